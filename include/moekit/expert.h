@@ -1,0 +1,86 @@
+/* expert.h: the table a custom expert fills. moekit's own FFN experts use the same door.
+ *
+ * An expert kind serves all experts of a layer at once: it receives the tokens as they are, the
+ * row -> token index and the offsets of each expert's rows, so that it may use the grouped products
+ * of op.h without copying a token. A kind that wants its rows contiguous sets `contiguous` and is
+ * given them gathered; its row gradients then arrive weighted and it may ignore the routing weights.
+ */
+#ifndef MOEKIT_EXPERT_H
+#define MOEKIT_EXPERT_H
+
+#include <moekit/moe.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What an expert kind is told when it is made. */
+typedef struct moe_expert_desc {
+    size_t size;
+    moe_dtype dtype;
+    int32_t n_experts;
+    int32_t d_in, d_hidden, d_out;
+    const char *activation;
+    bool bias;
+    float init_std, init_std_down;
+    int32_t layer_index;
+    uint64_t stream; /* distinguishes random draws of routed and shared experts */
+    void *user;      /* moe_expert_ops.user */
+} moe_expert_desc;
+
+/* One call. Rows of expert e are offset[e] <= r < offset[e+1]; R = offset[n_experts]. */
+typedef struct moe_expert_io {
+    size_t size;
+    moe_mode mode;
+    int32_t n_experts;
+    int64_t n_rows;
+    const int64_t *offset;    /* [n_experts + 1] */
+    const int32_t *row_token; /* [R] row of `in` (and of `dout`) for row r; NULL: r itself */
+    const void *row_weight;   /* [R] routing weight of row r; NULL: 1 */
+    moe_mat in;               /* [T, d_in] tokens, or [R, d_in] where `contiguous` */
+    moe_mat out;              /* forward: [R, d_out] rows in expert order, written */
+    void *saved;   /* saved_bytes(R): written by a MOE_TRAIN forward, may be overwritten by backward */
+    void *scratch; /* scratch_bytes(R, mode) */
+    /* backward only */
+    moe_mat dout;      /* [T, d_out] dy of the tokens; or [R, d_out] weight * dy where `contiguous` */
+    moe_mat din;       /* [R, d_in] written: gradient of each row's input, weight included */
+    void *drow_weight; /* [R] written: d loss / d row_weight; not asked of `contiguous` kinds */
+} moe_expert_io;
+
+typedef struct moe_expert_ops {
+    size_t size;
+    const char *name;
+    bool contiguous;
+    void *user;
+    /* Makes the experts and draws their parameters. Failures are told through moe_ctx_fail. */
+    moe_status (*create)(moe_ctx *ctx, const moe_expert_desc *desc, void **self);
+    void (*destroy)(void *self);
+    int32_t (*param_count)(const void *self);
+    /* value and grad pointers; grad is set by `bind_grads` */
+    moe_status (*param)(const void *self, int32_t index, moe_param *param);
+    /* Gives each parameter its gradient, in the order of `param`; zeroed by the layer. */
+    void (*bind_grad)(void *self, int32_t index, void *grad);
+    size_t (*saved_bytes)(const void *self, int64_t max_rows);
+    size_t (*scratch_bytes)(const void *self, int64_t max_rows, moe_mode mode);
+    moe_status (*forward)(void *self, const moe_expert_io *io);
+    moe_status (*backward)(void *self, const moe_expert_io *io); /* NULL: inference only */
+} moe_expert_ops;
+
+/* Registers a kind under its name with this context; `ops` is copied. A layer made afterwards may
+ * name it in moe_layer_desc.expert. Names already taken are MOE_ERR_ARGUMENT. */
+MOE_API moe_status moe_expert_register(moe_ctx *ctx, const moe_expert_ops *ops);
+
+/* For plug-ins: records the text of a failure on the context and returns `status`. */
+MOE_API moe_status moe_ctx_fail(moe_ctx *ctx, moe_status status, const char *format, ...)
+#if defined(__GNUC__)
+    __attribute__((format(printf, 3, 4)))
+#endif
+    ;
+/* The context's allocator, 64-byte aligned. NULL (with a text recorded) when it does not fit. */
+MOE_API void *moe_ctx_alloc(moe_ctx *ctx, size_t bytes);
+MOE_API void moe_ctx_free(moe_ctx *ctx, void *ptr, size_t bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

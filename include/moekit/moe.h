@@ -1,0 +1,245 @@
+/* moe.h: the Mixture-of-Experts layer. Read downwards: the order is the order of the data.
+ *
+ * Symbols: T tokens, d model width, n expert hidden width, E experts, K experts per token,
+ * R = T*K routed rows. All matrices are row-major; a view (moe_mat) never owns its numbers.
+ *
+ * Conventions of the whole library
+ *   - every call that can fail returns moe_status; the text of a failure is kept where it
+ *     happened (moe_ctx_error, or the moe_error the caller passed) and says what, where and what
+ *     would be right. The library never aborts, exits or prints.
+ *   - descriptors start with their own size; a zero field means its default, so
+ *     `moe_layer_desc desc = {.size = sizeof desc, .d_model = 64, ...}` is complete.
+ *   - outputs are written only on success, unless a call says otherwise.
+ *   - `*_reserve` allocates; no call after it does.
+ *   - a context, and everything made from it, belongs to one thread at a time.
+ */
+#ifndef MOEKIT_MOE_H
+#define MOEKIT_MOE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define MOE_API __attribute__((visibility("default")))
+#else
+#define MOE_API
+#endif
+
+#define MOE_VERSION_NUMBER (0 * 10000 + 1 * 100 + 0)
+MOE_API int moe_version(void);                /* of the library found at run time */
+MOE_API const char *moe_version_string(void); /* "0.1.0" */
+
+/* 1. Status. The numbers are also the exit codes of the `moekit` command. */
+typedef enum moe_status {
+    MOE_OK = 0,
+    MOE_ERR_IO = 1,           /* writing failed: disk full, no permission, a lost device */
+    MOE_ERR_ARGUMENT = 2,     /* a value the caller passed is wrong */
+    MOE_ERR_INPUT = 3,        /* an input file is missing, unreadable or malformed */
+    MOE_ERR_MEMORY = 4,       /* does not fit */
+    MOE_ERR_NUMERIC = 5,      /* NaN or infinity met, or a verification failed */
+    MOE_ERR_COMM = 6,         /* a collective failed or timed out */
+    MOE_ERR_ALARM = 7,        /* a router alarm that was asked to stop the run */
+    MOE_ERR_UNSUPPORTED = 8,  /* legal, but not built in or not on this machine */
+    MOE_ERR_STATE = 9,        /* right call, wrong moment */
+    MOE_ERR_DEVICE = 10,      /* the accelerator reported it */
+    MOE_ERR_INTERNAL = 11,    /* a bug of ours */
+    MOE_ERR_INTERRUPTED = 130 /* the caller asked to stop */
+} moe_status;
+MOE_API const char *moe_status_name(moe_status status);
+
+/* Where a failure is told when there is no context yet. Pass NULL to ignore the text. */
+typedef struct moe_error {
+    moe_status status;
+    char text[500];
+} moe_error;
+
+/* 2. Context: device, kernels, threads, memory, log. */
+typedef struct moe_ctx moe_ctx;
+typedef enum moe_device { MOE_CPU = 0, MOE_CUDA = 1 } moe_device;
+typedef enum moe_log_level { MOE_LOG_ERROR = 0, MOE_LOG_WARN, MOE_LOG_INFO, MOE_LOG_DEBUG } moe_log_level;
+
+typedef struct moe_allocator {
+    void *(*alloc)(void *user, size_t bytes, size_t align); /* NULL when it does not fit */
+    void (*free)(void *user, void *ptr, size_t bytes);
+    void *user;
+} moe_allocator;
+
+typedef struct moe_ctx_desc {
+    size_t size;
+    moe_device device;
+    int32_t n_threads;  /* 0: MOEKIT_NUM_THREADS, else OMP_NUM_THREADS, else one per core */
+    const char *isa;    /* NULL: MOEKIT_ISA, else the best found. "ref" "avx2" "avx512" */
+    uint64_t seed;      /* of initialisation and of every random draw */
+    moe_allocator host; /* all NULL: aligned_alloc and free */
+    void (*log)(void *user, moe_log_level level, const char *text);
+    void *log_user;
+} moe_ctx_desc;
+MOE_API moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **ctx, moe_error *error);
+MOE_API void moe_ctx_destroy(moe_ctx *ctx);
+/* Text of the last failure of a call on this context; "" if none. Valid until the next call. */
+MOE_API const char *moe_ctx_error(const moe_ctx *ctx);
+MOE_API int32_t moe_ctx_threads(const moe_ctx *ctx);
+MOE_API uint64_t moe_ctx_seed(const moe_ctx *ctx);
+MOE_API const char *moe_ctx_isa(const moe_ctx *ctx); /* the instruction set in use */
+/* Name of the kernel that serves an operation for f32, e.g. "gemm_rows__avx512"; NULL: no such op. */
+MOE_API const char *moe_ctx_kernel(const moe_ctx *ctx, const char *op);
+
+/* 3. Views. */
+typedef enum moe_dtype {
+    MOE_F32 = 0,
+    MOE_F64 = 1 /* served by the reference kernels only: for gradient checks */
+} moe_dtype;
+MOE_API size_t moe_dtype_bytes(moe_dtype dtype);
+
+typedef struct moe_mat {
+    void *data;
+    int64_t rows, cols;
+    int64_t stride; /* elements from one row to the next; 0: cols */
+    moe_dtype dtype;
+} moe_mat;
+
+/* 4. The layer, described. Names of choices are strings found in tables; moe_layer_options lists
+ * them all with defaults, limits and one line of help. */
+typedef struct moe_layer_desc {
+    size_t size;
+    moe_dtype dtype;
+
+    int32_t d_model;            /* d, required */
+    int32_t num_experts;        /* E; 0: no routed experts, the layer is its shared expert (a dense FFN) */
+    int32_t top_k;              /* K; 0: 2, or E where E is smaller */
+    int32_t expert_hidden_size; /* n */
+    const char *expert;         /* NULL: "ffn"; or the name of a registered expert (expert.h) */
+    const char *activation;     /* NULL: "swiglu"; "gelu" (exact, erf) "relu" */
+    bool expert_bias;           /* biases on both projections of every expert */
+
+    int32_t num_shared_experts;        /* always-on experts, fused into one FFN */
+    int32_t shared_expert_hidden_size; /* width of each; 0: expert_hidden_size */
+
+    const char *score_function;  /* NULL: "softmax" */
+    bool score_before_topk;      /* softmax over all E, then select; else over the selected K */
+    bool norm_topk_prob;         /* divide the K weights by their sum (only with score_before_topk) */
+    float routed_scaling_factor; /* multiplies the weights; 0: 1 */
+    float input_jitter_eps;      /* router input times U(1-eps, 1+eps), training only */
+
+    float capacity_factor;   /* 0: dropless. C = ceil(T*K/E * factor), at most T */
+    const char *drop_policy; /* NULL: "probs" (keep the largest weights) or "position" (keep the first) */
+
+    float aux_loss_coeff; /* Switch load balancing, Fedus et al. 2021, eq. 4 */
+    float z_loss_coeff;   /* router z-loss, Zoph et al. 2022, eq. 5 */
+
+    float init_std;      /* 0: 0.02 */
+    float init_std_down; /* of the down projections; 0: init_std */
+    int32_t layer_index; /* keys the random draws, so layers differ */
+} moe_layer_desc;
+
+/* One row of an option table; shared by descriptors, YAML, command line, environment and docs. */
+typedef enum moe_option_type { MOE_OPT_BOOL, MOE_OPT_INT, MOE_OPT_FLOAT, MOE_OPT_STRING } moe_option_type;
+typedef struct moe_option {
+    const char *key;     /* canonical name, e.g. "moe.num_experts" */
+    const char *aliases; /* space-separated names of other systems; "" if none */
+    moe_option_type type;
+    size_t offset;       /* of the field in the descriptor */
+    const char *initial; /* default, as text */
+    double min, max;     /* inclusive limits of numbers */
+    const char *choices; /* "a|b|c" for strings from a table; "" if free */
+    const char *help;    /* one line */
+} moe_option;
+MOE_API const moe_option *moe_layer_options(size_t *count);
+/* Sets one field from text. `key` is canonical (with or without "moe.") or an alias. Strings are
+ * interned in static tables, so the descriptor stays a plain value. */
+MOE_API moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value,
+                                      moe_error *error);
+
+/* 5. The layer. */
+typedef struct moe_layer moe_layer;
+typedef enum moe_mode { MOE_INFER = 0, MOE_TRAIN = 1 } moe_mode;
+
+/* Makes the layer and its parameters, drawn from N(0, init_std^2) with the context's seed. */
+MOE_API moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer **layer);
+MOE_API void moe_layer_destroy(moe_layer *layer);
+/* The descriptor with every default filled in. */
+MOE_API const moe_layer_desc *moe_layer_get_desc(const moe_layer *layer);
+
+/* Memory, in bytes, for batches of up to max_tokens. */
+typedef struct moe_layer_bytes {
+    size_t params, grads;
+    size_t saved;   /* kept from forward to backward: Z and routing (x stays the caller's) */
+    size_t scratch; /* free again when the call returns */
+} moe_layer_bytes;
+MOE_API moe_layer_bytes moe_layer_measure(const moe_layer *layer, int64_t max_tokens, moe_mode mode);
+/* Allocates for batches of up to max_tokens; MOE_TRAIN also allocates zeroed gradients. May be
+ * called again with a larger size: parameters and gradients keep their values. */
+MOE_API moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode);
+/* Bytes moe_layer_reserve will take for a descriptor of this kind come from moe_layer_measure.
+ * Layers of one model may share one scratch block: pass the owner, reserved at least as large. */
+MOE_API moe_status moe_layer_share_scratch(moe_layer *layer, moe_layer *owner);
+
+/* What a call may say beyond its tensors; NULL means all defaults. */
+typedef struct moe_call {
+    size_t size;
+    moe_mode mode;             /* MOE_INFER: no jitter, no losses, nothing saved */
+    uint64_t step;             /* keys random draws; the same step repeats them */
+    const uint8_t *token_mask; /* [T], 1 = real token, 0 = padding: not routed, not counted; NULL: all real */
+    float loss_scale;          /* multiplies the gradient of the layer's own losses; 0: 1 */
+} moe_call;
+
+typedef struct moe_stats {
+    size_t size;
+    int64_t n_tokens;                    /* tokens not masked */
+    int64_t n_routed, n_kept, n_dropped; /* rows; kept + dropped = routed = K * n_tokens */
+    int32_t n_dead;                      /* experts without a single row */
+    double loss;                         /* sum of coeff * loss, what training adds to the main loss */
+    double aux_loss, z_loss;             /* without their coefficients; 1.0 is perfect balance for aux */
+    double load_cv;                      /* standard deviation / mean of the rows per expert (population) */
+    double load_max;                     /* largest rows per expert / mean */
+    double load_entropy;                 /* H(rows per expert) / ln E, in [0, 1] */
+    double router_entropy;               /* mean over tokens of H(softmax(logits)), nats */
+} moe_stats;
+
+/* y[T,d] = sum_k weight[t,k] * expert(x)[t] + shared(x).  x, y: [T, d_model] of the layer's dtype.
+ * A NaN or infinite router logit is MOE_ERR_NUMERIC and names the token. */
+MOE_API moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_call *call,
+                                     moe_stats *stats);
+/* Gradients of sum(y * dy) + loss_scale * stats.loss for the last MOE_TRAIN forward. x must hold
+ * what it held there. Adds to the parameters' gradients, overwrites dx[T,d] (data NULL: not wanted).
+ * Consumes what forward saved: one backward a forward. */
+MOE_API moe_status moe_layer_backward(moe_layer *layer, moe_mat x, moe_mat dy, moe_mat dx);
+MOE_API void moe_layer_zero_grad(moe_layer *layer);
+
+/* 6. Parameters: names "gate.weight" [E,d], "experts.up.weight" [E,d,n or 2n: gate columns first],
+ * "experts.down.weight" [E,n,d], "experts.up.bias" [E,n or 2n], "experts.down.bias" [E,d],
+ * "shared.up.weight" [1,d,..], ... A custom expert names its own. */
+typedef struct moe_param {
+    const char *name;
+    moe_dtype dtype;
+    int32_t n_dim;
+    int64_t dim[3];
+    void *value;
+    void *grad; /* NULL until reserved for training */
+} moe_param;
+MOE_API int32_t moe_layer_param_count(const moe_layer *layer);
+MOE_API moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *param);
+MOE_API moe_status moe_layer_param_by_name(const moe_layer *layer, const char *name, moe_param *param);
+
+/* 7. What the router did in the last forward. Pointers are the layer's, valid until the next. */
+typedef struct moe_routing_view {
+    int64_t n_tokens;
+    int32_t n_experts, top_k;
+    moe_dtype dtype;
+    const int32_t *expert; /* [T,K] descending by weight; -1: masked */
+    const void *weight;    /* [T,K] of dtype */
+    const int32_t *row_of; /* [T,K] row in expert order; -1: masked or dropped */
+    const int64_t *routed; /* [E] rows per expert before capacity */
+    const int64_t *kept;   /* [E] and after */
+} moe_routing_view;
+MOE_API moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,224 @@
+/* op.h: the compute operations moekit is built from, for custom experts and whole models.
+ *
+ * Every operation splits its work over the context's threads and gives the same bits for any number
+ * of them: each result element is summed in one fixed order. The grouped products also give the same
+ * bits for a row whatever other rows stand beside it. f64 runs on the reference kernels.
+ * Matrices are row-major; ld* are elements from one row to the next.
+ */
+#ifndef MOEKIT_OP_H
+#define MOEKIT_OP_H
+
+#include <moekit/moe.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Runs fn(arg, 0 .. n_tasks-1) on the context's threads; tasks may run in any order. `scratch` is the
+ * running thread's own block of moe_thread_scratch_bytes() bytes. */
+typedef void (*moe_task_fn)(void *arg, int64_t task, void *scratch);
+MOE_API void moe_parallel(moe_ctx *ctx, int64_t n_tasks, moe_task_fn fn, void *arg);
+MOE_API size_t moe_thread_scratch_bytes(void);
+
+/* Activations. A gated one takes 2n columns, gate first: swiglu(g,u) = silu(g) * u (Shazeer 2020). */
+typedef enum moe_act { MOE_ACT_NONE = 0, MOE_ACT_RELU, MOE_ACT_GELU, MOE_ACT_SWIGLU } moe_act;
+MOE_API moe_status moe_act_by_name(const char *name, moe_act *act, moe_error *error);
+MOE_API bool moe_act_gated(moe_act act);
+
+/* Grouped product over ragged rows:
+ *   C[r, :] (+)= A[a_row[r], :] B_g (+ bias_g)      for offset[g] <= r < offset[g+1]
+ * What follows the product is the epilogue:
+ *   STORE     C is stored (or added to, with `accumulate`).
+ *   ACT       C is Z, the pre-activation [R, n]; h[R, n'] = act(Z), n' = n/2 if gated. With c NULL
+ *             Z is not kept.
+ *   ACT_GRAD  the product is dA' [R, n] and is not stored. z[R, n or 2n] is the saved pre-activation,
+ *             w[r] the routing weight (row_weight, NULL: 1). Writes dz = w * act'(z) * dA' (may be z
+ *             itself), wa[R, n] = w * act(z) and, if dweight is wanted, dweight[r] = <dA', act(z)>. */
+typedef enum moe_epilogue { MOE_EPI_STORE = 0, MOE_EPI_ACT, MOE_EPI_ACT_GRAD } moe_epilogue;
+typedef struct moe_gemm_rows_args {
+    moe_dtype dtype;
+    int32_t n_groups;
+    const int64_t *offset; /* [n_groups + 1] */
+    int64_t n, k;          /* columns of B, length of the sum */
+    const void *a;
+    int64_t lda;
+    const int32_t *a_row; /* [R]; NULL: row r is r */
+    const void *b;        /* group g at b + g * b_group elements: [k, n], or [n, k] where b_trans */
+    int64_t ldb, b_group;
+    bool b_trans;
+    const void *bias; /* [n_groups, n] or NULL; not with ACT_GRAD */
+    void *c;
+    int64_t ldc;
+    bool accumulate; /* STORE only */
+    moe_epilogue epilogue;
+    moe_act act;
+    void *h; /* ACT: [R, n'] */
+    int64_t ldh;
+    const void *z; /* ACT_GRAD */
+    void *dz;
+    int64_t ldz;            /* of z and dz */
+    const void *row_weight; /* [R] or NULL */
+    void *wa;
+    int64_t ldwa;
+    void *dweight;      /* [R] or NULL */
+    void *dweight_part; /* scratch [R, moe_dweight_parts(n)], needed with dweight */
+} moe_gemm_rows_args;
+MOE_API moe_status moe_gemm_rows(moe_ctx *ctx, const moe_gemm_rows_args *args);
+MOE_API int64_t moe_dweight_parts(int64_t n);
+
+/* Grouped product over a ragged sum (weight gradients):
+ *   C_g[m, n] (+)= sum over offset[g] <= r < offset[g+1] of A[a_row[r], m] * B[b_row[r], n],
+ * r ascending. A group without rows gives zero (or adds nothing). */
+typedef struct moe_gemm_outer_args {
+    moe_dtype dtype;
+    int32_t n_groups;
+    const int64_t *offset;
+    int64_t m, n;
+    const void *a; /* [*, m] */
+    int64_t lda;
+    const int32_t *a_row;
+    const void *b; /* [*, n] */
+    int64_t ldb;
+    const int32_t *b_row;
+    void *c; /* group g at c + g * c_group: [m, n] */
+    int64_t ldc, c_group;
+    bool accumulate;
+} moe_gemm_outer_args;
+MOE_API moe_status moe_gemm_outer(moe_ctx *ctx, const moe_gemm_outer_args *args);
+
+/* out[t, :] (+)= sum_k weight[t,k] * rows[row_of[t,k], :], k ascending, f32 accumulator (f64 in f64);
+ * row_of -1 adds nothing; weight NULL: 1. */
+typedef struct moe_gather_sum_args {
+    moe_dtype dtype;
+    int64_t n_tokens, n; /* n columns */
+    int32_t top_k;
+    const void *rows;
+    int64_t ld_rows;
+    const int32_t *row_of; /* [T, K] */
+    const void *weight;    /* [T, K] or NULL */
+    void *out;
+    int64_t ld_out;
+    bool accumulate;
+} moe_gather_sum_args;
+MOE_API moe_status moe_gather_sum(moe_ctx *ctx, const moe_gather_sum_args *args);
+
+/* Per-group sums of columns (bias gradients, mean probabilities), summed in f64:
+ *   out[g, :] (+)= sum over offset[g] <= r < offset[g+1] of row_weight[r] * a[a_row[r], :]. */
+typedef struct moe_colsum_args {
+    moe_dtype dtype;
+    int32_t n_groups;
+    const int64_t *offset;
+    int64_t n;
+    const void *a;
+    int64_t lda;
+    const int32_t *a_row;   /* NULL: r */
+    const void *row_weight; /* NULL: 1 */
+    void *out;              /* [n_groups, n] */
+    bool accumulate;
+} moe_colsum_args;
+MOE_API moe_status moe_colsum(moe_ctx *ctx, const moe_colsum_args *args);
+
+/* y = x / sqrt(mean(x^2) + eps) * gain over rows of n (Zhang & Sennrich 2019). inv_rms[rows] is kept
+ * for backward. Backward: dx is overwritten, or added to with `accumulate`; dgain is added to. */
+typedef struct moe_rmsnorm_args {
+    moe_dtype dtype;
+    int64_t rows, n;
+    float eps;
+    const void *x;    /* [rows, n] */
+    const void *gain; /* [n] */
+    void *y;          /* forward: [rows, n] */
+    void *inv_rms;    /* [rows] forward writes, backward reads; NULL in inference */
+    const void *dy;   /* backward */
+    void *dx, *dgain;
+    bool accumulate;
+} moe_rmsnorm_args;
+MOE_API moe_status moe_rmsnorm(moe_ctx *ctx, const moe_rmsnorm_args *args);
+MOE_API moe_status moe_rmsnorm_backward(moe_ctx *ctx, const moe_rmsnorm_args *args);
+
+/* Rotary embedding (Su et al. 2021) in place on x[rows, heads, head_dim], halves layout: element i of
+ * the first half turns with element i of the second by angle position * base^(-2i/head_dim).
+ * `inverse` turns back, which is also the gradient. */
+typedef struct moe_rope_args {
+    moe_dtype dtype;
+    int64_t rows;
+    int32_t heads, head_dim;
+    void *x;
+    int64_t ldx;
+    const int32_t *position; /* [rows] */
+    float base;
+    bool inverse;
+} moe_rope_args;
+MOE_API moe_status moe_rope(moe_ctx *ctx, const moe_rope_args *args);
+
+/* Causal grouped-query attention with an online softmax over key blocks, so memory grows with the
+ * context, not its square (Milakov & Gimelshein 2018; Dao et al. 2022). For each of n_seq sequences:
+ * queries q[n_seq*q_len, heads*head_dim] stand at positions kv_len - q_len .. kv_len - 1 of keys and
+ * values k, v[n_seq*kv_stride rows, kv_heads*head_dim], of which the first kv_len rows of every
+ * sequence are valid. scale 0: 1/sqrt(head_dim). lse[n_seq*q_len, heads] is kept for backward.
+ * Backward (q_len == kv_len == kv_stride): recomputes the weights from lse; dq, dk, dv overwritten;
+ * `delta` is scratch [n_seq*q_len, heads]. */
+typedef struct moe_attention_args {
+    moe_dtype dtype;
+    int64_t n_seq, q_len, kv_len, kv_stride;
+    int32_t heads, kv_heads, head_dim;
+    float scale;
+    const void *q, *k, *v;
+    int64_t ldq, ldkv;
+    void *out; /* [n_seq*q_len, heads*head_dim] */
+    int64_t ldo;
+    void *lse;          /* NULL in inference */
+    const void *dout;   /* ld: ldo */
+    void *dq, *dk, *dv; /* ld: ldq, ldkv, ldkv */
+    void *delta;
+} moe_attention_args;
+MOE_API moe_status moe_attention(moe_ctx *ctx, const moe_attention_args *args);
+MOE_API moe_status moe_attention_backward(moe_ctx *ctx, const moe_attention_args *args);
+
+/* Softmax cross-entropy of rows of logits against target[rows] (-1: not counted), in nats.
+ * row_loss[rows] gets each row's loss (0 where not counted). With grad_scale != 0 the logits are
+ * overwritten by grad_scale * (softmax - onehot). */
+typedef struct moe_cross_entropy_args {
+    moe_dtype dtype;
+    int64_t rows, n;
+    void *logits;
+    int64_t ld;
+    const int32_t *target;
+    void *row_loss;
+    double grad_scale;
+} moe_cross_entropy_args;
+MOE_API moe_status moe_cross_entropy(moe_ctx *ctx, const moe_cross_entropy_args *args);
+
+/* AdamW (Loshchilov & Hutter 2019) on one tensor; bias correction for step `step` >= 1.
+ * The gradient is multiplied by grad_scale first (clipping, accumulation). */
+typedef struct moe_adamw_args {
+    moe_dtype dtype;
+    int64_t n;
+    void *value, *m, *v;
+    const void *grad;
+    double lr, beta1, beta2, eps, weight_decay, grad_scale;
+    int64_t step;
+} moe_adamw_args;
+MOE_API moe_status moe_adamw(moe_ctx *ctx, const moe_adamw_args *args);
+
+/* Sum of squares of n numbers in f64, in fixed blocks, so the same for any thread count. */
+MOE_API moe_status moe_sum_squares(moe_ctx *ctx, moe_dtype dtype, const void *x, int64_t n, double *sum);
+
+/* Philox4x32-10 (Salmon et al. 2011): four words for (seed, purpose, layer, step, index). The same on
+ * every device and in any parallel layout. moe_random_normal fills by Box-Muller. */
+typedef enum moe_purpose {
+    MOE_DRAW_INIT = 1,
+    MOE_DRAW_JITTER = 2,
+    MOE_DRAW_BATCH = 3,
+    MOE_DRAW_SAMPLE = 4,
+    MOE_DRAW_TEST = 5
+} moe_purpose;
+MOE_API void moe_random(uint64_t seed, moe_purpose purpose, uint32_t layer, uint64_t step, uint64_t index,
+                        uint32_t out[4]);
+/* x[i] = mean + std * N(0,1), element i of stream (seed, purpose, layer, step). */
+MOE_API void moe_random_normal(uint64_t seed, moe_purpose purpose, uint32_t layer, uint64_t step,
+                               moe_dtype dtype, void *x, int64_t n, double std);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,99 @@
+/* kernel.h: the contract of every kernel: one argument struct and one function type an operation.
+ * A kernel gets the team of threads it may use and never allocates, fails or prints. Public
+ * operations have their arguments in moekit/op.h; the routing ones are here.
+ * `_ref` is scalar, reads and writes any dtype in f64 arithmetic, and is the oracle of all others.
+ */
+#ifndef MOEI_KERNEL_H
+#define MOEI_KERNEL_H
+
+#include <moekit/op.h>
+
+#include "core/thread.h"
+
+/* Scores and top-k. logits[T,E] -> prob, lse, expert, weight (flow.h).
+ * first_bad[0] gets the lowest token with a NaN or infinite logit, or stays -1. */
+typedef struct moei_topk_args {
+    moe_dtype dtype;
+    int64_t n_tokens;
+    int32_t n_experts, top_k;
+    const uint8_t *mask;
+    bool score_before_topk, norm_topk_prob;
+    double scale; /* routed_scaling_factor */
+    const void *logits;
+    void *prob, *lse;
+    int32_t *expert;
+    void *weight;
+    void *entropy;      /* real [T] H(prob), 0 where masked; NULL: not wanted */
+    int64_t *first_bad; /* [1] */
+} moei_topk_args;
+
+/* dlogits[T,E] from dweight[T,K] and the losses (semantics: Switch aux and z):
+ *   aux_grad[E]  d loss / d prob[t,e], the same for every real token; NULL: none
+ *   z_grad       d loss / d lse(t) = z_grad * lse(t); 0: none */
+typedef struct moei_topk_grad_args {
+    moe_dtype dtype;
+    int64_t n_tokens;
+    int32_t n_experts, top_k;
+    const uint8_t *mask;
+    bool score_before_topk, norm_topk_prob;
+    double scale;
+    const void *prob, *lse;
+    const int32_t *expert;
+    const void *weight;
+    const void *dweight;
+    const double *aux_grad;
+    double z_grad;
+    void *dlogits;
+} moei_topk_grad_args;
+
+typedef void moei_gemm_rows_fn(const moei_team *team, const moe_gemm_rows_args *args);
+typedef void moei_gemm_outer_fn(const moei_team *team, const moe_gemm_outer_args *args);
+typedef void moei_gather_sum_fn(const moei_team *team, const moe_gather_sum_args *args);
+typedef void moei_colsum_fn(const moei_team *team, const moe_colsum_args *args);
+typedef void moei_topk_fn(const moei_team *team, const moei_topk_args *args);
+typedef void moei_topk_grad_fn(const moei_team *team, const moei_topk_grad_args *args);
+typedef void moei_rmsnorm_fn(const moei_team *team, const moe_rmsnorm_args *args);
+typedef void moei_rope_fn(const moei_team *team, const moe_rope_args *args);
+typedef void moei_attention_fn(const moei_team *team, const moe_attention_args *args);
+typedef void moei_cross_entropy_fn(const moei_team *team, const moe_cross_entropy_args *args);
+typedef void moei_adamw_fn(const moei_team *team, const moe_adamw_args *args);
+typedef double moei_sum_squares_fn(const moei_team *team, moe_dtype dtype, const void *x, int64_t n);
+
+/* The kernels of one dtype, filled once per context by moei_kernel_select. */
+typedef struct moei_kernels {
+    moei_gemm_rows_fn *gemm_rows;
+    moei_gemm_outer_fn *gemm_outer;
+    moei_gather_sum_fn *gather_sum;
+    moei_colsum_fn *colsum;
+    moei_topk_fn *topk;
+    moei_topk_grad_fn *topk_grad;
+    moei_rmsnorm_fn *rmsnorm, *rmsnorm_backward;
+    moei_rope_fn *rope;
+    moei_attention_fn *attention, *attention_backward;
+    moei_cross_entropy_fn *cross_entropy;
+    moei_adamw_fn *adamw;
+    moei_sum_squares_fn *sum_squares;
+} moei_kernels;
+
+/* Instruction sets in order of preference, worst first. */
+typedef enum moei_isa { MOEI_ISA_REF = 0, MOEI_ISA_AVX2, MOEI_ISA_AVX512, MOEI_ISA_COUNT } moei_isa;
+const char *moei_isa_name(moei_isa isa);
+bool moei_isa_supported(moei_isa isa); /* this machine runs it and this build has it */
+
+/* One row of kernel.def. */
+typedef struct moei_kernel_row {
+    const char *op;   /* field name in moei_kernels */
+    const char *name; /* "gemm_rows__avx512" */
+    moei_isa isa;
+    bool f64;    /* serves f64 as well as f32 */
+    size_t slot; /* offsetof(moei_kernels, op) */
+    void (*fn)(void);
+} moei_kernel_row;
+const moei_kernel_row *moei_kernel_rows(size_t *count);
+
+/* Fills both tables with the best rows not above `isa`: reference first, then override by slot. */
+void moei_kernel_select(moei_isa isa, moei_kernels *f32, moei_kernels *f64);
+/* Name of the row chosen for `op` in f32, NULL if there is no such op. */
+const char *moei_kernel_chosen(moei_isa isa, const char *op);
+
+#endif
