@@ -30,7 +30,10 @@ extern "C" {
 #define MOE_API
 #endif
 
-#define MOE_VERSION_NUMBER (0 * 10000 + 1 * 100 + 0)
+#define MOE_VERSION_MAJOR  0
+#define MOE_VERSION_MINOR  1
+#define MOE_VERSION_PATCH  0
+#define MOE_VERSION_NUMBER (MOE_VERSION_MAJOR * 10000 + MOE_VERSION_MINOR * 100 + MOE_VERSION_PATCH)
 MOE_API int moe_version(void);                /* of the library found at run time */
 MOE_API const char *moe_version_string(void); /* "0.1.0" */
 
@@ -138,20 +141,28 @@ typedef struct moe_layer_desc {
 } moe_layer_desc;
 
 /* One row of an option table; shared by descriptors, YAML, command line, environment and docs. */
-typedef enum moe_option_type { MOE_OPT_BOOL, MOE_OPT_INT, MOE_OPT_FLOAT, MOE_OPT_STRING } moe_option_type;
+typedef enum moe_option_type {
+    MOE_OPT_BOOL,   /* bool */
+    MOE_OPT_INT,    /* int32_t */
+    MOE_OPT_INT64,  /* int64_t */
+    MOE_OPT_FLOAT,  /* float */
+    MOE_OPT_DOUBLE, /* double */
+    MOE_OPT_CHOICE, /* const char *: one of `choices`, or the caller's own string where there are none */
+    MOE_OPT_TEXT    /* char[max]: copied */
+} moe_option_type;
 typedef struct moe_option {
     const char *key;     /* canonical name, e.g. "moe.num_experts" */
     const char *aliases; /* space-separated names of other systems; "" if none */
     moe_option_type type;
-    size_t offset;       /* of the field in the descriptor */
-    const char *initial; /* default, as text */
-    double min, max;     /* inclusive limits of numbers */
-    const char *choices; /* "a|b|c" for strings from a table; "" if free */
-    const char *help;    /* one line */
+    size_t offset;              /* of the field in the descriptor */
+    const char *initial;        /* default, as text */
+    double min, max;            /* inclusive limits of numbers */
+    const char *const *choices; /* NULL-terminated; NULL: free */
+    const char *help;           /* one line */
 } moe_option;
 MOE_API const moe_option *moe_layer_options(size_t *count);
-/* Sets one field from text. `key` is canonical (with or without "moe.") or an alias. Strings are
- * interned in static tables, so the descriptor stays a plain value. */
+/* Sets one field from text. `key` is canonical (with or without "moe.") or an alias; an unknown one is
+ * MOE_ERR_ARGUMENT and names the nearest. `value` of "expert" must outlive the descriptor. */
 MOE_API moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value,
                                       moe_error *error);
 

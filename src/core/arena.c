@@ -1,0 +1,11 @@
+/* arena.c: bump allocation inside one block.
+ * Every piece starts on its own cache line, so threads that write neighbours do not share one.
+ * Source: zstd's cwksp and NCCL EP's "size query, then one buffer".
+ */
+#include "core/arena.h"
+
+void *moei_arena_take(moei_arena *arena, size_t bytes) {
+    size_t start = arena->used;
+    arena->used += (bytes + MOEI_ALIGN - 1) / MOEI_ALIGN * MOEI_ALIGN;
+    return arena->base ? arena->base + start : NULL;
+}

@@ -1,0 +1,19 @@
+/* arena.h: one block, measured first and carved second. The same carving code runs twice: on an arena
+ * without memory it only counts, on one with memory it hands out pointers.
+ */
+#ifndef MOEI_ARENA_H
+#define MOEI_ARENA_H
+
+#include <stddef.h>
+
+enum { MOEI_ALIGN = 64 }; /* a cache line, and the widest vector */
+
+typedef struct moei_arena {
+    char *base; /* NULL: measuring */
+    size_t used;
+} moei_arena;
+
+/* Next `bytes` of the arena, 64-byte aligned; NULL while measuring. */
+void *moei_arena_take(moei_arena *arena, size_t bytes);
+
+#endif

@@ -1,0 +1,55 @@
+/* ctx.c: what every part of the library asks of its context: errors, log, memory.
+ * Making one needs the kernels, so that is in layer/context.c.
+ * Source: the error rules of UCX's CodeStyle (the finder of a fault writes its text).
+ */
+#include "core/ctx.h"
+
+#include "core/arena.h"
+
+#include <stdio.h>
+
+const char *moe_ctx_error(const moe_ctx *ctx) {
+    return ctx ? ctx->error.text : "no context";
+}
+int32_t moe_ctx_threads(const moe_ctx *ctx) {
+    return ctx->team.n_threads;
+}
+uint64_t moe_ctx_seed(const moe_ctx *ctx) {
+    return ctx->desc.seed;
+}
+const char *moe_ctx_isa(const moe_ctx *ctx) {
+    return ctx->desc.isa;
+}
+const char *moe_ctx_kernel(const moe_ctx *ctx, const char *op) {
+    return ctx->kernel_name(ctx->isa, op);
+}
+
+moe_status moe_ctx_fail(moe_ctx *ctx, moe_status status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    moei_error_setv(&ctx->error, status, format, args);
+    va_end(args);
+    moei_log(ctx, MOE_LOG_ERROR, "%s", ctx->error.text);
+    return status;
+}
+
+void moei_log(const moe_ctx *ctx, moe_log_level level, const char *format, ...) {
+    if (!ctx->desc.log) return;
+    char text[600];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    ctx->desc.log(ctx->desc.log_user, level, text);
+}
+
+void *moe_ctx_alloc(moe_ctx *ctx, size_t bytes) {
+    if (bytes == 0) bytes = 1;
+    void *ptr = ctx->desc.host.alloc(ctx->desc.host.user, bytes, MOEI_ALIGN);
+    if (!ptr) moe_ctx_fail(ctx, MOE_ERR_MEMORY, "cannot allocate %zu bytes", bytes);
+    return ptr;
+}
+
+void moe_ctx_free(moe_ctx *ctx, void *ptr, size_t bytes) {
+    if (ptr) ctx->desc.host.free(ctx->desc.host.user, ptr, bytes ? bytes : 1);
+}

@@ -1,0 +1,33 @@
+/* ctx.h: the context: kernels, threads, memory, log, registered experts, last error.
+ * One thread at a time uses it; nothing of it is global.
+ */
+#ifndef MOEI_CTX_H
+#define MOEI_CTX_H
+
+#include <moekit/expert.h>
+#include <moekit/moe.h>
+
+#include "core/status.h"
+#include "core/thread.h"
+
+enum { MOEI_DTYPES = 2 };
+
+typedef struct moei_expert_entry {
+    moe_expert_ops ops;
+    struct moei_expert_entry *next;
+} moei_expert_entry;
+
+struct moe_ctx {
+    moe_ctx_desc desc; /* defaults filled in */
+    moei_team team;
+    int isa;                                         /* moei_isa; kernels above it are not used */
+    const struct moei_kernels *kernels[MOEI_DTYPES]; /* indexed by moe_dtype */
+    const char *(*kernel_name)(int isa, const char *op);
+    moei_expert_entry *experts; /* registered by the caller */
+    moe_error error;
+};
+
+void moei_log(const moe_ctx *ctx, moe_log_level level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+#endif

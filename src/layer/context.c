@@ -1,0 +1,117 @@
+/* context.c: makes and destroys a context: instruction set, kernels, threads, memory.
+ * The choice is made once and logged; descriptor first, then environment, then what the machine has.
+ * Source: FFTW's and BLIS's rule that set-up chooses and the run only computes.
+ */
+#include "core/ctx.h"
+#include "kernel/kernel.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void *host_alloc(void *user, size_t bytes, size_t align) {
+    (void)user;
+    return aligned_alloc(align, (bytes + align - 1) / align * align);
+}
+
+static void host_free(void *user, void *ptr, size_t bytes) {
+    (void)user;
+    (void)bytes;
+    free(ptr);
+}
+
+static moe_status choose_isa(const char *name, int *isa, moe_error *error) {
+    if (!name || !*name) name = getenv("MOEKIT_ISA");
+    if (!name || !*name) {
+        for (*isa = MOEI_ISA_COUNT - 1; *isa > 0 && !moei_isa_supported((moei_isa)*isa);) --*isa;
+        return MOE_OK;
+    }
+    for (*isa = 0; *isa < MOEI_ISA_COUNT; ++*isa)
+        if (strcmp(name, moei_isa_name((moei_isa)*isa)) == 0) {
+            if (moei_isa_supported((moei_isa)*isa)) return MOE_OK;
+            return moei_error_set(error, MOE_ERR_UNSUPPORTED, "isa: this machine cannot run '%s'", name);
+        }
+    return moei_error_set(error, MOE_ERR_ARGUMENT, "isa: '%s' is not one of: ref, avx2, avx512", name);
+}
+
+static moe_status choose_threads(int32_t wanted, int32_t *n_threads, moe_error *error) {
+    static const char *const variable[] = {"MOEKIT_NUM_THREADS", "OMP_NUM_THREADS"};
+    if (wanted < 0 || wanted > 1024)
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "n_threads: %d is outside 0 .. 1024", wanted);
+    for (size_t i = 0; wanted == 0 && i < sizeof variable / sizeof *variable; ++i) {
+        const char *text = getenv(variable[i]);
+        if (!text || !*text) continue;
+        char *end;
+        long value = strtol(text, &end, 10); /* OMP_NUM_THREADS may be a list: its first number counts */
+        if (end == text || (*end && *end != ',') || value < 1 || value > 1024)
+            return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: '%s' is not a number of threads (1 .. 1024)",
+                                  variable[i], text);
+        wanted = (int32_t)value;
+    }
+    *n_threads = wanted ? wanted : moei_thread_cores();
+    return MOE_OK;
+}
+
+/* The two kernel tables stand behind the context in one allocation of their own. */
+static moe_status attach_kernels(moe_ctx *ctx) {
+    moei_kernels *table = moe_ctx_alloc(ctx, MOEI_DTYPES * sizeof *table);
+    if (!table) return MOE_ERR_MEMORY;
+    moei_kernel_select((moei_isa)ctx->isa, &table[MOE_F32], &table[MOE_F64]);
+    ctx->kernels[MOE_F32] = &table[MOE_F32];
+    ctx->kernels[MOE_F64] = &table[MOE_F64];
+    return MOE_OK;
+}
+
+static const char *kernel_name(int isa, const char *op) {
+    return moei_kernel_chosen((moei_isa)isa, op);
+}
+
+moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **out, moe_error *error) {
+    moe_ctx_desc filled = {.size = sizeof filled};
+    if (desc) {
+        if (desc->size != sizeof *desc)
+            return moei_error_set(error, MOE_ERR_ARGUMENT,
+                                  "moe_ctx_desc.size is %zu; set it to sizeof(moe_ctx_desc) = %zu",
+                                  desc->size, sizeof *desc);
+        filled = *desc;
+    }
+    if (filled.device != MOE_CPU)
+        return moei_error_set(error, MOE_ERR_UNSUPPORTED, "device: this build serves the CPU only");
+    if (!filled.host.alloc != !filled.host.free)
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "host allocator: give both alloc and free, or neither");
+    if (!filled.host.alloc) filled.host = (moe_allocator){host_alloc, host_free, NULL};
+    int isa;
+    int32_t n_threads;
+    MOEI_TRY(choose_isa(filled.isa, &isa, error));
+    MOEI_TRY(choose_threads(filled.n_threads, &n_threads, error));
+    filled.isa = moei_isa_name((moei_isa)isa);
+    filled.n_threads = n_threads;
+
+    moe_ctx *ctx = filled.host.alloc(filled.host.user, sizeof *ctx, 64);
+    if (!ctx) return moei_error_set(error, MOE_ERR_MEMORY, "cannot allocate a context");
+    *ctx = (moe_ctx){.desc = filled, .isa = isa, .team.n_threads = n_threads, .kernel_name = kernel_name};
+    ctx->team.scratch = moe_ctx_alloc(ctx, (size_t)n_threads * MOEI_THREAD_SCRATCH);
+    if (!ctx->team.scratch || attach_kernels(ctx) != MOE_OK) {
+        moei_error_set(error, MOE_ERR_MEMORY, "%s", ctx->error.text);
+        moe_ctx_destroy(ctx);
+        return MOE_ERR_MEMORY;
+    }
+    moei_log(ctx, MOE_LOG_INFO, "context: isa %s, %d threads, %s", ctx->desc.isa, n_threads,
+             moe_ctx_kernel(ctx, "gemm_rows"));
+    *out = ctx;
+    return MOE_OK;
+}
+
+void moe_ctx_destroy(moe_ctx *ctx) {
+    if (!ctx) return;
+    for (moei_expert_entry *entry = ctx->experts; entry;) {
+        moei_expert_entry *next = entry->next;
+        moe_ctx_free(ctx, entry, sizeof *entry);
+        entry = next;
+    }
+    moe_ctx_free(ctx, (void *)(uintptr_t)ctx->kernels[MOE_F32], MOEI_DTYPES * sizeof(moei_kernels));
+    moe_ctx_free(ctx, ctx->team.scratch, (size_t)ctx->team.n_threads * MOEI_THREAD_SCRATCH);
+    moe_allocator host = ctx->desc.host;
+    host.free(host.user, ctx, sizeof *ctx);
+}
