@@ -1,0 +1,132 @@
+/* lm.h: a decoder language model around the layer: configure, train, evaluate, generate, report.
+ * Link with libmoekit-lm. The conventions are those of moe.h.
+ */
+#ifndef MOEKIT_LM_H
+#define MOEKIT_LM_H
+
+#include <moekit/moe.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* 1. Configuration: every setting of model, layer, training and data under one dotted name.
+ * Precedence is the caller's order of calls: defaults, files, environment, command line. */
+typedef struct moe_lm_config moe_lm_config;
+MOE_API moe_status moe_lm_config_create(moe_lm_config **config, moe_error *error);
+MOE_API void moe_lm_config_destroy(moe_lm_config *config);
+/* `origin` is a few words for `config show --origin`, e.g. "command line". Unknown keys are
+ * MOE_ERR_ARGUMENT and name the nearest. Names of NeMo, Hugging Face and others are accepted. */
+MOE_API moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char *value,
+                                     const char *origin, moe_error *error);
+MOE_API moe_status moe_lm_config_load(moe_lm_config *config, const char *yaml_path, moe_error *error);
+/* Reads MOEKIT_<KEY> for every key: dots become underscores, letters upper case. */
+MOE_API moe_status moe_lm_config_environment(moe_lm_config *config, moe_error *error);
+/* Checks combinations (heads divide d_model, context fits, ...) without making anything. */
+MOE_API moe_status moe_lm_config_check(const moe_lm_config *config, moe_error *error);
+MOE_API moe_status moe_lm_config_save(const moe_lm_config *config, const char *yaml_path, moe_error *error);
+
+typedef struct moe_lm_config_entry {
+    const moe_option *option;
+    char value[1024];
+    const char *origin; /* "default" where nobody set it */
+} moe_lm_config_entry;
+MOE_API size_t moe_lm_config_count(const moe_lm_config *config);
+MOE_API void moe_lm_config_entry_get(const moe_lm_config *config, size_t index, moe_lm_config_entry *entry);
+/* One entry by key or alias. */
+MOE_API moe_status moe_lm_config_find(const moe_lm_config *config, const char *key,
+                                      moe_lm_config_entry *entry, moe_error *error);
+
+/* 2. Model. Tokens are bytes, 0..255, unless the checkpoint's vocabulary says otherwise. */
+typedef struct moe_lm moe_lm;
+MOE_API moe_status moe_lm_create(moe_ctx *ctx, const moe_lm_config *config, moe_lm **lm);
+/* Opens a checkpoint directory: Hugging Face form (config.json + safetensors), Mixtral's or our own. */
+MOE_API moe_status moe_lm_load(moe_ctx *ctx, const char *directory, moe_lm **lm);
+/* Writes config.json and model.safetensors into a new directory, atomically. */
+MOE_API moe_status moe_lm_save(moe_lm *lm, const char *directory);
+MOE_API void moe_lm_destroy(moe_lm *lm);
+
+typedef struct moe_lm_info {
+    size_t size;
+    int64_t vocab_size, d_model, context;
+    int32_t n_layers, n_heads, n_kv_heads, head_dim;
+    int64_t params_total;  /* all numbers of the model */
+    int64_t params_active; /* those one token meets: K of E experts */
+} moe_lm_info;
+MOE_API void moe_lm_get_info(const moe_lm *lm, moe_lm_info *info);
+/* The layer of block `index`, for its load, routing and parameters. */
+MOE_API moe_layer *moe_lm_layer(moe_lm *lm, int32_t index);
+/* Every parameter of the model, blocks included, under its checkpoint-independent name. */
+MOE_API int32_t moe_lm_param_count(const moe_lm *lm);
+MOE_API moe_status moe_lm_param(const moe_lm *lm, int32_t index, moe_param *param);
+
+/* Reserves for n_seq sequences of `length` tokens at once. */
+MOE_API moe_status moe_lm_reserve(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mode);
+/* logits[n_seq*length, vocab] of tokens[n_seq*length], every position, without a cache. */
+MOE_API moe_status moe_lm_logits(moe_lm *lm, const int32_t *tokens, int64_t n_seq, int64_t length,
+                                 float *logits);
+/* Mean cross-entropy in nats of predicting targets[i] from tokens[..i] (target -1: not counted), plus
+ * the layers' own losses in *aux. With grad_scale != 0 also adds grad_scale * gradient (aux included)
+ * to every parameter's grad. `step` keys jitter. */
+MOE_API moe_status moe_lm_loss(moe_lm *lm, const int32_t *tokens, const int32_t *targets, int64_t n_seq,
+                               int64_t length, uint64_t step, float grad_scale, double *loss, double *aux);
+MOE_API void moe_lm_zero_grad(moe_lm *lm);
+
+/* 3. Generation with a KV cache. */
+typedef struct moe_lm_sampler {
+    size_t size;
+    float temperature; /* 0: greedy */
+    int32_t top_k;     /* 0: all */
+    float top_p;       /* 0 or 1: all */
+    uint64_t seed;
+} moe_lm_sampler;
+typedef bool (*moe_lm_token_fn)(void *user, int32_t token); /* false: stop */
+MOE_API moe_status moe_lm_generate(moe_lm *lm, const int32_t *prompt, int64_t n_prompt, int64_t n_new,
+                                   const moe_lm_sampler *sampler, moe_lm_token_fn on_token, void *user);
+
+/* 4. Training. */
+typedef struct moe_lm_progress {
+    size_t size;
+    int64_t step, steps;
+    int64_t tokens; /* seen so far */
+    double loss, aux_loss, z_loss, lr, grad_norm;
+    double tokens_per_second, elapsed_s, eta_s;
+    double load_cv, load_max;  /* mean over MoE layers, largest over them */
+    double dropped;            /* share of routed rows */
+    int32_t n_dead;            /* experts without a row in this step, all layers */
+    double eval_bits_per_byte; /* last evaluation, NaN before the first */
+    const char *event;         /* NULL, or what happened: "eval", "checkpoint <path>", "resume <path>" */
+} moe_lm_progress;
+typedef struct moe_lm_train_options {
+    size_t size;
+    const char *run_dir; /* made; an existing one is MOE_ERR_ARGUMENT unless `resume` */
+    bool resume;         /* go on from the newest complete checkpoint of run_dir */
+    void (*on_progress)(void *user, const moe_lm_progress *progress);
+    bool (*should_stop)(void *user); /* asked between steps: true saves and returns MOE_ERR_INTERRUPTED */
+    void *user;
+    const char *command; /* recorded in run.json */
+} moe_lm_train_options;
+MOE_API moe_status moe_lm_train(moe_ctx *ctx, const moe_lm_config *config,
+                                const moe_lm_train_options *options);
+/* Newest complete checkpoint of a run directory; MOE_ERR_INPUT if there is none. */
+MOE_API moe_status moe_lm_newest_checkpoint(const char *run_dir, char *path, size_t size, moe_error *error);
+
+/* 5. Evaluation of a text, with what the experts did on it. */
+typedef struct moe_lm_eval_result {
+    size_t size;
+    int64_t n_bytes; /* predicted bytes */
+    double bits_per_byte;
+    double seconds;
+} moe_lm_eval_result;
+/* Predicts every byte of the file once, in windows of the model's context that overlap by half. If
+ * json_path is not NULL, also writes the analysis described in docs/run-directory.md. */
+MOE_API moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const char *json_path,
+                               moe_lm_eval_result *result);
+
+/* 6. Report: one self-contained HTML file from a run directory (docs/run-directory.md). */
+MOE_API moe_status moe_lm_report(const char *run_dir, const char *html_path, moe_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
