@@ -1,0 +1,23 @@
+/* publish.h: a directory of files that appears whole or not at all (a checkpoint).
+ * Files are written below `<dir>.tmp-<pid>`; commit syncs them all and swaps the directory into place, so a
+ * process killed at any moment leaves the old directory as it was, and a leftover that sweep removes. */
+#ifndef MOEI_PUBLISH_H
+#define MOEI_PUBLISH_H
+
+#include <moekit/moe.h>
+
+typedef struct moei_publish moei_publish;
+/* Missing parents of dir are made. A leftover of a dead process in the way is removed. */
+moe_status moei_publish_begin(const char *dir, moei_publish **publish, moe_error *error);
+/* The directory to write into until commit. */
+const char *moei_publish_path(const moei_publish *publish);
+/* Both free the handle, whatever they return; a failed commit has removed what was written. An existing dir
+ * is replaced by commit. */
+moe_status moei_publish_commit(moei_publish *publish, moe_error *error);
+void moei_publish_abort(moei_publish *publish);
+
+/* Removes what killed writers left directly inside parent: `*.tmp-<pid>` of files and directories whose
+ * writer is gone. Puts back a directory whose replacement was cut short. */
+moe_status moei_publish_sweep(const char *parent, size_t *n_removed, moe_error *error);
+
+#endif
