@@ -46,6 +46,9 @@ typedef struct moei_topk_grad_args {
     void *dlogits;
 } moei_topk_grad_args;
 
+/* Attention keeps rows of a head in fixed blocks of a thread's scratch. */
+enum { MOEI_HEAD_DIM_MAX = 1024 };
+
 typedef void moei_gemm_rows_fn(const moei_team *team, const moe_gemm_rows_args *args);
 typedef void moei_gemm_outer_fn(const moei_team *team, const moe_gemm_outer_args *args);
 typedef void moei_gather_sum_fn(const moei_team *team, const moe_gather_sum_args *args);

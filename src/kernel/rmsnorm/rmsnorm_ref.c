@@ -1,0 +1,87 @@
+/* rmsnorm_ref.c: the oracle of RMS normalisation, forward and backward.
+ * x, y, dy, dx [rows, n], gain, dgain [n], inv_rms [rows]; f32 or f64 in f64 arithmetic.
+ * Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
+ */
+#include "kernel/kernel.h"
+#include "kernel/real.h"
+
+#include <math.h>
+
+enum { ROW_BLOCK = 16, COLUMN_BLOCK = 64 };
+
+static int64_t blocks_of(int64_t n, int64_t block) {
+    return (n + block - 1) / block;
+}
+
+static int64_t min_i64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+static void forward_rows(void *arg, int64_t task, void *scratch) {
+    const moe_rmsnorm_args *a = arg;
+    (void)scratch;
+    int64_t end = min_i64(a->rows, (task + 1) * ROW_BLOCK);
+    for (int64_t r = task * ROW_BLOCK; r < end; ++r) {
+        double sum = 0.0;
+        for (int64_t i = 0; i < a->n; ++i) {
+            double x = moei_get(a->x, a->dtype, r * a->n + i);
+            sum += x * x;
+        }
+        double inv = 1.0 / sqrt(sum / (double)a->n + (double)a->eps);
+        for (int64_t i = 0; i < a->n; ++i) {
+            double x = moei_get(a->x, a->dtype, r * a->n + i);
+            moei_put(a->y, a->dtype, r * a->n + i, x * inv * moei_get(a->gain, a->dtype, i));
+        }
+        if (a->inv_rms) moei_put(a->inv_rms, a->dtype, r, inv);
+    }
+}
+
+void moei_rmsnorm__ref(const moei_team *team, const moe_rmsnorm_args *args) {
+    moe_rmsnorm_args a = *args;
+    moei_parallel(team, blocks_of(a.rows, ROW_BLOCK), forward_rows, &a);
+}
+
+/* dx = inv * (gain * dy - x * inv^2 * mean(gain * dy * x)) */
+static void backward_rows(void *arg, int64_t task, void *scratch) {
+    const moe_rmsnorm_args *a = arg;
+    (void)scratch;
+    int64_t end = min_i64(a->rows, (task + 1) * ROW_BLOCK);
+    for (int64_t r = task * ROW_BLOCK; r < end; ++r) {
+        double inv = moei_get(a->inv_rms, a->dtype, r), dot = 0.0;
+        for (int64_t i = 0; i < a->n; ++i)
+            dot += moei_get(a->gain, a->dtype, i) * moei_get(a->dy, a->dtype, r * a->n + i) *
+                   moei_get(a->x, a->dtype, r * a->n + i);
+        double pull = inv * inv * dot / (double)a->n;
+        for (int64_t i = 0; i < a->n; ++i) {
+            int64_t at = r * a->n + i;
+            double scaled = moei_get(a->gain, a->dtype, i) * moei_get(a->dy, a->dtype, at);
+            double dx = inv * (scaled - pull * moei_get(a->x, a->dtype, at));
+            if (a->accumulate) dx += moei_get(a->dx, a->dtype, at);
+            moei_put(a->dx, a->dtype, at, dx);
+        }
+    }
+}
+
+/* A task owns columns and runs down all rows, so the sum has one order and needs no partials. */
+static void backward_columns(void *arg, int64_t task, void *scratch) {
+    const moe_rmsnorm_args *a = arg;
+    (void)scratch;
+    int64_t first = task * COLUMN_BLOCK, count = min_i64(a->n - first, COLUMN_BLOCK);
+    double sum[COLUMN_BLOCK] = {0};
+    for (int64_t r = 0; r < a->rows; ++r) {
+        double inv = moei_get(a->inv_rms, a->dtype, r);
+        for (int64_t i = 0; i < count; ++i) {
+            int64_t at = r * a->n + first + i;
+            sum[i] += moei_get(a->dy, a->dtype, at) * moei_get(a->x, a->dtype, at) * inv;
+        }
+    }
+    for (int64_t i = 0; i < count; ++i)
+        moei_put(a->dgain, a->dtype, first + i, moei_get(a->dgain, a->dtype, first + i) + sum[i]);
+}
+
+/* dgain first: dx may overwrite dy. */
+void moei_rmsnorm_backward__ref(const moei_team *team, const moe_rmsnorm_args *args) {
+    moe_rmsnorm_args a = *args;
+    moei_parallel(team, blocks_of(a.n, COLUMN_BLOCK), backward_columns, &a);
+    moei_parallel(team, blocks_of(a.rows, ROW_BLOCK), backward_rows, &a);
+}
