@@ -1,0 +1,70 @@
+/* config.h: the resolved settings of a model and its training, one field an option.
+ * The tables in config_options.c name, default, limit and explain each field; moe.* is the layer's own.
+ */
+#ifndef MOELM_CONFIG_H
+#define MOELM_CONFIG_H
+
+#include <moekit/lm.h>
+
+#include "core/option.h"
+
+enum { MOELM_PATH = 1024, MOELM_ORIGIN = 64 };
+
+typedef struct moelm_model_config {
+    int32_t vocab_size;      /* 256: bytes */
+    int32_t d_model;         /* alias hidden_size */
+    int32_t n_layers;        /* alias num_hidden_layers, num_layers */
+    int32_t n_heads;         /* alias num_attention_heads */
+    int32_t n_kv_heads;      /* 0: n_heads; alias num_key_value_heads, num_query_groups */
+    int32_t head_dim;        /* 0: d_model / n_heads */
+    int32_t context;         /* longest sequence; alias max_position_embeddings */
+    float rope_base;         /* alias rope_theta */
+    float norm_eps;          /* alias rms_norm_eps */
+    bool tie_embeddings;     /* alias tie_word_embeddings */
+    int32_t moe_layer_freq;  /* layer i has routed experts iff i % freq == 0; 0: none (dense model) */
+    int32_t ffn_hidden_size; /* width of the FFN of the other layers; 0: top_k * expert_hidden_size */
+    float init_std;
+} moelm_model_config;
+
+typedef struct moelm_train_config {
+    int64_t steps;
+    int64_t batch_size;      /* sequences in one forward */
+    int64_t length;          /* tokens of one training sequence; 0: model.context */
+    int64_t grad_accum;      /* forwards per step */
+    double lr, min_lr_ratio; /* cosine from lr down to lr * min_lr_ratio */
+    int64_t warmup_steps;
+    double weight_decay, beta1, beta2, adam_eps;
+    double clip;                               /* global gradient norm; 0: off */
+    double max_seconds;                        /* 0: no limit; else the schedule also ends with the clock */
+    int64_t log_every, eval_every, save_every; /* steps; 0: only at the end */
+    int64_t load_every;                        /* steps of one load.bin interval */
+    int64_t eval_bytes;                        /* of the held-out text used while training; 0: all */
+    int32_t keep;                              /* newest checkpoints kept */
+    int64_t seed;
+} moelm_train_config;
+
+typedef struct moelm_data_config {
+    char train[MOELM_PATH]; /* text file */
+    char eval[MOELM_PATH];  /* held-out text file; "": none */
+} moelm_data_config;
+
+typedef struct moelm_run_config {
+    char dir[MOELM_PATH];
+    int32_t threads; /* 0: all */
+    char isa[16];    /* "": best */
+} moelm_run_config;
+
+struct moe_lm_config {
+    moelm_model_config model;
+    moe_layer_desc moe;
+    moelm_train_config train;
+    moelm_data_config data;
+    moelm_run_config run;
+    /* origin[i] belongs to row i of moelm_config_table(), counted over all sections */
+    char (*origin)[MOELM_ORIGIN];
+};
+
+/* The layer descriptor of block `index`: routed experts, or a dense FFN where the frequency says so. */
+void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_desc *desc);
+
+#endif
