@@ -1,8 +1,8 @@
 /* real.h: element access for the reference kernels, which serve every dtype in f64 arithmetic.
  * p is an array of dtype t; i counts elements.
  */
-#ifndef MOEI_REAL_H
-#define MOEI_REAL_H
+#ifndef MOEI_KERNEL_REAL_H
+#define MOEI_KERNEL_REAL_H
 
 #include <moekit/moe.h>
 
