@@ -10,6 +10,9 @@
 
 #include "core/thread.h"
 
+/* dweight of ACT_GRAD is summed in parts of so many columns: moe_dweight_parts(n) of them a row. */
+enum { MOEI_DWEIGHT_COLS = 64 };
+
 /* Scores and top-k. logits[T,E] -> prob, lse, expert, weight (flow.h).
  * first_bad[0] gets the lowest token with a NaN or infinite logit, or stays -1. */
 typedef struct moei_topk_args {

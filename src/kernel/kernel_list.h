@@ -1,0 +1,13 @@
+/* kernel_list.h: declares the function of every row of kernel.def. A kernel file includes it, so that the
+ * compiler holds its definition against the type in kernel.h.
+ */
+#ifndef MOEI_KERNEL_LIST_H
+#define MOEI_KERNEL_LIST_H
+
+#include "kernel/kernel.h"
+
+#define MOEI_KERNEL(op, type, function, isa, f64) type function;
+#include "kernel/kernel.def"
+#undef MOEI_KERNEL
+
+#endif

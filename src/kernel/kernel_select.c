@@ -1,0 +1,70 @@
+/* kernel_select.c: which kernel serves which operation, decided once per context.
+ * Rows of kernel.def; two tables of function pointers, one per dtype.
+ * Source: reference first, then override by slot, after BLIS (config/, bli_cntx_init).
+ */
+#include <string.h>
+
+#include "kernel/kernel_list.h"
+
+#define MOEI_KERNEL(op, type, function, isa, f64)                                                            \
+    {#op, &#function[sizeof "moei_" - 1], isa, f64, offsetof(moei_kernels, op), (void (*)(void))function},
+static const moei_kernel_row kernel_rows[] = {
+#include "kernel/kernel.def"
+};
+#undef MOEI_KERNEL
+enum { N_ROWS = sizeof kernel_rows / sizeof kernel_rows[0] };
+
+const moei_kernel_row *moei_kernel_rows(size_t *count) {
+    *count = N_ROWS;
+    return kernel_rows;
+}
+
+const char *moei_isa_name(moei_isa isa) {
+    static const char *const names[MOEI_ISA_COUNT] = {"ref", "avx2", "avx512"};
+    return names[isa];
+}
+
+/* The compiler's check includes the operating system's consent to save the wider registers. */
+bool moei_isa_supported(moei_isa isa) {
+    if (isa == MOEI_ISA_REF) return true;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (isa == MOEI_ISA_AVX2) return avx2;
+    if (isa == MOEI_ISA_AVX512)
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+    return false;
+}
+
+static bool row_serves(const moei_kernel_row *row, moei_isa isa, bool f64) {
+    return row->isa <= isa && (row->f64 || !f64) && moei_isa_supported(row->isa);
+}
+
+/* A slot holds a pointer to a function of the row's own type; all function pointers look alike in memory. */
+static void fill(moei_kernels *table, moei_isa isa, bool f64) {
+    memset(table, 0, sizeof *table);
+    for (int pass = MOEI_ISA_REF; pass <= (int)isa; ++pass) {
+        for (size_t i = 0; i < N_ROWS; ++i) {
+            const moei_kernel_row *row = &kernel_rows[i];
+            if ((int)row->isa != pass || !row_serves(row, isa, f64)) continue;
+            memcpy((char *)table + row->slot, &row->fn, sizeof row->fn);
+        }
+    }
+}
+
+void moei_kernel_select(moei_isa isa, moei_kernels *f32, moei_kernels *f64) {
+    fill(f32, isa, false);
+    fill(f64, isa, true);
+}
+
+const char *moei_kernel_chosen(moei_isa isa, const char *op) {
+    const moei_kernel_row *best = NULL;
+    for (size_t i = 0; i < N_ROWS; ++i) {
+        const moei_kernel_row *row = &kernel_rows[i];
+        if (strcmp(row->op, op) != 0 || !row_serves(row, isa, false)) continue;
+        if (!best || row->isa >= best->isa) best = row;
+    }
+    return best ? best->name : NULL;
+}
