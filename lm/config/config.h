@@ -8,7 +8,7 @@
 
 #include "core/option.h"
 
-enum { MOELM_PATH = 1024, MOELM_ORIGIN = 64 };
+enum { MOELM_PATH = 1024, MOELM_ORIGIN = 256 };
 
 typedef struct moelm_model_config {
     int32_t vocab_size;      /* 256: bytes */
@@ -22,7 +22,7 @@ typedef struct moelm_model_config {
     float norm_eps;          /* alias rms_norm_eps */
     bool tie_embeddings;     /* alias tie_word_embeddings */
     int32_t moe_layer_freq;  /* layer i has routed experts iff i % freq == 0; 0: none (dense model) */
-    int32_t ffn_hidden_size; /* width of the FFN of the other layers; 0: top_k * expert_hidden_size */
+    int32_t ffn_hidden_size; /* width of the FFN of the other layers; 0: what a token meets in a routed one */
     float init_std;
 } moelm_model_config;
 
@@ -56,15 +56,30 @@ typedef struct moelm_run_config {
 
 struct moe_lm_config {
     moelm_model_config model;
-    moe_layer_desc moe;
+    moe_layer_desc moe; /* d_model, layer_index and dtype are filled in by moelm_config_layer */
     moelm_train_config train;
     moelm_data_config data;
     moelm_run_config run;
-    /* origin[i] belongs to row i of moelm_config_table(), counted over all sections */
-    char (*origin)[MOELM_ORIGIN];
+
+    moe_option *row; /* [count] every option; offsets count from the start of this struct */
+    size_t count;
+    char (*origin)[MOELM_ORIGIN];    /* [count] who set row i */
+    struct moelm_config_text *texts; /* strings that the descriptor points at */
 };
+
+/* The options of model.*, train.*, data.* and run.*; offsets count from the start of moe_lm_config. */
+const moe_option *moelm_config_options(size_t *count);
+
+/* Where the language model wants another default than the layer alone. */
+typedef struct moelm_config_override {
+    const char *key, *initial, *help;
+} moelm_config_override;
+const moelm_config_override *moelm_config_overrides(size_t *count);
 
 /* The layer descriptor of block `index`: routed experts, or a dense FFN where the frequency says so. */
 void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_desc *desc);
+
+/* Tokens of one training sequence: train.length, or the model's context where that is 0. */
+int64_t moelm_config_length(const moe_lm_config *config);
 
 #endif

@@ -1,0 +1,164 @@
+/* config.c: settings by name: made, set, read from the environment, found and listed.
+ * One table of rows (our own, then the layer's moe.*) with offsets from the start of moe_lm_config.
+ * Source: precedence is the order of calls; names and aliases stand in the tables.
+ */
+#include "config/config.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A string that a descriptor's field points at; kept until the configuration goes. */
+typedef struct moelm_config_text {
+    struct moelm_config_text *next;
+    char text[];
+} moelm_config_text;
+
+static moei_option_table table_of(const moe_lm_config *config) {
+    return (moei_option_table){config->row, config->count};
+}
+
+/* The layer's width is the model's, so it is no setting of its own. */
+static bool is_shown(const moe_option *row) {
+    return strcmp(row->key, "moe.d_model") != 0;
+}
+
+static void add_layer_rows(moe_lm_config *config) {
+    size_t n_layer, n_override;
+    const moe_option *layer = moe_layer_options(&n_layer);
+    const moelm_config_override *override = moelm_config_overrides(&n_override);
+    for (size_t i = 0; i < n_layer; ++i) {
+        if (!is_shown(&layer[i])) continue;
+        moe_option *row = &config->row[config->count++];
+        *row = layer[i];
+        row->offset += offsetof(moe_lm_config, moe);
+        for (size_t j = 0; j < n_override; ++j)
+            if (strcmp(row->key, override[j].key) == 0) {
+                row->initial = override[j].initial;
+                row->help = override[j].help;
+            }
+    }
+}
+
+moe_status moe_lm_config_create(moe_lm_config **config, moe_error *error) {
+    size_t n_own, n_layer;
+    const moe_option *own = moelm_config_options(&n_own);
+    moe_layer_options(&n_layer);
+    moe_lm_config *made = calloc(1, sizeof *made);
+    if (made) made->row = calloc(n_own + n_layer, sizeof *made->row);
+    if (made) made->origin = calloc(n_own + n_layer, sizeof *made->origin);
+    if (!made || !made->row || !made->origin) {
+        moe_lm_config_destroy(made);
+        return moei_error_set(error, MOE_ERR_MEMORY, "no memory for a configuration");
+    }
+    memcpy(made->row, own, n_own * sizeof *own);
+    made->count = n_own;
+    add_layer_rows(made);
+    made->moe.size = sizeof made->moe;
+    moei_option_defaults(table_of(made), made);
+    for (size_t i = 0; i < made->count; ++i) strcpy(made->origin[i], "default");
+    *config = made;
+    return MOE_OK;
+}
+
+void moe_lm_config_destroy(moe_lm_config *config) {
+    if (!config) return;
+    while (config->texts) {
+        moelm_config_text *next = config->texts->next;
+        free(config->texts);
+        config->texts = next;
+    }
+    free(config->origin);
+    free(config->row);
+    free(config);
+}
+
+static const char *keep_text(moe_lm_config *config, const char *value, moe_error *error) {
+    size_t bytes = strlen(value) + 1;
+    moelm_config_text *text = malloc(sizeof *text + bytes);
+    if (!text) {
+        moei_error_set(error, MOE_ERR_MEMORY, "no memory for a setting of %zu bytes", bytes);
+        return NULL;
+    }
+    memcpy(text->text, value, bytes);
+    text->next = config->texts;
+    config->texts = text;
+    return text->text;
+}
+
+/* NeMo and others write foreign names below their own sections: model.num_moe_experts. */
+static const moe_option *find_row(const moe_lm_config *config, const char *key) {
+    const moe_option *row = moei_option_find(table_of(config), key);
+    const char *dot = strchr(key, '.');
+    if (row || !dot) return row;
+    row = moei_option_find(table_of(config), dot + 1);
+    if (!row || strchr(dot + 1, '.')) return NULL;
+    const char *last = strchr(row->key, '.') + 1;
+    return strcmp(last, dot + 1) == 0 ? NULL : row; /* our own names belong to our own sections only */
+}
+
+static moe_status unknown_key(const moe_lm_config *config, const char *key, moe_error *error) {
+    size_t distance;
+    const char *nearest = moei_option_nearest(table_of(config), key, &distance);
+    return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown key '%s'; the nearest is '%s'", key, nearest);
+}
+
+static moe_status layer_width(const moe_lm_config *config, const char *value, moe_error *error) {
+    char *end;
+    long width = strtol(value, &end, 10);
+    if (end != value && *end == '\0' && width == config->model.d_model) return MOE_OK;
+    return moei_error_set(error, MOE_ERR_ARGUMENT,
+                          "moe.d_model: '%s', but a layer is as wide as its model, %d; set model.d_model",
+                          value, config->model.d_model);
+}
+
+moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char *value, const char *origin,
+                             moe_error *error) {
+    if (strcmp(key, "moe.d_model") == 0) return layer_width(config, value, error);
+    const moe_option *row = find_row(config, key);
+    if (!row) return unknown_key(config, key, error);
+    /* YAML's null: as if nobody had spoken */
+    if (*value == '\0' && row->type != MOE_OPT_TEXT) value = row->initial;
+    if (row->type == MOE_OPT_CHOICE && !row->choices) {
+        value = keep_text(config, value, error);
+        if (!value) return MOE_ERR_MEMORY;
+    }
+    MOEI_TRY(moei_option_set(row, config, value, error));
+    snprintf(config->origin[row - config->row], MOELM_ORIGIN, "%s", origin ? origin : "set");
+    return MOE_OK;
+}
+
+moe_status moe_lm_config_environment(moe_lm_config *config, moe_error *error) {
+    for (size_t i = 0; i < config->count; ++i) {
+        char name[96];
+        size_t used = (size_t)snprintf(name, sizeof name, "MOEKIT_%s", config->row[i].key);
+        for (size_t j = 0; j < used && j < sizeof name; ++j)
+            name[j] = name[j] == '.' ? '_' : (char)toupper((unsigned char)name[j]);
+        const char *value = getenv(name);
+        if (!value) continue;
+        moe_error inner;
+        moe_status status = moe_lm_config_set(config, config->row[i].key, value, name, &inner);
+        if (status != MOE_OK)
+            return moei_error_set(error, status, "environment variable %s: %s", name, inner.text);
+    }
+    return MOE_OK;
+}
+
+size_t moe_lm_config_count(const moe_lm_config *config) {
+    return config->count;
+}
+
+void moe_lm_config_entry_get(const moe_lm_config *config, size_t index, moe_lm_config_entry *entry) {
+    entry->option = &config->row[index];
+    moei_option_get(entry->option, config, entry->value, sizeof entry->value);
+    entry->origin = config->origin[index];
+}
+
+moe_status moe_lm_config_find(const moe_lm_config *config, const char *key, moe_lm_config_entry *entry,
+                              moe_error *error) {
+    const moe_option *row = find_row(config, key);
+    if (!row) return unknown_key(config, key, error);
+    moe_lm_config_entry_get(config, (size_t)(row - config->row), entry);
+    return MOE_OK;
+}

@@ -1,0 +1,96 @@
+/* config_check.c: what settings must be to each other, and the layer descriptor they make.
+ * Limits of single settings are in the tables; these are the combinations.
+ * Source: lm/model needs whole heads, even rotary widths and sequences within the context.
+ */
+#include "config/config.h"
+
+static int32_t top_k_of(const moe_layer_desc *moe) {
+    if (moe->top_k > 0) return moe->top_k;
+    return moe->num_experts < 2 ? moe->num_experts : 2;
+}
+
+static int32_t shared_width(const moe_layer_desc *moe) {
+    int32_t each = moe->shared_expert_hidden_size ? moe->shared_expert_hidden_size : moe->expert_hidden_size;
+    return moe->num_shared_experts * each;
+}
+
+static bool is_routed(const moe_lm_config *config, int32_t index) {
+    int32_t freq = config->model.moe_layer_freq;
+    return freq > 0 && index % freq == 0 && config->moe.num_experts > 0;
+}
+
+/* A dense layer is as wide as what one token meets in a routed one, so that the two compare. */
+static int32_t dense_width(const moe_lm_config *config) {
+    if (config->model.ffn_hidden_size > 0) return config->model.ffn_hidden_size;
+    const moe_layer_desc *moe = &config->moe;
+    return top_k_of(moe) * moe->expert_hidden_size + shared_width(moe);
+}
+
+void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_desc *desc) {
+    *desc = config->moe;
+    desc->size = sizeof *desc;
+    desc->d_model = config->model.d_model;
+    desc->layer_index = index;
+    if (desc->init_std == 0) desc->init_std = config->model.init_std;
+    if (is_routed(config, index)) return;
+    desc->num_experts = 0;
+    desc->top_k = 0;
+    desc->num_shared_experts = 1;
+    desc->shared_expert_hidden_size = dense_width(config);
+    desc->capacity_factor = desc->aux_loss_coeff = desc->z_loss_coeff = desc->input_jitter_eps = 0;
+}
+
+int64_t moelm_config_length(const moe_lm_config *config) {
+    return config->train.length ? config->train.length : config->model.context;
+}
+
+static moe_status check_heads(const moelm_model_config *m, moe_error *error) {
+    if (m->head_dim == 0 && m->d_model % m->n_heads != 0)
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "model.n_heads: %d heads do not divide model.d_model %d; change one of them or "
+                              "set model.head_dim",
+                              m->n_heads, m->d_model);
+    int32_t head_dim = m->head_dim ? m->head_dim : m->d_model / m->n_heads;
+    if (head_dim % 2 != 0)
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "model.head_dim: %d is odd, and the rotary embedding turns pairs; make it even",
+                              head_dim);
+    if (m->n_kv_heads > 0 && m->n_heads % m->n_kv_heads != 0)
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "model.n_kv_heads: %d do not divide model.n_heads %d; every key head serves "
+                              "equally many query heads",
+                              m->n_kv_heads, m->n_heads);
+    return MOE_OK;
+}
+
+static moe_status check_experts(const moe_lm_config *config, moe_error *error) {
+    const moe_layer_desc *moe = &config->moe;
+    int32_t freq = config->model.moe_layer_freq;
+    bool any_routed = is_routed(config, 0);
+    bool any_dense = !any_routed || (freq > 1 && config->model.n_layers > 1);
+    if (any_routed && moe->top_k > moe->num_experts)
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "moe.top_k: %d is more than moe.num_experts %d",
+                              moe->top_k, moe->num_experts);
+    if (any_routed && moe->expert_hidden_size == 0)
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "moe.expert_hidden_size: 0; an expert needs at least 1");
+    if (any_routed && moe->norm_topk_prob && !moe->score_before_topk)
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "moe.norm_topk_prob: weights scored after the selection already sum to 1; "
+                              "set moe.score_before_topk too");
+    if (any_dense && dense_width(config) == 0)
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "model.ffn_hidden_size: 0, and there are no experts to take a width from");
+    return MOE_OK;
+}
+
+moe_status moe_lm_config_check(const moe_lm_config *config, moe_error *error) {
+    const moelm_train_config *train = &config->train;
+    MOEI_TRY(check_heads(&config->model, error));
+    MOEI_TRY(check_experts(config, error));
+    if (train->length > config->model.context)
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "train.length: %lld tokens do not fit model.context %d; raise the context",
+                              (long long)train->length, config->model.context);
+    return MOE_OK;
+}
