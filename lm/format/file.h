@@ -23,9 +23,9 @@ void moei_file_map_close(moei_file_map *map);
 /* Replaces a file in one step: readers see the old bytes or the new ones, also after a kill or power cut. */
 moe_status moei_file_write(const char *path, const void *data, size_t bytes, moe_error *error);
 
-/* The same as a stream: the bytes go to `<path>.tmp-<pid>`, which commit syncs and renames. expect_bytes
- * is checked against the free space first and told when the disk fills up; 0: unknown.
- * commit and abort both free the writer, whatever they return. */
+/* The same as a stream. A device or pipe is written to directly; else the bytes go to `<path>.tmp-<pid>`,
+ * which commit syncs and renames. expect_bytes is checked against the free space first and told when the disk
+ * fills up; 0: unknown. commit and abort both free the writer, whatever they return. */
 typedef struct moei_file_writer moei_file_writer;
 moe_status moei_file_writer_open(const char *path, uint64_t expect_bytes, moei_file_writer **writer,
                                  moe_error *error);
@@ -39,7 +39,16 @@ moe_status moei_file_check_space(const char *path, uint64_t bytes, moe_error *er
 /* Makes a directory and its missing parents; one that exists is fine. */
 moe_status moei_dir_make(const char *path, moe_error *error);
 
-/* "dir/name" in new memory, NULL when there is none. Free with free(). */
-char *moei_path_join(const char *dir, const char *name);
+/* Paths in new memory, NULL when there is none left; free with free(). */
+char *moei_path_join(const char *dir, const char *name); /* "dir/name" */
+char *moei_path_parent(const char *path);                /* "." and "/" where nothing is left */
+/* "<path>.tmp-<pid>": where a writer works before it renames. */
+char *moei_path_temp(const char *path);
+
+/* Marks an open file or directory as being written. The mark goes with the process, so sweeping knows
+ * leftovers from work in progress. False: somebody else holds it. */
+bool moei_file_lock(int fd);
+/* Makes renames and new names inside a directory durable. */
+moe_status moei_dir_sync(const char *path, moe_error *error);
 
 #endif

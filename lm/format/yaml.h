@@ -9,7 +9,7 @@
 
 enum {
     MOEI_YAML_MAX_BYTES = 1 << 20,
-    MOEI_YAML_MAX_DEPTH = 8, /* levels of mappings and lists */
+    MOEI_YAML_MAX_DEPTH = 8, /* parts of a dotted key */
     MOEI_YAML_MAX_KEY = 255  /* bytes of a dotted key */
 };
 

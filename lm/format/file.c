@@ -1,0 +1,316 @@
+/* file.c: whole files, read and replaced.
+ * A write goes to a temporary name beside the target, is synced, and takes the target's name by rename.
+ * Source: rename(2) and fsync(2) of POSIX; the order write, fsync, rename, fsync of the directory. */
+#define _GNU_SOURCE
+#include "format/file.h"
+
+#include "core/status.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+struct moei_file_writer {
+    int fd;
+    char *path, *temp; /* temp NULL: path is a device, written to directly */
+    uint64_t expect, written;
+};
+
+static moe_status no_memory(const char *path, moe_error *error) {
+    return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", path);
+}
+
+/* 1. Paths. */
+
+char *moei_path_join(const char *dir, const char *name) {
+    size_t length = strlen(dir);
+    const char *slash = length > 0 && dir[length - 1] != '/' ? "/" : "";
+    char *path = NULL;
+    return asprintf(&path, "%s%s%s", dir, slash, name) < 0 ? NULL : path;
+}
+
+char *moei_path_parent(const char *path) {
+    size_t length = strlen(path);
+    while (length > 1 && path[length - 1] == '/') length--;
+    while (length > 0 && path[length - 1] != '/') length--;
+    while (length > 1 && path[length - 1] == '/') length--;
+    return length > 0 ? strndup(path, length) : strdup(".");
+}
+
+char *moei_path_temp(const char *path) {
+    char *temp = NULL;
+    return asprintf(&temp, "%s.tmp-%ld", path, (long)getpid()) < 0 ? NULL : temp;
+}
+
+bool moei_file_exists(const char *path) {
+    struct stat info;
+    return stat(path, &info) == 0;
+}
+
+/* 2. Reading. */
+
+/* Opens without blocking on pipes, which are refused with everything else that is no regular file. */
+static moe_status open_input(const char *path, int *fd, uint64_t *bytes, moe_error *error) {
+    int opened = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (opened < 0) return moei_error_set(error, MOE_ERR_INPUT, "%s: cannot open: %s", path, strerror(errno));
+    struct stat info;
+    moe_status status = MOE_OK;
+    if (fstat(opened, &info) != 0)
+        status = moei_error_set(error, MOE_ERR_INPUT, "%s: cannot read: %s", path, strerror(errno));
+    else if (S_ISDIR(info.st_mode))
+        status = moei_error_set(error, MOE_ERR_INPUT, "%s: is a directory, a file is needed", path);
+    else if (!S_ISREG(info.st_mode))
+        status = moei_error_set(error, MOE_ERR_INPUT, "%s: is a device or pipe, a file is needed", path);
+    if (status != MOE_OK) {
+        close(opened);
+        return status;
+    }
+    *fd = opened;
+    *bytes = (uint64_t)info.st_size;
+    return MOE_OK;
+}
+
+static moe_status read_all(int fd, const char *path, char *data, size_t bytes, moe_error *error) {
+    size_t done = 0;
+    while (done < bytes) {
+        ssize_t n = read(fd, data + done, bytes - done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0)
+            return moei_error_set(error, MOE_ERR_INPUT, "%s: cannot read at byte %zu: %s", path, done,
+                                  strerror(errno));
+        if (n == 0) return moei_error_set(error, MOE_ERR_INPUT, "%s: became shorter while it was read", path);
+        done += (size_t)n;
+    }
+    return MOE_OK;
+}
+
+moe_status moei_file_read(const char *path, size_t min_bytes, size_t max_bytes, char **data, size_t *bytes,
+                          moe_error *error) {
+    int fd;
+    uint64_t size;
+    MOEI_TRY(open_input(path, &fd, &size, error));
+    moe_status status = MOE_OK;
+    char *text = NULL;
+    if (size == 0 && min_bytes > 0)
+        status = moei_error_set(error, MOE_ERR_INPUT, "%s: is empty", path);
+    else if (size < min_bytes)
+        status = moei_error_set(error, MOE_ERR_INPUT, "%s: %" PRIu64 " bytes, at least %zu are needed", path,
+                                size, min_bytes);
+    else if (size > max_bytes)
+        status = moei_error_set(error, MOE_ERR_INPUT, "%s: %" PRIu64 " bytes, at most %zu are accepted", path,
+                                size, max_bytes);
+    else if (!(text = malloc((size_t)size + 1)))
+        status = no_memory(path, error);
+    else
+        status = read_all(fd, path, text, (size_t)size, error);
+    close(fd);
+    if (status != MOE_OK) {
+        free(text);
+        return status;
+    }
+    text[size] = '\0';
+    *data = text;
+    *bytes = (size_t)size;
+    return MOE_OK;
+}
+
+moe_status moei_file_map_open(const char *path, moei_file_map *map, moe_error *error) {
+    int fd;
+    uint64_t size;
+    MOEI_TRY(open_input(path, &fd, &size, error));
+    const void *data = "";
+    if (size > 0) data = mmap(NULL, (size_t)size, PROT_READ, MAP_PRIVATE, fd, 0);
+    int cause = errno;
+    close(fd);
+    if (data == MAP_FAILED)
+        return moei_error_set(error, MOE_ERR_MEMORY, "%s: cannot map %" PRIu64 " bytes: %s", path, size,
+                              strerror(cause));
+    *map = (moei_file_map){.data = data, .bytes = (size_t)size};
+    return MOE_OK;
+}
+
+void moei_file_map_close(moei_file_map *map) {
+    if (map->bytes > 0) munmap((void *)(uintptr_t)map->data, map->bytes);
+    *map = (moei_file_map){0};
+}
+
+/* 3. Writing. */
+
+bool moei_file_lock(int fd) {
+    /* A file system without locks answers with another error: then nobody can be told apart, go on. */
+    return flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+}
+
+moe_status moei_dir_sync(const char *path, moe_error *error) {
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    /* EINVAL: the file system cannot sync directories and has nothing to sync. */
+    bool ok = fd >= 0 && (fsync(fd) == 0 || errno == EINVAL);
+    int cause = errno;
+    if (fd >= 0) close(fd);
+    if (ok) return MOE_OK;
+    return moei_error_set(error, MOE_ERR_IO, "%s: cannot sync the directory: %s", path, strerror(cause));
+}
+
+static void writer_free(moei_file_writer *writer) {
+    if (writer->fd >= 0) close(writer->fd);
+    free(writer->path);
+    free(writer->temp);
+    free(writer);
+}
+
+/* Makes the temporary file. One in the way is a leftover of a killed process that had our number, unless it
+ * is locked. */
+static int open_temp(const char *temp) {
+    int fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd < 0 && errno == EEXIST) {
+        int old = open(temp, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+        if (old < 0) return -1;
+        bool free_to_take = moei_file_lock(old) && unlink(temp) == 0;
+        close(old);
+        if (!free_to_take) {
+            errno = EBUSY;
+            return -1;
+        }
+        fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    }
+    if (fd >= 0) moei_file_lock(fd);
+    return fd;
+}
+
+moe_status moei_file_writer_open(const char *path, uint64_t expect_bytes, moei_file_writer **writer,
+                                 moe_error *error) {
+    struct stat info;
+    bool exists = stat(path, &info) == 0;
+    if (exists && S_ISDIR(info.st_mode))
+        return moei_error_set(error, MOE_ERR_IO, "%s: is a directory, cannot write a file there", path);
+    bool device = exists && !S_ISREG(info.st_mode);
+    if (!device) MOEI_TRY(moei_file_check_space(path, expect_bytes, error));
+
+    moei_file_writer *made = malloc(sizeof *made);
+    if (!made) return no_memory(path, error);
+    *made = (moei_file_writer){.fd = -1, .path = strdup(path), .expect = expect_bytes};
+    if (!device) made->temp = moei_path_temp(path);
+    if (!made->path || (!device && !made->temp)) {
+        writer_free(made);
+        return no_memory(path, error);
+    }
+    made->fd = device ? open(path, O_WRONLY | O_CLOEXEC) : open_temp(made->temp);
+    if (made->fd < 0) {
+        int cause = errno;
+        writer_free(made);
+        return moei_error_set(error, MOE_ERR_IO, "%s: cannot write there: %s", path, strerror(cause));
+    }
+    *writer = made;
+    return MOE_OK;
+}
+
+static moe_status write_failed(const moei_file_writer *writer, int cause, moe_error *error) {
+    uint64_t total = writer->expect > writer->written ? writer->expect : writer->written;
+    return moei_error_set(error, MOE_ERR_IO,
+                          "%s: writing failed after %" PRIu64 " bytes: %s; %" PRIu64 " bytes are needed",
+                          writer->path, writer->written, strerror(cause), total);
+}
+
+moe_status moei_file_writer_put(moei_file_writer *writer, const void *data, size_t bytes, moe_error *error) {
+    const char *from = data;
+    while (bytes > 0) {
+        ssize_t n = write(writer->fd, from, bytes);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return write_failed(writer, errno, error);
+        from += n;
+        bytes -= (size_t)n;
+        writer->written += (uint64_t)n;
+    }
+    return MOE_OK;
+}
+
+moe_status moei_file_writer_commit(moei_file_writer *writer, moe_error *error) {
+    moe_status status = MOE_OK;
+    /* close() too may report a failed write (NFS), so it is part of the check. */
+    bool synced = !writer->temp || fsync(writer->fd) == 0;
+    int cause = errno;
+    bool closed = close(writer->fd) == 0;
+    if (synced && !closed) cause = errno;
+    writer->fd = -1;
+    if (!synced || !closed)
+        status = write_failed(writer, cause, error);
+    else if (writer->temp && rename(writer->temp, writer->path) != 0)
+        status = moei_error_set(error, MOE_ERR_IO, "%s: cannot replace the file: %s", writer->path,
+                                strerror(errno));
+    if (status != MOE_OK || !writer->temp) {
+        moei_file_writer_abort(writer);
+        return status;
+    }
+    char *parent = moei_path_parent(writer->path);
+    status = parent ? moei_dir_sync(parent, error) : no_memory(writer->path, error);
+    free(parent);
+    writer_free(writer);
+    return status;
+}
+
+void moei_file_writer_abort(moei_file_writer *writer) {
+    if (!writer) return;
+    if (writer->temp) unlink(writer->temp);
+    writer_free(writer);
+}
+
+moe_status moei_file_write(const char *path, const void *data, size_t bytes, moe_error *error) {
+    moei_file_writer *writer;
+    MOEI_TRY(moei_file_writer_open(path, bytes, &writer, error));
+    moe_status status = moei_file_writer_put(writer, data, bytes, error);
+    if (status == MOE_OK) return moei_file_writer_commit(writer, error);
+    moei_file_writer_abort(writer);
+    return status;
+}
+
+/* 4. Directories and space. */
+
+moe_status moei_file_check_space(const char *path, uint64_t bytes, moe_error *error) {
+    char *place = strdup(path);
+    struct statvfs info;
+    int failed = -1;
+    /* The nearest parent that exists is on the file system the path will be on. */
+    while (place && (failed = statvfs(place, &info)) != 0 && errno == ENOENT) {
+        char *parent = moei_path_parent(place);
+        free(place);
+        place = parent;
+    }
+    if (!place) return no_memory(path, error);
+    free(place);
+    /* Where the system does not say, the write itself will tell. */
+    if (failed != 0 || info.f_blocks == 0) return MOE_OK;
+    uint64_t available = (uint64_t)info.f_bavail * info.f_frsize;
+    if (bytes <= available) return MOE_OK;
+    return moei_error_set(error, MOE_ERR_IO,
+                          "%s: %" PRIu64 " bytes are needed, its file system has %" PRIu64 " free", path,
+                          bytes, available);
+}
+
+moe_status moei_dir_make(const char *path, moe_error *error) {
+    char *prefix = strdup(path);
+    if (!prefix) return no_memory(path, error);
+    moe_status status = MOE_OK;
+    size_t length = strlen(prefix);
+    for (size_t i = 1; i <= length && status == MOE_OK; i++) {
+        if ((prefix[i] != '/' && prefix[i] != '\0') || prefix[i - 1] == '/') continue;
+        char kept = prefix[i];
+        prefix[i] = '\0';
+        struct stat info;
+        int cause = mkdir(prefix, 0777) == 0 ? 0 : errno;
+        if (cause == EEXIST && stat(prefix, &info) == 0) cause = S_ISDIR(info.st_mode) ? 0 : ENOTDIR;
+        if (cause != 0)
+            status = moei_error_set(error, MOE_ERR_IO, "%s: cannot make the directory %s: %s", path, prefix,
+                                    strerror(cause));
+        prefix[i] = kept;
+    }
+    free(prefix);
+    return status;
+}
