@@ -1,0 +1,13 @@
+/* experts.h: finding an expert kind by name. The table itself is public: moekit/expert.h. */
+#ifndef MOEI_EXPERTS_H
+#define MOEI_EXPERTS_H
+
+#include "core/ctx.h"
+
+/* The kind registered with this context, or built in, under `name`; NULL: none. Lives as long as ctx. */
+const moe_expert_ops *moei_expert_find(const moe_ctx *ctx, const char *name);
+
+/* Our own FFN experts, registered like anybody's. */
+extern const moe_expert_ops moei_expert_ffn;
+
+#endif
