@@ -1,0 +1,47 @@
+# A front door over CMake. `make help` lists what is behind it.
+MOEKIT := build/release/moekit
+DEMO_CONFIG := configs/demo.yaml
+DEMO_RUN := runs/demo
+DEMO_PROMPT := In the beginning
+
+.PHONY: help build demo check fuzz bench format clean
+
+help:
+	@echo 'make build   the libraries and the command, in build/release'
+	@echo 'make demo    from nothing to a trained, measured and explained language model: runs/demo/report.html'
+	@echo 'make check   all tests and checks; the last line is "N passed, N failed"'
+	@echo 'make fuzz    every reader of foreign files under libFuzzer, 60 s each'
+	@echo 'make bench   speed of the kernels and of the layer on this machine'
+	@echo 'make format  clang-format over the tree'
+	@echo 'make clean   removes build/'
+
+build:
+	@scripts/install-deps.sh build
+	@cmake --preset release --log-level=WARNING >/dev/null
+	@cmake --build --preset release --target moekit-cli
+
+demo: build
+	@scripts/install-deps.sh demo
+	@scripts/get-kjv.sh
+	$(MOEKIT) train $(DEMO_CONFIG) --run.dir=$(DEMO_RUN) --run.overwrite=true
+	$(MOEKIT) eval --run $(DEMO_RUN)
+	$(MOEKIT) generate --run $(DEMO_RUN) --prompt '$(DEMO_PROMPT)'
+	$(MOEKIT) report --run $(DEMO_RUN)
+	@echo $(DEMO_RUN)/report.html
+
+check:
+	@scripts/run-tests.sh
+
+fuzz:
+	@scripts/install-deps.sh check
+	@cmake --preset fuzz >/dev/null && cmake --build --preset fuzz
+	@scripts/fuzz.sh 60
+
+bench: build
+	$(MOEKIT) bench
+
+format:
+	@scripts/check-format.sh --fix
+
+clean:
+	rm -rf build

@@ -1,0 +1,40 @@
+#!/bin/bash
+# check-names.sh BUILD_DIR: the names in the built libraries are those the headers promise.
+#   - every MOE_API declaration is exported by exactly one library, and nothing else is exported
+#   - every other global name of the static twins begins with moei_, so that it collides with nobody's
+set -uo pipefail
+build=$(realpath "${1:?usage: check-names.sh BUILD_DIR}")
+cd "$(dirname "$0")/.."
+failed=0
+complain() {
+    if [ -n "$2" ]; then
+        printf '%s:\n%s\n' "$1" "$2"
+        failed=1
+    fi
+}
+exported() { nm --dynamic --defined-only "$1" | awk '$2 != "A" { sub(/@.*/, "", $3); print $3 }' | LC_ALL=C sort; }
+global() { nm --extern-only --defined-only "$1" 2>/dev/null | awk 'NF == 3 { print $3 }' | LC_ALL=C sort -u; }
+declared() { # the name is the last word before the first parenthesis of a declaration
+    cat "$@" | awk '/^MOE_API/ { on = 1 }
+        on && match($0, /moe_[a-z0-9_]+\(/) { print substr($0, RSTART, RLENGTH - 1); on = 0 }' | LC_ALL=C sort
+}
+
+layer=$(exported "$build/libmoekit.so")
+complain "declared in moe.h, expert.h or op.h, not exported by libmoekit" \
+    "$(comm -23 <(declared include/moekit/{moe,expert,op}.h) <(echo "$layer"))"
+complain "exported by libmoekit, declared in no header" \
+    "$(comm -13 <(declared include/moekit/{moe,expert,op}.h) <(echo "$layer"))"
+static=$(global "$build/libmoekit_static.a")
+if [ -e "$build/libmoekit-lm.so" ]; then
+    models=$(exported "$build/libmoekit-lm.so")
+    complain "declared in lm.h, not exported by libmoekit-lm" \
+        "$(comm -23 <(declared include/moekit/lm.h) <(echo "$models"))"
+    complain "exported by libmoekit-lm, not declared in lm.h" \
+        "$(comm -13 <(declared include/moekit/lm.h) <(echo "$models"))"
+    static+=$'\n'$(global "$build/libmoekit_lm_static.a")
+fi
+complain "global names that begin with neither moe_ nor moei_" \
+    "$(grep -Ev '^(moei?_|$)' <<<"$static")"
+complain "begin with moe_ but are declared in no public header: make them moei_" \
+    "$(comm -13 <(declared include/moekit/*.h) <(grep '^moe_' <<<"$static" | LC_ALL=C sort -u))"
+exit $failed

@@ -1,0 +1,94 @@
+#!/bin/bash
+# run-tests.sh: everything `make check` stands for, cheap checks first. Each line is one check or one test;
+# the last line of all is "N passed, N failed", with ", N skipped" where something was.
+# What a step said is kept in build/check/<step>.log. FUZZ_SECONDS (5) is spent on each fuzz target.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+logs=build/check
+mkdir -p "$logs"
+passed=0 failed=0 skipped=0
+skipped_names=()
+
+# step NAME COMMAND...: one check. 77 means skipped, anything else but 0 failed.
+step() {
+    local name=$1 log=$logs/$1.log start=$SECONDS rc=0
+    shift
+    "$@" >"$log" 2>&1 || rc=$?
+    case $rc in
+        0) echo "ok   $name ($((SECONDS - start)) s)" && passed=$((passed + 1)) ;;
+        77) skip "$name: $(tail -n 1 "$log")" ;;
+        *)
+            echo "FAIL $name ($((SECONDS - start)) s): see $log"
+            tail -n 40 "$log"
+            failed=$((failed + 1))
+            ;;
+    esac
+    return $rc
+}
+
+skip() {
+    echo "skip $1"
+    skipped=$((skipped + 1))
+    skipped_names+=("$1")
+}
+
+build() { # PRESET [CMAKE OPTION...]
+    cmake --preset "$@" && cmake --build --preset "$1"
+}
+
+# libmoekit asks for a compiler and cmake, nothing else.
+build_layer_alone() {
+    cmake -S . -B build/alone -G Ninja -DCMAKE_DISABLE_FIND_PACKAGE_PkgConfig=ON -DMOEKIT_LM=OFF \
+        -DMOEKIT_TESTS=OFF -DMOEKIT_OPENMP=OFF -DMOEKIT_WERROR=ON && cmake --build build/alone
+}
+
+# suite PRESET [COMMAND...]: its tests through CTest, run under a command if one is given; each is counted.
+suite() {
+    local preset=$1 log=$logs/ctest-$1.log start=$SECONDS counts
+    shift
+    "$@" ctest --preset "$preset" --parallel "$(nproc)" >"$log" 2>&1
+    counts=$(sed -n 's/.*tests passed, \([0-9]*\) tests\? failed out of \([0-9]*\)$/\1 \2/p' "$log")
+    if [ -z "$counts" ]; then
+        step "ctest-$preset-ran" sh -c "tail -n 5 $log; exit 1"
+        return
+    fi
+    local bad=${counts% *} all=${counts#* } name absent=0
+    while read -r name; do
+        skip "$preset: $name"
+        absent=$((absent + 1))
+    done < <(sed -n 's/.*Test *#[0-9]*: \([^ ]*\) \.*\*\*\*Skipped.*/\1/p' "$log")
+    passed=$((passed + all - bad - absent))
+    failed=$((failed + bad))
+    if ((bad > 0)); then
+        echo "FAIL tests of $preset: $bad of $all ($((SECONDS - start)) s); see $log"
+        grep -A 40 -E 'Test +#[0-9]+: .*\*\*\*(Failed|Timeout|Exception|Not Run)' "$log" | head -n 200
+    else
+        echo "ok   tests of $preset: $((all - absent)) ($((SECONDS - start)) s)"
+    fi
+}
+
+# ThreadSanitizer of older compilers needs addresses where it expects them.
+steady_addresses() {
+    if setarch -R true 2>/dev/null; then setarch -R "$@"; else "$@"; fi
+}
+
+step dependencies scripts/install-deps.sh check
+step format scripts/check-format.sh
+step layers scripts/check-layers.sh
+step build-gcc build release -DCMAKE_C_COMPILER=gcc -DMOEKIT_WERROR=ON && {
+    step names scripts/check-names.sh build/release
+    step install scripts/check-install.sh build/release
+    suite release
+}
+step build-clang build clang -DMOEKIT_WERROR=ON
+step build-layer-alone build_layer_alone
+step build-asan build asan && suite asan
+step build-tsan build tsan && suite tsan steady_addresses
+step build-fuzz build fuzz && step fuzz scripts/fuzz.sh "${FUZZ_SECONDS:-5}"
+
+echo
+for name in ${skipped_names[@]+"${skipped_names[@]}"}; do echo "skipped: $name"; done
+summary="$passed passed, $failed failed"
+if ((skipped > 0)); then summary+=", $skipped skipped"; fi
+echo "$summary"
+exit $((failed > 0))
