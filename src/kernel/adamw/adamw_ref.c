@@ -2,7 +2,7 @@
  * value, m, v, grad [n]; f32 or f64 in f64 arithmetic.
  * Source: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
  */
-#include "kernel/kernel.h"
+#include "kernel/kernel_list.h"
 #include "kernel/real.h"
 
 #include <math.h>

@@ -3,7 +3,7 @@
  * [n_seq*q_len, heads]; f32 or f64 in f64 arithmetic. Source: Vaswani et al. 2017, eq. 1; Ainslie et al.
  * 2023 (groups); Dao et al. 2022, algorithm 4 (backward from lse).
  */
-#include "kernel/kernel.h"
+#include "kernel/kernel_list.h"
 #include "kernel/real.h"
 
 #include <math.h>

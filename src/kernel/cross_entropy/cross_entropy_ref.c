@@ -2,7 +2,7 @@
  * logits [rows, n] with row stride ld, target, row_loss [rows]; f32 or f64 in f64 arithmetic.
  * loss = log(sum exp(x)) - x[target]; dlogits = grad_scale * (softmax(x) - onehot(target)).
  */
-#include "kernel/kernel.h"
+#include "kernel/kernel_list.h"
 #include "kernel/real.h"
 
 #include <math.h>

@@ -2,7 +2,7 @@
  * x, y, dy, dx [rows, n], gain, dgain [n], inv_rms [rows]; f32 or f64 in f64 arithmetic.
  * Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
  */
-#include "kernel/kernel.h"
+#include "kernel/kernel_list.h"
 #include "kernel/real.h"
 
 #include <math.h>

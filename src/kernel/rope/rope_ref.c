@@ -2,7 +2,7 @@
  * x [rows, heads, head_dim] with row stride ldx, position [rows]; f32 or f64 in f64 arithmetic.
  * Source: Su et al. 2021, "RoFormer", eq. 34, with the halves layout of GPT-NeoX.
  */
-#include "kernel/kernel.h"
+#include "kernel/kernel_list.h"
 #include "kernel/real.h"
 
 #include <math.h>

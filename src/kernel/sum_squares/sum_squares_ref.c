@@ -2,7 +2,7 @@
  * x [n], f32 or f64; sums in f64.
  * Blocks of 16384 are summed apart and then added in order, so any number of threads agrees.
  */
-#include "kernel/kernel.h"
+#include "kernel/kernel_list.h"
 #include "kernel/real.h"
 
 enum { BLOCK = 16384 };

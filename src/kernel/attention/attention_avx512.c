@@ -1,0 +1,14 @@
+/* attention_avx512.c: causal grouped-query attention, f32, AVX-512.
+ * Shapes and source: attention_simd.h, which is the algorithm.
+ */
+#include "kernel/simd_avx512.h"
+
+#include "kernel/attention/attention_simd.h"
+
+void moei_attention__avx512(const moei_team *team, const moe_attention_args *args) {
+    attention_forward(team, args);
+}
+
+void moei_attention_backward__avx512(const moei_team *team, const moe_attention_args *args) {
+    attention_backward(team, args);
+}
