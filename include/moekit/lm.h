@@ -56,6 +56,8 @@ typedef struct moe_lm_info {
 MOE_API void moe_lm_get_info(const moe_lm *lm, moe_lm_info *info);
 /* The layer of block `index`, for its load, routing and parameters. */
 MOE_API moe_layer *moe_lm_layer(moe_lm *lm, int32_t index);
+/* What the layer of block `index` told about the last forward (moe_lm_loss or moe_lm_logits). */
+MOE_API moe_status moe_lm_layer_stats(const moe_lm *lm, int32_t index, moe_stats *stats);
 /* Every parameter of the model, blocks included, under its checkpoint-independent name. */
 MOE_API int32_t moe_lm_param_count(const moe_lm *lm);
 MOE_API moe_status moe_lm_param(const moe_lm *lm, int32_t index, moe_param *param);
@@ -97,6 +99,8 @@ typedef struct moe_lm_progress {
     double eval_bits_per_byte; /* last evaluation, NaN before the first */
     const char *event;         /* NULL, or what happened: "eval", "checkpoint <path>", "resume <path>" */
 } moe_lm_progress;
+/* The one line of key=value that main.log keeps and a terminal shows. */
+MOE_API void moe_lm_progress_text(const moe_lm_progress *progress, char *text, size_t size);
 typedef struct moe_lm_train_options {
     size_t size;
     const char *run_dir; /* made; an existing one is MOE_ERR_ARGUMENT unless `resume` */
@@ -112,15 +116,27 @@ MOE_API moe_status moe_lm_train(moe_ctx *ctx, const moe_lm_config *config,
 MOE_API moe_status moe_lm_newest_checkpoint(const char *run_dir, char *path, size_t size, moe_error *error);
 
 /* 5. Evaluation of a text, with what the experts did on it. */
+typedef struct moe_lm_baseline {
+    const char *name; /* "gzip" */
+    double bits_per_byte;
+} moe_lm_baseline;
+typedef struct moe_lm_eval_options {
+    size_t size;
+    int64_t max_bytes;      /* of the text; 0: all */
+    const char *json_path;  /* NULL: no analysis; else written as docs/run-directory.md says */
+    const char *checkpoint; /* recorded there; NULL: "" */
+    const moe_lm_baseline *baselines;
+    size_t n_baselines;
+} moe_lm_eval_options;
 typedef struct moe_lm_eval_result {
     size_t size;
-    int64_t n_bytes; /* predicted bytes */
+    int64_t n_bytes; /* predicted bytes: all but the first */
     double bits_per_byte;
     double seconds;
 } moe_lm_eval_result;
-/* Predicts every byte of the file once, in windows of the model's context that overlap by half. If
- * json_path is not NULL, also writes the analysis described in docs/run-directory.md. */
-MOE_API moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const char *json_path,
+/* Predicts every byte of the file once, in windows of the model's context that overlap by half.
+ * options NULL: the whole text, no analysis. */
+MOE_API moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_options *options,
                                moe_lm_eval_result *result);
 
 /* 6. Report: one self-contained HTML file from a run directory (docs/run-directory.md). */
