@@ -55,6 +55,11 @@ bool moei_file_exists(const char *path) {
     return stat(path, &info) == 0;
 }
 
+bool moei_dir_exists(const char *path) {
+    struct stat info;
+    return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
 /* 2. Reading. */
 
 /* Opens without blocking on pipes, which are refused with everything else that is no regular file. */

@@ -33,7 +33,8 @@ moe_status moei_file_writer_put(moei_file_writer *writer, const void *data, size
 moe_status moei_file_writer_commit(moei_file_writer *writer, moe_error *error);
 void moei_file_writer_abort(moei_file_writer *writer);
 
-bool moei_file_exists(const char *path);
+bool moei_file_exists(const char *path); /* whatever it is */
+bool moei_dir_exists(const char *path);
 /* MOE_ERR_IO when the file system that path lies (or will lie) on has fewer than `bytes` free. */
 moe_status moei_file_check_space(const char *path, uint64_t bytes, moe_error *error);
 /* Makes a directory and its missing parents; one that exists is fine. */

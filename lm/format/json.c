@@ -106,7 +106,7 @@ static moe_status find(const json_t *object, const char *where, const char *key,
 
 static moe_status need(const json_t *object, const char *where, const char *key, kind wanted, json_t **value,
                        moe_error *error) {
-    json_t *found;
+    json_t *found = NULL;
     MOEI_TRY(find(object, where, key, wanted, &found, error));
     if (!found)
         return moei_error_set(error, MOE_ERR_INPUT, "%s: %s is missing, it must be %s", where, key,
@@ -128,14 +128,14 @@ static moe_status take_int(const json_t *found, const char *where, const char *k
 
 moe_status moei_json_get_int(const json_t *object, const char *where, const char *key, int64_t min,
                              int64_t max, int64_t *value, moe_error *error) {
-    json_t *found;
+    json_t *found = NULL;
     MOEI_TRY(need(object, where, key, KIND_INT, &found, error));
     return take_int(found, where, key, min, max, value, error);
 }
 
 moe_status moei_json_get_real(const json_t *object, const char *where, const char *key, double *value,
                               moe_error *error) {
-    json_t *found;
+    json_t *found = NULL;
     MOEI_TRY(need(object, where, key, KIND_REAL, &found, error));
     *value = json_number_value(found);
     return MOE_OK;
@@ -143,7 +143,7 @@ moe_status moei_json_get_real(const json_t *object, const char *where, const cha
 
 moe_status moei_json_get_bool(const json_t *object, const char *where, const char *key, bool *value,
                               moe_error *error) {
-    json_t *found;
+    json_t *found = NULL;
     MOEI_TRY(need(object, where, key, KIND_BOOL, &found, error));
     *value = json_is_true(found);
     return MOE_OK;
@@ -151,7 +151,7 @@ moe_status moei_json_get_bool(const json_t *object, const char *where, const cha
 
 moe_status moei_json_get_string(const json_t *object, const char *where, const char *key, const char **value,
                                 moe_error *error) {
-    json_t *found;
+    json_t *found = NULL;
     MOEI_TRY(need(object, where, key, KIND_STRING, &found, error));
     *value = json_string_value(found);
     return MOE_OK;
@@ -169,14 +169,14 @@ moe_status moei_json_get_array(const json_t *object, const char *where, const ch
 
 moe_status moei_json_opt_int(const json_t *object, const char *where, const char *key, int64_t min,
                              int64_t max, int64_t *value, moe_error *error) {
-    json_t *found;
+    json_t *found = NULL;
     MOEI_TRY(find(object, where, key, KIND_INT, &found, error));
     return found ? take_int(found, where, key, min, max, value, error) : MOE_OK;
 }
 
 moe_status moei_json_opt_real(const json_t *object, const char *where, const char *key, double *value,
                               moe_error *error) {
-    json_t *found;
+    json_t *found = NULL;
     MOEI_TRY(find(object, where, key, KIND_REAL, &found, error));
     if (found) *value = json_number_value(found);
     return MOE_OK;
@@ -184,7 +184,7 @@ moe_status moei_json_opt_real(const json_t *object, const char *where, const cha
 
 moe_status moei_json_opt_bool(const json_t *object, const char *where, const char *key, bool *value,
                               moe_error *error) {
-    json_t *found;
+    json_t *found = NULL;
     MOEI_TRY(find(object, where, key, KIND_BOOL, &found, error));
     if (found) *value = json_is_true(found);
     return MOE_OK;
@@ -192,7 +192,7 @@ moe_status moei_json_opt_bool(const json_t *object, const char *where, const cha
 
 moe_status moei_json_opt_string(const json_t *object, const char *where, const char *key, const char **value,
                                 moe_error *error) {
-    json_t *found;
+    json_t *found = NULL;
     MOEI_TRY(find(object, where, key, KIND_STRING, &found, error));
     if (found) *value = json_string_value(found);
     return MOE_OK;
@@ -200,7 +200,7 @@ moe_status moei_json_opt_string(const json_t *object, const char *where, const c
 
 moe_status moei_json_opt_object(const json_t *object, const char *where, const char *key, json_t **value,
                                 moe_error *error) {
-    json_t *found;
+    json_t *found = NULL;
     MOEI_TRY(find(object, where, key, KIND_OBJECT, &found, error));
     if (found) *value = found;
     return MOE_OK;

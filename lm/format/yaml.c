@@ -19,7 +19,7 @@ typedef struct entry {
     int line, column;
 } entry;
 
-typedef struct reader {
+typedef struct yaml_reader {
     const char *name;
     const char *data;
     size_t bytes;
@@ -29,11 +29,11 @@ typedef struct reader {
     size_t key_length;
     entry *entries;
     size_t n_entries, n_allocated;
-} reader;
+} yaml_reader;
 
-static moe_status fail_at(const reader *reader, int line, int column, const char *format, ...)
+static moe_status fail_at(const yaml_reader *reader, int line, int column, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
-static moe_status fail_at(const reader *reader, int line, int column, const char *format, ...) {
+static moe_status fail_at(const yaml_reader *reader, int line, int column, const char *format, ...) {
     char text[300];
     va_list args;
     va_start(args, format);
@@ -49,12 +49,12 @@ static int column_of(const yaml_event_t *event) {
     return (int)event->start_mark.column + 1;
 }
 
-static moe_status no_memory(const reader *reader) {
+static moe_status no_memory(const yaml_reader *reader) {
     return moei_error_set(reader->error, MOE_ERR_MEMORY, "%s: out of memory", reader->name);
 }
 
 /* A place given as a byte offset, for faults that libyaml finds before it counts lines. */
-static moe_status fail_at_offset(const reader *reader, size_t offset, const char *what) {
+static moe_status fail_at_offset(const yaml_reader *reader, size_t offset, const char *what) {
     int line = 1, column = 1;
     for (size_t i = 0; i < offset && i < reader->bytes; i++) {
         column = reader->data[i] == '\n' ? 1 : column + 1;
@@ -63,7 +63,7 @@ static moe_status fail_at_offset(const reader *reader, size_t offset, const char
     return fail_at(reader, line, column, "%s", what);
 }
 
-static moe_status next_event(reader *reader, yaml_event_t *event) {
+static moe_status next_event(yaml_reader *reader, yaml_event_t *event) {
     if (yaml_parser_parse(&reader->parser, event)) return MOE_OK;
     const yaml_parser_t *parser = &reader->parser;
     if (parser->error == YAML_MEMORY_ERROR) return no_memory(reader);
@@ -83,7 +83,7 @@ static bool is_core_tag(const yaml_char_t *tag) {
     return false;
 }
 
-static moe_status check_node(const reader *reader, const yaml_event_t *event) {
+static moe_status check_node(const yaml_reader *reader, const yaml_event_t *event) {
     const yaml_char_t *anchor = NULL, *tag = NULL;
     bool scalar = event->type == YAML_SCALAR_EVENT;
     if (event->type == YAML_ALIAS_EVENT) anchor = event->data.alias.anchor;
@@ -133,7 +133,7 @@ static const char *key_fault(const char *key) {
 }
 
 /* Appends ".part" to the path of the reader. */
-static moe_status push_key(reader *reader, const yaml_event_t *event) {
+static moe_status push_key(yaml_reader *reader, const yaml_event_t *event) {
     const char *part = (const char *)event->data.scalar.value;
     size_t at = reader->key_length;
     int written = snprintf(reader->key + at, sizeof reader->key - at, "%s%s", at > 0 ? "." : "", part);
@@ -150,12 +150,12 @@ static moe_status push_key(reader *reader, const yaml_event_t *event) {
     return MOE_OK;
 }
 
-static void pop_key(reader *reader, size_t length) {
+static void pop_key(yaml_reader *reader, size_t length) {
     reader->key_length = length;
     reader->key[length] = '\0';
 }
 
-static moe_status add_entry(reader *reader, const char *value, int line, int column) {
+static moe_status add_entry(yaml_reader *reader, const char *value, int line, int column) {
     if (reader->n_entries == reader->n_allocated) {
         size_t n = reader->n_allocated > 0 ? 2 * reader->n_allocated : 64;
         entry *grown = realloc(reader->entries, n * sizeof *grown);
@@ -171,7 +171,7 @@ static moe_status add_entry(reader *reader, const char *value, int line, int col
 
 /* 3. Nodes. read_* get the event that opened the node and read up to the one that closes it. */
 
-static moe_status add_item(const reader *reader, const yaml_event_t *event, FILE *joined, bool first) {
+static moe_status add_item(const yaml_reader *reader, const yaml_event_t *event, FILE *joined, bool first) {
     if (event->type != YAML_SCALAR_EVENT)
         return fail_at(reader, line_of(event), column_of(event), "a list may hold plain values only");
     const char *text = scalar_text(event);
@@ -181,7 +181,7 @@ static moe_status add_item(const reader *reader, const yaml_event_t *event, FILE
     return fprintf(joined, "%s%s", first ? "" : ",", text) < 0 ? no_memory(reader) : MOE_OK;
 }
 
-static moe_status read_items(reader *reader, FILE *joined) {
+static moe_status read_items(yaml_reader *reader, FILE *joined) {
     for (bool first = true;; first = false) {
         yaml_event_t event;
         MOEI_TRY(next_event(reader, &event));
@@ -193,7 +193,7 @@ static moe_status read_items(reader *reader, FILE *joined) {
     }
 }
 
-static moe_status read_list(reader *reader, const yaml_event_t *start) {
+static moe_status read_list(yaml_reader *reader, const yaml_event_t *start) {
     char *text = NULL;
     size_t length = 0;
     FILE *joined = open_memstream(&text, &length);
@@ -205,9 +205,9 @@ static moe_status read_list(reader *reader, const yaml_event_t *start) {
     return status;
 }
 
-static moe_status read_mapping(reader *reader);
+static moe_status read_mapping(yaml_reader *reader);
 
-static moe_status read_value(reader *reader) {
+static moe_status read_value(yaml_reader *reader) {
     yaml_event_t event;
     MOEI_TRY(next_event(reader, &event));
     moe_status status = check_node(reader, &event);
@@ -225,7 +225,7 @@ static moe_status read_value(reader *reader) {
 }
 
 /* Recursion ends at MOEI_YAML_MAX_DEPTH, where push_key refuses. */
-static moe_status read_mapping(reader *reader) {
+static moe_status read_mapping(yaml_reader *reader) {
     size_t length = reader->key_length;
     for (;;) {
         yaml_event_t event;
@@ -244,7 +244,7 @@ static moe_status read_mapping(reader *reader) {
 
 /* 4. The stream: at most one document, whose root is a mapping or nothing. */
 
-static moe_status read_document(reader *reader) {
+static moe_status read_document(yaml_reader *reader) {
     yaml_event_t event;
     MOEI_TRY(next_event(reader, &event));
     moe_status status = check_node(reader, &event);
@@ -257,7 +257,7 @@ static moe_status read_document(reader *reader) {
     return status;
 }
 
-static moe_status read_stream(reader *reader) {
+static moe_status read_stream(yaml_reader *reader) {
     for (int n_documents = 0;;) {
         yaml_event_t event;
         MOEI_TRY(next_event(reader, &event));
@@ -293,7 +293,7 @@ static int compare_entries(const void *a, const void *b) {
     return left < right ? -1 : left > right; /* the later in the file is the duplicate */
 }
 
-static moe_status check_keys(const reader *reader) {
+static moe_status check_keys(const yaml_reader *reader) {
     if (reader->n_entries == 0) return MOE_OK;
     const entry **sorted = malloc(reader->n_entries * sizeof *sorted);
     if (!sorted) return no_memory(reader);
@@ -314,9 +314,9 @@ static moe_status check_keys(const reader *reader) {
     return status;
 }
 
-/* 6. Entry points. */
+/* 6. Reading. */
 
-static moe_status collect(reader *reader) {
+static moe_status collect(yaml_reader *reader) {
     const char *nul = memchr(reader->data, '\0', reader->bytes);
     if (nul) return fail_at_offset(reader, (size_t)(nul - reader->data), "a NUL byte is not accepted");
     if (!yaml_parser_initialize(&reader->parser)) return no_memory(reader);
@@ -333,7 +333,7 @@ moe_status moei_yaml_parse(const char *name, const void *data, size_t bytes, moe
         return moei_error_set(error, MOE_ERR_INPUT, "%s: %zu bytes, at most %d are accepted", name, bytes,
                               (int)MOEI_YAML_MAX_BYTES);
     if (bytes == 0) return MOE_OK;
-    reader reader = {.name = name, .data = data, .bytes = bytes, .error = error};
+    yaml_reader reader = {.name = name, .data = data, .bytes = bytes, .error = error};
     moe_status status = collect(&reader);
     for (size_t i = 0; i < reader.n_entries && status == MOE_OK; i++) {
         const entry *pair = &reader.entries[i];
@@ -353,5 +353,126 @@ moe_status moei_yaml_load(const char *path, moei_yaml_pair_fn on_pair, void *use
     MOEI_TRY(moei_file_read(path, 0, MOEI_YAML_MAX_BYTES, &text, &bytes, error));
     moe_status status = moei_yaml_parse(path, text, bytes, on_pair, user, error);
     free(text);
+    return status;
+}
+
+/* 7. Writing. */
+
+/* Length of the UTF-8 sequence that `at` starts with and its code point; 0: not UTF-8. */
+static size_t decode_utf8(const unsigned char *at, uint32_t *code) {
+    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+    size_t length = *at < 0x80 ? 1 : *at >> 5 == 6 ? 2 : *at >> 4 == 14 ? 3 : *at >> 3 == 30 ? 4 : 0;
+    if (length == 0) return 0;
+    uint32_t value = length == 1 ? *at : *at & (0x7FU >> length);
+    for (size_t i = 1; i < length; i++) {
+        if (at[i] >> 6 != 2) return 0;
+        value = value << 6 | (at[i] & 0x3FU);
+    }
+    if (value < least[length] || value > 0x10FFFF || (value >= 0xD800 && value <= 0xDFFF)) return 0;
+    *code = value;
+    return length;
+}
+
+static bool is_utf8(const char *text) {
+    uint32_t code;
+    for (size_t n; *text; text += n)
+        if ((n = decode_utf8((const unsigned char *)text, &code)) == 0) return false;
+    return true;
+}
+
+/* Plain where no YAML reader could see anything but text, a number or a truth value in it. */
+static bool is_plain(const char *text) {
+    static const char safe[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./+-, ";
+    static const char first[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./";
+    size_t length = strlen(text);
+    if (length == 0 || text[strspn(text, safe)] != '\0' || text[length - 1] == ' ') return false;
+    bool is_signed = (text[0] == '-' || text[0] == '+') && text[1] >= '0' && text[1] <= '9';
+    if (!is_signed && !strchr(first, text[0])) return false;
+    return strcmp(text, "null") != 0 && strcmp(text, "Null") != 0 && strcmp(text, "NULL") != 0;
+}
+
+static void put_scalar(FILE *out, const char *text, size_t length) {
+    char *part = strndup(text, length);
+    bool plain = part && is_plain(part);
+    if (plain) fputs(part, out);
+    free(part);
+    if (plain) return;
+    fputc('"', out);
+    uint32_t code = 0;
+    for (size_t i = 0, n; i < length; i += n) {
+        n = decode_utf8((const unsigned char *)text + i, &code);
+        bool special = code < 0x20 || code == 0x7F || (code >= 0x80 && code < 0xA0) || code == 0x2028 ||
+                       code == 0x2029 || code == 0xFEFF || code == 0xFFFE || code == 0xFFFF;
+        if (special)
+            fprintf(out, "\\u%04X", (unsigned)code);
+        else
+            fprintf(out, "%s%.*s", code == '"' || code == '\\' ? "\\" : "", (int)n, text + i);
+    }
+    fputc('"', out);
+}
+
+/* The groups of key that the pair before it did not open, then the value. */
+static void put_pair(FILE *out, const char *before, const moei_yaml_pair *pair) {
+    const char *part = pair->key;
+    int indent = 0;
+    for (const char *dot; (dot = strchr(part, '.')); part = dot + 1, indent += 2) {
+        size_t prefix = (size_t)(dot - pair->key);
+        if (strncmp(before, pair->key, prefix) == 0 && before[prefix] == '.') continue;
+        fprintf(out, "%*s", indent, "");
+        put_scalar(out, part, (size_t)(dot - part));
+        fputs(":\n", out);
+    }
+    fprintf(out, "%*s", indent, "");
+    put_scalar(out, part, strlen(part));
+    fputs(": ", out);
+    put_scalar(out, pair->value, strlen(pair->value));
+    fputc('\n', out);
+}
+
+static int compare_pairs(const void *a, const void *b) {
+    return compare_keys(((const moei_yaml_pair *)a)->key, ((const moei_yaml_pair *)b)->key);
+}
+
+static moe_status check_pairs(const moei_yaml_pair *sorted, size_t count, moe_error *error) {
+    for (size_t i = 0; i < count; i++) {
+        const char *key = sorted[i].key, *fault = key_fault(key);
+        if (fault) return moei_error_set(error, MOE_ERR_ARGUMENT, "the key \"%.300s\" %s", key, fault);
+        if (!is_utf8(key) || !is_utf8(sorted[i].value))
+            return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: key or value is not UTF-8", key);
+        const char *before = i > 0 ? sorted[i - 1].key : "";
+        if (strcmp(before, key) == 0)
+            return moei_error_set(error, MOE_ERR_ARGUMENT, "the key %s was given twice", key);
+        if (i > 0 && is_below(key, before))
+            return moei_error_set(error, MOE_ERR_ARGUMENT, "%s stands below %s, which has a value", key,
+                                  before);
+    }
+    return MOE_OK;
+}
+
+static moe_status write_pairs(const moei_yaml_pair *sorted, size_t count, char **text, moe_error *error) {
+    size_t length = 0;
+    FILE *out = open_memstream(text, &length);
+    if (!out) return moei_error_set(error, MOE_ERR_MEMORY, "out of memory");
+    for (size_t i = 0; i < count; i++) put_pair(out, i > 0 ? sorted[i - 1].key : "", &sorted[i]);
+    bool whole = !ferror(out);
+    if (fclose(out) != 0 || !whole) return moei_error_set(error, MOE_ERR_MEMORY, "out of memory");
+    if (length <= MOEI_YAML_MAX_BYTES) return MOE_OK;
+    return moei_error_set(error, MOE_ERR_ARGUMENT, "%zu bytes of YAML, at most %d can be read back", length,
+                          (int)MOEI_YAML_MAX_BYTES);
+}
+
+moe_status moei_yaml_format(const moei_yaml_pair *pairs, size_t count, char **text, moe_error *error) {
+    moei_yaml_pair *sorted = malloc((count + 1) * sizeof *sorted);
+    if (!sorted) return moei_error_set(error, MOE_ERR_MEMORY, "out of memory");
+    if (count > 0) memcpy(sorted, pairs, count * sizeof *sorted);
+    qsort(sorted, count, sizeof *sorted, compare_pairs);
+    char *written = NULL;
+    moe_status status = check_pairs(sorted, count, error);
+    if (status == MOE_OK) status = write_pairs(sorted, count, &written, error);
+    free(sorted);
+    if (status == MOE_OK)
+        *text = written;
+    else
+        free(written);
     return status;
 }
