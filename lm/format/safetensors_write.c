@@ -32,7 +32,7 @@ static moe_status tensor_bytes(const char *path, const moei_st_tensor *tensor, u
 /* Adds one entry to the header, whose data runs from `begin` to *end. */
 static moe_status add_tensor(const char *path, json_t *header, const moei_st_tensor *tensor, uint64_t begin,
                              uint64_t *end, moe_error *error) {
-    uint64_t bytes;
+    uint64_t bytes = 0;
     if (!tensor->name || strcmp(tensor->name, "__metadata__") == 0)
         return refuse(path, tensor->name ? tensor->name : "(null)", "cannot have this name", error);
     if (json_object_get(header, tensor->name)) return refuse(path, tensor->name, "was given twice", error);
@@ -108,8 +108,8 @@ static moe_status put_all(moei_file_writer *writer, const char *header, const mo
 
 moe_status moei_safetensors_write(const char *path, const moei_st_tensor *tensors, size_t count,
                                   const moei_st_pair *metadata, size_t n_metadata, moe_error *error) {
-    char *header;
-    uint64_t data_bytes;
+    char *header = NULL;
+    uint64_t data_bytes = 0;
     MOEI_TRY(make_header(path, tensors, count, metadata, n_metadata, &header, &data_bytes, error));
     moei_file_writer *writer = NULL;
     moe_status status = MOE_OK;
