@@ -42,8 +42,8 @@ typedef struct moe_expert_io {
     void *saved;   /* saved_bytes(R): written by a MOE_TRAIN forward, may be overwritten by backward */
     void *scratch; /* scratch_bytes(R, mode) */
     /* backward only */
-    moe_mat dout;      /* [T, d_out] dy of the tokens; or [R, d_out] weight * dy where `contiguous` */
-    moe_mat din;       /* [R, d_in] written: gradient of each row's input, weight included */
+    moe_mat dout; /* [T, d_out] dy of the tokens; or [R, d_out] weight * dy where `contiguous` */
+    moe_mat din; /* [R, d_in] written: gradient of each row's input, weight included; data NULL: not wanted */
     void *drow_weight; /* [R] written: d loss / d row_weight; not asked of `contiguous` kinds */
 } moe_expert_io;
 

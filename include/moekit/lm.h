@@ -130,7 +130,7 @@ typedef struct moe_lm_eval_options {
 } moe_lm_eval_options;
 typedef struct moe_lm_eval_result {
     size_t size;
-    int64_t n_bytes; /* predicted bytes: all but the first */
+    int64_t n_bytes; /* predicted; the first, which nothing precedes, costs log2(vocab_size) bits */
     double bits_per_byte;
     double seconds;
 } moe_lm_eval_result;

@@ -186,8 +186,8 @@ MOE_API moe_layer_bytes moe_layer_measure(const moe_layer *layer, int64_t max_to
 /* Allocates for batches of up to max_tokens; MOE_TRAIN also allocates zeroed gradients. May be
  * called again with a larger size: parameters and gradients keep their values. */
 MOE_API moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode);
-/* Bytes moe_layer_reserve will take for a descriptor of this kind come from moe_layer_measure.
- * Layers of one model may share one scratch block: pass the owner, reserved at least as large. */
+/* Layers of one model run one after another, so they may share one scratch block: `layer` uses that of
+ * `owner`, which must be reserved first, for no fewer bytes of scratch, and must outlive it. */
 MOE_API moe_status moe_layer_share_scratch(moe_layer *layer, moe_layer *owner);
 
 /* What a call may say beyond its tensors; NULL means all defaults. */
@@ -229,7 +229,7 @@ typedef struct moe_param {
     const char *name;
     moe_dtype dtype;
     int32_t n_dim;
-    int64_t dim[3];
+    int64_t dim[3]; /* 1 beyond n_dim */
     void *value;
     void *grad; /* NULL until reserved for training */
 } moe_param;

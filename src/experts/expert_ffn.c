@@ -36,9 +36,8 @@ static void param_shape(const ffn *f, int32_t index, moe_param *param) {
 }
 
 static size_t param_bytes(const moe_param *param) {
-    size_t numbers = (size_t)param->dim[0] * (size_t)param->dim[1] * (size_t)param->dim[2];
-    if (param->n_dim == 2) numbers = (size_t)param->dim[0] * (size_t)param->dim[1];
-    return numbers * moe_dtype_bytes(param->dtype);
+    return (size_t)param->dim[0] * (size_t)param->dim[1] * (size_t)param->dim[2] *
+           moe_dtype_bytes(param->dtype);
 }
 
 /* Expert e draws from a stream of its own, so the weights do not depend on who holds which expert. */

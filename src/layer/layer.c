@@ -1,0 +1,146 @@
+/* layer.c: makes and destroys a layer: its gate, its experts, its list of parameters.
+ * gate[E,d]; experts and the shared expert come from the public table of moekit/expert.h.
+ * Source: DESIGN of this project, section 2; docs/architecture.md walks one call.
+ */
+#include "layer/layer.h"
+
+#include "experts/experts.h"
+#include "layer/layer_desc.h"
+
+#include <moekit/op.h>
+
+#include <stdio.h>
+#include <string.h>
+
+static size_t gate_bytes(const moe_layer_desc *d) {
+    return (size_t)d->num_experts * (size_t)d->d_model * moe_dtype_bytes(d->dtype);
+}
+
+static moe_status create_gate(moe_layer *layer) {
+    const moe_layer_desc *d = &layer->desc;
+    layer->gate = moe_ctx_alloc(layer->ctx, gate_bytes(d));
+    if (!layer->gate) return MOE_ERR_MEMORY;
+    moe_random_normal(layer->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)d->layer_index, UINT64_MAX, d->dtype,
+                      layer->gate, (int64_t)d->num_experts * d->d_model, (double)d->init_std);
+    layer->router =
+        (moei_router){.d_model = d->d_model,
+                      .n_experts = d->num_experts,
+                      .top_k = d->top_k,
+                      .score_before_topk = d->score_before_topk,
+                      /* A single weight divided by itself would cut the router off its gradient. */
+                      .norm_topk_prob = d->norm_topk_prob && d->top_k > 1,
+                      .scale = (double)d->routed_scaling_factor,
+                      .jitter_eps = d->input_jitter_eps,
+                      .layer_index = (uint32_t)d->layer_index};
+    layer->param[layer->n_params++] = (moei_layer_param){.name = "gate.weight", .bytes = gate_bytes(d)};
+    return MOE_OK;
+}
+
+/* Adds the parameters of one group of experts to the layer's list, under "prefix.name". */
+static moe_status list_params(moe_layer *layer, moei_experts *experts) {
+    int32_t count = experts->ops->param_count(experts->self);
+    if (count < 0 || count > MOEI_LAYER_PARAMS - layer->n_params)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED,
+                            "expert '%s' has %d parameters; a layer holds %d", experts->ops->name, count,
+                            MOEI_LAYER_PARAMS);
+    for (int32_t i = 0; i < count; ++i) {
+        moe_param param;
+        MOEI_TRY(experts->ops->param(experts->self, i, &param));
+        moei_layer_param *entry = &layer->param[layer->n_params++];
+        *entry = (moei_layer_param){.experts = experts, .index = i, .bytes = moe_dtype_bytes(param.dtype)};
+        for (int32_t j = 0; j < param.n_dim; ++j) entry->bytes *= (size_t)param.dim[j];
+        snprintf(entry->name, sizeof entry->name, "%s.%s", experts->prefix, param.name);
+    }
+    return MOE_OK;
+}
+
+static moe_status create_experts(moe_layer *layer, moei_experts *experts, const char *kind,
+                                 const moe_expert_desc *desc) {
+    const moe_expert_ops *ops = moei_expert_find(layer->ctx, kind);
+    if (!ops)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                            "expert: '%s' is not known; built in is 'ffn', others are registered with "
+                            "moe_expert_register",
+                            kind);
+    moe_expert_desc told = *desc;
+    told.user = ops->user;
+    MOEI_TRY(ops->create(layer->ctx, &told, &experts->self));
+    experts->ops = ops;
+    experts->n_experts = desc->n_experts;
+    return list_params(layer, experts);
+}
+
+static moe_expert_desc expert_desc(const moe_layer_desc *d) {
+    return (moe_expert_desc){.size = sizeof(moe_expert_desc),
+                             .dtype = d->dtype,
+                             .n_experts = d->num_experts,
+                             .d_in = d->d_model,
+                             .d_hidden = d->expert_hidden_size,
+                             .d_out = d->d_model,
+                             .activation = d->activation,
+                             .bias = d->expert_bias,
+                             .init_std = d->init_std,
+                             .init_std_down = d->init_std_down,
+                             .layer_index = d->layer_index};
+}
+
+/* All shared experts see every token, so together they are one FFN of their summed width. */
+static moe_expert_desc shared_desc(const moe_layer_desc *d) {
+    moe_expert_desc shared = expert_desc(d);
+    shared.n_experts = 1;
+    shared.d_hidden = d->num_shared_experts * d->shared_expert_hidden_size;
+    shared.stream = 1;
+    return shared;
+}
+
+static moe_status create_parts(moe_layer *layer) {
+    const moe_layer_desc *d = &layer->desc;
+    layer->experts.prefix = "experts";
+    layer->shared.prefix = "shared";
+    if (d->num_experts > 0) {
+        const moe_expert_desc desc = expert_desc(d);
+        MOEI_TRY(create_gate(layer));
+        MOEI_TRY(create_experts(layer, &layer->experts, d->expert, &desc));
+    }
+    if (d->num_shared_experts > 0) {
+        const moe_expert_desc desc = shared_desc(d);
+        MOEI_TRY(create_experts(layer, &layer->shared, "ffn", &desc));
+    }
+    return MOE_OK;
+}
+
+moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer **out) {
+    moe_layer_desc filled;
+    MOEI_TRY(moei_layer_desc_fill(ctx, desc, &filled));
+    moe_layer *layer = moe_ctx_alloc(ctx, sizeof *layer);
+    if (!layer) return MOE_ERR_MEMORY;
+    *layer = (moe_layer){.ctx = ctx, .desc = filled, .max_tokens = -1};
+    moe_status status = create_parts(layer);
+    if (status != MOE_OK) {
+        moe_layer_destroy(layer);
+        return status;
+    }
+    *out = layer;
+    return MOE_OK;
+}
+
+static void destroy_experts(moei_experts *experts) {
+    if (experts->ops) experts->ops->destroy(experts->self);
+}
+
+void moe_layer_destroy(moe_layer *layer) {
+    if (!layer) return;
+    moe_ctx *ctx = layer->ctx;
+    for (int32_t i = 0; i < layer->n_params; ++i)
+        moe_ctx_free(ctx, layer->param[i].grad, layer->param[i].bytes);
+    destroy_experts(&layer->experts);
+    destroy_experts(&layer->shared);
+    moe_ctx_free(ctx, layer->gate, gate_bytes(&layer->desc));
+    moe_ctx_free(ctx, layer->saved_block, layer->saved_bytes);
+    if (!layer->scratch_owner) moe_ctx_free(ctx, layer->scratch_block, layer->scratch_bytes);
+    moe_ctx_free(ctx, layer, sizeof *layer);
+}
+
+const moe_layer_desc *moe_layer_get_desc(const moe_layer *layer) {
+    return &layer->desc;
+}

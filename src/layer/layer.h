@@ -1,0 +1,86 @@
+/* layer.h: the inside of a layer: its parts, its parameters and its memory.
+ * Memory is three arenas: parameters live with their owners, `saved` goes from forward to backward,
+ * `scratch` is free between calls and may belong to another layer.
+ */
+#ifndef MOEI_LAYER_H
+#define MOEI_LAYER_H
+
+#include "core/arena.h"
+#include "core/ctx.h"
+#include "dispatch/dispatch.h"
+#include "flow.h"
+#include "route/route.h"
+
+/* One group of experts behind the public table: the routed ones, or the shared one. */
+typedef struct moei_experts {
+    const moe_expert_ops *ops; /* NULL: the layer has none */
+    void *self;
+    int32_t n_experts;
+    const char *prefix; /* of parameter names */
+} moei_experts;
+
+enum { MOEI_LAYER_PARAMS = 32, MOEI_PARAM_NAME = 64 };
+
+typedef struct moei_layer_param {
+    char name[MOEI_PARAM_NAME];
+    moei_experts *experts; /* NULL: the gate */
+    int32_t index;         /* within its owner */
+    size_t bytes;
+    void *grad;
+} moei_layer_param;
+
+/* What forward leaves for backward. */
+typedef struct moei_saved {
+    void *expert_rows; /* saved_bytes of the routed experts (Z) */
+    void *shared_rows; /* and of the shared one */
+    void *out_rows;    /* [R,d] only of contiguous experts: their dweight needs Y */
+} moei_saved;
+
+/* Carved anew by every call; NULL where the call does not need it. */
+typedef struct moei_scratch {
+    void *logits;                /* [T,E]; dlogits in backward */
+    void *jittered;              /* [T,d] */
+    void *entropy;               /* [T] */
+    void *prob_sum;              /* [E] */
+    double *aux_grad;            /* [E] */
+    void *rows;                  /* [R,d] expert outputs; input gradients in backward */
+    void *in_rows;               /* [R,d] contiguous experts: gathered tokens */
+    void *dout_rows;             /* [R,d] contiguous experts: weight * dy */
+    void *drow_weight, *dweight; /* [R], [T,K] */
+    void *experts, *shared;      /* their own scratch */
+    int64_t *shared_offset;      /* [2] */
+} moei_scratch;
+
+struct moe_layer {
+    moe_ctx *ctx;
+    moe_layer_desc desc; /* complete */
+    moei_router router;
+    moei_experts experts, shared;
+    void *gate, *gate_grad; /* [E,d] */
+    moei_layer_param param[MOEI_LAYER_PARAMS];
+    int32_t n_params;
+
+    int64_t max_tokens; /* reserved; -1: not yet */
+    moe_mode mode;      /* reserved */
+    void *saved_block, *scratch_block;
+    size_t saved_bytes, scratch_bytes;
+    moe_layer *scratch_owner; /* NULL: its own */
+
+    moei_routing routing;
+    moei_plan plan;
+    moei_saved saved;
+
+    moei_batch batch; /* of the last forward */
+    float loss_scale;
+    bool can_backward;
+};
+
+/* Carve the two blocks for T tokens: with an arena without memory this measures. */
+void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode);
+moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode);
+moei_scratch moei_layer_scratch(const moe_layer *layer, int64_t T, moe_mode mode);
+
+/* Checks a view against the layer: rows, width, dtype, stride, data. */
+moe_status moei_layer_check_mat(const moe_layer *layer, const char *name, moe_mat mat, int64_t rows);
+
+#endif

@@ -1,0 +1,163 @@
+/* layer_forward.c: one forward call: route -> dispatch -> experts -> combine -> loss.
+ * x[T,d] -> y[T,d] = sum_k weight[t,k] expert(x)[t] + shared(x).
+ * Source: docs/architecture.md, "the tour of one call".
+ */
+#include "combine/combine.h"
+#include "layer/layer.h"
+#include "loss/loss.h"
+
+#include <math.h>
+#include <string.h>
+
+moe_status moei_layer_check_mat(const moe_layer *layer, const char *name, moe_mat mat, int64_t rows) {
+    const int64_t d = layer->desc.d_model;
+    if (mat.rows != rows || mat.cols != d)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: [%lld, %lld]; this call needs [%lld, %lld]",
+                            name, (long long)mat.rows, (long long)mat.cols, (long long)rows, (long long)d);
+    if (mat.dtype != layer->desc.dtype)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: dtype %d; this layer computes in dtype %d",
+                            name, (int)mat.dtype, (int)layer->desc.dtype);
+    if (mat.stride != 0 && mat.stride < d)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: stride %lld is below its %lld columns", name,
+                            (long long)mat.stride, (long long)d);
+    if (!mat.data && rows > 0)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: data is NULL for %lld rows", name,
+                            (long long)rows);
+    return MOE_OK;
+}
+
+static moe_status check_forward(const moe_layer *layer, moe_mat x, moe_mat y, const moe_call *call) {
+    if (call && call->size != sizeof *call)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                            "moe_call.size is %zu; set it to sizeof(moe_call) = %zu", call->size,
+                            sizeof *call);
+    if (x.rows < 0 || layer->max_tokens < 0 || x.rows > layer->max_tokens)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
+                            "forward of %lld tokens, but %lld are reserved; call moe_layer_reserve first",
+                            (long long)x.rows, (long long)(layer->max_tokens < 0 ? 0 : layer->max_tokens));
+    if (call && call->mode == MOE_TRAIN && layer->mode != MOE_TRAIN)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
+                            "MOE_TRAIN forward of a layer reserved for MOE_INFER; reserve it for MOE_TRAIN");
+    MOEI_TRY(moei_layer_check_mat(layer, "x", x, x.rows));
+    MOEI_TRY(moei_layer_check_mat(layer, "y", y, x.rows));
+    if (x.data == y.data && x.rows > 0)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                            "y is x: forward cannot run in place, experts read x");
+    return MOE_OK;
+}
+
+static moe_mat with_stride(moe_mat mat) {
+    if (mat.stride == 0) mat.stride = mat.cols;
+    return mat;
+}
+
+static moei_batch batch_of(moe_mat x, const moe_call *call) {
+    moei_batch batch = {.x = with_stride(x), .mode = MOE_INFER, .n_valid = x.rows};
+    if (!call) return batch;
+    batch.mode = call->mode;
+    batch.step = call->step;
+    batch.mask = call->token_mask;
+    for (int64_t t = 0; batch.mask && t < x.rows; ++t) batch.n_valid -= batch.mask[t] == 0;
+    return batch;
+}
+
+/* The rows of all routed experts, in expert order. */
+static moe_status run_experts(moe_layer *layer, const moei_scratch *s, moe_mat rows) {
+    const moei_plan *plan = &layer->plan;
+    moe_expert_io io = {.size = sizeof io,
+                        .mode = layer->batch.mode,
+                        .n_experts = plan->n_experts,
+                        .n_rows = plan->n_rows,
+                        .offset = plan->offset,
+                        .row_token = plan->row_token,
+                        .row_weight = plan->row_weight,
+                        .in = layer->batch.x,
+                        .out = rows,
+                        .saved = layer->saved.expert_rows,
+                        .scratch = s->experts};
+    if (layer->experts.ops->contiguous) {
+        io.in =
+            (moe_mat){s->in_rows, plan->n_rows, layer->desc.d_model, layer->desc.d_model, layer->desc.dtype};
+        io.row_token = NULL;
+        moei_rows_gather(layer->ctx, plan, layer->batch.x, NULL, io.in);
+    }
+    return layer->experts.ops->forward(layer->experts.self, &io);
+}
+
+static moe_status run_shared(moe_layer *layer, const moei_scratch *s, moe_mat y) {
+    s->shared_offset[0] = 0;
+    s->shared_offset[1] = y.rows;
+    const moe_expert_io io = {.size = sizeof io,
+                              .mode = layer->batch.mode,
+                              .n_experts = 1,
+                              .n_rows = y.rows,
+                              .offset = s->shared_offset,
+                              .in = layer->batch.x,
+                              .out = y,
+                              .saved = layer->saved.shared_rows,
+                              .scratch = s->shared};
+    return layer->shared.ops->forward(layer->shared.self, &io);
+}
+
+static void measure_losses(moe_layer *layer, const moei_scratch *s, moe_stats *stats) {
+    moei_load_stats(&layer->batch, &layer->routing, &layer->plan, s->entropy, stats);
+    stats->aux_loss =
+        moei_loss_balance(layer->ctx, &layer->batch, &layer->routing, &layer->plan, s->prob_sum);
+    stats->z_loss = moei_loss_z(&layer->batch, &layer->routing);
+    stats->loss = (double)layer->desc.aux_loss_coeff * stats->aux_loss +
+                  (double)layer->desc.z_loss_coeff * stats->z_loss;
+}
+
+static moe_status route_and_plan(moe_layer *layer, const moei_scratch *s) {
+    layer->routing.n_tokens = layer->batch.x.rows;
+    layer->routing.logits = s->logits;
+    MOEI_TRY(moei_route_forward(layer->ctx, &layer->router, &layer->batch, layer->gate, s->jittered,
+                                s->entropy, &layer->routing));
+    int64_t capacity = moei_capacity(layer->desc.capacity_factor, layer->batch.n_valid, layer->desc.top_k,
+                                     layer->desc.num_experts);
+    bool by_position = strcmp(layer->desc.drop_policy, "position") == 0;
+    moei_plan_build(&layer->plan, &layer->routing, capacity,
+                    by_position ? MOEI_DROP_POSITION : MOEI_DROP_PROBS);
+    return MOE_OK;
+}
+
+moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_call *call, moe_stats *stats) {
+    MOEI_TRY(check_forward(layer, x, y, call));
+    layer->batch = batch_of(x, call);
+    layer->loss_scale = call && call->loss_scale != 0 ? call->loss_scale : 1;
+    layer->can_backward = false;
+    y = with_stride(y);
+    const moei_scratch s = moei_layer_scratch(layer, x.rows, layer->batch.mode);
+    moe_stats measured = {.size = sizeof measured, .n_tokens = layer->batch.n_valid};
+
+    if (layer->experts.ops) MOEI_TRY(route_and_plan(layer, &s));
+    if (layer->shared.ops) MOEI_TRY(run_shared(layer, &s, y));
+    if (layer->experts.ops) {
+        const moe_mat rows = {
+            layer->saved.out_rows && layer->batch.mode == MOE_TRAIN ? layer->saved.out_rows : s.rows,
+            layer->plan.n_rows, layer->desc.d_model, layer->desc.d_model, layer->desc.dtype};
+        MOEI_TRY(run_experts(layer, &s, rows));
+        moei_combine(layer->ctx, &layer->plan, layer->routing.weight, rows, y, layer->shared.ops != NULL);
+        measure_losses(layer, &s, &measured);
+    }
+    layer->can_backward = layer->batch.mode == MOE_TRAIN;
+    if (stats) *stats = measured;
+    return MOE_OK;
+}
+
+moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
+    if (!layer->experts.ops)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED, "routing: this layer has no routed experts");
+    if (layer->max_tokens < 0)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_STATE, "routing: this layer has not run yet");
+    *view = (moe_routing_view){.n_tokens = layer->routing.n_tokens,
+                               .n_experts = layer->routing.n_experts,
+                               .top_k = layer->routing.top_k,
+                               .dtype = layer->routing.dtype,
+                               .expert = layer->routing.expert,
+                               .weight = layer->routing.weight,
+                               .row_of = layer->plan.row_of,
+                               .routed = layer->plan.routed,
+                               .kept = layer->plan.kept};
+    return MOE_OK;
+}

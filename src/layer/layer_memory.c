@@ -1,0 +1,172 @@
+/* layer_memory.c: how much memory a layer takes, taking it, and the map of what lies where.
+ * saved: prob[T,E] lse[T] expert,weight,row_of[T,K] row_*[R] Z[R,..]; scratch: logits[T,E] rows[R,d] ...
+ * Source: zstd's workspace phases; measure and carve are the same code, so they cannot disagree.
+ */
+#include "layer/layer.h"
+
+#include <string.h>
+
+static void *take(moei_arena *arena, int64_t rows, int64_t cols, size_t element) {
+    return moei_arena_take(arena, (size_t)rows * (size_t)cols * element);
+}
+
+static void carve_routing(moe_layer *layer, moei_arena *arena, int64_t T) {
+    const int64_t E = layer->desc.num_experts, K = layer->desc.top_k, R = T * K;
+    const size_t real = moe_dtype_bytes(layer->desc.dtype);
+    layer->routing = (moei_routing){.n_experts = (int32_t)E,
+                                    .top_k = (int32_t)K,
+                                    .dtype = layer->desc.dtype,
+                                    .prob = take(arena, T, E, real),
+                                    .lse = take(arena, T, 1, real),
+                                    .expert = take(arena, T, K, sizeof(int32_t)),
+                                    .weight = take(arena, T, K, real)};
+    layer->plan = (moei_plan){.n_experts = (int32_t)E,
+                              .top_k = (int32_t)K,
+                              .offset = take(arena, E + 1, 1, sizeof(int64_t)),
+                              .routed = take(arena, E, 1, sizeof(int64_t)),
+                              .kept = take(arena, E, 1, sizeof(int64_t)),
+                              .row_token = take(arena, R, 1, sizeof(int32_t)),
+                              .row_slot = take(arena, R, 1, sizeof(int32_t)),
+                              .row_of = take(arena, T, K, sizeof(int32_t)),
+                              .row_weight = take(arena, R, 1, real)};
+}
+
+void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode) {
+    const int64_t R = T * layer->desc.top_k;
+    const size_t real = moe_dtype_bytes(layer->desc.dtype);
+    layer->saved = (moei_saved){0};
+    if (layer->experts.ops) carve_routing(layer, arena, T);
+    if (mode != MOE_TRAIN) return;
+    if (layer->experts.ops) {
+        const moe_expert_ops *ops = layer->experts.ops;
+        layer->saved.expert_rows = moei_arena_take(arena, ops->saved_bytes(layer->experts.self, R));
+        if (ops->contiguous) layer->saved.out_rows = take(arena, R, layer->desc.d_model, real);
+    }
+    if (layer->shared.ops)
+        layer->saved.shared_rows =
+            moei_arena_take(arena, layer->shared.ops->saved_bytes(layer->shared.self, T));
+}
+
+/* Only the routed half of a layer needs these. */
+static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode,
+                                 moei_scratch *s) {
+    const moe_layer_desc *d = &layer->desc;
+    const int64_t R = T * d->top_k;
+    const size_t real = moe_dtype_bytes(d->dtype);
+    const bool train = mode == MOE_TRAIN, contiguous = layer->experts.ops->contiguous;
+    s->logits = take(arena, T, d->num_experts, real);
+    if (train && d->input_jitter_eps > 0) s->jittered = take(arena, T, d->d_model, real);
+    s->entropy = take(arena, T, 1, real);
+    s->prob_sum = take(arena, d->num_experts, 1, real);
+    s->aux_grad = take(arena, d->num_experts, 1, sizeof(double));
+    s->rows = take(arena, R, d->d_model, real);
+    if (contiguous) s->in_rows = take(arena, R, d->d_model, real);
+    if (train && contiguous) s->dout_rows = take(arena, R, d->d_model, real);
+    if (train) s->drow_weight = take(arena, R, 1, real);
+    if (train) s->dweight = take(arena, T, d->top_k, real);
+    s->experts = moei_arena_take(arena, layer->experts.ops->scratch_bytes(layer->experts.self, R, mode));
+}
+
+moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode) {
+    moei_scratch s = {0};
+    if (layer->experts.ops) carve_routed_scratch(layer, arena, T, mode, &s);
+    if (layer->shared.ops) {
+        s.shared = moei_arena_take(arena, layer->shared.ops->scratch_bytes(layer->shared.self, T, mode));
+        s.shared_offset = take(arena, 2, 1, sizeof(int64_t));
+    }
+    return s;
+}
+
+moei_scratch moei_layer_scratch(const moe_layer *layer, int64_t T, moe_mode mode) {
+    moei_arena arena = {layer->scratch_owner ? layer->scratch_owner->scratch_block : layer->scratch_block, 0};
+    return moei_layer_carve_scratch(layer, &arena, T, mode);
+}
+
+static moe_layer_bytes measure(moe_layer *layer, int64_t T, moe_mode mode) {
+    moe_layer_bytes bytes = {0};
+    for (int32_t i = 0; i < layer->n_params; ++i) bytes.params += layer->param[i].bytes;
+    if (mode == MOE_TRAIN) bytes.grads = bytes.params;
+    moei_arena saved = {0}, scratch = {0};
+    moei_layer_carve_saved(layer, &saved, T, mode);
+    moei_layer_carve_scratch(layer, &scratch, T, mode);
+    bytes.saved = saved.used;
+    bytes.scratch = scratch.used;
+    return bytes;
+}
+
+moe_layer_bytes moe_layer_measure(const moe_layer *layer, int64_t max_tokens, moe_mode mode) {
+    moe_layer copy = *layer; /* carving writes pointers, so it carves a copy */
+    return measure(&copy, max_tokens, mode);
+}
+
+static moe_status allocate_grads(moe_layer *layer) {
+    for (int32_t i = 0; i < layer->n_params; ++i) {
+        moei_layer_param *param = &layer->param[i];
+        if (param->grad) continue;
+        param->grad = moe_ctx_alloc(layer->ctx, param->bytes);
+        if (!param->grad) return MOE_ERR_MEMORY;
+        memset(param->grad, 0, param->bytes);
+        if (param->experts)
+            param->experts->ops->bind_grad(param->experts->self, param->index, param->grad);
+        else
+            layer->gate_grad = param->grad;
+    }
+    return MOE_OK;
+}
+
+static moe_status check_reserve(const moe_layer *layer, int64_t max_tokens, moe_mode mode) {
+    if (max_tokens < 0 || max_tokens > INT32_MAX / (layer->desc.top_k > 0 ? layer->desc.top_k : 1))
+        return moe_ctx_fail(
+            layer->ctx, MOE_ERR_ARGUMENT, "max_tokens: %lld is outside 0 .. %d (rows are counted in 32 bits)",
+            (long long)max_tokens, INT32_MAX / (layer->desc.top_k > 0 ? layer->desc.top_k : 1));
+    if (mode != MOE_INFER && mode != MOE_TRAIN)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "mode: %d is neither MOE_INFER nor MOE_TRAIN",
+                            (int)mode);
+    if (mode == MOE_TRAIN && layer->experts.ops && !layer->experts.ops->backward)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED,
+                            "expert '%s' has no backward; reserve for MOE_INFER", layer->experts.ops->name);
+    return MOE_OK;
+}
+
+/* Replaces *block by one of `bytes`; the old contents are not wanted any more. */
+static moe_status replace_block(moe_ctx *ctx, void **block, size_t *have, size_t bytes) {
+    if (bytes <= *have) return MOE_OK;
+    void *fresh = moe_ctx_alloc(ctx, bytes);
+    if (!fresh) return MOE_ERR_MEMORY;
+    moe_ctx_free(ctx, *block, *have);
+    *block = fresh;
+    *have = bytes;
+    return MOE_OK;
+}
+
+moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode) {
+    MOEI_TRY(check_reserve(layer, max_tokens, mode));
+    const moe_layer_bytes bytes = moe_layer_measure(layer, max_tokens, mode);
+    if (mode == MOE_TRAIN) MOEI_TRY(allocate_grads(layer));
+    MOEI_TRY(replace_block(layer->ctx, &layer->saved_block, &layer->saved_bytes, bytes.saved));
+    if (layer->scratch_owner) {
+        if (bytes.scratch > layer->scratch_owner->scratch_bytes)
+            return moe_ctx_fail(
+                layer->ctx, MOE_ERR_STATE,
+                "shared scratch: the owner has %zu bytes, this layer needs %zu; reserve the owner "
+                "first and for as much",
+                layer->scratch_owner->scratch_bytes, bytes.scratch);
+    } else {
+        MOEI_TRY(replace_block(layer->ctx, &layer->scratch_block, &layer->scratch_bytes, bytes.scratch));
+    }
+    moei_arena arena = {layer->saved_block, 0};
+    moei_layer_carve_saved(layer, &arena, max_tokens, mode);
+    layer->max_tokens = max_tokens;
+    layer->mode = mode;
+    layer->can_backward = false;
+    return MOE_OK;
+}
+
+moe_status moe_layer_share_scratch(moe_layer *layer, moe_layer *owner) {
+    if (owner == layer || owner->scratch_owner || layer->scratch_block)
+        return moe_ctx_fail(
+            layer->ctx, MOE_ERR_STATE,
+            "shared scratch: the owner must own its block, and the layer must not be reserved yet");
+    layer->scratch_owner = owner;
+    return MOE_OK;
+}
