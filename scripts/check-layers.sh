@@ -38,7 +38,8 @@ examples/      ^$
 owners='
 ^(immintrin|x86intrin|cpuid|arm_neon|arm_sve)\.h$  ^src/kernel/
 ^omp\.h$                                           ^src/core/thread\.c$
-^(yaml|jansson)\.h$                                ^lm/format/
+^yaml\.h$                                          ^lm/format/
+^jansson\.h$                                       ^lm/
 ^(mpi|nccl)\.h$                                    ^(include/moekit/parallel\.h|src/parallel/)
 ^cuda                                              ^(include/moekit/cuda\.h|src/device/|src/kernel/)
 '

@@ -1,7 +1,7 @@
 #!/bin/bash
 # check-names.sh BUILD_DIR: the names in the built libraries are those the headers promise.
 #   - every MOE_API declaration is exported by exactly one library, and nothing else is exported
-#   - every other global name of the static twins begins with moei_, so that it collides with nobody's
+#   - every other global name of the static twins begins with moei_ or moelm_, so that it collides with nobody's
 set -uo pipefail
 build=$(realpath "${1:?usage: check-names.sh BUILD_DIR}")
 cd "$(dirname "$0")/.."
@@ -33,8 +33,8 @@ if [ -e "$build/libmoekit-lm.so" ]; then
         "$(comm -13 <(declared include/moekit/lm.h) <(echo "$models"))"
     static+=$'\n'$(global "$build/libmoekit_lm_static.a")
 fi
-complain "global names that begin with neither moe_ nor moei_" \
-    "$(grep -Ev '^(moei?_|$)' <<<"$static")"
+complain "global names that begin with none of moe_, moei_, moelm_" \
+    "$(grep -Ev '^(moe_|moei_|moelm_|$)' <<<"$static")"
 complain "begin with moe_ but are declared in no public header: make them moei_" \
     "$(comm -13 <(declared include/moekit/*.h) <(grep '^moe_' <<<"$static" | LC_ALL=C sort -u))"
 exit $failed

@@ -13,8 +13,12 @@ source=$(realpath "$(dirname "$0")/..")
 mkdir -p "$cache"
 base=$cache/$suite.tar
 
-mirror=${MIRROR:-$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources} 2>/dev/null |
-    grep -v '^ *#' | grep -oE 'https?://[^ ]+' | grep -v security | head -n 1)}
+mirror=${MIRROR:-$(apt-get indextargets --format '$(CODENAME) $(REPO_URI)' 'Created-By: Packages' |
+    awk -v suite="$suite" '$1 == suite && !uri { uri = $2 } END { print uri }')}
+if [ -z "$mirror" ]; then
+    echo "chroot-proof: this machine's apt has no mirror of $suite; give one in \$MIRROR" >&2
+    exit 2
+fi
 components=main
 script=()
 if [ ! -e "/usr/share/debootstrap/scripts/$suite" ]; then # newer than this debootstrap: the recipe has not changed
