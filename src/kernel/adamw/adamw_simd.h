@@ -5,9 +5,9 @@
 #ifndef MOEI_ADAMW_SIMD_H
 #define MOEI_ADAMW_SIMD_H
 
-#include "kernel/kernel_list.h"
-
 #include <math.h>
+
+#include "kernel/kernel_list.h"
 
 enum { BLOCK = 16384 };
 

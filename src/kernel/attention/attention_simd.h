@@ -11,9 +11,9 @@
 #ifndef MOEI_ATTENTION_SIMD_H
 #define MOEI_ATTENTION_SIMD_H
 
-#include "kernel/kernel_list.h"
-
 #include <math.h>
+
+#include "kernel/kernel_list.h"
 
 /* A product keeps TILE_ROWS x TILE_VECS sums in registers: 16 of 32 in AVX-512, 8 of 16 in AVX2. */
 enum { LANES = 64, BLOCK = 64, TILE_ROWS = 4, TILE_VECS = VF_N == 16 ? 4 : 2 };
@@ -264,12 +264,12 @@ static void decode_task(void *arg, int64_t task, void *scratch) {
 }
 
 static inline void attention_forward(const moei_team *team, const moe_attention_args *args) {
-    moe_attention_args a = *args;
-    int64_t parts = (a.heads / a.kv_heads + DECODE_HEADS - 1) / DECODE_HEADS;
-    if (a.q_len == 1)
-        moei_parallel(team, a.n_seq * a.kv_heads * parts, decode_task, &a);
+    int64_t parts = (args->heads / args->kv_heads + DECODE_HEADS - 1) / DECODE_HEADS;
+    if (args->q_len == 1)
+        moei_parallel(team, args->n_seq * args->kv_heads * parts, decode_task, (void *)args);
     else
-        moei_parallel(team, (a.q_len + LANES - 1) / LANES * a.n_seq * a.heads, forward_task, &a);
+        moei_parallel(team, (args->q_len + LANES - 1) / LANES * args->n_seq * args->heads, forward_task,
+                      (void *)args);
 }
 
 typedef struct backward_scratch {
@@ -383,10 +383,11 @@ static void delta_task(void *arg, int64_t row, void *scratch) {
 }
 
 static inline void attention_backward(const moei_team *team, const moe_attention_args *args) {
-    moe_attention_args a = *args;
-    moei_parallel(team, a.n_seq * a.q_len, delta_task, &a);
-    moei_parallel(team, (a.q_len + LANES - 1) / LANES * a.n_seq * a.heads, query_grad_task, &a);
-    moei_parallel(team, (a.kv_len + LANES - 1) / LANES * a.n_seq * a.kv_heads, key_grad_task, &a);
+    moei_parallel(team, args->n_seq * args->q_len, delta_task, (void *)args);
+    moei_parallel(team, (args->q_len + LANES - 1) / LANES * args->n_seq * args->heads, query_grad_task,
+                  (void *)args);
+    moei_parallel(team, (args->kv_len + LANES - 1) / LANES * args->n_seq * args->kv_heads, key_grad_task,
+                  (void *)args);
 }
 
 #endif

@@ -5,9 +5,9 @@
 #ifndef MOEI_CROSS_ENTROPY_SIMD_H
 #define MOEI_CROSS_ENTROPY_SIMD_H
 
-#include "kernel/kernel_list.h"
-
 #include <math.h>
+
+#include "kernel/kernel_list.h"
 
 /* A task takes rows worth about TASK_COLUMNS columns. A sum is carried over in f64 every CHUNK. */
 enum { TASK_COLUMNS = 8192, CHUNK = 1024 };
@@ -85,9 +85,8 @@ static void loss_rows(void *arg, int64_t task, void *scratch) {
 }
 
 static inline void cross_entropy_rows(const moei_team *team, const moe_cross_entropy_args *args) {
-    moe_cross_entropy_args a = *args;
-    int64_t step = rows_per_task(a.n);
-    moei_parallel(team, (a.rows + step - 1) / step, loss_rows, &a);
+    int64_t step = rows_per_task(args->n);
+    moei_parallel(team, (args->rows + step - 1) / step, loss_rows, (void *)args);
 }
 
 #endif

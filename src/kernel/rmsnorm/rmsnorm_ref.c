@@ -2,10 +2,10 @@
  * x, y, dy, dx [rows, n], gain, dgain [n], inv_rms [rows]; f32 or f64 in f64 arithmetic.
  * Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
  */
-#include "kernel/kernel_list.h"
-#include "kernel/real.h"
-
 #include <math.h>
+
+#include "core/real.h"
+#include "kernel/kernel_list.h"
 
 enum { ROW_BLOCK = 16, COLUMN_BLOCK = 64 };
 
@@ -24,21 +24,20 @@ static void forward_rows(void *arg, int64_t task, void *scratch) {
     for (int64_t r = task * ROW_BLOCK; r < end; ++r) {
         double sum = 0.0;
         for (int64_t i = 0; i < a->n; ++i) {
-            double x = moei_get(a->x, a->dtype, r * a->n + i);
+            double x = moei_real_load(a->dtype, a->x, r * a->n + i);
             sum += x * x;
         }
         double inv = 1.0 / sqrt(sum / (double)a->n + (double)a->eps);
         for (int64_t i = 0; i < a->n; ++i) {
-            double x = moei_get(a->x, a->dtype, r * a->n + i);
-            moei_put(a->y, a->dtype, r * a->n + i, x * inv * moei_get(a->gain, a->dtype, i));
+            double x = moei_real_load(a->dtype, a->x, r * a->n + i);
+            moei_real_store(a->dtype, a->y, r * a->n + i, x * inv * moei_real_load(a->dtype, a->gain, i));
         }
-        if (a->inv_rms) moei_put(a->inv_rms, a->dtype, r, inv);
+        if (a->inv_rms) moei_real_store(a->dtype, a->inv_rms, r, inv);
     }
 }
 
 void moei_rmsnorm__ref(const moei_team *team, const moe_rmsnorm_args *args) {
-    moe_rmsnorm_args a = *args;
-    moei_parallel(team, blocks_of(a.rows, ROW_BLOCK), forward_rows, &a);
+    moei_parallel(team, blocks_of(args->rows, ROW_BLOCK), forward_rows, (void *)args);
 }
 
 /* dx = inv * (gain * dy - x * inv^2 * mean(gain * dy * x)) */
@@ -47,17 +46,17 @@ static void backward_rows(void *arg, int64_t task, void *scratch) {
     (void)scratch;
     int64_t end = min_i64(a->rows, (task + 1) * ROW_BLOCK);
     for (int64_t r = task * ROW_BLOCK; r < end; ++r) {
-        double inv = moei_get(a->inv_rms, a->dtype, r), dot = 0.0;
+        double inv = moei_real_load(a->dtype, a->inv_rms, r), dot = 0.0;
         for (int64_t i = 0; i < a->n; ++i)
-            dot += moei_get(a->gain, a->dtype, i) * moei_get(a->dy, a->dtype, r * a->n + i) *
-                   moei_get(a->x, a->dtype, r * a->n + i);
+            dot += moei_real_load(a->dtype, a->gain, i) * moei_real_load(a->dtype, a->dy, r * a->n + i) *
+                   moei_real_load(a->dtype, a->x, r * a->n + i);
         double pull = inv * inv * dot / (double)a->n;
         for (int64_t i = 0; i < a->n; ++i) {
             int64_t at = r * a->n + i;
-            double scaled = moei_get(a->gain, a->dtype, i) * moei_get(a->dy, a->dtype, at);
-            double dx = inv * (scaled - pull * moei_get(a->x, a->dtype, at));
-            if (a->accumulate) dx += moei_get(a->dx, a->dtype, at);
-            moei_put(a->dx, a->dtype, at, dx);
+            double scaled = moei_real_load(a->dtype, a->gain, i) * moei_real_load(a->dtype, a->dy, at);
+            double dx = inv * (scaled - pull * moei_real_load(a->dtype, a->x, at));
+            if (a->accumulate) dx += moei_real_load(a->dtype, a->dx, at);
+            moei_real_store(a->dtype, a->dx, at, dx);
         }
     }
 }
@@ -69,19 +68,19 @@ static void backward_columns(void *arg, int64_t task, void *scratch) {
     int64_t first = task * COLUMN_BLOCK, count = min_i64(a->n - first, COLUMN_BLOCK);
     double sum[COLUMN_BLOCK] = {0};
     for (int64_t r = 0; r < a->rows; ++r) {
-        double inv = moei_get(a->inv_rms, a->dtype, r);
+        double inv = moei_real_load(a->dtype, a->inv_rms, r);
         for (int64_t i = 0; i < count; ++i) {
             int64_t at = r * a->n + first + i;
-            sum[i] += moei_get(a->dy, a->dtype, at) * moei_get(a->x, a->dtype, at) * inv;
+            sum[i] += moei_real_load(a->dtype, a->dy, at) * moei_real_load(a->dtype, a->x, at) * inv;
         }
     }
     for (int64_t i = 0; i < count; ++i)
-        moei_put(a->dgain, a->dtype, first + i, moei_get(a->dgain, a->dtype, first + i) + sum[i]);
+        moei_real_store(a->dtype, a->dgain, first + i,
+                        moei_real_load(a->dtype, a->dgain, first + i) + sum[i]);
 }
 
 /* dgain first: dx may overwrite dy. */
 void moei_rmsnorm_backward__ref(const moei_team *team, const moe_rmsnorm_args *args) {
-    moe_rmsnorm_args a = *args;
-    moei_parallel(team, blocks_of(a.n, COLUMN_BLOCK), backward_columns, &a);
-    moei_parallel(team, blocks_of(a.rows, ROW_BLOCK), backward_rows, &a);
+    moei_parallel(team, blocks_of(args->n, COLUMN_BLOCK), backward_columns, (void *)args);
+    moei_parallel(team, blocks_of(args->rows, ROW_BLOCK), backward_rows, (void *)args);
 }

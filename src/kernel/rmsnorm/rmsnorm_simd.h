@@ -5,9 +5,9 @@
 #ifndef MOEI_RMSNORM_SIMD_H
 #define MOEI_RMSNORM_SIMD_H
 
-#include "kernel/kernel_list.h"
-
 #include <math.h>
+
+#include "kernel/kernel_list.h"
 
 /* A column task reads whole cache lines; its sums are carried over in f64 every ROW_CHUNK rows. */
 enum { ROW_BLOCK = 16, COLUMN_VECS = 4, COLUMN_BLOCK = COLUMN_VECS * VF_N, ROW_CHUNK = 128 };
@@ -136,15 +136,13 @@ static void backward_columns(void *arg, int64_t task, void *scratch) {
 }
 
 static inline void rmsnorm_forward(const moei_team *team, const moe_rmsnorm_args *args) {
-    moe_rmsnorm_args a = *args;
-    moei_parallel(team, (a.rows + ROW_BLOCK - 1) / ROW_BLOCK, forward_rows, &a);
+    moei_parallel(team, (args->rows + ROW_BLOCK - 1) / ROW_BLOCK, forward_rows, (void *)args);
 }
 
 /* dgain first: dx may overwrite dy. */
 static inline void rmsnorm_backward(const moei_team *team, const moe_rmsnorm_args *args) {
-    moe_rmsnorm_args a = *args;
-    moei_parallel(team, (a.n + COLUMN_BLOCK - 1) / COLUMN_BLOCK, backward_columns, &a);
-    moei_parallel(team, (a.rows + ROW_BLOCK - 1) / ROW_BLOCK, backward_rows, &a);
+    moei_parallel(team, (args->n + COLUMN_BLOCK - 1) / COLUMN_BLOCK, backward_columns, (void *)args);
+    moei_parallel(team, (args->rows + ROW_BLOCK - 1) / ROW_BLOCK, backward_rows, (void *)args);
 }
 
 #endif

@@ -2,10 +2,10 @@
  * x [rows, heads, head_dim] with row stride ldx, position [rows]; f32 or f64 in f64 arithmetic.
  * Source: Su et al. 2021, "RoFormer", eq. 34, with the halves layout of GPT-NeoX.
  */
-#include "kernel/kernel_list.h"
-#include "kernel/real.h"
-
 #include <math.h>
+
+#include "core/real.h"
+#include "kernel/kernel_list.h"
 
 static void turn_row(void *arg, int64_t task, void *scratch) {
     const moe_rope_args *a = arg;
@@ -16,14 +16,13 @@ static void turn_row(void *arg, int64_t task, void *scratch) {
         double c = cos(angle), s = a->inverse ? -sin(angle) : sin(angle);
         for (int32_t h = 0; h < a->heads; ++h) {
             int64_t lo = task * a->ldx + (int64_t)h * a->head_dim + i, hi = lo + half;
-            double x = moei_get(a->x, a->dtype, lo), y = moei_get(a->x, a->dtype, hi);
-            moei_put(a->x, a->dtype, lo, x * c - y * s);
-            moei_put(a->x, a->dtype, hi, y * c + x * s);
+            double x = moei_real_load(a->dtype, a->x, lo), y = moei_real_load(a->dtype, a->x, hi);
+            moei_real_store(a->dtype, a->x, lo, x * c - y * s);
+            moei_real_store(a->dtype, a->x, hi, y * c + x * s);
         }
     }
 }
 
 void moei_rope__ref(const moei_team *team, const moe_rope_args *args) {
-    moe_rope_args a = *args;
-    moei_parallel(team, a.rows, turn_row, &a);
+    moei_parallel(team, args->rows, turn_row, (void *)args);
 }

@@ -5,9 +5,9 @@
 #ifndef MOEI_ROPE_SIMD_H
 #define MOEI_ROPE_SIMD_H
 
-#include "kernel/kernel_list.h"
-
 #include <math.h>
+
+#include "kernel/kernel_list.h"
 
 /* Rows of a task share its table of frequencies. */
 enum { ROPE_ROWS = 32, ROPE_HALF_MAX = MOEI_HEAD_DIM_MAX / 2 + 2 * VF_N };
@@ -100,8 +100,7 @@ static void turn_rows(void *arg, int64_t task, void *scratch) {
 }
 
 static inline void rope_turn(const moei_team *team, const moe_rope_args *args) {
-    moe_rope_args a = *args;
-    moei_parallel(team, (a.rows + ROPE_ROWS - 1) / ROPE_ROWS, turn_rows, &a);
+    moei_parallel(team, (args->rows + ROPE_ROWS - 1) / ROPE_ROWS, turn_rows, (void *)args);
 }
 
 #endif

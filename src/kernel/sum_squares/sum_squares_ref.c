@@ -2,8 +2,8 @@
  * x [n], f32 or f64; sums in f64.
  * Blocks of 16384 are summed apart and then added in order, so any number of threads agrees.
  */
+#include "core/real.h"
 #include "kernel/kernel_list.h"
-#include "kernel/real.h"
 
 enum { BLOCK = 16384 };
 
@@ -20,7 +20,7 @@ static void square_block(void *arg, int64_t task, void *scratch) {
     int64_t first = w->first + task * BLOCK, end = w->n < first + BLOCK ? w->n : first + BLOCK;
     double sum = 0.0;
     for (int64_t i = first; i < end; ++i) {
-        double x = moei_get(w->x, w->dtype, i);
+        double x = moei_real_load(w->dtype, w->x, i);
         sum += x * x;
     }
     w->block_sum[task] = sum;

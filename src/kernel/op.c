@@ -1,0 +1,447 @@
+/* op.c: the public operations: each checks its arguments, then calls the context's kernel.
+ * Arguments and shapes: moekit/op.h. A wrong one is told by name, with its value and what would be right.
+ * What costs more than the check of a few numbers (index arrays, overlap) is the caller's duty.
+ */
+#include <inttypes.h>
+#include <string.h>
+
+#include "core/ctx.h"
+#include "kernel/kernel.h"
+
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+
+/* A whole number and the range it must lie in. */
+typedef struct limit {
+    const char *field;
+    int64_t value, min, max;
+} limit;
+
+/* A pointer that the call needs. */
+typedef struct need {
+    const char *field;
+    const void *ptr;
+} need;
+
+static moe_status check_limits(moe_ctx *ctx, const char *op, const limit *limits, size_t n) {
+    for (const limit *l = limits; l < limits + n; ++l) {
+        if (l->value >= l->min && l->value <= l->max) continue;
+        if (l->max == INT64_MAX)
+            return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: %s is %" PRId64 "; it must be at least %" PRId64,
+                                op, l->field, l->value, l->min);
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "%s: %s is %" PRId64 "; it must lie in %" PRId64 " .. %" PRId64, op, l->field,
+                            l->value, l->min, l->max);
+    }
+    return MOE_OK;
+}
+
+static moe_status check_needs(moe_ctx *ctx, const char *op, const need *needs, size_t n) {
+    for (const need *p = needs; p < needs + n; ++p)
+        if (!p->ptr)
+            return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: %s is NULL; this call needs it", op, p->field);
+    return MOE_OK;
+}
+
+static moe_status check_dtype(moe_ctx *ctx, const char *op, moe_dtype dtype) {
+    if (dtype == MOE_F32 || dtype == MOE_F64) return MOE_OK;
+    return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: dtype is %d; it must be MOE_F32 or MOE_F64", op,
+                        (int)dtype);
+}
+
+/* A real number that must not be below `min`; NaN fails too. */
+static moe_status check_real(moe_ctx *ctx, const char *op, const char *field, double value, double min) {
+    if (value >= min) return MOE_OK;
+    return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: %s is %g; it must be at least %g", op, field, value, min);
+}
+
+/* offset[n_groups + 1] rises from 0 or more; *rows is how many rows it spans. */
+static moe_status check_offset(moe_ctx *ctx, const char *op, const int64_t *offset, int32_t n_groups,
+                               int64_t *rows) {
+    const limit limits[] = {
+        {"n_groups", n_groups, 0, INT32_MAX}
+    };
+    const need needs[] = {
+        {"offset", offset}
+    };
+    MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    MOEI_TRY(check_needs(ctx, op, needs, COUNT(needs)));
+    for (int32_t g = 0; g <= n_groups; ++g) {
+        int64_t before = g ? offset[g - 1] : 0;
+        if (offset[g] < before)
+            return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                                "%s: offset[%" PRId32 "] is %" PRId64 "; it must be at least %" PRId64
+                                ", where the group before it begins",
+                                op, g, offset[g], before);
+    }
+    *rows = offset[n_groups] - offset[0];
+    return MOE_OK;
+}
+
+void moe_parallel(moe_ctx *ctx, int64_t n_tasks, moe_task_fn fn, void *arg) {
+    moei_parallel(&ctx->team, n_tasks, fn, arg);
+}
+
+size_t moe_thread_scratch_bytes(void) {
+    return MOEI_THREAD_SCRATCH;
+}
+
+moe_status moe_act_by_name(const char *name, moe_act *act, moe_error *error) {
+    static const struct {
+        const char *name;
+        moe_act act;
+    } acts[] = {
+        {"relu",   MOE_ACT_RELU  },
+        {"gelu",   MOE_ACT_GELU  },
+        {"swiglu", MOE_ACT_SWIGLU}
+    };
+    for (size_t i = 0; name && i < COUNT(acts); ++i)
+        if (strcmp(name, acts[i].name) == 0) {
+            *act = acts[i].act;
+            return MOE_OK;
+        }
+    return moei_error_set(error, MOE_ERR_ARGUMENT, "activation: '%s' is not one of: relu, gelu, swiglu",
+                          name ? name : "");
+}
+
+bool moe_act_gated(moe_act act) {
+    return act == MOE_ACT_SWIGLU;
+}
+
+int64_t moe_dweight_parts(int64_t n) {
+    return (n + MOEI_DWEIGHT_COLS - 1) / MOEI_DWEIGHT_COLS;
+}
+
+/* What the epilogue of a grouped product reads and writes beyond A and B. */
+static moe_status check_epilogue(moe_ctx *ctx, const char *op, const moe_gemm_rows_args *a) {
+    const limit known[] = {
+        {"epilogue", a->epilogue, MOE_EPI_STORE, MOE_EPI_ACT_GRAD},
+        {"act",      a->act,      MOE_ACT_NONE,  MOE_ACT_SWIGLU  }
+    };
+    MOEI_TRY(check_limits(ctx, op, known, COUNT(known)));
+    if (a->accumulate && a->epilogue != MOE_EPI_STORE)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: accumulate goes with MOE_EPI_STORE only", op);
+    int64_t gate_and_up = moe_act_gated(a->act) ? 2 : 1;
+    if (a->epilogue == MOE_EPI_STORE) {
+        const limit limits[] = {
+            {"ldc", a->ldc, a->n, INT64_MAX}
+        };
+        const need needs[] = {
+            {"c", a->c}
+        };
+        MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+        return check_needs(ctx, op, needs, COUNT(needs));
+    }
+    if (a->epilogue == MOE_EPI_ACT) {
+        if (a->n % gate_and_up != 0)
+            return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                                "%s: n is %" PRId64 "; a gated activation needs an even number of columns",
+                                op, a->n);
+        const limit limits[] = {
+            {"ldc", a->c ? a->ldc : a->n, a->n,               INT64_MAX},
+            {"ldh", a->ldh,               a->n / gate_and_up, INT64_MAX}
+        };
+        const need needs[] = {
+            {"h", a->h}
+        };
+        MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+        return check_needs(ctx, op, needs, COUNT(needs));
+    }
+    if (a->bias)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: bias must be NULL with MOE_EPI_ACT_GRAD", op);
+    const limit limits[] = {
+        {"ldz",  a->ldz,  a->n * gate_and_up, INT64_MAX},
+        {"ldwa", a->ldwa, a->n,               INT64_MAX}
+    };
+    const need needs[] = {
+        {"z",                           a->z                               },
+        {"dz",                          a->dz                              },
+        {"wa",                          a->wa                              },
+        {"dweight_part (with dweight)", a->dweight ? a->dweight_part : a->z}
+    };
+    MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    return check_needs(ctx, op, needs, COUNT(needs));
+}
+
+moe_status moe_gemm_rows(moe_ctx *ctx, const moe_gemm_rows_args *args) {
+    const char *op = "moe_gemm_rows";
+    int64_t rows;
+    MOEI_TRY(check_dtype(ctx, op, args->dtype));
+    MOEI_TRY(check_offset(ctx, op, args->offset, args->n_groups, &rows));
+    const limit limits[] = {
+        {"n",   args->n,   0,                                 INT64_MAX},
+        {"k",   args->k,   0,                                 INT64_MAX},
+        {"lda", args->lda, args->k,                           INT64_MAX},
+        {"ldb", args->ldb, args->b_trans ? args->k : args->n, INT64_MAX}
+    };
+    MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    if (rows == 0 || args->n == 0) return MOE_OK;
+    const need needs[] = {
+        {"a", args->a},
+        {"b", args->b}
+    };
+    MOEI_TRY(check_needs(ctx, op, needs, COUNT(needs)));
+    MOEI_TRY(check_epilogue(ctx, op, args));
+    ctx->kernels[args->dtype]->gemm_rows(&ctx->team, args);
+    return MOE_OK;
+}
+
+moe_status moe_gemm_outer(moe_ctx *ctx, const moe_gemm_outer_args *args) {
+    const char *op = "moe_gemm_outer";
+    int64_t rows;
+    MOEI_TRY(check_dtype(ctx, op, args->dtype));
+    MOEI_TRY(check_offset(ctx, op, args->offset, args->n_groups, &rows));
+    const limit limits[] = {
+        {"m",   args->m,   0,       INT64_MAX},
+        {"n",   args->n,   0,       INT64_MAX},
+        {"lda", args->lda, args->m, INT64_MAX},
+        {"ldb", args->ldb, args->n, INT64_MAX},
+        {"ldc", args->ldc, args->n, INT64_MAX}
+    };
+    MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    if (args->n_groups == 0 || args->m == 0 || args->n == 0) return MOE_OK;
+    const need needs[] = {
+        {"c", args->c},
+        {"a", args->a},
+        {"b", args->b}
+    };
+    MOEI_TRY(check_needs(ctx, op, needs, rows > 0 ? COUNT(needs) : 1));
+    ctx->kernels[args->dtype]->gemm_outer(&ctx->team, args);
+    return MOE_OK;
+}
+
+moe_status moe_gather_sum(moe_ctx *ctx, const moe_gather_sum_args *args) {
+    const char *op = "moe_gather_sum";
+    MOEI_TRY(check_dtype(ctx, op, args->dtype));
+    const limit limits[] = {
+        {"n_tokens", args->n_tokens, 0,       INT64_MAX},
+        {"n",        args->n,        0,       INT64_MAX},
+        {"top_k",    args->top_k,    0,       INT32_MAX},
+        {"ld_rows",  args->ld_rows,  args->n, INT64_MAX},
+        {"ld_out",   args->ld_out,   args->n, INT64_MAX}
+    };
+    MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    if (args->n_tokens == 0 || args->n == 0) return MOE_OK;
+    const need needs[] = {
+        {"out",    args->out   },
+        {"row_of", args->row_of},
+        {"rows",   args->rows  }
+    };
+    MOEI_TRY(check_needs(ctx, op, needs, args->top_k > 0 ? COUNT(needs) : 1));
+    ctx->kernels[args->dtype]->gather_sum(&ctx->team, args);
+    return MOE_OK;
+}
+
+moe_status moe_colsum(moe_ctx *ctx, const moe_colsum_args *args) {
+    const char *op = "moe_colsum";
+    int64_t rows;
+    MOEI_TRY(check_dtype(ctx, op, args->dtype));
+    MOEI_TRY(check_offset(ctx, op, args->offset, args->n_groups, &rows));
+    const limit limits[] = {
+        {"n",   args->n,   0,       INT64_MAX},
+        {"lda", args->lda, args->n, INT64_MAX}
+    };
+    MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    if (args->n_groups == 0 || args->n == 0) return MOE_OK;
+    const need needs[] = {
+        {"out", args->out},
+        {"a",   args->a  }
+    };
+    MOEI_TRY(check_needs(ctx, op, needs, rows > 0 ? COUNT(needs) : 1));
+    ctx->kernels[args->dtype]->colsum(&ctx->team, args);
+    return MOE_OK;
+}
+
+static moe_status check_rmsnorm(moe_ctx *ctx, const char *op, const moe_rmsnorm_args *args) {
+    MOEI_TRY(check_dtype(ctx, op, args->dtype));
+    const limit limits[] = {
+        {"rows", args->rows, 0, INT64_MAX},
+        {"n",    args->n,    1, INT64_MAX}
+    };
+    MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    return check_real(ctx, op, "eps", (double)args->eps, 0.0);
+}
+
+moe_status moe_rmsnorm(moe_ctx *ctx, const moe_rmsnorm_args *args) {
+    const char *op = "moe_rmsnorm";
+    MOEI_TRY(check_rmsnorm(ctx, op, args));
+    if (args->rows == 0) return MOE_OK;
+    const need needs[] = {
+        {"x",    args->x   },
+        {"gain", args->gain},
+        {"y",    args->y   }
+    };
+    MOEI_TRY(check_needs(ctx, op, needs, COUNT(needs)));
+    ctx->kernels[args->dtype]->rmsnorm(&ctx->team, args);
+    return MOE_OK;
+}
+
+moe_status moe_rmsnorm_backward(moe_ctx *ctx, const moe_rmsnorm_args *args) {
+    const char *op = "moe_rmsnorm_backward";
+    MOEI_TRY(check_rmsnorm(ctx, op, args));
+    if (args->rows == 0) return MOE_OK;
+    const need needs[] = {
+        {"x",       args->x      },
+        {"gain",    args->gain   },
+        {"inv_rms", args->inv_rms},
+        {"dy",      args->dy     },
+        {"dx",      args->dx     },
+        {"dgain",   args->dgain  }
+    };
+    MOEI_TRY(check_needs(ctx, op, needs, COUNT(needs)));
+    ctx->kernels[args->dtype]->rmsnorm_backward(&ctx->team, args);
+    return MOE_OK;
+}
+
+moe_status moe_rope(moe_ctx *ctx, const moe_rope_args *args) {
+    const char *op = "moe_rope";
+    MOEI_TRY(check_dtype(ctx, op, args->dtype));
+    const limit limits[] = {
+        {"rows",     args->rows,     0,                                     INT64_MAX        },
+        {"heads",    args->heads,    1,                                     INT32_MAX        },
+        {"head_dim", args->head_dim, 2,                                     MOEI_HEAD_DIM_MAX},
+        {"ldx",      args->ldx,      (int64_t)args->heads * args->head_dim, INT64_MAX        }
+    };
+    MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    if (args->head_dim % 2 != 0)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: head_dim is %" PRId32 "; it must be even", op,
+                            args->head_dim);
+    MOEI_TRY(check_real(ctx, op, "base", (double)args->base, 1.0));
+    if (args->rows == 0) return MOE_OK;
+    const need needs[] = {
+        {"x",        args->x       },
+        {"position", args->position}
+    };
+    MOEI_TRY(check_needs(ctx, op, needs, COUNT(needs)));
+    ctx->kernels[args->dtype]->rope(&ctx->team, args);
+    return MOE_OK;
+}
+
+static moe_status check_attention(moe_ctx *ctx, const char *op, const moe_attention_args *a) {
+    MOEI_TRY(check_dtype(ctx, op, a->dtype));
+    const limit limits[] = {
+        {"n_seq",     a->n_seq,     0,                                  INT64_MAX        },
+        {"q_len",     a->q_len,     0,                                  INT64_MAX        },
+        {"kv_len",    a->kv_len,    a->q_len,                           INT64_MAX        },
+        {"kv_stride", a->kv_stride, a->kv_len,                          INT64_MAX        },
+        {"heads",     a->heads,     1,                                  INT32_MAX        },
+        {"kv_heads",  a->kv_heads,  1,                                  a->heads         },
+        {"head_dim",  a->head_dim,  1,                                  MOEI_HEAD_DIM_MAX},
+        {"ldq",       a->ldq,       (int64_t)a->heads * a->head_dim,    INT64_MAX        },
+        {"ldkv",      a->ldkv,      (int64_t)a->kv_heads * a->head_dim, INT64_MAX        },
+        {"ldo",       a->ldo,       (int64_t)a->heads * a->head_dim,    INT64_MAX        }
+    };
+    MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    if (a->heads % a->kv_heads != 0)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "%s: heads is %" PRId32 "; it must be a multiple of kv_heads, %" PRId32, op,
+                            a->heads, a->kv_heads);
+    return MOE_OK;
+}
+
+moe_status moe_attention(moe_ctx *ctx, const moe_attention_args *args) {
+    const char *op = "moe_attention";
+    MOEI_TRY(check_attention(ctx, op, args));
+    if (args->n_seq == 0 || args->q_len == 0) return MOE_OK;
+    const need needs[] = {
+        {"q",   args->q  },
+        {"k",   args->k  },
+        {"v",   args->v  },
+        {"out", args->out}
+    };
+    MOEI_TRY(check_needs(ctx, op, needs, COUNT(needs)));
+    ctx->kernels[args->dtype]->attention(&ctx->team, args);
+    return MOE_OK;
+}
+
+moe_status moe_attention_backward(moe_ctx *ctx, const moe_attention_args *args) {
+    const char *op = "moe_attention_backward";
+    MOEI_TRY(check_attention(ctx, op, args));
+    const limit limits[] = {
+        {"kv_len",    args->kv_len,    args->q_len, args->q_len},
+        {"kv_stride", args->kv_stride, args->q_len, args->q_len}
+    };
+    MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    if (args->n_seq == 0 || args->q_len == 0) return MOE_OK;
+    const need needs[] = {
+        {"q",     args->q    },
+        {"k",     args->k    },
+        {"v",     args->v    },
+        {"out",   args->out  },
+        {"dout",  args->dout },
+        {"lse",   args->lse  },
+        {"dq",    args->dq   },
+        {"dk",    args->dk   },
+        {"dv",    args->dv   },
+        {"delta", args->delta}
+    };
+    MOEI_TRY(check_needs(ctx, op, needs, COUNT(needs)));
+    ctx->kernels[args->dtype]->attention_backward(&ctx->team, args);
+    return MOE_OK;
+}
+
+moe_status moe_cross_entropy(moe_ctx *ctx, const moe_cross_entropy_args *args) {
+    const char *op = "moe_cross_entropy";
+    MOEI_TRY(check_dtype(ctx, op, args->dtype));
+    const limit limits[] = {
+        {"rows", args->rows, 0,       INT64_MAX},
+        {"n",    args->n,    1,       INT32_MAX},
+        {"ld",   args->ld,   args->n, INT64_MAX}
+    };
+    MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    if (args->rows == 0) return MOE_OK;
+    const need needs[] = {
+        {"logits",   args->logits  },
+        {"target",   args->target  },
+        {"row_loss", args->row_loss}
+    };
+    MOEI_TRY(check_needs(ctx, op, needs, COUNT(needs)));
+    for (int64_t r = 0; r < args->rows; ++r)
+        if (args->target[r] < -1 || args->target[r] >= args->n)
+            return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                                "%s: target[%" PRId64 "] is %" PRId32 "; it must lie in -1 .. %" PRId64, op,
+                                r, args->target[r], args->n - 1);
+    ctx->kernels[args->dtype]->cross_entropy(&ctx->team, args);
+    return MOE_OK;
+}
+
+moe_status moe_adamw(moe_ctx *ctx, const moe_adamw_args *args) {
+    const char *op = "moe_adamw";
+    MOEI_TRY(check_dtype(ctx, op, args->dtype));
+    const limit limits[] = {
+        {"n",    args->n,    0, INT64_MAX},
+        {"step", args->step, 1, INT64_MAX}
+    };
+    MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    MOEI_TRY(check_real(ctx, op, "beta1", args->beta1, 0.0));
+    MOEI_TRY(check_real(ctx, op, "beta2", args->beta2, 0.0));
+    MOEI_TRY(check_real(ctx, op, "eps", args->eps, 0.0));
+    if (args->beta1 >= 1.0 || args->beta2 >= 1.0)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: beta1 is %g, beta2 is %g; both must be below 1", op,
+                            args->beta1, args->beta2);
+    if (args->n == 0) return MOE_OK;
+    const need needs[] = {
+        {"value", args->value},
+        {"m",     args->m    },
+        {"v",     args->v    },
+        {"grad",  args->grad }
+    };
+    MOEI_TRY(check_needs(ctx, op, needs, COUNT(needs)));
+    ctx->kernels[args->dtype]->adamw(&ctx->team, args);
+    return MOE_OK;
+}
+
+moe_status moe_sum_squares(moe_ctx *ctx, moe_dtype dtype, const void *x, int64_t n, double *sum) {
+    const char *op = "moe_sum_squares";
+    MOEI_TRY(check_dtype(ctx, op, dtype));
+    const limit limits[] = {
+        {"n", n, 0, INT64_MAX}
+    };
+    const need needs[] = {
+        {"sum", sum},
+        {"x",   x  }
+    };
+    MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    MOEI_TRY(check_needs(ctx, op, needs, n > 0 ? COUNT(needs) : 1));
+    *sum = ctx->kernels[dtype]->sum_squares(&ctx->team, dtype, x, n);
+    return MOE_OK;
+}
