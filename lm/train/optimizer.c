@@ -1,0 +1,94 @@
+/* optimizer.c: AdamW over every parameter of a model, one block of memory for its state.
+ * m, v: as the parameter. Weight decay is for matrices: a norm's gain, a bias or an embedding row has no
+ * redundancy that shrinking would remove. Source: Loshchilov and Hutter 2019; minGPT groups so too.
+ */
+#include "train/optimizer.h"
+
+#include <moekit/expert.h>
+#include <moekit/op.h>
+
+#include "core/arena.h"
+
+#include <math.h>
+#include <string.h>
+
+bool moelm_optimizer_decays(const moe_param *param) {
+    size_t length = strlen(param->name);
+    bool is_bias = length >= 4 && strcmp(param->name + length - 4, "bias") == 0;
+    return param->n_dim >= 2 && !is_bias && strstr(param->name, "embed") == NULL;
+}
+
+static int64_t n_numbers(const moe_param *param) {
+    int64_t n = 1;
+    for (int32_t i = 0; i < param->n_dim; ++i) n *= param->dim[i];
+    return n;
+}
+
+/* Runs once to measure and once to hand out: see core/arena.h. */
+static moe_status carve(moei_arena *arena, const moe_lm *lm, moelm_optimizer *optimizer) {
+    size_t n = (size_t)optimizer->count;
+    moelm_slot *slot = moei_arena_take(arena, n * sizeof *slot);
+    for (int32_t i = 0; i < optimizer->count; ++i) {
+        moe_param param;
+        MOEI_TRY(moe_lm_param(lm, i, &param));
+        size_t bytes = (size_t)n_numbers(&param) * moe_dtype_bytes(param.dtype);
+        void *m = moei_arena_take(arena, bytes), *v = moei_arena_take(arena, bytes);
+        if (slot) slot[i] = (moelm_slot){param, m, v, moelm_optimizer_decays(&param)};
+    }
+    optimizer->slot = slot;
+    return MOE_OK;
+}
+
+moe_status moelm_optimizer_create(moe_ctx *ctx, const moe_lm *lm, moelm_optimizer *optimizer) {
+    *optimizer = (moelm_optimizer){.ctx = ctx, .count = moe_lm_param_count(lm)};
+    moei_arena arena = {0};
+    MOEI_TRY(carve(&arena, lm, optimizer));
+    void *block = moe_ctx_alloc(ctx, arena.used);
+    if (!block) return MOE_ERR_MEMORY;
+    optimizer->bytes = arena.used;
+    memset(block, 0, optimizer->bytes);
+    arena = (moei_arena){.base = block};
+    return carve(&arena, lm, optimizer);
+}
+
+void moelm_optimizer_destroy(moelm_optimizer *optimizer) {
+    /* the slots stand at the start of the block */
+    if (optimizer->slot) moe_ctx_free(optimizer->ctx, optimizer->slot, optimizer->bytes);
+    *optimizer = (moelm_optimizer){0};
+}
+
+moe_status moelm_optimizer_norm(const moelm_optimizer *optimizer, double *norm) {
+    double total = 0;
+    for (int32_t i = 0; i < optimizer->count; ++i) {
+        const moe_param *param = &optimizer->slot[i].param;
+        double sum;
+        MOEI_TRY(moe_sum_squares(optimizer->ctx, param->dtype, param->grad, n_numbers(param), &sum));
+        total += sum;
+    }
+    *norm = sqrt(total);
+    return MOE_OK;
+}
+
+moe_status moelm_optimizer_step(const moelm_optimizer *optimizer, const moelm_train_config *train,
+                                int64_t step, double lr, double grad_scale) {
+    for (int32_t i = 0; i < optimizer->count; ++i) {
+        const moelm_slot *slot = &optimizer->slot[i];
+        const moe_adamw_args args = {
+            .dtype = slot->param.dtype,
+            .n = n_numbers(&slot->param),
+            .value = slot->param.value,
+            .m = slot->m,
+            .v = slot->v,
+            .grad = slot->param.grad,
+            .lr = lr,
+            .beta1 = train->beta1,
+            .beta2 = train->beta2,
+            .eps = train->adam_eps,
+            .weight_decay = slot->decay ? train->weight_decay : 0,
+            .grad_scale = grad_scale,
+            .step = step,
+        };
+        MOEI_TRY(moe_adamw(optimizer->ctx, &args));
+    }
+    return MOE_OK;
+}

@@ -1,0 +1,36 @@
+/* optimizer.h: AdamW over every parameter of a model.
+ * m and v have the shape and dtype of their parameter; `step` counts from 1.
+ */
+#ifndef MOELM_OPTIMIZER_H
+#define MOELM_OPTIMIZER_H
+
+#include <moekit/lm.h>
+
+#include "config/config.h"
+
+typedef struct moelm_slot {
+    moe_param param;
+    void *m, *v;
+    bool decay; /* matrices shrink; norms, biases and embeddings do not */
+} moelm_slot;
+
+typedef struct moelm_optimizer {
+    moe_ctx *ctx;
+    int32_t count;
+    moelm_slot *slot; /* [count] in the order of moe_lm_param */
+    size_t bytes;     /* of the block that slots, m and v live in */
+} moelm_optimizer;
+
+/* For a model reserved for training; m and v start at zero. Failures are told on the context. */
+moe_status moelm_optimizer_create(moe_ctx *ctx, const moe_lm *lm, moelm_optimizer *optimizer);
+void moelm_optimizer_destroy(moelm_optimizer *optimizer);
+
+/* Euclidean norm of all gradients together. */
+moe_status moelm_optimizer_norm(const moelm_optimizer *optimizer, double *norm);
+/* One update with gradients times grad_scale. */
+moe_status moelm_optimizer_step(const moelm_optimizer *optimizer, const moelm_train_config *train,
+                                int64_t step, double lr, double grad_scale);
+
+bool moelm_optimizer_decays(const moe_param *param);
+
+#endif
