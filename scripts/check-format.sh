@@ -11,7 +11,7 @@ for candidate in clang-format-14 clang-format; do
     fi
 done
 if [ -z "$tool" ]; then
-    echo "skipped: clang-format 14 is not here"
+    echo "clang-format 14 is not here"
     exit 77
 fi
 mode=(--dry-run --Werror)

@@ -55,7 +55,8 @@ find_package(moekit 0.1 REQUIRED COMPONENTS moekit)
 add_executable(with_cmake program.c)
 target_link_libraries(with_cmake moekit::moekit)
 END
-cmake -S . -B out -G Ninja -DCMAKE_PREFIX_PATH="$prefix" >cmake.log && cmake --build out >>cmake.log || { cat cmake.log; exit 1; }
+cmake -S . -B out -G Ninja -DCMAKE_PREFIX_PATH="$prefix"
+cmake --build out
 ./out/with_cmake
 
 if [ -e "$pc/moekit-lm.pc" ]; then

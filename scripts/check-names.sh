@@ -4,7 +4,7 @@
 #   - every other global name of the static twins begins with moei_ or moelm_, so that it collides with nobody's
 set -uo pipefail
 build=$(realpath "${1:?usage: check-names.sh BUILD_DIR}")
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 failed=0
 complain() {
     if [ -n "$2" ]; then

@@ -2,7 +2,7 @@
 # fuzz.sh SECONDS [BUILD_DIR]: runs every fuzz target that long; inputs that crash go to BUILD_DIR/findings.
 # New inputs are kept in BUILD_DIR/corpus, so that a longer run starts where the last one ended.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 seconds=${1:?usage: fuzz.sh SECONDS [BUILD_DIR]}
 build=${2:-build/fuzz}
 mkdir -p "$build/findings"

@@ -3,7 +3,7 @@
 # the last line of all is "N passed, N failed", with ", N skipped" where something was.
 # What a step said is kept in build/check/<step>.log. FUZZ_SECONDS (5) is spent on each fuzz target.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 logs=build/check
 mkdir -p "$logs"
 passed=0 failed=0 skipped=0
