@@ -80,6 +80,12 @@ void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_
 moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode);
 moei_scratch moei_layer_scratch(const moe_layer *layer, int64_t T, moe_mode mode);
 
+/* A view whose stride 0 has become its columns. */
+static inline moe_mat moei_with_stride(moe_mat mat) {
+    if (mat.stride == 0) mat.stride = mat.cols;
+    return mat;
+}
+
 /* Checks a view against the layer: rows, width, dtype, stride, data. */
 moe_status moei_layer_check_mat(const moe_layer *layer, const char *name, moe_mat mat, int64_t rows);
 

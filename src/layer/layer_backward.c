@@ -20,11 +20,6 @@ static moe_status check_backward(const moe_layer *layer, moe_mat x, moe_mat dy, 
     return MOE_OK;
 }
 
-static moe_mat with_stride(moe_mat mat) {
-    if (mat.stride == 0) mat.stride = mat.cols;
-    return mat;
-}
-
 static moe_status shared_backward(moe_layer *layer, const moei_scratch *s, moe_mat dy, moe_mat dx) {
     s->shared_offset[0] = 0;
     s->shared_offset[1] = dy.rows;
@@ -94,9 +89,9 @@ static void route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx) 
 moe_status moe_layer_backward(moe_layer *layer, moe_mat x, moe_mat dy, moe_mat dx) {
     MOEI_TRY(check_backward(layer, x, dy, dx));
     layer->can_backward = false;
-    layer->batch.x = with_stride(x);
-    dy = with_stride(dy);
-    dx = with_stride(dx);
+    layer->batch.x = moei_with_stride(x);
+    dy = moei_with_stride(dy);
+    dx = moei_with_stride(dx);
     const moei_scratch s = moei_layer_scratch(layer, x.rows, MOE_TRAIN);
 
     if (layer->shared.ops) MOEI_TRY(shared_backward(layer, &s, dy, dx));

@@ -46,13 +46,8 @@ static moe_status check_forward(const moe_layer *layer, moe_mat x, moe_mat y, co
     return MOE_OK;
 }
 
-static moe_mat with_stride(moe_mat mat) {
-    if (mat.stride == 0) mat.stride = mat.cols;
-    return mat;
-}
-
 static moei_batch batch_of(moe_mat x, const moe_call *call) {
-    moei_batch batch = {.x = with_stride(x), .mode = MOE_INFER, .n_valid = x.rows};
+    moei_batch batch = {.x = moei_with_stride(x), .mode = MOE_INFER, .n_valid = x.rows};
     if (!call) return batch;
     batch.mode = call->mode;
     batch.step = call->step;
@@ -126,7 +121,7 @@ moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_c
     layer->batch = batch_of(x, call);
     layer->loss_scale = call && call->loss_scale != 0 ? call->loss_scale : 1;
     layer->can_backward = false;
-    y = with_stride(y);
+    y = moei_with_stride(y);
     const moei_scratch s = moei_layer_scratch(layer, x.rows, layer->batch.mode);
     moe_stats measured = {.size = sizeof measured, .n_tokens = layer->batch.n_valid};
 

@@ -1,0 +1,97 @@
+/* layer_fixture.h: what the layer tests share: a context, a layer, random tokens, one call.
+ * The seed of every draw is printed when a test fails (MOEKIT_TEST_SEED repeats it).
+ */
+#ifndef MOEKIT_TEST_LAYER_FIXTURE_H
+#define MOEKIT_TEST_LAYER_FIXTURE_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <moekit/expert.h>
+#include <moekit/moe.h>
+#include <moekit/op.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static inline uint64_t test_seed(void) {
+    static uint64_t seed;
+    if (seed) return seed;
+    const char *text = getenv("MOEKIT_TEST_SEED");
+    seed = text ? strtoull(text, NULL, 10) : (uint64_t)time(NULL);
+    fprintf(stderr, "MOEKIT_TEST_SEED=%llu\n", (unsigned long long)seed);
+    return seed;
+}
+
+static inline moe_ctx *test_ctx(const char *isa, int32_t n_threads) {
+    moe_ctx_desc desc = {.size = sizeof desc, .isa = isa, .n_threads = n_threads, .seed = test_seed()};
+    moe_ctx *ctx = NULL;
+    moe_error error = {0};
+    if (moe_ctx_create(&desc, &ctx, &error) != MOE_OK) fail_msg("context: %s", error.text);
+    return ctx;
+}
+
+/* NULL where the machine lacks the instruction set: the caller says so by name. */
+static inline moe_ctx *test_ctx_if_supported(const char *isa) {
+    moe_ctx_desc desc = {.size = sizeof desc, .isa = isa, .n_threads = 1, .seed = test_seed()};
+    moe_ctx *ctx = NULL;
+    moe_error error = {0};
+    if (moe_ctx_create(&desc, &ctx, &error) == MOE_OK) return ctx;
+    assert_int_equal(error.status, MOE_ERR_UNSUPPORTED);
+    fprintf(stderr, "not run here: isa %s (%s)\n", isa, error.text);
+    return NULL;
+}
+
+#define must(ctx, call)                                                                                      \
+    do {                                                                                                     \
+        if ((call) != MOE_OK) fail_msg("%s: %s", #call, moe_ctx_error(ctx));                                 \
+    } while (0)
+
+/* [rows, cols] of N(0,1), a stream of its own for each `purpose`. Freed by the caller. */
+static inline moe_mat test_random(moe_dtype dtype, int64_t rows, int64_t cols, uint32_t purpose) {
+    moe_mat mat = {NULL, rows, cols, cols, dtype};
+    mat.data = malloc((size_t)(rows * cols + 1) * moe_dtype_bytes(dtype));
+    assert_non_null(mat.data);
+    moe_random_normal(test_seed(), MOE_DRAW_TEST, purpose, 0, dtype, mat.data, rows * cols, 1.0);
+    return mat;
+}
+
+/* Poisoned, so that a number nobody wrote is seen. */
+static inline moe_mat test_output(moe_dtype dtype, int64_t rows, int64_t cols) {
+    moe_mat mat = {NULL, rows, cols, cols, dtype};
+    size_t bytes = (size_t)(rows * cols + 1) * moe_dtype_bytes(dtype);
+    mat.data = malloc(bytes);
+    assert_non_null(mat.data);
+    memset(mat.data, 0xff, bytes); /* NaN */
+    return mat;
+}
+
+static inline double test_at(moe_mat mat, int64_t row, int64_t col) {
+    int64_t i = row * mat.stride + col;
+    return mat.dtype == MOE_F64 ? ((const double *)mat.data)[i] : (double)((const float *)mat.data)[i];
+}
+
+static inline size_t test_bytes(moe_mat mat) {
+    return (size_t)(mat.rows * mat.cols) * moe_dtype_bytes(mat.dtype);
+}
+
+/* A layer reserved for training; its gate is widened so that routing is decided, not a tie. */
+static inline moe_layer *test_layer(moe_ctx *ctx, const moe_layer_desc *desc, int64_t max_tokens) {
+    moe_layer *layer = NULL;
+    moe_layer_desc wide = *desc;
+    if (wide.init_std == 0) wide.init_std = 0.3f;
+    must(ctx, moe_layer_create(ctx, &wide, &layer));
+    must(ctx, moe_layer_reserve(layer, max_tokens, MOE_TRAIN));
+    return layer;
+}
+
+static const moe_call test_train_call = {.size = sizeof(moe_call), .mode = MOE_TRAIN, .step = 7};
+
+#endif
