@@ -3,6 +3,7 @@
 #   - every MOE_API declaration is exported by exactly one library, and nothing else is exported
 #   - every other global name of the static twins begins with moei_ or moelm_, so that it collides with nobody's
 set -uo pipefail
+export LC_ALL=C # one order for sort and comm
 build=$(realpath "${1:?usage: check-names.sh BUILD_DIR}")
 cd "$(dirname "$0")/.." || exit
 failed=0
@@ -12,11 +13,11 @@ complain() {
         failed=1
     fi
 }
-exported() { nm --dynamic --defined-only "$1" | awk '$2 != "A" { sub(/@.*/, "", $3); print $3 }' | LC_ALL=C sort; }
-global() { nm --extern-only --defined-only "$1" 2>/dev/null | awk 'NF == 3 { print $3 }' | LC_ALL=C sort -u; }
+exported() { nm --dynamic --defined-only "$1" | awk '$2 != "A" { sub(/@.*/, "", $3); print $3 }' | sort; }
+global() { nm --extern-only --defined-only "$1" 2>/dev/null | awk 'NF == 3 { print $3 }' | sort -u; }
 declared() { # the name is the last word before the first parenthesis of a declaration
     cat "$@" | awk '/^MOE_API/ { on = 1 }
-        on && match($0, /moe_[a-z0-9_]+\(/) { print substr($0, RSTART, RLENGTH - 1); on = 0 }' | LC_ALL=C sort
+        on && match($0, /moe_[a-z0-9_]+\(/) { print substr($0, RSTART, RLENGTH - 1); on = 0 }' | sort
 }
 
 layer=$(exported "$build/libmoekit.so")
@@ -36,5 +37,5 @@ fi
 complain "global names that begin with none of moe_, moei_, moelm_" \
     "$(grep -Ev '^(moe_|moei_|moelm_|$)' <<<"$static")"
 complain "begin with moe_ but are declared in no public header: make them moei_" \
-    "$(comm -13 <(declared include/moekit/*.h) <(grep '^moe_' <<<"$static" | LC_ALL=C sort -u))"
+    "$(comm -13 <(declared include/moekit/*.h) <(grep '^moe_' <<<"$static" | sort -u))"
 exit $failed
