@@ -1,0 +1,8 @@
+/* gemm_outer_avx512.c: grouped product over a ragged sum, AVX-512. Shapes and source: gemm_outer_simd.h. */
+#include "kernel/simd_avx512.h"
+
+#include "kernel/gemm_outer/gemm_outer_simd.h"
+
+void moei_gemm_outer__avx512(const moei_team *team, const moe_gemm_outer_args *args) {
+    gemm_outer_simd(team, args);
+}

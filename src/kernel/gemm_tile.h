@@ -1,0 +1,163 @@
+/* gemm_tile.h: the register tile of both grouped products and the packing of its operand B.
+ * MR x NR of C stay in registers while k runs over one block of KC; include after simd_avx2.h or
+ * simd_avx512.h. Source: Goto & van de Geijn 2008; Van Zee & van de Geijn 2015 (BLIS).
+ *
+ * The sum of an element: one chain of fused multiply-adds per block of KC, k ascending from 0, then the
+ * blocks are added in order. It depends on k alone, not on the tile, the block or the thread, so a row has
+ * the same bits whatever stands beside it. Lanes and rows past an edge are zeros that nobody reads.
+ */
+#ifndef MOEI_GEMM_TILE_H
+#define MOEI_GEMM_TILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+
+enum {
+    MR = VF_N == 16 ? 14 : 6, /* 28 of 32 or 12 of 16 registers hold the tile */
+    NV = 2,
+    NR = NV * VF_N,
+    KC = 256,
+    NB = 256,         /* columns of a task: KC x NB of packed B is a quarter of a 1 MiB L2 */
+    SUM_LD = NB + 16, /* the padding keeps rows off the same cache sets */
+};
+
+#define MOEI_INLINE static inline __attribute__((always_inline))
+#define MOEI_UNROLL _Pragma("GCC unroll 16")
+
+static inline int64_t moei_min(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+static inline int64_t moei_ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+/* Full vectors take the plain instruction: masked stores are slow on many AVX2 machines. */
+static inline vf vf_load_upto(const float *p, int64_t n) {
+    return n >= VF_N ? vf_load(p) : vf_load_n(p, n);
+}
+static inline void vf_store_upto(float *p, vf a, int64_t n) {
+    if (n >= VF_N)
+        vf_store(p, a);
+    else
+        vf_store_n(p, a, n);
+}
+
+/* sum[mr, NR] (+)= A B for one block: A element (i, k) at a[i * a_i + k * a_k], B packed [kc, NR]. */
+MOEI_INLINE void tile_fixed(const int mr, const float *a, const int64_t a_i, const int64_t a_k,
+                            const float *b, int64_t kc, float *sum, bool add) {
+    vf acc[MR][NV];
+    MOEI_UNROLL
+    for (int i = 0; i < mr; ++i) {
+        MOEI_UNROLL
+        for (int v = 0; v < NV; ++v) acc[i][v] = vf_zero();
+    }
+    for (int64_t k = 0; k < kc; ++k, a += a_k, b += NR) {
+        vf b0 = vf_load(b), b1 = vf_load(b + VF_N);
+        MOEI_UNROLL
+        for (int i = 0; i < mr; ++i) {
+            vf x = vf_set1(a[i * a_i]);
+            acc[i][0] = vf_fma(x, b0, acc[i][0]);
+            acc[i][1] = vf_fma(x, b1, acc[i][1]);
+        }
+    }
+    MOEI_UNROLL
+    for (int i = 0; i < mr; ++i) {
+        MOEI_UNROLL
+        for (int v = 0; v < NV; ++v) {
+            float *at = sum + i * SUM_LD + v * VF_N;
+            vf_store(at, add ? vf_add(vf_load(at), acc[i][v]) : acc[i][v]);
+        }
+    }
+}
+
+/* The tile with a height known at run time: a specialised body for each, none for heights over MR. */
+MOEI_INLINE void tile_any(int mr, const float *a, const int64_t a_i, const int64_t a_k, const float *b,
+                          int64_t kc, float *sum, bool add) {
+    switch (mr) {
+    case 1:
+        tile_fixed(1, a, a_i, a_k, b, kc, sum, add);
+        break;
+    case 2:
+        tile_fixed(2, a, a_i, a_k, b, kc, sum, add);
+        break;
+    case 3:
+        tile_fixed(3, a, a_i, a_k, b, kc, sum, add);
+        break;
+    case 4:
+        tile_fixed(4, a, a_i, a_k, b, kc, sum, add);
+        break;
+    case 5:
+        tile_fixed(5, a, a_i, a_k, b, kc, sum, add);
+        break;
+    case 6:
+        tile_fixed(6, a, a_i, a_k, b, kc, sum, add);
+        break;
+    case 7:
+        if (MR >= 7) tile_fixed(MR < 7 ? 1 : 7, a, a_i, a_k, b, kc, sum, add);
+        break;
+    case 8:
+        if (MR >= 8) tile_fixed(MR < 8 ? 1 : 8, a, a_i, a_k, b, kc, sum, add);
+        break;
+    case 9:
+        if (MR >= 9) tile_fixed(MR < 9 ? 1 : 9, a, a_i, a_k, b, kc, sum, add);
+        break;
+    case 10:
+        if (MR >= 10) tile_fixed(MR < 10 ? 1 : 10, a, a_i, a_k, b, kc, sum, add);
+        break;
+    case 11:
+        if (MR >= 11) tile_fixed(MR < 11 ? 1 : 11, a, a_i, a_k, b, kc, sum, add);
+        break;
+    case 12:
+        if (MR >= 12) tile_fixed(MR < 12 ? 1 : 12, a, a_i, a_k, b, kc, sum, add);
+        break;
+    case 13:
+        if (MR >= 13) tile_fixed(MR < 13 ? 1 : 13, a, a_i, a_k, b, kc, sum, add);
+        break;
+    case 14:
+        if (MR >= 14) tile_fixed(MR < 14 ? 1 : 14, a, a_i, a_k, b, kc, sum, add);
+        break;
+    default:
+        break;
+    }
+}
+
+/* The columns of one task: up to two runs (gate and up), each cut into panels of NR, the last one padded. */
+typedef struct moei_columns {
+    int32_t n_runs;
+    int64_t first[2], width; /* of each run */
+    int64_t panels;          /* of each run */
+} moei_columns;
+
+static inline moei_columns columns_of(int64_t first, int64_t width) {
+    return (moei_columns){.n_runs = 1, .first = {first}, .width = width, .panels = moei_ceil_div(width, NR)};
+}
+
+/* Rows of a matrix, in order or by index. */
+typedef struct moei_rows {
+    const float *base;
+    int64_t ld;
+    const int32_t *index; /* NULL: row r is r */
+} moei_rows;
+
+static inline const float *row_at(const moei_rows *rows, int64_t r) {
+    return rows->base + (rows->index ? rows->index[r] : r) * rows->ld;
+}
+
+/* B[k0 .. k0+kc, columns] -> panels of [kc, NR]. Rows are read whole, so memory is read in order. */
+static void pack_b(const moei_rows *b, const moei_columns *cols, int64_t k0, int64_t kc, float *out) {
+    for (int64_t k = 0; k < kc; ++k) {
+        float *to = out + k * NR;
+        for (int32_t run = 0; run < cols->n_runs; ++run) {
+            const float *from = row_at(b, k0 + k) + cols->first[run];
+            for (int64_t j = 0; j < cols->width; j += NR, to += kc * NR) {
+                for (int v = 0; v < NV; ++v) {
+                    int64_t left = cols->width - j - v * VF_N;
+                    vf_store(to + v * VF_N, left > 0 ? vf_load_upto(from + j + v * VF_N, left) : vf_zero());
+                }
+            }
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,412 @@
+/* test_gemm.c: the grouped products, every variant against a direct triple loop in f64.
+ * Bounds: an f32 sum of length k over chains of at most 256 is off by (min(k,256) + k/256 + 4) eps sum|a||b|.
+ */
+#include "kernel/guarded.h"
+
+#include "kernel/act.h"
+
+static const int64_t edges[] = {1,  2,  3,  7,  15, 16,  17,  31,  32,  33,
+                                47, 63, 64, 65, 97, 127, 130, 256, 257, 300};
+static const int64_t depths[] = {1, 2, 3, 4, 5, 8, 17, 31, 96, 128, 255, 256, 257, 520};
+static const int64_t loads[] = {0, 0, 1, 1, 2, 4, 5, 6, 7, 12, 13, 14, 15, 28, 29, 65, 130};
+#define COUNT(list) (sizeof(list) / sizeof(list)[0])
+
+static double chain_bound(moe_dtype dtype, int64_t k) {
+    double length = (double)(k < 256 ? k : 256 + k / 256) + 4;
+    return length * (dtype == MOE_F64 ? EPS_F64 * (double)(k + 4) : EPS_F32);
+}
+
+/* One random problem; its arguments serve every epilogue. */
+typedef struct product_case {
+    test_random random;
+    uint64_t seed;
+    moe_gemm_rows_args args;
+    int64_t offset[9], rows, d_z, n_h; /* d_z: columns of z where it is read, n_h: of h */
+    int32_t *a_row;
+    guarded a, b, bias, c, h, z, dz, wa, w, dweight, part;
+} product_case;
+
+static void make_rows(product_case *p, int64_t max_load) {
+    moe_gemm_rows_args *args = &p->args;
+    args->n_groups = 1 + (int32_t)random_below(&p->random, 5);
+    p->offset[0] = 0;
+    for (int32_t g = 0; g < args->n_groups; ++g) {
+        int64_t load = random_of(&p->random, loads, COUNT(loads));
+        p->offset[g + 1] = p->offset[g] + (load < max_load ? load : max_load);
+    }
+    p->rows = p->offset[args->n_groups];
+    args->offset = p->offset;
+}
+
+static void make_case(product_case *p, uint64_t seed, moe_dtype dtype, moe_epilogue epilogue, moe_act act,
+                      int64_t max_size) {
+    *p = (product_case){.random = {seed * 0x9e3779b97f4a7c15ULL + 1}, .seed = seed};
+    moe_gemm_rows_args *args = &p->args;
+    test_random *random = &p->random;
+    make_rows(p, max_size);
+    bool gated = moe_act_gated(act);
+    args->dtype = dtype, args->epilogue = epilogue, args->act = act;
+    args->n = random_of(random, edges, COUNT(edges)), args->k = random_of(random, depths, COUNT(depths));
+    if (args->n > max_size) args->n = max_size;
+    if (args->k > max_size) args->k = max_size;
+    if (gated && epilogue == MOE_EPI_ACT) args->n *= 2;
+    args->b_trans = random_below(random, 2);
+    args->lda = args->k + random_below(random, 3);
+    args->ldb = (args->b_trans ? args->k : args->n) + random_below(random, 3);
+    args->b_group = (args->b_trans ? args->n : args->k) * args->ldb + random_below(random, 5);
+    args->ldc = args->n + random_below(random, 3);
+    int64_t a_rows = p->rows + 1;
+    if (random_below(random, 2)) {
+        p->a_row = malloc((size_t)a_rows * sizeof *p->a_row);
+        for (int64_t r = 0; r < a_rows; ++r) p->a_row[r] = (int32_t)random_below(random, a_rows);
+        args->a_row = p->a_row;
+    }
+    p->a = guarded_random(random, dtype, a_rows * args->lda), args->a = p->a.data;
+    p->b = guarded_random(random, dtype, args->n_groups * args->b_group), args->b = p->b.data;
+    p->bias = guarded_random(random, dtype, args->n_groups * args->n);
+    if (epilogue != MOE_EPI_ACT_GRAD && random_below(random, 2)) args->bias = p->bias.data;
+    p->c = guarded_new(dtype, a_rows * args->ldc), args->c = p->c.data;
+    p->n_h = gated ? args->n / 2 : args->n, args->ldh = p->n_h + random_below(random, 3);
+    p->h = guarded_new(dtype, a_rows * args->ldh), args->h = p->h.data;
+    p->d_z = gated ? 2 * args->n : args->n, args->ldz = p->d_z + random_below(random, 3);
+    p->z = guarded_random(random, dtype, a_rows * args->ldz), args->z = p->z.data;
+    for (int64_t i = 0; i < p->z.n; ++i) moei_real_store(dtype, p->z.data, i, 4 * get(&p->z, i));
+    p->dz = guarded_new(dtype, a_rows * args->ldz), args->dz = p->dz.data;
+    args->ldwa = args->n + random_below(random, 3);
+    p->wa = guarded_new(dtype, a_rows * args->ldwa), args->wa = p->wa.data;
+    p->w = guarded_random(random, dtype, a_rows);
+    if (random_below(random, 2)) args->row_weight = p->w.data;
+    p->dweight = guarded_new(dtype, a_rows), args->dweight = p->dweight.data;
+    p->part = guarded_new(dtype, a_rows * moe_dweight_parts(args->n)), args->dweight_part = p->part.data;
+}
+
+static void free_case(product_case *p) {
+    guarded *all[] = {&p->a,  &p->b,  &p->bias, &p->c,       &p->h,   &p->z,
+                      &p->dz, &p->wa, &p->w,    &p->dweight, &p->part};
+    for (size_t i = 0; i < COUNT(all); ++i) guarded_free(all[i]);
+    free(p->a_row);
+}
+
+/* Cells of a row past the matrix (the padding of its ld) must stay as they were. */
+static void check_padding(const guarded *m, int64_t rows, int64_t n, int64_t ld) {
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t j = n; j < ld; ++j) assert_true(isnan(get(m, r * ld + j)));
+}
+
+/* A B_g + bias at (r, j), and the sum of the sizes of its terms. */
+static double direct(const product_case *p, int64_t r, int64_t j, double *size) {
+    const moe_gemm_rows_args *args = &p->args;
+    int32_t g = 0;
+    while (r >= p->offset[g + 1]) ++g;
+    double sum = args->bias ? get(&p->bias, g * args->n + j) : 0;
+    *size = fabs(sum);
+    for (int64_t i = 0; i < args->k; ++i) {
+        double a = get(&p->a, (p->a_row ? p->a_row[r] : r) * args->lda + i);
+        double b = get(&p->b, g * args->b_group + (args->b_trans ? j * args->ldb + i : i * args->ldb + j));
+        sum += a * b;
+        *size += fabs(a * b);
+    }
+    return sum;
+}
+
+static void run(const moei_kernel_row *variant, int32_t n_threads, const moe_gemm_rows_args *args) {
+    moei_team team = team_new(n_threads);
+    ((moei_gemm_rows_fn *)variant->fn)(&team, args);
+    free(team.scratch);
+}
+
+static void check_store(uint64_t seed, const moei_kernel_row *variant, moe_dtype dtype) {
+    product_case p;
+    make_case(&p, seed, dtype, MOE_EPI_STORE, MOE_ACT_NONE, 300);
+    moe_gemm_rows_args *args = &p.args;
+    args->accumulate = seed % 3 == 0;
+    for (int64_t r = 0; r < p.rows && args->accumulate; ++r)
+        for (int64_t j = 0; j < args->n; ++j) moei_real_store(dtype, p.c.data, r * args->ldc + j, 0.5);
+    run(variant, 1 + (int32_t)(seed % 2), args);
+    for (int64_t r = 0; r < p.rows; ++r) {
+        for (int64_t j = 0; j < args->n; ++j) {
+            double size, want = direct(&p, r, j, &size) + (args->accumulate ? 0.5 : 0);
+            check_close(get(&p.c, r * args->ldc + j), want, chain_bound(dtype, args->k) * (size + 0.5),
+                        variant->name, seed, "c", r * args->ldc + j);
+        }
+    }
+    check_padding(&p.c, p.rows, args->n, args->ldc);
+    free_case(&p);
+}
+
+/* What the activation makes of an error in its inputs, plus its own. */
+static double act_bound(moei_act_value act, double gate, double up, double error) {
+    double own = 4e-6 * (1 + fabs(gate)) * (1 + fabs(up));
+    return 1.5 * (fabs(act.d_gate) + fabs(act.d_up)) * error + own + error * error;
+}
+
+static void check_act(uint64_t seed, const moei_kernel_row *variant, moe_dtype dtype) {
+    moe_act act = (moe_act)(seed % 4);
+    product_case p;
+    make_case(&p, seed, dtype, MOE_EPI_ACT, act, 150);
+    moe_gemm_rows_args *args = &p.args;
+    bool gated = moe_act_gated(act), keep = seed % 5 != 0;
+    if (!keep) args->c = NULL;
+    run(variant, 1, args);
+    for (int64_t r = 0; r < p.rows; ++r) {
+        for (int64_t j = 0; j < p.n_h; ++j) {
+            double gate_size, up_size = 0, gate = direct(&p, r, j, &gate_size);
+            double up = gated ? direct(&p, r, p.n_h + j, &up_size) : 0, bound = chain_bound(dtype, args->k);
+            moei_act_value want = moei_act_eval(act, gate, up);
+            check_close(get(&p.h, r * args->ldh + j), want.value,
+                        act_bound(want, gate, up, bound * (gate_size + up_size)), variant->name, seed, "h",
+                        j);
+            if (keep)
+                check_close(get(&p.c, r * args->ldc + j), gate, bound * gate_size, variant->name, seed,
+                            "gate", j);
+            if (keep && gated)
+                check_close(get(&p.c, r * args->ldc + p.n_h + j), up, bound * up_size, variant->name, seed,
+                            "up", j);
+        }
+    }
+    check_padding(&p.h, p.rows, p.n_h, args->ldh);
+    check_padding(&p.c, p.rows, keep ? args->n : 0, args->ldc);
+    free_case(&p);
+}
+
+static void check_act_grad(uint64_t seed, const moei_kernel_row *variant, moe_dtype dtype) {
+    moe_act act = (moe_act)(seed % 4);
+    product_case p;
+    make_case(&p, seed, dtype, MOE_EPI_ACT_GRAD, act, 150);
+    moe_gemm_rows_args *args = &p.args;
+    const char *name = variant->name;
+    bool gated = moe_act_gated(act);
+    run(variant, 2, args);
+    for (int64_t r = 0; r < p.rows; ++r) {
+        double w = args->row_weight ? get(&p.w, r) : 1, dweight = 0, dweight_bound = 1e-6;
+        for (int64_t j = 0; j < args->n; ++j) {
+            double size, da = direct(&p, r, j, &size), error = chain_bound(dtype, args->k) * size;
+            double gate = get(&p.z, r * args->ldz + j),
+                   up = gated ? get(&p.z, r * args->ldz + args->n + j) : 0;
+            moei_act_value want = moei_act_eval(act, gate, up);
+            double own = 4e-6 * (1 + fabs(gate)) * (1 + fabs(up));
+            check_close(get(&p.dz, r * args->ldz + j), w * want.d_gate * da,
+                        fabs(want.d_gate) * error + own * (fabs(da) + error), name, seed, "dz", j);
+            if (gated)
+                check_close(get(&p.dz, r * args->ldz + args->n + j), w * want.d_up * da,
+                            fabs(want.d_up) * error + own * (fabs(da) + error), name, seed, "dz up", j);
+            check_close(get(&p.wa, r * args->ldwa + j), w * want.value, own, name, seed, "wa", j);
+            dweight += da * want.value;
+            dweight_bound += fabs(want.value) * error + own * (fabs(da) + error);
+        }
+        check_close(get(&p.dweight, r), dweight, dweight_bound, name, seed, "dweight", r);
+    }
+    check_padding(&p.dz, p.rows, p.d_z, args->ldz);
+    check_padding(&p.wa, p.rows, args->n, args->ldwa);
+    free_case(&p);
+}
+
+static void test_against_triple_loop(void **state) {
+    (void)state;
+    for (const moei_kernel_row *v = next_variant("gemm_rows", NULL); v; v = next_variant("gemm_rows", v)) {
+        for (uint64_t seed = 1; seed <= 60; ++seed) {
+            check_store(seed, v, MOE_F32);
+            check_act(seed, v, MOE_F32);
+            check_act_grad(seed, v, MOE_F32);
+            if (!v->f64 || seed > 20) continue;
+            check_store(seed, v, MOE_F64);
+            check_act(seed, v, MOE_F64);
+            check_act_grad(seed, v, MOE_F64);
+        }
+    }
+}
+
+static void assert_same_bits(const guarded *a, const guarded *b, const char *variant, uint64_t seed) {
+    if (memcmp(a->block, b->block, (size_t)(a->n + 2 * GUARD) * moe_dtype_bytes(a->dtype)) == 0) return;
+    fail_msg("%s, seed %llu: other bits", variant, (unsigned long long)seed);
+}
+
+/* Tasks own what they write, so the number of threads shows nowhere. */
+static void test_same_bits_for_any_threads(void **state) {
+    (void)state;
+    for (const moei_kernel_row *v = next_variant("gemm_rows", NULL); v; v = next_variant("gemm_rows", v)) {
+        for (uint64_t seed = 1; seed <= 24; ++seed) {
+            moe_epilogue epilogue = (moe_epilogue)(seed % 3);
+            product_case one;
+            make_case(&one, seed, MOE_F32, epilogue, MOE_ACT_SWIGLU, 200);
+            run(v, 1, &one.args);
+            for (int32_t threads = 2; threads <= 4; threads += 2) {
+                product_case many;
+                make_case(&many, seed, MOE_F32, epilogue, MOE_ACT_SWIGLU, 200);
+                run(v, threads, &many.args);
+                assert_same_bits(&one.c, &many.c, v->name, seed);
+                assert_same_bits(&one.h, &many.h, v->name, seed);
+                assert_same_bits(&one.dz, &many.dz, v->name, seed);
+                assert_same_bits(&one.wa, &many.wa, v->name, seed);
+                assert_same_bits(&one.dweight, &many.dweight, v->name, seed);
+                free_case(&many);
+            }
+            free_case(&one);
+        }
+    }
+}
+
+/* Row `r` of a result must have the bits it had in the whole batch. */
+static void assert_same_row(const guarded *whole, const guarded *part, int64_t r, int64_t ld, int64_t n,
+                            const product_case *p, const char *variant) {
+    size_t real = moe_dtype_bytes(whole->dtype);
+    const char *a = (const char *)whole->data + (size_t)(r * ld) * real;
+    const char *b = (const char *)part->data + (size_t)(r * ld) * real;
+    if (memcmp(a, b, (size_t)n * real) == 0) return;
+    fail_msg("%s, seed %llu: row %lld depends on its neighbours", variant, (unsigned long long)p->seed,
+             (long long)r);
+}
+
+/* Rows [first, end) computed without the others. */
+static void check_part(const moei_kernel_row *v, product_case *whole, int32_t g, int64_t first, int64_t end) {
+    product_case part;
+    make_case(&part, whole->seed, MOE_F32, whole->args.epilogue, whole->args.act, 300);
+    moe_gemm_rows_args *args = &part.args;
+    for (int32_t i = 0; i <= args->n_groups; ++i) part.offset[i] = i <= g ? first : end;
+    run(v, 1, args);
+    for (int64_t r = first; r < end; ++r) {
+        if (args->epilogue != MOE_EPI_ACT_GRAD)
+            assert_same_row(&whole->c, &part.c, r, args->ldc, args->n, whole, v->name);
+        if (args->epilogue == MOE_EPI_ACT)
+            assert_same_row(&whole->h, &part.h, r, args->ldh, part.n_h, whole, v->name);
+        if (args->epilogue != MOE_EPI_ACT_GRAD) continue;
+        assert_same_row(&whole->dz, &part.dz, r, args->ldz, part.d_z, whole, v->name);
+        assert_same_row(&whole->wa, &part.wa, r, args->ldwa, args->n, whole, v->name);
+        assert_same_row(&whole->dweight, &part.dweight, r, 1, 1, whole, v->name);
+    }
+    free_case(&part);
+}
+
+/* The promise of op.h: a row has the same bits whatever other rows stand beside it. */
+static void test_rows_do_not_depend_on_the_batch(void **state) {
+    (void)state;
+    for (const moei_kernel_row *v = next_variant("gemm_rows", NULL); v; v = next_variant("gemm_rows", v)) {
+        for (uint64_t seed = 100; seed < 124; ++seed) {
+            product_case whole;
+            make_case(&whole, seed, MOE_F32, (moe_epilogue)(seed % 3), MOE_ACT_SWIGLU, 300);
+            run(v, 1, &whole.args);
+            for (int32_t g = 0; g < whole.args.n_groups; ++g) {
+                for (int64_t step = 1, r = whole.offset[g]; r < whole.offset[g + 1]; r += step, step += 2) {
+                    int64_t end = r + step < whole.offset[g + 1] ? r + step : whole.offset[g + 1];
+                    check_part(v, &whole, g, r, end);
+                }
+            }
+            free_case(&whole);
+        }
+    }
+}
+
+/* More rows than a task takes, so that blocks of rows meet. */
+static void test_many_rows(void **state) {
+    (void)state;
+    enum { ROWS = 700, WIDTH = 40, DEPTH = 300 };
+    for (const moei_kernel_row *v = next_variant("gemm_rows", NULL); v; v = next_variant("gemm_rows", v)) {
+        test_random random = {7};
+        guarded a = guarded_random(&random, MOE_F32, ROWS * DEPTH),
+                b = guarded_random(&random, MOE_F32, DEPTH * WIDTH);
+        guarded c = guarded_new(MOE_F32, ROWS * WIDTH);
+        int64_t offset[2] = {0, ROWS};
+        moe_gemm_rows_args args = {.n_groups = 1,
+                                   .offset = offset,
+                                   .n = WIDTH,
+                                   .k = DEPTH,
+                                   .a = a.data,
+                                   .lda = DEPTH,
+                                   .b = b.data,
+                                   .ldb = WIDTH,
+                                   .c = c.data,
+                                   .ldc = WIDTH};
+        run(v, 2, &args);
+        for (int64_t at = 0; at < ROWS * WIDTH; ++at) {
+            double sum = 0, size = 0;
+            for (int64_t i = 0; i < DEPTH; ++i) {
+                double term = get(&a, at / WIDTH * DEPTH + i) * get(&b, i * WIDTH + at % WIDTH);
+                sum += term, size += fabs(term);
+            }
+            check_close(get(&c, at), sum, chain_bound(MOE_F32, DEPTH) * size, v->name, 7, "c", at);
+        }
+        guarded_free(&a), guarded_free(&b), guarded_free(&c);
+    }
+}
+
+/* C_g += A^T B over ragged rows with repeats, padding and empty groups. */
+static void check_outer(uint64_t seed, const moei_kernel_row *variant, moe_dtype dtype, int64_t scale) {
+    product_case p = {.random = {seed * 77 + 1}, .seed = seed};
+    test_random *random = &p.random;
+    make_rows(&p, 1000);
+    for (int32_t g = 0; g <= p.args.n_groups; ++g) p.offset[g] *= scale;
+    p.rows *= scale;
+    int64_t m = random_of(random, edges, COUNT(edges)), n = random_of(random, edges, COUNT(edges));
+    int64_t lda = m + random_below(random, 3), ldb = n + random_below(random, 3),
+            ldc = n + random_below(random, 3);
+    int64_t c_group = m * ldc + random_below(random, 4), total = p.args.n_groups * c_group;
+    guarded a = guarded_random(random, dtype, (p.rows + 1) * lda),
+            b = guarded_random(random, dtype, (p.rows + 1) * ldb);
+    guarded c = guarded_new(dtype, total), again = guarded_new(dtype, total);
+    int32_t *index = malloc((size_t)(p.rows + 1) * sizeof *index);
+    for (int64_t r = 0; r <= p.rows; ++r) index[r] = (int32_t)random_below(random, p.rows + 1);
+    moe_gemm_outer_args args = {.dtype = dtype,
+                                .n_groups = p.args.n_groups,
+                                .offset = p.offset,
+                                .m = m,
+                                .n = n,
+                                .a = a.data,
+                                .lda = lda,
+                                .a_row = seed % 2 ? index : NULL,
+                                .b = b.data,
+                                .ldb = ldb,
+                                .b_row = seed % 3 ? NULL : index,
+                                .c = c.data,
+                                .ldc = ldc,
+                                .c_group = c_group,
+                                .accumulate = seed % 4 == 0};
+    for (int64_t i = 0; i < total && args.accumulate; ++i) {
+        bool inside = i % c_group < m * ldc && i % c_group % ldc < n;
+        moei_real_store(dtype, c.data, i, inside ? 0.25 : NAN);
+        moei_real_store(dtype, again.data, i, inside ? 0.25 : NAN);
+    }
+    moei_team one = team_new(1), four = team_new(4);
+    ((moei_gemm_outer_fn *)variant->fn)(&one, &args);
+    args.c = again.data;
+    ((moei_gemm_outer_fn *)variant->fn)(&four, &args);
+    assert_same_bits(&c, &again, variant->name, seed);
+    for (int64_t at = 0; at < total; ++at) {
+        int64_t g = at / c_group, i = at % c_group / ldc, j = at % c_group % ldc;
+        if (i >= m || j >= n) {
+            assert_true(isnan(get(&c, at)));
+            continue;
+        }
+        double sum = args.accumulate ? 0.25 : 0, size = sum;
+        for (int64_t r = p.offset[g]; r < p.offset[g + 1]; ++r) {
+            double term = get(&a, (args.a_row ? index[r] : r) * lda + i) *
+                          get(&b, (args.b_row ? index[r] : r) * ldb + j);
+            sum += term, size += fabs(term);
+        }
+        check_close(get(&c, at), sum, chain_bound(dtype, p.offset[g + 1] - p.offset[g]) * size, variant->name,
+                    seed, "c", at);
+    }
+    free(one.scratch), free(four.scratch), free(index);
+    guarded_free(&a), guarded_free(&b), guarded_free(&c), guarded_free(&again);
+}
+
+static void test_outer(void **state) {
+    (void)state;
+    for (const moei_kernel_row *v = next_variant("gemm_outer", NULL); v; v = next_variant("gemm_outer", v)) {
+        for (uint64_t seed = 1; seed <= 40; ++seed) {
+            check_outer(seed, v, MOE_F32, 1);
+            if (seed % 8 == 0) check_outer(seed, v, MOE_F32, 5);
+            if (v->f64 && seed < 10) check_outer(seed, v, MOE_F64, 1);
+        }
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_against_triple_loop),
+        cmocka_unit_test(test_same_bits_for_any_threads),
+        cmocka_unit_test(test_rows_do_not_depend_on_the_batch),
+        cmocka_unit_test(test_many_rows),
+        cmocka_unit_test(test_outer),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
