@@ -1,0 +1,40 @@
+/* block.c: one decoder block, forward and backward.
+ * mid = in + attention(norm(in)); out = mid + experts(norm(mid)); all [R, d].
+ * Source: pre-norm residual blocks, Xiong et al. 2020; experts in place of the FFN, Fedus et al. 2021.
+ */
+#include "model/model.h"
+
+static moe_mat rows_of(const moe_lm *lm, float *data, int64_t rows) {
+    return (moe_mat){.data = data, .rows = rows, .cols = lm->d, .dtype = MOE_F32};
+}
+
+moe_status moelm_block_forward(moe_lm *lm, int32_t index, moelm_pass *pass, float *out) {
+    moelm_block *block = &lm->blocks[index];
+    moelm_saved *s = &block->saved;
+    float *branch = lm->memory.branch;
+    int64_t rows = pass->n_seq * pass->length;
+    MOEI_TRY(moelm_norm(lm, rows, &block->norm, s->in, s->norm, s->rms));
+    MOEI_TRY(moelm_attention(lm, index, pass));
+    moelm_add(lm, rows * lm->d, s->in, branch, s->mid);
+    MOEI_TRY(moelm_norm(lm, rows, &block->ffn_norm, s->mid, s->ffn_norm, s->ffn_rms));
+    moe_stats stats = {.size = sizeof stats};
+    MOEI_TRY(moe_layer_forward(block->ffn, rows_of(lm, s->ffn_norm, rows), rows_of(lm, branch, rows),
+                               &pass->call, &stats));
+    moelm_add(lm, rows * lm->d, s->mid, branch, out);
+    pass->aux += stats.loss;
+    return MOE_OK;
+}
+
+moe_status moelm_block_backward(moe_lm *lm, int32_t index, const moelm_pass *pass) {
+    moelm_block *block = &lm->blocks[index];
+    moelm_saved *s = &block->saved;
+    moelm_memory *mem = &lm->memory;
+    int64_t rows = pass->n_seq * pass->length;
+    MOEI_TRY(moe_layer_backward(block->ffn, rows_of(lm, s->ffn_norm, rows), rows_of(lm, mem->dout, rows),
+                                rows_of(lm, mem->dnorm, rows)));
+    const moelm_norm_grad ffn = {rows, &block->ffn_norm, s->mid, s->ffn_rms, mem->dnorm, mem->dout, true};
+    MOEI_TRY(moelm_norm_backward(lm, &ffn));
+    MOEI_TRY(moelm_attention_backward(lm, index, pass));
+    const moelm_norm_grad att = {rows, &block->norm, s->in, s->rms, mem->dnorm, mem->dout, true};
+    return moelm_norm_backward(lm, &att);
+}

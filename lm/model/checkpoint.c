@@ -1,0 +1,289 @@
+/* checkpoint.c: a model read from and written to a directory: config.json and safetensors.
+ * The family names tensors and says where their numbers stand; here they are checked, converted and moved.
+ * Source: Hugging Face's checkpoint layout; bf16 is the upper half of f32, f16 is IEEE 754 binary16.
+ */
+#include "model/checkpoint.h"
+
+#include "format/file.h"
+#include "format/publish.h"
+#include "format/safetensors.h"
+#include "model/families/family.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const moelm_family *const families[] = {&moelm_family_mixtral, &moelm_family_moekit};
+
+static int64_t rows_of(const moelm_slice *s) {
+    return s->n_dim == 1 ? 1 : s->n_dim == 2 ? s->dim[0] : s->dim[0] * s->dim[1];
+}
+
+/* 1. Numbers of a file. */
+
+static float from_f16(uint16_t bits) {
+    int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    float value = exponent == 31 ? (fraction ? NAN : INFINITY)
+                  : exponent     ? ldexpf((float)(1024 + fraction), exponent - 25)
+                                 : ldexpf((float)fraction, -24);
+    return bits >> 15 ? -value : value;
+}
+
+/* The file's numbers need not be aligned. */
+static float number_at(const moei_st_tensor *tensor, int64_t index) {
+    const char *data = tensor->data;
+    if (tensor->dtype == MOEI_ST_F32) {
+        float value;
+        memcpy(&value, data + index * 4, sizeof value);
+        return value;
+    }
+    uint16_t half;
+    memcpy(&half, data + index * 2, sizeof half);
+    if (tensor->dtype == MOEI_ST_F16) return from_f16(half);
+    uint32_t word = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &word, sizeof value);
+    return value;
+}
+
+static void read_slice(const moelm_slice *s, const moei_st_tensor *tensor) {
+    int64_t cols = s->dim[s->n_dim - 1];
+    for (int64_t i = 0; i < rows_of(s); ++i)
+        for (int64_t j = 0; j < cols; ++j)
+            s->value[i * s->row_step + j * s->col_step] = number_at(tensor, i * cols + j);
+}
+
+/* 2. Reading. */
+
+typedef struct reader {
+    moe_ctx *ctx;
+    const moei_safetensors *file;
+    size_t n_read;
+} reader;
+
+static moe_status read_tensor(void *user, const moelm_slice *slice) {
+    reader *r = user;
+    moe_error error;
+    const moei_st_tensor *tensor;
+    if (moei_safetensors_get(r->file, slice->name, slice->n_dim, slice->dim, &tensor, &error) != MOE_OK)
+        return moelm_fail(r->ctx, &error);
+    if (tensor->dtype != MOEI_ST_F32 && tensor->dtype != MOEI_ST_BF16 && tensor->dtype != MOEI_ST_F16)
+        return moe_ctx_fail(r->ctx, MOE_ERR_INPUT, "tensor '%s' is %s; F32, BF16 and F16 can be read",
+                            slice->name, moei_st_dtype_name(tensor->dtype));
+    read_slice(slice, tensor);
+    ++r->n_read;
+    return MOE_OK;
+}
+
+/* MOE_ERR_STATE ends the walk at the name that is looked for. */
+static moe_status find_name(void *user, const moelm_slice *slice) {
+    return strcmp(user, slice->name) == 0 ? MOE_ERR_STATE : MOE_OK;
+}
+
+static moe_status check_extra(const moe_lm *lm, const moelm_family *family, const reader *r) {
+    size_t count = moei_safetensors_count(r->file);
+    for (size_t i = 0; r->n_read < count && i < count; ++i) {
+        char *name = strdup(moei_safetensors_at(r->file, i)->name);
+        if (!name) return moe_ctx_fail(r->ctx, MOE_ERR_MEMORY, "no memory for a name");
+        moe_status known = family->visit(lm, find_name, name);
+        free(name);
+        if (known == MOE_OK)
+            return moe_ctx_fail(r->ctx, MOE_ERR_INPUT, "tensor '%s' has no place in a model of type %s",
+                                moei_safetensors_at(r->file, i)->name, family->model_type);
+    }
+    return MOE_OK;
+}
+
+/* Less than what the model needs, so that a damaged config.json cannot ask for memory without end. */
+static double least_numbers(const moe_lm_config *config) {
+    const moelm_model_config *m = &config->model;
+    double d = m->d_model, head = m->head_dim ? m->head_dim : d / m->n_heads,
+           numbers = (double)m->vocab_size * d;
+    for (int32_t i = 0; i < m->n_layers; ++i) {
+        moe_layer_desc desc;
+        moelm_config_layer(config, i, &desc);
+        bool own = !desc.expert || strcmp(desc.expert, "ffn") == 0;
+        double routed = own ? (double)desc.num_experts * desc.expert_hidden_size : 0;
+        double shared = (double)desc.num_shared_experts * desc.shared_expert_hidden_size;
+        numbers += 2.0 * d * (m->n_heads * head + routed + shared) + d * desc.num_experts;
+    }
+    return numbers;
+}
+
+static moe_status check_size(const moe_lm_config *config, const moei_safetensors *file, moe_error *error) {
+    enum { SLACK = 1 << 20 }; /* small models are left to the messages that name a tensor */
+    double need = least_numbers(config), held = 0;
+    for (size_t i = 0; i < moei_safetensors_count(file); ++i) {
+        const moei_st_tensor *tensor = moei_safetensors_at(file, i);
+        held += (double)(tensor->bytes / moei_st_dtype_bytes(tensor->dtype));
+    }
+    if (need <= 2 * held + SLACK) return MOE_OK;
+    return moei_error_set(error, MOE_ERR_INPUT,
+                          "config.json describes a model of %.3g numbers or more, but the tensors hold %.3g",
+                          need, held);
+}
+
+static moe_status find_family(const json_t *root, const moelm_family **family, moe_error *error) {
+    const char *type;
+    MOEI_TRY(moei_json_get_string(root, "config.json", "model_type", &type, error));
+    for (size_t i = 0; i < sizeof families / sizeof *families; ++i)
+        if (strcmp(type, families[i]->model_type) == 0) {
+            *family = families[i];
+            return MOE_OK;
+        }
+    return moei_error_set(error, MOE_ERR_UNSUPPORTED,
+                          "config.json: model_type '%.60s' is not supported; 'mixtral' and 'moekit' are",
+                          type);
+}
+
+static moe_status read_config(const char *directory, const moelm_family **family, moe_lm_config *config,
+                              moe_error *error) {
+    char *path = moei_path_join(directory, "config.json");
+    if (!path) return moei_error_set(error, MOE_ERR_MEMORY, "no memory for a path");
+    json_t *root = NULL;
+    moe_status status = moei_json_load(path, &root, error);
+    free(path);
+    MOEI_TRY(status);
+    if (!json_is_object(root))
+        status = moei_error_set(error, MOE_ERR_INPUT, "config.json: expected an object");
+    else
+        status = find_family(root, family, error);
+    if (status == MOE_OK) status = (*family)->read(root, config, error);
+    json_decref(root);
+    MOEI_TRY(status);
+    if (moe_lm_config_check(config, error) == MOE_OK) return MOE_OK;
+    if (error->status == MOE_ERR_ARGUMENT) error->status = MOE_ERR_INPUT; /* the caller did nothing wrong */
+    return error->status;
+}
+
+static moe_status read_tensors(moe_lm *lm, const moelm_family *family, const moei_safetensors *file) {
+    reader r = {.ctx = lm->ctx, .file = file};
+    MOEI_TRY(family->visit(lm, read_tensor, &r));
+    return check_extra(lm, family, &r);
+}
+
+static moe_status load(moe_ctx *ctx, const moelm_family *family, const moe_lm_config *config,
+                       const moei_safetensors *file, moe_lm **lm) {
+    moe_lm *made;
+    MOEI_TRY(moe_lm_create(ctx, config, &made));
+    moe_status status = read_tensors(made, family, file);
+    if (status == MOE_OK)
+        *lm = made;
+    else
+        moe_lm_destroy(made);
+    return status;
+}
+
+moe_status moe_lm_load(moe_ctx *ctx, const char *directory, moe_lm **lm) {
+    moe_error error = {0};
+    moe_lm_config *config = NULL;
+    moei_safetensors *file = NULL;
+    const moelm_family *family = NULL;
+    moe_status status = moe_lm_config_create(&config, &error);
+    if (status == MOE_OK) status = read_config(directory, &family, config, &error);
+    if (status == MOE_OK) status = moei_safetensors_open(directory, &file, &error);
+    if (status == MOE_OK) status = check_size(config, file, &error);
+    status = status == MOE_OK ? load(ctx, family, config, file, lm) : moelm_fail(ctx, &error);
+    moei_safetensors_close(file);
+    moe_lm_config_destroy(config);
+    return status;
+}
+
+/* 3. Writing. */
+
+typedef struct writer {
+    moe_ctx *ctx;
+    moei_st_tensor *tensor; /* NULL: counting */
+    moelm_slice *slice;     /* [count] owns the names */
+    float *block;           /* numbers that stand otherwise in the model than in the file */
+    size_t count, numbers;
+} writer;
+
+static bool is_plain(const moelm_slice *s) {
+    return s->col_step == 1 && (s->n_dim == 1 || s->row_step == s->dim[s->n_dim - 1]);
+}
+
+static const float *file_order(const moelm_slice *s, float *out) {
+    int64_t cols = s->dim[s->n_dim - 1];
+    for (int64_t i = 0; i < rows_of(s); ++i)
+        for (int64_t j = 0; j < cols; ++j) out[i * cols + j] = s->value[i * s->row_step + j * s->col_step];
+    return out;
+}
+
+static moe_status add_tensor(void *user, const moelm_slice *slice) {
+    writer *w = user;
+    if (w->tensor) {
+        w->slice[w->count] = *slice;
+        moei_st_tensor *tensor = &w->tensor[w->count];
+        *tensor =
+            (moei_st_tensor){.name = w->slice[w->count].name, .dtype = MOEI_ST_F32, .n_dim = slice->n_dim};
+        memcpy(tensor->dim, slice->dim, sizeof slice->dim);
+        tensor->data = is_plain(slice) ? slice->value : file_order(slice, w->block + w->numbers);
+    }
+    if (!is_plain(slice)) w->numbers += (size_t)(rows_of(slice) * slice->dim[slice->n_dim - 1]);
+    ++w->count;
+    return MOE_OK;
+}
+
+static moe_status write_file(moe_lm *lm, const moelm_family *family, writer *w, const char *path) {
+    w->count = w->numbers = 0;
+    MOEI_TRY(family->visit(lm, add_tensor, w));
+    moe_error error;
+    const moei_st_pair format = {"format", "pt"}; /* transformers asks for it */
+    if (moei_safetensors_write(path, w->tensor, w->count, &format, 1, &error) == MOE_OK) return MOE_OK;
+    return moelm_fail(lm->ctx, &error);
+}
+
+static moe_status write_tensors(moe_lm *lm, const moelm_family *family, const char *path) {
+    writer w = {.ctx = lm->ctx};
+    MOEI_TRY(family->visit(lm, add_tensor, &w));
+    size_t count = w.count, bytes = w.numbers * sizeof(float);
+    w.block = moe_ctx_alloc(lm->ctx, bytes);
+    if (!w.block) return MOE_ERR_MEMORY;
+    w.tensor = calloc(count, sizeof *w.tensor);
+    w.slice = calloc(count, sizeof *w.slice);
+    moe_status status = w.tensor && w.slice
+                            ? write_file(lm, family, &w, path)
+                            : moe_ctx_fail(lm->ctx, MOE_ERR_MEMORY, "no memory for %zu names", count);
+    moe_ctx_free(lm->ctx, w.block, bytes);
+    free(w.tensor);
+    free(w.slice);
+    return status;
+}
+
+static moe_status write_config(const moe_lm *lm, const moelm_family *family, const char *path) {
+    moe_error error;
+    json_t *root = json_pack("{s:s}", "model_type", family->model_type);
+    moe_status status = root ? family->write(lm->config, root, &error)
+                             : moei_error_set(&error, MOE_ERR_MEMORY, "no memory for config.json");
+    if (status == MOE_OK) status = moei_json_save(path, root, &error);
+    json_decref(root);
+    return status == MOE_OK ? MOE_OK : moelm_fail(lm->ctx, &error);
+}
+
+moe_status moelm_checkpoint_write(moe_lm *lm, const char *directory) {
+    const moelm_family *family = families[0];
+    for (size_t i = 0; !family->fits(lm->config);) family = families[++i]; /* the last fits everything */
+    char *config = moei_path_join(directory, "config.json");
+    char *tensors = moei_path_join(directory, "model.safetensors");
+    moe_status status = config && tensors ? write_config(lm, family, config)
+                                          : moe_ctx_fail(lm->ctx, MOE_ERR_MEMORY, "no memory for a path");
+    if (status == MOE_OK) status = write_tensors(lm, family, tensors);
+    free(config);
+    free(tensors);
+    return status;
+}
+
+moe_status moe_lm_save(moe_lm *lm, const char *directory) {
+    moe_error error = {0};
+    moei_publish *publish;
+    if (moei_file_exists(directory))
+        return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "%s exists already; name a new directory", directory);
+    if (moei_publish_begin(directory, &publish, &error) != MOE_OK) return moelm_fail(lm->ctx, &error);
+    moe_status status = moelm_checkpoint_write(lm, moei_publish_path(publish));
+    if (status != MOE_OK) {
+        moei_publish_abort(publish);
+        return status;
+    }
+    return moei_publish_commit(publish, &error) == MOE_OK ? MOE_OK : moelm_fail(lm->ctx, &error);
+}

@@ -1,0 +1,56 @@
+/* family.c: what families share: settings to and from JSON, and the slice of a whole parameter.
+ * Settings travel as text through the option tables, so limits and choices are checked in one place.
+ * Source: the option tables of lm/config and of the layer.
+ */
+#include "model/families/family.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+moe_status moelm_family_set(moe_lm_config *config, const char *key, const json_t *value, moe_error *error) {
+    char number[64];
+    const char *text = number;
+    if (json_is_string(value))
+        text = json_string_value(value);
+    else if (json_is_boolean(value))
+        text = json_is_true(value) ? "true" : "false";
+    else if (json_is_integer(value))
+        snprintf(number, sizeof number, "%lld", (long long)json_integer_value(value));
+    else if (json_is_real(value))
+        snprintf(number, sizeof number, "%.17g", json_real_value(value));
+    else
+        return moei_error_set(error, MOE_ERR_INPUT,
+                              "config.json: %s: expected a number, a string, true or false", key);
+    moe_error inner;
+    moe_status status = moe_lm_config_set(config, key, text, "config.json", &inner);
+    if (status == MOE_OK) return MOE_OK;
+    if (status == MOE_ERR_ARGUMENT) status = MOE_ERR_INPUT; /* the caller did nothing wrong */
+    return moei_error_set(error, status, "config.json: %s", inner.text);
+}
+
+json_t *moelm_family_value(const moe_lm_config *config, const char *key) {
+    moe_lm_config_entry entry;
+    if (moe_lm_config_find(config, key, &entry, NULL) != MOE_OK) return NULL;
+    switch (entry.option->type) {
+    case MOE_OPT_BOOL:
+        return json_boolean(entry.value[0] == 't');
+    case MOE_OPT_INT:
+    case MOE_OPT_INT64:
+        return json_integer(strtoll(entry.value, NULL, 10));
+    case MOE_OPT_FLOAT:
+    case MOE_OPT_DOUBLE:
+        return json_real(strtod(entry.value, NULL));
+    case MOE_OPT_CHOICE:
+    case MOE_OPT_TEXT:
+        break;
+    }
+    return json_string(entry.value);
+}
+
+moelm_slice moelm_family_whole(const char *name, const moe_param *param) {
+    moelm_slice slice = {.n_dim = param->n_dim, .value = param->value, .col_step = 1};
+    snprintf(slice.name, sizeof slice.name, "%s", name);
+    for (int32_t i = 0; i < param->n_dim; ++i) slice.dim[i] = param->dim[i];
+    slice.row_step = param->dim[param->n_dim - 1];
+    return slice;
+}

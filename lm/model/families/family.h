@@ -1,0 +1,44 @@
+/* family.h: a checkpoint family: what its config.json says and what its tensors are called.
+ * A slice is one tensor of the file and where its numbers stand in the model.
+ * Source: Hugging Face's layout: config.json beside safetensors, weights stored [out, in].
+ */
+#ifndef MOELM_FAMILY_H
+#define MOELM_FAMILY_H
+
+#include "format/json.h"
+#include "model/model.h"
+
+/* Element (i, j) of the file's [rows, cols] is value[i * row_step + j * col_step]. A tensor of three
+ * dimensions has the product of the first two as its rows, one of a single dimension one row. */
+typedef struct moelm_slice {
+    char name[MOELM_NAME];
+    int32_t n_dim;
+    int64_t dim[3];
+    float *value;
+    int64_t row_step, col_step;
+} moelm_slice;
+
+typedef moe_status (*moelm_slice_fn)(void *user, const moelm_slice *slice);
+
+typedef struct moelm_family {
+    const char *model_type;
+    bool (*fits)(const moe_lm_config *config);
+    /* config.json -> settings. Faults are MOE_ERR_INPUT, or MOE_ERR_UNSUPPORTED for what this cannot run. */
+    moe_status (*read)(const json_t *root, moe_lm_config *config, moe_error *error);
+    /* Settings -> config.json; model_type is set already. */
+    moe_status (*write)(const moe_lm_config *config, json_t *root, moe_error *error);
+    /* Every tensor of the file once, in the order of the file. */
+    moe_status (*visit)(const moe_lm *lm, moelm_slice_fn fn, void *user);
+} moelm_family;
+
+extern const moelm_family moelm_family_mixtral;
+extern const moelm_family moelm_family_moekit; /* fits everything */
+
+/* Sets one setting from a number or text of config.json. */
+moe_status moelm_family_set(moe_lm_config *config, const char *key, const json_t *value, moe_error *error);
+/* The setting as JSON, of its own type; NULL where there is no memory. */
+json_t *moelm_family_value(const moe_lm_config *config, const char *key);
+/* A parameter as it is: its own name and layout. */
+moelm_slice moelm_family_whole(const char *name, const moe_param *param);
+
+#endif

@@ -1,0 +1,283 @@
+/* model.c: a model made from its configuration: tensors, names, initial values, counts.
+ * Names: embed.weight, blocks.N.{norm,qkv,out,ffn_norm}.weight, blocks.N.ffn.<layer's name>,
+ * final_norm.weight, head.weight (not where tied). Source: initial values of GPT-2 (Radford et al. 2019).
+ */
+#include "model/model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The layers draw from steps of their own; the model's tensors start far behind them. */
+enum { DRAW_STEP = 1 << 20 };
+
+moe_status moelm_fail(moe_ctx *ctx, const moe_error *error) {
+    return moe_ctx_fail(ctx, error->status, "%s", error->text);
+}
+
+/* Only what makes the model; the settings of a training run are not its own. */
+static bool is_of_model(const char *key) {
+    return strncmp(key, "model.", 6) == 0 || strncmp(key, "moe.", 4) == 0;
+}
+
+static moe_status copy_config(const moe_lm_config *from, moe_lm_config **to, moe_error *error) {
+    MOEI_TRY(moe_lm_config_create(to, error));
+    for (size_t i = 0; i < moe_lm_config_count(from); ++i) {
+        moe_lm_config_entry entry;
+        moe_lm_config_entry_get(from, i, &entry);
+        if (!is_of_model(entry.option->key)) continue;
+        MOEI_TRY(moe_lm_config_set(*to, entry.option->key, entry.value, entry.origin, error));
+    }
+    return MOE_OK;
+}
+
+static void take_sizes(moe_lm *lm) {
+    const moelm_model_config *m = &lm->config->model;
+    lm->vocab = m->vocab_size;
+    lm->d = m->d_model;
+    lm->context = m->context;
+    lm->n_layers = m->n_layers;
+    lm->heads = m->n_heads;
+    lm->kv_heads = m->n_kv_heads ? m->n_kv_heads : m->n_heads;
+    lm->head_dim = m->head_dim ? m->head_dim : m->d_model / m->n_heads;
+    lm->eps = m->norm_eps;
+    lm->rope_base = m->rope_base;
+}
+
+/* 1. Tensors. */
+
+static void carve_tensor(moei_arena *arena, moelm_tensor *tensor, int64_t rows, int64_t cols) {
+    *tensor = (moelm_tensor){
+        .n_dim = cols ? 2 : 1, .dim = {rows, cols ? cols : 1}
+    };
+    tensor->value = moei_arena_take(arena, (size_t)rows * (size_t)tensor->dim[1] * sizeof(float));
+}
+
+static void carve_tensors(moe_lm *lm, moei_arena *arena) {
+    carve_tensor(arena, &lm->embed, lm->vocab, lm->d);
+    for (int32_t i = 0; i < lm->n_layers; ++i) {
+        moelm_block *block = &lm->blocks[i];
+        carve_tensor(arena, &block->norm, lm->d, 0);
+        carve_tensor(arena, &block->qkv, lm->d, moelm_qkv_cols(lm));
+        carve_tensor(arena, &block->out, moelm_att_cols(lm), lm->d);
+        carve_tensor(arena, &block->ffn_norm, lm->d, 0);
+    }
+    carve_tensor(arena, &lm->final_norm, lm->d, 0);
+    if (lm->config->model.tie_embeddings)
+        lm->head = lm->embed;
+    else
+        carve_tensor(arena, &lm->head, lm->vocab, lm->d);
+}
+
+static moe_status make_tensors(moe_lm *lm) {
+    moei_arena arena = {0};
+    carve_tensors(lm, &arena);
+    lm->value_bytes = arena.used;
+    lm->values = moe_ctx_alloc(lm->ctx, lm->value_bytes);
+    if (!lm->values) return MOE_ERR_MEMORY;
+    memset(lm->values, 0, lm->value_bytes); /* the gaps between tensors too */
+    arena = (moei_arena){.base = lm->values};
+    carve_tensors(lm, &arena);
+    return MOE_OK;
+}
+
+static moe_status make_layers(moe_lm *lm) {
+    for (int32_t i = 0; i < lm->n_layers; ++i) {
+        moe_layer_desc desc;
+        moelm_config_layer(lm->config, i, &desc);
+        MOEI_TRY(moe_layer_create(lm->ctx, &desc, &lm->blocks[i].ffn));
+    }
+    return MOE_OK;
+}
+
+/* 2. Names. */
+
+static moelm_entry *add_entry(moe_lm *lm, const char *prefix, const char *name, moelm_tensor *tensor) {
+    moelm_entry *entry = &lm->entries[lm->n_entries++];
+    *entry = (moelm_entry){.tensor = tensor};
+    snprintf(entry->name, sizeof entry->name, "%s%s", prefix, name);
+    return entry;
+}
+
+static moe_status add_layer_entries(moe_lm *lm, const char *prefix, moe_layer *layer) {
+    char ffn[MOELM_NAME];
+    snprintf(ffn, sizeof ffn, "%sffn.", prefix);
+    for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
+        moe_param param;
+        MOEI_TRY(moe_layer_param(layer, i, &param));
+        if (strlen(ffn) + strlen(param.name) >= MOELM_NAME)
+            return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
+                                "parameter name '%s' of the expert is too long: at most %d bytes", param.name,
+                                MOELM_NAME - 1 - (int)strlen(ffn));
+        moelm_entry *entry = add_entry(lm, ffn, param.name, NULL);
+        entry->layer = layer;
+        entry->param = i;
+    }
+    return MOE_OK;
+}
+
+static moe_status make_entries(moe_lm *lm) {
+    size_t count = 3;
+    for (int32_t i = 0; i < lm->n_layers; ++i) count += 4 + (size_t)moe_layer_param_count(lm->blocks[i].ffn);
+    lm->entries = calloc(count, sizeof *lm->entries);
+    if (!lm->entries)
+        return moe_ctx_fail(lm->ctx, MOE_ERR_MEMORY, "no memory for %zu parameter names", count);
+    add_entry(lm, "", "embed.weight", &lm->embed);
+    for (int32_t i = 0; i < lm->n_layers; ++i) {
+        moelm_block *block = &lm->blocks[i];
+        char prefix[32];
+        snprintf(prefix, sizeof prefix, "blocks.%d.", i);
+        add_entry(lm, prefix, "norm.weight", &block->norm);
+        add_entry(lm, prefix, "qkv.weight", &block->qkv);
+        add_entry(lm, prefix, "out.weight", &block->out);
+        add_entry(lm, prefix, "ffn_norm.weight", &block->ffn_norm);
+        MOEI_TRY(add_layer_entries(lm, prefix, block->ffn));
+    }
+    add_entry(lm, "", "final_norm.weight", &lm->final_norm);
+    if (lm->head.value != lm->embed.value) add_entry(lm, "", "head.weight", &lm->head);
+    return MOE_OK;
+}
+
+/* 3. Initial values: norms one, the rest normal; the branch ends of L blocks add up to unit variance. */
+
+static void draw(moe_lm *lm, moelm_tensor *tensor, uint32_t layer, uint64_t step, double std) {
+    int64_t n = tensor->dim[0] * tensor->dim[1];
+    if (tensor->n_dim == 1)
+        for (int64_t i = 0; i < n; ++i) tensor->value[i] = 1.0F;
+    else
+        moe_random_normal(moe_ctx_seed(lm->ctx), MOE_DRAW_INIT, layer, DRAW_STEP + step, MOE_F32,
+                          tensor->value, n, std);
+}
+
+static void draw_all(moe_lm *lm) {
+    double std = (double)lm->config->model.init_std;
+    draw(lm, &lm->embed, 0, 0, std);
+    draw(lm, &lm->final_norm, 0, 0, std);
+    if (lm->head.value != lm->embed.value) draw(lm, &lm->head, 0, 1, std);
+    for (int32_t i = 0; i < lm->n_layers; ++i) {
+        moelm_block *block = &lm->blocks[i];
+        draw(lm, &block->norm, (uint32_t)i, 0, std);
+        draw(lm, &block->qkv, (uint32_t)i, 2, std);
+        draw(lm, &block->out, (uint32_t)i, 3, std / sqrt(2.0 * lm->n_layers));
+        draw(lm, &block->ffn_norm, (uint32_t)i, 0, std);
+    }
+}
+
+/* 4. Life. */
+
+static moe_status make(moe_lm *lm) {
+    lm->blocks = calloc((size_t)lm->n_layers, sizeof *lm->blocks);
+    if (!lm->blocks) return moe_ctx_fail(lm->ctx, MOE_ERR_MEMORY, "no memory for %d blocks", lm->n_layers);
+    MOEI_TRY(make_tensors(lm));
+    MOEI_TRY(make_layers(lm));
+    MOEI_TRY(make_entries(lm));
+    draw_all(lm);
+    return MOE_OK;
+}
+
+moe_status moe_lm_create(moe_ctx *ctx, const moe_lm_config *config, moe_lm **lm) {
+    moe_error error = {0};
+    if (moe_lm_config_check(config, &error) != MOE_OK) return moelm_fail(ctx, &error);
+    moe_lm *made = calloc(1, sizeof *made);
+    if (!made) return moe_ctx_fail(ctx, MOE_ERR_MEMORY, "no memory for a model");
+    made->ctx = ctx;
+    moe_status status = copy_config(config, &made->config, &error);
+    if (status == MOE_OK) {
+        take_sizes(made);
+        status = make(made);
+    } else {
+        moelm_fail(ctx, &error);
+    }
+    if (status != MOE_OK) {
+        moe_lm_destroy(made);
+        return status;
+    }
+    *lm = made;
+    return MOE_OK;
+}
+
+void moe_lm_destroy(moe_lm *lm) {
+    if (!lm) return;
+    for (int32_t i = 0; lm->blocks && i < lm->n_layers; ++i) moe_layer_destroy(lm->blocks[i].ffn);
+    moelm_release(lm);
+    moe_lm_config_destroy(lm->config);
+    free(lm->entries);
+    free(lm->blocks);
+    free(lm);
+}
+
+/* 5. What a caller may ask. */
+
+moe_layer *moe_lm_layer(moe_lm *lm, int32_t index) {
+    return index >= 0 && index < lm->n_layers ? lm->blocks[index].ffn : NULL;
+}
+
+int32_t moe_lm_param_count(const moe_lm *lm) {
+    return lm->n_entries;
+}
+
+moe_status moe_lm_param(const moe_lm *lm, int32_t index, moe_param *param) {
+    if (index < 0 || index >= lm->n_entries)
+        return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "parameter %d: the model has %d", index,
+                            lm->n_entries);
+    const moelm_entry *entry = &lm->entries[index];
+    if (entry->layer) {
+        MOEI_TRY(moe_layer_param(entry->layer, entry->param, param));
+        param->name = entry->name;
+        return MOE_OK;
+    }
+    const moelm_tensor *t = entry->tensor;
+    *param = (moe_param){
+        .name = entry->name,
+        .dtype = MOE_F32,
+        .n_dim = t->n_dim,
+        .dim = {t->dim[0], t->dim[1]},
+        .value = t->value,
+        .grad = t->grad
+    };
+    return MOE_OK;
+}
+
+void moe_lm_zero_grad(moe_lm *lm) {
+    if (lm->grads) memset(lm->grads, 0, lm->value_bytes);
+    for (int32_t i = 0; i < lm->n_layers; ++i) moe_layer_zero_grad(lm->blocks[i].ffn);
+}
+
+static int64_t numbers_of(const moe_param *param) {
+    int64_t n = 1;
+    for (int32_t i = 0; i < param->n_dim; ++i) n *= param->dim[i];
+    return n;
+}
+
+/* A token meets K of the E routed experts, whatever an expert names its parameters. */
+static int64_t active_of(const moelm_entry *entry, const moe_param *param) {
+    int64_t n = numbers_of(param);
+    if (!entry->layer) return n;
+    const moe_layer_desc *desc = moe_layer_get_desc(entry->layer);
+    const char *name = strstr(entry->name, ".ffn.") + 5;
+    if (desc->num_experts == 0 || strncmp(name, "gate.", 5) == 0 || strncmp(name, "shared.", 7) == 0)
+        return n;
+    return n / desc->num_experts * desc->top_k;
+}
+
+void moe_lm_get_info(const moe_lm *lm, moe_lm_info *info) {
+    moe_lm_info full = {
+        .size = info->size,
+        .vocab_size = lm->vocab,
+        .d_model = lm->d,
+        .context = lm->context,
+        .n_layers = lm->n_layers,
+        .n_heads = lm->heads,
+        .n_kv_heads = lm->kv_heads,
+        .head_dim = lm->head_dim,
+    };
+    for (int32_t i = 0; i < lm->n_entries; ++i) {
+        moe_param param;
+        if (moe_lm_param(lm, i, &param) != MOE_OK) continue;
+        full.params_total += numbers_of(&param);
+        full.params_active += active_of(&lm->entries[i], &param);
+    }
+    size_t bytes = info->size < sizeof full ? info->size : sizeof full;
+    memcpy(info, &full, bytes);
+}

@@ -1,0 +1,186 @@
+/* model.h: the decoder: its tensors, the memory of a pass, and the stages a pass goes through.
+ * Shapes: V vocabulary, d width, H heads and G key/value heads of width c, R = n_seq * length rows of a
+ * pass; C = (H + 2G) * c columns of the fused q, k, v product. Everything is f32 and row-major.
+ * Source: the block is that of Mixtral (Jiang et al. 2024): RMSNorm before attention and before the experts.
+ */
+#ifndef MOELM_MODEL_H
+#define MOELM_MODEL_H
+
+#include <moekit/expert.h>
+#include <moekit/lm.h>
+#include <moekit/op.h>
+
+#include "config/config.h"
+#include "core/arena.h"
+
+enum { MOELM_NAME = 128 };
+
+/* A parameter of the model itself; the layers own theirs. */
+typedef struct moelm_tensor {
+    int32_t n_dim;
+    int64_t dim[2]; /* weights are [in, out], so y = x W; embedding and head are [V, d] */
+    float *value, *grad;
+} moelm_tensor;
+
+/* What backward reads of one block. In inference all blocks share one set, and the three residual
+ * streams are one buffer. */
+typedef struct moelm_saved {
+    float *in;   /* [R, d] residual stream before the block */
+    float *norm; /* [R, d] and normed */
+    float *rms;  /* [R] */
+    float *qkv;  /* [R, C] after rotary */
+    float *lse;  /* [R, H] */
+    float *att;  /* [R, H*c] */
+    float *mid;  /* [R, d] residual stream between attention and experts */
+    float *ffn_norm, *ffn_rms;
+} moelm_saved;
+
+typedef struct moelm_block {
+    moelm_tensor norm;     /* [d] */
+    moelm_tensor qkv;      /* [d, C] columns of q, then k, then v */
+    moelm_tensor out;      /* [H*c, d] */
+    moelm_tensor ffn_norm; /* [d] */
+    moe_layer *ffn;
+    moelm_saved saved;
+} moelm_block;
+
+/* Memory of a pass over up to max_rows rows, one block of bytes. Fields of backward are NULL in inference. */
+typedef struct moelm_memory {
+    void *block;
+    size_t bytes;
+    int64_t max_rows, head_rows; /* rows of logits that exist at one time */
+    moe_mode mode;
+    int32_t *position; /* [R] */
+    float *out;        /* [R, d] residual stream after the last block */
+    float *norm, *rms; /* [R, d], [R] and normed */
+    float *branch;     /* [R, d] what a branch adds to the stream */
+    float *logits;     /* [head_rows, V] */
+    float *row_loss;   /* [head_rows] */
+    float *dout;       /* [R, d] gradient of the residual stream */
+    float *dnorm;      /* [R, d] */
+    float *dqkv;       /* [R, C] */
+    float *datt;       /* [R, H*c] */
+    float *delta;      /* [R, H] */
+    int32_t *order;    /* [R] rows sorted by token */
+    int64_t *offset;   /* [V + 1] rows of each token */
+} moelm_memory;
+
+/* Keys and values of the window generated so far; see kv_cache.c. */
+typedef struct moelm_cache {
+    void *block;
+    size_t bytes;
+    int64_t capacity; /* tokens */
+    int64_t n;        /* tokens whose keys and values are in */
+    float *kv;        /* [n_layers, capacity, 2*G*c] a row is its keys, then its values */
+    int32_t *window;  /* [capacity] the tokens */
+    float *logits;    /* [V] */
+    int32_t *heap;    /* [V] scratch of sampling */
+} moelm_cache;
+
+/* Where parameter `index` of moe_lm_param lives. */
+typedef struct moelm_entry {
+    char name[MOELM_NAME];
+    moelm_tensor *tensor; /* NULL: parameter `param` of `layer` */
+    moe_layer *layer;
+    int32_t param;
+} moelm_entry;
+
+struct moe_lm {
+    moe_ctx *ctx;
+    moe_lm_config *config; /* model.* and moe.* of what it was made from */
+    int64_t vocab, d, context;
+    int32_t n_layers, heads, kv_heads, head_dim;
+    float eps, rope_base;
+
+    moelm_tensor embed;      /* [V, d] */
+    moelm_tensor final_norm; /* [d] */
+    moelm_tensor head;       /* [V, d]; a copy of embed's pointers where tied */
+    moelm_block *blocks;     /* [n_layers] */
+    moelm_entry *entries;    /* [n_entries] */
+    int32_t n_entries;
+    void *values, *grads; /* of all moelm_tensors, one block each */
+    size_t value_bytes;
+
+    moelm_memory memory;
+    moelm_cache cache;
+};
+
+/* One pass over tokens[n_seq * length]. With a cache: one sequence, continued at cache->n. */
+typedef struct moelm_pass {
+    const int32_t *tokens;
+    int64_t n_seq, length;
+    moelm_cache *cache;
+    moe_call call;
+    double aux; /* out: the layers' own losses */
+} moelm_pass;
+
+/* model.c */
+moe_status moelm_create(moe_ctx *ctx, const moe_lm_config *config, moe_lm **lm);
+/* Copies a moe_error onto the context. */
+moe_status moelm_fail(moe_ctx *ctx, const moe_error *error);
+static inline int64_t moelm_qkv_cols(const moe_lm *lm) {
+    return (int64_t)(lm->heads + 2 * lm->kv_heads) * lm->head_dim;
+}
+static inline int64_t moelm_att_cols(const moe_lm *lm) {
+    return (int64_t)lm->heads * lm->head_dim;
+}
+static inline int64_t moelm_kv_cols(const moe_lm *lm) {
+    return (int64_t)lm->kv_heads * lm->head_dim;
+}
+
+/* reserve.c */
+moe_status moelm_reserve_cache(moe_lm *lm, int64_t capacity);
+void moelm_release(moe_lm *lm);
+
+/* linear.c: y[rows, out] = x W; dx[rows, in] = dy W^T; dW += x^T dy. */
+moe_status moelm_linear(moe_lm *lm, int64_t rows, const float *x, const moelm_tensor *w, float *y);
+moe_status moelm_linear_trans(moe_lm *lm, int64_t rows, const float *dy, const moelm_tensor *w, float *dx);
+moe_status moelm_linear_grad(moe_lm *lm, int64_t rows, const float *x, const float *dy, moelm_tensor *w);
+/* out = a + b, n numbers; out may be either. */
+void moelm_add(moe_lm *lm, int64_t n, const float *a, const float *b, float *out);
+
+/* embed.c: out[rows, d]; the gradient of each token's row is summed in the order of the text. */
+moe_status moelm_embed(moe_lm *lm, const moelm_pass *pass, float *out);
+moe_status moelm_embed_backward(moe_lm *lm, const moelm_pass *pass, const float *dout);
+
+/* norm.c: backward overwrites dx, or adds to it with `add`. */
+moe_status moelm_norm(moe_lm *lm, int64_t rows, const moelm_tensor *gain, const float *x, float *y,
+                      float *rms);
+typedef struct moelm_norm_grad {
+    int64_t rows;
+    moelm_tensor *gain;
+    const float *x;
+    float *rms;
+    const float *dy;
+    float *dx;
+    bool add;
+} moelm_norm_grad;
+moe_status moelm_norm_backward(moe_lm *lm, const moelm_norm_grad *g);
+
+/* attention.c: from saved.norm to memory.branch, and back from memory.dout to memory.dnorm. */
+moe_status moelm_attention(moe_lm *lm, int32_t index, const moelm_pass *pass);
+moe_status moelm_attention_backward(moe_lm *lm, int32_t index, const moelm_pass *pass);
+
+/* block.c: from saved.in to `out`; backward turns memory.dout from the gradient of the one into the other's.
+ */
+moe_status moelm_block_forward(moe_lm *lm, int32_t index, moelm_pass *pass, float *out);
+moe_status moelm_block_backward(moe_lm *lm, int32_t index, const moelm_pass *pass);
+
+/* head.c: logits[rows, V] of rows first.. of memory.out */
+moe_status moelm_head(moe_lm *lm, int64_t first, int64_t rows, float *logits);
+/* Mean cross-entropy over the counted targets; with grad_scale also memory.dout and the head's gradients. */
+moe_status moelm_head_loss(moe_lm *lm, const int32_t *targets, int64_t rows, float grad_scale, double *loss);
+
+/* pass.c: tokens checked; leaves the last residual stream in memory.out. */
+moe_status moelm_forward(moe_lm *lm, moelm_pass *pass);
+
+/* kv_cache.c: the rows' keys and values, appended behind cache->n */
+void moelm_cache_put(moe_lm *lm, moelm_cache *cache, int32_t layer, const float *qkv, int64_t rows);
+const float *moelm_cache_keys(const moe_lm *lm, const moelm_cache *cache, int32_t layer);
+
+/* sample.c: heap[vocab] is scratch; `position` keys the draw. */
+moe_status moelm_sampler_check(moe_ctx *ctx, const moe_lm_sampler *sampler);
+moe_status moelm_sample(moe_ctx *ctx, const moe_lm_sampler *sampler, uint64_t position, const float *logits,
+                        int64_t vocab, int32_t *heap, int32_t *token);
+
+#endif

@@ -1,0 +1,182 @@
+/* reserve.c: the memory of a pass, measured and carved by the same code, and the gradients.
+ * Training keeps moelm_saved per block; inference has one set for all blocks and one residual buffer.
+ * Source: one block a family of tensors, as in llm.c.
+ */
+#include "model/model.h"
+
+#include <string.h>
+
+/* Logits of a chunk of rows take at most this many numbers (or one row). */
+enum { HEAD_NUMBERS = 1 << 20 };
+
+typedef struct sizes {
+    int64_t rows, head_rows;
+    bool train;
+} sizes;
+
+static float *take(moei_arena *arena, int64_t rows, int64_t cols) {
+    return moei_arena_take(arena, (size_t)rows * (size_t)cols * sizeof(float));
+}
+
+static void carve_saved(const moe_lm *lm, moei_arena *arena, int64_t rows, moelm_saved *s) {
+    *s = (moelm_saved){
+        .in = take(arena, rows, lm->d),
+        .norm = take(arena, rows, lm->d),
+        .rms = take(arena, rows, 1),
+        .qkv = take(arena, rows, moelm_qkv_cols(lm)),
+        .lse = take(arena, rows, lm->heads),
+        .att = take(arena, rows, moelm_att_cols(lm)),
+        .mid = take(arena, rows, lm->d),
+        .ffn_norm = take(arena, rows, lm->d),
+        .ffn_rms = take(arena, rows, 1),
+    };
+}
+
+static void carve_shared(const moe_lm *lm, moei_arena *arena, int64_t rows, moelm_memory *mem) {
+    float *stream = take(arena, rows, lm->d);
+    moelm_saved s = {
+        .in = stream,
+        .norm = take(arena, rows, lm->d),
+        .qkv = take(arena, rows, moelm_qkv_cols(lm)),
+        .att = take(arena, rows, moelm_att_cols(lm)),
+        .mid = stream,
+    };
+    s.ffn_norm = s.norm;
+    mem->out = stream;
+    if (!arena->base) return;
+    for (int32_t i = 0; i < lm->n_layers; ++i) lm->blocks[i].saved = s;
+}
+
+static void carve_backward(const moe_lm *lm, moei_arena *arena, int64_t rows, moelm_memory *mem) {
+    for (int32_t i = 0; i < lm->n_layers; ++i) {
+        moelm_saved s;
+        carve_saved(lm, arena, rows, &s);
+        if (arena->base) lm->blocks[i].saved = s;
+    }
+    mem->out = take(arena, rows, lm->d);
+    mem->dout = take(arena, rows, lm->d);
+    mem->dnorm = take(arena, rows, lm->d);
+    mem->dqkv = take(arena, rows, moelm_qkv_cols(lm));
+    mem->datt = take(arena, rows, moelm_att_cols(lm));
+    mem->delta = take(arena, rows, lm->heads);
+    mem->order = moei_arena_take(arena, (size_t)rows * sizeof *mem->order);
+    mem->offset = moei_arena_take(arena, (size_t)(lm->vocab + 1) * sizeof *mem->offset);
+}
+
+static void carve(const moe_lm *lm, moei_arena *arena, moelm_memory *mem) {
+    int64_t rows = mem->max_rows, most = HEAD_NUMBERS / lm->vocab > 0 ? HEAD_NUMBERS / lm->vocab : 1;
+    mem->head_rows = most < rows ? most : rows;
+    mem->position = moei_arena_take(arena, (size_t)rows * sizeof *mem->position);
+    mem->norm = take(arena, rows, lm->d);
+    mem->rms = take(arena, rows, 1);
+    mem->branch = take(arena, rows, lm->d);
+    mem->logits = take(arena, mem->head_rows, lm->vocab);
+    mem->row_loss = take(arena, mem->head_rows, 1);
+    if (mem->mode == MOE_TRAIN)
+        carve_backward(lm, arena, rows, mem);
+    else
+        carve_shared(lm, arena, rows, mem);
+}
+
+/* The layers work one after the other, so the scratch of the hungriest serves all. */
+static moe_status reserve_layers(moe_lm *lm, int64_t rows, moe_mode mode) {
+    moe_layer *owner = lm->blocks[0].ffn;
+    size_t most = 0;
+    for (int32_t i = 0; i < lm->n_layers; ++i) {
+        size_t scratch = moe_layer_measure(lm->blocks[i].ffn, rows, mode).scratch;
+        if (scratch <= most) continue;
+        most = scratch;
+        owner = lm->blocks[i].ffn;
+    }
+    MOEI_TRY(moe_layer_reserve(owner, rows, mode));
+    for (int32_t i = 0; i < lm->n_layers; ++i) {
+        if (lm->blocks[i].ffn == owner) continue;
+        MOEI_TRY(moe_layer_share_scratch(lm->blocks[i].ffn, owner));
+        MOEI_TRY(moe_layer_reserve(lm->blocks[i].ffn, rows, mode));
+    }
+    return MOE_OK;
+}
+
+static void bind_grads(moe_lm *lm, char *base) {
+    char *values = lm->values;
+    for (int32_t i = 0; i < lm->n_entries; ++i) {
+        moelm_tensor *tensor = lm->entries[i].tensor;
+        if (tensor) tensor->grad = (float *)(void *)(base + ((char *)tensor->value - values));
+    }
+    if (lm->head.value == lm->embed.value) lm->head.grad = lm->embed.grad;
+}
+
+static moe_status reserve_grads(moe_lm *lm) {
+    if (lm->grads) return MOE_OK;
+    lm->grads = moe_ctx_alloc(lm->ctx, lm->value_bytes);
+    if (!lm->grads) return MOE_ERR_MEMORY;
+    memset(lm->grads, 0, lm->value_bytes);
+    bind_grads(lm, lm->grads);
+    return MOE_OK;
+}
+
+static moe_status check(moe_lm *lm, int64_t n_seq, int64_t length) {
+    if (n_seq < 1 || length < 1)
+        return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
+                            "%lld sequences of %lld tokens: both must be at least 1", (long long)n_seq,
+                            (long long)length);
+    if (length > lm->context)
+        return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
+                            "a sequence of %lld tokens is longer than the model's context of %lld",
+                            (long long)length, (long long)lm->context);
+    if (n_seq > INT32_MAX / length)
+        return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
+                            "%lld sequences of %lld tokens: more than %d tokens at once", (long long)n_seq,
+                            (long long)length, INT32_MAX);
+    return MOE_OK;
+}
+
+moe_status moe_lm_reserve(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mode) {
+    MOEI_TRY(check(lm, n_seq, length));
+    moelm_memory mem = {.max_rows = n_seq * length, .mode = mode};
+    if (lm->memory.max_rows > mem.max_rows) mem.max_rows = lm->memory.max_rows;
+    if (lm->memory.mode == MOE_TRAIN) mem.mode = MOE_TRAIN;
+    if (lm->memory.max_rows == mem.max_rows && lm->memory.mode == mem.mode) return MOE_OK;
+
+    MOEI_TRY(reserve_layers(lm, mem.max_rows, mem.mode));
+    if (mem.mode == MOE_TRAIN) MOEI_TRY(reserve_grads(lm));
+    moei_arena arena = {0};
+    carve(lm, &arena, &mem);
+    mem.bytes = arena.used;
+    mem.block = moe_ctx_alloc(lm->ctx, mem.bytes);
+    if (!mem.block) return MOE_ERR_MEMORY;
+    arena = (moei_arena){.base = mem.block};
+    carve(lm, &arena, &mem);
+    moe_ctx_free(lm->ctx, lm->memory.block, lm->memory.bytes);
+    lm->memory = mem;
+    return MOE_OK;
+}
+
+static void carve_cache(const moe_lm *lm, moei_arena *arena, moelm_cache *cache) {
+    cache->kv = take(arena, lm->n_layers * cache->capacity, 2 * moelm_kv_cols(lm));
+    cache->window = moei_arena_take(arena, (size_t)cache->capacity * sizeof *cache->window);
+    cache->logits = take(arena, 1, lm->vocab);
+    cache->heap = moei_arena_take(arena, (size_t)lm->vocab * sizeof *cache->heap);
+}
+
+moe_status moelm_reserve_cache(moe_lm *lm, int64_t capacity) {
+    if (capacity <= lm->cache.capacity) return MOE_OK;
+    moelm_cache cache = {.capacity = capacity};
+    moei_arena arena = {0};
+    carve_cache(lm, &arena, &cache);
+    cache.bytes = arena.used;
+    cache.block = moe_ctx_alloc(lm->ctx, cache.bytes);
+    if (!cache.block) return MOE_ERR_MEMORY;
+    arena = (moei_arena){.base = cache.block};
+    carve_cache(lm, &arena, &cache);
+    moe_ctx_free(lm->ctx, lm->cache.block, lm->cache.bytes);
+    lm->cache = cache;
+    return MOE_OK;
+}
+
+void moelm_release(moe_lm *lm) {
+    moe_ctx_free(lm->ctx, lm->cache.block, lm->cache.bytes);
+    moe_ctx_free(lm->ctx, lm->memory.block, lm->memory.bytes);
+    moe_ctx_free(lm->ctx, lm->grads, lm->value_bytes);
+    moe_ctx_free(lm->ctx, lm->values, lm->value_bytes);
+}
