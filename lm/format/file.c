@@ -99,8 +99,8 @@ static moe_status read_all(int fd, const char *path, char *data, size_t bytes, m
 
 moe_status moei_file_read(const char *path, size_t min_bytes, size_t max_bytes, char **data, size_t *bytes,
                           moe_error *error) {
-    int fd;
-    uint64_t size;
+    int fd = -1;
+    uint64_t size = 0;
     MOEI_TRY(open_input(path, &fd, &size, error));
     moe_status status = MOE_OK;
     char *text = NULL;
@@ -128,8 +128,8 @@ moe_status moei_file_read(const char *path, size_t min_bytes, size_t max_bytes, 
 }
 
 moe_status moei_file_map_open(const char *path, moei_file_map *map, moe_error *error) {
-    int fd;
-    uint64_t size;
+    int fd = -1;
+    uint64_t size = 0;
     MOEI_TRY(open_input(path, &fd, &size, error));
     const void *data = "";
     if (size > 0) data = mmap(NULL, (size_t)size, PROT_READ, MAP_PRIVATE, fd, 0);
