@@ -1,0 +1,184 @@
+/* grad_check.c: central differences of fourth order against moe_layer_backward, number by number.
+ * D(h) = (f(+h) - f(-h)) / 2h;  (4 D(h/2) - D(h)) / 3 has an error of order h^4.
+ * Source: Richardson 1911; a step of 2e-4 balances truncation and f64 rounding near 1e-10.
+ */
+#include "grad_check.h"
+
+#include <moekit/op.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const double step = 2e-4;
+/* Where the function is smooth D(h) and D(h/2) differ by order h^2; a kink makes that order 1. */
+static const double kink = 2e-5;
+
+typedef struct bench {
+    moe_ctx *ctx;
+    moe_layer *layer;
+    int64_t T, d, K;
+    double *x, *y, *dx, *g;
+    int32_t *rows; /* [T,K] of the unperturbed run: a change means another routing */
+    int32_t *experts;
+    bool routed, rerouted;
+} bench;
+
+static moe_mat view(const bench *b, double *data) {
+    return (moe_mat){data, b->T, b->d, b->d, MOE_F64};
+}
+
+static moe_status forward(bench *b, double *objective) {
+    const moe_call call = {.size = sizeof call, .mode = MOE_TRAIN, .step = 3};
+    moe_stats stats;
+    moe_status status = moe_layer_forward(b->layer, view(b, b->x), view(b, b->y), &call, &stats);
+    if (status != MOE_OK) return status;
+    *objective = stats.loss;
+    for (int64_t i = 0; i < b->T * b->d; ++i) *objective += b->y[i] * b->g[i];
+    if (!b->routed) return MOE_OK;
+    moe_routing_view routing;
+    status = moe_layer_routing(b->layer, &routing);
+    if (status != MOE_OK) return status;
+    size_t bytes = (size_t)(b->T * b->K) * sizeof(int32_t);
+    b->rerouted = b->rerouted || memcmp(routing.expert, b->experts, bytes) != 0 ||
+                  memcmp(routing.row_of, b->rows, bytes) != 0;
+    return MOE_OK;
+}
+
+static moe_status difference(bench *b, double *number, double h, double *slope) {
+    const double kept = *number;
+    double above = 0, below = 0;
+    *number = kept + h;
+    moe_status status = forward(b, &above);
+    *number = kept - h;
+    if (status == MOE_OK) status = forward(b, &below);
+    *number = kept;
+    *slope = (above - below) / (2 * h);
+    return status;
+}
+
+/* Checks `n` numbers against their gradients and adds the tensor to the result. */
+static moe_status check_tensor(bench *b, const char *name, double *value, const double *grad, int64_t n,
+                               grad_check_result *result) {
+    if (result->n_tensors == GRAD_CHECK_TENSORS) return MOE_ERR_UNSUPPORTED;
+    grad_check_tensor *tensor = &result->tensor[result->n_tensors++];
+    *tensor = (grad_check_tensor){0};
+    snprintf(tensor->name, sizeof tensor->name, "%s", name);
+    double worst = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        double coarse, fine;
+        b->rerouted = false;
+        moe_status status = difference(b, &value[i], step, &coarse);
+        if (status == MOE_OK) status = difference(b, &value[i], step / 2, &fine);
+        if (status != MOE_OK) return status;
+        if (b->rerouted || fabs(coarse - fine) > kink * (1 + fabs(fine))) {
+            ++tensor->skipped;
+            continue;
+        }
+        double slope = (4 * fine - coarse) / 3;
+        tensor->largest = fmax(tensor->largest, fabs(slope));
+        double off = fabs(slope - grad[i]);
+        if (!(off <= worst)) worst = off; /* a NaN gradient must not hide */
+        ++tensor->checked;
+    }
+    tensor->error = worst / fmax(tensor->largest, 1e-3);
+    if (!(tensor->error <= result->worst)) result->worst = tensor->error;
+    result->checked += tensor->checked;
+    result->skipped += tensor->skipped;
+    return MOE_OK;
+}
+
+static int64_t count_of(const moe_param *param) {
+    return param->dim[0] * param->dim[1] * param->dim[2];
+}
+
+/* Biases begin at zero and weights small: the check wants every path alive. */
+static moe_status draw_inputs(bench *b, uint64_t seed) {
+    moe_random_normal(seed, MOE_DRAW_TEST, 1, 0, MOE_F64, b->x, b->T * b->d, 1.0);
+    moe_random_normal(seed, MOE_DRAW_TEST, 2, 0, MOE_F64, b->g, b->T * b->d, 1.0);
+    for (int32_t i = 0; i < moe_layer_param_count(b->layer); ++i) {
+        moe_param param;
+        moe_status status = moe_layer_param(b->layer, i, &param);
+        if (status != MOE_OK) return status;
+        moe_random_normal(seed, MOE_DRAW_TEST, 3 + (uint32_t)i, 0, MOE_F64, param.value, count_of(&param),
+                          0.5);
+    }
+    return MOE_OK;
+}
+
+static moe_status remember_routing(bench *b) {
+    moe_routing_view routing;
+    moe_status status = moe_layer_routing(b->layer, &routing);
+    if (status != MOE_OK) return status;
+    memcpy(b->experts, routing.expert, (size_t)(b->T * b->K) * sizeof(int32_t));
+    memcpy(b->rows, routing.row_of, (size_t)(b->T * b->K) * sizeof(int32_t));
+    b->routed = true;
+    return MOE_OK;
+}
+
+static moe_status check_all(bench *b, grad_check_result *result) {
+    double objective;
+    moe_status status = forward(b, &objective);
+    if (status == MOE_OK && b->K > 0) status = remember_routing(b);
+    if (status == MOE_OK) status = moe_layer_backward(b->layer, view(b, b->x), view(b, b->g), view(b, b->dx));
+    if (status == MOE_OK) status = check_tensor(b, "x", b->x, b->dx, b->T * b->d, result);
+    for (int32_t i = 0; status == MOE_OK && i < moe_layer_param_count(b->layer); ++i) {
+        moe_param param;
+        status = moe_layer_param(b->layer, i, &param);
+        if (status == MOE_OK)
+            status = check_tensor(b, param.name, param.value, param.grad, count_of(&param), result);
+    }
+    return status;
+}
+
+static moe_status prepare(bench *b, const grad_check_options *options) {
+    moe_layer_desc desc = options->desc;
+    desc.size = sizeof desc;
+    desc.dtype = MOE_F64;
+    if (desc.d_model == 0) desc.d_model = 6;
+    if (desc.expert_hidden_size == 0) desc.expert_hidden_size = 5;
+    moe_status status = moe_layer_create(b->ctx, &desc, &b->layer);
+    if (status == MOE_OK) status = moe_layer_reserve(b->layer, options->n_tokens, MOE_TRAIN);
+    if (status != MOE_OK) return status;
+    b->T = options->n_tokens;
+    b->d = desc.d_model;
+    b->K = desc.num_experts > 0 ? moe_layer_get_desc(b->layer)->top_k : 0;
+    size_t numbers = (size_t)(b->T * b->d) + 1, slots = (size_t)(b->T * b->K) + 1;
+    b->x = calloc(numbers, sizeof *b->x);
+    b->y = calloc(numbers, sizeof *b->y);
+    b->dx = calloc(numbers, sizeof *b->dx);
+    b->g = calloc(numbers, sizeof *b->g);
+    b->rows = calloc(slots, sizeof *b->rows);
+    b->experts = calloc(slots, sizeof *b->experts);
+    if (!b->x || !b->y || !b->dx || !b->g || !b->rows || !b->experts) return MOE_ERR_MEMORY;
+    return draw_inputs(b, options->seed);
+}
+
+static void dismantle(bench *b) {
+    free(b->x);
+    free(b->y);
+    free(b->dx);
+    free(b->g);
+    free(b->rows);
+    free(b->experts);
+    moe_layer_destroy(b->layer);
+    moe_ctx_destroy(b->ctx);
+}
+
+moe_status grad_check(const grad_check_options *options, grad_check_result *result, moe_error *error) {
+    const moe_ctx_desc ctx_desc = {
+        .size = sizeof ctx_desc, .isa = "ref", .n_threads = 1, .seed = options->seed};
+    bench b = {0};
+    *result = (grad_check_result){0};
+    moe_status status = moe_ctx_create(&ctx_desc, &b.ctx, error);
+    if (status != MOE_OK) return status;
+    status = prepare(&b, options);
+    if (status == MOE_OK) status = check_all(&b, result);
+    if (status != MOE_OK && error) {
+        error->status = status;
+        snprintf(error->text, sizeof error->text, "%s", moe_ctx_error(b.ctx));
+    }
+    dismantle(&b);
+    return status;
+}
