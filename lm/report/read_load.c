@@ -1,0 +1,105 @@
+/* read_load.c: load.bin into at most MOEI_BINS columns of rows per expert.
+ * Records of u64 counts in, sums over whole records out; a torn last record is left out and told.
+ * Source: docs/run-directory.md, section load.bin.
+ */
+#include "core/status.h"
+#include "format/file.h"
+#include "report/run.h"
+
+#include <string.h>
+
+enum { MAX_LAYERS = 1024, MAX_EXPERTS = 65536, MIN_BINS = 16 };
+static const char magic[8] = {'M', 'O', 'E', 'L', 'O', 'A', 'D', '1'};
+
+static uint64_t little_endian(const unsigned char *bytes, int n_bytes) {
+    uint64_t value = 0;
+    for (int i = n_bytes - 1; i >= 0; --i) value = value << 8 | bytes[i];
+    return value;
+}
+
+/* Reads the layers and leaves *at behind the header. */
+static moe_status read_header(const char *path, const moei_file_map *map, moei_pool *pool, moei_load *load,
+                              size_t *at, moe_error *error) {
+    if (map->bytes < 12 || memcmp(map->data, magic, sizeof magic) != 0) {
+        return moei_error_set(error, MOE_ERR_INPUT, "%s: does not start with MOELOAD1", path);
+    }
+    uint64_t n_layers = little_endian(map->data + 8, 4);
+    *at = 12 + (size_t)n_layers * 4;
+    if (n_layers == 0 || n_layers > MAX_LAYERS || map->bytes < *at) {
+        return moei_error_set(error, MOE_ERR_INPUT, "%s: byte 8: %llu layers in a file of %zu bytes", path,
+                              (unsigned long long)n_layers, map->bytes);
+    }
+    load->n_layers = (int32_t)n_layers;
+    load->experts = moei_pool_take(pool, n_layers, sizeof *load->experts);
+    load->first = moei_pool_take(pool, n_layers + 1, sizeof *load->first);
+    load->dropped = moei_pool_take(pool, n_layers, sizeof *load->dropped);
+    load->routed_in = moei_pool_take(pool, n_layers, sizeof *load->routed_in);
+    if (!load->experts || !load->first || !load->dropped || !load->routed_in) {
+        return moei_error_set(error, MOE_ERR_MEMORY, "%s: no memory for its layers", path);
+    }
+    for (size_t l = 0; l < n_layers; ++l) {
+        uint64_t experts = little_endian(map->data + 12 + 4 * l, 4);
+        if (experts > MAX_EXPERTS) {
+            return moei_error_set(error, MOE_ERR_INPUT, "%s: byte %zu: %llu experts; at most %d are read",
+                                  path, 12 + 4 * l, (unsigned long long)experts, MAX_EXPERTS);
+        }
+        load->experts[l] = (int32_t)experts;
+        load->first[l + 1] = load->first[l] + (int64_t)experts;
+    }
+    return MOE_OK;
+}
+
+/* As many columns as the page can carry for this many experts. */
+static int32_t choose_bins(const moei_load *load) {
+    int64_t total = load->first[load->n_layers], bins = total > 0 ? MOEI_HEAT_CELLS / total : 0;
+    if (bins > MOEI_BINS) bins = MOEI_BINS;
+    if (bins < MIN_BINS) bins = MIN_BINS;
+    return (int32_t)(bins < load->n_records ? bins : load->n_records);
+}
+
+static void add_record(const unsigned char *counts, int64_t bin, moei_load *load) {
+    double *routed = load->routed + bin * load->first[load->n_layers];
+    for (int32_t l = 0; l < load->n_layers; ++l) {
+        for (int32_t e = 0; e < load->experts[l]; ++e, counts += 8) {
+            routed[load->first[l] + e] += (double)little_endian(counts, 8);
+            load->routed_in[l] += (double)little_endian(counts, 8);
+        }
+        for (int32_t e = 0; e < load->experts[l]; ++e, counts += 8) {
+            double dropped = (double)little_endian(counts, 8);
+            routed[load->first[l] + e] += dropped;
+            load->routed_in[l] += dropped;
+            load->dropped[l] += dropped;
+        }
+    }
+}
+
+static moe_status read_records(const char *path, const unsigned char *data, size_t bytes, moei_pool *pool,
+                               moei_load *load, moe_error *error) {
+    size_t total = (size_t)load->first[load->n_layers], record = 8 + total * 16;
+    load->n_records = (int64_t)(bytes / record);
+    load->torn = bytes % record != 0;
+    load->n_bins = choose_bins(load);
+    load->found = load->n_records > 0 && total > 0;
+    load->step = moei_pool_take(pool, (size_t)load->n_bins, sizeof *load->step);
+    load->routed = moei_pool_take(pool, (size_t)load->n_bins * total, sizeof *load->routed);
+    if (!load->step || !load->routed) {
+        return moei_error_set(error, MOE_ERR_MEMORY, "%s: no memory for %zu experts", path, total);
+    }
+    for (int64_t i = 0; i < load->n_records; ++i) {
+        const unsigned char *from = data + (size_t)i * record;
+        int64_t bin = i * load->n_bins / load->n_records;
+        load->step[bin] = little_endian(from, 8);
+        add_record(from + 8, bin, load);
+    }
+    return MOE_OK;
+}
+
+moe_status moei_load_read(const char *path, moei_pool *pool, moei_load *load, moe_error *error) {
+    moei_file_map map;
+    size_t at = 0;
+    MOEI_TRY(moei_file_map_open(path, &map, error));
+    moe_status status = read_header(path, &map, pool, load, &at, error);
+    if (status == MOE_OK) status = read_records(path, map.data + at, map.bytes - at, pool, load, error);
+    moei_file_map_close(&map);
+    return status;
+}

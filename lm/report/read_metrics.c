@@ -1,0 +1,176 @@
+/* read_metrics.c: metrics.jsonl into buckets of steps: mean, lowest and highest of every quantity.
+ * Lines in, curves of at most MOEI_POINTS points out; a torn last line is left out and told.
+ * Source: docs/run-directory.md, section metrics.jsonl.
+ */
+#include "core/status.h"
+#include "format/file.h"
+#include "format/json.h"
+#include "report/run.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { MAX_LAYERS = 1024, MAX_EXPERTS = 65536, MANY_LAYERS = 12 };
+
+/* Keys of the two series enums, in their order. */
+static const char *const run_key[MOEI_RUN_SERIES] = {
+    "loss", "aux_loss", "z_loss", "grad_norm", "lr", "tokens_per_second", "eval_bits_per_byte"};
+static const char *const layer_key[MOEI_LAYER_SERIES] = {"load_cv",        "load_max", "load_entropy",
+                                                         "router_entropy", "dropped",  "dead"};
+
+const moei_point *moei_metrics_layer(const moei_metrics *metrics, int32_t index, moei_layer_series series) {
+    return metrics->of_layer + ((int64_t)index * MOEI_LAYER_SERIES + series) * metrics->n_points;
+}
+
+static void add(moei_point *point, double value) {
+    if (!isfinite(value)) return;
+    if (point->n == 0 || value < point->low) point->low = value;
+    if (point->n == 0 || value > point->high) point->high = value;
+    point->n += 1;
+    point->mean += (value - point->mean) / (double)point->n;
+}
+
+/* The lines of the file: where the next one starts, and how many there are. */
+typedef struct lines {
+    const char *data;
+    size_t bytes, at;
+    int64_t number; /* of the line handed out last, from 1 */
+} lines;
+
+static bool next_line(lines *text, const char **line, size_t *length) {
+    while (text->at < text->bytes) {
+        const char *start = text->data + text->at;
+        const char *end = memchr(start, '\n', text->bytes - text->at);
+        *line = start;
+        *length = end ? (size_t)(end - start) : text->bytes - text->at;
+        text->at += *length + 1;
+        text->number += 1;
+        if (*length > 0) return true;
+    }
+    return false;
+}
+
+static int64_t count_lines(const char *data, size_t bytes) {
+    lines text = {.data = data, .bytes = bytes};
+    const char *line;
+    size_t length;
+    int64_t n = 0;
+    while (next_line(&text, &line, &length)) ++n;
+    return n;
+}
+
+/* Messages name file:line:column, which for a file of one-line objects is the line of the file. */
+static moe_status parse_line(const char *path, const lines *text, const char *line, size_t length,
+                             json_t **object, moe_error *error) {
+    json_error_t fault;
+    *object = json_loadb(line, length, JSON_REJECT_DUPLICATES, &fault);
+    if (!*object) {
+        return moei_error_set(error, MOE_ERR_INPUT, "%s:%lld:%d: %s", path, (long long)text->number,
+                              fault.column, fault.text);
+    }
+    if (json_is_object(*object)) return MOE_OK;
+    json_decref(*object);
+    return moei_error_set(error, MOE_ERR_INPUT, "%s:%lld: expected an object of one step", path,
+                          (long long)text->number);
+}
+
+/* The first line says which layers there are; every other line must have the same. */
+static moe_status make_room(const json_t *object, const char *where, moei_pool *pool, moei_metrics *metrics,
+                            moe_error *error) {
+    json_t *layers = json_object_get(object, "layers");
+    size_t n_layers = json_array_size(layers);
+    if (n_layers > MAX_LAYERS) {
+        return moei_error_set(error, MOE_ERR_INPUT, "%s: %zu layers; at most %d are read", where, n_layers,
+                              MAX_LAYERS);
+    }
+    int64_t most = n_layers > MANY_LAYERS ? MOEI_POINTS / 2 : MOEI_POINTS;
+    metrics->n_points = (int32_t)(metrics->n_lines < most ? metrics->n_lines : most);
+    metrics->n_layers = (int32_t)n_layers;
+    size_t points = (size_t)metrics->n_points;
+    metrics->step = moei_pool_take(pool, points, sizeof(double));
+    metrics->layer = moei_pool_take(pool, n_layers, sizeof(int32_t));
+    metrics->experts = moei_pool_take(pool, n_layers, sizeof(int32_t));
+    metrics->of_layer = moei_pool_take(pool, n_layers * MOEI_LAYER_SERIES * points, sizeof(moei_point));
+    moei_point *run = moei_pool_take(pool, MOEI_RUN_SERIES * points, sizeof(moei_point));
+    if (!metrics->step || !metrics->layer || !metrics->experts || !metrics->of_layer || !run) {
+        return moei_error_set(error, MOE_ERR_MEMORY, "%s: no memory for %zu layers", where, n_layers);
+    }
+    for (int32_t s = 0; s < MOEI_RUN_SERIES; ++s) metrics->run[s] = run + (size_t)s * points;
+    for (size_t i = 0; i < n_layers; ++i) {
+        int64_t layer, experts;
+        const json_t *entry = json_array_get(layers, i);
+        MOEI_TRY(moei_json_get_int(entry, where, "layer", 0, INT32_MAX, &layer, error));
+        MOEI_TRY(moei_json_get_int(entry, where, "experts", 1, MAX_EXPERTS, &experts, error));
+        metrics->layer[i] = (int32_t)layer;
+        metrics->experts[i] = (int32_t)experts;
+    }
+    return MOE_OK;
+}
+
+static moe_status add_layers(const json_t *object, const char *where, int64_t bucket, moei_metrics *metrics,
+                             moe_error *error) {
+    const json_t *layers = json_object_get(object, "layers");
+    if (json_array_size(layers) != (size_t)metrics->n_layers) {
+        return moei_error_set(error, MOE_ERR_INPUT, "%s: %zu layers, but %d on the first line", where,
+                              json_array_size(layers), metrics->n_layers);
+    }
+    for (int32_t i = 0; i < metrics->n_layers; ++i) {
+        for (int32_t s = 0; s < MOEI_LAYER_SERIES; ++s) {
+            double value = NAN;
+            MOEI_TRY(
+                moei_json_opt_real(json_array_get(layers, (size_t)i), where, layer_key[s], &value, error));
+            add(metrics->of_layer + ((int64_t)i * MOEI_LAYER_SERIES + s) * metrics->n_points + bucket, value);
+        }
+    }
+    return MOE_OK;
+}
+
+static moe_status add_line(const json_t *object, const char *where, int64_t bucket, moei_metrics *metrics,
+                           moe_error *error) {
+    int64_t step;
+    MOEI_TRY(moei_json_get_int(object, where, "step", 0, INT64_MAX, &step, error));
+    MOEI_TRY(moei_json_opt_int(object, where, "tokens", 0, INT64_MAX, &metrics->tokens, error));
+    MOEI_TRY(moei_json_opt_real(object, where, "elapsed_s", &metrics->elapsed_s, error));
+    for (int32_t s = 0; s < MOEI_RUN_SERIES; ++s) {
+        double value = NAN;
+        MOEI_TRY(moei_json_opt_real(object, where, run_key[s], &value, error));
+        if (s == MOEI_LOSS) value /= log(2.0); /* nats a token to bits a byte */
+        add(&metrics->run[s][bucket], value);
+    }
+    metrics->step[bucket] = (double)step;
+    metrics->last_step = step;
+    return add_layers(object, where, bucket, metrics, error);
+}
+
+static moe_status read_lines(const char *path, lines *text, moei_pool *pool, moei_metrics *metrics,
+                             moe_error *error) {
+    const char *line;
+    size_t length;
+    for (int64_t i = 0; next_line(text, &line, &length) && i < metrics->n_lines; ++i) {
+        char where[600];
+        json_t *object;
+        snprintf(where, sizeof where, "%s:%lld", path, (long long)text->number);
+        MOEI_TRY(parse_line(path, text, line, length, &object, error));
+        moe_status status = i == 0 ? make_room(object, where, pool, metrics, error) : MOE_OK;
+        if (status == MOE_OK) {
+            status = add_line(object, where, i * metrics->n_points / metrics->n_lines, metrics, error);
+        }
+        json_decref(object);
+        MOEI_TRY(status);
+    }
+    return MOE_OK;
+}
+
+moe_status moei_metrics_read(const char *path, moei_pool *pool, moei_metrics *metrics, moe_error *error) {
+    moei_file_map map;
+    MOEI_TRY(moei_file_map_open(path, &map, error));
+    lines text = {.data = (const char *)map.data, .bytes = map.bytes};
+    /* A line is whole only with its newline: one that a killed or running training is writing is left out. */
+    metrics->torn = map.bytes > 0 && map.data[map.bytes - 1] != '\n';
+    while (metrics->torn && text.bytes > 0 && text.data[text.bytes - 1] != '\n') --text.bytes;
+    metrics->n_lines = count_lines(text.data, text.bytes);
+    metrics->found = metrics->n_lines > 0;
+    moe_status status = read_lines(path, &text, pool, metrics, error);
+    moei_file_map_close(&map);
+    return status;
+}

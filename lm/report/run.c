@@ -1,0 +1,159 @@
+/* run.c: which files a run directory has, read one after the other into one struct.
+ * What is missing stays empty; only a directory with nothing of a run is refused.
+ * Source: docs/run-directory.md.
+ */
+#include "report/run.h"
+#include "core/status.h"
+#include "format/file.h"
+#include "format/json.h"
+#include "format/yaml.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct moei_pool_block {
+    struct moei_pool_block *previous;
+    max_align_t data[];
+};
+
+void *moei_pool_take(moei_pool *pool, size_t count, size_t bytes) {
+    const size_t most = (SIZE_MAX >> 1) / (bytes > 0 ? bytes : 1);
+    if (count > most) return NULL;
+    struct moei_pool_block *block = calloc(1, sizeof *block + count * bytes);
+    if (!block) return NULL;
+    block->previous = pool->last;
+    pool->last = block;
+    return block->data;
+}
+
+void moei_pool_free(moei_pool *pool) {
+    while (pool->last) {
+        struct moei_pool_block *block = pool->last;
+        pool->last = block->previous;
+        free(block);
+    }
+}
+
+static char *copy(moei_pool *pool, const char *text, size_t length) {
+    char *to = moei_pool_take(pool, length + 1, 1);
+    if (to) memcpy(to, text, length);
+    return to;
+}
+
+static moe_status no_memory(const char *path, moe_error *error) {
+    return moei_error_set(error, MOE_ERR_MEMORY, "%s: no memory for what it holds", path);
+}
+
+typedef struct settings {
+    moei_run *run;
+    const char *path;
+    moe_error *error;
+} settings;
+
+static moe_status add_setting(void *user, const char *key, const char *value, int line, int column) {
+    (void)line;
+    (void)column;
+    enum { ROOM = 64 };
+    const settings *to = user;
+    moei_run *run = to->run;
+    if (run->n_settings % ROOM == 0) {
+        moei_setting *more = moei_pool_take(&run->pool, (size_t)run->n_settings + ROOM, sizeof *more);
+        if (!more) return no_memory(to->path, to->error);
+        if (run->n_settings > 0) memcpy(more, run->setting, (size_t)run->n_settings * sizeof *more);
+        run->setting = more;
+    }
+    moei_setting *setting = &run->setting[run->n_settings];
+    setting->key = copy(&run->pool, key, strlen(key));
+    setting->value = copy(&run->pool, value, strlen(value));
+    if (!setting->key || !setting->value) return no_memory(to->path, to->error);
+    run->n_settings += 1;
+    return MOE_OK;
+}
+
+const char *moei_run_setting(const moei_run *run, const char *key) {
+    for (int64_t i = 0; i < run->n_settings; ++i) {
+        if (strcmp(run->setting[i].key, key) == 0) return run->setting[i].value;
+    }
+    return NULL;
+}
+
+/* One reader a file, all of one type, so that the list below is the list of a run's files. */
+typedef moe_status (*reader)(const char *path, moei_run *run, moe_error *error);
+
+static moe_status read_about(const char *path, moei_run *run, moe_error *error) {
+    return moei_json_load(path, &run->about, error);
+}
+static moe_status read_config(const char *path, moei_run *run, moe_error *error) {
+    settings to = {.run = run, .path = path, .error = error};
+    return moei_yaml_load(path, add_setting, &to, error);
+}
+static moe_status read_metrics(const char *path, moei_run *run, moe_error *error) {
+    return moei_metrics_read(path, &run->pool, &run->metrics, error);
+}
+static moe_status read_load(const char *path, moei_run *run, moe_error *error) {
+    return moei_load_read(path, &run->pool, &run->load, error);
+}
+static moe_status read_eval(const char *path, moei_run *run, moe_error *error) {
+    return moei_eval_read(path, &run->pool, &run->eval_json, &run->eval, error);
+}
+static moe_status read_sample(const char *path, moei_run *run, moe_error *error) {
+    moei_file_map map;
+    MOEI_TRY(moei_file_map_open(path, &map, error));
+    size_t shown = map.bytes < MOEI_SAMPLE_BYTES ? map.bytes : MOEI_SAMPLE_BYTES;
+    run->sample = copy(&run->pool, (const char *)map.data, shown);
+    run->sample_bytes = map.bytes;
+    moei_file_map_close(&map);
+    return run->sample ? MOE_OK : no_memory(path, error);
+}
+
+static moe_status read_files(const char *run_dir, moei_run *run, moe_error *error) {
+    static const struct {
+        const char *name;
+        reader read;
+    } file[] = {
+        {"run.json",             read_about  },
+        {"config.resolved.yaml", read_config },
+        {"metrics.jsonl",        read_metrics},
+        {"load.bin",             read_load   },
+        {"eval.json",            read_eval   },
+        {"sample.txt",           read_sample }
+    };
+    bool any = false;
+    for (size_t i = 0; i < sizeof file / sizeof *file; ++i) {
+        char *path = moei_path_join(run_dir, file[i].name);
+        if (!path) return no_memory(run_dir, error);
+        moe_status status = MOE_OK;
+        if (moei_file_exists(path)) {
+            any = true;
+            status = file[i].read(path, run, error);
+        }
+        free(path);
+        MOEI_TRY(status);
+    }
+    if (any) return MOE_OK;
+    return moei_error_set(error, MOE_ERR_INPUT,
+                          "%s: not a run directory: none of run.json, metrics.jsonl, eval.json is in it",
+                          run_dir);
+}
+
+static const char *last_part(moei_pool *pool, const char *path) {
+    size_t end = strlen(path);
+    while (end > 1 && path[end - 1] == '/') --end;
+    size_t start = end;
+    while (start > 0 && path[start - 1] != '/') --start;
+    return copy(pool, path + start, end - start);
+}
+
+moe_status moei_run_read(const char *run_dir, moei_run *run, moe_error *error) {
+    *run = (moei_run){0};
+    run->name = last_part(&run->pool, run_dir);
+    if (!run->name) return no_memory(run_dir, error);
+    return read_files(run_dir, run, error);
+}
+
+void moei_run_free(moei_run *run) {
+    json_decref(run->about);
+    json_decref(run->eval_json);
+    moei_pool_free(&run->pool);
+    *run = (moei_run){0};
+}
