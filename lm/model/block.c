@@ -17,11 +17,11 @@ moe_status moelm_block_forward(moe_lm *lm, int32_t index, moelm_pass *pass, floa
     MOEI_TRY(moelm_attention(lm, index, pass));
     moelm_add(lm, rows * lm->d, s->in, branch, s->mid);
     MOEI_TRY(moelm_norm(lm, rows, &block->ffn_norm, s->mid, s->ffn_norm, s->ffn_rms));
-    moe_stats stats = {.size = sizeof stats};
+    block->stats = (moe_stats){.size = sizeof block->stats};
     MOEI_TRY(moe_layer_forward(block->ffn, rows_of(lm, s->ffn_norm, rows), rows_of(lm, branch, rows),
-                               &pass->call, &stats));
+                               &pass->call, &block->stats));
     moelm_add(lm, rows * lm->d, s->mid, branch, out);
-    pass->aux += stats.loss;
+    pass->aux += block->stats.loss;
     return MOE_OK;
 }
 

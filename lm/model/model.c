@@ -213,6 +213,14 @@ moe_layer *moe_lm_layer(moe_lm *lm, int32_t index) {
     return index >= 0 && index < lm->n_layers ? lm->blocks[index].ffn : NULL;
 }
 
+moe_status moe_lm_layer_stats(const moe_lm *lm, int32_t index, moe_stats *stats) {
+    if (index < 0 || index >= lm->n_layers)
+        return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "layer %d is outside 0 .. %d", index,
+                            lm->n_layers - 1);
+    *stats = lm->blocks[index].stats;
+    return MOE_OK;
+}
+
 int32_t moe_lm_param_count(const moe_lm *lm) {
     return lm->n_entries;
 }

@@ -41,6 +41,7 @@ typedef struct moelm_block {
     moelm_tensor out;      /* [H*c, d] */
     moelm_tensor ffn_norm; /* [d] */
     moe_layer *ffn;
+    moe_stats stats; /* of the last forward */
     moelm_saved saved;
 } moelm_block;
 
