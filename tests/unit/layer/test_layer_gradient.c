@@ -4,7 +4,7 @@
  */
 #include "support/layer_fixture.h"
 
-#include "../tools/moekit/grad_check.h"
+#include "moekit/grad_check.h"
 
 static const double bound = 1e-6;
 static const char *const activations[] = {"swiglu", "gelu", "relu"};
