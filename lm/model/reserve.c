@@ -78,21 +78,19 @@ static void carve(const moe_lm *lm, moei_arena *arena, moelm_memory *mem) {
         carve_shared(lm, arena, rows, mem);
 }
 
-/* The layers work one after the other, so the scratch of the hungriest serves all. */
+/* The first layer of the same kind: it takes the same scratch for the same rows. */
+static moe_layer *scratch_owner(const moe_lm *lm, int32_t index) {
+    int32_t experts = moe_layer_get_desc(lm->blocks[index].ffn)->num_experts, i = 0;
+    while (moe_layer_get_desc(lm->blocks[i].ffn)->num_experts != experts) ++i;
+    return lm->blocks[i].ffn;
+}
+
+/* The layers work one after the other, so those of a kind share one scratch block. */
 static moe_status reserve_layers(moe_lm *lm, int64_t rows, moe_mode mode) {
-    moe_layer *owner = lm->blocks[0].ffn;
-    size_t most = 0;
     for (int32_t i = 0; i < lm->n_layers; ++i) {
-        size_t scratch = moe_layer_measure(lm->blocks[i].ffn, rows, mode).scratch;
-        if (scratch <= most) continue;
-        most = scratch;
-        owner = lm->blocks[i].ffn;
-    }
-    MOEI_TRY(moe_layer_reserve(owner, rows, mode));
-    for (int32_t i = 0; i < lm->n_layers; ++i) {
-        if (lm->blocks[i].ffn == owner) continue;
-        MOEI_TRY(moe_layer_share_scratch(lm->blocks[i].ffn, owner));
-        MOEI_TRY(moe_layer_reserve(lm->blocks[i].ffn, rows, mode));
+        moe_layer *layer = lm->blocks[i].ffn, *owner = scratch_owner(lm, i);
+        if (layer != owner) MOEI_TRY(moe_layer_share_scratch(layer, owner));
+        MOEI_TRY(moe_layer_reserve(layer, rows, mode));
     }
     return MOE_OK;
 }
