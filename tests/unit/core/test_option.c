@@ -1,0 +1,146 @@
+/* test_option.c: the option engine: finding, parsing, limits, printing back, nearest keys.
+ * Fields of every type in a small struct of the test's own.
+ */
+#include "support/layer_fixture.h"
+
+#include "core/option.h"
+
+typedef struct settings {
+    bool flag;
+    int32_t small;
+    int64_t large;
+    float single;
+    double wide;
+    const char *choice;
+    char text[8];
+} settings;
+
+static const char *const colours[] = {"red", "green", NULL};
+static const moe_option rows[] = {
+    {"a.flag",   "",         MOE_OPT_BOOL,   offsetof(settings, flag),   "true", 0,  0,    NULL,    ""},
+    {"a.small",  "tiny wee", MOE_OPT_INT,    offsetof(settings, small),  "3",    -5, 10,   NULL,    ""},
+    {"a.large",  "",         MOE_OPT_INT64,  offsetof(settings, large),  "0",    0,  9e15, NULL,    ""},
+    {"b.single", "",         MOE_OPT_FLOAT,  offsetof(settings, single), "0.1",  0,  1,    NULL,    ""},
+    {"b.wide",   "",         MOE_OPT_DOUBLE, offsetof(settings, wide),   "1e-8", 0,  1,    NULL,    ""},
+    {"b.choice", "colour",   MOE_OPT_CHOICE, offsetof(settings, choice), "red",  0,  0,    colours, ""},
+    {"b.text",   "",         MOE_OPT_TEXT,   offsetof(settings, text),   "",     0,  8,    NULL,    ""},
+};
+static const moei_option_table table = {rows, sizeof rows / sizeof *rows};
+
+static void keys_parts_and_aliases_are_found(void **state) {
+    (void)state;
+    assert_ptr_equal(moei_option_find(table, "a.small"), &rows[1]);
+    assert_ptr_equal(moei_option_find(table, "small"), &rows[1]);
+    assert_ptr_equal(moei_option_find(table, "tiny"), &rows[1]);
+    assert_ptr_equal(moei_option_find(table, "wee"), &rows[1]);
+    assert_ptr_equal(moei_option_find(table, "colour"), &rows[5]);
+    assert_null(moei_option_find(table, "we"));
+    assert_null(moei_option_find(table, ""));
+    assert_null(moei_option_find(table, "tiny wee"));
+}
+
+static void values_are_parsed_and_bounded(void **state) {
+    (void)state;
+    settings s = {0};
+    moe_error error;
+    moei_option_defaults(table, &s);
+    assert_true(s.flag && s.small == 3 && s.single == 0.1f && s.wide == 1e-8);
+    assert_string_equal(s.choice, "red");
+    static const struct {
+        const char *key, *value;
+        bool good;
+    } cases[] = {
+        {"flag",   "off",                  true },
+        {"flag",   "TRUE",                 true },
+        {"flag",   "2",                    false},
+        {"flag",   "",                     false},
+        {"small",  "-5",                   true },
+        {"small",  "11",                   false},
+        {"small",  "1.5",                  false},
+        {"small",  "",                     false},
+        {"small",  "7x",                   false},
+        {"large",  "123456789012",         true },
+        {"large",  "99999999999999999999", false},
+        {"single", "1",                    true },
+        {"single", "1.1",                  false},
+        {"single", "inf",                  false},
+        {"wide",   "nan",                  false},
+        {"choice", "green",                true },
+        {"choice", "gren",                 false},
+        {"text",   "1234567",              true },
+        {"text",   "12345678",             false}
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
+        moe_status status =
+            moei_option_set(moei_option_find(table, cases[i].key), &s, cases[i].value, &error);
+        if ((status == MOE_OK) != cases[i].good) fail_msg("%s = '%s'", cases[i].key, cases[i].value);
+        if (!cases[i].good) assert_non_null(strstr(error.text, cases[i].key));
+    }
+    assert_true(!s.flag || s.small == -5);
+    assert_int_equal(s.large, 123456789012);
+    assert_string_equal(s.choice, "green");
+    assert_string_equal(s.text, "1234567");
+}
+
+/* What is printed reads back to the same value, for awkward numbers too. */
+static void printing_round_trips(void **state) {
+    (void)state;
+    for (uint64_t i = 0; i < 2000; ++i) {
+        uint32_t word[4];
+        moe_random(test_seed(), MOE_DRAW_TEST, 0, 0, i, word);
+        settings s = {.single = (float)word[0] / 4294967296.0f,
+                      .wide = (double)word[1] / 4294967296.0 / 3.0,
+                      .large = word[2],
+                      .small = (int32_t)(word[3] % 16) - 5,
+                      .flag = word[3] & 16,
+                      .choice = "green"};
+        settings back = {0};
+        for (size_t r = 0; r < table.count; ++r) {
+            char text[64];
+            moei_option_get(&rows[r], &s, text, sizeof text);
+            assert_int_equal(moei_option_set(&rows[r], &back, text, NULL), MOE_OK);
+        }
+        assert_true(back.single == s.single && back.wide == s.wide && back.large == s.large);
+        assert_true(back.small == s.small && back.flag == s.flag);
+        assert_string_equal(back.choice, "green");
+    }
+}
+
+static void the_nearest_key_is_offered(void **state) {
+    (void)state;
+    size_t distance;
+    assert_string_equal(moei_option_nearest(table, "smal", &distance), "a.small");
+    assert_int_equal(distance, 1);
+    assert_string_equal(moei_option_nearest(table, "b.choise", &distance), "b.choice");
+    assert_string_equal(moei_option_nearest(table, "color", &distance), "b.choice"); /* through its alias */
+    assert_int_equal(moei_edit_distance("kitten", "sitting"), 3);
+    assert_int_equal(moei_edit_distance("", "abc"), 3);
+}
+
+/* The layer's own table: keys are unique, defaults parse, aliases are not keys. */
+static void the_layer_table_is_sound(void **state) {
+    (void)state;
+    moei_option_table layer = {0};
+    layer.row = moe_layer_options(&layer.count);
+    moe_layer_desc desc = {.size = sizeof desc};
+    for (size_t i = 0; i < layer.count; ++i) {
+        assert_int_equal(moei_option_set(&layer.row[i], &desc, layer.row[i].initial, NULL), MOE_OK);
+        assert_ptr_equal(moei_option_find(layer, layer.row[i].key), &layer.row[i]);
+        assert_true(strlen(layer.row[i].help) > 10);
+        char aliases[256], *rest = aliases;
+        snprintf(aliases, sizeof aliases, "%s", layer.row[i].aliases);
+        for (char *word; (word = strtok_r(rest, " ", &rest));)
+            assert_ptr_equal(moei_option_find(layer, word), &layer.row[i]);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(keys_parts_and_aliases_are_found),
+        cmocka_unit_test(values_are_parsed_and_bounded),
+        cmocka_unit_test(printing_round_trips),
+        cmocka_unit_test(the_nearest_key_is_offered),
+        cmocka_unit_test(the_layer_table_is_sound),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

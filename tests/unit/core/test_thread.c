@@ -1,0 +1,67 @@
+/* test_thread.c: the parallel loop: every task once, own scratch, any number of threads, nested contexts.
+ * Counts are exact; no timing.
+ */
+#include "support/layer_fixture.h"
+
+typedef struct job {
+    int32_t ran[1000];
+    size_t scratch_bytes;
+} job;
+
+static void count_task(void *arg, int64_t task, void *scratch) {
+    job *j = arg;
+    ++j->ran[task]; /* a task that ran twice at once would race; the thread sanitizer watches */
+    memset(scratch, (int)(task & 0xff), j->scratch_bytes);
+    for (size_t i = 0; i < j->scratch_bytes; i += 4096)
+        assert_int_equal(((unsigned char *)scratch)[i], task & 0xff);
+}
+
+static void every_task_runs_once(void **state) {
+    (void)state;
+    static const int64_t counts[] = {0, 1, 2, 3, 999, 1000};
+    for (int32_t threads = 1; threads <= 5; ++threads) {
+        moe_ctx *ctx = test_ctx(NULL, threads);
+        assert_int_equal(moe_ctx_threads(ctx), threads);
+        for (size_t c = 0; c < sizeof counts / sizeof *counts; ++c) {
+            job j = {.scratch_bytes = moe_thread_scratch_bytes()};
+            moe_parallel(ctx, counts[c], count_task, &j);
+            for (int64_t t = 0; t < 1000; ++t) assert_int_equal(j.ran[t], t < counts[c]);
+        }
+        moe_ctx_destroy(ctx);
+    }
+}
+
+static void the_environment_is_read(void **state) {
+    (void)state;
+    moe_ctx *ctx = NULL;
+    moe_error error;
+    moe_ctx_desc desc = {.size = sizeof desc};
+    setenv("MOEKIT_NUM_THREADS", "3", 1);
+    setenv("MOEKIT_ISA", "ref", 1);
+    assert_int_equal(moe_ctx_create(&desc, &ctx, &error), MOE_OK);
+    assert_int_equal(moe_ctx_threads(ctx), 3);
+    assert_string_equal(moe_ctx_isa(ctx), "ref");
+    assert_string_equal(moe_ctx_kernel(ctx, "gemm_rows"), "gemm_rows__ref");
+    assert_null(moe_ctx_kernel(ctx, "gemm_columns"));
+    moe_ctx_destroy(ctx);
+    desc.n_threads = 2; /* the descriptor wins */
+    assert_int_equal(moe_ctx_create(&desc, &ctx, &error), MOE_OK);
+    assert_int_equal(moe_ctx_threads(ctx), 2);
+    moe_ctx_destroy(ctx);
+    desc.n_threads = 0;
+    setenv("MOEKIT_NUM_THREADS", "many", 1);
+    assert_int_equal(moe_ctx_create(&desc, &ctx, &error), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(error.text, "MOEKIT_NUM_THREADS"));
+    unsetenv("MOEKIT_NUM_THREADS");
+    setenv("MOEKIT_ISA", "sse9", 1);
+    assert_int_equal(moe_ctx_create(&desc, &ctx, &error), MOE_ERR_ARGUMENT);
+    unsetenv("MOEKIT_ISA");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_task_runs_once),
+        cmocka_unit_test(the_environment_is_read),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
