@@ -1,0 +1,268 @@
+/* test_op.c: what the public operations say of wrong arguments, and that empty work is no fault.
+ * Each wrong call is a right one with one field spoilt; the text must name the field and its value.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <math.h>
+#include <string.h>
+
+#include <moekit/op.h>
+
+static moe_ctx *ctx;
+static float number[64];
+static int32_t index_of[8];
+static const int64_t offset[3] = {0, 1, 2}, falling[3] = {0, 2, 1}, empty[3] = {2, 2, 2};
+
+static int open_ctx(void **state) {
+    (void)state;
+    return moe_ctx_create(&(moe_ctx_desc){.size = sizeof(moe_ctx_desc), .n_threads = 2}, &ctx, NULL) !=
+           MOE_OK;
+}
+
+static int close_ctx(void **state) {
+    (void)state;
+    moe_ctx_destroy(ctx);
+    return 0;
+}
+
+static void assert_told(moe_status status, const char *text) {
+    if (status != MOE_ERR_ARGUMENT || !strstr(moe_ctx_error(ctx), text))
+        fail_msg("status %d, text '%s', expected '%s'", (int)status, moe_ctx_error(ctx), text);
+}
+
+/* Spoils one field of a right call, expects the text, and mends it. */
+#define WRONG(call, args, field, bad, text)                                                                  \
+    do {                                                                                                     \
+        __typeof__(args) spoilt = args;                                                                      \
+        spoilt.field = bad;                                                                                  \
+        assert_told(call(ctx, &spoilt), text);                                                               \
+    } while (0)
+
+static void test_gemm_rows(void **state) {
+    (void)state;
+    moe_gemm_rows_args good = {.n_groups = 2,
+                               .offset = offset,
+                               .n = 4,
+                               .k = 3,
+                               .a = number,
+                               .lda = 3,
+                               .b = number,
+                               .ldb = 4,
+                               .b_group = 12,
+                               .c = number + 32,
+                               .ldc = 4};
+    assert_int_equal(moe_gemm_rows(ctx, &good), MOE_OK);
+    WRONG(moe_gemm_rows, good, dtype, (moe_dtype)7,
+          "moe_gemm_rows: dtype is 7; it must be MOE_F32 or MOE_F64");
+    WRONG(moe_gemm_rows, good, n_groups, -1, "n_groups is -1");
+    WRONG(moe_gemm_rows, good, offset, NULL, "offset is NULL");
+    WRONG(moe_gemm_rows, good, offset, falling, "offset[2] is 1; it must be at least 2");
+    WRONG(moe_gemm_rows, good, k, -3, "k is -3");
+    WRONG(moe_gemm_rows, good, lda, 2, "lda is 2; it must be at least 3");
+    WRONG(moe_gemm_rows, good, ldb, 3, "ldb is 3; it must be at least 4");
+    WRONG(moe_gemm_rows, good, ldc, 3, "ldc is 3; it must be at least 4");
+    WRONG(moe_gemm_rows, good, a, NULL, "a is NULL");
+    WRONG(moe_gemm_rows, good, b, NULL, "b is NULL");
+    WRONG(moe_gemm_rows, good, c, NULL, "c is NULL");
+    WRONG(moe_gemm_rows, good, epilogue, (moe_epilogue)9, "epilogue is 9; it must lie in 0 .. 2");
+    moe_gemm_rows_args act = good;
+    act.epilogue = MOE_EPI_ACT, act.act = MOE_ACT_SWIGLU, act.h = number, act.ldh = 2;
+    WRONG(moe_gemm_rows, act, accumulate, true, "accumulate goes with MOE_EPI_STORE only");
+    WRONG(moe_gemm_rows, act, n, 3, "n is 3; a gated activation needs an even number");
+    WRONG(moe_gemm_rows, act, h, NULL, "h is NULL");
+    WRONG(moe_gemm_rows, act, ldh, 1, "ldh is 1; it must be at least 2");
+    WRONG(moe_gemm_rows, act, act, (moe_act)17, "act is 17");
+    moe_gemm_rows_args grad = good;
+    grad.epilogue = MOE_EPI_ACT_GRAD, grad.act = MOE_ACT_SWIGLU;
+    grad.z = grad.dz = number, grad.ldz = 8, grad.wa = number + 16, grad.ldwa = 4;
+    WRONG(moe_gemm_rows, grad, bias, number, "bias must be NULL with MOE_EPI_ACT_GRAD");
+    WRONG(moe_gemm_rows, grad, ldz, 7, "ldz is 7; it must be at least 8");
+    WRONG(moe_gemm_rows, grad, wa, NULL, "wa is NULL");
+    WRONG(moe_gemm_rows, grad, dweight, number, "dweight_part (with dweight) is NULL");
+    moe_gemm_rows_args none = {.n_groups = 2, .offset = empty, .n = 4, .k = 3, .lda = 3, .ldb = 4};
+    assert_int_equal(moe_gemm_rows(ctx, &none), MOE_OK);
+}
+
+static void test_sums(void **state) {
+    (void)state;
+    moe_gemm_outer_args outer = {.n_groups = 2,
+                                 .offset = offset,
+                                 .m = 2,
+                                 .n = 3,
+                                 .a = number,
+                                 .lda = 2,
+                                 .b = number,
+                                 .ldb = 3,
+                                 .c = number + 32,
+                                 .ldc = 3,
+                                 .c_group = 6};
+    assert_int_equal(moe_gemm_outer(ctx, &outer), MOE_OK);
+    WRONG(moe_gemm_outer, outer, m, -2, "moe_gemm_outer: m is -2");
+    WRONG(moe_gemm_outer, outer, ldc, 2, "ldc is 2; it must be at least 3");
+    WRONG(moe_gemm_outer, outer, a, NULL, "a is NULL");
+    WRONG(moe_gemm_outer, outer, c, NULL, "c is NULL");
+    moe_gemm_outer_args no_rows = outer; /* without rows the result is zero and the inputs need not be */
+    no_rows.offset = empty, no_rows.a = no_rows.b = NULL;
+    number[32] = 5.0F;
+    assert_int_equal(moe_gemm_outer(ctx, &no_rows), MOE_OK);
+    assert_true(number[32] == 0.0F);
+
+    moe_gather_sum_args gather = {.n_tokens = 2,
+                                  .n = 3,
+                                  .top_k = 1,
+                                  .rows = number,
+                                  .ld_rows = 3,
+                                  .row_of = index_of,
+                                  .out = number + 32,
+                                  .ld_out = 3};
+    assert_int_equal(moe_gather_sum(ctx, &gather), MOE_OK);
+    WRONG(moe_gather_sum, gather, n_tokens, -2, "moe_gather_sum: n_tokens is -2");
+    WRONG(moe_gather_sum, gather, ld_out, 2, "ld_out is 2; it must be at least 3");
+    WRONG(moe_gather_sum, gather, row_of, NULL, "row_of is NULL");
+
+    moe_colsum_args colsum = {
+        .n_groups = 2, .offset = offset, .n = 3, .a = number, .lda = 3, .out = number + 32};
+    assert_int_equal(moe_colsum(ctx, &colsum), MOE_OK);
+    WRONG(moe_colsum, colsum, lda, 2, "moe_colsum: lda is 2; it must be at least 3");
+    WRONG(moe_colsum, colsum, out, NULL, "out is NULL");
+}
+
+static void test_norm_rope(void **state) {
+    (void)state;
+    moe_rmsnorm_args norm = {.rows = 2,
+                             .n = 4,
+                             .x = number,
+                             .gain = number,
+                             .y = number + 16,
+                             .inv_rms = number + 24,
+                             .dy = number,
+                             .dx = number + 32,
+                             .dgain = number + 40,
+                             .eps = 1e-5F};
+    assert_int_equal(moe_rmsnorm(ctx, &norm), MOE_OK);
+    assert_int_equal(moe_rmsnorm_backward(ctx, &norm), MOE_OK);
+    WRONG(moe_rmsnorm, norm, rows, -1, "moe_rmsnorm: rows is -1; it must be at least 0");
+    WRONG(moe_rmsnorm, norm, n, 0, "n is 0; it must be at least 1");
+    WRONG(moe_rmsnorm, norm, eps, -1.0F, "eps is -1; it must be at least 0");
+    WRONG(moe_rmsnorm, norm, eps, NAN, "eps is");
+    WRONG(moe_rmsnorm, norm, gain, NULL, "gain is NULL");
+    WRONG(moe_rmsnorm_backward, norm, inv_rms, NULL, "moe_rmsnorm_backward: inv_rms is NULL");
+    WRONG(moe_rmsnorm_backward, norm, dgain, NULL, "dgain is NULL");
+    moe_rope_args rope = {
+        .rows = 2, .heads = 2, .head_dim = 4, .x = number, .ldx = 8, .position = index_of, .base = 10000.0F};
+    assert_int_equal(moe_rope(ctx, &rope), MOE_OK);
+    WRONG(moe_rope, rope, head_dim, 3, "moe_rope: head_dim is 3; it must be even");
+    WRONG(moe_rope, rope, head_dim, 2048, "head_dim is 2048; it must lie in 2 .. 1024");
+    WRONG(moe_rope, rope, ldx, 7, "ldx is 7; it must be at least 8");
+    WRONG(moe_rope, rope, base, 0.0F, "base is 0; it must be at least 1");
+    WRONG(moe_rope, rope, position, NULL, "position is NULL");
+}
+
+static void test_attention(void **state) {
+    (void)state;
+    moe_attention_args good = {.n_seq = 1,
+                               .q_len = 2,
+                               .kv_len = 2,
+                               .kv_stride = 2,
+                               .heads = 2,
+                               .kv_heads = 1,
+                               .head_dim = 2,
+                               .q = number,
+                               .k = number,
+                               .v = number,
+                               .ldq = 4,
+                               .ldkv = 2,
+                               .out = number + 8,
+                               .ldo = 4,
+                               .lse = number + 16,
+                               .dout = number,
+                               .dq = number + 24,
+                               .dk = number + 32,
+                               .dv = number + 40,
+                               .delta = number + 48};
+    assert_int_equal(moe_attention(ctx, &good), MOE_OK);
+    assert_int_equal(moe_attention_backward(ctx, &good), MOE_OK);
+    WRONG(moe_attention, good, kv_heads, 0, "moe_attention: kv_heads is 0; it must lie in 1 .. 2");
+    WRONG(moe_attention, good, heads, 3, "ldq is 4; it must be at least 6");
+    WRONG(moe_attention, good, head_dim, 0, "head_dim is 0");
+    WRONG(moe_attention, good, q_len, 3, "kv_len is 2; it must be at least 3");
+    WRONG(moe_attention, good, kv_len, 3, "kv_stride is 2; it must be at least 3");
+    WRONG(moe_attention, good, ldkv, 1, "ldkv is 1; it must be at least 2");
+    WRONG(moe_attention, good, v, NULL, "v is NULL");
+    moe_attention_args three = good;
+    three.heads = 3, three.kv_heads = 2, three.ldq = three.ldo = 6, three.ldkv = 4;
+    assert_told(moe_attention(ctx, &three), "heads is 3; it must be a multiple of kv_heads, 2");
+    WRONG(moe_attention_backward, good, lse, NULL, "moe_attention_backward: lse is NULL");
+    WRONG(moe_attention_backward, good, q_len, 1, "kv_len is 2; it must lie in 1 .. 1");
+}
+
+static void test_losses(void **state) {
+    (void)state;
+    static const int32_t target[2] = {-1, 3}, high[2] = {0, 4}, low[2] = {-2, 0};
+    moe_cross_entropy_args good = {
+        .rows = 2, .n = 4, .logits = number, .ld = 4, .target = target, .row_loss = number + 16};
+    assert_int_equal(moe_cross_entropy(ctx, &good), MOE_OK);
+    WRONG(moe_cross_entropy, good, n, 0, "moe_cross_entropy: n is 0");
+    WRONG(moe_cross_entropy, good, ld, 3, "ld is 3; it must be at least 4");
+    WRONG(moe_cross_entropy, good, target, high, "target[1] is 4; it must lie in -1 .. 3");
+    WRONG(moe_cross_entropy, good, target, low, "target[0] is -2; it must lie in -1 .. 3");
+    WRONG(moe_cross_entropy, good, row_loss, NULL, "row_loss is NULL");
+    moe_adamw_args adamw = {.n = 4,
+                            .value = number,
+                            .m = number + 8,
+                            .v = number + 16,
+                            .grad = number + 24,
+                            .lr = 0.1,
+                            .beta1 = 0.9,
+                            .beta2 = 0.99,
+                            .eps = 1e-8,
+                            .grad_scale = 1.0,
+                            .step = 1};
+    assert_int_equal(moe_adamw(ctx, &adamw), MOE_OK);
+    WRONG(moe_adamw, adamw, step, 0, "moe_adamw: step is 0; it must be at least 1");
+    WRONG(moe_adamw, adamw, beta2, 1.0, "beta2 is 1; both must be below 1");
+    WRONG(moe_adamw, adamw, beta1, -0.5, "beta1 is -0.5");
+    WRONG(moe_adamw, adamw, m, NULL, "m is NULL");
+    double sum = -1.0;
+    assert_told(moe_sum_squares(ctx, MOE_F32, number, -1, &sum), "moe_sum_squares: n is -1");
+    assert_told(moe_sum_squares(ctx, MOE_F32, NULL, 3, &sum), "x is NULL");
+    assert_told(moe_sum_squares(ctx, MOE_F32, number, 3, NULL), "sum is NULL");
+    assert_true(sum == -1.0); /* outputs are written on success only */
+    assert_int_equal(moe_sum_squares(ctx, MOE_F64, NULL, 0, &sum), MOE_OK);
+    assert_true(sum == 0.0);
+}
+
+static void count_task(void *arg, int64_t task, void *scratch) {
+    memset(scratch, 1, moe_thread_scratch_bytes());
+    ((int32_t *)arg)[task] += 1;
+}
+
+static void test_small_things(void **state) {
+    (void)state;
+    int32_t seen[37] = {0};
+    moe_parallel(ctx, 37, count_task, seen);
+    for (int i = 0; i < 37; ++i) assert_int_equal(seen[i], 1);
+    moe_act act = MOE_ACT_NONE;
+    moe_error error;
+    assert_int_equal(moe_act_by_name("gelu", &act, NULL), MOE_OK);
+    assert_int_equal(act, MOE_ACT_GELU);
+    assert_int_equal(moe_act_by_name("geluu", &act, &error), MOE_ERR_ARGUMENT);
+    assert_string_equal(error.text, "activation: 'geluu' is not one of: relu, gelu, swiglu");
+    assert_int_equal(act, MOE_ACT_GELU);
+    assert_true(moe_act_gated(MOE_ACT_SWIGLU));
+    assert_false(moe_act_gated(MOE_ACT_RELU));
+    assert_int_equal(moe_dweight_parts(64), 1);
+    assert_int_equal(moe_dweight_parts(65), 2);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_gemm_rows), cmocka_unit_test(test_sums),   cmocka_unit_test(test_norm_rope),
+        cmocka_unit_test(test_attention), cmocka_unit_test(test_losses), cmocka_unit_test(test_small_things),
+    };
+    return cmocka_run_group_tests(tests, open_ctx, close_ctx);
+}
