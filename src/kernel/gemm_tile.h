@@ -11,7 +11,6 @@
 
 #include <stdbool.h>
 #include <stddef.h>
-#include <string.h>
 
 enum {
     MR = VF_N == 16 ? 14 : 6, /* 28 of 32 or 12 of 16 registers hold the tile */
@@ -24,24 +23,6 @@ enum {
 
 #define MOEI_INLINE static inline __attribute__((always_inline))
 #define MOEI_UNROLL _Pragma("GCC unroll 16")
-
-static inline int64_t moei_min(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-static inline int64_t moei_ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-
-/* Full vectors take the plain instruction: masked stores are slow on many AVX2 machines. */
-static inline vf vf_load_upto(const float *p, int64_t n) {
-    return n >= VF_N ? vf_load(p) : vf_load_n(p, n);
-}
-static inline void vf_store_upto(float *p, vf a, int64_t n) {
-    if (n >= VF_N)
-        vf_store(p, a);
-    else
-        vf_store_n(p, a, n);
-}
 
 /* sum[mr, NR] (+)= A B for one block: A element (i, k) at a[i * a_i + k * a_k], B packed [kc, NR]. */
 MOEI_INLINE void tile_fixed(const int mr, const float *a, const int64_t a_i, const int64_t a_k,

@@ -1,9 +1,27 @@
-/* simd_math.h: functions of real numbers in the vocabulary of simd_avx2.h and simd_avx512.h, which
- * include it last. Same bits on both. Polynomial of exp: our minimax fit (Remez), error 4.4e-9;
- * normal distribution: Abramowitz & Stegun 7.1.26, error 7.5e-8.
+/* simd_math.h: edges of arrays, and functions of real numbers, in the vocabulary of simd_avx2.h and
+ * simd_avx512.h, which include it last. Same bits on both. Polynomial of exp: our minimax fit (Remez), error
+ * 4.4e-9; normal distribution: Abramowitz & Stegun 7.1.26, error 7.5e-8.
  */
 #ifndef MOEI_SIMD_MATH_H
 #define MOEI_SIMD_MATH_H
+
+static inline int64_t moei_min(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+static inline int64_t moei_ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+/* Full vectors take the plain instruction: masked stores are slow on many AVX2 machines. */
+static inline vf vf_load_upto(const float *p, int64_t n) {
+    return n >= VF_N ? vf_load(p) : vf_load_n(p, n);
+}
+static inline void vf_store_upto(float *p, vf a, int64_t n) {
+    if (n >= VF_N)
+        vf_store(p, a);
+    else
+        vf_store_n(p, a, n);
+}
 
 /* e^x to 2 ulp for every float: 0 below -104, infinity above 88.73, NaN for NaN.
  * x = n ln 2 + r with |r| <= ln(2)/2; ln 2 in two parts, the first exact when multiplied by n. */

@@ -39,19 +39,20 @@ static int32_t next_best(const moei_topk_args *args, int64_t t, int32_t last) {
     return best;
 }
 
-/* K best experts and their weights: softmax over all E (divided by their sum on request) or over the K. */
-static void select_experts(const moei_topk_args *args, int64_t t, double lse) {
+/* K best experts and their weights: softmax over all E, whose exp(logit - max) add up to `sum`, or over the
+ * K, which is the same divided by their sum. */
+static void select_experts(const moei_topk_args *args, int64_t t, double sum) {
     int32_t *expert = args->expert + t * args->top_k;
-    double sum = 0;
+    double selected = 0;
     for (int32_t k = 0, last = -1; k < args->top_k; ++k) {
         last = expert[k] = next_best(args, t, last);
-        sum += exp(logit(args, t, last) - logit(args, t, expert[0]));
+        selected += exp(logit(args, t, last) - logit(args, t, expert[0]));
     }
     bool over_all = args->score_before_topk && !args->norm_topk_prob;
     for (int32_t k = 0; k < args->top_k; ++k) {
-        double l = logit(args, t, expert[k]);
-        double w = over_all ? exp(l - lse) : exp(l - logit(args, t, expert[0])) / sum;
-        moei_real_store(args->dtype, args->weight, t * args->top_k + k, args->scale * w);
+        double y = exp(logit(args, t, expert[k]) - logit(args, t, expert[0]));
+        double w = args->scale * y / (over_all ? sum : selected);
+        moei_real_store(args->dtype, args->weight, t * args->top_k + k, w);
     }
 }
 
@@ -71,15 +72,14 @@ static void token_task(void *arg, int64_t t, void *scratch) {
         max = fmax(max, logit(args, t, e));
     }
     for (int32_t e = 0; e < args->n_experts; ++e) sum += exp(logit(args, t, e) - max);
-    double lse = max + log(sum);
     for (int32_t e = 0; e < args->n_experts; ++e) {
-        double p = exp(logit(args, t, e) - lse);
-        entropy += p * (lse - logit(args, t, e));
+        double below = max - logit(args, t, e), p = exp(-below) / sum;
+        if (p > 0) entropy += p * (log(sum) + below);
         moei_real_store(args->dtype, args->prob, t * args->n_experts + e, p);
     }
-    moei_real_store(args->dtype, args->lse, t, lse);
+    moei_real_store(args->dtype, args->lse, t, max + log(sum));
     if (args->entropy) moei_real_store(args->dtype, args->entropy, t, entropy);
-    select_experts(args, t, lse);
+    select_experts(args, t, sum);
 }
 
 void moei_topk__ref(const moei_team *team, const moei_topk_args *args) {
