@@ -76,7 +76,7 @@ static void values_are_parsed_and_bounded(void **state) {
         if ((status == MOE_OK) != cases[i].good) fail_msg("%s = '%s'", cases[i].key, cases[i].value);
         if (!cases[i].good) assert_non_null(strstr(error.text, cases[i].key));
     }
-    assert_true(!s.flag || s.small == -5);
+    assert_true(s.flag && s.small == -5);
     assert_int_equal(s.large, 123456789012);
     assert_string_equal(s.choice, "green");
     assert_string_equal(s.text, "1234567");
