@@ -1,0 +1,40 @@
+/* run_dir.h: the directory of a training run: claimed, compared with what it was begun with, described.
+ * One process works in it at a time; the claim is a lock on the directory and goes with the process.
+ */
+#ifndef MOELM_RUN_DIR_H
+#define MOELM_RUN_DIR_H
+
+#include <moekit/lm.h>
+
+#include "train/data.h"
+
+typedef struct moelm_run_dir {
+    const char *path;
+    int lock; /* -1: not claimed */
+} moelm_run_dir;
+
+/* Makes the directory. One that exists is refused, unless `resume`; then leftovers of killed writers are
+ * removed, and *begun says whether a run has settled in it. */
+moe_status moelm_run_dir_claim(const char *path, bool resume, moelm_run_dir *dir, bool *begun,
+                               moe_error *error);
+void moelm_run_dir_release(moelm_run_dir *dir);
+
+/* Whether going on with `config` would give the bits of the run as it began; names the first key that
+ * differs. */
+moe_status moelm_run_dir_check_config(const moelm_run_dir *dir, const moe_lm_config *config,
+                                      moe_error *error);
+/* Of all settings that decide the result. */
+moe_status moelm_config_hash(const moe_lm_config *config, char text[MOELM_SHA256_TEXT], moe_error *error);
+
+/* What run.json tells. */
+typedef struct moelm_run_facts {
+    const moe_ctx *ctx;
+    const moe_lm_config *config;
+    const char *command;            /* NULL: not known */
+    const moelm_text *train, *eval; /* eval NULL: none */
+    moe_lm_info info;
+} moelm_run_facts;
+/* Writes config.resolved.yaml and run.json. */
+moe_status moelm_run_dir_describe(const moelm_run_dir *dir, const moelm_run_facts *facts, moe_error *error);
+
+#endif

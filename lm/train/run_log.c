@@ -1,0 +1,177 @@
+/* run_log.c: metrics.jsonl, load.bin and main.log, and the line that a terminal shows.
+ * One object a logged step; layers without routed experts are left out.
+ * Source: docs/run-directory.md.
+ */
+#include "train/run_log.h"
+
+#include "core/status.h"
+#include "format/file.h"
+#include "format/lines.h"
+#include "train/load_file.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct moelm_run_log {
+    moei_lines *metrics, *log;
+    moelm_load_file *load;
+};
+
+/* 1. Opening. */
+
+#define METRICS_START "{\"schema\":1,\"step\":"
+
+/* Lines of later steps are cut: a resumed run writes them again. */
+static bool keep_metrics(void *user, const char *line, size_t length) {
+    const int64_t *step = user;
+    size_t start = sizeof METRICS_START - 1;
+    char digits[24] = "";
+    if (length <= start || memcmp(line, METRICS_START, start) != 0) return false;
+    size_t rest = length - start < sizeof digits - 1 ? length - start : sizeof digits - 1;
+    memcpy(digits, line + start, rest);
+    return strtoll(digits, NULL, 10) <= *step;
+}
+
+static moe_status open_lines(const char *run_dir, const char *name, moei_lines_keep_fn keep, void *user,
+                             moei_lines **lines, moe_error *error) {
+    char *path = moei_path_join(run_dir, name);
+    if (!path) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", run_dir);
+    moe_status status = moei_lines_open(path, keep, user, lines, error);
+    free(path);
+    return status;
+}
+
+static moe_status open_load(const char *run_dir, int64_t step, const moelm_load *shape,
+                            moelm_load_file **load, moe_error *error) {
+    char *path = moei_path_join(run_dir, "load.bin");
+    if (!path) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", run_dir);
+    moe_status status = moelm_load_file_open(path, shape, step, load, error);
+    free(path);
+    return status;
+}
+
+moe_status moelm_run_log_open(const char *run_dir, int64_t step, const moelm_load *shape, moelm_run_log **log,
+                              moe_error *error) {
+    moelm_run_log *made = calloc(1, sizeof *made);
+    if (!made) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", run_dir);
+    moe_status status = open_lines(run_dir, "main.log", NULL, NULL, &made->log, error);
+    if (status == MOE_OK)
+        status = open_lines(run_dir, "metrics.jsonl", keep_metrics, &step, &made->metrics, error);
+    if (status == MOE_OK) status = open_load(run_dir, step, shape, &made->load, error);
+    if (status != MOE_OK) {
+        moelm_run_log_close(made);
+        return status;
+    }
+    *log = made;
+    return MOE_OK;
+}
+
+void moelm_run_log_close(moelm_run_log *log) {
+    if (!log) return;
+    moelm_load_file_close(log->load);
+    moei_lines_close(log->metrics);
+    moei_lines_close(log->log);
+    free(log);
+}
+
+/* 2. metrics.jsonl. */
+
+/* JSON has no NaN: null says that there is no such number. */
+static json_t *number(double value) {
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+static json_t *layer_object(const moelm_load *load, int32_t layer, const moelm_router_stats *router) {
+    moelm_balance balance = moelm_load_balance(load, layer);
+    return json_pack("{s:i, s:i, s:o, s:o, s:f, s:f, s:f, s:o, s:f, s:i}", "layer", layer, "experts",
+                     moelm_load_experts(load, layer), "aux_loss", number(router->aux_loss), "z_loss",
+                     number(router->z_loss), "load_cv", balance.cv, "load_max", balance.max, "load_entropy",
+                     balance.entropy, "router_entropy", number(router->entropy), "dropped", balance.dropped,
+                     "dead", balance.n_dead);
+}
+
+static char *metrics_line(const moe_lm_progress *p, const moelm_load *load, const moelm_router_stats *router,
+                          bool evaluated) {
+    json_t *layers = json_array();
+    for (int32_t l = 0; l < load->n_layers; ++l)
+        if (moelm_load_experts(load, l) > 0) json_array_append_new(layers, layer_object(load, l, &router[l]));
+    json_t *line = json_pack("{s:i, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:o, s:f, s:o, s:o}", "schema", 1,
+                             "step", (json_int_t)p->step, "tokens", (json_int_t)p->tokens, "loss", p->loss,
+                             "aux_loss", p->aux_loss, "z_loss", p->z_loss, "lr", p->lr, "grad_norm",
+                             p->grad_norm, "tokens_per_second", number(p->tokens_per_second), "elapsed_s",
+                             p->elapsed_s, "eval_bits_per_byte",
+                             evaluated ? number(p->eval_bits_per_byte) : json_null(), "layers", layers);
+    char *text = line ? json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
+    json_decref(line);
+    return text;
+}
+
+moe_status moelm_run_log_metrics(moelm_run_log *log, const moe_lm_progress *progress, const moelm_load *load,
+                                 const moelm_router_stats *router, bool evaluated, moe_error *error) {
+    char *text = metrics_line(progress, load, router, evaluated);
+    if (!text) return moei_error_set(error, MOE_ERR_MEMORY, "metrics.jsonl: out of memory");
+    moe_status status = moei_lines_append(log->metrics, text, error);
+    free(text);
+    return status;
+}
+
+/* 3. load.bin and main.log. */
+
+moe_status moelm_run_log_load(moelm_run_log *log, int64_t step, const moelm_load *load, moe_error *error) {
+    return moelm_load_file_append(log->load, step, load, error);
+}
+
+moe_status moelm_run_log_say(moelm_run_log *log, const char *text, moe_error *error) {
+    return moei_lines_append(log->log, text, error);
+}
+
+moe_status moelm_run_log_sync(moelm_run_log *log, moe_error *error) {
+    MOEI_TRY(moei_lines_sync(log->metrics, error));
+    MOEI_TRY(moelm_load_file_sync(log->load, error));
+    return moei_lines_sync(log->log, error);
+}
+
+/* 4. The line of a terminal. */
+
+/* With a decimal unit: 41.2k. */
+static void print_rate(double rate, char *text, size_t size) {
+    static const char *const unit[] = {"", "k", "M", "G"};
+    size_t i = 0;
+    for (; rate >= 1000 && i < 3; ++i) rate /= 1000;
+    snprintf(text, size, "%.*f%s", i > 0, rate, unit[i]);
+}
+
+static void print_duration(double seconds, char *text, size_t size) {
+    if (!isfinite(seconds))
+        snprintf(text, size, "?");
+    else if (seconds < 100)
+        snprintf(text, size, "%.0fs", seconds);
+    else if (seconds < 6000)
+        snprintf(text, size, "%.0fm", seconds / 60);
+    else
+        snprintf(text, size, "%.1fh", seconds / 3600);
+}
+
+void moe_lm_progress_text(const moe_lm_progress *p, char *text, size_t size) {
+    if (p->event && strcmp(p->event, "eval") == 0) {
+        snprintf(text, size, "step=%lld/%lld held-out text: %.4f bits per byte", (long long)p->step,
+                 (long long)p->steps, p->eval_bits_per_byte);
+        return;
+    }
+    if (p->event) {
+        snprintf(text, size, "step=%lld/%lld %s", (long long)p->step, (long long)p->steps, p->event);
+        return;
+    }
+    char rate[32], eta[32], eval[32] = "";
+    print_rate(p->tokens_per_second, rate, sizeof rate);
+    print_duration(p->eta_s, eta, sizeof eta);
+    if (isfinite(p->eval_bits_per_byte)) snprintf(eval, sizeof eval, " eval=%.4f", p->eval_bits_per_byte);
+    snprintf(text, size,
+             "step=%lld/%lld loss=%.4f aux=%.4f z=%.4f lr=%.1e gnorm=%.2f tok/s=%s drop=%.1f%% cv=%.2f "
+             "maxload=%.2f dead=%d%s eta=%s",
+             (long long)p->step, (long long)p->steps, p->loss, p->aux_loss, p->z_loss, p->lr, p->grad_norm,
+             rate, 100 * p->dropped, p->load_cv, p->load_max, p->n_dead, eval, eta);
+}

@@ -1,0 +1,79 @@
+/* score.c: bits that a model needs for a text.
+ * tokens, targets: [n_seq, length]; targets that another window scores are -1.
+ * Source: strided evaluation as in Baevski and Auli 2019, with a stride of half the context.
+ */
+#include "train/score.h"
+
+#include <moekit/expert.h>
+
+#include "core/status.h"
+#include "model/model.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* Tokens of one forward: enough to fill the kernels, few enough to fit beside a model in training. */
+enum { FORWARD_TOKENS = 4096 };
+
+int64_t moelm_score_sequences(int64_t context) {
+    return context < FORWARD_TOKENS ? FORWARD_TOKENS / context : 1;
+}
+
+static int64_t stride(const moelm_windows *w) {
+    return w->length > 1 ? w->length / 2 : 1;
+}
+
+/* The last window ends with the text, so all are equally long. */
+int64_t moelm_window_start(const moelm_windows *w, int64_t index) {
+    int64_t start = index * stride(w), last = w->bytes - 1 - w->length;
+    return start < last ? start : last;
+}
+
+static moelm_windows windows_of(const unsigned char *text, int64_t bytes, int64_t context) {
+    int64_t n = bytes - 1; /* tokens that have a successor */
+    moelm_windows w = {.text = text, .bytes = bytes, .length = n < context ? n : context};
+    w.n_windows = 1 + (n - w.length + stride(&w) - 1) / stride(&w);
+    return w;
+}
+
+/* Fills the tokens of windows first .. first + n_seq; returns how many targets are counted. */
+static int64_t fill(const moelm_windows *w, int32_t *tokens, int32_t *targets) {
+    int64_t counted = 0;
+    for (int64_t i = 0; i < w->n_seq; ++i) {
+        int64_t index = w->first + i, start = moelm_window_start(w, index);
+        int64_t scored = index > 0 ? moelm_window_start(w, index - 1) + w->length : 0;
+        for (int64_t j = 0; j < w->length; ++j) {
+            bool mine = start + j >= scored;
+            tokens[i * w->length + j] = w->text[start + j];
+            targets[i * w->length + j] = mine ? w->text[start + j + 1] : -1;
+            counted += mine;
+        }
+    }
+    return counted;
+}
+
+moe_status moelm_score(moe_lm *lm, const unsigned char *text, int64_t bytes, moelm_score_fn on_windows,
+                       void *user, double *bits) {
+    moelm_windows w = windows_of(text, bytes, lm->context);
+    int64_t most = moelm_score_sequences(w.length);
+    if (most > w.n_windows) most = w.n_windows;
+    MOEI_TRY(moe_lm_reserve(lm, most, w.length, MOE_INFER));
+    size_t buffer_bytes = (size_t)(most * w.length) * 2 * sizeof(int32_t);
+    int32_t *tokens = moe_ctx_alloc(lm->ctx, buffer_bytes);
+    if (!tokens) return MOE_ERR_MEMORY;
+    int32_t *targets = tokens + most * w.length;
+
+    moe_status status = MOE_OK;
+    double nats = log((double)lm->vocab);
+    for (; w.first < w.n_windows && status == MOE_OK; w.first += w.n_seq) {
+        w.n_seq = most < w.n_windows - w.first ? most : w.n_windows - w.first;
+        int64_t counted = fill(&w, tokens, targets);
+        double loss;
+        status = moe_lm_loss(lm, tokens, targets, w.n_seq, w.length, 0, 0, &loss, NULL);
+        if (status == MOE_OK) nats += loss * (double)counted;
+        if (status == MOE_OK && on_windows) status = on_windows(user, lm, &w);
+    }
+    moe_ctx_free(lm->ctx, tokens, buffer_bytes);
+    if (status == MOE_OK) *bits = nats / log(2.0);
+    return status;
+}

@@ -1,0 +1,33 @@
+/* score.h: bits that a model needs for a text, in windows that overlap by half.
+ * A window feeds `length` tokens; every byte of the text but the first is predicted in exactly one window,
+ * from at least half a window of what stands before it (the first window excepted).
+ */
+#ifndef MOELM_SCORE_H
+#define MOELM_SCORE_H
+
+#include <moekit/lm.h>
+
+/* Windows that went through the model together: those of index first .. first + n_seq of the text. */
+typedef struct moelm_windows {
+    const unsigned char *text;
+    int64_t bytes;
+    int64_t length;    /* tokens of every window */
+    int64_t n_windows; /* of the whole text */
+    int64_t first, n_seq;
+} moelm_windows;
+/* Where window `index` begins in the text. */
+int64_t moelm_window_start(const moelm_windows *windows, int64_t index);
+
+/* Called after each forward, while the layers still hold its routing. */
+typedef moe_status (*moelm_score_fn)(void *user, moe_lm *lm, const moelm_windows *windows);
+
+/* Bits for all `bytes` (>= 2) of the text; the first one, which nothing precedes, costs log2 of the
+ * vocabulary. The model is reserved for what this takes. on_windows may be NULL. Failures are told on the
+ * model's context. */
+moe_status moelm_score(moe_lm *lm, const unsigned char *text, int64_t bytes, moelm_score_fn on_windows,
+                       void *user, double *bits);
+
+/* Rows that moelm_score reserves for a model of this context. */
+int64_t moelm_score_sequences(int64_t context);
+
+#endif

@@ -1,0 +1,253 @@
+/* snapshot.c: saving and loading where a training run stands.
+ * optimizer.safetensors: m.<name>, v.<name>, of the parameter's shape; trainer.json: see write_state.
+ * Source: docs/run-directory.md; directories are published by lm/format/publish.h.
+ */
+#include "train/snapshot.h"
+
+#include "core/status.h"
+#include "format/file.h"
+#include "format/json.h"
+#include "format/publish.h"
+#include "format/safetensors.h"
+#include "model/checkpoint.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { NAME_BYTES = 160, SCHEMA = 1 };
+
+static moe_status no_memory(const char *path, moe_error *error) {
+    return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", path);
+}
+
+/* The text of a failure told on the model's context. */
+static moe_status from_ctx(const moelm_optimizer *optimizer, moe_status status, moe_error *error) {
+    return status == MOE_OK ? MOE_OK : moei_error_set(error, status, "%s", moe_ctx_error(optimizer->ctx));
+}
+
+/* 1. The optimizer. */
+
+typedef struct tensor_list {
+    moei_st_tensor *tensor; /* [2 * n] m and v of each parameter */
+    char (*name)[NAME_BYTES];
+    size_t count;
+} tensor_list;
+
+static void tensor_list_free(tensor_list *list) {
+    free(list->tensor);
+    free(list->name);
+}
+
+static moe_status tensor_list_make(const moelm_optimizer *optimizer, tensor_list *list, moe_error *error) {
+    list->count = 2 * (size_t)optimizer->count;
+    list->tensor = calloc(list->count, sizeof *list->tensor);
+    list->name = calloc(list->count, sizeof *list->name);
+    if (!list->tensor || !list->name) {
+        tensor_list_free(list);
+        return no_memory("optimizer.safetensors", error);
+    }
+    for (size_t i = 0; i < list->count; ++i) {
+        const moelm_slot *slot = &optimizer->slot[i / 2];
+        const moe_param *param = &slot->param;
+        snprintf(list->name[i], NAME_BYTES, "%s.%s", i % 2 ? "v" : "m", param->name);
+        moei_st_tensor *tensor = &list->tensor[i];
+        tensor->name = list->name[i];
+        tensor->dtype = param->dtype == MOE_F64 ? MOEI_ST_F64 : MOEI_ST_F32;
+        tensor->n_dim = param->n_dim;
+        for (int32_t d = 0; d < param->n_dim; ++d) tensor->dim[d] = param->dim[d];
+        tensor->data = i % 2 ? slot->v : slot->m;
+    }
+    return MOE_OK;
+}
+
+static moe_status write_optimizer(const char *path, const moelm_optimizer *optimizer, moe_error *error) {
+    tensor_list list;
+    MOEI_TRY(tensor_list_make(optimizer, &list, error));
+    moe_status status = moei_safetensors_write(path, list.tensor, list.count, NULL, 0, error);
+    tensor_list_free(&list);
+    return status;
+}
+
+static moe_status read_tensors(const moei_safetensors *file, const char *path, const tensor_list *list,
+                               moe_error *error) {
+    for (size_t i = 0; i < list->count; ++i) {
+        const moei_st_tensor *want = &list->tensor[i], *found;
+        MOEI_TRY(moei_safetensors_get(file, want->name, want->n_dim, want->dim, &found, error));
+        if (found->dtype != want->dtype)
+            return moei_error_set(error, MOE_ERR_INPUT, "%s: %s is %s, not %s", path, want->name,
+                                  moei_st_dtype_name(found->dtype), moei_st_dtype_name(want->dtype));
+        memcpy((void *)(uintptr_t)want->data, found->data, found->bytes);
+    }
+    return MOE_OK;
+}
+
+static moe_status read_optimizer(const char *path, const moelm_optimizer *optimizer, moe_error *error) {
+    tensor_list list;
+    moei_safetensors *file;
+    MOEI_TRY(moei_safetensors_open(path, &file, error));
+    moe_status status = tensor_list_make(optimizer, &list, error);
+    if (status == MOE_OK) {
+        status = read_tensors(file, path, &list, error);
+        tensor_list_free(&list);
+    }
+    moei_safetensors_close(file);
+    return status;
+}
+
+/* 2. The model. */
+
+static bool same_shape(const moe_param *a, const moe_param *b) {
+    bool same = a->dtype == b->dtype && a->n_dim == b->n_dim && strcmp(a->name, b->name) == 0;
+    for (int32_t d = 0; same && d < a->n_dim; ++d) same = a->dim[d] == b->dim[d];
+    return same;
+}
+
+static moe_status copy_params(const char *path, const moe_lm *from, const moelm_optimizer *to,
+                              moe_error *error) {
+    if (moe_lm_param_count(from) != to->count)
+        return moei_error_set(error, MOE_ERR_INPUT, "%s: holds another model (%d parameters, not %d)", path,
+                              moe_lm_param_count(from), to->count);
+    for (int32_t i = 0; i < to->count; ++i) {
+        moe_param source;
+        const moe_param *target = &to->slot[i].param;
+        MOEI_TRY(from_ctx(to, moe_lm_param(from, i, &source), error));
+        if (!same_shape(&source, target))
+            return moei_error_set(error, MOE_ERR_INPUT, "%s: %s stands where this model has %s", path,
+                                  source.name, target->name);
+        size_t bytes = moe_dtype_bytes(source.dtype);
+        for (int32_t d = 0; d < source.n_dim; ++d) bytes *= (size_t)source.dim[d];
+        memcpy(target->value, source.value, bytes);
+    }
+    return MOE_OK;
+}
+
+/* The model is made from the run's settings and only its numbers come from the file: config.json need not
+ * know how to train. */
+static moe_status read_model(const char *path, const moelm_optimizer *optimizer, moe_error *error) {
+    moe_lm *saved;
+    MOEI_TRY(from_ctx(optimizer, moe_lm_load(optimizer->ctx, path, &saved), error));
+    moe_status status = copy_params(path, saved, optimizer, error);
+    moe_lm_destroy(saved);
+    return status;
+}
+
+/* 3. trainer.json. */
+
+static json_t *counts_array(const uint64_t *count, int64_t n) {
+    json_t *array = json_array();
+    for (int64_t i = 0; i < n; ++i) json_array_append_new(array, json_integer((json_int_t)count[i]));
+    return array;
+}
+
+static moe_status write_state(const char *path, const moelm_train_state *s, moe_error *error) {
+    int64_t n = s->interval.first[s->interval.n_layers];
+    json_t *eval = isfinite(s->eval_bits_per_byte) ? json_real(s->eval_bits_per_byte) : json_null();
+    json_t *root =
+        json_pack("{s:i, s:I, s:I, s:I, s:f, s:o, s:b, s:s, s:s, s:{s:o, s:o}}", "schema", SCHEMA, "step",
+                  (json_int_t)s->step, "tokens", (json_int_t)s->tokens, "seed", (json_int_t)s->seed,
+                  "elapsed_s", s->elapsed_s, "eval_bits_per_byte", eval, "finished", s->finished,
+                  "config_sha256", s->config_sha256, "text_sha256", s->text_sha256, "interval", "kept",
+                  counts_array(s->interval.kept, n), "dropped", counts_array(s->interval.dropped, n));
+    if (!root) return no_memory(path, error);
+    moe_status status = moei_json_save(path, root, error);
+    json_decref(root);
+    return status;
+}
+
+static moe_status read_counts(const json_t *object, const char *where, const char *key, uint64_t *count,
+                              int64_t n, moe_error *error) {
+    json_t *array;
+    MOEI_TRY(moei_json_get_array(object, where, key, &array, error));
+    if (json_array_size(array) != (size_t)n)
+        return moei_error_set(error, MOE_ERR_INPUT, "%s: %s has %zu entries; this model has %lld experts",
+                              where, key, json_array_size(array), (long long)n);
+    for (int64_t i = 0; i < n; ++i) {
+        const json_t *value = json_array_get(array, (size_t)i);
+        if (!json_is_integer(value) || json_integer_value(value) < 0)
+            return moei_error_set(error, MOE_ERR_INPUT, "%s: %s[%lld] is not a count", where, key,
+                                  (long long)i);
+        count[i] = (uint64_t)json_integer_value(value);
+    }
+    return MOE_OK;
+}
+
+static moe_status read_interval(const json_t *root, const char *path, moelm_load *interval,
+                                moe_error *error) {
+    json_t *object;
+    int64_t n = interval->first[interval->n_layers];
+    MOEI_TRY(moei_json_get_object(root, path, "interval", &object, error));
+    MOEI_TRY(read_counts(object, path, "kept", interval->kept, n, error));
+    return read_counts(object, path, "dropped", interval->dropped, n, error);
+}
+
+static moe_status check_hash(const json_t *root, const char *path, const char *key, const char *expect,
+                             const char *advice, moe_error *error) {
+    const char *found;
+    MOEI_TRY(moei_json_get_string(root, path, key, &found, error));
+    if (strcmp(found, expect) == 0) return MOE_OK;
+    return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: %s", path, advice);
+}
+
+static moe_status read_state(const json_t *root, const char *path, moelm_train_state *s, moe_error *error) {
+    int64_t schema, seed;
+    MOEI_TRY(moei_json_get_int(root, path, "schema", SCHEMA, SCHEMA, &schema, error));
+    MOEI_TRY(check_hash(root, path, "config_sha256", s->config_sha256,
+                        "was written under other settings than this run's config.resolved.yaml says", error));
+    MOEI_TRY(check_hash(root, path, "text_sha256", s->text_sha256,
+                        "was trained on another text; data.train has changed since", error));
+    MOEI_TRY(moei_json_get_int(root, path, "seed", 0, INT64_MAX, &seed, error));
+    MOEI_TRY(moei_json_get_int(root, path, "step", 1, INT64_MAX, &s->step, error));
+    MOEI_TRY(moei_json_get_int(root, path, "tokens", 1, INT64_MAX, &s->tokens, error));
+    MOEI_TRY(moei_json_get_real(root, path, "elapsed_s", &s->elapsed_s, error));
+    MOEI_TRY(moei_json_get_bool(root, path, "finished", &s->finished, error));
+    s->eval_bits_per_byte = NAN;
+    MOEI_TRY(moei_json_opt_real(root, path, "eval_bits_per_byte", &s->eval_bits_per_byte, error));
+    return read_interval(root, path, &s->interval, error);
+}
+
+static moe_status load_state(const char *path, moelm_train_state *state, moe_error *error) {
+    json_t *root;
+    MOEI_TRY(moei_json_load(path, &root, error));
+    moe_status status = read_state(root, path, state, error);
+    json_decref(root);
+    return status;
+}
+
+/* 4. All of it. */
+
+static moe_status write_files(const char *dir, moe_lm *lm, const moelm_optimizer *optimizer,
+                              const moelm_train_state *state, moe_error *error) {
+    MOEI_TRY(from_ctx(optimizer, moelm_checkpoint_write(lm, dir), error));
+    char *moments = moei_path_join(dir, "optimizer.safetensors"), *json = moei_path_join(dir, "trainer.json");
+    moe_status status = moments && json ? MOE_OK : no_memory(dir, error);
+    if (status == MOE_OK) status = write_optimizer(moments, optimizer, error);
+    if (status == MOE_OK) status = write_state(json, state, error);
+    free(moments);
+    free(json);
+    return status;
+}
+
+moe_status moelm_snapshot_save(const char *path, moe_lm *lm, const moelm_optimizer *optimizer,
+                               const moelm_train_state *state, moe_error *error) {
+    moei_publish *publish;
+    MOEI_TRY(moei_publish_begin(path, &publish, error));
+    moe_status status = write_files(moei_publish_path(publish), lm, optimizer, state, error);
+    if (status == MOE_OK) return moei_publish_commit(publish, error);
+    moei_publish_abort(publish);
+    return status;
+}
+
+moe_status moelm_snapshot_load(const char *path, const moelm_optimizer *optimizer, moelm_train_state *state,
+                               moe_error *error) {
+    char *moments = moei_path_join(path, "optimizer.safetensors");
+    char *json = moei_path_join(path, "trainer.json");
+    moe_status status = moments && json ? MOE_OK : no_memory(path, error);
+    if (status == MOE_OK) status = load_state(json, state, error);
+    if (status == MOE_OK) status = read_model(path, optimizer, error);
+    if (status == MOE_OK) status = read_optimizer(moments, optimizer, error);
+    free(moments);
+    free(json);
+    return status;
+}

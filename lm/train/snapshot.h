@@ -1,0 +1,37 @@
+/* snapshot.h: a training run at one step on disk: checkpoints/step-00001200/ of a run directory.
+ * The model in Hugging Face form, optimizer.safetensors (m.<name> and v.<name> of every parameter) and
+ * trainer.json. A directory appears whole or not at all.
+ */
+#ifndef MOELM_SNAPSHOT_H
+#define MOELM_SNAPSHOT_H
+
+#include "train/load.h"
+#include "train/optimizer.h"
+#include "train/sha256.h"
+
+/* Where a run stands. */
+typedef struct moelm_train_state {
+    int64_t step, tokens;
+    double elapsed_s;
+    double eval_bits_per_byte; /* last one, NaN before the first */
+    bool finished;
+    moelm_load interval; /* rows since the last record of load.bin */
+    int64_t seed;
+    char config_sha256[MOELM_SHA256_TEXT]; /* of the settings that decide the result */
+    char text_sha256[MOELM_SHA256_TEXT];   /* of data.train */
+} moelm_train_state;
+
+/* "<run_dir>/checkpoints/step-00001200" */
+moe_status moelm_snapshot_path(const char *run_dir, int64_t step, char *path, size_t size, moe_error *error);
+moe_status moelm_snapshot_save(const char *path, moe_lm *lm, const moelm_optimizer *optimizer,
+                               const moelm_train_state *state, moe_error *error);
+/* Into the optimizer and the parameters it updates. The hashes of `state` must be those
+ * of the checkpoint; the rest is read. */
+moe_status moelm_snapshot_load(const char *path, const moelm_optimizer *optimizer, moelm_train_state *state,
+                               moe_error *error);
+/* Removes all but the newest `keep`. */
+moe_status moelm_snapshot_rotate(const char *run_dir, int32_t keep, moe_error *error);
+/* Removes what killed writers left. */
+moe_status moelm_snapshot_sweep(const char *run_dir, moe_error *error);
+
+#endif

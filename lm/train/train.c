@@ -1,0 +1,143 @@
+/* train.c: moe_lm_train: everything a run needs, opened in an order that leaves nothing behind on error.
+ * Texts, model and memory first; the directory only when they are there.
+ * Source: docs/run-directory.md.
+ */
+#include <moekit/expert.h>
+
+#include "core/status.h"
+#include "train/schedule.h"
+#include "train/score.h"
+#include "train/trainer.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static moe_status check(moelm_trainer *t) {
+    const moe_lm_config *config = t->config;
+    if (t->options->size != sizeof *t->options)
+        return moei_error_set(
+            &t->error, MOE_ERR_ARGUMENT,
+            "moe_lm_train_options.size is %zu; set it to sizeof(moe_lm_train_options) = %zu",
+            t->options->size, sizeof *t->options);
+    MOEI_TRY(moe_lm_config_check(config, &t->error));
+    if (config->model.vocab_size < 256)
+        return moei_error_set(&t->error, MOE_ERR_ARGUMENT,
+                              "model.vocab_size: %d, but a text's bytes need 256", config->model.vocab_size);
+    if (moe_ctx_seed(t->ctx) != (uint64_t)config->train.seed)
+        return moei_error_set(&t->error, MOE_ERR_ARGUMENT,
+                              "train.seed is %lld, but the context was made with seed %llu; make it with "
+                              "that of the configuration",
+                              (long long)config->train.seed, (unsigned long long)moe_ctx_seed(t->ctx));
+    return MOE_OK;
+}
+
+static moe_status open_texts(moelm_trainer *t) {
+    const moelm_data_config *data = &t->config->data;
+    MOEI_TRY(moelm_text_open(data->train, "data.train", t->length + 1, &t->train, &t->error));
+    if (data->eval[0] == '\0') return MOE_OK;
+    return moelm_text_open(data->eval, "data.eval", 2, &t->eval, &t->error);
+}
+
+static moe_status make_model(moelm_trainer *t) {
+    const moe_lm_config *config = t->config;
+    int64_t context = config->model.context, batch = config->train.batch_size;
+    MOEI_TRY(moelm_trainer_ctx(t, moe_lm_create(t->ctx, config, &t->lm)));
+    /* What evaluation takes is reserved too, so that nothing moves once the optimizer knows where it is. */
+    if (t->eval.map.data)
+        MOEI_TRY(
+            moelm_trainer_ctx(t, moe_lm_reserve(t->lm, moelm_score_sequences(context), context, MOE_TRAIN)));
+    MOEI_TRY(moelm_trainer_ctx(t, moe_lm_reserve(t->lm, batch, t->length, MOE_TRAIN)));
+    return moelm_trainer_ctx(t, moelm_optimizer_create(t->ctx, t->lm, &t->optimizer));
+}
+
+static moe_status make_buffers(moelm_trainer *t) {
+    size_t rows = (size_t)(t->config->train.batch_size * t->length);
+    MOEI_TRY(moelm_load_create(t->lm, &t->load, &t->error));
+    MOEI_TRY(moelm_load_create(t->lm, &t->state.interval, &t->error));
+    t->tokens = malloc(rows * sizeof *t->tokens);
+    t->targets = malloc(rows * sizeof *t->targets);
+    t->router = calloc((size_t)t->load.n_layers, sizeof *t->router);
+    if (t->tokens && t->targets && t->router) return MOE_OK;
+    return moei_error_set(&t->error, MOE_ERR_MEMORY, "no memory for a batch of %zu tokens", rows);
+}
+
+/* Goes on from the newest checkpoint, or from the start where the run was killed before its first. */
+static moe_status resume(moelm_trainer *t, char *event, size_t size) {
+    char path[4096];
+    moe_error none;
+    MOEI_TRY(moelm_snapshot_sweep(t->dir.path, &t->error));
+    moe_status status = moe_lm_newest_checkpoint(t->dir.path, path, sizeof path, &none);
+    if (status == MOE_ERR_INPUT) {
+        snprintf(event, size, "resume: no checkpoint yet, from the start");
+        return MOE_OK;
+    }
+    if (status != MOE_OK) return moei_error_set(&t->error, status, "%s", none.text);
+    MOEI_TRY(moelm_snapshot_load(path, &t->optimizer, &t->state, &t->error));
+    t->saved_step = t->state.step;
+    snprintf(event, size, "resume %s", path);
+    return MOE_OK;
+}
+
+static moe_status settle(moelm_trainer *t, bool begun, char *event, size_t size) {
+    moelm_run_facts facts = {.ctx = t->ctx,
+                             .config = t->config,
+                             .command = t->options->command,
+                             .train = &t->train,
+                             .eval = t->eval.map.data ? &t->eval : NULL,
+                             .info = {.size = sizeof facts.info}};
+    moe_lm_get_info(t->lm, &facts.info);
+    t->state.seed = t->config->train.seed;
+    t->state.eval_bits_per_byte = NAN;
+    memcpy(t->state.text_sha256, t->train.sha256, sizeof t->state.text_sha256);
+    MOEI_TRY(moelm_config_hash(t->config, t->state.config_sha256, &t->error));
+    if (!begun) return moelm_run_dir_describe(&t->dir, &facts, &t->error);
+    MOEI_TRY(moelm_run_dir_check_config(&t->dir, t->config, &t->error));
+    return resume(t, event, size);
+}
+
+static void start_progress(moelm_trainer *t) {
+    t->clock_start = moelm_seconds();
+    t->elapsed_before = t->state.elapsed_s;
+    t->progress = (moe_lm_progress){.size = sizeof t->progress,
+                                    .step = t->state.step,
+                                    .steps = t->config->train.steps,
+                                    .tokens = t->state.tokens,
+                                    .elapsed_s = t->state.elapsed_s,
+                                    .eval_bits_per_byte = t->state.eval_bits_per_byte};
+}
+
+static moe_status train(moelm_trainer *t) {
+    char event[4200] = "";
+    bool begun = false;
+    MOEI_TRY(check(t));
+    t->length = moelm_config_length(t->config);
+    MOEI_TRY(open_texts(t));
+    MOEI_TRY(make_model(t));
+    MOEI_TRY(make_buffers(t));
+    const char *path = t->options->run_dir ? t->options->run_dir : t->config->run.dir;
+    MOEI_TRY(moelm_run_dir_claim(path, t->options->resume, &t->dir, &begun, &t->error));
+    MOEI_TRY(settle(t, begun, event, sizeof event));
+    MOEI_TRY(moelm_run_log_open(path, t->state.step, &t->load, &t->log, &t->error));
+    start_progress(t);
+    if (event[0] != '\0') MOEI_TRY(moelm_trainer_event(t, event));
+    return moelm_trainer_run(t);
+}
+
+moe_status moe_lm_train(moe_ctx *ctx, const moe_lm_config *config, const moe_lm_train_options *options) {
+    moelm_trainer t = {.ctx = ctx, .config = config, .options = options, .dir = {.lock = -1}};
+    moe_status status = train(&t);
+    moelm_run_log_close(t.log);
+    moelm_run_dir_release(&t.dir);
+    free(t.router);
+    free(t.targets);
+    free(t.tokens);
+    moelm_load_destroy(&t.state.interval);
+    moelm_load_destroy(&t.load);
+    moelm_optimizer_destroy(&t.optimizer);
+    moe_lm_destroy(t.lm);
+    moelm_text_close(&t.eval);
+    moelm_text_close(&t.train);
+    return status == MOE_OK ? MOE_OK : moe_ctx_fail(ctx, status, "%s", t.error.text);
+}

@@ -1,0 +1,132 @@
+/* trainer.c: the loop of a training run: step, evaluate, log, save, until done, stopped or failed.
+ * The order within a step is fixed, so the files of a checkpoint's step are complete when it is saved.
+ * Source: docs/run-directory.md.
+ */
+#include "train/trainer.h"
+
+#include "core/status.h"
+#include "train/schedule.h"
+#include "train/score.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+double moelm_trainer_elapsed(const moelm_trainer *t) {
+    return t->elapsed_before + moelm_seconds() - t->clock_start;
+}
+
+moe_status moelm_trainer_ctx(moelm_trainer *t, moe_status status) {
+    return status == MOE_OK ? MOE_OK : moei_error_set(&t->error, status, "%s", moe_ctx_error(t->ctx));
+}
+
+/* Every `every` steps, and at the end. */
+static bool is_due(int64_t step, int64_t every, bool last) {
+    return last || (every > 0 && step % every == 0);
+}
+
+/* The progress of this moment, told under the name of an event; NULL: a step like others. */
+static moe_lm_progress progress_of(const moelm_trainer *t, const char *event) {
+    moe_lm_progress progress = t->progress;
+    progress.event = event;
+    return progress;
+}
+
+static void report(const moelm_trainer *t, const char *event) {
+    moe_lm_progress progress = progress_of(t, event);
+    if (t->options->on_progress) t->options->on_progress(t->options->user, &progress);
+}
+
+/* The line in main.log is the one a terminal shows. */
+static moe_status say(moelm_trainer *t, const char *event) {
+    char line[4400];
+    moe_lm_progress progress = progress_of(t, event);
+    moe_lm_progress_text(&progress, line, sizeof line);
+    return moelm_run_log_say(t->log, line, &t->error);
+}
+
+moe_status moelm_trainer_event(moelm_trainer *t, const char *event) {
+    MOEI_TRY(say(t, event));
+    report(t, event);
+    return MOE_OK;
+}
+
+static moe_status evaluate(moelm_trainer *t) {
+    int64_t bytes = (int64_t)t->eval.map.bytes, most = t->config->train.eval_bytes;
+    if (most > 0 && bytes > most) bytes = most < 2 ? 2 : most;
+    double bits;
+    MOEI_TRY(moelm_trainer_ctx(t, moelm_score(t->lm, t->eval.map.data, bytes, NULL, NULL, &bits)));
+    t->progress.eval_bits_per_byte = t->state.eval_bits_per_byte = bits / (double)bytes;
+    return moelm_trainer_event(t, "eval");
+}
+
+static moe_status save(moelm_trainer *t) {
+    char path[4096], event[4200];
+    const char *run_dir = t->dir.path;
+    MOEI_TRY(moelm_run_log_sync(t->log, &t->error));
+    MOEI_TRY(moelm_snapshot_path(run_dir, t->state.step, path, sizeof path, &t->error));
+    t->state.elapsed_s = moelm_trainer_elapsed(t);
+    MOEI_TRY(moelm_snapshot_save(path, t->lm, &t->optimizer, &t->state, &t->error));
+    t->saved_step = t->state.step;
+    MOEI_TRY(moelm_snapshot_rotate(run_dir, t->config->train.keep, &t->error));
+    snprintf(event, sizeof event, "checkpoint %s", path);
+    return moelm_trainer_event(t, event);
+}
+
+static void measure_time(moelm_trainer *t, double step_seconds) {
+    moe_lm_progress *p = &t->progress;
+    const moelm_train_config *train = &t->config->train;
+    int64_t tokens = train->batch_size * train->grad_accum * t->length;
+    t->state.tokens += tokens;
+    t->rate_tokens += tokens;
+    t->rate_seconds += step_seconds;
+    p->step = t->state.step;
+    p->tokens = t->state.tokens;
+    p->elapsed_s = moelm_trainer_elapsed(t);
+    p->tokens_per_second = t->rate_seconds > 0 ? (double)t->rate_tokens / t->rate_seconds : 0;
+    double done = moelm_schedule_progress(train, p->step, p->elapsed_s);
+    p->eta_s = p->elapsed_s * (1 - done) / done;
+}
+
+/* What follows the update of a step: held-out figure, metrics, load, checkpoint, in this order. */
+static moe_status write_step(moelm_trainer *t, bool last) {
+    const moelm_train_config *train = &t->config->train;
+    int64_t step = t->state.step;
+    moelm_load_add(&t->state.interval, &t->load);
+    bool evaluated = t->eval.map.data && is_due(step, train->eval_every, last);
+    if (evaluated) MOEI_TRY(evaluate(t));
+    if (is_due(step, train->log_every, last)) {
+        MOEI_TRY(say(t, NULL));
+        MOEI_TRY(moelm_run_log_metrics(t->log, &t->progress, &t->load, t->router, evaluated, &t->error));
+    }
+    if (is_due(step, train->load_every, last)) {
+        MOEI_TRY(moelm_run_log_load(t->log, step, &t->state.interval, &t->error));
+        moelm_load_clear(&t->state.interval);
+    }
+    report(t, NULL);
+    if (is_due(step, train->log_every, last)) t->rate_seconds = 0, t->rate_tokens = 0;
+    return is_due(step, train->save_every, last) ? save(t) : MOE_OK;
+}
+
+static moe_status stopped(moelm_trainer *t) {
+    int64_t step = t->state.step;
+    if (step > t->saved_step) MOEI_TRY(save(t));
+    return moei_error_set(&t->error, MOE_ERR_INTERRUPTED,
+                          "stopped after step %lld of %lld; resume %s to go on", (long long)step,
+                          (long long)t->config->train.steps, t->dir.path);
+}
+
+moe_status moelm_trainer_run(moelm_trainer *t) {
+    const moelm_train_config *train = &t->config->train;
+    while (!t->state.finished) {
+        if (t->options->should_stop && t->options->should_stop(t->options->user)) return stopped(t);
+        double start = moelm_seconds();
+        MOEI_TRY(moelm_trainer_step(t, t->state.step + 1));
+        t->state.step++;
+        measure_time(t, moelm_seconds() - start);
+        bool late = train->max_seconds > 0 && moelm_trainer_elapsed(t) >= train->max_seconds;
+        t->state.finished = late || t->state.step >= train->steps;
+        MOEI_TRY(write_step(t, t->state.finished));
+    }
+    return MOE_OK;
+}

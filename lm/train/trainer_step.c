@@ -1,0 +1,103 @@
+/* trainer_step.c: one optimizer step: windows, losses and gradients of every forward, clipping, update.
+ * tokens, targets: [batch_size, length]; window `a * batch_size + b` of the step is row b of forward a.
+ * Source: gradient clipping by global norm, Pascanu, Mikolov and Bengio 2013.
+ */
+#include "train/trainer.h"
+
+#include "core/status.h"
+#include "train/schedule.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static void fill_batch(moelm_trainer *t, int64_t step, int64_t forward) {
+    int64_t batch = t->config->train.batch_size;
+    for (int64_t b = 0; b < batch; ++b)
+        moelm_text_window(&t->train, (uint64_t)t->config->train.seed, (uint64_t)step,
+                          (uint64_t)(forward * batch + b), t->length, t->tokens + b * t->length,
+                          t->targets + b * t->length);
+}
+
+static moe_status add_router_stats(moelm_trainer *t, double share) {
+    for (int32_t l = 0; l < t->load.n_layers; ++l) {
+        moe_stats stats = {.size = sizeof stats};
+        MOEI_TRY(moelm_trainer_ctx(t, moe_lm_layer_stats(t->lm, l, &stats)));
+        t->router[l].aux_loss += share * stats.aux_loss;
+        t->router[l].z_loss += share * stats.z_loss;
+        t->router[l].entropy += share * stats.router_entropy;
+    }
+    return moelm_load_add_forward(&t->load, t->lm, &t->error);
+}
+
+static moe_status forwards(moelm_trainer *t, int64_t step, double *loss) {
+    const moelm_train_config *train = &t->config->train;
+    double share = 1.0 / (double)train->grad_accum;
+    *loss = 0;
+    moe_lm_zero_grad(t->lm);
+    moelm_load_clear(&t->load);
+    memset(t->router, 0, (size_t)t->load.n_layers * sizeof *t->router);
+    for (int64_t a = 0; a < train->grad_accum; ++a) {
+        double part;
+        fill_batch(t, step, a);
+        /* jitter is keyed by the forward, so that no two of a step share it */
+        uint64_t key = (uint64_t)(step * train->grad_accum + a);
+        moe_status status = moe_lm_loss(t->lm, t->tokens, t->targets, train->batch_size, t->length, key,
+                                        (float)share, &part, NULL);
+        if (status != MOE_OK)
+            return moei_error_set(&t->error, status, "step %lld: %s", (long long)step, moe_ctx_error(t->ctx));
+        *loss += share * part;
+        MOEI_TRY(add_router_stats(t, share));
+    }
+    return MOE_OK;
+}
+
+static moe_status check_finite(moelm_trainer *t, int64_t step, const char *what, double value) {
+    if (isfinite(value)) return MOE_OK;
+    char kept[64] = "there is no checkpoint before it";
+    if (t->saved_step > 0)
+        snprintf(kept, sizeof kept, "the checkpoint of step %lld is good", (long long)t->saved_step);
+    return moei_error_set(&t->error, MOE_ERR_NUMERIC,
+                          "step %lld: the %s is %f; nothing was updated and %s. Lower train.lr, lengthen "
+                          "train.warmup_steps or set train.clip",
+                          (long long)step, what, value, kept);
+}
+
+static void summarise(moelm_trainer *t, double loss, double norm, double lr) {
+    moe_lm_progress *p = &t->progress;
+    double n_routed = 0, dropped = 0;
+    p->loss = loss;
+    p->grad_norm = norm;
+    p->lr = lr;
+    p->aux_loss = p->z_loss = p->load_cv = p->load_max = p->dropped = 0;
+    p->n_dead = 0;
+    for (int32_t l = 0; l < t->load.n_layers; ++l) {
+        if (moelm_load_experts(&t->load, l) == 0) continue;
+        moelm_balance balance = moelm_load_balance(&t->load, l);
+        n_routed += 1;
+        p->aux_loss += t->router[l].aux_loss;
+        p->z_loss += t->router[l].z_loss;
+        p->load_cv += balance.cv;
+        if (balance.max > p->load_max) p->load_max = balance.max;
+        dropped += balance.dropped;
+        p->n_dead += balance.n_dead;
+    }
+    if (n_routed == 0) return;
+    p->aux_loss /= n_routed;
+    p->z_loss /= n_routed;
+    p->load_cv /= n_routed;
+    p->dropped = dropped / n_routed;
+}
+
+moe_status moelm_trainer_step(moelm_trainer *t, int64_t step) {
+    const moelm_train_config *train = &t->config->train;
+    double loss, norm, lr = moelm_schedule_lr(train, step, moelm_trainer_elapsed(t));
+    MOEI_TRY(forwards(t, step, &loss));
+    MOEI_TRY(check_finite(t, step, "loss", loss));
+    MOEI_TRY(moelm_trainer_ctx(t, moelm_optimizer_norm(&t->optimizer, &norm)));
+    MOEI_TRY(check_finite(t, step, "gradient's norm", norm));
+    double scale = train->clip > 0 && norm > train->clip ? train->clip / norm : 1;
+    MOEI_TRY(moelm_trainer_ctx(t, moelm_optimizer_step(&t->optimizer, train, step, lr, scale)));
+    summarise(t, loss, norm, lr);
+    return MOE_OK;
+}
