@@ -1,0 +1,197 @@
+/* cmd_config.c: moekit config: what the settings are, where they come from, what they mean.
+ */
+#include "cli.h"
+
+#include <string.h>
+
+static const cli_option options[] = {
+    {"origin",   0, NULL, "show: where each value comes from"   },
+    {"changed",  0, NULL, "show: only what is not the default"  },
+    {"markdown", 0, NULL, "options: as the page docs/options.md"},
+    {NULL,       0, NULL, NULL                                  }
+};
+
+static const char *type_name(moe_option_type type) {
+    static const char *const names[] = {
+        [MOE_OPT_BOOL] = "true or false", [MOE_OPT_INT] = "integer",   [MOE_OPT_INT64] = "integer",
+        [MOE_OPT_FLOAT] = "number",       [MOE_OPT_DOUBLE] = "number", [MOE_OPT_CHOICE] = "word",
+        [MOE_OPT_TEXT] = "text"};
+    return names[type];
+}
+
+/* "1 .. 65536", or the words to choose from; "" where anything goes. */
+static void describe_range(const moe_option *row, char *text, size_t size) {
+    *text = '\0';
+    if (row->type == MOE_OPT_CHOICE && row->choices) {
+        for (size_t i = 0, used = 0; row->choices[i] && used < size; ++i)
+            used += (size_t)snprintf(text + used, size - used, "%s%s", i ? ", " : "", row->choices[i]);
+    } else if (row->type != MOE_OPT_BOOL && row->type != MOE_OPT_TEXT && row->type != MOE_OPT_CHOICE) {
+        snprintf(text, size, "%.10g .. %.10g", row->min, row->max);
+    }
+}
+
+static void environment_name(const moe_option *row, char *text, size_t size) {
+    size_t used = (size_t)snprintf(text, size, "MOEKIT_%s", row->key);
+    for (size_t i = 0; i < used && i < size; ++i) {
+        if (text[i] == '.') text[i] = '_';
+        if (text[i] >= 'a' && text[i] <= 'z') text[i] = (char)(text[i] - 'a' + 'A');
+    }
+}
+
+static void print_entry_json(const moe_lm_config_entry *entry, bool first) {
+    moe_option_type type = entry->option->type;
+    bool bare = type != MOE_OPT_CHOICE && type != MOE_OPT_TEXT;
+    printf("%s\n  \"%s\": {\"value\": ", first ? "" : ",", entry->option->key);
+    if (bare)
+        printf("%s", entry->value);
+    else
+        cli_json_string(stdout, entry->value);
+    printf(", \"origin\": ");
+    cli_json_string(stdout, entry->origin);
+    printf("}");
+}
+
+/* KEY=VALUE lines, which a command line takes back. */
+static int show(cli_args *args) {
+    int code = cli_settings_load(args, args->operand + 1, args->n_operands - 1);
+    if (code) return code;
+    bool first = true, changed = cli_flag(args, "changed"), origin = cli_flag(args, "origin");
+    if (args->json) printf("{");
+    for (size_t i = 0; i < moe_lm_config_count(args->config); ++i) {
+        moe_lm_config_entry entry;
+        moe_lm_config_entry_get(args->config, i, &entry);
+        if (changed && strcmp(entry.origin, "default") == 0) continue;
+        if (args->json)
+            print_entry_json(&entry, first);
+        else if (origin)
+            printf("%-28s %s=%s\n", entry.origin, entry.option->key, entry.value);
+        else
+            printf("%s=%s\n", entry.option->key, entry.value);
+        first = false;
+    }
+    if (args->json) printf("\n}\n");
+    return 0;
+}
+
+static int explain(cli_args *args) {
+    char range[256], variable[128];
+    moe_lm_config_entry entry;
+    moe_error error;
+    if (args->n_operands < 2)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "name the keys: moekit config explain KEY...");
+    for (int i = 1; i < args->n_operands; ++i) {
+        moe_status status = moe_lm_config_find(args->config, args->operand[i], &entry, &error);
+        if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
+        const moe_option *row = entry.option;
+        describe_range(row, range, sizeof range);
+        environment_name(row, variable, sizeof variable);
+        printf("%s%s\n    %s\n    %s%s%s; default %s\n    environment %s\n", i > 1 ? "\n" : "", row->key,
+               row->help, type_name(row->type), *range ? ": " : "", range,
+               *row->initial ? row->initial : "empty", variable);
+        if (*row->aliases) printf("    also known as %s\n", row->aliases);
+    }
+    return 0;
+}
+
+static int check(cli_args *args) {
+    moe_error error;
+    if (args->n_operands < 2)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "name the files: moekit config check FILE...");
+    int code = cli_settings_load(args, args->operand + 1, args->n_operands - 1);
+    if (code) return code;
+    moe_status status = moe_lm_config_check(args->config, &error);
+    if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
+    for (int i = 1; i < args->n_operands; ++i) printf("%s: good\n", args->operand[i]);
+    return 0;
+}
+
+static void print_markdown(const moe_lm_config *config) {
+    char section[32] = "", range[256];
+    printf(
+        "# Settings\n\n"
+        "Every key of a configuration file, of the command line (`--moe.top_k 2`, `moe.top_k=2`) and of the\n"
+        "environment (`MOEKIT_MOE_TOP_K`). Who speaks later wins: defaults, `%s`,\n"
+        "`$XDG_CONFIG_HOME/moekit/config.yaml`, configuration files in their order, environment, command "
+        "line.\n"
+        "Names of other systems are accepted where they mean the same. This page is written by\n"
+        "`moekit config options --markdown`.\n",
+        cli_system_config_path);
+    for (size_t i = 0; i < moe_lm_config_count(config); ++i) {
+        moe_lm_config_entry entry;
+        moe_lm_config_entry_get(config, i, &entry);
+        const moe_option *row = entry.option;
+        size_t n = strcspn(row->key, ".");
+        if (strncmp(section, row->key, n) != 0 || section[n]) {
+            snprintf(section, sizeof section, "%.*s", (int)n, row->key);
+            printf("\n## %s\n\n| key | default | takes | meaning | other names |\n|---|---|---|---|---|\n",
+                   section);
+        }
+        describe_range(row, range, sizeof range);
+        const char *tick = *row->initial ? "`" : "";
+        printf("| `%s` | %s%s%s | %s | %s | %s |\n", row->key, tick, row->initial, tick,
+               *range ? range : type_name(row->type), row->help, row->aliases);
+    }
+}
+
+static int list_options(cli_args *args) {
+    char range[256];
+    if (cli_flag(args, "markdown")) {
+        print_markdown(args->config);
+        return 0;
+    }
+    for (size_t i = 0; i < moe_lm_config_count(args->config); ++i) {
+        moe_lm_config_entry entry;
+        moe_lm_config_entry_get(args->config, i, &entry);
+        const moe_option *row = entry.option;
+        describe_range(row, range, sizeof range);
+        if (args->json) {
+            printf("%s{\"key\":\"%s\",\"default\":", i ? ",\n " : "[", row->key);
+            cli_json_string(stdout, row->initial);
+            printf(",\"takes\":");
+            cli_json_string(stdout, *range ? range : type_name(row->type));
+            printf(",\"help\":");
+            cli_json_string(stdout, row->help);
+            printf(",\"aliases\":\"%s\"}", row->aliases);
+        } else {
+            printf("%-30s %-10s %s\n", row->key, row->initial, row->help);
+        }
+    }
+    if (args->json) printf("]\n");
+    return 0;
+}
+
+static int run(cli_args *args) {
+    static const struct {
+        const char *name;
+        int (*run)(cli_args *args);
+    } actions[] = {
+        {"show",    show        },
+        {"explain", explain     },
+        {"check",   check       },
+        {"options", list_options}
+    };
+    const char *name = args->n_operands ? args->operand[0] : "";
+    for (size_t i = 0; i < sizeof actions / sizeof *actions; ++i)
+        if (strcmp(actions[i].name, name) == 0) return actions[i].run(args);
+    return cli_fail(args, MOE_ERR_ARGUMENT, "say what to do: moekit config show, explain, check or options");
+}
+
+const cli_verb cmd_config = {
+    .name = "config",
+    .operands = "show|explain|check|options [FILE|KEY]... [KEY=VALUE]...",
+    .summary = "show, explain and check settings",
+    .about = "show [FILE]...: every setting as a run would have it; --origin tells who set it.\n"
+             "explain KEY...: what it means, its limits, its default, its other names.\n"
+             "check FILE...: whether a run would accept the files.\n"
+             "options: every key with its default.\n"
+             "\n"
+             "Who speaks later wins: defaults, /etc/moekit/config.yaml,\n"
+             "$XDG_CONFIG_HOME/moekit/config.yaml, files in their order, environment, command line.\n",
+    .examples = "moekit config show --origin configs/demo.yaml moe.top_k=1\n"
+                "moekit config explain num_moe_experts\n",
+    .options = options,
+    .keys = CLI_KEYS_LM,
+    .key_prefixes = "",
+    .max_operands = 64,
+    .run = run,
+};

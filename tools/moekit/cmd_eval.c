@@ -1,0 +1,153 @@
+/* cmd_eval.c: moekit eval: bits per byte of a held-out text, beside what compressors make of it.
+ */
+#include "baselines.h"
+#include "run_files.h"
+
+#include <stdlib.h>
+#include <sys/stat.h>
+
+static const cli_option options[] = {
+    {"run",     0,   "DIR",  "a run: its newest checkpoint, its data.eval; receives eval.json"   },
+    {"model",   'm', "DIR",  "a checkpoint directory: our own, or Mixtral's in Hugging Face form"},
+    {"text",    0,   "FILE", "the text to predict, instead of the run's data.eval"               },
+    {"bytes",   'n', "N",    "only the first N bytes of it"                                      },
+    {"output",  'o', "FILE", "where the analysis goes, instead of eval.json of the run"          },
+    {"dry-run", 0,   NULL,   "evaluate, but write no analysis"                                   },
+    {NULL,      0,   NULL,   NULL                                                                }
+};
+
+typedef struct evaluation {
+    run_files files;
+    char text[RUN_PATH]; /* path of the text */
+    char json[RUN_PATH]; /* path of the analysis; "": none */
+    int64_t max_bytes;
+    int64_t n_bytes; /* of the text as far as it is read */
+    baselines baselines;
+    moe_lm_eval_result result;
+} evaluation;
+
+static int find_files(cli_args *args, evaluation *eval) {
+    const char *text = cli_text(args, "text"), *output = cli_text(args, "output");
+    int code = run_files_find(args, &eval->files);
+    if (code) return code;
+    const char *run = eval->files.run;
+    if (text)
+        snprintf(eval->text, sizeof eval->text, "%s", text);
+    else if (run)
+        code = run_files_setting(args, run, "data.eval", eval->text);
+    if (code) return code;
+    if (!*eval->text)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "name the text: --text FILE%s",
+                        run ? " (the run's data.eval is empty)" : "");
+    if (output)
+        snprintf(eval->json, sizeof eval->json, "%s", output);
+    else if (run)
+        code = run_files_path(args, run, "eval.json", eval->json);
+    if (cli_flag(args, "dry-run")) eval->json[0] = '\0';
+    return code;
+}
+
+/* The compressors get the very bytes the model gets. With --bytes these are a part of the file. */
+static int measure_baselines(cli_args *args, evaluation *eval) {
+    struct stat info;
+    if (stat(eval->text, &info) != 0 || !S_ISREG(info.st_mode))
+        return cli_fail(args, MOE_ERR_INPUT, "%s: no such text file", eval->text);
+    eval->n_bytes = info.st_size;
+    if (eval->max_bytes && eval->max_bytes < eval->n_bytes) {
+        eval->n_bytes = eval->max_bytes;
+        cli_say(args, "compressors are left out: they would see the whole text");
+        return 0;
+    }
+    baselines_measure(eval->text, eval->n_bytes, &eval->baselines);
+    return 0;
+}
+
+static int evaluate(cli_args *args, evaluation *eval) {
+    moe_ctx *ctx;
+    moe_lm *lm;
+    int code = run_files_load(args, &eval->files, &ctx, &lm);
+    if (code) return code;
+    moe_lm_eval_options eval_options = {.size = sizeof eval_options,
+                                        .max_bytes = eval->max_bytes,
+                                        .json_path = *eval->json ? eval->json : NULL,
+                                        .checkpoint = eval->files.checkpoint,
+                                        .baselines = eval->baselines.found,
+                                        .n_baselines = eval->baselines.n_found};
+    eval->result.size = sizeof eval->result;
+    moe_status status = moe_lm_eval(lm, eval->text, &eval_options, &eval->result);
+    if (status != MOE_OK) code = cli_fail(args, status, "%s", moe_ctx_error(ctx));
+    moe_lm_destroy(lm);
+    moe_ctx_destroy(ctx);
+    return code;
+}
+
+static void print_json(const evaluation *eval) {
+    printf("{\"checkpoint\":");
+    cli_json_string(stdout, eval->files.checkpoint);
+    printf(",\"text\":");
+    cli_json_string(stdout, eval->text);
+    printf(",\"bytes\":%lld,\"bits_per_byte\":", (long long)eval->n_bytes);
+    cli_json_number(stdout, eval->result.bits_per_byte);
+    printf(",\"seconds\":");
+    cli_json_number(stdout, eval->result.seconds);
+    printf(",\"baselines\":{");
+    for (size_t i = 0; i < eval->baselines.n_found; ++i) {
+        printf("%s\"%s\":", i ? "," : "", eval->baselines.found[i].name);
+        cli_json_number(stdout, eval->baselines.found[i].bits_per_byte);
+    }
+    printf("},\"analysis\":");
+    if (*eval->json)
+        cli_json_string(stdout, eval->json);
+    else
+        printf("null");
+    printf("}\n");
+}
+
+static void print_text(const cli_args *args, const evaluation *eval) {
+    char paint[8];
+    printf("checkpoint  %s\n", eval->files.checkpoint);
+    printf("text        %s, %lld bytes in %.1f s\n", eval->text, (long long)eval->n_bytes,
+           eval->result.seconds);
+    printf("%sbits/byte   %.3f  moekit%s\n", cli_paint(args->color_out, CLI_BOLD, paint),
+           eval->result.bits_per_byte, cli_plain(args->color_out));
+    for (size_t i = 0; i < eval->baselines.n_found; ++i)
+        printf("            %.3f  %s -9\n", eval->baselines.found[i].bits_per_byte,
+               eval->baselines.found[i].name);
+    for (size_t i = 0; i < eval->baselines.n_absent; ++i)
+        printf("                -  %s is not on this machine\n", eval->baselines.absent[i]);
+    if (*eval->json) printf("analysis    %s\n", eval->json);
+}
+
+static int run(cli_args *args) {
+    evaluation eval = {.max_bytes = 0};
+    int code = cli_integer(args, "bytes", 1, INT64_MAX, &eval.max_bytes);
+    if (code == 0) code = find_files(args, &eval);
+    if (code == 0) code = measure_baselines(args, &eval);
+    if (code == 0) code = evaluate(args, &eval);
+    if (code) return code;
+    if (args->json)
+        print_json(&eval);
+    else
+        print_text(args, &eval);
+    return 0;
+}
+
+const cli_verb cmd_eval = {
+    .name = "eval",
+    .operands = "",
+    .summary = "bits per byte of a held-out text, beside gzip, bzip2 and xz",
+    .about = "Predicts every byte of the text once and prints the mean number of bits a byte costs. The\n"
+             "same text under gzip -9, bzip2 -9 and xz -9 stands beside it; those that are not installed\n"
+             "are named.\n"
+             "\n"
+             "With --run the analysis of what the experts did (load, mutual information, typical tokens)\n"
+             "is written to eval.json of the run, where 'moekit report' finds it.\n",
+    .examples = "moekit eval --run runs/demo\n"
+                "moekit eval -m runs/demo/checkpoints/step-00001200 --text other.txt --json\n",
+    .options = options,
+    .makes_context = true,
+    .keys = CLI_KEYS_LM,
+    .key_prefixes = "run.threads run.isa",
+    .max_operands = 0,
+    .run = run,
+};

@@ -1,0 +1,39 @@
+/* cmd_help.c: moekit help [VERB], as text or as the source of the man page.
+ */
+#include "cli.h"
+
+static const cli_option options[] = {
+    {"man", 0, NULL, "as a man page in scdoc's language"},
+    {NULL,  0, NULL, NULL                               }
+};
+
+static int run(cli_args *args) {
+    bool man = cli_flag(args, "man");
+    if (args->n_operands == 0) {
+        man ? cli_man_program(stdout) : cli_help_program(stdout);
+        return 0;
+    }
+    const cli_verb *verb = cli_verb_find(args->operand[0]);
+    const char *nearest = cli_verb_nearest(args->operand[0]);
+    if (!verb && nearest)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "unknown verb '%s'; did you mean '%s'?", args->operand[0],
+                        nearest);
+    if (!verb)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "unknown verb '%s'; 'moekit help' lists them",
+                        args->operand[0]);
+    man ? cli_man_verb(stdout, verb) : cli_help_verb(stdout, verb);
+    return 0;
+}
+
+const cli_verb cmd_help = {
+    .name = "help",
+    .operands = "[VERB]",
+    .summary = "what there is, or what a verb does",
+    .about = "Without a verb: all of them. The man page moekit-VERB(1) says the same.\n",
+    .examples = "moekit help train\n",
+    .options = options,
+    .keys = CLI_KEYS_NONE,
+    .key_prefixes = "",
+    .max_operands = 1,
+    .run = run,
+};

@@ -1,0 +1,180 @@
+/* cmd_train.c: moekit train: from configuration files to a run directory with checkpoints.
+ */
+#include "train_line.h"
+
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const cli_option options[] = {
+    {"run",      0,   "DIR", "the run directory to make; same as --run.dir"                },
+    {"resume",   'r', NULL,  "go on from the newest checkpoint of the run directory"       },
+    {"move-old", 0,   NULL,  "an existing run directory is first renamed DIR.1, DIR.2, ..."},
+    {"dry-run",  0,   NULL,  "check the settings, count the parameters and write nothing"  },
+    {NULL,       0,   NULL,  NULL                                                          }
+};
+
+static bool should_stop(void *user) {
+    (void)user;
+    return cli_signal_caught() != 0;
+}
+
+/* --run DIR counts as the key, spoken last. The directory of the command line, NULL: not there. */
+static const char *run_of_command_line(const cli_args *args) {
+    const char *run = cli_text(args, "run");
+    for (int i = args->n_set; i-- > 0 && !run;)
+        if (strcmp(args->set[i].key->key, "run.dir") == 0) run = args->set[i].value;
+    return run;
+}
+
+/* A run that is resumed without a file goes on with the settings it was started with. */
+static int load_settings(cli_args *args, char *run_dir) {
+    char resolved[4096];
+    const char *run = run_of_command_line(args), *own = resolved;
+    bool from_run = cli_flag(args, "resume") && args->n_operands == 0 && run;
+    if (from_run &&
+        snprintf(resolved, sizeof resolved, "%s/config.resolved.yaml", run) >= (int)sizeof resolved)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "--run: the path is too long");
+    int code = from_run ? cli_settings_load(args, &own, 1)
+                        : cli_settings_load(args, args->operand, args->n_operands);
+    moe_error error;
+    if (code == 0 && run) {
+        moe_status status = moe_lm_config_set(args->config, "run.dir", run, "command line", &error);
+        if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
+    }
+    if (code == 0) code = cli_setting(args, args->config, "run.dir", run_dir);
+    if (code) return code;
+    moe_status status = moe_lm_config_check(args->config, &error);
+    return status == MOE_OK ? 0 : cli_fail(args, status, "%s", error.text);
+}
+
+static int dry_run(cli_args *args, moe_ctx *ctx, const char *run_dir) {
+    moe_lm *lm;
+    moe_lm_info info = {.size = sizeof info};
+    moe_status status = moe_lm_create(ctx, args->config, &lm);
+    if (status != MOE_OK) return cli_fail(args, status, "%s", moe_ctx_error(ctx));
+    moe_lm_get_info(lm, &info);
+    moe_lm_destroy(lm);
+    if (args->json) {
+        printf("{\"run\":");
+        cli_json_string(stdout, run_dir);
+        printf(",\"params_total\":%lld,\"params_active\":%lld}\n", (long long)info.params_total,
+               (long long)info.params_active);
+        return 0;
+    }
+    printf("run            %s (not made: dry run)\n", run_dir);
+    printf("parameters     %lld, of which a token meets %lld\n", (long long)info.params_total,
+           (long long)info.params_active);
+    return 0;
+}
+
+static void print_results(cli_args *args, const char *run_dir, const moe_lm_progress *last) {
+    char checkpoint[4096] = "";
+    moe_lm_newest_checkpoint(run_dir, checkpoint, sizeof checkpoint, NULL);
+    if (args->json) {
+        printf("{\"run\":");
+        cli_json_string(stdout, run_dir);
+        printf(",\"checkpoint\":");
+        cli_json_string(stdout, checkpoint);
+        printf(",\"step\":%lld,\"loss\":", (long long)last->step);
+        cli_json_number(stdout, last->loss);
+        printf(",\"eval_bits_per_byte\":");
+        cli_json_number(stdout, last->eval_bits_per_byte);
+        printf(",\"interrupted\":%s}\n", cli_signal_caught() ? "true" : "false");
+        return;
+    }
+    printf("run         %s\n", run_dir);
+    printf("checkpoint  %s\n", checkpoint);
+    printf("metrics     %s/metrics.jsonl\n", run_dir);
+    if (isfinite(last->eval_bits_per_byte))
+        printf("held-out    %.3f bits per byte\n", last->eval_bits_per_byte);
+}
+
+/* Nothing is lost: what stands in the way gets the first free name after it, DIR.1, DIR.2, ... */
+static int move_old(cli_args *args, const char *run_dir) {
+    char aside[4096];
+    if (!cli_file_exists(run_dir)) return 0;
+    for (int i = 1; i < 10000; ++i) {
+        snprintf(aside, sizeof aside, "%s.%d", run_dir, i);
+        if (cli_file_exists(aside)) continue;
+        if (rename(run_dir, aside) != 0) return cli_fail(args, MOE_ERR_IO, "%s: %s", aside, strerror(errno));
+        cli_say(args, "%s was there: it is %s now", run_dir, aside);
+        return 0;
+    }
+    return cli_fail(args, MOE_ERR_ARGUMENT, "%s: no free name from %s.1 to %s.9999", run_dir, run_dir,
+                    run_dir);
+}
+
+static int train(cli_args *args, moe_ctx *ctx, const char *run_dir) {
+    char log_every[1024];
+    int code = cli_setting(args, args->config, "train.log_every", log_every);
+    if (code) return code;
+    train_line line = {.args = args,
+                       .terminal = isatty(STDERR_FILENO),
+                       .log_every = strtoll(log_every, NULL, 10),
+                       .latest.eval_bits_per_byte = (double)NAN};
+    moe_lm_train_options train_options = {.size = sizeof train_options,
+                                          .run_dir = run_dir,
+                                          .resume = cli_flag(args, "resume"),
+                                          .on_progress = train_line_show,
+                                          .should_stop = should_stop,
+                                          .user = &line,
+                                          .command = args->command};
+    cli_signals_catch();
+    moe_status status = moe_lm_train(ctx, args->config, &train_options);
+    cli_close_line(args);
+    if (status != MOE_OK && status != MOE_ERR_INTERRUPTED)
+        return cli_fail(args, status, "%s", moe_ctx_error(ctx));
+    print_results(args, run_dir, &line.latest);
+    if (status == MOE_OK) return 0;
+    cli_say(args, "stopped after step %lld; 'moekit train --resume --run %s' goes on",
+            (long long)line.latest.step, run_dir);
+    return 128 + (cli_signal_caught() == SIGTERM ? SIGTERM : SIGINT);
+}
+
+static int run(cli_args *args) {
+    char run_dir[1024];
+    moe_ctx *ctx;
+    int code = load_settings(args, run_dir);
+    if (code) return code;
+    if (!*run_dir)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "name the directory to make: --run DIR (the key run.dir)");
+    if (cli_flag(args, "resume") && cli_flag(args, "move-old"))
+        return cli_fail(args, MOE_ERR_ARGUMENT,
+                        "--resume goes on in the directory that --move-old would move");
+    code = cli_context_create(args, NULL, 0, &ctx);
+    if (code) return code;
+    if (cli_flag(args, "move-old") && !cli_flag(args, "dry-run")) code = move_old(args, run_dir);
+    if (code == 0) code = cli_flag(args, "dry-run") ? dry_run(args, ctx, run_dir) : train(args, ctx, run_dir);
+    moe_ctx_destroy(ctx);
+    return code;
+}
+
+const cli_verb cmd_train = {
+    .name = "train",
+    .operands = "[CONFIG.yaml]... [KEY=VALUE]...",
+    .summary = "train a language model into a new run directory",
+    .about = "Reads the configuration files in their order, later ones win, then the environment\n"
+             "(MOEKIT_TRAIN_STEPS for train.steps), then the command line. 'moekit config options'\n"
+             "lists every key.\n"
+             "\n"
+             "The directory must not exist: nothing is overwritten (--move-old renames it first). With "
+             "--resume an existing run goes\n"
+             "on from its newest complete checkpoint, bit for bit as if it had not stopped; without a\n"
+             "file it takes the settings it was started with.\n"
+             "\n"
+             "SIGINT or SIGTERM finishes the step, saves a checkpoint and exits with 130 or 143; a\n"
+             "second one stops at once. docs/run-directory.md says what a run leaves behind.\n",
+    .examples = "moekit train configs/demo.yaml --run runs/demo\n"
+                "moekit train configs/demo.yaml --run runs/top1 moe.top_k=1 --train.steps 500\n"
+                "moekit train --resume --run runs/demo\n",
+    .options = options,
+    .makes_context = true,
+    .keys = CLI_KEYS_LM,
+    .key_prefixes = "",
+    .max_operands = 64,
+    .run = run,
+};

@@ -1,0 +1,33 @@
+/* determinism.h: does a layer give the same bits for any number of threads, in every run, and (dropless) for
+ * a token whoever stands beside it in the batch?
+ */
+#ifndef MOEKIT_DETERMINISM_H
+#define MOEKIT_DETERMINISM_H
+
+#include <moekit/moe.h>
+
+enum { DETERMINISM_ROWS = 8 };
+
+typedef struct determinism_row {
+    char what[64];
+    bool equal;
+    char where[96]; /* the first number that differs */
+} determinism_row;
+
+typedef struct determinism_result {
+    int32_t n_rows;
+    determinism_row row[DETERMINISM_ROWS];
+    bool equal; /* all of them */
+} determinism_result;
+
+typedef struct determinism_options {
+    int64_t n_tokens;
+    const char *isa; /* NULL: the context's choice */
+    uint64_t seed;
+} determinism_options;
+
+/* Compares y, dx and every gradient of f32 runs of the descriptor with those of one thread. */
+moe_status determinism_check_layer(const moe_layer_desc *desc, const determinism_options *options,
+                                   determinism_result *result, moe_error *error);
+
+#endif

@@ -1,0 +1,54 @@
+/* run_files.c: finds and opens what eval, generate and report work on.
+ */
+#include "run_files.h"
+
+#include <string.h>
+
+int run_files_find(cli_args *args, run_files *files) {
+    const char *model = cli_text(args, "model");
+    files->run = cli_text(args, "run");
+    if (!model && !files->run)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "name a run (--run DIR) or a checkpoint (-m DIR)");
+    if (files->run && !cli_file_exists(files->run))
+        return cli_fail(args, MOE_ERR_INPUT, "%s: no such run directory", files->run);
+    if (model) {
+        if (strlen(model) >= sizeof files->checkpoint)
+            return cli_fail(args, MOE_ERR_ARGUMENT, "--model: the path is too long");
+        strcpy(files->checkpoint, model);
+        return 0;
+    }
+    moe_error error;
+    moe_status status =
+        moe_lm_newest_checkpoint(files->run, files->checkpoint, sizeof files->checkpoint, &error);
+    return status == MOE_OK ? 0 : cli_fail(args, status, "%s", error.text);
+}
+
+int run_files_path(cli_args *args, const char *run, const char *name, char path[RUN_PATH]) {
+    int n = snprintf(path, RUN_PATH, "%s/%s", run, name);
+    return n < RUN_PATH ? 0 : cli_fail(args, MOE_ERR_ARGUMENT, "%s: the path is too long", run);
+}
+
+int run_files_setting(cli_args *args, const char *run, const char *key, char text[1024]) {
+    char path[RUN_PATH];
+    moe_error error;
+    moe_lm_config *config;
+    int code = run_files_path(args, run, "config.resolved.yaml", path);
+    if (code) return code;
+    moe_status status = moe_lm_config_create(&config, &error);
+    if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
+    status = moe_lm_config_load(config, path, &error);
+    code = status == MOE_OK ? cli_setting(args, config, key, text) : cli_fail(args, status, "%s", error.text);
+    moe_lm_config_destroy(config);
+    return code;
+}
+
+int run_files_load(cli_args *args, const run_files *files, moe_ctx **ctx, moe_lm **lm) {
+    int code = cli_settings_load(args, NULL, 0);
+    if (code == 0) code = cli_context_create(args, NULL, 0, ctx);
+    if (code) return code;
+    moe_status status = moe_lm_load(*ctx, files->checkpoint, lm);
+    if (status == MOE_OK) return 0;
+    code = cli_fail(args, status, "%s", moe_ctx_error(*ctx));
+    moe_ctx_destroy(*ctx);
+    return code;
+}

@@ -1,0 +1,23 @@
+/* run_files.h: which checkpoint, text and run directory --run DIR and -m CHECKPOINT mean.
+ */
+#ifndef MOEKIT_RUN_FILES_H
+#define MOEKIT_RUN_FILES_H
+
+#include "cli.h"
+
+enum { RUN_PATH = 4096 };
+
+typedef struct run_files {
+    const char *run;           /* --run, NULL: not given */
+    char checkpoint[RUN_PATH]; /* --model, else the newest of the run */
+} run_files;
+
+int run_files_find(cli_args *args, run_files *files);
+/* A path inside the run. */
+int run_files_path(cli_args *args, const char *run, const char *name, char path[RUN_PATH]);
+/* The value of a key in the configuration the run was started with. */
+int run_files_setting(cli_args *args, const char *run, const char *key, char text[1024]);
+/* Opens files->checkpoint in a new context; the caller destroys both. */
+int run_files_load(cli_args *args, const run_files *files, moe_ctx **ctx, moe_lm **lm);
+
+#endif
