@@ -20,7 +20,10 @@ static char *ask_peer(const char *verb, const char *path, int *code) {
     assert_non_null(pipe);
     char *text = NULL;
     size_t room = 0;
-    if (getdelim(&text, &room, '\0', pipe) < 0) text = strdup("");
+    if (getdelim(&text, &room, '\0', pipe) < 0) {
+        free(text);
+        text = strdup("");
+    }
     int status = pclose(pipe);
     *code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
     return text;
