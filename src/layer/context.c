@@ -81,8 +81,8 @@ moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **out, moe_error *er
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "host allocator: give both alloc and free, or neither");
     if (!filled.host.alloc) filled.host = (moe_allocator){host_alloc, host_free, NULL};
-    int isa;
-    int32_t n_threads;
+    int isa = 0;
+    int32_t n_threads = 0;
     MOEI_TRY(choose_isa(filled.isa, &isa, error));
     MOEI_TRY(choose_threads(filled.n_threads, &n_threads, error));
     filled.isa = moei_isa_name((moei_isa)isa);
