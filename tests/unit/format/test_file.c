@@ -125,13 +125,25 @@ static void test_device_full(void **state) {
     assert_true(S_ISCHR(info.st_mode)); /* written to, not replaced */
 }
 
-/* In a child with a mount table of its own: 0 good, 77 not possible here, else the step that failed. */
+/* A mount table of its own for this process; who is not root becomes root of a user namespace first. */
+static bool make_own_mounts(void) {
+    uid_t uid = geteuid();
+    if (unshare(uid == 0 ? CLONE_NEWNS : CLONE_NEWNS | CLONE_NEWUSER) != 0) return false;
+    if (uid != 0) {
+        FILE *map = fopen("/proc/self/uid_map", "w");
+        if (!map) return false;
+        bool wrote = fprintf(map, "0 %u 1", (unsigned)uid) > 0;
+        if (fclose(map) != 0 || !wrote) return false;
+    }
+    return mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0;
+}
+
+/* Run in a child: 0 good, 77 not possible here, else the step that failed. */
 static int use_small_disk(const char *dir) {
     char path[1000], data[4096];
     moe_error error;
     moei_file_writer *writer;
-    int flags = geteuid() == 0 ? CLONE_NEWNS : CLONE_NEWNS | CLONE_NEWUSER;
-    if (unshare(flags) != 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0) return 77;
+    if (!make_own_mounts()) return 77;
     if (mount("tmpfs", dir, "tmpfs", 0, "size=64k") != 0) return 77;
     snprintf(path, sizeof path, "%s/a.bin", dir);
     scratch_fill(data, sizeof data, 3);
