@@ -107,37 +107,108 @@ typedef struct moe_mat {
 } moe_mat;
 
 /* 4. The layer, described. Names of choices are strings found in tables; moe_layer_options lists
- * them all with defaults, limits and one line of help. */
+ * them all with defaults, limits and one line of help; docs/options.md tells each at length.
+ * A combination that would be ignored is refused with the reason. */
 typedef struct moe_layer_desc {
     size_t size;
     moe_dtype dtype;
 
+    /* shape */
     int32_t d_model;            /* d, required */
+    int32_t output_size;        /* width of y; 0: d_model */
     int32_t num_experts;        /* E; 0: no routed experts, the layer is its shared expert (a dense FFN) */
+    int32_t num_groups_outer;   /* hierarchical: outer experts Eo, E = Eo * Ei; 0: one level */
     int32_t top_k;              /* K; 0: 2, or E where E is smaller */
+    int32_t top_k_min;          /* training: each token draws its K from top_k_min .. top_k; 0: off */
     int32_t expert_hidden_size; /* n */
-    const char *expert;         /* NULL: "ffn"; or the name of a registered expert (expert.h) */
-    const char *activation;     /* NULL: "swiglu"; "gelu" (exact, erf) "relu" */
-    bool expert_bias;           /* biases on both projections of every expert */
+    int32_t latent_size;        /* routed experts work in this width between two projections; 0: off */
 
-    int32_t num_shared_experts;        /* always-on experts, fused into one FFN */
-    int32_t shared_expert_hidden_size; /* width of each; 0: expert_hidden_size */
+    /* experts */
+    const char *expert;       /* NULL: "ffn"; or the name of a registered expert (expert.h) */
+    const char *expert_kinds; /* NULL: all alike; else one entry an expert: "256,256,64,identity,zero" */
+    const char *activation;   /* NULL: "swiglu"; src/experts/activation.c lists them */
+    const char *glu_layout;   /* NULL: "halves" (gate columns first) or "interleaved" */
+    float activation_alpha;   /* of quick_geglu, swigluoai; 0: 1.702 */
+    float activation_limit;   /* clamp of the gate (above) and up (both sides); 0: the activation's own */
+    float glu_linear_offset;  /* added to up */
+    bool expert_bias;         /* biases on both projections of every expert */
+    bool expert_up_bias;      /* biases on the up projection only */
+    bool output_bias;         /* one bias [output_size] for all experts, not weighted (sigma-MoE) */
+    float dropout;            /* of the experts' hidden activations, training */
+    const char *weight_apply; /* NULL: "output"; "hidden" (the same numbers) or "input" (K = 1) */
 
-    const char *score_function;  /* NULL: "softmax" */
-    bool score_before_topk;      /* softmax over all E, then select; else over the selected K */
-    bool norm_topk_prob;         /* divide the K weights by their sum (only with score_before_topk) */
+    /* shared experts */
+    int32_t num_shared_experts;           /* always-on experts, fused into one FFN */
+    int32_t shared_expert_hidden_size;    /* width of each; 0: expert_hidden_size */
+    const char *shared_expert_activation; /* NULL: activation */
+    bool shared_expert_gate;              /* output times sigmoid(x . w) */
+
+    /* router: logits */
+    bool router_bias;
+    bool router_frozen;       /* the gate gets no gradient */
+    float input_jitter_eps;   /* router input times U(1-eps, 1+eps), training only */
+    const char *routing_unit; /* NULL: "token"; "sequence" (mean of its tokens) or "task" (moe_call.task) */
+    int32_t num_tasks;        /* of routing_unit task */
+
+    /* router: scores and weights */
+    const char *score_function; /* NULL: "softmax"; "sigmoid" "sqrtsoftplus" */
+    bool score_before_topk; /* score all E, then select; else select by logits, then score the K selected */
+    bool norm_topk_prob;    /* divide the K weights by their sum */
     float routed_scaling_factor; /* multiplies the weights; 0: 1 */
-    float input_jitter_eps;      /* router input times U(1-eps, 1+eps), training only */
 
-    float capacity_factor;   /* 0: dropless. C = ceil(T*K/E * factor), at most T */
-    const char *drop_policy; /* NULL: "probs" (keep the largest weights) or "position" (keep the first) */
+    /* router: selection */
+    const char *router_type;         /* NULL: "top_k"; "gshard_top2" "noisy_top_k" "sinkhorn" "quantile"
+                                        "expert_choice"         "hash" "random" "balanced" */
+    int32_t num_groups, group_top_k; /* keep group_top_k of num_groups groups; 0: off */
+    const char *group_score;         /* NULL: "top2_sum"; "max" "topn_sum" (top K / group_top_k) */
+    bool selection_bias;             /* a bias [E] on the selection scores only (loss-free balancing) */
+    float selection_bias_update_rate;
+    bool selection_bias_recenter;   /* subtract its mean at each update */
+    bool selection_bias_in_weights; /* weights from the biased scores, as one Automodel option */
+    float expert_dropout;           /* training: chance that a (token, expert) pair cannot be selected */
+    const char *second_policy_train, *second_policy_eval; /* gshard_top2; NULL: "random" / "all";
+                                                             "none" "threshold" "sample" */
+    float second_threshold_train, second_threshold_eval;  /* 0: 0.2 */
+    float noise_epsilon;                                  /* noisy_top_k; 0: 0.01 */
+    const char *sinkhorn_variant;                         /* NULL: "standard"; "megatron" "sigma_moe" */
+    int32_t sinkhorn_iters;                               /* 0: 3, or until sinkhorn_tol for megatron */
+    float sinkhorn_tol;                                   /* 0: 1e-4 */
+    float quantile_ema;
+    float fake_noise;        /* balanced: 0 exact round robin, else Automodel's noisy form */
+    int32_t fake_skip_first; /* balanced: experts never used */
+    float force_bias_std;    /* random: a bias drawn once an expert; 0: none */
 
-    float aux_loss_coeff; /* Switch load balancing, Fedus et al. 2021, eq. 4 */
-    float z_loss_coeff;   /* router z-loss, Zoph et al. 2022, eq. 5 */
+    /* capacity */
+    float capacity_factor;        /* 0: dropless */
+    float capacity_factor_eval;   /* 0: capacity_factor */
+    float capacity_factor_inner;  /* hierarchical; 0: capacity_factor */
+    const char *capacity_formula; /* NULL: "megatron"; src/dispatch/capacity.c lists them */
+    int32_t min_capacity;
+    int32_t capacity_multiple;  /* rounded up to a multiple of this; 0: 1 */
+    const char *capacity_group; /* NULL: "batch" or "sequence" */
+    const char *drop_policy; /* NULL: "probs"; "position" "rank_major" (all first choices, then all second) */
+    bool pad_to_capacity;    /* every expert gets exactly its capacity of rows, the rest with weight 0 */
 
-    float init_std;      /* 0: 0.02 */
-    float init_std_down; /* of the down projections; 0: init_std */
-    int32_t layer_index; /* keys the random draws, so layers differ */
+    /* losses: coefficient 0 leaves a loss out */
+    float aux_loss_coeff;        /* Switch load balancing over the batch, Fedus et al. 2021, eq. 4 */
+    float seq_aux_loss_coeff;    /* the same by sequence, averaged */
+    float global_aux_loss_coeff; /* the same with counts accumulated since moe_layer_end_step */
+    float gshard_loss_coeff;     /* Lepikhin et al. 2020: first choices only, by sequence, times E^2 */
+    float importance_loss_coeff; /* CV^2 of summed weights, Shazeer et al. 2017 */
+    float load_loss_coeff;       /* CV^2 of the smooth load, noisy_top_k */
+    float entropy_loss_coeff;    /* negative entropy of mean usage, sigma-MoE */
+    float z_loss_coeff;          /* router z-loss, Zoph et al. 2022, eq. 5 */
+    const char *aux_scores;      /* NULL: "normalized" or "raw" (Automodel without norm_topk_prob) */
+    const char *aux_map;         /* NULL: "actual" selection or "plain" top-k of the scores (Megatron) */
+
+    /* initialisation, memory */
+    const char *init_scheme; /* NULL: "normal"; "lucid_uniform" "sigma_moe" "megatron_scaled" */
+    const char *router_init; /* NULL: "normal"; "normal_unit" "normal_fan_in_renorm" "zeros" */
+    float init_std;          /* 0: 0.02 */
+    float init_std_down;     /* of the down projections; 0: init_std */
+    float init_std_scale;    /* of sigma_moe; 0: 1 */
+    const char *recompute;   /* NULL: "none" or "layer": backward runs the up projection again */
+    int32_t layer_index;     /* keys the random draws, so layers differ */
 } moe_layer_desc;
 
 /* One row of an option table; shared by descriptors, YAML, command line, environment and docs. */
@@ -161,6 +232,10 @@ typedef struct moe_option {
     const char *help;           /* one line */
 } moe_option;
 MOE_API const moe_option *moe_layer_options(size_t *count);
+/* Names and settings of a preset ("mixtral" "deepseek_v3" "megatron" "automodel" "lucidrains" "t2t_top2"
+ * "t2t_noisy" "sigma_moe"): sets the fields that make the layer that system's, and leaves sizes alone. */
+MOE_API moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name, moe_error *error);
+MOE_API const char *const *moe_layer_presets(void); /* NULL-terminated */
 /* Sets one field from text. `key` is canonical (with or without "moe.") or an alias; an unknown one is
  * MOE_ERR_ARGUMENT and names the nearest. `value` of "expert" must outlive the descriptor. */
 MOE_API moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value,
@@ -190,6 +265,17 @@ MOE_API moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_m
  * `owner`, which must be reserved first, for no fewer bytes of scratch, and must outlive it. */
 MOE_API moe_status moe_layer_share_scratch(moe_layer *layer, moe_layer *owner);
 
+/* Random draws handed in instead of drawn: to repeat another system's run number for number. NULL
+ * fields are drawn as always. */
+typedef struct moe_draws {
+    size_t size;
+    const float *second_policy;       /* [T] U(0,1) of gshard_top2's second choice */
+    const float *second_policy_inner; /* [Eo, sequences, C_outer] of the inner gates */
+    const float *expert_dropout;      /* [T,E] U(0,1): dropped where below the rate */
+    const float *noise;               /* [T,E] N(0,1) of noisy_top_k */
+    const uint8_t *dropout_keep;      /* [T,K,n] 1: kept */
+} moe_draws;
+
 /* What a call may say beyond its tensors; NULL means all defaults. */
 typedef struct moe_call {
     size_t size;
@@ -197,6 +283,13 @@ typedef struct moe_call {
     uint64_t step;             /* keys random draws; the same step repeats them */
     const uint8_t *token_mask; /* [T], 1 = real token, 0 = padding: not routed, not counted; NULL: all real */
     float loss_scale;          /* multiplies the gradient of the layer's own losses; 0: 1 */
+    int64_t sequence_length;   /* tokens of one sequence, dividing T; 0: the batch is one sequence */
+    const int32_t *task;       /* [sequences] of routing_unit task */
+    const int32_t *token_id;   /* [T] what hash routing hashes; NULL: the token's number */
+    const int32_t *replay_expert; /* [T,K] recorded selection to use; -1 slots are not routed; NULL: select */
+    const float
+        *replay_weight; /* [T,K] with replay_expert: weights too, without gradient; NULL: live scores */
+    const moe_draws *draws;
 } moe_call;
 
 typedef struct moe_stats {
@@ -231,18 +324,28 @@ typedef struct moe_param {
     int32_t n_dim;
     int64_t dim[3]; /* 1 beyond n_dim */
     void *value;
-    void *grad; /* NULL until reserved for training */
+    void *grad;  /* NULL until reserved for training, and of buffers */
+    bool buffer; /* saved with the layer but not trained: the selection bias */
 } moe_param;
 MOE_API int32_t moe_layer_param_count(const moe_layer *layer);
 MOE_API moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *param);
 MOE_API moe_status moe_layer_param_by_name(const moe_layer *layer, const char *name, moe_param *param);
+
+/* Once an optimizer step: updates the selection bias from the rows counted since the last call
+ * (bias += rate * sign(mean - rows), DeepSeek-V3), quantile balancing's too, and restarts the counts of
+ * the global balance loss. `counts` [E] replaces the layer's own (say, summed over ranks); NULL: its own. */
+MOE_API moe_status moe_layer_end_step(moe_layer *layer, const int64_t *counts);
 
 /* 7. What the router did in the last forward. Pointers are the layer's, valid until the next. */
 typedef struct moe_routing_view {
     int64_t n_tokens;
     int32_t n_experts, top_k;
     moe_dtype dtype;
-    const int32_t *expert; /* [T,K] descending by weight; -1: masked */
+    const int32_t
+        *expert; /* [T,K] descending by selection score; -1: not routed (masked, policy, fewer than K) */
+    const void
+        *selection;   /* [T,E] what was ranked, where that is not the score (sinkhorn, quantile); NULL else */
+    int64_t capacity; /* rows an expert may take of one capacity group; -1: dropless */
     const void *weight;    /* [T,K] of dtype */
     const int32_t *row_of; /* [T,K] row in expert order; -1: masked or dropped */
     const int64_t *routed; /* [E] rows per expert before capacity */
