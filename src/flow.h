@@ -6,25 +6,39 @@
 
 #include <moekit/moe.h>
 
-/* What the layer was given. */
+/* What the layer was given. Pointers are the caller's and live until backward. */
 typedef struct moei_batch {
     moe_mat x; /* [T, d] */
     moe_mode mode;
     uint64_t step;
-    const uint8_t *mask; /* [T] 1 = real token; NULL: all */
-    int64_t n_valid;     /* tokens with mask 1 */
+    const uint8_t *mask;                  /* [T] 1 = real token; NULL: all */
+    int64_t n_valid;                      /* tokens with mask 1 */
+    int64_t n_sequences, sequence_length; /* T = n_sequences * sequence_length; one sequence: (1, T) */
+    const int32_t *task;                  /* [n_sequences]; NULL: none */
+    const int32_t *token_id;              /* [T]; NULL: the token's number */
+    const int32_t *replay_expert;         /* [T, K]; NULL: select */
+    const float *replay_weight;           /* [T, K]; NULL: live weights */
+    const moe_draws *draws;               /* NULL: drawn */
 } moei_batch;
 
-/* Written by route, read by every stage after it. */
+/* Written by route, read by every stage after it. What the router has no use for is NULL. */
 typedef struct moei_routing {
     int64_t n_tokens;
-    int32_t n_experts, top_k;
+    int32_t n_experts;
+    int32_t top_k; /* slots of a token: desc.top_k, but E for expert_choice and 4 for two levels */
     moe_dtype dtype;
-    void *logits;    /* real [T, E] */
-    void *prob;      /* real [T, E] softmax(logits): what losses see; 0 where masked */
-    void *lse;       /* real [T] log-sum-exp of the logits */
-    int32_t *expert; /* [T, K] score descending, ties to the lower index; -1 where masked */
-    void *weight;    /* real [T, K]; 0 where masked */
+    void *logits;     /* real [T, E] what is scored: after bias, forced draws, noise */
+    void *prob;       /* real [T, E] what balance losses see: scores, normalised over E; 0 where masked */
+    void *lse;        /* real [T] log-sum-exp of the logits; 0 where masked */
+    void *selection;  /* real [T, E] what was ranked; -inf: cannot be chosen */
+    int32_t *choice;  /* [T, K] chosen before the router's own policy removed it; NULL: as `expert` */
+    int32_t *expert;  /* [T, K] ranked descending, ties to the lower index; -1: not routed */
+    void *weight;     /* real [T, K]; 0 where expert is -1 */
+    void *clean;      /* real [T, E] noisy_top_k: logits without noise */
+    void *noise_std;  /* real [T, E] and the width of the noise */
+    void *load_prob;  /* real [T, E] and P(e among the K, were its own noise drawn again); 0 where masked */
+    double *load;     /* [E] sum of load_prob over tokens; what the load loss is computed from */
+    double *quantile; /* [E] statistic of this batch, quantile, training */
 } moei_routing;
 
 /* Written by dispatch: where each routed row stands. Indices only; no token is moved. */

@@ -210,7 +210,14 @@ typedef enum moe_purpose {
     MOE_DRAW_JITTER = 2,
     MOE_DRAW_BATCH = 3,
     MOE_DRAW_SAMPLE = 4,
-    MOE_DRAW_TEST = 5
+    MOE_DRAW_TEST = 5,
+    MOE_DRAW_EXPERT_DROPOUT = 6,
+    MOE_DRAW_NOISE = 7,          /* noisy_top_k */
+    MOE_DRAW_FORCED = 8,         /* logits of the random router */
+    MOE_DRAW_HASH = 9,           /* hash and balanced routers */
+    MOE_DRAW_TOP_K = 10,         /* random K */
+    MOE_DRAW_SECOND_POLICY = 11, /* gshard_top2 */
+    MOE_DRAW_DROPOUT = 12        /* hidden activations */
 } moe_purpose;
 MOE_API void moe_random(uint64_t seed, moe_purpose purpose, uint32_t layer, uint64_t step, uint64_t index,
                         uint32_t out[4]);

@@ -31,6 +31,14 @@ static moe_status check_forward(const moe_layer *layer, moe_mat x, moe_mat y, co
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
                             "moe_call.size is %zu; set it to sizeof(moe_call) = %zu", call->size,
                             sizeof *call);
+    if (call && (call->sequence_length < 0 || (call->sequence_length > 0 && x.rows % call->sequence_length)))
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                            "sequence_length: %lld does not divide the %lld tokens of the call",
+                            (long long)call->sequence_length, (long long)x.rows);
+    if (call && call->draws && call->draws->size != sizeof *call->draws)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                            "moe_draws.size is %zu; set it to sizeof(moe_draws) = %zu", call->draws->size,
+                            sizeof *call->draws);
     if (x.rows < 0 || layer->max_tokens < 0 || x.rows > layer->max_tokens)
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
                             "forward of %lld tokens, but %lld are reserved; call moe_layer_reserve first",
@@ -48,7 +56,18 @@ static moe_status check_forward(const moe_layer *layer, moe_mat x, moe_mat y, co
 
 static moei_batch batch_of(moe_mat x, const moe_call *call) {
     moei_batch batch = {.x = moei_with_stride(x), .mode = MOE_INFER, .n_valid = x.rows};
+    batch.n_sequences = 1;
+    batch.sequence_length = x.rows;
     if (!call) return batch;
+    if (call->sequence_length > 0) {
+        batch.sequence_length = call->sequence_length;
+        batch.n_sequences = x.rows / call->sequence_length;
+    }
+    batch.task = call->task;
+    batch.token_id = call->token_id;
+    batch.replay_expert = call->replay_expert;
+    batch.replay_weight = call->replay_weight;
+    batch.draws = call->draws;
     batch.mode = call->mode;
     batch.step = call->step;
     batch.mask = call->token_mask;

@@ -15,10 +15,14 @@ typedef struct moei_router {
     uint32_t layer_index;
 } moei_router;
 
-/* What the losses ask of the router's gradient (written by loss/, read here). */
+/* What the losses ask of the router's gradient (written by loss/, read here). NULL or 0: nothing. */
 typedef struct moei_route_loss_grad {
-    const double *prob; /* [E] d loss / d prob[t,e], the same for every real token; NULL: none */
-    double z;           /* d loss / d lse(t) = z * lse(t) */
+    const double *prob;   /* [n_groups, E] d loss / d prob[t,e], the same for every real token of a group */
+    int64_t group_tokens; /* tokens of a group; 0: one group, the batch */
+    double z;             /* d loss / d lse(t) = z * lse(t) */
+    const double *weight; /* [E] added to the gradient of every routed weight of expert e */
+    const double *load;   /* [E] d loss / d load[e], noisy_top_k */
+    const double *usage;  /* [E] d loss / d softmax(logits)[t,e], whatever the score function */
 } moei_route_loss_grad;
 
 /* `jittered` real [T,d] is needed where the router has jitter and the batch trains.
