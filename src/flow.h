@@ -41,18 +41,35 @@ typedef struct moei_routing {
     double *quantile; /* [E] statistic of this batch, quantile, training */
 } moei_routing;
 
+typedef enum moei_drop { MOEI_DROP_PROBS, MOEI_DROP_POSITION, MOEI_DROP_RANK_MAJOR } moei_drop;
+
+/* How many rows an expert may take from a group of tokens. Made by dispatch from the descriptor; the
+ * hierarchical router asks it too, for its outer and inner experts. */
+typedef struct moei_capacity {
+    const struct moei_capacity_formula *formula;
+    /* C of a group of `n` tokens; factor <= 0: -1, dropless */
+    int64_t (*rows)(const struct moei_capacity *rule, float factor, int64_t n, int32_t K, int32_t E);
+    float factor[2], factor_inner[2]; /* by moe_mode */
+    int32_t minimum, multiple;
+    bool by_sequence; /* groups are sequences; else the batch is one group */
+    bool pad;         /* every expert gets exactly C rows of every group */
+    moei_drop drop;
+} moei_capacity;
+
 /* Written by dispatch: where each routed row stands. Indices only; no token is moved. */
 typedef struct moei_plan {
     int64_t n_tokens;
     int32_t n_experts, top_k;
-    int64_t n_rows;     /* R, after capacity */
+    int64_t n_rows;     /* R, after capacity, with padding */
+    int64_t n_groups;   /* of capacity */
+    int64_t *capacity;  /* [n_groups] rows an expert may take of a group; -1: dropless */
     int64_t *offset;    /* [E + 1] */
     int64_t *routed;    /* [E] rows asked for, before capacity */
     int64_t *kept;      /* [E] rows kept */
-    int32_t *row_token; /* [R] token of row r; ascending inside an expert */
-    int32_t *row_slot;  /* [R] t*K + k of row r */
+    int32_t *row_token; /* [R] token of row r; group by group inside an expert. Padding: 0 */
+    int32_t *row_slot;  /* [R] t*K + k of row r. Padding: -1 */
     int32_t *row_of;    /* [T, K] row of (t, k); -1 where dropped or masked */
-    void *row_weight;   /* real [R] routing weight of row r */
+    void *row_weight;   /* real [R] routing weight of row r. Padding: 0 */
 } moei_plan;
 
 #endif

@@ -1,61 +1,120 @@
-/* capacity.c: how many rows an expert may take, and which stay when more want in.
- * n slots of one expert -> at most C of them.
- * Source: Megatron core (moe_expert_capacity_factor, moe_token_drop_policy); ties go to the lower token.
+/* capacity.c: how many rows an expert may take from one group of tokens: the formulas in use, by name.
+ * n tokens, K experts a token, E experts, factor f -> C rows. In integers, so that no platform rounds
+ * differently. Source: the systems the rows are named after; "switch" is Fedus et al. 2021, equation 3.
  */
-#include "core/real.h"
 #include "dispatch/dispatch.h"
 
 #include <math.h>
+#include <string.h>
 
-enum { MICRO = 1000000 };
+/* A factor as the decimal fraction its author wrote: over / under. */
+typedef struct decimal {
+    int64_t over, under;
+} decimal;
 
-int64_t moei_capacity(float factor, int64_t n_tokens, int32_t top_k, int32_t n_experts) {
+/* Six decimals, or what the seven digits of a float leave of them; products below stay within 64 bits. */
+static decimal decimal_of(float factor) {
+    decimal value = {0, 1000000};
+    while (value.under > 1 && (double)factor * (double)value.under > 1e7) value.under /= 10;
+    value.over = llround(fmin((double)factor * (double)value.under, 1e7));
+    return value;
+}
+
+static int64_t ceil_div(int64_t over, int64_t under) {
+    return (over + under - 1) / under;
+}
+
+/* ceil(K n f / E) */
+static int64_t assignments_up(int64_t n, int32_t K, int32_t E, decimal f) {
+    return ceil_div(n * K * f.over, E * f.under);
+}
+
+/* floor(K n f / E) */
+static int64_t assignments_down(int64_t n, int32_t K, int32_t E, decimal f) {
+    return n * K * f.over / (E * f.under);
+}
+
+/* ceil(n f / E): tokens count once, however many experts they go to */
+static int64_t tokens_up(int64_t n, int32_t K, int32_t E, decimal f) {
+    (void)K;
+    return ceil_div(n * f.over, E * f.under);
+}
+
+/* floor(n f / E) */
+static int64_t tokens_down(int64_t n, int32_t K, int32_t E, decimal f) {
+    (void)K;
+    return n * f.over / (E * f.under);
+}
+
+/* K floor(f ceil(n / E)) */
+static int64_t share_times_k(int64_t n, int32_t K, int32_t E, decimal f) {
+    return K * (ceil_div(n, E) * f.over / f.under);
+}
+
+/* floor(K ceil(f n) / E) */
+static int64_t rounded_tokens_down(int64_t n, int32_t K, int32_t E, decimal f) {
+    return ceil_div(n * f.over, f.under) * K / E;
+}
+
+struct moei_capacity_formula {
+    int64_t (*rows)(int64_t n, int32_t K, int32_t E, decimal f);
+    int32_t minimum;   /* where the descriptor gives none */
+    bool minimum_wins; /* the minimum may exceed the group */
+};
+
+const char *const moei_capacity_formulas[] = {"megatron", "deepspeed", "megablocks", "lucidrains", "gshard",
+                                              "switch",   "tutel",     "fastmoe",    NULL};
+
+/* In the order of their names. */
+static const struct moei_capacity_formula formulas[] = {
+    {assignments_up,      0, false},
+    {assignments_up,      4, false},
+    {assignments_down,    0, false},
+    {tokens_down,         4, true },
+    {tokens_down,         0, false},
+    {tokens_up,           0, false},
+    {share_times_k,       0, false},
+    {rounded_tokens_down, 0, false},
+};
+
+const char *const moei_drop_policies[] = {"probs", "position", "rank_major", NULL};
+
+static int64_t round_up(int64_t value, int64_t multiple) {
+    return multiple > 1 ? ceil_div(value, multiple) * multiple : value;
+}
+
+static int64_t rows_of(const moei_capacity *rule, float factor, int64_t n, int32_t K, int32_t E) {
     if (factor <= 0) return -1;
-    /* A factor that lets every token in would only overflow the product. */
-    if ((double)factor * (double)top_k >= (double)n_experts) return n_tokens;
-    int64_t micro = llround((double)factor * MICRO);
-    int64_t denominator = (int64_t)n_experts * MICRO;
-    int64_t capacity = (n_tokens * top_k * micro + denominator - 1) / denominator;
-    return capacity < n_tokens ? capacity : n_tokens;
+    const struct moei_capacity_formula *formula = rule->formula;
+    const int64_t minimum = rule->minimum > 0 ? rule->minimum : formula->minimum;
+    int64_t rows = formula->rows(n, K, E, decimal_of(factor));
+    if (rows > n) rows = n;
+    if (rows < minimum) rows = minimum;
+    rows = round_up(rows, rule->multiple);
+    return rows > n && !formula->minimum_wins ? n : rows;
 }
 
-/* Order in which slots are kept: larger weight first, then the earlier slot. Total, so any selection
- * algorithm gives the same set. */
-static bool keeps_before(const moei_routing *routing, int32_t a, int32_t b) {
-    double weight_a = moei_real_load(routing->dtype, routing->weight, a);
-    double weight_b = moei_real_load(routing->dtype, routing->weight, b);
-    return weight_a != weight_b ? weight_a > weight_b : a < b;
+/* NULL: the first name. */
+static int32_t position_of(const char *name, const char *const *names) {
+    for (int32_t i = 0; name && names[i]; ++i)
+        if (strcmp(name, names[i]) == 0) return i;
+    return 0;
 }
 
-static void swap_slots(int32_t *a, int32_t *b) {
-    int32_t slot = *a;
-    *a = *b;
-    *b = slot;
-}
-
-/* Quickselect (Hoare 1961): moves the `keep` slots that come first in the order to the front. */
-static void select_front(const moei_routing *routing, int32_t *slots, int64_t n, int64_t keep) {
-    int64_t low = 0, high = n - 1;
-    while (low < high) {
-        int32_t pivot = slots[low + (high - low) / 2];
-        int64_t i = low, j = high;
-        while (i <= j) {
-            while (keeps_before(routing, slots[i], pivot)) ++i;
-            while (keeps_before(routing, pivot, slots[j])) --j;
-            if (i <= j) swap_slots(&slots[i++], &slots[j--]);
-        }
-        if (keep <= j + 1)
-            high = j;
-        else if (keep >= i)
-            low = i;
-        else
-            return;
-    }
-}
-
-void moei_drop_slots(const moei_routing *routing, int64_t capacity, moei_drop drop, int32_t *slots, int64_t n,
-                     int32_t *row_of) {
-    if (n <= capacity) return;
-    if (drop == MOEI_DROP_PROBS) select_front(routing, slots, n, capacity);
-    for (int64_t i = capacity; i < n; ++i) row_of[slots[i]] = -1;
+moei_capacity moei_capacity_of(const moe_layer_desc *desc) {
+    const float train = desc->capacity_factor, inner = desc->capacity_factor_inner;
+    const float eval = desc->capacity_factor_eval > 0 ? desc->capacity_factor_eval : train;
+    moei_capacity rule = {.formula = &formulas[position_of(desc->capacity_formula, moei_capacity_formulas)],
+                          .rows = rows_of,
+                          .minimum = desc->min_capacity,
+                          .multiple = desc->capacity_multiple,
+                          .by_sequence =
+                              desc->capacity_group && strcmp(desc->capacity_group, "sequence") == 0,
+                          .pad = desc->pad_to_capacity,
+                          .drop = (moei_drop)position_of(desc->drop_policy, moei_drop_policies)};
+    rule.factor[MOE_TRAIN] = train;
+    rule.factor[MOE_INFER] = eval;
+    rule.factor_inner[MOE_TRAIN] = inner > 0 ? inner : train;
+    rule.factor_inner[MOE_INFER] = inner > 0 ? inner : eval;
+    return rule;
 }

@@ -1,5 +1,5 @@
 /* dispatch.h: (expert, weight) -> the plan: which row of which expert serves which (token, slot).
- * Indices only. Capacity and dropping change the plan and nothing else.
+ * Indices only. Capacity, dropping and padding change the plan and nothing else.
  */
 #ifndef MOEI_DISPATCH_H
 #define MOEI_DISPATCH_H
@@ -7,22 +7,32 @@
 #include "core/ctx.h"
 #include "flow.h"
 
-typedef enum moei_drop { MOEI_DROP_PROBS, MOEI_DROP_POSITION } moei_drop;
+/* Names of the capacity formulas and of the drop policies, NULL-terminated. */
+extern const char *const moei_capacity_formulas[];
+extern const char *const moei_drop_policies[];
 
-/* Fills the plan from a routing; rows of one expert stand in token order. `capacity` rows an expert at
- * most; negative: dropless. */
-void moei_plan_build(moei_plan *plan, const moei_routing *routing, int64_t capacity, moei_drop drop);
+/* The capacity of a layer, its names looked up. */
+moei_capacity moei_capacity_of(const moe_layer_desc *desc);
 
-/* ceil(n_tokens * top_k / n_experts * factor), at most n_tokens; factor 0: -1, dropless. In integers, the
- * factor taken to six decimals, so that no platform rounds differently (Megatron core's formula). */
-int64_t moei_capacity(float factor, int64_t n_tokens, int32_t top_k, int32_t n_experts);
+/* Fills the plan from a routing. Rows of one expert stand group by group; inside a group in token order,
+ * or with rank_major all first choices before all second ones. `capacity` NULL: dropless. */
+void moei_plan_build(moei_plan *plan, const moei_batch *batch, const moei_routing *routing,
+                     const moei_capacity *capacity);
 
-/* Marks in row_of the slots of expert `e` that exceed `capacity` with -1; those kept are left alone.
- * slots[n]: the t*K+k that chose e, in token order; overwritten. */
+/* Bounds of what a plan of `n_tokens` tokens holds, for reserving. */
+int64_t moei_plan_max_rows(const moei_capacity *capacity, int64_t n_tokens, int32_t top_k, int32_t n_experts);
+int64_t moei_plan_max_groups(const moei_capacity *capacity, int64_t n_tokens);
+
+/* The largest capacity of a group; -1: dropless. */
+int64_t moei_plan_capacity(const moei_plan *plan);
+
+/* Marks in row_of the slots that exceed `capacity` with -1; those kept are left alone.
+ * slots[n]: the t*K+k of one group that chose one expert, in the order of the plan; overwritten. */
 void moei_drop_slots(const moei_routing *routing, int64_t capacity, moei_drop drop, int32_t *slots, int64_t n,
                      int32_t *row_of);
 
-/* For experts that want their rows contiguous. rows[R,n] = weight[r] * x[row_token[r]] (weight NULL: 1) */
+/* For experts that want their rows contiguous. rows[R,n] = weight[r] * x[row_token[r]] (weight NULL: 1);
+ * padding is zeros. */
 void moei_rows_gather(moe_ctx *ctx, const moei_plan *plan, moe_mat x, const void *weight, moe_mat rows);
 /* drow_weight[r] = <dy[row_token[r]], rows[r]> */
 void moei_rows_weight_gradient(moe_ctx *ctx, const moei_plan *plan, moe_mat dy, moe_mat rows,

@@ -6,7 +6,16 @@
 #include "dispatch/dispatch.h"
 #include "kernel/kernel.h"
 
+#include <string.h>
+
 enum { ROWS_PER_TASK = 64 };
+
+static void clear_padding(const moei_plan *plan, moe_mat rows) {
+    for (int64_t r = 0; r < plan->n_rows; ++r)
+        if (plan->row_slot[r] < 0)
+            memset(moei_real_at(rows.dtype, rows.data, r * rows.stride), 0,
+                   (size_t)rows.cols * moe_dtype_bytes(rows.dtype));
+}
 
 void moei_rows_gather(moe_ctx *ctx, const moei_plan *plan, moe_mat x, const void *weight, moe_mat rows) {
     /* A gather is a gather-and-sum of one row each. */
@@ -20,6 +29,7 @@ void moei_rows_gather(moe_ctx *ctx, const moei_plan *plan, moe_mat x, const void
                                                                          .weight = weight,
                                                                          .out = rows.data,
                                                                          .ld_out = rows.stride});
+    clear_padding(plan, rows);
 }
 
 typedef struct weight_job {

@@ -32,6 +32,7 @@ static moe_status create_gate(moe_layer *layer) {
                       .scale = (double)d->routed_scaling_factor,
                       .jitter_eps = d->input_jitter_eps,
                       .layer_index = (uint32_t)d->layer_index};
+    layer->capacity = moei_capacity_of(d);
     layer->param[layer->n_params++] = (moei_layer_param){.name = "gate.weight", .bytes = gate_bytes(d)};
     return MOE_OK;
 }

@@ -55,6 +55,7 @@ struct moe_layer {
     moe_ctx *ctx;
     moe_layer_desc desc; /* complete */
     moei_router router;
+    moei_capacity capacity;
     moei_experts experts, shared;
     void *gate, *gate_grad; /* [E,d] */
     moei_layer_param param[MOEI_LAYER_PARAMS];

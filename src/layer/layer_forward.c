@@ -7,7 +7,6 @@
 #include "loss/loss.h"
 
 #include <math.h>
-#include <string.h>
 
 moe_status moei_layer_check_mat(const moe_layer *layer, const char *name, moe_mat mat, int64_t rows) {
     const int64_t d = layer->desc.d_model;
@@ -127,11 +126,7 @@ static moe_status route_and_plan(moe_layer *layer, const moei_scratch *s) {
     layer->routing.logits = s->logits;
     MOEI_TRY(moei_route_forward(layer->ctx, &layer->router, &layer->batch, layer->gate, s->jittered,
                                 s->entropy, &layer->routing));
-    int64_t capacity = moei_capacity(layer->desc.capacity_factor, layer->batch.n_valid, layer->desc.top_k,
-                                     layer->desc.num_experts);
-    bool by_position = strcmp(layer->desc.drop_policy, "position") == 0;
-    moei_plan_build(&layer->plan, &layer->routing, capacity,
-                    by_position ? MOEI_DROP_POSITION : MOEI_DROP_PROBS);
+    moei_plan_build(&layer->plan, &layer->batch, &layer->routing, &layer->capacity);
     return MOE_OK;
 }
 
@@ -169,6 +164,7 @@ moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
                                .top_k = layer->routing.top_k,
                                .dtype = layer->routing.dtype,
                                .expert = layer->routing.expert,
+                               .capacity = moei_plan_capacity(&layer->plan),
                                .weight = layer->routing.weight,
                                .row_of = layer->plan.row_of,
                                .routed = layer->plan.routed,

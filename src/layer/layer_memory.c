@@ -10,8 +10,13 @@ static void *take(moei_arena *arena, int64_t rows, int64_t cols, size_t element)
     return moei_arena_take(arena, (size_t)rows * (size_t)cols * element);
 }
 
+static int64_t max_rows(const moe_layer *layer, int64_t T) {
+    return moei_plan_max_rows(&layer->capacity, T, layer->desc.top_k, layer->desc.num_experts);
+}
+
 static void carve_routing(moe_layer *layer, moei_arena *arena, int64_t T) {
-    const int64_t E = layer->desc.num_experts, K = layer->desc.top_k, R = T * K;
+    const int64_t E = layer->desc.num_experts, K = layer->desc.top_k;
+    const int64_t R = max_rows(layer, T);
     const size_t real = moe_dtype_bytes(layer->desc.dtype);
     layer->routing = (moei_routing){.n_experts = (int32_t)E,
                                     .top_k = (int32_t)K,
@@ -20,19 +25,21 @@ static void carve_routing(moe_layer *layer, moei_arena *arena, int64_t T) {
                                     .lse = take(arena, T, 1, real),
                                     .expert = take(arena, T, K, sizeof(int32_t)),
                                     .weight = take(arena, T, K, real)};
-    layer->plan = (moei_plan){.n_experts = (int32_t)E,
-                              .top_k = (int32_t)K,
-                              .offset = take(arena, E + 1, 1, sizeof(int64_t)),
-                              .routed = take(arena, E, 1, sizeof(int64_t)),
-                              .kept = take(arena, E, 1, sizeof(int64_t)),
-                              .row_token = take(arena, R, 1, sizeof(int32_t)),
-                              .row_slot = take(arena, R, 1, sizeof(int32_t)),
-                              .row_of = take(arena, T, K, sizeof(int32_t)),
-                              .row_weight = take(arena, R, 1, real)};
+    layer->plan =
+        (moei_plan){.n_experts = (int32_t)E,
+                    .top_k = (int32_t)K,
+                    .capacity = take(arena, moei_plan_max_groups(&layer->capacity, T), 1, sizeof(int64_t)),
+                    .offset = take(arena, E + 1, 1, sizeof(int64_t)),
+                    .routed = take(arena, E, 1, sizeof(int64_t)),
+                    .kept = take(arena, E, 1, sizeof(int64_t)),
+                    .row_token = take(arena, R, 1, sizeof(int32_t)),
+                    .row_slot = take(arena, R, 1, sizeof(int32_t)),
+                    .row_of = take(arena, T, K, sizeof(int32_t)),
+                    .row_weight = take(arena, R, 1, real)};
 }
 
 void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode) {
-    const int64_t R = T * layer->desc.top_k;
+    const int64_t R = max_rows(layer, T);
     const size_t real = moe_dtype_bytes(layer->desc.dtype);
     layer->saved = (moei_saved){0};
     if (layer->experts.ops) carve_routing(layer, arena, T);
@@ -51,7 +58,7 @@ void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_
 static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode,
                                  moei_scratch *s) {
     const moe_layer_desc *d = &layer->desc;
-    const int64_t R = T * d->top_k;
+    const int64_t R = max_rows(layer, T);
     const size_t real = moe_dtype_bytes(d->dtype);
     const bool train = mode == MOE_TRAIN, contiguous = layer->experts.ops->contiguous;
     s->logits = take(arena, T, d->num_experts, real);
@@ -119,6 +126,12 @@ static moe_status check_reserve(const moe_layer *layer, int64_t max_tokens, moe_
         return moe_ctx_fail(
             layer->ctx, MOE_ERR_ARGUMENT, "max_tokens: %lld is outside 0 .. %d (rows are counted in 32 bits)",
             (long long)max_tokens, INT32_MAX / (layer->desc.top_k > 0 ? layer->desc.top_k : 1));
+    if (max_rows(layer, max_tokens) > INT32_MAX)
+        return moe_ctx_fail(
+            layer->ctx, MOE_ERR_ARGUMENT,
+            "max_tokens: pad_to_capacity makes %lld rows of %lld tokens, but rows are counted in "
+            "32 bits; reserve fewer tokens",
+            (long long)max_rows(layer, max_tokens), (long long)max_tokens);
     if (mode != MOE_INFER && mode != MOE_TRAIN)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "mode: %d is neither MOE_INFER nor MOE_TRAIN",
                             (int)mode);

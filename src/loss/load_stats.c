@@ -26,8 +26,11 @@ static double mean_entropy(const moei_batch *batch, const moei_routing *routing,
 void moei_load_stats(const moei_batch *batch, const moei_routing *routing, const moei_plan *plan,
                      const void *entropy, moe_stats *stats) {
     const int32_t E = plan->n_experts;
-    stats->n_routed = batch->n_valid * plan->top_k;
-    stats->n_kept = plan->n_rows;
+    stats->n_routed = stats->n_kept = 0;
+    for (int32_t e = 0; e < E; ++e) {
+        stats->n_routed += plan->routed[e];
+        stats->n_kept += plan->kept[e];
+    }
     stats->n_dropped = stats->n_routed - stats->n_kept;
     double mean = (double)stats->n_routed / E, variance = 0, largest = 0;
     stats->n_dead = 0;
