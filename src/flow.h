@@ -27,18 +27,20 @@ typedef struct moei_routing {
     int32_t n_experts;
     int32_t top_k; /* slots of a token: desc.top_k, but E for expert_choice and 4 for two levels */
     moe_dtype dtype;
-    void *logits;     /* real [T, E] what is scored: after bias, forced draws, noise */
-    void *prob;       /* real [T, E] what balance losses see: scores, normalised over E; 0 where masked */
-    void *lse;        /* real [T] log-sum-exp of the logits; 0 where masked */
-    void *selection;  /* real [T, E] what was ranked; -inf: cannot be chosen */
-    int32_t *choice;  /* [T, K] chosen before the router's own policy removed it; NULL: as `expert` */
-    int32_t *expert;  /* [T, K] ranked descending, ties to the lower index; -1: not routed */
-    void *weight;     /* real [T, K]; 0 where expert is -1 */
-    void *clean;      /* real [T, E] noisy_top_k: logits without noise */
-    void *noise_std;  /* real [T, E] and the width of the noise */
-    void *load_prob;  /* real [T, E] and P(e among the K, were its own noise drawn again); 0 where masked */
-    double *load;     /* [E] sum of load_prob over tokens; what the load loss is computed from */
-    double *quantile; /* [E] statistic of this batch, quantile, training */
+    void *logits;      /* real [T, E] what is scored: after bias, forced draws, noise */
+    void *prob;        /* real [T, E] what balance losses see: scores, normalised over E; 0 where masked */
+    void *lse;         /* real [T] log-sum-exp of the logits; 0 where masked */
+    void *selection;   /* real [T, E] what was ranked; -inf: cannot be chosen */
+    int32_t *choice;   /* [T, K] chosen before the router's own policy removed it; NULL: as `expert` */
+    int32_t *expert;   /* [T, K] ranked descending, ties to the lower index; -1: not routed */
+    void *weight;      /* real [T, K]; 0 where expert is -1 */
+    void *clean;       /* real [T, E] noisy_top_k: logits without noise */
+    void *noise_std;   /* real [T, E] and the width of the noise */
+    void *load_prob;   /* real [T, E] and P(e among the K, were its own noise drawn again); 0 where masked */
+    double *load;      /* [E] sum of load_prob over tokens; what the load loss is computed from */
+    double *quantile;  /* [E] statistic of this batch, quantile, training */
+    int64_t n_dropped; /* slots a router with capacities of its own (hierarchical) dropped */
+    double level_loss; /* and the GShard losses of its two levels, summed */
 } moei_routing;
 
 typedef enum moei_drop { MOEI_DROP_PROBS, MOEI_DROP_POSITION, MOEI_DROP_RANK_MAJOR } moei_drop;

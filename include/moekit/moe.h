@@ -295,10 +295,13 @@ typedef struct moe_call {
 typedef struct moe_stats {
     size_t size;
     int64_t n_tokens;                    /* tokens not masked */
-    int64_t n_routed, n_kept, n_dropped; /* rows; kept + dropped = routed = K * n_tokens */
+    int64_t n_routed, n_kept, n_dropped; /* rows; kept + dropped = routed, K * n_tokens
+                                            less what policies and random K leave out */
     int32_t n_dead;                      /* experts without a single row */
     double loss;                         /* sum of coeff * loss, what training adds to the main loss */
     double aux_loss, z_loss;             /* without their coefficients; 1.0 is perfect balance for aux */
+    double seq_aux_loss, global_aux_loss, gshard_loss;   /* likewise, but 0 where their coefficient is 0 */
+    double importance_loss, load_loss, entropy_loss;
     double load_cv;                      /* standard deviation / mean of the rows per expert (population) */
     double load_max;                     /* largest rows per expert / mean */
     double load_entropy;                 /* H(rows per expert) / ln E, in [0, 1] */

@@ -16,6 +16,10 @@ static size_t gate_bytes(const moe_layer_desc *d) {
     return (size_t)d->num_experts * (size_t)d->d_model * moe_dtype_bytes(d->dtype);
 }
 
+static size_t history_bytes(const moe_layer_desc *d) {
+    return (size_t)d->num_experts * sizeof(int64_t);
+}
+
 static moe_status create_gate(moe_layer *layer) {
     const moe_layer_desc *d = &layer->desc;
     layer->gate = moe_ctx_alloc(layer->ctx, gate_bytes(d));
@@ -33,6 +37,9 @@ static moe_status create_gate(moe_layer *layer) {
                       .jitter_eps = d->input_jitter_eps,
                       .layer_index = (uint32_t)d->layer_index};
     layer->capacity = moei_capacity_of(d);
+    layer->history.count = moe_ctx_alloc(layer->ctx, history_bytes(d));
+    if (!layer->history.count) return MOE_ERR_MEMORY;
+    moei_loss_history_clear(&layer->history, d->num_experts);
     layer->param[layer->n_params++] = (moei_layer_param){.name = "gate.weight", .bytes = gate_bytes(d)};
     return MOE_OK;
 }
@@ -137,6 +144,7 @@ void moe_layer_destroy(moe_layer *layer) {
     destroy_experts(&layer->experts);
     destroy_experts(&layer->shared);
     moe_ctx_free(ctx, layer->gate, gate_bytes(&layer->desc));
+    moe_ctx_free(ctx, layer->history.count, history_bytes(&layer->desc));
     moe_ctx_free(ctx, layer->saved_block, layer->saved_bytes);
     if (!layer->scratch_owner) moe_ctx_free(ctx, layer->scratch_block, layer->scratch_bytes);
     moe_ctx_free(ctx, layer, sizeof *layer);

@@ -9,6 +9,7 @@
 #include "core/ctx.h"
 #include "dispatch/dispatch.h"
 #include "flow.h"
+#include "loss/loss.h"
 #include "route/route.h"
 
 /* One group of experts behind the public table: the routed ones, or the shared one. */
@@ -38,11 +39,10 @@ typedef struct moei_saved {
 
 /* Carved anew by every call; NULL where the call does not need it. */
 typedef struct moei_scratch {
-    void *logits;                /* [T,E]; dlogits in backward */
-    void *jittered;              /* [T,d] */
-    void *entropy;               /* [T] */
-    void *prob_sum;              /* [E] */
-    double *aux_grad;            /* [E] */
+    void *logits;   /* [T,E]; dlogits in backward */
+    void *jittered; /* [T,d] */
+    void *entropy;  /* [T] */
+    moei_loss_scratch loss;
     void *rows;                  /* [R,d] expert outputs; input gradients in backward */
     void *in_rows;               /* [R,d] contiguous experts: gathered tokens */
     void *dout_rows;             /* [R,d] contiguous experts: weight * dy */
@@ -69,6 +69,7 @@ struct moe_layer {
 
     moei_routing routing;
     moei_plan plan;
+    moei_loss_history history; /* of the global balance loss */
     moei_saved saved;
 
     moei_batch batch; /* of the last forward */
@@ -80,6 +81,16 @@ struct moe_layer {
 void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode);
 moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode);
 moei_scratch moei_layer_scratch(const moe_layer *layer, int64_t T, moe_mode mode);
+
+/* The losses of the last forward, in this call's scratch. */
+static inline moei_loss_job moei_layer_loss_job(const moe_layer *layer, const moei_scratch *s) {
+    return (moei_loss_job){.ctx = layer->ctx,
+                           .desc = &layer->desc,
+                           .batch = &layer->batch,
+                           .routing = &layer->routing,
+                           .history = &layer->history,
+                           .scratch = s->loss};
+}
 
 /* A view whose stride 0 has become its columns. */
 static inline moe_mat moei_with_stride(moe_mat mat) {

@@ -4,7 +4,6 @@
  */
 #include "combine/combine.h"
 #include "layer/layer.h"
-#include "loss/loss.h"
 
 static moe_status check_backward(const moe_layer *layer, moe_mat x, moe_mat dy, moe_mat dx) {
     if (!layer->can_backward)
@@ -72,15 +71,22 @@ static moe_status experts_backward(moe_layer *layer, const moei_scratch *s, moe_
     return layer->experts.ops->backward(layer->experts.self, &io);
 }
 
+/* What the losses ask of the router, in the router's terms. */
+static moei_route_loss_grad losses_backward(const moe_layer *layer, const moei_scratch *s) {
+    moei_loss_job job = moei_layer_loss_job(layer, s);
+    moei_loss_count(&job);
+    const moei_loss_grad grad = moei_loss_gradient(&job, (double)layer->loss_scale);
+    return (moei_route_loss_grad){.prob = grad.prob,
+                                  .group_tokens = layer->batch.x.rows / grad.n_groups,
+                                  .z = grad.z,
+                                  .weight = grad.weight,
+                                  .load = grad.load,
+                                  .usage = grad.usage,
+                                  .levels = grad.levels};
+}
+
 static void route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx) {
-    const double scale = (double)layer->loss_scale;
-    moei_route_loss_grad loss = {0};
-    if (layer->desc.aux_loss_coeff > 0) {
-        moei_loss_balance_gradient(&layer->batch, &layer->plan, scale * (double)layer->desc.aux_loss_coeff,
-                                   s->aux_grad);
-        loss.prob = s->aux_grad;
-    }
-    loss.z = moei_loss_z_gradient(&layer->batch, scale * (double)layer->desc.z_loss_coeff);
+    const moei_route_loss_grad loss = losses_backward(layer, s);
     moei_rows_to_slots(&layer->plan, layer->desc.dtype, s->drow_weight, s->dweight);
     moei_route_backward(layer->ctx, &layer->router, &layer->batch, layer->gate, s->jittered, &layer->routing,
                         s->dweight, loss, s->logits, layer->gate_grad, dx);

@@ -4,7 +4,6 @@
  */
 #include "combine/combine.h"
 #include "layer/layer.h"
-#include "loss/loss.h"
 
 #include <math.h>
 
@@ -113,12 +112,11 @@ static moe_status run_shared(moe_layer *layer, const moei_scratch *s, moe_mat y)
 }
 
 static void measure_losses(moe_layer *layer, const moei_scratch *s, moe_stats *stats) {
+    moei_loss_job job = moei_layer_loss_job(layer, s);
     moei_load_stats(&layer->batch, &layer->routing, &layer->plan, s->entropy, stats);
-    stats->aux_loss =
-        moei_loss_balance(layer->ctx, &layer->batch, &layer->routing, &layer->plan, s->prob_sum);
-    stats->z_loss = moei_loss_z(&layer->batch, &layer->routing);
-    stats->loss = (double)layer->desc.aux_loss_coeff * stats->aux_loss +
-                  (double)layer->desc.z_loss_coeff * stats->z_loss;
+    moei_loss_count(&job);
+    if (layer->batch.mode == MOE_TRAIN) moei_loss_history_add(&job, &layer->history);
+    moei_loss_values(&job, stats);
 }
 
 static moe_status route_and_plan(moe_layer *layer, const moei_scratch *s) {

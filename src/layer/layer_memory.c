@@ -64,8 +64,7 @@ static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, int6
     s->logits = take(arena, T, d->num_experts, real);
     if (train && d->input_jitter_eps > 0) s->jittered = take(arena, T, d->d_model, real);
     s->entropy = take(arena, T, 1, real);
-    s->prob_sum = take(arena, d->num_experts, 1, real);
-    s->aux_grad = take(arena, d->num_experts, 1, sizeof(double));
+    s->loss = moei_loss_carve(d, arena, T);
     s->rows = take(arena, R, d->d_model, real);
     if (contiguous) s->in_rows = take(arena, R, d->d_model, real);
     if (train && contiguous) s->dout_rows = take(arena, R, d->d_model, real);

@@ -26,13 +26,15 @@ static double mean_entropy(const moei_batch *batch, const moei_routing *routing,
 void moei_load_stats(const moei_batch *batch, const moei_routing *routing, const moei_plan *plan,
                      const void *entropy, moe_stats *stats) {
     const int32_t E = plan->n_experts;
-    stats->n_routed = stats->n_kept = 0;
+    int64_t asked = 0;
+    stats->n_kept = 0;
     for (int32_t e = 0; e < E; ++e) {
-        stats->n_routed += plan->routed[e];
+        asked += plan->routed[e];
         stats->n_kept += plan->kept[e];
     }
+    stats->n_routed = asked + routing->n_dropped;
     stats->n_dropped = stats->n_routed - stats->n_kept;
-    double mean = (double)stats->n_routed / E, variance = 0, largest = 0;
+    double mean = (double)asked / E, variance = 0, largest = 0;
     stats->n_dead = 0;
     for (int32_t e = 0; e < E; ++e) {
         double load = (double)plan->routed[e];
@@ -42,6 +44,6 @@ void moei_load_stats(const moei_batch *batch, const moei_routing *routing, const
     }
     stats->load_cv = mean > 0 ? sqrt(variance) / mean : 0;
     stats->load_max = mean > 0 ? largest / mean : 0;
-    stats->load_entropy = normalised_entropy(plan->routed, E, (double)stats->n_routed);
+    stats->load_entropy = normalised_entropy(plan->routed, E, (double)asked);
     stats->router_entropy = mean_entropy(batch, routing, entropy);
 }

@@ -1,0 +1,190 @@
+/* loss.c: all losses of a layer at once: what they share, their sum, the sum of their gradients.
+ * prob[T,E], expert[T,K] -> count[G,E], prob_sum[G,E]; a table row names each loss and its coefficient.
+ * Source: the plain map is that of Megatron core's aux losses: top-K of the scores, without bias or groups.
+ */
+#include "loss/loss.h"
+
+#include "core/real.h"
+#include "kernel/kernel.h"
+
+#include <stddef.h>
+#include <string.h>
+
+enum { TOKENS_PER_TASK = 64 };
+
+typedef struct loss_row {
+    size_t coeff, stat; /* fields of moe_layer_desc (float) and moe_stats (double) */
+    double (*value)(const moei_loss_job *job);
+    void (*gradient)(const moei_loss_job *job, double scale, moei_loss_grad *grad);
+    bool always;    /* told even where its coefficient is 0 */
+    bool by_scores; /* reads prob, which a hierarchical router has not */
+} loss_row;
+
+#define LOSS(coeff, stat) offsetof(moe_layer_desc, coeff), offsetof(moe_stats, stat)
+
+static const loss_row losses[] = {
+    {LOSS(aux_loss_coeff,        aux_loss),        moei_loss_switch,     moei_loss_switch_gradient,     true,  true },
+    {LOSS(seq_aux_loss_coeff,    seq_aux_loss),    moei_loss_sequence,   moei_loss_sequence_gradient,   false, true },
+    {LOSS(global_aux_loss_coeff, global_aux_loss), moei_loss_global,     moei_loss_global_gradient,     false, true },
+    {LOSS(gshard_loss_coeff,     gshard_loss),     moei_loss_gshard,     moei_loss_gshard_gradient,     false, false},
+    {LOSS(importance_loss_coeff, importance_loss), moei_loss_importance, moei_loss_importance_gradient, false,
+     false                                                                                                          },
+    {LOSS(load_loss_coeff,       load_loss),       moei_loss_load,       moei_loss_load_gradient,       false, false},
+    {LOSS(entropy_loss_coeff,    entropy_loss),    moei_loss_entropy,    moei_loss_entropy_gradient,    false, true },
+    {LOSS(z_loss_coeff,          z_loss),          moei_loss_z,          moei_loss_z_gradient,          true,  false},
+};
+
+enum { LOSSES = sizeof losses / sizeof *losses };
+
+static double coefficient(const moei_loss_job *job, const loss_row *row) {
+    return (double)*(const float *)((const char *)job->desc + row->coeff);
+}
+
+static bool looks_at_sequences(const moe_layer_desc *desc) {
+    return desc->seq_aux_loss_coeff != 0 || desc->gshard_loss_coeff != 0;
+}
+
+static bool counts_plain(const moe_layer_desc *desc) {
+    return desc->aux_map && strcmp(desc->aux_map, "plain") == 0;
+}
+
+static void *take(moei_arena *arena, int64_t rows, int64_t cols, size_t element) {
+    return moei_arena_take(arena, (size_t)rows * (size_t)cols * element);
+}
+
+moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moei_arena *arena, int64_t T) {
+    const int64_t E = desc->num_experts, G = looks_at_sequences(desc) && T > 1 ? T : 1;
+    moei_loss_scratch s = {.offset = take(arena, G + 1, 1, sizeof(int64_t)),
+                           .valid = take(arena, G, 1, sizeof(int64_t)),
+                           .count = take(arena, G, E, sizeof(int64_t)),
+                           .total = take(arena, E, 1, sizeof(int64_t)),
+                           .prob_sum = take(arena, G, E, moe_dtype_bytes(desc->dtype)),
+                           .mean = take(arena, E, 1, sizeof(double)),
+                           .prob = take(arena, G, E, sizeof(double)),
+                           .weight = take(arena, E, 1, sizeof(double)),
+                           .load = take(arena, E, 1, sizeof(double)),
+                           .usage = take(arena, E, 1, sizeof(double))};
+    if (desc->gshard_loss_coeff != 0) s.first = take(arena, G, E, sizeof(int64_t));
+    if (counts_plain(desc)) s.plain = take(arena, T, desc->top_k, sizeof(int32_t));
+    return s;
+}
+
+/* The K largest scores of token t, ties to the lower index. */
+static void plain_token(const moei_loss_job *job, int64_t t) {
+    const moei_routing *routing = job->routing;
+    const int32_t E = routing->n_experts, K = job->desc->top_k;
+    int32_t *chosen = job->scratch.plain + t * K;
+    double last = 0;
+    for (int32_t k = 0; k < K; ++k) {
+        int32_t best = -1;
+        double best_score = 0;
+        for (int32_t e = 0; e < E; ++e) {
+            const double score = moei_real_load(routing->dtype, routing->prob, t * E + e);
+            if (k > 0 && (score > last || (score == last && e <= chosen[k - 1]))) continue;
+            if (best >= 0 && score <= best_score) continue;
+            best = e;
+            best_score = score;
+        }
+        chosen[k] = best;
+        last = best_score;
+    }
+}
+
+static void plain_task(void *arg, int64_t task, void *scratch) {
+    (void)scratch;
+    const moei_loss_job *job = arg;
+    const int64_t end = (task + 1) * TOKENS_PER_TASK, T = job->routing->n_tokens, K = job->desc->top_k;
+    for (int64_t t = task * TOKENS_PER_TASK; t < end && t < T; ++t) {
+        if (!job->batch->mask || job->batch->mask[t])
+            plain_token(job, t);
+        else
+            for (int64_t k = 0; k < K; ++k) job->scratch.plain[t * K + k] = -1;
+    }
+}
+
+static void count_map(const moei_loss_job *job, const int32_t *expert, int32_t K) {
+    const int32_t E = job->routing->n_experts;
+    const moei_loss_scratch *s = &job->scratch;
+    memset(s->count, 0, (size_t)(job->n_groups * E) * sizeof *s->count);
+    memset(s->total, 0, (size_t)E * sizeof *s->total);
+    for (int64_t g = 0; g < job->n_groups; ++g)
+        for (int64_t slot = s->offset[g] * K; slot < s->offset[g + 1] * K; ++slot)
+            if (expert[slot] >= 0) ++s->count[g * E + expert[slot]];
+    for (int64_t i = 0; i < job->n_groups * E; ++i) s->total[i % E] += s->count[i];
+}
+
+static void mark_groups(moei_loss_job *job) {
+    const moei_loss_scratch *s = &job->scratch;
+    const bool sequences = looks_at_sequences(job->desc) && job->batch->n_sequences > 0;
+    const int64_t T = job->routing->n_tokens, length = sequences ? job->batch->sequence_length : T;
+    job->n_groups = sequences ? job->batch->n_sequences : 1;
+    for (int64_t g = 0; g <= job->n_groups; ++g) s->offset[g] = g * length;
+    for (int64_t g = 0; g < job->n_groups; ++g) {
+        s->valid[g] = length;
+        for (int64_t t = s->offset[g]; job->batch->mask && t < s->offset[g + 1]; ++t)
+            s->valid[g] -= job->batch->mask[t] == 0;
+    }
+}
+
+void moei_loss_count(moei_loss_job *job) {
+    mark_groups(job);
+    if (!job->scratch.plain || !job->routing->prob) {
+        count_map(job, job->routing->expert, job->routing->top_k);
+        return;
+    }
+    moei_parallel(&job->ctx->team, (job->routing->n_tokens + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK,
+                  plain_task, job);
+    count_map(job, job->scratch.plain, job->desc->top_k);
+}
+
+void moei_loss_history_add(const moei_loss_job *job, moei_loss_history *history) {
+    for (int32_t e = 0; e < job->routing->n_experts; ++e) history->count[e] += job->scratch.total[e];
+}
+
+void moei_loss_history_clear(moei_loss_history *history, int32_t n_experts) {
+    memset(history->count, 0, (size_t)n_experts * sizeof *history->count);
+}
+
+int64_t moei_loss_groups_used(const moei_loss_job *job) {
+    int64_t used = 0;
+    for (int64_t g = 0; g < job->n_groups; ++g) used += job->scratch.valid[g] > 0;
+    return used;
+}
+
+void moei_loss_values(const moei_loss_job *job, moe_stats *stats) {
+    const moei_routing *routing = job->routing;
+    if (routing->prob)
+        job->ctx->kernels[routing->dtype]->colsum(&job->ctx->team,
+                                                  &(moe_colsum_args){.dtype = routing->dtype,
+                                                                     .n_groups = (int32_t)job->n_groups,
+                                                                     .offset = job->scratch.offset,
+                                                                     .n = routing->n_experts,
+                                                                     .a = routing->prob,
+                                                                     .lda = routing->n_experts,
+                                                                     .out = job->scratch.prob_sum});
+    stats->loss = 0;
+    for (int i = 0; i < LOSSES; ++i) {
+        const loss_row *row = &losses[i];
+        const double coeff = coefficient(job, row);
+        double *stat = (double *)((char *)stats + row->stat);
+        *stat = 0;
+        if ((coeff == 0 && !row->always) || (row->by_scores && !routing->prob)) continue;
+        *stat = job->batch->n_valid > 0 ? row->value(job) : 0;
+        stats->loss += coeff * *stat;
+    }
+}
+
+moei_loss_grad moei_loss_gradient(const moei_loss_job *job, double scale) {
+    moei_loss_grad grad = {.n_groups = job->n_groups};
+    for (int i = 0; i < LOSSES; ++i) {
+        const double coeff = coefficient(job, &losses[i]);
+        if (coeff != 0 && job->batch->n_valid > 0) losses[i].gradient(job, scale * coeff, &grad);
+    }
+    return grad;
+}
+
+double *moei_loss_want(double **slot, double *memory, int64_t n) {
+    if (*slot) return *slot;
+    memset(memory, 0, (size_t)n * sizeof *memory);
+    return *slot = memory;
+}
