@@ -21,8 +21,14 @@ typedef struct moe_expert_desc {
     int32_t n_experts;
     int32_t d_in, d_hidden, d_out;
     const char *activation;
-    bool bias;
-    float init_std, init_std_down;
+    const char *glu_layout;                                      /* "auto" "halves" "interleaved" */
+    float activation_alpha, activation_limit, glu_linear_offset; /* 0: the activation's own */
+    bool bias, up_bias;                                          /* on both projections; on the first only */
+    float dropout;                                               /* of hidden activations, training */
+    bool recompute;    /* save nothing that backward can compute again */
+    const char *kinds; /* unequal experts: one entry an expert; "": all alike */
+    const char *init_scheme;
+    float init_std, init_std_down, init_std_scale;
     int32_t layer_index;
     uint64_t stream; /* distinguishes random draws of routed and shared experts */
     void *user;      /* moe_expert_ops.user */
@@ -34,11 +40,14 @@ typedef struct moe_expert_io {
     moe_mode mode;
     int32_t n_experts;
     int64_t n_rows;
-    const int64_t *offset;    /* [n_experts + 1] */
-    const int32_t *row_token; /* [R] row of `in` (and of `dout`) for row r; NULL: r itself */
-    const void *row_weight;   /* [R] routing weight of row r; NULL: 1 */
-    moe_mat in;               /* [T, d_in] tokens, or [R, d_in] where `contiguous` */
-    moe_mat out;              /* forward: [R, d_out] rows in expert order, written */
+    const int64_t *offset;       /* [n_experts + 1] */
+    const int32_t *row_token;    /* [R] row of `in` (and of `dout`) for row r; NULL: r itself */
+    const void *row_weight;      /* [R] routing weight of row r; NULL: 1 */
+    moe_mat in;                  /* [T, d_in] tokens, or [R, d_in] where `contiguous` */
+    moe_mat out;                 /* forward: [R, d_out] rows in expert order, written */
+    uint64_t step;               /* keys random draws */
+    const int32_t *row_slot;     /* [R] token * K + k of row r, what draws are counted by; NULL: r itself */
+    const uint8_t *dropout_keep; /* [T*K, d_hidden] 1: kept, instead of draws; NULL: drawn */
     void *saved;   /* saved_bytes(R): written by a MOE_TRAIN forward, may be overwritten by backward */
     void *scratch; /* scratch_bytes(R, mode) */
     /* backward only */

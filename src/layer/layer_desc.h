@@ -3,7 +3,27 @@
 #define MOEI_LAYER_DESC_H
 
 #include "core/ctx.h"
+#include "core/option.h"
+
+#include <string.h>
 
 moe_status moei_layer_desc_fill(moe_ctx *ctx, const moe_layer_desc *given, moe_layer_desc *filled);
+
+moei_option_table moei_layer_option_table(void);
+
+/* Whether the settings of a complete descriptor go together and each has a use; else the reason. */
+moe_status moei_layer_desc_check(moe_ctx *ctx, const moe_layer_desc *desc);
+
+static inline bool moei_is(const char *value, const char *choice) {
+    return strcmp(value, choice) == 0;
+}
+
+/* Widths on both sides of the routed experts: those of the layer, or the latent one. */
+static inline int32_t moei_expert_in(const moe_layer_desc *desc) {
+    return desc->latent_size > 0 ? desc->latent_size : desc->d_model;
+}
+static inline int32_t moei_expert_out(const moe_layer_desc *desc) {
+    return desc->latent_size > 0 ? desc->latent_size : desc->output_size;
+}
 
 #endif

@@ -1,0 +1,242 @@
+/* layer_check.c: whether the settings of a layer go together. A setting that would be ignored is refused.
+ * Each rule: a setting is in use, what it needs is not there, and the text says what would be right.
+ * Source: several of the reference systems ignore such settings silently; this list names each case.
+ */
+#include "experts/activation.h"
+#include "layer/layer_desc.h"
+
+typedef struct checker {
+    moe_ctx *ctx;
+    moe_status status; /* of the first rule broken */
+} checker;
+
+static void rule(checker *c, bool used, bool right, const char *option, const char *reason) {
+    if (c->status == MOE_OK && used && !right)
+        c->status = moe_ctx_fail(c->ctx, MOE_ERR_ARGUMENT, "%s: %s", option, reason);
+}
+
+static void built(checker *c, bool used, const char *option, const char *reason) {
+    if (c->status == MOE_OK && used)
+        c->status = moe_ctx_fail(c->ctx, MOE_ERR_UNSUPPORTED, "%s: %s", option, reason);
+}
+
+static void check_shape(checker *c, const moe_layer_desc *d) {
+    const bool routed = d->num_experts > 0, shared = d->num_shared_experts > 0;
+    if (routed && (d->top_k < 1 || d->top_k > d->num_experts))
+        c->status = moe_ctx_fail(c->ctx, MOE_ERR_ARGUMENT, "top_k: %d is outside 1 .. num_experts = %d",
+                                 d->top_k, d->num_experts);
+    const bool all_kinds = *d->expert_kinds;
+    rule(c, true, d->dtype == MOE_F32 || d->dtype == MOE_F64, "dtype", "is neither MOE_F32 nor MOE_F64");
+    rule(c, true, d->d_model > 0, "d_model", "0; a layer needs a width of at least 1");
+    rule(c, true, routed || shared, "num_experts",
+         "0 without shared experts; set num_experts or num_shared_experts");
+    rule(c, routed && !all_kinds, d->expert_hidden_size > 0, "expert_hidden_size",
+         "0; an expert needs at least 1");
+    rule(c, shared, d->shared_expert_hidden_size > 0, "shared_expert_hidden_size",
+         "0; a shared expert needs at least 1");
+    rule(c, d->shared_expert_hidden_size > 0, shared, "shared_expert_hidden_size",
+         "needs num_shared_experts");
+    rule(c, *d->shared_expert_activation, shared, "shared_expert_activation", "needs num_shared_experts");
+    rule(c, d->shared_expert_gate, shared, "shared_expert_gate", "needs num_shared_experts");
+    rule(c, d->latent_size > 0, routed, "latent_size", "is of the routed experts, and num_experts is 0");
+    rule(c, d->output_bias, routed, "output_bias", "is of the routed experts, and num_experts is 0");
+    rule(c, d->dropout > 0, routed, "dropout", "is of the routed experts, and num_experts is 0");
+    rule(c, all_kinds, routed, "expert_kinds", "is of the routed experts, and num_experts is 0");
+    rule(c, !moei_is(d->weight_apply, "output"), routed, "weight_apply",
+         "is of the routed experts, and num_experts is 0");
+    rule(c, moei_is(d->weight_apply, "input"), d->top_k == 1, "weight_apply",
+         "input needs top_k 1: with more, a token has no one weight");
+}
+
+static void check_activation(checker *c, const moe_layer_desc *d) {
+    const moei_activation *act = moei_activation_find(d->activation), *shared = act;
+    if (d->num_shared_experts > 0) shared = moei_activation_find(d->shared_expert_activation);
+    rule(c, true, shared, "shared_expert_activation", "is not one of those of activation");
+    if (!shared || d->num_experts == 0) act = shared ? shared : act;
+    if (!shared) shared = act;
+    const bool gated = act->gated || shared->gated, alpha = act->alpha > 0 || shared->alpha > 0;
+    rule(c, !moei_is(d->glu_layout, "auto"), gated, "glu_layout",
+         "needs a gated activation: only they have gate and up columns");
+    rule(c, d->activation_limit > 0, gated, "activation_limit",
+         "needs a gated activation: it clamps gate and up");
+    rule(c, d->glu_linear_offset > 0, gated, "glu_linear_offset",
+         "needs a gated activation: it is added to up");
+    rule(c, d->activation_alpha > 0, alpha, "activation_alpha", "needs quick_geglu, quick_gelu or swigluoai");
+    rule(c, d->expert_up_bias, !d->expert_bias, "expert_up_bias",
+         "expert_bias already gives biases to both projections; set one of them");
+}
+
+static void check_experts(checker *c, const moe_layer_desc *d) {
+    const bool ffn = moei_is(d->expert, "ffn"), mixed = *d->expert_kinds;
+    const bool normal = moei_is(d->init_scheme, "normal"),
+               megatron = moei_is(d->init_scheme, "megatron_scaled");
+    const bool sigma =
+        moei_is(d->init_scheme, "sigma_moe") || moei_is(d->router_init, "normal_fan_in_renorm");
+    rule(c, mixed, ffn, "expert_kinds", "names each expert itself; leave expert at ffn");
+    rule(c, d->dropout > 0, ffn, "dropout", "is built into ffn experts only");
+    rule(c, !moei_is(d->recompute, "none"), ffn || d->num_shared_experts > 0, "recompute",
+         "is built into ffn experts only");
+    rule(c, d->expert_up_bias, ffn || d->num_shared_experts > 0, "expert_up_bias",
+         "is built into ffn experts only");
+    rule(c, megatron, d->init_std_down > 0, "init_scheme",
+         "megatron_scaled needs init_std_down: init_std / sqrt(2 * layers) of the whole model");
+    rule(c, d->init_std_down > 0, normal || megatron, "init_std_down",
+         "is not used by this init_scheme; it has widths of its own");
+    rule(c, d->init_std_scale > 0, sigma, "init_std_scale",
+         "needs init_scheme sigma_moe or router_init normal_fan_in_renorm");
+    rule(c, !moei_is(d->router_init, "normal"), d->num_experts > 0, "router_init", "there is no router");
+}
+
+static void check_scores(checker *c, const moe_layer_desc *d) {
+    const bool softmax = moei_is(d->score_function, "softmax"), late = softmax && !d->score_before_topk;
+    const bool by_task = moei_is(d->routing_unit, "task");
+    rule(c, d->norm_topk_prob, !late, "norm_topk_prob",
+         "weights scored after the selection already sum to 1; set score_before_topk or leave "
+         "norm_topk_prob off");
+    rule(c, by_task, d->num_tasks > 0, "routing_unit", "task needs num_tasks");
+    rule(c, d->num_tasks > 0, by_task, "num_tasks", "needs routing_unit task");
+    rule(c, d->input_jitter_eps > 0, !by_task, "input_jitter_eps", "a task has no input to jitter");
+    rule(c, d->selection_bias, !late, "selection_bias",
+         "softmax after the selection has no scores to select by; set score_before_topk, or another "
+         "score_function");
+    rule(c, d->selection_bias_update_rate > 0, d->selection_bias, "selection_bias_update_rate",
+         "needs selection_bias");
+    rule(c, d->selection_bias_recenter, d->selection_bias, "selection_bias_recenter", "needs selection_bias");
+    rule(c, d->selection_bias_recenter, d->selection_bias_update_rate > 0, "selection_bias_recenter",
+         "happens at updates; needs selection_bias_update_rate");
+    rule(c, d->selection_bias_in_weights, d->selection_bias, "selection_bias_in_weights",
+         "needs selection_bias");
+    rule(c, d->selection_bias_in_weights, !softmax, "selection_bias_in_weights",
+         "needs score_function sigmoid or sqrtsoftplus");
+}
+
+static void check_groups(checker *c, const moe_layer_desc *d) {
+    const int32_t G = d->num_groups, kept = d->group_top_k, each = G > 0 ? d->num_experts / G : 0;
+    const bool on = G > 0 || kept > 0;
+    rule(c, !moei_is(d->group_score, "top2_sum"), on, "group_score", "needs num_groups");
+    rule(c, on, G >= 1 && kept >= 1 && kept <= G, "group_top_k",
+         "set num_groups, and 1 <= group_top_k <= num_groups");
+    rule(c, on, each * G == d->num_experts, "num_groups", "does not divide num_experts");
+    rule(c, on, d->top_k <= kept * each, "top_k", "is more than group_top_k groups of experts hold");
+    rule(c, on, moei_is(d->router_type, "top_k"), "num_groups", "needs router_type top_k");
+    rule(c, moei_is(d->group_score, "topn_sum"), kept < 1 || d->top_k % kept == 0, "group_score",
+         "topn_sum sums the top_k / group_top_k best of a group; group_top_k must divide top_k");
+}
+
+static void check_router(checker *c, const moe_layer_desc *d) {
+    const char *type = d->router_type;
+    const bool top_k = moei_is(type, "top_k"), noisy = moei_is(type, "noisy_top_k");
+    const bool sinkhorn = moei_is(type, "sinkhorn"), megatron = moei_is(d->sinkhorn_variant, "megatron");
+    const bool balanced = moei_is(type, "balanced"), quantile = moei_is(type, "quantile");
+    rule(c, d->top_k_min > 0, top_k, "top_k_min", "needs router_type top_k");
+    rule(c, d->top_k_min > 0, d->top_k_min <= d->top_k, "top_k_min", "is more than top_k");
+    rule(c, d->selection_bias, top_k, "selection_bias", "needs router_type top_k");
+    rule(c, d->expert_dropout > 0, top_k || sinkhorn, "expert_dropout",
+         "needs router_type top_k or sinkhorn");
+    rule(c, d->noise_epsilon > 0, noisy, "noise_epsilon", "needs router_type noisy_top_k");
+    rule(c, d->load_loss_coeff > 0, noisy, "load_loss_coeff",
+         "needs router_type noisy_top_k: the load is smooth through its noise");
+    rule(c, !moei_is(d->sinkhorn_variant, "standard"), sinkhorn, "sinkhorn_variant",
+         "needs router_type sinkhorn");
+    rule(c, d->sinkhorn_iters > 0, sinkhorn, "sinkhorn_iters", "needs router_type sinkhorn");
+    rule(c, d->sinkhorn_tol > 0, sinkhorn && megatron, "sinkhorn_tol",
+         "needs router_type sinkhorn with sinkhorn_variant megatron; the others count iterations");
+    rule(c, d->quantile_ema > 0, quantile, "quantile_ema", "needs router_type quantile");
+    rule(c, d->fake_noise > 0, balanced, "fake_noise", "needs router_type balanced");
+    rule(c, d->fake_skip_first > 0, balanced, "fake_skip_first", "needs router_type balanced");
+    rule(c, balanced, d->num_experts - d->fake_skip_first >= d->top_k, "fake_skip_first",
+         "leaves fewer than top_k experts");
+    rule(c, d->force_bias_std > 0, moei_is(type, "random"), "force_bias_std", "needs router_type random");
+}
+
+/* True where a threshold matters to the policy. */
+static bool has_threshold(const char *policy) {
+    return moei_is(policy, "threshold") || moei_is(policy, "random");
+}
+
+static void check_top2(checker *c, const moe_layer_desc *d) {
+    const bool top2 = moei_is(d->router_type, "gshard_top2");
+    const int32_t Eo = d->num_groups_outer;
+    const float threshold = 0.2f; /* the default, filled in whatever the policy */
+    rule(c, top2, d->top_k == 2, "router_type", "gshard_top2 needs top_k 2");
+    rule(c, top2, moei_is(d->score_function, "softmax"), "router_type",
+         "gshard_top2 needs score_function softmax");
+    rule(c, !moei_is(d->second_policy_train, "random"), top2, "second_policy_train",
+         "needs router_type gshard_top2");
+    rule(c, !moei_is(d->second_policy_eval, "all"), top2, "second_policy_eval",
+         "needs router_type gshard_top2");
+    rule(c, d->second_threshold_train != 0 && d->second_threshold_train != threshold,
+         top2 && has_threshold(d->second_policy_train), "second_threshold_train",
+         "needs router_type gshard_top2 with second_policy_train threshold or random");
+    rule(c, d->second_threshold_eval != 0 && d->second_threshold_eval != threshold,
+         top2 && has_threshold(d->second_policy_eval), "second_threshold_eval",
+         "needs router_type gshard_top2 with second_policy_eval threshold or random");
+    rule(c, Eo > 0, top2, "num_groups_outer", "two levels need router_type gshard_top2");
+    rule(c, Eo > 0, Eo >= 2 && d->num_experts % Eo == 0 && d->num_experts / (Eo > 0 ? Eo : 1) >= 2,
+         "num_groups_outer", "needs at least two outer and two inner experts, and must divide num_experts");
+    rule(c, Eo > 0, moei_is(d->routing_unit, "token"), "num_groups_outer", "needs routing_unit token");
+    rule(c, d->capacity_factor_inner > 0, Eo > 0, "capacity_factor_inner", "needs num_groups_outer");
+}
+
+static void check_capacity(checker *c, const moe_layer_desc *d) {
+    const bool limited = d->capacity_factor > 0 || d->capacity_factor_eval > 0;
+    static const char need[] = "needs capacity_factor: a dropless layer has no capacity";
+    rule(c, d->pad_to_capacity, limited, "pad_to_capacity", need);
+    rule(c, d->min_capacity > 0, limited, "min_capacity", need);
+    rule(c, d->capacity_multiple > 1, limited, "capacity_multiple", need);
+    rule(c, d->capacity_factor_inner > 0, limited, "capacity_factor_inner", need);
+    rule(c, !moei_is(d->capacity_formula, "megatron"), limited, "capacity_formula", need);
+    rule(c, !moei_is(d->capacity_group, "batch"), limited, "capacity_group", need);
+    rule(c, !moei_is(d->drop_policy, "probs"), limited, "drop_policy", need);
+}
+
+static void check_losses(checker *c, const moe_layer_desc *d) {
+    const bool balance = d->aux_loss_coeff > 0 || d->seq_aux_loss_coeff > 0 || d->global_aux_loss_coeff > 0;
+    rule(c, !moei_is(d->aux_scores, "normalized"), balance, "aux_scores", "needs a balance loss");
+    rule(c, !moei_is(d->aux_map, "actual"), balance, "aux_map", "needs a balance loss");
+}
+
+/* What a descriptor can say but this version does not compute yet. */
+static void check_built(checker *c, const moe_layer_desc *d) {
+    built(c, !moei_is(d->score_function, "softmax"), "score_function", "only softmax is built in");
+    built(c, !moei_is(d->router_type, "top_k"), "router_type", "only top_k is built in");
+    built(c, d->num_groups > 0, "num_groups", "is not built in");
+    built(c, d->selection_bias, "selection_bias", "is not built in");
+    built(c, d->expert_dropout > 0, "expert_dropout", "is not built in");
+    built(c, d->top_k_min > 0, "top_k_min", "is not built in");
+    built(c, d->router_bias, "router_bias", "is not built in");
+    built(c, d->router_frozen, "router_frozen", "is not built in");
+    built(c, !moei_is(d->routing_unit, "token"), "routing_unit", "only token is built in");
+    built(c, d->num_groups_outer > 0, "num_groups_outer", "is not built in");
+    built(c, d->seq_aux_loss_coeff > 0, "seq_aux_loss_coeff", "is not built in");
+    built(c, d->global_aux_loss_coeff > 0, "global_aux_loss_coeff", "is not built in");
+    built(c, d->gshard_loss_coeff > 0, "gshard_loss_coeff", "is not built in");
+    built(c, d->importance_loss_coeff > 0, "importance_loss_coeff", "is not built in");
+    built(c, d->load_loss_coeff > 0, "load_loss_coeff", "is not built in");
+    built(c, d->entropy_loss_coeff > 0, "entropy_loss_coeff", "is not built in");
+    built(c, !moei_is(d->aux_scores, "normalized"), "aux_scores", "only normalized is built in");
+    built(c, !moei_is(d->aux_map, "actual"), "aux_map", "only actual is built in");
+    built(c, d->output_size != d->d_model, "output_size", "is not built in");
+    built(c, d->latent_size > 0, "latent_size", "is not built in");
+    built(c, *d->expert_kinds, "expert_kinds", "is not built in");
+    built(c, d->output_bias, "output_bias", "is not built in");
+    built(c, d->shared_expert_gate, "shared_expert_gate", "is not built in");
+    built(c, moei_is(d->weight_apply, "input"), "weight_apply", "input is not built in");
+}
+
+moe_status moei_layer_desc_check(moe_ctx *ctx, const moe_layer_desc *d) {
+    checker c = {ctx, MOE_OK};
+    check_shape(&c, d);
+    check_activation(&c, d);
+    check_experts(&c, d);
+    if (d->num_experts > 0) {
+        check_scores(&c, d);
+        check_groups(&c, d);
+        check_router(&c, d);
+        check_top2(&c, d);
+        check_capacity(&c, d);
+        check_losses(&c, d);
+    }
+    check_built(&c, d);
+    return c.status;
+}

@@ -1,0 +1,240 @@
+/* layer_options.c: the layer's table of options: one entry a field of moe_layer_desc, in its order.
+ * Names of NeMo (Megatron core), Automodel, Hugging Face, lucidrains, sigma-MoE and tensor2tensor are
+ * aliases where they mean the same. A number whose 0 means "its own default" has 0 as its default here.
+ */
+#include "layer/layer_desc.h"
+
+#include "dispatch/dispatch.h"
+#include "experts/activation.h"
+
+#include <stddef.h>
+
+static const char *const glu_layouts[] = {"auto", "halves", "interleaved", NULL};
+static const char *const weight_points[] = {"output", "hidden", "input", NULL};
+static const char *const routing_units[] = {"token", "sequence", "task", NULL};
+static const char *const scores[] = {"softmax", "sigmoid", "sqrtsoftplus", NULL};
+static const char *const routers[] = {"top_k",         "gshard_top2", "noisy_top_k", "sinkhorn", "quantile",
+                                      "expert_choice", "hash",        "random",      "balanced", NULL};
+static const char *const group_scores[] = {"top2_sum", "max", "topn_sum", NULL};
+static const char *const second_policies[] = {"all", "none", "threshold", "random", "sample", NULL};
+static const char *const sinkhorns[] = {"standard", "megatron", "sigma_moe", NULL};
+static const char *const capacity_groups[] = {"batch", "sequence", NULL};
+static const char *const aux_scores[] = {"normalized", "raw", NULL};
+static const char *const aux_maps[] = {"actual", "plain", NULL};
+static const char *const init_schemes[] = {"normal", "lucid_uniform", "sigma_moe", "megatron_scaled", NULL};
+static const char *const router_inits[] = {"normal", "normal_unit", "normal_fan_in_renorm", "zeros", NULL};
+static const char *const recomputes[] = {"none", "layer", NULL};
+
+/* The middle of an entry: type, field, default, limits, choices. */
+#define BOOL(field)                   MOE_OPT_BOOL, offsetof(moe_layer_desc, field), "false", 0, 0, NULL
+#define INT(field, initial, min, max) MOE_OPT_INT, offsetof(moe_layer_desc, field), initial, min, max, NULL
+#define FLOAT(field, initial, max)    MOE_OPT_FLOAT, offsetof(moe_layer_desc, field), initial, 0, max, NULL
+#define CHOICE(field, initial, choices)                                                                      \
+    MOE_OPT_CHOICE, offsetof(moe_layer_desc, field), initial, 0, 0, choices
+#define NAME(field, initial) MOE_OPT_CHOICE, offsetof(moe_layer_desc, field), initial, 0, 0, NULL
+enum { WIDTH_MAX = 1 << 20, EXPERTS_MAX = 65536 };
+
+/* Two lines an entry read better than aligned columns. */
+/* clang-format off */
+static const moe_option options[] = {
+    {"moe.d_model", "dim dmodel", INT(d_model, "0", 0, WIDTH_MAX),
+     "width of the tokens; a language model sets it from model.d_model"},
+    {"moe.output_size", "v_dim output_dim", INT(output_size, "0", 0, WIDTH_MAX),
+     "width of the layer's output; 0: d_model"},
+    {"moe.num_experts", "num_moe_experts n_routed_experts num_local_experts n_experts moe_num_experts",
+     INT(num_experts, "8", 0, EXPERTS_MAX),
+     "routed experts; 0 makes the layer its shared expert, a dense FFN"},
+    {"moe.num_groups_outer", "num_experts_outer", INT(num_groups_outer, "0", 0, EXPERTS_MAX),
+     "two levels: outer experts, each with num_experts / num_groups_outer inner ones; 0: one level"},
+    {"moe.top_k", "moe_router_topk n_activated_experts num_experts_per_tok k moe_k",
+     INT(top_k, "0", 0, EXPERTS_MAX),
+     "experts per token; 0: 2, or all where there are fewer"},
+    {"moe.top_k_min", "", INT(top_k_min, "0", 0, EXPERTS_MAX),
+     "training: each token draws its K from top_k_min .. top_k; 0: off"},
+    {"moe.expert_hidden_size",
+     "moe_ffn_hidden_size moe_inter_dim moe_intermediate_size expert_size hidden_dim moe_hidden_size",
+     INT(expert_hidden_size, "256", 0, WIDTH_MAX),
+     "hidden width of one expert"},
+    {"moe.latent_size", "moe_latent_size", INT(latent_size, "0", 0, WIDTH_MAX),
+     "routed experts work in this width between two projections; 0: off"},
+
+    {"moe.expert", "", NAME(expert, "ffn"),
+     "kind of expert: ffn, identity, zero, or a registered plug-in's name"},
+    {"moe.expert_kinds", "", NAME(expert_kinds, ""),
+     "unequal experts: a width or a kind for each, as 256,256,64,identity,zero; empty: all alike"},
+    {"moe.activation", "expert_activation", CHOICE(activation, "swiglu", moei_activation_names),
+     "of the hidden layer; those ending in glu, and swigluoai, are gated"},
+    {"moe.glu_layout", "", CHOICE(glu_layout, "auto", glu_layouts),
+     "gate and up columns of a gated activation; auto: interleaved for quick_geglu, else halves, gate first"},
+    {"moe.activation_alpha", "", FLOAT(activation_alpha, "0", 1e3),
+     "slope inside the sigmoid of quick_geglu, quick_gelu and swigluoai; 0: 1.702"},
+    {"moe.activation_limit", "swiglu_limit activation_func_clamp_value", FLOAT(activation_limit, "0", 1e6),
+     "clamps gate from above and up on both sides; 0: the activation's own, 7 for quick_geglu and swigluoai"},
+    {"moe.glu_linear_offset", "", FLOAT(glu_linear_offset, "0", 1e3),
+     "added to up; 0: the activation's own, 1 for quick_geglu and swigluoai"},
+    {"moe.expert_bias", "", BOOL(expert_bias),
+     "biases on both projections of every expert"},
+    {"moe.expert_up_bias", "", BOOL(expert_up_bias),
+     "biases on the up projection of every expert only"},
+    {"moe.output_bias", "", BOOL(output_bias),
+     "one bias for all routed experts together, not weighted"},
+    {"moe.dropout", "", FLOAT(dropout, "0", 0.999),
+     "training: chance that a hidden activation of a routed expert is dropped; the others grow by 1/(1-p)"},
+    {"moe.weight_apply", "", CHOICE(weight_apply, "output", weight_points),
+     "where the routing weight multiplies: output and hidden give the same numbers, input needs top_k 1"},
+
+    {"moe.num_shared_experts", "n_shared_experts", INT(num_shared_experts, "0", 0, 1024),
+     "experts every token meets, fused into one FFN"},
+    {"moe.shared_expert_hidden_size", "shared_expert_inter_dim",
+     INT(shared_expert_hidden_size, "0", 0, WIDTH_MAX),
+     "hidden width of each shared expert; 0: that of a routed one"},
+    {"moe.shared_expert_activation", "", NAME(shared_expert_activation, ""),
+     "activation of the shared experts; empty: that of the routed ones"},
+    {"moe.shared_expert_gate", "moe_shared_expert_gate", BOOL(shared_expert_gate),
+     "multiplies the shared experts' output by sigmoid(x . w)"},
+
+    {"moe.router_bias", "", BOOL(router_bias),
+     "a trained bias on the router's logits"},
+    {"moe.router_frozen", "", BOOL(router_frozen),
+     "the router keeps its parameters: no gradient"},
+    {"moe.input_jitter_eps", "moe_input_jitter_eps router_jitter_noise", FLOAT(input_jitter_eps, "0", 0.999),
+     "training: the router sees x * U(1-eps, 1+eps)"},
+    {"moe.routing_unit", "", CHOICE(routing_unit, "token", routing_units),
+     "what is routed: each token, each sequence by the mean of its tokens, or each task by its number"},
+    {"moe.num_tasks", "", INT(num_tasks, "0", 0, EXPERTS_MAX),
+     "tasks of routing_unit task"},
+
+    {"moe.score_function", "moe_router_score_function score_func scoring_func",
+     CHOICE(score_function, "softmax", scores),
+     "what turns router logits into scores"},
+    {"moe.score_before_topk", "moe_router_pre_softmax softmax_before_topk", BOOL(score_before_topk),
+     "score all experts, then select; else select, then score the selected"},
+    {"moe.norm_topk_prob", "", BOOL(norm_topk_prob),
+     "divide the selected weights by their sum; with softmax it needs score_before_topk"},
+    {"moe.routed_scaling_factor", "moe_router_topk_scaling_factor route_scale",
+     FLOAT(routed_scaling_factor, "1", 1e6),
+     "multiplies the routing weights"},
+
+    {"moe.router_type", "", CHOICE(router_type, "top_k", routers),
+     "how experts are chosen"},
+    {"moe.num_groups", "n_expert_groups moe_router_num_groups n_group", INT(num_groups, "0", 0, EXPERTS_MAX),
+     "groups of neighbouring experts, of which a token may use group_top_k; 0 or 1: off"},
+    {"moe.group_top_k", "n_limited_groups moe_router_group_topk topk_group",
+     INT(group_top_k, "0", 0, EXPERTS_MAX),
+     "groups a token may use"},
+    {"moe.group_score", "", CHOICE(group_score, "top2_sum", group_scores),
+     "score of a group: its two best summed, its best, or its top_k / group_top_k best summed"},
+    {"moe.selection_bias", "moe_router_enable_expert_bias", BOOL(selection_bias),
+     "a bias on the scores that select, not on the weights: balancing without a loss"},
+    {"moe.selection_bias_update_rate", "gate_bias_update_factor moe_router_bias_update_rate",
+     FLOAT(selection_bias_update_rate, "0", 1e3),
+     "step of the selection bias once an optimizer step; 0: it stays"},
+    {"moe.selection_bias_recenter", "", BOOL(selection_bias_recenter),
+     "subtract the selection bias's mean at each update"},
+    {"moe.selection_bias_in_weights", "router_weight_uses_score_correction_bias",
+     BOOL(selection_bias_in_weights),
+     "take the weights from the biased scores too"},
+    {"moe.expert_dropout", "", FLOAT(expert_dropout, "0", 0.999),
+     "training: chance that a token cannot select an expert; never fewer than top_k are left"},
+    {"moe.second_policy_train", "moe_second_policy_train",
+     CHOICE(second_policy_train, "random", second_policies),
+     "gshard_top2, training: which second choices stay"},
+    {"moe.second_policy_eval", "moe_second_policy_eval", CHOICE(second_policy_eval, "all", second_policies),
+     "gshard_top2, else: which second choices stay"},
+    {"moe.second_threshold_train", "moe_second_threshold_train", FLOAT(second_threshold_train, "0", 1),
+     "of second_policy_train threshold and random; 0: 0.2"},
+    {"moe.second_threshold_eval", "moe_second_threshold_eval", FLOAT(second_threshold_eval, "0", 1),
+     "of second_policy_eval threshold and random; 0: 0.2"},
+    {"moe.noise_epsilon", "", FLOAT(noise_epsilon, "0", 1e3),
+     "noisy_top_k: least width of the noise; 0: 0.01"},
+    {"moe.sinkhorn_variant", "", CHOICE(sinkhorn_variant, "standard", sinkhorns),
+     "sinkhorn: the right one, or Megatron core's or sigma-MoE's as they are"},
+    {"moe.sinkhorn_iters", "sinkhorn_n_iters", INT(sinkhorn_iters, "0", 0, 100000),
+     "sinkhorn: iterations; 0: 3, or for megatron until sinkhorn_tol"},
+    {"moe.sinkhorn_tol", "", FLOAT(sinkhorn_tol, "0", 1),
+     "sinkhorn_variant megatron: where it stops; 0: 1e-4"},
+    {"moe.quantile_ema", "moe_router_quantile_balancing_ema", FLOAT(quantile_ema, "0", 0.999999),
+     "quantile: how much of the old bias stays at each update"},
+    {"moe.fake_noise", "fake_gate_noise", FLOAT(fake_noise, "0", 1),
+     "balanced: 0 is an exact round robin"},
+    {"moe.fake_skip_first", "skip_first_n_experts", INT(fake_skip_first, "0", 0, EXPERTS_MAX),
+     "balanced: the first so many experts are never used"},
+    {"moe.force_bias_std", "", FLOAT(force_bias_std, "0", 1e3),
+     "random: standard deviation of a bias drawn once for each expert"},
+
+    {"moe.capacity_factor", "moe_expert_capacity_factor capacity_factor_train moe_capacity_factor_train",
+     FLOAT(capacity_factor, "0", 1e6),
+     "how full an expert may get, by capacity_formula; 0: dropless"},
+    {"moe.capacity_factor_eval", "moe_capacity_factor_eval", FLOAT(capacity_factor_eval, "0", 1e6),
+     "the same outside training; 0: capacity_factor"},
+    {"moe.capacity_factor_inner", "moe_capacity_factor_second_level", FLOAT(capacity_factor_inner, "0", 1e6),
+     "two levels: the same for the inner experts; 0: capacity_factor"},
+    {"moe.capacity_formula", "", CHOICE(capacity_formula, "megatron", moei_capacity_formulas),
+     "rows of an expert from factor, tokens, top_k and experts, as the named system counts them"},
+    {"moe.min_capacity", "", INT(min_capacity, "0", 0, 1 << 30),
+     "least rows of an expert; 0: the formula's own"},
+    {"moe.capacity_multiple", "", INT(capacity_multiple, "0", 0, 1 << 20),
+     "rows of an expert are rounded up to a multiple of this; 0: 1"},
+    {"moe.capacity_group", "", CHOICE(capacity_group, "batch", capacity_groups),
+     "tokens that share a capacity: the batch, or one sequence"},
+    {"moe.drop_policy", "moe_token_drop_policy", CHOICE(drop_policy, "probs", moei_drop_policies),
+     "who stays in a full expert: the largest weights, the first tokens, or first choices before second ""ones"},
+    {"moe.pad_to_capacity", "moe_pad_expert_input_to_capacity", BOOL(pad_to_capacity),
+     "every expert computes exactly its capacity of rows"},
+
+    {"moe.aux_loss_coeff", "moe_aux_loss_coeff router_aux_loss_coef", FLOAT(aux_loss_coeff, "0", 1e6),
+     "coefficient of the Switch load-balancing loss over the batch"},
+    {"moe.seq_aux_loss_coeff", "", FLOAT(seq_aux_loss_coeff, "0", 1e6),
+     "the same loss by sequence, averaged"},
+    {"moe.global_aux_loss_coeff", "", FLOAT(global_aux_loss_coeff, "0", 1e6),
+     "the same loss with loads counted over the whole optimizer step"},
+    {"moe.gshard_loss_coeff", "loss_coef", FLOAT(gshard_loss_coeff, "0", 1e6),
+     "coefficient of GShard's loss: first choices only, by sequence"},
+    {"moe.importance_loss_coeff", "", FLOAT(importance_loss_coeff, "0", 1e6),
+     "coefficient of the squared variation of the experts' summed weights"},
+    {"moe.load_loss_coeff", "", FLOAT(load_loss_coeff, "0", 1e6),
+     "noisy_top_k: coefficient of the squared variation of the experts' smooth loads"},
+    {"moe.entropy_loss_coeff", "", FLOAT(entropy_loss_coeff, "0", 1e6),
+     "coefficient of the negative entropy of the mean softmax over the batch"},
+    {"moe.z_loss_coeff", "moe_z_loss_coeff router_z_loss_coef", FLOAT(z_loss_coeff, "0", 1e6),
+     "coefficient of the router z-loss"},
+    {"moe.aux_scores", "", CHOICE(aux_scores, "normalized", aux_scores),
+     "scores of the balance losses: summing to 1 over the experts, or as they are"},
+    {"moe.aux_map", "", CHOICE(aux_map, "actual", aux_maps),
+     "choices of the balance losses: the router's, or the plain top-k of the scores"},
+
+    {"moe.init_scheme", "", CHOICE(init_scheme, "normal", init_schemes),
+     "how expert weights are drawn: normal by init_std, or another system's way"},
+    {"moe.router_init", "", CHOICE(router_init, "normal", router_inits),
+     "how the router is drawn: by init_std, N(0,1), sigma-MoE's equal rows, or zeros"},
+    {"moe.init_std", "init_method_std", FLOAT(init_std, "0.02", 1e3),
+     "standard deviation of the initial weights"},
+    {"moe.init_std_down", "", FLOAT(init_std_down, "0", 1e3),
+     "the same for down projections; 0: init_std, and megatron_scaled needs it"},
+    {"moe.init_std_scale", "weight_std_scale", FLOAT(init_std_scale, "0", 1e3),
+     "multiplies the deviations of sigma_moe and normal_fan_in_renorm; 0: 1"},
+    {"moe.recompute", "", CHOICE(recompute, "none", recomputes),
+     "layer: backward runs the up projection again instead of keeping its result"},
+};
+/* clang-format on */
+
+moei_option_table moei_layer_option_table(void) {
+    return (moei_option_table){options, sizeof options / sizeof *options};
+}
+
+const moe_option *moe_layer_options(size_t *count) {
+    *count = sizeof options / sizeof *options;
+    return options;
+}
+
+moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value, moe_error *error) {
+    const moei_option_table table = moei_layer_option_table();
+    const moe_option *row = moei_option_find(table, key);
+    if (!row) {
+        size_t distance;
+        const char *nearest = moei_option_nearest(table, key, &distance);
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown option '%s'; the nearest is '%s'", key,
+                              nearest);
+    }
+    return moei_option_set(row, desc, value, error);
+}

@@ -1,0 +1,111 @@
+/* layer_preset.c: systems as bundles of settings: what makes a layer theirs, sizes left alone.
+ * A preset is a list of "key value" pairs through moe_layer_desc_set, so it cannot say what a user cannot.
+ * Source: the defaults of each system's own configuration class.
+ */
+#include "core/status.h"
+
+#include <stddef.h>
+#include <string.h>
+
+enum { SETTINGS = 14 };
+
+typedef struct preset {
+    const char *name;
+    const char *setting[SETTINGS][2]; /* key, value; NULL ends it */
+} preset;
+
+/* clang-format off */
+static const preset presets[] = {
+    {"mixtral", {
+        {"moe.activation", "swiglu"},
+        {"moe.aux_loss_coeff", "0.02"}}},
+    {"deepseek_v3", {
+        {"moe.activation", "swiglu"},
+        {"moe.num_shared_experts", "1"},
+        {"moe.score_function", "sigmoid"},
+        {"moe.score_before_topk", "true"},
+        {"moe.norm_topk_prob", "true"},
+        {"moe.routed_scaling_factor", "2.5"},
+        {"moe.num_groups", "8"},
+        {"moe.group_top_k", "4"},
+        {"moe.selection_bias", "true"},
+        {"moe.selection_bias_update_rate", "0.001"},
+        {"moe.seq_aux_loss_coeff", "0.0001"}}},
+    {"megatron", {
+        {"moe.activation", "swiglu"},
+        {"moe.weight_apply", "hidden"},
+        {"moe.aux_loss_coeff", "0.01"},
+        {"moe.z_loss_coeff", "0.001"},
+        {"moe.aux_map", "plain"}}},
+    {"automodel", {
+        {"moe.activation", "swiglu"},
+        {"moe.weight_apply", "hidden"},
+        {"moe.score_function", "sigmoid"},
+        {"moe.score_before_topk", "true"},
+        {"moe.norm_topk_prob", "true"},
+        {"moe.selection_bias", "true"},
+        {"moe.selection_bias_update_rate", "0.001"},
+        {"moe.aux_loss_coeff", "0.001"}}},
+    {"lucidrains", {
+        {"moe.activation", "relu"},
+        {"moe.router_type", "gshard_top2"},
+        {"moe.second_policy_train", "random"},
+        {"moe.second_policy_eval", "random"},
+        {"moe.capacity_factor", "1.25"},
+        {"moe.capacity_factor_eval", "2"},
+        {"moe.capacity_formula", "lucidrains"},
+        {"moe.capacity_group", "sequence"},
+        {"moe.drop_policy", "rank_major"},
+        {"moe.gshard_loss_coeff", "0.01"},
+        {"moe.init_scheme", "lucid_uniform"},
+        {"moe.router_init", "normal_unit"}}},
+    {"t2t_top2", {
+        {"moe.activation", "relu"},
+        {"moe.router_type", "gshard_top2"},
+        {"moe.second_policy_train", "random"},
+        {"moe.second_policy_eval", "random"},
+        {"moe.capacity_factor", "1.25"},
+        {"moe.capacity_factor_eval", "2"},
+        {"moe.capacity_formula", "gshard"},
+        {"moe.capacity_group", "sequence"},
+        {"moe.drop_policy", "rank_major"},
+        {"moe.gshard_loss_coeff", "0.01"}}},
+    {"t2t_noisy", {
+        {"moe.activation", "relu"},
+        {"moe.router_type", "noisy_top_k"},
+        {"moe.noise_epsilon", "0.01"},
+        {"moe.importance_loss_coeff", "0.01"},
+        {"moe.load_loss_coeff", "0.01"},
+        {"moe.router_init", "zeros"}}},
+    {"sigma_moe", {
+        {"moe.activation", "relu"},
+        {"moe.score_function", "sigmoid"},
+        {"moe.score_before_topk", "true"},
+        {"moe.expert_dropout", "0.05"},
+        {"moe.entropy_loss_coeff", "0.001"},
+        {"moe.init_scheme", "sigma_moe"},
+        {"moe.router_init", "normal_fan_in_renorm"}}},
+};
+/* clang-format on */
+
+static const char *const names[] = {"mixtral",  "deepseek_v3", "megatron",  "automodel", "lucidrains",
+                                    "t2t_top2", "t2t_noisy",   "sigma_moe", NULL};
+
+const char *const *moe_layer_presets(void) {
+    return names;
+}
+
+moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name, moe_error *error) {
+    for (size_t i = 0; i < sizeof presets / sizeof *presets; ++i) {
+        if (strcmp(presets[i].name, name) != 0) continue;
+        for (size_t s = 0; s < SETTINGS && presets[i].setting[s][0]; ++s)
+            MOEI_TRY(moe_layer_desc_set(desc, presets[i].setting[s][0], presets[i].setting[s][1], error));
+        return MOE_OK;
+    }
+    char list[256] = "";
+    for (size_t i = 0; names[i]; ++i) {
+        if (i) strncat(list, ", ", sizeof list - strlen(list) - 1);
+        strncat(list, names[i], sizeof list - strlen(list) - 1);
+    }
+    return moei_error_set(error, MOE_ERR_ARGUMENT, "preset: '%s' is not one of: %s", name, list);
+}
