@@ -12,35 +12,43 @@
 #include <stdio.h>
 #include <string.h>
 
-static size_t gate_bytes(const moe_layer_desc *d) {
-    return (size_t)d->num_experts * (size_t)d->d_model * moe_dtype_bytes(d->dtype);
-}
-
 static size_t history_bytes(const moe_layer_desc *d) {
     return (size_t)d->num_experts * sizeof(int64_t);
 }
 
+static moe_status create_gate_params(moe_layer *layer) {
+    const moe_layer_desc *d = &layer->desc;
+    moei_gate_param param[MOEI_GATE_PARAMS];
+    const int32_t count = moei_router_params(&layer->router, param);
+    for (int32_t i = 0; i < count; ++i) {
+        const moe_param shape = {
+            .name = param[i].name,
+            .dtype = d->dtype,
+            .n_dim = param[i].n_dim,
+            .dim = {param[i].dim[0], param[i].dim[1], param[i].dim[2]},
+            .buffer = param[i].buffer
+        };
+        void **value = (void **)(void *)((char *)&layer->gate + param[i].offset);
+        void **grad = (void **)(void *)((char *)&layer->gate_grad + param[i].offset);
+        MOEI_TRY(moei_layer_add_param(layer, &shape, value, d->router_frozen ? NULL : grad));
+        if (param[i].std > 0)
+            moe_random_normal(layer->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)d->layer_index,
+                              UINT64_MAX - (uint64_t)i, d->dtype, *value,
+                              shape.dim[0] * shape.dim[1] * shape.dim[2], param[i].std);
+    }
+    return MOE_OK;
+}
+
 static moe_status create_gate(moe_layer *layer) {
     const moe_layer_desc *d = &layer->desc;
-    layer->gate = moe_ctx_alloc(layer->ctx, gate_bytes(d));
-    if (!layer->gate) return MOE_ERR_MEMORY;
-    moe_random_normal(layer->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)d->layer_index, UINT64_MAX, d->dtype,
-                      layer->gate, (int64_t)d->num_experts * d->d_model, (double)d->init_std);
-    layer->router =
-        (moei_router){.d_model = d->d_model,
-                      .n_experts = d->num_experts,
-                      .top_k = d->top_k,
-                      .score_before_topk = d->score_before_topk,
-                      /* A single weight divided by itself would cut the router off its gradient. */
-                      .norm_topk_prob = d->norm_topk_prob && d->top_k > 1,
-                      .scale = (double)d->routed_scaling_factor,
-                      .jitter_eps = d->input_jitter_eps,
-                      .layer_index = (uint32_t)d->layer_index};
     layer->capacity = moei_capacity_of(d);
+    MOEI_TRY(moei_router_init(layer->ctx, d, &layer->capacity, &layer->router));
+    MOEI_TRY(create_gate_params(layer));
     layer->history.count = moe_ctx_alloc(layer->ctx, history_bytes(d));
-    if (!layer->history.count) return MOE_ERR_MEMORY;
-    moei_loss_history_clear(&layer->history, d->num_experts);
-    layer->param[layer->n_params++] = (moei_layer_param){.name = "gate.weight", .bytes = gate_bytes(d)};
+    layer->step.rows = moe_ctx_alloc(layer->ctx, history_bytes(d));
+    layer->step.quantile = moe_ctx_alloc(layer->ctx, history_bytes(d));
+    if (!layer->history.count || !layer->step.rows || !layer->step.quantile) return MOE_ERR_MEMORY;
+    moei_layer_clear_step(layer);
     return MOE_OK;
 }
 
@@ -139,11 +147,14 @@ static void destroy_experts(moei_experts *experts) {
 void moe_layer_destroy(moe_layer *layer) {
     if (!layer) return;
     moe_ctx *ctx = layer->ctx;
-    for (int32_t i = 0; i < layer->n_params; ++i)
+    for (int32_t i = 0; i < layer->n_params; ++i) {
         moe_ctx_free(ctx, layer->param[i].grad, layer->param[i].bytes);
+        moe_ctx_free(ctx, layer->param[i].own.value, layer->param[i].bytes);
+    }
     destroy_experts(&layer->experts);
     destroy_experts(&layer->shared);
-    moe_ctx_free(ctx, layer->gate, gate_bytes(&layer->desc));
+    moe_ctx_free(ctx, layer->step.rows, history_bytes(&layer->desc));
+    moe_ctx_free(ctx, layer->step.quantile, history_bytes(&layer->desc));
     moe_ctx_free(ctx, layer->history.count, history_bytes(&layer->desc));
     moe_ctx_free(ctx, layer->saved_block, layer->saved_bytes);
     if (!layer->scratch_owner) moe_ctx_free(ctx, layer->scratch_block, layer->scratch_bytes);

@@ -24,10 +24,12 @@ enum { MOEI_LAYER_PARAMS = 32, MOEI_PARAM_NAME = 64 };
 
 typedef struct moei_layer_param {
     char name[MOEI_PARAM_NAME];
-    moei_experts *experts; /* NULL: the gate */
+    moei_experts *experts; /* NULL: the layer's own */
     int32_t index;         /* within its owner */
     size_t bytes;
     void *grad;
+    moe_param own;    /* the layer's own: shape, value */
+    void **grad_slot; /* where the layer's own look for their gradient; NULL: nowhere */
 } moei_layer_param;
 
 /* What forward leaves for backward. */
@@ -39,9 +41,7 @@ typedef struct moei_saved {
 
 /* Carved anew by every call; NULL where the call does not need it. */
 typedef struct moei_scratch {
-    void *logits;   /* [T,E]; dlogits in backward */
-    void *jittered; /* [T,d] */
-    void *entropy;  /* [T] */
+    moei_route_scratch route;
     moei_loss_scratch loss;
     void *rows;                  /* [R,d] expert outputs; input gradients in backward */
     void *in_rows;               /* [R,d] contiguous experts: gathered tokens */
@@ -51,13 +51,21 @@ typedef struct moei_scratch {
     int64_t *shared_offset;      /* [2] */
 } moei_scratch;
 
+/* What training forwards add up until moe_layer_end_step; NULL where nobody asks. */
+typedef struct moei_step_counts {
+    int64_t *rows;    /* [E] kept, for the selection bias */
+    double *quantile; /* [E] sum of the batches' statistics */
+    int64_t n_quantile;
+} moei_step_counts;
+
 struct moe_layer {
     moe_ctx *ctx;
     moe_layer_desc desc; /* complete */
     moei_router router;
     moei_capacity capacity;
     moei_experts experts, shared;
-    void *gate, *gate_grad; /* [E,d] */
+    moei_gate gate, gate_grad;
+    moei_step_counts step;
     moei_layer_param param[MOEI_LAYER_PARAMS];
     int32_t n_params;
 
@@ -81,6 +89,16 @@ struct moe_layer {
 void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode);
 moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode);
 moei_scratch moei_layer_scratch(const moe_layer *layer, int64_t T, moe_mode mode);
+
+/* Gives the layer a parameter of its own, zeroed; *value and, once reserved for training, *grad point to it.
+ */
+moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void **value, void **grad);
+/* The router's part of one call. */
+moei_route_job moei_layer_route_job(moe_layer *layer, const moei_scratch *s);
+/* Starts the counts of an optimizer step. */
+void moei_layer_clear_step(moe_layer *layer);
+/* After a training forward: adds to what moe_layer_end_step reads. */
+void moei_layer_count_step(moe_layer *layer);
 
 /* The losses of the last forward, in this call's scratch. */
 static inline moei_loss_job moei_layer_loss_job(const moe_layer *layer, const moei_scratch *s) {

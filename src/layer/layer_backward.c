@@ -88,8 +88,8 @@ static moei_route_loss_grad losses_backward(const moe_layer *layer, const moei_s
 static void route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx) {
     const moei_route_loss_grad loss = losses_backward(layer, s);
     moei_rows_to_slots(&layer->plan, layer->desc.dtype, s->drow_weight, s->dweight);
-    moei_route_backward(layer->ctx, &layer->router, &layer->batch, layer->gate, s->jittered, &layer->routing,
-                        s->dweight, loss, s->logits, layer->gate_grad, dx);
+    const moei_route_job job = moei_layer_route_job(layer, s);
+    moei_route_backward(&job, s->dweight, &loss, &layer->gate_grad, dx);
 }
 
 moe_status moe_layer_backward(moe_layer *layer, moe_mat x, moe_mat dy, moe_mat dx) {

@@ -113,17 +113,28 @@ static moe_status run_shared(moe_layer *layer, const moei_scratch *s, moe_mat y)
 
 static void measure_losses(moe_layer *layer, const moei_scratch *s, moe_stats *stats) {
     moei_loss_job job = moei_layer_loss_job(layer, s);
-    moei_load_stats(&layer->batch, &layer->routing, &layer->plan, s->entropy, stats);
+    moei_load_stats(&layer->batch, &layer->routing, &layer->plan, s->route.entropy, stats);
     moei_loss_count(&job);
-    if (layer->batch.mode == MOE_TRAIN) moei_loss_history_add(&job, &layer->history);
+    if (layer->batch.mode == MOE_TRAIN) {
+        moei_loss_history_add(&job, &layer->history);
+        moei_layer_count_step(layer);
+    }
     moei_loss_values(&job, stats);
+}
+
+moei_route_job moei_layer_route_job(moe_layer *layer, const moei_scratch *s) {
+    return (moei_route_job){.ctx = layer->ctx,
+                            .router = &layer->router,
+                            .gate = &layer->gate,
+                            .batch = &layer->batch,
+                            .routing = &layer->routing,
+                            .scratch = s->route};
 }
 
 static moe_status route_and_plan(moe_layer *layer, const moei_scratch *s) {
     layer->routing.n_tokens = layer->batch.x.rows;
-    layer->routing.logits = s->logits;
-    MOEI_TRY(moei_route_forward(layer->ctx, &layer->router, &layer->batch, layer->gate, s->jittered,
-                                s->entropy, &layer->routing));
+    const moei_route_job job = moei_layer_route_job(layer, s);
+    MOEI_TRY(moei_route_forward(&job));
     moei_plan_build(&layer->plan, &layer->batch, &layer->routing, &layer->capacity);
     return MOE_OK;
 }
@@ -162,6 +173,7 @@ moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
                                .top_k = layer->routing.top_k,
                                .dtype = layer->routing.dtype,
                                .expert = layer->routing.expert,
+                               .selection = layer->router.shows_selection ? layer->routing.selection : NULL,
                                .capacity = moei_plan_capacity(&layer->plan),
                                .weight = layer->routing.weight,
                                .row_of = layer->plan.row_of,

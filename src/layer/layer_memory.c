@@ -11,20 +11,17 @@ static void *take(moei_arena *arena, int64_t rows, int64_t cols, size_t element)
 }
 
 static int64_t max_rows(const moe_layer *layer, int64_t T) {
-    return moei_plan_max_rows(&layer->capacity, T, layer->desc.top_k, layer->desc.num_experts);
+    const int64_t routed = moei_router_max_rows(&layer->router, T);
+    const int64_t planned =
+        moei_plan_max_rows(&layer->capacity, T, layer->desc.top_k, layer->desc.num_experts);
+    return planned > routed ? planned : routed;
 }
 
-static void carve_routing(moe_layer *layer, moei_arena *arena, int64_t T) {
-    const int64_t E = layer->desc.num_experts, K = layer->desc.top_k;
+static void carve_routing(moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode) {
+    const int64_t E = layer->desc.num_experts, K = layer->router.n_slots;
     const int64_t R = max_rows(layer, T);
     const size_t real = moe_dtype_bytes(layer->desc.dtype);
-    layer->routing = (moei_routing){.n_experts = (int32_t)E,
-                                    .top_k = (int32_t)K,
-                                    .dtype = layer->desc.dtype,
-                                    .prob = take(arena, T, E, real),
-                                    .lse = take(arena, T, 1, real),
-                                    .expert = take(arena, T, K, sizeof(int32_t)),
-                                    .weight = take(arena, T, K, real)};
+    layer->routing = moei_routing_carve(&layer->router, arena, T, mode);
     layer->plan =
         (moei_plan){.n_experts = (int32_t)E,
                     .top_k = (int32_t)K,
@@ -42,7 +39,7 @@ void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_
     const int64_t R = max_rows(layer, T);
     const size_t real = moe_dtype_bytes(layer->desc.dtype);
     layer->saved = (moei_saved){0};
-    if (layer->experts.ops) carve_routing(layer, arena, T);
+    if (layer->experts.ops) carve_routing(layer, arena, T, mode);
     if (mode != MOE_TRAIN) return;
     if (layer->experts.ops) {
         const moe_expert_ops *ops = layer->experts.ops;
@@ -61,15 +58,13 @@ static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, int6
     const int64_t R = max_rows(layer, T);
     const size_t real = moe_dtype_bytes(d->dtype);
     const bool train = mode == MOE_TRAIN, contiguous = layer->experts.ops->contiguous;
-    s->logits = take(arena, T, d->num_experts, real);
-    if (train && d->input_jitter_eps > 0) s->jittered = take(arena, T, d->d_model, real);
-    s->entropy = take(arena, T, 1, real);
+    s->route = moei_route_scratch_carve(&layer->router, arena, T, mode);
     s->loss = moei_loss_carve(d, arena, T);
     s->rows = take(arena, R, d->d_model, real);
     if (contiguous) s->in_rows = take(arena, R, d->d_model, real);
     if (train && contiguous) s->dout_rows = take(arena, R, d->d_model, real);
     if (train) s->drow_weight = take(arena, R, 1, real);
-    if (train) s->dweight = take(arena, T, d->top_k, real);
+    if (train) s->dweight = take(arena, T, layer->router.n_slots, real);
     s->experts = moei_arena_take(arena, layer->experts.ops->scratch_bytes(layer->experts.self, R, mode));
 }
 
@@ -90,8 +85,10 @@ moei_scratch moei_layer_scratch(const moe_layer *layer, int64_t T, moe_mode mode
 
 static moe_layer_bytes measure(moe_layer *layer, int64_t T, moe_mode mode) {
     moe_layer_bytes bytes = {0};
-    for (int32_t i = 0; i < layer->n_params; ++i) bytes.params += layer->param[i].bytes;
-    if (mode == MOE_TRAIN) bytes.grads = bytes.params;
+    for (int32_t i = 0; i < layer->n_params; ++i) {
+        bytes.params += layer->param[i].bytes;
+        if (mode == MOE_TRAIN && !layer->param[i].own.buffer) bytes.grads += layer->param[i].bytes;
+    }
     moei_arena saved = {0}, scratch = {0};
     moei_layer_carve_saved(layer, &saved, T, mode);
     moei_layer_carve_scratch(layer, &scratch, T, mode);
@@ -108,23 +105,23 @@ moe_layer_bytes moe_layer_measure(const moe_layer *layer, int64_t max_tokens, mo
 static moe_status allocate_grads(moe_layer *layer) {
     for (int32_t i = 0; i < layer->n_params; ++i) {
         moei_layer_param *param = &layer->param[i];
-        if (param->grad) continue;
+        if (param->grad || param->own.buffer) continue;
         param->grad = moe_ctx_alloc(layer->ctx, param->bytes);
         if (!param->grad) return MOE_ERR_MEMORY;
         memset(param->grad, 0, param->bytes);
         if (param->experts)
             param->experts->ops->bind_grad(param->experts->self, param->index, param->grad);
-        else
-            layer->gate_grad = param->grad;
+        else if (param->grad_slot)
+            *param->grad_slot = param->grad;
     }
     return MOE_OK;
 }
 
 static moe_status check_reserve(const moe_layer *layer, int64_t max_tokens, moe_mode mode) {
-    if (max_tokens < 0 || max_tokens > INT32_MAX / (layer->desc.top_k > 0 ? layer->desc.top_k : 1))
+    if (max_tokens < 0 || max_tokens > INT32_MAX / (layer->router.n_slots > 0 ? layer->router.n_slots : 1))
         return moe_ctx_fail(
             layer->ctx, MOE_ERR_ARGUMENT, "max_tokens: %lld is outside 0 .. %d (rows are counted in 32 bits)",
-            (long long)max_tokens, INT32_MAX / (layer->desc.top_k > 0 ? layer->desc.top_k : 1));
+            (long long)max_tokens, INT32_MAX / (layer->router.n_slots > 0 ? layer->router.n_slots : 1));
     if (max_rows(layer, max_tokens) > INT32_MAX)
         return moe_ctx_fail(
             layer->ctx, MOE_ERR_ARGUMENT,

@@ -4,7 +4,23 @@
  */
 #include "layer/layer.h"
 
+#include <stdio.h>
 #include <string.h>
+
+moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void **value, void **grad) {
+    if (layer->n_params == MOEI_LAYER_PARAMS)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED, "a layer holds %d parameters",
+                            MOEI_LAYER_PARAMS);
+    moei_layer_param entry = {.bytes = moe_dtype_bytes(shape->dtype), .own = *shape, .grad_slot = grad};
+    for (int32_t i = 0; i < shape->n_dim; ++i) entry.bytes *= (size_t)shape->dim[i];
+    entry.own.value = moe_ctx_alloc(layer->ctx, entry.bytes);
+    if (!entry.own.value) return MOE_ERR_MEMORY;
+    memset(entry.own.value, 0, entry.bytes);
+    snprintf(entry.name, sizeof entry.name, "%s", shape->name);
+    *value = entry.own.value;
+    layer->param[layer->n_params++] = entry;
+    return MOE_OK;
+}
 
 int32_t moe_layer_param_count(const moe_layer *layer) {
     return layer->n_params;
@@ -19,12 +35,7 @@ moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *par
     if (entry->experts)
         MOEI_TRY(entry->experts->ops->param(entry->experts->self, entry->index, &found));
     else
-        found = (moe_param){
-            .dtype = layer->desc.dtype,
-            .n_dim = 2,
-            .dim = {layer->desc.num_experts, layer->desc.d_model, 1},
-            .value = layer->gate
-        };
+        found = entry->own;
     found.name = entry->name;
     found.grad = entry->grad;
     *param = found;

@@ -1,128 +1,169 @@
-/* route.c: gate product, scores and top-k, and their gradient.
- * logits[T,E] = x[T,d] gate[E,d]^T -> prob, expert, weight; dlogits -> dgate[E,d], dx[T,d].
+/* route.c: one call of the router: gate -> scores -> selection -> weights, and the way back.
+ * x[T,d] -> logits, prob, expert, weight; dweight[T,K] and the losses -> gate gradients, dx[T,d].
  * Source: Shazeer et al. 2017 (top-k gating); Fedus et al. 2021; Jiang et al., Mixtral, 2024.
  */
 #include "route/route.h"
 
 #include "kernel/kernel.h"
+#include "route/select.h"
 
-static bool has_jitter(const moei_router *router, const moei_batch *batch) {
-    return router->jitter_eps > 0 && batch->mode == MOE_TRAIN;
+#include <string.h>
+
+moe_status moei_route_bad_token(const moei_route_job *job, int64_t t) {
+    return moe_ctx_fail(
+        job->ctx, MOE_ERR_NUMERIC,
+        "router of layer %u: token %lld has a NaN or infinite logit; look for NaN or infinity in "
+        "the layer's input or in gate.weight",
+        job->router->layer_index, (long long)t);
 }
 
-/* What the gate multiplies: the tokens, or their jittered copy. */
-static moe_mat gate_input(moe_ctx *ctx, const moei_router *router, const moei_batch *batch, void *jittered) {
-    if (!has_jitter(router, batch)) return batch->x;
-    moei_jitter(ctx, router, batch, jittered);
-    return (moe_mat){jittered, batch->x.rows, router->d_model, router->d_model, batch->x.dtype};
-}
-
-moe_status moei_route_forward(moe_ctx *ctx, const moei_router *router, const moei_batch *batch,
-                              const void *gate, void *jittered, void *entropy, moei_routing *routing) {
-    const moei_kernels *kernels = ctx->kernels[batch->x.dtype];
-    const int64_t offset[2] = {0, batch->x.rows};
-    const moe_mat in = gate_input(ctx, router, batch, jittered);
-    kernels->gemm_rows(&ctx->team, &(moe_gemm_rows_args){.dtype = in.dtype,
-                                                         .n_groups = 1,
-                                                         .offset = offset,
-                                                         .n = router->n_experts,
-                                                         .k = router->d_model,
-                                                         .a = in.data,
-                                                         .lda = in.stride,
-                                                         .b = gate,
-                                                         .ldb = router->d_model,
-                                                         .b_trans = true,
-                                                         .c = routing->logits,
-                                                         .ldc = router->n_experts});
+/* The kernel's share: scores, the K best and their weights in one pass. */
+static moe_status score_and_select_fused(const moei_route_job *job) {
+    const moei_router *router = job->router;
+    moei_routing *routing = job->routing;
     int64_t first_bad = -1;
-    kernels->topk(&ctx->team, &(moei_topk_args){.dtype = in.dtype,
-                                                .n_tokens = batch->x.rows,
+    job->ctx->kernels[routing->dtype]->topk(&job->ctx->team,
+                                            &(moei_topk_args){.dtype = routing->dtype,
+                                                              .n_tokens = routing->n_tokens,
+                                                              .n_experts = router->n_experts,
+                                                              .top_k = router->top_k,
+                                                              .mask = job->batch->mask,
+                                                              .score_before_topk = router->score_before_topk,
+                                                              .norm_topk_prob = router->norm_topk_prob,
+                                                              .scale = router->scale,
+                                                              .logits = routing->logits,
+                                                              .prob = routing->prob,
+                                                              .lse = routing->lse,
+                                                              .expert = routing->expert,
+                                                              .weight = routing->weight,
+                                                              .entropy = job->scratch.entropy,
+                                                              .first_bad = &first_bad});
+    return first_bad >= 0 ? moei_route_bad_token(job, first_bad) : MOE_OK;
+}
+
+/* A recorded selection instead of a new one. */
+static moe_status replay(const moei_route_job *job) {
+    const moei_batch *batch = job->batch;
+    moei_routing *routing = job->routing;
+    const int64_t K = routing->top_k;
+    for (int64_t slot = 0; slot < routing->n_tokens * K; ++slot) {
+        const int32_t e = batch->replay_expert[slot];
+        if (e < -1 || e >= routing->n_experts)
+            return moe_ctx_fail(
+                job->ctx, MOE_ERR_ARGUMENT,
+                "replay_expert: token %lld, slot %lld names expert %d; this layer has 0 .. %d, "
+                "and -1 for a slot that is not routed",
+                (long long)(slot / K), (long long)(slot % K), e, routing->n_experts - 1);
+        routing->expert[slot] = moei_masked(batch, slot / K) ? -1 : e;
+        if (routing->choice) routing->choice[slot] = routing->expert[slot];
+    }
+    return MOE_OK;
+}
+
+static void replay_weights(const moei_route_job *job) {
+    moei_routing *routing = job->routing;
+    for (int64_t slot = 0; slot < routing->n_tokens * routing->top_k; ++slot)
+        moei_real_store(routing->dtype, routing->weight, slot,
+                        routing->expert[slot] < 0 ? 0 : (double)job->batch->replay_weight[slot]);
+}
+
+static moe_status check_batch(const moei_route_job *job) {
+    const moei_router *router = job->router;
+    const moei_batch *batch = job->batch;
+    if (batch->replay_weight && !batch->replay_expert)
+        return moe_ctx_fail(job->ctx, MOE_ERR_ARGUMENT,
+                            "replay_weight without replay_expert: whose weights?");
+    if (router->unit != MOEI_UNIT_TASK) return MOE_OK;
+    if (!batch->task)
+        return moe_ctx_fail(job->ctx, MOE_ERR_ARGUMENT, "task: routing_unit task needs moe_call.task");
+    for (int64_t s = 0; s < batch->n_sequences; ++s)
+        if (batch->task[s] < 0 || batch->task[s] >= router->desc->num_tasks)
+            return moe_ctx_fail(job->ctx, MOE_ERR_ARGUMENT,
+                                "task: sequence %lld is of task %d; num_tasks is %d", (long long)s,
+                                batch->task[s], router->desc->num_tasks);
+    return MOE_OK;
+}
+
+moe_status moei_route_forward(const moei_route_job *job) {
+    const moei_selector *selector = job->router->selector;
+    const moei_batch *batch = job->batch;
+    MOEI_TRY(check_batch(job));
+    if (!job->router->keeps_logits) job->routing->logits = job->scratch.logits;
+    moei_gate_forward(job);
+    if (job->router->fused && !batch->replay_expert) return score_and_select_fused(job);
+    MOEI_TRY(moei_score_forward(job));
+    if (batch->replay_expert) {
+        MOEI_TRY(replay(job));
+    } else {
+        selector->rank(job);
+        MOEI_TRY(selector->select(job));
+    }
+    if (batch->replay_weight)
+        replay_weights(job);
+    else
+        selector->weigh(job);
+    if (job->routing->load) moei_noise_load(job);
+    return MOE_OK;
+}
+
+typedef struct backward_arg {
+    const void *dweight;
+    const moei_route_loss_grad *loss;
+} backward_arg;
+
+/* dlogits of one token, into scratch.logits */
+static void backward_token(const moei_route_job *job, const void *arg, int64_t t, double *room) {
+    const backward_arg *b = arg;
+    const moei_routing *routing = job->routing;
+    const int64_t E = routing->n_experts, K = routing->top_k;
+    double *s = room, *ds = s + E, *dl = ds + E, *dweight = dl + E;
+    memset(ds, 0, 2 * (size_t)E * sizeof *ds);
+    if (!moei_masked(job->batch, t)) {
+        for (int64_t k = 0; k < K; ++k) {
+            const int32_t e = routing->expert[t * K + k];
+            dweight[k] = 0;
+            if (e >= 0)
+                dweight[k] = moei_real_load(routing->dtype, b->dweight, t * K + k) +
+                             (b->loss->weight ? b->loss->weight[e] : 0);
+        }
+        moei_score_token(job, t, s);
+        if (job->router->selector->weigh_backward && !job->batch->replay_weight)
+            job->router->selector->weigh_backward(job, t, s, dweight, ds, dl);
+        moei_score_backward_token(job, t, b->loss, s, ds, dl);
+    }
+    for (int64_t e = 0; e < E; ++e) moei_real_store(routing->dtype, job->scratch.logits, t * E + e, dl[e]);
+}
+
+static void backward_fused(const moei_route_job *job, const void *dweight, const moei_route_loss_grad *loss) {
+    const moei_router *router = job->router;
+    const moei_routing *routing = job->routing;
+    job->ctx->kernels[routing->dtype]->topk_grad(
+        &job->ctx->team, &(moei_topk_grad_args){.dtype = routing->dtype,
+                                                .n_tokens = routing->n_tokens,
                                                 .n_experts = router->n_experts,
                                                 .top_k = router->top_k,
-                                                .mask = batch->mask,
+                                                .mask = job->batch->mask,
                                                 .score_before_topk = router->score_before_topk,
                                                 .norm_topk_prob = router->norm_topk_prob,
                                                 .scale = router->scale,
-                                                .logits = routing->logits,
                                                 .prob = routing->prob,
                                                 .lse = routing->lse,
                                                 .expert = routing->expert,
                                                 .weight = routing->weight,
-                                                .entropy = entropy,
-                                                .first_bad = &first_bad});
-    if (first_bad >= 0)
-        return moe_ctx_fail(
-            ctx, MOE_ERR_NUMERIC,
-            "router of layer %u: token %lld has a NaN or infinite logit; look for NaN or infinity in "
-            "the layer's input or in gate.weight",
-            router->layer_index, (long long)first_bad);
-    return MOE_OK;
+                                                .dweight = dweight,
+                                                .aux_grad = loss->prob,
+                                                .z_grad = loss->z,
+                                                .dlogits = job->scratch.logits});
 }
 
-/* dgate[E,d] += dlogits^T in */
-static void gate_weight_gradient(moe_ctx *ctx, const moei_router *router, moe_mat in, const void *dlogits,
-                                 void *dgate) {
-    const int64_t offset[2] = {0, in.rows};
-    ctx->kernels[in.dtype]->gemm_outer(&ctx->team, &(moe_gemm_outer_args){.dtype = in.dtype,
-                                                                          .n_groups = 1,
-                                                                          .offset = offset,
-                                                                          .m = router->n_experts,
-                                                                          .n = router->d_model,
-                                                                          .a = dlogits,
-                                                                          .lda = router->n_experts,
-                                                                          .b = in.data,
-                                                                          .ldb = in.stride,
-                                                                          .c = dgate,
-                                                                          .ldc = router->d_model,
-                                                                          .accumulate = true});
-}
-
-/* out (+)= dlogits gate */
-static void gate_input_gradient(moe_ctx *ctx, const moei_router *router, const void *gate,
-                                const void *dlogits, moe_mat out, bool accumulate) {
-    const int64_t offset[2] = {0, out.rows};
-    ctx->kernels[out.dtype]->gemm_rows(&ctx->team, &(moe_gemm_rows_args){.dtype = out.dtype,
-                                                                         .n_groups = 1,
-                                                                         .offset = offset,
-                                                                         .n = router->d_model,
-                                                                         .k = router->n_experts,
-                                                                         .a = dlogits,
-                                                                         .lda = router->n_experts,
-                                                                         .b = gate,
-                                                                         .ldb = router->d_model,
-                                                                         .c = out.data,
-                                                                         .ldc = out.stride,
-                                                                         .accumulate = accumulate});
-}
-
-void moei_route_backward(moe_ctx *ctx, const moei_router *router, const moei_batch *batch, const void *gate,
-                         void *jittered, const moei_routing *routing, const void *dweight,
-                         moei_route_loss_grad loss, void *dlogits, void *dgate, moe_mat dx) {
-    ctx->kernels[routing->dtype]->topk_grad(
-        &ctx->team, &(moei_topk_grad_args){.dtype = routing->dtype,
-                                           .n_tokens = routing->n_tokens,
-                                           .n_experts = router->n_experts,
-                                           .top_k = router->top_k,
-                                           .mask = batch->mask,
-                                           .score_before_topk = router->score_before_topk,
-                                           .norm_topk_prob = router->norm_topk_prob,
-                                           .scale = router->scale,
-                                           .prob = routing->prob,
-                                           .lse = routing->lse,
-                                           .expert = routing->expert,
-                                           .weight = routing->weight,
-                                           .dweight = dweight,
-                                           .aux_grad = loss.prob,
-                                           .z_grad = loss.z,
-                                           .dlogits = dlogits});
-    gate_weight_gradient(ctx, router, gate_input(ctx, router, batch, jittered), dlogits, dgate);
-    if (!dx.data) return;
-    if (!has_jitter(router, batch)) {
-        gate_input_gradient(ctx, router, gate, dlogits, dx, true);
-        return;
-    }
-    /* The jittered copy has done its work: its memory now holds the gradient of the jittered input. */
-    moe_mat djittered = {jittered, dx.rows, router->d_model, router->d_model, dx.dtype};
-    gate_input_gradient(ctx, router, gate, dlogits, djittered, false);
-    moei_jitter_backward(ctx, router, batch, jittered, dx);
+void moei_route_backward(const moei_route_job *job, const void *dweight, const moei_route_loss_grad *loss,
+                         const moei_gate *grad, moe_mat dx) {
+    const bool one_group = loss->group_tokens == 0 || loss->group_tokens >= job->routing->n_tokens;
+    const backward_arg arg = {dweight, loss};
+    if (job->router->fused && !job->batch->replay_expert && !loss->usage && !loss->weight && one_group)
+        backward_fused(job, dweight, loss);
+    else
+        moei_each_token(job, backward_token, &arg);
+    if (job->gate->noise) moei_noise_backward(job, loss->load);
+    moei_gate_backward(job, grad, dx);
 }

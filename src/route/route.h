@@ -1,19 +1,95 @@
 /* route.h: tokens -> (expert, weight), and the way back from the weights and losses to the gate.
- * Shapes: x[T,d], gate[E,d], logits[T,E], expert and weight[T,K].
+ * Shapes: x[T,d], logits[T,E], expert and weight[T,K slots]; parameters in moei_gate.
  */
 #ifndef MOEI_ROUTE_H
 #define MOEI_ROUTE_H
 
+#include "core/arena.h"
 #include "core/ctx.h"
 #include "flow.h"
 
+typedef enum moei_score { MOEI_SOFTMAX, MOEI_SIGMOID, MOEI_SQRTSOFTPLUS } moei_score;
+typedef enum moei_unit { MOEI_UNIT_TOKEN, MOEI_UNIT_SEQUENCE, MOEI_UNIT_TASK } moei_unit;
+typedef enum moei_group_score { MOEI_GROUP_MAX, MOEI_GROUP_TOP2_SUM, MOEI_GROUP_TOPN_SUM } moei_group_score;
+typedef enum moei_sinkhorn {
+    MOEI_SINKHORN_STANDARD,
+    MOEI_SINKHORN_MEGATRON,
+    MOEI_SINKHORN_SIGMA
+} moei_sinkhorn;
+
+/* A descriptor's router, with its names resolved and its rules applied. */
 typedef struct moei_router {
+    const moe_layer_desc *desc;    /* complete; outlives the router */
+    const moei_capacity *capacity; /* asked by routers that count rows themselves; outlives the router */
+    const struct moei_selector *selector;
     int32_t d_model, n_experts, top_k;
-    bool score_before_topk, norm_topk_prob;
-    double scale;
-    float jitter_eps;
+    int32_t n_slots; /* of a token: top_k, but E for expert_choice */
     uint32_t layer_index;
+    moei_unit unit;
+    moei_score score;
+    bool score_before_topk, norm_topk_prob;
+    bool rank_logits; /* not scores: scores order alike, but tie where they round to the same number */
+    double norm_eps, scale;
+    moei_group_score group_score;
+    moei_sinkhorn sinkhorn;
+    float jitter_eps;
+    bool shows_selection; /* what is ranked are not the scores */
+    bool keeps_logits;    /* for backward; softmax needs none: prob and weight tell all */
+    bool fused;           /* the kernels score, select and weigh: plain softmax top-k */
 } moei_router;
+
+/* Resolves and checks what concerns the router; a combination that has no meaning is refused with the reason.
+ */
+moe_status moei_router_init(moe_ctx *ctx, const moe_layer_desc *desc, const moei_capacity *capacity,
+                            moei_router *router);
+/* Rows that a batch of T tokens can ask for at most. */
+int64_t moei_router_max_rows(const moei_router *router, int64_t T);
+
+/* The router's parameters, or their gradients; NULL where it has none. */
+typedef struct moei_gate {
+    void *weight;         /* real [E, d] */
+    void *bias;           /* real [E] */
+    void *noise;          /* real [E, d] noisy_top_k */
+    void *task;           /* real [num_tasks, d] routing_unit task */
+    void *inner;          /* real [Eo, Ei, d] hierarchical */
+    void *selection_bias; /* real [E] buffer */
+    void *quantile_bias;  /* real [E] buffer */
+} moei_gate;
+
+enum { MOEI_GATE_PARAMS = 6 };
+typedef struct moei_gate_param {
+    const char *name;
+    int32_t n_dim;
+    int64_t dim[3];
+    size_t offset; /* of its pointer in moei_gate */
+    double std;    /* of its first draw; 0: zeros */
+    bool buffer;
+} moei_gate_param;
+/* Lists the parameters that this router has. */
+int32_t moei_router_params(const moei_router *router, moei_gate_param param[MOEI_GATE_PARAMS]);
+
+/* Memory of a call, free again when it returns. */
+typedef struct moei_route_scratch {
+    void *logits;  /* real [T,E]: the logits where routing does not keep them; dlogits in backward */
+    void *in;      /* real [T,d]: what the gate reads where that is not x; its gradient in backward */
+    void *dnoise;  /* real [T,E] noisy_top_k */
+    void *entropy; /* real [T] H(softmax(logits)), 0 where masked */
+    double *work;  /* [3T + 2E] of the selectors that look at all tokens at once */
+} moei_route_scratch;
+/* Both on an arena without memory measure. */
+moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, int64_t T, moe_mode mode);
+moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_arena *arena, int64_t T,
+                                            moe_mode mode);
+
+/* One call of the router. */
+typedef struct moei_route_job {
+    moe_ctx *ctx;
+    const moei_router *router;
+    const moei_gate *gate;
+    const moei_batch *batch;
+    moei_routing *routing;
+    moei_route_scratch scratch;
+} moei_route_job;
 
 /* What the losses ask of the router's gradient (written by loss/, read here). NULL or 0: nothing. */
 typedef struct moei_route_loss_grad {
@@ -23,18 +99,23 @@ typedef struct moei_route_loss_grad {
     const double *weight; /* [E] added to the gradient of every routed weight of expert e */
     const double *load;   /* [E] d loss / d load[e], noisy_top_k */
     const double *usage;  /* [E] d loss / d softmax(logits)[t,e], whatever the score function */
+    double levels;        /* d loss / d routing->level_loss, hierarchical */
 } moei_route_loss_grad;
 
-/* `jittered` real [T,d] is needed where the router has jitter and the batch trains.
- * `entropy` real [T] or NULL. A NaN or infinite logit is MOE_ERR_NUMERIC. */
-moe_status moei_route_forward(moe_ctx *ctx, const moei_router *router, const moei_batch *batch,
-                              const void *gate, void *jittered, void *entropy, moei_routing *routing);
+/* Fills job->routing. A NaN or infinite logit is MOE_ERR_NUMERIC and names the token. */
+moe_status moei_route_forward(const moei_route_job *job);
+/* dweight[T,K] and the losses' wishes -> adds to the gradients `grad` (NULL fields: not wanted) and to
+ * dx[T,d] (data NULL: not wanted). */
+void moei_route_backward(const moei_route_job *job, const void *dweight, const moei_route_loss_grad *loss,
+                         const moei_gate *grad, moe_mat dx);
 
-/* Adds to dgate[E,d] and to dx[T,d] (NULL: not wanted). `dlogits` real [T,E] is scratch and may be the
- * logits themselves. */
-void moei_route_backward(moe_ctx *ctx, const moei_router *router, const moei_batch *batch, const void *gate,
-                         void *jittered, const moei_routing *routing, const void *dweight,
-                         moei_route_loss_grad loss, void *dlogits, void *dgate, moe_mat dx);
+/* Once an optimizer step. bias[e] += rate * sign(mean - count[e]), DeepSeek-V3's; `recenter` then takes the
+ * mean off. */
+void moei_selection_bias_update(moe_dtype dtype, int32_t n_experts, const int64_t *count, double rate,
+                                bool recenter, void *bias);
+/* bias <- ema * bias + (1 - ema) * statistic, less its mean. */
+void moei_quantile_bias_update(moe_dtype dtype, int32_t n_experts, const double *statistic, double ema,
+                               void *bias);
 
 /* out[T,d] = x * factor, where factor is U(1-eps, 1+eps), one draw a number, keyed by (seed, layer, step,
  * token): the same each time it is asked for. */

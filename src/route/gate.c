@@ -1,0 +1,241 @@
+/* gate.c: what the router multiplies, and the logits. in[U,d] gate[E,d]^T + bias[E] -> logits[T,E].
+ * U rows: the tokens, perhaps jittered; or one a sequence (the mean of its tokens, or its task's embedding),
+ * whose logits all its tokens share. The random router then replaces the logits and passes gradients straight
+ * through. Source: routing units of Kudugunta et al. 2021, "Beyond distillation";
+ * moe_router_force_load_balancing of Megatron core.
+ */
+#include "kernel/kernel.h"
+#include "route/select.h"
+
+#include <string.h>
+
+static bool has_jitter(const moei_route_job *job) {
+    return job->router->jitter_eps > 0 && job->batch->mode == MOE_TRAIN;
+}
+
+static int64_t real_tokens(const moei_batch *batch, int64_t first) {
+    int64_t n = 0;
+    for (int64_t t = first; t < first + batch->sequence_length; ++t) n += !moei_masked(batch, t);
+    return n;
+}
+
+/* in[s] = mean over the real tokens of sequence s; 0 where there are none. */
+static void mean_sequence(const moei_route_job *job, int64_t s) {
+    const moei_batch *batch = job->batch;
+    const moe_mat x = batch->x;
+    const int64_t d = job->router->d_model, first = s * batch->sequence_length;
+    const double n = (double)real_tokens(batch, first);
+    for (int64_t i = 0; i < d; ++i) {
+        double sum = 0;
+        for (int64_t t = first; t < first + batch->sequence_length; ++t)
+            if (!moei_masked(batch, t)) sum += moei_real_load(x.dtype, x.data, t * x.stride + i);
+        moei_real_store(x.dtype, job->scratch.in, s * d + i, n > 0 ? sum / n : 0);
+    }
+}
+
+static void sequence_task(void *arg, int64_t s, void *scratch) {
+    (void)scratch;
+    mean_sequence(arg, s);
+}
+
+static void gather_tasks(const moei_route_job *job) {
+    const size_t row = (size_t)job->router->d_model * moe_dtype_bytes(job->routing->dtype);
+    for (int64_t s = 0; s < job->batch->n_sequences; ++s)
+        memcpy((char *)job->scratch.in + (size_t)s * row,
+               (const char *)job->gate->task + (size_t)job->batch->task[s] * row, row);
+}
+
+/* The rows that the gate multiplies. */
+static moe_mat gate_input(const moei_route_job *job) {
+    const moei_router *router = job->router;
+    const moe_mat x = job->batch->x;
+    if (router->unit == MOEI_UNIT_TOKEN && !has_jitter(job)) return x;
+    if (router->unit == MOEI_UNIT_SEQUENCE)
+        moei_parallel(&job->ctx->team, job->batch->n_sequences, sequence_task, (void *)(uintptr_t)job);
+    else if (router->unit == MOEI_UNIT_TASK)
+        gather_tasks(job);
+    else
+        moei_jitter(job->ctx, router, job->batch, job->scratch.in);
+    const int64_t rows = router->unit == MOEI_UNIT_TOKEN ? x.rows : job->batch->n_sequences;
+    return (moe_mat){job->scratch.in, rows, router->d_model, router->d_model, x.dtype};
+}
+
+/* out[rows,E] = in gate^T */
+static void multiply(const moei_route_job *job, moe_mat in, const void *gate, void *out) {
+    const int64_t offset[2] = {0, in.rows};
+    job->ctx->kernels[in.dtype]->gemm_rows(&job->ctx->team,
+                                           &(moe_gemm_rows_args){.dtype = in.dtype,
+                                                                 .n_groups = 1,
+                                                                 .offset = offset,
+                                                                 .n = job->router->n_experts,
+                                                                 .k = job->router->d_model,
+                                                                 .a = in.data,
+                                                                 .lda = in.stride,
+                                                                 .b = gate,
+                                                                 .ldb = job->router->d_model,
+                                                                 .b_trans = true,
+                                                                 .c = out,
+                                                                 .ldc = job->router->n_experts});
+}
+
+/* [U,E] -> [T,E] in place: the last token first, so that a row is read before it is written. */
+static void spread_units(const moei_route_job *job, void *logits) {
+    const size_t row = (size_t)job->router->n_experts * moe_dtype_bytes(job->routing->dtype);
+    if (job->router->unit == MOEI_UNIT_TOKEN) return;
+    for (int64_t t = job->routing->n_tokens - 1; t >= 0; --t)
+        memmove((char *)logits + (size_t)t * row,
+                (const char *)logits + (size_t)(t / job->batch->sequence_length) * row, row);
+}
+
+/* The way back: row s becomes the sum over the tokens of sequence s; the first first. */
+static void gather_units(const moei_route_job *job, void *dlogits) {
+    const int64_t E = job->router->n_experts, length = job->batch->sequence_length;
+    const moe_dtype dtype = job->routing->dtype;
+    if (job->router->unit == MOEI_UNIT_TOKEN) return;
+    for (int64_t s = 0; s < job->batch->n_sequences; ++s)
+        for (int64_t e = 0; e < E; ++e) {
+            double sum = 0;
+            for (int64_t t = s * length; t < (s + 1) * length; ++t)
+                sum += moei_real_load(dtype, dlogits, t * E + e);
+            moei_real_store(dtype, dlogits, s * E + e, sum);
+        }
+}
+
+static void add_bias_token(const moei_route_job *job, const void *arg, int64_t t, double *room) {
+    const int64_t E = job->router->n_experts;
+    const moe_dtype dtype = job->routing->dtype;
+    (void)arg;
+    (void)room;
+    for (int64_t e = 0; e < E; ++e)
+        moei_real_store(dtype, job->routing->logits, t * E + e,
+                        moei_real_load(dtype, job->routing->logits, t * E + e) +
+                            moei_real_load(dtype, job->gate->bias, e));
+}
+
+/* The random router's logits: N(0,1), and a bias drawn once an expert. */
+static void force_token(const moei_route_job *job, const void *arg, int64_t t, double *room) {
+    const int64_t E = job->router->n_experts;
+    const double *bias = arg;
+    moei_draw_normal(job, MOE_DRAW_FORCED, job->batch->step, moei_draw_row(job, t), E, room);
+    for (int64_t e = 0; e < E; ++e)
+        moei_real_store(job->routing->dtype, job->routing->logits, t * E + e, room[e] + bias[e]);
+}
+
+static void force_logits(const moei_route_job *job) {
+    const int64_t E = job->router->n_experts;
+    double *bias = job->scratch.work;
+    /* The steps of a run count up from 0, so the last step's stream is free for what holds for all of them.
+     */
+    moei_draw_normal(job, MOE_DRAW_FORCED, UINT64_MAX, 0, E, bias);
+    for (int64_t e = 0; e < E; ++e) bias[e] *= (double)job->router->desc->force_bias_std;
+    moei_each_token(job, force_token, bias);
+}
+
+void moei_gate_forward(const moei_route_job *job) {
+    const moei_gate *gate = job->gate;
+    const moe_mat in = gate_input(job);
+    multiply(job, in, gate->weight, job->routing->logits);
+    spread_units(job, job->routing->logits);
+    if (gate->bias) moei_each_token(job, add_bias_token, NULL);
+    if (strcmp(job->router->desc->router_type, "random") == 0) force_logits(job);
+    if (!gate->noise) return;
+    multiply(job, in, gate->noise, job->routing->noise_std);
+    spread_units(job, job->routing->noise_std);
+    moei_noise_add(job);
+}
+
+/* dgate[E,d] += dlogits^T in */
+static void weight_gradient(const moei_route_job *job, moe_mat in, const void *dlogits, void *dgate) {
+    const int64_t offset[2] = {0, in.rows};
+    job->ctx->kernels[in.dtype]->gemm_outer(&job->ctx->team,
+                                            &(moe_gemm_outer_args){.dtype = in.dtype,
+                                                                   .n_groups = 1,
+                                                                   .offset = offset,
+                                                                   .m = job->router->n_experts,
+                                                                   .n = job->router->d_model,
+                                                                   .a = dlogits,
+                                                                   .lda = job->router->n_experts,
+                                                                   .b = in.data,
+                                                                   .ldb = in.stride,
+                                                                   .c = dgate,
+                                                                   .ldc = job->router->d_model,
+                                                                   .accumulate = true});
+}
+
+/* out (+)= dlogits gate */
+static void input_gradient(const moei_route_job *job, const void *gate, const void *dlogits, moe_mat out,
+                           bool accumulate) {
+    const int64_t offset[2] = {0, out.rows};
+    job->ctx->kernels[out.dtype]->gemm_rows(&job->ctx->team,
+                                            &(moe_gemm_rows_args){.dtype = out.dtype,
+                                                                  .n_groups = 1,
+                                                                  .offset = offset,
+                                                                  .n = job->router->d_model,
+                                                                  .k = job->router->n_experts,
+                                                                  .a = dlogits,
+                                                                  .lda = job->router->n_experts,
+                                                                  .b = gate,
+                                                                  .ldb = job->router->d_model,
+                                                                  .c = out.data,
+                                                                  .ldc = out.stride,
+                                                                  .accumulate = accumulate});
+}
+
+/* bias gradient: column sums in token order */
+static void bias_gradient(const moei_route_job *job, int64_t rows, const void *dlogits, void *dbias) {
+    const int64_t E = job->router->n_experts;
+    const moe_dtype dtype = job->routing->dtype;
+    for (int64_t e = 0; e < E; ++e) {
+        double sum = moei_real_load(dtype, dbias, e);
+        for (int64_t t = 0; t < rows; ++t) sum += moei_real_load(dtype, dlogits, t * E + e);
+        moei_real_store(dtype, dbias, e, sum);
+    }
+}
+
+static void add_row(moe_dtype dtype, const void *from, int64_t from_at, double factor, void *to,
+                    int64_t to_at, int64_t n) {
+    for (int64_t i = 0; i < n; ++i)
+        moei_real_store(dtype, to, to_at + i,
+                        moei_real_load(dtype, to, to_at + i) +
+                            factor * moei_real_load(dtype, from, from_at + i));
+}
+
+/* The gradient of the gate's input, in scratch.in, handed on to who it was made from. */
+static void hand_back(const moei_route_job *job, const moei_gate *grad, moe_mat dx) {
+    const moei_batch *batch = job->batch;
+    const void *din = job->scratch.in;
+    const int64_t d = job->router->d_model, length = batch->sequence_length;
+    if (job->router->unit == MOEI_UNIT_TOKEN) {
+        moei_jitter_backward(job->ctx, job->router, batch, din, dx);
+        return;
+    }
+    for (int64_t s = 0; s < batch->n_sequences; ++s) {
+        if (job->router->unit == MOEI_UNIT_TASK) {
+            if (grad->task) add_row(dx.dtype, din, s * d, 1, grad->task, batch->task[s] * d, d);
+            continue;
+        }
+        const double n = (double)real_tokens(batch, s * length);
+        for (int64_t t = s * length; t < (s + 1) * length; ++t)
+            if (!moei_masked(batch, t)) add_row(dx.dtype, din, s * d, 1 / n, dx.data, t * dx.stride, d);
+    }
+}
+
+void moei_gate_backward(const moei_route_job *job, const moei_gate *grad, moe_mat dx) {
+    const moei_route_scratch *s = &job->scratch;
+    const moe_mat in = gate_input(job);
+    gather_units(job, s->logits);
+    if (grad->weight) weight_gradient(job, in, s->logits, grad->weight);
+    if (grad->bias) bias_gradient(job, in.rows, s->logits, grad->bias);
+    if (job->gate->noise) gather_units(job, s->dnoise);
+    if (grad->noise) weight_gradient(job, in, s->dnoise, grad->noise);
+    const bool direct = in.data == job->batch->x.data;
+    const bool wanted = job->router->unit == MOEI_UNIT_TASK ? grad->task != NULL : dx.data != NULL;
+    if (!wanted) return;
+    /* A copy that the gate read has done its work: its memory now holds the gradient of that copy. */
+    const moe_mat din = direct ? dx : (moe_mat){s->in, in.rows, in.cols, in.cols, in.dtype};
+    input_gradient(job, job->gate->weight, s->logits, din, direct);
+    if (job->gate->noise) input_gradient(job, job->gate->noise, s->dnoise, din, true);
+    if (direct) return;
+    dx.dtype = in.dtype;
+    hand_back(job, grad, dx);
+}

@@ -1,0 +1,161 @@
+/* score.c: logits -> scores, and the gradient of both what weights and what losses read of them.
+ * logits[T,E] -> prob[T,E] (scores normalised over E), lse[T], entropy[T]; s[E] of a token is recomputed.
+ * Source: semantics of Megatron core (aux losses read softmax, or sigmoid / (sum + 1e-20)) and Automodel.
+ */
+#include "route/select.h"
+
+#include <math.h>
+#include <string.h>
+
+static const double sum_eps = 1e-20; /* Megatron core's and Automodel's */
+
+static double logistic(double x) {
+    return x >= 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x));
+}
+
+static double softplus(double x) {
+    return fmax(x, 0) + log1p(exp(-fabs(x)));
+}
+
+/* The raw score of one logit; softmax needs its row's lse. */
+static double score_of(moei_score score, double logit, double lse) {
+    if (score == MOEI_SIGMOID) return logistic(logit);
+    return score == MOEI_SQRTSOFTPLUS ? sqrt(softplus(logit)) : exp(logit - lse);
+}
+
+static double logit(const moei_routing *routing, int64_t t, int64_t e) {
+    return moei_real_load(routing->dtype, routing->logits, t * routing->n_experts + e);
+}
+
+/* Losses read softmax as it is; other scores divided by their sum, unless asked for raw. */
+static bool normalises(const moei_router *router) {
+    return router->score != MOEI_SOFTMAX && strcmp(router->desc->aux_scores, "raw") != 0;
+}
+
+void moei_score_token(const moei_route_job *job, int64_t t, double *s) {
+    const moei_router *router = job->router;
+    const moei_routing *routing = job->routing;
+    const int64_t E = routing->n_experts;
+    const bool biased = router->desc->selection_bias_in_weights;
+    for (int64_t e = 0; e < E; ++e) {
+        s[e] = router->score == MOEI_SOFTMAX ? moei_real_load(routing->dtype, routing->prob, t * E + e)
+                                             : score_of(router->score, logit(routing, t, e), 0);
+        if (biased) s[e] += moei_real_load(routing->dtype, job->gate->selection_bias, e);
+    }
+}
+
+static void write_masked(const moei_route_job *job, int64_t t, double lse) {
+    moei_routing *routing = job->routing;
+    const int64_t E = routing->n_experts;
+    for (int64_t e = 0; e < E; ++e) moei_real_store(routing->dtype, routing->prob, t * E + e, 0);
+    moei_real_store(routing->dtype, routing->lse, t, lse);
+    moei_real_store(routing->dtype, job->scratch.entropy, t, 0);
+}
+
+/* max, then sum of exp(l - max); NaN where a logit is bad */
+static double row_lse(const moei_routing *routing, int64_t t, double *entropy) {
+    double max = -INFINITY, sum = 0, below = 0;
+    for (int64_t e = 0; e < routing->n_experts; ++e) {
+        double l = logit(routing, t, e);
+        if (!isfinite(l)) return NAN;
+        max = fmax(max, l);
+    }
+    for (int64_t e = 0; e < routing->n_experts; ++e) {
+        double depth = max - logit(routing, t, e), y = exp(-depth);
+        sum += y;
+        if (y > 0) below += y * depth;
+    }
+    *entropy = log(sum) + below / sum;
+    return max + log(sum);
+}
+
+static void score_forward_token(const moei_route_job *job, const void *arg, int64_t t, double *s) {
+    moei_routing *routing = job->routing;
+    const int64_t E = routing->n_experts;
+    double entropy = 0, sum = 0;
+    (void)arg;
+    double lse = moei_masked(job->batch, t) ? 0 : row_lse(routing, t, &entropy);
+    if (moei_masked(job->batch, t) || isnan(lse)) {
+        write_masked(job, t, lse);
+        return;
+    }
+    if (job->router->score == MOEI_SOFTMAX)
+        for (int64_t e = 0; e < E; ++e) s[e] = exp(logit(routing, t, e) - lse);
+    else
+        moei_score_token(job, t, s);
+    for (int64_t e = 0; e < E; ++e) sum += s[e];
+    if (!normalises(job->router)) sum = 1;
+    for (int64_t e = 0; e < E; ++e)
+        moei_real_store(routing->dtype, routing->prob, t * E + e, s[e] / (sum + sum_eps));
+    moei_real_store(routing->dtype, routing->lse, t, lse);
+    moei_real_store(routing->dtype, job->scratch.entropy, t, entropy);
+}
+
+moe_status moei_score_forward(const moei_route_job *job) {
+    const moei_routing *routing = job->routing;
+    moei_each_token(job, score_forward_token, NULL);
+    for (int64_t t = 0; t < routing->n_tokens; ++t)
+        if (isnan(moei_real_load(routing->dtype, routing->lse, t))) return moei_route_bad_token(job, t);
+    return MOE_OK;
+}
+
+/* ds[E] += what the losses on prob ask */
+static void prob_gradient(const moei_route_job *job, int64_t t, const moei_route_loss_grad *loss,
+                          const double *s, double *ds) {
+    const int64_t E = job->routing->n_experts;
+    const double *u = loss->prob + (loss->group_tokens > 0 ? t / loss->group_tokens : 0) * E;
+    double sum = 0, mean = 0;
+    if (!normalises(job->router)) {
+        for (int64_t e = 0; e < E; ++e) ds[e] += u[e];
+        return;
+    }
+    for (int64_t e = 0; e < E; ++e) {
+        sum += s[e];
+        mean += u[e] * s[e];
+    }
+    sum += sum_eps;
+    for (int64_t e = 0; e < E; ++e) ds[e] += u[e] / sum - mean / (sum * sum);
+}
+
+/* dl[E] += ds[E] through the score function */
+static void through_score(const moei_route_job *job, int64_t t, const double *s, const double *ds,
+                          double *dl) {
+    const moei_routing *routing = job->routing;
+    double mean = 0;
+    if (job->router->score == MOEI_SOFTMAX) {
+        for (int64_t e = 0; e < routing->n_experts; ++e) mean += ds[e] * s[e];
+        for (int64_t e = 0; e < routing->n_experts; ++e) dl[e] += s[e] * (ds[e] - mean);
+        return;
+    }
+    for (int64_t e = 0; e < routing->n_experts; ++e) {
+        double l = logit(routing, t, e), p = logistic(l);
+        if (job->router->score == MOEI_SIGMOID) {
+            dl[e] += ds[e] * p * (1 - p);
+            continue;
+        }
+        double root = score_of(MOEI_SQRTSOFTPLUS, l, 0);
+        if (root > 0) dl[e] += ds[e] * p / (2 * root);
+    }
+}
+
+/* dl[E] += usage through softmax, and the z-loss */
+static void softmax_gradient(const moei_route_job *job, int64_t t, const moei_route_loss_grad *loss,
+                             const double *s, double *dl) {
+    const moei_routing *routing = job->routing;
+    const bool softmax = job->router->score == MOEI_SOFTMAX;
+    const double lse = moei_real_load(routing->dtype, routing->lse, t);
+    double mean = 0;
+    for (int64_t e = 0; e < routing->n_experts && loss->usage; ++e)
+        mean += loss->usage[e] * (softmax ? s[e] : exp(logit(routing, t, e) - lse));
+    for (int64_t e = 0; e < routing->n_experts; ++e) {
+        double q = softmax ? s[e] : exp(logit(routing, t, e) - lse);
+        dl[e] += q * ((loss->usage ? loss->usage[e] - mean : 0) + loss->z * lse);
+    }
+}
+
+void moei_score_backward_token(const moei_route_job *job, int64_t t, const moei_route_loss_grad *loss,
+                               const double *s, double *ds, double *dl) {
+    if (loss->prob) prob_gradient(job, t, loss, s, ds);
+    through_score(job, t, s, ds, dl);
+    if (loss->usage || loss->z != 0) softmax_gradient(job, t, loss, s, dl);
+}

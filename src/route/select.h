@@ -1,0 +1,91 @@
+/* select.h: what the files of route/ share: the table of selectors, loops over tokens, draws.
+ * A selector ranks (fills selection[T,E], the common pick takes the K best) or selects by itself.
+ */
+#ifndef MOEI_SELECT_H
+#define MOEI_SELECT_H
+
+#include "core/real.h"
+#include "route/route.h"
+
+#include <moekit/op.h>
+
+typedef struct moei_selector {
+    const char *name;
+    /* Fills routing->selection for every real token. */
+    void (*rank)(const moei_route_job *job);
+    /* Fills expert (and choice) from selection. */
+    moe_status (*select)(const moei_route_job *job);
+    void (*weigh)(const moei_route_job *job);
+    /* What dweight[K] of one token asks: added to ds[E] (through the scores s[E]) or dl[E] (straight to the
+     * logits). NULL: the weights are constants. */
+    void (*weigh_backward)(const moei_route_job *job, int64_t t, const double *s, const double *dweight,
+                           double *ds, double *dl);
+    /* Options it has a meaning for. */
+    bool groups, selection_bias, expert_dropout, random_k;
+} moei_selector;
+const moei_selector *moei_selector_find(const char *name);
+
+/* Rankers and selectors of the table. */
+void moei_rank_scores(const moei_route_job *job);
+void moei_rank_sinkhorn(const moei_route_job *job);
+void moei_rank_quantile(const moei_route_job *job);
+void moei_rank_noisy(const moei_route_job *job);
+void moei_rank_hash(const moei_route_job *job);
+void moei_rank_balanced(const moei_route_job *job);
+void moei_weigh_balanced(const moei_route_job *job);
+moe_status moei_pick(const moei_route_job *job);
+moe_status moei_select_expert_choice(const moei_route_job *job);
+
+/* The best of z[n] after `last` (-1: the best of all) in the order "higher first, then lower index"; -1 where
+ * only -inf is left. */
+int32_t moei_next_best(const double *z, int32_t n, int32_t last);
+/* Rows that expert choice gives an expert from a group of n tokens. */
+int64_t moei_expert_choice_rows(const moei_router *router, moe_mode mode, int64_t n);
+
+/* gate.c: routing->logits, and the way back from dlogits (scratch.logits). */
+void moei_gate_forward(const moei_route_job *job);
+void moei_gate_backward(const moei_route_job *job, const moei_gate *grad, moe_mat dx);
+/* noisy.c: logits = clean + noise; load; and their gradients into dlogits and scratch.dnoise. */
+void moei_noise_add(const moei_route_job *job);
+void moei_noise_load(const moei_route_job *job);
+void moei_noise_backward(const moei_route_job *job, const double *dload);
+/* score.c: prob, lse, entropy from logits; a bad logit is an error. */
+moe_status moei_score_forward(const moei_route_job *job);
+moe_status moei_route_bad_token(const moei_route_job *job, int64_t t); /* route.c tells it */
+/* Writes s[E] of token t: the score function of its logits, with the selection bias where weights want it. */
+void moei_score_token(const moei_route_job *job, int64_t t, double *s);
+/* Adds to dl[E] what ds[E], the gradient of s[E] from moei_score_token, and the losses ask for. */
+void moei_score_backward_token(const moei_route_job *job, int64_t t, const moei_route_loss_grad *loss,
+                               const double *s, double *ds, double *dl);
+/* weight.c */
+void moei_weigh(const moei_route_job *job);
+/* Adds to ds[E] (through the scores) or dl[E] (straight to the logits). dweight[K] holds the losses' too. */
+void moei_weigh_backward_token(const moei_route_job *job, int64_t t, const double *s, const double *dweight,
+                               double *ds, double *dl);
+
+/* Runs fn for every token, many at a time. `room` is MOEI_ROUTE_ROOM doubles of the thread's own. */
+enum { MOEI_ROUTE_ROOM = MOEI_THREAD_SCRATCH / (int)sizeof(double) };
+typedef void moei_token_fn(const moei_route_job *job, const void *arg, int64_t t, double *room);
+void moei_each_token(const moei_route_job *job, moei_token_fn *fn, const void *arg);
+
+/* Tokens of one routing unit share their draws: the number that keys them. */
+static inline int64_t moei_draw_row(const moei_route_job *job, int64_t t) {
+    return job->router->unit == MOEI_UNIT_TOKEN ? t : t / job->batch->sequence_length;
+}
+
+static inline bool moei_masked(const moei_batch *batch, int64_t t) {
+    return batch->mask && !batch->mask[t];
+}
+
+/* The experts whose weights were computed, removed ones included. */
+static inline const int32_t *moei_chosen(const moei_routing *routing, int64_t t) {
+    return (routing->choice ? routing->choice : routing->expert) + t * routing->top_k;
+}
+
+/* u[n]: U(0,1), or N(0,1), of `row` of stream (purpose, step). */
+void moei_draw_uniform(const moei_route_job *job, moe_purpose purpose, uint64_t step, int64_t row, int64_t n,
+                       double *u);
+void moei_draw_normal(const moei_route_job *job, moe_purpose purpose, uint64_t step, int64_t row, int64_t n,
+                      double *u);
+
+#endif

@@ -1,0 +1,76 @@
+/* select_quantile.c: quantile balancing: a bias for every expert from the logit that its fair share would
+ * need. logits[T,E], beta[E] -> selection = logits - beta, and in training this batch's statistic
+ * quantile[E]. Source: quantile_balancing of Megatron core's router.
+ */
+#include "route/select.h"
+
+#include <math.h>
+
+static void rank_token(const moei_route_job *job, const void *arg, int64_t t, double *room) {
+    moei_routing *routing = job->routing;
+    const int64_t E = routing->n_experts;
+    (void)arg;
+    (void)room;
+    for (int64_t e = 0; e < E; ++e)
+        moei_real_store(routing->dtype, routing->selection, t * E + e,
+                        moei_real_load(routing->dtype, routing->logits, t * E + e) -
+                            moei_real_load(routing->dtype, job->gate->quantile_bias, e));
+}
+
+/* alpha[t]: the (K+1)-th largest of what the token was ranked by. */
+static void alpha_token(const moei_route_job *job, const void *arg, int64_t t, double *z) {
+    const moei_routing *routing = job->routing;
+    const int32_t E = routing->n_experts;
+    int32_t last = -1;
+    (void)arg;
+    for (int32_t e = 0; e < E; ++e) z[e] = moei_real_load(routing->dtype, routing->selection, t * E + e);
+    for (int32_t k = 0; k <= job->router->top_k; ++k) last = moei_next_best(z, E, last);
+    job->scratch.work[t] = z[last];
+}
+
+/* The (rank + 1)-th largest of v[n]: Hoare's quickselect; v is reordered. */
+static double select_largest(double *v, int64_t n, int64_t rank) {
+    int64_t low = 0, high = n - 1;
+    while (low < high) {
+        const double pivot = v[low + (high - low) / 2];
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (v[i] > pivot) ++i;
+            while (v[j] < pivot) --j;
+            if (i > j) break;
+            const double swap = v[i];
+            v[i++] = v[j];
+            v[j--] = swap;
+        }
+        if (rank <= j)
+            high = j;
+        else if (rank >= i)
+            low = i;
+        else
+            break;
+    }
+    return v[rank];
+}
+
+/* quantile[e]: what must come off the logits of expert e so that its fair share m K / E of the m tokens would
+ * rank it above their alpha. */
+static void measure(const moei_route_job *job) {
+    const moei_routing *routing = job->routing;
+    const int64_t E = routing->n_experts, m = job->batch->n_valid;
+    const double *alpha = job->scratch.work;
+    double *above = job->scratch.work + routing->n_tokens;
+    for (int64_t e = 0; e < E; ++e) {
+        int64_t n = 0;
+        for (int64_t t = 0; t < routing->n_tokens; ++t)
+            if (!moei_masked(job->batch, t))
+                above[n++] = moei_real_load(routing->dtype, routing->logits, t * E + e) - alpha[t];
+        routing->quantile[e] = select_largest(above, n, m * job->router->top_k / E);
+    }
+}
+
+void moei_rank_quantile(const moei_route_job *job) {
+    moei_each_token(job, rank_token, NULL);
+    if (job->batch->mode != MOE_TRAIN || job->batch->n_valid == 0) return;
+    moei_each_token(job, alpha_token, NULL);
+    measure(job);
+}
