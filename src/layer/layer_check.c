@@ -95,7 +95,8 @@ static void check_scores(checker *c, const moe_layer_desc *d) {
          "norm_topk_prob off");
     rule(c, by_task, d->num_tasks > 0, "routing_unit", "task needs num_tasks");
     rule(c, d->num_tasks > 0, by_task, "num_tasks", "needs routing_unit task");
-    rule(c, d->input_jitter_eps > 0, !by_task, "input_jitter_eps", "a task has no input to jitter");
+    rule(c, d->input_jitter_eps > 0, moei_is(d->routing_unit, "token"), "input_jitter_eps",
+         "jitters tokens; needs routing_unit token");
     rule(c, d->selection_bias, !late, "selection_bias",
          "softmax after the selection has no scores to select by; set score_before_topk, or another "
          "score_function");
@@ -121,6 +122,7 @@ static void check_groups(checker *c, const moe_layer_desc *d) {
     rule(c, on, moei_is(d->router_type, "top_k"), "num_groups", "needs router_type top_k");
     rule(c, moei_is(d->group_score, "topn_sum"), kept < 1 || d->top_k % kept == 0, "group_score",
          "topn_sum sums the top_k / group_top_k best of a group; group_top_k must divide top_k");
+    rule(c, d->expert_dropout > 0, !on, "expert_dropout", "could leave a kept group without experts");
 }
 
 static void check_router(checker *c, const moe_layer_desc *d) {
@@ -146,7 +148,24 @@ static void check_router(checker *c, const moe_layer_desc *d) {
     rule(c, d->fake_skip_first > 0, balanced, "fake_skip_first", "needs router_type balanced");
     rule(c, balanced, d->num_experts - d->fake_skip_first >= d->top_k, "fake_skip_first",
          "leaves fewer than top_k experts");
+    rule(c, balanced, d->routed_scaling_factor == 1, "routed_scaling_factor",
+         "the weights of router_type balanced are 1 / top_k");
+    rule(c, quantile, d->top_k < d->num_experts, "router_type",
+         "quantile needs top_k below num_experts: else there is nothing to balance");
     rule(c, d->force_bias_std > 0, moei_is(type, "random"), "force_bias_std", "needs router_type random");
+}
+
+/* Two Sinkhorn routers have weights of their own. */
+static void check_sinkhorn(checker *c, const moe_layer_desc *d) {
+    const bool megatron = moei_is(d->sinkhorn_variant, "megatron"),
+               sigma = moei_is(d->sinkhorn_variant, "sigma_moe");
+    rule(c, megatron,
+         moei_is(d->score_function, "softmax") && !d->norm_topk_prob && d->routed_scaling_factor == 1,
+         "sinkhorn_variant",
+         "the weights of megatron are softmax over all experts (sigmoid for top_k 1), neither normalised nor "
+         "scaled; leave score_function, norm_topk_prob and routed_scaling_factor alone");
+    rule(c, sigma, moei_is(d->score_function, "sigmoid"), "sinkhorn_variant",
+         "the weights of sigma_moe are sigmoids; set score_function sigmoid");
 }
 
 /* True where a threshold matters to the policy. */
@@ -198,24 +217,7 @@ static void check_losses(checker *c, const moe_layer_desc *d) {
 
 /* What a descriptor can say but this version does not compute yet. */
 static void check_built(checker *c, const moe_layer_desc *d) {
-    built(c, !moei_is(d->score_function, "softmax"), "score_function", "only softmax is built in");
-    built(c, !moei_is(d->router_type, "top_k"), "router_type", "only top_k is built in");
-    built(c, d->num_groups > 0, "num_groups", "is not built in");
-    built(c, d->selection_bias, "selection_bias", "is not built in");
-    built(c, d->expert_dropout > 0, "expert_dropout", "is not built in");
-    built(c, d->top_k_min > 0, "top_k_min", "is not built in");
-    built(c, d->router_bias, "router_bias", "is not built in");
-    built(c, d->router_frozen, "router_frozen", "is not built in");
-    built(c, !moei_is(d->routing_unit, "token"), "routing_unit", "only token is built in");
     built(c, d->num_groups_outer > 0, "num_groups_outer", "is not built in");
-    built(c, d->seq_aux_loss_coeff > 0, "seq_aux_loss_coeff", "is not built in");
-    built(c, d->global_aux_loss_coeff > 0, "global_aux_loss_coeff", "is not built in");
-    built(c, d->gshard_loss_coeff > 0, "gshard_loss_coeff", "is not built in");
-    built(c, d->importance_loss_coeff > 0, "importance_loss_coeff", "is not built in");
-    built(c, d->load_loss_coeff > 0, "load_loss_coeff", "is not built in");
-    built(c, d->entropy_loss_coeff > 0, "entropy_loss_coeff", "is not built in");
-    built(c, !moei_is(d->aux_scores, "normalized"), "aux_scores", "only normalized is built in");
-    built(c, !moei_is(d->aux_map, "actual"), "aux_map", "only actual is built in");
     built(c, d->output_size != d->d_model, "output_size", "is not built in");
     built(c, d->latent_size > 0, "latent_size", "is not built in");
     built(c, *d->expert_kinds, "expert_kinds", "is not built in");
@@ -233,6 +235,7 @@ moe_status moei_layer_desc_check(moe_ctx *ctx, const moe_layer_desc *d) {
         check_scores(&c, d);
         check_groups(&c, d);
         check_router(&c, d);
+        check_sinkhorn(&c, d);
         check_top2(&c, d);
         check_capacity(&c, d);
         check_losses(&c, d);

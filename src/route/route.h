@@ -27,7 +27,8 @@ typedef struct moei_router {
     uint32_t layer_index;
     moei_unit unit;
     moei_score score;
-    bool score_before_topk, norm_topk_prob;
+    bool score_before_topk; /* of softmax: the other scores look at one logit each */
+    bool norm_topk_prob;
     bool rank_logits; /* not scores: scores order alike, but tie where they round to the same number */
     double norm_eps, scale;
     moei_group_score group_score;

@@ -1,4 +1,4 @@
-/* select.c: the table of routers: how each ranks, selects and weighs, and which options mean something to it.
+/* select.c: the table of routers: how each ranks, selects and weighs.
  * moe_layer_desc.router_type -> a row.
  * Source: the files the functions live in.
  */
@@ -11,11 +11,12 @@ static const moei_selector selectors[] = {
      .rank = moei_rank_scores,
      .select = moei_pick,
      .weigh = moei_weigh,
-     .weigh_backward = moei_weigh_backward_token,
-     .groups = true,
-     .selection_bias = true,
-     .expert_dropout = true,
-     .random_k = true},
+     .weigh_backward = moei_weigh_backward_token},
+    {.name = "gshard_top2",
+     .rank = moei_rank_scores,
+     .select = moei_select_gshard,
+     .weigh = moei_weigh,
+     .weigh_backward = moei_weigh_backward_token},
     {.name = "noisy_top_k",
      .rank = moei_rank_scores,
      .select = moei_pick,
@@ -25,16 +26,12 @@ static const moei_selector selectors[] = {
      .rank = moei_rank_sinkhorn,
      .select = moei_pick,
      .weigh = moei_weigh,
-     .weigh_backward = moei_weigh_backward_token,
-     .expert_dropout = true,
-     .random_k = true},
+     .weigh_backward = moei_weigh_backward_token},
     {.name = "quantile",
      .rank = moei_rank_quantile,
      .select = moei_pick,
      .weigh = moei_weigh,
-     .weigh_backward = moei_weigh_backward_token,
-     .expert_dropout = true,
-     .random_k = true},
+     .weigh_backward = moei_weigh_backward_token},
     {.name = "expert_choice",
      .rank = moei_rank_scores,
      .select = moei_select_expert_choice,
@@ -44,16 +41,13 @@ static const moei_selector selectors[] = {
      .rank = moei_rank_hash,
      .select = moei_pick,
      .weigh = moei_weigh,
-     .weigh_backward = moei_weigh_backward_token,
-     .random_k = true},
+     .weigh_backward = moei_weigh_backward_token},
     {.name = "random",
      .rank = moei_rank_scores,
      .select = moei_pick,
      .weigh = moei_weigh,
-     .weigh_backward = moei_weigh_backward_token,
-     .groups = true,
-     .random_k = true},
-    {.name = "balanced",                         .rank = moei_rank_balanced, .select = moei_pick, .weigh = moei_weigh_balanced},
+     .weigh_backward = moei_weigh_backward_token},
+    {.name = "balanced", .rank = moei_rank_balanced, .select = moei_pick,      .weigh = moei_weigh_balanced                                        },
 };
 
 const moei_selector *moei_selector_find(const char *name) {

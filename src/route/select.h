@@ -20,8 +20,6 @@ typedef struct moei_selector {
      * logits). NULL: the weights are constants. */
     void (*weigh_backward)(const moei_route_job *job, int64_t t, const double *s, const double *dweight,
                            double *ds, double *dl);
-    /* Options it has a meaning for. */
-    bool groups, selection_bias, expert_dropout, random_k;
 } moei_selector;
 const moei_selector *moei_selector_find(const char *name);
 
@@ -35,6 +33,25 @@ void moei_rank_balanced(const moei_route_job *job);
 void moei_weigh_balanced(const moei_route_job *job);
 moe_status moei_pick(const moei_route_job *job);
 moe_status moei_select_expert_choice(const moei_route_job *job);
+moe_status moei_select_gshard(const moei_route_job *job);
+
+/* gshard.c: whether a second choice stays. */
+typedef enum moei_second_policy {
+    MOEI_SECOND_ALL,
+    MOEI_SECOND_NONE,
+    MOEI_SECOND_THRESHOLD,
+    MOEI_SECOND_RANDOM,
+    MOEI_SECOND_SAMPLE
+} moei_second_policy;
+typedef struct moei_second {
+    moei_second_policy policy;
+    double threshold;
+} moei_second;
+moei_second moei_second_of(const moei_route_job *job);
+/* `weight`: normalised, of the second choice; u: U(0,1). */
+bool moei_second_stays(moei_second second, double weight, double u);
+/* Policy sample: an expert other than `first` (-1: any), drawn by its share s[e] of the rest. */
+int32_t moei_second_sample(const double *s, int32_t n, int32_t first, double u);
 
 /* The best of z[n] after `last` (-1: the best of all) in the order "higher first, then lower index"; -1 where
  * only -inf is left. */
