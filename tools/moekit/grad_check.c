@@ -18,11 +18,12 @@ static const double kink = 2e-5;
 typedef struct bench {
     moe_ctx *ctx;
     moe_layer *layer;
-    int64_t T, d, K;
+    int64_t T, d;
     double *x, *y, *dx, *g;
-    int32_t *rows; /* [T,K] of the unperturbed run: a change means another routing */
+    int32_t *rows; /* [T, slots] of the unperturbed run: a change means another routing */
     int32_t *experts;
     bool routed, rerouted;
+    moe_call call;
 } bench;
 
 static moe_mat view(const bench *b, double *data) {
@@ -30,9 +31,8 @@ static moe_mat view(const bench *b, double *data) {
 }
 
 static moe_status forward(bench *b, double *objective) {
-    const moe_call call = {.size = sizeof call, .mode = MOE_TRAIN, .step = 3};
     moe_stats stats;
-    moe_status status = moe_layer_forward(b->layer, view(b, b->x), view(b, b->y), &call, &stats);
+    moe_status status = moe_layer_forward(b->layer, view(b, b->x), view(b, b->y), &b->call, &stats);
     if (status != MOE_OK) return status;
     *objective = stats.loss;
     for (int64_t i = 0; i < b->T * b->d; ++i) *objective += b->y[i] * b->g[i];
@@ -40,7 +40,7 @@ static moe_status forward(bench *b, double *objective) {
     moe_routing_view routing;
     status = moe_layer_routing(b->layer, &routing);
     if (status != MOE_OK) return status;
-    size_t bytes = (size_t)(b->T * b->K) * sizeof(int32_t);
+    size_t bytes = (size_t)(b->T * routing.top_k) * sizeof(int32_t);
     b->rerouted = b->rerouted || memcmp(routing.expert, b->experts, bytes) != 0 ||
                   memcmp(routing.row_of, b->rows, bytes) != 0;
     return MOE_OK;
@@ -111,8 +111,12 @@ static moe_status remember_routing(bench *b) {
     moe_routing_view routing;
     moe_status status = moe_layer_routing(b->layer, &routing);
     if (status != MOE_OK) return status;
-    memcpy(b->experts, routing.expert, (size_t)(b->T * b->K) * sizeof(int32_t));
-    memcpy(b->rows, routing.row_of, (size_t)(b->T * b->K) * sizeof(int32_t));
+    const size_t slots = (size_t)(b->T * routing.top_k);
+    b->rows = calloc(slots + 1, sizeof *b->rows);
+    b->experts = calloc(slots + 1, sizeof *b->experts);
+    if (!b->rows || !b->experts) return MOE_ERR_MEMORY;
+    memcpy(b->experts, routing.expert, slots * sizeof(int32_t));
+    memcpy(b->rows, routing.row_of, slots * sizeof(int32_t));
     b->routed = true;
     return MOE_OK;
 }
@@ -120,13 +124,13 @@ static moe_status remember_routing(bench *b) {
 static moe_status check_all(bench *b, grad_check_result *result) {
     double objective;
     moe_status status = forward(b, &objective);
-    if (status == MOE_OK && b->K > 0) status = remember_routing(b);
+    if (status == MOE_OK && moe_layer_get_desc(b->layer)->num_experts > 0) status = remember_routing(b);
     if (status == MOE_OK) status = moe_layer_backward(b->layer, view(b, b->x), view(b, b->g), view(b, b->dx));
     if (status == MOE_OK) status = check_tensor(b, "x", b->x, b->dx, b->T * b->d, result);
     for (int32_t i = 0; status == MOE_OK && i < moe_layer_param_count(b->layer); ++i) {
         moe_param param;
         status = moe_layer_param(b->layer, i, &param);
-        if (status == MOE_OK)
+        if (status == MOE_OK && !param.buffer)
             status = check_tensor(b, param.name, param.value, param.grad, count_of(&param), result);
     }
     return status;
@@ -143,15 +147,14 @@ static moe_status prepare(bench *b, const grad_check_options *options) {
     if (status != MOE_OK) return status;
     b->T = options->n_tokens;
     b->d = desc.d_model;
-    b->K = desc.num_experts > 0 ? moe_layer_get_desc(b->layer)->top_k : 0;
-    size_t numbers = (size_t)(b->T * b->d) + 1, slots = (size_t)(b->T * b->K) + 1;
+    b->call = options->call ? *options->call : (moe_call){.mode = MOE_TRAIN, .step = 3};
+    b->call.size = sizeof b->call;
+    size_t numbers = (size_t)(b->T * b->d) + 1;
     b->x = calloc(numbers, sizeof *b->x);
     b->y = calloc(numbers, sizeof *b->y);
     b->dx = calloc(numbers, sizeof *b->dx);
     b->g = calloc(numbers, sizeof *b->g);
-    b->rows = calloc(slots, sizeof *b->rows);
-    b->experts = calloc(slots, sizeof *b->experts);
-    if (!b->x || !b->y || !b->dx || !b->g || !b->rows || !b->experts) return MOE_ERR_MEMORY;
+    if (!b->x || !b->y || !b->dx || !b->g) return MOE_ERR_MEMORY;
     return draw_inputs(b, options->seed);
 }
 

@@ -7,7 +7,8 @@
 #include <moekit/moe.h>
 
 typedef struct grad_check_options {
-    moe_layer_desc desc; /* dtype and sizes of 0 are filled in: d_model 6, expert_hidden_size 5 */
+    moe_layer_desc desc;  /* dtype and sizes of 0 are filled in: d_model 6, expert_hidden_size 5 */
+    const moe_call *call; /* what every forward is told; NULL: a training call */
     int64_t n_tokens;
     uint64_t seed;
 } grad_check_options;
