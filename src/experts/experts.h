@@ -7,7 +7,7 @@
 /* The kind registered with this context, or built in, under `name`; NULL: none. Lives as long as ctx. */
 const moe_expert_ops *moei_expert_find(const moe_ctx *ctx, const char *name);
 
-/* Our own FFN experts, registered like anybody's. */
-extern const moe_expert_ops moei_expert_ffn;
+/* Our own, found like anybody's: two-layer FFNs, y = x, y = 0, and parts of several kinds. */
+extern const moe_expert_ops moei_expert_ffn, moei_expert_identity, moei_expert_zero, moei_expert_mixed;
 
 #endif

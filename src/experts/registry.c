@@ -6,7 +6,8 @@
 
 #include <string.h>
 
-static const moe_expert_ops *const built_in[] = {&moei_expert_ffn};
+static const moe_expert_ops *const built_in[] = {&moei_expert_ffn, &moei_expert_identity, &moei_expert_zero,
+                                                 &moei_expert_mixed};
 
 const moe_expert_ops *moei_expert_find(const moe_ctx *ctx, const char *name) {
     for (size_t i = 0; i < sizeof built_in / sizeof *built_in; ++i)

@@ -178,7 +178,7 @@ static const moe_option options[] = {
     {"moe.capacity_group", "", CHOICE(capacity_group, "batch", capacity_groups),
      "tokens that share a capacity: the batch, or one sequence"},
     {"moe.drop_policy", "moe_token_drop_policy", CHOICE(drop_policy, "probs", moei_drop_policies),
-     "who stays in a full expert: the largest weights, the first tokens, or first choices before second ""ones"},
+     "who stays in a full expert: the largest weights, the first tokens, or first choices first"},
     {"moe.pad_to_capacity", "moe_pad_expert_input_to_capacity", BOOL(pad_to_capacity),
      "every expert computes exactly its capacity of rows"},
 

@@ -1,0 +1,117 @@
+/* ffn_param.c: the parameters of FFN experts and how each system draws them.
+ * up[E,d,n or 2n], down[E,n,d_out], up bias[E,n or 2n], down bias[E,d_out]; biases begin at zero.
+ * Source: initialisation of lucidrains' MoE (uniform by the last dimension), sigma-MoE (by the width of all
+ * experts together), Megatron core and Automodel (normal).
+ */
+#include "core/real.h"
+#include "core/rng.h"
+#include "experts/ffn.h"
+
+#include <math.h>
+#include <string.h>
+
+static const char *const param_name[MOEI_FFN_PARAMS] = {"up.weight", "down.weight", "up.bias", "down.bias"};
+
+static void param_shape(const moei_ffn *f, int32_t index, moe_param *param) {
+    const int64_t E = f->desc.n_experts, z = f->d_z, n = f->desc.d_hidden;
+    const moe_param shape[MOEI_FFN_PARAMS] = {
+        {.n_dim = 3, .dim = {E, f->desc.d_in, z} },
+        {.n_dim = 3, .dim = {E, n, f->desc.d_out}},
+        {.n_dim = 2, .dim = {E, z, 1}            },
+        {.n_dim = 2, .dim = {E, f->desc.d_out, 1}}
+    };
+    *param = shape[index];
+    param->name = param_name[index];
+    param->dtype = f->desc.dtype;
+}
+
+static size_t param_bytes(const moe_param *param) {
+    return (size_t)param->dim[0] * (size_t)param->dim[1] * (size_t)param->dim[2] *
+           moe_dtype_bytes(param->dtype);
+}
+
+static double normal_std(const moe_expert_desc *d, bool down) {
+    if (d->init_scheme && strcmp(d->init_scheme, "sigma_moe") == 0)
+        return (double)d->init_std_scale /
+               sqrt(down ? (double)d->n_experts * (double)d->d_hidden : (double)d->d_in);
+    return (double)(down ? d->init_std_down : d->init_std);
+}
+
+/* x[n] of U(-bound, bound) */
+static void fill_uniform(const moei_ffn *f, uint64_t stream, void *x, int64_t n, double bound) {
+    uint32_t word[4];
+    for (int64_t i = 0; i < n; ++i) {
+        if (i % 4 == 0)
+            moe_random(f->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)f->desc.layer_index, stream,
+                       (uint64_t)i / 4, word);
+        moei_real_store(f->desc.dtype, x, i, bound * (2 * moei_uniform(word[i % 4]) - 1));
+    }
+}
+
+/* Expert e draws from a stream of its own, so the weights do not depend on who holds which expert. */
+static void init_weights(moei_ffn *f, int32_t index, const moe_param *param) {
+    const bool uniform = f->desc.init_scheme && strcmp(f->desc.init_scheme, "lucid_uniform") == 0;
+    const int64_t numbers = param->dim[1] * param->dim[2];
+    for (int32_t e = 0; e < f->desc.n_experts; ++e) {
+        uint64_t stream = (f->desc.stream * MOEI_FFN_PARAMS + (uint64_t)index) << 32 | (uint32_t)e;
+        void *weights = moei_real_at(param->dtype, f->value[index], e * numbers);
+        if (uniform)
+            fill_uniform(f, stream, weights, numbers, 1 / sqrt((double)param->dim[2]));
+        else
+            moe_random_normal(f->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)f->desc.layer_index, stream,
+                              param->dtype, weights, numbers, normal_std(&f->desc, index == MOEI_FFN_DOWN));
+    }
+}
+
+void moei_ffn_destroy(void *self) {
+    moei_ffn *f = self;
+    if (!f) return;
+    for (int32_t i = 0; i < f->n_params; ++i) {
+        moe_param param;
+        param_shape(f, i, &param);
+        moe_ctx_free(f->ctx, f->value[i], param_bytes(&param));
+    }
+    moe_ctx_free(f->ctx, f, sizeof *f);
+}
+
+moe_status moei_ffn_create(moe_ctx *ctx, const moe_expert_desc *desc, void **self) {
+    const moei_activation *kind = moei_activation_find(desc->activation);
+    if (!kind) return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "activation: '%s' is not known", desc->activation);
+    moei_ffn *f = moe_ctx_alloc(ctx, sizeof *f);
+    if (!f) return MOE_ERR_MEMORY;
+    *f = (moei_ffn){.ctx = ctx, .desc = *desc, .n_params = desc->bias ? 4 : desc->up_bias ? 3 : 2};
+    f->rule = moei_act_rule_of(kind, desc);
+    f->fused = desc->dropout > 0 ? MOE_ACT_NONE : moei_act_fused(&f->rule);
+    f->d_z = kind->gated ? 2 * desc->d_hidden : desc->d_hidden;
+    for (int32_t i = 0; i < f->n_params; ++i) {
+        moe_param param;
+        param_shape(f, i, &param);
+        f->value[i] = moe_ctx_alloc(ctx, param_bytes(&param));
+        if (!f->value[i]) {
+            moei_ffn_destroy(f);
+            return MOE_ERR_MEMORY;
+        }
+        if (i == MOEI_FFN_UP || i == MOEI_FFN_DOWN)
+            init_weights(f, i, &param);
+        else
+            memset(f->value[i], 0, param_bytes(&param));
+    }
+    *self = f;
+    return MOE_OK;
+}
+
+int32_t moei_ffn_param_count(const void *self) {
+    return ((const moei_ffn *)self)->n_params;
+}
+
+moe_status moei_ffn_param(const void *self, int32_t index, moe_param *param) {
+    const moei_ffn *f = self;
+    param_shape(f, index, param);
+    param->value = f->value[index];
+    param->grad = f->grad[index];
+    return MOE_OK;
+}
+
+void moei_ffn_bind_grad(void *self, int32_t index, void *grad) {
+    ((moei_ffn *)self)->grad[index] = grad;
+}
