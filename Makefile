@@ -7,7 +7,7 @@ DEMO_PROMPT := In the beginning
 .PHONY: help build demo check fuzz bench format clean
 
 help:
-	@echo 'make build   the libraries and the command, in build/release'
+	@echo 'make build   the libraries and the command, in build/release, and build/tests/golden'
 	@echo 'make demo    from nothing to a trained, measured and explained language model: runs/demo/report.html'
 	@echo 'make check   all tests and checks; the last line is "N passed, N failed"'
 	@echo 'make fuzz    every reader of foreign files under libFuzzer, 60 s each'
@@ -18,7 +18,7 @@ help:
 build:
 	@scripts/install-deps.sh build
 	@cmake --preset release --log-level=WARNING >/dev/null
-	@cmake --build --preset release --target moekit-cli
+	@cmake --build --preset release --target moekit-cli golden
 
 demo: build
 	@scripts/install-deps.sh demo

@@ -1,0 +1,201 @@
+/* golden_layer.c: a layer with recorded parameters, one pass through it, its gradients compared.
+ * x, y: [T, width]. Layers are f32, as the recorded runs were; everything beside them is f64 here.
+ * Source: moekit/moe.h.
+ */
+#include "golden.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int64_t count_of(const moe_param *param) {
+    int64_t count = 1;
+    for (int32_t i = 0; i < param->n_dim; ++i) count *= param->dim[i];
+    return count;
+}
+
+/* Parameters start as NaN, so that one which nobody sets is found. */
+static void forget_params(moe_layer *layer) {
+    for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
+        moe_param param;
+        if (moe_layer_param(layer, i, &param) != MOE_OK || param.buffer) continue;
+        float *value = param.value;
+        for (int64_t j = 0; j < count_of(&param); ++j) value[j] = NAN;
+    }
+}
+
+moe_layer *golden_layer(golden_case *c, const moe_layer_desc *desc, int64_t n_tokens) {
+    if (c->failed) return NULL;
+    moe_layer *layer = NULL;
+    if (moe_layer_create(c->ctx, desc, &layer) != MOE_OK) {
+        golden_fail(c, "layer: %s", moe_ctx_error(c->ctx));
+        return NULL;
+    }
+    c->layer[c->n_layers++] = layer;
+    forget_params(layer);
+    if (moe_layer_reserve(layer, n_tokens, MOE_TRAIN) == MOE_OK) return layer;
+    golden_fail(c, "reserve: %s", moe_ctx_error(c->ctx));
+    return NULL;
+}
+
+/* --- parameters --------------------------------------------------------------------------------------- */
+
+/* A parameter as [blocks, rows, width], of which a recorded tensor holds `columns` from `first` on. */
+typedef struct piece {
+    moe_param param;
+    int64_t blocks, rows, width, first, columns;
+} piece;
+
+static bool find_piece(golden_case *c, moe_layer *layer, const golden_param *row, int64_t recorded_count,
+                       piece *found) {
+    if (moe_layer_param_by_name(layer, row->param, &found->param) != MOE_OK) {
+        golden_fail(c, "recorded '%s': %s", row->recorded, moe_ctx_error(c->ctx));
+        return false;
+    }
+    const moe_param *param = &found->param;
+    int64_t parts = row->parts > 0 ? row->parts : 1;
+    found->width = param->dim[param->n_dim - 1];
+    found->rows = param->n_dim > 1 ? param->dim[param->n_dim - 2] : 1;
+    found->blocks = param->n_dim > 2 ? param->dim[0] : 1;
+    found->columns = found->width / parts;
+    found->first = row->part * found->columns;
+    if (found->blocks * found->rows * found->columns == recorded_count && found->width % parts == 0)
+        return true;
+    golden_fail(c, "recorded '%s' has %lld numbers, which do not fit parameter '%s'", row->recorded,
+                (long long)recorded_count, row->param);
+    return false;
+}
+
+/* Element number of the parameter for element i of the recorded tensor. */
+static int64_t place(const piece *p, bool transposed, int64_t i) {
+    int64_t block = i / (p->rows * p->columns), rest = i % (p->rows * p->columns);
+    int64_t row = transposed ? rest % p->rows : rest / p->columns;
+    int64_t column = transposed ? rest / p->rows : rest % p->columns;
+    return (block * p->rows + row) * p->width + p->first + column;
+}
+
+static bool are_params_set(golden_case *c, moe_layer *layer) {
+    for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
+        moe_param param;
+        if (moe_layer_param(layer, i, &param) != MOE_OK) continue;
+        const float *value = param.value;
+        int64_t j = 0, count = count_of(&param);
+        while (j < count && !isnan(value[j])) ++j;
+        if (j < count) golden_fail(c, "parameter '%s' of the layer is not recorded", param.name);
+    }
+    return !c->failed;
+}
+
+bool golden_set_params(golden_case *c, moe_layer *layer, const golden_param *table, size_t count) {
+    if (c->failed) return false;
+    for (size_t i = 0; i < count; ++i) {
+        const golden_tensor *recorded = golden_find(c, table[i].recorded);
+        piece p;
+        if (!recorded || !find_piece(c, layer, &table[i], recorded->count, &p)) continue;
+        float *value = p.param.value;
+        for (int64_t j = 0; j < recorded->count; ++j)
+            value[place(&p, table[i].transposed, j)] = (float)recorded->value[j];
+    }
+    return !c->failed;
+}
+
+void golden_zero_param(golden_case *c, moe_layer *layer, const char *name) {
+    moe_param param;
+    if (moe_layer_param_by_name(layer, name, &param) != MOE_OK)
+        golden_fail(c, "%s", moe_ctx_error(c->ctx));
+    else
+        memset(param.value, 0, (size_t)count_of(&param) * sizeof(float));
+}
+
+void golden_compare_grads(golden_case *c, moe_layer *layer, const golden_param *table, size_t count) {
+    for (size_t i = 0; i < count; ++i) {
+        char name[200];
+        snprintf(name, sizeof name, "d_%s", table[i].recorded);
+        const golden_tensor *recorded = golden_find(c, name);
+        piece p;
+        if (!recorded || !find_piece(c, layer, &table[i], recorded->count, &p)) continue;
+        if (!p.param.grad) {
+            golden_fail(c, "%s: parameter '%s' has no gradient", name, table[i].param);
+            continue;
+        }
+        const float *grad = p.param.grad;
+        double *got = golden_alloc(c, (size_t)recorded->count, sizeof *got);
+        for (int64_t j = 0; j < recorded->count; ++j)
+            got[j] = (double)grad[place(&p, table[i].transposed, j)];
+        golden_compare(c, name, got, recorded->count, GOLDEN_GRADIENT);
+    }
+}
+
+bool golden_identity_gate(golden_case *c, moe_layer *layer) {
+    moe_param gate;
+    if (c->failed) return false;
+    if (moe_layer_param_by_name(layer, "gate.weight", &gate) != MOE_OK) {
+        golden_fail(c, "%s", moe_ctx_error(c->ctx));
+        return false;
+    }
+    float *value = gate.value;
+    for (int64_t i = 0; i < gate.dim[0]; ++i)
+        for (int64_t j = 0; j < gate.dim[1]; ++j) value[i * gate.dim[1] + j] = i == j ? 1 : 0;
+    return true;
+}
+
+/* --- passes ------------------------------------------------------------------------------------------- */
+
+static moe_mat narrow(golden_case *c, const double *value, int64_t rows, int64_t cols) {
+    moe_mat mat = {NULL, rows, cols, cols, MOE_F32};
+    float *data = golden_alloc(c, (size_t)(rows * cols), sizeof *data);
+    for (int64_t i = 0; i < rows * cols; ++i) data[i] = value ? (float)value[i] : NAN;
+    mat.data = data;
+    return mat;
+}
+
+static double *widen(golden_case *c, moe_mat mat) {
+    const float *data = mat.data;
+    double *value = golden_alloc(c, (size_t)(mat.rows * mat.cols), sizeof *value);
+    for (int64_t i = 0; i < mat.rows * mat.cols; ++i) value[i] = (double)data[i];
+    return value;
+}
+
+bool golden_forward(golden_case *c, moe_layer *layer, const moe_call *call, golden_pass *pass) {
+    if (c->failed || !are_params_set(c, layer)) return false;
+    moe_mat x = narrow(c, pass->x, pass->n_tokens, pass->d_in);
+    moe_mat y = narrow(c, NULL, pass->n_tokens, pass->d_out);
+    pass->stats = (moe_stats){.size = sizeof pass->stats};
+    pass->view = (moe_routing_view){0};
+    if (moe_layer_forward(layer, x, y, call, &pass->stats) != MOE_OK ||
+        moe_layer_routing(layer, &pass->view) != MOE_OK) {
+        golden_fail(c, "forward: %s", moe_ctx_error(c->ctx));
+        return false;
+    }
+    pass->y = widen(c, y);
+    return true;
+}
+
+bool golden_backward(golden_case *c, moe_layer *layer, golden_pass *pass) {
+    if (c->failed) return false;
+    moe_mat x = narrow(c, pass->x, pass->n_tokens, pass->d_in);
+    moe_mat dy = narrow(c, pass->dy, pass->n_tokens, pass->d_out);
+    moe_mat dx = narrow(c, NULL, pass->n_tokens, pass->d_in);
+    if (moe_layer_backward(layer, x, dy, dx) != MOE_OK) {
+        golden_fail(c, "backward: %s", moe_ctx_error(c->ctx));
+        return false;
+    }
+    pass->dx = widen(c, dx);
+    return true;
+}
+
+double *golden_view_weight(golden_case *c, const golden_pass *pass) {
+    const float *weight = pass->view.weight;
+    int64_t count = pass->view.n_tokens * pass->view.top_k;
+    double *value = golden_alloc(c, (size_t)count, sizeof *value);
+    for (int64_t i = 0; i < count; ++i) value[i] = (double)weight[i];
+    return value;
+}
+
+double *golden_view_expert(golden_case *c, const golden_pass *pass) {
+    int64_t count = pass->view.n_tokens * pass->view.top_k;
+    double *value = golden_alloc(c, (size_t)count, sizeof *value);
+    for (int64_t i = 0; i < count; ++i) value[i] = (double)pass->view.expert[i];
+    return value;
+}
