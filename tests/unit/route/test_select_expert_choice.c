@@ -1,0 +1,75 @@
+/* test_select_expert_choice.c: every expert takes its C best tokens, and no other.
+ * Random logits; C = ceil(T K / E) without a factor, by batch or by sequence, masked tokens never.
+ */
+#include "support/route_fixture.h"
+
+static int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+/* No token left out by an expert ranks above one that it took, within tokens first .. first + n - 1. */
+static void check_group(const route_bench *b, const uint8_t *mask, int64_t first, int64_t n, int64_t K) {
+    const int64_t E = b->view.n_experts;
+    int64_t real = 0;
+    for (int64_t t = first; t < first + n; ++t) real += mask[t];
+    for (int64_t e = 0; e < E; ++e) {
+        double worst = INFINITY, best_left = -INFINITY;
+        int64_t taken = 0;
+        for (int64_t t = first; t < first + n; ++t) {
+            const double l = ((double *)b->logits.data)[t * E + e];
+            const bool took = b->view.expert[t * E + e] == e;
+            assert_true(took || b->view.expert[t * E + e] == -1);
+            assert_true(mask[t] || !took);
+            taken += took;
+            if (took) worst = fmin(worst, l);
+            if (!took && mask[t]) best_left = fmax(best_left, l);
+        }
+        assert_int_equal(taken, ceil_div(real * K, E));
+        assert_true(worst >= best_left);
+    }
+}
+
+/* With sigmoid an expert ranks tokens as their logits do. */
+static void takes_the_best(void **state) {
+    (void)state;
+    enum { T = 36, E = 5, K = 2 };
+    uint8_t mask[T];
+    for (int t = 0; t < T; ++t) mask[t] = t % 7 != 3;
+    for (int by_sequence = 0; by_sequence < 2; ++by_sequence) {
+        moe_layer_desc desc = {.top_k = K, .router_type = "expert_choice", .score_function = "sigmoid"};
+        desc.capacity_factor = 1;
+        desc.capacity_group = by_sequence ? "sequence" : "batch";
+        moe_call call = route_train;
+        call.token_mask = mask;
+        call.sequence_length = 12;
+        route_bench b = route_begin(desc, test_random(MOE_F64, T, E, 11));
+        route_run(&b, &call);
+        assert_int_equal(b.view.top_k, E);
+        for (int64_t first = 0; first < T; first += by_sequence ? 12 : T)
+            check_group(&b, mask, first, by_sequence ? 12 : T, K);
+        for (int e = 0; e < E; ++e) assert_int_equal(b.view.routed[e], b.view.kept[e]);
+        assert_int_equal(b.stats.n_dropped, 0);
+        route_end(&b);
+    }
+}
+
+static void nothing_to_take(void **state) {
+    (void)state;
+    static const uint8_t mask[8];
+    moe_call call = route_train;
+    call.token_mask = mask;
+    route_bench b =
+        route_begin((moe_layer_desc){.top_k = 2, .router_type = "expert_choice"}, golden_logits(8, 4, NULL));
+    route_run(&b, &call);
+    for (int e = 0; e < 4; ++e) assert_int_equal(b.view.routed[e], 0);
+    for (int i = 0; i < 32; ++i) near(((double *)b.y.data)[i], 0);
+    route_end(&b);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(takes_the_best),
+        cmocka_unit_test(nothing_to_take),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
