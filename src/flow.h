@@ -21,12 +21,32 @@ typedef struct moei_batch {
     const moe_draws *draws;               /* NULL: drawn */
 } moei_batch;
 
+/* What the hierarchical router keeps for its way back. Rows: (token, outer slot) pairs at an inner gate, by
+ * outer expert, then group, then place; a segment is those of one outer expert and group. */
+typedef struct moei_levels {
+    int32_t *outer;       /* [T, 2] outer experts chosen; -1 where masked */
+    int32_t *row_of;      /* [T, 2] their rows; -1: taken back, dropped or masked */
+    void *outer_prob;     /* real [T, Eo] */
+    void *outer_weight;   /* real [T, 2] */
+    int64_t *valid;       /* [groups] real tokens */
+    int64_t *places;      /* [groups] rows an outer expert may have */
+    int64_t *offset;      /* [Eo + 1] rows of an outer expert */
+    int64_t *segment;     /* [Eo * groups + 1] */
+    int32_t *row_token;   /* [2T] */
+    int32_t *row_slot;    /* [2T] t*2 + outer slot */
+    uint8_t *clear_first; /* [2T] outer weight above 1/2: may go to two inner experts */
+    int32_t *inner;       /* [2T, 2] inner experts chosen; -1: none */
+    void *inner_prob;     /* real [2T, Ei] */
+    int64_t capacity;     /* of an inner expert, of one segment; -1: dropless */
+} moei_levels;
+
 /* Written by route, read by every stage after it. What the router has no use for is NULL. */
 typedef struct moei_routing {
     int64_t n_tokens;
     int32_t n_experts;
     int32_t top_k; /* slots of a token: desc.top_k, but E for expert_choice and 4 for two levels */
     moe_dtype dtype;
+    bool softmax;      /* prob is softmax(logits) */
     void *logits;      /* real [T, E] what is scored: after bias, forced draws, noise */
     void *prob;        /* real [T, E] what balance losses see: scores, normalised over E; 0 where masked */
     void *lse;         /* real [T] log-sum-exp of the logits; 0 where masked */
@@ -40,6 +60,7 @@ typedef struct moei_routing {
     double *load;      /* [E] sum of load_prob over tokens; what the load loss is computed from */
     double *quantile;  /* [E] statistic of this batch, quantile, training */
     int64_t n_dropped; /* slots a router with capacities of its own (hierarchical) dropped */
+    moei_levels levels;
     double level_loss; /* and the GShard losses of its two levels, summed */
 } moei_routing;
 

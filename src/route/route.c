@@ -73,6 +73,9 @@ static moe_status check_batch(const moei_route_job *job) {
     if (batch->replay_weight && !batch->replay_expert)
         return moe_ctx_fail(job->ctx, MOE_ERR_ARGUMENT,
                             "replay_weight without replay_expert: whose weights?");
+    if (batch->replay_expert && moei_two_levels(router))
+        return moe_ctx_fail(job->ctx, MOE_ERR_UNSUPPORTED,
+                            "replay_expert: two levels (num_groups_outer) cannot replay a selection");
     if (router->unit != MOEI_UNIT_TASK) return MOE_OK;
     if (!batch->task)
         return moe_ctx_fail(job->ctx, MOE_ERR_ARGUMENT, "task: routing_unit task needs moe_call.task");
@@ -89,6 +92,7 @@ moe_status moei_route_forward(const moei_route_job *job) {
     const moei_batch *batch = job->batch;
     MOEI_TRY(check_batch(job));
     if (!job->router->keeps_logits) job->routing->logits = job->scratch.logits;
+    if (moei_two_levels(job->router)) return moei_levels_forward(job);
     moei_gate_forward(job);
     if (job->router->fused && !batch->replay_expert) return score_and_select_fused(job);
     MOEI_TRY(moei_score_forward(job));
@@ -160,6 +164,10 @@ void moei_route_backward(const moei_route_job *job, const void *dweight, const m
                          const moei_gate *grad, moe_mat dx) {
     const bool one_group = loss->group_tokens == 0 || loss->group_tokens >= job->routing->n_tokens;
     const backward_arg arg = {dweight, loss};
+    if (moei_two_levels(job->router)) {
+        moei_levels_backward(job, dweight, loss, grad, dx);
+        return;
+    }
     if (job->router->fused && !job->batch->replay_expert && !loss->usage && !loss->weight && one_group)
         backward_fused(job, dweight, loss);
     else

@@ -23,7 +23,7 @@ typedef struct moei_router {
     const moei_capacity *capacity; /* asked by routers that count rows themselves; outlives the router */
     const struct moei_selector *selector;
     int32_t d_model, n_experts, top_k;
-    int32_t n_slots; /* of a token: top_k, but E for expert_choice */
+    int32_t n_slots; /* of a token: top_k, but E for expert_choice and 4 for two levels */
     uint32_t layer_index;
     moei_unit unit;
     moei_score score;
@@ -57,7 +57,7 @@ typedef struct moei_gate {
     void *quantile_bias;  /* real [E] buffer */
 } moei_gate;
 
-enum { MOEI_GATE_PARAMS = 6 };
+enum { MOEI_GATE_PARAMS = 7 };
 typedef struct moei_gate_param {
     const char *name;
     int32_t n_dim;
@@ -71,9 +71,11 @@ int32_t moei_router_params(const moei_router *router, moei_gate_param param[MOEI
 
 /* Memory of a call, free again when it returns. */
 typedef struct moei_route_scratch {
-    void *logits;  /* real [T,E]: the logits where routing does not keep them; dlogits in backward */
-    void *in;      /* real [T,d]: what the gate reads where that is not x; its gradient in backward */
+    void *logits; /* real [T,E]: the logits where routing does not keep them; dlogits in backward */
+    void *in; /* real [T,d]: what the gate reads where that is not x; its gradient in backward. [2T,d] of the
+               * rows of two levels */
     void *dnoise;  /* real [T,E] noisy_top_k */
+    void *inner;   /* real [2T,Ei] logits of the inner gates of two levels, and their gradient */
     void *entropy; /* real [T] H(softmax(logits)), 0 where masked */
     double *work;  /* [3T + 2E] of the selectors that look at all tokens at once */
 } moei_route_scratch;
@@ -124,5 +126,10 @@ void moei_jitter(moe_ctx *ctx, const moei_router *router, const moei_batch *batc
 /* dx += dout[T,d] * factor. */
 void moei_jitter_backward(moe_ctx *ctx, const moei_router *router, const moei_batch *batch, const void *dout,
                           moe_mat dx);
+
+/* Standard deviation of the gate's weights by router_init; and what normal_fan_in_renorm does to them once
+ * drawn. */
+double moei_gate_init_std(const moe_layer_desc *desc);
+void moei_gate_renorm(const moe_layer_desc *desc, void *weight);
 
 #endif

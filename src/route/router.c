@@ -28,7 +28,7 @@ static bool is_type(const moei_router *router, const char *name) {
 static void derive(const moe_layer_desc *d, moei_router *router) {
     const bool expert_choice = is_type(router, "expert_choice"), sinkhorn = is_type(router, "sinkhorn");
     const bool sums = d->group_top_k > 0 && router->group_score != MOEI_GROUP_MAX;
-    router->n_slots = expert_choice ? d->num_experts : d->top_k;
+    router->n_slots = expert_choice ? d->num_experts : moei_two_levels(router) ? 4 : d->top_k;
     if (sinkhorn && router->sinkhorn == MOEI_SINKHORN_MEGATRON) {
         /* Its own weights: sigmoid for one expert, else softmax over all. */
         router->score = d->top_k == 1 ? MOEI_SIGMOID : MOEI_SOFTMAX;
@@ -36,7 +36,7 @@ static void derive(const moe_layer_desc *d, moei_router *router) {
     }
     /* A single weight divided by itself would cut the router off its gradient. */
     router->norm_topk_prob = d->norm_topk_prob && router->n_slots > 1;
-    router->norm_eps = 1e-20;
+    router->norm_eps = is_type(router, "gshard_top2") ? 1e-9 : 1e-20;
     /* Every score rises with its logit, so within a token logits rank alike. */
     router->rank_logits = (router->score == MOEI_SOFTMAX && !router->score_before_topk) ||
                           (!d->selection_bias && !sums && !expert_choice);
@@ -72,7 +72,7 @@ moe_status moei_router_init(moe_ctx *ctx, const moe_layer_desc *d, const moei_ca
 
 int64_t moei_router_max_rows(const moei_router *router, int64_t T) {
     const int64_t E = router->n_experts;
-    if (router->n_slots == router->top_k || router->capacity->by_sequence) return T * router->n_slots;
+    if (!is_type(router, "expert_choice") || router->capacity->by_sequence) return T * router->n_slots;
     const int64_t train = moei_expert_choice_rows(router, MOE_TRAIN, T);
     const int64_t infer = moei_expert_choice_rows(router, MOE_INFER, T);
     return E * (train > infer ? train : infer);
@@ -82,13 +82,15 @@ int64_t moei_router_max_rows(const moei_router *router, int64_t T) {
 int32_t moei_router_params(const moei_router *router, moei_gate_param param[MOEI_GATE_PARAMS]) {
     const moe_layer_desc *d = router->desc;
     const int64_t E = d->num_experts, width = d->d_model;
-    const double std = (double)d->init_std;
+    const int64_t Eo = d->num_groups_outer, rows = Eo > 0 ? Eo : E;
+    const double std = moei_gate_init_std(d);
     const moei_gate_param all[MOEI_GATE_PARAMS] = {
-        {"gate.weight",         2, {E, width, 1},            offsetof(moei_gate, weight),         std, false},
+        {"gate.weight",         2, {rows, width, 1},         offsetof(moei_gate, weight),         std, false},
         {"gate.bias",           1, {E, 1, 1},                offsetof(moei_gate, bias),           0,   false},
         {"gate.noise",          2, {E, width, 1},            offsetof(moei_gate, noise),          0,   false},
  /* Embeddings stand in for tokens, whose numbers are of order 1. */
         {"gate.task",           2, {d->num_tasks, width, 1}, offsetof(moei_gate, task),           1,   false},
+        {"gate_inner.weight",   3, {Eo, E / rows, width},    offsetof(moei_gate, inner),          std, false},
         {"gate.selection_bias", 1, {E, 1, 1},                offsetof(moei_gate, selection_bias), 0,   true },
         {"gate.quantile_bias",  1, {E, 1, 1},                offsetof(moei_gate, quantile_bias),  0,   true },
     };
@@ -97,6 +99,7 @@ int32_t moei_router_params(const moei_router *router, moei_gate_param param[MOEI
                                         d->router_bias,
                                         is_type(router, "noisy_top_k"),
                                         d->num_tasks > 0,
+                                        moei_two_levels(router),
                                         d->selection_bias,
                                         is_type(router, "quantile")};
     int32_t n = 0;
@@ -114,11 +117,16 @@ moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, in
     const int64_t E = router->n_experts, K = router->n_slots;
     const size_t real = moe_dtype_bytes(dtype);
     moei_routing routing = {.n_experts = (int32_t)E, .top_k = (int32_t)K, .dtype = dtype};
-    routing.prob = take(arena, T, E, real);
+    routing.softmax = router->score == MOEI_SOFTMAX;
+    if (moei_two_levels(router))
+        routing.levels = moei_levels_carve(router, arena, T);
+    else
+        routing.prob = take(arena, T, E, real);
     routing.lse = take(arena, T, 1, real);
     routing.expert = take(arena, T, K, sizeof(int32_t));
     routing.weight = take(arena, T, K, real);
-    if (router->selector->select == moei_select_gshard) routing.choice = take(arena, T, K, sizeof(int32_t));
+    if (moei_two_levels(router)) return routing;
+    if (is_type(router, "gshard_top2")) routing.choice = take(arena, T, K, sizeof(int32_t));
     if (router->keeps_logits) routing.logits = take(arena, T, E, real);
     if (!router->fused) routing.selection = take(arena, T, E, real);
     if (is_type(router, "quantile") && mode == MOE_TRAIN)
@@ -138,7 +146,10 @@ moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_aren
     const bool train = mode == MOE_TRAIN;
     moei_route_scratch s = {0};
     if (train || !router->keeps_logits) s.logits = take(arena, T, E, real);
-    if (router->unit != MOEI_UNIT_TOKEN || (train && router->jitter_eps > 0)) s.in = take(arena, T, d, real);
+    if (moei_two_levels(router)) {
+        s.inner = take(arena, 2 * T, E / router->desc->num_groups_outer, real);
+        if (train) s.in = take(arena, 2 * T, d, real);
+    } else if (router->unit != MOEI_UNIT_TOKEN || (train && router->jitter_eps > 0)) s.in = take(arena, T, d, real);
     if (train && is_type(router, "noisy_top_k")) s.dnoise = take(arena, T, E, real);
     s.entropy = take(arena, T, 1, real);
     if (!router->fused || is_type(router, "random")) s.work = take(arena, 3 * T + 2 * E, 1, sizeof(double));

@@ -59,6 +59,15 @@ int32_t moei_next_best(const double *z, int32_t n, int32_t last);
 /* Rows that expert choice gives an expert from a group of n tokens. */
 int64_t moei_expert_choice_rows(const moei_router *router, moe_mode mode, int64_t n);
 
+/* hierarchical.c: the whole router where there are two levels. */
+moe_status moei_levels_forward(const moei_route_job *job);
+void moei_levels_backward(const moei_route_job *job, const void *dweight, const moei_route_loss_grad *loss,
+                          const moei_gate *grad, moe_mat dx);
+moei_levels moei_levels_carve(const moei_router *router, moei_arena *arena, int64_t T);
+static inline bool moei_two_levels(const moei_router *router) {
+    return router->desc->num_groups_outer > 0;
+}
+
 /* gate.c: routing->logits, and the way back from dlogits (scratch.logits). */
 void moei_gate_forward(const moei_route_job *job);
 void moei_gate_backward(const moei_route_job *job, const moei_gate *grad, moe_mat dx);

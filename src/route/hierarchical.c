@@ -1,0 +1,358 @@
+/* hierarchical.c: two levels of GShard top-2 as one flat routing over E = Eo * Ei experts with 4 slots a
+ * token. x[T,d] -> outer expert of two slots -> a row at its inner gate -> slots (outer rank, inner rank),
+ * whose weight is the product of both. Each level has its capacity, filled with all first choices before all
+ * second ones. Source: Jordan and Jacobs 1994; Shazeer et al. 2017, appendix B; importance and places as in
+ * tensor2tensor and lucidrains: a row that was a second choice, or not a clear first one, gets one inner
+ * expert instead of two.
+ */
+#include "route/hierarchical.h"
+#include "kernel/kernel.h"
+
+#include <math.h>
+#include <string.h>
+
+static void *take(moei_arena *arena, int64_t rows, int64_t cols, size_t element) {
+    return moei_arena_take(arena, (size_t)rows * (size_t)cols * element);
+}
+
+moei_levels moei_levels_carve(const moei_router *router, moei_arena *arena, int64_t T) {
+    const int64_t Eo = router->desc->num_groups_outer, Ei = router->n_experts / Eo;
+    const int64_t groups = router->capacity->by_sequence && T > 1 ? T : 1;
+    const size_t real = moe_dtype_bytes(router->desc->dtype);
+    return (moei_levels){.outer = take(arena, T, 2, sizeof(int32_t)),
+                         .row_of = take(arena, T, 2, sizeof(int32_t)),
+                         .outer_prob = take(arena, T, Eo, real),
+                         .outer_weight = take(arena, T, 2, real),
+                         .valid = take(arena, groups, 1, sizeof(int64_t)),
+                         .places = take(arena, groups, 1, sizeof(int64_t)),
+                         .offset = take(arena, Eo + 1, 1, sizeof(int64_t)),
+                         .segment = take(arena, Eo * groups + 1, 1, sizeof(int64_t)),
+                         .row_token = take(arena, T, 2, sizeof(int32_t)),
+                         .row_slot = take(arena, T, 2, sizeof(int32_t)),
+                         .clear_first = take(arena, T, 2, 1),
+                         .inner = take(arena, 2 * T, 2, sizeof(int32_t)),
+                         .inner_prob = take(arena, 2 * T, Ei, real)};
+}
+
+moei_level_sizes moei_level_sizes_of(const moei_route_job *job) {
+    const moei_batch *batch = job->batch;
+    const int32_t Eo = job->router->desc->num_groups_outer;
+    const bool sequences = job->router->capacity->by_sequence && batch->n_sequences > 0;
+    return (moei_level_sizes){.Eo = Eo,
+                              .Ei = job->router->n_experts / Eo,
+                              .n_groups = sequences ? batch->n_sequences : 1,
+                              .group_tokens = sequences ? batch->sequence_length : job->routing->n_tokens};
+}
+
+/* z[n] = logits, s[n] = softmax of them. The lse, or NaN where a logit is bad. */
+static double softmax(moe_dtype dtype, const void *logits, int64_t at, int32_t n, double *z, double *s) {
+    double max = -INFINITY, sum = 0;
+    for (int32_t e = 0; e < n; ++e) {
+        z[e] = moei_real_load(dtype, logits, at + e);
+        if (!isfinite(z[e])) return NAN;
+        max = fmax(max, z[e]);
+    }
+    for (int32_t e = 0; e < n; ++e) sum += s[e] = exp(z[e] - max);
+    for (int32_t e = 0; e < n; ++e) s[e] /= sum;
+    return max + log(sum);
+}
+
+static double entropy_of(const double *s, int32_t n) {
+    double sum = 0;
+    for (int32_t e = 0; e < n; ++e)
+        if (s[e] > 0) sum -= s[e] * log(s[e]);
+    return sum;
+}
+
+static void store_row(moe_dtype dtype, void *to, int64_t at, const double *from, int32_t n) {
+    for (int32_t i = 0; i < n; ++i) moei_real_store(dtype, to, at + i, from ? from[i] : 0);
+}
+
+/* U(0,1) of token t: which 0 for the outer gate, 1 and 2 for the inner gates of its slots. */
+static double draw(const moei_route_job *job, int64_t t, int64_t which) {
+    double u[3];
+    moei_draw_uniform(job, MOE_DRAW_SECOND_POLICY, job->batch->step, t, 3, u);
+    return u[which];
+}
+
+static double outer_draw(const moei_route_job *job, int64_t t) {
+    const moe_draws *draws = job->batch->draws;
+    return draws && draws->second_policy ? (double)draws->second_policy[t] : draw(job, t, 0);
+}
+
+/* The first and second expert by z, or by a draw, and their weights. True: the second stays. */
+static bool choose_two(moei_second second, const double *z, const double *s, int32_t n, double u,
+                       int32_t choice[2], double weight[2]) {
+    choice[0] = moei_next_best(z, n, -1);
+    choice[1] = second.policy == MOEI_SECOND_SAMPLE ? moei_second_sample(s, n, choice[0], u)
+                                                    : moei_next_best(z, n, choice[0]);
+    const double sum = s[choice[0]] + s[choice[1]] + moei_level_eps;
+    weight[0] = s[choice[0]] / sum;
+    weight[1] = s[choice[1]] / sum;
+    return moei_second_stays(second, weight[1], u);
+}
+
+/* outer[t], outer_weight[t], row_of[t] (0: wanted, -1: not) of one token. */
+static void outer_token(const moei_route_job *job, const void *arg, int64_t t, double *room) {
+    moei_routing *routing = job->routing;
+    const moei_levels *levels = &routing->levels;
+    const int32_t Eo = moei_level_sizes_of(job).Eo;
+    double *z = room, *s = room + Eo, weight[2] = {0, 0}, lse = 0;
+    int32_t *choice = levels->outer + 2 * t, *row_of = levels->row_of + 2 * t;
+    choice[0] = choice[1] = row_of[0] = row_of[1] = -1;
+    if (!moei_masked(job->batch, t)) lse = softmax(routing->dtype, job->scratch.logits, t * Eo, Eo, z, s);
+    const bool routed = !moei_masked(job->batch, t) && !isnan(lse);
+    if (routed) {
+        const bool stays =
+            choose_two(*(const moei_second *)arg, z, s, Eo, outer_draw(job, t), choice, weight);
+        row_of[0] = 0;
+        row_of[1] = stays ? 0 : -1;
+        if (!stays) weight[1] = 0;
+    }
+    store_row(routing->dtype, levels->outer_prob, t * Eo, routed ? s : NULL, Eo);
+    store_row(routing->dtype, levels->outer_weight, 2 * t, weight, 2);
+    moei_real_store(routing->dtype, routing->lse, t, lse);
+    moei_real_store(routing->dtype, job->scratch.entropy, t, routed ? entropy_of(s, Eo) : 0);
+}
+
+/* Takes places of the outer experts for one rank of one group; count[Eo] goes on from the rank before. */
+static void take_places(const moei_route_job *job, int64_t g, int32_t rank, int64_t limit, int64_t *count) {
+    const moei_level_sizes z = moei_level_sizes_of(job);
+    moei_routing *routing = job->routing;
+    for (int64_t t = g * z.group_tokens; t < (g + 1) * z.group_tokens; ++t) {
+        int32_t *row = &routing->levels.row_of[2 * t + rank];
+        if (*row < 0) continue;
+        const int32_t o = routing->levels.outer[2 * t + rank];
+        if (limit < 0 || count[o] < limit) {
+            *row = (int32_t)count[o]++;
+            continue;
+        }
+        *row = -1;
+        moei_real_store(routing->dtype, routing->levels.outer_weight, 2 * t + rank, 0);
+        ++routing->n_dropped;
+    }
+}
+
+/* Rows at the inner gates: outer experts in order, their groups in order, places in order. */
+static void make_rows(const moei_route_job *job) {
+    const moei_level_sizes z = moei_level_sizes_of(job);
+    moei_levels *levels = &job->routing->levels;
+    const moei_capacity *capacity = job->router->capacity;
+    const int64_t G = z.n_groups;
+    int64_t *count = (int64_t *)(void *)job->scratch.work, row = 0;
+    for (int64_t g = 0; g < G; ++g) {
+        int64_t valid = 0;
+        for (int64_t t = g * z.group_tokens; t < (g + 1) * z.group_tokens; ++t)
+            valid += !moei_masked(job->batch, t);
+        const int64_t limit = capacity->rows(capacity, capacity->factor[job->batch->mode], valid, 2, z.Eo);
+        levels->valid[g] = valid;
+        levels->places[g] = limit < 0 ? valid : limit;
+        memset(count, 0, (size_t)z.Eo * sizeof *count);
+        take_places(job, g, 0, limit, count);
+        take_places(job, g, 1, limit, count);
+        for (int64_t o = 0; o < z.Eo; ++o) levels->segment[o * G + g] = count[o];
+    }
+    for (int64_t i = 0; i <= z.Eo * G; ++i) {
+        const int64_t rows = i < z.Eo * G ? levels->segment[i] : 0;
+        levels->segment[i] = row;
+        if (i % G == 0) levels->offset[i / G] = row;
+        row += rows;
+    }
+}
+
+static void index_rows(const moei_route_job *job) {
+    const moei_level_sizes z = moei_level_sizes_of(job);
+    moei_levels *levels = &job->routing->levels;
+    for (int64_t slot = 0; slot < 2 * job->routing->n_tokens; ++slot) {
+        if (levels->row_of[slot] < 0) continue;
+        const int64_t segment = levels->outer[slot] * z.n_groups + slot / 2 / z.group_tokens;
+        levels->row_of[slot] += (int32_t)levels->segment[segment];
+        levels->row_slot[levels->row_of[slot]] = (int32_t)slot;
+        levels->row_token[levels->row_of[slot]] = (int32_t)(slot / 2);
+    }
+}
+
+static double inner_draw(const moei_route_job *job, int64_t segment, int64_t place, int64_t slot) {
+    const moei_level_sizes z = moei_level_sizes_of(job);
+    const moe_draws *draws = job->batch->draws;
+    if (!draws || !draws->second_policy_inner) return draw(job, slot / 2, 1 + slot % 2);
+    int64_t most = 0; /* groups with masked tokens may have fewer places */
+    for (int64_t g = 0; g < z.n_groups; ++g)
+        if (job->routing->levels.places[g] > most) most = job->routing->levels.places[g];
+    return (double)draws->second_policy_inner[segment * most + place];
+}
+
+/* One row at its inner gate. A clear first choice of the outer level may go to two inner experts, others go
+ * to their best one alone, by the rules of a second choice. */
+static void inner_row(const moei_route_job *job, moei_second second, int64_t segment, int64_t row,
+                      double *room) {
+    const moei_level_sizes n = moei_level_sizes_of(job);
+    moei_routing *routing = job->routing;
+    const moei_levels *levels = &routing->levels;
+    const int64_t slot = levels->row_slot[row];
+    const double outer = moei_real_load(routing->dtype, levels->outer_weight, slot);
+    const double u = inner_draw(job, segment, row - levels->segment[segment], slot);
+    double *z = room, *s = room + n.Ei, weight[2] = {0, 0};
+    int32_t *choice = levels->inner + 2 * row;
+    choice[0] = choice[1] = -1;
+    if (isnan(softmax(routing->dtype, job->scratch.inner, row * n.Ei, n.Ei, z, s))) s[0] = NAN;
+    store_row(routing->dtype, levels->inner_prob, row * n.Ei, s, n.Ei);
+    levels->clear_first[row] = outer > 0.5;
+    bool stays = false;
+    if (outer > 0.5) {
+        if (!isnan(s[0])) stays = choose_two(second, z, s, n.Ei, u, choice, weight);
+    } else if (outer > 0 && !isnan(s[0])) {
+        choice[1] = second.policy == MOEI_SECOND_SAMPLE ? moei_second_sample(s, n.Ei, -1, u)
+                                                        : moei_next_best(z, n.Ei, -1);
+        weight[1] = s[choice[1]] / (s[choice[1]] + moei_level_eps);
+        stays = moei_second_stays(second, weight[1], u);
+    }
+    for (int32_t j = 0; j < 2; ++j) {
+        const bool chosen = choice[j] >= 0 && (j == 0 || stays);
+        routing->expert[2 * slot + j] = chosen ? levels->outer[slot] * n.Ei + choice[j] : -1;
+        moei_real_store(routing->dtype, routing->weight, 2 * slot + j,
+                        chosen ? job->router->scale * outer * weight[j] : 0);
+    }
+}
+
+typedef struct inner_job {
+    const moei_route_job *job;
+    moei_second second;
+} inner_job;
+
+static void inner_task(void *arg, int64_t segment, void *scratch) {
+    const inner_job *inner = arg;
+    const int64_t *bounds = inner->job->routing->levels.segment + segment;
+    for (int64_t row = bounds[0]; row < bounds[1]; ++row)
+        inner_row(inner->job, inner->second, segment, row, scratch);
+}
+
+/* Places of the inner experts of one segment: all first choices, then all second ones. */
+static void take_inner_places(const moei_route_job *job, int64_t segment) {
+    const moei_level_sizes z = moei_level_sizes_of(job);
+    moei_routing *routing = job->routing;
+    const moei_levels *levels = &routing->levels;
+    const moei_capacity *capacity = job->router->capacity;
+    const int64_t limit = capacity->rows(capacity, capacity->factor_inner[job->batch->mode],
+                                         levels->places[segment % z.n_groups], 2, z.Ei);
+    int64_t *count = (int64_t *)(void *)job->scratch.work;
+    if (limit > routing->levels.capacity) routing->levels.capacity = limit;
+    memset(count, 0, (size_t)z.Ei * sizeof *count);
+    for (int32_t j = 0; j < 2 && limit >= 0; ++j)
+        for (int64_t row = levels->segment[segment]; row < levels->segment[segment + 1]; ++row) {
+            const int64_t slot = 2 * (int64_t)levels->row_slot[row] + j;
+            if (routing->expert[slot] < 0 || count[routing->expert[slot] % z.Ei]++ < limit) continue;
+            routing->expert[slot] = -1;
+            moei_real_store(routing->dtype, routing->weight, slot, 0);
+            ++routing->n_dropped;
+        }
+}
+
+static void outer_logits(const moei_route_job *job) {
+    const moe_mat x = job->batch->x;
+    const int32_t Eo = moei_level_sizes_of(job).Eo;
+    const int64_t all[2] = {0, x.rows};
+    const moe_gemm_rows_args args = {.dtype = x.dtype,
+                                     .n_groups = 1,
+                                     .offset = all,
+                                     .n = Eo,
+                                     .k = job->router->d_model,
+                                     .a = x.data,
+                                     .lda = x.stride,
+                                     .b = job->gate->weight,
+                                     .ldb = job->router->d_model,
+                                     .b_trans = true,
+                                     .c = job->scratch.logits,
+                                     .ldc = Eo};
+    job->ctx->kernels[x.dtype]->gemm_rows(&job->ctx->team, &args);
+}
+
+static void inner_logits(const moei_route_job *job) {
+    const moei_level_sizes z = moei_level_sizes_of(job);
+    const moe_mat x = job->batch->x;
+    const moe_gemm_rows_args args = {.dtype = x.dtype,
+                                     .n_groups = z.Eo,
+                                     .offset = job->routing->levels.offset,
+                                     .n = z.Ei,
+                                     .k = job->router->d_model,
+                                     .a = x.data,
+                                     .lda = x.stride,
+                                     .a_row = job->routing->levels.row_token,
+                                     .b = job->gate->inner,
+                                     .ldb = job->router->d_model,
+                                     .b_group = (int64_t)z.Ei * job->router->d_model,
+                                     .b_trans = true,
+                                     .c = job->scratch.inner,
+                                     .ldc = z.Ei};
+    job->ctx->kernels[x.dtype]->gemm_rows(&job->ctx->team, &args);
+}
+
+static void inner_level(const moei_route_job *job, moei_second second) {
+    const moei_level_sizes z = moei_level_sizes_of(job);
+    inner_job inner = {job, second};
+    moei_parallel(&job->ctx->team, z.Eo * z.n_groups, inner_task, &inner);
+    for (int64_t segment = 0; segment < z.Eo * z.n_groups; ++segment) take_inner_places(job, segment);
+}
+
+/* d and P of one group: first[n] counts, prob[n] sums; sum of their products over n, both divided by `size`.
+ */
+static double product(const double *first, const double *prob, int32_t n, double size) {
+    double sum = 0;
+    for (int32_t e = 0; e < n; ++e) sum += first[e] * prob[e];
+    return size > 0 ? sum / (size * size) : 0;
+}
+
+/* The GShard losses of both levels: E^2 times the mean of d P. Rows that are no clear first choice are left
+ * out of the inner sums, but not of the places they are divided by. */
+static double level_loss(const moei_route_job *job) {
+    const moei_level_sizes z = moei_level_sizes_of(job);
+    const moei_routing *routing = job->routing;
+    const moei_levels *levels = &routing->levels;
+    double *first = job->scratch.work, *prob = first + routing->n_experts, outer = 0, inner = 0;
+    for (int64_t g = 0; g < z.n_groups; ++g) {
+        moei_outer_first(job, g, first);
+        memset(prob, 0, (size_t)z.Eo * sizeof *prob);
+        for (int64_t i = g * z.group_tokens * z.Eo; i < (g + 1) * z.group_tokens * z.Eo; ++i)
+            prob[i % z.Eo] += moei_real_load(routing->dtype, levels->outer_prob, i);
+        outer += product(first, prob, z.Eo, (double)levels->valid[g]);
+    }
+    for (int64_t segment = 0; segment < z.Eo * z.n_groups; ++segment) {
+        moei_inner_first(job, segment, first);
+        memset(prob, 0, (size_t)z.Ei * sizeof *prob);
+        for (int64_t row = levels->segment[segment]; row < levels->segment[segment + 1]; ++row)
+            for (int32_t e = 0; e < z.Ei && levels->clear_first[row]; ++e)
+                prob[e] += moei_real_load(routing->dtype, levels->inner_prob, row * z.Ei + e);
+        inner += product(first, prob, z.Ei, (double)levels->places[segment % z.n_groups]);
+    }
+    const double groups = (double)moei_level_groups_used(job);
+    return groups > 0 ? (z.Eo * outer + z.Ei * inner / z.Eo) / groups : 0;
+}
+
+static moe_status find_bad(const moei_route_job *job) {
+    const moei_routing *routing = job->routing;
+    const int32_t Ei = moei_level_sizes_of(job).Ei;
+    for (int64_t slot = 0; slot < 2 * routing->n_tokens; ++slot) {
+        const int64_t row = routing->levels.row_of[slot];
+        if (isnan(moei_real_load(routing->dtype, routing->lse, slot / 2)) ||
+            (row >= 0 && isnan(moei_real_load(routing->dtype, routing->levels.inner_prob, row * Ei))))
+            return moei_route_bad_token(job, slot / 2);
+    }
+    return MOE_OK;
+}
+
+moe_status moei_levels_forward(const moei_route_job *job) {
+    moei_routing *routing = job->routing;
+    const moei_second second = moei_second_of(job);
+    routing->n_dropped = 0;
+    routing->levels.capacity = -1;
+    outer_logits(job);
+    moei_each_token(job, outer_token, &second);
+    make_rows(job);
+    index_rows(job);
+    for (int64_t slot = 0; slot < 4 * routing->n_tokens; ++slot) routing->expert[slot] = -1;
+    store_row(routing->dtype, routing->weight, 0, NULL, (int32_t)(4 * routing->n_tokens));
+    inner_logits(job);
+    inner_level(job, second);
+    routing->level_loss = level_loss(job);
+    return find_bad(job);
+}

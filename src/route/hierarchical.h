@@ -1,0 +1,24 @@
+/* hierarchical.h: what the two halves of the hierarchical router share.
+ * Eo outer experts with Ei inner ones each; rows: (token, outer slot) pairs that reached an inner gate.
+ */
+#ifndef MOEI_HIERARCHICAL_H
+#define MOEI_HIERARCHICAL_H
+
+#include "route/select.h"
+
+static const double moei_level_eps = 1e-9; /* beside the sum of two weights */
+
+typedef struct moei_level_sizes {
+    int32_t Eo, Ei;
+    int64_t n_groups, group_tokens; /* of capacities and losses */
+} moei_level_sizes;
+moei_level_sizes moei_level_sizes_of(const moei_route_job *job);
+
+/* Groups with a real token. */
+int64_t moei_level_groups_used(const moei_route_job *job);
+/* first[Eo]: tokens of group g by first choice. first[Ei]: clear first choices of a segment (outer expert,
+ * group), by their first inner choice. */
+void moei_outer_first(const moei_route_job *job, int64_t g, double *first);
+void moei_inner_first(const moei_route_job *job, int64_t segment, double *first);
+
+#endif
