@@ -1,4 +1,4 @@
-/* score.c: logits -> scores, and the gradient of both what weights and what losses read of them.
+/* score_function.c: logits -> scores, and the gradient of both what weights and what losses read of them.
  * logits[T,E] -> prob[T,E] (scores normalised over E), lse[T], entropy[T]; s[E] of a token is recomputed.
  * Source: semantics of Megatron core (aux losses read softmax, or sigmoid / (sum + 1e-20)) and Automodel.
  */
