@@ -4,6 +4,9 @@
  */
 #include "config/config.h"
 
+#include <math.h>
+#include <string.h>
+
 static int32_t top_k_of(const moe_layer_desc *moe) {
     if (moe->top_k > 0) return moe->top_k;
     return moe->num_experts < 2 ? moe->num_experts : 2;
@@ -26,18 +29,36 @@ static int32_t dense_width(const moe_lm_config *config) {
     return top_k_of(moe) * moe->expert_hidden_size + shared_width(moe);
 }
 
+/* A dense layer is one shared expert: of the routed layers' settings it keeps those of an FFN. */
+static moe_layer_desc dense_desc(const moe_layer_desc *routed, int32_t width) {
+    return (moe_layer_desc){.size = sizeof(moe_layer_desc),
+                            .dtype = routed->dtype,
+                            .d_model = routed->d_model,
+                            .activation = routed->activation,
+                            .glu_layout = routed->glu_layout,
+                            .activation_alpha = routed->activation_alpha,
+                            .activation_limit = routed->activation_limit,
+                            .glu_linear_offset = routed->glu_linear_offset,
+                            .expert_bias = routed->expert_bias,
+                            .expert_up_bias = routed->expert_up_bias,
+                            .num_shared_experts = 1,
+                            .shared_expert_hidden_size = width,
+                            .init_scheme = routed->init_scheme,
+                            .init_std = routed->init_std,
+                            .init_std_down = routed->init_std_down,
+                            .recompute = routed->recompute,
+                            .layer_index = routed->layer_index};
+}
+
 void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_desc *desc) {
     *desc = config->moe;
     desc->size = sizeof *desc;
     desc->d_model = config->model.d_model;
     desc->layer_index = index;
     if (desc->init_std == 0) desc->init_std = config->model.init_std;
-    if (is_routed(config, index)) return;
-    desc->num_experts = 0;
-    desc->top_k = 0;
-    desc->num_shared_experts = 1;
-    desc->shared_expert_hidden_size = dense_width(config);
-    desc->capacity_factor = desc->aux_loss_coeff = desc->z_loss_coeff = desc->input_jitter_eps = 0;
+    if (desc->init_std_down == 0 && desc->init_scheme && strcmp(desc->init_scheme, "megatron_scaled") == 0)
+        desc->init_std_down = desc->init_std / sqrtf(2.0f * (float)config->model.n_layers);
+    if (!is_routed(config, index)) *desc = dense_desc(desc, dense_width(config));
 }
 
 int64_t moelm_config_length(const moe_lm_config *config) {
@@ -74,7 +95,13 @@ static moe_status check_experts(const moe_lm_config *config, moe_error *error) {
     if (any_routed && moe->expert_hidden_size == 0)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "moe.expert_hidden_size: 0; an expert needs at least 1");
-    if (any_routed && moe->norm_topk_prob && !moe->score_before_topk)
+    if (moe->output_size > 0 && moe->output_size != config->model.d_model)
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "moe.output_size: %d, but the model's layers are all model.d_model = %d wide",
+                              moe->output_size, config->model.d_model);
+    const bool softmax = !moe->score_function || strcmp(moe->score_function, "softmax") == 0;
+    if (any_routed && softmax && moe->norm_topk_prob && !moe->score_before_topk &&
+        strcmp(moe->router_type ? moe->router_type : "top_k", "gshard_top2") != 0)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "moe.norm_topk_prob: weights scored after the selection already sum to 1; "
                               "set moe.score_before_topk too");

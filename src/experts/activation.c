@@ -76,9 +76,10 @@ const moei_activation *moei_activation_find(const char *name) {
 
 moei_act_rule moei_act_rule_of(const moei_activation *kind, const moe_expert_desc *desc) {
     moei_act_rule rule = {kind, kind->interleaved, kind->alpha, kind->limit, kind->offset};
+    if (desc->activation_alpha != 0) rule.alpha = (double)desc->activation_alpha;
+    if (!kind->gated) return rule;
     if (desc->glu_layout && strcmp(desc->glu_layout, "auto") != 0)
         rule.interleaved = strcmp(desc->glu_layout, "interleaved") == 0;
-    if (desc->activation_alpha != 0) rule.alpha = (double)desc->activation_alpha;
     if (desc->activation_limit != 0) rule.limit = (double)desc->activation_limit;
     if (desc->glu_linear_offset != 0) rule.offset = (double)desc->glu_linear_offset;
     return rule;

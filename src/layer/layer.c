@@ -36,6 +36,7 @@ static moe_status create_gate_params(moe_layer *layer) {
                               UINT64_MAX - (uint64_t)i, d->dtype, *value,
                               shape.dim[0] * shape.dim[1] * shape.dim[2], param[i].std);
     }
+    moei_gate_renorm(d, layer->gate.weight);
     return MOE_OK;
 }
 
@@ -74,10 +75,11 @@ static moe_status create_experts(moe_layer *layer, moei_experts *experts, const 
                                  const moe_expert_desc *desc) {
     const moe_expert_ops *ops = moei_expert_find(layer->ctx, kind);
     if (!ops)
-        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
-                            "expert: '%s' is not known; built in is 'ffn', others are registered with "
-                            "moe_expert_register",
-                            kind);
+        return moe_ctx_fail(
+            layer->ctx, MOE_ERR_ARGUMENT,
+            "expert: '%s' is not known; built in are ffn, identity and zero, others are registered with "
+            "moe_expert_register",
+            kind);
     moe_expert_desc told = *desc;
     told.user = ops->user;
     MOEI_TRY(ops->create(layer->ctx, &told, &experts->self));
@@ -90,13 +92,23 @@ static moe_expert_desc expert_desc(const moe_layer_desc *d) {
     return (moe_expert_desc){.size = sizeof(moe_expert_desc),
                              .dtype = d->dtype,
                              .n_experts = d->num_experts,
-                             .d_in = d->d_model,
+                             .d_in = moei_expert_in(d),
                              .d_hidden = d->expert_hidden_size,
-                             .d_out = d->d_model,
+                             .d_out = moei_expert_out(d),
                              .activation = d->activation,
+                             .glu_layout = d->glu_layout,
+                             .activation_alpha = d->activation_alpha,
+                             .activation_limit = d->activation_limit,
+                             .glu_linear_offset = d->glu_linear_offset,
                              .bias = d->expert_bias,
+                             .up_bias = d->expert_up_bias,
+                             .dropout = d->dropout,
+                             .recompute = moei_is(d->recompute, "layer"),
+                             .kinds = d->expert_kinds,
+                             .init_scheme = d->init_scheme,
                              .init_std = d->init_std,
                              .init_std_down = d->init_std_down,
+                             .init_std_scale = d->init_std_scale,
                              .layer_index = d->layer_index};
 }
 
@@ -104,9 +116,48 @@ static moe_expert_desc expert_desc(const moe_layer_desc *d) {
 static moe_expert_desc shared_desc(const moe_layer_desc *d) {
     moe_expert_desc shared = expert_desc(d);
     shared.n_experts = 1;
+    shared.d_in = d->d_model;
     shared.d_hidden = d->num_shared_experts * d->shared_expert_hidden_size;
+    shared.d_out = d->output_size;
+    shared.activation = d->shared_expert_activation;
+    shared.dropout = 0;
+    shared.kinds = "";
     shared.stream = 1;
     return shared;
+}
+
+/* A matrix of the layer's own, drawn from N(0, std^2). Stream: any number no expert or gate uses. */
+static moe_status add_matrix(moe_layer *layer, const char *name, int64_t rows, int64_t cols, uint64_t stream,
+                             void **value, void **grad) {
+    const moe_layer_desc *d = &layer->desc;
+    const moe_param shape = {
+        .name = name, .dtype = d->dtype, .n_dim = 2, .dim = {rows, cols, 1}
+    };
+    MOEI_TRY(moei_layer_add_param(layer, &shape, value, grad));
+    moe_random_normal(layer->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)d->layer_index, stream, d->dtype,
+                      *value, rows * cols, (double)d->init_std);
+    return MOE_OK;
+}
+
+/* Latent projections, the shared experts' gate and the output bias, which begins at zero. */
+static moe_status create_around(moe_layer *layer) {
+    const moe_layer_desc *d = &layer->desc;
+    moei_around *w = &layer->around, *dw = &layer->around_grad;
+    const uint64_t stream = UINT64_MAX - 64;
+    if (d->latent_size > 0) {
+        MOEI_TRY(add_matrix(layer, "latent.in.weight", d->d_model, d->latent_size, stream, &w->latent_in,
+                            &dw->latent_in));
+        MOEI_TRY(add_matrix(layer, "latent.out.weight", d->latent_size, d->output_size, stream - 1,
+                            &w->latent_out, &dw->latent_out));
+    }
+    if (d->shared_expert_gate)
+        MOEI_TRY(add_matrix(layer, "shared_gate.weight", 1, d->d_model, stream - 2, &w->shared_gate,
+                            &dw->shared_gate));
+    if (!d->output_bias) return MOE_OK;
+    const moe_param bias = {
+        .name = "output.bias", .dtype = d->dtype, .n_dim = 1, .dim = {d->output_size, 1, 1}
+    };
+    return moei_layer_add_param(layer, &bias, &w->output_bias, &dw->output_bias);
 }
 
 static moe_status create_parts(moe_layer *layer) {
@@ -116,13 +167,13 @@ static moe_status create_parts(moe_layer *layer) {
     if (d->num_experts > 0) {
         const moe_expert_desc desc = expert_desc(d);
         MOEI_TRY(create_gate(layer));
-        MOEI_TRY(create_experts(layer, &layer->experts, d->expert, &desc));
+        MOEI_TRY(create_experts(layer, &layer->experts, *d->expert_kinds ? "mixed" : d->expert, &desc));
     }
     if (d->num_shared_experts > 0) {
         const moe_expert_desc desc = shared_desc(d);
         MOEI_TRY(create_experts(layer, &layer->shared, "ffn", &desc));
     }
-    return MOE_OK;
+    return create_around(layer);
 }
 
 moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer **out) {

@@ -20,7 +20,7 @@ typedef struct moei_experts {
     const char *prefix; /* of parameter names */
 } moei_experts;
 
-enum { MOEI_LAYER_PARAMS = 32, MOEI_PARAM_NAME = 64 };
+enum { MOEI_LAYER_PARAMS = 96, MOEI_PARAM_NAME = 64 };
 
 typedef struct moei_layer_param {
     char name[MOEI_PARAM_NAME];
@@ -34,21 +34,25 @@ typedef struct moei_layer_param {
 
 /* What forward leaves for backward. */
 typedef struct moei_saved {
-    void *expert_rows; /* saved_bytes of the routed experts (Z) */
-    void *shared_rows; /* and of the shared one */
-    void *out_rows;    /* [R,d] only of contiguous experts: their dweight needs Y */
+    void *expert_rows;            /* saved_bytes of the routed experts (Z) */
+    void *shared_rows;            /* and of the shared one */
+    void *out_rows;               /* [R,d_out] only of contiguous experts: their dweight needs Y */
+    void *latent_in, *latent_out; /* [T,l] before and after the routed experts */
+    void *shared_gate;            /* [T] */
 } moei_saved;
 
 /* Carved anew by every call; NULL where the call does not need it. */
 typedef struct moei_scratch {
     moei_route_scratch route;
     moei_loss_scratch loss;
-    void *rows;                  /* [R,d] expert outputs; input gradients in backward */
-    void *in_rows;               /* [R,d] contiguous experts: gathered tokens */
-    void *dout_rows;             /* [R,d] contiguous experts: weight * dy */
-    void *drow_weight, *dweight; /* [R], [T,K] */
-    void *experts, *shared;      /* their own scratch */
-    int64_t *shared_offset;      /* [2] */
+    void *rows;                     /* [R,d] expert outputs; input gradients in backward */
+    void *in_rows;                  /* [R,d] gathered tokens, where experts want them so */
+    void *dout_rows;                /* [R,d] and their gradients */
+    void *dlatent_in, *dlatent_out; /* [T,l] */
+    void *shared_dgate;             /* [T] */
+    void *drow_weight, *dweight;    /* [R], [T,K] */
+    void *experts, *shared;         /* their own scratch */
+    int64_t *shared_offset;         /* [2] */
 } moei_scratch;
 
 /* What training forwards add up until moe_layer_end_step; NULL where nobody asks. */
@@ -58,6 +62,14 @@ typedef struct moei_step_counts {
     int64_t n_quantile;
 } moei_step_counts;
 
+/* Parameters of a layer around its experts, or their gradients; NULL where it has none. */
+typedef struct moei_around {
+    void *latent_in;   /* [d,l] */
+    void *latent_out;  /* [l,d_out] */
+    void *shared_gate; /* [1,d] */
+    void *output_bias; /* [d_out] */
+} moei_around;
+
 struct moe_layer {
     moe_ctx *ctx;
     moe_layer_desc desc; /* complete */
@@ -65,6 +77,7 @@ struct moe_layer {
     moei_capacity capacity;
     moei_experts experts, shared;
     moei_gate gate, gate_grad;
+    moei_around around, around_grad;
     moei_step_counts step;
     moei_layer_param param[MOEI_LAYER_PARAMS];
     int32_t n_params;
@@ -116,7 +129,8 @@ static inline moe_mat moei_with_stride(moe_mat mat) {
     return mat;
 }
 
-/* Checks a view against the layer: rows, width, dtype, stride, data. */
-moe_status moei_layer_check_mat(const moe_layer *layer, const char *name, moe_mat mat, int64_t rows);
+/* Checks a view: rows, width, the layer's dtype, stride, data. */
+moe_status moei_layer_check_mat(const moe_layer *layer, const char *name, moe_mat mat, int64_t rows,
+                                int64_t cols);
 
 #endif

@@ -15,11 +15,6 @@ static void rule(checker *c, bool used, bool right, const char *option, const ch
         c->status = moe_ctx_fail(c->ctx, MOE_ERR_ARGUMENT, "%s: %s", option, reason);
 }
 
-static void built(checker *c, bool used, const char *option, const char *reason) {
-    if (c->status == MOE_OK && used)
-        c->status = moe_ctx_fail(c->ctx, MOE_ERR_UNSUPPORTED, "%s: %s", option, reason);
-}
-
 static void check_shape(checker *c, const moe_layer_desc *d) {
     const bool routed = d->num_experts > 0, shared = d->num_shared_experts > 0;
     if (routed && (d->top_k < 1 || d->top_k > d->num_experts))
@@ -85,6 +80,8 @@ static void check_experts(checker *c, const moe_layer_desc *d) {
     rule(c, d->init_std_scale > 0, sigma, "init_std_scale",
          "needs init_scheme sigma_moe or router_init normal_fan_in_renorm");
     rule(c, !moei_is(d->router_init, "normal"), d->num_experts > 0, "router_init", "there is no router");
+    rule(c, moei_is(d->router_init, "normal_fan_in_renorm"), d->num_groups_outer == 0, "router_init",
+         "normal_fan_in_renorm needs one level");
 }
 
 static void check_scores(checker *c, const moe_layer_desc *d) {
@@ -175,6 +172,7 @@ static bool has_threshold(const char *policy) {
 
 static void check_top2(checker *c, const moe_layer_desc *d) {
     const bool top2 = moei_is(d->router_type, "gshard_top2");
+    const bool limited = d->capacity_factor > 0 || d->capacity_factor_eval > 0;
     const int32_t Eo = d->num_groups_outer;
     const float threshold = 0.2f; /* the default, filled in whatever the policy */
     rule(c, top2, d->top_k == 2, "router_type", "gshard_top2 needs top_k 2");
@@ -195,6 +193,16 @@ static void check_top2(checker *c, const moe_layer_desc *d) {
          "num_groups_outer", "needs at least two outer and two inner experts, and must divide num_experts");
     rule(c, Eo > 0, moei_is(d->routing_unit, "token"), "num_groups_outer", "needs routing_unit token");
     rule(c, d->capacity_factor_inner > 0, Eo > 0, "capacity_factor_inner", "needs num_groups_outer");
+    rule(c, Eo > 0, !limited || moei_is(d->drop_policy, "rank_major"), "num_groups_outer",
+         "two levels fill their capacities by drop_policy rank_major");
+    rule(c, Eo > 0, !d->pad_to_capacity, "pad_to_capacity", "is not for two levels");
+    rule(c, Eo > 0, !d->router_bias, "router_bias", "is not for two levels");
+    rule(c, Eo > 0, d->input_jitter_eps == 0, "input_jitter_eps", "is not for two levels");
+    rule(c, Eo > 0,
+         d->aux_loss_coeff == 0 && d->seq_aux_loss_coeff == 0 && d->global_aux_loss_coeff == 0 &&
+             d->entropy_loss_coeff == 0,
+         "num_groups_outer",
+         "two levels have no one score over all experts; balance them by gshard_loss_coeff");
 }
 
 static void check_capacity(checker *c, const moe_layer_desc *d) {
@@ -215,17 +223,6 @@ static void check_losses(checker *c, const moe_layer_desc *d) {
     rule(c, !moei_is(d->aux_map, "actual"), balance, "aux_map", "needs a balance loss");
 }
 
-/* What a descriptor can say but this version does not compute yet. */
-static void check_built(checker *c, const moe_layer_desc *d) {
-    built(c, d->num_groups_outer > 0, "num_groups_outer", "is not built in");
-    built(c, d->output_size != d->d_model, "output_size", "is not built in");
-    built(c, d->latent_size > 0, "latent_size", "is not built in");
-    built(c, *d->expert_kinds, "expert_kinds", "is not built in");
-    built(c, d->output_bias, "output_bias", "is not built in");
-    built(c, d->shared_expert_gate, "shared_expert_gate", "is not built in");
-    built(c, moei_is(d->weight_apply, "input"), "weight_apply", "input is not built in");
-}
-
 moe_status moei_layer_desc_check(moe_ctx *ctx, const moe_layer_desc *d) {
     checker c = {ctx, MOE_OK};
     check_shape(&c, d);
@@ -240,6 +237,5 @@ moe_status moei_layer_desc_check(moe_ctx *ctx, const moe_layer_desc *d) {
         check_capacity(&c, d);
         check_losses(&c, d);
     }
-    check_built(&c, d);
     return c.status;
 }

@@ -2,22 +2,21 @@
  * x[T,d] -> y[T,d] = sum_k weight[t,k] expert(x)[t] + shared(x).
  * Source: docs/architecture.md, "the tour of one call".
  */
-#include "combine/combine.h"
-#include "layer/layer.h"
+#include "layer/layer_experts.h"
 
 #include <math.h>
 
-moe_status moei_layer_check_mat(const moe_layer *layer, const char *name, moe_mat mat, int64_t rows) {
-    const int64_t d = layer->desc.d_model;
-    if (mat.rows != rows || mat.cols != d)
+moe_status moei_layer_check_mat(const moe_layer *layer, const char *name, moe_mat mat, int64_t rows,
+                                int64_t cols) {
+    if (mat.rows != rows || mat.cols != cols)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: [%lld, %lld]; this call needs [%lld, %lld]",
-                            name, (long long)mat.rows, (long long)mat.cols, (long long)rows, (long long)d);
+                            name, (long long)mat.rows, (long long)mat.cols, (long long)rows, (long long)cols);
     if (mat.dtype != layer->desc.dtype)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: dtype %d; this layer computes in dtype %d",
                             name, (int)mat.dtype, (int)layer->desc.dtype);
-    if (mat.stride != 0 && mat.stride < d)
+    if (mat.stride != 0 && mat.stride < cols)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: stride %lld is below its %lld columns", name,
-                            (long long)mat.stride, (long long)d);
+                            (long long)mat.stride, (long long)cols);
     if (!mat.data && rows > 0)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: data is NULL for %lld rows", name,
                             (long long)rows);
@@ -44,8 +43,8 @@ static moe_status check_forward(const moe_layer *layer, moe_mat x, moe_mat y, co
     if (call && call->mode == MOE_TRAIN && layer->mode != MOE_TRAIN)
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
                             "MOE_TRAIN forward of a layer reserved for MOE_INFER; reserve it for MOE_TRAIN");
-    MOEI_TRY(moei_layer_check_mat(layer, "x", x, x.rows));
-    MOEI_TRY(moei_layer_check_mat(layer, "y", y, x.rows));
+    MOEI_TRY(moei_layer_check_mat(layer, "x", x, x.rows, layer->desc.d_model));
+    MOEI_TRY(moei_layer_check_mat(layer, "y", y, x.rows, layer->desc.output_size));
     if (x.data == y.data && x.rows > 0)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
                             "y is x: forward cannot run in place, experts read x");
@@ -73,44 +72,6 @@ static moei_batch batch_of(moe_mat x, const moe_call *call) {
     return batch;
 }
 
-/* The rows of all routed experts, in expert order. */
-static moe_status run_experts(moe_layer *layer, const moei_scratch *s, moe_mat rows) {
-    const moei_plan *plan = &layer->plan;
-    moe_expert_io io = {.size = sizeof io,
-                        .mode = layer->batch.mode,
-                        .n_experts = plan->n_experts,
-                        .n_rows = plan->n_rows,
-                        .offset = plan->offset,
-                        .row_token = plan->row_token,
-                        .row_weight = plan->row_weight,
-                        .in = layer->batch.x,
-                        .out = rows,
-                        .saved = layer->saved.expert_rows,
-                        .scratch = s->experts};
-    if (layer->experts.ops->contiguous) {
-        io.in =
-            (moe_mat){s->in_rows, plan->n_rows, layer->desc.d_model, layer->desc.d_model, layer->desc.dtype};
-        io.row_token = NULL;
-        moei_rows_gather(layer->ctx, plan, layer->batch.x, NULL, io.in);
-    }
-    return layer->experts.ops->forward(layer->experts.self, &io);
-}
-
-static moe_status run_shared(moe_layer *layer, const moei_scratch *s, moe_mat y) {
-    s->shared_offset[0] = 0;
-    s->shared_offset[1] = y.rows;
-    const moe_expert_io io = {.size = sizeof io,
-                              .mode = layer->batch.mode,
-                              .n_experts = 1,
-                              .n_rows = y.rows,
-                              .offset = s->shared_offset,
-                              .in = layer->batch.x,
-                              .out = y,
-                              .saved = layer->saved.shared_rows,
-                              .scratch = s->shared};
-    return layer->shared.ops->forward(layer->shared.self, &io);
-}
-
 static void measure_losses(moe_layer *layer, const moei_scratch *s, moe_stats *stats) {
     moei_loss_job job = moei_layer_loss_job(layer, s);
     moei_load_stats(&layer->batch, &layer->routing, &layer->plan, s->route.entropy, stats);
@@ -135,7 +96,9 @@ static moe_status route_and_plan(moe_layer *layer, const moei_scratch *s) {
     layer->routing.n_tokens = layer->batch.x.rows;
     const moei_route_job job = moei_layer_route_job(layer, s);
     MOEI_TRY(moei_route_forward(&job));
-    moei_plan_build(&layer->plan, &layer->batch, &layer->routing, &layer->capacity);
+    /* Two levels have filled their capacities while they routed. */
+    moei_plan_build(&layer->plan, &layer->batch, &layer->routing,
+                    layer->desc.num_groups_outer > 0 ? NULL : &layer->capacity);
     return MOE_OK;
 }
 
@@ -149,15 +112,8 @@ moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_c
     moe_stats measured = {.size = sizeof measured, .n_tokens = layer->batch.n_valid};
 
     if (layer->experts.ops) MOEI_TRY(route_and_plan(layer, &s));
-    if (layer->shared.ops) MOEI_TRY(run_shared(layer, &s, y));
-    if (layer->experts.ops) {
-        const moe_mat rows = {
-            layer->saved.out_rows && layer->batch.mode == MOE_TRAIN ? layer->saved.out_rows : s.rows,
-            layer->plan.n_rows, layer->desc.d_model, layer->desc.d_model, layer->desc.dtype};
-        MOEI_TRY(run_experts(layer, &s, rows));
-        moei_combine(layer->ctx, &layer->plan, layer->routing.weight, rows, y, layer->shared.ops != NULL);
-        measure_losses(layer, &s, &measured);
-    }
+    MOEI_TRY(moei_layer_experts_forward(layer, &s, y));
+    if (layer->experts.ops) measure_losses(layer, &s, &measured);
     layer->can_backward = layer->batch.mode == MOE_TRAIN;
     if (stats) *stats = measured;
     return MOE_OK;
@@ -174,7 +130,8 @@ moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
                                .dtype = layer->routing.dtype,
                                .expert = layer->routing.expert,
                                .selection = layer->router.shows_selection ? layer->routing.selection : NULL,
-                               .capacity = moei_plan_capacity(&layer->plan),
+                               .capacity = layer->desc.num_groups_outer > 0 ? layer->routing.levels.capacity
+                                                                          : moei_plan_capacity(&layer->plan),
                                .weight = layer->routing.weight,
                                .row_of = layer->plan.row_of,
                                .routed = layer->plan.routed,

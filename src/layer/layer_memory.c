@@ -2,7 +2,8 @@
  * saved: prob[T,E] lse[T] expert,weight,row_of[T,K] row_*[R] Z[R,..]; scratch: logits[T,E] rows[R,d] ...
  * Source: zstd's workspace phases; measure and carve are the same code, so they cannot disagree.
  */
-#include "layer/layer.h"
+#include "layer/layer_desc.h"
+#include "layer/layer_experts.h"
 
 #include <string.h>
 
@@ -11,6 +12,7 @@ static void *take(moei_arena *arena, int64_t rows, int64_t cols, size_t element)
 }
 
 static int64_t max_rows(const moe_layer *layer, int64_t T) {
+    if (!layer->experts.ops) return 0;
     const int64_t routed = moei_router_max_rows(&layer->router, T);
     const int64_t planned =
         moei_plan_max_rows(&layer->capacity, T, layer->desc.top_k, layer->desc.num_experts);
@@ -40,11 +42,17 @@ void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_
     const size_t real = moe_dtype_bytes(layer->desc.dtype);
     layer->saved = (moei_saved){0};
     if (layer->experts.ops) carve_routing(layer, arena, T, mode);
+    if (layer->desc.latent_size > 0) {
+        layer->saved.latent_in = take(arena, T, layer->desc.latent_size, real);
+        layer->saved.latent_out = take(arena, T, layer->desc.latent_size, real);
+    }
+    if (layer->desc.shared_expert_gate) layer->saved.shared_gate = take(arena, T, 1, real);
     if (mode != MOE_TRAIN) return;
     if (layer->experts.ops) {
         const moe_expert_ops *ops = layer->experts.ops;
         layer->saved.expert_rows = moei_arena_take(arena, ops->saved_bytes(layer->experts.self, R));
-        if (ops->contiguous) layer->saved.out_rows = take(arena, R, layer->desc.d_model, real);
+        if (ops->contiguous && !moei_layer_weighs_input(layer))
+            layer->saved.out_rows = take(arena, R, moei_expert_out(&layer->desc), real);
     }
     if (layer->shared.ops)
         layer->saved.shared_rows =
@@ -57,12 +65,17 @@ static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, int6
     const moe_layer_desc *d = &layer->desc;
     const int64_t R = max_rows(layer, T);
     const size_t real = moe_dtype_bytes(d->dtype);
-    const bool train = mode == MOE_TRAIN, contiguous = layer->experts.ops->contiguous;
+    const int64_t d_in = moei_expert_in(d), d_out = moei_expert_out(d);
+    const bool train = mode == MOE_TRAIN, gathers = moei_layer_gathers(layer);
     s->route = moei_route_scratch_carve(&layer->router, arena, T, mode);
     s->loss = moei_loss_carve(d, arena, T);
-    s->rows = take(arena, R, d->d_model, real);
-    if (contiguous) s->in_rows = take(arena, R, d->d_model, real);
-    if (train && contiguous) s->dout_rows = take(arena, R, d->d_model, real);
+    s->rows = take(arena, R, d_in > d_out ? d_in : d_out, real);
+    if (gathers) s->in_rows = take(arena, R, d_in, real);
+    if (train && gathers) s->dout_rows = take(arena, R, d_out, real);
+    if (train && d->latent_size > 0) {
+        s->dlatent_in = take(arena, T, d->latent_size, real);
+        s->dlatent_out = take(arena, T, d->latent_size, real);
+    }
     if (train) s->drow_weight = take(arena, R, 1, real);
     if (train) s->dweight = take(arena, T, layer->router.n_slots, real);
     s->experts = moei_arena_take(arena, layer->experts.ops->scratch_bytes(layer->experts.self, R, mode));
@@ -74,6 +87,8 @@ moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena,
     if (layer->shared.ops) {
         s.shared = moei_arena_take(arena, layer->shared.ops->scratch_bytes(layer->shared.self, T, mode));
         s.shared_offset = take(arena, 2, 1, sizeof(int64_t));
+        if (layer->desc.shared_expert_gate && mode == MOE_TRAIN)
+            s.shared_dgate = take(arena, T, 1, moe_dtype_bytes(layer->desc.dtype));
     }
     return s;
 }
@@ -94,6 +109,11 @@ static moe_layer_bytes measure(moe_layer *layer, int64_t T, moe_mode mode) {
     moei_layer_carve_scratch(layer, &scratch, T, mode);
     bytes.saved = saved.used;
     bytes.scratch = scratch.used;
+    if (mode == MOE_INFER) return bytes;
+    /* A layer in training is also called for inference, where more may be scratch: nothing is saved. */
+    moei_arena infer = {0};
+    moei_layer_carve_scratch(layer, &infer, T, MOE_INFER);
+    if (infer.used > bytes.scratch) bytes.scratch = infer.used;
     return bytes;
 }
 

@@ -1,0 +1,22 @@
+/* layer_around.h: the small arithmetic around the experts: whole products, a bias, a sigmoid gate. */
+#ifndef MOEI_LAYER_AROUND_H
+#define MOEI_LAYER_AROUND_H
+
+#include "core/ctx.h"
+#include "flow.h"
+
+/* out[T,n] (+)= in[T,k] b[k,n], or b[n,k]^T where `transposed`. */
+void moei_product(moe_ctx *ctx, moe_mat in, const void *b, bool transposed, moe_mat out, bool accumulate);
+/* db[k,n] += in[T,k]^T dout[T,n] */
+void moei_product_weight(moe_ctx *ctx, moe_mat in, moe_mat dout, void *db);
+
+/* y[t] += bias[n] for real tokens; dbias[n] += sum of their dy. */
+void moei_add_bias(const moei_batch *batch, const void *bias, moe_mat y);
+void moei_bias_backward(const moei_batch *batch, moe_mat dy, void *dbias);
+
+/* gate[T,1] = sigmoid(gate); y[t] *= gate[t] */
+void moei_shared_gate_apply(moe_mat gate, moe_mat y);
+/* dgate[T,1] *= gate (1 - gate) */
+void moei_shared_gate_backward(moe_mat gate, moe_mat dgate);
+
+#endif

@@ -1,0 +1,183 @@
+/* layer_experts.c: the experts of a call: x[T,d] -> y[T,d_out], and back.
+ * y = sum_k weight expert(x W_in) W_out + bias + sigmoid(x . w) shared(x); each part only where it is
+ * described. Source: Automodel and Megatron core (latent experts, shared gate); sigma-MoE (output bias).
+ */
+#include "layer/layer_experts.h"
+
+#include "combine/combine.h"
+#include "core/real.h"
+#include "layer/layer_around.h"
+#include "layer/layer_desc.h"
+
+bool moei_layer_weighs_input(const moe_layer *layer) {
+    return moei_is(layer->desc.weight_apply, "input");
+}
+
+bool moei_layer_gathers(const moe_layer *layer) {
+    return layer->experts.ops->contiguous || moei_layer_weighs_input(layer);
+}
+
+static moe_mat matrix(const moe_layer *layer, void *data, int64_t rows, int64_t cols) {
+    return (moe_mat){data, rows, cols, cols, layer->desc.dtype};
+}
+
+static moe_mat latent(const moe_layer *layer, void *data) {
+    return matrix(layer, data, layer->batch.x.rows, layer->desc.latent_size);
+}
+
+/* What the routed experts read: the tokens, or the tokens in the latent width. */
+static moe_mat expert_input(const moe_layer *layer) {
+    return layer->desc.latent_size > 0 ? latent(layer, layer->saved.latent_in) : layer->batch.x;
+}
+
+static moe_expert_io routed_io(const moe_layer *layer, const moei_scratch *s) {
+    const moei_plan *plan = &layer->plan;
+    const moe_draws *draws = layer->batch.draws;
+    return (moe_expert_io){.size = sizeof(moe_expert_io),
+                           .mode = layer->batch.mode,
+                           .n_experts = plan->n_experts,
+                           .n_rows = plan->n_rows,
+                           .offset = plan->offset,
+                           .row_token = plan->row_token,
+                           .row_weight = plan->row_weight,
+                           .in = expert_input(layer),
+                           .step = layer->batch.step,
+                           .row_slot = plan->row_slot,
+                           .dropout_keep = draws ? draws->dropout_keep : NULL,
+                           .saved = layer->saved.expert_rows,
+                           .scratch = s->experts};
+}
+
+/* The tokens in expert order, weighted where the weight stands at the input. */
+static void gather_input(moe_layer *layer, const moei_scratch *s, moe_expert_io *io) {
+    const moe_mat in = expert_input(layer);
+    io->in = matrix(layer, s->in_rows, layer->plan.n_rows, in.cols);
+    io->row_token = NULL;
+    if (moei_layer_weighs_input(layer)) io->row_weight = NULL;
+    moei_rows_gather(layer->ctx, &layer->plan, in,
+                     moei_layer_weighs_input(layer) ? layer->plan.row_weight : NULL, io->in);
+}
+
+static moe_status routed_forward(moe_layer *layer, const moei_scratch *s, moe_mat y) {
+    const bool shared = layer->shared.ops != NULL;
+    const bool keep_rows = layer->saved.out_rows && layer->batch.mode == MOE_TRAIN;
+    const moe_mat rows = matrix(layer, keep_rows ? layer->saved.out_rows : s->rows, layer->plan.n_rows,
+                                moei_expert_out(&layer->desc));
+    const void *weight = moei_layer_weighs_input(layer) ? NULL : layer->routing.weight;
+    if (layer->desc.latent_size > 0)
+        moei_product(layer->ctx, layer->batch.x, layer->around.latent_in, false, expert_input(layer), false);
+    moe_expert_io io = routed_io(layer, s);
+    io.out = rows;
+    if (moei_layer_gathers(layer)) gather_input(layer, s, &io);
+    MOEI_TRY(layer->experts.ops->forward(layer->experts.self, &io));
+    if (layer->desc.latent_size > 0) {
+        const moe_mat out = latent(layer, layer->saved.latent_out);
+        moei_combine(layer->ctx, &layer->plan, weight, rows, out, false);
+        moei_product(layer->ctx, out, layer->around.latent_out, false, y, shared);
+    } else {
+        moei_combine(layer->ctx, &layer->plan, weight, rows, y, shared);
+    }
+    if (layer->desc.output_bias) moei_add_bias(&layer->batch, layer->around.output_bias, y);
+    return MOE_OK;
+}
+
+/* A gated shared expert has its gate as the weight of its rows. */
+static moe_expert_io shared_io(moe_layer *layer, const moei_scratch *s) {
+    s->shared_offset[0] = 0;
+    s->shared_offset[1] = layer->batch.x.rows;
+    return (moe_expert_io){.size = sizeof(moe_expert_io),
+                           .mode = layer->batch.mode,
+                           .n_experts = 1,
+                           .n_rows = layer->batch.x.rows,
+                           .offset = s->shared_offset,
+                           .row_weight = layer->saved.shared_gate,
+                           .in = layer->batch.x,
+                           .step = layer->batch.step,
+                           .saved = layer->saved.shared_rows,
+                           .scratch = s->shared};
+}
+
+static moe_status shared_forward(moe_layer *layer, const moei_scratch *s, moe_mat y) {
+    moe_expert_io io = shared_io(layer, s);
+    io.out = y;
+    MOEI_TRY(layer->shared.ops->forward(layer->shared.self, &io));
+    if (!layer->desc.shared_expert_gate) return MOE_OK;
+    const moe_mat gate = matrix(layer, layer->saved.shared_gate, y.rows, 1);
+    moei_product(layer->ctx, layer->batch.x, layer->around.shared_gate, true, gate, false);
+    moei_shared_gate_apply(gate, y);
+    return MOE_OK;
+}
+
+moe_status moei_layer_experts_forward(moe_layer *layer, const moei_scratch *s, moe_mat y) {
+    if (layer->shared.ops) MOEI_TRY(shared_forward(layer, s, y));
+    return layer->experts.ops ? routed_forward(layer, s, y) : MOE_OK;
+}
+
+static moe_status shared_backward(moe_layer *layer, const moei_scratch *s, moe_mat dy, moe_mat dx) {
+    const moe_mat x = layer->batch.x;
+    moe_expert_io io = shared_io(layer, s);
+    io.dout = dy;
+    io.din = dx;
+    io.drow_weight = s->shared_dgate;
+    MOEI_TRY(layer->shared.ops->backward(layer->shared.self, &io));
+    if (!layer->desc.shared_expert_gate) return MOE_OK;
+    const moe_mat dgate = matrix(layer, s->shared_dgate, x.rows, 1);
+    moei_shared_gate_backward(matrix(layer, layer->saved.shared_gate, x.rows, 1), dgate);
+    moei_product_weight(layer->ctx, dgate, x, layer->around_grad.shared_gate);
+    if (dx.data) moei_product(layer->ctx, dgate, layer->around.shared_gate, false, dx, true);
+    return MOE_OK;
+}
+
+/* The gradient of the routed experts' output goes to rows; contiguous kinds get it weighted. */
+static void gather_gradient(moe_layer *layer, const moei_scratch *s, moe_mat dout, moe_expert_io *io) {
+    const moei_plan *plan = &layer->plan;
+    io->dout = matrix(layer, s->dout_rows, plan->n_rows, dout.cols);
+    io->drow_weight = NULL;
+    gather_input(layer, s, io);
+    moei_rows_gather(layer->ctx, plan, dout, moei_layer_weighs_input(layer) ? NULL : plan->row_weight,
+                     io->dout);
+    if (moei_layer_weighs_input(layer)) return;
+    moei_rows_weight_gradient(layer->ctx, plan, dout,
+                              matrix(layer, layer->saved.out_rows, plan->n_rows, dout.cols), s->drow_weight);
+}
+
+/* din[T, d_in] (+)= the rows' gradients; data NULL: only the weights' gradient is wanted. */
+static moe_status rows_backward(moe_layer *layer, const moei_scratch *s, moe_mat dout, moe_mat din,
+                                bool accumulate) {
+    const bool at_input = moei_layer_weighs_input(layer);
+    const moe_mat drows = matrix(layer, din.data || at_input ? s->rows : NULL, layer->plan.n_rows,
+                                 moei_expert_in(&layer->desc));
+    moe_expert_io io = routed_io(layer, s);
+    io.dout = dout;
+    io.din = drows;
+    io.drow_weight = s->drow_weight;
+    if (moei_layer_gathers(layer)) gather_gradient(layer, s, dout, &io);
+    MOEI_TRY(layer->experts.ops->backward(layer->experts.self, &io));
+    if (at_input)
+        moei_rows_weight_gradient(layer->ctx, &layer->plan, expert_input(layer), drows, s->drow_weight);
+    if (!din.data) return MOE_OK;
+    if (at_input)
+        moei_combine(layer->ctx, &layer->plan, layer->routing.weight, drows, din, accumulate);
+    else
+        moei_combine_backward(layer->ctx, &layer->plan, drows, din, accumulate);
+    return MOE_OK;
+}
+
+static moe_status routed_backward(moe_layer *layer, const moei_scratch *s, moe_mat dy, moe_mat dx) {
+    const bool shared = layer->shared.ops != NULL;
+    const moei_around *w = &layer->around, *dw = &layer->around_grad;
+    if (layer->desc.output_bias) moei_bias_backward(&layer->batch, dy, dw->output_bias);
+    if (layer->desc.latent_size == 0) return rows_backward(layer, s, dy, dx, shared);
+    const moe_mat dout = latent(layer, s->dlatent_out), din = latent(layer, s->dlatent_in);
+    moei_product_weight(layer->ctx, latent(layer, layer->saved.latent_out), dy, dw->latent_out);
+    moei_product(layer->ctx, dy, w->latent_out, true, dout, false);
+    MOEI_TRY(rows_backward(layer, s, dout, din, false));
+    moei_product_weight(layer->ctx, layer->batch.x, din, dw->latent_in);
+    if (dx.data) moei_product(layer->ctx, din, w->latent_in, true, dx, shared);
+    return MOE_OK;
+}
+
+moe_status moei_layer_experts_backward(moe_layer *layer, const moei_scratch *s, moe_mat dy, moe_mat dx) {
+    if (layer->shared.ops) MOEI_TRY(shared_backward(layer, s, dy, dx));
+    return layer->experts.ops ? routed_backward(layer, s, dy, dx) : MOE_OK;
+}
