@@ -286,7 +286,8 @@ typedef struct moe_call {
     int64_t sequence_length;   /* tokens of one sequence, dividing T; 0: the batch is one sequence */
     const int32_t *task;       /* [sequences] of routing_unit task */
     const int32_t *token_id;   /* [T] what hash routing hashes; NULL: the token's number */
-    const int32_t *replay_expert; /* [T,K] recorded selection to use; -1 slots are not routed; NULL: select */
+    const int32_t *replay_expert; /* [T, slots of moe_routing_view] recorded selection to use; -1 slots are
+                                     not routed; NULL: select */
     const float
         *replay_weight; /* [T,K] with replay_expert: weights too, without gradient; NULL: live scores */
     const moe_draws *draws;
@@ -300,12 +301,12 @@ typedef struct moe_stats {
     int32_t n_dead;                      /* experts without a single row */
     double loss;                         /* sum of coeff * loss, what training adds to the main loss */
     double aux_loss, z_loss;             /* without their coefficients; 1.0 is perfect balance for aux */
-    double seq_aux_loss, global_aux_loss, gshard_loss;   /* likewise, but 0 where their coefficient is 0 */
+    double seq_aux_loss, global_aux_loss, gshard_loss; /* likewise, but 0 where their coefficient is 0 */
     double importance_loss, load_loss, entropy_loss;
-    double load_cv;                      /* standard deviation / mean of the rows per expert (population) */
-    double load_max;                     /* largest rows per expert / mean */
-    double load_entropy;                 /* H(rows per expert) / ln E, in [0, 1] */
-    double router_entropy;               /* mean over tokens of H(softmax(logits)), nats */
+    double load_cv;        /* standard deviation / mean of the rows per expert (population) */
+    double load_max;       /* largest rows per expert / mean */
+    double load_entropy;   /* H(rows per expert) / ln E, in [0, 1] */
+    double router_entropy; /* mean over tokens of H(softmax(logits)), nats */
 } moe_stats;
 
 /* y[T,d] = sum_k weight[t,k] * expert(x)[t] + shared(x).  x, y: [T, d_model] of the layer's dtype.
@@ -342,13 +343,16 @@ MOE_API moe_status moe_layer_end_step(moe_layer *layer, const int64_t *counts);
 /* 7. What the router did in the last forward. Pointers are the layer's, valid until the next. */
 typedef struct moe_routing_view {
     int64_t n_tokens;
-    int32_t n_experts, top_k;
+    int32_t n_experts;
+    int32_t
+        top_k; /* K: slots of a token: desc.top_k; E of expert_choice (slot e: expert e); 4 of two levels */
     moe_dtype dtype;
     const int32_t
         *expert; /* [T,K] descending by selection score; -1: not routed (masked, policy, fewer than K) */
-    const void
-        *selection;   /* [T,E] what was ranked, where that is not the score (sinkhorn, quantile); NULL else */
-    int64_t capacity; /* rows an expert may take of one capacity group; -1: dropless */
+    /* [T,E] what was ranked, where that is not the score: logits - bias of quantile; of sinkhorn in training
+     * the plan (megatron) or its logarithm. NULL elsewhere, and of no meaning in a replay. */
+    const void *selection;
+    int64_t capacity;      /* rows an expert may take of one capacity group; -1: dropless */
     const void *weight;    /* [T,K] of dtype */
     const int32_t *row_of; /* [T,K] row in expert order; -1: masked or dropped */
     const int64_t *routed; /* [E] rows per expert before capacity */

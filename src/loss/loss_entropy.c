@@ -7,13 +7,12 @@
 
 #include <float.h>
 #include <math.h>
-#include <string.h>
 
 /* Where the scores are a softmax they are at hand; the logits are kept where they are not. */
 static double usage(const moei_loss_job *job, int64_t t, int64_t e) {
     const moei_routing *routing = job->routing;
     const int64_t at = t * routing->n_experts + e;
-    if (strcmp(job->desc->score_function, "softmax") == 0)
+    if (job->routing->softmax)
         return moei_real_load(routing->dtype, routing->prob, at);
     return exp(moei_real_load(routing->dtype, routing->logits, at) -
                moei_real_load(routing->dtype, routing->lse, t));

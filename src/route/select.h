@@ -75,7 +75,7 @@ void moei_gate_backward(const moei_route_job *job, const moei_gate *grad, moe_ma
 void moei_noise_add(const moei_route_job *job);
 void moei_noise_load(const moei_route_job *job);
 void moei_noise_backward(const moei_route_job *job, const double *dload);
-/* score.c: prob, lse, entropy from logits; a bad logit is an error. */
+/* score_function.c: prob, lse, entropy from logits; a bad logit is an error. */
 moe_status moei_score_forward(const moei_route_job *job);
 moe_status moei_route_bad_token(const moei_route_job *job, int64_t t); /* route.c tells it */
 /* Writes s[E] of token t: the score function of its logits, with the selection bias where weights want it. */
