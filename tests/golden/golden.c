@@ -65,7 +65,7 @@ static void print_line(const golden_case *c) {
     if (c->failed)
         printf("FAIL %-34s %s", c->name, c->why);
     else if (c->worst_name[0])
-        printf("ok   %-34s %2d compared, largest error %.1e in %s", c->name, c->n_compared, c->worst_error,
+        printf("ok   %-34s %2d compared, largest error %.1e in %s", c->name, c->n_compared, c->worst,
                c->worst_name);
     else
         printf("ok   %-34s %2d compared exactly", c->name, c->n_compared);

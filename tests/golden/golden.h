@@ -40,8 +40,7 @@ typedef struct golden_case {
     size_t n_blocks;
     bool undefined_allowed; /* the reference made NaN where its own rule breaks: those are left out */
     int64_t n_undefined;
-    double worst; /* largest error against its bound */
-    double worst_error;
+    double worst; /* largest error, and where */
     char worst_name[100];
     int n_compared;
     bool failed;

@@ -55,8 +55,9 @@ void *golden_alloc(golden_case *c, size_t count, size_t bytes) {
 static json_t *take(golden_case *c, const char *key) {
     json_t *value = json_incref(json_object_get(c->option, key));
     json_object_del(c->option, key);
-    if (json_is_null(value)) value = NULL;
-    return value;
+    if (!json_is_null(value)) return value;
+    json_decref(value);
+    return NULL;
 }
 
 int64_t golden_int(golden_case *c, const char *key, int64_t initial) {
@@ -254,9 +255,8 @@ static void compare_by_norm(golden_case *c, const golden_tensor *tensor, const c
         golden_fail(c, "%s: %" PRId64 " of %" PRId64 " recorded numbers are not finite", name, undefined,
                     tensor->count);
     double error = norm > 0 ? sqrt(difference / norm) : sqrt(difference);
-    if (!(error / limit <= c->worst)) {
-        c->worst = error / limit;
-        c->worst_error = error;
+    if (!(error <= c->worst)) {
+        c->worst = error;
         snprintf(c->worst_name, sizeof c->worst_name, "%s", name);
     }
     if (!(error <= limit)) golden_fail(c, "%s: error %.2e, allowed %.0e", name, error, limit);
