@@ -132,9 +132,4 @@ void moei_jitter_backward(moe_ctx *ctx, const moei_router *router, const moei_ba
 double moei_gate_init_std(const moe_layer_desc *desc);
 void moei_gate_renorm(const moe_layer_desc *desc, void *weight);
 
-/* Standard deviation of the gate's weights by router_init; and what normal_fan_in_renorm does to them once
- * drawn. */
-double moei_gate_init_std(const moe_layer_desc *desc);
-void moei_gate_renorm(const moe_layer_desc *desc, void *weight);
-
 #endif
