@@ -200,22 +200,28 @@ static void compare_padding(golden_case *c, const given *routes, const moe_layer
     golden_note(c, "padding compared by rows an expert");
 }
 
-/* Which tokens 'position' keeps hangs on the tie order of a top-k in the reference: ours are the earliest. */
+/* Which tokens 'position' keeps hangs on the tie order of a top-k in the reference: ours are the earliest.
+ * How many there are is fixed, and that each keeps its probability. */
 static void compare_position(golden_case *c, const given *routes, const golden_tensor *final_map,
-                             const double *kept) {
-    double *recorded = golden_alloc(c, (size_t)(routes->T * routes->E), sizeof *recorded);
-    const golden_tensor *final_probs = golden_find(c, "final_probs");
-    for (int64_t i = 0; i < routes->T * routes->E; ++i) {
+                             const double *kept, const double *y) {
+    const int64_t count = routes->T * routes->E;
+    const double *given_probs = routes->probs ? routes->probs->value : routes->map->value;
+    double *recorded = golden_alloc(c, (size_t)count, sizeof *recorded);
+    double *theirs = golden_alloc(c, (size_t)count, sizeof *theirs);
+    int64_t never = 0, other = 0;
+    for (int64_t i = 0; i < count; ++i) {
         recorded[i] = final_map->value[i] != 0 && routes->map->value[i] != 0;
-        if (kept[i] != 0 && routes->map->value[i] == 0)
-            golden_fail(c, "[%lld]: kept, but was never routed", (long long)i);
-        if (final_probs && recorded[i] == 0 && final_probs->value[i] != 0)
-            golden_fail(c, "final_probs [%lld]: not 0 where nothing is kept", (long long)i);
+        theirs[i] = given_probs[i] * recorded[i];
+        never += kept[i] != 0 && routes->map->value[i] == 0;
+        other += y[i] != given_probs[i] * kept[i];
     }
-    const double *mine = sum_columns(c, routes, kept), *theirs = sum_columns(c, routes, recorded);
+    if (never > 0) golden_fail(c, "%lld rows are kept that were never routed", (long long)never);
+    if (other > 0) golden_fail(c, "%lld kept probabilities are not those given", (long long)other);
+    golden_compare(c, "final_probs", theirs, count, GOLDEN_VALUE);
+    const double *mine = sum_columns(c, routes, kept), *counts = sum_columns(c, routes, recorded);
     for (int64_t e = 0; e < routes->E; ++e)
-        if (mine[e] != theirs[e])
-            golden_fail(c, "expert %lld keeps %g, recorded %g", (long long)e, mine[e], theirs[e]);
+        if (mine[e] != counts[e])
+            golden_fail(c, "expert %lld keeps %g, recorded %g", (long long)e, mine[e], counts[e]);
     ++c->n_compared;
     golden_note(c, "position: counts only, as the file says of itself");
 }
@@ -239,7 +245,7 @@ void golden_megatron_dropping(golden_case *c) {
     if (!layer || !golden_identity_gate(c, layer) || !golden_forward(c, layer, &routes.call, &pass)) return;
     double *kept = kept_map(c, &routes, &pass.view);
     if (!by_position) golden_compare(c, "final_probs", pass.y, routes.T * routes.E, GOLDEN_VALUE);
-    if (by_position) compare_position(c, &routes, final_map, kept);
+    if (by_position) compare_position(c, &routes, final_map, kept, pass.y);
     if (pad) compare_padding(c, &routes, &desc, final_map, kept);
     if (!by_position) golden_compare(c, "final_map", kept, routes.T * routes.E, GOLDEN_EXACT);
 }
