@@ -111,11 +111,11 @@ static void load_gradient(const moei_route_job *job, int64_t t, const double *dl
 static void backward_token(const moei_route_job *job, const void *arg, int64_t t, double *room) {
     const moei_routing *routing = job->routing;
     const int64_t E = routing->n_experts;
-    double *noise = room, *noisy = noise + E, *dnoisy = noisy + E, *dclean = dnoisy + E, *dstd = dclean + E;
+    double *noise = room, *dnoisy = noise + E, *dclean = dnoisy + E, *dstd = dclean + E;
     memset(dclean, 0, 2 * (size_t)E * sizeof *dclean);
     for (int64_t e = 0; e < E; ++e) dnoisy[e] = load_at(job, job->scratch.logits, t * E + e);
+    if (arg && !moei_masked(job->batch, t)) load_gradient(job, t, arg, noise, dnoisy, dclean, dstd);
     noise_token(job, t, noise);
-    if (arg && !moei_masked(job->batch, t)) load_gradient(job, t, arg, noisy, dnoisy, dclean, dstd);
     for (int64_t e = 0; e < E; ++e) {
         /* std = softplus(raw) + epsilon, whose slope is 1 - exp(-softplus(raw)) */
         const double plus =

@@ -89,8 +89,8 @@ void moei_weigh(const moei_route_job *job);
 void moei_weigh_backward_token(const moei_route_job *job, int64_t t, const double *s, const double *dweight,
                                double *ds, double *dl);
 
-/* Runs fn for every token, many at a time. `room` is MOEI_ROUTE_ROOM doubles of the thread's own. */
-enum { MOEI_ROUTE_ROOM = MOEI_THREAD_SCRATCH / (int)sizeof(double) };
+/* Runs fn for every token, many at a time. `room` is the thread's own: 4 E doubles, for the most experts that
+ * the options allow (65536), fill it. */
 typedef void moei_token_fn(const moei_route_job *job, const void *arg, int64_t t, double *room);
 void moei_each_token(const moei_route_job *job, moei_token_fn *fn, const void *arg);
 
