@@ -149,7 +149,9 @@ moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_aren
     if (moei_two_levels(router)) {
         s.inner = take(arena, 2 * T, E / router->desc->num_groups_outer, real);
         if (train) s.in = take(arena, 2 * T, d, real);
-    } else if (router->unit != MOEI_UNIT_TOKEN || (train && router->jitter_eps > 0)) s.in = take(arena, T, d, real);
+    } else if (router->unit != MOEI_UNIT_TOKEN || (train && router->jitter_eps > 0)) {
+        s.in = take(arena, T, d, real);
+    }
     if (train && is_type(router, "noisy_top_k")) s.dnoise = take(arena, T, E, real);
     s.entropy = take(arena, T, 1, real);
     if (!router->fused || is_type(router, "random")) s.work = take(arena, 3 * T + 2 * E, 1, sizeof(double));
