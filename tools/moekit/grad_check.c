@@ -18,7 +18,7 @@ static const double kink = 2e-5;
 typedef struct bench {
     moe_ctx *ctx;
     moe_layer *layer;
-    int64_t T, d;
+    int64_t T, d, d_out;
     double *x, *y, *dx, *g;
     int32_t *rows; /* [T, slots] of the unperturbed run: a change means another routing */
     int32_t *experts;
@@ -30,12 +30,16 @@ static moe_mat view(const bench *b, double *data) {
     return (moe_mat){data, b->T, b->d, b->d, MOE_F64};
 }
 
+static moe_mat out_view(const bench *b, double *data) {
+    return (moe_mat){data, b->T, b->d_out, b->d_out, MOE_F64};
+}
+
 static moe_status forward(bench *b, double *objective) {
     moe_stats stats;
-    moe_status status = moe_layer_forward(b->layer, view(b, b->x), view(b, b->y), &b->call, &stats);
+    moe_status status = moe_layer_forward(b->layer, view(b, b->x), out_view(b, b->y), &b->call, &stats);
     if (status != MOE_OK) return status;
     *objective = stats.loss;
-    for (int64_t i = 0; i < b->T * b->d; ++i) *objective += b->y[i] * b->g[i];
+    for (int64_t i = 0; i < b->T * b->d_out; ++i) *objective += b->y[i] * b->g[i];
     if (!b->routed) return MOE_OK;
     moe_routing_view routing;
     status = moe_layer_routing(b->layer, &routing);
@@ -96,7 +100,7 @@ static int64_t count_of(const moe_param *param) {
 /* Biases begin at zero and weights small: the check wants every path alive. */
 static moe_status draw_inputs(bench *b, uint64_t seed) {
     moe_random_normal(seed, MOE_DRAW_TEST, 1, 0, MOE_F64, b->x, b->T * b->d, 1.0);
-    moe_random_normal(seed, MOE_DRAW_TEST, 2, 0, MOE_F64, b->g, b->T * b->d, 1.0);
+    moe_random_normal(seed, MOE_DRAW_TEST, 2, 0, MOE_F64, b->g, b->T * b->d_out, 1.0);
     for (int32_t i = 0; i < moe_layer_param_count(b->layer); ++i) {
         moe_param param;
         moe_status status = moe_layer_param(b->layer, i, &param);
@@ -125,7 +129,8 @@ static moe_status check_all(bench *b, grad_check_result *result) {
     double objective;
     moe_status status = forward(b, &objective);
     if (status == MOE_OK && moe_layer_get_desc(b->layer)->num_experts > 0) status = remember_routing(b);
-    if (status == MOE_OK) status = moe_layer_backward(b->layer, view(b, b->x), view(b, b->g), view(b, b->dx));
+    if (status == MOE_OK)
+        status = moe_layer_backward(b->layer, view(b, b->x), out_view(b, b->g), view(b, b->dx));
     if (status == MOE_OK) status = check_tensor(b, "x", b->x, b->dx, b->T * b->d, result);
     for (int32_t i = 0; status == MOE_OK && i < moe_layer_param_count(b->layer); ++i) {
         moe_param param;
@@ -147,13 +152,14 @@ static moe_status prepare(bench *b, const grad_check_options *options) {
     if (status != MOE_OK) return status;
     b->T = options->n_tokens;
     b->d = desc.d_model;
+    b->d_out = moe_layer_get_desc(b->layer)->output_size;
     b->call = options->call ? *options->call : (moe_call){.mode = MOE_TRAIN, .step = 3};
     b->call.size = sizeof b->call;
-    size_t numbers = (size_t)(b->T * b->d) + 1;
+    const size_t numbers = (size_t)(b->T * b->d) + 1, outputs = (size_t)(b->T * b->d_out) + 1;
     b->x = calloc(numbers, sizeof *b->x);
-    b->y = calloc(numbers, sizeof *b->y);
+    b->y = calloc(outputs, sizeof *b->y);
     b->dx = calloc(numbers, sizeof *b->dx);
-    b->g = calloc(numbers, sizeof *b->g);
+    b->g = calloc(outputs, sizeof *b->g);
     if (!b->x || !b->y || !b->dx || !b->g) return MOE_ERR_MEMORY;
     return draw_inputs(b, options->seed);
 }

@@ -1,0 +1,147 @@
+/* test_activation.c: the table of activations: derivatives, clamps, names, and agreement with the kernels.
+ * Points are random with a printed seed; each derivative is a difference of fourth order.
+ */
+#include "support/layer_fixture.h"
+
+#include "experts/activation.h"
+#include "kernel/act.h"
+
+enum { POINTS = 200 };
+
+static double draw(uint32_t purpose, double width) {
+    static uint64_t count;
+    double x;
+    moe_random_normal(test_seed(), MOE_DRAW_TEST, purpose, ++count, MOE_F64, &x, 1, width);
+    return x;
+}
+
+static moei_act_rule rule_of(const char *name, float limit) {
+    const moe_expert_desc desc = {.size = sizeof desc, .activation_limit = limit};
+    return moei_act_rule_of(moei_activation_find(name), &desc);
+}
+
+static double slope(const moei_act_rule *rule, double gate, double up, bool of_up) {
+    double d[2];
+    for (int i = 0; i < 2; ++i) {
+        const double h = i ? 5e-5 : 1e-4, dg = of_up ? 0 : h, du = of_up ? h : 0;
+        d[i] = (moei_act_at(rule, gate + dg, up + du).value - moei_act_at(rule, gate - dg, up - du).value) /
+               (2 * h);
+    }
+    return (4 * d[1] - d[0]) / 3;
+}
+
+/* Where a piece of the function ends, a difference across it means nothing. */
+static bool near_kink(const moei_act_rule *rule, double gate, double up) {
+    const double limit = rule->limit > 0 ? rule->limit : INFINITY, reach = 2e-4;
+    return fabs(gate) < reach || fabs(gate - limit) < reach || fabs(fabs(up) - limit) < reach;
+}
+
+static void derivatives_are_differences(void **state) {
+    (void)state;
+    static const float limits[] = {0, 0.7f, 3};
+    int checked = 0;
+    for (size_t a = 0; moei_activation_names[a]; ++a)
+        for (size_t l = 0; l < sizeof limits / sizeof *limits; ++l)
+            for (int i = 0; i < POINTS; ++i) {
+                const moei_act_rule rule = rule_of(moei_activation_names[a], limits[l]);
+                const double gate = draw(1, 2), up = draw(2, 2);
+                if (near_kink(&rule, gate, up)) continue;
+                const moei_act_point point = moei_act_at(&rule, gate, up);
+                const double dg = slope(&rule, gate, up, false), du = slope(&rule, gate, up, true);
+                if (fabs(point.d_gate - dg) > 1e-8 * (1 + fabs(dg)) ||
+                    fabs(point.d_up - du) > 1e-8 * (1 + fabs(du)))
+                    fail_msg("seed %llu: %s at (%g, %g): slopes %g %g, differences %g %g",
+                             (unsigned long long)test_seed(), moei_activation_names[a], gate, up,
+                             point.d_gate, point.d_up, dg, du);
+                ++checked;
+            }
+    assert_true(checked > 7000);
+}
+
+/* A clamp passes the gradient at its limit and stops it beyond; the gate has no lower limit. */
+static void clamps_include_their_boundary(void **state) {
+    (void)state;
+    static const char *const gated[] = {"swiglu", "geglu",       "geglu_exact",
+                                        "reglu",  "quick_geglu", "swigluoai"};
+    for (size_t a = 0; a < sizeof gated / sizeof *gated; ++a) {
+        const moei_act_rule rule = rule_of(gated[a], 1.5f);
+        const moei_act_point at = moei_act_at(&rule, 1.5, -1.5), past = moei_act_at(&rule, 1.6, -1.6);
+        assert_true(at.d_gate != 0 && at.d_up != 0);
+        assert_true(past.d_gate == 0 && past.d_up == 0 && past.value == at.value);
+        const moei_act_point low = moei_act_at(&rule, -40, 1);
+        assert_true(low.value == moei_act_at(&rule, -40, 1).value);
+        assert_true(moei_act_at(&rule, 1, 9).value == moei_act_at(&rule, 1, 1.5).value);
+    }
+    /* quick_geglu and swigluoai clamp at 7 unasked */
+    const moei_act_rule own = rule_of("swigluoai", 0);
+    assert_true(moei_act_at(&own, 8, 9).value == moei_act_at(&own, 7, 7).value);
+    const double sigmoid = 1 / (1 + exp(-1.702 * 0.5));
+    assert_true(fabs(moei_act_at(&own, 0.5, 0.25).value - 0.5 * sigmoid * 1.25) < 1e-15);
+}
+
+/* Numbers of other implementations, to their printed digits. */
+static void values_are_the_known_ones(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        double gate, up, value;
+    } known[] = {
+        {"relu",        -1,  0,    0                  },
+        {"leaky_relu",  -2,  0,    -0.02              },
+        {"relu2",       3,   0,    9                  },
+        {"silu",        1,   0,    0.73105857863000490},
+        {"gelu",        1,   0,    0.84134474606854293},
+        {"gelu_tanh",   1,   0,    0.84119199060827676},
+        {"quick_gelu",  1,   0,    0.84579576597284540},
+        {"swiglu",      1,   2,    1.46211715726000980},
+        {"geglu",       1,   2,    1.68238398121655352},
+        {"geglu_exact", 1,   2,    1.68268949213708586},
+        {"reglu",       0.5, -0.5, -0.25              }
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; ++i) {
+        const moei_act_rule rule = rule_of(known[i].name, 0);
+        const double value = moei_act_at(&rule, known[i].gate, known[i].up).value;
+        if (fabs(value - known[i].value) > 1e-7) fail_msg("%s: %.17g", known[i].name, value);
+    }
+}
+
+static void kernels_compute_the_same(void **state) {
+    (void)state;
+    int fused = 0;
+    for (size_t a = 0; moei_activation_names[a]; ++a) {
+        const moei_act_rule rule = rule_of(moei_activation_names[a], 0);
+        const moe_act act = moei_act_fused(&rule);
+        if (act == MOE_ACT_NONE) continue;
+        ++fused;
+        assert_int_equal(moe_act_gated(act), rule.kind->gated);
+        for (int i = 0; i < POINTS; ++i) {
+            const double gate = draw(3, 2), up = draw(4, 2);
+            const moei_act_point mine = moei_act_at(&rule, gate, up);
+            const moei_act_value theirs = moei_act_eval(act, gate, up);
+            assert_true(fabs(mine.value - theirs.value) < 1e-14 && fabs(mine.d_gate - theirs.d_gate) < 1e-14);
+            assert_true(fabs(mine.d_up - theirs.d_up) < 1e-14);
+        }
+    }
+    assert_int_equal(fused, 3);
+}
+
+static void names_find_their_rows(void **state) {
+    (void)state;
+    size_t count = 0;
+    for (; moei_activation_names[count]; ++count) {
+        const moei_activation *row = moei_activation_find(moei_activation_names[count]);
+        assert_non_null(row);
+        assert_string_equal(row->name, moei_activation_names[count]);
+    }
+    assert_int_equal(count, 13);
+    assert_null(moei_activation_find("swiglo"));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(derivatives_are_differences), cmocka_unit_test(clamps_include_their_boundary),
+        cmocka_unit_test(values_are_the_known_ones),   cmocka_unit_test(kernels_compute_the_same),
+        cmocka_unit_test(names_find_their_rows),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
