@@ -16,8 +16,8 @@ static void fact(moei_html *html, const char *name, moei_text value, const char 
 
 static void write_facts(moei_html *html, const moei_run *run) {
     const moei_metrics *metrics = &run->metrics;
-    double bits = moei_run_held_out(run), total = moei_run_number(run, "params_total");
-    double active = moei_run_number(run, "params_active");
+    double bits = moei_run_held_out(run), total = moei_run_parameters(run, "total");
+    double active = moei_run_parameters(run, "active");
     moei_html_put(html, "<dl class=\"facts\">\n");
     if (isfinite(bits)) fact(html, "Held-out text", moei_fixed(bits, 3), "bits per byte");
     if (metrics->found) {

@@ -78,11 +78,7 @@ static moe_status read_layer(const json_t *object, const char *where, moei_pool 
         *field[i].value = NAN;
         MOEI_TRY(moei_json_opt_real(object, where, field[i].key, field[i].value, error));
     }
-    MOEI_TRY(read_experts(object, where, pool, layer, error));
-    double rows = 0;
-    for (int32_t e = 0; e < layer->experts; ++e) rows += layer->load[e];
-    layer->dropped = rows > 0 ? layer->dropped / rows : NAN; /* the file counts rows */
-    return MOE_OK;
+    return read_experts(object, where, pool, layer, error);
 }
 
 static moe_status read_baselines(const json_t *root, const char *path, moei_pool *pool, moei_eval *eval,

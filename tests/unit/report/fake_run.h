@@ -105,11 +105,11 @@ static inline void fake_eval(fake_run *run) {
         double depth = run->layers > 1 ? (double)l / (run->layers - 1) : 0,
                entropy = 0.96 * log2(run->experts);
         fprintf(file,
-                "%s{\"layer\":%d,\"experts\":%d,\"top_k\":%d,\"dropped\":%d,\"load_cv\":%.3f,\"router_"
+                "%s{\"layer\":%d,\"experts\":%d,\"top_k\":%d,\"dropped\":%g,\"load_cv\":%.3f,\"router_"
                 "entropy\":%.3f,"
                 "\"expert_entropy_bits\":%.4f,\"mi_token_bits\":%.4f,\"mi_position_bits\":%.4f,"
                 "\"mi_previous_bits\":%.4f,\"load\":[",
-                l ? "," : "", l, run->experts, run->experts > 1 ? 2 : 1, run->drops && l == 0 ? 1200 : 0,
+                l ? "," : "", l, run->experts, run->experts > 1 ? 2 : 1, run->drops && l == 0 ? 0.0016 : 0,
                 0.12 + 0.05 * depth, 1.3 - 0.2 * depth, entropy, entropy * (0.62 - 0.5 * depth),
                 entropy * 0.004 * (1 + depth), entropy * (0.08 + 0.2 * depth));
         for (int e = 0; e < run->experts; ++e)
@@ -152,7 +152,7 @@ static inline void fake_texts(fake_run *run) {
         "\"cores\":8,\"threads\":8,\"isa\":\"avx2\",\"memory_bytes\":16777216000},"
         "\"inputs\":[{\"path\":\"build/kjv/train.txt\",\"bytes\":3964000,\"sha256\":"
         "\"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"}],"
-        "\"params_total\":1640448,\"params_active\":606208}\n");
+        "\"parameters\":{\"total\":1640448,\"active\":606208}}\n");
     fclose(file);
     file = fake_open(run, "sample.txt");
     fprintf(
