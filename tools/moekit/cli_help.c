@@ -17,6 +17,8 @@ static const struct {
     {5,   "NaN or infinity met, or a verification failed"           },
     {7,   "a router alarm that was asked to stop the run"           },
     {8,   "legal, but not built in or not on this machine"          },
+    {9,   "a library call at the wrong moment; a bug of the command"},
+    {11,  "a bug of moekit"                                         },
     {130, "interrupted by SIGINT, after saving what was to be saved"},
     {143, "terminated by SIGTERM, likewise"                         }
 };
@@ -78,11 +80,13 @@ void cli_help_verb(FILE *out, const cli_verb *verb) {
     print_indented(out, verb->examples, "  ");
 }
 
-/* scdoc gives a meaning to these; a backslash takes it away. */
+/* scdoc gives a meaning to these, to some at the start of a line only; a backslash takes it away. */
 static void print_escaped(FILE *out, const char *text) {
+    bool line_start = true;
     for (; *text; ++text) {
-        if (strchr("_*\\<>#[]", *text)) fputc('\\', out);
+        if (strchr("_*\\<>#[]", *text) || (line_start && strchr("-.", *text))) fputc('\\', out);
         fputc(*text, out);
+        line_start = *text == '\n';
     }
 }
 
