@@ -72,7 +72,8 @@ static void draw_chart(moei_html *html, const moei_run *run, size_t row) {
         .x = moei_axis_linear(0, (double)metrics->last_step, MOEI_AXIS_TIGHT | MOEI_AXIS_WHOLE),
         .y = fit_axis(range, chart_row[row].kind)};
     moei_chart_begin(html, &chart);
-    moei_chart_band(html, &chart, metrics->step, points, metrics->n_points);
+    if (metrics->n_lines > metrics->n_points)
+        moei_chart_band(html, &chart, metrics->step, points, metrics->n_points);
     if (is_loss && run->eval.n_baselines > 0) {
         moei_chart_rule(html, &chart, run->eval.baseline[0].bits_per_byte, run->eval.baseline[0].name);
     }
