@@ -20,8 +20,9 @@ build:
 	@cmake --preset release --log-level=WARNING >/dev/null
 	@cmake --build --preset release --target moekit-cli
 
-demo: build
+demo:
 	@scripts/install-deps.sh demo
+	@$(MAKE) --no-print-directory build
 	@scripts/get-kjv.sh
 	$(MOEKIT) train $(DEMO_CONFIG) --run $(DEMO_RUN) --move-old
 	$(MOEKIT) eval --run $(DEMO_RUN)
