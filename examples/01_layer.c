@@ -10,7 +10,8 @@ int main(void) {
     moe_ctx *ctx = NULL;
     if (moe_ctx_create(NULL, &ctx, &error) != MOE_OK) return fprintf(stderr, "%s\n", error.text), 1;
 
-    moe_layer_desc desc = {.size = sizeof desc, .d_model = D, .num_experts = 8, .top_k = 2, .expert_hidden_size = 128};
+    moe_layer_desc desc = {
+        .size = sizeof desc, .d_model = D, .num_experts = 8, .top_k = 2, .expert_hidden_size = 128};
     moe_layer *layer = NULL;
     moe_stats stats;
     moe_random_normal(1, MOE_DRAW_TEST, 0, 0, MOE_F32, x, T * D, 1.0);
