@@ -9,10 +9,10 @@
 
 enum { WANTED = 4 }; /* steps between ticks, about */
 
-/* The round step next above `rough`. */
+/* The round step nearest to `rough`. */
 static double round_step(double rough) {
     double power = pow(10, floor(log10(rough))), part = rough / power;
-    return power * (part <= 1.0001 ? 1 : part <= 2.0001 ? 2 : part <= 5.0001 ? 5 : 10);
+    return power * (part < 1.5 ? 1 : part < 3.5 ? 2 : part < 7.5 ? 5 : 10);
 }
 
 moei_axis moei_axis_linear(double low, double high, unsigned flags) {

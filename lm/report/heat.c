@@ -119,7 +119,7 @@ static void draw_cells(moei_html *html, const moei_heat *heat, double height) {
                      moei_fixed(height, 4).s);
     draw_level(html, heat, NO_ROWS, "none");
     for (int level = 0; level < MOEI_HEAT_LEVELS; ++level) {
-        char name[8];
+        char name[16];
         snprintf(name, sizeof name, "h%d", level);
         draw_level(html, heat, level, name);
     }

@@ -60,6 +60,8 @@ moei_text moei_digits(double value, int digits) {
     if (!isfinite(value)) return dash();
     if (value == 0) return (moei_text){.s = "0"};
     int exponent = (int)floor(log10(fabs(value)) + 1e-12);
+    /* 0.9996 with three digits is 1.00 */
+    if (fabs(value) + 0.5 * pow(10, exponent + 1 - digits) >= pow(10, exponent + 1)) ++exponent;
     if (exponent >= 4) return fabs(value) < 9e17 ? moei_count(llround(value)) : dash();
     int decimals = digits - 1 - exponent;
     if (exponent >= -3) return moei_fixed(value, decimals < 0 ? 0 : decimals);

@@ -150,7 +150,8 @@ static const char *const line[] = {
     "td:nth-child(3){grid-column:1/-1;padding-top:0}}\n",
     "@media print{:root{--paper:#fff}body{max-width:none;padding:0;font-size:10pt}"
     "nav{display:none}figure,tr,.panel{break-inside:avoid}h2,h3{break-after:avoid}"
-    ".wide{overflow:visible}.multiples{grid-template-columns:repeat(2,1fr)}svg,.key i,.share "
+    ".wide{overflow:visible;background:none}.chips{grid-template-columns:repeat(6,minmax(0,1fr));font-size:"
+    "8pt}.multiples{grid-template-columns:repeat(3,1fr);gap:1rem}svg,.key i,.share "
     "span{-webkit-print-color-adjust:exact;print-color-adjust:exact}"
     "details:not([open])::details-content{content-visibility:visible;block-size:auto}}\n",
 };
