@@ -57,6 +57,9 @@ void cli_help_program(FILE *out) {
         fprintf(out, "  %-10s %s\n", (*verb)->name, (*verb)->summary);
     fprintf(out, "\nEvery verb knows\n");
     print_options(out, cli_common_options);
+    fprintf(out, "\nExit codes\n");
+    for (size_t i = 0; i < sizeof exit_codes / sizeof *exit_codes; ++i)
+        fprintf(out, "  %-10d %s\n", exit_codes[i].code, exit_codes[i].meaning);
     fprintf(out, "\n'moekit help VERB' tells more; 'moekit config options' lists every setting.\n"
                  "Results go to standard output, everything else to standard error.\n");
 }

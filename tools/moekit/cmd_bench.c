@@ -1,5 +1,5 @@
 /* cmd_bench.c: moekit bench: time of a layer, and of its grouped products alone, on random data.
- * Medians after a warm-up; the yardstick is the best run of a dense product of 512 x 512 x 512.
+ * Medians after a warm-up; the yardstick is the best of half a second of dense 512 x 512 x 512.
  */
 #include "bench_problem.h"
 #include "cli.h"
@@ -7,6 +7,7 @@
 #include <moekit/expert.h>
 #include <moekit/op.h>
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -108,10 +109,15 @@ static moe_status measure_yardstick(bench *b) {
     op.rows.b = w;
     op.rows.c = c;
     op.rows.lda = op.rows.ldb = op.rows.ldc = n;
-    timing time;
-    moe_status status = measure(b, run_rows, &op, &time);
-    if (status == MOE_OK) b->yardstick = 2.0 * (double)(n * n * n) / time.best * 1e-9;
-    return status;
+    double best = INFINITY, start = cli_seconds();
+    while (cli_seconds() - start < 0.5) { /* many runs: a busy machine must not make it short */
+        double before = cli_seconds();
+        moe_status status = run_rows(&op);
+        if (status != MOE_OK) return status;
+        best = fmin(best, cli_seconds() - before);
+    }
+    b->yardstick = 2.0 * (double)(n * n * n) / best * 1e-9;
+    return MOE_OK;
 }
 
 static moe_status run_inference(void *arg) {
