@@ -16,8 +16,8 @@ case "${1:-}" in
     *) echo "usage: $0 build|demo|check" >&2 && exit 2 ;;
 esac
 
-installed() { dpkg-query -W -f '${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed; }
-offered() { apt-cache policy "$1" 2>/dev/null | grep -q 'Candidate: [^(]'; }
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+offered() { [[ "$(apt-cache policy "$1")" == *"Candidate: "[^\(]* ]]; }
 
 if ! command -v dpkg-query >/dev/null; then
     echo "install-deps: not a Debian or Ubuntu machine; please install the like of: $wanted $optional" >&2
