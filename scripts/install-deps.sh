@@ -7,7 +7,7 @@ set -euo pipefail
 build="gcc libc6-dev cmake ninja-build pkg-config libyaml-dev libjansson-dev"
 demo="$build bible-kjv gzip bzip2 xz-utils"
 check="$demo git clang libclang-rt-dev libomp-dev clang-format libcmocka-dev python3"
-check_optional="chromium"
+check_optional="chromium scdoc"
 
 case "${1:-}" in
     build) wanted=$build optional= ;;
@@ -34,10 +34,12 @@ fi
 
 root=()
 if [ "$(id -u)" != 0 ]; then
-    command -v sudo >/dev/null || { echo "install-deps: as root, please: apt-get install ${missing[*]}" >&2; exit 1; }
+    if ! command -v sudo >/dev/null; then
+        echo "install-deps: as root, please: apt-get install ${missing[*]} ${absent[*]}" >&2
+        exit $((${#missing[@]} > 0))
+    fi
     root=(sudo)
 fi
-export DEBIAN_FRONTEND=noninteractive
 apt() { ${root[@]+"${root[@]}"} env DEBIAN_FRONTEND=noninteractive apt-get -q -y "$@" >"$log" 2>&1; }
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
