@@ -77,7 +77,10 @@ static void setup(bench *b) {
     b->offset = malloc((size_t)(s->experts + 1) * sizeof *b->offset);
     b->a_row = malloc((size_t)rows * sizeof *b->a_row);
     b->team.scratch = aligned_alloc(64, (size_t)b->team.n_threads * MOEI_THREAD_SCRATCH);
-    if (!b->offset || !b->a_row || !b->team.scratch) fail("the problem does not fit in memory");
+    b->team.pool = malloc(moei_pool_bytes(b->team.n_threads));
+    if (!b->offset || !b->a_row || !b->team.scratch || !b->team.pool)
+        fail("the problem does not fit in memory");
+    moei_pool_start(b->team.pool, b->team.n_threads, b->team.scratch);
     for (int64_t g = 0; g <= s->experts; ++g) b->offset[g] = rows * g / s->experts;
     for (int64_t r = 0; r < rows; ++r) b->a_row[r] = (int32_t)(r * 7919 % s->tokens);
     b->x = numbers(s->tokens * s->d), b->dy = numbers(s->tokens * s->d), b->y = numbers(rows * s->d);

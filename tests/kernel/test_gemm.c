@@ -111,7 +111,7 @@ static double direct(const product_case *p, int64_t r, int64_t j, double *size) 
 static void run(const moei_kernel_row *variant, int32_t n_threads, const moe_gemm_rows_args *args) {
     moei_team team = team_new(n_threads);
     ((moei_gemm_rows_fn *)variant->fn)(&team, args);
-    free(team.scratch);
+    team_free(&team);
 }
 
 static void check_store(uint64_t seed, const moei_kernel_row *variant, moe_dtype dtype) {
