@@ -137,7 +137,7 @@ static int by_lift(const void *x, const void *y) {
     return (a->token > b->token) - (a->token < b->token);
 }
 
-/* Up to TYPICAL tokens by lift = P(token | expert) / P(token). scratch: [V] */
+/* Up to TYPICAL tokens by lift = P(token | expert) / P(token), if above 1. scratch: [V] */
 static json_t *typical_tokens(const uint64_t *token, int64_t expert, const uint64_t *total, uint64_t n_all,
                               int64_t vocab, candidate *scratch) {
     uint64_t n_expert = 0;
@@ -147,7 +147,7 @@ static json_t *typical_tokens(const uint64_t *token, int64_t expert, const uint6
         uint64_t count = token[expert * vocab + v];
         if (count == 0 || total[v] < SEEN_AT_LEAST) continue;
         double of_expert = (double)count / (double)n_expert, of_all = (double)total[v] / (double)n_all;
-        scratch[n++] = (candidate){v, count, of_expert / of_all};
+        if (of_expert > of_all) scratch[n++] = (candidate){v, count, of_expert / of_all};
     }
     qsort(scratch, n, sizeof *scratch, by_lift);
     json_t *array = json_array();
