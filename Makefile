@@ -2,7 +2,7 @@
 MOEKIT := build/release/moekit
 DEMO_CONFIG := configs/demo.yaml
 DEMO_RUN := runs/demo
-DEMO_PROMPT := In the beginning
+DEMO_PROMPT := And it came to pass
 
 .PHONY: help build demo check fuzz bench format clean
 
@@ -20,14 +20,14 @@ build:
 	@cmake --preset release --log-level=WARNING >/dev/null
 	@cmake --build --preset release --target moekit-cli golden
 
-demo: build
+demo:
 	@scripts/install-deps.sh demo
+	@$(MAKE) --no-print-directory build
 	@scripts/get-kjv.sh
-	$(MOEKIT) train $(DEMO_CONFIG) --run.dir=$(DEMO_RUN) --run.overwrite=true
+	$(MOEKIT) train $(DEMO_CONFIG) --run $(DEMO_RUN) --move-old
 	$(MOEKIT) eval --run $(DEMO_RUN)
 	$(MOEKIT) generate --run $(DEMO_RUN) --prompt '$(DEMO_PROMPT)'
 	$(MOEKIT) report --run $(DEMO_RUN)
-	@echo $(DEMO_RUN)/report.html
 
 check:
 	@scripts/run-tests.sh

@@ -37,7 +37,7 @@ examples/      ^$
 # special <header>: the only files that may include it.
 owners='
 ^(immintrin|x86intrin|cpuid|arm_neon|arm_sve)\.h$  ^src/kernel/
-^omp\.h$                                           ^src/core/thread\.c$
+^pthread\.h$                                       ^src/core/thread\.c$
 ^yaml\.h$                                          ^lm/format/
 ^jansson\.h$                                       ^lm/
 ^(mpi|nccl)\.h$                                    ^(include/moekit/parallel\.h|src/parallel/)

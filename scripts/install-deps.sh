@@ -6,8 +6,8 @@ set -euo pipefail
 
 build="gcc libc6-dev cmake ninja-build pkg-config libyaml-dev libjansson-dev"
 demo="$build bible-kjv gzip bzip2 xz-utils"
-check="$demo git clang libclang-rt-dev libomp-dev clang-format libcmocka-dev python3"
-check_optional="chromium"
+check="$demo git clang libclang-rt-dev clang-format libcmocka-dev python3"
+check_optional="chromium scdoc"
 
 case "${1:-}" in
     build) wanted=$build optional= ;;
@@ -16,8 +16,8 @@ case "${1:-}" in
     *) echo "usage: $0 build|demo|check" >&2 && exit 2 ;;
 esac
 
-installed() { dpkg-query -W -f '${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed; }
-offered() { apt-cache policy "$1" 2>/dev/null | grep -q 'Candidate: [^(]'; }
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+offered() { [[ "$(apt-cache policy "$1")" == *"Candidate: "[^\(]* ]]; }
 
 if ! command -v dpkg-query >/dev/null; then
     echo "install-deps: not a Debian or Ubuntu machine; please install the like of: $wanted $optional" >&2
@@ -34,10 +34,12 @@ fi
 
 root=()
 if [ "$(id -u)" != 0 ]; then
-    command -v sudo >/dev/null || { echo "install-deps: as root, please: apt-get install ${missing[*]}" >&2; exit 1; }
+    if ! command -v sudo >/dev/null; then
+        echo "install-deps: as root, please: apt-get install ${missing[*]} ${absent[*]}" >&2
+        exit $((${#missing[@]} > 0))
+    fi
     root=(sudo)
 fi
-export DEBIAN_FRONTEND=noninteractive
 apt() { ${root[@]+"${root[@]}"} env DEBIAN_FRONTEND=noninteractive apt-get -q -y "$@" >"$log" 2>&1; }
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

@@ -39,7 +39,7 @@ build() { # PRESET [CMAKE OPTION...]
 # libmoekit asks for a compiler and cmake, nothing else.
 build_layer_alone() {
     cmake -S . -B build/alone -G Ninja -DCMAKE_DISABLE_FIND_PACKAGE_PkgConfig=ON -DMOEKIT_LM=OFF \
-        -DMOEKIT_TESTS=OFF -DMOEKIT_OPENMP=OFF -DMOEKIT_WERROR=ON && cmake --build build/alone
+        -DMOEKIT_TESTS=OFF -DMOEKIT_WERROR=ON && cmake --build build/alone
 }
 
 # suite PRESET [COMMAND...]: its tests through CTest, run under a command if one is given; each is counted.

@@ -69,7 +69,8 @@ MOE_API moe_status moe_lm_logits(moe_lm *lm, const int32_t *tokens, int64_t n_se
                                  float *logits);
 /* Mean cross-entropy in nats of predicting targets[i] from tokens[..i] (target -1: not counted), plus
  * the layers' own losses in *aux. With grad_scale != 0 also adds grad_scale * gradient (aux included)
- * to every parameter's grad. `step` keys jitter. */
+ * to every parameter's grad. `step` keys jitter. With grad_scale 0 it evaluates: no jitter, and a
+ * reserve for MOE_INFER is enough. A failure leaves the gradients undefined. */
 MOE_API moe_status moe_lm_loss(moe_lm *lm, const int32_t *tokens, const int32_t *targets, int64_t n_seq,
                                int64_t length, uint64_t step, float grad_scale, double *loss, double *aux);
 MOE_API void moe_lm_zero_grad(moe_lm *lm);
@@ -83,6 +84,9 @@ typedef struct moe_lm_sampler {
     uint64_t seed;
 } moe_lm_sampler;
 typedef bool (*moe_lm_token_fn)(void *user, int32_t token); /* false: stop */
+/* Reserves what it needs. A text longer than the context goes on: when the window is full, its last half
+ * is read again as a new window. Of a longer prompt the end that fits is read, and the log warns. Equal
+ * logits: the lower token. A draw depends on (seed, place in the text) alone. */
 MOE_API moe_status moe_lm_generate(moe_lm *lm, const int32_t *prompt, int64_t n_prompt, int64_t n_new,
                                    const moe_lm_sampler *sampler, moe_lm_token_fn on_token, void *user);
 

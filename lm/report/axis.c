@@ -5,22 +5,26 @@
 #include "report/svg.h"
 
 #include <math.h>
+#include <string.h>
 
-/* The round step next above `rough`. */
+enum { WANTED = 4 }; /* steps between ticks, about */
+
+/* The round step nearest to `rough`. */
 static double round_step(double rough) {
     double power = pow(10, floor(log10(rough))), part = rough / power;
-    return power * (part <= 1.0001 ? 1 : part <= 2.0001 ? 2 : part <= 5.0001 ? 5 : 10);
+    return power * (part < 1.5 ? 1 : part < 3.5 ? 2 : part < 7.5 ? 5 : 10);
 }
 
-moei_axis moei_axis_linear(double low, double high, int n_wanted, bool tight) {
+moei_axis moei_axis_linear(double low, double high, unsigned flags) {
     if (!(isfinite(low) && isfinite(high))) low = 0, high = 1;
     if (high - low <= 1e-9 * fabs(high)) { /* one value: give it a neighbourhood that starts at zero */
         low = low < 0 ? 2 * low : 0;
         high = high > 0 ? 2 * high : high < 0 ? 0 : 1;
     }
-    double step = round_step((high - low) / n_wanted);
-    moei_axis axis = {.min = low, .max = high};
-    if (!tight) {
+    double step = round_step((high - low) / WANTED);
+    if (flags & MOEI_AXIS_WHOLE) step = fmax(step, 1);
+    moei_axis axis = {.min = low, .max = high, .percent = flags & MOEI_AXIS_PERCENT};
+    if (!(flags & MOEI_AXIS_TIGHT)) {
         axis.min = step * floor(low / step + 1e-9);
         axis.max = step * ceil(high / step - 1e-9);
     }
@@ -58,13 +62,22 @@ double moei_axis_place(const moei_axis *axis, double value) {
 }
 
 /* Ticks of one axis share their decimals, so that 0, 0.5, 1 reads 0.0, 0.5, 1.0. */
+static moei_text linear_tick(const moei_axis *axis, double tick, double scale) {
+    double step = scale * (axis->n_ticks > 1 ? axis->tick[1] - axis->tick[0] : axis->max - axis->min);
+    double largest = scale * fmax(fabs(axis->min), fabs(axis->max));
+    if (largest >= 10000) return moei_short(tick * scale);
+    if (largest < 1e-3) return tick == 0 ? moei_fixed(0, 0) : moei_digits(tick * scale, 2);
+    int decimals = (int)ceil(-log10(step) - 1e-9);
+    return moei_fixed(tick * scale, decimals > 0 ? decimals : 0);
+}
+
 moei_text moei_tick(const moei_axis *axis, int index) {
     double tick = axis->tick[index];
-    if (axis->logarithmic) return moei_digits(tick, tick < 1e-3 || tick >= 1 ? 1 + (tick < 10) : 1);
-    double step = axis->n_ticks > 1 ? axis->tick[1] - axis->tick[0] : axis->max - axis->min;
-    double largest = fmax(fabs(axis->min), fabs(axis->max));
-    if (largest >= 10000) return moei_short(tick);
-    if (largest < 1e-3) return tick == 0 ? moei_fixed(0, 0) : moei_digits(tick, 2);
-    int decimals = (int)ceil(-log10(step) - 1e-9);
-    return moei_fixed(tick, decimals > 0 ? decimals : 0);
+    if (!axis->logarithmic) {
+        moei_text text = linear_tick(axis, tick, axis->percent ? 100 : 1);
+        if (axis->percent) strncat(text.s, "\xc2\xa0%", sizeof text.s - strlen(text.s) - 1);
+        return text;
+    }
+    double mantissa = tick / pow(10, floor(log10(tick) + 1e-9));
+    return moei_digits(tick, fabs(mantissa - 1.5) < 1e-6 ? 2 : 1);
 }

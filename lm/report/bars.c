@@ -3,7 +3,7 @@
  */
 #include "report/svg.h"
 
-enum { WIDTH = 360, PITCH = 30, THICK = 20, LEFT = 74, RIGHT = 312 };
+enum { WIDTH = 360, PITCH = 30, THICK = 20, LEFT = 84, RIGHT = 312 };
 
 void moei_bars_draw(moei_html *html, const char *id, const char *title, const char *description,
                     const moei_bar *bars, int n_bars) {
@@ -16,8 +16,8 @@ void moei_bars_draw(moei_html *html, const char *id, const char *title, const ch
         title, WIDTH, n_bars * PITCH + 2, id, id, id, title, id, description);
     for (int i = 0; i < n_bars; ++i) {
         double width = largest > 0 ? (RIGHT - LEFT) * bars[i].value / largest : 0;
-        moei_html_printf(html, "<g class=\"%s\"><text x=\"%d\" y=\"%d\" class=\"end\">",
-                         i == 0 ? "ours" : "other", LEFT - 8, i * PITCH + 16);
+        moei_html_printf(html, "<g class=\"%s\"><text x=\"0\" y=\"%d\">", i == 0 ? "ours" : "other",
+                         i * PITCH + 16);
         moei_html_text(html, bars[i].name);
         moei_html_printf(html,
                          "</text><rect x=\"%d\" y=\"%d\" width=\"%s\" height=\"%d\" rx=\"2\"/>"

@@ -99,7 +99,8 @@ static double place_step(const moei_heat *heat, double step) {
 }
 
 static void draw_steps(moei_html *html, const moei_heat *heat, double bottom) {
-    moei_axis axis = moei_axis_linear(0, (double)heat->step[heat->n_bins - 1], 4, true);
+    moei_axis axis =
+        moei_axis_linear(0, (double)heat->step[heat->n_bins - 1], MOEI_AXIS_TIGHT | MOEI_AXIS_WHOLE);
     moei_html_put(html, "<g class=\"axis\">");
     for (int i = 0; i < axis.n_ticks; ++i) {
         double x = place_step(heat, axis.tick[i]);
@@ -118,7 +119,7 @@ static void draw_cells(moei_html *html, const moei_heat *heat, double height) {
                      moei_fixed(height, 4).s);
     draw_level(html, heat, NO_ROWS, "none");
     for (int level = 0; level < MOEI_HEAT_LEVELS; ++level) {
-        char name[8];
+        char name[16];
         snprintf(name, sizeof name, "h%d", level);
         draw_level(html, heat, level, name);
     }

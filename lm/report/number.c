@@ -1,5 +1,5 @@
-/* number.c: numbers as people read them, the same in every locale.
- * Values in, at most 47 characters out; what is not finite becomes a dash.
+/* number.c: numbers as people read them, the same in every locale, never broken from their units.
+ * Values in, at most 47 bytes out; what is not finite becomes a dash.
  * Source: digits by integer arithmetic, because printf's decimal point is the locale's.
  */
 #include "report/html.h"
@@ -60,6 +60,8 @@ moei_text moei_digits(double value, int digits) {
     if (!isfinite(value)) return dash();
     if (value == 0) return (moei_text){.s = "0"};
     int exponent = (int)floor(log10(fabs(value)) + 1e-12);
+    /* 0.9996 with three digits is 1.00 */
+    if (fabs(value) + 0.5 * pow(10, exponent + 1 - digits) >= pow(10, exponent + 1)) ++exponent;
     if (exponent >= 4) return fabs(value) < 9e17 ? moei_count(llround(value)) : dash();
     int decimals = digits - 1 - exponent;
     if (exponent >= -3) return moei_fixed(value, decimals < 0 ? 0 : decimals);
@@ -76,10 +78,10 @@ moei_text moei_short(double value) {
         double unit;
         const char *name;
     } scale[] = {
-        {1e12, " T"},
-        {1e9,  " G"},
-        {1e6,  " M"},
-        {1e3,  " k"}
+        {1e12, "\xc2\xa0T"},
+        {1e9,  "\xc2\xa0G"},
+        {1e6,  "\xc2\xa0M"},
+        {1e3,  "\xc2\xa0k"}
     };
     if (!isfinite(value)) return dash();
     for (size_t i = 0; i < sizeof scale / sizeof *scale; ++i) {
@@ -93,7 +95,7 @@ moei_text moei_short(double value) {
 
 moei_text moei_percent(double share, int decimals) {
     moei_text text = moei_fixed(share * 100, decimals);
-    if (isfinite(share)) strncat(text.s, " %", sizeof text.s - strlen(text.s) - 1);
+    if (isfinite(share)) strncat(text.s, "\xc2\xa0%", sizeof text.s - strlen(text.s) - 1);
     return text;
 }
 
@@ -102,16 +104,16 @@ moei_text moei_duration(double seconds) {
     if (!(seconds >= 0 && seconds < 1e15)) return dash();
     if (seconds < 10) {
         text = moei_fixed(seconds, 1);
-        strncat(text.s, " s", sizeof text.s - strlen(text.s) - 1);
+        strncat(text.s, "\xc2\xa0s", sizeof text.s - strlen(text.s) - 1);
         return text;
     }
     long long whole = llround(seconds);
     if (whole < 60) {
-        snprintf(text.s, sizeof text.s, "%lld s", whole);
+        snprintf(text.s, sizeof text.s, "%lld\xc2\xa0s", whole);
     } else if (whole < 3600) {
-        snprintf(text.s, sizeof text.s, "%lld min %lld s", whole / 60, whole % 60);
+        snprintf(text.s, sizeof text.s, "%lld\xc2\xa0min %lld\xc2\xa0s", whole / 60, whole % 60);
     } else {
-        snprintf(text.s, sizeof text.s, "%lld h %lld min", whole / 3600, whole % 3600 / 60);
+        snprintf(text.s, sizeof text.s, "%lld\xc2\xa0h %lld\xc2\xa0min", whole / 3600, whole % 3600 / 60);
     }
     return text;
 }

@@ -11,6 +11,7 @@ void moei_style_write(moei_html *html); /* the style sheet */
 void moei_page_head(moei_html *html, const moei_run *run);
 void moei_page_curves(moei_html *html, const moei_run *run);
 void moei_page_load(moei_html *html, const moei_run *run);
+void moei_page_balance(moei_html *html, const moei_run *run);
 void moei_page_layers(moei_html *html, const moei_run *run);
 void moei_page_tokens(moei_html *html, const moei_run *run);
 void moei_page_sample(moei_html *html, const moei_run *run);

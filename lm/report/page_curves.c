@@ -7,17 +7,20 @@
 #include <math.h>
 #include <stdio.h>
 
+/* What decides where an axis starts: small changes around a value, or the size of the value. */
+typedef enum axis_kind { FROM_ZERO, AROUND, LOG_IF_WIDE } axis_kind;
+
 static const struct {
     moei_run_series series;
     const char *id, *title, *about;
-    bool may_be_log;
+    axis_kind kind;
 } chart_row[] = {
-    {MOEI_LOSS,      "c-loss",  "Cross-entropy",       "bits per byte; circles: held-out text",         true },
-    {MOEI_AUX,       "c-aux",   "Load-balancing loss", "1 is perfect balance; without its coefficient", false},
-    {MOEI_Z,         "c-z",     "Router z-loss",       "without its coefficient",                       true },
-    {MOEI_GRAD_NORM, "c-grad",  "Gradient norm",       "of all parameters, before clipping",            true },
-    {MOEI_LR,        "c-lr",    "Learning rate",       "warm-up, then cosine",                          false},
-    {MOEI_SPEED,     "c-speed", "Speed",               "tokens per second",                             false},
+    {MOEI_LOSS,      "c-loss",  "Cross-entropy",       "bits per byte; circles: held-out text",         LOG_IF_WIDE},
+    {MOEI_AUX,       "c-aux",   "Load-balancing loss", "1 is perfect balance; without its coefficient", AROUND     },
+    {MOEI_Z,         "c-z",     "Router z-loss",       "without its coefficient",                       LOG_IF_WIDE},
+    {MOEI_GRAD_NORM, "c-grad",  "Gradient norm",       "of all parameters, before clipping",            LOG_IF_WIDE},
+    {MOEI_LR,        "c-lr",    "Learning rate",       "warm-up, then cosine",                          FROM_ZERO  },
+    {MOEI_SPEED,     "c-speed", "Speed",               "tokens per second",                             FROM_ZERO  },
 };
 
 typedef struct extent {
@@ -40,12 +43,10 @@ static const moei_point *end_point(const moei_point *points, int32_t n_points, i
     return &points[i];
 }
 
-/* Large ratios are read on a logarithmic axis; speeds and rates on one that starts at zero. */
-static moei_axis fit_axis(extent range, bool may_be_log) {
-    if (may_be_log && range.low > 0 && range.high > 2.5 * range.low)
-        return moei_axis_log(range.low, range.high);
-    return moei_axis_linear(may_be_log || range.low < 0.5 * range.high ? fmin(range.low, 0) : range.low,
-                            range.high, 4, false);
+static moei_axis fit_axis(extent range, axis_kind kind) {
+    bool wide = range.low > 0 && range.high > 2.5 * range.low;
+    if (kind == LOG_IF_WIDE && wide) return moei_axis_log(range.low, range.high);
+    return moei_axis_linear(kind == AROUND ? range.low : fmin(range.low, 0), range.high, 0);
 }
 
 static void draw_chart(moei_html *html, const moei_run *run, size_t row) {
@@ -63,14 +64,16 @@ static void draw_chart(moei_html *html, const moei_run *run, size_t row) {
              moei_digits(end_point(points, metrics->n_points, -1)->mean, 3).s,
              moei_count(metrics->last_step).s, moei_digits(range.low, 3).s, moei_digits(range.high, 3).s);
     if (is_loss) widen(&range, held_out, metrics->n_points);
-    moei_chart chart = {.id = chart_row[row].id,
-                        .title = chart_row[row].title,
-                        .about = chart_row[row].about,
-                        .description = description,
-                        .x = moei_axis_linear(0, (double)metrics->last_step, 4, true),
-                        .y = fit_axis(range, chart_row[row].may_be_log)};
+    moei_chart chart = {
+        .id = chart_row[row].id,
+        .title = chart_row[row].title,
+        .about = chart_row[row].about,
+        .description = description,
+        .x = moei_axis_linear(0, (double)metrics->last_step, MOEI_AXIS_TIGHT | MOEI_AXIS_WHOLE),
+        .y = fit_axis(range, chart_row[row].kind)};
     moei_chart_begin(html, &chart);
-    moei_chart_band(html, &chart, metrics->step, points, metrics->n_points);
+    if (metrics->n_lines > metrics->n_points)
+        moei_chart_band(html, &chart, metrics->step, points, metrics->n_points);
     if (is_loss && run->eval.n_baselines > 0) {
         moei_chart_rule(html, &chart, run->eval.baseline[0].bits_per_byte, run->eval.baseline[0].name);
     }

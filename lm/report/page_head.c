@@ -6,6 +6,7 @@
 #include "report/words.h"
 
 #include <math.h>
+#include <stdio.h>
 
 enum { MAX_BARS = 8 };
 
@@ -15,8 +16,8 @@ static void fact(moei_html *html, const char *name, moei_text value, const char 
 
 static void write_facts(moei_html *html, const moei_run *run) {
     const moei_metrics *metrics = &run->metrics;
-    double bits = moei_run_held_out(run), total = moei_run_number(run, "params_total");
-    double active = moei_run_number(run, "params_active");
+    double bits = moei_run_held_out(run), total = moei_run_parameters(run, "total");
+    double active = moei_run_parameters(run, "active");
     moei_html_put(html, "<dl class=\"facts\">\n");
     if (isfinite(bits)) fact(html, "Held-out text", moei_fixed(bits, 3), "bits per byte");
     if (metrics->found) {
@@ -27,8 +28,11 @@ static void write_facts(moei_html *html, const moei_run *run) {
             fact(html, "Speed", moei_short((double)metrics->tokens / metrics->elapsed_s), "tokens/s");
         }
     }
-    if (isfinite(total)) fact(html, "Parameters", moei_short(total), "in all");
-    if (isfinite(active)) fact(html, "Active", moei_short(active), "per token");
+    if (isfinite(total)) {
+        char unit[64] = "";
+        if (isfinite(active)) snprintf(unit, sizeof unit, "%s active", moei_short(active).s);
+        fact(html, "Parameters", moei_short(total), unit);
+    }
     moei_html_put(html, "</dl>\n");
 }
 
@@ -66,9 +70,9 @@ void moei_page_head(moei_html *html, const moei_run *run) {
     moei_words_findings(html, run);
     moei_html_put(html, "</div>\n<div class=\"panel\">\n");
     write_bars(html, run);
-    moei_html_put(html,
-                  "</div>\n</div>\n<nav aria-label=\"Sections\"><a href=\"#training\">Training</a> "
-                  "<a href=\"#load\">Load</a> <a href=\"#layers\">Layers</a> <a href=\"#tokens\">Tokens</a> "
-                  "<a href=\"#sample\">Sample</a> <a href=\"#configuration\">Configuration</a> "
-                  "<a href=\"#environment\">Environment</a></nav>\n</header>\n");
+    moei_html_put(html, "</div>\n</div>\n<nav aria-label=\"Sections\"><a href=\"#training\">Training</a> "
+                        "<a href=\"#load\">Load</a> <a href=\"#balance\">Balance</a> <a "
+                        "href=\"#layers\">Layers</a> <a href=\"#tokens\">Tokens</a> "
+                        "<a href=\"#sample\">Sample</a> <a href=\"#configuration\">Configuration</a> "
+                        "<a href=\"#environment\">Environment</a></nav>\n</header>\n");
 }

@@ -7,6 +7,7 @@
 #include "report/run.h"
 
 #include <math.h>
+#include <stdio.h>
 
 enum { MAX_LAYERS = 1024, MAX_EXPERTS = 65536 };
 
@@ -33,16 +34,16 @@ static moe_status read_typical(const json_t *list, const char *where, int32_t ex
 static moe_status read_experts(const json_t *object, const char *where, moei_pool *pool,
                                moei_eval_layer *layer, moe_error *error) {
     size_t n_experts = (size_t)layer->experts;
-    layer->load = moei_pool_take(pool, n_experts, sizeof *layer->load);
-    layer->n_typical = moei_pool_take(pool, n_experts, sizeof *layer->n_typical);
-    layer->typical = moei_pool_take(pool, n_experts * MOEI_TYPICAL, sizeof *layer->typical);
-    if (!layer->load || !layer->n_typical || !layer->typical) return no_memory(error, where);
     json_t *load, *typical = json_object_get(object, "typical");
     MOEI_TRY(moei_json_get_array(object, where, "load", &load, error));
     if (json_array_size(load) != n_experts) {
         return moei_error_set(error, MOE_ERR_INPUT, "%s.load: %zu numbers for %zu experts", where,
                               json_array_size(load), n_experts);
     }
+    layer->load = moei_pool_take(pool, n_experts, sizeof *layer->load);
+    layer->n_typical = moei_pool_take(pool, n_experts, sizeof *layer->n_typical);
+    layer->typical = moei_pool_take(pool, n_experts * MOEI_TYPICAL, sizeof *layer->typical);
+    if (!layer->load || !layer->n_typical || !layer->typical) return no_memory(error, where);
     for (size_t e = 0; e < n_experts; ++e) {
         const json_t *rows = json_array_get(load, e);
         if (!json_is_number(rows)) {
@@ -78,11 +79,7 @@ static moe_status read_layer(const json_t *object, const char *where, moei_pool 
         *field[i].value = NAN;
         MOEI_TRY(moei_json_opt_real(object, where, field[i].key, field[i].value, error));
     }
-    MOEI_TRY(read_experts(object, where, pool, layer, error));
-    double rows = 0;
-    for (int32_t e = 0; e < layer->experts; ++e) rows += layer->load[e];
-    layer->dropped = rows > 0 ? layer->dropped / rows : NAN; /* the file counts rows */
-    return MOE_OK;
+    return read_experts(object, where, pool, layer, error);
 }
 
 static moe_status read_baselines(const json_t *root, const char *path, moei_pool *pool, moei_eval *eval,

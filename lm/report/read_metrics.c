@@ -8,6 +8,7 @@
 #include "report/run.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { MAX_LAYERS = 1024, MAX_EXPERTS = 65536, MANY_LAYERS = 12 };

@@ -21,6 +21,7 @@ static void write_page(moei_html *html, const moei_run *run) {
     moei_html_put(html, "<main>\n");
     moei_page_curves(html, run);
     moei_page_load(html, run);
+    moei_page_balance(html, run);
     moei_page_layers(html, run);
     moei_page_tokens(html, run);
     moei_page_sample(html, run);

@@ -83,7 +83,7 @@ typedef struct moei_typical {
 } moei_typical;
 typedef struct moei_eval_layer {
     int32_t layer, experts, top_k;
-    double *load;            /* [experts] */
+    double *load;            /* [experts] rows kept */
     double dropped, load_cv; /* dropped: share */
     double router_entropy, expert_bits, token_bits, position_bits, previous_bits;
     int32_t *n_typical;    /* [experts] */

@@ -9,7 +9,7 @@
 static const char *const line[] = {
     ":root{color-scheme:light dark;--paper:#fbfaf7;--panel:#fff;--ink:#1b2125;--soft:#58636c;"
     "--rule:#dfddd5;--grid:#e9e7e0;\n",
-    "--accent:#086a72;--tint:#0a7c8424;--bar:#b9bfc2;--note:#8a4b00;\n",
+    "--accent:#086a72;--tint:#0a7c8424;--bar:#b9bfc2;--note:#8a4b00;--shade:#1b212529;\n",
     "--h0:#f5f5ae;--h1:#b3e79e;--h2:#62d6a1;--h3:#0fbbad;--h4:#069bac;--h5:#097da5;--h6:#045ca7;"
     "--h7:#323b88;--h8:#362061;\n",
     "--d0:#07957c;--d1:#048381;--d2:#087280;--d3:#00607f;--d4:#014e80;--d5:#1a3781;--d6:#2c2171;"
@@ -18,7 +18,7 @@ static const char *const line[] = {
     "--mono:ui-monospace,SFMono-Regular,Menlo,Consolas,\"DejaVu Sans Mono\",monospace}\n",
     "@media (prefers-color-scheme:dark){:root{--paper:#14181b;--panel:#1b2125;--ink:#e5e8ea;"
     "--soft:#9da8b0;--rule:#333c43;--grid:#272f35;\n",
-    "--accent:#5fcdc4;--tint:#5fcdc42e;--bar:#56626b;--note:#f0b660;\n",
+    "--accent:#5fcdc4;--tint:#5fcdc42e;--bar:#56626b;--note:#f0b660;--shade:#000000a0;\n",
     "--h0:#362061;--h1:#323b88;--h2:#045ca7;--h3:#097da5;--h4:#069bac;--h5:#0fbbad;--h6:#62d6a1;"
     "--h7:#b3e79e;--h8:#f5f5ae;\n",
     "--d0:#8071c8;--d1:#648cdd;--d2:#3aa7e3;--d3:#05c0d8;--d4:#32d5c4;--d5:#78e3a8;--d6:#b9ea8e;"
@@ -32,7 +32,6 @@ static const char *const line[] = {
     "overflow-wrap:anywhere}\n",
     "h2{font-size:1.45rem;line-height:1.25;letter-spacing:-.01em;margin-bottom:.6rem}\n",
     "h3{font-size:.95rem;line-height:1.35}\n",
-    "h3.group{font-size:1.1rem;margin:2.2rem 0 .3rem}\n",
     "a{color:var(--accent)}\n",
     "code,kbd,pre{font-family:var(--mono);font-size:.92em}\n",
     "small{color:var(--soft);font-size:.8em}\n",
@@ -40,7 +39,8 @@ static const char *const line[] = {
     ".kicker{color:var(--accent);font-size:.82rem;font-weight:600;letter-spacing:.06em;"
     "text-transform:uppercase;margin-bottom:.35rem}\n",
     ".lead{font-size:1.12rem;line-height:1.5;max-width:62ch;margin-top:.7rem;color:var(--soft)}\n",
-    ".note,.missing,.legend{max-width:88ch;font-size:.9rem;color:var(--soft);margin-bottom:1rem}\n",
+    ".note,.missing,.legend{font-size:.9rem;color:var(--soft);margin-bottom:1rem}\n",
+    ".note,.missing{max-width:88ch}\n",
     ".missing{color:var(--note)}\n",
     ".overview{display:grid;grid-template-columns:minmax(0,1.55fr) minmax(0,1fr);gap:1.6rem 3rem;"
     "align-items:start;margin-top:1.8rem}\n",
@@ -48,7 +48,7 @@ static const char *const line[] = {
     "padding:1.1rem 1.2rem}\n",
     ".panel .missing{margin:.6rem 0 0}\n",
     ".panel figcaption{padding-bottom:.7rem}\n",
-    ".facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.6rem,1fr));gap:1rem "
+    ".facts{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:1rem "
     "1.4rem}\n",
     ".facts dt{color:var(--soft);font-size:.8rem}\n",
     ".facts dd{font-size:1.4rem;font-weight:600;line-height:1.25;letter-spacing:-.01em;"
@@ -97,7 +97,11 @@ static const char *const line[] = {
     "vertical-align:-.2em;background:var(--c);outline:1px solid var(--rule);outline-offset:-1px}\n",
     ".key i.swatch{height:.3em;width:1.5em;vertical-align:.2em;outline:0;border-radius:2px}\n",
     ".key i.none{background:linear-gradient(transparent 44%,var(--soft) 44% 56%,transparent 56%)}\n",
-    ".wide{overflow-x:auto;max-width:100%}\n",
+    ".wide{overflow-x:auto;max-width:100%;" /* a shadow on the side that has more to scroll to */
+    "background:linear-gradient(90deg,var(--paper) 40%,transparent) left/2rem 100% no-repeat local,"
+    "linear-gradient(270deg,var(--paper) 40%,transparent) right/2rem 100% no-repeat local,"
+    "linear-gradient(90deg,var(--shade),transparent) left/.8rem 100% no-repeat scroll,"
+    "linear-gradient(270deg,var(--shade),transparent) right/.8rem 100% no-repeat scroll}\n",
     ".wide:focus-visible,a:focus-visible,summary:focus-visible{outline:2px solid var(--accent);"
     "outline-offset:2px}\n",
     "table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}\n",
@@ -110,13 +114,17 @@ static const char *const line[] = {
     ".numbers th:first-child{text-align:left;padding-left:0}\n",
     ".numbers .word,.numbers thead th:last-child{text-align:left;min-width:7rem}\n",
     ".numbers td{white-space:nowrap}\n",
-    ".share{position:relative;min-width:6.4rem}\n",
+    ".share{position:relative;width:7.6rem;min-width:7.6rem}\n",
     ".share span{position:absolute;left:.35rem;bottom:.12rem;height:3px;max-width:calc(100% - "
     ".7rem);background:var(--accent);border-radius:2px}\n",
     ".tokens{width:100%}\n",
     ".tokens td:nth-child(2){white-space:nowrap}\n",
-    ".chips{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:.35rem .9rem}\n",
-    ".chips li{white-space:nowrap;min-width:6.4rem}\n",
+    ".chips{list-style:none;padding:0;display:grid;grid-template-columns:repeat(6,minmax(0,1fr));gap:.35rem "
+    ".8rem}\n",
+    ".chips li{white-space:nowrap}\n",
+    "@media (max-width:1000px){.chips{grid-template-columns:repeat(3,minmax(0,1fr))}}\n",
+    "@media (max-width:480px){.chips{grid-template-columns:repeat(2,minmax(0,1fr))}}\n",
+    ".tokens caption{position:absolute;clip-path:inset(50%);height:1px;width:1px;overflow:hidden}\n",
     ".chips small{margin-left:.35em}\n",
     "kbd{display:inline-block;min-width:1.7em;padding:0 .35em;margin-right:.4em;"
     "text-align:center;background:var(--panel);border:1px solid var(--rule);border-radius:4px;"
@@ -142,7 +150,8 @@ static const char *const line[] = {
     "td:nth-child(3){grid-column:1/-1;padding-top:0}}\n",
     "@media print{:root{--paper:#fff}body{max-width:none;padding:0;font-size:10pt}"
     "nav{display:none}figure,tr,.panel{break-inside:avoid}h2,h3{break-after:avoid}"
-    ".wide{overflow:visible}.multiples{grid-template-columns:repeat(2,1fr)}svg,.key i,.share "
+    ".wide{overflow:visible;background:none}.chips{grid-template-columns:repeat(6,minmax(0,1fr));font-size:"
+    "8pt}.multiples{grid-template-columns:repeat(3,1fr);gap:1rem}svg,.key i,.share "
     "span{-webkit-print-color-adjust:exact;print-color-adjust:exact}"
     "details:not([open])::details-content{content-visibility:visible;block-size:auto}}\n",
 };

@@ -10,15 +10,18 @@
 
 enum { MOEI_MAX_TICKS = 12, MOEI_DEPTHS = 8, MOEI_HEAT_LEVELS = 9 };
 
+typedef enum moei_axis_flags {
+    MOEI_AXIS_TIGHT = 1,  /* ends with the data, else with the next tick */
+    MOEI_AXIS_WHOLE = 2,  /* ticks at whole numbers only */
+    MOEI_AXIS_PERCENT = 4 /* shares, shown as percent */
+} moei_axis_flags;
 typedef struct moei_axis {
     double min, max;
-    bool logarithmic;
+    bool logarithmic, percent;
     int n_ticks;
     double tick[MOEI_MAX_TICKS]; /* round numbers inside [min, max] */
 } moei_axis;
-/* About n_wanted round ticks. Linear axes reach out to the next tick, logarithmic ones and those of
- * `tight` end with the data. */
-moei_axis moei_axis_linear(double low, double high, int n_wanted, bool tight);
+moei_axis moei_axis_linear(double low, double high, unsigned flags);
 moei_axis moei_axis_log(double low, double high);            /* 0 < low <= high */
 double moei_axis_place(const moei_axis *axis, double value); /* 0 at min, 1 at max */
 moei_text moei_tick(const moei_axis *axis, int index);       /* its label */

@@ -21,20 +21,9 @@ double moei_run_held_out(const moei_run *run) {
     return NAN;
 }
 
-static double find_number(json_t *value, const char *key) {
-    const json_t *found = json_object_get(value, key);
-    if (json_is_number(found)) return json_number_value(found);
-    const char *name;
-    json_t *entry;
-    json_object_foreach(value, name, entry) {
-        double number = find_number(entry, key);
-        if (isfinite(number)) return number;
-    }
-    return NAN;
-}
-
-double moei_run_number(const moei_run *run, const char *key) {
-    return find_number(run->about, key);
+double moei_run_parameters(const moei_run *run, const char *which) {
+    const json_t *number = json_object_get(json_object_get(run->about, "parameters"), which);
+    return json_is_number(number) ? json_number_value(number) : NAN;
 }
 
 moei_point moei_metrics_tail(const moei_metrics *metrics, int32_t index, moei_layer_series series) {
@@ -91,7 +80,7 @@ void moei_words_follow_sentence(moei_html *html, const moei_eval_layer *layer) {
 }
 
 void moei_words_lead(moei_html *html, const moei_run *run) {
-    double total = moei_run_number(run, "params_total"), active = moei_run_number(run, "params_active");
+    double total = moei_run_parameters(run, "total"), active = moei_run_parameters(run, "active");
     const moei_metrics *metrics = &run->metrics;
     moei_html_put(html, "<p class=\"lead\">A language model");
     if (isfinite(total)) moei_html_printf(html, " of %s parameters", moei_short(total).s);

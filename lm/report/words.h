@@ -9,8 +9,8 @@
 
 /* Bits per byte on held-out text, from eval.json, else from the last evaluation while training; NaN: none. */
 double moei_run_held_out(const moei_run *run);
-/* A number of run.json at whatever depth, e.g. "params_total"; NaN: none. */
-double moei_run_number(const moei_run *run, const char *key);
+/* Parameters of the model, "total" or "active", from run.json; NaN: not told. */
+double moei_run_parameters(const moei_run *run, const char *which);
 
 /* Over the last quarter of the logged steps. */
 moei_point moei_metrics_tail(const moei_metrics *metrics, int32_t index, moei_layer_series series);

@@ -1,12 +1,44 @@
-/* thread.c: the one parallel loop of the library.
- * Tasks are handed out one at a time, so uneven experts balance themselves.
- * Source: OpenMP 4.5; without it the loop runs on the calling thread.
+/* thread.c: a pool of threads that work when there is work and soon sleep when there is none.
+ * A job is n_tasks numbers handed out from one counter, so uneven experts balance themselves.
+ * Source: the usual monitor; what is ours is that a job closes without waiting for those who never came.
  */
 #define _GNU_SOURCE
 #include "core/thread.h"
 
+#include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <unistd.h>
+
+/* About 20 us: longer than the gap between two products of a model, far shorter than a time slice, so that
+ * a busy machine loses little to those who wait. */
+enum { SPINS = 20000 };
+
+typedef struct job {
+    moei_task_fn fn;
+    void *arg;
+    int64_t n_tasks;
+    atomic_int_fast64_t next;
+} job;
+
+typedef struct worker {
+    pthread_t thread;
+    moei_pool *pool;
+    void *scratch;
+} worker;
+
+struct moei_pool {
+    pthread_mutex_t lock;
+    pthread_cond_t has_work, is_done;
+    atomic_uint_fast64_t round; /* counts jobs; a change is the call to work */
+    atomic_int active;          /* workers inside the job */
+    job *open;                  /* NULL: no job may be joined; under lock */
+    int32_t sleeping;           /* under lock */
+    bool stop;                  /* under lock */
+    int32_t n_workers;
+    worker worker[];
+};
 
 int32_t moei_thread_cores(void) {
     cpu_set_t set;
@@ -15,23 +47,102 @@ int32_t moei_thread_cores(void) {
     return n > 0 ? (int32_t)n : 1;
 }
 
-static void run_slice(const moei_team *team, int64_t n_tasks, moei_task_fn fn, void *arg, int64_t *next,
-                      int32_t thread) {
-    char *scratch = (char *)team->scratch + (size_t)thread * MOEI_THREAD_SCRATCH;
+static void run_tasks(job *j, void *scratch) {
     for (;;) {
-        int64_t task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
-        if (task >= n_tasks) return;
-        fn(arg, task, scratch);
+        int64_t task = atomic_fetch_add_explicit(&j->next, 1, memory_order_relaxed);
+        if (task >= j->n_tasks) return;
+        j->fn(j->arg, task, scratch);
     }
 }
 
-void moei_parallel(const moei_team *team, int64_t n_tasks, moei_task_fn fn, void *arg) {
-    int64_t next = 0;
-    int32_t threads = n_tasks < team->n_threads ? (int32_t)n_tasks : team->n_threads;
-    if (threads <= 1) {
-        run_slice(team, n_tasks, fn, arg, &next, 0);
-        return;
+/* Waits until the round is not `seen` any more: first awake, then asleep. */
+static void wait_for_round(moei_pool *pool, uint_fast64_t seen) {
+    for (int spin = 0; spin < SPINS; ++spin)
+        if (atomic_load_explicit(&pool->round, memory_order_acquire) != seen) return;
+    pthread_mutex_lock(&pool->lock);
+    ++pool->sleeping;
+    while (atomic_load_explicit(&pool->round, memory_order_relaxed) == seen)
+        pthread_cond_wait(&pool->has_work, &pool->lock);
+    --pool->sleeping;
+    pthread_mutex_unlock(&pool->lock);
+}
+
+static void *work(void *arg) {
+    worker *self = arg;
+    moei_pool *pool = self->pool;
+    for (uint_fast64_t seen = 0;;) {
+        wait_for_round(pool, seen);
+        pthread_mutex_lock(&pool->lock);
+        seen = atomic_load_explicit(&pool->round, memory_order_relaxed);
+        job *joined = pool->open;
+        bool stop = pool->stop;
+        if (joined) atomic_fetch_add_explicit(&pool->active, 1, memory_order_relaxed);
+        pthread_mutex_unlock(&pool->lock);
+        if (stop) return NULL;
+        if (!joined) continue; /* came too late: the others have done it */
+        run_tasks(joined, self->scratch);
+        pthread_mutex_lock(&pool->lock);
+        if (atomic_fetch_sub_explicit(&pool->active, 1, memory_order_release) == 1)
+            pthread_cond_signal(&pool->is_done);
+        pthread_mutex_unlock(&pool->lock);
     }
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int32_t thread = 0; thread < threads; ++thread) run_slice(team, n_tasks, fn, arg, &next, thread);
+}
+
+static void open_job(moei_pool *pool, job *j) {
+    pthread_mutex_lock(&pool->lock);
+    pool->open = j;
+    atomic_fetch_add_explicit(&pool->round, 1, memory_order_release);
+    if (pool->sleeping > 0) pthread_cond_broadcast(&pool->has_work);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+/* No one joins from here on; those inside are waited for. */
+static void close_job(moei_pool *pool) {
+    pthread_mutex_lock(&pool->lock);
+    pool->open = NULL;
+    pthread_mutex_unlock(&pool->lock);
+    for (int spin = 0; spin < SPINS; ++spin)
+        if (atomic_load_explicit(&pool->active, memory_order_acquire) == 0) return;
+    pthread_mutex_lock(&pool->lock);
+    while (atomic_load_explicit(&pool->active, memory_order_acquire) > 0)
+        pthread_cond_wait(&pool->is_done, &pool->lock);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+void moei_parallel(const moei_team *team, int64_t n_tasks, moei_task_fn fn, void *arg) {
+    job j = {.fn = fn, .arg = arg, .n_tasks = n_tasks};
+    bool shared = team->pool && n_tasks > 1;
+    if (shared) open_job(team->pool, &j);
+    run_tasks(&j, team->scratch);
+    if (shared) close_job(team->pool);
+}
+
+size_t moei_pool_bytes(int32_t n_threads) {
+    return sizeof(moei_pool) + (size_t)n_threads * sizeof(worker);
+}
+
+int32_t moei_pool_start(moei_pool *pool, int32_t n_threads, void *scratch) {
+    *pool = (moei_pool){0};
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->has_work, NULL);
+    pthread_cond_init(&pool->is_done, NULL);
+    for (int32_t i = 0; i < n_threads - 1; ++i) {
+        worker *w = &pool->worker[i];
+        *w = (worker){.pool = pool, .scratch = (char *)scratch + (size_t)(i + 1) * MOEI_THREAD_SCRATCH};
+        if (pthread_create(&w->thread, NULL, work, w) != 0) break;
+        ++pool->n_workers;
+    }
+    return pool->n_workers + 1;
+}
+
+void moei_pool_stop(moei_pool *pool) {
+    pthread_mutex_lock(&pool->lock);
+    pool->stop = true;
+    atomic_fetch_add_explicit(&pool->round, 1, memory_order_release);
+    pthread_cond_broadcast(&pool->has_work);
+    pthread_mutex_unlock(&pool->lock);
+    for (int32_t i = 0; i < pool->n_workers; ++i) pthread_join(pool->worker[i].thread, NULL);
+    pthread_cond_destroy(&pool->is_done);
+    pthread_cond_destroy(&pool->has_work);
+    pthread_mutex_destroy(&pool->lock);
 }

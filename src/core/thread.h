@@ -1,6 +1,6 @@
 /* thread.h: a team of threads and the one loop that uses it. Tasks are numbered, run in any order, and
- * own what they write; so results do not depend on the number of threads. OpenMP underneath, or a
- * plain loop where the compiler has none.
+ * own what they write; so results do not depend on the number of threads. A thread that is not there in
+ * time (the machine is busy) is not waited for: the others do its tasks.
  */
 #ifndef MOEI_THREAD_H
 #define MOEI_THREAD_H
@@ -11,15 +11,25 @@
 /* Scratch of one thread: room for the packed blocks of a matrix product. */
 enum { MOEI_THREAD_SCRATCH = 2 << 20 };
 
+typedef struct moei_pool moei_pool;
+
 typedef struct moei_team {
     int32_t n_threads;
-    void *scratch; /* [n_threads * MOEI_THREAD_SCRATCH], 64-byte aligned */
+    void *scratch;   /* [n_threads * MOEI_THREAD_SCRATCH], 64-byte aligned */
+    moei_pool *pool; /* the other n_threads - 1; NULL: none */
 } moei_team;
 
 typedef void (*moei_task_fn)(void *arg, int64_t task, void *scratch);
+/* Runs fn(arg, 0 .. n_tasks-1, scratch of the thread); returns when all have run. Not from inside a task. */
 void moei_parallel(const moei_team *team, int64_t n_tasks, moei_task_fn fn, void *arg);
 
 /* Threads of this machine: cores in the process's affinity mask. */
 int32_t moei_thread_cores(void);
+
+size_t moei_pool_bytes(int32_t n_threads);
+/* Starts n_threads - 1 threads in `memory` (moei_pool_bytes). The system may refuse some: returns how many
+ * threads the team has, the caller's included. */
+int32_t moei_pool_start(moei_pool *memory, int32_t n_threads, void *scratch);
+void moei_pool_stop(moei_pool *pool);
 
 #endif

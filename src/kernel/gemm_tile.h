@@ -18,6 +18,8 @@ enum {
     NR = NV * VF_N,
     KC = 256,
     NB = 256,         /* columns of a task: KC x NB of packed B is a quarter of a 1 MiB L2 */
+    AHEAD = 8,        /* rows of B that are fetched before their turn */
+    LINE = 16,        /* floats of a cache line */
     SUM_LD = NB + 16, /* the padding keeps rows off the same cache sets */
 };
 
@@ -125,16 +127,19 @@ static inline const float *row_at(const moei_rows *rows, int64_t r) {
     return rows->base + (rows->index ? rows->index[r] : r) * rows->ld;
 }
 
-/* B[k0 .. k0+kc, columns] -> panels of [kc, NR]. Rows are read whole, so memory is read in order. */
+/* B[k0 .. k0+kc, columns] -> panels of [kc, NR]. Rows are read whole, so memory is read in order; the next
+ * ones are fetched before their turn, as hardware does not follow runs of a few hundred bytes. */
 static void pack_b(const moei_rows *b, const moei_columns *cols, int64_t k0, int64_t kc, float *out) {
     for (int64_t k = 0; k < kc; ++k) {
         float *to = out + k * NR;
         for (int32_t run = 0; run < cols->n_runs; ++run) {
             const float *from = row_at(b, k0 + k) + cols->first[run];
+            const float *next = row_at(b, k0 + moei_min(k + AHEAD, kc - 1)) + cols->first[run];
             for (int64_t j = 0; j < cols->width; j += NR, to += kc * NR) {
                 for (int v = 0; v < NV; ++v) {
                     int64_t left = cols->width - j - v * VF_N;
                     vf_store(to + v * VF_N, left > 0 ? vf_load_upto(from + j + v * VF_N, left) : vf_zero());
+                    if (v * VF_N % LINE == 0 && left > 0) __builtin_prefetch(next + j + v * VF_N);
                 }
             }
         }

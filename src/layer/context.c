@@ -62,6 +62,17 @@ static moe_status attach_kernels(moe_ctx *ctx) {
     return MOE_OK;
 }
 
+static moe_status start_threads(moe_ctx *ctx) {
+    const int32_t wanted = ctx->team.n_threads;
+    if (wanted == 1) return MOE_OK;
+    moei_pool *pool = moe_ctx_alloc(ctx, moei_pool_bytes(wanted));
+    if (!pool) return MOE_ERR_MEMORY;
+    ctx->team.pool = pool;
+    int32_t started = moei_pool_start(pool, wanted, ctx->team.scratch);
+    if (started < wanted) moei_log(ctx, MOE_LOG_WARN, "the system gave %d of %d threads", started, wanted);
+    return MOE_OK;
+}
+
 static const char *kernel_name(int isa, const char *op) {
     return moei_kernel_chosen((moei_isa)isa, op);
 }
@@ -92,7 +103,7 @@ moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **out, moe_error *er
     if (!ctx) return moei_error_set(error, MOE_ERR_MEMORY, "cannot allocate a context");
     *ctx = (moe_ctx){.desc = filled, .isa = isa, .team.n_threads = n_threads, .kernel_name = kernel_name};
     ctx->team.scratch = moe_ctx_alloc(ctx, (size_t)n_threads * MOEI_THREAD_SCRATCH);
-    if (!ctx->team.scratch || attach_kernels(ctx) != MOE_OK) {
+    if (!ctx->team.scratch || attach_kernels(ctx) != MOE_OK || start_threads(ctx) != MOE_OK) {
         moei_error_set(error, MOE_ERR_MEMORY, "%s", ctx->error.text);
         moe_ctx_destroy(ctx);
         return MOE_ERR_MEMORY;
@@ -111,6 +122,10 @@ void moe_ctx_destroy(moe_ctx *ctx) {
         entry = next;
     }
     moe_ctx_free(ctx, (void *)(uintptr_t)ctx->kernels[MOE_F32], MOEI_DTYPES * sizeof(moei_kernels));
+    if (ctx->team.pool) {
+        moei_pool_stop(ctx->team.pool);
+        moe_ctx_free(ctx, ctx->team.pool, moei_pool_bytes(ctx->team.n_threads));
+    }
     moe_ctx_free(ctx, ctx->team.scratch, (size_t)ctx->team.n_threads * MOEI_THREAD_SCRATCH);
     moe_allocator host = ctx->desc.host;
     host.free(host.user, ctx, sizeof *ctx);

@@ -85,7 +85,16 @@ static inline moei_team team_new(int32_t n_threads) {
     team.scratch = aligned_alloc(64, (size_t)n_threads * MOEI_THREAD_SCRATCH);
     assert_non_null(team.scratch);
     memset(team.scratch, 0xff, (size_t)n_threads * MOEI_THREAD_SCRATCH); /* NaN */
+    team.pool = malloc(moei_pool_bytes(n_threads));
+    assert_non_null(team.pool);
+    assert_int_equal(moei_pool_start(team.pool, n_threads, team.scratch), n_threads);
     return team;
+}
+
+static inline void team_free(moei_team *team) {
+    moei_pool_stop(team->pool);
+    free(team->pool);
+    free(team->scratch);
 }
 
 /* The next row of kernel.def that serves `op` on this machine; NULL after the last. */

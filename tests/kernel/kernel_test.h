@@ -23,14 +23,20 @@
 
 enum { TEST_THREADS = 4, TAIL = 16 };
 
-/* Scratch holds NaN at the start of every team's life. */
+/* Scratch holds NaN at the start of every team's life; the threads of a size live as long as the program. */
 static inline moei_team test_team(int32_t n_threads) {
     static void *scratch;
+    static moei_pool *pools[TEST_THREADS + 1];
     if (!scratch) scratch = aligned_alloc(64, (size_t)TEST_THREADS * MOEI_THREAD_SCRATCH);
     assert_non_null(scratch);
     assert_in_range(n_threads, 1, TEST_THREADS);
     memset(scratch, 0xff, (size_t)n_threads * MOEI_THREAD_SCRATCH);
-    return (moei_team){.n_threads = n_threads, .scratch = scratch};
+    if (!pools[n_threads]) {
+        pools[n_threads] = malloc(moei_pool_bytes(n_threads));
+        assert_non_null(pools[n_threads]);
+        assert_int_equal(moei_pool_start(pools[n_threads], n_threads, scratch), n_threads);
+    }
+    return (moei_team){.n_threads = n_threads, .scratch = scratch, .pool = pools[n_threads]};
 }
 
 /* The kernels of exactly this instruction set; false (and a line) where this machine lacks it. */

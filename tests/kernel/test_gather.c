@@ -52,7 +52,7 @@ static void check_gather_sum(uint64_t seed, const moei_kernel_row *variant, moe_
             check_close(get(&out, i), sum, (top_k + 2) * eps * size, variant->name, seed, "out", i);
         }
         guarded_free(&out);
-        free(team.scratch);
+        team_free(&team);
     }
     guarded_free(&source), guarded_free(&weight);
     free(row_of);
@@ -99,7 +99,7 @@ static void check_colsum(uint64_t seed, const moei_kernel_row *variant, moe_dtyp
             assert_true(get(&out, i) == get(&first, i));
         }
         guarded_free(&out);
-        free(team.scratch);
+        team_free(&team);
     }
     guarded_free(&first), guarded_free(&a), guarded_free(&weight);
     free(index);

@@ -17,6 +17,8 @@ static const struct {
     {5,   "NaN or infinity met, or a verification failed"           },
     {7,   "a router alarm that was asked to stop the run"           },
     {8,   "legal, but not built in or not on this machine"          },
+    {9,   "a library call at the wrong moment; a bug of the command"},
+    {11,  "a bug of moekit"                                         },
     {130, "interrupted by SIGINT, after saving what was to be saved"},
     {143, "terminated by SIGTERM, likewise"                         }
 };
@@ -55,6 +57,9 @@ void cli_help_program(FILE *out) {
         fprintf(out, "  %-10s %s\n", (*verb)->name, (*verb)->summary);
     fprintf(out, "\nEvery verb knows\n");
     print_options(out, cli_common_options);
+    fprintf(out, "\nExit codes\n");
+    for (size_t i = 0; i < sizeof exit_codes / sizeof *exit_codes; ++i)
+        fprintf(out, "  %-10d %s\n", exit_codes[i].code, exit_codes[i].meaning);
     fprintf(out, "\n'moekit help VERB' tells more; 'moekit config options' lists every setting.\n"
                  "Results go to standard output, everything else to standard error.\n");
 }
@@ -78,11 +83,13 @@ void cli_help_verb(FILE *out, const cli_verb *verb) {
     print_indented(out, verb->examples, "  ");
 }
 
-/* scdoc gives a meaning to these; a backslash takes it away. */
+/* scdoc gives a meaning to these, to some at the start of a line only; a backslash takes it away. */
 static void print_escaped(FILE *out, const char *text) {
+    bool line_start = true;
     for (; *text; ++text) {
-        if (strchr("_*\\<>#[]", *text)) fputc('\\', out);
+        if (strchr("_*\\<>#[]", *text) || (line_start && strchr("-.", *text))) fputc('\\', out);
         fputc(*text, out);
+        line_start = *text == '\n';
     }
 }
 

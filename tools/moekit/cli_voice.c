@@ -165,6 +165,12 @@ bool cli_file_exists(const char *path) {
     return stat(path, &info) == 0;
 }
 
+int cli_output_check(cli_args *args, const char *path) {
+    struct stat info;
+    if (stat(path, &info) != 0 || S_ISREG(info.st_mode)) return 0;
+    return cli_fail(args, MOE_ERR_ARGUMENT, "%s: is there and is no plain file; name another", path);
+}
+
 bool cli_program_find(const char *name, char *path, size_t size) {
     const char *list = getenv("PATH");
     for (const char *at = list ? list : ""; *at;) {

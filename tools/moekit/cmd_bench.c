@@ -1,5 +1,5 @@
 /* cmd_bench.c: moekit bench: time of a layer, and of its grouped products alone, on random data.
- * Medians after a warm-up; the yardstick is a dense product of 512 x 512 x 512 measured in the same run.
+ * Medians after a warm-up; the yardstick is the best of half a second of dense 512 x 512 x 512.
  */
 #include "bench_problem.h"
 #include "cli.h"
@@ -7,6 +7,7 @@
 #include <moekit/expert.h>
 #include <moekit/op.h>
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,8 +39,11 @@ static int compare_times(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Seconds of the median run. */
-static moe_status median_time(const bench *b, bench_fn fn, void *arg, double *seconds) {
+typedef struct timing {
+    double median, best; /* seconds */
+} timing;
+
+static moe_status measure(const bench *b, bench_fn fn, void *arg, timing *result) {
     double time[MOST_REPEATS];
     for (int64_t i = -1; i < b->repeats; ++i) { /* run -1 warms caches and threads */
         double start = cli_seconds();
@@ -48,21 +52,21 @@ static moe_status median_time(const bench *b, bench_fn fn, void *arg, double *se
         if (i >= 0) time[i] = cli_seconds() - start;
     }
     qsort(time, (size_t)b->repeats, sizeof *time, compare_times);
-    *seconds = time[b->repeats / 2];
+    *result = (timing){.median = time[b->repeats / 2], .best = time[0]};
     return MOE_OK;
 }
 
 static moe_status print_time(bench *b, const char *what, bench_fn fn, void *arg, double flop) {
-    double seconds;
-    moe_status status = median_time(b, fn, arg, &seconds);
+    timing time;
+    moe_status status = measure(b, fn, arg, &time);
     if (status != MOE_OK) return status;
-    double rate = flop / seconds * 1e-9, share = rate / b->yardstick;
+    double rate = flop / time.median * 1e-9, share = rate / b->yardstick;
     if (b->args->json)
-        printf("%s{\"what\":\"%s\",\"ms\":%.6g,\"gflops\":%.6g,\"share\":%.4g}", b->first_line ? "" : ",",
-               what, seconds * 1e3, rate, share);
+        printf("%s{\"what\":\"%s\",\"ms\":%.6g,\"best_ms\":%.6g,\"gflops\":%.6g,\"share\":%.4g}",
+               b->first_line ? "" : ",", what, time.median * 1e3, time.best * 1e3, rate, share);
     else
-        printf("%-22s %10.3f ms %9.2f GFLOP/s %6.0f%% of the yardstick\n", what, seconds * 1e3, rate,
-               100 * share);
+        printf("%-22s %9.3f ms (best %.3f) %9.2f GFLOP/s, %.0f%% of the yardstick\n", what, time.median * 1e3,
+               time.best * 1e3, rate, 100 * share);
     b->first_line = false;
     return MOE_OK;
 }
@@ -105,10 +109,15 @@ static moe_status measure_yardstick(bench *b) {
     op.rows.b = w;
     op.rows.c = c;
     op.rows.lda = op.rows.ldb = op.rows.ldc = n;
-    double seconds;
-    moe_status status = median_time(b, run_rows, &op, &seconds);
-    if (status == MOE_OK) b->yardstick = 2.0 * (double)(n * n * n) / seconds * 1e-9;
-    return status;
+    double best = INFINITY, start = cli_seconds();
+    while (cli_seconds() - start < 0.5) { /* many runs: a busy machine must not make it short */
+        double before = cli_seconds();
+        moe_status status = run_rows(&op);
+        if (status != MOE_OK) return status;
+        best = fmin(best, cli_seconds() - before);
+    }
+    b->yardstick = 2.0 * (double)(n * n * n) / best * 1e-9;
+    return MOE_OK;
 }
 
 static moe_status run_inference(void *arg) {
@@ -337,8 +346,8 @@ const cli_verb cmd_bench = {
              "is as in the example.\n"
              "\n"
              "Prints the median time and GFLOP/s of the expert products: 6*T*K*d*n forward and three\n"
-             "times that with backward (4 where the activation is not gated). The share is of a dense\n"
-             "512 x 512 x 512 product by the same kernels in the same run.\n",
+             "times that with backward (4 where the activation is not gated). The share is of the\n"
+             "best run of a dense 512 x 512 x 512 product by the same kernels.\n",
     .examples = "moekit bench layer e8,t4096,d256,n256,k2\n"
                 "moekit bench gemm e64,t8192,d512,n256,k4,skew=zipf1.0 --threads 1 --isa avx2\n",
     .options = options,

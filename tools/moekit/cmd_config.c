@@ -73,8 +73,29 @@ static int show(cli_args *args) {
     return 0;
 }
 
-static int explain(cli_args *args) {
+static void print_option_json(const moe_option *row) {
     char range[256], variable[128];
+    describe_range(row, range, sizeof range);
+    environment_name(row, variable, sizeof variable);
+    printf("{\"key\":\"%s\",\"type\":\"%s\",\"range\":", row->key, type_name(row->type));
+    cli_json_string(stdout, range);
+    printf(",\"default\":");
+    cli_json_string(stdout, row->initial);
+    printf(",\"help\":");
+    cli_json_string(stdout, row->help);
+    printf(",\"aliases\":\"%s\",\"environment\":\"%s\"}", row->aliases, variable);
+}
+
+static void print_explanation(const moe_option *row) {
+    char range[256], variable[128];
+    describe_range(row, range, sizeof range);
+    environment_name(row, variable, sizeof variable);
+    printf("%s\n    %s\n    %s%s%s; default %s\n    environment %s\n", row->key, row->help,
+           type_name(row->type), *range ? ": " : "", range, *row->initial ? row->initial : "empty", variable);
+    if (*row->aliases) printf("    also known as %s\n", row->aliases);
+}
+
+static int explain(cli_args *args) {
     moe_lm_config_entry entry;
     moe_error error;
     if (args->n_operands < 2)
@@ -82,14 +103,14 @@ static int explain(cli_args *args) {
     for (int i = 1; i < args->n_operands; ++i) {
         moe_status status = moe_lm_config_find(args->config, args->operand[i], &entry, &error);
         if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
-        const moe_option *row = entry.option;
-        describe_range(row, range, sizeof range);
-        environment_name(row, variable, sizeof variable);
-        printf("%s%s\n    %s\n    %s%s%s; default %s\n    environment %s\n", i > 1 ? "\n" : "", row->key,
-               row->help, type_name(row->type), *range ? ": " : "", range,
-               *row->initial ? row->initial : "empty", variable);
-        if (*row->aliases) printf("    also known as %s\n", row->aliases);
+        if (i > 1) printf(args->json ? ",\n " : "\n");
+        if (args->json && i == 1) printf("[");
+        if (args->json)
+            print_option_json(entry.option);
+        else
+            print_explanation(entry.option);
     }
+    if (args->json) printf("]\n");
     return 0;
 }
 
@@ -101,7 +122,8 @@ static int check(cli_args *args) {
     if (code) return code;
     moe_status status = moe_lm_config_check(args->config, &error);
     if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
-    for (int i = 1; i < args->n_operands; ++i) printf("%s: good\n", args->operand[i]);
+    for (int i = 1; i < args->n_operands && !args->json; ++i) printf("%s: good\n", args->operand[i]);
+    if (args->json) printf("{\"good\":true}\n");
     return 0;
 }
 
@@ -134,7 +156,6 @@ static void print_markdown(const moe_lm_config *config) {
 }
 
 static int list_options(cli_args *args) {
-    char range[256];
     if (cli_flag(args, "markdown")) {
         print_markdown(args->config);
         return 0;
@@ -142,19 +163,11 @@ static int list_options(cli_args *args) {
     for (size_t i = 0; i < moe_lm_config_count(args->config); ++i) {
         moe_lm_config_entry entry;
         moe_lm_config_entry_get(args->config, i, &entry);
-        const moe_option *row = entry.option;
-        describe_range(row, range, sizeof range);
-        if (args->json) {
-            printf("%s{\"key\":\"%s\",\"default\":", i ? ",\n " : "[", row->key);
-            cli_json_string(stdout, row->initial);
-            printf(",\"takes\":");
-            cli_json_string(stdout, *range ? range : type_name(row->type));
-            printf(",\"help\":");
-            cli_json_string(stdout, row->help);
-            printf(",\"aliases\":\"%s\"}", row->aliases);
-        } else {
-            printf("%-30s %-10s %s\n", row->key, row->initial, row->help);
-        }
+        if (args->json) printf(i ? ",\n " : "[");
+        if (args->json)
+            print_option_json(entry.option);
+        else
+            printf("%-30s %-10s %s\n", entry.option->key, entry.option->initial, entry.option->help);
     }
     if (args->json) printf("]\n");
     return 0;
@@ -181,8 +194,11 @@ const cli_verb cmd_config = {
     .operands = "show|explain|check|options [FILE|KEY]... [KEY=VALUE]...",
     .summary = "show, explain and check settings",
     .about = "show [FILE]...: every setting as a run would have it; --origin tells who set it.\n"
+             "\n"
              "explain KEY...: what it means, its limits, its default, its other names.\n"
+             "\n"
              "check FILE...: whether a run would accept the files.\n"
+             "\n"
              "options: every key with its default.\n"
              "\n"
              "Who speaks later wins: defaults, /etc/moekit/config.yaml,\n"

@@ -10,7 +10,7 @@ typedef struct doctor {
     cli_args *args;
     bool first_key; /* of the JSON object */
     int n_findings;
-    char finding[8][256];
+    char finding[8][768];
 } doctor;
 
 static void tell(doctor *self, const char *key, const char *value) {

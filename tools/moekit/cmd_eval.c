@@ -44,7 +44,7 @@ static int find_files(cli_args *args, evaluation *eval) {
     else if (run)
         code = run_files_path(args, run, "eval.json", eval->json);
     if (cli_flag(args, "dry-run")) eval->json[0] = '\0';
-    return code;
+    return code == 0 && *eval->json ? cli_output_check(args, eval->json) : code;
 }
 
 /* The compressors get the very bytes the model gets. With --bytes these are a part of the file. */

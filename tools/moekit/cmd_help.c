@@ -7,8 +7,21 @@ static const cli_option options[] = {
     {NULL,  0, NULL, NULL                               }
 };
 
+static void print_verbs_json(void) {
+    for (const cli_verb *const *verb = cli_verbs; *verb; ++verb) {
+        printf("%s{\"name\":\"%s\",\"summary\":", verb == cli_verbs ? "[" : ",\n ", (*verb)->name);
+        cli_json_string(stdout, (*verb)->summary);
+        printf("}");
+    }
+    printf("]\n");
+}
+
 static int run(cli_args *args) {
     bool man = cli_flag(args, "man");
+    if (args->n_operands == 0 && args->json) {
+        print_verbs_json();
+        return 0;
+    }
     if (args->n_operands == 0) {
         man ? cli_man_program(stdout) : cli_help_program(stdout);
         return 0;

@@ -161,10 +161,9 @@ const cli_verb cmd_train = {
              "(MOEKIT_TRAIN_STEPS for train.steps), then the command line. 'moekit config options'\n"
              "lists every key.\n"
              "\n"
-             "The directory must not exist: nothing is overwritten (--move-old renames it first). With "
-             "--resume an existing run goes\n"
-             "on from its newest complete checkpoint, bit for bit as if it had not stopped; without a\n"
-             "file it takes the settings it was started with.\n"
+             "The directory must not exist: nothing is overwritten (--move-old renames it first). With\n"
+             "--resume an existing run goes on from its newest complete checkpoint, bit for bit as if it\n"
+             "had not stopped; without a file it takes the settings it was started with.\n"
              "\n"
              "SIGINT or SIGTERM finishes the step, saves a checkpoint and exits with 130 or 143; a\n"
              "second one stops at once. docs/run-directory.md says what a run leaves behind.\n",

@@ -19,7 +19,7 @@ static void draw_living(train_line *self, char *text) {
 
 void train_line_show(void *user, const moe_lm_progress *now) {
     train_line *self = user;
-    char text[512];
+    char text[4608]; /* an event names a path */
     self->latest = *now;
     self->latest.event = NULL;
     if (self->args->quiet) return;

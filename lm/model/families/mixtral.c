@@ -134,7 +134,7 @@ static moe_status read_losses(const json_t *root, moe_lm_config *config, moe_err
     return MOE_OK;
 }
 
-static moe_status read(const json_t *root, moe_lm_config *config, moe_error *error) {
+static moe_status config_read(const json_t *root, moe_lm_config *config, moe_error *error) {
     MOEI_TRY(read_fields(root, config, error));
     MOEI_TRY(read_limits(root, config, error));
     MOEI_TRY(read_rope(root, config, error));
@@ -159,7 +159,7 @@ static int write_fixed(const moe_lm_config *config, json_t *root) {
     return failed;
 }
 
-static moe_status write(const moe_lm_config *config, json_t *root, moe_error *error) {
+static moe_status config_write(const moe_lm_config *config, json_t *root, moe_error *error) {
     int failed = write_fixed(config, root);
     for (size_t i = 0; i < COUNT(fields); ++i)
         failed |= json_object_set_new(root, fields[i].theirs, moelm_family_value(config, fields[i].ours));
@@ -262,4 +262,4 @@ static moe_status visit(const moe_lm *lm, moelm_slice_fn fn, void *user) {
     return visit_table(&v, "lm_head.weight", &lm->head);
 }
 
-const moelm_family moelm_family_mixtral = {"mixtral", fits, read, write, visit};
+const moelm_family moelm_family_mixtral = {"mixtral", fits, config_read, config_write, visit};

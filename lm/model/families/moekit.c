@@ -31,12 +31,12 @@ static moe_status read_section(const json_t *root, const char *section, moe_lm_c
     return MOE_OK;
 }
 
-static moe_status read(const json_t *root, moe_lm_config *config, moe_error *error) {
+static moe_status config_read(const json_t *root, moe_lm_config *config, moe_error *error) {
     MOEI_TRY(read_section(root, "model", config, error));
     return read_section(root, "moe", config, error);
 }
 
-static moe_status write(const moe_lm_config *config, json_t *root, moe_error *error) {
+static moe_status config_write(const moe_lm_config *config, json_t *root, moe_error *error) {
     json_t *model = json_object(), *moe = json_object();
     int failed = json_object_set_new(root, "architectures", json_pack("[s]", "MoekitForCausalLM"));
     failed |= json_object_set_new(root, "moekit_version", json_string(moe_version_string()));
@@ -66,4 +66,4 @@ static moe_status visit(const moe_lm *lm, moelm_slice_fn fn, void *user) {
     return MOE_OK;
 }
 
-const moelm_family moelm_family_moekit = {"moekit", fits, read, write, visit};
+const moelm_family moelm_family_moekit = {"moekit", fits, config_read, config_write, visit};

@@ -9,8 +9,8 @@
 #include "kernel/kernel_list.h"
 
 enum {
-    MB = 256,        /* rows of a task at most */
-    MB_MIN = 64,     /* and at least, where threads would have nothing to do */
+    MB = 504,        /* rows of a task at most: whole tiles of 14 and of 6, also when halved twice */
+    MB_MIN = 126,    /* and at least, where threads would have nothing to do */
     A_LD = KC + 16,  /* row stride of packed A */
     STREAM_ROWS = 4, /* up to so many rows read B where it is: packing would cost as much as the product */
     COLUMN_ALIGN = MOEI_DWEIGHT_COLS
@@ -81,8 +81,10 @@ static void pack_b_trans(const float *b, int64_t ldb, const moei_columns *cols, 
             const float *from = b + (cols->first[run] + j) * ldb + k0;
             for (int64_t k = 0; k < kc; k += VF_N) {
                 vf block[VF_N];
-                for (int64_t i = 0; i < VF_N; ++i)
+                for (int64_t i = 0; i < VF_N; ++i) {
                     block[i] = j + i < cols->width ? vf_load_upto(from + i * ldb + k, kc - k) : vf_zero();
+                    if (j + i + VF_N < cols->width) __builtin_prefetch(from + (i + VF_N) * ldb + k);
+                }
                 vf_transpose(block);
                 for (int64_t i = 0; i < moei_min(VF_N, kc - k); ++i) vf_store(to + (k + i) * NR, block[i]);
             }
@@ -98,8 +100,8 @@ static __attribute__((noinline)) void tile_rows(int mr, const float *a, const fl
 /* B_g[k0 .. k0+kc, run] times a few rows, B read where it is, four rows of it at a time: the chain of
  * every element is that of the tile. */
 static void stream_block(const moei_rows *a, const moei_rows_task *task, const float *b, int64_t ldb,
-                         int64_t k0, int64_t kc, float *block) {
-    int64_t rows = task->end - task->row, width = task->cols.width;
+                         int64_t k0, int64_t k_left, float *block) {
+    int64_t rows = task->end - task->row, width = task->cols.width, kc = moei_min(KC, k_left);
     for (int64_t k = 0; k < kc; k += 4) {
         int64_t steps = moei_min(4, kc - k);
         for (int64_t i = 0; i < rows; ++i) {
@@ -109,6 +111,8 @@ static void stream_block(const moei_rows *a, const moei_rows_task *task, const f
                 const float *from = b + k * ldb + j;
                 vf acc = k ? vf_load(at) : vf_zero();
                 if (steps == 4 && width - j >= VF_N) {
+                    for (int64_t s = AHEAD; s < AHEAD + 4 && i == 0; ++s)
+                        if (k + s < k_left) __builtin_prefetch(from + s * ldb);
                     acc = vf_fma(vf_set1(x[0]), vf_load(from), acc);
                     acc = vf_fma(vf_set1(x[1]), vf_load(from + ldb), acc);
                     acc = vf_fma(vf_set1(x[2]), vf_load(from + 2 * ldb), acc);
@@ -228,6 +232,38 @@ static void act_grad_tile(const moei_rows_job *job, const moei_rows_task *task, 
     }
 }
 
+static void fetch_rows(const void *base, int64_t ld, int64_t row, int mr, int64_t first, int64_t width) {
+    for (int i = 0; base && i < mr; ++i) {
+        const float *at = (const float *)base + (row + i) * ld + first;
+        for (int64_t j = 0; j < width; j += LINE) __builtin_prefetch(at + j, 0, 2);
+    }
+}
+
+/* What the epilogue will touch, asked for before the product: its rows are short pieces in many places, which
+ * would be waited for one by one. */
+static void fetch_epilogue(const moei_rows_job *job, const moei_rows_task *task, int64_t row, int mr) {
+    const moe_gemm_rows_args *args = job->args;
+    int64_t first = task->cols.first[0], width = task->cols.width;
+    bool gated = moe_act_gated(args->act);
+    switch (args->epilogue) {
+    case MOE_EPI_STORE:
+        fetch_rows(args->c, args->ldc, row, mr, first, width);
+        break;
+    case MOE_EPI_ACT:
+        fetch_rows(args->h, args->ldh, row, mr, first, width);
+        fetch_rows(args->c, args->ldc, row, mr, first, width);
+        if (gated) fetch_rows(args->c, args->ldc, row, mr, job->width + first, width);
+        break;
+    case MOE_EPI_ACT_GRAD:
+        fetch_rows(args->z, args->ldz, row, mr, first, width);
+        fetch_rows(args->dz, args->ldz, row, mr, first, width);
+        fetch_rows(args->wa, args->ldwa, row, mr, first, width);
+        if (gated) fetch_rows(args->z, args->ldz, row, mr, args->n + first, width);
+        if (gated) fetch_rows(args->dz, args->ldz, row, mr, args->n + first, width);
+        break;
+    }
+}
+
 static void epilogue(const moei_rows_job *job, const moei_rows_task *task, int64_t row, int mr,
                      const float *sum) {
     switch (job->args->epilogue) {
@@ -252,7 +288,7 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
             const float *from = b + k0 * args->ldb + task->cols.first[run];
             float *sum = scratch->sum + run * task->cols.panels * NR;
             float *block = k0 == 0 ? sum : scratch->block;
-            stream_block(a, task, from, args->ldb, k0, moei_min(KC, args->k - k0), block);
+            stream_block(a, task, from, args->ldb, k0, args->k - k0, block);
             for (int i = 0; i < mr && k0; ++i) {
                 for (int64_t j = i * SUM_LD; j < i * SUM_LD + task->cols.width; j += VF_N)
                     vf_store(sum + j, vf_add(vf_load(sum + j), vf_load(block + j)));
@@ -282,6 +318,7 @@ static void rows_task(void *arg, int64_t number, void *memory) {
         for (int64_t row = task.row; row < task.end; row += MR) {
             int mr = (int)moei_min(MR, task.end - row);
             float *sum = args->k <= KC ? scratch->sum : scratch->sum + (row - task.row) * SUM_LD;
+            if (k0 + KC >= args->k) fetch_epilogue(job, &task, row, mr);
             pack_a(&a, row, mr, k0, kc, scratch->a);
             for (int64_t p = 0; p < task.cols.n_runs * task.cols.panels; ++p)
                 tile_rows(mr, scratch->a, scratch->b + p * kc * NR, kc, sum + p * NR, k0 > 0);

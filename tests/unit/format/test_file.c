@@ -125,16 +125,22 @@ static void test_device_full(void **state) {
     assert_true(S_ISCHR(info.st_mode)); /* written to, not replaced */
 }
 
+static bool put_proc(const char *path, const char *text) {
+    FILE *file = fopen(path, "w");
+    bool wrote = file && fputs(text, file) >= 0;
+    return file && fclose(file) == 0 && wrote;
+}
+
 /* A mount table of its own for this process; who is not root becomes root of a user namespace first. */
 static bool make_own_mounts(void) {
-    uid_t uid = geteuid();
-    if (unshare(uid == 0 ? CLONE_NEWNS : CLONE_NEWNS | CLONE_NEWUSER) != 0) return false;
-    if (uid != 0) {
-        FILE *map = fopen("/proc/self/uid_map", "w");
-        if (!map) return false;
-        bool wrote = fprintf(map, "0 %u 1", (unsigned)uid) > 0;
-        if (fclose(map) != 0 || !wrote) return false;
-    }
+    char users[40], groups[40];
+    bool root = geteuid() == 0;
+    snprintf(users, sizeof users, "0 %u 1", (unsigned)geteuid());
+    snprintf(groups, sizeof groups, "0 %u 1", (unsigned)getegid());
+    if (unshare(root ? CLONE_NEWNS : CLONE_NEWNS | CLONE_NEWUSER) != 0) return false;
+    if (!root && !(put_proc("/proc/self/setgroups", "deny") && put_proc("/proc/self/uid_map", users) &&
+                   put_proc("/proc/self/gid_map", groups)))
+        return false;
     return mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0;
 }
 

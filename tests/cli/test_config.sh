@@ -1,0 +1,85 @@
+#!/bin/bash
+# Settings: who wins, where a value comes from, what is wrong in a file and where.
+. "$(dirname "$0")/support/common.sh"
+mkdir -p xdg/moekit
+value() { "$MOEKIT" config show "$@" 2>&1 | sed -n 's/^moe\.num_experts=//p'; }
+want() { # VALUE ARGUMENT...
+    local want=$1 got
+    shift
+    got=$(value "$@")
+    [ "$got" = "$want" ] || complain "moe.num_experts is '$got', not '$want', with: $*"
+}
+
+# each stage over the one before
+want 8
+echo 'moe: {num_experts: 10}' >xdg/moekit/config.yaml
+want 10
+echo 'moe: {num_experts: 11, top_k: 1}' >first.yaml
+want 11 first.yaml
+echo 'num_moe_experts: 12' >second.yaml
+want 12 first.yaml second.yaml
+want 11 second.yaml first.yaml
+export MOEKIT_MOE_NUM_EXPERTS=13
+want 13 first.yaml
+want 14 first.yaml moe.num_experts=14
+want 14 first.yaml --moe.num_experts 14
+want 14 first.yaml --moe.num_experts=14
+want 14 first.yaml --moe.num-experts=14
+want 14 first.yaml --set moe.num_experts=14
+want 14 first.yaml --num_moe_experts 14
+want 15 first.yaml moe.num_experts=14 moe.num_experts=15
+expect 0 "$MOEKIT" config show --origin first.yaml moe.activation=gelu
+says out '^MOEKIT_MOE_NUM_EXPERTS +moe.num_experts=13'
+says out '^first.yaml:1 +moe.top_k=1'
+says out '^command line +moe.activation=gelu'
+says out '^default +moe.capacity_factor=0'
+expect 0 "$MOEKIT" config show --changed first.yaml
+says out '^moe.top_k=1'
+grep -q 'capacity_factor' out && complain '--changed shows a default'
+unset MOEKIT_MOE_NUM_EXPERTS
+rm xdg/moekit/config.yaml
+
+# a flag may stand alone before another option
+expect 0 "$MOEKIT" config show --moe.expert_bias --changed
+says out '^moe.expert_bias=true'
+
+expect 0 "$MOEKIT" config show --json first.yaml
+json out
+expect 0 "$MOEKIT" config options --json
+json out
+expect 0 "$MOEKIT" config explain num_moe_experts moe.drop_policy
+says out '^moe.num_experts'
+says out 'probs, position'
+says out 'MOEKIT_MOE_DROP_POLICY'
+expect 0 "$MOEKIT" config explain --json moe.top_k
+json out
+expect 2 "$MOEKIT" config explain nonsense.key
+says err 'unknown key'
+expect 2 "$MOEKIT" config explode
+says err 'show, explain, check or options'
+
+# what is wrong in a file: its name, the line, the column, what was probably meant
+printf 'moe:\n  num_experts: 8\n  top_kk: 2\n' >unknown.yaml
+expect 2 "$MOEKIT" config check unknown.yaml
+says err 'unknown\.yaml:3:[0-9]+: .*moe\.top_k'
+printf 'moe:\n  num_experts: many\n' >word.yaml
+expect 2 "$MOEKIT" config check word.yaml
+says err "word\.yaml:2:[0-9]+: .*'many' is not a whole number"
+printf 'moe:\n  num_experts: -3\n' >range.yaml
+expect 2 "$MOEKIT" config check range.yaml
+says err 'range\.yaml:2:.*outside'
+printf 'moe: {num_experts: 8\ntrain: [\n' >broken.yaml
+"$MOEKIT" config check broken.yaml 2>err
+code=$?
+[ $code -eq 2 ] || [ $code -eq 3 ] || complain "a broken YAML file is exit code 2 or 3, not $code"
+says err 'broken\.yaml:[0-9]+:[0-9]+'
+printf 'moe: {num_experts: 2, top_k: 3}\n' >combination.yaml
+expect 2 "$MOEKIT" config check combination.yaml
+says err 'top_k.*3.*2'
+expect 3 "$MOEKIT" config check missing.yaml
+says err 'missing\.yaml'
+expect 0 "$MOEKIT" config check first.yaml
+says out 'first.yaml: good'
+expect 2 env MOEKIT_TRAIN_STEPS=soon "$MOEKIT" config show
+says err 'MOEKIT_TRAIN_STEPS'
+finish

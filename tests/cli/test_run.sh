@@ -1,0 +1,95 @@
+#!/bin/bash
+# From a text to a report, and what must not happen on the way.
+. "$(dirname "$0")/support/common.sh"
+make_config
+
+expect 0 "$MOEKIT" train small.yaml --run run --dry-run
+[ -e run ] && complain 'a dry run made something'
+expect 0 "$MOEKIT" train small.yaml --run run
+says out '^checkpoint  run/checkpoints/step-00000030$'
+says err '^step=10/30 loss=[0-9.]+ aux=[0-9.]+ z=[0-9.]+ lr=[0-9.e-]+ gnorm=[0-9.]+ tok/s=[^ ]+ drop=[0-9.]+% cv='
+grep -q $'\r' err && complain 'a living line without a terminal'
+for name in run.json config.resolved.yaml metrics.jsonl load.bin main.log checkpoints/step-00000030/config.json; do
+    [ -s run/$name ] || complain "run/$name is missing or empty"
+done
+json run/run.json
+says run/run.json 'moekit train small.yaml --run run'
+
+# what is there stays there
+cp run/metrics.jsonl before
+expect 2 "$MOEKIT" train small.yaml --run run
+says err 'run'
+cmp before run/metrics.jsonl || complain 'a refused run changed the old one'
+expect 0 "$MOEKIT" train small.yaml --run run --move-old --train.steps 3 --json --quiet
+silent err
+json out
+cmp before run.1/metrics.jsonl || complain '--move-old lost the old run'
+expect 2 "$MOEKIT" train small.yaml --run run --move-old --resume
+expect 2 "$MOEKIT" train small.yaml
+says err '--run DIR'
+rm -rf run
+mv run.1 run
+
+# the resolved settings repeat the run
+expect 0 "$MOEKIT" train run/config.resolved.yaml --run again -q
+cmp run/checkpoints/step-00000030/model.safetensors again/checkpoints/step-00000030/model.safetensors ||
+    complain 'the resolved settings do not repeat the run'
+
+expect 0 "$MOEKIT" eval --run run
+says out 'moekit'
+says out '^            [0-9.]+  gzip -9$'
+json run/eval.json
+says run/eval.json '"baselines"'
+expect 0 env PATH=/nonexistent "$MOEKIT" eval --run run --dry-run
+says out 'gzip is not on this machine'
+expect 0 "$MOEKIT" eval -m run/checkpoints/step-00000030 --text train.txt --bytes 500 --json
+json out
+expect 0 "$MOEKIT" eval --run run --json -o other.json
+json other.json
+
+expect 0 "$MOEKIT" generate --run run -p 'And the' -n 40 -s 5
+[ "$(wc -c <out)" -eq 41 ] || complain "40 bytes and a line break were wanted: $(wc -c <out)"
+says run/sample.txt '^And the'
+cp out first
+expect 0 "$MOEKIT" generate --run run -p 'And the' -n 40 -s 5 -t 1
+cmp first out || complain 'the same seed drew another text on one thread'
+expect 0 "$MOEKIT" generate --run run -p 'And the' -n 40 -s 6 --no-save
+cmp -s first out && complain 'another seed drew the same text'
+says run/sample.txt "$(head -n 1 first | cut -c 1-8 | sed 's/[^a-z ]/./g')"
+printf 'And "\\ \377 x' >prompt
+expect 0 "$MOEKIT" generate -m run/checkpoints/step-00000030 -f prompt -n 5 --temp 0 --json
+json out
+expect 2 "$MOEKIT" generate --run run -p x -f prompt
+: >nothing
+expect 3 "$MOEKIT" generate --run run -f nothing
+expect 3 "$MOEKIT" generate --run run -f missing
+expect 2 "$MOEKIT" generate -p x
+says err '--run DIR'
+expect 3 "$MOEKIT" generate --run elsewhere
+says err 'elsewhere: no such run'
+
+expect 0 "$MOEKIT" report --run run
+[ "$(cat out)" = run/report.html ] || complain 'report prints its path and nothing else'
+says run/report.html '<svg'
+expect 0 "$MOEKIT" report --run run -o page.html --json
+json out
+[ -s page.html ] || complain 'page.html is missing'
+expect 2 "$MOEKIT" report --run run -o run
+says err 'no plain file'
+expect 3 "$MOEKIT" report --run elsewhere
+expect 2 "$MOEKIT" report
+
+# texts that are not there, or nothing
+expect 3 "$MOEKIT" train small.yaml --run bad data.train=missing.txt
+says err 'missing.txt'
+expect 3 "$MOEKIT" train small.yaml --run bad data.train=nothing
+says err 'nothing'
+expect 3 "$MOEKIT" train small.yaml --run bad data.eval=nothing
+expect 2 "$MOEKIT" train small.yaml --run bad data.train=
+[ -e bad ] && complain 'a run that could not start left a directory'
+expect 3 "$MOEKIT" eval --run run --text missing.txt
+says err 'missing.txt'
+expect 3 "$MOEKIT" eval --run run --text nothing
+expect 3 "$MOEKIT" train nosuch.yaml --run bad
+says err 'nosuch.yaml'
+finish

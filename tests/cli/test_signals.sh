@@ -1,0 +1,70 @@
+#!/bin/bash
+# The first SIGINT or SIGTERM saves and exits with 130 or 143, a second stops at once, --resume goes on.
+. "$(dirname "$0")/support/common.sh"
+make_config
+long=(train.steps=100000 train.log_every=1 train.save_every=0 train.eval_every=0)
+
+# start ARGUMENT...: trains in the background, until two steps are logged.
+start() {
+    : >err
+    "$MOEKIT" train "$@" >out 2>err &
+    pid=$!
+    for _ in $(seq 600); do
+        [ "$(grep -c '^step=.* loss=' err)" -ge 2 ] && return
+        sleep 0.05
+    done
+    complain "did not start: $* $(cat err)"
+}
+
+# stopped SIGNAL CODE RUN: what is in the background ends as it should; `step` is the last it made.
+stopped() {
+    local code=0
+    kill -s "$1" $pid
+    wait $pid || code=$?
+    [ $code -eq "$2" ] || complain "$1: exit code $code, not $2: $(tail -n 3 err)"
+    says err "train --resume --run $3"
+    says out "^checkpoint  $3/checkpoints/step-[0-9]+$"
+    [ -s "$(sed -n 's/^checkpoint  //p' out)/model.safetensors" ] || complain "$1: no checkpoint was saved"
+    step=$(sed -n 's/^checkpoint.*step-0*//p' out)
+    says err "^step=$step/100000 loss="
+}
+
+start small.yaml --run first "${long[@]}"
+stopped INT 130 first
+start small.yaml --run second "${long[@]}"
+stopped TERM 143 second
+
+# it goes on where it stopped, with the settings it had, and does no step twice
+before=$step
+start --resume --run second
+stopped INT 130 second
+[ "$step" -gt "$before" ] || complain "the resumed run went from step $before to $step"
+says err "^step=$((before + 1))/100000 loss="
+grep -q "^step=$before/100000 loss" err && complain 'a step was done twice'
+
+# --resume where nothing is to be resumed
+expect 3 "$MOEKIT" train --resume --run nowhere
+says err 'nowhere'
+
+# impatience: two signals at once stop it even in the middle of a step
+start small.yaml --run third "${long[@]}"
+kill -s STOP $pid
+kill -s INT $pid
+kill -s TERM $pid
+kill -s CONT $pid
+code=0
+wait $pid || code=$?
+[ $code -eq 130 ] || [ $code -eq 143 ] || complain "two signals: exit code $code"
+
+# an interrupted text is whole up to where it was stopped
+expect 0 "$MOEKIT" train small.yaml --run text -q
+: >out
+"$MOEKIT" generate --run text -p And -n 100000000 >out 2>err &
+pid=$!
+until [ -s out ] || ! kill -0 $pid; do sleep 0.05; done
+kill -s INT $pid
+code=0
+wait $pid || code=$?
+[ $code -eq 130 ] || complain "generate: exit code $code after SIGINT: $(cat err)"
+says text/sample.txt '^And'
+finish

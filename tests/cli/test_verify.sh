@@ -1,0 +1,64 @@
+#!/bin/bash
+# verify, bench and doctor: good layers pass, a limit of nothing fails with 5, bad descriptions with 2.
+. "$(dirname "$0")/support/common.sh"
+unset OMP_NUM_THREADS
+
+expect 0 "$MOEKIT" verify grad
+says out '^gate.weight .*ok'
+says out '^x .*ok'
+expect 0 "$MOEKIT" verify grad --moe.activation gelu --moe.expert_bias --moe.num_shared_experts 1 moe.capacity_factor=1
+says out '^shared.down.bias .*ok'
+expect 0 "$MOEKIT" verify grad --json moe.score_before_topk=true moe.norm_topk_prob=true
+json out
+says out '"passed":true'
+expect 5 "$MOEKIT" verify grad --limit 0
+says out 'FAILED'
+says err 'differences'
+expect 2 "$MOEKIT" verify grad moe.top_k=9 moe.num_experts=3
+says err 'top_k'
+expect 2 "$MOEKIT" verify grad --moe.activation tanh
+says err 'swiglu'
+expect 2 "$MOEKIT" verify
+says err 'verify grad'
+expect 2 "$MOEKIT" verify grad train.steps=3
+says err "unknown option 'train.steps'"
+
+for isa in ref avx2 avx512; do
+    "$MOEKIT" verify determinism --isa $isa >out 2>err
+    code=$?
+    if [ $code -eq 8 ]; then
+        echo "skipped: $isa: $(cat err)"
+        continue
+    fi
+    [ $code -eq 0 ] || complain "verify determinism --isa $isa: exit code $code: $(cat out err)"
+    says out '^4 threads +ok'
+    says out '^each token alone and in the batch +ok'
+done
+expect 0 "$MOEKIT" verify determinism --json moe.capacity_factor=1.0 moe.input_jitter_eps=0.1
+json out
+expect 2 "$MOEKIT" verify determinism --isa sparc
+says err 'sparc'
+
+expect 0 "$MOEKIT" bench layer e4,t64,d32,n32,k2 --repeat 1
+says out '^forward and backward .*GFLOP/s'
+expect 0 "$MOEKIT" bench gemm e4,t64,d32,n32,k2,skew=zipf1.0,act=gelu --repeat 1 --json
+json out
+expect 0 "$MOEKIT" bench layer e4,t64,d32,n32,k2,skew=even,shared1 --repeat 1 --json
+says out '"load_max":1,'
+expect 2 "$MOEKIT" bench layer e4,k5
+says err 'k from 1 to e'
+expect 2 "$MOEKIT" bench layer e8,wide
+says err "'wide'"
+expect 2 "$MOEKIT" bench layers
+says err "'layer' or 'gemm'"
+
+expect 0 "$MOEKIT" doctor
+says out '^kernel gemm_rows +gemm_rows__'
+says out '^all is well'
+expect 0 "$MOEKIT" doctor --json
+json out
+expect 1 env MOEKIT_ISA=sparc "$MOEKIT" doctor
+says out 'off: .*sparc'
+expect 1 env MOEKIT_NUM_THREADS=1000 "$MOEKIT" doctor
+says out 'more threads than cores'
+finish

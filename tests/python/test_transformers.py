@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""transformers loads what moekit saves: the same logits, the same greedy text, also for a trained-looking model.
+
+Random small models in Mixtral's form, written through libmoekit-lm's C interface; logits to 1e-4 of the largest.
+Runs under $MOEKIT_PYTHON where that is set. Exit code 77: torch or transformers is not installed.
+"""
+import ctypes
+import os
+import sys
+import tempfile
+
+python = os.environ.get("MOEKIT_PYTHON")
+if python and os.environ.get("MOEKIT_PYTHON_USED") != python:
+    os.environ["MOEKIT_PYTHON_USED"] = python
+    os.execvp(python, [python, *sys.argv])
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+try:
+    import torch
+    import transformers
+except ImportError as error:
+    print(f"skipped: tests/python/test_transformers.py: no module named '{error.name}' in {sys.executable}")
+    sys.exit(77)
+
+COMMON = {
+    "model.vocab_size": 64, "model.d_model": 32, "model.n_layers": 3, "model.n_heads": 4, "model.n_kv_heads": 2,
+    "model.context": 48, "model.init_std": 0.15, "model.norm_eps": 1e-5, "moe.num_experts": 6, "moe.top_k": 2,
+    "moe.expert_hidden_size": 40,
+}
+# name -> what differs from COMMON
+CASES = {
+    "grouped heads": {},
+    "tied embeddings": {"model.tie_embeddings": "true", "model.n_kv_heads": 4},
+    "wide heads, other rotary base": {"model.head_dim": 24, "model.rope_base": 500000},
+    "defaults of bytes": {"model.vocab_size": 256, "model.n_kv_heads": 0, "moe.top_k": 0, "moe.num_experts": 8},
+    "renormalised scores, losses": {
+        "moe.score_before_topk": "true", "moe.norm_topk_prob": "true", "moe.z_loss_coeff": 0.01,
+        "moe.aux_loss_coeff": 0.02, "moe.input_jitter_eps": 0.1, "moe.top_k": 3,
+    },
+}
+N_SEQ, LENGTH, PROMPT, NEW = 2, 40, 6, 30
+
+
+class ContextDesc(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("device", ctypes.c_int), ("n_threads", ctypes.c_int32),
+                ("isa", ctypes.c_char_p), ("seed", ctypes.c_uint64), ("host", ctypes.c_void_p * 3),
+                ("log", ctypes.c_void_p), ("log_user", ctypes.c_void_p)]
+
+
+class Error(ctypes.Structure):
+    _fields_ = [("status", ctypes.c_int), ("text", ctypes.c_char * 500)]
+
+
+class Sampler(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("temperature", ctypes.c_float), ("top_k", ctypes.c_int32),
+                ("top_p", ctypes.c_float), ("seed", ctypes.c_uint64)]
+
+
+TOKEN_FN = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32)
+
+
+def open_library():
+    command = os.environ.get("MOEKIT")
+    folder = os.environ.get("MOEKIT_LIB") or (os.path.dirname(command) if command else "")
+    library = ctypes.CDLL(os.path.join(folder, "libmoekit-lm.so"))
+    library.moe_ctx_error.restype = ctypes.c_char_p
+    return library
+
+
+class Model:
+    """One random model, its context and its configuration."""
+
+    def __init__(self, library, settings):
+        self.library = library
+        self.ctx, self.lm, config, error = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p(), Error()
+        desc = ContextDesc(size=ctypes.sizeof(ContextDesc), n_threads=2, seed=2024)
+        for status in (library.moe_ctx_create(ctypes.byref(desc), ctypes.byref(self.ctx), ctypes.byref(error)),
+                       library.moe_lm_config_create(ctypes.byref(config), ctypes.byref(error))):
+            assert status == 0, error.text
+        for key, value in settings.items():
+            status = library.moe_lm_config_set(config, key.encode(), str(value).encode(), b"test", ctypes.byref(error))
+            assert status == 0, error.text
+        self.check(library.moe_lm_create(self.ctx, config, ctypes.byref(self.lm)))
+        library.moe_lm_config_destroy(config)
+
+    def check(self, status):
+        assert status == 0, self.library.moe_ctx_error(self.ctx).decode()
+
+    def save(self, directory):
+        self.check(self.library.moe_lm_save(self.lm, directory.encode()))
+
+    def logits(self, tokens, vocab):
+        n_seq, length = tokens.shape
+        flat = (ctypes.c_int32 * tokens.numel())(*tokens.flatten().tolist())
+        out = (ctypes.c_float * (tokens.numel() * vocab))()
+        shape = (ctypes.c_int64(n_seq), ctypes.c_int64(length))
+        self.check(self.library.moe_lm_reserve(self.lm, *shape, 0))
+        self.check(self.library.moe_lm_logits(self.lm, flat, *shape, out))
+        return torch.tensor(list(out)).reshape(n_seq, length, vocab)
+
+    def greedy(self, prompt, n_new):
+        tokens, sampler = [], Sampler(size=ctypes.sizeof(Sampler))
+        take = TOKEN_FN(lambda _, token: tokens.append(token) or True)
+        flat = (ctypes.c_int32 * len(prompt))(*prompt)
+        self.check(self.library.moe_lm_generate(self.lm, flat, ctypes.c_int64(len(prompt)), ctypes.c_int64(n_new),
+                                                ctypes.byref(sampler), take, None))
+        return tokens
+
+    def close(self):
+        self.library.moe_lm_destroy(self.lm)
+        self.library.moe_ctx_destroy(self.ctx)
+
+
+def compare(library, name, changes, directory):
+    settings = {**COMMON, **changes}
+    ours = Model(library, settings)
+    ours.save(directory)
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    assert type(theirs).__name__ == "MixtralForCausalLM", type(theirs)
+    for trouble in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        assert not info[trouble], f"{name}: {trouble}: {info[trouble]}"
+    theirs.eval()
+
+    vocab = settings["model.vocab_size"]
+    torch.manual_seed(7)
+    tokens = torch.randint(0, vocab, (N_SEQ, LENGTH))
+    with torch.no_grad():
+        right = theirs(tokens).logits
+        wanted = theirs.generate(tokens[:1, :PROMPT], max_new_tokens=NEW, do_sample=False)[0, PROMPT:].tolist()
+    off = ((ours.logits(tokens, vocab) - right).abs().max() / right.abs().max()).item()
+    text = ours.greedy(tokens[0, :PROMPT].tolist(), NEW)
+    ours.close()
+    assert off < 1e-4, f"{name}: logits off by {off:g} of the largest"
+    assert len(wanted) == NEW, f"{name}: transformers stopped after {len(wanted)} tokens"
+    assert text == wanted, f"{name}: greedy text {text}, transformers {wanted}"
+    print(f"ok: {name}: logits off by {off:.1e} of the largest, {NEW} greedy tokens the same")
+
+
+def main():
+    transformers.logging.set_verbosity_error()
+    library = open_library()
+    with tempfile.TemporaryDirectory() as top:
+        for index, (name, changes) in enumerate(CASES.items()):
+            compare(library, name, changes, os.path.join(top, str(index)))
+
+
+main()
