@@ -5,6 +5,8 @@
 #include "experts/activation.h"
 #include "layer/layer_desc.h"
 
+#include <stddef.h>
+
 typedef struct checker {
     moe_ctx *ctx;
     moe_status status; /* of the first rule broken */
@@ -223,12 +225,29 @@ static void check_losses(checker *c, const moe_layer_desc *d) {
     rule(c, !moei_is(d->aux_map, "actual"), balance, "aux_map", "needs a balance loss");
 }
 
+/* Without routed experts there is no router: its settings, from router_bias to aux_map, stay at their
+ * defaults. */
+static void check_no_router(checker *c, const moe_layer_desc *d) {
+    const moei_option_table table = moei_layer_option_table();
+    for (size_t i = 0; i < table.count; ++i) {
+        const moe_option *row = &table.row[i];
+        char text[64];
+        if (row->offset < offsetof(moe_layer_desc, router_bias) ||
+            row->offset >= offsetof(moe_layer_desc, init_scheme))
+            continue;
+        moei_option_get(row, d, text, sizeof text);
+        rule(c, strcmp(text, row->initial) != 0, false, row->key, "is of the router, and num_experts is 0");
+    }
+}
+
 moe_status moei_layer_desc_check(moe_ctx *ctx, const moe_layer_desc *d) {
     checker c = {ctx, MOE_OK};
     check_shape(&c, d);
     check_activation(&c, d);
     check_experts(&c, d);
-    if (d->num_experts > 0) {
+    if (d->num_experts == 0) {
+        check_no_router(&c, d);
+    } else {
         check_scores(&c, d);
         check_groups(&c, d);
         check_router(&c, d);

@@ -67,6 +67,7 @@ static const preset presets[] = {
         {"moe.capacity_factor", "1.25"},
         {"moe.capacity_factor_eval", "2"},
         {"moe.capacity_formula", "gshard"},
+        {"moe.min_capacity", "4"},
         {"moe.capacity_group", "sequence"},
         {"moe.drop_policy", "rank_major"},
         {"moe.gshard_loss_coeff", "0.01"}}},

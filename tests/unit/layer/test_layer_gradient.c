@@ -81,14 +81,14 @@ static void corner_shapes(void **state) {
     };
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; ++s)
         for (int order = 0; order < 3; ++order) {
-            moe_layer_desc desc = {.d_model = 5,
-                                   .num_experts = shapes[s].E,
-                                   .top_k = shapes[s].K,
-                                   .expert_hidden_size = 3,
-                                   .aux_loss_coeff = 0.5f,
-                                   .z_loss_coeff = 0.5f};
-            desc.num_shared_experts = shapes[s].E == 0 ? 2 : 0;
-            set_score_order(&desc, order);
+            moe_layer_desc desc = {
+                .d_model = 5, .num_experts = shapes[s].E, .top_k = shapes[s].K, .expert_hidden_size = 3};
+            if (shapes[s].E == 0) {
+                desc.num_shared_experts = 2;
+            } else {
+                desc.aux_loss_coeff = desc.z_loss_coeff = 0.5f;
+                set_score_order(&desc, order);
+            }
             check(desc, shapes[s].T, 1000 + s, &total);
         }
     assert_true(total.checked > 1000);
