@@ -124,17 +124,18 @@ moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
         return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED, "routing: this layer has no routed experts");
     if (layer->max_tokens < 0)
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE, "routing: this layer has not run yet");
-    *view = (moe_routing_view){.n_tokens = layer->routing.n_tokens,
-                               .n_experts = layer->routing.n_experts,
-                               .top_k = layer->routing.top_k,
-                               .dtype = layer->routing.dtype,
-                               .expert = layer->routing.expert,
-                               .selection = layer->router.shows_selection ? layer->routing.selection : NULL,
-                               .capacity = layer->desc.num_groups_outer > 0 ? layer->routing.levels.capacity
-                                                                          : moei_plan_capacity(&layer->plan),
-                               .weight = layer->routing.weight,
-                               .row_of = layer->plan.row_of,
-                               .routed = layer->plan.routed,
-                               .kept = layer->plan.kept};
+    *view =
+        (moe_routing_view){.n_tokens = layer->routing.n_tokens,
+                           .n_experts = layer->routing.n_experts,
+                           .top_k = layer->routing.top_k,
+                           .dtype = layer->routing.dtype,
+                           .expert = layer->routing.expert,
+                           .selection = layer->router.shows_selection ? layer->routing.selection : NULL,
+                           .capacity = layer->desc.num_groups_outer > 0 ? layer->routing.levels.capacity
+                                                                        : moei_plan_capacity(&layer->plan),
+                           .weight = layer->routing.weight,
+                           .row_of = layer->plan.row_of,
+                           .routed = layer->plan.routed,
+                           .kept = layer->plan.kept};
     return MOE_OK;
 }
