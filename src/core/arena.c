@@ -9,3 +9,7 @@ void *moei_arena_take(moei_arena *arena, size_t bytes) {
     arena->used += (bytes + MOEI_ALIGN - 1) / MOEI_ALIGN * MOEI_ALIGN;
     return arena->base ? arena->base + start : NULL;
 }
+
+void *moei_arena_array(moei_arena *arena, int64_t rows, int64_t cols, size_t element) {
+    return moei_arena_take(arena, (size_t)rows * (size_t)cols * element);
+}

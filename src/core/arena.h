@@ -5,6 +5,7 @@
 #define MOEI_ARENA_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 enum { MOEI_ALIGN = 64 }; /* a cache line, and the widest vector */
 
@@ -15,5 +16,8 @@ typedef struct moei_arena {
 
 /* Next `bytes` of the arena, 64-byte aligned; NULL while measuring. */
 void *moei_arena_take(moei_arena *arena, size_t bytes);
+
+/* The same for [rows, cols] of `element` bytes. */
+void *moei_arena_array(moei_arena *arena, int64_t rows, int64_t cols, size_t element);
 
 #endif

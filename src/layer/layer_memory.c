@@ -7,10 +7,6 @@
 
 #include <string.h>
 
-static void *take(moei_arena *arena, int64_t rows, int64_t cols, size_t element) {
-    return moei_arena_take(arena, (size_t)rows * (size_t)cols * element);
-}
-
 static int64_t max_rows(const moe_layer *layer, int64_t T) {
     if (!layer->experts.ops) return 0;
     const int64_t routed = moei_router_max_rows(&layer->router, T);
@@ -24,17 +20,17 @@ static void carve_routing(moe_layer *layer, moei_arena *arena, int64_t T, moe_mo
     const int64_t R = max_rows(layer, T);
     const size_t real = moe_dtype_bytes(layer->desc.dtype);
     layer->routing = moei_routing_carve(&layer->router, arena, T, mode);
-    layer->plan =
-        (moei_plan){.n_experts = (int32_t)E,
-                    .top_k = (int32_t)K,
-                    .capacity = take(arena, moei_plan_max_groups(&layer->capacity, T), 1, sizeof(int64_t)),
-                    .offset = take(arena, E + 1, 1, sizeof(int64_t)),
-                    .routed = take(arena, E, 1, sizeof(int64_t)),
-                    .kept = take(arena, E, 1, sizeof(int64_t)),
-                    .row_token = take(arena, R, 1, sizeof(int32_t)),
-                    .row_slot = take(arena, R, 1, sizeof(int32_t)),
-                    .row_of = take(arena, T, K, sizeof(int32_t)),
-                    .row_weight = take(arena, R, 1, real)};
+    layer->plan = (moei_plan){
+        .n_experts = (int32_t)E,
+        .top_k = (int32_t)K,
+        .capacity = moei_arena_array(arena, moei_plan_max_groups(&layer->capacity, T), 1, sizeof(int64_t)),
+        .offset = moei_arena_array(arena, E + 1, 1, sizeof(int64_t)),
+        .routed = moei_arena_array(arena, E, 1, sizeof(int64_t)),
+        .kept = moei_arena_array(arena, E, 1, sizeof(int64_t)),
+        .row_token = moei_arena_array(arena, R, 1, sizeof(int32_t)),
+        .row_slot = moei_arena_array(arena, R, 1, sizeof(int32_t)),
+        .row_of = moei_arena_array(arena, T, K, sizeof(int32_t)),
+        .row_weight = moei_arena_array(arena, R, 1, real)};
 }
 
 void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode) {
@@ -43,16 +39,16 @@ void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_
     layer->saved = (moei_saved){0};
     if (layer->experts.ops) carve_routing(layer, arena, T, mode);
     if (layer->desc.latent_size > 0) {
-        layer->saved.latent_in = take(arena, T, layer->desc.latent_size, real);
-        layer->saved.latent_out = take(arena, T, layer->desc.latent_size, real);
+        layer->saved.latent_in = moei_arena_array(arena, T, layer->desc.latent_size, real);
+        layer->saved.latent_out = moei_arena_array(arena, T, layer->desc.latent_size, real);
     }
-    if (layer->desc.shared_expert_gate) layer->saved.shared_gate = take(arena, T, 1, real);
+    if (layer->desc.shared_expert_gate) layer->saved.shared_gate = moei_arena_array(arena, T, 1, real);
     if (mode != MOE_TRAIN) return;
     if (layer->experts.ops) {
         const moe_expert_ops *ops = layer->experts.ops;
         layer->saved.expert_rows = moei_arena_take(arena, ops->saved_bytes(layer->experts.self, R));
         if (ops->contiguous && !moei_layer_weighs_input(layer))
-            layer->saved.out_rows = take(arena, R, moei_expert_out(&layer->desc), real);
+            layer->saved.out_rows = moei_arena_array(arena, R, moei_expert_out(&layer->desc), real);
     }
     if (layer->shared.ops)
         layer->saved.shared_rows =
@@ -69,15 +65,15 @@ static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, int6
     const bool train = mode == MOE_TRAIN, gathers = moei_layer_gathers(layer);
     s->route = moei_route_scratch_carve(&layer->router, arena, T, mode);
     s->loss = moei_loss_carve(d, arena, T);
-    s->rows = take(arena, R, d_in > d_out ? d_in : d_out, real);
-    if (gathers) s->in_rows = take(arena, R, d_in, real);
-    if (train && gathers) s->dout_rows = take(arena, R, d_out, real);
+    s->rows = moei_arena_array(arena, R, d_in > d_out ? d_in : d_out, real);
+    if (gathers) s->in_rows = moei_arena_array(arena, R, d_in, real);
+    if (train && gathers) s->dout_rows = moei_arena_array(arena, R, d_out, real);
     if (train && d->latent_size > 0) {
-        s->dlatent_in = take(arena, T, d->latent_size, real);
-        s->dlatent_out = take(arena, T, d->latent_size, real);
+        s->dlatent_in = moei_arena_array(arena, T, d->latent_size, real);
+        s->dlatent_out = moei_arena_array(arena, T, d->latent_size, real);
     }
-    if (train) s->drow_weight = take(arena, R, 1, real);
-    if (train) s->dweight = take(arena, T, layer->router.n_slots, real);
+    if (train) s->drow_weight = moei_arena_array(arena, R, 1, real);
+    if (train) s->dweight = moei_arena_array(arena, T, layer->router.n_slots, real);
     s->experts = moei_arena_take(arena, layer->experts.ops->scratch_bytes(layer->experts.self, R, mode));
 }
 
@@ -86,9 +82,9 @@ moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena,
     if (layer->experts.ops) carve_routed_scratch(layer, arena, T, mode, &s);
     if (layer->shared.ops) {
         s.shared = moei_arena_take(arena, layer->shared.ops->scratch_bytes(layer->shared.self, T, mode));
-        s.shared_offset = take(arena, 2, 1, sizeof(int64_t));
+        s.shared_offset = moei_arena_array(arena, 2, 1, sizeof(int64_t));
         if (layer->desc.shared_expert_gate && mode == MOE_TRAIN)
-            s.shared_dgate = take(arena, T, 1, moe_dtype_bytes(layer->desc.dtype));
+            s.shared_dgate = moei_arena_array(arena, T, 1, moe_dtype_bytes(layer->desc.dtype));
     }
     return s;
 }

@@ -14,25 +14,35 @@ enum { TOKENS_PER_TASK = 64 };
 
 typedef struct loss_row {
     size_t coeff, stat; /* fields of moe_layer_desc (float) and moe_stats (double) */
+    bool always;        /* told even where its coefficient is 0 */
+    bool by_scores;     /* reads prob, which a hierarchical router has not */
     double (*value)(const moei_loss_job *job);
     void (*gradient)(const moei_loss_job *job, double scale, moei_loss_grad *grad);
-    bool always;    /* told even where its coefficient is 0 */
-    bool by_scores; /* reads prob, which a hierarchical router has not */
 } loss_row;
 
-#define LOSS(coeff, stat) offsetof(moe_layer_desc, coeff), offsetof(moe_stats, stat)
+#define COEFF(name) offsetof(moe_layer_desc, name)
+#define STAT(name)  offsetof(moe_stats, name)
 
+/* clang-format off */
 static const loss_row losses[] = {
-    {LOSS(aux_loss_coeff,        aux_loss),        moei_loss_switch,     moei_loss_switch_gradient,     true,  true },
-    {LOSS(seq_aux_loss_coeff,    seq_aux_loss),    moei_loss_sequence,   moei_loss_sequence_gradient,   false, true },
-    {LOSS(global_aux_loss_coeff, global_aux_loss), moei_loss_global,     moei_loss_global_gradient,     false, true },
-    {LOSS(gshard_loss_coeff,     gshard_loss),     moei_loss_gshard,     moei_loss_gshard_gradient,     false, false},
-    {LOSS(importance_loss_coeff, importance_loss), moei_loss_importance, moei_loss_importance_gradient, false,
-     false                                                                                                          },
-    {LOSS(load_loss_coeff,       load_loss),       moei_loss_load,       moei_loss_load_gradient,       false, false},
-    {LOSS(entropy_loss_coeff,    entropy_loss),    moei_loss_entropy,    moei_loss_entropy_gradient,    false, true },
-    {LOSS(z_loss_coeff,          z_loss),          moei_loss_z,          moei_loss_z_gradient,          true,  false},
+    {COEFF(aux_loss_coeff), STAT(aux_loss), true, true,
+     moei_loss_switch, moei_loss_switch_gradient},
+    {COEFF(seq_aux_loss_coeff), STAT(seq_aux_loss), false, true,
+     moei_loss_sequence, moei_loss_sequence_gradient},
+    {COEFF(global_aux_loss_coeff), STAT(global_aux_loss), false, true,
+     moei_loss_global, moei_loss_global_gradient},
+    {COEFF(gshard_loss_coeff), STAT(gshard_loss), false, false,
+     moei_loss_gshard, moei_loss_gshard_gradient},
+    {COEFF(importance_loss_coeff), STAT(importance_loss), false, false,
+     moei_loss_importance, moei_loss_importance_gradient},
+    {COEFF(load_loss_coeff), STAT(load_loss), false, false,
+     moei_loss_load, moei_loss_load_gradient},
+    {COEFF(entropy_loss_coeff), STAT(entropy_loss), false, true,
+     moei_loss_entropy, moei_loss_entropy_gradient},
+    {COEFF(z_loss_coeff), STAT(z_loss), true, false,
+     moei_loss_z, moei_loss_z_gradient},
 };
+/* clang-format on */
 
 enum { LOSSES = sizeof losses / sizeof *losses };
 
@@ -48,24 +58,20 @@ static bool counts_plain(const moe_layer_desc *desc) {
     return desc->aux_map && strcmp(desc->aux_map, "plain") == 0;
 }
 
-static void *take(moei_arena *arena, int64_t rows, int64_t cols, size_t element) {
-    return moei_arena_take(arena, (size_t)rows * (size_t)cols * element);
-}
-
 moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moei_arena *arena, int64_t T) {
     const int64_t E = desc->num_experts, G = looks_at_sequences(desc) && T > 1 ? T : 1;
-    moei_loss_scratch s = {.offset = take(arena, G + 1, 1, sizeof(int64_t)),
-                           .valid = take(arena, G, 1, sizeof(int64_t)),
-                           .count = take(arena, G, E, sizeof(int64_t)),
-                           .total = take(arena, E, 1, sizeof(int64_t)),
-                           .prob_sum = take(arena, G, E, moe_dtype_bytes(desc->dtype)),
-                           .mean = take(arena, E, 1, sizeof(double)),
-                           .prob = take(arena, G, E, sizeof(double)),
-                           .weight = take(arena, E, 1, sizeof(double)),
-                           .load = take(arena, E, 1, sizeof(double)),
-                           .usage = take(arena, E, 1, sizeof(double))};
-    if (desc->gshard_loss_coeff != 0) s.first = take(arena, G, E, sizeof(int64_t));
-    if (counts_plain(desc)) s.plain = take(arena, T, desc->top_k, sizeof(int32_t));
+    moei_loss_scratch s = {.offset = moei_arena_array(arena, G + 1, 1, sizeof(int64_t)),
+                           .valid = moei_arena_array(arena, G, 1, sizeof(int64_t)),
+                           .count = moei_arena_array(arena, G, E, sizeof(int64_t)),
+                           .total = moei_arena_array(arena, E, 1, sizeof(int64_t)),
+                           .prob_sum = moei_arena_array(arena, G, E, moe_dtype_bytes(desc->dtype)),
+                           .mean = moei_arena_array(arena, E, 1, sizeof(double)),
+                           .prob = moei_arena_array(arena, G, E, sizeof(double)),
+                           .weight = moei_arena_array(arena, E, 1, sizeof(double)),
+                           .load = moei_arena_array(arena, E, 1, sizeof(double)),
+                           .usage = moei_arena_array(arena, E, 1, sizeof(double))};
+    if (desc->gshard_loss_coeff != 0) s.first = moei_arena_array(arena, G, E, sizeof(int64_t));
+    if (counts_plain(desc)) s.plain = moei_arena_array(arena, T, desc->top_k, sizeof(int32_t));
     return s;
 }
 

@@ -12,8 +12,7 @@
 static double usage(const moei_loss_job *job, int64_t t, int64_t e) {
     const moei_routing *routing = job->routing;
     const int64_t at = t * routing->n_experts + e;
-    if (job->routing->softmax)
-        return moei_real_load(routing->dtype, routing->prob, at);
+    if (job->routing->softmax) return moei_real_load(routing->dtype, routing->prob, at);
     return exp(moei_real_load(routing->dtype, routing->logits, at) -
                moei_real_load(routing->dtype, routing->lse, t));
 }

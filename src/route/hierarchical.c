@@ -11,27 +11,23 @@
 #include <math.h>
 #include <string.h>
 
-static void *take(moei_arena *arena, int64_t rows, int64_t cols, size_t element) {
-    return moei_arena_take(arena, (size_t)rows * (size_t)cols * element);
-}
-
 moei_levels moei_levels_carve(const moei_router *router, moei_arena *arena, int64_t T) {
     const int64_t Eo = router->desc->num_groups_outer, Ei = router->n_experts / Eo;
     const int64_t groups = router->capacity->by_sequence && T > 1 ? T : 1;
     const size_t real = moe_dtype_bytes(router->desc->dtype);
-    return (moei_levels){.outer = take(arena, T, 2, sizeof(int32_t)),
-                         .row_of = take(arena, T, 2, sizeof(int32_t)),
-                         .outer_prob = take(arena, T, Eo, real),
-                         .outer_weight = take(arena, T, 2, real),
-                         .valid = take(arena, groups, 1, sizeof(int64_t)),
-                         .places = take(arena, groups, 1, sizeof(int64_t)),
-                         .offset = take(arena, Eo + 1, 1, sizeof(int64_t)),
-                         .segment = take(arena, Eo * groups + 1, 1, sizeof(int64_t)),
-                         .row_token = take(arena, T, 2, sizeof(int32_t)),
-                         .row_slot = take(arena, T, 2, sizeof(int32_t)),
-                         .clear_first = take(arena, T, 2, 1),
-                         .inner = take(arena, 2 * T, 2, sizeof(int32_t)),
-                         .inner_prob = take(arena, 2 * T, Ei, real)};
+    return (moei_levels){.outer = moei_arena_array(arena, T, 2, sizeof(int32_t)),
+                         .row_of = moei_arena_array(arena, T, 2, sizeof(int32_t)),
+                         .outer_prob = moei_arena_array(arena, T, Eo, real),
+                         .outer_weight = moei_arena_array(arena, T, 2, real),
+                         .valid = moei_arena_array(arena, groups, 1, sizeof(int64_t)),
+                         .places = moei_arena_array(arena, groups, 1, sizeof(int64_t)),
+                         .offset = moei_arena_array(arena, Eo + 1, 1, sizeof(int64_t)),
+                         .segment = moei_arena_array(arena, Eo * groups + 1, 1, sizeof(int64_t)),
+                         .row_token = moei_arena_array(arena, T, 2, sizeof(int32_t)),
+                         .row_slot = moei_arena_array(arena, T, 2, sizeof(int32_t)),
+                         .clear_first = moei_arena_array(arena, T, 2, 1),
+                         .inner = moei_arena_array(arena, 2 * T, 2, sizeof(int32_t)),
+                         .inner_prob = moei_arena_array(arena, 2 * T, Ei, real)};
 }
 
 moei_level_sizes moei_level_sizes_of(const moei_route_job *job) {

@@ -108,10 +108,6 @@ int32_t moei_router_params(const moei_router *router, moei_gate_param param[MOEI
     return n;
 }
 
-static void *take(moei_arena *arena, int64_t rows, int64_t cols, size_t element) {
-    return moei_arena_take(arena, (size_t)rows * (size_t)cols * element);
-}
-
 moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, int64_t T, moe_mode mode) {
     const moe_dtype dtype = router->desc->dtype;
     const int64_t E = router->n_experts, K = router->n_slots;
@@ -121,21 +117,21 @@ moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, in
     if (moei_two_levels(router))
         routing.levels = moei_levels_carve(router, arena, T);
     else
-        routing.prob = take(arena, T, E, real);
-    routing.lse = take(arena, T, 1, real);
-    routing.expert = take(arena, T, K, sizeof(int32_t));
-    routing.weight = take(arena, T, K, real);
+        routing.prob = moei_arena_array(arena, T, E, real);
+    routing.lse = moei_arena_array(arena, T, 1, real);
+    routing.expert = moei_arena_array(arena, T, K, sizeof(int32_t));
+    routing.weight = moei_arena_array(arena, T, K, real);
     if (moei_two_levels(router)) return routing;
-    if (is_type(router, "gshard_top2")) routing.choice = take(arena, T, K, sizeof(int32_t));
-    if (router->keeps_logits) routing.logits = take(arena, T, E, real);
-    if (!router->fused) routing.selection = take(arena, T, E, real);
+    if (is_type(router, "gshard_top2")) routing.choice = moei_arena_array(arena, T, K, sizeof(int32_t));
+    if (router->keeps_logits) routing.logits = moei_arena_array(arena, T, E, real);
+    if (!router->fused) routing.selection = moei_arena_array(arena, T, E, real);
     if (is_type(router, "quantile") && mode == MOE_TRAIN)
-        routing.quantile = take(arena, E, 1, sizeof(double));
+        routing.quantile = moei_arena_array(arena, E, 1, sizeof(double));
     if (!is_type(router, "noisy_top_k")) return routing;
-    routing.clean = take(arena, T, E, real);
-    routing.noise_std = take(arena, T, E, real);
-    routing.load_prob = take(arena, T, E, real);
-    routing.load = take(arena, E, 1, sizeof(double));
+    routing.clean = moei_arena_array(arena, T, E, real);
+    routing.noise_std = moei_arena_array(arena, T, E, real);
+    routing.load_prob = moei_arena_array(arena, T, E, real);
+    routing.load = moei_arena_array(arena, E, 1, sizeof(double));
     return routing;
 }
 
@@ -145,15 +141,16 @@ moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_aren
     const size_t real = moe_dtype_bytes(router->desc->dtype);
     const bool train = mode == MOE_TRAIN;
     moei_route_scratch s = {0};
-    if (train || !router->keeps_logits) s.logits = take(arena, T, E, real);
+    if (train || !router->keeps_logits) s.logits = moei_arena_array(arena, T, E, real);
     if (moei_two_levels(router)) {
-        s.inner = take(arena, 2 * T, E / router->desc->num_groups_outer, real);
-        if (train) s.in = take(arena, 2 * T, d, real);
+        s.inner = moei_arena_array(arena, 2 * T, E / router->desc->num_groups_outer, real);
+        if (train) s.in = moei_arena_array(arena, 2 * T, d, real);
     } else if (router->unit != MOEI_UNIT_TOKEN || (train && router->jitter_eps > 0)) {
-        s.in = take(arena, T, d, real);
+        s.in = moei_arena_array(arena, T, d, real);
     }
-    if (train && is_type(router, "noisy_top_k")) s.dnoise = take(arena, T, E, real);
-    s.entropy = take(arena, T, 1, real);
-    if (!router->fused || is_type(router, "random")) s.work = take(arena, 3 * T + 2 * E, 1, sizeof(double));
+    if (train && is_type(router, "noisy_top_k")) s.dnoise = moei_arena_array(arena, T, E, real);
+    s.entropy = moei_arena_array(arena, T, 1, real);
+    if (!router->fused || is_type(router, "random"))
+        s.work = moei_arena_array(arena, 3 * T + 2 * E, 1, sizeof(double));
     return s;
 }

@@ -157,6 +157,27 @@ static void plans_keep_their_promises(void **state) {
                 }
 }
 
+/* Experts that want their rows in a block get their tokens, and zeros for padding. */
+static void gathered_padding_is_zero(void **state) {
+    static bench b;
+    moe_ctx *ctx = test_ctx("ref", 2);
+    moe_mat x = test_random(MOE_F64, 64, 3, 11), rows = test_output(MOE_F64, 1024, 3);
+    int64_t padding = 0;
+    (void)state;
+    for (uint64_t i = 0; i < 20; ++i) {
+        draw_bench(&b, i, 0, 0, i % 2 == 1, true);
+        moei_rows_gather(ctx, &b.plan, x, NULL, rows);
+        for (int64_t r = 0; r < b.plan.n_rows; ++r)
+            for (int64_t j = 0; j < 3; ++j)
+                hold(&b, test_at(rows, r, j) == (b.row_slot[r] < 0 ? 0 : test_at(x, b.row_token[r], j)));
+        for (int64_t r = 0; r < b.plan.n_rows; ++r) padding += b.row_slot[r] < 0;
+    }
+    assert_true(padding > 0);
+    free(x.data);
+    free(rows.data);
+    moe_ctx_destroy(ctx);
+}
+
 /* Tokens that expert e keeps, as bits. */
 static uint32_t kept_tokens(const route_bench *b, int32_t e) {
     uint32_t tokens = 0;
@@ -235,6 +256,7 @@ static void padding_changes_nothing(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plans_keep_their_promises),
+        cmocka_unit_test(gathered_padding_is_zero),
         cmocka_unit_test(drop_by_probability_as_recorded),
         cmocka_unit_test(padding_changes_nothing),
     };

@@ -213,15 +213,11 @@ static void each_loss_alone(void **state) {
 
 /* Random sets of losses, of maps, of what the scores of a loss are. */
 static void losses_together(void **state) {
-    const moe_call calls[] = {
-        {.size = sizeof(moe_call), .mode = MOE_TRAIN, .step = 3},
-        {                        .size = sizeof(moe_call), .mode = MOE_TRAIN,            .step = 3,          .sequence_length = 2},
-        { .size = sizeof(moe_call),
-         .mode = MOE_TRAIN,
-         .step = 3,
-         .sequence_length = 4,
-         .token_mask = some_masked}
-    };
+    moe_call calls[3];
+    for (int c = 0; c < 3; ++c) calls[c] = (moe_call){.size = sizeof *calls, .mode = MOE_TRAIN, .step = 3};
+    calls[1].sequence_length = 2;
+    calls[2].sequence_length = 4;
+    calls[2].token_mask = some_masked;
     static const char *const scores[] = {"softmax", "sigmoid", "sqrtsoftplus"};
     (void)state;
     for (uint64_t i = 0; i < 40; ++i) {
