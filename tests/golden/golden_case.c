@@ -4,6 +4,7 @@
  */
 #include "golden.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdarg.h>
@@ -11,6 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What cancels to 0 in theory is rounding noise in a file: gradients of a smaller root mean square than
+ * this are held against it. */
+static const double noise_floor = 1e-5;
 static const double limit_of[] = {[GOLDEN_EXACT] = 0, [GOLDEN_VALUE] = 1e-5, [GOLDEN_GRADIENT] = 1e-4};
 
 static void append(char text[GOLDEN_TEXT], const char *format, va_list list) {
@@ -254,7 +258,10 @@ static void compare_by_norm(golden_case *c, const golden_tensor *tensor, const c
     if (undefined > 0 && (!c->undefined_allowed || undefined == tensor->count))
         golden_fail(c, "%s: %" PRId64 " of %" PRId64 " recorded numbers are not finite", name, undefined,
                     tensor->count);
-    double error = norm > 0 ? sqrt(difference / norm) : sqrt(difference);
+    const double floor_of_one = limit > limit_of[GOLDEN_VALUE] ? noise_floor : 0;
+    const double least = floor_of_one * floor_of_one * (double)(tensor->count - undefined);
+    double error = difference > 0 ? sqrt(difference / fmax(norm, fmax(least, DBL_MIN))) : 0;
+    if (isnan(difference)) error = INFINITY;
     if (!(error <= c->worst)) {
         c->worst = error;
         snprintf(c->worst_name, sizeof c->worst_name, "%s", name);

@@ -226,6 +226,33 @@ static void compare_position(golden_case *c, const given *routes, const golden_t
     golden_note(c, "position: counts only, as the file says of itself");
 }
 
+/* Equal probabilities at the edge of an expert's capacity (K = 1 makes all of them 1): which of them stay is
+ * the tie order of the reference's top-k, ours is the lower token. Their rows are taken from the record,
+ * where it keeps as many of just that probability. */
+static void settle_ties(golden_case *c, const given *routes, const golden_tensor *final_map, double *kept,
+                        double *y) {
+    int64_t n_ties = 0;
+    for (int64_t e = 0; routes->probs && e < routes->E; ++e) {
+        double edge = INFINITY; /* smallest probability that we keep */
+        int64_t mine = 0, theirs = 0;
+        for (int64_t i = e; i < routes->T * routes->E; i += routes->E)
+            if (kept[i] != 0) edge = fmin(edge, routes->probs->value[i]);
+        for (int64_t i = e; i < routes->T * routes->E; i += routes->E) {
+            const bool tied = routes->map->value[i] != 0 && routes->probs->value[i] == edge;
+            mine += tied && kept[i] != 0;
+            theirs += tied && final_map->value[i] != 0;
+        }
+        for (int64_t i = e; mine == theirs && i < routes->T * routes->E; i += routes->E) {
+            if (routes->map->value[i] == 0 || routes->probs->value[i] != edge) continue;
+            n_ties += kept[i] != final_map->value[i];
+            kept[i] = final_map->value[i];
+            y[i] = kept[i] * edge;
+        }
+    }
+    if (n_ties > 0)
+        golden_note(c, "%lld rows of equal probability in the reference's order", (long long)n_ties);
+}
+
 void golden_megatron_dropping(golden_case *c) {
     given routes;
     const int64_t K = golden_int_required(c, "topk");
@@ -244,6 +271,7 @@ void golden_megatron_dropping(golden_case *c) {
     golden_pass pass = {.n_tokens = routes.T, .d_in = routes.E, .d_out = routes.E, .x = routes.map->value};
     if (!layer || !golden_identity_gate(c, layer) || !golden_forward(c, layer, &routes.call, &pass)) return;
     double *kept = kept_map(c, &routes, &pass.view);
+    if (!by_position) settle_ties(c, &routes, final_map, kept, pass.y);
     if (!by_position) golden_compare(c, "final_probs", pass.y, routes.T * routes.E, GOLDEN_VALUE);
     if (by_position) compare_position(c, &routes, final_map, kept, pass.y);
     if (pad) compare_padding(c, &routes, &desc, final_map, kept);
