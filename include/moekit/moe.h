@@ -124,13 +124,13 @@ typedef struct moe_layer_desc {
     int32_t latent_size;        /* routed experts work in this width between two projections; 0: off */
 
     /* experts */
-    const char *expert;       /* NULL: "ffn"; or the name of a registered expert (expert.h) */
+    const char *expert; /* NULL: "ffn"; "identity" "zero", or the name of a registered expert (expert.h) */
     const char *expert_kinds; /* NULL: all alike; else one entry an expert: "256,256,64,identity,zero" */
     const char *activation;   /* NULL: "swiglu"; src/experts/activation.c lists them */
-    const char *glu_layout;   /* NULL: "halves" (gate columns first) or "interleaved" */
-    float activation_alpha;   /* of quick_geglu, swigluoai; 0: 1.702 */
+    const char *glu_layout;   /* NULL: "auto", the activation's own; "halves" (gate first) or "interleaved" */
+    float activation_alpha;   /* of quick_geglu, quick_gelu, swigluoai; 0: 1.702 */
     float activation_limit;   /* clamp of the gate (above) and up (both sides); 0: the activation's own */
-    float glu_linear_offset;  /* added to up */
+    float glu_linear_offset;  /* added to up; 0: the activation's own */
     bool expert_bias;         /* biases on both projections of every expert */
     bool expert_up_bias;      /* biases on the up projection only */
     bool output_bias;         /* one bias [output_size] for all experts, not weighted (sigma-MoE) */
@@ -321,7 +321,9 @@ MOE_API void moe_layer_zero_grad(moe_layer *layer);
 
 /* 6. Parameters: names "gate.weight" [E,d], "experts.up.weight" [E,d,n or 2n: gate columns first],
  * "experts.down.weight" [E,n,d], "experts.up.bias" [E,n or 2n], "experts.down.bias" [E,d],
- * "shared.up.weight" [1,d,..], ... A custom expert names its own. */
+ * "shared.up.weight" [1,d,..], "shared_gate.weight" [1,d], "latent.in.weight" [d,l], "latent.out.weight"
+ * [l,d_out], "output.bias" [d_out]. Unequal experts have the number of the first of each run of equals:
+ * "experts.3.up.weight". A custom expert names its own. */
 typedef struct moe_param {
     const char *name;
     moe_dtype dtype;
