@@ -51,7 +51,8 @@ typedef struct moei_routing {
     void *prob;        /* real [T, E] what balance losses see: scores, normalised over E; 0 where masked */
     void *lse;         /* real [T] log-sum-exp of the logits; 0 where masked */
     void *selection;   /* real [T, E] what was ranked; -inf: cannot be chosen */
-    int32_t *choice;   /* [T, K] chosen before the router's own policy removed it; NULL: as `expert` */
+    int32_t *choice;   /* [T, K] chosen before the router's own policy removed it (then expert is
+                          moei_removed(choice)); NULL: as `expert` */
     int32_t *expert;   /* [T, K] ranked descending, ties to the lower index; -1: not routed */
     void *weight;      /* real [T, K]; 0 where expert is -1 */
     void *clean;       /* real [T, E] noisy_top_k: logits without noise */
@@ -94,5 +95,10 @@ typedef struct moei_plan {
     int32_t *row_of;    /* [T, K] row of (t, k); -1 where dropped or masked */
     void *row_weight;   /* real [R] routing weight of row r. Padding: 0 */
 } moei_plan;
+
+/* How `expert` tells that e was chosen but removed: -2 - e. Its own inverse. */
+static inline int32_t moei_removed(int32_t e) {
+    return -2 - e;
+}
 
 #endif

@@ -330,7 +330,7 @@ typedef struct moe_param {
     int32_t n_dim;
     int64_t dim[3]; /* 1 beyond n_dim */
     void *value;
-    void *grad;  /* NULL until reserved for training, and of buffers */
+    void *grad;  /* NULL until reserved for training, and of buffers and frozen routers */
     bool buffer; /* saved with the layer but not trained: the selection bias */
 } moe_param;
 MOE_API int32_t moe_layer_param_count(const moe_layer *layer);
@@ -346,11 +346,12 @@ MOE_API moe_status moe_layer_end_step(moe_layer *layer, const int64_t *counts);
 typedef struct moe_routing_view {
     int64_t n_tokens;
     int32_t n_experts;
-    int32_t
-        top_k; /* K: slots of a token: desc.top_k; E of expert_choice (slot e: expert e); 4 of two levels */
+    /* K: slots of a token: desc.top_k; E of expert_choice (slot e: expert e); 4 of two levels. */
+    int32_t top_k;
     moe_dtype dtype;
-    const int32_t
-        *expert; /* [T,K] descending by selection score; -1: not routed (masked, policy, fewer than K) */
+    /* [T,K] descending by selection score. Negative where not routed: -1 (masked, fewer than K), or -2 - e
+     * where expert e was chosen and the second policy removed it, which a replay has to know. */
+    const int32_t *expert;
     /* [T,E] what was ranked, where that is not the score: logits - bias of quantile; of sinkhorn in training
      * the plan (megatron) or its logarithm. NULL elsewhere, and of no meaning in a replay. */
     const void *selection;

@@ -70,7 +70,7 @@ static void second_token(const moei_route_job *job, const void *arg, int64_t t, 
     if (second->policy == MOEI_SECOND_SAMPLE)
         choice[1] = expert[1] = moei_second_sample(s, routing->n_experts, choice[0], u);
     const double weight = s[choice[1]] / (s[choice[0]] + s[choice[1]] + job->router->norm_eps);
-    if (!moei_second_stays(*second, weight, u)) expert[1] = -1;
+    if (!moei_second_stays(*second, weight, u)) expert[1] = moei_removed(choice[1]);
 }
 
 moe_status moei_select_gshard(const moei_route_job *job) {

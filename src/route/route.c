@@ -41,21 +41,21 @@ static moe_status score_and_select_fused(const moei_route_job *job) {
     return first_bad >= 0 ? moei_route_bad_token(job, first_bad) : MOE_OK;
 }
 
-/* A recorded selection instead of a new one. */
+/* A recorded selection instead of a new one. What a policy removed still divided the other's weight. */
 static moe_status replay(const moei_route_job *job) {
     const moei_batch *batch = job->batch;
     moei_routing *routing = job->routing;
     const int64_t K = routing->top_k;
     for (int64_t slot = 0; slot < routing->n_tokens * K; ++slot) {
-        const int32_t e = batch->replay_expert[slot];
-        if (e < -1 || e >= routing->n_experts)
+        const int32_t e = batch->replay_expert[slot], chosen = e < -1 ? moei_removed(e) : e;
+        if (chosen >= routing->n_experts || (e < -1 && !routing->choice))
             return moe_ctx_fail(
                 job->ctx, MOE_ERR_ARGUMENT,
                 "replay_expert: token %lld, slot %lld names expert %d; this layer has 0 .. %d, "
                 "and -1 for a slot that is not routed",
                 (long long)(slot / K), (long long)(slot % K), e, routing->n_experts - 1);
         routing->expert[slot] = moei_masked(batch, slot / K) ? -1 : e;
-        if (routing->choice) routing->choice[slot] = routing->expert[slot];
+        if (routing->choice) routing->choice[slot] = moei_masked(batch, slot / K) ? -1 : chosen;
     }
     return MOE_OK;
 }
