@@ -4,6 +4,7 @@
  */
 #include "layer/layer.h"
 
+#include "experts/activation.h"
 #include "experts/experts.h"
 #include "layer/layer_desc.h"
 
@@ -120,6 +121,12 @@ static moe_expert_desc shared_desc(const moe_layer_desc *d) {
     shared.d_hidden = d->num_shared_experts * d->shared_expert_hidden_size;
     shared.d_out = d->output_size;
     shared.activation = d->shared_expert_activation;
+    if (d->num_experts > 0 && !moei_is(shared.activation, d->activation)) {
+        /* What the routed experts' activation takes is said of it; another one has its own. */
+        const moei_activation *routed = moei_activation_find(d->activation);
+        if (routed->alpha > 0) shared.activation_alpha = 0;
+        if (routed->gated) shared.activation_limit = shared.glu_linear_offset = 0;
+    }
     shared.dropout = 0;
     shared.kinds = "";
     shared.stream = 1;
@@ -139,7 +146,15 @@ static moe_status add_matrix(moe_layer *layer, const char *name, int64_t rows, i
     return MOE_OK;
 }
 
-/* Latent projections, the shared experts' gate and the output bias, which begins at zero. */
+/* A vector of the layer's own; it begins at zero. */
+static moe_status add_vector(moe_layer *layer, const char *name, int64_t n, void **value, void **grad) {
+    const moe_param shape = {
+        .name = name, .dtype = layer->desc.dtype, .n_dim = 1, .dim = {n, 1, 1}
+    };
+    return moei_layer_add_param(layer, &shape, value, grad);
+}
+
+/* Latent projections, the shared experts' gate and the output bias. */
 static moe_status create_around(moe_layer *layer) {
     const moe_layer_desc *d = &layer->desc;
     moei_around *w = &layer->around, *dw = &layer->around_grad;
@@ -150,14 +165,17 @@ static moe_status create_around(moe_layer *layer) {
         MOEI_TRY(add_matrix(layer, "latent.out.weight", d->latent_size, d->output_size, stream - 1,
                             &w->latent_out, &dw->latent_out));
     }
+    if (d->latent_size > 0 && d->expert_bias) {
+        MOEI_TRY(
+            add_vector(layer, "latent.in.bias", d->latent_size, &w->latent_in_bias, &dw->latent_in_bias));
+        MOEI_TRY(
+            add_vector(layer, "latent.out.bias", d->output_size, &w->latent_out_bias, &dw->latent_out_bias));
+    }
     if (d->shared_expert_gate)
         MOEI_TRY(add_matrix(layer, "shared_gate.weight", 1, d->d_model, stream - 2, &w->shared_gate,
                             &dw->shared_gate));
     if (!d->output_bias) return MOE_OK;
-    const moe_param bias = {
-        .name = "output.bias", .dtype = d->dtype, .n_dim = 1, .dim = {d->output_size, 1, 1}
-    };
-    return moei_layer_add_param(layer, &bias, &w->output_bias, &dw->output_bias);
+    return add_vector(layer, "output.bias", d->output_size, &w->output_bias, &dw->output_bias);
 }
 
 static moe_status create_parts(moe_layer *layer) {

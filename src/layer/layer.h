@@ -64,10 +64,11 @@ typedef struct moei_step_counts {
 
 /* Parameters of a layer around its experts, or their gradients; NULL where it has none. */
 typedef struct moei_around {
-    void *latent_in;   /* [d,l] */
-    void *latent_out;  /* [l,d_out] */
-    void *shared_gate; /* [1,d] */
-    void *output_bias; /* [d_out] */
+    void *latent_in;                        /* [d,l] */
+    void *latent_out;                       /* [l,d_out] */
+    void *latent_in_bias, *latent_out_bias; /* [l], [d_out] */
+    void *shared_gate;                      /* [1,d] */
+    void *output_bias;                      /* [d_out] */
 } moei_around;
 
 struct moe_layer {

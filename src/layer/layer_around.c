@@ -43,24 +43,24 @@ void moei_product_weight(moe_ctx *ctx, moe_mat in, moe_mat dout, void *db) {
                                                                           .accumulate = true});
 }
 
-static bool is_real_token(const moei_batch *batch, int64_t t) {
-    return !batch->mask || batch->mask[t];
+static bool is_real_token(const uint8_t *mask, int64_t t) {
+    return !mask || mask[t];
 }
 
-void moei_add_bias(const moei_batch *batch, const void *bias, moe_mat y) {
+void moei_add_bias(const uint8_t *mask, const void *bias, moe_mat y) {
     for (int64_t t = 0; t < y.rows; ++t)
-        for (int64_t j = 0; is_real_token(batch, t) && j < y.cols; ++j) {
+        for (int64_t j = 0; is_real_token(mask, t) && j < y.cols; ++j) {
             const int64_t i = t * y.stride + j;
             moei_real_store(y.dtype, y.data, i,
                             moei_real_load(y.dtype, y.data, i) + moei_real_load(y.dtype, bias, j));
         }
 }
 
-void moei_bias_backward(const moei_batch *batch, moe_mat dy, void *dbias) {
+void moei_bias_backward(const uint8_t *mask, moe_mat dy, void *dbias) {
     for (int64_t j = 0; j < dy.cols; ++j) {
         double sum = moei_real_load(dy.dtype, dbias, j);
         for (int64_t t = 0; t < dy.rows; ++t)
-            if (is_real_token(batch, t)) sum += moei_real_load(dy.dtype, dy.data, t * dy.stride + j);
+            if (is_real_token(mask, t)) sum += moei_real_load(dy.dtype, dy.data, t * dy.stride + j);
         moei_real_store(dy.dtype, dbias, j, sum);
     }
 }

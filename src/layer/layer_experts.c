@@ -59,13 +59,16 @@ static void gather_input(moe_layer *layer, const moei_scratch *s, moe_expert_io 
 }
 
 static moe_status routed_forward(moe_layer *layer, const moei_scratch *s, moe_mat y) {
+    const moei_around *w = &layer->around;
     const bool shared = layer->shared.ops != NULL;
     const bool keep_rows = layer->saved.out_rows && layer->batch.mode == MOE_TRAIN;
     const moe_mat rows = matrix(layer, keep_rows ? layer->saved.out_rows : s->rows, layer->plan.n_rows,
                                 moei_expert_out(&layer->desc));
     const void *weight = moei_layer_weighs_input(layer) ? NULL : layer->routing.weight;
-    if (layer->desc.latent_size > 0)
-        moei_product(layer->ctx, layer->batch.x, layer->around.latent_in, false, expert_input(layer), false);
+    if (layer->desc.latent_size > 0) {
+        moei_product(layer->ctx, layer->batch.x, w->latent_in, false, expert_input(layer), false);
+        if (w->latent_in_bias) moei_add_bias(NULL, w->latent_in_bias, expert_input(layer));
+    }
     moe_expert_io io = routed_io(layer, s);
     io.out = rows;
     if (moei_layer_gathers(layer)) gather_input(layer, s, &io);
@@ -73,11 +76,12 @@ static moe_status routed_forward(moe_layer *layer, const moei_scratch *s, moe_ma
     if (layer->desc.latent_size > 0) {
         const moe_mat out = latent(layer, layer->saved.latent_out);
         moei_combine(layer->ctx, &layer->plan, weight, rows, out, false);
-        moei_product(layer->ctx, out, layer->around.latent_out, false, y, shared);
+        moei_product(layer->ctx, out, w->latent_out, false, y, shared);
+        if (w->latent_out_bias) moei_add_bias(NULL, w->latent_out_bias, y);
     } else {
         moei_combine(layer->ctx, &layer->plan, weight, rows, y, shared);
     }
-    if (layer->desc.output_bias) moei_add_bias(&layer->batch, layer->around.output_bias, y);
+    if (layer->desc.output_bias) moei_add_bias(layer->batch.mask, w->output_bias, y);
     return MOE_OK;
 }
 
@@ -166,13 +170,15 @@ static moe_status rows_backward(moe_layer *layer, const moei_scratch *s, moe_mat
 static moe_status routed_backward(moe_layer *layer, const moei_scratch *s, moe_mat dy, moe_mat dx) {
     const bool shared = layer->shared.ops != NULL;
     const moei_around *w = &layer->around, *dw = &layer->around_grad;
-    if (layer->desc.output_bias) moei_bias_backward(&layer->batch, dy, dw->output_bias);
+    if (layer->desc.output_bias) moei_bias_backward(layer->batch.mask, dy, dw->output_bias);
     if (layer->desc.latent_size == 0) return rows_backward(layer, s, dy, dx, shared);
     const moe_mat dout = latent(layer, s->dlatent_out), din = latent(layer, s->dlatent_in);
     moei_product_weight(layer->ctx, latent(layer, layer->saved.latent_out), dy, dw->latent_out);
     moei_product(layer->ctx, dy, w->latent_out, true, dout, false);
     MOEI_TRY(rows_backward(layer, s, dout, din, false));
     moei_product_weight(layer->ctx, layer->batch.x, din, dw->latent_in);
+    if (dw->latent_in_bias) moei_bias_backward(NULL, din, dw->latent_in_bias);
+    if (dw->latent_out_bias) moei_bias_backward(NULL, dy, dw->latent_out_bias);
     if (dx.data) moei_product(layer->ctx, din, w->latent_in, true, dx, shared);
     return MOE_OK;
 }
