@@ -98,10 +98,11 @@ typedef struct moe_lm_progress {
     double loss, aux_loss, z_loss, lr, grad_norm;
     double tokens_per_second, elapsed_s, eta_s;
     double load_cv, load_max;  /* mean over MoE layers, largest over them */
+    double load_entropy;       /* of its maximum, mean over them */
     double dropped;            /* share of routed rows */
     int32_t n_dead;            /* experts without a row in this step, all layers */
     double eval_bits_per_byte; /* last evaluation, NaN before the first */
-    const char *event;         /* NULL, or what happened: "eval", "checkpoint <path>", "resume <path>" */
+    const char *event; /* NULL, or what happened: "eval", "checkpoint <path>", "resume <path>", "alarm ..." */
 } moe_lm_progress;
 /* The one line of key=value that main.log keeps and a terminal shows. */
 MOE_API void moe_lm_progress_text(const moe_lm_progress *progress, char *text, size_t size);
@@ -131,6 +132,9 @@ typedef struct moe_lm_eval_options {
     const char *checkpoint; /* recorded there; NULL: "" */
     const moe_lm_baseline *baselines;
     size_t n_baselines;
+    /* Route traces, docs/routes.md: which experts every token went to, with which weights. */
+    const char *record_routes; /* NULL, or the file to write */
+    const char *replay_routes; /* NULL, or a file written for the same text, used instead of the routers */
 } moe_lm_eval_options;
 typedef struct moe_lm_eval_result {
     size_t size;

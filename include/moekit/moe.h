@@ -276,11 +276,13 @@ typedef struct moe_draws {
     const uint8_t *dropout_keep;      /* [T,K,n] 1: kept */
 } moe_draws;
 
-/* What a call may say beyond its tensors; NULL means all defaults. */
+/* What a call may say beyond its tensors; NULL means all defaults. The arrays it points to are read again by
+ * the backward of this forward and must hold until then. Padding tokens of x and dy must be finite: their
+ * numbers are multiplied by zero, not skipped. */
 typedef struct moe_call {
     size_t size;
-    moe_mode mode;             /* MOE_INFER: no jitter, no losses, nothing saved */
-    uint64_t step;             /* keys random draws; the same step repeats them */
+    moe_mode mode; /* MOE_INFER: no random draws, nothing saved; losses only where stats are asked for */
+    uint64_t step; /* keys random draws; the same step repeats them */
     const uint8_t *token_mask; /* [T], 1 = real token, 0 = padding: not routed, not counted; NULL: all real */
     float loss_scale;          /* multiplies the gradient of the layer's own losses; 0: 1 */
     int64_t sequence_length;   /* tokens of one sequence, dividing T; 0: the batch is one sequence */
@@ -310,7 +312,8 @@ typedef struct moe_stats {
 } moe_stats;
 
 /* y[T,d] = sum_k weight[t,k] * expert(x)[t] + shared(x).  x, y: [T, d_model] of the layer's dtype.
- * A NaN or infinite router logit is MOE_ERR_NUMERIC and names the token. */
+ * A NaN or infinite router logit is MOE_ERR_NUMERIC and names the token; then, and after every refusal, y
+ * is untouched. Only when an expert of the caller's own fails may y be partly written. */
 MOE_API moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_call *call,
                                      moe_stats *stats);
 /* Gradients of sum(y * dy) + loss_scale * stats.loss for the last MOE_TRAIN forward. x must hold

@@ -15,7 +15,8 @@ extern "C" {
 #endif
 
 /* Runs fn(arg, 0 .. n_tasks-1) on the context's threads; tasks may run in any order. `scratch` is the
- * running thread's own block of moe_thread_scratch_bytes() bytes. */
+ * running thread's own block of moe_thread_scratch_bytes() bytes. A task must not
+ * call operations of this header on the same context: its threads are busy with the loop. */
 typedef void (*moe_task_fn)(void *arg, int64_t task, void *scratch);
 MOE_API void moe_parallel(moe_ctx *ctx, int64_t n_tasks, moe_task_fn fn, void *arg);
 MOE_API size_t moe_thread_scratch_bytes(void);
@@ -217,7 +218,8 @@ typedef enum moe_purpose {
     MOE_DRAW_HASH = 9,           /* hash and balanced routers */
     MOE_DRAW_TOP_K = 10,         /* random K */
     MOE_DRAW_SECOND_POLICY = 11, /* gshard_top2 */
-    MOE_DRAW_DROPOUT = 12        /* hidden activations */
+    MOE_DRAW_DROPOUT = 12,       /* hidden activations */
+    MOE_DRAW_REVIVE = 13         /* noise of a revived expert */
 } moe_purpose;
 MOE_API void moe_random(uint64_t seed, moe_purpose purpose, uint32_t layer, uint64_t step, uint64_t index,
                         uint32_t out[4]);

@@ -54,6 +54,7 @@ moe_status moe_lm_config_create(moe_lm_config **config, moe_error *error) {
     }
     memcpy(made->row, own, n_own * sizeof *own);
     made->count = n_own;
+    made->row[n_own - 1].choices = moe_layer_presets(); /* moe.preset stands last, before the layer's own */
     add_layer_rows(made);
     made->moe.size = sizeof made->moe;
     moei_option_defaults(table_of(made), made);
@@ -98,6 +99,11 @@ static const moe_option *find_row(const moe_lm_config *config, const char *key) 
     return strcmp(last, dot + 1) == 0 ? NULL : row; /* our own names belong to our own sections only */
 }
 
+bool moelm_config_is_preset(const moe_lm_config *config, const char *key) {
+    const moe_option *row = find_row(config, key);
+    return row && row->offset == offsetof(moe_lm_config, preset);
+}
+
 static moe_status unknown_key(const moe_lm_config *config, const char *key, moe_error *error) {
     size_t distance;
     const char *nearest = moei_option_nearest(table_of(config), key, &distance);
@@ -113,11 +119,45 @@ static moe_status layer_width(const moe_lm_config *config, const char *value, mo
                           value, config->model.d_model);
 }
 
+/* Sizes are the model's; so are deviations, which presets leave to init_scheme. */
+static bool is_size(const char *key) {
+    static const char *const keys[] = {"moe.output_size",      "moe.num_experts",
+                                       "moe.num_groups_outer", "moe.top_k",
+                                       "moe.top_k_min",        "moe.expert_hidden_size",
+                                       "moe.latent_size",      "moe.expert",
+                                       "moe.expert_kinds",     "moe.shared_expert_hidden_size",
+                                       "moe.init_std",         "moe.init_std_down",
+                                       "moe.recompute"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; ++i)
+        if (strcmp(key, keys[i]) == 0) return true;
+    return false;
+}
+
+moe_status moelm_config_preset(moe_lm_config *config, const char *name, const char *origin,
+                               moe_error *error) {
+    size_t n_layer;
+    const moe_option *layer = moe_layer_options(&n_layer);
+    moe_layer_desc desc = config->moe;
+    for (size_t i = 0; i < n_layer; ++i)
+        if (is_shown(&layer[i]) && !is_size(layer[i].key))
+            MOEI_TRY(moei_option_set(&layer[i], &desc, layer[i].initial, error));
+    MOEI_TRY(moe_layer_desc_preset(&desc, name, error));
+    config->moe = desc;
+    for (size_t i = 0; i < config->count; ++i)
+        if (strncmp(config->row[i].key, "moe.", 4) == 0 && !is_size(config->row[i].key))
+            snprintf(config->origin[i], MOELM_ORIGIN, "%.200s, preset %.40s", origin, name);
+    return MOE_OK;
+}
+
 moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char *value, const char *origin,
                              moe_error *error) {
     if (strcmp(key, "moe.d_model") == 0) return layer_width(config, value, error);
     const moe_option *row = find_row(config, key);
     if (!row) return unknown_key(config, key, error);
+    if (!origin) origin = "set";
+    const bool preset = moelm_config_is_preset(config, key);
+    if (preset && *value != '\0') MOEI_TRY(moelm_config_preset(config, value, origin, error));
+    if (preset && *value == '\0') return MOE_OK; /* nobody's: it changes nothing */
     /* YAML's null: as if nobody had spoken */
     if (*value == '\0' && row->type != MOE_OPT_TEXT) value = row->initial;
     if (row->type == MOE_OPT_CHOICE && !row->choices) {
@@ -125,7 +165,7 @@ moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char 
         if (!value) return MOE_ERR_MEMORY;
     }
     MOEI_TRY(moei_option_set(row, config, value, error));
-    snprintf(config->origin[row - config->row], MOELM_ORIGIN, "%s", origin ? origin : "set");
+    snprintf(config->origin[row - config->row], MOELM_ORIGIN, "%s", origin);
     return MOE_OK;
 }
 

@@ -41,6 +41,12 @@ typedef struct moelm_train_config {
     int64_t eval_bytes;                        /* of the held-out text used while training; 0: all */
     int32_t keep;                              /* newest checkpoints kept */
     int64_t seed;
+    bool log_layers;          /* metrics.jsonl tells every layer */
+    int64_t alarm_dead_steps; /* without a row; 0: off, as below */
+    double alarm_entropy;     /* least entropy of a layer's load, of its maximum */
+    double alarm_dropped;     /* largest share of a layer's rows dropped */
+    int64_t alarm_steps;      /* steps in a row that a bound is broken */
+    const char *alarm_action; /* "warn" "stop" "revive" */
 } moelm_train_config;
 
 typedef struct moelm_data_config {
@@ -56,6 +62,7 @@ typedef struct moelm_run_config {
 
 struct moe_lm_config {
     moelm_model_config model;
+    const char *preset; /* the last one named; NULL or "": none */
     moe_layer_desc moe; /* d_model, layer_index and dtype are filled in by moelm_config_layer */
     moelm_train_config train;
     moelm_data_config data;
@@ -75,6 +82,12 @@ typedef struct moelm_config_override {
     const char *key, *initial, *help;
 } moelm_config_override;
 const moelm_config_override *moelm_config_overrides(size_t *count);
+
+/* Makes the layer that of another system: every moe.* setting but sizes and deviations takes the system's
+ * value or else the layer's own default, whoever spoke before. */
+moe_status moelm_config_preset(moe_lm_config *config, const char *name, const char *origin, moe_error *error);
+/* Whether a key names the preset, which a level sets before its other keys. */
+bool moelm_config_is_preset(const moe_lm_config *config, const char *key);
 
 /* The layer descriptor of block `index`: routed experts, or a dense FFN where the frequency says so. */
 void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_desc *desc);

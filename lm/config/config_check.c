@@ -111,10 +111,55 @@ static moe_status check_experts(const moe_lm_config *config, moe_error *error) {
     return MOE_OK;
 }
 
+/* The mean of a sequence holds the tokens that the model is to predict. */
+static moe_status check_router(const moe_lm_config *config, moe_error *error) {
+    const char *unit = config->moe.routing_unit;
+    if (!is_routed(config, 0) || !unit || strcmp(unit, "token") == 0) return MOE_OK;
+    const bool task = strcmp(unit, "task") == 0;
+    return moei_error_set(error, MOE_ERR_ARGUMENT, "moe.routing_unit: %s; a language model routes by token",
+                          task ? "task, but a text has no tasks"
+                               : "sequence would route by tokens that are yet to be predicted");
+}
+
+typedef struct rule {
+    bool used, right;
+    const char *text;
+} rule;
+
+/* An alarm that cannot ring, or an action that cannot happen, is no protection. */
+static moe_status check_alarms(const moe_lm_config *config, moe_error *error) {
+    const moelm_train_config *train = &config->train;
+    const moe_layer_desc *moe = &config->moe;
+    const bool bound = train->alarm_entropy > 0 || train->alarm_dropped > 0;
+    const bool dead = train->alarm_dead_steps > 0, revive = strcmp(train->alarm_action, "revive") == 0;
+    const bool limited = moe->capacity_factor > 0 || moe->capacity_factor_eval > 0;
+    const rule rules[] = {
+        {dead || bound,                                                                                  is_routed(config, 0),                    "alarm_*: there are no routed experts to watch"},
+        {train->alarm_steps > 1,                                                                                              bound,                                                                                         "alarm_steps: needs train.alarm_entropy or train.alarm_dropped"           },
+        {train->alarm_dropped > 0,                                                                                              limited,
+         "alarm_dropped: needs moe.capacity_factor: a dropless layer drops nothing"},
+        {strcmp(train->alarm_action,                                                                                              "warn") != 0,                                                                                     dead || bound,
+         "alarm_action: needs train.alarm_dead_steps, train.alarm_entropy or train.alarm_dropped"},
+        {revive,       dead,                       "alarm_action: revive needs train.alarm_dead_steps"                                      },
+        {revive,                                           !moe->expert_kinds || !*moe->expert_kinds,
+         "alarm_action: revive copies one expert over another, but moe.expert_kinds makes them unequal"              },
+        {revive, !moe->router_frozen,
+         "alarm_action: revive changes the router, which moe.router_frozen keeps"                  },
+        {revive,                       moe->num_groups_outer == 0,
+         "alarm_action: revive needs one level of experts, not moe.num_groups_outer"                                    },
+    };
+    for (size_t i = 0; i < sizeof rules / sizeof *rules; ++i)
+        if (rules[i].used && !rules[i].right)
+            return moei_error_set(error, MOE_ERR_ARGUMENT, "train.%s", rules[i].text);
+    return MOE_OK;
+}
+
 moe_status moe_lm_config_check(const moe_lm_config *config, moe_error *error) {
     const moelm_train_config *train = &config->train;
     MOEI_TRY(check_heads(&config->model, error));
     MOEI_TRY(check_experts(config, error));
+    MOEI_TRY(check_router(config, error));
+    MOEI_TRY(check_alarms(config, error));
     if (train->length > config->model.context)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "train.length: %lld tokens do not fit model.context %d; raise the context",

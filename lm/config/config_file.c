@@ -14,11 +14,13 @@
 typedef struct load_state {
     moe_lm_config *config;
     const char *path;
+    bool presets; /* reading them alone: they come before the keys that override them */
     moe_error *error;
 } load_state;
 
 static moe_status set_pair(void *user, const char *key, const char *value, int line, int column) {
     const load_state *state = user;
+    if (moelm_config_is_preset(state->config, key) != state->presets) return MOE_OK;
     char origin[MOELM_ORIGIN];
     size_t length = strlen(state->path);
     size_t most = sizeof origin - 24; /* room for the line; of a long path the end says more */
@@ -31,7 +33,9 @@ static moe_status set_pair(void *user, const char *key, const char *value, int l
 }
 
 moe_status moe_lm_config_load(moe_lm_config *config, const char *yaml_path, moe_error *error) {
-    load_state state = {config, yaml_path, error};
+    load_state state = {config, yaml_path, true, error};
+    MOEI_TRY(moei_yaml_load(yaml_path, set_pair, &state, error));
+    state.presets = false;
     return moei_yaml_load(yaml_path, set_pair, &state, error);
 }
 

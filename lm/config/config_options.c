@@ -8,6 +8,8 @@
 
 #define AT(field) offsetof(moe_lm_config, field)
 
+static const char *const alarm_actions[] = {"warn", "stop", "revive", NULL};
+
 /* Three lines an option: its names; type, field, default, limits, choices; its help. clang-format would align
  * them in columns too wide to read. */
 /* clang-format off */
@@ -112,6 +114,24 @@ static const moe_option options[] = {
     {"train.seed", "",
      MOE_OPT_INT64, AT(train.seed), "1", 0, 9e15, NULL,
      "of initial weights, batches and jitter"},
+    {"train.log_layers", "moe_per_layer_logging",
+     MOE_OPT_BOOL, AT(train.log_layers), "true", 0, 0, NULL,
+     "metrics.jsonl tells losses and load of every layer, not only of the whole model"},
+    {"train.alarm_dead_steps", "",
+     MOE_OPT_INT64, AT(train.alarm_dead_steps), "0", 0, 1e12, NULL,
+     "alarm: steps in a row without a row make an expert dead; 0: off"},
+    {"train.alarm_entropy", "",
+     MOE_OPT_DOUBLE, AT(train.alarm_entropy), "0", 0, 1, NULL,
+     "alarm: the entropy of a layer's load, as a share of its maximum, is below this; 0: off"},
+    {"train.alarm_dropped", "",
+     MOE_OPT_DOUBLE, AT(train.alarm_dropped), "0", 0, 1, NULL,
+     "alarm: the share of a layer's rows dropped for lack of capacity is above this; 0: off"},
+    {"train.alarm_steps", "",
+     MOE_OPT_INT64, AT(train.alarm_steps), "1", 1, 1e12, NULL,
+     "steps in a row that alarm_entropy or alarm_dropped must be broken"},
+    {"train.alarm_action", "",
+     MOE_OPT_CHOICE, AT(train.alarm_action), "warn", 0, 0, alarm_actions,
+     "warn: told and logged; stop: saved, exit code 7; revive: a dead expert becomes its layer's busiest, noised"},
 
     {"data.train", "train_file",
      MOE_OPT_TEXT, AT(data.train), "", 0, MOELM_PATH, NULL,
@@ -129,6 +149,10 @@ static const moe_option options[] = {
     {"run.isa", "",
      MOE_OPT_TEXT, AT(run.isa), "", 0, 16, NULL,
      "instruction set of the kernels: ref, avx2, avx512; empty: the best found"},
+
+    {"moe.preset", "",
+     MOE_OPT_CHOICE, AT(preset), "", 0, 0, NULL,
+     "another system's layer, sizes left alone; other keys of the same file or level override it"},
 };
 /* clang-format on */
 
@@ -138,7 +162,7 @@ const moe_option *moelm_config_options(size_t *count) {
 }
 
 static const moelm_config_override overrides[] = {
-    {"moe.aux_loss_coeff", "0.01",  "coefficient of the Switch load-balancing loss"                        },
+    {"moe.aux_loss_coeff", "0.01",  "coefficient of the Switch load-balancing loss over the batch"         },
     {"moe.z_loss_coeff",   "0.001", "coefficient of the router z-loss"                                     },
     {"moe.init_std",       "0",     "standard deviation of the experts' initial weights; 0: model.init_std"},
 };

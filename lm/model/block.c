@@ -8,6 +8,16 @@ static moe_mat rows_of(const moe_lm *lm, float *data, int64_t rows) {
     return (moe_mat){.data = data, .rows = rows, .cols = lm->d, .dtype = MOE_F32};
 }
 
+/* The pass's call, with the recorded routes of this layer where there are some. */
+static moe_call call_of(const moelm_pass *pass, int32_t index) {
+    moe_call call = pass->call;
+    if (!pass->replay || pass->replay[index].slots == 0) return call;
+    const moelm_route *route = &pass->replay[index];
+    call.replay_expert = route->expert + pass->replay_row * route->slots;
+    if (route->weight) call.replay_weight = route->weight + pass->replay_row * route->slots;
+    return call;
+}
+
 moe_status moelm_block_forward(moe_lm *lm, int32_t index, moelm_pass *pass, float *out) {
     moelm_block *block = &lm->blocks[index];
     moelm_saved *s = &block->saved;
@@ -18,8 +28,9 @@ moe_status moelm_block_forward(moe_lm *lm, int32_t index, moelm_pass *pass, floa
     moelm_add(lm, rows * lm->d, s->in, branch, s->mid);
     MOEI_TRY(moelm_norm(lm, rows, &block->ffn_norm, s->mid, s->ffn_norm, s->ffn_rms));
     block->stats = (moe_stats){.size = sizeof block->stats};
-    MOEI_TRY(moe_layer_forward(block->ffn, rows_of(lm, s->ffn_norm, rows), rows_of(lm, branch, rows),
-                               &pass->call, &block->stats));
+    const moe_call call = call_of(pass, index);
+    MOEI_TRY(moe_layer_forward(block->ffn, rows_of(lm, s->ffn_norm, rows), rows_of(lm, branch, rows), &call,
+                               &block->stats));
     moelm_add(lm, rows * lm->d, s->mid, branch, out);
     pass->aux += block->stats.loss;
     return MOE_OK;

@@ -94,6 +94,16 @@ static moe_status check_extra(const moe_lm *lm, const moelm_family *family, cons
     return MOE_OK;
 }
 
+/* Summed hidden widths of a layer's routed experts; of kinds that are no width, nothing. */
+static double routed_width(const moe_layer_desc *desc) {
+    const char *kinds = desc->expert_kinds;
+    double sum = 0;
+    if (desc->expert && strcmp(desc->expert, "ffn") != 0) return 0;
+    if (!kinds || !*kinds) return (double)desc->num_experts * desc->expert_hidden_size;
+    for (; *kinds; kinds += strcspn(kinds, ","), kinds += *kinds == ',') sum += fmax(0, strtod(kinds, NULL));
+    return isfinite(sum) ? sum : 0;
+}
+
 /* Less than what the model needs, so that a damaged config.json cannot ask for memory without end. */
 static double least_numbers(const moe_lm_config *config) {
     const moelm_model_config *m = &config->model;
@@ -102,10 +112,10 @@ static double least_numbers(const moe_lm_config *config) {
     for (int32_t i = 0; i < m->n_layers; ++i) {
         moe_layer_desc desc;
         moelm_config_layer(config, i, &desc);
-        bool own = !desc.expert || strcmp(desc.expert, "ffn") == 0;
-        double routed = own ? (double)desc.num_experts * desc.expert_hidden_size : 0;
         double shared = (double)desc.num_shared_experts * desc.shared_expert_hidden_size;
-        numbers += 2.0 * d * (m->n_heads * head + routed + shared) + d * desc.num_experts;
+        double width = desc.latent_size > 0 ? desc.latent_size : d;
+        numbers += 2.0 * d * (m->n_heads * head + shared) + 2.0 * width * routed_width(&desc);
+        if (desc.num_groups_outer == 0) numbers += d * desc.num_experts;
     }
     return numbers;
 }

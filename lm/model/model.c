@@ -258,15 +258,17 @@ static int64_t numbers_of(const moe_param *param) {
     return n;
 }
 
-/* A token meets K of the E routed experts, whatever an expert names its parameters. */
+/* A token meets K of the E routed experts, whatever an expert names its parameters; of two levels, two of the
+ * inner gates and four experts. */
 static int64_t active_of(const moelm_entry *entry, const moe_param *param) {
     int64_t n = numbers_of(param);
     if (!entry->layer) return n;
     const moe_layer_desc *desc = moe_layer_get_desc(entry->layer);
     const char *name = strstr(entry->name, ".ffn.") + 5;
-    if (desc->num_experts == 0 || strncmp(name, "gate.", 5) == 0 || strncmp(name, "shared.", 7) == 0)
-        return n;
-    return n / desc->num_experts * desc->top_k;
+    const bool levels = desc->num_groups_outer > 0;
+    if (strcmp(name, "gate_inner.weight") == 0) return n / desc->num_groups_outer * 2;
+    if (strncmp(name, "experts.", 8) != 0) return n;
+    return n / desc->num_experts * (levels ? 4 : desc->top_k);
 }
 
 void moe_lm_get_info(const moe_lm *lm, moe_lm_info *info) {
@@ -282,7 +284,7 @@ void moe_lm_get_info(const moe_lm *lm, moe_lm_info *info) {
     };
     for (int32_t i = 0; i < lm->n_entries; ++i) {
         moe_param param;
-        if (moe_lm_param(lm, i, &param) != MOE_OK) continue;
+        if (moe_lm_param(lm, i, &param) != MOE_OK || param.buffer) continue;
         full.params_total += numbers_of(&param);
         full.params_active += active_of(&lm->entries[i], &param);
     }

@@ -106,13 +106,22 @@ struct moe_lm {
     moelm_cache cache;
 };
 
+/* Routes to use again: rows first .. of every layer's recording, in the order of the passes that made it. */
+typedef struct moelm_route {
+    int32_t slots;         /* of a token: moe_routing_view.top_k; 0: a dense layer */
+    const int32_t *expert; /* [rows, slots] */
+    const float *weight;   /* [rows, slots]; NULL: the router's own */
+} moelm_route;
+
 /* One pass over tokens[n_seq * length]. With a cache: one sequence, continued at cache->n. */
 typedef struct moelm_pass {
     const int32_t *tokens;
     int64_t n_seq, length;
     moelm_cache *cache;
-    moe_call call;
-    double aux; /* out: the layers' own losses */
+    const moelm_route *replay; /* [n_layers]; NULL: routed anew */
+    int64_t replay_row;        /* of the first token */
+    moe_call call;             /* moelm_forward fills in what the tokens say */
+    double aux;                /* out: the layers' own losses */
 } moelm_pass;
 
 /* model.c */
@@ -174,6 +183,8 @@ moe_status moelm_head_loss(moe_lm *lm, const int32_t *targets, int64_t rows, flo
 
 /* pass.c: tokens checked; leaves the last residual stream in memory.out. */
 moe_status moelm_forward(moe_lm *lm, moelm_pass *pass);
+/* The pass with its loss, and with call.mode MOE_TRAIN its gradients times call.loss_scale: moe_lm_loss. */
+moe_status moelm_loss(moe_lm *lm, moelm_pass *pass, const int32_t *targets, double *loss);
 
 /* kv_cache.c: the rows' keys and values, appended behind cache->n */
 void moelm_cache_put(moe_lm *lm, moelm_cache *cache, int32_t layer, const float *qkv, int64_t rows);

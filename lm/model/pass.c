@@ -41,6 +41,8 @@ moe_status moelm_forward(moe_lm *lm, moelm_pass *pass) {
     MOEI_TRY(check_tokens(lm, "tokens", pass->tokens, rows, 0));
     for (int64_t r = 0; r < rows; ++r) lm->memory.position[r] = (int32_t)(start + r % pass->length);
     pass->aux = 0.0;
+    pass->call.sequence_length = pass->length;
+    pass->call.token_id = pass->tokens;
     MOEI_TRY(moelm_embed(lm, pass, lm->blocks[0].saved.in));
     for (int32_t i = 0; i < lm->n_layers; ++i) {
         float *out = i + 1 < lm->n_layers ? lm->blocks[i + 1].saved.in : lm->memory.out;
@@ -76,6 +78,18 @@ static moe_status check_loss(moe_lm *lm, const moelm_pass *pass, const int32_t *
                         (long long)rows);
 }
 
+moe_status moelm_loss(moe_lm *lm, moelm_pass *pass, const int32_t *targets, double *loss) {
+    const bool train = pass->call.mode == MOE_TRAIN;
+    double main_loss;
+    MOEI_TRY(check_loss(lm, pass, targets));
+    MOEI_TRY(moelm_forward(lm, pass));
+    MOEI_TRY(moelm_head_loss(lm, targets, pass->n_seq * pass->length, train ? pass->call.loss_scale : 0,
+                             &main_loss));
+    if (train) MOEI_TRY(backward(lm, pass));
+    *loss = main_loss;
+    return MOE_OK;
+}
+
 moe_status moe_lm_loss(moe_lm *lm, const int32_t *tokens, const int32_t *targets, int64_t n_seq,
                        int64_t length, uint64_t step, float grad_scale, double *loss, double *aux) {
     moelm_pass pass = {
@@ -87,12 +101,7 @@ moe_status moe_lm_loss(moe_lm *lm, const int32_t *tokens, const int32_t *targets
                  .step = step,
                  .loss_scale = grad_scale},
     };
-    double main_loss;
-    MOEI_TRY(check_loss(lm, &pass, targets));
-    MOEI_TRY(moelm_forward(lm, &pass));
-    MOEI_TRY(moelm_head_loss(lm, targets, n_seq * length, grad_scale, &main_loss));
-    if (grad_scale != 0.0F) MOEI_TRY(backward(lm, &pass));
-    *loss = main_loss;
+    MOEI_TRY(moelm_loss(lm, &pass, targets, loss));
     if (aux) *aux = pass.aux;
     return MOE_OK;
 }

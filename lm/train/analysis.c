@@ -73,19 +73,31 @@ void moelm_analysis_destroy(moelm_analysis *a) {
 
 /* 1. Counting. */
 
+/* The slot of largest weight that is routed: of some routers the slots are in the order of the experts. */
+static int32_t first_choice(const moe_routing_view *view, int64_t row) {
+    const int32_t *expert = view->expert + row * view->top_k;
+    const float *weight = (const float *)view->weight + row * view->top_k;
+    int32_t best = -1;
+    for (int32_t k = 0; k < view->top_k; ++k)
+        if (expert[k] >= 0 && (best < 0 || weight[k] > weight[best])) best = k;
+    return best < 0 ? -1 : expert[best];
+}
+
 /* Counts token `j` of the window that starts at `start`; row: where it stands in the forward. */
 static void count_token(moelm_analysis *a, int32_t l, const moe_routing_view *view, const moelm_windows *w,
                         int64_t start, int64_t j, int64_t row) {
     const int32_t *expert = view->expert + row * view->top_k, *row_of = view->row_of + row * view->top_k;
     layer_counts *counts = &a->layer[l];
-    int64_t first = expert[0];
-    counts->token[first * a->vocab + w->text[start + j]]++;
-    counts->position[first * PARTS + j * PARTS / w->length]++;
-    if (start + j > 0) counts->previous[first * a->vocab + w->text[start + j - 1]]++;
     for (int32_t k = 0; k < view->top_k; ++k) {
+        if (expert[k] < 0) continue;
         uint64_t *rows = row_of[k] < 0 ? a->load.dropped : a->load.kept;
         rows[a->load.first[l] + expert[k]]++;
     }
+    int64_t first = first_choice(view, row);
+    if (first < 0) return; /* routed nowhere */
+    counts->token[first * a->vocab + w->text[start + j]]++;
+    counts->position[first * PARTS + j * PARTS / w->length]++;
+    if (start + j > 0) counts->previous[first * a->vocab + w->text[start + j - 1]]++;
 }
 
 static moe_status count_layer(moelm_analysis *a, moe_lm *lm, int32_t l, const moelm_windows *w) {

@@ -1,12 +1,13 @@
-/* eval.c: moe_lm_eval: bits per byte of a text, and eval.json.
- * Every byte is predicted once (score.h); the analysis rides on the same forwards.
- * Source: docs/run-directory.md.
+/* eval.c: moe_lm_eval: bits per byte of a text, eval.json and route traces.
+ * Every byte is predicted once (score.h); analysis and traces ride on the same forwards.
+ * Source: docs/run-directory.md, docs/routes.md.
  */
 #include "core/status.h"
 #include "format/json.h"
 #include "model/model.h"
 #include "train/analysis.h"
 #include "train/data.h"
+#include "train/routes.h"
 #include "train/schedule.h"
 
 #include <string.h>
@@ -39,30 +40,56 @@ static moe_status write_json(const moe_lm_eval_options *options, const char *tex
     return status;
 }
 
-static moe_status score_text(moe_lm *lm, const moelm_text *text, const moe_lm_eval_options *options,
-                             moelm_analysis *analysis, moe_lm_eval_result *result) {
-    int64_t bytes = (int64_t)text->map.bytes;
+/* What one evaluation holds together. */
+typedef struct evaluation {
+    moe_lm *lm;
+    const moe_lm_eval_options *options;
+    const moelm_text *text;
+    moelm_routes_text routes_text;
+    moelm_analysis *analysis;      /* NULL: none */
+    moelm_routes recorded, replay; /* layer NULL: not asked for */
+    moe_error error;
+} evaluation;
+
+static moe_status on_windows(void *user, moe_lm *lm, const moelm_windows *windows) {
+    evaluation *e = user;
+    if (e->analysis) MOEI_TRY(moelm_analysis_add(e->analysis, lm, windows));
+    return e->recorded.layer ? moelm_routes_add(&e->recorded, lm, windows) : MOE_OK;
+}
+
+/* Passes a failure on to the model's context. */
+static moe_status told(evaluation *e, moe_status status) {
+    return status == MOE_OK ? MOE_OK : moelm_fail(e->lm->ctx, &e->error);
+}
+
+static moe_status prepare(evaluation *e) {
+    const moe_lm_eval_options *options = e->options;
+    int64_t bytes = (int64_t)e->text->map.bytes;
     if (options->max_bytes >= 2 && bytes > options->max_bytes) bytes = options->max_bytes;
+    const moelm_windows w = moelm_windows_of(e->text->map.data, bytes, e->lm->context);
+    const moelm_routes_text *routes = &e->routes_text;
+    e->routes_text = (moelm_routes_text){e->text->sha256, bytes, w.length, w.n_windows};
+    if (options->json_path) MOEI_TRY(told(e, moelm_analysis_create(e->lm, &e->analysis, &e->error)));
+    if (options->record_routes)
+        MOEI_TRY(told(e, moelm_routes_create(e->lm, routes, &e->recorded, &e->error)));
+    if (!options->replay_routes) return MOE_OK;
+    return told(e, moelm_routes_load(options->replay_routes, e->lm, routes, &e->replay, &e->error));
+}
+
+static moe_status evaluate(evaluation *e, const char *text_path, moe_lm_eval_result *result) {
+    const moe_lm_eval_options *options = e->options;
+    MOEI_TRY(prepare(e));
+    const moelm_score_hooks hooks = {e->replay.layer, on_windows, e};
+    const int64_t bytes = e->routes_text.bytes;
     double bits, start = moelm_seconds();
-    MOEI_TRY(moelm_score(lm, text->map.data, bytes, analysis ? moelm_analysis_add : NULL, analysis, &bits));
+    MOEI_TRY(moelm_score(e->lm, e->text->map.data, bytes, &hooks, &bits));
     *result = (moe_lm_eval_result){.size = sizeof *result,
                                    .n_bytes = bytes,
                                    .bits_per_byte = bits / (double)bytes,
                                    .seconds = moelm_seconds() - start};
-    return MOE_OK;
-}
-
-static moe_status evaluate(moe_lm *lm, const moelm_text *text, const char *text_path,
-                           const moe_lm_eval_options *options, moe_lm_eval_result *result) {
-    moe_error error;
-    moelm_analysis *analysis = NULL;
-    if (options->json_path && moelm_analysis_create(lm, &analysis, &error) != MOE_OK)
-        return moelm_fail(lm->ctx, &error);
-    moe_status status = score_text(lm, text, options, analysis, result);
-    if (status == MOE_OK && analysis && write_json(options, text_path, result, analysis, &error) != MOE_OK)
-        status = moelm_fail(lm->ctx, &error);
-    moelm_analysis_destroy(analysis);
-    return status;
+    if (e->analysis) MOEI_TRY(told(e, write_json(options, text_path, result, e->analysis, &e->error)));
+    if (!options->record_routes) return MOE_OK;
+    return told(e, moelm_routes_save(&e->recorded, options->record_routes, &e->routes_text, &e->error));
 }
 
 moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_options *options,
@@ -77,7 +104,11 @@ moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_opti
                             "moe_lm_eval_options.size is %zu; set it to sizeof(moe_lm_eval_options) = %zu",
                             options->size, sizeof *options);
     if (moelm_text_open(text_path, "text", 2, &text, &error) != MOE_OK) return moelm_fail(lm->ctx, &error);
-    moe_status status = evaluate(lm, &text, text_path, options, &found);
+    evaluation e = {.lm = lm, .options = options, .text = &text};
+    moe_status status = evaluate(&e, text_path, &found);
+    moelm_routes_destroy(&e.replay);
+    moelm_routes_destroy(&e.recorded);
+    moelm_analysis_destroy(e.analysis);
     moelm_text_close(&text);
     if (status == MOE_OK) *result = found;
     return status;

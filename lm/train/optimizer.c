@@ -32,7 +32,8 @@ static moe_status carve(moei_arena *arena, const moe_lm *lm, moelm_optimizer *op
         moe_param param;
         MOEI_TRY(moe_lm_param(lm, i, &param));
         size_t bytes = (size_t)n_numbers(&param) * moe_dtype_bytes(param.dtype);
-        void *m = moei_arena_take(arena, bytes), *v = moei_arena_take(arena, bytes);
+        void *m = param.grad ? moei_arena_take(arena, bytes) : NULL;
+        void *v = param.grad ? moei_arena_take(arena, bytes) : NULL;
         if (slot) slot[i] = (moelm_slot){param, m, v, moelm_optimizer_decays(&param)};
     }
     optimizer->slot = slot;
@@ -62,6 +63,7 @@ moe_status moelm_optimizer_norm(const moelm_optimizer *optimizer, double *norm) 
     for (int32_t i = 0; i < optimizer->count; ++i) {
         const moe_param *param = &optimizer->slot[i].param;
         double sum;
+        if (!param->grad) continue;
         MOEI_TRY(moe_sum_squares(optimizer->ctx, param->dtype, param->grad, n_numbers(param), &sum));
         total += sum;
     }
@@ -73,6 +75,7 @@ moe_status moelm_optimizer_step(const moelm_optimizer *optimizer, const moelm_tr
                                 int64_t step, double lr, double grad_scale) {
     for (int32_t i = 0; i < optimizer->count; ++i) {
         const moelm_slot *slot = &optimizer->slot[i];
+        if (!slot->m) continue;
         const moe_adamw_args args = {
             .dtype = slot->param.dtype,
             .n = n_numbers(&slot->param),

@@ -10,8 +10,8 @@
 
 typedef struct moelm_slot {
     moe_param param;
-    void *m, *v;
-    bool decay; /* matrices shrink; norms, biases and embeddings do not */
+    void *m, *v; /* NULL: not trained, a buffer or a frozen router */
+    bool decay;  /* matrices shrink; norms, biases and embeddings do not */
 } moelm_slot;
 
 typedef struct moelm_optimizer {

@@ -84,34 +84,58 @@ static json_t *number(double value) {
     return isfinite(value) ? json_real(value) : json_null();
 }
 
+/* A loss that the layer has not is left out. */
 static json_t *layer_object(const moelm_load *load, int32_t layer, const moelm_router_stats *router) {
     moelm_balance balance = moelm_load_balance(load, layer);
-    return json_pack("{s:i, s:i, s:o, s:o, s:f, s:f, s:f, s:o, s:f, s:i}", "layer", layer, "experts",
-                     moelm_load_experts(load, layer), "aux_loss", number(router->aux_loss), "z_loss",
-                     number(router->z_loss), "load_cv", balance.cv, "load_max", balance.max, "load_entropy",
-                     balance.entropy, "router_entropy", number(router->entropy), "dropped", balance.dropped,
-                     "dead", balance.n_dead);
+    json_t *object =
+        json_pack("{s:i, s:i, s:o, s:o, s:f, s:f, s:f, s:o, s:f, s:i, s:o}", "layer", layer, "experts",
+                  moelm_load_experts(load, layer), "aux_loss", number(router->aux_loss), "z_loss",
+                  number(router->z_loss), "load_cv", balance.cv, "load_max", balance.max, "load_entropy",
+                  balance.entropy, "router_entropy", number(router->entropy), "dropped", balance.dropped,
+                  "dead", balance.n_dead, "router_loss", number(router->total));
+    for (int32_t i = 0; object && i < MOELM_OPTIONAL_LOSSES; ++i)
+        if (!isnan(router->optional[i]))
+            json_object_set_new(object, moelm_optional_loss(i), number(router->optional[i]));
+    return object;
 }
 
-static char *metrics_line(const moe_lm_progress *p, const moelm_load *load, const moelm_router_stats *router,
-                          bool evaluated) {
-    json_t *layers = json_array();
-    for (int32_t l = 0; l < load->n_layers; ++l)
-        if (moelm_load_experts(load, l) > 0) json_array_append_new(layers, layer_object(load, l, &router[l]));
-    json_t *line = json_pack("{s:i, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:o, s:f, s:o, s:o}", "schema", 1,
-                             "step", (json_int_t)p->step, "tokens", (json_int_t)p->tokens, "loss", p->loss,
-                             "aux_loss", p->aux_loss, "z_loss", p->z_loss, "lr", p->lr, "grad_norm",
-                             p->grad_norm, "tokens_per_second", number(p->tokens_per_second), "elapsed_s",
-                             p->elapsed_s, "eval_bits_per_byte",
-                             evaluated ? number(p->eval_bits_per_byte) : json_null(), "layers", layers);
+static json_t *alarm_object(const moelm_alarm *alarm) {
+    json_t *object = json_pack("{s:s, s:i}", "kind", moelm_alarm_name(alarm->kind), "layer", alarm->layer);
+    if (!object) return NULL;
+    json_object_set_new(object, "steps", json_integer((json_int_t)alarm->steps));
+    if (alarm->kind == MOELM_ALARM_DEAD) {
+        json_object_set_new(object, "expert", json_integer(alarm->expert));
+        json_object_set_new(object, "revived_from",
+                            alarm->from < 0 ? json_null() : json_integer(alarm->from));
+    } else {
+        json_object_set_new(object, "value", json_real(alarm->value));
+        json_object_set_new(object, "bound", json_real(alarm->bound));
+    }
+    return object;
+}
+
+static char *metrics_line(const moelm_metrics *m) {
+    const moe_lm_progress *p = m->progress;
+    const moelm_load *load = m->load;
+    json_t *layers = json_array(), *alarms = m->alarms && m->alarms->n_ringing > 0 ? json_array() : NULL;
+    for (int32_t l = 0; m->layers && l < load->n_layers; ++l)
+        if (moelm_load_experts(load, l) > 0)
+            json_array_append_new(layers, layer_object(load, l, &m->router[l]));
+    for (int32_t i = 0; alarms && i < m->alarms->n_ringing; ++i)
+        json_array_append_new(alarms, alarm_object(&m->alarms->ringing[i]));
+    json_t *line = json_pack(
+        "{s:i, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:o, s:f, s:o, s:o, s:o*}", "schema", 1, "step",
+        (json_int_t)p->step, "tokens", (json_int_t)p->tokens, "loss", p->loss, "aux_loss", p->aux_loss,
+        "z_loss", p->z_loss, "lr", p->lr, "grad_norm", p->grad_norm, "tokens_per_second",
+        number(p->tokens_per_second), "elapsed_s", p->elapsed_s, "eval_bits_per_byte",
+        m->evaluated ? number(p->eval_bits_per_byte) : json_null(), "layers", layers, "alarms", alarms);
     char *text = line ? json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
     json_decref(line);
     return text;
 }
 
-moe_status moelm_run_log_metrics(moelm_run_log *log, const moe_lm_progress *progress, const moelm_load *load,
-                                 const moelm_router_stats *router, bool evaluated, moe_error *error) {
-    char *text = metrics_line(progress, load, router, evaluated);
+moe_status moelm_run_log_metrics(moelm_run_log *log, const moelm_metrics *metrics, moe_error *error) {
+    char *text = metrics_line(metrics);
     if (!text) return moei_error_set(error, MOE_ERR_MEMORY, "metrics.jsonl: out of memory");
     moe_status status = moei_lines_append(log->metrics, text, error);
     free(text);

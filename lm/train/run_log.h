@@ -4,20 +4,23 @@
 #ifndef MOELM_RUN_LOG_H
 #define MOELM_RUN_LOG_H
 
-#include "train/load.h"
+#include "train/alarm.h"
+#include "train/router_stats.h"
 
-/* Router measures of one layer, mean over the forwards of a step. */
-typedef struct moelm_router_stats {
-    double aux_loss, z_loss, entropy;
-} moelm_router_stats;
+/* What one line of metrics.jsonl tells. */
+typedef struct moelm_metrics {
+    const moe_lm_progress *progress;
+    const moelm_load *load;           /* of this step */
+    const moelm_router_stats *router; /* [n_layers] of this step */
+    const moelm_alarms *alarms;       /* those that rang in this step; NULL: none */
+    bool evaluated;                   /* this step has a held-out figure */
+    bool layers;                      /* tell them */
+} moelm_metrics;
 
 typedef struct moelm_run_log moelm_run_log;
 moe_status moelm_run_log_open(const char *run_dir, int64_t step, const moelm_load *shape, moelm_run_log **log,
                               moe_error *error);
-/* One line of metrics.jsonl. load, router[n_layers]: of this step; evaluated: this step has a held-out
- * figure. */
-moe_status moelm_run_log_metrics(moelm_run_log *log, const moe_lm_progress *progress, const moelm_load *load,
-                                 const moelm_router_stats *router, bool evaluated, moe_error *error);
+moe_status moelm_run_log_metrics(moelm_run_log *log, const moelm_metrics *metrics, moe_error *error);
 moe_status moelm_run_log_load(moelm_run_log *log, int64_t step, const moelm_load *load, moe_error *error);
 /* One line of main.log. */
 moe_status moelm_run_log_say(moelm_run_log *log, const char *text, moe_error *error);

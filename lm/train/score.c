@@ -4,10 +4,7 @@
  */
 #include "train/score.h"
 
-#include <moekit/expert.h>
-
 #include "core/status.h"
-#include "model/model.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -29,7 +26,7 @@ int64_t moelm_window_start(const moelm_windows *w, int64_t index) {
     return start < last ? start : last;
 }
 
-static moelm_windows windows_of(const unsigned char *text, int64_t bytes, int64_t context) {
+moelm_windows moelm_windows_of(const unsigned char *text, int64_t bytes, int64_t context) {
     int64_t n = bytes - 1; /* tokens that have a successor */
     moelm_windows w = {.text = text, .bytes = bytes, .length = n < context ? n : context};
     w.n_windows = 1 + (n - w.length + stride(&w) - 1) / stride(&w);
@@ -52,26 +49,41 @@ static int64_t fill(const moelm_windows *w, int32_t *tokens, int32_t *targets) {
     return counted;
 }
 
-moe_status moelm_score(moe_lm *lm, const unsigned char *text, int64_t bytes, moelm_score_fn on_windows,
-                       void *user, double *bits) {
-    moelm_windows w = windows_of(text, bytes, lm->context);
+/* Scores the windows w->first .. + n_seq; nats grows by what they cost. tokens: room for targets behind. */
+static moe_status score_windows(moe_lm *lm, const moelm_windows *w, const moelm_score_hooks *hooks,
+                                int32_t *tokens, double *nats) {
+    int32_t *targets = tokens + w->n_seq * w->length;
+    int64_t counted = fill(w, tokens, targets);
+    double loss;
+    moelm_pass pass = {
+        .tokens = tokens,
+        .n_seq = w->n_seq,
+        .length = w->length,
+        .replay = hooks->replay,
+        .replay_row = w->first * w->length,
+        .call = {.size = sizeof pass.call, .mode = MOE_INFER}
+    };
+    MOEI_TRY(moelm_loss(lm, &pass, targets, &loss));
+    *nats += loss * (double)counted;
+    return hooks->on_windows ? hooks->on_windows(hooks->user, lm, w) : MOE_OK;
+}
+
+moe_status moelm_score(moe_lm *lm, const unsigned char *text, int64_t bytes, const moelm_score_hooks *hooks,
+                       double *bits) {
+    static const moelm_score_hooks none = {0};
+    moelm_windows w = moelm_windows_of(text, bytes, lm->context);
     int64_t most = moelm_score_sequences(w.length);
     if (most > w.n_windows) most = w.n_windows;
     MOEI_TRY(moe_lm_reserve(lm, most, w.length, MOE_INFER));
     size_t buffer_bytes = (size_t)(most * w.length) * 2 * sizeof(int32_t);
     int32_t *tokens = moe_ctx_alloc(lm->ctx, buffer_bytes);
     if (!tokens) return MOE_ERR_MEMORY;
-    int32_t *targets = tokens + most * w.length;
 
     moe_status status = MOE_OK;
     double nats = log((double)lm->vocab);
     for (; w.first < w.n_windows && status == MOE_OK; w.first += w.n_seq) {
         w.n_seq = most < w.n_windows - w.first ? most : w.n_windows - w.first;
-        int64_t counted = fill(&w, tokens, targets);
-        double loss;
-        status = moe_lm_loss(lm, tokens, targets, w.n_seq, w.length, 0, 0, &loss, NULL);
-        if (status == MOE_OK) nats += loss * (double)counted;
-        if (status == MOE_OK && on_windows) status = on_windows(user, lm, &w);
+        status = score_windows(lm, &w, hooks ? hooks : &none, tokens, &nats);
     }
     moe_ctx_free(lm->ctx, tokens, buffer_bytes);
     if (status == MOE_OK) *bits = nats / log(2.0);

@@ -5,7 +5,7 @@
 #ifndef MOELM_SCORE_H
 #define MOELM_SCORE_H
 
-#include <moekit/lm.h>
+#include "model/model.h"
 
 /* Windows that went through the model together: those of index first .. first + n_seq of the text. */
 typedef struct moelm_windows {
@@ -15,17 +15,25 @@ typedef struct moelm_windows {
     int64_t n_windows; /* of the whole text */
     int64_t first, n_seq;
 } moelm_windows;
+/* Those of a text of `bytes` (>= 2) for a model of this context; none is through yet. */
+moelm_windows moelm_windows_of(const unsigned char *text, int64_t bytes, int64_t context);
 /* Where window `index` begins in the text. */
 int64_t moelm_window_start(const moelm_windows *windows, int64_t index);
 
 /* Called after each forward, while the layers still hold its routing. */
 typedef moe_status (*moelm_score_fn)(void *user, moe_lm *lm, const moelm_windows *windows);
 
+typedef struct moelm_score_hooks {
+    const moelm_route *replay; /* [n_layers] window by window; NULL: routed anew */
+    moelm_score_fn on_windows; /* NULL: none */
+    void *user;
+} moelm_score_hooks;
+
 /* Bits for all `bytes` (>= 2) of the text; the first one, which nothing precedes, costs log2 of the
- * vocabulary. The model is reserved for what this takes. on_windows may be NULL. Failures are told on the
- * model's context. */
-moe_status moelm_score(moe_lm *lm, const unsigned char *text, int64_t bytes, moelm_score_fn on_windows,
-                       void *user, double *bits);
+ * vocabulary. The model is reserved for what this takes. hooks may be NULL. Failures are told on the model's
+ * context. */
+moe_status moelm_score(moe_lm *lm, const unsigned char *text, int64_t bytes, const moelm_score_hooks *hooks,
+                       double *bits);
 
 /* Rows that moelm_score reserves for a model of this context. */
 int64_t moelm_score_sequences(int64_t context);

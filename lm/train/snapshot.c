@@ -30,7 +30,7 @@ static moe_status from_ctx(const moelm_optimizer *optimizer, moe_status status, 
 /* 1. The optimizer. */
 
 typedef struct tensor_list {
-    moei_st_tensor *tensor; /* [2 * n] m and v of each parameter */
+    moei_st_tensor *tensor; /* [2 * n] m and v of each parameter that is trained */
     char (*name)[NAME_BYTES];
     size_t count;
 } tensor_list;
@@ -40,24 +40,30 @@ static void tensor_list_free(tensor_list *list) {
     free(list->name);
 }
 
+static void add_moment(tensor_list *list, const moe_param *param, const char *prefix, const void *data) {
+    char *name = list->name[list->count];
+    moei_st_tensor *tensor = &list->tensor[list->count++];
+    snprintf(name, NAME_BYTES, "%s.%s", prefix, param->name);
+    tensor->name = name;
+    tensor->dtype = param->dtype == MOE_F64 ? MOEI_ST_F64 : MOEI_ST_F32;
+    tensor->n_dim = param->n_dim;
+    for (int32_t d = 0; d < param->n_dim; ++d) tensor->dim[d] = param->dim[d];
+    tensor->data = data;
+}
+
 static moe_status tensor_list_make(const moelm_optimizer *optimizer, tensor_list *list, moe_error *error) {
-    list->count = 2 * (size_t)optimizer->count;
-    list->tensor = calloc(list->count, sizeof *list->tensor);
-    list->name = calloc(list->count, sizeof *list->name);
+    size_t most = 2 * (size_t)optimizer->count;
+    *list =
+        (tensor_list){.tensor = calloc(most, sizeof *list->tensor), .name = calloc(most, sizeof *list->name)};
     if (!list->tensor || !list->name) {
         tensor_list_free(list);
         return no_memory("optimizer.safetensors", error);
     }
-    for (size_t i = 0; i < list->count; ++i) {
-        const moelm_slot *slot = &optimizer->slot[i / 2];
-        const moe_param *param = &slot->param;
-        snprintf(list->name[i], NAME_BYTES, "%s.%s", i % 2 ? "v" : "m", param->name);
-        moei_st_tensor *tensor = &list->tensor[i];
-        tensor->name = list->name[i];
-        tensor->dtype = param->dtype == MOE_F64 ? MOEI_ST_F64 : MOEI_ST_F32;
-        tensor->n_dim = param->n_dim;
-        for (int32_t d = 0; d < param->n_dim; ++d) tensor->dim[d] = param->dim[d];
-        tensor->data = i % 2 ? slot->v : slot->m;
+    for (int32_t i = 0; i < optimizer->count; ++i) {
+        const moelm_slot *slot = &optimizer->slot[i];
+        if (!slot->m) continue;
+        add_moment(list, &slot->param, "m", slot->m);
+        add_moment(list, &slot->param, "v", slot->v);
     }
     return MOE_OK;
 }
@@ -141,15 +147,21 @@ static json_t *counts_array(const uint64_t *count, int64_t n) {
     return array;
 }
 
+static json_t *alarms_object(const moelm_alarms *alarms) {
+    return json_pack("{s:o, s:o, s:o}", "silent", counts_array(alarms->silent, alarms->n_experts), "entropy",
+                     counts_array(alarms->even, alarms->n_layers), "dropped",
+                     counts_array(alarms->dropped, alarms->n_layers));
+}
+
 static moe_status write_state(const char *path, const moelm_train_state *s, moe_error *error) {
     int64_t n = s->interval.first[s->interval.n_layers];
     json_t *eval = isfinite(s->eval_bits_per_byte) ? json_real(s->eval_bits_per_byte) : json_null();
-    json_t *root =
-        json_pack("{s:i, s:I, s:I, s:I, s:f, s:o, s:b, s:s, s:s, s:{s:o, s:o}}", "schema", SCHEMA, "step",
-                  (json_int_t)s->step, "tokens", (json_int_t)s->tokens, "seed", (json_int_t)s->seed,
-                  "elapsed_s", s->elapsed_s, "eval_bits_per_byte", eval, "finished", s->finished,
-                  "config_sha256", s->config_sha256, "text_sha256", s->text_sha256, "interval", "kept",
-                  counts_array(s->interval.kept, n), "dropped", counts_array(s->interval.dropped, n));
+    json_t *root = json_pack("{s:i, s:I, s:I, s:I, s:f, s:o, s:b, s:s, s:s, s:{s:o, s:o}, s:o}", "schema",
+                             SCHEMA, "step", (json_int_t)s->step, "tokens", (json_int_t)s->tokens, "seed",
+                             (json_int_t)s->seed, "elapsed_s", s->elapsed_s, "eval_bits_per_byte", eval,
+                             "finished", s->finished, "config_sha256", s->config_sha256, "text_sha256",
+                             s->text_sha256, "interval", "kept", counts_array(s->interval.kept, n), "dropped",
+                             counts_array(s->interval.dropped, n), "alarms", alarms_object(&s->alarms));
     if (!root) return no_memory(path, error);
     moe_status status = moei_json_save(path, root, error);
     json_decref(root);
@@ -161,8 +173,8 @@ static moe_status read_counts(const json_t *object, const char *where, const cha
     json_t *array;
     MOEI_TRY(moei_json_get_array(object, where, key, &array, error));
     if (json_array_size(array) != (size_t)n)
-        return moei_error_set(error, MOE_ERR_INPUT, "%s: %s has %zu entries; this model has %lld experts",
-                              where, key, json_array_size(array), (long long)n);
+        return moei_error_set(error, MOE_ERR_INPUT, "%s: %s has %zu entries; this model needs %lld", where,
+                              key, json_array_size(array), (long long)n);
     for (int64_t i = 0; i < n; ++i) {
         const json_t *value = json_array_get(array, (size_t)i);
         if (!json_is_integer(value) || json_integer_value(value) < 0)
@@ -180,6 +192,15 @@ static moe_status read_interval(const json_t *root, const char *path, moelm_load
     MOEI_TRY(moei_json_get_object(root, path, "interval", &object, error));
     MOEI_TRY(read_counts(object, path, "kept", interval->kept, n, error));
     return read_counts(object, path, "dropped", interval->dropped, n, error);
+}
+
+static moe_status read_alarms(const json_t *root, const char *path, const moelm_alarms *alarms,
+                              moe_error *error) {
+    json_t *object;
+    MOEI_TRY(moei_json_get_object(root, path, "alarms", &object, error));
+    MOEI_TRY(read_counts(object, path, "silent", alarms->silent, alarms->n_experts, error));
+    MOEI_TRY(read_counts(object, path, "entropy", alarms->even, alarms->n_layers, error));
+    return read_counts(object, path, "dropped", alarms->dropped, alarms->n_layers, error);
 }
 
 static moe_status check_hash(const json_t *root, const char *path, const char *key, const char *expect,
@@ -204,7 +225,8 @@ static moe_status read_state(const json_t *root, const char *path, moelm_train_s
     MOEI_TRY(moei_json_get_bool(root, path, "finished", &s->finished, error));
     s->eval_bits_per_byte = NAN;
     MOEI_TRY(moei_json_opt_real(root, path, "eval_bits_per_byte", &s->eval_bits_per_byte, error));
-    return read_interval(root, path, &s->interval, error);
+    MOEI_TRY(read_interval(root, path, &s->interval, error));
+    return read_alarms(root, path, &s->alarms, error);
 }
 
 static moe_status load_state(const char *path, moelm_train_state *state, moe_error *error) {

@@ -5,6 +5,7 @@
 #ifndef MOELM_SNAPSHOT_H
 #define MOELM_SNAPSHOT_H
 
+#include "train/alarm.h"
 #include "train/load.h"
 #include "train/optimizer.h"
 #include "train/sha256.h"
@@ -16,6 +17,7 @@ typedef struct moelm_train_state {
     double eval_bits_per_byte; /* last one, NaN before the first */
     bool finished;
     moelm_load interval; /* rows since the last record of load.bin */
+    moelm_alarms alarms; /* counts of steps out of bounds */
     int64_t seed;
     char config_sha256[MOELM_SHA256_TEXT]; /* of the settings that decide the result */
     char text_sha256[MOELM_SHA256_TEXT];   /* of data.train */

@@ -56,6 +56,7 @@ static moe_status make_buffers(moelm_trainer *t) {
     size_t rows = (size_t)(t->config->train.batch_size * t->length);
     MOEI_TRY(moelm_load_create(t->lm, &t->load, &t->error));
     MOEI_TRY(moelm_load_create(t->lm, &t->state.interval, &t->error));
+    MOEI_TRY(moelm_alarms_create(&t->load, &t->state.alarms, &t->error));
     t->tokens = malloc(rows * sizeof *t->tokens);
     t->targets = malloc(rows * sizeof *t->targets);
     t->router = calloc((size_t)t->load.n_layers, sizeof *t->router);
@@ -133,6 +134,7 @@ moe_status moe_lm_train(moe_ctx *ctx, const moe_lm_config *config, const moe_lm_
     free(t.router);
     free(t.targets);
     free(t.tokens);
+    moelm_alarms_destroy(&t.state.alarms);
     moelm_load_destroy(&t.state.interval);
     moelm_load_destroy(&t.load);
     moelm_optimizer_destroy(&t.optimizer);

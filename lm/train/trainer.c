@@ -55,7 +55,7 @@ static moe_status evaluate(moelm_trainer *t) {
     int64_t bytes = (int64_t)t->eval.map.bytes, most = t->config->train.eval_bytes;
     if (most > 0 && bytes > most) bytes = most < 2 ? 2 : most;
     double bits;
-    MOEI_TRY(moelm_trainer_ctx(t, moelm_score(t->lm, t->eval.map.data, bytes, NULL, NULL, &bits)));
+    MOEI_TRY(moelm_trainer_ctx(t, moelm_score(t->lm, t->eval.map.data, bytes, NULL, &bits)));
     t->progress.eval_bits_per_byte = t->state.eval_bits_per_byte = bits / (double)bytes;
     return moelm_trainer_event(t, "eval");
 }
@@ -88,23 +88,31 @@ static void measure_time(moelm_trainer *t, double step_seconds) {
     p->eta_s = p->elapsed_s * (1 - done) / done;
 }
 
-/* What follows the update of a step: held-out figure, metrics, load, checkpoint, in this order. */
+/* What follows the update of a step: held-out figure, metrics, load, checkpoint, in this order. A step that
+ * rings is logged. */
 static moe_status write_step(moelm_trainer *t, bool last) {
     const moelm_train_config *train = &t->config->train;
     int64_t step = t->state.step;
     moelm_load_add(&t->state.interval, &t->load);
     bool evaluated = t->eval.map.data && is_due(step, train->eval_every, last);
     if (evaluated) MOEI_TRY(evaluate(t));
-    if (is_due(step, train->log_every, last)) {
+    const bool logged = is_due(step, train->log_every, last) || t->state.alarms.n_ringing > 0;
+    const moelm_metrics metrics = {.progress = &t->progress,
+                                   .load = &t->load,
+                                   .router = t->router,
+                                   .alarms = &t->state.alarms,
+                                   .evaluated = evaluated,
+                                   .layers = train->log_layers};
+    if (logged) {
         MOEI_TRY(say(t, NULL));
-        MOEI_TRY(moelm_run_log_metrics(t->log, &t->progress, &t->load, t->router, evaluated, &t->error));
+        MOEI_TRY(moelm_run_log_metrics(t->log, &metrics, &t->error));
     }
     if (is_due(step, train->load_every, last)) {
         MOEI_TRY(moelm_run_log_load(t->log, step, &t->state.interval, &t->error));
         moelm_load_clear(&t->state.interval);
     }
     report(t, NULL);
-    if (is_due(step, train->log_every, last)) t->rate_seconds = 0, t->rate_tokens = 0;
+    if (logged) t->rate_seconds = 0, t->rate_tokens = 0;
     return is_due(step, train->save_every, last) ? save(t) : MOE_OK;
 }
 
@@ -114,6 +122,18 @@ static moe_status stopped(moelm_trainer *t) {
     return moei_error_set(&t->error, MOE_ERR_INTERRUPTED,
                           "stopped after step %lld of %lld; resume %s to go on", (long long)step,
                           (long long)t->config->train.steps, t->dir.path);
+}
+
+/* Saved first: what led to the alarm can be looked at, and the run goes on when it is resumed. */
+static moe_status stopped_by_alarm(moelm_trainer *t) {
+    char text[200];
+    int64_t step = t->state.step;
+    if (step > t->saved_step) MOEI_TRY(save(t));
+    moelm_alarm_text(&t->state.alarms.ringing[0], text, sizeof text);
+    return moei_error_set(&t->error, MOE_ERR_ALARM,
+                          "alarm in step %lld: %s; train.alarm_action is stop, and the checkpoint is saved: "
+                          "resume %s to go on nevertheless",
+                          (long long)step, text, t->dir.path);
 }
 
 moe_status moelm_trainer_run(moelm_trainer *t) {
@@ -126,7 +146,10 @@ moe_status moelm_trainer_run(moelm_trainer *t) {
         measure_time(t, moelm_seconds() - start);
         bool late = train->max_seconds > 0 && moelm_trainer_elapsed(t) >= train->max_seconds;
         t->state.finished = late || t->state.step >= train->steps;
+        MOEI_TRY(moelm_trainer_alarms(t));
         MOEI_TRY(write_step(t, t->state.finished));
+        if (t->state.alarms.n_ringing > 0 && strcmp(train->alarm_action, "stop") == 0)
+            return stopped_by_alarm(t);
     }
     return MOE_OK;
 }

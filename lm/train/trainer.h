@@ -42,6 +42,9 @@ moe_status moelm_trainer_event(moelm_trainer *t, const char *event);
 /* Passes on the text of a failed call on the context. */
 moe_status moelm_trainer_ctx(moelm_trainer *t, moe_status status);
 
+/* trainer_alarm.c: what rings after the step just made is told, and revived where the settings say so. */
+moe_status moelm_trainer_alarms(moelm_trainer *t);
+
 /* trainer_step.c: forwards, backwards, one update; leaves its figures in progress, load and router. */
 moe_status moelm_trainer_step(moelm_trainer *t, int64_t step);
 

@@ -9,7 +9,6 @@
 
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 
 static void fill_batch(moelm_trainer *t, int64_t step, int64_t forward) {
     int64_t batch = t->config->train.batch_size;
@@ -23,9 +22,7 @@ static moe_status add_router_stats(moelm_trainer *t, double share) {
     for (int32_t l = 0; l < t->load.n_layers; ++l) {
         moe_stats stats = {.size = sizeof stats};
         MOEI_TRY(moelm_trainer_ctx(t, moe_lm_layer_stats(t->lm, l, &stats)));
-        t->router[l].aux_loss += share * stats.aux_loss;
-        t->router[l].z_loss += share * stats.z_loss;
-        t->router[l].entropy += share * stats.router_entropy;
+        moelm_router_stats_add(&t->router[l], &stats, share);
     }
     return moelm_load_add_forward(&t->load, t->lm, &t->error);
 }
@@ -36,7 +33,8 @@ static moe_status forwards(moelm_trainer *t, int64_t step, double *loss) {
     *loss = 0;
     moe_lm_zero_grad(t->lm);
     moelm_load_clear(&t->load);
-    memset(t->router, 0, (size_t)t->load.n_layers * sizeof *t->router);
+    for (int32_t l = 0; l < t->load.n_layers; ++l)
+        moelm_router_stats_clear(&t->router[l], moe_layer_get_desc(moe_lm_layer(t->lm, l)));
     for (int64_t a = 0; a < train->grad_accum; ++a) {
         double part;
         fill_batch(t, step, a);
@@ -69,7 +67,7 @@ static void summarise(moelm_trainer *t, double loss, double norm, double lr) {
     p->loss = loss;
     p->grad_norm = norm;
     p->lr = lr;
-    p->aux_loss = p->z_loss = p->load_cv = p->load_max = p->dropped = 0;
+    p->aux_loss = p->z_loss = p->load_cv = p->load_max = p->load_entropy = p->dropped = 0;
     p->n_dead = 0;
     for (int32_t l = 0; l < t->load.n_layers; ++l) {
         if (moelm_load_experts(&t->load, l) == 0) continue;
@@ -78,6 +76,7 @@ static void summarise(moelm_trainer *t, double loss, double norm, double lr) {
         p->aux_loss += t->router[l].aux_loss;
         p->z_loss += t->router[l].z_loss;
         p->load_cv += balance.cv;
+        p->load_entropy += balance.entropy;
         if (balance.max > p->load_max) p->load_max = balance.max;
         dropped += balance.dropped;
         p->n_dead += balance.n_dead;
@@ -86,7 +85,15 @@ static void summarise(moelm_trainer *t, double loss, double norm, double lr) {
     p->aux_loss /= n_routed;
     p->z_loss /= n_routed;
     p->load_cv /= n_routed;
+    p->load_entropy /= n_routed;
     p->dropped = dropped / n_routed;
+}
+
+/* Selection biases move by what the step's forwards counted. */
+static moe_status end_layers(moelm_trainer *t) {
+    for (int32_t l = 0; l < t->load.n_layers; ++l)
+        MOEI_TRY(moelm_trainer_ctx(t, moe_layer_end_step(moe_lm_layer(t->lm, l), NULL)));
+    return MOE_OK;
 }
 
 moe_status moelm_trainer_step(moelm_trainer *t, int64_t step) {
@@ -98,6 +105,7 @@ moe_status moelm_trainer_step(moelm_trainer *t, int64_t step) {
     MOEI_TRY(check_finite(t, step, "gradient's norm", norm));
     double scale = train->clip > 0 && norm > train->clip ? train->clip / norm : 1;
     MOEI_TRY(moelm_trainer_ctx(t, moelm_optimizer_step(&t->optimizer, train, step, lr, scale)));
+    MOEI_TRY(end_layers(t));
     summarise(t, loss, norm, lr);
     return MOE_OK;
 }

@@ -94,11 +94,16 @@ moei_scratch moei_layer_scratch(const moe_layer *layer, int64_t T, moe_mode mode
     return moei_layer_carve_scratch(layer, &arena, T, mode);
 }
 
+/* Not a buffer, and not a frozen router's. */
+static bool is_trained(const moei_layer_param *param) {
+    return param->experts || (!param->own.buffer && param->grad_slot);
+}
+
 static moe_layer_bytes measure(moe_layer *layer, int64_t T, moe_mode mode) {
     moe_layer_bytes bytes = {0};
     for (int32_t i = 0; i < layer->n_params; ++i) {
         bytes.params += layer->param[i].bytes;
-        if (mode == MOE_TRAIN && !layer->param[i].own.buffer) bytes.grads += layer->param[i].bytes;
+        if (mode == MOE_TRAIN && is_trained(&layer->param[i])) bytes.grads += layer->param[i].bytes;
     }
     moei_arena saved = {0}, scratch = {0};
     moei_layer_carve_saved(layer, &saved, T, mode);
@@ -121,13 +126,13 @@ moe_layer_bytes moe_layer_measure(const moe_layer *layer, int64_t max_tokens, mo
 static moe_status allocate_grads(moe_layer *layer) {
     for (int32_t i = 0; i < layer->n_params; ++i) {
         moei_layer_param *param = &layer->param[i];
-        if (param->grad || param->own.buffer) continue;
+        if (param->grad || !is_trained(param)) continue;
         param->grad = moe_ctx_alloc(layer->ctx, param->bytes);
         if (!param->grad) return MOE_ERR_MEMORY;
         memset(param->grad, 0, param->bytes);
         if (param->experts)
             param->experts->ops->bind_grad(param->experts->self, param->index, param->grad);
-        else if (param->grad_slot)
+        else
             *param->grad_slot = param->grad;
     }
     return MOE_OK;
@@ -153,37 +158,55 @@ static moe_status check_reserve(const moe_layer *layer, int64_t max_tokens, moe_
     return MOE_OK;
 }
 
-/* Replaces *block by one of `bytes`; the old contents are not wanted any more. */
-static moe_status replace_block(moe_ctx *ctx, void **block, size_t *have, size_t bytes) {
-    if (bytes <= *have) return MOE_OK;
-    void *fresh = moe_ctx_alloc(ctx, bytes);
-    if (!fresh) return MOE_ERR_MEMORY;
+/* A block of `bytes`, the present one where it is large enough; NULL when it does not fit. */
+static void *block_of(moe_ctx *ctx, void *have, size_t have_bytes, size_t bytes) {
+    return have && bytes <= have_bytes ? have : moe_ctx_alloc(ctx, bytes);
+}
+
+/* Puts `fresh` in place of *block, whose contents are not wanted any more. */
+static void replace_block(moe_ctx *ctx, void **block, size_t *have, void *fresh, size_t bytes) {
+    if (fresh == *block) return;
     moe_ctx_free(ctx, *block, *have);
     *block = fresh;
     *have = bytes;
+}
+
+/* Both blocks or none: a refusal leaves the layer as it was. */
+static moe_status allocate_blocks(moe_layer *layer, const moe_layer_bytes *bytes) {
+    moe_ctx *ctx = layer->ctx;
+    void *saved = block_of(ctx, layer->saved_block, layer->saved_bytes, bytes->saved);
+    if (!saved) return MOE_ERR_MEMORY;
+    if (!layer->scratch_owner) {
+        void *scratch = block_of(ctx, layer->scratch_block, layer->scratch_bytes, bytes->scratch);
+        if (!scratch) {
+            if (saved != layer->saved_block) moe_ctx_free(ctx, saved, bytes->saved);
+            return MOE_ERR_MEMORY;
+        }
+        replace_block(ctx, &layer->scratch_block, &layer->scratch_bytes, scratch, bytes->scratch);
+    }
+    replace_block(ctx, &layer->saved_block, &layer->saved_bytes, saved, bytes->saved);
     return MOE_OK;
+}
+
+static moe_status check_shared_scratch(const moe_layer *layer, size_t bytes) {
+    if (!layer->scratch_owner || bytes <= layer->scratch_owner->scratch_bytes) return MOE_OK;
+    return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
+                        "shared scratch: the owner has %zu bytes, this layer needs %zu; reserve the owner "
+                        "first and for as much",
+                        layer->scratch_owner->scratch_bytes, bytes);
 }
 
 moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode) {
     MOEI_TRY(check_reserve(layer, max_tokens, mode));
     const moe_layer_bytes bytes = moe_layer_measure(layer, max_tokens, mode);
+    MOEI_TRY(check_shared_scratch(layer, bytes.scratch));
     if (mode == MOE_TRAIN) MOEI_TRY(allocate_grads(layer));
-    MOEI_TRY(replace_block(layer->ctx, &layer->saved_block, &layer->saved_bytes, bytes.saved));
-    if (layer->scratch_owner) {
-        if (bytes.scratch > layer->scratch_owner->scratch_bytes)
-            return moe_ctx_fail(
-                layer->ctx, MOE_ERR_STATE,
-                "shared scratch: the owner has %zu bytes, this layer needs %zu; reserve the owner "
-                "first and for as much",
-                layer->scratch_owner->scratch_bytes, bytes.scratch);
-    } else {
-        MOEI_TRY(replace_block(layer->ctx, &layer->scratch_block, &layer->scratch_bytes, bytes.scratch));
-    }
+    MOEI_TRY(allocate_blocks(layer, &bytes));
     moei_arena arena = {layer->saved_block, 0};
     moei_layer_carve_saved(layer, &arena, max_tokens, mode);
     layer->max_tokens = max_tokens;
     layer->mode = mode;
-    layer->can_backward = false;
+    layer->has_routing = layer->can_backward = false;
     return MOE_OK;
 }
 

@@ -38,6 +38,15 @@ static int set_context_keys(cli_args *args) {
     return code == 0 && isa ? set_key(args, "run.isa", isa) : code;
 }
 
+/* A preset comes before the keys of its level that override it. */
+static int set_keys(cli_args *args, bool presets) {
+    int code = 0;
+    for (int i = 0; i < args->n_set && code == 0; ++i)
+        if ((strcmp(args->set[i].key->key, "moe.preset") == 0) == presets)
+            code = set_key(args, args->set[i].key->key, args->set[i].value);
+    return code;
+}
+
 int cli_settings_load(cli_args *args, const char *const *files, int n_files) {
     char user_path[4096];
     moe_error error;
@@ -49,9 +58,8 @@ int cli_settings_load(cli_args *args, const char *const *files, int n_files) {
     if (code) return code;
     moe_status status = moe_lm_config_environment(args->config, &error);
     if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
-    if (args->verb->keys == CLI_KEYS_LM)
-        for (int i = 0; i < args->n_set && code == 0; ++i)
-            code = set_key(args, args->set[i].key->key, args->set[i].value);
+    if (args->verb->keys == CLI_KEYS_LM) code = set_keys(args, true);
+    if (args->verb->keys == CLI_KEYS_LM && code == 0) code = set_keys(args, false);
     return code ? code : set_context_keys(args);
 }
 

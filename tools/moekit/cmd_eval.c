@@ -7,13 +7,16 @@
 #include <sys/stat.h>
 
 static const cli_option options[] = {
-    {"run",     0,   "DIR",  "a run: its newest checkpoint, its data.eval; receives eval.json"   },
-    {"model",   'm', "DIR",  "a checkpoint directory: our own, or Mixtral's in Hugging Face form"},
-    {"text",    0,   "FILE", "the text to predict, instead of the run's data.eval"               },
-    {"bytes",   'n', "N",    "only the first N bytes of it"                                      },
-    {"output",  'o', "FILE", "where the analysis goes, instead of eval.json of the run"          },
-    {"dry-run", 0,   NULL,   "evaluate, but write no analysis"                                   },
-    {NULL,      0,   NULL,   NULL                                                                }
+    {"run",           0,   "DIR",  "a run: its newest checkpoint, its data.eval; receives eval.json"   },
+    {"model",         'm', "DIR",  "a checkpoint directory: our own, or Mixtral's in Hugging Face form"},
+    {"text",          0,   "FILE", "the text to predict, instead of the run's data.eval"               },
+    {"bytes",         'n', "N",    "only the first N bytes of it"                                      },
+    {"output",        'o', "FILE", "where the analysis goes, instead of eval.json of the run"          },
+    {"dry-run",       0,   NULL,   "evaluate, but write no analysis"                                   },
+    {"record-routes", 0,   "FILE", "write which experts every token went to, and with which weights"   },
+    {"replay-routes", 0,   "FILE",
+     "send every token where such a file says instead of where the routers would"                      },
+    {NULL,            0,   NULL,   NULL                                                                }
 };
 
 typedef struct evaluation {
@@ -44,6 +47,8 @@ static int find_files(cli_args *args, evaluation *eval) {
     else if (run)
         code = run_files_path(args, run, "eval.json", eval->json);
     if (cli_flag(args, "dry-run")) eval->json[0] = '\0';
+    const char *routes = cli_text(args, "record-routes");
+    if (code == 0 && routes) code = cli_output_check(args, routes);
     return code == 0 && *eval->json ? cli_output_check(args, eval->json) : code;
 }
 
@@ -72,7 +77,9 @@ static int evaluate(cli_args *args, evaluation *eval) {
                                         .json_path = *eval->json ? eval->json : NULL,
                                         .checkpoint = eval->files.checkpoint,
                                         .baselines = eval->baselines.found,
-                                        .n_baselines = eval->baselines.n_found};
+                                        .n_baselines = eval->baselines.n_found,
+                                        .record_routes = cli_text(args, "record-routes"),
+                                        .replay_routes = cli_text(args, "replay-routes")};
     eval->result.size = sizeof eval->result;
     moe_status status = moe_lm_eval(lm, eval->text, &eval_options, &eval->result);
     if (status != MOE_OK) code = cli_fail(args, status, "%s", moe_ctx_error(ctx));
@@ -140,10 +147,14 @@ const cli_verb cmd_eval = {
              "same text under gzip -9, bzip2 -9 and xz -9 stands beside it; those that are not installed\n"
              "are named.\n"
              "\n"
+             "--record-routes writes a route trace, a safetensors file that docs/routes.md describes;\n"
+             "--replay-routes evaluates the same text along such a trace, with the recorded weights.\n"
+             "\n"
              "With --run the analysis of what the experts did (load, mutual information, typical tokens)\n"
              "is written to eval.json of the run, where 'moekit report' finds it.\n",
     .examples = "moekit eval --run runs/demo\n"
-                "moekit eval -m runs/demo/checkpoints/step-00001200 --text other.txt --json\n",
+                "moekit eval -m runs/demo/checkpoints/step-00001200 --text other.txt --json\n"
+                "moekit eval --run runs/demo --bytes 20000 --record-routes routes.safetensors\n",
     .options = options,
     .makes_context = true,
     .keys = CLI_KEYS_LM,

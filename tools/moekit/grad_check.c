@@ -150,7 +150,7 @@ static moe_status check_all(bench *b, grad_check_result *result) {
     for (int32_t i = 0; status == MOE_OK && i < moe_layer_param_count(b->layer); ++i) {
         moe_param param;
         status = moe_layer_param(b->layer, i, &param);
-        if (status == MOE_OK && !param.buffer)
+        if (status == MOE_OK && param.grad)
             status = check_tensor(b, param.name, param.value, param.grad, count_of(&param), result);
     }
     return status;

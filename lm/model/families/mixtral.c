@@ -41,15 +41,32 @@ static const char *const extra[] = {"moe.score_before_topk", "moe.norm_topk_prob
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-/* Softmax over the selected is softmax over all, renormalised over the selected. */
+/* Settings of the layer that the two tables and read_losses carry. */
+static bool is_carried(const char *key) {
+    if (strcmp(key, "moe.d_model") == 0 || strcmp(key, "moe.aux_loss_coeff") == 0) return true;
+    for (size_t i = 0; i < COUNT(fields); ++i)
+        if (strcmp(key, fields[i].ours) == 0) return true;
+    for (size_t i = 0; i < COUNT(optional); ++i)
+        if (strcmp(key, optional[i].ours) == 0) return true;
+    for (size_t i = 0; i < COUNT(extra); ++i)
+        if (strcmp(key, extra[i]) == 0) return true;
+    return false;
+}
+
+/* Every other setting must be at its default: a layer of ours, by default, is Mixtral's. Softmax over the
+ * selected is softmax over all, renormalised over the selected. */
 static bool fits(const moe_lm_config *config) {
     const moe_layer_desc *moe = &config->moe;
     if (config->model.n_layers > 1 && config->model.moe_layer_freq != 1) return false;
     if (config->model.moe_layer_freq < 1 || moe->num_experts < 1) return false;
-    return strcmp(moe->expert, "ffn") == 0 && strcmp(moe->activation, "swiglu") == 0 && !moe->expert_bias &&
-           moe->num_shared_experts == 0 && strcmp(moe->score_function, "softmax") == 0 &&
-           moe->score_before_topk == moe->norm_topk_prob && moe->routed_scaling_factor == 1.0F &&
-           moe->capacity_factor == 0.0F;
+    size_t count;
+    const moe_option *row = moe_layer_options(&count);
+    for (size_t i = 0; i < count; ++i) {
+        char value[1024];
+        moei_option_get(&row[i], moe, value, sizeof value);
+        if (!is_carried(row[i].key) && strcmp(value, row[i].initial) != 0) return false;
+    }
+    return moe->score_before_topk == moe->norm_topk_prob;
 }
 
 /* 1. config.json. */

@@ -47,7 +47,8 @@ static moe_status config_write(const moe_lm_config *config, json_t *root, moe_er
         const char *key = entry.option->key;
         if (strncmp(key, "model.", 6) == 0)
             failed = json_object_set_new(model, key + 6, moelm_family_value(config, key));
-        else if (strncmp(key, "moe.", 4) == 0)
+        else if (strncmp(key, "moe.", 4) == 0 &&
+                 !moelm_config_is_preset(config, key)) /* its settings follow */
             failed = json_object_set_new(moe, key + 4, moelm_family_value(config, key));
     }
     return failed ? moei_error_set(error, MOE_ERR_MEMORY, "no memory for config.json") : MOE_OK;

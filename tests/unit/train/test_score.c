@@ -86,7 +86,7 @@ static void test_bits(void **state) {
     make_text(text, sizeof text);
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; ++i) {
         double bits, expect = plain_bits(lm, text, sizes[i]);
-        assert_int_equal(moelm_score(lm, text, sizes[i], NULL, NULL, &bits), MOE_OK);
+        assert_int_equal(moelm_score(lm, text, sizes[i], NULL, &bits), MOE_OK);
         if (!(fabs(bits - expect) < 1e-4 * expect))
             fail_msg("%lld bytes: %.9g bits, not %.9g", (long long)sizes[i], bits, expect);
     }
@@ -111,7 +111,7 @@ static void test_knows_nothing(void **state) {
     }
     assert_int_equal(n_zeroed, 1);
     double bits;
-    assert_int_equal(moelm_score(lm, text, BYTES, NULL, NULL, &bits), MOE_OK);
+    assert_int_equal(moelm_score(lm, text, BYTES, NULL, &bits), MOE_OK);
     assert_true(fabs(bits / BYTES - 8) < 1e-6);
     moe_lm_destroy(lm);
     moe_ctx_destroy(ctx);
