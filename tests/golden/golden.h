@@ -80,11 +80,16 @@ void golden_compare_one(golden_case *c, const char *name, double got, golden_bou
 /* 4. The layer. */
 moe_layer *golden_layer(golden_case *c, const moe_layer_desc *desc, int64_t n_tokens);
 
-/* One recorded tensor of a layer's parameter [B, rows, width]: columns part * width / parts on. */
+/* How a recorded tensor holds a layer's parameter [B, rows, width]. */
+typedef enum golden_form {
+    GOLDEN_AS_IS = 0,
+    GOLDEN_TRANSPOSED = 1, /* [B, columns, rows] */
+    GOLDEN_FIRST_HALF = 2, /* of the columns */
+    GOLDEN_SECOND_HALF = 4
+} golden_form;
 typedef struct golden_param {
     const char *param, *recorded;
-    bool transposed; /* recorded as [B, columns, rows] */
-    int32_t part, parts;
+    int form; /* golden_form, or-ed */
 } golden_param;
 /* Sets the parameters that are recorded; one that stays unset fails the case at its first pass. */
 bool golden_set_params(golden_case *c, moe_layer *layer, const golden_param *table, size_t count);

@@ -14,40 +14,33 @@ static const char *const activations[] = {"swiglu",      "swiglu",      "swigluo
                                           "quick_geglu", "quick_geglu", "geglu",     "geglu",
                                           "relu2",       "relu2",       NULL};
 static const golden_param params[] = {
-    {.param = "gate.weight",                         .recorded = "gate_weight"              },
-    {.param = "gate.bias",                           .recorded = "gate_bias"                },
-    {.param = "experts.up.weight",                   .recorded = "experts_gate_and_up_projs"},
-    {.param = "experts.down.weight",                 .recorded = "experts_down_projs"       },
-    {.param = "experts.up.bias",                     .recorded = "experts_gate_up_proj_bias"},
-    {.param = "experts.down.bias",                   .recorded = "experts_down_proj_bias"   },
-    {.param = "latent.in.weight",                    .recorded = "fc1_latent_proj_weight",    .transposed = true},
-    {.param = "latent.out.weight",                                              .recorded = "fc2_latent_proj_weight",                                                          .transposed = true},
-    {.param = "latent.in.bias",                            .recorded = "fc1_latent_proj_bias"         },
-    {.param = "latent.out.bias",.recorded = "fc2_latent_proj_bias"              },
-    {.param = "shared_gate.weight",                            .recorded = "shared_expert_gate_weight"                                                    },
-    {.param = "shared.down.weight",.recorded = "shared_experts_down_proj_weight",.transposed = true},
-    {.param = "shared.down.bias",                      .recorded = "shared_experts_down_proj_bias"                                                                            },
+    {"gate.weight",         "gate_weight",                     GOLDEN_AS_IS     },
+    {"gate.bias",           "gate_bias",                       GOLDEN_AS_IS     },
+    {"experts.up.weight",   "experts_gate_and_up_projs",       GOLDEN_AS_IS     },
+    {"experts.down.weight", "experts_down_projs",              GOLDEN_AS_IS     },
+    {"experts.up.bias",     "experts_gate_up_proj_bias",       GOLDEN_AS_IS     },
+    {"experts.down.bias",   "experts_down_proj_bias",          GOLDEN_AS_IS     },
+    {"latent.in.weight",    "fc1_latent_proj_weight",          GOLDEN_TRANSPOSED},
+    {"latent.out.weight",   "fc2_latent_proj_weight",          GOLDEN_TRANSPOSED},
+    {"latent.in.bias",      "fc1_latent_proj_bias",            GOLDEN_AS_IS     },
+    {"latent.out.bias",     "fc2_latent_proj_bias",            GOLDEN_AS_IS     },
+    {"shared_gate.weight",  "shared_expert_gate_weight",       GOLDEN_AS_IS     },
+    {"shared.down.weight",  "shared_experts_down_proj_weight", GOLDEN_TRANSPOSED},
+    {"shared.down.bias",    "shared_experts_down_proj_bias",   GOLDEN_AS_IS     },
 };
 /* A gated MLP keeps gate and up apart; ours are the halves of one parameter. An ungated one has no gate. */
 static const golden_param gated_shared[] = {
-    {.param = "shared.up.weight",
-     .recorded = "shared_experts_gate_proj_weight",
-     .transposed = true,
-     .parts = 2                                                                                                                                               },
-    {.param = "shared.up.weight",
-     .recorded = "shared_experts_up_proj_weight",
-     .transposed = true,
-     .part = 1,
-     .parts = 2},
-    {.param = "shared.up.bias",                           .recorded = "shared_experts_gate_proj_bias",                                            .parts = 2},
-    {.param = "shared.up.bias",   .recorded = "shared_experts_up_proj_bias", .part = 1,                  .parts = 2},
+    {"shared.up.weight", "shared_experts_gate_proj_weight", GOLDEN_TRANSPOSED | GOLDEN_FIRST_HALF },
+    {"shared.up.weight", "shared_experts_up_proj_weight",   GOLDEN_TRANSPOSED | GOLDEN_SECOND_HALF},
+    {"shared.up.bias",   "shared_experts_gate_proj_bias",   GOLDEN_FIRST_HALF                     },
+    {"shared.up.bias",   "shared_experts_up_proj_bias",     GOLDEN_SECOND_HALF                    },
 };
 static const golden_param plain_shared[] = {
-    {.param = "shared.up.weight", .recorded = "shared_experts_up_proj_weight", .transposed = true},
-    {.param = "shared.up.bias",                           .recorded = "shared_experts_up_proj_bias"                                             },
+    {"shared.up.weight", "shared_experts_up_proj_weight", GOLDEN_TRANSPOSED},
+    {"shared.up.bias",   "shared_experts_up_proj_bias",   GOLDEN_AS_IS     },
 };
 static const golden_param bias_only[] = {
-    {.param = "gate.selection_bias", .recorded = "buffer_gate_e_score_correction_bias"},
+    {"gate.selection_bias", "buffer_gate_e_score_correction_bias", GOLDEN_AS_IS},
 };
 
 #define COUNT(table) (sizeof(table) / sizeof *(table))

@@ -54,12 +54,12 @@ static bool find_piece(golden_case *c, moe_layer *layer, const golden_param *row
         return false;
     }
     const moe_param *param = &found->param;
-    int64_t parts = row->parts > 0 ? row->parts : 1;
+    int64_t parts = row->form & (GOLDEN_FIRST_HALF | GOLDEN_SECOND_HALF) ? 2 : 1;
     found->width = param->dim[param->n_dim - 1];
     found->rows = param->n_dim > 1 ? param->dim[param->n_dim - 2] : 1;
     found->blocks = param->n_dim > 2 ? param->dim[0] : 1;
     found->columns = found->width / parts;
-    found->first = row->part * found->columns;
+    found->first = row->form & GOLDEN_SECOND_HALF ? found->columns : 0;
     if (found->blocks * found->rows * found->columns == recorded_count && found->width % parts == 0)
         return true;
     golden_fail(c, "recorded '%s' has %lld numbers, which do not fit parameter '%s'", row->recorded,
@@ -68,7 +68,8 @@ static bool find_piece(golden_case *c, moe_layer *layer, const golden_param *row
 }
 
 /* Element number of the parameter for element i of the recorded tensor. */
-static int64_t place(const piece *p, bool transposed, int64_t i) {
+static int64_t place(const piece *p, int form, int64_t i) {
+    const bool transposed = form & GOLDEN_TRANSPOSED;
     int64_t block = i / (p->rows * p->columns), rest = i % (p->rows * p->columns);
     int64_t row = transposed ? rest % p->rows : rest / p->columns;
     int64_t column = transposed ? rest / p->rows : rest % p->columns;
@@ -95,7 +96,7 @@ bool golden_set_params(golden_case *c, moe_layer *layer, const golden_param *tab
         if (!recorded || !find_piece(c, layer, &table[i], recorded->count, &p)) continue;
         float *value = p.param.value;
         for (int64_t j = 0; j < recorded->count; ++j)
-            value[place(&p, table[i].transposed, j)] = (float)recorded->value[j];
+            value[place(&p, table[i].form, j)] = (float)recorded->value[j];
     }
     return !c->failed;
 }
@@ -121,8 +122,7 @@ void golden_compare_grads(golden_case *c, moe_layer *layer, const golden_param *
         }
         const float *grad = p.param.grad;
         double *got = golden_alloc(c, (size_t)recorded->count, sizeof *got);
-        for (int64_t j = 0; j < recorded->count; ++j)
-            got[j] = (double)grad[place(&p, table[i].transposed, j)];
+        for (int64_t j = 0; j < recorded->count; ++j) got[j] = (double)grad[place(&p, table[i].form, j)];
         golden_compare(c, name, got, recorded->count, GOLDEN_GRADIENT);
     }
 }

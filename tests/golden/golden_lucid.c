@@ -17,28 +17,28 @@ static const char *const expert_kinds[] = {"2-layer", "ffn", "3-layer", "three",
 static const char *const objectives[] = {"sum(out*dout)+3*loss", "", NULL};
 
 static const golden_param flat_params[] = {
-    {.param = "gate.weight", .recorded = "gate_w_gating", .transposed = true},
-    {.param = "experts.up.weight",                      .recorded = "experts_w1"                     },
-    {.param = "experts.down.weight",                      .recorded = "experts_w2"},
+    {"gate.weight",         "gate_w_gating", GOLDEN_TRANSPOSED},
+    {"experts.up.weight",   "experts_w1",    GOLDEN_AS_IS     },
+    {"experts.down.weight", "experts_w2",    GOLDEN_AS_IS     },
 };
 static const golden_param flat_three_params[] = {
-    {.param = "gate.weight", .recorded = "gate_w_gating", .transposed = true},
-    {.param = "experts.w1",                      .recorded = "experts_w1"                            },
-    {.param = "experts.w2",                      .recorded = "experts_w2"},
-    {.param = "experts.w3",                      .recorded = "experts_w3"                            },
+    {"gate.weight", "gate_w_gating", GOLDEN_TRANSPOSED},
+    {"experts.w1",  "experts_w1",    GOLDEN_AS_IS     },
+    {"experts.w2",  "experts_w2",    GOLDEN_AS_IS     },
+    {"experts.w3",  "experts_w3",    GOLDEN_AS_IS     },
 };
 static const golden_param levels_params[] = {
-    {.param = "gate.weight",    .recorded = "gate_outer_w_gating", .transposed = true},
-    {.param = "gate_inner.weight",                         .recorded = "gate_inner_w_gating",                               .transposed = true},
-    {.param = "experts.up.weight",       .recorded = "experts_w1"         },
-    {.param = "experts.down.weight",.recorded = "experts_w2"                  },
+    {"gate.weight",         "gate_outer_w_gating", GOLDEN_TRANSPOSED},
+    {"gate_inner.weight",   "gate_inner_w_gating", GOLDEN_TRANSPOSED},
+    {"experts.up.weight",   "experts_w1",          GOLDEN_AS_IS     },
+    {"experts.down.weight", "experts_w2",          GOLDEN_AS_IS     },
 };
 static const golden_param levels_three_params[] = {
-    {.param = "gate.weight",    .recorded = "gate_outer_w_gating", .transposed = true},
-    {.param = "gate_inner.weight",                         .recorded = "gate_inner_w_gating",                               .transposed = true},
-    {.param = "experts.w1",       .recorded = "experts_w1"         },
-    {.param = "experts.w2",.recorded = "experts_w2"                  },
-    {.param = "experts.w3",       .recorded = "experts_w3"                     },
+    {"gate.weight",       "gate_outer_w_gating", GOLDEN_TRANSPOSED},
+    {"gate_inner.weight", "gate_inner_w_gating", GOLDEN_TRANSPOSED},
+    {"experts.w1",        "experts_w1",          GOLDEN_AS_IS     },
+    {"experts.w2",        "experts_w2",          GOLDEN_AS_IS     },
+    {"experts.w3",        "experts_w3",          GOLDEN_AS_IS     },
 };
 
 typedef struct lucid {

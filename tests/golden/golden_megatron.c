@@ -55,7 +55,7 @@ void golden_megatron_topk(golden_case *c) {
     desc.num_groups = (int32_t)golden_int(c, "num_groups", 0);
     desc.group_top_k = (int32_t)golden_int(c, "group_topk", 0);
     if (desc.num_groups > 0) desc.group_score = "topn_sum";
-    static const golden_param bias = {.param = "gate.selection_bias", .recorded = "expert_bias"};
+    static const golden_param bias = {"gate.selection_bias", "expert_bias", GOLDEN_AS_IS};
     desc.selection_bias = golden_find(c, bias.recorded);
     if (!golden_options_done(c) || !golden_register_unit(c)) return;
     moe_layer *layer = golden_layer(c, &desc, T);

@@ -14,11 +14,11 @@ static const char *const activations[] = {"relu",       "relu",       "gelu",   
                                           "silu",       "silu",       NULL};
 static const char *const objectives[] = {"sum(out*dout)+3*loss", "", NULL};
 static const golden_param params[] = {
-    {.param = "gate.weight",         .recorded = "expert_sel"},
-    {.param = "experts.up.weight",   .recorded = "keys"      },
-    {.param = "experts.down.weight", .recorded = "values"    },
-    {.param = "experts.up.bias",     .recorded = "bias"      },
-    {.param = "output.bias",         .recorded = "o_bias"    },
+    {"gate.weight",         "expert_sel", GOLDEN_AS_IS},
+    {"experts.up.weight",   "keys",       GOLDEN_AS_IS},
+    {"experts.down.weight", "values",     GOLDEN_AS_IS},
+    {"experts.up.bias",     "bias",       GOLDEN_AS_IS},
+    {"output.bias",         "o_bias",     GOLDEN_AS_IS},
 };
 enum { N_PARAMS = sizeof params / sizeof *params };
 
