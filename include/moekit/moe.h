@@ -232,6 +232,13 @@ typedef struct moe_option {
     const char *help;           /* one line */
 } moe_option;
 MOE_API const moe_option *moe_layer_options(size_t *count);
+/* The row of a key, of its last part ("top_k" of "moe.top_k") or of an alias; NULL: none. Keys win over last
+ * parts, these over aliases. */
+MOE_API const moe_option *moe_option_find(const moe_option *row, size_t count, const char *key);
+/* The row with the name nearest to `key`: *distance insertions, deletions and replacements of letters away,
+ * case aside. NULL where there are no rows. */
+MOE_API const moe_option *moe_option_nearest(const moe_option *row, size_t count, const char *key,
+                                             size_t *distance);
 /* Names and settings of a preset ("mixtral" "deepseek_v3" "megatron" "automodel" "lucidrains" "t2t_top2"
  * "t2t_noisy" "sigma_moe"): sets the fields that make the layer that system's, and leaves sizes alone. */
 MOE_API moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name, moe_error *error);

@@ -15,10 +15,6 @@ typedef struct moelm_config_text {
     char text[];
 } moelm_config_text;
 
-static moei_option_table table_of(const moe_lm_config *config) {
-    return (moei_option_table){config->row, config->count};
-}
-
 /* The layer's width is the model's, so it is no setting of its own. */
 static bool is_shown(const moe_option *row) {
     return strcmp(row->key, "moe.d_model") != 0;
@@ -57,7 +53,11 @@ moe_status moe_lm_config_create(moe_lm_config **config, moe_error *error) {
     made->row[n_own - 1].choices = moe_layer_presets(); /* moe.preset stands last, before the layer's own */
     add_layer_rows(made);
     made->moe.size = sizeof made->moe;
-    moei_option_defaults(table_of(made), made);
+    moe_status status = moei_option_defaults((moei_option_table){made->row, made->count}, made, error);
+    if (status != MOE_OK) {
+        moe_lm_config_destroy(made);
+        return status;
+    }
     for (size_t i = 0; i < made->count; ++i) strcpy(made->origin[i], "default");
     *config = made;
     return MOE_OK;
@@ -90,10 +90,10 @@ static const char *keep_text(moe_lm_config *config, const char *value, moe_error
 
 /* NeMo and others write foreign names below their own sections: model.num_moe_experts. */
 static const moe_option *find_row(const moe_lm_config *config, const char *key) {
-    const moe_option *row = moei_option_find(table_of(config), key);
+    const moe_option *row = moe_option_find(config->row, config->count, key);
     const char *dot = strchr(key, '.');
     if (row || !dot) return row;
-    row = moei_option_find(table_of(config), dot + 1);
+    row = moe_option_find(config->row, config->count, dot + 1);
     if (!row || strchr(dot + 1, '.')) return NULL;
     const char *last = strchr(row->key, '.') + 1;
     return strcmp(last, dot + 1) == 0 ? NULL : row; /* our own names belong to our own sections only */
@@ -106,8 +106,9 @@ bool moelm_config_is_preset(const moe_lm_config *config, const char *key) {
 
 static moe_status unknown_key(const moe_lm_config *config, const char *key, moe_error *error) {
     size_t distance;
-    const char *nearest = moei_option_nearest(table_of(config), key, &distance);
-    return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown key '%s'; the nearest is '%s'", key, nearest);
+    const moe_option *nearest = moe_option_nearest(config->row, config->count, key, &distance);
+    return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown key '%s'; the nearest is '%s'", key,
+                          nearest->key);
 }
 
 static moe_status layer_width(const moe_lm_config *config, const char *value, moe_error *error) {

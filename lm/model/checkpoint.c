@@ -4,6 +4,7 @@
  */
 #include "model/checkpoint.h"
 
+#include "core/locale.h"
 #include "format/file.h"
 #include "format/publish.h"
 #include "format/safetensors.h"
@@ -100,7 +101,8 @@ static double routed_width(const moe_layer_desc *desc) {
     double sum = 0;
     if (desc->expert && strcmp(desc->expert, "ffn") != 0) return 0;
     if (!kinds || !*kinds) return (double)desc->num_experts * desc->expert_hidden_size;
-    for (; *kinds; kinds += strcspn(kinds, ","), kinds += *kinds == ',') sum += fmax(0, strtod(kinds, NULL));
+    for (; *kinds; kinds += strcspn(kinds, ","), kinds += *kinds == ',')
+        sum += fmax(0, moei_real_parse(kinds, NULL));
     return isfinite(sum) ? sum : 0;
 }
 

@@ -4,6 +4,7 @@
  */
 #include <moekit/lm.h>
 
+#include "core/locale.h"
 #include "core/status.h"
 #include "format/file.h"
 #include "report/page.h"
@@ -39,7 +40,9 @@ moe_status moe_lm_report(const char *run_dir, const char *html_path, moe_error *
     moei_html html = {0};
     moe_status status = moei_run_read(run_dir, &run, error);
     if (status == MOE_OK) {
+        locale_t before = moei_locale_enter(); /* a drawing's numbers have points */
         write_page(&html, &run);
+        moei_locale_leave(before);
         status = html.failed
                      ? moei_error_set(error, MOE_ERR_MEMORY, "%s: no memory for the report", html_path)
                      : moei_file_write(html_path, html.data, html.length, error);

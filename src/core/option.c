@@ -4,6 +4,8 @@
  */
 #include "core/option.h"
 
+#include "core/locale.h"
+
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
@@ -31,19 +33,20 @@ static bool has_alias(const moe_option *row, const char *key) {
     return false;
 }
 
-const moe_option *moei_option_find(moei_option_table table, const char *key) {
-    for (size_t i = 0; i < table.count; ++i)
-        if (strcmp(table.row[i].key, key) == 0) return &table.row[i];
-    for (size_t i = 0; i < table.count; ++i)
-        if (strcmp(last_part(table.row[i].key), key) == 0) return &table.row[i];
-    for (size_t i = 0; i < table.count; ++i)
-        if (has_alias(&table.row[i], key)) return &table.row[i];
+const moe_option *moe_option_find(const moe_option *row, size_t count, const char *key) {
+    for (size_t i = 0; i < count; ++i)
+        if (strcmp(row[i].key, key) == 0) return &row[i];
+    for (size_t i = 0; i < count; ++i)
+        if (strcmp(last_part(row[i].key), key) == 0) return &row[i];
+    for (size_t i = 0; i < count; ++i)
+        if (has_alias(&row[i], key)) return &row[i];
     return NULL;
 }
 
 enum { LONGEST_KEY = 96 };
 
-size_t moei_edit_distance(const char *a, const char *b) {
+/* Levenshtein 1966, case aside. */
+static size_t edit_distance(const char *a, const char *b) {
     size_t row[LONGEST_KEY + 1];
     size_t length_a = strlen(a), length_b = strlen(b);
     if (length_a > LONGEST_KEY || length_b > LONGEST_KEY) return LONGEST_KEY;
@@ -63,30 +66,24 @@ size_t moei_edit_distance(const char *a, const char *b) {
     return row[length_b];
 }
 
-static void keep_nearer(const char *candidate, const char *key, const char **best, size_t *distance,
-                        const char *answer) {
-    size_t d = moei_edit_distance(candidate, key);
-    if (d < *distance) {
-        *distance = d;
-        *best = answer;
-    }
-}
-
-const char *moei_option_nearest(moei_option_table table, const char *key, size_t *distance) {
-    const char *best = "";
-    *distance = LONGEST_KEY + 1;
+const moe_option *moe_option_nearest(const moe_option *row, size_t count, const char *key, size_t *distance) {
+    const moe_option *best = NULL;
+    *distance = SIZE_MAX;
     bool dotted = strchr(key, '.') != NULL;
-    for (size_t i = 0; i < table.count; ++i) {
-        const moe_option *row = &table.row[i];
-        keep_nearer(dotted ? row->key : last_part(row->key), key, &best, distance, row->key);
-        const char *word = row->aliases;
+    for (size_t i = 0; i < count; ++i) {
+        const char *name = dotted ? row[i].key : last_part(row[i].key), *word = row[i].aliases;
+        size_t nearest = edit_distance(name, key);
         for (size_t length; (length = next_word(&word)) > 0; word += length) {
             char alias[LONGEST_KEY + 1];
             if (length > LONGEST_KEY) continue;
             memcpy(alias, word, length);
             alias[length] = '\0';
-            keep_nearer(alias, key, &best, distance, row->key);
+            size_t d = edit_distance(alias, key);
+            if (d < nearest) nearest = d;
         }
+        if (nearest >= *distance) continue;
+        *distance = nearest;
+        best = &row[i];
     }
     return best;
 }
@@ -134,7 +131,7 @@ static moe_status set_integer(const moe_option *row, void *base, const char *val
 
 static moe_status set_real(const moe_option *row, void *base, const char *value, moe_error *error) {
     char *end;
-    double number = strtod(value, &end);
+    double number = moei_real_parse(value, &end);
     if (end == value || *end || !isfinite(number))
         return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: '%s' is not a finite number", row->key, value);
     if (number < row->min || number > row->max) return out_of_range(row, value, error);
@@ -148,6 +145,10 @@ static moe_status set_real(const moe_option *row, void *base, const char *value,
 static moe_status set_choice(const moe_option *row, const char **field, const char *value, moe_error *error) {
     if (!row->choices) {
         *field = value;
+        return MOE_OK;
+    }
+    if (*value == '\0' && *row->initial == '\0') { /* none chosen */
+        *field = row->initial;
         return MOE_OK;
     }
     char list[256] = "";
@@ -192,11 +193,13 @@ moe_status moei_option_set(const moe_option *row, void *base, const char *value,
 
 /* Shortest text that reads back to the same number. */
 static void print_real(double value, bool is_float, char *text, size_t size) {
+    locale_t before = moei_locale_enter();
     for (int digits = 6; digits <= 17; ++digits) {
         snprintf(text, size, "%.*g", digits, value);
         double back = strtod(text, NULL);
-        if (is_float ? (float)back == (float)value : back == value) return;
+        if (is_float ? (float)back == (float)value : back == value) break;
     }
+    moei_locale_leave(before);
 }
 
 void moei_option_get(const moe_option *row, const void *base, char *text, size_t size) {
@@ -228,6 +231,8 @@ void moei_option_get(const moe_option *row, const void *base, char *text, size_t
     }
 }
 
-void moei_option_defaults(moei_option_table table, void *base) {
-    for (size_t i = 0; i < table.count; ++i) moei_option_set(&table.row[i], base, table.row[i].initial, NULL);
+moe_status moei_option_defaults(moei_option_table table, void *base, moe_error *error) {
+    for (size_t i = 0; i < table.count; ++i)
+        MOEI_TRY(moei_option_set(&table.row[i], base, table.row[i].initial, error));
+    return MOE_OK;
 }

@@ -13,22 +13,13 @@ typedef struct moei_option_table {
     size_t count;
 } moei_option_table;
 
-/* The row of a canonical key, of its last part ("top_k" of "moe.top_k") or of an alias; NULL: none.
- * Canonical keys win over last parts, these over aliases. */
-const moe_option *moei_option_find(moei_option_table table, const char *key);
-
-/* The canonical key or alias with the smallest edit distance to `key`. *distance gets it. */
-const char *moei_option_nearest(moei_option_table table, const char *key, size_t *distance);
-
 /* Parses `value` into the row's field of `base`; a wrong one names the key, the value and what is right. */
 moe_status moei_option_set(const moe_option *row, void *base, const char *value, moe_error *error);
 
 /* Writes the field as text that moei_option_set reads back to the same value. */
 void moei_option_get(const moe_option *row, const void *base, char *text, size_t size);
 
-/* Sets every field of the table to its default. */
-void moei_option_defaults(moei_option_table table, void *base);
-
-size_t moei_edit_distance(const char *a, const char *b);
+/* Sets every field of the table to its default. One that does not parse is a fault of the table. */
+moe_status moei_option_defaults(moei_option_table table, void *base, moe_error *error);
 
 #endif

@@ -45,7 +45,8 @@ static inline vf vf_sigmoid(vf x) {
 }
 
 /* Distribution function of the normal law, and its density in *density: gelu(x) = x * cdf(x) and
- * gelu'(x) = cdf(x) + x * density(x). The tail is formed first, so it keeps its relative accuracy. */
+ * gelu'(x) = cdf(x) + x * density(x). The error is absolute: in a far tail it is large beside the value, but
+ * the value is next to nothing there. */
 static inline vf vf_normal_cdf(vf x, vf *density) {
     const vf one = vf_set1(1.0f);
     vf z = vf_mul(vf_abs(x), vf_set1(0.707106781f));

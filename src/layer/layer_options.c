@@ -229,12 +229,12 @@ const moe_option *moe_layer_options(size_t *count) {
 
 moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value, moe_error *error) {
     const moei_option_table table = moei_layer_option_table();
-    const moe_option *row = moei_option_find(table, key);
+    const moe_option *row = moe_option_find(table.row, table.count, key);
     if (!row) {
         size_t distance;
-        const char *nearest = moei_option_nearest(table, key, &distance);
+        const moe_option *nearest = moe_option_nearest(table.row, table.count, key, &distance);
         return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown option '%s'; the nearest is '%s'", key,
-                              nearest);
+                              nearest->key);
     }
     return moei_option_set(row, desc, value, error);
 }

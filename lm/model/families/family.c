@@ -4,8 +4,16 @@
  */
 #include "model/families/family.h"
 
+#include "core/locale.h"
+
 #include <stdio.h>
 #include <stdlib.h>
+
+static void print_real(double value, char *text, size_t size) {
+    locale_t before = moei_locale_enter();
+    snprintf(text, size, "%.17g", value);
+    moei_locale_leave(before);
+}
 
 moe_status moelm_family_set(moe_lm_config *config, const char *key, const json_t *value, moe_error *error) {
     char number[64];
@@ -17,7 +25,7 @@ moe_status moelm_family_set(moe_lm_config *config, const char *key, const json_t
     else if (json_is_integer(value))
         snprintf(number, sizeof number, "%lld", (long long)json_integer_value(value));
     else if (json_is_real(value))
-        snprintf(number, sizeof number, "%.17g", json_real_value(value));
+        print_real(json_real_value(value), number, sizeof number);
     else
         return moei_error_set(error, MOE_ERR_INPUT,
                               "config.json: %s: expected a number, a string, true or false", key);
@@ -39,7 +47,7 @@ json_t *moelm_family_value(const moe_lm_config *config, const char *key) {
         return json_integer(strtoll(entry.value, NULL, 10));
     case MOE_OPT_FLOAT:
     case MOE_OPT_DOUBLE:
-        return json_real(strtod(entry.value, NULL));
+        return json_real(moei_real_parse(entry.value, NULL));
     case MOE_OPT_CHOICE:
     case MOE_OPT_TEXT:
         break;

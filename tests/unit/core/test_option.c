@@ -5,6 +5,8 @@
 
 #include "core/option.h"
 
+#include <locale.h>
+
 typedef struct settings {
     bool flag;
     int32_t small;
@@ -29,21 +31,21 @@ static const moei_option_table table = {rows, sizeof rows / sizeof *rows};
 
 static void keys_parts_and_aliases_are_found(void **state) {
     (void)state;
-    assert_ptr_equal(moei_option_find(table, "a.small"), &rows[1]);
-    assert_ptr_equal(moei_option_find(table, "small"), &rows[1]);
-    assert_ptr_equal(moei_option_find(table, "tiny"), &rows[1]);
-    assert_ptr_equal(moei_option_find(table, "wee"), &rows[1]);
-    assert_ptr_equal(moei_option_find(table, "colour"), &rows[5]);
-    assert_null(moei_option_find(table, "we"));
-    assert_null(moei_option_find(table, ""));
-    assert_null(moei_option_find(table, "tiny wee"));
+    assert_ptr_equal(moe_option_find(rows, table.count, "a.small"), &rows[1]);
+    assert_ptr_equal(moe_option_find(rows, table.count, "small"), &rows[1]);
+    assert_ptr_equal(moe_option_find(rows, table.count, "tiny"), &rows[1]);
+    assert_ptr_equal(moe_option_find(rows, table.count, "wee"), &rows[1]);
+    assert_ptr_equal(moe_option_find(rows, table.count, "colour"), &rows[5]);
+    assert_null(moe_option_find(rows, table.count, "we"));
+    assert_null(moe_option_find(rows, table.count, ""));
+    assert_null(moe_option_find(rows, table.count, "tiny wee"));
 }
 
 static void values_are_parsed_and_bounded(void **state) {
     (void)state;
     settings s = {0};
     moe_error error;
-    moei_option_defaults(table, &s);
+    assert_int_equal(moei_option_defaults(table, &s, &error), MOE_OK);
     assert_true(s.flag && s.small == 3 && s.single == 0.1f && s.wide == 1e-8);
     assert_string_equal(s.choice, "red");
     static const struct {
@@ -72,7 +74,7 @@ static void values_are_parsed_and_bounded(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
         moe_status status =
-            moei_option_set(moei_option_find(table, cases[i].key), &s, cases[i].value, &error);
+            moei_option_set(moe_option_find(rows, table.count, cases[i].key), &s, cases[i].value, &error);
         if ((status == MOE_OK) != cases[i].good) fail_msg("%s = '%s'", cases[i].key, cases[i].value);
         if (!cases[i].good) assert_non_null(strstr(error.text, cases[i].key));
     }
@@ -109,12 +111,19 @@ static void printing_round_trips(void **state) {
 static void the_nearest_key_is_offered(void **state) {
     (void)state;
     size_t distance;
-    assert_string_equal(moei_option_nearest(table, "smal", &distance), "a.small");
+    assert_ptr_equal(moe_option_nearest(rows, table.count, "smal", &distance), &rows[1]);
     assert_int_equal(distance, 1);
-    assert_string_equal(moei_option_nearest(table, "b.choise", &distance), "b.choice");
-    assert_string_equal(moei_option_nearest(table, "color", &distance), "b.choice"); /* through its alias */
-    assert_int_equal(moei_edit_distance("kitten", "sitting"), 3);
-    assert_int_equal(moei_edit_distance("", "abc"), 3);
+    assert_ptr_equal(moe_option_nearest(rows, table.count, "b.choise", &distance), &rows[5]);
+    assert_ptr_equal(moe_option_nearest(rows, table.count, "B.CHOICE", &distance), &rows[5]);
+    assert_int_equal(distance, 0);                                                         /* case aside */
+    assert_ptr_equal(moe_option_nearest(rows, table.count, "color", &distance), &rows[5]); /* its alias */
+    assert_int_equal(distance, 1);
+    assert_null(moe_option_nearest(rows, 0, "color", &distance));
+    static const moe_option sitting = {.key = "sitting", .aliases = ""};
+    assert_non_null(moe_option_nearest(&sitting, 1, "kitten", &distance));
+    assert_int_equal(distance, 3);
+    assert_non_null(moe_option_nearest(&sitting, 1, "", &distance));
+    assert_int_equal(distance, 7);
 }
 
 /* The layer's own table: keys are unique, defaults parse, aliases are not keys. */
@@ -125,12 +134,53 @@ static void the_layer_table_is_sound(void **state) {
     moe_layer_desc desc = {.size = sizeof desc};
     for (size_t i = 0; i < layer.count; ++i) {
         assert_int_equal(moei_option_set(&layer.row[i], &desc, layer.row[i].initial, NULL), MOE_OK);
-        assert_ptr_equal(moei_option_find(layer, layer.row[i].key), &layer.row[i]);
+        assert_ptr_equal(moe_option_find(layer.row, layer.count, layer.row[i].key), &layer.row[i]);
         assert_true(strlen(layer.row[i].help) > 10);
         char aliases[256], *rest = aliases;
         snprintf(aliases, sizeof aliases, "%s", layer.row[i].aliases);
         for (char *word; (word = strtok_r(rest, " ", &rest));)
-            assert_ptr_equal(moei_option_find(layer, word), &layer.row[i]);
+            assert_ptr_equal(moe_option_find(layer.row, layer.count, word), &layer.row[i]);
+    }
+}
+
+/* A default that does not parse is told, and not left as whatever the memory held. */
+static void a_broken_default_is_told(void **state) {
+    (void)state;
+    moe_option broken = rows[1];
+    broken.initial = "three";
+    settings s = {0};
+    moe_error error;
+    assert_int_equal(moei_option_defaults((moei_option_table){&broken, 1}, &s, &error), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(error.text, "a.small: 'three'"));
+}
+
+/* Where the program's locale writes 0,1 the tables still say 0.1. The test makes such a locale. */
+static void numbers_do_not_follow_the_locale(void **state) {
+    (void)state;
+    char folder[] = "/tmp/moekit-locale-XXXXXX", command[300];
+    assert_non_null(mkdtemp(folder));
+    snprintf(command, sizeof command, "localedef -i de_DE -f UTF-8 %s/de_DE.UTF-8 >/dev/null 2>&1", folder);
+    int made = system(command);
+    setenv("LOCPATH", folder, 1);
+    bool set = made != -1 && setlocale(LC_ALL, "de_DE.UTF-8") != NULL;
+    char text[64] = "";
+    if (set) {
+        settings s = {0};
+        moe_error error;
+        snprintf(text, sizeof text, "%g", 0.5);
+        assert_string_equal(text, "0,5");
+        assert_int_equal(moei_option_defaults(table, &s, &error), MOE_OK);
+        assert_true(s.single == 0.1f && s.wide == 1e-8);
+        moei_option_get(&rows[3], &s, text, sizeof text);
+        assert_string_equal(text, "0.1");
+        assert_int_equal(moei_option_set(&rows[3], &s, "0,5", &error), MOE_ERR_ARGUMENT);
+        setlocale(LC_ALL, "C");
+    }
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    assert_int_equal(system(command), 0);
+    if (!set) {
+        print_message("skipped: no localedef and no de_DE to make a locale from\n");
+        skip();
     }
 }
 
@@ -141,6 +191,8 @@ int main(void) {
         cmocka_unit_test(printing_round_trips),
         cmocka_unit_test(the_nearest_key_is_offered),
         cmocka_unit_test(the_layer_table_is_sound),
+        cmocka_unit_test(a_broken_default_is_told),
+        cmocka_unit_test(numbers_do_not_follow_the_locale),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
