@@ -40,13 +40,13 @@ typedef struct moe_expert_io {
     moe_mode mode;
     int32_t n_experts;
     int64_t n_rows;
-    const int64_t *offset;       /* [n_experts + 1] */
-    const int32_t *row_token;    /* [R] row of `in` (and of `dout`) for row r; NULL: r itself */
-    const void *row_weight;      /* [R] routing weight of row r; NULL: 1 */
-    moe_mat in;                  /* [T, d_in] tokens, or [R, d_in] where `contiguous` */
-    moe_mat out;                 /* forward: [R, d_out] rows in expert order, written */
-    uint64_t step;               /* keys random draws */
-    const int32_t *row_slot;     /* [R] token * K + k of row r, what draws are counted by; NULL: r itself */
+    const int64_t *offset;    /* [n_experts + 1] */
+    const int32_t *row_token; /* [R] row of `in` (and of `dout`) for row r; NULL: r itself */
+    const void *row_weight;   /* [R] routing weight of row r; NULL: 1, and always NULL where `contiguous` */
+    moe_mat in;               /* [T, d_in] tokens, or [R, d_in] where `contiguous` */
+    moe_mat out;              /* forward: [R, d_out] rows in expert order, written */
+    uint64_t step;            /* keys random draws */
+    const int32_t *row_slot;  /* [R] token * K + k of row r, what draws are counted by; NULL: r itself */
     const uint8_t *dropout_keep; /* [T*K, d_hidden] 1: kept, instead of draws; NULL: drawn */
     void *saved;   /* saved_bytes(R): written by a MOE_TRAIN forward, may be overwritten by backward */
     void *scratch; /* scratch_bytes(R, mode) */

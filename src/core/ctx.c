@@ -5,6 +5,7 @@
 #include "core/ctx.h"
 
 #include "core/arena.h"
+#include "core/desc.h"
 
 #include <stdio.h>
 
@@ -12,7 +13,7 @@ const char *moe_ctx_error(const moe_ctx *ctx) {
     return ctx ? ctx->error.text : "no context";
 }
 int32_t moe_ctx_threads(const moe_ctx *ctx) {
-    return ctx->team.n_threads;
+    return ctx->desc.n_threads;
 }
 uint64_t moe_ctx_seed(const moe_ctx *ctx) {
     return ctx->desc.seed;
@@ -31,6 +32,13 @@ moe_status moe_ctx_fail(moe_ctx *ctx, moe_status status, const char *format, ...
     va_end(args);
     moei_log(ctx, MOE_LOG_ERROR, "%s", ctx->error.text);
     return status;
+}
+
+moe_status moei_ctx_desc_read(moe_ctx *ctx, void *ours, size_t our_size, const void *given,
+                              const char *name) {
+    moe_error error;
+    moe_status status = moei_desc_read(ours, our_size, given, name, &error);
+    return status == MOE_OK ? MOE_OK : moe_ctx_fail(ctx, status, "%s", error.text);
 }
 
 void moei_log(const moe_ctx *ctx, moe_log_level level, const char *format, ...) {

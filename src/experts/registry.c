@@ -17,11 +17,10 @@ const moe_expert_ops *moei_expert_find(const moe_ctx *ctx, const char *name) {
     return NULL;
 }
 
-moe_status moe_expert_register(moe_ctx *ctx, const moe_expert_ops *ops) {
-    if (!ops || ops->size != sizeof *ops)
-        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
-                            "moe_expert_ops.size is %zu; set it to sizeof(moe_expert_ops) = %zu",
-                            ops ? ops->size : 0, sizeof *ops);
+moe_status moe_expert_register(moe_ctx *ctx, const moe_expert_ops *given) {
+    moe_expert_ops table;
+    const moe_expert_ops *ops = &table;
+    MOEI_TRY(moei_ctx_desc_read(ctx, &table, sizeof table, given, "moe_expert_ops"));
     if (!ops->name || !*ops->name)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
                             "moe_expert_ops.name is empty; a kind is found by its name");

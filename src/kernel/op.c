@@ -169,7 +169,7 @@ moe_status moe_gemm_rows(moe_ctx *ctx, const moe_gemm_rows_args *args) {
     MOEI_TRY(check_offset(ctx, op, args->offset, args->n_groups, &rows));
     const limit limits[] = {
         {"n",   args->n,   0,                                 INT64_MAX},
-        {"k",   args->k,   0,                                 INT64_MAX},
+        {"k",   args->k,   1,                                 INT64_MAX},
         {"lda", args->lda, args->k,                           INT64_MAX},
         {"ldb", args->ldb, args->b_trans ? args->k : args->n, INT64_MAX}
     };

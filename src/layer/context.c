@@ -3,6 +3,7 @@
  * Source: FFTW's and BLIS's rule that set-up chooses and the run only computes.
  */
 #include "core/ctx.h"
+#include "core/desc.h"
 #include "kernel/kernel.h"
 
 #include <stdio.h>
@@ -69,6 +70,7 @@ static moe_status start_threads(moe_ctx *ctx) {
     if (!pool) return MOE_ERR_MEMORY;
     ctx->team.pool = pool;
     int32_t started = moei_pool_start(pool, wanted, ctx->team.scratch);
+    ctx->desc.n_threads = started;
     if (started < wanted) moei_log(ctx, MOE_LOG_WARN, "the system gave %d of %d threads", started, wanted);
     return MOE_OK;
 }
@@ -79,13 +81,7 @@ static const char *kernel_name(int isa, const char *op) {
 
 moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **out, moe_error *error) {
     moe_ctx_desc filled = {.size = sizeof filled};
-    if (desc) {
-        if (desc->size != sizeof *desc)
-            return moei_error_set(error, MOE_ERR_ARGUMENT,
-                                  "moe_ctx_desc.size is %zu; set it to sizeof(moe_ctx_desc) = %zu",
-                                  desc->size, sizeof *desc);
-        filled = *desc;
-    }
+    if (desc) MOEI_TRY(moei_desc_read(&filled, sizeof filled, desc, "moe_ctx_desc", error));
     if (filled.device != MOE_CPU)
         return moei_error_set(error, MOE_ERR_UNSUPPORTED, "device: this build serves the CPU only");
     if (!filled.host.alloc != !filled.host.free)

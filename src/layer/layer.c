@@ -56,18 +56,20 @@ static moe_status create_gate(moe_layer *layer) {
 
 /* Adds the parameters of one group of experts to the layer's list, under "prefix.name". */
 static moe_status list_params(moe_layer *layer, moei_experts *experts) {
-    int32_t count = experts->ops->param_count(experts->self);
-    if (count < 0 || count > MOEI_LAYER_PARAMS - layer->n_params)
-        return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED,
-                            "expert '%s' has %d parameters; a layer holds %d", experts->ops->name, count,
-                            MOEI_LAYER_PARAMS);
+    const int32_t count = experts->ops->param_count(experts->self);
     for (int32_t i = 0; i < count; ++i) {
-        moe_param param;
+        moe_param param = {.n_dim = 0};
+        moei_layer_param *entry = moei_layer_new_param(layer);
+        if (!entry) return MOE_ERR_MEMORY;
         MOEI_TRY(experts->ops->param(experts->self, i, &param));
-        moei_layer_param *entry = &layer->param[layer->n_params++];
+        if (param.n_dim < 1 || param.n_dim > 3)
+            return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                                "expert '%s': parameter '%s' has %d dimensions; 1 to 3 are possible",
+                                experts->ops->name, param.name, param.n_dim);
         *entry = (moei_layer_param){.experts = experts, .index = i, .bytes = moe_dtype_bytes(param.dtype)};
         for (int32_t j = 0; j < param.n_dim; ++j) entry->bytes *= (size_t)param.dim[j];
         snprintf(entry->name, sizeof entry->name, "%s.%s", experts->prefix, param.name);
+        ++layer->n_params;
     }
     return MOE_OK;
 }
@@ -225,6 +227,7 @@ void moe_layer_destroy(moe_layer *layer) {
     moe_ctx_free(ctx, layer->step.rows, history_bytes(&layer->desc));
     moe_ctx_free(ctx, layer->step.quantile, history_bytes(&layer->desc));
     moe_ctx_free(ctx, layer->history.count, history_bytes(&layer->desc));
+    moe_ctx_free(ctx, layer->param, (size_t)layer->n_params_max * sizeof *layer->param);
     moe_ctx_free(ctx, layer->saved_block, layer->saved_bytes);
     if (!layer->scratch_owner) moe_ctx_free(ctx, layer->scratch_block, layer->scratch_bytes);
     moe_ctx_free(ctx, layer, sizeof *layer);

@@ -20,7 +20,7 @@ typedef struct moei_experts {
     const char *prefix; /* of parameter names */
 } moei_experts;
 
-enum { MOEI_LAYER_PARAMS = 96, MOEI_PARAM_NAME = 64 };
+enum { MOEI_PARAM_NAME = 64 };
 
 typedef struct moei_layer_param {
     char name[MOEI_PARAM_NAME];
@@ -80,7 +80,8 @@ struct moe_layer {
     moei_gate gate, gate_grad;
     moei_around around, around_grad;
     moei_step_counts step;
-    moei_layer_param param[MOEI_LAYER_PARAMS];
+    moei_layer_param *param; /* grows while the layer is made, then stands still: names point into it */
+    int32_t n_params_max;
     int32_t n_params;
 
     int64_t max_tokens; /* reserved; -1: not yet */
@@ -96,6 +97,8 @@ struct moe_layer {
 
     moei_batch batch; /* of the last forward */
     float loss_scale;
+    moe_draws draws;  /* of the last forward, where it brought some */
+    bool has_routing; /* the last forward succeeded */
     bool can_backward;
 };
 
@@ -104,6 +107,8 @@ void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_
 moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode);
 moei_scratch moei_layer_scratch(const moe_layer *layer, int64_t T, moe_mode mode);
 
+/* The next free place of the list, not yet counted; NULL when it does not fit. */
+moei_layer_param *moei_layer_new_param(moe_layer *layer);
 /* Gives the layer a parameter of its own, zeroed; *value and, once reserved for training, *grad point to it.
  */
 moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void **value, void **grad);

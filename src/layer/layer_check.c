@@ -33,6 +33,8 @@ static void check_shape(checker *c, const moe_layer_desc *d) {
          "0; a shared expert needs at least 1");
     rule(c, d->shared_expert_hidden_size > 0, shared, "shared_expert_hidden_size",
          "needs num_shared_experts");
+    rule(c, shared, (int64_t)d->num_shared_experts * d->shared_expert_hidden_size <= 1 << 24,
+         "shared_expert_hidden_size", "times num_shared_experts is above 16777216 columns");
     rule(c, *d->shared_expert_activation, shared, "shared_expert_activation", "needs num_shared_experts");
     rule(c, d->shared_expert_gate, shared, "shared_expert_gate", "needs num_shared_experts");
     rule(c, d->latent_size > 0, routed, "latent_size", "is of the routed experts, and num_experts is 0");

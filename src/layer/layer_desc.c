@@ -58,12 +58,9 @@ static moe_status check_limits(moe_ctx *ctx, const moe_layer_desc *d) {
 }
 
 moe_status moei_layer_desc_fill(moe_ctx *ctx, const moe_layer_desc *given, moe_layer_desc *filled) {
-    if (!given || given->size != sizeof *given)
-        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
-                            "moe_layer_desc.size is %zu; set it to sizeof(moe_layer_desc) = %zu",
-                            given ? given->size : 0, sizeof *given);
-    MOEI_TRY(check_limits(ctx, given));
-    moe_layer_desc d = *given;
+    moe_layer_desc d;
+    MOEI_TRY(moei_ctx_desc_read(ctx, &d, sizeof d, given, "moe_layer_desc"));
+    MOEI_TRY(check_limits(ctx, &d));
     fill_defaults(&d);
     MOEI_TRY(moei_layer_desc_check(ctx, &d));
     *filled = d;

@@ -53,7 +53,7 @@ static void gather_input(moe_layer *layer, const moei_scratch *s, moe_expert_io 
     const moe_mat in = expert_input(layer);
     io->in = matrix(layer, s->in_rows, layer->plan.n_rows, in.cols);
     io->row_token = NULL;
-    if (moei_layer_weighs_input(layer)) io->row_weight = NULL;
+    io->row_weight = NULL; /* it stands at the input, or the layer applies it around the kind */
     moei_rows_gather(layer->ctx, &layer->plan, in,
                      moei_layer_weighs_input(layer) ? layer->plan.row_weight : NULL, io->in);
 }

@@ -24,23 +24,15 @@ moe_status moei_layer_check_mat(const moe_layer *layer, const char *name, moe_ma
 }
 
 static moe_status check_forward(const moe_layer *layer, moe_mat x, moe_mat y, const moe_call *call) {
-    if (call && call->size != sizeof *call)
-        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
-                            "moe_call.size is %zu; set it to sizeof(moe_call) = %zu", call->size,
-                            sizeof *call);
-    if (call && (call->sequence_length < 0 || (call->sequence_length > 0 && x.rows % call->sequence_length)))
+    if (call->sequence_length < 0 || (call->sequence_length > 0 && x.rows % call->sequence_length))
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
                             "sequence_length: %lld does not divide the %lld tokens of the call",
                             (long long)call->sequence_length, (long long)x.rows);
-    if (call && call->draws && call->draws->size != sizeof *call->draws)
-        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
-                            "moe_draws.size is %zu; set it to sizeof(moe_draws) = %zu", call->draws->size,
-                            sizeof *call->draws);
     if (x.rows < 0 || layer->max_tokens < 0 || x.rows > layer->max_tokens)
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
                             "forward of %lld tokens, but %lld are reserved; call moe_layer_reserve first",
                             (long long)x.rows, (long long)(layer->max_tokens < 0 ? 0 : layer->max_tokens));
-    if (call && call->mode == MOE_TRAIN && layer->mode != MOE_TRAIN)
+    if (call->mode == MOE_TRAIN && layer->mode != MOE_TRAIN)
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
                             "MOE_TRAIN forward of a layer reserved for MOE_INFER; reserve it for MOE_TRAIN");
     MOEI_TRY(moei_layer_check_mat(layer, "x", x, x.rows, layer->desc.d_model));
@@ -51,11 +43,22 @@ static moe_status check_forward(const moe_layer *layer, moe_mat x, moe_mat y, co
     return MOE_OK;
 }
 
+/* The call as this library knows it; NULL is all defaults. The layer keeps its own copy of the draws' table,
+ * which backward reads again. */
+static moe_status read_call(moe_layer *layer, const moe_call *given, moe_call *call) {
+    *call = (moe_call){.size = sizeof *call};
+    if (!given) return MOE_OK;
+    MOEI_TRY(moei_ctx_desc_read(layer->ctx, call, sizeof *call, given, "moe_call"));
+    if (!call->draws) return MOE_OK;
+    MOEI_TRY(moei_ctx_desc_read(layer->ctx, &layer->draws, sizeof layer->draws, call->draws, "moe_draws"));
+    call->draws = &layer->draws;
+    return MOE_OK;
+}
+
 static moei_batch batch_of(moe_mat x, const moe_call *call) {
     moei_batch batch = {.x = moei_with_stride(x), .mode = MOE_INFER, .n_valid = x.rows};
     batch.n_sequences = 1;
     batch.sequence_length = x.rows;
-    if (!call) return batch;
     if (call->sequence_length > 0) {
         batch.sequence_length = call->sequence_length;
         batch.n_sequences = x.rows / call->sequence_length;
@@ -102,18 +105,22 @@ static moe_status route_and_plan(moe_layer *layer, const moei_scratch *s) {
     return MOE_OK;
 }
 
-moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_call *call, moe_stats *stats) {
-    MOEI_TRY(check_forward(layer, x, y, call));
-    layer->batch = batch_of(x, call);
-    layer->loss_scale = call && call->loss_scale != 0 ? call->loss_scale : 1;
-    layer->can_backward = false;
+moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_call *given,
+                             moe_stats *stats) {
+    moe_call call;
+    MOEI_TRY(read_call(layer, given, &call));
+    MOEI_TRY(check_forward(layer, x, y, &call));
+    layer->batch = batch_of(x, &call);
+    layer->loss_scale = call.loss_scale != 0 ? call.loss_scale : 1;
+    layer->has_routing = layer->can_backward = false;
     y = moei_with_stride(y);
     const moei_scratch s = moei_layer_scratch(layer, x.rows, layer->batch.mode);
     moe_stats measured = {.size = sizeof measured, .n_tokens = layer->batch.n_valid};
 
     if (layer->experts.ops) MOEI_TRY(route_and_plan(layer, &s));
     MOEI_TRY(moei_layer_experts_forward(layer, &s, y));
-    if (layer->experts.ops) measure_losses(layer, &s, &measured);
+    if (layer->experts.ops && (stats || layer->batch.mode == MOE_TRAIN)) measure_losses(layer, &s, &measured);
+    layer->has_routing = true;
     layer->can_backward = layer->batch.mode == MOE_TRAIN;
     if (stats) *stats = measured;
     return MOE_OK;
@@ -122,8 +129,8 @@ moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_c
 moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
     if (!layer->experts.ops)
         return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED, "routing: this layer has no routed experts");
-    if (layer->max_tokens < 0)
-        return moe_ctx_fail(layer->ctx, MOE_ERR_STATE, "routing: this layer has not run yet");
+    if (!layer->has_routing)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_STATE, "routing: no forward has succeeded since the reserve");
     *view =
         (moe_routing_view){.n_tokens = layer->routing.n_tokens,
                            .n_experts = layer->routing.n_experts,

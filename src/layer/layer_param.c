@@ -7,10 +7,22 @@
 #include <stdio.h>
 #include <string.h>
 
+moei_layer_param *moei_layer_new_param(moe_layer *layer) {
+    if (layer->n_params == layer->n_params_max) {
+        const int32_t more = layer->n_params_max > 0 ? 2 * layer->n_params_max : 16;
+        moei_layer_param *list = moe_ctx_alloc(layer->ctx, (size_t)more * sizeof *list);
+        if (!list) return NULL;
+        if (layer->param) memcpy(list, layer->param, (size_t)layer->n_params * sizeof *list);
+        moe_ctx_free(layer->ctx, layer->param, (size_t)layer->n_params_max * sizeof *list);
+        layer->param = list;
+        layer->n_params_max = more;
+    }
+    return &layer->param[layer->n_params];
+}
+
 moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void **value, void **grad) {
-    if (layer->n_params == MOEI_LAYER_PARAMS)
-        return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED, "a layer holds %d parameters",
-                            MOEI_LAYER_PARAMS);
+    moei_layer_param *place = moei_layer_new_param(layer);
+    if (!place) return MOE_ERR_MEMORY;
     moei_layer_param entry = {.bytes = moe_dtype_bytes(shape->dtype), .own = *shape, .grad_slot = grad};
     for (int32_t i = 0; i < shape->n_dim; ++i) entry.bytes *= (size_t)shape->dim[i];
     entry.own.value = moe_ctx_alloc(layer->ctx, entry.bytes);
@@ -18,7 +30,8 @@ moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void *
     memset(entry.own.value, 0, entry.bytes);
     snprintf(entry.name, sizeof entry.name, "%s", shape->name);
     *value = entry.own.value;
-    layer->param[layer->n_params++] = entry;
+    *place = entry;
+    ++layer->n_params;
     return MOE_OK;
 }
 

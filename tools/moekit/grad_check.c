@@ -162,7 +162,8 @@ static moe_status prepare(bench *b, const grad_check_options *options) {
     desc.dtype = MOE_F64;
     if (desc.d_model == 0) desc.d_model = 6;
     if (desc.expert_hidden_size == 0) desc.expert_hidden_size = 5;
-    moe_status status = moe_layer_create(b->ctx, &desc, &b->layer);
+    moe_status status = options->kind ? moe_expert_register(b->ctx, options->kind) : MOE_OK;
+    if (status == MOE_OK) status = moe_layer_create(b->ctx, &desc, &b->layer);
     if (status == MOE_OK) status = moe_layer_reserve(b->layer, options->n_tokens, MOE_TRAIN);
     if (status != MOE_OK) return status;
     b->T = options->n_tokens;

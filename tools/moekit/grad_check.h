@@ -4,11 +4,12 @@
 #ifndef MOEKIT_GRAD_CHECK_H
 #define MOEKIT_GRAD_CHECK_H
 
-#include <moekit/moe.h>
+#include <moekit/expert.h>
 
 typedef struct grad_check_options {
-    moe_layer_desc desc;  /* dtype and sizes of 0 are filled in: d_model 6, expert_hidden_size 5 */
-    const moe_call *call; /* what every forward is told; NULL: a training call */
+    moe_layer_desc desc;        /* dtype and sizes of 0 are filled in: d_model 6, expert_hidden_size 5 */
+    const moe_expert_ops *kind; /* registered first, for desc.expert to name; NULL: none */
+    const moe_call *call;       /* what every forward is told; NULL: a training call */
     int64_t n_tokens;
     uint64_t seed;
 } grad_check_options;

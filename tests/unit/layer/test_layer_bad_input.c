@@ -113,6 +113,54 @@ static void memory_may_run_out_anywhere(void **state) {
     assert_true(served > 0 && refused_count > 10);
 }
 
+/* A refused larger reserve leaves the smaller one in force. */
+static void a_refused_reserve_changes_nothing(void **state) {
+    (void)state;
+    for (size_t budget = (size_t)3 << 20; budget < (size_t)6 << 20; budget += 65536) {
+        size_t left = budget;
+        moe_ctx_desc ctx_desc = {
+            .size = sizeof ctx_desc, .n_threads = 1, .host = {limited_alloc, limited_free, &left}
+        };
+        moe_ctx *ctx = NULL;
+        assert_int_equal(moe_ctx_create(&ctx_desc, &ctx, NULL), MOE_OK);
+        moe_layer_desc desc = good_desc();
+        moe_layer *layer = NULL;
+        must(ctx, moe_layer_create(ctx, &desc, &layer));
+        must(ctx, moe_layer_reserve(layer, 16, MOE_TRAIN));
+        moe_mat x = test_random(MOE_F32, 16, 13, 1), y = test_output(MOE_F32, 16, 13);
+        moe_mat again = test_output(MOE_F32, 16, 13), dx = test_output(MOE_F32, 16, 13);
+        must(ctx, moe_layer_forward(layer, x, y, &test_train_call, NULL));
+        moe_status status = moe_layer_reserve(layer, 8192, MOE_TRAIN);
+        assert_true(status == MOE_OK || status == MOE_ERR_MEMORY);
+        must(ctx, moe_layer_forward(layer, x, again, &test_train_call, NULL));
+        must(ctx, moe_layer_backward(layer, x, y, dx));
+        assert_memory_equal(y.data, again.data, test_bytes(y));
+        free(x.data), free(y.data), free(again.data), free(dx.data);
+        moe_layer_destroy(layer);
+        moe_ctx_destroy(ctx);
+        assert_int_equal(left, budget);
+    }
+}
+
+/* What the router did can be asked for after a forward that succeeded, not before one or after a failure. */
+static void routing_is_told_after_success_only(void **state) {
+    (void)state;
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_layer_desc desc = good_desc();
+    moe_layer *layer = test_layer(ctx, &desc, 9);
+    moe_mat x = test_random(MOE_F32, 9, 13, 1), y = test_output(MOE_F32, 9, 13);
+    moe_routing_view view;
+    assert_int_equal(moe_layer_routing(layer, &view), MOE_ERR_STATE);
+    must(ctx, moe_layer_forward(layer, x, y, NULL, NULL));
+    must(ctx, moe_layer_routing(layer, &view));
+    ((float *)x.data)[3] = NAN;
+    assert_int_equal(moe_layer_forward(layer, x, y, NULL, NULL), MOE_ERR_NUMERIC);
+    assert_int_equal(moe_layer_routing(layer, &view), MOE_ERR_STATE);
+    free(x.data), free(y.data);
+    moe_layer_destroy(layer);
+    moe_ctx_destroy(ctx);
+}
+
 static void shapes_dtypes_and_moments(void **state) {
     (void)state;
     moe_ctx *ctx = test_ctx(NULL, 2);
@@ -303,11 +351,18 @@ static void memory_is_what_was_measured(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(descriptors_are_checked),     cmocka_unit_test(options_are_parsed),
-        cmocka_unit_test(contexts_are_checked),        cmocka_unit_test(memory_may_run_out_anywhere),
-        cmocka_unit_test(shapes_dtypes_and_moments),   cmocka_unit_test(bad_numbers_name_their_token),
-        cmocka_unit_test(extremes_are_legal),          cmocka_unit_test(all_tokens_on_one_expert),
-        cmocka_unit_test(ties_go_to_the_lower_expert), cmocka_unit_test(memory_is_what_was_measured),
+        cmocka_unit_test(descriptors_are_checked),
+        cmocka_unit_test(options_are_parsed),
+        cmocka_unit_test(contexts_are_checked),
+        cmocka_unit_test(memory_may_run_out_anywhere),
+        cmocka_unit_test(shapes_dtypes_and_moments),
+        cmocka_unit_test(a_refused_reserve_changes_nothing),
+        cmocka_unit_test(routing_is_told_after_success_only),
+        cmocka_unit_test(bad_numbers_name_their_token),
+        cmocka_unit_test(extremes_are_legal),
+        cmocka_unit_test(all_tokens_on_one_expert),
+        cmocka_unit_test(ties_go_to_the_lower_expert),
+        cmocka_unit_test(memory_is_what_was_measured),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

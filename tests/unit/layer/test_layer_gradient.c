@@ -94,6 +94,120 @@ static void corner_shapes(void **state) {
     assert_true(total.checked > 1000);
 }
 
+/* --- a kind of the caller's own, on contiguous rows: y = scale[e] * x * x, scale a parameter --------------
+ */
+
+typedef struct square {
+    moe_ctx *ctx;
+    int64_t E;
+    double *scale, *grad; /* [E] */
+} square;
+
+static moe_status square_create(moe_ctx *ctx, const moe_expert_desc *desc, void **self) {
+    square *made = moe_ctx_alloc(ctx, sizeof *made);
+    if (!made) return MOE_ERR_MEMORY;
+    *made = (square){.ctx = ctx, .E = desc->n_experts};
+    made->scale = moe_ctx_alloc(ctx, (size_t)made->E * sizeof *made->scale);
+    if (!made->scale) return MOE_ERR_MEMORY;
+    *self = made;
+    return MOE_OK;
+}
+static void square_destroy(void *self) {
+    square *it = self;
+    moe_ctx_free(it->ctx, it->scale, (size_t)it->E * sizeof *it->scale);
+    moe_ctx_free(it->ctx, it, sizeof *it);
+}
+static int32_t square_param_count(const void *self) {
+    (void)self;
+    return 1;
+}
+static moe_status square_param(const void *self, int32_t index, moe_param *param) {
+    (void)index;
+    const square *it = self;
+    *param = (moe_param){
+        .name = "scale",
+        .dtype = MOE_F64,
+        .n_dim = 1,
+        .dim = {it->E, 1, 1},
+        .value = it->scale,
+        .grad = it->grad
+    };
+    return MOE_OK;
+}
+static void square_bind_grad(void *self, int32_t index, void *grad) {
+    (void)index;
+    ((square *)self)->grad = grad;
+}
+static size_t square_no_bytes(const void *self, int64_t rows) {
+    (void)self, (void)rows;
+    return 0;
+}
+static size_t square_no_scratch(const void *self, int64_t rows, moe_mode mode) {
+    (void)self, (void)rows, (void)mode;
+    return 0;
+}
+static moe_status square_forward(void *self, const moe_expert_io *io) {
+    const square *it = self;
+    assert_true(!io->row_token && !io->row_weight); /* contiguous rows, and the weights are the layer's */
+    const double *in = io->in.data;
+    double *out = io->out.data;
+    for (int64_t e = 0; e < it->E; ++e)
+        for (int64_t i = io->offset[e] * io->in.cols; i < io->offset[e + 1] * io->in.cols; ++i)
+            out[i] = it->scale[e] * in[i] * in[i];
+    return MOE_OK;
+}
+static moe_status square_backward(void *self, const moe_expert_io *io) {
+    const square *it = self;
+    assert_true(!io->row_token && !io->row_weight && !io->drow_weight);
+    const double *in = io->in.data, *dout = io->dout.data;
+    double *din = io->din.data;
+    for (int64_t e = 0; e < it->E; ++e)
+        for (int64_t i = io->offset[e] * io->in.cols; i < io->offset[e + 1] * io->in.cols; ++i) {
+            din[i] = dout[i] * it->scale[e] * 2 * in[i];
+            it->grad[e] += dout[i] * in[i] * in[i];
+        }
+    return MOE_OK;
+}
+
+static const moe_expert_ops square_ops = {.size = sizeof(moe_expert_ops),
+                                          .name = "square",
+                                          .contiguous = true,
+                                          .create = square_create,
+                                          .destroy = square_destroy,
+                                          .param_count = square_param_count,
+                                          .param = square_param,
+                                          .bind_grad = square_bind_grad,
+                                          .saved_bytes = square_no_bytes,
+                                          .scratch_bytes = square_no_scratch,
+                                          .forward = square_forward,
+                                          .backward = square_backward};
+
+/* The router's gradient of contiguous kinds is <dy, Y>, the layer's own work; so is the gathering. */
+static void contiguous_kinds(void **state) {
+    (void)state;
+    for (int variant = 0; variant < 6; ++variant) {
+        grad_check_result result;
+        moe_error error = {0};
+        moe_layer_desc desc = {.d_model = 5, .num_experts = 4, .top_k = 2, .expert = "square"};
+        desc.expert_hidden_size = 3;
+        desc.aux_loss_coeff = variant % 2 ? 0.5f : 0;
+        desc.latent_size = variant == 2 ? 4 : 0;
+        desc.capacity_factor = variant == 3 ? 0.75f : 0;
+        if (variant == 4) desc.top_k = 1, desc.score_before_topk = true, desc.weight_apply = "input";
+        if (variant == 5) desc.capacity_factor = 1, desc.pad_to_capacity = true;
+        const grad_check_options options = {
+            .desc = desc, .kind = &square_ops, .n_tokens = 7, .seed = test_seed() + (uint64_t)variant};
+        if (grad_check(&options, &result, &error) != MOE_OK) fail_msg("variant %d: %s", variant, error.text);
+        assert_true(result.n_tensors >= 3);
+        for (int32_t i = 0; i < result.n_tensors; ++i) {
+            if (!(result.tensor[i].error < bound))
+                fail_msg("variant %d: %s is off by %g", variant, result.tensor[i].name,
+                         result.tensor[i].error);
+            assert_true(result.tensor[i].checked > 0 && result.tensor[i].largest > 1e-3);
+        }
+    }
+}
+
 /* The checker compares something: every tensor has a gradient worth the name, and rounding shows. */
 static void checker_compares_live_gradients(void **state) {
     (void)state;
@@ -110,6 +224,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_combinations),
         cmocka_unit_test(corner_shapes),
+        cmocka_unit_test(contiguous_kinds),
         cmocka_unit_test(checker_compares_live_gradients),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

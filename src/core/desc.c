@@ -1,0 +1,27 @@
+/* desc.c: the one rule by which structs that begin with their size may grow.
+ * given[given size] -> ours[our size], zero-filled or checked for zeros.
+ * Source: NCCL's and Linux's (copy_struct_from_user) versioned structs.
+ */
+#include "core/desc.h"
+
+#include <string.h>
+
+moe_status moei_desc_read(void *ours, size_t our_size, const void *given, const char *name,
+                          moe_error *error) {
+    size_t size = 0;
+    if (given) memcpy(&size, given, sizeof size);
+    if (size <= sizeof size || size > 16 * our_size)
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "%s.size is %zu; set it to sizeof(%s) = %zu", name,
+                              size, name, our_size);
+    for (size_t i = our_size; i < size; ++i)
+        if (((const unsigned char *)given)[i] != 0)
+            return moei_error_set(
+                error, MOE_ERR_UNSUPPORTED,
+                "%s: byte %zu is set, but this library knows %zu bytes; it is older than the "
+                "header the caller was built with",
+                name, i, our_size);
+    memset(ours, 0, our_size);
+    memcpy(ours, given, size < our_size ? size : our_size);
+    memcpy(ours, &our_size, sizeof our_size);
+    return MOE_OK;
+}

@@ -1,0 +1,12 @@
+/* desc.h: reading a descriptor that may be older or newer than this library. */
+#ifndef MOEI_DESC_H
+#define MOEI_DESC_H
+
+#include "core/status.h"
+
+/* Copies the caller's struct, whose first field is its size, into `ours` of `our_size` bytes. A smaller one
+ * comes from an older header: what it lacks is zero, the default. A larger one comes from a newer header and
+ * is taken while all that we do not know is zero. `name` is the type's, for the text. */
+moe_status moei_desc_read(void *ours, size_t our_size, const void *given, const char *name, moe_error *error);
+
+#endif

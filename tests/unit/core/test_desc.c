@@ -1,0 +1,59 @@
+/* test_desc.c: descriptors that are older or newer than the library.
+ * The struct of the test stands for any that begins with its size.
+ */
+#include "support/layer_fixture.h"
+
+#include "core/desc.h"
+
+typedef struct sized {
+    size_t size;
+    int32_t a, b;
+} sized;
+
+typedef struct newer {
+    size_t size;
+    int32_t a, b, c, d;
+} newer;
+
+static void older_callers_get_defaults(void **state) {
+    (void)state;
+    sized ours = {99, 99, 99};
+    const sized given = {offsetof(sized, b), 7, 12345};
+    assert_int_equal(moei_desc_read(&ours, sizeof ours, &given, "sized", NULL), MOE_OK);
+    assert_true(ours.size == sizeof ours && ours.a == 7 && ours.b == 0);
+}
+
+static void newer_callers_are_served_while_they_ask_nothing_new(void **state) {
+    (void)state;
+    sized ours;
+    moe_error error;
+    newer given = {sizeof given, 1, 2, 0, 0};
+    assert_int_equal(moei_desc_read(&ours, sizeof ours, &given, "sized", &error), MOE_OK);
+    assert_true(ours.size == sizeof ours && ours.a == 1 && ours.b == 2);
+    given.d = 1;
+    assert_int_equal(moei_desc_read(&ours, sizeof ours, &given, "sized", &error), MOE_ERR_UNSUPPORTED);
+    assert_non_null(strstr(error.text, "older"));
+}
+
+static void senseless_sizes_are_refused(void **state) {
+    (void)state;
+    static const size_t sizes[] = {0, 1, 3, sizeof(size_t), 1 << 20, SIZE_MAX};
+    sized ours = {5, 6, 7};
+    moe_error error;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; ++i) {
+        const sized given = {sizes[i], 1, 2};
+        assert_int_equal(moei_desc_read(&ours, sizeof ours, &given, "sized", &error), MOE_ERR_ARGUMENT);
+        assert_non_null(strstr(error.text, "sizeof(sized)"));
+    }
+    assert_int_equal(moei_desc_read(&ours, sizeof ours, NULL, "sized", &error), MOE_ERR_ARGUMENT);
+    assert_true(ours.size == 5 && ours.a == 6 && ours.b == 7);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(older_callers_get_defaults),
+        cmocka_unit_test(newer_callers_are_served_while_they_ask_nothing_new),
+        cmocka_unit_test(senseless_sizes_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
