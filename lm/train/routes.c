@@ -1,6 +1,7 @@
 /* routes.c: route traces: copied from the layers after each forward, written and read as safetensors.
- * expert: I32, -1 where a slot went nowhere; weight: F32. A dense layer has no tensors.
- * Source: docs/routes.md; router replay as in Megatron core and Automodel, but with the weights.
+ * expert: I32, -1 where a slot went nowhere, -2 - e where a policy took expert e back; weight: F32. A dense
+ * layer has no tensors. Source: docs/routes.md; router replay as in Megatron core and Automodel, but with the
+ * weights.
  */
 #include "train/routes.h"
 
@@ -172,9 +173,10 @@ static moe_status read_tensor(const moei_safetensors *file, const char *path, co
 static moe_status check_experts(const char *path, const char *name, const int32_t *expert, int64_t rows,
                                 int32_t slots, int32_t n_experts, moe_error *error) {
     for (int64_t i = 0; i < rows * slots; ++i)
-        if (expert[i] < -1 || expert[i] >= n_experts)
+        if (expert[i] < -1 - n_experts || expert[i] >= n_experts)
             return moei_error_set(error, MOE_ERR_INPUT,
-                                  "%s: %s[%lld, %lld] is %d; this layer has experts 0 .. %d, and -1 is none",
+                                  "%s: %s[%lld, %lld] is %d; this layer has experts 0 .. %d, and a slot that "
+                                  "is not routed is negative",
                                   path, name, (long long)(i / slots), (long long)(i % slots), expert[i],
                                   n_experts - 1);
     return MOE_OK;

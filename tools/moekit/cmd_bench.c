@@ -1,6 +1,7 @@
 /* cmd_bench.c: moekit bench: time of a layer, and of its grouped products alone, on random data.
  * Medians after a warm-up; the yardstick is the best of half a second of dense 512 x 512 x 512.
  */
+#include "bench_presets.h"
 #include "bench_problem.h"
 #include "cli.h"
 
@@ -14,8 +15,11 @@
 enum { MOST_REPEATS = 1000, YARDSTICK = 512, MOST_BLOCKS = 16 };
 
 static const cli_option options[] = {
-    {"repeat", 'r', "N",  "timed runs, of which the median counts (7)"},
-    {NULL,     0,   NULL, NULL                                        }
+    {"repeat",   'r', "N",    "timed runs, of which the median counts (7)"                           },
+    {"run",      0,   "DIR",  "presets: where the runs go, DIR/PRESET each (runs/presets)"           },
+    {"output",   'o', "FILE", "presets: where the page goes; else standard output"                   },
+    {"move-old", 0,   NULL,   "presets: an existing run directory is first renamed DIR.1, DIR.2, ..."},
+    {NULL,       0,   NULL,   NULL                                                                   }
 };
 
 typedef struct bench {
@@ -326,10 +330,14 @@ static int run(cli_args *args) {
     bench b = {.args = args, .repeats = 7};
     moe_error error;
     const char *subject = args->n_operands > 0 ? args->operand[0] : "";
+    if (strcmp(subject, "presets") == 0) return bench_presets(args);
     bool layer = strcmp(subject, "gemm") != 0, products = strcmp(subject, "layer") != 0;
     if (*subject && layer && products)
-        return cli_fail(args, MOE_ERR_ARGUMENT, "'%s' is no bench; say 'layer' or 'gemm', then a problem",
-                        subject);
+        return cli_fail(args, MOE_ERR_ARGUMENT,
+                        "'%s' is no bench; say 'layer' or 'gemm', then a problem, or 'presets'", subject);
+    if (args->n_set > 0 || args->n_operands > 2)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "'%s' takes one problem, and no keys or files",
+                        *subject ? subject : "bench");
     moe_status status = bench_problem_parse(args->n_operands > 1 ? args->operand[1] : "", &b.problem, &error);
     if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
     int code = cli_integer(args, "repeat", 1, MOST_REPEATS, &b.repeats);
@@ -338,8 +346,8 @@ static int run(cli_args *args) {
 
 const cli_verb cmd_bench = {
     .name = "bench",
-    .operands = "[layer|gemm] [PROBLEM]",
-    .summary = "time a layer or its grouped products on random data",
+    .operands = "[layer|gemm] [PROBLEM] | presets [CONFIG.yaml]... [KEY=VALUE]...",
+    .summary = "time a layer or its grouped products on random data; compare the presets",
     .about = "A problem is one string: e8,t4096,d256,n256,k2 are experts, tokens, model width, expert\n"
              "width and experts per token. More words: shared1, act=gelu, f64, skew=even (exactly\n"
              "balanced), skew=zipf1.0 (expert e is drawn with probability ~ 1/(e+1)). What is left out\n"
@@ -347,13 +355,18 @@ const cli_verb cmd_bench = {
              "\n"
              "Prints the median time and GFLOP/s of the expert products: 6*T*K*d*n forward and three\n"
              "times that with backward (4 where the activation is not gated). The share is of the\n"
-             "best run of a dense 512 x 512 x 512 product by the same kernels.\n",
+             "best run of a dense 512 x 512 x 512 product by the same kernels.\n"
+             "\n"
+             "presets trains the model of the files once with every preset (moe.preset) and prints a page\n"
+             "with loss, bits per byte, balance, dropped rows and idle experts of each. The page tells\n"
+             "what every preset sets. A loss that does not fall exits with 5.\n",
     .examples = "moekit bench layer e8,t4096,d256,n256,k2\n"
-                "moekit bench gemm e64,t8192,d512,n256,k4,skew=zipf1.0 --threads 1 --isa avx2\n",
+                "moekit bench gemm e64,t8192,d512,n256,k4,skew=zipf1.0 --threads 1 --isa avx2\n"
+                "moekit bench presets configs/demo.yaml train.steps=400 -o docs/presets.md\n",
     .options = options,
     .makes_context = true,
-    .keys = CLI_KEYS_NONE,
+    .keys = CLI_KEYS_LM,
     .key_prefixes = "",
-    .max_operands = 2,
+    .max_operands = 64,
     .run = run,
 };

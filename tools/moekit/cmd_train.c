@@ -1,8 +1,8 @@
 /* cmd_train.c: moekit train: from configuration files to a run directory with checkpoints.
  */
+#include "run_files.h"
 #include "train_line.h"
 
-#include <errno.h>
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -93,21 +93,6 @@ static void print_results(cli_args *args, const char *run_dir, const moe_lm_prog
         printf("held-out    %.3f bits per byte\n", last->eval_bits_per_byte);
 }
 
-/* Nothing is lost: what stands in the way gets the first free name after it, DIR.1, DIR.2, ... */
-static int move_old(cli_args *args, const char *run_dir) {
-    char aside[4096];
-    if (!cli_file_exists(run_dir)) return 0;
-    for (int i = 1; i < 10000; ++i) {
-        snprintf(aside, sizeof aside, "%s.%d", run_dir, i);
-        if (cli_file_exists(aside)) continue;
-        if (rename(run_dir, aside) != 0) return cli_fail(args, MOE_ERR_IO, "%s: %s", aside, strerror(errno));
-        cli_say(args, "%s was there: it is %s now", run_dir, aside);
-        return 0;
-    }
-    return cli_fail(args, MOE_ERR_ARGUMENT, "%s: no free name from %s.1 to %s.9999", run_dir, run_dir,
-                    run_dir);
-}
-
 static int train(cli_args *args, moe_ctx *ctx, const char *run_dir) {
     char log_every[1024];
     int code = cli_setting(args, args->config, "train.log_every", log_every);
@@ -147,7 +132,7 @@ static int run(cli_args *args) {
                         "--resume goes on in the directory that --move-old would move");
     code = cli_context_create(args, NULL, 0, &ctx);
     if (code) return code;
-    if (cli_flag(args, "move-old") && !cli_flag(args, "dry-run")) code = move_old(args, run_dir);
+    if (cli_flag(args, "move-old") && !cli_flag(args, "dry-run")) code = run_files_move_old(args, run_dir);
     if (code == 0) code = cli_flag(args, "dry-run") ? dry_run(args, ctx, run_dir) : train(args, ctx, run_dir);
     moe_ctx_destroy(ctx);
     return code;
