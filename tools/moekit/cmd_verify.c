@@ -9,11 +9,13 @@
 #include <string.h>
 
 static const cli_option options[] = {
-    {"tokens", 'T', "N",    "tokens in the batch (grad: 13, determinism: 67)"                },
-    {"limit",  0,   "X",    "grad: largest relative error that passes (1e-6)"                },
-    {"seed",   's', "N",    "of parameters and inputs (1)"                                   },
-    {"isa",    0,   "NAME", "determinism: kernels to check: ref, avx2, avx512; else the best"},
-    {NULL,     0,   NULL,   NULL                                                             }
+    {"tokens",    'T', "N",    "tokens in the batch (grad: 13, determinism: 67)"                    },
+    {"limit",     0,   "X",    "grad: largest relative error that passes (1e-6)"                    },
+    {"seed",      's', "N",    "of parameters and inputs (1)"                                       },
+    {"sequences", 0,   "N",    "sequences the tokens belong to, which must divide them (1)"         },
+    {"preset",    0,   "NAME", "the layer of another system: mixtral, deepseek_v3, ..., before keys"},
+    {"isa",       0,   "NAME", "determinism: kernels to check: ref, avx2, avx512; else the best"    },
+    {NULL,        0,   NULL,   NULL                                                                 }
 };
 
 /* Small, odd widths and both losses on; the command line changes what it names. */
@@ -32,9 +34,35 @@ static int describe_layer(cli_args *args, bool wide, moe_layer_desc *desc) {
         status = moe_layer_desc_set(desc, small[i][0], small[i][1], &error);
     if (status == MOE_OK && wide) status = moe_layer_desc_set(desc, "moe.d_model", "61", &error);
     if (status == MOE_OK && wide) status = moe_layer_desc_set(desc, "moe.expert_hidden_size", "83", &error);
+    const char *preset = cli_text(args, "preset");
+    if (status == MOE_OK && preset) status = moe_layer_desc_preset(desc, preset, &error);
     for (int i = 0; i < args->n_set && status == MOE_OK; ++i)
         status = moe_layer_desc_set(desc, args->set[i].key->key, args->set[i].value, &error);
     return status == MOE_OK ? 0 : cli_fail(args, status, "%s", error.text);
+}
+
+/* What forwards are told beyond their tokens: a step for draws, sequences, and a task for each of them. */
+typedef struct told_call {
+    moe_call call;
+    int32_t *task;
+} told_call;
+
+static int tell(cli_args *args, const moe_layer_desc *desc, int64_t n_tokens, told_call *t) {
+    int64_t n = 1;
+    *t = (told_call){
+        .call = {.size = sizeof t->call, .mode = MOE_TRAIN, .step = 3}
+    };
+    int code = cli_integer(args, "sequences", 1, n_tokens, &n);
+    if (code == 0 && n_tokens % n != 0)
+        code = cli_fail(args, MOE_ERR_ARGUMENT, "--sequences: %lld do not divide the %lld tokens",
+                        (long long)n, (long long)n_tokens);
+    if (code) return code;
+    t->call.sequence_length = n_tokens / n;
+    t->task = calloc((size_t)n, sizeof *t->task);
+    if (!t->task) return cli_fail(args, MOE_ERR_MEMORY, "out of memory");
+    for (int64_t i = 0; i < n && desc->num_tasks > 0; ++i) t->task[i] = (int32_t)(i % desc->num_tasks);
+    t->call.task = t->task;
+    return 0;
 }
 
 static const char *verdict(const cli_args *args, bool good, char buffer[32]) {
@@ -85,8 +113,16 @@ static int verify_grad(cli_args *args, int64_t seed) {
     int code = cli_integer(args, "tokens", 1, 1 << 20, &check.n_tokens);
     if (code == 0) code = cli_real(args, "limit", 0, 1, &limit);
     if (code == 0) code = describe_layer(args, false, &check.desc);
+    if (code == 0 && check.desc.router_type && strcmp(check.desc.router_type, "random") == 0)
+        code = cli_fail(args, MOE_ERR_UNSUPPORTED,
+                        "router_type random hands the router a gradient as if its draws were its own logits, "
+                        "which no difference can confirm");
+    told_call told;
+    if (code == 0) code = tell(args, &check.desc, check.n_tokens, &told);
     if (code) return code;
+    check.call = &told.call;
     moe_status status = grad_check(&check, &result, &error);
+    free(told.task);
     if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
     bool passed = true;
     for (int32_t i = 0; i < result.n_tensors; ++i) passed = passed && tensor_passes(&result.tensor[i], limit);
@@ -122,13 +158,16 @@ static int verify_determinism(cli_args *args, int64_t seed) {
     moe_error error = {MOE_OK, ""};
     int code = cli_integer(args, "tokens", 1, 1 << 20, &check.n_tokens);
     if (code == 0) code = describe_layer(args, true, &desc);
+    told_call told;
+    if (code == 0) code = tell(args, &desc, check.n_tokens, &told);
     if (code) return code;
+    check.call = &told.call;
     moe_status status = determinism_check_layer(&desc, &check, &result, &error);
+    free(told.task);
     if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
     print_determinism(args, &result);
-    if (!args->json && desc.capacity_factor != 0)
-        cli_say(args, "not compared: a token alone and in the batch; with a capacity its neighbours decide "
-                      "what is dropped");
+    if (!args->json && *result.not_alone)
+        cli_say(args, "not compared: a token alone and in the batch; %s", result.not_alone);
     if (result.equal) return 0;
     return cli_fail(args, MOE_ERR_NUMERIC, "results differ in bits (seed %lld)", (long long)seed);
 }
@@ -148,19 +187,21 @@ const cli_verb cmd_verify = {
     .name = "verify",
     .operands = "grad|determinism [KEY=VALUE]...",
     .summary = "check a layer's gradients, or that its bits are always the same",
-    .about = "grad: every parameter and input of a layer against fourth-order central differences in\n"
-             "f64, of the objective sum(y * r) + losses. Entries beside a kink (another routing, a ReLU\n"
-             "at 0) are skipped and counted. The error is relative to the largest difference of the\n"
-             "tensor; above the limit the exit code is 5.\n"
-             "\n"
-             "determinism: forward and backward in f32 with 1, 2 and 4 threads, a second run, and\n"
-             "(dropless) each token alone against the same token in the batch. A bit that differs\n"
-             "exits with 5.\n"
-             "\n"
-             "The layer is small (d_model 7, 5 experts of 6; determinism: 61 and 83), with both losses\n"
-             "on; every moe.* key changes it.\n",
+    .about =
+        "grad: every parameter and input of a layer against fourth-order central differences in\n"
+        "f64, of the objective sum(y * r) + losses. Entries beside a kink (another routing, a ReLU\n"
+        "at 0) are skipped and counted. The error is relative to the largest difference of the\n"
+        "tensor; above the limit the exit code is 5.\n"
+        "\n"
+        "determinism: forward and backward in f32 with 1, 2 and 4 threads, a second run, and (where\n"
+        "neighbours have no say) each token alone against the same token in the batch. A bit that differs\n"
+        "exits with 5.\n"
+        "\n"
+        "The layer is small (d_model 7, 5 experts of 6; determinism: 61 and 83), with both losses\n"
+        "on; every moe.* key changes it.\n",
     .examples = "moekit verify grad --moe.num_experts 8 --moe.top_k 2 --moe.activation gelu\n"
                 "moekit verify grad moe.capacity_factor=1 moe.drop_policy=position\n"
+                "moekit verify grad --preset deepseek_v3 moe.num_experts=16\n"
                 "moekit verify determinism --moe.d_model 256 --isa avx2\n",
     .options = options,
     .keys = CLI_KEYS_LAYER,

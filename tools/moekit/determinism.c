@@ -12,13 +12,18 @@
 typedef struct subject {
     moe_ctx *ctx;
     moe_layer *layer;
-    int64_t T, d;
-    float *x, *y, *dy, *dx; /* [T, d] */
+    moe_call call;
+    int64_t T, d, d_out;
+    float *x, *y, *dy, *dx; /* x, dx: [T, d]; y, dy: [T, d_out] */
 } subject;
+
+static int64_t numbers_of(const subject *s) {
+    return 2 * s->T * (s->d + s->d_out);
+}
 
 static void subject_destroy(subject *s) {
     moe_layer_destroy(s->layer);
-    if (s->x) moe_ctx_free(s->ctx, s->x, (size_t)(4 * s->T * s->d) * sizeof *s->x);
+    if (s->x) moe_ctx_free(s->ctx, s->x, (size_t)numbers_of(s) * sizeof *s->x);
     moe_ctx_destroy(s->ctx);
 }
 
@@ -36,23 +41,25 @@ static moe_status subject_create(const moe_layer_desc *desc, const determinism_o
     moe_layer_desc wanted = *desc;
     wanted.dtype = MOE_F32;
     wanted.init_std = 0.3f; /* so that rounding has something to round */
-    *s = (subject){.T = options->n_tokens, .d = desc->d_model};
+    *s = (subject){.call = *options->call, .T = options->n_tokens, .d = desc->d_model};
     moe_status status = moe_ctx_create(&ctx_desc, &s->ctx, error);
     if (status != MOE_OK) return status;
     status = moe_layer_create(s->ctx, &wanted, &s->layer);
     if (status == MOE_OK) status = moe_layer_reserve(s->layer, s->T, MOE_TRAIN);
-    size_t n = (size_t)(s->T * s->d);
-    if (status == MOE_OK && !(s->x = moe_ctx_alloc(s->ctx, 4 * n * sizeof *s->x))) status = MOE_ERR_MEMORY;
+    if (status == MOE_OK) s->d_out = moe_layer_get_desc(s->layer)->output_size;
+    if (status == MOE_OK && !(s->x = moe_ctx_alloc(s->ctx, (size_t)numbers_of(s) * sizeof *s->x)))
+        status = MOE_ERR_MEMORY;
     if (status != MOE_OK) {
         told(s, status, error);
         subject_destroy(s);
         return status;
     }
-    s->y = s->x + n;
-    s->dy = s->y + n;
-    s->dx = s->dy + n;
-    moe_random_normal(options->seed, MOE_DRAW_TEST, 0, 1, MOE_F32, s->x, (int64_t)n, 1);
-    moe_random_normal(options->seed, MOE_DRAW_TEST, 0, 2, MOE_F32, s->dy, (int64_t)n, 1);
+    const int64_t n = s->T * s->d, n_out = s->T * s->d_out;
+    s->dx = s->x + n;
+    s->y = s->dx + n;
+    s->dy = s->y + n_out;
+    moe_random_normal(options->seed, MOE_DRAW_TEST, 0, 1, MOE_F32, s->x, n, 1);
+    moe_random_normal(options->seed, MOE_DRAW_TEST, 0, 2, MOE_F32, s->dy, n_out, 1);
     return MOE_OK;
 }
 
@@ -60,13 +67,17 @@ static moe_mat view(const subject *s, float *data, int64_t rows) {
     return (moe_mat){data, rows, s->d, s->d, MOE_F32};
 }
 
+static moe_mat out_view(const subject *s, float *data, int64_t rows) {
+    return (moe_mat){data, rows, s->d_out, s->d_out, MOE_F32};
+}
+
 static moe_status run_once(subject *s, moe_error *error) {
-    const moe_call call = {.size = sizeof call, .mode = MOE_TRAIN, .step = 7};
     moe_layer_zero_grad(s->layer);
-    moe_status status = moe_layer_forward(s->layer, view(s, s->x, s->T), view(s, s->y, s->T), &call, NULL);
+    moe_status status =
+        moe_layer_forward(s->layer, view(s, s->x, s->T), out_view(s, s->y, s->T), &s->call, NULL);
     if (status == MOE_OK)
         status =
-            moe_layer_backward(s->layer, view(s, s->x, s->T), view(s, s->dy, s->T), view(s, s->dx, s->T));
+            moe_layer_backward(s->layer, view(s, s->x, s->T), out_view(s, s->dy, s->T), view(s, s->dx, s->T));
     return told(s, status, error);
 }
 
@@ -82,12 +93,13 @@ static bool same_bytes(const char *name, const float *a, const float *b, int64_t
 }
 
 static bool same_results(const subject *a, const subject *b, determinism_row *row) {
-    int64_t n = a->T * a->d;
-    bool same = same_bytes("y", a->y, b->y, n, row) && same_bytes("dx", a->dx, b->dx, n, row);
+    bool same =
+        same_bytes("y", a->y, b->y, a->T * a->d_out, row) && same_bytes("dx", a->dx, b->dx, a->T * a->d, row);
     for (int32_t i = 0; i < moe_layer_param_count(a->layer) && same; ++i) {
         moe_param pa, pb;
         if (moe_layer_param(a->layer, i, &pa) != MOE_OK || moe_layer_param(b->layer, i, &pb) != MOE_OK)
             return false;
+        if (!pa.grad) continue; /* a buffer, or a frozen router */
         same = same_bytes(pa.name, pa.grad, pb.grad, pa.dim[0] * pa.dim[1] * (pa.n_dim > 2 ? pa.dim[2] : 1),
                           row);
     }
@@ -116,28 +128,50 @@ static moe_status compare_threads(const moe_layer_desc *desc, const determinism_
 static moe_status compare_second_run(subject *first, determinism_result *result, moe_error *error) {
     determinism_row *row = add_row(result);
     subject copy = *first;
-    size_t n = (size_t)(first->T * first->d);
+    const int64_t n = first->T * first->d, n_out = first->T * first->d_out;
+    const size_t bytes = (size_t)(n + n_out) * sizeof *copy.y;
     snprintf(row->what, sizeof row->what, "a second run of the same layer");
-    copy.y = moe_ctx_alloc(first->ctx, 2 * n * sizeof *copy.y);
+    copy.y = moe_ctx_alloc(first->ctx, bytes);
     if (!copy.y) return told(first, MOE_ERR_MEMORY, error);
-    copy.dx = copy.y + n;
+    copy.dx = copy.y + n_out;
     moe_status status = run_once(&copy, error);
-    row->equal = status == MOE_OK && same_bytes("y", first->y, copy.y, (int64_t)n, row) &&
-                 same_bytes("dx", first->dx, copy.dx, (int64_t)n, row);
-    moe_ctx_free(first->ctx, copy.y, 2 * n * sizeof *copy.y);
+    row->equal = status == MOE_OK && same_bytes("y", first->y, copy.y, n_out, row) &&
+                 same_bytes("dx", first->dx, copy.dx, n, row);
+    moe_ctx_free(first->ctx, copy.y, bytes);
     return status;
 }
 
+/* Why a token alone may be routed otherwise than in a batch; "": it may not. */
+static const char *why_not_alone(const moe_layer_desc *desc) {
+    static const char *const by_token[] = {"top_k",    "noisy_top_k", "sinkhorn",
+                                           "quantile", "hash",        "gshard_top2"};
+    const char *policy = desc->second_policy_eval;
+    bool alone = false;
+    if (desc->num_experts == 0) return "";
+    if (desc->capacity_factor > 0 || desc->capacity_factor_eval > 0)
+        return "with a capacity its neighbours decide what is dropped";
+    if (strcmp(desc->routing_unit, "token") != 0) return "what is routed is no token";
+    for (size_t i = 0; i < sizeof by_token / sizeof *by_token; ++i)
+        alone = alone || strcmp(desc->router_type, by_token[i]) == 0;
+    if (!alone) return "this router asks where in the batch a token stands";
+    if (strcmp(desc->router_type, "gshard_top2") == 0 &&
+        (strcmp(policy, "random") == 0 || strcmp(policy, "sample") == 0))
+        return "the second choice is drawn by where in the batch a token stands";
+    return "";
+}
+
 static moe_status compare_batches(subject *s, determinism_result *result, moe_error *error) {
-    const moe_call call = {.size = sizeof call, .mode = MOE_INFER};
+    moe_call call = {.size = sizeof call, .mode = MOE_INFER};
     determinism_row *row = add_row(result);
     snprintf(row->what, sizeof row->what, "each token alone and in the batch");
-    moe_status status = moe_layer_forward(s->layer, view(s, s->x, s->T), view(s, s->y, s->T), &call, NULL);
+    moe_status status =
+        moe_layer_forward(s->layer, view(s, s->x, s->T), out_view(s, s->y, s->T), &call, NULL);
     row->equal = true;
     for (int64_t t = 0; t < s->T && status == MOE_OK && row->equal; ++t) {
-        float *alone = s->dx + t * s->d;
-        status = moe_layer_forward(s->layer, view(s, s->x + t * s->d, 1), view(s, alone, 1), &call, NULL);
-        row->equal = status == MOE_OK && same_bytes("y", s->y + t * s->d, alone, s->d, row);
+        const int32_t id = (int32_t)t; /* what its number was there */
+        call.token_id = &id;
+        status = moe_layer_forward(s->layer, view(s, s->x + t * s->d, 1), out_view(s, s->dy, 1), &call, NULL);
+        row->equal = status == MOE_OK && same_bytes("y", s->y + t * s->d_out, s->dy, s->d_out, row);
     }
     return told(s, status, error);
 }
@@ -153,8 +187,8 @@ moe_status determinism_check_layer(const moe_layer_desc *desc, const determinism
     for (size_t i = 0; i < sizeof n_threads / sizeof *n_threads && status == MOE_OK; ++i)
         status = compare_threads(desc, options, &first, n_threads[i], &found, error);
     if (status == MOE_OK) status = compare_second_run(&first, &found, error);
-    /* with a capacity, who else is there decides who is dropped */
-    if (status == MOE_OK && desc->capacity_factor == 0) status = compare_batches(&first, &found, error);
+    found.not_alone = why_not_alone(moe_layer_get_desc(first.layer));
+    if (status == MOE_OK && !*found.not_alone) status = compare_batches(&first, &found, error);
     subject_destroy(&first);
     if (status != MOE_OK) return status;
     found.equal = true;

@@ -1,5 +1,5 @@
-/* determinism.h: does a layer give the same bits for any number of threads, in every run, and (dropless) for
- * a token whoever stands beside it in the batch?
+/* determinism.h: does a layer give the same bits for any number of threads, in every run, and for a token
+ * whoever stands beside it in the batch, where its neighbours have no say by the layer's own rules?
  */
 #ifndef MOEKIT_DETERMINISM_H
 #define MOEKIT_DETERMINISM_H
@@ -17,12 +17,14 @@ typedef struct determinism_row {
 typedef struct determinism_result {
     int32_t n_rows;
     determinism_row row[DETERMINISM_ROWS];
-    bool equal; /* all of them */
+    bool equal;            /* all of them */
+    const char *not_alone; /* why a token alone was not compared with it in the batch; "": it was */
 } determinism_result;
 
 typedef struct determinism_options {
     int64_t n_tokens;
-    const char *isa; /* NULL: the context's choice */
+    const char *isa;      /* NULL: the context's choice */
+    const moe_call *call; /* of the forwards; a training call */
     uint64_t seed;
 } determinism_options;
 
