@@ -384,7 +384,7 @@ static void check_outer(uint64_t seed, const moei_kernel_row *variant, moe_dtype
         check_close(get(&c, at), sum, chain_bound(dtype, p.offset[g + 1] - p.offset[g]) * size, variant->name,
                     seed, "c", at);
     }
-    free(one.scratch), free(four.scratch), free(index);
+    team_free(&one), team_free(&four), free(index);
     guarded_free(&a), guarded_free(&b), guarded_free(&c), guarded_free(&again);
 }
 
