@@ -19,6 +19,7 @@ MOE_API void moe_lm_config_destroy(moe_lm_config *config);
  * MOE_ERR_ARGUMENT and name the nearest. Names of NeMo, Hugging Face and others are accepted. */
 MOE_API moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char *value,
                                      const char *origin, moe_error *error);
+/* On an error it is as if neither of these had been called. */
 MOE_API moe_status moe_lm_config_load(moe_lm_config *config, const char *yaml_path, moe_error *error);
 /* Reads MOEKIT_<KEY> for every key: dots become underscores, letters upper case. */
 MOE_API moe_status moe_lm_config_environment(moe_lm_config *config, moe_error *error);
@@ -109,7 +110,8 @@ MOE_API void moe_lm_progress_text(const moe_lm_progress *progress, char *text, s
 typedef struct moe_lm_train_options {
     size_t size;
     const char *run_dir; /* made; an existing one is MOE_ERR_ARGUMENT unless `resume` */
-    bool resume;         /* go on from the newest complete checkpoint of run_dir */
+    bool resume;   /* go on from the newest complete checkpoint of run_dir; damaged ones are set aside */
+    bool move_old; /* an existing run_dir is first renamed run_dir.1, .2, ..., unless one trains in it */
     void (*on_progress)(void *user, const moe_lm_progress *progress);
     bool (*should_stop)(void *user); /* asked between steps: true saves and returns MOE_ERR_INTERRUPTED */
     void *user;
@@ -127,7 +129,7 @@ typedef struct moe_lm_baseline {
 } moe_lm_baseline;
 typedef struct moe_lm_eval_options {
     size_t size;
-    int64_t max_bytes;      /* of the text; 0: all */
+    int64_t max_bytes;      /* of the text, 2 or more; 0: all */
     const char *json_path;  /* NULL: no analysis; else written as docs/run-directory.md says */
     const char *checkpoint; /* recorded there; NULL: "" */
     const moe_lm_baseline *baselines;
@@ -142,8 +144,8 @@ typedef struct moe_lm_eval_result {
     double bits_per_byte;
     double seconds;
 } moe_lm_eval_result;
-/* Predicts every byte of the file once, in windows of the model's context that overlap by half.
- * options NULL: the whole text, no analysis. */
+/* Predicts every byte of the file once, in windows of the model's context that overlap by half. The
+ * vocabulary must be the 256 bytes, else MOE_ERR_UNSUPPORTED. options NULL: the whole text, no analysis. */
 MOE_API moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_options *options,
                                moe_lm_eval_result *result);
 

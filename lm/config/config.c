@@ -170,7 +170,25 @@ moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char 
     return MOE_OK;
 }
 
-moe_status moe_lm_config_environment(moe_lm_config *config, moe_error *error) {
+moe_status moelm_config_keep(const moe_lm_config *config, moelm_config_copy *copy, moe_error *error) {
+    copy->values = *config;
+    copy->origin = malloc(config->count * sizeof *copy->origin);
+    if (!copy->origin) return moei_error_set(error, MOE_ERR_MEMORY, "no memory for a copy of the settings");
+    memcpy(copy->origin, config->origin, config->count * sizeof *copy->origin);
+    return MOE_OK;
+}
+
+/* Strings kept since then stay; nothing points at them. */
+void moelm_config_settle(moe_lm_config *config, moelm_config_copy *copy, moe_status status) {
+    if (status != MOE_OK) {
+        copy->values.texts = config->texts;
+        *config = copy->values;
+        memcpy(config->origin, copy->origin, config->count * sizeof *copy->origin);
+    }
+    free(copy->origin);
+}
+
+static moe_status set_from_environment(moe_lm_config *config, moe_error *error) {
     for (size_t i = 0; i < config->count; ++i) {
         char name[96];
         size_t used = (size_t)snprintf(name, sizeof name, "MOEKIT_%s", config->row[i].key);
@@ -184,6 +202,14 @@ moe_status moe_lm_config_environment(moe_lm_config *config, moe_error *error) {
             return moei_error_set(error, status, "environment variable %s: %s", name, inner.text);
     }
     return MOE_OK;
+}
+
+moe_status moe_lm_config_environment(moe_lm_config *config, moe_error *error) {
+    moelm_config_copy copy;
+    MOEI_TRY(moelm_config_keep(config, &copy, error));
+    moe_status status = set_from_environment(config, error);
+    moelm_config_settle(config, &copy, status);
+    return status;
 }
 
 size_t moe_lm_config_count(const moe_lm_config *config) {

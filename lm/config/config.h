@@ -10,6 +10,15 @@
 
 enum { MOELM_PATH = 1024, MOELM_ORIGIN = 256 };
 
+/* What the tables allow; the layer and the kernels take no more. */
+enum {
+    MOELM_MAX_LAYERS = 4096,
+    MOELM_MAX_EXPERTS = 65536,
+    MOELM_MAX_WIDTH = 1 << 24, /* of an FFN */
+    MOELM_MAX_HEAD_DIM = 1024,
+    MOELM_MAX_THREADS = 1024
+};
+
 typedef struct moelm_model_config {
     int32_t vocab_size;      /* 256: bytes */
     int32_t d_model;         /* alias hidden_size */
@@ -58,6 +67,7 @@ typedef struct moelm_run_config {
     char dir[MOELM_PATH];
     int32_t threads; /* 0: all */
     char isa[16];    /* "": best */
+    bool resume_any_isa;
 } moelm_run_config;
 
 struct moe_lm_config {
@@ -86,6 +96,14 @@ const moelm_config_override *moelm_config_overrides(size_t *count);
 /* Makes the layer that of another system: every moe.* setting but sizes and deviations takes the system's
  * value or else the layer's own default, whoever spoke before. */
 moe_status moelm_config_preset(moe_lm_config *config, const char *name, const char *origin, moe_error *error);
+/* What a configuration says at one moment, for a caller who may have to take back what follows. */
+typedef struct moelm_config_copy {
+    moe_lm_config values;
+    char (*origin)[MOELM_ORIGIN];
+} moelm_config_copy;
+moe_status moelm_config_keep(const moe_lm_config *config, moelm_config_copy *copy, moe_error *error);
+/* Frees the copy; where `status` is an error, the configuration says again what it said. */
+void moelm_config_settle(moe_lm_config *config, moelm_config_copy *copy, moe_status status);
 /* Whether a key names the preset, which a level sets before its other keys. */
 bool moelm_config_is_preset(const moe_lm_config *config, const char *key);
 

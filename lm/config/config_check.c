@@ -12,8 +12,8 @@ static int32_t top_k_of(const moe_layer_desc *moe) {
     return moe->num_experts < 2 ? moe->num_experts : 2;
 }
 
-static int32_t shared_width(const moe_layer_desc *moe) {
-    int32_t each = moe->shared_expert_hidden_size ? moe->shared_expert_hidden_size : moe->expert_hidden_size;
+static int64_t shared_width(const moe_layer_desc *moe) {
+    int64_t each = moe->shared_expert_hidden_size ? moe->shared_expert_hidden_size : moe->expert_hidden_size;
     return moe->num_shared_experts * each;
 }
 
@@ -23,10 +23,10 @@ static bool is_routed(const moe_lm_config *config, int32_t index) {
 }
 
 /* A dense layer is as wide as what one token meets in a routed one, so that the two compare. */
-static int32_t dense_width(const moe_lm_config *config) {
+static int64_t dense_width(const moe_lm_config *config) {
     if (config->model.ffn_hidden_size > 0) return config->model.ffn_hidden_size;
     const moe_layer_desc *moe = &config->moe;
-    return top_k_of(moe) * moe->expert_hidden_size + shared_width(moe);
+    return (int64_t)top_k_of(moe) * moe->expert_hidden_size + shared_width(moe);
 }
 
 /* A dense layer is one shared expert: of the routed layers' settings it keeps those of an FFN. */
@@ -58,7 +58,7 @@ void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_de
     if (desc->init_std == 0) desc->init_std = config->model.init_std;
     if (desc->init_std_down == 0 && desc->init_scheme && strcmp(desc->init_scheme, "megatron_scaled") == 0)
         desc->init_std_down = desc->init_std / sqrtf(2.0f * (float)config->model.n_layers);
-    if (!is_routed(config, index)) *desc = dense_desc(desc, dense_width(config));
+    if (!is_routed(config, index)) *desc = dense_desc(desc, (int32_t)dense_width(config));
 }
 
 int64_t moelm_config_length(const moe_lm_config *config) {
@@ -72,6 +72,12 @@ static moe_status check_heads(const moelm_model_config *m, moe_error *error) {
                               "set model.head_dim",
                               m->n_heads, m->d_model);
     int32_t head_dim = m->head_dim ? m->head_dim : m->d_model / m->n_heads;
+    if (head_dim > MOELM_MAX_HEAD_DIM)
+        return moei_error_set(
+            error, MOE_ERR_ARGUMENT,
+            "model.head_dim: model.d_model %d over model.n_heads %d is %d, but the limit is "
+            "%d; use more heads",
+            m->d_model, m->n_heads, head_dim, MOELM_MAX_HEAD_DIM);
     if (head_dim % 2 != 0)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "model.head_dim: %d is odd, and the rotary embedding turns pairs; make it even",
@@ -108,6 +114,12 @@ static moe_status check_experts(const moe_lm_config *config, moe_error *error) {
     if (any_dense && dense_width(config) == 0)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "model.ffn_hidden_size: 0, and there are no experts to take a width from");
+    if (any_dense && dense_width(config) > MOELM_MAX_WIDTH)
+        return moei_error_set(
+            error, MOE_ERR_ARGUMENT,
+            "model.ffn_hidden_size: 0 makes a dense layer as wide as moe.top_k experts and the "
+            "shared ones, %lld, but the limit is %d; set it",
+            (long long)dense_width(config), MOELM_MAX_WIDTH);
     return MOE_OK;
 }
 
@@ -160,6 +172,9 @@ moe_status moe_lm_config_check(const moe_lm_config *config, moe_error *error) {
     MOEI_TRY(check_experts(config, error));
     MOEI_TRY(check_router(config, error));
     MOEI_TRY(check_alarms(config, error));
+    if (train->eval_bytes == 1)
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "train.eval_bytes: 1; it takes 2 or more to predict one, or 0 for all");
     if (train->length > config->model.context)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "train.length: %lld tokens do not fit model.context %d; raise the context",

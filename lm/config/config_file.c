@@ -34,9 +34,13 @@ static moe_status set_pair(void *user, const char *key, const char *value, int l
 
 moe_status moe_lm_config_load(moe_lm_config *config, const char *yaml_path, moe_error *error) {
     load_state state = {config, yaml_path, true, error};
-    MOEI_TRY(moei_yaml_load(yaml_path, set_pair, &state, error));
+    moelm_config_copy copy;
+    MOEI_TRY(moelm_config_keep(config, &copy, error));
+    moe_status status = moei_yaml_load(yaml_path, set_pair, &state, error);
     state.presets = false;
-    return moei_yaml_load(yaml_path, set_pair, &state, error);
+    if (status == MOE_OK) status = moei_yaml_load(yaml_path, set_pair, &state, error);
+    moelm_config_settle(config, &copy, status);
+    return status;
 }
 
 moe_status moe_lm_config_save(const moe_lm_config *config, const char *yaml_path, moe_error *error) {

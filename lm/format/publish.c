@@ -218,27 +218,19 @@ static const char *find_suffix(const char *name, const char *mark) {
 }
 
 /* Gives `<dir>.old-<pid>` its name back. 1: done, 0: the name is taken, so the old files are not needed. */
-static int restore_old(int parent, const char *name, const char *suffix) {
+static int restore_old(int parent, const char *name, const char *original) {
     struct stat info;
-    char *original = strndup(name, (size_t)(suffix - name));
-    if (!original) return -1;
-    int result = 0;
-    if (fstatat(parent, original, &info, AT_SYMLINK_NOFOLLOW) != 0)
-        result = renameat(parent, name, parent, original) == 0 ? 1 : -1;
-    free(original);
-    return result;
+    if (fstatat(parent, original, &info, AT_SYMLINK_NOFOLLOW) == 0) return 0;
+    return renameat(parent, name, parent, original) == 0 ? 1 : -1;
 }
 
-/* 1: removed, 0: not ours or still in use, -1: errno says why not. */
-static int sweep_entry(int parent, const char *name) {
-    const char *temp = find_suffix(name, ".tmp-");
-    const char *old = temp ? NULL : find_suffix(name, ".old-");
-    if (!temp && !old) return 0;
+/* 1: removed, 0: still in use, -1: errno says why not. `original` is what the leftover was to become. */
+static int sweep_leftover(int parent, const char *name, const char *original, bool old) {
     int fd = openat(parent, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0) return errno == ENOENT || errno == ELOOP ? 0 : -1;
     int result = 0;
     if (moei_file_lock(fd)) {
-        int restored = old ? restore_old(parent, name, old) : 0;
+        int restored = old ? restore_old(parent, name, original) : 0;
         if (restored < 0 || (restored == 0 && tree_remove(parent, name) != 0)) result = -1;
         if (restored == 0 && result == 0) result = 1;
     }
@@ -248,7 +240,22 @@ static int sweep_entry(int parent, const char *name) {
     return result;
 }
 
-moe_status moei_publish_sweep(const char *parent, size_t *n_removed, moe_error *error) {
+/* 0 for what is no leftover of ours, too. */
+static int sweep_entry(int parent, const char *name, moei_publish_name_fn ours) {
+    const char *temp = find_suffix(name, ".tmp-");
+    const char *suffix = temp ? temp : find_suffix(name, ".old-");
+    if (!suffix) return 0;
+    char *original = strndup(name, (size_t)(suffix - name));
+    if (!original) return -1;
+    int result = ours(original) ? sweep_leftover(parent, name, original, !temp) : 0;
+    int cause = errno;
+    free(original);
+    errno = cause;
+    return result;
+}
+
+moe_status moei_publish_sweep(const char *parent, moei_publish_name_fn ours, size_t *n_removed,
+                              moe_error *error) {
     size_t removed = 0;
     DIR *dir = open_dir_at(AT_FDCWD, parent);
     if (!dir && errno != ENOENT)
@@ -256,7 +263,7 @@ moe_status moei_publish_sweep(const char *parent, size_t *n_removed, moe_error *
                               strerror(errno));
     moe_status status = MOE_OK;
     for (struct dirent *entry; dir && status == MOE_OK && (entry = readdir(dir));) {
-        int result = sweep_entry(dirfd(dir), entry->d_name);
+        int result = sweep_entry(dirfd(dir), entry->d_name, ours);
         if (result < 0)
             status = moei_error_set(error, MOE_ERR_IO, "%s/%s: cannot remove the leftover: %s", parent,
                                     entry->d_name, strerror(errno));

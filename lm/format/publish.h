@@ -16,8 +16,12 @@ const char *moei_publish_path(const moei_publish *publish);
 moe_status moei_publish_commit(moei_publish *publish, moe_error *error);
 void moei_publish_abort(moei_publish *publish);
 
-/* Removes what killed writers left directly inside parent: `*.tmp-<pid>` of files and directories whose
- * writer is gone. Puts back a directory whose replacement was cut short. */
-moe_status moei_publish_sweep(const char *parent, size_t *n_removed, moe_error *error);
+/* Whether a file or directory of this name is written by the caller. */
+typedef bool (*moei_publish_name_fn)(const char *name);
+/* Removes what killed writers left directly inside parent: `<name>.tmp-<pid>` of files and directories whose
+ * writer is gone. Puts back a directory whose replacement was cut short. Names that are not `ours` are left
+ * alone. */
+moe_status moei_publish_sweep(const char *parent, moei_publish_name_fn ours, size_t *n_removed,
+                              moe_error *error);
 
 #endif

@@ -2,14 +2,13 @@
  * Texts stay the JSON's, which the run owns; numbers that are null or missing become NaN.
  * Source: docs/run-directory.md, section eval.json.
  */
+#include "config/config.h"
 #include "core/status.h"
 #include "format/json.h"
 #include "report/run.h"
 
 #include <math.h>
 #include <stdio.h>
-
-enum { MAX_LAYERS = 1024, MAX_EXPERTS = 65536 };
 
 static moe_status no_memory(moe_error *error, const char *where) {
     return moei_error_set(error, MOE_ERR_MEMORY, "%s: no memory for its experts", where);
@@ -59,7 +58,7 @@ static moe_status read_layer(const json_t *object, const char *where, moei_pool 
                              moe_error *error) {
     int64_t index, experts, top_k = 0;
     MOEI_TRY(moei_json_get_int(object, where, "layer", 0, INT32_MAX, &index, error));
-    MOEI_TRY(moei_json_get_int(object, where, "experts", 1, MAX_EXPERTS, &experts, error));
+    MOEI_TRY(moei_json_get_int(object, where, "experts", 1, MOELM_MAX_EXPERTS, &experts, error));
     MOEI_TRY(moei_json_opt_int(object, where, "top_k", 1, experts, &top_k, error));
     *layer = (moei_eval_layer){
         .layer = (int32_t)index, .experts = (int32_t)experts, .top_k = (int32_t)top_k, .load_cv = NAN};
@@ -107,9 +106,9 @@ static moe_status read_root(const json_t *root, const char *path, moei_pool *poo
     MOEI_TRY(read_baselines(root, path, pool, eval, error));
     const json_t *layers = json_object_get(root, "layers");
     size_t n_layers = json_array_size(layers);
-    if (n_layers > MAX_LAYERS) {
+    if (n_layers > MOELM_MAX_LAYERS) {
         return moei_error_set(error, MOE_ERR_INPUT, "%s: %zu layers; at most %d are read", path, n_layers,
-                              MAX_LAYERS);
+                              MOELM_MAX_LAYERS);
     }
     eval->layer = moei_pool_take(pool, n_layers, sizeof *eval->layer);
     if (!eval->layer) return no_memory(error, path);

@@ -2,13 +2,14 @@
  * Records of u64 counts in, sums over whole records out; a torn last record is left out and told.
  * Source: docs/run-directory.md, section load.bin.
  */
+#include "config/config.h"
 #include "core/status.h"
 #include "format/file.h"
 #include "report/run.h"
 
 #include <string.h>
 
-enum { MAX_LAYERS = 1024, MAX_EXPERTS = 65536, MIN_BINS = 16 };
+enum { MIN_BINS = 16 };
 static const char magic[8] = {'M', 'O', 'E', 'L', 'O', 'A', 'D', '1'};
 
 static uint64_t little_endian(const unsigned char *bytes, int n_bytes) {
@@ -25,7 +26,7 @@ static moe_status read_header(const char *path, const moei_file_map *map, moei_p
     }
     uint64_t n_layers = little_endian(map->data + 8, 4);
     *at = 12 + (size_t)n_layers * 4;
-    if (n_layers == 0 || n_layers > MAX_LAYERS || map->bytes < *at) {
+    if (n_layers == 0 || n_layers > MOELM_MAX_LAYERS || map->bytes < *at) {
         return moei_error_set(error, MOE_ERR_INPUT, "%s: byte 8: %llu layers in a file of %zu bytes", path,
                               (unsigned long long)n_layers, map->bytes);
     }
@@ -39,9 +40,9 @@ static moe_status read_header(const char *path, const moei_file_map *map, moei_p
     }
     for (size_t l = 0; l < n_layers; ++l) {
         uint64_t experts = little_endian(map->data + 12 + 4 * l, 4);
-        if (experts > MAX_EXPERTS) {
+        if (experts > MOELM_MAX_EXPERTS) {
             return moei_error_set(error, MOE_ERR_INPUT, "%s: byte %zu: %llu experts; at most %d are read",
-                                  path, 12 + 4 * l, (unsigned long long)experts, MAX_EXPERTS);
+                                  path, 12 + 4 * l, (unsigned long long)experts, MOELM_MAX_EXPERTS);
         }
         load->experts[l] = (int32_t)experts;
         load->first[l + 1] = load->first[l] + (int64_t)experts;

@@ -2,6 +2,7 @@
  * Lines in, curves of at most MOEI_POINTS points out; a torn last line is left out and told.
  * Source: docs/run-directory.md, section metrics.jsonl.
  */
+#include "config/config.h"
 #include "core/status.h"
 #include "format/file.h"
 #include "format/json.h"
@@ -11,7 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MAX_LAYERS = 1024, MAX_EXPERTS = 65536, MANY_LAYERS = 12 };
+enum { MANY_LAYERS = 12 };
 
 /* Keys of the two series enums, in their order. */
 static const char *const run_key[MOEI_RUN_SERIES] = {
@@ -80,9 +81,9 @@ static moe_status make_room(const json_t *object, const char *where, moei_pool *
                             moe_error *error) {
     json_t *layers = json_object_get(object, "layers");
     size_t n_layers = json_array_size(layers);
-    if (n_layers > MAX_LAYERS) {
+    if (n_layers > MOELM_MAX_LAYERS) {
         return moei_error_set(error, MOE_ERR_INPUT, "%s: %zu layers; at most %d are read", where, n_layers,
-                              MAX_LAYERS);
+                              MOELM_MAX_LAYERS);
     }
     int64_t most = n_layers > MANY_LAYERS ? MOEI_POINTS / 2 : MOEI_POINTS;
     metrics->n_points = (int32_t)(metrics->n_lines < most ? metrics->n_lines : most);
@@ -101,7 +102,7 @@ static moe_status make_room(const json_t *object, const char *where, moei_pool *
         int64_t layer, experts;
         const json_t *entry = json_array_get(layers, i);
         MOEI_TRY(moei_json_get_int(entry, where, "layer", 0, INT32_MAX, &layer, error));
-        MOEI_TRY(moei_json_get_int(entry, where, "experts", 1, MAX_EXPERTS, &experts, error));
+        MOEI_TRY(moei_json_get_int(entry, where, "experts", 1, MOELM_MAX_EXPERTS, &experts, error));
         metrics->layer[i] = (int32_t)layer;
         metrics->experts[i] = (int32_t)experts;
     }
@@ -140,6 +141,7 @@ static moe_status add_line(const json_t *object, const char *where, int64_t buck
     }
     metrics->step[bucket] = (double)step;
     metrics->last_step = step;
+    metrics->finished = json_is_true(json_object_get(object, "finished"));
     return add_layers(object, where, bucket, metrics, error);
 }
 

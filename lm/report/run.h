@@ -53,6 +53,7 @@ typedef enum moei_layer_series {
 typedef struct moei_metrics {
     bool found;
     bool torn; /* the last line is not whole */
+    bool finished;
     int64_t n_lines, last_step, tokens;
     double elapsed_s;
     int32_t n_points;

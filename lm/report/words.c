@@ -169,8 +169,10 @@ static void say_progress(moei_html *html, const moei_run *run) {
     const char *planned = moei_run_setting(run, "train.steps");
     int64_t steps = planned ? strtoll(planned, NULL, 10) : 0;
     if (!run->metrics.found || run->metrics.last_step >= steps) return;
-    moei_html_printf(html, "<li>The run has reached step %s of %s: it is still going, or was stopped.</li>\n",
-                     moei_count(run->metrics.last_step).s, moei_count(steps).s);
+    moei_html_printf(html, "<li>The run has reached step %s of %s: %s.</li>\n",
+                     moei_count(run->metrics.last_step).s, moei_count(steps).s,
+                     run->metrics.finished ? "its time (train.max_seconds) was over"
+                                           : "it is still going, or was stopped");
 }
 
 void moei_words_findings(moei_html *html, const moei_run *run) {

@@ -6,9 +6,9 @@
 #include "format/json.h"
 #include "model/model.h"
 #include "train/analysis.h"
+#include "train/clock.h"
 #include "train/data.h"
 #include "train/routes.h"
-#include "train/schedule.h"
 
 #include <string.h>
 
@@ -65,7 +65,7 @@ static moe_status told(evaluation *e, moe_status status) {
 static moe_status prepare(evaluation *e) {
     const moe_lm_eval_options *options = e->options;
     int64_t bytes = (int64_t)e->text->map.bytes;
-    if (options->max_bytes >= 2 && bytes > options->max_bytes) bytes = options->max_bytes;
+    if (options->max_bytes > 0 && bytes > options->max_bytes) bytes = options->max_bytes;
     const moelm_windows w = moelm_windows_of(e->text->map.data, bytes, e->lm->context);
     const moelm_routes_text *routes = &e->routes_text;
     e->routes_text = (moelm_routes_text){e->text->sha256, bytes, w.length, w.n_windows};
@@ -103,6 +103,16 @@ moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_opti
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
                             "moe_lm_eval_options.size is %zu; set it to sizeof(moe_lm_eval_options) = %zu",
                             options->size, sizeof *options);
+    if (options->max_bytes < 0 || options->max_bytes == 1)
+        return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
+                            "moe_lm_eval_options.max_bytes is %lld; it is 2 or more, or 0 for the whole text",
+                            (long long)options->max_bytes);
+    if (lm->vocab != 256)
+        return moe_ctx_fail(
+            lm->ctx, MOE_ERR_UNSUPPORTED,
+            "the model has %lld tokens; a text can be evaluated for models of bytes, which have "
+            "256",
+            (long long)lm->vocab);
     if (moelm_text_open(text_path, "text", 2, &text, &error) != MOE_OK) return moelm_fail(lm->ctx, &error);
     evaluation e = {.lm = lm, .options = options, .text = &text};
     moe_status status = evaluate(&e, text_path, &found);

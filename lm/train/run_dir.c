@@ -8,6 +8,7 @@
 #include "core/status.h"
 #include "format/publish.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -22,24 +23,17 @@ static moe_status no_memory(const char *path, moe_error *error) {
 
 /* 1. Claim. */
 
+static char *without_slashes(const char *path) {
+    size_t length = strlen(path);
+    while (length > 1 && path[length - 1] == '/') --length;
+    return strndup(path, length);
+}
+
 static moe_status make_parent(const char *path, moe_error *error) {
     char *parent = moei_path_parent(path);
     moe_status status = parent ? moei_dir_make(parent, error) : no_memory(path, error);
     free(parent);
     return status;
-}
-
-static moe_status make_or_find(const char *path, bool resume, moe_error *error) {
-    MOEI_TRY(make_parent(path, error));
-    if (mkdir(path, 0777) == 0) return MOE_OK;
-    if (errno != EEXIST)
-        return moei_error_set(error, MOE_ERR_IO, "%s: cannot make the run directory: %s", path,
-                              strerror(errno));
-    if (resume) return MOE_OK;
-    return moei_error_set(error, MOE_ERR_ARGUMENT,
-                          "%s exists already, and a run is never overwritten; resume it, or name another "
-                          "directory",
-                          path);
 }
 
 static moe_status lock(moelm_run_dir *dir, moe_error *error) {
@@ -48,37 +42,138 @@ static moe_status lock(moelm_run_dir *dir, moe_error *error) {
         return moei_error_set(error, MOE_ERR_IO, "%s: cannot open the run directory: %s", dir->path,
                               strerror(errno));
     if (moei_file_lock(dir->lock)) return MOE_OK;
-    moelm_run_dir_release(dir);
     return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: another process is training in it", dir->path);
 }
 
-moe_status moelm_run_dir_claim(const char *path, bool resume, moelm_run_dir *dir, bool *begun,
-                               moe_error *error) {
-    *dir = (moelm_run_dir){.path = path, .lock = -1};
-    if (!path || *path == '\0')
-        return moei_error_set(error, MOE_ERR_ARGUMENT, "run.dir is not set; it names the directory to make");
-    MOEI_TRY(make_or_find(path, resume, error));
+/* Nothing is lost: what stands in the way gets the first free name after it. */
+static moe_status move_aside(moelm_run_dir *dir, moe_error *error) {
+    enum { MOST = 9999 };
+    size_t room = strlen(dir->path) + 16;
+    dir->old = malloc(room);
+    if (!dir->old) return no_memory(dir->path, error);
+    int i = 1;
+    do snprintf(dir->old, room, "%s.%d", dir->path, i);
+    while (moei_file_exists(dir->old) && ++i <= MOST);
+    if (i > MOST)
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: no free name up to %s", dir->path, dir->old);
+    if (rename(dir->path, dir->old) == 0) return MOE_OK;
+    return moei_error_set(error, MOE_ERR_IO, "%s: cannot be renamed %s: %s", dir->path, dir->old,
+                          strerror(errno));
+}
+
+static moe_status make_new(moelm_run_dir *dir, moe_error *error) {
+    dir->made = mkdir(dir->path, 0777) == 0;
+    if (dir->made) return MOE_OK;
+    return moei_error_set(error, MOE_ERR_IO, "%s: cannot make the run directory: %s", dir->path,
+                          strerror(errno));
+}
+
+static moe_status make_or_take(moelm_run_dir *dir, moelm_claim claim, moe_error *error) {
+    MOEI_TRY(make_parent(dir->path, error));
+    if (!moei_file_exists(dir->path)) MOEI_TRY(make_new(dir, error));
+    if (!dir->made && claim == MOELM_CLAIM_NEW)
+        return moei_error_set(
+            error, MOE_ERR_ARGUMENT,
+            "%s exists already, and a run is never overwritten; resume it, or name another directory",
+            dir->path);
     MOEI_TRY(lock(dir, error));
-    char *settings = moei_path_join(path, "config.resolved.yaml");
-    moe_status status = settings ? moei_publish_sweep(path, NULL, error) : no_memory(path, error);
-    if (status == MOE_OK)
-        *begun = moei_file_exists(settings);
-    else
-        moelm_run_dir_release(dir);
-    free(settings);
+    if (dir->made || claim == MOELM_CLAIM_RESUME) return MOE_OK;
+    MOEI_TRY(move_aside(dir, error));
+    close(dir->lock);
+    dir->lock = -1;
+    MOEI_TRY(make_new(dir, error));
+    return lock(dir, error);
+}
+
+/* The files of a run that are written under a temporary name. */
+static bool is_ours(const char *name) {
+    static const char *const names[] = {"run.json", "config.resolved.yaml", "eval.json", "sample.txt",
+                                        "report.html"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; ++i)
+        if (strcmp(name, names[i]) == 0) return true;
+    return false;
+}
+
+/* A run killed before it settled leaves run.json and beginnings of the two files; anything else is not ours.
+ */
+static bool is_unsettled(const char *name) {
+    static const char *const begun[] = {"run.json", "config.resolved.yaml"};
+    for (size_t i = 0; i < sizeof begun / sizeof *begun; ++i) {
+        size_t length = strlen(begun[i]);
+        const char *rest = name + length;
+        if (strncmp(name, begun[i], length) != 0) continue;
+        if (*rest == '\0' ||
+            (strncmp(rest, ".tmp-", 5) == 0 && rest[5 + strspn(rest + 5, "0123456789")] == '\0'))
+            return true;
+    }
+    return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
+}
+
+static moe_status check_unsettled(const char *path, moe_error *error) {
+    DIR *files = opendir(path);
+    if (!files)
+        return moei_error_set(error, MOE_ERR_IO, "%s: cannot read the directory: %s", path, strerror(errno));
+    moe_status status = MOE_OK;
+    for (struct dirent *file; status == MOE_OK && (file = readdir(files));)
+        if (!is_unsettled(file->d_name))
+            status =
+                moei_error_set(error, MOE_ERR_INPUT,
+                               "%s: holds %s, but no config.resolved.yaml: it is no run that could go on; "
+                               "name another directory",
+                               path, file->d_name);
+    closedir(files);
     return status;
 }
 
+static moe_status take(moelm_run_dir *dir, moelm_claim claim, bool *begun, moe_error *error) {
+    MOEI_TRY(make_or_take(dir, claim, error));
+    char *settings = moei_path_join(dir->path, "config.resolved.yaml");
+    if (!settings) return no_memory(dir->path, error);
+    *begun = moei_file_exists(settings);
+    free(settings);
+    if (!*begun) MOEI_TRY(check_unsettled(dir->path, error));
+    return moei_publish_sweep(dir->path, is_ours, NULL, error);
+}
+
+moe_status moelm_run_dir_claim(const char *path, moelm_claim claim, moelm_run_dir *dir, bool *begun,
+                               moe_error *error) {
+    *dir = (moelm_run_dir){.lock = -1};
+    if (!path || *path == '\0')
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "run.dir is not set; it names the directory to make");
+    dir->path = without_slashes(path);
+    if (!dir->path) return no_memory(path, error);
+    moe_status status = take(dir, claim, begun, error);
+    if (status != MOE_OK) moelm_run_dir_release(dir);
+    return status;
+}
+
+/* Where the settings are not, nothing but run.json can be; rmdir leaves alone what holds more. */
+static void remove_unsettled(const moelm_run_dir *dir) {
+    char *settings = moei_path_join(dir->path, "config.resolved.yaml"),
+         *run = moei_path_join(dir->path, "run.json");
+    if (settings && run && !moei_file_exists(settings)) {
+        unlink(run);
+        rmdir(dir->path);
+    }
+    free(run);
+    free(settings);
+}
+
 void moelm_run_dir_release(moelm_run_dir *dir) {
+    if (dir->made) remove_unsettled(dir);
     if (dir->lock >= 0) close(dir->lock);
-    dir->lock = -1;
+    free(dir->old);
+    free(dir->path);
+    *dir = (moelm_run_dir){.lock = -1};
 }
 
 /* 2. Compare. */
 
-/* Settings that may change on the way: where the run lies, how fast it goes, what it keeps. */
+/* Settings that may change on the way: where the run lies, how fast it goes, what it keeps. The instruction
+ * set is compared with the checkpoint's. */
 static bool is_free(const char *key) {
-    static const char *const keys[] = {"run.dir", "run.threads", "train.keep"};
+    static const char *const keys[] = {"run.dir", "run.threads", "run.isa", "run.resume_any_isa",
+                                       "train.keep"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; ++i)
         if (strcmp(key, keys[i]) == 0) return true;
     return false;

@@ -9,14 +9,24 @@
 #include "train/data.h"
 
 typedef struct moelm_run_dir {
-    const char *path;
-    int lock; /* -1: not claimed */
+    char *path; /* without slashes at its end */
+    char *old;  /* where the run that stood in the way lies now; NULL: none did */
+    int lock;   /* -1: not claimed */
+    bool made;  /* by this claim */
 } moelm_run_dir;
 
-/* Makes the directory. One that exists is refused, unless `resume`; then leftovers of killed writers are
- * removed, and *begun says whether a run has settled in it. */
-moe_status moelm_run_dir_claim(const char *path, bool resume, moelm_run_dir *dir, bool *begun,
+/* What to do with a directory that exists. */
+typedef enum moelm_claim {
+    MOELM_CLAIM_NEW,     /* refuse it */
+    MOELM_CLAIM_RESUME,  /* go on in it, unless it holds what no run of ours began */
+    MOELM_CLAIM_MOVE_OLD /* rename it DIR.1, DIR.2, ..., unless somebody trains in it */
+} moelm_claim;
+
+/* Makes or takes the directory and removes leftovers of killed writers; *begun says whether a run has settled
+ * in it. */
+moe_status moelm_run_dir_claim(const char *path, moelm_claim claim, moelm_run_dir *dir, bool *begun,
                                moe_error *error);
+/* Removes a directory that the claim made and in which nothing settled. */
 void moelm_run_dir_release(moelm_run_dir *dir);
 
 /* Whether going on with `config` would give the bits of the run as it began; names the first key that

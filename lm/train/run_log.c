@@ -129,6 +129,7 @@ static char *metrics_line(const moelm_metrics *m) {
         "z_loss", p->z_loss, "lr", p->lr, "grad_norm", p->grad_norm, "tokens_per_second",
         number(p->tokens_per_second), "elapsed_s", p->elapsed_s, "eval_bits_per_byte",
         m->evaluated ? number(p->eval_bits_per_byte) : json_null(), "layers", layers, "alarms", alarms);
+    if (line && m->finished) json_object_set_new(line, "finished", json_true());
     char *text = line ? json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
     json_decref(line);
     return text;

@@ -15,6 +15,7 @@ typedef struct moelm_metrics {
     const moelm_alarms *alarms;       /* those that rang in this step; NULL: none */
     bool evaluated;                   /* this step has a held-out figure */
     bool layers;                      /* tell them */
+    bool finished;                    /* the run ends with this step */
 } moelm_metrics;
 
 typedef struct moelm_run_log moelm_run_log;

@@ -5,7 +5,6 @@
 #include "train/schedule.h"
 
 #include <math.h>
-#include <time.h>
 
 static double clamp01(double x) {
     return x < 0 ? 0 : x > 1 ? 1 : x;
@@ -27,10 +26,4 @@ double moelm_schedule_lr(const moelm_train_config *train, int64_t step, double s
     double t = begin < 1 ? clamp01((progress - begin) / (1 - begin)) : 0;
     double share = train->min_lr_ratio + (1 - train->min_lr_ratio) * 0.5 * (1 + cos(pi * t));
     return train->lr * warm * share;
-}
-
-double moelm_seconds(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }

@@ -9,7 +9,5 @@
 /* In [0, 1]: steps done over steps wanted, or time over train.max_seconds where that is more. */
 double moelm_schedule_progress(const moelm_train_config *train, int64_t step, double seconds);
 double moelm_schedule_lr(const moelm_train_config *train, int64_t step, double seconds);
-/* Of a clock that only runs forward. */
-double moelm_seconds(void);
 
 #endif

@@ -35,7 +35,7 @@ typedef struct moelm_score_hooks {
 moe_status moelm_score(moe_lm *lm, const unsigned char *text, int64_t bytes, const moelm_score_hooks *hooks,
                        double *bits);
 
-/* Rows that moelm_score reserves for a model of this context. */
+/* Sequences of `context` tokens that go through the model together. */
 int64_t moelm_score_sequences(int64_t context);
 
 #endif

@@ -156,12 +156,12 @@ static json_t *alarms_object(const moelm_alarms *alarms) {
 static moe_status write_state(const char *path, const moelm_train_state *s, moe_error *error) {
     int64_t n = s->interval.first[s->interval.n_layers];
     json_t *eval = isfinite(s->eval_bits_per_byte) ? json_real(s->eval_bits_per_byte) : json_null();
-    json_t *root = json_pack("{s:i, s:I, s:I, s:I, s:f, s:o, s:b, s:s, s:s, s:{s:o, s:o}, s:o}", "schema",
-                             SCHEMA, "step", (json_int_t)s->step, "tokens", (json_int_t)s->tokens, "seed",
-                             (json_int_t)s->seed, "elapsed_s", s->elapsed_s, "eval_bits_per_byte", eval,
-                             "finished", s->finished, "config_sha256", s->config_sha256, "text_sha256",
-                             s->text_sha256, "interval", "kept", counts_array(s->interval.kept, n), "dropped",
-                             counts_array(s->interval.dropped, n), "alarms", alarms_object(&s->alarms));
+    json_t *root = json_pack(
+        "{s:i, s:I, s:I, s:I, s:f, s:o, s:b, s:s, s:s, s:{s:o, s:o}, s:o, s:s}", "schema", SCHEMA, "step",
+        (json_int_t)s->step, "tokens", (json_int_t)s->tokens, "seed", (json_int_t)s->seed, "elapsed_s",
+        s->elapsed_s, "eval_bits_per_byte", eval, "finished", s->finished, "config_sha256", s->config_sha256,
+        "text_sha256", s->text_sha256, "interval", "kept", counts_array(s->interval.kept, n), "dropped",
+        counts_array(s->interval.dropped, n), "alarms", alarms_object(&s->alarms), "isa", s->isa);
     if (!root) return no_memory(path, error);
     moe_status status = moei_json_save(path, root, error);
     json_decref(root);
@@ -211,6 +211,20 @@ static moe_status check_hash(const json_t *root, const char *path, const char *k
     return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: %s", path, advice);
 }
 
+/* Vectors of another width add in another order. */
+static moe_status check_isa(const json_t *root, const char *path, const moelm_train_state *s,
+                            moe_error *error) {
+    const char *found;
+    MOEI_TRY(moei_json_get_string(root, path, "isa", &found, error));
+    if (s->any_isa || strcmp(found, s->isa) == 0) return MOE_OK;
+    return moei_error_set(
+        error, MOE_ERR_ARGUMENT,
+        "%s: was computed with %s kernels, and these are %s, which round otherwise: run with "
+        "MOEKIT_ISA=%s to go on to the bit, or set run.resume_any_isa=true to accept the "
+        "difference",
+        path, found, s->isa, found);
+}
+
 static moe_status read_state(const json_t *root, const char *path, moelm_train_state *s, moe_error *error) {
     int64_t schema, seed;
     MOEI_TRY(moei_json_get_int(root, path, "schema", SCHEMA, SCHEMA, &schema, error));
@@ -218,6 +232,7 @@ static moe_status read_state(const json_t *root, const char *path, moelm_train_s
                         "was written under other settings than this run's config.resolved.yaml says", error));
     MOEI_TRY(check_hash(root, path, "text_sha256", s->text_sha256,
                         "was trained on another text; data.train has changed since", error));
+    MOEI_TRY(check_isa(root, path, s, error));
     MOEI_TRY(moei_json_get_int(root, path, "seed", 0, INT64_MAX, &seed, error));
     MOEI_TRY(moei_json_get_int(root, path, "step", 1, INT64_MAX, &s->step, error));
     MOEI_TRY(moei_json_get_int(root, path, "tokens", 1, INT64_MAX, &s->tokens, error));

@@ -21,16 +21,23 @@ typedef struct moelm_train_state {
     int64_t seed;
     char config_sha256[MOELM_SHA256_TEXT]; /* of the settings that decide the result */
     char text_sha256[MOELM_SHA256_TEXT];   /* of data.train */
+    const char *isa;                       /* of the kernels of this sitting */
+    bool any_isa;                          /* go on from a checkpoint of others */
 } moelm_train_state;
 
 /* "<run_dir>/checkpoints/step-00001200" */
 moe_status moelm_snapshot_path(const char *run_dir, int64_t step, char *path, size_t size, moe_error *error);
 moe_status moelm_snapshot_save(const char *path, moe_lm *lm, const moelm_optimizer *optimizer,
                                const moelm_train_state *state, moe_error *error);
-/* Into the optimizer and the parameters it updates. The hashes of `state` must be those
- * of the checkpoint; the rest is read. */
+/* Into the optimizer and the parameters it updates. The hashes and, unless any_isa, the isa of `state` must
+ * be those of the checkpoint; the rest is read. MOE_ERR_INPUT: it is damaged, and state and parameters are
+ * undefined. */
 moe_status moelm_snapshot_load(const char *path, const moelm_optimizer *optimizer, moelm_train_state *state,
                                moe_error *error);
+/* Steps of the checkpoints, newest first; free *step with free(). A missing directory has none. */
+moe_status moelm_snapshot_list(const char *run_dir, int64_t **step, size_t *count, moe_error *error);
+/* Renames one that cannot be read, so that it counts as a checkpoint no longer. */
+moe_status moelm_snapshot_set_aside(const char *run_dir, int64_t step, moe_error *error);
 /* Removes all but the newest `keep`. */
 moe_status moelm_snapshot_rotate(const char *run_dir, int32_t keep, moe_error *error);
 /* Removes what killed writers left. */

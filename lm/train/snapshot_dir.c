@@ -32,13 +32,16 @@ static int64_t step_of(const char *name) {
     return strtoll(digits, NULL, 10);
 }
 
+static bool is_checkpoint(const char *name) {
+    return step_of(name) > 0;
+}
+
 static int newest_first(const void *a, const void *b) {
     int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
     return (x < y) - (x > y);
 }
 
-/* Steps of the checkpoints, newest first; free *step with free(). A missing directory has none. */
-static moe_status list(const char *run_dir, int64_t **step, size_t *count, moe_error *error) {
+moe_status moelm_snapshot_list(const char *run_dir, int64_t **step, size_t *count, moe_error *error) {
     *step = NULL;
     *count = 0;
     char *path = moei_path_join(run_dir, "checkpoints");
@@ -72,7 +75,7 @@ static moe_status list(const char *run_dir, int64_t **step, size_t *count, moe_e
 moe_status moe_lm_newest_checkpoint(const char *run_dir, char *path, size_t size, moe_error *error) {
     int64_t *step;
     size_t count;
-    moe_status status = list(run_dir, &step, &count, error);
+    moe_status status = moelm_snapshot_list(run_dir, &step, &count, error);
     if (status == MOE_OK && count == 0)
         status = moei_error_set(error, MOE_ERR_INPUT, "%s: holds no complete checkpoint", run_dir);
     if (status == MOE_OK) status = moelm_snapshot_path(run_dir, step[0], path, size, error);
@@ -96,17 +99,27 @@ static moe_status disown(const char *run_dir, int64_t step, moe_error *error) {
 moe_status moelm_snapshot_rotate(const char *run_dir, int32_t keep, moe_error *error) {
     int64_t *step;
     size_t count;
-    moe_status status = list(run_dir, &step, &count, error);
+    moe_status status = moelm_snapshot_list(run_dir, &step, &count, error);
     for (size_t i = (size_t)keep; i < count && status == MOE_OK; ++i)
         status = disown(run_dir, step[i], error);
     free(step);
     return status == MOE_OK ? moelm_snapshot_sweep(run_dir, error) : status;
 }
 
+moe_status moelm_snapshot_set_aside(const char *run_dir, int64_t step, moe_error *error) {
+    char path[4096], aside[4096 + 16];
+    MOEI_TRY(moelm_snapshot_path(run_dir, step, path, sizeof path, error));
+    snprintf(aside, sizeof aside, "%s.damaged", path);
+    for (int i = 1; moei_file_exists(aside) && i < 1000; ++i)
+        snprintf(aside, sizeof aside, "%s.damaged-%d", path, i);
+    if (rename(path, aside) == 0) return MOE_OK;
+    return moei_error_set(error, MOE_ERR_IO, "%s: cannot be renamed %s: %s", path, aside, strerror(errno));
+}
+
 moe_status moelm_snapshot_sweep(const char *run_dir, moe_error *error) {
     char *path = moei_path_join(run_dir, "checkpoints");
     if (!path) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", run_dir);
-    moe_status status = moei_publish_sweep(path, NULL, error);
+    moe_status status = moei_publish_sweep(path, is_checkpoint, NULL, error);
     free(path);
     return status;
 }

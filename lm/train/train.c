@@ -5,7 +5,7 @@
 #include <moekit/expert.h>
 
 #include "core/status.h"
-#include "train/schedule.h"
+#include "train/clock.h"
 #include "train/score.h"
 #include "train/trainer.h"
 
@@ -21,6 +21,10 @@ static moe_status check(moelm_trainer *t) {
             &t->error, MOE_ERR_ARGUMENT,
             "moe_lm_train_options.size is %zu; set it to sizeof(moe_lm_train_options) = %zu",
             t->options->size, sizeof *t->options);
+    if (t->options->resume && t->options->move_old)
+        return moei_error_set(
+            &t->error, MOE_ERR_ARGUMENT,
+            "moe_lm_train_options: resume goes on in the directory that move_old would move");
     MOEI_TRY(moe_lm_config_check(config, &t->error));
     if (config->model.vocab_size < 256)
         return moei_error_set(&t->error, MOE_ERR_ARGUMENT,
@@ -64,23 +68,6 @@ static moe_status make_buffers(moelm_trainer *t) {
     return moei_error_set(&t->error, MOE_ERR_MEMORY, "no memory for a batch of %zu tokens", rows);
 }
 
-/* Goes on from the newest checkpoint, or from the start where the run was killed before its first. */
-static moe_status resume(moelm_trainer *t, char *event, size_t size) {
-    char path[4096];
-    moe_error none;
-    MOEI_TRY(moelm_snapshot_sweep(t->dir.path, &t->error));
-    moe_status status = moe_lm_newest_checkpoint(t->dir.path, path, sizeof path, &none);
-    if (status == MOE_ERR_INPUT) {
-        snprintf(event, size, "resume: no checkpoint yet, from the start");
-        return MOE_OK;
-    }
-    if (status != MOE_OK) return moei_error_set(&t->error, status, "%s", none.text);
-    MOEI_TRY(moelm_snapshot_load(path, &t->optimizer, &t->state, &t->error));
-    t->saved_step = t->state.step;
-    snprintf(event, size, "resume %s", path);
-    return MOE_OK;
-}
-
 static moe_status settle(moelm_trainer *t, bool begun, char *event, size_t size) {
     moelm_run_facts facts = {.ctx = t->ctx,
                              .config = t->config,
@@ -91,11 +78,13 @@ static moe_status settle(moelm_trainer *t, bool begun, char *event, size_t size)
     moe_lm_get_info(t->lm, &facts.info);
     t->state.seed = t->config->train.seed;
     t->state.eval_bits_per_byte = NAN;
+    t->state.isa = moe_ctx_isa(t->ctx);
+    t->state.any_isa = t->config->run.resume_any_isa;
     memcpy(t->state.text_sha256, t->train.sha256, sizeof t->state.text_sha256);
     MOEI_TRY(moelm_config_hash(t->config, t->state.config_sha256, &t->error));
     if (!begun) return moelm_run_dir_describe(&t->dir, &facts, &t->error);
     MOEI_TRY(moelm_run_dir_check_config(&t->dir, t->config, &t->error));
-    return resume(t, event, size);
+    return moelm_trainer_resume(t, event, size);
 }
 
 static void start_progress(moelm_trainer *t) {
@@ -118,9 +107,13 @@ static moe_status train(moelm_trainer *t) {
     MOEI_TRY(make_model(t));
     MOEI_TRY(make_buffers(t));
     const char *path = t->options->run_dir ? t->options->run_dir : t->config->run.dir;
-    MOEI_TRY(moelm_run_dir_claim(path, t->options->resume, &t->dir, &begun, &t->error));
+    const moelm_claim claim = t->options->resume     ? MOELM_CLAIM_RESUME
+                              : t->options->move_old ? MOELM_CLAIM_MOVE_OLD
+                                                     : MOELM_CLAIM_NEW;
+    MOEI_TRY(moelm_run_dir_claim(path, claim, &t->dir, &begun, &t->error));
+    if (t->dir.old) snprintf(event, sizeof event, "moved what was there to %s", t->dir.old);
     MOEI_TRY(settle(t, begun, event, sizeof event));
-    MOEI_TRY(moelm_run_log_open(path, t->state.step, &t->load, &t->log, &t->error));
+    MOEI_TRY(moelm_run_log_open(t->dir.path, t->state.step, &t->load, &t->log, &t->error));
     start_progress(t);
     if (event[0] != '\0') MOEI_TRY(moelm_trainer_event(t, event));
     return moelm_trainer_run(t);

@@ -5,6 +5,7 @@
 #include "train/trainer.h"
 
 #include "core/status.h"
+#include "train/clock.h"
 #include "train/schedule.h"
 #include "train/score.h"
 
@@ -53,7 +54,7 @@ moe_status moelm_trainer_event(moelm_trainer *t, const char *event) {
 
 static moe_status evaluate(moelm_trainer *t) {
     int64_t bytes = (int64_t)t->eval.map.bytes, most = t->config->train.eval_bytes;
-    if (most > 0 && bytes > most) bytes = most < 2 ? 2 : most;
+    if (most > 0 && bytes > most) bytes = most;
     double bits;
     MOEI_TRY(moelm_trainer_ctx(t, moelm_score(t->lm, t->eval.map.data, bytes, NULL, &bits)));
     t->progress.eval_bits_per_byte = t->state.eval_bits_per_byte = bits / (double)bytes;
@@ -102,7 +103,8 @@ static moe_status write_step(moelm_trainer *t, bool last) {
                                    .router = t->router,
                                    .alarms = &t->state.alarms,
                                    .evaluated = evaluated,
-                                   .layers = train->log_layers};
+                                   .layers = train->log_layers,
+                                   .finished = last};
     if (logged) {
         MOEI_TRY(say(t, NULL));
         MOEI_TRY(moelm_run_log_metrics(t->log, &metrics, &t->error));

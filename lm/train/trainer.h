@@ -42,6 +42,9 @@ moe_status moelm_trainer_event(moelm_trainer *t, const char *event);
 /* Passes on the text of a failed call on the context. */
 moe_status moelm_trainer_ctx(moelm_trainer *t, moe_status status);
 
+/* resume.c: reads the newest checkpoint that is whole; `event` says which. */
+moe_status moelm_trainer_resume(moelm_trainer *t, char *event, size_t size);
+
 /* trainer_alarm.c: what rings after the step just made is told, and revived where the settings say so. */
 moe_status moelm_trainer_alarms(moelm_trainer *t);
 

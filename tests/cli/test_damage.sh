@@ -44,14 +44,24 @@ head -c $head_bytes $good/model.safetensors >bad/model.safetensors
 head -c $data_bytes /dev/zero | tr '\0' '\377' >>bad/model.safetensors
 refused 5 '[Nn]a[Nn]|finite'
 
-# a run whose newest checkpoint is not complete is resumed from the one before
+# A run whose newest checkpoint is cut goes on from the one before: the warning names both, the cut one is set
+# aside, and the run ends with the bits of the unbroken one.
 cp -r run cut
 newest=cut/checkpoints/step-00000030
 truncate -s 5 $newest/model.safetensors
-"$MOEKIT" train --resume --run cut >out 2>err
-code=$?
-[ $code -eq 0 ] || [ $code -eq 3 ] || complain "resuming from a cut checkpoint: exit code $code"
-[ $code -eq 0 ] || says err 'step-00000030'
+expect 0 "$MOEKIT" train --resume --run cut
+says err 'cut/checkpoints/step-00000020: 1 checkpoint after it is damaged and set aside .*step-00000030'
+says err 'resume cut/checkpoints/step-00000020'
+[ -e $newest.damaged/model.safetensors ] || complain 'the cut checkpoint was not set aside'
+cmp run/checkpoints/step-00000030/model.safetensors $newest/model.safetensors ||
+    complain 'after the cut checkpoint the run ended with other bits'
+# where none can be read, the first is named and nothing changes
+for checkpoint in cut/checkpoints/*; do truncate -s 5 "$checkpoint/trainer.json"; done
+ls -R cut >before
+expect 3 "$MOEKIT" train --resume --run cut
+says err 'step-00000030/trainer\.json'
+ls -R cut >after
+cmp before after || complain 'a run that cannot be resumed was changed'
 rm -rf cut/checkpoints/*
 expect 3 "$MOEKIT" eval --run cut
 says err 'cut'

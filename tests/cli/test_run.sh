@@ -25,10 +25,24 @@ silent err
 json out
 cmp before run.1/metrics.jsonl || complain '--move-old lost the old run'
 expect 2 "$MOEKIT" train small.yaml --run run --move-old --resume
+expect 3 "$MOEKIT" train small.yaml --run run/ --move-old data.train=missing.txt
+[ -e run.2 ] && complain '--move-old moved before the texts were known good'
+expect 0 "$MOEKIT" train small.yaml --run run/ --move-old --train.steps 3
+says err 'moved what was there to run\.2'
+[ -s run.2/metrics.jsonl ] || complain '--move-old with a slash lost the old run'
+rm -rf run.2
 expect 2 "$MOEKIT" train small.yaml
 says err '--run DIR'
 rm -rf run
 mv run.1 run
+
+# a directory that is no run is not resumed in
+mkdir foreign
+cp run/metrics.jsonl foreign
+expect 3 "$MOEKIT" train small.yaml --run foreign --resume
+says err 'config\.resolved\.yaml'
+cmp run/metrics.jsonl foreign/metrics.jsonl || complain 'resuming changed a foreign directory'
+[ "$(ls foreign)" = metrics.jsonl ] || complain 'resuming left files in a foreign directory'
 
 # the resolved settings repeat the run
 expect 0 "$MOEKIT" train run/config.resolved.yaml --run again -q
@@ -44,6 +58,11 @@ expect 0 env PATH=/nonexistent "$MOEKIT" eval --run run --dry-run
 says out 'gzip is not on this machine'
 expect 0 "$MOEKIT" eval -m run/checkpoints/step-00000030 --text train.txt --bytes 500 --json
 json out
+says out '"bytes":500,'
+expect 2 "$MOEKIT" eval -m run/checkpoints/step-00000030 --text train.txt --bytes 1
+says err '2 or more'
+expect 0 "$MOEKIT" eval -m run/checkpoints/step-00000030 --text train.txt --bytes 2 --json
+says out '"bytes":2,'
 expect 0 "$MOEKIT" eval --run run --json -o other.json
 json other.json
 

@@ -5,6 +5,7 @@ Random small models in Mixtral's form, written through libmoekit-lm's C interfac
 Runs under $MOEKIT_PYTHON where that is set. Exit code 77: torch or transformers is not installed.
 """
 import ctypes
+import json
 import os
 import sys
 import tempfile
@@ -37,6 +38,12 @@ CASES = {
         "moe.score_before_topk": "true", "moe.norm_topk_prob": "true", "moe.z_loss_coeff": 0.01,
         "moe.aux_loss_coeff": 0.02, "moe.input_jitter_eps": 0.1, "moe.top_k": 3,
     },
+    "one expert": {"moe.top_k": 1},
+}
+# no model of Mixtral's: saved as moekit's own, which transformers does not take for one of its models
+OWN = {
+    "one expert with its score": {"moe.top_k": 1, "moe.score_before_topk": "true", "moe.norm_topk_prob": "true"},
+    "scores as they are": {"moe.score_before_topk": "true"},
 }
 N_SEQ, LENGTH, PROMPT, NEW = 2, 40, 6, 30
 
@@ -136,12 +143,28 @@ def compare(library, name, changes, directory):
     print(f"ok: {name}: logits off by {off:.1e} of the largest, {NEW} greedy tokens the same")
 
 
+def stays_own(library, name, changes, directory):
+    ours = Model(library, {**COMMON, **changes})
+    ours.save(directory)
+    ours.close()
+    with open(os.path.join(directory, "config.json"), encoding="utf-8") as file:
+        assert json.load(file)["model_type"] == "moekit", name
+    try:
+        transformers.AutoModelForCausalLM.from_pretrained(directory)
+    except ValueError:
+        print(f"ok: {name}: not taken for a model of transformers")
+        return
+    raise AssertionError(f"{name}: transformers loaded it")
+
+
 def main():
     transformers.logging.set_verbosity_error()
     library = open_library()
     with tempfile.TemporaryDirectory() as top:
         for index, (name, changes) in enumerate(CASES.items()):
             compare(library, name, changes, os.path.join(top, str(index)))
+        for index, (name, changes) in enumerate(OWN.items()):
+            stays_own(library, name, changes, os.path.join(top, f"own{index}"))
 
 
 main()

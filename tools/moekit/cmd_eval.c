@@ -10,7 +10,7 @@ static const cli_option options[] = {
     {"run",           0,   "DIR",  "a run: its newest checkpoint, its data.eval; receives eval.json"   },
     {"model",         'm', "DIR",  "a checkpoint directory: our own, or Mixtral's in Hugging Face form"},
     {"text",          0,   "FILE", "the text to predict, instead of the run's data.eval"               },
-    {"bytes",         'n', "N",    "only the first N bytes of it"                                      },
+    {"bytes",         'n', "N",    "only the first N bytes of it, at least 2; 0: all of it"            },
     {"output",        'o', "FILE", "where the analysis goes, instead of eval.json of the run"          },
     {"dry-run",       0,   NULL,   "evaluate, but write no analysis"                                   },
     {"record-routes", 0,   "FILE", "write which experts every token went to, and with which weights"   },
@@ -93,7 +93,7 @@ static void print_json(const evaluation *eval) {
     cli_json_string(stdout, eval->files.checkpoint);
     printf(",\"text\":");
     cli_json_string(stdout, eval->text);
-    printf(",\"bytes\":%lld,\"bits_per_byte\":", (long long)eval->n_bytes);
+    printf(",\"bytes\":%lld,\"bits_per_byte\":", (long long)eval->result.n_bytes);
     cli_json_number(stdout, eval->result.bits_per_byte);
     printf(",\"seconds\":");
     cli_json_number(stdout, eval->result.seconds);
@@ -113,7 +113,7 @@ static void print_json(const evaluation *eval) {
 static void print_text(const cli_args *args, const evaluation *eval) {
     char paint[8];
     printf("checkpoint  %s\n", eval->files.checkpoint);
-    printf("text        %s, %lld bytes in %.1f s\n", eval->text, (long long)eval->n_bytes,
+    printf("text        %s, %lld bytes in %.1f s\n", eval->text, (long long)eval->result.n_bytes,
            eval->result.seconds);
     printf("%sbits/byte   %.3f  moekit%s\n", cli_paint(args->color_out, CLI_BOLD, paint),
            eval->result.bits_per_byte, cli_plain(args->color_out));
@@ -127,7 +127,10 @@ static void print_text(const cli_args *args, const evaluation *eval) {
 
 static int run(cli_args *args) {
     evaluation eval = {.max_bytes = 0};
-    int code = cli_integer(args, "bytes", 1, INT64_MAX, &eval.max_bytes);
+    int code = cli_integer(args, "bytes", 0, INT64_MAX, &eval.max_bytes);
+    if (code == 0 && eval.max_bytes == 1)
+        code =
+            cli_fail(args, MOE_ERR_ARGUMENT, "--bytes: 1; it takes 2 or more to predict one, or 0 for all");
     if (code == 0) code = find_files(args, &eval);
     if (code == 0) code = measure_baselines(args, &eval);
     if (code == 0) code = evaluate(args, &eval);

@@ -1,6 +1,5 @@
 /* cmd_train.c: moekit train: from configuration files to a run directory with checkpoints.
  */
-#include "run_files.h"
 #include "train_line.h"
 
 #include <math.h>
@@ -104,6 +103,7 @@ static int train(cli_args *args, moe_ctx *ctx, const char *run_dir) {
     moe_lm_train_options train_options = {.size = sizeof train_options,
                                           .run_dir = run_dir,
                                           .resume = cli_flag(args, "resume"),
+                                          .move_old = cli_flag(args, "move-old"),
                                           .on_progress = train_line_show,
                                           .should_stop = should_stop,
                                           .user = &line,
@@ -132,8 +132,7 @@ static int run(cli_args *args) {
                         "--resume goes on in the directory that --move-old would move");
     code = cli_context_create(args, NULL, 0, &ctx);
     if (code) return code;
-    if (cli_flag(args, "move-old") && !cli_flag(args, "dry-run")) code = run_files_move_old(args, run_dir);
-    if (code == 0) code = cli_flag(args, "dry-run") ? dry_run(args, ctx, run_dir) : train(args, ctx, run_dir);
+    code = cli_flag(args, "dry-run") ? dry_run(args, ctx, run_dir) : train(args, ctx, run_dir);
     moe_ctx_destroy(ctx);
     return code;
 }

@@ -3,6 +3,7 @@
  */
 #include "cli.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -74,6 +75,7 @@ static int run_no_verb(int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
+    signal(SIGXFSZ, SIG_IGN); /* a file over the size limit is an error of writing, not the end */
     int n_leading = leading_options(argc, argv);
     if (1 + n_leading >= argc) return run_no_verb(argc, argv);
     const char *name = argv[1 + n_leading];

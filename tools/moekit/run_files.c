@@ -56,9 +56,11 @@ int run_files_load(cli_args *args, const run_files *files, moe_ctx **ctx, moe_lm
 
 int run_files_move_old(cli_args *args, const char *run_dir) {
     char aside[4096];
+    size_t length = strlen(run_dir);
     if (!cli_file_exists(run_dir)) return 0;
+    while (length > 1 && run_dir[length - 1] == '/') --length;
     for (int i = 1; i < 10000; ++i) {
-        snprintf(aside, sizeof aside, "%s.%d", run_dir, i);
+        snprintf(aside, sizeof aside, "%.*s.%d", (int)length, run_dir, i);
         if (cli_file_exists(aside)) continue;
         if (rename(run_dir, aside) != 0) return cli_fail(args, MOE_ERR_IO, "%s: %s", aside, strerror(errno));
         cli_say(args, "%s was there: it is %s now", run_dir, aside);

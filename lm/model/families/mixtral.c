@@ -53,6 +53,10 @@ static bool is_carried(const char *key) {
     return false;
 }
 
+static int32_t chosen_k(const moe_lm_config *config) {
+    return config->moe.top_k ? config->moe.top_k : config->moe.num_experts < 2 ? 1 : 2;
+}
+
 /* Every other setting must be at its default: a layer of ours, by default, is Mixtral's. Softmax over the
  * selected is softmax over all, renormalised over the selected. */
 static bool fits(const moe_lm_config *config) {
@@ -66,6 +70,7 @@ static bool fits(const moe_lm_config *config) {
         moei_option_get(&row[i], moe, value, sizeof value);
         if (!is_carried(row[i].key) && strcmp(value, row[i].initial) != 0) return false;
     }
+    if (moe->norm_topk_prob && chosen_k(config) == 1) return false; /* one weight is not renormalised */
     return moe->score_before_topk == moe->norm_topk_prob;
 }
 
@@ -74,8 +79,7 @@ static bool fits(const moe_lm_config *config) {
 /* Theirs multiplies E * sum f P over all layers at once with f summing to K, ours each layer's with f summing
  * to 1, so with equal loads coeff = coef * K / L. */
 static double loss_scale(const moe_lm_config *config) {
-    int32_t k = config->moe.top_k ? config->moe.top_k : config->moe.num_experts < 2 ? 1 : 2;
-    return (double)k / (double)config->model.n_layers;
+    return (double)chosen_k(config) / (double)config->model.n_layers;
 }
 
 static moe_status refuse(const char *what, const char *right, moe_error *error) {
@@ -159,7 +163,8 @@ static moe_status config_read(const json_t *root, moe_lm_config *config, moe_err
     if (fits(config)) return MOE_OK;
     return moei_error_set(error, MOE_ERR_INPUT,
                           "config.json: the settings under 'moekit' are not Mixtral's: score_before_topk and "
-                          "norm_topk_prob must be equal, and num_local_experts at least 1");
+                          "norm_topk_prob must be equal (false where num_experts_per_tok is 1), and "
+                          "num_local_experts at least 1");
 }
 
 static int write_fixed(const moe_lm_config *config, json_t *root) {
@@ -189,8 +194,7 @@ static moe_status config_write(const moe_lm_config *config, json_t *root, moe_er
     if (m->head_dim == 0)
         failed |= json_object_set_new(root, "head_dim", json_integer(m->d_model / m->n_heads));
     if (config->moe.top_k == 0)
-        failed |= json_object_set_new(root, "num_experts_per_tok",
-                                      json_integer(config->moe.num_experts < 2 ? 1 : 2));
+        failed |= json_object_set_new(root, "num_experts_per_tok", json_integer(chosen_k(config)));
     json_t *ours = json_object();
     failed |= json_object_set_new(root, "moekit", ours);
     for (size_t i = 0; failed == 0 && i < COUNT(extra); ++i)

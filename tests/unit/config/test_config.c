@@ -361,6 +361,56 @@ static void test_layer_descriptors(void **state) {
     moe_lm_config_destroy(config);
 }
 
+static moe_status set_and_check(moe_lm_config *config, const char *const *pairs, moe_error *error) {
+    for (; *pairs; pairs += 2) MOEI_TRY(moe_lm_config_set(config, pairs[0], pairs[1], "x", error));
+    return moe_lm_config_check(config, error);
+}
+
+static void refuses(const char *const *pairs, const char *words) {
+    moe_lm_config *config = make();
+    moe_error error;
+    assert_fails(set_and_check(config, pairs, &error), MOE_ERR_ARGUMENT, &error, words);
+    moe_lm_config_destroy(config);
+}
+
+/* Settings within their own limits whose product is not, and limits of the kernels and of the threads. */
+static void test_products_and_true_limits(void **state) {
+    (void)state;
+    refuses((const char *const[]){"moe.num_experts", "4096", "moe.top_k", "4096", "moe.expert_hidden_size",
+                                  "1048576", "model.moe_layer_freq", "0", NULL},
+            "4294967296, but the limit is 16777216");
+    refuses((const char *const[]){"moe.num_shared_experts", "1024", "moe.expert_hidden_size", "1048576",
+                                  "model.moe_layer_freq", "2", NULL},
+            "the limit is 16777216");
+    refuses((const char *const[]){"model.head_dim", "1026", NULL},
+            "model.head_dim: 1026 is outside 0 .. 1024");
+    refuses((const char *const[]){"model.d_model", "4096", "model.n_heads", "2", NULL},
+            "is 2048, but the limit");
+    refuses((const char *const[]){"run.threads", "1025", NULL}, "run.threads: 1025 is outside 0 .. 1024");
+    refuses((const char *const[]){"train.eval_bytes", "1", NULL}, "train.eval_bytes: 1");
+}
+
+/* A file or an environment that is refused half-way leaves every setting as it was. */
+static void test_refused_whole(void **state) {
+    moe_lm_config *config = make();
+    moe_error error;
+    assert_ok(moe_lm_config_set(config, "moe.expert_kinds", "8,16", "x", &error), &error);
+    static const char text[] =
+        "model: {d_model: 64}\nmoe: {preset: mixtral, expert_kinds: \"4,4\", top_k: 9999999}\n";
+    assert_fails(load_text(state, config, text, &error), MOE_ERR_ARGUMENT, &error, "moe.top_k");
+    assert_string_equal(value_of(config, "model.d_model"), "128");
+    assert_string_equal(origin_of(config, "model.d_model"), "default");
+    assert_string_equal(value_of(config, "moe.expert_kinds"), "8,16");
+    assert_string_equal(value_of(config, "moe.preset"), "");
+    setenv("MOEKIT_MODEL_D_MODEL", "64", 1);
+    setenv("MOEKIT_TRAIN_STEPS", "many", 1);
+    assert_fails(moe_lm_config_environment(config, &error), MOE_ERR_ARGUMENT, &error, "many");
+    unsetenv("MOEKIT_MODEL_D_MODEL");
+    unsetenv("MOEKIT_TRAIN_STEPS");
+    assert_string_equal(value_of(config, "model.d_model"), "128");
+    moe_lm_config_destroy(config);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults_are_valid),
@@ -375,6 +425,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_round_trip, scratch_setup, scratch_teardown),
         cmocka_unit_test(test_check),
         cmocka_unit_test(test_layer_descriptors),
+        cmocka_unit_test(test_products_and_true_limits),
+        cmocka_unit_test_setup_teardown(test_refused_whole, scratch_setup, scratch_teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -96,6 +96,14 @@ static void test_disk_full(void **state) {
     free(dir);
 }
 
+static bool every_name(const char *name) {
+    return *name != '\0';
+}
+
+static bool is_step(const char *name) {
+    return strncmp(name, "step-", 5) == 0;
+}
+
 static void test_refuses(void **state) {
     char *file = scratch_path(state, "file"), *below = scratch_path(state, "file/step-1");
     moei_publish *publish;
@@ -105,7 +113,8 @@ static void test_refuses(void **state) {
     assert_fails(moei_publish_begin(below, &publish, &error), MOE_ERR_IO, &error, "Not a directory");
     assert_fails(moei_publish_begin("/", &publish, &error), MOE_ERR_ARGUMENT, &error, "no name");
     assert_fails(moei_publish_begin("", &publish, &error), MOE_ERR_ARGUMENT, &error, "no name");
-    assert_fails(moei_publish_sweep(file, NULL, &error), MOE_ERR_INPUT, &error, "Not a directory");
+    assert_fails(moei_publish_sweep(file, every_name, NULL, &error), MOE_ERR_INPUT, &error,
+                 "Not a directory");
     free(file);
     free(below);
 }
@@ -138,15 +147,23 @@ static void test_sweep(void **state) {
         make_dir_with_file(path);
         free(path);
     }
-    assert_ok(moei_publish_sweep(*state, &n, &error), &error);
+    assert_ok(moei_publish_sweep(*state, every_name, &n, &error), &error);
     assert_int_equal(n, sizeof leftovers / sizeof *leftovers);
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         char *path = scratch_path(state, others[i]);
         assert_true(moei_dir_exists(path));
         free(path);
     }
+    char *foreign = scratch_path(state, "notes.tmp-12"), *own = scratch_path(state, "step-2.tmp-12");
+    make_dir_with_file(foreign);
+    make_dir_with_file(own);
+    assert_ok(moei_publish_sweep(*state, is_step, &n, &error), &error);
+    assert_int_equal(n, 1);
+    assert_true(moei_dir_exists(foreign) && !moei_dir_exists(own));
+    free(foreign);
+    free(own);
     char *missing = scratch_path(state, "missing");
-    assert_ok(moei_publish_sweep(missing, &n, &error), &error);
+    assert_ok(moei_publish_sweep(missing, every_name, &n, &error), &error);
     assert_int_equal(n, 0);
     free(missing);
 }
@@ -159,7 +176,7 @@ static void test_sweep_spares_work_in_progress(void **state) {
     size_t n = 9;
     assert_ok(moei_publish_begin(dir, &publish, &error), &error);
     assert_ok(moei_file_writer_open(file, 0, &writer, &error), &error);
-    assert_ok(moei_publish_sweep(*state, &n, &error), &error);
+    assert_ok(moei_publish_sweep(*state, every_name, &n, &error), &error);
     assert_int_equal(n, 0);
     assert_ok(moei_file_writer_commit(writer, &error), &error);
     assert_ok(moei_publish_commit(publish, &error), &error);
@@ -228,7 +245,7 @@ static void kill_publishers(void **state, bool exchange) {
         assert_true(WIFSIGNALED(status));
         if (exchange) n_replaced += read_generation(dir) > 1;
         n_leftovers += scratch_count(*state) > 1;
-        assert_ok(moei_publish_sweep(*state, &n, &error), &error);
+        assert_ok(moei_publish_sweep(*state, every_name, &n, &error), &error);
         n_replaced += !exchange && read_generation(dir) > 1;
         assert_true(read_generation(dir) >= 1);
         assert_int_equal(scratch_count(*state), 1);
@@ -253,7 +270,7 @@ static void test_sweep_restores(void **state) {
     assert_ok(write_generation(dir, 5, &error), &error);
     assert_int_equal(rename(dir, old), 0);
     make_dir_with_file(temp);
-    assert_ok(moei_publish_sweep(*state, &n, &error), &error);
+    assert_ok(moei_publish_sweep(*state, every_name, &n, &error), &error);
     assert_int_equal(n, 1);
     assert_int_equal(read_generation(dir), 5);
     assert_int_equal(scratch_count(*state), 1);

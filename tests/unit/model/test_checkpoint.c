@@ -100,7 +100,13 @@ static void test_round_trips(void **state) {
     round_trip(state, "moekit", moekit, "moekit");
     round_trip(state, "unnormed", unnormed, "moekit");
     round_trip(state, "dense", dense, "moekit");
-    assert_int_equal(scratch_count(*state), 5);
+    /* one weight is its score, where Mixtral's would be 1 */
+    static const char *const top1_scored[] = {
+        "moe.top_k", "1", "moe.score_before_topk", "true", "moe.norm_topk_prob", "true", NULL};
+    static const char *const top1[] = {"moe.top_k", "1", NULL};
+    round_trip(state, "top1_scored", top1_scored, "moekit");
+    round_trip(state, "top1", top1, "mixtral");
+    assert_int_equal(scratch_count(*state), 7);
 }
 
 static void test_golden_is_written_as_it_was(void **state) {

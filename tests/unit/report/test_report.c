@@ -159,6 +159,29 @@ static void test_training_without_eval_still_tells_its_last_figure(void **state)
     free(page);
 }
 
+/* train.max_seconds ended it: step 150 of 1000000 is the end. */
+static void test_training_ended_by_the_clock(void **state) {
+    size_t bytes, n;
+    fake_run run = small_run;
+    run.steps = 150;
+    write_run(state, run);
+    remove_file(state, "config.resolved.yaml");
+    append(state, "config.resolved.yaml", "train: {steps: 1000000}\n");
+    char *page = render(state, &n);
+    assert_has(page, "still going");
+    free(page);
+    char *path = scratch_path(state, "metrics.jsonl"), *text = read_all(path, &bytes);
+    assert_true(bytes > 2 && text[bytes - 2] == '}');
+    scratch_put(path, text, bytes - 2);
+    append(state, "metrics.jsonl", ",\"finished\":true}\n");
+    free(text);
+    free(path);
+    page = render(state, &n);
+    assert_lacks(page, "still going");
+    assert_has(page, "its time (train.max_seconds) was over");
+    free(page);
+}
+
 static void test_running_training(void **state) {
     size_t bytes;
     fake_run run = small_run;
@@ -289,6 +312,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test_setup_teardown(test_training_without_eval_still_tells_its_last_figure, scratch_setup,
                                         scratch_teardown),
         cmocka_unit_test_setup_teardown(test_running_training, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_training_ended_by_the_clock, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_broken_files_name_their_place, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_large_model_stays_small, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_odd_shapes, scratch_setup, scratch_teardown),

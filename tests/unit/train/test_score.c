@@ -218,7 +218,26 @@ static void test_bad_text(void **state) {
     scratch_put(path, "", 0);
     assert_int_equal(moe_lm_eval(lm, path, NULL, &result), MOE_ERR_INPUT);
     assert_non_null(strstr(moe_ctx_error(ctx), "is empty"));
+    scratch_put(path, "abcdef", 6);
+    for (int64_t most = -1; most <= 1; most += 2) {
+        const moe_lm_eval_options options = {.size = sizeof options, .max_bytes = most};
+        assert_int_equal(moe_lm_eval(lm, path, &options, &result), MOE_ERR_ARGUMENT);
+        assert_non_null(strstr(moe_ctx_error(ctx), "2 or more, or 0"));
+    }
     assert_int_equal(result.n_bytes, -1); /* written on success only */
+    const moe_lm_eval_options two = {.size = sizeof two, .max_bytes = 2};
+    assert_int_equal(moe_lm_eval(lm, path, &two, &result), MOE_OK);
+    assert_int_equal(result.n_bytes, 2);
+    moe_lm_destroy(lm);
+
+    moe_lm_config *config;
+    moe_error error;
+    assert_ok(moe_lm_config_create(&config, &error), &error);
+    assert_ok(moe_lm_config_set(config, "model.vocab_size", "32000", "test", &error), &error);
+    assert_int_equal(moe_lm_create(ctx, config, &lm), MOE_OK);
+    assert_int_equal(moe_lm_eval(lm, path, &two, &result), MOE_ERR_UNSUPPORTED);
+    assert_non_null(strstr(moe_ctx_error(ctx), "32000 tokens"));
+    moe_lm_config_destroy(config);
     moe_lm_destroy(lm);
     moe_ctx_destroy(ctx);
     free(path);

@@ -2,7 +2,9 @@
  */
 #include "unit/train/train_fixture.h"
 
+#include <fcntl.h>
 #include <math.h>
+#include <sys/file.h>
 
 #define LAST "checkpoints/step-00000012"
 
@@ -117,6 +119,121 @@ static void test_existing_directory(void **state) {
     result = train_run(state, &(train_setup){.dir = "file/below"});
     train_must_fail(&result, MOE_ERR_IO, "file");
     free(file);
+}
+
+static void put(void **state, const char *name, const char *text) {
+    char *path = scratch_path(state, name);
+    scratch_put(path, text, strlen(text));
+    free(path);
+}
+
+static void holds(void **state, const char *name, const char *text) {
+    size_t bytes;
+    char *found = train_read(state, name, &bytes);
+    if (strcmp(found, text) != 0) fail_msg("%s holds \"%s\"", name, found);
+    free(found);
+}
+
+/* A directory that is no run is somebody's: resuming there changes nothing. */
+static void test_resume_in_a_foreign_directory(void **state) {
+    static const char *const names[] = {"d/metrics.jsonl", "d/notes.tmp-12", "d/run.json"};
+    char *dir = scratch_path(state, "d"), *checkpoint = scratch_path(state, "d/checkpoints");
+    assert_int_equal(mkdir(dir, 0777), 0);
+    for (size_t i = 0; i < 3; ++i) put(state, names[i], "mine");
+    train_result result = train_run(state, &(train_setup){.dir = "d", .resume = true});
+    train_must_fail(&result, MOE_ERR_INPUT, "config.resolved.yaml");
+    for (size_t i = 0; i < 3; ++i) holds(state, names[i], "mine");
+    assert_false(train_exists(state, "d/main.log"));
+    assert_false(train_exists(state, "d/checkpoints"));
+    free(checkpoint);
+    free(dir);
+}
+
+/* What a writer killed before the settings were there leaves is ours; other people's files are not. */
+static void test_sweep_keeps_what_is_not_ours(void **state) {
+    char *dir = scratch_path(state, "d");
+    assert_int_equal(mkdir(dir, 0777), 0);
+    put(state, "d/run.json", "{}");
+    put(state, "d/config.resolved.yaml.tmp-4194305", "half");
+    train_result result = train_run(state, &(train_setup){.dir = "d", .resume = true, .stop_after = 5});
+    train_must_fail(&result, MOE_ERR_INTERRUPTED, "");
+    assert_false(train_exists(state, "d/config.resolved.yaml.tmp-4194305"));
+    put(state, "d/notes.tmp-4194305", "mine");
+    put(state, "d/checkpoints/notes.old-4194305", "mine");
+    put(state, "d/run.json.tmp-4194305", "half");
+    put(state, "d/checkpoints/step-00000009.tmp-4194305", "half");
+    result = train_run(state, &(train_setup){.dir = "d", .resume = true});
+    train_must(&result);
+    holds(state, "d/notes.tmp-4194305", "mine");
+    holds(state, "d/checkpoints/notes.old-4194305", "mine");
+    assert_false(train_exists(state, "d/run.json.tmp-4194305"));
+    assert_false(train_exists(state, "d/checkpoints/step-00000009.tmp-4194305"));
+    free(dir);
+}
+
+/* json cannot hold a command that is not UTF-8: nothing settles, and nothing is left. */
+static void test_nothing_settled_nothing_left(void **state) {
+    train_result result = train_run(state, &(train_setup){.dir = "d", .command = "train \xff"});
+    train_must_fail(&result, MOE_ERR_ARGUMENT, "UTF-8");
+    assert_false(train_exists(state, "d"));
+    result = train_run(state, &(train_setup){.dir = "d/"});
+    train_must(&result);
+    assert_true(train_exists(state, "d/" LAST));
+}
+
+static void test_move_old(void **state) {
+    train_result result = train_run(state, &(train_setup){.dir = "d", .stop_after = 2});
+    train_must_fail(&result, MOE_ERR_INTERRUPTED, "");
+    static const char *const no_text[] = {"data.train", "/nonexistent", NULL};
+    result = train_run(state, &(train_setup){.dir = "d/", .move_old = true, .pairs = no_text});
+    train_must_fail(&result, MOE_ERR_INPUT, "data.train");
+    assert_false(train_exists(state, "d.1")); /* not before the texts are there */
+    char *path = scratch_path(state, "d");
+    int other = open(path, O_RDONLY | O_DIRECTORY);
+    assert_int_equal(flock(other, LOCK_EX | LOCK_NB), 0);
+    result = train_run(state, &(train_setup){.dir = "d", .move_old = true});
+    train_must_fail(&result, MOE_ERR_ARGUMENT, "another process is training in it");
+    assert_false(train_exists(state, "d.1"));
+    close(other);
+    free(path);
+    result = train_run(state, &(train_setup){.dir = "d/", .move_old = true});
+    train_must(&result);
+    assert_true(train_exists(state, "d.1/main.log") && train_exists(state, "d/" LAST));
+    result = train_run(state, &(train_setup){.dir = "d", .move_old = true, .resume = true});
+    train_must_fail(&result, MOE_ERR_ARGUMENT, "resume");
+}
+
+/* Other instructions round otherwise: refused, unless that is accepted in so many words. */
+static void test_resume_under_another_isa(void **state) {
+    static const char *const accepted[] = {"run.resume_any_isa", "true", NULL};
+    train_result result = train_run(state, &(train_setup){.dir = "d", .stop_after = 5, .isa = "ref"});
+    train_must_fail(&result, MOE_ERR_INTERRUPTED, "");
+    result = train_run(state, &(train_setup){.dir = "d", .resume = true});
+    if (result.status == MOE_OK) skip(); /* a machine that has ref only */
+    train_must_fail(&result, MOE_ERR_ARGUMENT, "MOEKIT_ISA=ref");
+    assert_non_null(strstr(result.text, "run.resume_any_isa"));
+    result = train_run(state, &(train_setup){.dir = "d", .resume = true, .isa = "ref", .stop_after = 6});
+    train_must_fail(&result, MOE_ERR_INTERRUPTED, "");
+    result = train_run(state, &(train_setup){.dir = "d", .resume = true, .pairs = accepted});
+    train_must(&result);
+}
+
+/* The newest checkpoint is cut: the one before it serves, and the warning names both. */
+static void test_newest_checkpoint_damaged(void **state) {
+    train_result whole = train_run(state, &(train_setup){.dir = "whole"});
+    train_must(&whole);
+    train_result result = train_run(state, &(train_setup){.dir = "d"});
+    train_must(&result);
+    char *path = scratch_path(state, "d/" LAST "/optimizer.safetensors");
+    assert_int_equal(truncate(path, 100), 0);
+    free(path);
+    result = train_run(state, &(train_setup){.dir = "d", .resume = true});
+    train_must(&result);
+    assert_int_equal(result.n_steps, 2);
+    assert_non_null(strstr(result.warning, "step-00000012"));
+    assert_non_null(strstr(result.warning, "step-00000010"));
+    assert_true(train_exists(state, "d/" LAST ".damaged/trainer.json"));
+    same_run(state, "whole", "d");
 }
 
 static void test_changed_settings(void **state) {
@@ -237,6 +354,10 @@ static void test_clock_ends_a_run(void **state) {
     assert_true(result.last.elapsed_s >= 0.3 && result.last.elapsed_s < 5);
     assert_int_equal(result.n_checkpoints, 1);
     assert_true(result.last.lr < 0.01 * 0.2);
+    size_t bytes;
+    char *metrics = train_read(state, "a/metrics.jsonl", &bytes);
+    assert_non_null(strstr(metrics, "\"finished\":true"));
+    free(metrics);
     result = train_run(state, &(train_setup){.dir = "a", .pairs = timed, .resume = true});
     train_must(&result);
     assert_int_equal(result.n_steps, 0);
@@ -258,13 +379,25 @@ static void test_dense_model(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        IN_SCRATCH(test_run_directory),      IN_SCRATCH(test_learns),
-        IN_SCRATCH(test_resume_bits),        IN_SCRATCH(test_resume_from_nothing),
-        IN_SCRATCH(test_existing_directory), IN_SCRATCH(test_changed_settings),
-        IN_SCRATCH(test_changed_text),       IN_SCRATCH(test_bad_texts),
-        IN_SCRATCH(test_numbers_run_away),   IN_SCRATCH(test_full_disk),
-        IN_SCRATCH(test_damaged_checkpoint), IN_SCRATCH(test_clock_ends_a_run),
+        IN_SCRATCH(test_run_directory),
+        IN_SCRATCH(test_learns),
+        IN_SCRATCH(test_resume_bits),
+        IN_SCRATCH(test_resume_from_nothing),
+        IN_SCRATCH(test_existing_directory),
+        IN_SCRATCH(test_changed_settings),
+        IN_SCRATCH(test_changed_text),
+        IN_SCRATCH(test_bad_texts),
+        IN_SCRATCH(test_numbers_run_away),
+        IN_SCRATCH(test_full_disk),
+        IN_SCRATCH(test_damaged_checkpoint),
+        IN_SCRATCH(test_clock_ends_a_run),
         IN_SCRATCH(test_dense_model),
+        IN_SCRATCH(test_resume_in_a_foreign_directory),
+        IN_SCRATCH(test_sweep_keeps_what_is_not_ours),
+        IN_SCRATCH(test_nothing_settled_nothing_left),
+        IN_SCRATCH(test_move_old),
+        IN_SCRATCH(test_resume_under_another_isa),
+        IN_SCRATCH(test_newest_checkpoint_damaged),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -25,7 +25,9 @@ static inline char *train_text(void **state, const char *name, size_t bytes, uin
 typedef struct train_setup {
     const char *dir;          /* below the scratch directory */
     const char *const *pairs; /* further "key", "value", NULL */
-    bool resume;
+    bool resume, move_old;
+    const char *isa;         /* NULL: the best */
+    const char *command;     /* NULL: "test" */
     int64_t stop_after;      /* should_stop answers true after this step; 0: never */
     int64_t disk_full_after; /* no file may grow after this step; 0: never */
     int32_t threads;
@@ -38,6 +40,7 @@ typedef struct train_result {
     moe_lm_progress last;
     int n_steps, n_evals, n_checkpoints;
     char resumed[500]; /* the resume event, "" if none */
+    char warning[700]; /* the last one of the log */
     double first_loss;
 } train_result;
 
@@ -64,6 +67,11 @@ static inline void train_on_progress(void *user, const moe_lm_progress *progress
 static inline bool train_should_stop(void *user) {
     train_watch *watch = user;
     return watch->setup->stop_after && watch->result->last.step >= watch->setup->stop_after;
+}
+
+static inline void train_on_log(void *user, moe_log_level level, const char *text) {
+    train_result *result = user;
+    if (level == MOE_LOG_WARN) snprintf(result->warning, sizeof result->warning, "%s", text);
 }
 
 static inline moe_lm_config *train_config(void **state, const char *const *pairs) {
@@ -132,6 +140,9 @@ static inline train_result train_run(void **state, const train_setup *setup) {
     moe_ctx *ctx;
     const moe_ctx_desc desc = {.size = sizeof desc,
                                .n_threads = setup->threads ? setup->threads : 1,
+                               .isa = setup->isa,
+                               .log = train_on_log,
+                               .log_user = &result,
                                .seed = setup->seed ? setup->seed : 7};
     assert_ok(moe_ctx_create(&desc, &ctx, &error), &error);
     moe_lm_config *config = train_config(state, setup->pairs);
@@ -139,10 +150,11 @@ static inline train_result train_run(void **state, const train_setup *setup) {
     const moe_lm_train_options options = {.size = sizeof options,
                                           .run_dir = dir,
                                           .resume = setup->resume,
+                                          .move_old = setup->move_old,
                                           .on_progress = train_on_progress,
                                           .should_stop = train_should_stop,
                                           .user = &watch,
-                                          .command = "test"};
+                                          .command = setup->command ? setup->command : "test"};
     result.status = moe_lm_train(ctx, config, &options);
     scratch_disk_normal();
     snprintf(result.text, sizeof result.text, "%s", moe_ctx_error(ctx));
