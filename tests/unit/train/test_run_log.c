@@ -121,18 +121,30 @@ static double number_at(const json_t *object, const char *key) {
 }
 
 static void test_metrics(void **state) {
+    /* of the optional losses, layer 0 has the sequences' and layer 2 none */
     const moelm_router_stats router[3] = {
-        {1.25, 0.5, 0.75},
-        {0,    0,   0   },
-        {1.0,  0.0, NAN }
+        {1.25, 0.5, 0.75, 0.125, {1.5, NAN, NAN, NAN, NAN, NAN}},
+        {0,    0,   0,    0,     {0}                           },
+        {1.0,  0.0, NAN,  0.25,  {NAN, NAN, NAN, NAN, NAN, NAN}}
     };
+    moelm_alarm ringing[] = {
+        {MOELM_ALARM_DEAD,    2, 1,  0,  7, 0,   0  },
+        {MOELM_ALARM_ENTROPY, 0, -1, -1, 1, 0.5, 0.6}
+    };
+    const moelm_alarms alarms = {.ringing = ringing, .n_ringing = 2};
     char *path = scratch_path(state, "metrics.jsonl");
     moelm_run_log *log;
     moe_error error;
     assert_ok(moelm_run_log_open(*state, 0, &load, &log, &error), &error);
     for (int64_t step = 1; step <= 12; ++step) {
         moe_lm_progress progress = progress_at(step);
-        assert_ok(moelm_run_log_metrics(log, &progress, &load, router, step == 12, &error), &error);
+        const moelm_metrics metrics = {.progress = &progress,
+                                       .load = &load,
+                                       .router = router,
+                                       .alarms = step == 12 ? &alarms : NULL,
+                                       .evaluated = step == 12,
+                                       .layers = step != 3};
+        assert_ok(moelm_run_log_metrics(log, &metrics, &error), &error);
         assert_ok(moelm_run_log_say(log, "a line", &error), &error);
     }
     assert_ok(moelm_run_log_sync(log, &error), &error);
@@ -149,13 +161,31 @@ static void test_metrics(void **state) {
     assert_int_equal(number_at(layer, "layer"), 2);
     assert_int_equal(number_at(layer, "experts"), 3);
     assert_true(json_is_null(json_object_get(layer, "router_entropy")));
+    assert_true(number_at(layer, "router_loss") == 0.25);
+    assert_null(json_object_get(layer, "seq_aux_loss"));
+    assert_null(json_object_get(line, "alarms"));
     layer = json_array_get(layers, 0);
+    assert_true(number_at(layer, "seq_aux_loss") == 1.5);
+    assert_null(json_object_get(layer, "gshard_loss"));
     assert_true(fabs(number_at(layer, "dropped") - 10.0 / 13) < 1e-8);
     assert_true(fabs(number_at(layer, "load_max") - 11 / 6.5) < 1e-8);
     assert_true(fabs(number_at(layer, "load_cv") - 4.5 / 6.5) < 1e-8);
     json_decref(line);
     line = read_line(path, 11);
     assert_true(number_at(line, "eval_bits_per_byte") == 2.0);
+    const json_t *rung = json_object_get(line, "alarms"), *alarm = json_array_get(rung, 0);
+    assert_int_equal(json_array_size(rung), 2);
+    assert_string_equal(json_string_value(json_object_get(alarm, "kind")), "dead");
+    assert_int_equal(number_at(alarm, "layer"), 2);
+    assert_int_equal(number_at(alarm, "expert"), 1);
+    assert_int_equal(number_at(alarm, "revived_from"), 0);
+    assert_int_equal(number_at(alarm, "steps"), 7);
+    alarm = json_array_get(rung, 1);
+    assert_string_equal(json_string_value(json_object_get(alarm, "kind")), "entropy");
+    assert_true(number_at(alarm, "value") == 0.5 && number_at(alarm, "bound") == 0.6);
+    json_decref(line);
+    line = read_line(path, 2);
+    assert_int_equal(json_array_size(json_object_get(line, "layers")), 0);
     json_decref(line);
 
     long whole = size_of(path);
