@@ -1,0 +1,272 @@
+/* epilogue.cuh: what follows a grouped product, from accumulators [WG_M, TILE_N] to memory.
+ * A warp holds rows 16w..16w+15 of each block of 64; lane l has rows l/4 and l/4+8, columns 8j + 2(l%4) and
+ * the next: acc[4j .. 4j+3]. Lines are put together in the warp's own shared memory. Formulas: moekit/op.h.
+ */
+#ifndef MOEI_EPILOGUE_CUH
+#define MOEI_EPILOGUE_CUH
+
+#include "kernel/cuda/cuda_kernel.h"
+#include "kernel/cuda/gemm_core.cuh"
+
+namespace moei {
+
+enum { LINE = 64, LINE_PITCH = 144, LINE_BYTES = 16 * LINE_PITCH };      /* 16 rows of 64 values, padded */
+enum { STRIP = 32, STRIP_PITCH = 80, STRIP_BYTES = 16 * STRIP_PITCH };   /* 16 rows of 32 */
+
+/* The epilogue's half of a launcher's arguments. */
+struct EpilogueArgs {
+    bf16 *c;
+    int64_t ldc;
+    bool accumulate;
+    int m, n; /* rows (outer product only) and columns; of H where gated */
+    int act;
+    bf16 *z, *dz, *h;
+    int64_t ldz, ldh;
+    const float *row_weight;
+    float *dweight_part;
+    int n_parts;
+};
+
+/* Where a warp's 16 rows go. */
+struct RowSpan {
+    int row, row_end; /* first row of the 16, end of the group */
+};
+
+__device__ __forceinline__ uint4 add_bf16(uint4 a, uint4 b) {
+    uint32_t x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        x[i] = bf16_pack(bf16_low(x[i]) + bf16_low(y[i]), bf16_high(x[i]) + bf16_high(y[i]));
+    return make_uint4(x[0], x[1], x[2], x[3]);
+}
+
+/* The warp's line -> out[row .., column ..], rows and columns past the end left out. */
+__device__ __forceinline__ void flush_line(uint32_t stage, bf16 *out, int64_t ld, RowSpan span, int column,
+                                           int n, bool accumulate) {
+    const int lane = threadIdx.x & 31, part = lane & 7;
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const int r = i * 4 + (lane >> 3), row = span.row + r, col = column + part * 8;
+        uint4 v = shared_load16(stage + r * LINE_PITCH + part * 16);
+        if (row < span.row_end && col < n) {
+            uint4 *to = (uint4 *)(out + row * ld + col);
+            *to = accumulate ? add_bf16(v, *to) : v;
+        }
+    }
+    __syncwarp();
+}
+
+/* 64 columns of accumulators, 4 values a lane for each 8, as one line. */
+__device__ __forceinline__ void stage_line(uint32_t stage, const float *acc) {
+    const int lane = threadIdx.x & 31;
+    const uint32_t to = stage + ((lane & 7) + (lane & 8)) * LINE_PITCH + (lane >> 4) * 16;
+#pragma unroll
+    for (int j = 0; j < LINE / 8; j += 2) {
+        const uint32_t v[4] = {
+            bf16_pack(acc[4 * j], acc[4 * j + 1]), bf16_pack(acc[4 * j + 2], acc[4 * j + 3]),
+            bf16_pack(acc[4 * j + 4], acc[4 * j + 5]), bf16_pack(acc[4 * j + 6], acc[4 * j + 7])};
+        stmatrix(to + j * 16, v);
+    }
+}
+
+template <int M, int N>
+__device__ __forceinline__ void epilogue_store(const float (&acc)[M][N / 2], uint32_t stage, RowSpan span,
+                                               int column, const EpilogueArgs &e) {
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int c = 0; c < N / LINE; ++c) {
+            const RowSpan block = {span.row + 64 * m, span.row_end};
+            stage_line(stage, acc[m] + c * (LINE / 2));
+            flush_line(stage, e.c, e.ldc, block, column + c * LINE, e.n, e.accumulate);
+        }
+}
+
+__device__ __forceinline__ float sigmoid(float x) {
+    float t;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(0.5f * x));
+    return fmaf(0.5f, t, 0.5f);
+}
+__device__ __forceinline__ float normal_cdf(float x) { return 0.5f * (1 + erff(x * 0.70710678f)); }
+
+__device__ __forceinline__ float act_value(int act, float z) {
+    return act == MOE_ACT_GELU ? z * normal_cdf(z) : fmaxf(z, 0);
+}
+__device__ __forceinline__ float act_slope(int act, float z) {
+    if (act == MOE_ACT_GELU) return normal_cdf(z) + z * 0.39894228f * __expf(-0.5f * z * z);
+    return z > 0 ? 1.f : 0.f;
+}
+
+/* Z, and H = act(Z). Gated: the tile holds N/2 gate columns, then the N/2 up columns they go with. */
+template <int M, int N, bool GATED>
+__device__ __forceinline__ void epilogue_act(float (&acc)[M][N / 2], uint32_t stage, RowSpan span, int column,
+                                             const EpilogueArgs &e) {
+    constexpr int WIDTH = GATED ? N / 2 : N;
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int c = 0; c < WIDTH / LINE; ++c) {
+            const RowSpan block = {span.row + 64 * m, span.row_end};
+            float *gate = acc[m] + c * (LINE / 2), *up = gate + WIDTH / 2;
+            if (e.z) {
+                stage_line(stage, gate);
+                flush_line(stage, e.z, e.ldz, block, column + c * LINE, e.n, false);
+                if (GATED) {
+                    stage_line(stage, up);
+                    flush_line(stage, e.z + e.n, e.ldz, block, column + c * LINE, e.n, false);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < LINE / 2; ++i)
+                gate[i] = GATED ? gate[i] * sigmoid(gate[i]) * up[i] : act_value(e.act, gate[i]);
+            stage_line(stage, gate);
+            flush_line(stage, e.h, e.ldh, block, column + c * LINE, e.n, false);
+        }
+}
+
+/* 16 rows of 32 saved pre-activations, two 16-byte pieces a lane. */
+struct Strip {
+    uint4 gate[2], up[2];
+};
+template <bool GATED>
+__device__ __forceinline__ Strip load_strip(RowSpan span, int column, const EpilogueArgs &e) {
+    const int lane = threadIdx.x & 31;
+    Strip s;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const int row = span.row + i * 8 + (lane >> 2), col = column + (lane & 3) * 8;
+        const bool valid = row < span.row_end && col < e.n;
+        const bf16 *z = e.z + row * e.ldz + col;
+        s.gate[i] = valid ? *(const uint4 *)z : make_uint4(0, 0, 0, 0);
+        if (GATED) s.up[i] = valid ? *(const uint4 *)(z + e.n) : make_uint4(0, 0, 0, 0);
+    }
+    return s;
+}
+template <bool GATED> __device__ __forceinline__ void put_strip(uint32_t stage, const Strip &s) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const uint32_t to = stage + (i * 8 + (lane >> 2)) * STRIP_PITCH + (lane & 3) * 16;
+        shared_store16(to, s.gate[i]);
+        if (GATED) shared_store16(to + STRIP_BYTES, s.up[i]);
+    }
+    __syncwarp();
+}
+template <bool GATED>
+__device__ __forceinline__ void flush_strip(uint32_t stage, RowSpan span, int column, const EpilogueArgs &e) {
+    const int lane = threadIdx.x & 31;
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const int r = i * 8 + (lane >> 2), row = span.row + r, col = column + (lane & 3) * 8;
+        const uint32_t from = stage + r * STRIP_PITCH + (lane & 3) * 16;
+        if (row < span.row_end && col < e.n) {
+            *(uint4 *)(e.dz + row * e.ldz + col) = shared_load16(from);
+            if (GATED) *(uint4 *)(e.dz + row * e.ldz + e.n + col) = shared_load16(from + STRIP_BYTES);
+            *(uint4 *)(e.h + row * e.ldh + col) = shared_load16(from + 2 * STRIP_BYTES);
+        }
+    }
+    __syncwarp();
+}
+
+/* dA' = da, Z in shared memory -> dZ over it, weight * A beside it; returns <dA', A> of the pair. */
+template <bool GATED>
+__device__ __forceinline__ float act_grad_pair(uint32_t at, const float *da, float w, int act) {
+    const uint32_t z = shared_load4(at);
+    const float g[2] = {bf16_low(z), bf16_high(z)};
+    float dot = 0, dg[2], du[2], wa[2];
+    const uint32_t zu = GATED ? shared_load4(at + STRIP_BYTES) : 0;
+    const float u[2] = {bf16_low(zu), bf16_high(zu)};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const float wda = w * da[i];
+        float a;
+        if (GATED) {
+            const float s = sigmoid(g[i]), silu = g[i] * s;
+            a = silu * u[i];
+            du[i] = wda * silu;
+            dg[i] = wda * u[i] * fmaf(silu, 1 - s, s);
+        } else {
+            a = act_value(act, g[i]);
+            dg[i] = wda * act_slope(act, g[i]);
+        }
+        wa[i] = w * a;
+        dot = fmaf(da[i], a, dot);
+    }
+    shared_store4(at, bf16_pack(dg[0], dg[1]));
+    if (GATED) shared_store4(at + STRIP_BYTES, bf16_pack(du[0], du[1]));
+    shared_store4(at + 2 * STRIP_BYTES, bf16_pack(wa[0], wa[1]));
+    return dot;
+}
+
+template <int M, int N, bool GATED>
+__device__ __forceinline__ void epilogue_act_grad(const float (&acc)[M][N / 2], uint32_t stage, RowSpan span,
+                                                  int column, const EpilogueArgs &e) {
+    const int lane = threadIdx.x & 31;
+    Strip next = load_strip<GATED>(span, column, e);
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+        const RowSpan block = {span.row + 64 * m, span.row_end};
+        const int row = block.row + (lane >> 2);
+        const float w[2] = {row < span.row_end && e.row_weight ? e.row_weight[row] : 1.f,
+                            row + 8 < span.row_end && e.row_weight ? e.row_weight[row + 8] : 1.f};
+        float dot[2] = {0, 0};
+#pragma unroll
+        for (int c = 0; c < N / STRIP; ++c) {
+            put_strip<GATED>(stage, next);
+            if (c + 1 < N / STRIP) next = load_strip<GATED>(block, column + (c + 1) * STRIP, e);
+            else if (m + 1 < M) next = load_strip<GATED>({block.row + 64, span.row_end}, column, e);
+#pragma unroll
+            for (int j = 0; j < STRIP / 8; ++j)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const uint32_t at =
+                        stage + ((lane >> 2) + 8 * half) * STRIP_PITCH + j * 16 + (lane & 3) * 4;
+                    dot[half] += act_grad_pair<GATED>(at, acc[m] + (c * (STRIP / 8) + j) * 4 + 2 * half,
+                                                      w[half], e.act);
+                }
+            flush_strip<GATED>(stage, block, column + c * STRIP, e);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            dot[half] += __shfl_xor_sync(~0u, dot[half], 1);
+            dot[half] += __shfl_xor_sync(~0u, dot[half], 2);
+            if (e.dweight_part && (lane & 3) == 0 && row + 8 * half < span.row_end)
+                e.dweight_part[(int64_t)(row + 8 * half) * e.n_parts + column / N] = dot[half];
+        }
+    }
+}
+
+/* C transposed: the tile's columns are rows of C. The warpgroup puts 64 of them together. */
+template <int N>
+__device__ __forceinline__ void epilogue_store_transposed(const float (&acc)[N / 2], uint32_t group_stage,
+                                                          int barrier, int row, int column,
+                                                          const EpilogueArgs &e, bf16 *c) {
+    const int lane = threadIdx.x & 31, thread = threadIdx.x & 127, warp = thread >> 5;
+#pragma unroll
+    for (int j0 = 0; j0 < N / 8; j0 += 8) {
+        const uint32_t to = group_stage + ((lane & 7) + (lane >> 4) * 8) * LINE_PITCH + warp * 32 + (lane & 8) * 2;
+#pragma unroll
+        for (int j = 0; j < 8; j += 2) {
+            const float *a = acc + 4 * (j0 + j);
+            const uint32_t v[4] = {bf16_pack(a[0], a[1]), bf16_pack(a[2], a[3]), bf16_pack(a[4], a[5]),
+                                   bf16_pack(a[6], a[7])};
+            stmatrix_transposed(to + j * 8 * LINE_PITCH, v);
+        }
+        named_barrier(barrier, 128);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int r = i * 16 + (thread >> 3), c_row = column + j0 * 8 + r, c_col = row + (thread & 7) * 8;
+            uint4 v = shared_load16(group_stage + r * LINE_PITCH + (thread & 7) * 16);
+            if (c_row < e.n && c_col < e.m) {
+                uint4 *at = (uint4 *)(c + c_row * e.ldc + c_col);
+                *at = e.accumulate ? add_bf16(v, *at) : v;
+            }
+        }
+        named_barrier(barrier, 128);
+    }
+}
+
+} // namespace moei
+#endif
