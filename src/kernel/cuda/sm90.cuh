@@ -28,11 +28,12 @@ __device__ __forceinline__ void mbar_arrive(uint32_t bar) {
 __device__ __forceinline__ void mbar_arrive_expect(uint32_t bar, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
-/* Arrives at the barrier of the same address in block `rank` of the cluster. */
+/* Arrives at the barrier of the same address in block `rank` of the cluster. Without a wider scope, which would
+ * drain this warp's stores to memory first: what it announces is that tensor cores have finished reading. */
 __device__ __forceinline__ void mbar_arrive_at(uint32_t bar, uint32_t rank) {
     asm volatile("{\n .reg .b32 remote;\n"
                  " mapa.shared::cluster.u32 remote, %0, %1;\n"
-                 " mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(bar),
+                 " mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(bar),
                  "r"(rank)
                  : "memory");
 }
