@@ -356,6 +356,7 @@ static void check_case(const Case &c) {
 
 int main(int argc, char **argv) {
     seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
+    setvbuf(stdout, NULL, _IOLBF, 0);
     printf("check_moe: seed %llu\n", (unsigned long long)seed);
     const Case cases[] = {{1, 128, 128, 64, 64, 0},      {1, 256, 300, 256, 256, 0},   {5, 613, 211, 72, 40, 1},
                           {8, 1009, 1200, 192, 128, 1},  {17, 2003, 997, 200, 72, 2},  {64, 3001, 512, 320, 256, 2},

@@ -126,10 +126,11 @@ template <class S> struct Pipeline {
 };
 
 /* acc = sum over k_blocks stages of A B for the rows of one warpgroup, which start `a_offset` bytes into
- * the A tile. One product stays in flight while the next stage is awaited. */
-template <class S, bool A_MN, bool B_MN>
+ * the A tile. One product stays in flight while the next stage is awaited; `issued` is called after the last. */
+template <class S, bool A_MN, bool B_MN, class Issued>
 __device__ __forceinline__ void multiply(float (&acc)[S::BLOCKS_M][S::TILE_N / 2], const Pipeline<S> &pipe,
-                                         Ring<S::STAGES> &ring, int k_blocks, int a_offset) {
+                                         Ring<S::STAGES> &ring, int k_blocks, int a_offset,
+                                         Issued issued) {
     int previous = 0;
     for (int kb = 0; kb < k_blocks; ++kb) {
         mbar_wait(pipe.full_at(ring.stage), ring.phase);
@@ -149,6 +150,7 @@ __device__ __forceinline__ void multiply(float (&acc)[S::BLOCKS_M][S::TILE_N / 2
         previous = ring.stage;
         ring.next();
     }
+    issued();
     wgmma_wait<0>();
     if (k_blocks > 0) release_stage(pipe.empty_at(previous));
 }

@@ -102,7 +102,7 @@ __device__ __forceinline__ void compute_outer(const OuterArgs &p, const Pipeline
         if (k_blocks == 0)
 #pragma unroll
             for (int i = 0; i < S::TILE_N / 2; ++i) acc[0][i] = 0;
-        multiply<S, true, true>(acc, pipe, ring, k_blocks, group * 8192);
+        multiply<S, true, true>(acc, pipe, ring, k_blocks, group * 8192, [] {});
         bf16 *c = p.e.c + (int64_t)tile.group * p.e.m * p.e.n;
         if constexpr (TRANS) {
             epilogue_store_transposed<S::TILE_N>(acc[0], store + group * 4 * LINE_BYTES, 1 + group,

@@ -107,6 +107,15 @@ __device__ __forceinline__ void finish_tile(float (&acc)[S::BLOCKS_M][S::TILE_N 
     if constexpr (EPI == EPI_ACT_GRAD_GATED) epilogue_act_grad<M, N, true>(acc, stage, span, column, e);
 }
 
+/* Ping-pong: the warpgroups take turns. A turn ends when all stages of a tile have been awaited; without that
+ * order a warpgroup would await a stage two phases ahead, which a phase bit cannot tell from now. */
+template <class S> __device__ __forceinline__ void await_turn(int group) {
+    if (S::PINGPONG) named_barrier(1 + group, 256);
+}
+template <class S> __device__ __forceinline__ void pass_turn(int group) {
+    if (S::PINGPONG) named_barrier_arrive(2 - group, 256);
+}
+
 template <class S, bool B_TRANS, int EPI>
 __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<S> &pipe, uint32_t stage,
                                               RowTiles tiles, int first, int step) {
@@ -116,15 +125,20 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
     if (S::PINGPONG && group == 1) {
         ring.skip(p.k_blocks);
         first += step;
+        pass_turn<S>(group);
     }
     for (int u = first, total = tiles.count(); u < total; u += S::PINGPONG ? 2 * step : step) {
         const Tile tile = tiles.at(u);
         if (tile.live) {
             float acc[S::BLOCKS_M][S::TILE_N / 2];
-            multiply<S, false, !B_TRANS>(acc, pipe, ring, p.k_blocks, S::PINGPONG ? 0 : group * S::WG_M * 128);
+            await_turn<S>(group);
+            multiply<S, false, !B_TRANS>(acc, pipe, ring, p.k_blocks, S::PINGPONG ? 0 : group * S::WG_M * 128,
+                                         [group] { pass_turn<S>(group); });
             finish_tile<S, EPI>(acc, stage, {tile.row + row_in_tile, tile.row_end}, tile.column, p.e);
         } else {
+            await_turn<S>(group);
             pass_by(pipe, ring, p.k_blocks);
+            pass_turn<S>(group);
         }
         if (S::PINGPONG) ring.skip(p.k_blocks);
     }
