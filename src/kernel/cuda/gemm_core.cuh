@@ -18,7 +18,7 @@ enum { TILE_K = 64 };   /* values of the sum in a stage: one 128-byte swizzle ro
 enum { BAND = 8 };      /* pairs of row tiles that share their B tiles in L2 */
 enum { GROUPS_MAX = 768 };
 enum { THREADS = 384 }; /* warpgroup 0 loads, 1 and 2 compute */
-enum { SMEM_LIMIT = 232448 };
+enum { LOADERS = 128 }; /* threads that gather */
 
 /* Cooperative: both computing warpgroups share a tile, WG_M rows each. Ping-pong: each has its own tile,
  * one computes while the other stores. */
@@ -126,14 +126,17 @@ template <class S> struct Pipeline {
 };
 
 /* acc = sum over k_blocks stages of A B for the rows of one warpgroup, which start `a_offset` bytes into
- * the A tile. One product stays in flight while the next stage is awaited; `issued` is called after the last. */
-template <class S, bool A_MN, bool B_MN, class Issued>
+ * the A tile. One product stays in flight while the next stage is awaited; `issued` is called after the last.
+ * COPIED: a stage has data written by cp.async, which wgmma sees only past a fence. Here it waits for nothing; in
+ * the loading warps it would wait for the copies of later stages. */
+template <class S, bool A_MN, bool B_MN, bool COPIED, class Issued>
 __device__ __forceinline__ void multiply(float (&acc)[S::BLOCKS_M][S::TILE_N / 2], const Pipeline<S> &pipe,
                                          Ring<S::STAGES> &ring, int k_blocks, int a_offset,
                                          Issued issued) {
     int previous = 0;
     for (int kb = 0; kb < k_blocks; ++kb) {
         mbar_wait(pipe.full_at(ring.stage), ring.phase);
+        if (COPIED) fence_async();
         const uint64_t a = matrix_descriptor(pipe.a(ring.stage) + a_offset, 8192);
         const uint64_t b = matrix_descriptor(pipe.b(ring.stage), 8192);
         wgmma_fence();
@@ -164,35 +167,6 @@ __device__ __forceinline__ void pass_by(const Pipeline<S> &pipe, Ring<S::STAGES>
         release_stage(pipe.empty_at(ring.stage));
     }
 }
-
-/* Loading warps that copy rows with cp.async: a stage is announced LAG stages after its copies were
- * issued, when they have landed, with the fence that shows them to wgmma. */
-enum { LAG = 2 };
-template <class S> struct Announcer {
-    const Pipeline<S> &pipe;
-    Ring<S::STAGES> ring;
-    int pending = 0;
-    __device__ __forceinline__ explicit Announcer(const Pipeline<S> &p) : pipe(p) {}
-    __device__ __forceinline__ void arrive() {
-        fence_async();
-        __syncwarp();
-        if ((threadIdx.x & 31) == 0) mbar_arrive(pipe.full_at(ring.stage));
-        ring.next();
-    }
-    __device__ __forceinline__ void issued() {
-        cp_async_commit();
-        if (pending == LAG) {
-            cp_async_wait<LAG>();
-            arrive();
-        } else {
-            ++pending;
-        }
-    }
-    __device__ __forceinline__ void finish() {
-        cp_async_wait<0>();
-        while (pending-- > 0) arrive();
-    }
-};
 
 } // namespace moei
 #endif

@@ -51,7 +51,6 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorM
     const uint32_t to = (chunk >> 3) * 8192 + row0 * 128 + (((chunk & 7) ^ (row0 & 7)) << 4);
     const int total = p.n_groups * p.pairs_m * p.n_tiles_n;
     Ring<S::STAGES> ring;
-    Announcer<S> announcer(pipe);
     for (int u = first; u < total; u += step) {
         const OuterTile tile = outer_tile(p, u, S::TILE_M, S::TILE_N, rank);
         const int k_blocks = tile.k_blocks(), last = tile.row_end - 1;
@@ -83,10 +82,9 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorM
                 const bool valid = columns_valid && k0 + row0 + 8 * i < tile.row_end;
                 cp_async16(pipe.a(ring.stage) + to + i * 1024, a + from * p.lda, valid);
             }
-            announcer.issued();
+            cp_async_arrive(pipe.full_at(ring.stage));
         }
     }
-    announcer.finish();
 }
 
 template <class S, bool TRANS>
@@ -102,7 +100,7 @@ __device__ __forceinline__ void compute_outer(const OuterArgs &p, const Pipeline
         if (k_blocks == 0)
 #pragma unroll
             for (int i = 0; i < S::TILE_N / 2; ++i) acc[0][i] = 0;
-        multiply<S, true, true>(acc, pipe, ring, k_blocks, group * 8192, [] {});
+        multiply<S, true, true, true>(acc, pipe, ring, k_blocks, group * 8192, [] {});
         bf16 *c = p.e.c + (int64_t)tile.group * p.e.m * p.e.n;
         if constexpr (TRANS) {
             epilogue_store_transposed<S::TILE_N>(acc[0], store + group * 4 * LINE_BYTES, 1 + group,
@@ -123,7 +121,7 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
     extern __shared__ uint8_t raw[];
     const uint32_t base = (smem_address(raw) + 1023) & ~1023u;
     const Pipeline<S> pipe = {base, base + Layout::FULL, base + Layout::EMPTY};
-    if (threadIdx.x == 0) pipe.init(5);
+    if (threadIdx.x == 0) pipe.init(LOADERS + 1);
     __syncthreads();
     cluster_sync();
     const int rank = (int)cluster_rank(), pair = blockIdx.x / PAIR, step = gridDim.x / PAIR;

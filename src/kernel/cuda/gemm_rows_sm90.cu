@@ -67,7 +67,6 @@ __device__ __forceinline__ void gather_tiles(const RowsArgs &p, const CUtensorMa
     const int chunk = threadIdx.x & 7, row0 = threadIdx.x >> 3;
     const uint32_t to = row0 * 128 + ((chunk ^ (row0 & 7)) << 4);
     Ring<S::STAGES> ring;
-    Announcer<S> announcer(pipe);
     for (int u = first, total = tiles.count(); u < total; u += step) {
         const Tile tile = tiles.at(u);
         const bf16 *src[N_ROWS];
@@ -90,10 +89,9 @@ __device__ __forceinline__ void gather_tiles(const RowsArgs &p, const CUtensorMa
                 for (int i = 0; i < N_ROWS; ++i)
                     cp_async16(pipe.a(ring.stage) + to + i * 2048, src[i] + (valid ? kb * TILE_K : 0), valid);
             }
-            announcer.issued();
+            cp_async_arrive(pipe.full_at(ring.stage));
         }
     }
-    announcer.finish();
 }
 
 template <class S, int EPI>
@@ -116,7 +114,7 @@ template <class S> __device__ __forceinline__ void pass_turn(int group) {
     if (S::PINGPONG) named_barrier_arrive(2 - group, 256);
 }
 
-template <class S, bool B_TRANS, int EPI>
+template <class S, bool GATHER, bool B_TRANS, int EPI>
 __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<S> &pipe, uint32_t stage,
                                               RowTiles tiles, int first, int step) {
     const int group = threadIdx.x / 128 - 1, warp = (threadIdx.x / 32) % 4;
@@ -132,8 +130,9 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
         if (tile.live) {
             float acc[S::BLOCKS_M][S::TILE_N / 2];
             await_turn<S>(group);
-            multiply<S, false, !B_TRANS>(acc, pipe, ring, p.k_blocks, S::PINGPONG ? 0 : group * S::WG_M * 128,
-                                         [group] { pass_turn<S>(group); });
+            multiply<S, false, !B_TRANS, GATHER>(acc, pipe, ring, p.k_blocks,
+                                                 S::PINGPONG ? 0 : group * S::WG_M * 128,
+                                                 [group] { pass_turn<S>(group); });
             finish_tile<S, EPI>(acc, stage, {tile.row + row_in_tile, tile.row_end}, tile.column, p.e);
         } else {
             await_turn<S>(group);
@@ -153,7 +152,7 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
     const uint32_t base = (smem_address(raw) + 1023) & ~1023u;
     int *first = (int *)(raw + (base - smem_address(raw)) + Layout::FIRST);
     const Pipeline<S> pipe = {base, base + Layout::FULL, base + Layout::EMPTY};
-    if (threadIdx.x == 0) pipe.init(GATHER ? 5 : 1);
+    if (threadIdx.x == 0) pipe.init(GATHER ? LOADERS + 1 : 1);
     if (threadIdx.x / 32 == 1) count_row_tiles(p.offset, p.n_groups, S::TILE_M, first);
     __syncthreads();
     cluster_sync();
@@ -169,7 +168,7 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
     } else {
         registers_raise<GATHER ? 224 : 232>();
         const uint32_t stage = base + Layout::STORE + (threadIdx.x / 32 - 4) * WARP_BYTES<EPI>;
-        compute_tiles<S, B_TRANS, EPI>(p, pipe, stage, tiles, pair, step);
+        compute_tiles<S, GATHER, B_TRANS, EPI>(p, pipe, stage, tiles, pair, step);
     }
     __syncwarp();
     cluster_sync(); /* the other block may still write here */
