@@ -1,6 +1,8 @@
 /* epilogue.cuh: what follows a grouped product, from accumulators [WG_M, TILE_N] to memory.
  * A warp holds rows 16w..16w+15 of each block of 64; lane l has rows l/4 and l/4+8, columns 8j + 2(l%4) and
  * the next: acc[4j .. 4j+3]. Lines are put together in the warp's own shared memory. Formulas: moekit/op.h.
+ * Loops over the tile stay loops: unrolled, they overflow the instruction cache and every tile fetches its code anew
+ * (dH took three times as long). Registers cannot be indexed by a loop, so the accumulators move down instead.
  */
 #ifndef MOEI_EPILOGUE_CUH
 #define MOEI_EPILOGUE_CUH
@@ -26,6 +28,8 @@ struct EpilogueArgs {
     float *dweight_part;
     int n_parts;
 };
+
+enum { DWEIGHT_COLUMNS = 128 }; /* dweight is summed in parts of so many columns, whatever the tile */
 
 /* Where a warp's 16 rows go. */
 struct RowSpan {
@@ -70,17 +74,32 @@ __device__ __forceinline__ void stage_line(uint32_t stage, const float *acc) {
     }
 }
 
+/* The accumulators move down by BY, or by a block of 64 rows. */
+template <int BY, int M, int L> __device__ __forceinline__ void shift(float (&acc)[M][L]) {
+#pragma unroll
+    for (int i = 0; i + BY < L; ++i) acc[0][i] = acc[0][i + BY];
+}
+template <int M, int L> __device__ __forceinline__ void shift_block(float (&acc)[M][L]) {
+#pragma unroll
+    for (int m = 0; m + 1 < M; ++m)
+#pragma unroll
+        for (int i = 0; i < L; ++i) acc[m][i] = acc[m + 1][i];
+}
+
 template <int M, int N>
-__device__ __forceinline__ void epilogue_store(const float (&acc)[M][N / 2], uint32_t stage, RowSpan span,
-                                               int column, const EpilogueArgs &e) {
-#pragma unroll
-    for (int m = 0; m < M; ++m)
-#pragma unroll
+__device__ __forceinline__ void epilogue_store(float (&acc)[M][N / 2], uint32_t stage, RowSpan span, int column,
+                                               const EpilogueArgs &e) {
+#pragma unroll 1
+    for (int m = 0; m < M; ++m) {
+        const RowSpan block = {span.row + 64 * m, span.row_end};
+#pragma unroll 1
         for (int c = 0; c < N / LINE; ++c) {
-            const RowSpan block = {span.row + 64 * m, span.row_end};
-            stage_line(stage, acc[m] + c * (LINE / 2));
+            stage_line(stage, acc[0]);
             flush_line(stage, e.c, e.ldc, block, column + c * LINE, e.n, e.accumulate);
+            shift<LINE / 2>(acc);
         }
+        shift_block(acc);
+    }
 }
 
 __device__ __forceinline__ float sigmoid(float x) {
@@ -103,12 +122,12 @@ template <int M, int N, bool GATED>
 __device__ __forceinline__ void epilogue_act(float (&acc)[M][N / 2], uint32_t stage, RowSpan span, int column,
                                              const EpilogueArgs &e) {
     constexpr int WIDTH = GATED ? N / 2 : N;
-#pragma unroll
-    for (int m = 0; m < M; ++m)
-#pragma unroll
+#pragma unroll 1
+    for (int m = 0; m < M; ++m) {
+        const RowSpan block = {span.row + 64 * m, span.row_end};
+#pragma unroll 1
         for (int c = 0; c < WIDTH / LINE; ++c) {
-            const RowSpan block = {span.row + 64 * m, span.row_end};
-            float *gate = acc[m] + c * (LINE / 2), *up = gate + WIDTH / 2;
+            float *gate = acc[0], *up = acc[0] + WIDTH / 2 % (N / 2);
             if (e.z) {
                 stage_line(stage, gate);
                 flush_line(stage, e.z, e.ldz, block, column + c * LINE, e.n, false);
@@ -122,7 +141,10 @@ __device__ __forceinline__ void epilogue_act(float (&acc)[M][N / 2], uint32_t st
                 gate[i] = GATED ? gate[i] * sigmoid(gate[i]) * up[i] : act_value(e.act, gate[i]);
             stage_line(stage, gate);
             flush_line(stage, e.h, e.ldh, block, column + c * LINE, e.n, false);
+            shift<LINE / 2>(acc);
         }
+        shift_block(acc);
+    }
 }
 
 /* 16 rows of 32 saved pre-activations, two 16-byte pieces a lane. */
@@ -201,55 +223,60 @@ __device__ __forceinline__ float act_grad_pair(uint32_t at, const float *da, flo
 }
 
 template <int M, int N, bool GATED>
-__device__ __forceinline__ void epilogue_act_grad(const float (&acc)[M][N / 2], uint32_t stage, RowSpan span,
-                                                  int column, const EpilogueArgs &e) {
+__device__ __forceinline__ void epilogue_act_grad(float (&acc)[M][N / 2], uint32_t stage, RowSpan span, int column,
+                                                  const EpilogueArgs &e) {
+    constexpr int STRIPS = N / STRIP;
     const int lane = threadIdx.x & 31;
+    const uint32_t at = stage + (lane >> 2) * STRIP_PITCH + (lane & 3) * 4;
     Strip next = load_strip<GATED>(span, column, e);
-#pragma unroll
+#pragma unroll 1
     for (int m = 0; m < M; ++m) {
         const RowSpan block = {span.row + 64 * m, span.row_end};
         const int row = block.row + (lane >> 2);
         const float w[2] = {row < span.row_end && e.row_weight ? e.row_weight[row] : 1.f,
                             row + 8 < span.row_end && e.row_weight ? e.row_weight[row + 8] : 1.f};
         float dot[2] = {0, 0};
-#pragma unroll
-        for (int c = 0; c < N / STRIP; ++c) {
+#pragma unroll 1
+        for (int c = 0; c < STRIPS; ++c) {
             put_strip<GATED>(stage, next);
-            if (c + 1 < N / STRIP) next = load_strip<GATED>(block, column + (c + 1) * STRIP, e);
-            else if (m + 1 < M) next = load_strip<GATED>({block.row + 64, span.row_end}, column, e);
+            const bool wrap = c + 1 == STRIPS; /* on to the next 64 rows; past the last, nothing is valid */
+            next = load_strip<GATED>({wrap ? (m + 1 < M ? block.row + 64 : span.row_end) : block.row, span.row_end},
+                                     wrap ? column : column + (c + 1) * STRIP, e);
 #pragma unroll
             for (int j = 0; j < STRIP / 8; ++j)
 #pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const uint32_t at =
-                        stage + ((lane >> 2) + 8 * half) * STRIP_PITCH + j * 16 + (lane & 3) * 4;
-                    dot[half] += act_grad_pair<GATED>(at, acc[m] + (c * (STRIP / 8) + j) * 4 + 2 * half,
-                                                      w[half], e.act);
-                }
+                for (int half = 0; half < 2; ++half)
+                    dot[half] += act_grad_pair<GATED>(at + 8 * half * STRIP_PITCH + j * 16,
+                                                      acc[0] + j * 4 + 2 * half, w[half], e.act);
             flush_strip<GATED>(stage, block, column + c * STRIP, e);
-        }
+            shift<STRIP / 2>(acc);
+            if ((c + 1) % (DWEIGHT_COLUMNS / STRIP) != 0) continue;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            dot[half] += __shfl_xor_sync(~0u, dot[half], 1);
-            dot[half] += __shfl_xor_sync(~0u, dot[half], 2);
-            if (e.dweight_part && (lane & 3) == 0 && row + 8 * half < span.row_end)
-                e.dweight_part[(int64_t)(row + 8 * half) * e.n_parts + column / N] = dot[half];
+            for (int half = 0; half < 2; ++half) {
+                dot[half] += __shfl_xor_sync(~0u, dot[half], 1);
+                dot[half] += __shfl_xor_sync(~0u, dot[half], 2);
+                const int part = (column + c * STRIP) / DWEIGHT_COLUMNS, to = row + 8 * half;
+                if (e.dweight_part && (lane & 3) == 0 && to < span.row_end && part < e.n_parts)
+                    e.dweight_part[(int64_t)to * e.n_parts + part] = dot[half];
+                dot[half] = 0;
+            }
         }
+        shift_block(acc);
     }
 }
 
 /* C transposed: the tile's columns are rows of C. The warpgroup puts 64 of them together. */
 template <int N>
-__device__ __forceinline__ void epilogue_store_transposed(const float (&acc)[N / 2], uint32_t group_stage,
+__device__ __forceinline__ void epilogue_store_transposed(float (&acc)[1][N / 2], uint32_t group_stage,
                                                           int barrier, int row, int column,
                                                           const EpilogueArgs &e, bf16 *c) {
     const int lane = threadIdx.x & 31, thread = threadIdx.x & 127, warp = thread >> 5;
-#pragma unroll
+#pragma unroll 1
     for (int j0 = 0; j0 < N / 8; j0 += 8) {
         const uint32_t to = group_stage + ((lane & 7) + (lane >> 4) * 8) * LINE_PITCH + warp * 32 + (lane & 8) * 2;
 #pragma unroll
         for (int j = 0; j < 8; j += 2) {
-            const float *a = acc + 4 * (j0 + j);
+            const float *a = acc[0] + 4 * j;
             const uint32_t v[4] = {bf16_pack(a[0], a[1]), bf16_pack(a[2], a[3]), bf16_pack(a[4], a[5]),
                                    bf16_pack(a[6], a[7])};
             stmatrix_transposed(to + j * 8 * LINE_PITCH, v);
@@ -264,6 +291,7 @@ __device__ __forceinline__ void epilogue_store_transposed(const float (&acc)[N /
                 *at = e.accumulate ? add_bf16(v, *at) : v;
             }
         }
+        shift<LINE / 2>(acc);
         named_barrier(barrier, 128);
     }
 }

@@ -161,6 +161,7 @@ __device__ __forceinline__ void multiply(float (&acc)[S::BLOCKS_M][S::TILE_N / 2
 /* A tile without rows: its half of B is still loaded for the other block. */
 template <class S>
 __device__ __forceinline__ void pass_by(const Pipeline<S> &pipe, Ring<S::STAGES> &ring, int k_blocks) {
+#pragma unroll 1
     for (int kb = 0; kb < k_blocks; ++kb, ring.next()) {
         mbar_wait(pipe.full_at(ring.stage), ring.phase);
         __syncwarp();

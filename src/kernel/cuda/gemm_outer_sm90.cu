@@ -61,6 +61,7 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorM
             const int row = min(tile.row + my_row, last);
             next = p.a_row ? __ldg(p.a_row + row) : row;
         }
+#pragma unroll 1
         for (int kb = 0; kb < k_blocks; ++kb, ring.next()) {
             const int k0 = tile.row + kb * TILE_K, index = next;
             const bool tail = k0 + TILE_K > tile.row_end;
@@ -103,7 +104,7 @@ __device__ __forceinline__ void compute_outer(const OuterArgs &p, const Pipeline
         multiply<S, true, true, true>(acc, pipe, ring, k_blocks, group * 8192, [] {});
         bf16 *c = p.e.c + (int64_t)tile.group * p.e.m * p.e.n;
         if constexpr (TRANS) {
-            epilogue_store_transposed<S::TILE_N>(acc[0], store + group * 4 * LINE_BYTES, 1 + group,
+            epilogue_store_transposed<S::TILE_N>(acc, store + group * 4 * LINE_BYTES, 1 + group,
                                                  tile.m + group * 64, tile.n, p.e, c);
         } else {
             EpilogueArgs e = p.e;

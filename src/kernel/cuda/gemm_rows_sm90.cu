@@ -49,6 +49,7 @@ __device__ __forceinline__ void load_tiles(const RowsArgs &p, const CUtensorMap 
     for (int u = first, total = tiles.count(); u < total; u += step) {
         const Tile tile = tiles.at(u);
         const uint32_t bytes = tile.live ? S::STAGE_BYTES : S::B_BYTES;
+#pragma unroll 1
         for (int kb = 0; kb < p.k_blocks; ++kb, ring.next()) {
             mbar_wait(pipe.empty_at(ring.stage), ring.phase ^ 1);
             const uint32_t bar = pipe.full_at(ring.stage);
@@ -75,6 +76,7 @@ __device__ __forceinline__ void gather_tiles(const RowsArgs &p, const CUtensorMa
             const int row = min(tile.row + row0 + 16 * i, tile.row_end - 1);
             src[i] = p.a + (int64_t)__ldg(p.a_row + row) * p.lda + chunk * 8;
         }
+#pragma unroll 1
         for (int kb = 0; kb < p.k_blocks; ++kb, ring.next()) {
             mbar_wait(pipe.empty_at(ring.stage), ring.phase ^ 1);
             if (threadIdx.x == 0) {
@@ -175,7 +177,6 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
 }
 
 typedef Shape<false, 64, 256, 4> Cooperative256;
-typedef Shape<false, 64, 128, 4> Cooperative128; /* narrow experts */
 typedef Shape<true, 128, 192, 4> PingPong192;
 typedef Shape<true, 128, 128, 4> PingPong128;
 
@@ -187,7 +188,7 @@ static cudaError_t launch(const moei_cuda_gemm_rows_args *args, moei_stream stre
                   args->lda, args->a_row,
                   {(bf16 *)args->c, args->ldc, args->accumulate, 0, n, args->act, (bf16 *)args->z,
                    (bf16 *)args->dz, (bf16 *)args->h, args->ldz, args->ldh, args->row_weight,
-                   args->dweight_part, n_tiles}};
+                   args->dweight_part, (int)moei_cuda_dweight_parts(n)}};
     const int columns = TWO_HALVES<EPI> ? 2 * n : n;
     CUtensorMap map_a = {}, map_b;
     cudaError_t error = B_TRANS ? make_map(&map_b, args->b, k, columns, args->n_groups, k, S::TILE_N / PAIR, true)
@@ -210,8 +211,7 @@ static cudaError_t launch(const moei_cuda_gemm_rows_args *args, moei_stream stre
 
 using namespace moei;
 
-/* ACT_GRAD's tile width fixes its number of partial sums. */
-int64_t moei_cuda_dweight_parts(int64_t n) { return (n + 127) / 128; }
+int64_t moei_cuda_dweight_parts(int64_t n) { return (n + DWEIGHT_COLUMNS - 1) / DWEIGHT_COLUMNS; }
 
 static cudaError_t launch_store(const moei_cuda_gemm_rows_args *args, moei_stream stream) {
     const bool pingpong = args->schedule == MOEI_SCHEDULE_PINGPONG ||
@@ -240,7 +240,7 @@ static cudaError_t launch_act_grad(const moei_cuda_gemm_rows_args *args, moei_st
     if (!args->a_row || !args->b_trans) return cudaErrorNotSupported;
     if (args->act == MOE_ACT_SWIGLU)
         return args->schedule == MOEI_SCHEDULE_COOPERATIVE
-                   ? launch<Cooperative128, true, true, EPI_ACT_GRAD_GATED>(args, stream)
+                   ? launch<Cooperative256, true, true, EPI_ACT_GRAD_GATED>(args, stream)
                    : launch<PingPong128, true, true, EPI_ACT_GRAD_GATED>(args, stream);
     return launch<PingPong128, true, true, EPI_ACT_GRAD>(args, stream);
 }
