@@ -50,9 +50,18 @@ struct Layer {
     Buffer<float> lse, weight, row_weight, part;
     Buffer<int> expert, bad, offset, row_token, row_of;
     Buffer<uint8_t> count;
-    moei_schedule up_schedule = MOEI_SCHEDULE_AUTO, down_schedule = MOEI_SCHEDULE_AUTO, dh_schedule = MOEI_SCHEDULE_AUTO,
-                  dx_schedule = MOEI_SCHEDULE_AUTO;
+    moei_schedule up_schedule = forced("UP"), down_schedule = forced("DOWN"), dh_schedule = forced("DH"),
+                  dx_schedule = forced("DX");
     bool routed = true;
+    int free_sms = getenv("FREE") ? atoi(getenv("FREE")) : 0;
+    cudaStream_t main_stream, side_stream;
+    cudaEvent_t fork, join[2];
+
+    /* UP=1 and the like force a schedule. */
+    static moei_schedule forced(const char *name) {
+        const char *text = getenv(name);
+        return text ? (moei_schedule)atoi(text) : MOEI_SCHEDULE_AUTO;
+    }
 
     explicit Layer(const Config &cc)
         : c(cc), rows(c.tokens * c.top_k), tiles((int)((c.tokens + 127) / 128)), pitch((c.experts + 3) / 4 * 4),
@@ -62,6 +71,10 @@ struct Layer {
           part(rows * moei_cuda_dweight_parts(c.n)), expert(rows), bad(1), offset(c.experts + 1), row_token(rows),
           row_of(rows), count((int64_t)tiles * pitch) {
         const float s = 1 / sqrtf((float)c.d);
+        CUDA_OK(cudaStreamCreateWithPriority(&main_stream, cudaStreamNonBlocking, -1));
+        CUDA_OK(cudaStreamCreateWithPriority(&side_stream, cudaStreamNonBlocking, 0));
+        for (cudaEvent_t *event : {&fork, join, join + 1})
+            CUDA_OK(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
         x.random(1, 1), gate.random(2, s), w1.random(3, s), w2.random(4, 1 / sqrtf((float)c.n)), dy.random(5, 1);
     }
     void run(Kernel which, moei_stream stream) {
@@ -77,7 +90,7 @@ struct Layer {
         r.n_groups = c.experts, r.offset = offset.data, r.max_rows = rows;
         moei_cuda_gemm_outer_args o = {};
         o.n_groups = c.experts, o.offset = offset.data, o.max_rows = rows, o.m = c.d, o.lda = c.d;
-        o.a_row = row_token.data;
+        o.a_row = row_token.data, o.free_sms = stream ? free_sms : 0;
         switch (which) {
         case ROUTE: CUDA_OK(moei_cuda_route(&route, stream)); return;
         case PLAN: CUDA_OK(moei_cuda_plan(&plan, stream)); return;
@@ -117,8 +130,24 @@ struct Layer {
     void forward() {
         for (int k = routed ? ROUTE : UP; k <= COMBINE; ++k) run((Kernel)k, 0);
     }
+    /* dX only moves bytes, so it runs beside the products of the weights' gradients, on SMs they leave free. */
     void backward() {
-        for (int k = DH; k <= DX; ++k) run((Kernel)k, 0);
+        if (free_sms == 0) {
+            for (int k = DH; k <= DX; ++k) run((Kernel)k, 0);
+            return;
+        }
+        run(DH, 0);
+        run(DX_ROWS, 0);
+        CUDA_OK(cudaEventRecord(fork, 0));
+        CUDA_OK(cudaStreamWaitEvent(main_stream, fork, 0));
+        CUDA_OK(cudaStreamWaitEvent(side_stream, fork, 0));
+        run(DW1, main_stream);
+        run(DX, side_stream);
+        run(DW2, main_stream);
+        CUDA_OK(cudaEventRecord(join[0], main_stream));
+        CUDA_OK(cudaEventRecord(join[1], side_stream));
+        CUDA_OK(cudaStreamWaitEvent(0, join[0], 0));
+        CUDA_OK(cudaStreamWaitEvent(0, join[1], 0));
     }
     /* The same products by cuBLAS, rows spread evenly and standing in order in y_rows. */
     void bound_forward() {

@@ -69,6 +69,7 @@ typedef struct moei_cuda_gemm_outer_args {
     int64_t ldb;
     void *c; /* [n_groups, m, n] or [n_groups, n, m] */
     bool c_trans, accumulate;
+    int32_t free_sms; /* multiprocessors left to other streams */
 } moei_cuda_gemm_outer_args;
 int moei_cuda_gemm_outer(const moei_cuda_gemm_outer_args *args, moei_stream stream);
 

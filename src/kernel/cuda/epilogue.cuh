@@ -1,8 +1,8 @@
 /* epilogue.cuh: what follows a grouped product, from accumulators [WG_M, TILE_N] to memory.
  * A warp holds rows 16w..16w+15 of each block of 64; lane l has rows l/4 and l/4+8, columns 8j + 2(l%4) and
  * the next: acc[4j .. 4j+3]. Lines are put together in the warp's own shared memory. Formulas: moekit/op.h.
- * Loops over the tile stay loops: unrolled, they overflow the instruction cache and every tile fetches its code anew
- * (dH took three times as long). Registers cannot be indexed by a loop, so the accumulators move down instead.
+ * Loops over the tile stay loops, for code that fits the instruction cache; since a loop cannot index registers, the
+ * accumulators move down instead.
  */
 #ifndef MOEI_EPILOGUE_CUH
 #define MOEI_EPILOGUE_CUH
@@ -222,46 +222,70 @@ __device__ __forceinline__ float act_grad_pair(uint32_t at, const float *da, flo
     return dot;
 }
 
+/* Walks over a warp's strips: N / STRIP of them for each block of 64 rows. Loads are two strips ahead, so that both
+ * halves of a 128-byte line of Z are read before dZ is written over either: a read that meets a line half
+ * written waits for microseconds (dH took 0.81 instead of 0.49 ms). */
+template <int M, int N, bool GATED> struct ActGrad {
+    static constexpr int STRIPS = N / STRIP;
+    float (&acc)[M][N / 2];
+    const uint32_t stage;
+    const RowSpan span;
+    const int column;
+    const EpilogueArgs &e;
+    float w[2], dot[2];
+
+    __device__ __forceinline__ Strip load(int q) const {
+        const int row = q < M * STRIPS ? span.row + q / STRIPS * 64 : span.row_end; /* past the last: nothing */
+        return load_strip<GATED>({row, span.row_end}, column + q % STRIPS * STRIP, e);
+    }
+    __device__ __forceinline__ void begin_block(int row) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int r = row + 8 * half;
+            w[half] = e.row_weight && r < span.row_end ? e.row_weight[r] : 1.f;
+            dot[half] = 0;
+        }
+    }
+    __device__ __forceinline__ void keep_dweight(int row, int part) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            dot[half] += __shfl_xor_sync(~0u, dot[half], 1);
+            dot[half] += __shfl_xor_sync(~0u, dot[half], 2);
+            const int to = row + 8 * half;
+            if (e.dweight_part && (threadIdx.x & 3) == 0 && to < span.row_end && part < e.n_parts)
+                e.dweight_part[(int64_t)to * e.n_parts + part] = dot[half];
+            dot[half] = 0;
+        }
+    }
+    __device__ __forceinline__ void step(int q, Strip &strip) {
+        const int lane = threadIdx.x & 31, c = q % STRIPS, first = span.row + q / STRIPS * 64;
+        const int row = first + (lane >> 2);
+        const uint32_t at = stage + (lane >> 2) * STRIP_PITCH + (lane & 3) * 4;
+        put_strip<GATED>(stage, strip);
+        strip = load(q + 2);
+        if (c == 0) begin_block(row);
+#pragma unroll
+        for (int j = 0; j < STRIP / 8; ++j)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                dot[half] += act_grad_pair<GATED>(at + 8 * half * STRIP_PITCH + j * 16, acc[0] + j * 4 + 2 * half,
+                                                  w[half], e.act);
+        flush_strip<GATED>(stage, {first, span.row_end}, column + c * STRIP, e);
+        shift<STRIP / 2>(acc);
+        if ((c + 1) % (DWEIGHT_COLUMNS / STRIP) == 0) keep_dweight(row, (column + c * STRIP) / DWEIGHT_COLUMNS);
+        if (c + 1 == STRIPS) shift_block(acc);
+    }
+};
+
 template <int M, int N, bool GATED>
 __device__ __forceinline__ void epilogue_act_grad(float (&acc)[M][N / 2], uint32_t stage, RowSpan span, int column,
                                                   const EpilogueArgs &e) {
-    constexpr int STRIPS = N / STRIP;
-    const int lane = threadIdx.x & 31;
-    const uint32_t at = stage + (lane >> 2) * STRIP_PITCH + (lane & 3) * 4;
-    Strip next = load_strip<GATED>(span, column, e);
+    ActGrad<M, N, GATED> walk = {acc, stage, span, column, e, {1, 1}, {0, 0}};
+    Strip even = walk.load(0), odd = walk.load(1);
 #pragma unroll 1
-    for (int m = 0; m < M; ++m) {
-        const RowSpan block = {span.row + 64 * m, span.row_end};
-        const int row = block.row + (lane >> 2);
-        const float w[2] = {row < span.row_end && e.row_weight ? e.row_weight[row] : 1.f,
-                            row + 8 < span.row_end && e.row_weight ? e.row_weight[row + 8] : 1.f};
-        float dot[2] = {0, 0};
-#pragma unroll 1
-        for (int c = 0; c < STRIPS; ++c) {
-            put_strip<GATED>(stage, next);
-            const bool wrap = c + 1 == STRIPS; /* on to the next 64 rows; past the last, nothing is valid */
-            next = load_strip<GATED>({wrap ? (m + 1 < M ? block.row + 64 : span.row_end) : block.row, span.row_end},
-                                     wrap ? column : column + (c + 1) * STRIP, e);
-#pragma unroll
-            for (int j = 0; j < STRIP / 8; ++j)
-#pragma unroll
-                for (int half = 0; half < 2; ++half)
-                    dot[half] += act_grad_pair<GATED>(at + 8 * half * STRIP_PITCH + j * 16,
-                                                      acc[0] + j * 4 + 2 * half, w[half], e.act);
-            flush_strip<GATED>(stage, block, column + c * STRIP, e);
-            shift<STRIP / 2>(acc);
-            if ((c + 1) % (DWEIGHT_COLUMNS / STRIP) != 0) continue;
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                dot[half] += __shfl_xor_sync(~0u, dot[half], 1);
-                dot[half] += __shfl_xor_sync(~0u, dot[half], 2);
-                const int part = (column + c * STRIP) / DWEIGHT_COLUMNS, to = row + 8 * half;
-                if (e.dweight_part && (lane & 3) == 0 && to < span.row_end && part < e.n_parts)
-                    e.dweight_part[(int64_t)to * e.n_parts + part] = dot[half];
-                dot[half] = 0;
-            }
-        }
-        shift_block(acc);
+    for (int q = 0; q < M * N / STRIP; q += 2) {
+        walk.step(q, even);
+        walk.step(q + 1, odd);
     }
 }
 

@@ -167,7 +167,7 @@ static cudaError_t launch(const moei_cuda_gemm_outer_args *args, moei_stream str
     const int bytes = Shared<S, LINE_BYTES>::bytes(0);
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;
-    kernel<<<n_sm / PAIR * PAIR, THREADS, bytes, stream>>>(p, map_b);
+    kernel<<<(n_sm - args->free_sms) / PAIR * PAIR, THREADS, bytes, stream>>>(p, map_b);
     return cudaGetLastError();
 }
 
