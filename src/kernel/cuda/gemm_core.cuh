@@ -13,7 +13,7 @@ namespace moei {
 
 typedef __nv_bfloat16 bf16;
 
-enum { PAIR = 2 };      /* blocks of a cluster, where rows are ragged */
+enum { PAIR = 2 };      /* blocks of a cluster */
 enum { TILE_K = 64 };   /* values of the sum in a stage: one 128-byte swizzle row */
 enum { BAND = 8 };      /* pairs of row tiles that share their B tiles in L2 */
 enum { GROUPS_MAX = 768 };
@@ -22,9 +22,8 @@ enum { LOADERS = 128 }; /* threads that gather */
 
 /* Cooperative: both computing warpgroups share a tile, WG_M rows each. Ping-pong: each has its own tile,
  * one computes while the other stores. */
-template <bool PINGPONG_, int WG_M_, int TILE_N_, int STAGES_, int CLUSTER_ = PAIR> struct Shape {
+template <bool PINGPONG_, int WG_M_, int TILE_N_, int STAGES_> struct Shape {
     static constexpr bool PINGPONG = PINGPONG_;
-    static constexpr int CLUSTER = CLUSTER_;
     static constexpr int WG_M = WG_M_, TILE_N = TILE_N_, STAGES = STAGES_;
     static constexpr int TILE_M = PINGPONG ? WG_M : 2 * WG_M;
     static constexpr int BLOCKS_M = WG_M / 64;
@@ -105,10 +104,10 @@ struct RowTiles {
     }
 };
 
-/* Computing warps give a stage back to all blocks of the cluster, since each fills a part of it. */
-template <int CLUSTER> __device__ __forceinline__ void release_stage(uint32_t empty) {
+/* Computing warps give a stage back to both blocks, since either may fill half of it. */
+__device__ __forceinline__ void release_stage(uint32_t empty) {
     const uint32_t lane = threadIdx.x & 31;
-    if (lane < CLUSTER) mbar_arrive_at(empty, lane);
+    if (lane < PAIR) mbar_arrive_at(empty, lane);
 }
 
 template <class S> struct Pipeline {
@@ -120,7 +119,7 @@ template <class S> struct Pipeline {
     __device__ __forceinline__ void init(int loader_arrivals) const {
         for (int s = 0; s < S::STAGES; ++s) {
             mbar_init(full_at(s), loader_arrivals);
-            mbar_init(empty_at(s), S::CLUSTER * S::CONSUMER_WARPS);
+            mbar_init(empty_at(s), PAIR * S::CONSUMER_WARPS);
         }
         mbar_init_done();
     }
@@ -150,13 +149,13 @@ __device__ __forceinline__ void multiply(float (&acc)[S::BLOCKS_M][S::TILE_N / 2
                     b + k16 * descriptor_step16<B_MN>(), (kb | k16) != 0);
         wgmma_commit();
         wgmma_wait<1>();
-        if (kb > 0) release_stage<S::CLUSTER>(pipe.empty_at(previous));
+        if (kb > 0) release_stage(pipe.empty_at(previous));
         previous = ring.stage;
         ring.next();
     }
     issued();
     wgmma_wait<0>();
-    if (k_blocks > 0) release_stage<S::CLUSTER>(pipe.empty_at(previous));
+    if (k_blocks > 0) release_stage(pipe.empty_at(previous));
 }
 
 /* A tile without rows: its half of B is still loaded for the other block. */
@@ -166,7 +165,7 @@ __device__ __forceinline__ void pass_by(const Pipeline<S> &pipe, Ring<S::STAGES>
     for (int kb = 0; kb < k_blocks; ++kb, ring.next()) {
         mbar_wait(pipe.full_at(ring.stage), ring.phase);
         __syncwarp();
-        release_stage<S::CLUSTER>(pipe.empty_at(ring.stage));
+        release_stage(pipe.empty_at(ring.stage));
     }
 }
 

@@ -5,13 +5,11 @@
 #include "kernel/cuda/epilogue.cuh"
 #include "kernel/cuda/tensor_map.cuh"
 
-#include <stdlib.h>
-
 namespace moei {
 
 struct OuterArgs {
     const int *offset;
-    int n_groups, clusters_m, n_tiles_n;
+    int n_groups, pairs_m, n_tiles_n;
     const bf16 *a, *b;
     int64_t lda, ldb;
     const int *a_row;
@@ -23,12 +21,12 @@ struct OuterTile {
     __device__ __forceinline__ int k_blocks() const { return (row_end - row + TILE_K - 1) / TILE_K; }
 };
 
-template <class S> __device__ __forceinline__ OuterTile outer_tile(const OuterArgs &p, int u, int rank) {
-    const int per_group = p.clusters_m * p.n_tiles_n, group = u / per_group, local = u - group * per_group;
+__device__ __forceinline__ OuterTile outer_tile(const OuterArgs &p, int u, int tile_m, int tile_n, int rank) {
+    const int per_group = p.pairs_m * p.n_tiles_n, group = u / per_group, local = u - group * per_group;
     const int band = local / (BAND * p.n_tiles_n), inside = local - band * BAND * p.n_tiles_n;
-    const int height = min((int)BAND, p.clusters_m - band * BAND);
-    const int cluster = band * BAND + inside % height;
-    return {group, (cluster * S::CLUSTER + rank) * S::TILE_M, inside / height * S::TILE_N, __ldg(p.offset + group),
+    const int height = min((int)BAND, p.pairs_m - band * BAND);
+    const int pair = band * BAND + inside % height;
+    return {group, (pair * PAIR + rank) * tile_m, inside / height * tile_n, __ldg(p.offset + group),
             __ldg(p.offset + group + 1)};
 }
 
@@ -51,10 +49,10 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorM
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, chunk = lane & 15;
     const int row0 = 2 * warp + (lane >> 4), my_row = 2 * warp + (lane & 1) + 8 * ((lane & 15) >> 1);
     const uint32_t to = (chunk >> 3) * 8192 + row0 * 128 + (((chunk & 7) ^ (row0 & 7)) << 4);
-    const int total = p.n_groups * p.clusters_m * p.n_tiles_n;
+    const int total = p.n_groups * p.pairs_m * p.n_tiles_n;
     Ring<S::STAGES> ring;
     for (int u = first; u < total; u += step) {
-        const OuterTile tile = outer_tile<S>(p, u, rank);
+        const OuterTile tile = outer_tile(p, u, S::TILE_M, S::TILE_N, rank);
         const int k_blocks = tile.k_blocks(), last = tile.row_end - 1;
         const bool columns_valid = tile.m + chunk * 8 < p.e.m;
         const bf16 *a = p.a + (columns_valid ? tile.m + chunk * 8 : 0);
@@ -74,8 +72,8 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorM
                 const uint32_t bar = pipe.full_at(ring.stage);
                 mbar_arrive_expect(bar, tail ? 0 : S::B_BYTES);
                 for (int block = 0; block < S::TILE_N / 64 && !tail; ++block)
-                    tma_load_shared<S::CLUSTER>(pipe.b(ring.stage) + block * 8192 + rank * (TILE_K / S::CLUSTER) * 128, map_b, bar,
-                                  tile.n + block * 64, k0 + rank * (TILE_K / S::CLUSTER), 0);
+                    tma_load_pair(pipe.b(ring.stage) + block * 8192 + rank * (TILE_K / PAIR) * 128, map_b, bar,
+                                  tile.n + block * 64, k0 + rank * (TILE_K / PAIR), 0);
             }
             __syncwarp();
             if (tail) copy_b_tail<S>(p, pipe.b(ring.stage), tile, k0);
@@ -94,10 +92,10 @@ template <class S, bool TRANS>
 __device__ __forceinline__ void compute_outer(const OuterArgs &p, const Pipeline<S> &pipe, uint32_t store,
                                               int rank, int first, int step) {
     const int group = threadIdx.x / 128 - 1, warp = (threadIdx.x / 32) % 4;
-    const int total = p.n_groups * p.clusters_m * p.n_tiles_n;
+    const int total = p.n_groups * p.pairs_m * p.n_tiles_n;
     Ring<S::STAGES> ring;
     for (int u = first; u < total; u += step) {
-        const OuterTile tile = outer_tile<S>(p, u, rank);
+        const OuterTile tile = outer_tile(p, u, S::TILE_M, S::TILE_N, rank);
         const int k_blocks = tile.k_blocks();
         float acc[1][S::TILE_N / 2];
         if (k_blocks == 0)
@@ -118,7 +116,7 @@ __device__ __forceinline__ void compute_outer(const OuterArgs &p, const Pipeline
 }
 
 template <class S, bool TRANS>
-__global__ void __cluster_dims__(S::CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+__global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
     gemm_outer_kernel(const __grid_constant__ OuterArgs p, const __grid_constant__ CUtensorMap map_b) {
     typedef Shared<S, LINE_BYTES> Layout;
     extern __shared__ uint8_t raw[];
@@ -127,21 +125,20 @@ __global__ void __cluster_dims__(S::CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     if (threadIdx.x == 0) pipe.init(LOADERS + 1);
     __syncthreads();
     cluster_sync();
-    const int rank = (int)cluster_rank(), first = blockIdx.x / S::CLUSTER, step = gridDim.x / S::CLUSTER;
+    const int rank = (int)cluster_rank(), pair = blockIdx.x / PAIR, step = gridDim.x / PAIR;
     if (threadIdx.x < 128) {
         registers_lower<56>();
-        gather_outer<S>(p, &map_b, pipe, rank, first, step);
+        gather_outer<S>(p, &map_b, pipe, rank, pair, step);
     } else {
         registers_raise<224>();
-        compute_outer<S, TRANS>(p, pipe, base + Layout::STORE, rank, first, step);
+        compute_outer<S, TRANS>(p, pipe, base + Layout::STORE, rank, pair, step);
     }
     __syncwarp();
     cluster_sync(); /* the other block may still write here */
 }
 
-typedef Shape<false, 64, 256, 4, 4> Outer256x4; /* four row tiles share B: a quarter less to read from L2 */
-typedef Shape<false, 64, 256, 4, 2> Outer256;
-typedef Shape<false, 64, 128, 4, 2> Outer128; /* narrow experts */
+typedef Shape<false, 64, 256, 4> Outer256;
+typedef Shape<false, 64, 128, 4> Outer128; /* narrow experts */
 
 template <class S, bool TRANS>
 static cudaError_t launch(const moei_cuda_gemm_outer_args *args, moei_stream stream) {
@@ -149,7 +146,7 @@ static cudaError_t launch(const moei_cuda_gemm_outer_args *args, moei_stream str
     OuterArgs p = {};
     p.offset = args->offset;
     p.n_groups = args->n_groups;
-    p.clusters_m = (m + S::CLUSTER * S::TILE_M - 1) / (S::CLUSTER * S::TILE_M);
+    p.pairs_m = (m + PAIR * S::TILE_M - 1) / (PAIR * S::TILE_M);
     p.n_tiles_n = (n + S::TILE_N - 1) / S::TILE_N;
     p.a = (const bf16 *)args->a;
     p.b = (const bf16 *)args->b;
@@ -162,7 +159,7 @@ static cudaError_t launch(const moei_cuda_gemm_outer_args *args, moei_stream str
     p.e.m = m;
     p.e.n = n;
     CUtensorMap map_b;
-    cudaError_t error = make_map(&map_b, args->b, n, args->max_rows, 1, args->ldb, TILE_K / S::CLUSTER, true);
+    cudaError_t error = make_map(&map_b, args->b, n, args->max_rows, 1, args->ldb, TILE_K / PAIR, true);
     int n_sm = 0;
     if (!error) error = multiprocessors(&n_sm);
     if (error) return error;
@@ -170,24 +167,7 @@ static cudaError_t launch(const moei_cuda_gemm_outer_args *args, moei_stream str
     const int bytes = Shared<S, LINE_BYTES>::bytes(0);
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = S::CLUSTER;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(n_sm / S::CLUSTER * S::CLUSTER));
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-    /* A part of the chip with an odd number of SMs cannot hold whole clusters only. */
-    int at_once = 0;
-    error = cudaOccupancyMaxActiveClusters(&at_once, kernel, &config);
-    if (error) return error;
-    config.gridDim.x = (unsigned)(min(at_once, (n_sm - args->free_sms) / S::CLUSTER) * S::CLUSTER);
-    error = cudaLaunchKernelEx(&config, kernel, p, map_b);
-    if (error) return error;
+    kernel<<<(n_sm - args->free_sms) / PAIR * PAIR, THREADS, bytes, stream>>>(p, map_b);
     return cudaGetLastError();
 }
 
@@ -198,7 +178,5 @@ using namespace moei;
 int moei_cuda_gemm_outer(const moei_cuda_gemm_outer_args *args, moei_stream stream) {
     if (args->n <= 128)
         return args->c_trans ? launch<Outer128, true>(args, stream) : launch<Outer128, false>(args, stream);
-    const bool four = args->m % (4 * Outer256x4::TILE_M) == 0 && !getenv("PAIRS");
-    if (four) return args->c_trans ? launch<Outer256x4, true>(args, stream) : launch<Outer256x4, false>(args, stream);
     return args->c_trans ? launch<Outer256, true>(args, stream) : launch<Outer256, false>(args, stream);
 }

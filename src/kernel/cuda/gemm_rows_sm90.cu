@@ -27,7 +27,7 @@ __device__ __forceinline__ void load_b(const CUtensorMap *map, uint32_t dst, uin
                                        int kb, int rank, int n) {
     if (B_TRANS) {
         constexpr int HALF = S::TILE_N / PAIR;
-        tma_load_shared<PAIR>(dst + rank * HALF * 128, map, bar, kb * TILE_K, tile.column + rank * HALF, tile.group);
+        tma_load_pair(dst + rank * HALF * 128, map, bar, kb * TILE_K, tile.column + rank * HALF, tile.group);
         return;
     }
     constexpr int HALF = TILE_K / PAIR;
@@ -35,7 +35,7 @@ __device__ __forceinline__ void load_b(const CUtensorMap *map, uint32_t dst, uin
     for (int block = 0; block < S::TILE_N / 64; ++block) {
         const bool up = GATED && block >= S::TILE_N / 128;
         const int column = tile.column + block * 64 + (up ? n - S::TILE_N / 2 : 0);
-        tma_load_shared<PAIR>(dst + block * 8192 + rank * HALF * 128, map, bar, column, kb * TILE_K + rank * HALF,
+        tma_load_pair(dst + block * 8192 + rank * HALF * 128, map, bar, column, kb * TILE_K + rank * HALF,
                       tile.group);
     }
 }

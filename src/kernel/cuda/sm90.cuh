@@ -88,13 +88,12 @@ __device__ __forceinline__ void tma_load(uint32_t dst, const CUtensorMap *map, u
                  "l"(map), "r"(bar), "r"(x), "r"(y)
                  : "memory");
 }
-/* To the same address in all blocks of the cluster; each block's own barrier counts the bytes. */
-template <int CLUSTER>
-__device__ __forceinline__ void tma_load_shared(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x, int y,
+/* To the same address in both blocks of the pair; each block's own barrier counts the bytes. */
+__device__ __forceinline__ void tma_load_pair(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x, int y,
                                               int z) {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
                  ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(dst),
-                 "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "h"((uint16_t)((1 << CLUSTER) - 1))
+                 "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "h"((uint16_t)3)
                  : "memory");
 }
 
