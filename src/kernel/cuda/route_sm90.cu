@@ -73,7 +73,7 @@ __device__ __forceinline__ void select_row(const moei_cuda_route_args &p, const 
 #pragma unroll
     for (int k = 0; k < K; ++k)
         if (k < p.top_k) {
-            const int e = min(key_expert(best[k]), p.n_experts - 1);
+            const int e = key_expert(best[k]);
             p.expert[token * p.top_k + k] = e;
             p.weight[token * p.top_k + k] = p.scale * __expf(key_score(best[k]) - max) / divisor;
             atomicAdd(count + e, 1);
@@ -159,7 +159,8 @@ __global__ void __launch_bounds__(ROUTE_THREADS, N == 256 ? 1 : 2)
         }
     named_barrier(1, SELECTORS);
     const int pitch = (p.n_experts + 3) / 4 * 4;
-    if (thread < pitch) p.tile_count[(int64_t)blockIdx.x * pitch + thread] = thread < p.n_experts ? (uint8_t)count[thread] : 0;
+    if (thread < pitch)
+        p.tile_count[(int64_t)blockIdx.x * pitch + thread] = thread < p.n_experts ? (uint8_t)count[thread] : 0;
 }
 
 template <int N> static cudaError_t launch_route(const moei_cuda_route_args *args, moei_stream stream) {
@@ -178,7 +179,7 @@ template <int N> static cudaError_t launch_route(const moei_cuda_route_args *arg
 } // namespace moei
 
 int moei_cuda_route(const moei_cuda_route_args *args, moei_stream stream) {
-    if (args->n_experts > 256 || args->top_k > 16) return cudaErrorNotSupported;
+    if (args->n_experts > 256 || args->top_k > 16 || args->top_k > args->n_experts) return cudaErrorNotSupported;
     if (args->n_experts <= 64) return moei::launch_route<64>(args, stream);
     return args->n_experts <= 128 ? moei::launch_route<128>(args, stream)
                                   : moei::launch_route<256>(args, stream);
