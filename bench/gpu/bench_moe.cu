@@ -17,16 +17,22 @@ struct Config {
     const char *published; /* SonicMoE, forward / backward TFLOP/s */
 };
 static const Config configs[] = {
-    {"7B n256", 24576, 1536, 256, 128, 8, "363 / 404"},     {"7B n512", 24576, 1536, 512, 64, 4, "434 / 438"},
-    {"7B n1024", 24576, 1536, 1024, 32, 2, "466 / 466"},    {"30B n256", 32768, 4096, 256, 256, 16, "427 / 459"},
-    {"30B n512", 32768, 4096, 512, 128, 8, "502 / 511"},    {"30B n1024", 32768, 4096, 1024, 64, 4, "551 / 553"},
-    {"120B n512", 32768, 4096, 512, 256, 16, "517 / 526"},  {"120B n1024", 32768, 4096, 1024, 128, 8, "558 / 566"},
-    {"120B n2048", 32768, 4096, 2048, 64, 4, "596 / 586"},  {"1.4B n256", 40960, 768, 256, 128, 8, "338 / 366"},
-    {"1.4B n512", 40960, 768, 512, 64, 4, "399 / 400"},     {"1.4B n1024", 40960, 768, 1024, 32, 2, "405 / 436"},
+    {"7B n256",    24576, 1536, 256,  128, 8,  "363 / 404"},
+    {"7B n512",    24576, 1536, 512,  64,  4,  "434 / 438"},
+    {"7B n1024",   24576, 1536, 1024, 32,  2,  "466 / 466"},
+    {"30B n256",   32768, 4096, 256,  256, 16, "427 / 459"},
+    {"30B n512",   32768, 4096, 512,  128, 8,  "502 / 511"},
+    {"30B n1024",  32768, 4096, 1024, 64,  4,  "551 / 553"},
+    {"120B n512",  32768, 4096, 512,  256, 16, "517 / 526"},
+    {"120B n1024", 32768, 4096, 1024, 128, 8,  "558 / 566"},
+    {"120B n2048", 32768, 4096, 2048, 64,  4,  "596 / 586"},
+    {"1.4B n256",  40960, 768,  256,  128, 8,  "338 / 366"},
+    {"1.4B n512",  40960, 768,  512,  64,  4,  "399 / 400"},
+    {"1.4B n1024", 40960, 768,  1024, 32,  2,  "405 / 436"},
 };
 enum Kernel { ROUTE, PLAN, UP, DOWN, COMBINE, DH, DW2, DX_ROWS, DW1, DX, N_KERNELS };
-static const char *const kernel_name[N_KERNELS] = {"route", "plan", "up", "down",   "combine",
-                                                   "dH",    "dW2",  "dXrows", "dW1", "dX"};
+static const char *const kernel_name[N_KERNELS] = {"route", "plan", "up",     "down", "combine",
+                                                   "dH",    "dW2",  "dXrows", "dW1",  "dX"};
 
 static cublasHandle_t blas;
 static void blas_ok(cublasStatus_t status) {
@@ -36,10 +42,10 @@ static void blas_ok(cublasStatus_t status) {
 static void product(const bf16 *a, bool ta, const bf16 *b, bool tb, bf16 *c, int64_t m, int64_t n, int64_t k,
                     int batch) {
     const float one = 1, zero = 0;
-    blas_ok(cublasGemmStridedBatchedEx(blas, tb ? CUBLAS_OP_T : CUBLAS_OP_N, ta ? CUBLAS_OP_T : CUBLAS_OP_N, (int)n,
-                                       (int)m, (int)k, &one, b, CUDA_R_16BF, (int)(tb ? k : n), n * k, a,
-                                       CUDA_R_16BF, (int)(ta ? m : k), m * k, &zero, c, CUDA_R_16BF, (int)n, m * n,
-                                       batch, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    blas_ok(cublasGemmStridedBatchedEx(blas, tb ? CUBLAS_OP_T : CUBLAS_OP_N, ta ? CUBLAS_OP_T : CUBLAS_OP_N,
+                                       (int)n, (int)m, (int)k, &one, b, CUDA_R_16BF, (int)(tb ? k : n), n * k,
+                                       a, CUDA_R_16BF, (int)(ta ? m : k), m * k, &zero, c, CUDA_R_16BF,
+                                       (int)n, m * n, batch, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
 }
 
 struct Layer {
@@ -64,26 +70,30 @@ struct Layer {
     }
 
     explicit Layer(const Config &cc)
-        : c(cc), rows(c.tokens * c.top_k), tiles((int)((c.tokens + 127) / 128)), pitch((c.experts + 3) / 4 * 4),
-          x(c.tokens * c.d), gate(c.experts * c.d), w1(c.experts * c.d * 2 * c.n), w2(c.experts * c.n * c.d),
-          z(rows * 2 * c.n), h(rows * c.n), y_rows(rows * c.d), y(c.tokens * c.d), dy(c.tokens * c.d),
-          wa(rows * c.n), dw1(w1.n), dw2(w2.n), dx(c.tokens * c.d), lse(c.tokens), weight(rows), row_weight(rows),
-          part(rows * moei_cuda_dweight_parts(c.n)), expert(rows), bad(1), offset(c.experts + 1), row_token(rows),
-          row_of(rows), count((int64_t)tiles * pitch) {
+        : c(cc), rows(c.tokens * c.top_k), tiles((int)((c.tokens + 127) / 128)),
+          pitch((c.experts + 3) / 4 * 4), x(c.tokens * c.d), gate(c.experts * c.d),
+          w1(c.experts * c.d * 2 * c.n), w2(c.experts * c.n * c.d), z(rows * 2 * c.n), h(rows * c.n),
+          y_rows(rows * c.d), y(c.tokens * c.d), dy(c.tokens * c.d), wa(rows * c.n), dw1(w1.n), dw2(w2.n),
+          dx(c.tokens * c.d), lse(c.tokens), weight(rows), row_weight(rows),
+          part(rows * moei_cuda_dweight_parts(c.n)), expert(rows), bad(1), offset(c.experts + 1),
+          row_token(rows), row_of(rows), count((int64_t)tiles * pitch) {
         const float s = 1 / sqrtf((float)c.d);
         CUDA_OK(cudaStreamCreateWithPriority(&main_stream, cudaStreamNonBlocking, -1));
         CUDA_OK(cudaStreamCreateWithPriority(&side_stream, cudaStreamNonBlocking, 0));
         for (cudaEvent_t *event : {&fork, join, join + 1})
             CUDA_OK(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
-        x.random(1, 1), gate.random(2, s), w1.random(3, s), w2.random(4, 1 / sqrtf((float)c.n)), dy.random(5, 1);
+        x.random(1, 1), gate.random(2, s), w1.random(3, s), w2.random(4, 1 / sqrtf((float)c.n)),
+            dy.random(5, 1);
     }
     void run(Kernel which, moei_stream stream) {
-        const moei_cuda_route_args route = {c.tokens, c.d, c.experts, c.top_k, x.data, gate.data, false, false, 1,
-                                            NULL, lse.data, expert.data, weight.data, count.data, bad.data};
-        const moei_cuda_plan_args plan = {c.tokens, c.experts, c.top_k, expert.data, weight.data, count.data,
-                                          offset.data, row_token.data, row_of.data, row_weight.data};
-        const moei_cuda_gather_sum_args combine = {c.tokens, c.d, c.top_k, y_rows.data, row_of.data, weight.data,
-                                                   y.data, false};
+        const moei_cuda_route_args route = {c.tokens,  c.d,         c.experts,   c.top_k,    x.data,
+                                            gate.data, false,       false,       1,          NULL,
+                                            lse.data,  expert.data, weight.data, count.data, bad.data};
+        const moei_cuda_plan_args plan = {c.tokens,    c.experts,      c.top_k,     expert.data,
+                                          weight.data, count.data,     offset.data, row_token.data,
+                                          row_of.data, row_weight.data};
+        const moei_cuda_gather_sum_args combine = {c.tokens,    c.d,         c.top_k, y_rows.data,
+                                                   row_of.data, weight.data, y.data,  false};
         moei_cuda_gather_sum_args combine_dx = combine;
         combine_dx.weight = NULL, combine_dx.out = dx.data;
         moei_cuda_gemm_rows_args r = {};
@@ -92,10 +102,18 @@ struct Layer {
         o.n_groups = c.experts, o.offset = offset.data, o.max_rows = rows, o.m = c.d, o.lda = c.d;
         o.a_row = row_token.data, o.free_sms = stream ? free_sms : 0;
         switch (which) {
-        case ROUTE: CUDA_OK(moei_cuda_route(&route, stream)); return;
-        case PLAN: CUDA_OK(moei_cuda_plan(&plan, stream)); return;
-        case COMBINE: CUDA_OK(moei_cuda_gather_sum(&combine, stream)); return;
-        case DX: CUDA_OK(moei_cuda_gather_sum(&combine_dx, stream)); return;
+        case ROUTE:
+            CUDA_OK(moei_cuda_route(&route, stream));
+            return;
+        case PLAN:
+            CUDA_OK(moei_cuda_plan(&plan, stream));
+            return;
+        case COMBINE:
+            CUDA_OK(moei_cuda_gather_sum(&combine, stream));
+            return;
+        case DX:
+            CUDA_OK(moei_cuda_gather_sum(&combine_dx, stream));
+            return;
         case UP:
             r.n = c.n, r.k = c.d, r.a = x.data, r.lda = c.d, r.a_row = row_token.data, r.b = w1.data;
             r.epilogue = MOE_EPI_ACT, r.act = MOE_ACT_SWIGLU, r.z = z.data, r.ldz = 2 * c.n, r.h = h.data;
@@ -106,7 +124,8 @@ struct Layer {
             r.schedule = down_schedule;
             break;
         case DH:
-            r.n = c.n, r.k = c.d, r.a = dy.data, r.lda = c.d, r.a_row = row_token.data, r.b = w2.data, r.b_trans = true;
+            r.n = c.n, r.k = c.d, r.a = dy.data, r.lda = c.d, r.a_row = row_token.data, r.b = w2.data,
+            r.b_trans = true;
             r.epilogue = MOE_EPI_ACT_GRAD, r.act = MOE_ACT_SWIGLU, r.z = r.dz = z.data, r.ldz = 2 * c.n;
             r.h = wa.data, r.ldh = c.n, r.row_weight = row_weight.data, r.dweight_part = part.data;
             r.schedule = dh_schedule;
@@ -123,14 +142,16 @@ struct Layer {
             o.n = 2 * c.n, o.a = x.data, o.b = z.data, o.ldb = 2 * c.n, o.c = dw1.data;
             CUDA_OK(moei_cuda_gemm_outer(&o, stream));
             return;
-        default: return;
+        default:
+            return;
         }
         CUDA_OK(moei_cuda_gemm_rows(&r, stream));
     }
     void forward() {
         for (int k = routed ? ROUTE : UP; k <= COMBINE; ++k) run((Kernel)k, 0);
     }
-    /* dX only moves bytes, so it runs beside the products of the weights' gradients, on SMs they leave free. */
+    /* dX only moves bytes, so it runs beside the products of the weights' gradients, on SMs they leave free.
+     */
     void backward() {
         if (free_sms == 0) {
             for (int k = DH; k <= DX; ++k) run((Kernel)k, 0);
@@ -168,18 +189,29 @@ struct Layer {
     }
     /* Fewest bytes (performance.md section 1.2). */
     double bytes(int k) const {
-        const double td = 2. * (double)(c.tokens * c.d), rn = 2. * (double)(rows * c.n), rd = 2. * (double)(rows * c.d);
+        const double td = 2. * (double)(c.tokens * c.d), rn = 2. * (double)(rows * c.n),
+                     rd = 2. * (double)(rows * c.d);
         const double w = 2. * (double)(c.experts * c.n * c.d);
         switch (k) {
-        case ROUTE: return td;
-        case UP: return td + 2 * w + 3 * rn;
-        case DOWN: return rn + w + rd;
-        case COMBINE: case DX: return rd + td;
-        case DH: return td + w + 5 * rn;
-        case DW2: return td + rn + w;
-        case DX_ROWS: return 2 * rn + 2 * w + rd;
-        case DW1: return td + 2 * rn + 2 * w;
-        default: return 0;
+        case ROUTE:
+            return td;
+        case UP:
+            return td + 2 * w + 3 * rn;
+        case DOWN:
+            return rn + w + rd;
+        case COMBINE:
+        case DX:
+            return rd + td;
+        case DH:
+            return td + w + 5 * rn;
+        case DW2:
+            return td + rn + w;
+        case DX_ROWS:
+            return 2 * rn + 2 * w + rd;
+        case DW1:
+            return td + 2 * rn + 2 * w;
+        default:
+            return 0;
         }
     }
 };
@@ -205,11 +237,16 @@ static Summary time_layer(Layer &layer, Buffer<bf16> &big, int rounds) {
     for (int round = -2; round < rounds; ++round) {
         double now[5 + N_KERNELS];
         now[0] = timed(timer, big_product, &big);
-        now[1] = timed(timer, [](void *l) { ((Layer *)l)->bound_forward(); }, &layer);
-        now[2] = timed(timer, [](void *l) { ((Layer *)l)->bound_backward(); }, &layer);
-        layer.w1.random(3, 1 / sqrtf((float)layer.c.d)); /* fresh after the bound's products used the buffers */
-        now[3] = timed(timer, [](void *l) { ((Layer *)l)->forward(); }, &layer);
-        now[4] = timed(timer, [](void *l) { ((Layer *)l)->backward(); }, &layer);
+        now[1] = timed(
+            timer, [](void *l) { ((Layer *)l)->bound_forward(); }, &layer);
+        now[2] = timed(
+            timer, [](void *l) { ((Layer *)l)->bound_backward(); }, &layer);
+        layer.w1.random(3,
+                        1 / sqrtf((float)layer.c.d)); /* fresh after the bound's products used the buffers */
+        now[3] = timed(
+            timer, [](void *l) { ((Layer *)l)->forward(); }, &layer);
+        now[4] = timed(
+            timer, [](void *l) { ((Layer *)l)->backward(); }, &layer);
         for (int k = layer.routed ? ROUTE : UP; k < N_KERNELS; ++k) {
             timer.start();
             layer.run((Kernel)k, 0);
@@ -228,8 +265,10 @@ static void print_kernels(const Layer &layer, const Summary &s) {
     for (int k = 0; k < N_KERNELS; ++k) {
         const double ms = s.kernel[k];
         if (ms == 0) continue;
-        if (layer.flops(k) > 0) printf(" %s %.3f (%.0f TF)", kernel_name[k], ms, layer.flops(k) / ms * 1e-9);
-        else printf(" %s %.3f (%.2f TB/s)", kernel_name[k], ms, layer.bytes(k) / ms * 1e-9);
+        if (layer.flops(k) > 0)
+            printf(" %s %.3f (%.0f TF)", kernel_name[k], ms, layer.flops(k) / ms * 1e-9);
+        else
+            printf(" %s %.3f (%.2f TB/s)", kernel_name[k], ms, layer.bytes(k) / ms * 1e-9);
     }
     printf("\n");
 }
@@ -268,8 +307,8 @@ int main(int argc, char **argv) {
     CUDA_OK(cudaGetDeviceProperties(&prop, 0));
     int driver = 0, runtime = 0;
     cudaDriverGetVersion(&driver), cudaRuntimeGetVersion(&runtime);
-    printf("%s, %d SMs, driver API %d, runtime %d, %d rounds, medians\n", prop.name, prop.multiProcessorCount, driver,
-           runtime, rounds);
+    printf("%s, %d SMs, driver API %d, runtime %d, %d rounds, medians\n", prop.name, prop.multiProcessorCount,
+           driver, runtime, rounds);
     Buffer<bf16> big(3ll * 8192 * 8192);
     big.random(77, 1);
     for (const Config &c : configs) {
@@ -279,7 +318,8 @@ int main(int argc, char **argv) {
         print_kernels(layer, s);
         const double f = 6. * (double)layer.rows * (double)(c.n * c.d) * 1e-9;
         char line[240];
-        snprintf(line, sizeof line, "%-11s %4.0f | %4.0f %4.0f | %4.0f %4.0f | %4.1f %% %4.1f %% %4.1f %% | %s", c.name,
+        snprintf(line, sizeof line,
+                 "%-11s %4.0f | %4.0f %4.0f | %4.0f %4.0f | %4.1f %% %4.1f %% %4.1f %% | %s", c.name,
                  2 * 8192. * 8192 * 8192 / s.blas_8192 * 1e-9, f / s.bound_f, 2 * f / s.bound_b, f / s.fwd,
                  2 * f / s.bwd, 100 * s.bound_f / s.fwd, 100 * s.bound_b / s.bwd,
                  100 * (s.bound_f + s.bound_b) / (s.fwd + s.bwd), c.published);
@@ -290,8 +330,8 @@ int main(int argc, char **argv) {
             force_zipf(layer);
             const Summary zipf = time_layer(layer, big, rounds);
             print_kernels(layer, zipf);
-            snprintf(line, sizeof line, "%-11s Zipf(1.0) against even: forward %+.1f %%, backward %+.1f %%", c.name,
-                     100 * (zipf.fwd / even.fwd - 1), 100 * (zipf.bwd / even.bwd - 1));
+            snprintf(line, sizeof line, "%-11s Zipf(1.0) against even: forward %+.1f %%, backward %+.1f %%",
+                     c.name, 100 * (zipf.fwd / even.fwd - 1), 100 * (zipf.bwd / even.bwd - 1));
             table.push_back(line);
         }
         fflush(stdout);

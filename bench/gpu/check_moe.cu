@@ -48,7 +48,8 @@ static __global__ void outer_ref(const bf16 *a, int64_t lda, const int *a_row, c
     if (i >= m * n) return;
     float sum = 0;
     for (int r = offset[g]; r < offset[g + 1]; ++r)
-        sum += __bfloat162float(a[(a_row ? a_row[r] : r) * lda + i / n]) * __bfloat162float(b[r * ldb + i % n]);
+        sum +=
+            __bfloat162float(a[(a_row ? a_row[r] : r) * lda + i / n]) * __bfloat162float(b[r * ldb + i % n]);
     out[g * m * n + i] = sum;
 }
 
@@ -59,8 +60,9 @@ struct Case {
 static std::vector<int> offsets_of(const Case &c) {
     std::vector<double> share((size_t)c.groups);
     for (int g = 0; g < c.groups; ++g)
-        share[(size_t)g] = c.load == 0   ? 1
-                           : c.load == 1 ? (mix(seed + (uint64_t)g * 31) % 3 ? mix(seed ^ (uint64_t)g) % 1000 : 0)
+        share[(size_t)g] = c.load == 0 ? 1
+                           : c.load == 1
+                               ? (mix(seed + (uint64_t)g * 31) % 3 ? mix(seed ^ (uint64_t)g) % 1000 : 0)
                            : c.load == 2 ? 1.0 / (g + 1)
                                          : (g == c.groups / 2);
     double total = std::accumulate(share.begin(), share.end(), 1e-9), run = 0;
@@ -82,24 +84,26 @@ struct Problem {
         : c(cc), offset(c.groups + 1), row(c.rows), x((int64_t)c.tokens * c.d), h((int64_t)c.rows * c.n),
           w1((int64_t)c.groups * c.d * 2 * c.n), w2((int64_t)c.groups * c.n * c.d), row_weight(c.rows) {
         std::vector<int> index((size_t)c.rows);
-        for (int r = 0; r < c.rows; ++r) index[(size_t)r] = (int)(mix(seed * 7 + (uint64_t)r) % (uint32_t)c.tokens);
+        for (int r = 0; r < c.rows; ++r)
+            index[(size_t)r] = (int)(mix(seed * 7 + (uint64_t)r) % (uint32_t)c.tokens);
         offset.put(offsets_of(c));
         row.put(index);
         const float s = 1 / sqrtf((float)c.d);
         x.random(seed + 1, 1), h.random(seed + 2, 1), w1.random(seed + 3, s), w2.random(seed + 4, s);
         row_weight.random(seed + 5, 1);
     }
-    std::vector<float> product(const bf16 *a, int64_t lda, const int *a_row, const bf16 *b, bool trans, int64_t n,
-                               int64_t k) {
+    std::vector<float> product(const bf16 *a, int64_t lda, const int *a_row, const bf16 *b, bool trans,
+                               int64_t n, int64_t k) {
         Buffer<float> out(c.rows * n);
-        product_ref<<<(unsigned)((c.rows * n + 255) / 256), 256>>>(a, lda, a_row, b, trans, offset.data, c.groups,
-                                                                  n, k, out.data);
+        product_ref<<<(unsigned)((c.rows * n + 255) / 256), 256>>>(a, lda, a_row, b, trans, offset.data,
+                                                                   c.groups, n, k, out.data);
         CUDA_OK(cudaDeviceSynchronize());
         return out.get();
     }
     std::string name(const char *what) const {
         char text[160];
-        snprintf(text, sizeof text, "%s E %d R %d d %d n %d load %d", what, c.groups, c.rows, c.d, c.n, c.load);
+        snprintf(text, sizeof text, "%s E %d R %d d %d n %d load %d", what, c.groups, c.rows, c.d, c.n,
+                 c.load);
         return text;
     }
 };
@@ -124,7 +128,8 @@ static void check_store(Problem &p, bool gather, bool trans, moei_schedule sched
     std::vector<double> want(ref.begin(), ref.end());
     for (size_t i = 0; i < before.size(); ++i) want[i] += (double)(float)before[i];
     char what[80];
-    snprintf(what, sizeof what, "store gather %d trans %d schedule %d add %d", gather, trans, schedule, accumulate);
+    snprintf(what, sizeof what, "store gather %d trans %d schedule %d add %d", gather, trans, schedule,
+             accumulate);
     verdict(p.name(what).c_str(), distance(c.get(), want), 4e-3, c.guard_intact());
 }
 
@@ -157,13 +162,14 @@ static void check_act(Problem &p, moe_act act, moei_schedule schedule, bool keep
     for (int64_t r = 0; r < p.c.rows; ++r)
         for (int64_t j = 0; j < n; ++j)
             want_h[(size_t)(r * n + j)] =
-                act_eval(act, ref[(size_t)(r * width + j)], gated ? ref[(size_t)(r * width + n + j)] : 0).value;
+                act_eval(act, ref[(size_t)(r * width + j)], gated ? ref[(size_t)(r * width + n + j)] : 0)
+                    .value;
     char what[80];
     snprintf(what, sizeof what, "act %d schedule %d keep %d", act, schedule, keep);
     verdict(p.name(what).c_str(), distance(h.get(), want_h), 5e-3, h.guard_intact());
     if (keep)
-        verdict(p.name("  its z").c_str(), distance(z.get(), std::vector<double>(ref.begin(), ref.end())), 4e-3,
-                z.guard_intact());
+        verdict(p.name("  its z").c_str(), distance(z.get(), std::vector<double>(ref.begin(), ref.end())),
+                4e-3, z.guard_intact());
 }
 
 static void check_act_grad(Problem &p, moe_act act, moei_schedule schedule, bool in_place) {
@@ -188,7 +194,8 @@ static void check_act_grad(Problem &p, moe_act act, moei_schedule schedule, bool
     for (int64_t r = 0; r < p.c.rows; ++r) {
         for (int64_t j = 0; j < n; ++j) {
             const size_t at = (size_t)(r * width + j), i = (size_t)(r * n + j);
-            const Act a = act_eval(act, (double)(float)z_old[at], gated ? (double)(float)z_old[at + (size_t)n] : 0);
+            const Act a =
+                act_eval(act, (double)(float)z_old[at], gated ? (double)(float)z_old[at + (size_t)n] : 0);
             want_z[at] = w[(size_t)r] * da[i] * a.d_gate;
             if (gated) want_z[at + (size_t)n] = w[(size_t)r] * da[i] * a.d_up;
             want_a[i] = w[(size_t)r] * a.value;
@@ -212,7 +219,8 @@ static void check_outer(Problem &p, bool trans, bool gather, bool accumulate) {
     std::vector<bf16> before;
     if (accumulate) c.random(seed + 9, 1), before = c.get();
     moei_cuda_gemm_outer_args args = {};
-    args.n_groups = p.c.groups, args.offset = p.offset.data, args.max_rows = p.c.rows + 1, args.m = m, args.n = n;
+    args.n_groups = p.c.groups, args.offset = p.offset.data, args.max_rows = p.c.rows + 1, args.m = m,
+    args.n = n;
     args.a = a, args.lda = m, args.a_row = gather ? p.row.data : NULL, args.b = p.h.data, args.ldb = n;
     args.c = c.data, args.c_trans = trans, args.accumulate = accumulate;
     CUDA_OK(moei_cuda_gemm_outer(&args, 0));
@@ -227,7 +235,8 @@ static void check_outer(Problem &p, bool trans, bool gather, bool accumulate) {
         for (int64_t i = 0; i < m; ++i)
             for (int64_t j = 0; j < n; ++j) {
                 const size_t to = (size_t)(g * m * n + (trans ? j * m + i : i * n + j));
-                want[to] = (double)plain[(size_t)(g * m * n + i * n + j)] + (accumulate ? (double)(float)before[to] : 0);
+                want[to] = (double)plain[(size_t)(g * m * n + i * n + j)] +
+                           (accumulate ? (double)(float)before[to] : 0);
             }
     char what[80];
     snprintf(what, sizeof what, "outer trans %d gather %d add %d", trans, gather, accumulate);
@@ -242,12 +251,13 @@ static void check_gather_sum(int64_t tokens, int top_k, int64_t n, bool weighted
     in.random(seed, 1), weight.random(seed + 1, 1);
     std::vector<int> index((size_t)rows);
     for (int64_t i = 0; i < rows; ++i)
-        index[(size_t)i] = mix(seed + (uint64_t)i) % 17 == 0 ? -1 : (int)(mix(seed * 3 + (uint64_t)i) % (uint32_t)rows);
+        index[(size_t)i] =
+            mix(seed + (uint64_t)i) % 17 == 0 ? -1 : (int)(mix(seed * 3 + (uint64_t)i) % (uint32_t)rows);
     row_of.put(index);
     std::vector<bf16> before;
     if (accumulate) out.random(seed + 9, 1), before = out.get();
-    const moei_cuda_gather_sum_args args = {tokens, n, top_k, in.data, row_of.data, weighted ? weight.data : NULL,
-                                            out.data, accumulate};
+    const moei_cuda_gather_sum_args args = {
+        tokens, n, top_k, in.data, row_of.data, weighted ? weight.data : NULL, out.data, accumulate};
     CUDA_OK(moei_cuda_gather_sum(&args, 0));
     CUDA_OK(cudaDeviceSynchronize());
     const std::vector<bf16> v = in.get();
@@ -264,30 +274,33 @@ static void check_gather_sum(int64_t tokens, int top_k, int64_t n, bool weighted
             want[(size_t)(t * n + j)] = sum;
         }
     char what[80];
-    snprintf(what, sizeof what, "gather_sum T %d K %d n %d weighted %d add %d", (int)tokens, top_k, (int)n, weighted,
-             accumulate);
+    snprintf(what, sizeof what, "gather_sum T %d K %d n %d weighted %d add %d", (int)tokens, top_k, (int)n,
+             weighted, accumulate);
     verdict(what, distance(out.get(), want), 4e-3, out.guard_intact());
 }
 
-/* Selection must equal a stable sort of the kernel's own logits; the plan a counting sort of the selection. */
-static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool before, bool norm, bool ties) {
+/* Selection must equal a stable sort of the kernel's own logits; the plan a counting sort of the selection.
+ */
+static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool before, bool norm,
+                        bool ties) {
     Buffer<bf16> x(tokens * d), gate(experts * d);
     const int pitch = (experts + 3) / 4 * 4, tiles = (int)((tokens + 127) / 128);
     Buffer<float> logits(tokens * experts), lse(tokens), weight(tokens * top_k), row_weight(tokens * top_k);
-    Buffer<int> expert(tokens * top_k), bad(1), offset(experts + 1), token(tokens * top_k), row_of(tokens * top_k);
+    Buffer<int> expert(tokens * top_k), bad(1), offset(experts + 1), token(tokens * top_k),
+        row_of(tokens * top_k);
     Buffer<uint8_t> count((int64_t)tiles * pitch);
     x.random(seed, 1), gate.random(seed + 1, 1 / sqrtf((float)d));
     if (ties) { /* half of the experts twice */
         std::vector<bf16> g = gate.get();
-        for (int e = 0; e + 1 < experts; e += 2)
-            std::copy_n(g.begin() + e * d, d, g.begin() + (e + 1) * d);
+        for (int e = 0; e + 1 < experts; e += 2) std::copy_n(g.begin() + e * d, d, g.begin() + (e + 1) * d);
         gate.put(g);
     }
     bad.put({INT32_MAX});
-    const moei_cuda_route_args route = {tokens, d, experts, top_k, x.data, gate.data, before, norm, 1.5f,
-                                        logits.data, lse.data, expert.data, weight.data, count.data, bad.data};
-    const moei_cuda_plan_args plan = {tokens, experts, top_k, expert.data, weight.data, count.data, offset.data,
-                                      token.data, row_of.data, row_weight.data};
+    const moei_cuda_route_args route = {tokens,    d,           experts,     top_k,      x.data,
+                                        gate.data, before,      norm,        1.5f,       logits.data,
+                                        lse.data,  expert.data, weight.data, count.data, bad.data};
+    const moei_cuda_plan_args plan = {tokens,     experts,     top_k,      expert.data, weight.data,
+                                      count.data, offset.data, token.data, row_of.data, row_weight.data};
     CUDA_OK(moei_cuda_route(&route, 0));
     CUDA_OK(moei_cuda_plan(&plan, 0));
     CUDA_OK(cudaDeviceSynchronize());
@@ -295,14 +308,15 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
     Buffer<int> one(2);
     one.put(zero);
     Buffer<float> ref(tokens * experts);
-    product_ref<<<(unsigned)((tokens * experts + 255) / 256), 256>>>(x.data, d, NULL, gate.data, true, one.data, 1,
-                                                                   experts, d, ref.data);
+    product_ref<<<(unsigned)((tokens * experts + 255) / 256), 256>>>(x.data, d, NULL, gate.data, true,
+                                                                     one.data, 1, experts, d, ref.data);
     CUDA_OK(cudaDeviceSynchronize());
-    const std::vector<float> l = logits.get(), r = ref.get(), w = weight.get(), s = lse.get(), rw = row_weight.get();
+    const std::vector<float> l = logits.get(), r = ref.get(), w = weight.get(), s = lse.get(),
+                             rw = row_weight.get();
     const std::vector<int> e = expert.get(), o = offset.get(), rt = token.get(), ro = row_of.get();
     char what[100];
-    snprintf(what, sizeof what, "route T %d E %d K %d d %d before %d norm %d ties %d", (int)tokens, experts, top_k,
-             (int)d, before, norm, ties);
+    snprintf(what, sizeof what, "route T %d E %d K %d d %d before %d norm %d ties %d", (int)tokens, experts,
+             top_k, (int)d, before, norm, ties);
     verdict(what, distance(l, std::vector<double>(r.begin(), r.end())), 1e-5, logits.guard_intact());
     int64_t wrong = bad.get()[0] != INT32_MAX, wrong_plan = 0;
     std::vector<double> want_w, want_s;
@@ -317,7 +331,8 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
         want_s.push_back(row[order[0]] + log(sum));
         for (int k = 0; k < top_k; ++k) {
             wrong += e[(size_t)(t * top_k + k)] != order[(size_t)k];
-            want_w.push_back(1.5 * exp((double)row[order[(size_t)k]] - row[order[0]]) / (before && !norm ? sum : chosen));
+            want_w.push_back(1.5 * exp((double)row[order[(size_t)k]] - row[order[0]]) /
+                             (before && !norm ? sum : chosen));
             ++rows[(size_t)order[(size_t)k]];
         }
     }
@@ -358,9 +373,18 @@ int main(int argc, char **argv) {
     seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
     setvbuf(stdout, NULL, _IOLBF, 0);
     printf("check_moe: seed %llu\n", (unsigned long long)seed);
-    const Case cases[] = {{1, 128, 128, 64, 64, 0},      {1, 256, 300, 256, 256, 0},   {5, 613, 211, 72, 40, 1},
-                          {8, 1009, 1200, 192, 128, 1},  {17, 2003, 997, 200, 72, 2},  {64, 3001, 512, 320, 256, 2},
-                          {128, 4099, 640, 136, 8, 1},   {7, 1531, 400, 512, 384, 3},  {33, 6007, 800, 448, 264, 1},  {9, 2111, 900, 1024, 192, 2}};
+    const Case cases[] = {
+        {1,   128,  128,  64,   64,  0},
+        {1,   256,  300,  256,  256, 0},
+        {5,   613,  211,  72,   40,  1},
+        {8,   1009, 1200, 192,  128, 1},
+        {17,  2003, 997,  200,  72,  2},
+        {64,  3001, 512,  320,  256, 2},
+        {128, 4099, 640,  136,  8,   1},
+        {7,   1531, 400,  512,  384, 3},
+        {33,  6007, 800,  448,  264, 1},
+        {9,   2111, 900,  1024, 192, 2}
+    };
     for (const Case &c : cases) check_case(c);
     for (int i = 0; i < 8; ++i)
         check_gather_sum(i % 2 ? 331 : 64, 1 + i + (i > 5) * 4, i % 3 ? 72 : 1536, i & 1, i & 2);

@@ -37,11 +37,13 @@ __device__ inline float random_value(uint64_t seed, uint64_t i) {
     return (sum / 65536.f - 2.f) * 1.7320508f;
 }
 static __global__ void fill_kernel(bf16 *p, int64_t n, uint64_t seed, float scale) {
-    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x)
+    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x)
         p[i] = __float2bfloat16(scale * random_value(seed, (uint64_t)i));
 }
 static __global__ void fill_kernel(float *p, int64_t n, uint64_t seed, float scale) {
-    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x)
+    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x)
         p[i] = scale * random_value(seed, (uint64_t)i);
 }
 

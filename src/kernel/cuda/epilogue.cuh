@@ -1,8 +1,8 @@
 /* epilogue.cuh: what follows a grouped product, from accumulators [WG_M, TILE_N] to memory.
  * A warp holds rows 16w..16w+15 of each block of 64; lane l has rows l/4 and l/4+8, columns 8j + 2(l%4) and
  * the next: acc[4j .. 4j+3]. Lines are put together in the warp's own shared memory. Formulas: moekit/op.h.
- * Loops over the tile stay loops, for code that fits the instruction cache; since a loop cannot index registers, the
- * accumulators move down instead.
+ * The walk over a tile takes its accumulators from the front and moves the rest down: free where the walk is
+ * unrolled, and dH, whose code would be 50 KB, can stay a loop (a loop cannot index registers).
  */
 #ifndef MOEI_EPILOGUE_CUH
 #define MOEI_EPILOGUE_CUH
@@ -12,8 +12,8 @@
 
 namespace moei {
 
-enum { LINE = 64, LINE_PITCH = 144, LINE_BYTES = 16 * LINE_PITCH };      /* 16 rows of 64 values, padded */
-enum { STRIP = 32, STRIP_PITCH = 80, STRIP_BYTES = 16 * STRIP_PITCH };   /* 16 rows of 32 */
+enum { LINE = 64, LINE_PITCH = 144, LINE_BYTES = 16 * LINE_PITCH };    /* 16 rows of 64 values, padded */
+enum { STRIP = 32, STRIP_PITCH = 80, STRIP_BYTES = 16 * STRIP_PITCH }; /* 16 rows of 32 */
 
 /* The epilogue's half of a launcher's arguments. */
 struct EpilogueArgs {
@@ -87,12 +87,12 @@ template <int M, int L> __device__ __forceinline__ void shift_block(float (&acc)
 }
 
 template <int M, int N>
-__device__ __forceinline__ void epilogue_store(float (&acc)[M][N / 2], uint32_t stage, RowSpan span, int column,
-                                               const EpilogueArgs &e) {
-#pragma unroll 1
+__device__ __forceinline__ void epilogue_store(float (&acc)[M][N / 2], uint32_t stage, RowSpan span,
+                                               int column, const EpilogueArgs &e) {
+#pragma unroll
     for (int m = 0; m < M; ++m) {
         const RowSpan block = {span.row + 64 * m, span.row_end};
-#pragma unroll 1
+#pragma unroll
         for (int c = 0; c < N / LINE; ++c) {
             stage_line(stage, acc[0]);
             flush_line(stage, e.c, e.ldc, block, column + c * LINE, e.n, e.accumulate);
@@ -107,7 +107,9 @@ __device__ __forceinline__ float sigmoid(float x) {
     asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(0.5f * x));
     return fmaf(0.5f, t, 0.5f);
 }
-__device__ __forceinline__ float normal_cdf(float x) { return 0.5f * (1 + erff(x * 0.70710678f)); }
+__device__ __forceinline__ float normal_cdf(float x) {
+    return 0.5f * (1 + erff(x * 0.70710678f));
+}
 
 __device__ __forceinline__ float act_value(int act, float z) {
     return act == MOE_ACT_GELU ? z * normal_cdf(z) : fmaxf(z, 0);
@@ -122,10 +124,10 @@ template <int M, int N, bool GATED>
 __device__ __forceinline__ void epilogue_act(float (&acc)[M][N / 2], uint32_t stage, RowSpan span, int column,
                                              const EpilogueArgs &e) {
     constexpr int WIDTH = GATED ? N / 2 : N;
-#pragma unroll 1
+#pragma unroll
     for (int m = 0; m < M; ++m) {
         const RowSpan block = {span.row + 64 * m, span.row_end};
-#pragma unroll 1
+#pragma unroll
         for (int c = 0; c < WIDTH / LINE; ++c) {
             float *gate = acc[0], *up = acc[0] + WIDTH / 2 % (N / 2);
             if (e.z) {
@@ -222,9 +224,9 @@ __device__ __forceinline__ float act_grad_pair(uint32_t at, const float *da, flo
     return dot;
 }
 
-/* Walks over a warp's strips: N / STRIP of them for each block of 64 rows. Loads are two strips ahead, so that both
- * halves of a 128-byte line of Z are read before dZ is written over either: a read that meets a line half
- * written waits for microseconds (dH took 0.81 instead of 0.49 ms). */
+/* Walks over a warp's strips: N / STRIP of them for each block of 64 rows. Loads are two strips ahead, so
+ * that both halves of a 128-byte line of Z are read before dZ is written over either: a read that meets a
+ * line half written waits for microseconds (dH took 0.81 instead of 0.49 ms). */
 template <int M, int N, bool GATED> struct ActGrad {
     static constexpr int STRIPS = N / STRIP;
     float (&acc)[M][N / 2];
@@ -235,7 +237,8 @@ template <int M, int N, bool GATED> struct ActGrad {
     float w[2], dot[2];
 
     __device__ __forceinline__ Strip load(int q) const {
-        const int row = q < M * STRIPS ? span.row + q / STRIPS * 64 : span.row_end; /* past the last: nothing */
+        const int row =
+            q < M * STRIPS ? span.row + q / STRIPS * 64 : span.row_end; /* past the last: nothing */
         return load_strip<GATED>({row, span.row_end}, column + q % STRIPS * STRIP, e);
     }
     __device__ __forceinline__ void begin_block(int row) {
@@ -268,19 +271,23 @@ template <int M, int N, bool GATED> struct ActGrad {
         for (int j = 0; j < STRIP / 8; ++j)
 #pragma unroll
             for (int half = 0; half < 2; ++half)
-                dot[half] += act_grad_pair<GATED>(at + 8 * half * STRIP_PITCH + j * 16, acc[0] + j * 4 + 2 * half,
-                                                  w[half], e.act);
+                dot[half] += act_grad_pair<GATED>(at + 8 * half * STRIP_PITCH + j * 16,
+                                                  acc[0] + j * 4 + 2 * half, w[half], e.act);
         flush_strip<GATED>(stage, {first, span.row_end}, column + c * STRIP, e);
         shift<STRIP / 2>(acc);
-        if ((c + 1) % (DWEIGHT_COLUMNS / STRIP) == 0) keep_dweight(row, (column + c * STRIP) / DWEIGHT_COLUMNS);
+        if ((c + 1) % (DWEIGHT_COLUMNS / STRIP) == 0)
+            keep_dweight(row, (column + c * STRIP) / DWEIGHT_COLUMNS);
         if (c + 1 == STRIPS) shift_block(acc);
     }
 };
 
 template <int M, int N, bool GATED>
-__device__ __forceinline__ void epilogue_act_grad(float (&acc)[M][N / 2], uint32_t stage, RowSpan span, int column,
-                                                  const EpilogueArgs &e) {
-    ActGrad<M, N, GATED> walk = {acc, stage, span, column, e, {1, 1}, {0, 0}};
+__device__ __forceinline__ void epilogue_act_grad(float (&acc)[M][N / 2], uint32_t stage, RowSpan span,
+                                                  int column, const EpilogueArgs &e) {
+    ActGrad<M, N, GATED> walk = {
+        acc, stage, span, column, e, {1, 1},
+             {0, 0}
+    };
     Strip even = walk.load(0), odd = walk.load(1);
 #pragma unroll 1
     for (int q = 0; q < M * N / STRIP; q += 2) {
@@ -295,9 +302,10 @@ __device__ __forceinline__ void epilogue_store_transposed(float (&acc)[1][N / 2]
                                                           int barrier, int row, int column,
                                                           const EpilogueArgs &e, bf16 *c) {
     const int lane = threadIdx.x & 31, thread = threadIdx.x & 127, warp = thread >> 5;
-#pragma unroll 1
+#pragma unroll
     for (int j0 = 0; j0 < N / 8; j0 += 8) {
-        const uint32_t to = group_stage + ((lane & 7) + (lane >> 4) * 8) * LINE_PITCH + warp * 32 + (lane & 8) * 2;
+        const uint32_t to =
+            group_stage + ((lane & 7) + (lane >> 4) * 8) * LINE_PITCH + warp * 32 + (lane & 8) * 2;
 #pragma unroll
         for (int j = 0; j < 8; j += 2) {
             const float *a = acc[0] + 4 * j;

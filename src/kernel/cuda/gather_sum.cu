@@ -55,8 +55,11 @@ template <int K> __global__ void gather_sum_kernel(const __grid_constant__ moei_
 int moei_cuda_gather_sum(const moei_cuda_gather_sum_args *args, moei_stream stream) {
     const int64_t threads = args->n_tokens * (args->n / 8), blocks = (threads + 255) / 256;
     if (blocks == 0) return cudaSuccess;
-    if (args->top_k <= 2) moei::gather_sum_kernel<2><<<(unsigned)blocks, 256, 0, stream>>>(*args);
-    else if (args->top_k <= 4) moei::gather_sum_kernel<4><<<(unsigned)blocks, 256, 0, stream>>>(*args);
-    else moei::gather_sum_kernel<8><<<(unsigned)blocks, 256, 0, stream>>>(*args);
+    if (args->top_k <= 2)
+        moei::gather_sum_kernel<2><<<(unsigned)blocks, 256, 0, stream>>>(*args);
+    else if (args->top_k <= 4)
+        moei::gather_sum_kernel<4><<<(unsigned)blocks, 256, 0, stream>>>(*args);
+    else
+        moei::gather_sum_kernel<8><<<(unsigned)blocks, 256, 0, stream>>>(*args);
     return cudaGetLastError();
 }

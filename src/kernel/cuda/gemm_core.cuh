@@ -13,9 +13,9 @@ namespace moei {
 
 typedef __nv_bfloat16 bf16;
 
-enum { PAIR = 2 };      /* blocks of a cluster */
-enum { TILE_K = 64 };   /* values of the sum in a stage: one 128-byte swizzle row */
-enum { BAND = 8 };      /* pairs of row tiles that share their B tiles in L2 */
+enum { PAIR = 2 };    /* blocks of a cluster */
+enum { TILE_K = 64 }; /* values of the sum in a stage: one 128-byte swizzle row */
+enum { BAND = 8 };    /* pairs of row tiles that share their B tiles in L2 */
 enum { GROUPS_MAX = 768 };
 enum { THREADS = 384 }; /* warpgroup 0 loads, 1 and 2 compute */
 enum { LOADERS = 128 }; /* threads that gather */
@@ -127,12 +127,11 @@ template <class S> struct Pipeline {
 
 /* acc = sum over k_blocks stages of A B for the rows of one warpgroup, which start `a_offset` bytes into
  * the A tile. One product stays in flight while the next stage is awaited; `issued` is called after the last.
- * COPIED: a stage has data written by cp.async, which wgmma sees only past a fence. Here it waits for nothing; in
- * the loading warps it would wait for the copies of later stages. */
+ * COPIED: a stage has data written by cp.async, which wgmma sees only past a fence. Here it waits for
+ * nothing; in the loading warps it would wait for the copies of later stages. */
 template <class S, bool A_MN, bool B_MN, bool COPIED, class Issued>
 __device__ __forceinline__ void multiply(float (&acc)[S::BLOCKS_M][S::TILE_N / 2], const Pipeline<S> &pipe,
-                                         Ring<S::STAGES> &ring, int k_blocks, int a_offset,
-                                         Issued issued) {
+                                         Ring<S::STAGES> &ring, int k_blocks, int a_offset, Issued issued) {
     int previous = 0;
     for (int kb = 0; kb < k_blocks; ++kb) {
         mbar_wait(pipe.full_at(ring.stage), ring.phase);
@@ -144,9 +143,9 @@ __device__ __forceinline__ void multiply(float (&acc)[S::BLOCKS_M][S::TILE_N / 2
         for (int k16 = 0; k16 < TILE_K / 16; ++k16)
 #pragma unroll
             for (int m = 0; m < S::BLOCKS_M; ++m)
-                Wgmma<S::TILE_N, A_MN, B_MN>::mma(
-                    acc[m], a + k16 * descriptor_step16<A_MN>() + m * (8192 >> 4),
-                    b + k16 * descriptor_step16<B_MN>(), (kb | k16) != 0);
+                Wgmma<S::TILE_N, A_MN, B_MN>::mma(acc[m],
+                                                  a + k16 * descriptor_step16<A_MN>() + m * (8192 >> 4),
+                                                  b + k16 * descriptor_step16<B_MN>(), (kb | k16) != 0);
         wgmma_commit();
         wgmma_wait<1>();
         if (kb > 0) release_stage(pipe.empty_at(previous));

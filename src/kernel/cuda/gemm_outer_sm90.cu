@@ -72,8 +72,8 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorM
                 const uint32_t bar = pipe.full_at(ring.stage);
                 mbar_arrive_expect(bar, tail ? 0 : S::B_BYTES);
                 for (int block = 0; block < S::TILE_N / 64 && !tail; ++block)
-                    tma_load_pair(pipe.b(ring.stage) + block * 8192 + rank * (TILE_K / PAIR) * 128, map_b, bar,
-                                  tile.n + block * 64, k0 + rank * (TILE_K / PAIR), 0);
+                    tma_load_pair(pipe.b(ring.stage) + block * 8192 + rank * (TILE_K / PAIR) * 128, map_b,
+                                  bar, tile.n + block * 64, k0 + rank * (TILE_K / PAIR), 0);
             }
             __syncwarp();
             if (tail) copy_b_tail<S>(p, pipe.b(ring.stage), tile, k0);

@@ -164,7 +164,8 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
     const RowTiles tiles = {p.offset, first, p.n_groups, p.n_tiles_n, S::TILE_M, TILE_COLUMNS, rank};
     if (threadIdx.x < 128) {
         registers_lower<GATHER ? 56 : 40>();
-        if constexpr (GATHER) gather_tiles<S, B_TRANS, TWO_HALVES<EPI>>(p, &map_b, pipe, tiles, pair, step);
+        if constexpr (GATHER)
+            gather_tiles<S, B_TRANS, TWO_HALVES<EPI>>(p, &map_b, pipe, tiles, pair, step);
         else if (threadIdx.x == 0)
             load_tiles<S, B_TRANS, TWO_HALVES<EPI>>(p, &map_a, &map_b, pipe, tiles, pair, step);
     } else {
@@ -184,16 +185,24 @@ template <class S, bool GATHER, bool B_TRANS, int EPI>
 static cudaError_t launch(const moei_cuda_gemm_rows_args *args, moei_stream stream) {
     constexpr int TILE_COLUMNS = TWO_HALVES<EPI> ? S::TILE_N / 2 : S::TILE_N;
     const int n = (int)args->n, k = (int)args->k, n_tiles = (n + TILE_COLUMNS - 1) / TILE_COLUMNS;
-    RowsArgs p = {args->offset, args->n_groups, n_tiles, (k + TILE_K - 1) / TILE_K, k, (const bf16 *)args->a,
-                  args->lda, args->a_row,
-                  {(bf16 *)args->c, args->ldc, args->accumulate, 0, n, args->act, (bf16 *)args->z,
-                   (bf16 *)args->dz, (bf16 *)args->h, args->ldz, args->ldh, args->row_weight,
-                   args->dweight_part, (int)moei_cuda_dweight_parts(n)}};
+    RowsArgs p = {
+        args->offset,
+        args->n_groups,
+        n_tiles,
+        (k + TILE_K - 1) / TILE_K,
+        k,
+        (const bf16 *)args->a,
+        args->lda,
+        args->a_row,
+        {(bf16 *)args->c, args->ldc, args->accumulate, 0, n, args->act, (bf16 *)args->z, (bf16 *)args->dz,
+                 (bf16 *)args->h, args->ldz, args->ldh, args->row_weight, args->dweight_part,
+                 (int)moei_cuda_dweight_parts(n)}
+    };
     const int columns = TWO_HALVES<EPI> ? 2 * n : n;
     CUtensorMap map_a = {}, map_b;
-    cudaError_t error = B_TRANS ? make_map(&map_b, args->b, k, columns, args->n_groups, k, S::TILE_N / PAIR, true)
-                                : make_map(&map_b, args->b, columns, k, args->n_groups, columns,
-                                           TILE_K / PAIR, true);
+    cudaError_t error =
+        B_TRANS ? make_map(&map_b, args->b, k, columns, args->n_groups, k, S::TILE_N / PAIR, true)
+                : make_map(&map_b, args->b, columns, k, args->n_groups, columns, TILE_K / PAIR, true);
     if (!error && !GATHER)
         error = make_map(&map_a, args->a, k, args->max_rows, 1, args->lda, S::TILE_M, false);
     int n_sm = 0;
@@ -211,7 +220,9 @@ static cudaError_t launch(const moei_cuda_gemm_rows_args *args, moei_stream stre
 
 using namespace moei;
 
-int64_t moei_cuda_dweight_parts(int64_t n) { return (n + DWEIGHT_COLUMNS - 1) / DWEIGHT_COLUMNS; }
+int64_t moei_cuda_dweight_parts(int64_t n) {
+    return (n + DWEIGHT_COLUMNS - 1) / DWEIGHT_COLUMNS;
+}
 
 static cudaError_t launch_store(const moei_cuda_gemm_rows_args *args, moei_stream stream) {
     const bool pingpong = args->schedule == MOEI_SCHEDULE_PINGPONG ||

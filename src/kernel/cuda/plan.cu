@@ -11,7 +11,8 @@ namespace moei {
 enum { PLAN_THREADS = 256, PLAN_EXPERTS = 256, PLAN_TILE = MOEI_CUDA_ROUTE_TILE };
 
 /* before[e]: rows of e in the tiles before this one. total[e]: in all. Four experts a word. */
-__device__ __forceinline__ void sum_tiles(const moei_cuda_plan_args &p, int n_tiles, int *before, int *total) {
+__device__ __forceinline__ void sum_tiles(const moei_cuda_plan_args &p, int n_tiles, int *before,
+                                          int *total) {
     const int words = (p.n_experts + 3) / 4, lanes = PLAN_THREADS / words, word = threadIdx.x % words;
     const int lane = threadIdx.x / words;
     int sum[4] = {0}, sum_before[4] = {0};

@@ -1,9 +1,9 @@
 /* route_sm90.cu: router in one kernel: logits[T,E] = x gate^T, softmax, exact top-k, rows per expert.
- * A block takes 128 tokens: a loading warp streams x and the gate, two warpgroups multiply, then two threads a
- * token select. Source: DESIGN section 2; 64-bit keys (score, then lower expert) make ties exact.
+ * A block takes 128 tokens: a loading warp streams x and the gate, two warpgroups multiply, then two threads
+ * a token select. Source: DESIGN section 2; 64-bit keys (score, then lower expert) make ties exact.
  */
-#include "kernel/cuda/gemm_core.cuh"
 #include "kernel/cuda/cuda_kernel.h"
+#include "kernel/cuda/gemm_core.cuh"
 #include "kernel/cuda/tensor_map.cuh"
 
 namespace moei {
@@ -13,9 +13,10 @@ enum { ROUTE_THREADS = 288, SELECTORS = 256, ROUTE_M = MOEI_CUDA_ROUTE_TILE };
 template <int N> struct RouteLayout {
     static constexpr int STAGES = N == 256 ? 4 : 3;
     static constexpr int STAGE_BYTES = (ROUTE_M + N) * TILE_K * 2;
-    static constexpr int PITCH = N + 1; /* of logits in floats: threads of neighbouring rows use other banks */
-    static constexpr int COUNT = STAGES * STAGE_BYTES > ROUTE_M * PITCH * 4 ? STAGES * STAGE_BYTES
-                                                                            : ROUTE_M * PITCH * 4;
+    static constexpr int PITCH =
+        N + 1; /* of logits in floats: threads of neighbouring rows use other banks */
+    static constexpr int COUNT =
+        STAGES * STAGE_BYTES > ROUTE_M *PITCH * 4 ? STAGES *STAGE_BYTES : ROUTE_M *PITCH * 4;
     static constexpr int BARRIERS = COUNT + N * 4;
     static constexpr int BYTES = BARRIERS + 16 * STAGES + 1024;
 };
@@ -26,7 +27,9 @@ __device__ __forceinline__ uint64_t key_of(float score, int expert) {
     const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
     return (uint64_t)ordered << 32 | (0xFFFFFFFFu - (uint32_t)expert);
 }
-__device__ __forceinline__ int key_expert(uint64_t key) { return (int)(0xFFFFFFFFu - (uint32_t)key); }
+__device__ __forceinline__ int key_expert(uint64_t key) {
+    return (int)(0xFFFFFFFFu - (uint32_t)key);
+}
 __device__ __forceinline__ float key_score(uint64_t key) {
     const uint32_t ordered = (uint32_t)(key >> 32);
     return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7FFFFFFFu : ~ordered);
@@ -149,18 +152,23 @@ __global__ void __launch_bounds__(ROUTE_THREADS, N == 256 ? 1 : 2)
     compute_logits<N>(base, bars, k_blocks, logits);
     const int64_t first = (int64_t)blockIdx.x * ROUTE_M, token = first + thread / 2;
     const float *row = logits + (thread / 2) * Layout::PITCH;
-    if (p.top_k <= 4) select_row<4>(p, row, token, count);
-    else if (p.top_k <= 8) select_row<8>(p, row, token, count);
-    else select_row<16>(p, row, token, count);
+    if (p.top_k <= 4)
+        select_row<4>(p, row, token, count);
+    else if (p.top_k <= 8)
+        select_row<8>(p, row, token, count);
+    else
+        select_row<16>(p, row, token, count);
     if (p.logits)
         for (int i = thread; i < ROUTE_M * p.n_experts; i += SELECTORS) {
             const int r = i / p.n_experts, e = i - r * p.n_experts;
-            if (first + r < p.n_tokens) p.logits[(first + r) * p.n_experts + e] = logits[r * Layout::PITCH + e];
+            if (first + r < p.n_tokens)
+                p.logits[(first + r) * p.n_experts + e] = logits[r * Layout::PITCH + e];
         }
     named_barrier(1, SELECTORS);
     const int pitch = (p.n_experts + 3) / 4 * 4;
     if (thread < pitch)
-        p.tile_count[(int64_t)blockIdx.x * pitch + thread] = thread < p.n_experts ? (uint8_t)count[thread] : 0;
+        p.tile_count[(int64_t)blockIdx.x * pitch + thread] =
+            thread < p.n_experts ? (uint8_t)count[thread] : 0;
 }
 
 template <int N> static cudaError_t launch_route(const moei_cuda_route_args *args, moei_stream stream) {
@@ -179,7 +187,8 @@ template <int N> static cudaError_t launch_route(const moei_cuda_route_args *arg
 } // namespace moei
 
 int moei_cuda_route(const moei_cuda_route_args *args, moei_stream stream) {
-    if (args->n_experts > 256 || args->top_k > 16 || args->top_k > args->n_experts) return cudaErrorNotSupported;
+    if (args->n_experts > 256 || args->top_k > 16 || args->top_k > args->n_experts)
+        return cudaErrorNotSupported;
     if (args->n_experts <= 64) return moei::launch_route<64>(args, stream);
     return args->n_experts <= 128 ? moei::launch_route<128>(args, stream)
                                   : moei::launch_route<256>(args, stream);

@@ -28,8 +28,9 @@ __device__ __forceinline__ void mbar_arrive(uint32_t bar) {
 __device__ __forceinline__ void mbar_arrive_expect(uint32_t bar, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
-/* Arrives at the barrier of the same address in block `rank` of the cluster. Without a wider scope, which would
- * drain this warp's stores to memory first: what it announces is that tensor cores have finished reading. */
+/* Arrives at the barrier of the same address in block `rank` of the cluster. Without a wider scope, which
+ * would drain this warp's stores to memory first: what it announces is that tensor cores have finished
+ * reading. */
 __device__ __forceinline__ void mbar_arrive_at(uint32_t bar, uint32_t rank) {
     asm volatile("{\n .reg .b32 remote;\n"
                  " mapa.shared::cluster.u32 remote, %0, %1;\n"
@@ -55,7 +56,8 @@ __device__ __forceinline__ uint32_t cluster_rank() {
 }
 __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+                 "barrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
 }
 __device__ __forceinline__ void named_barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -89,8 +91,8 @@ __device__ __forceinline__ void tma_load(uint32_t dst, const CUtensorMap *map, u
                  : "memory");
 }
 /* To the same address in both blocks of the pair; each block's own barrier counts the bytes. */
-__device__ __forceinline__ void tma_load_pair(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x, int y,
-                                              int z) {
+__device__ __forceinline__ void tma_load_pair(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x,
+                                              int y, int z) {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
                  ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(dst),
                  "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "h"((uint16_t)3)
@@ -104,7 +106,9 @@ template <int REGS> __device__ __forceinline__ void registers_lower() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGS));
 }
 
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_fence() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void wgmma_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
@@ -118,7 +122,8 @@ template <int PENDING> __device__ __forceinline__ void wgmma_wait() {
  *             k + 16 is 2048 bytes on. */
 __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t block) {
     const uint64_t swizzle_128 = 1ull << 62;
-    return swizzle_128 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(block >> 4) << 16 | (address & 0x3FFFF) >> 4;
+    return swizzle_128 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(block >> 4) << 16 |
+           (address & 0x3FFFF) >> 4;
 }
 template <bool MN_MAJOR> __device__ __forceinline__ constexpr uint64_t descriptor_step16() {
     return MN_MAJOR ? 2048 >> 4 : 32 >> 4;
@@ -160,8 +165,12 @@ __device__ __forceinline__ uint32_t bf16_pack(float low, float high) {
     __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
     return *(const uint32_t *)&v;
 }
-__device__ __forceinline__ float bf16_low(uint32_t pair) { return __uint_as_float(pair << 16); }
-__device__ __forceinline__ float bf16_high(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
+__device__ __forceinline__ float bf16_low(uint32_t pair) {
+    return __uint_as_float(pair << 16);
+}
+__device__ __forceinline__ float bf16_high(uint32_t pair) {
+    return __uint_as_float(pair & 0xFFFF0000u);
+}
 
 } // namespace moei
 #endif
