@@ -1,0 +1,399 @@
+/* check_moe.cu: every CUDA kernel of the layer against plain CUDA-core loops in f32 and host sums in f64.
+ * Fresh random data (seed printed), poisoned outputs with guards, odd shapes, empty experts, uneven loads.
+ * Build: nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -Iinclude -Isrc -Ibench/gpu
+ *        bench/gpu/check_moe.cu src/kernel/cuda/{x}.cu -o check_moe
+ */
+#include "gpu_common.cuh"
+
+#include <numeric>
+#include <time.h>
+
+static int n_failed, n_checked;
+static uint64_t seed;
+
+static void verdict(const char *what, double error, double limit, bool guards) {
+    ++n_checked;
+    const bool good = error <= limit && guards; /* NaN fails */
+    if (!good) ++n_failed;
+    if (!good || getenv("VERBOSE"))
+        printf("%s %-64s error %.2e limit %.0e%s\n", good ? "ok  " : "FAIL", what, error, limit,
+               guards ? "" : " GUARD OVERWRITTEN");
+}
+/* ||got - want|| / ||want||; NaN anywhere is NaN. */
+template <class T> static double distance(const std::vector<T> &got, const std::vector<double> &want) {
+    double diff = 0, norm = 0;
+    for (size_t i = 0; i < want.size(); ++i) {
+        const double d = (double)(float)got[i] - want[i];
+        diff += d * d, norm += want[i] * want[i];
+    }
+    return norm > 0 ? sqrt(diff / norm) : sqrt(diff);
+}
+
+static __global__ void product_ref(const bf16 *a, int64_t lda, const int *a_row, const bf16 *b, bool trans,
+                                   const int *offset, int groups, int64_t n, int64_t k, float *out) {
+    const int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x, r = i / n, j = i % n;
+    if (r >= offset[groups]) return;
+    int g = 0;
+    while (r >= offset[g + 1]) ++g;
+    const bf16 *row = a + (a_row ? a_row[r] : r) * lda, *w = b + g * n * k;
+    float sum = 0;
+    for (int64_t x = 0; x < k; ++x)
+        sum += __bfloat162float(row[x]) * __bfloat162float(trans ? w[j * k + x] : w[x * n + j]);
+    out[i] = sum;
+}
+static __global__ void outer_ref(const bf16 *a, int64_t lda, const int *a_row, const bf16 *b, int64_t ldb,
+                                 const int *offset, int64_t m, int64_t n, float *out) {
+    const int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x;
+    const int g = blockIdx.y;
+    if (i >= m * n) return;
+    float sum = 0;
+    for (int r = offset[g]; r < offset[g + 1]; ++r)
+        sum +=
+            __bfloat162float(a[(a_row ? a_row[r] : r) * lda + i / n]) * __bfloat162float(b[r * ldb + i % n]);
+    out[g * m * n + i] = sum;
+}
+
+struct Case {
+    int groups, rows, tokens, d, n;
+    int load; /* 0 even, 1 random with empties, 2 Zipf, 3 all in one */
+};
+static std::vector<int> offsets_of(const Case &c) {
+    std::vector<double> share((size_t)c.groups);
+    for (int g = 0; g < c.groups; ++g)
+        share[(size_t)g] = c.load == 0 ? 1
+                           : c.load == 1
+                               ? (mix(seed + (uint64_t)g * 31) % 3 ? mix(seed ^ (uint64_t)g) % 1000 : 0)
+                           : c.load == 2 ? 1.0 / (g + 1)
+                                         : (g == c.groups / 2);
+    double total = std::accumulate(share.begin(), share.end(), 1e-9), run = 0;
+    std::vector<int> offset(1, 0);
+    for (int g = 0; g < c.groups; ++g) {
+        run += share[(size_t)g];
+        offset.push_back((int)(run / total * c.rows));
+    }
+    offset.back() = c.rows;
+    return offset;
+}
+
+struct Problem {
+    Case c;
+    Buffer<int> offset, row;
+    Buffer<bf16> x, h, w1, w2;
+    Buffer<float> row_weight;
+    explicit Problem(const Case &cc)
+        : c(cc), offset(c.groups + 1), row(c.rows), x((int64_t)c.tokens * c.d), h((int64_t)c.rows * c.n),
+          w1((int64_t)c.groups * c.d * 2 * c.n), w2((int64_t)c.groups * c.n * c.d), row_weight(c.rows) {
+        std::vector<int> index((size_t)c.rows);
+        for (int r = 0; r < c.rows; ++r)
+            index[(size_t)r] = (int)(mix(seed * 7 + (uint64_t)r) % (uint32_t)c.tokens);
+        offset.put(offsets_of(c));
+        row.put(index);
+        const float s = 1 / sqrtf((float)c.d);
+        x.random(seed + 1, 1), h.random(seed + 2, 1), w1.random(seed + 3, s), w2.random(seed + 4, s);
+        row_weight.random(seed + 5, 1);
+    }
+    std::vector<float> product(const bf16 *a, int64_t lda, const int *a_row, const bf16 *b, bool trans,
+                               int64_t n, int64_t k) {
+        Buffer<float> out(c.rows * n);
+        product_ref<<<(unsigned)((c.rows * n + 255) / 256), 256>>>(a, lda, a_row, b, trans, offset.data,
+                                                                   c.groups, n, k, out.data);
+        CUDA_OK(cudaDeviceSynchronize());
+        return out.get();
+    }
+    std::string name(const char *what) const {
+        char text[160];
+        snprintf(text, sizeof text, "%s E %d R %d d %d n %d load %d", what, c.groups, c.rows, c.d, c.n,
+                 c.load);
+        return text;
+    }
+};
+
+static void check_store(Problem &p, bool gather, bool trans, moei_schedule schedule, bool accumulate) {
+    /* Gathered x[d] -> 2n or n; contiguous h[n] -> d. */
+    const int64_t k = gather ? p.c.d : p.c.n, n = gather ? (trans ? p.c.n : 2 * p.c.n) : p.c.d;
+    const bf16 *b = gather == trans ? p.w2.data : p.w1.data;
+    if (!gather && trans) b = p.w1.data; /* any dense [E, d, n] will do */
+    if (!gather && !trans) b = p.w2.data;
+    const bf16 *a = gather ? p.x.data : p.h.data;
+    Buffer<bf16> c(p.c.rows * n);
+    std::vector<bf16> before;
+    if (accumulate) c.random(seed + 9, 1), before = c.get();
+    moei_cuda_gemm_rows_args args = {};
+    args.n_groups = p.c.groups, args.offset = p.offset.data, args.max_rows = p.c.rows, args.n = n, args.k = k;
+    args.a = a, args.lda = k, args.a_row = gather ? p.row.data : NULL, args.b = b, args.b_trans = trans;
+    args.schedule = schedule, args.c = c.data, args.ldc = n, args.accumulate = accumulate;
+    CUDA_OK(moei_cuda_gemm_rows(&args, 0));
+    CUDA_OK(cudaDeviceSynchronize());
+    std::vector<float> ref = p.product(a, k, args.a_row, b, trans, n, k);
+    std::vector<double> want(ref.begin(), ref.end());
+    for (size_t i = 0; i < before.size(); ++i) want[i] += (double)(float)before[i];
+    char what[80];
+    snprintf(what, sizeof what, "store gather %d trans %d schedule %d add %d", gather, trans, schedule,
+             accumulate);
+    verdict(p.name(what).c_str(), distance(c.get(), want), 4e-3, c.guard_intact());
+}
+
+struct Act {
+    double value, d_gate, d_up;
+};
+static Act act_eval(moe_act act, double g, double u) {
+    if (act == MOE_ACT_RELU) return {g > 0 ? g : 0, g > 0 ? 1. : 0., 0};
+    if (act == MOE_ACT_GELU) {
+        const double cdf = 0.5 * (1 + erf(g / sqrt(2.)));
+        return {g * cdf, cdf + g * exp(-g * g / 2) / sqrt(2 * M_PI), 0};
+    }
+    const double s = 1 / (1 + exp(-g));
+    return {g * s * u, u * s * (1 + g * (1 - s)), g * s};
+}
+
+static void check_act(Problem &p, moe_act act, moei_schedule schedule, bool keep) {
+    const bool gated = act == MOE_ACT_SWIGLU;
+    const int64_t n = p.c.n, width = gated ? 2 * n : n;
+    Buffer<bf16> z(p.c.rows * width), h(p.c.rows * n);
+    moei_cuda_gemm_rows_args args = {};
+    args.n_groups = p.c.groups, args.offset = p.offset.data, args.n = n, args.k = p.c.d;
+    args.a = p.x.data, args.lda = p.c.d, args.a_row = p.row.data, args.b = p.w1.data;
+    args.epilogue = MOE_EPI_ACT, args.act = act, args.schedule = schedule;
+    args.z = keep ? z.data : NULL, args.ldz = width, args.h = h.data, args.ldh = n;
+    CUDA_OK(moei_cuda_gemm_rows(&args, 0));
+    CUDA_OK(cudaDeviceSynchronize());
+    std::vector<float> ref = p.product(p.x.data, p.c.d, p.row.data, p.w1.data, false, width, p.c.d);
+    std::vector<double> want_h((size_t)(p.c.rows * n));
+    for (int64_t r = 0; r < p.c.rows; ++r)
+        for (int64_t j = 0; j < n; ++j)
+            want_h[(size_t)(r * n + j)] =
+                act_eval(act, ref[(size_t)(r * width + j)], gated ? ref[(size_t)(r * width + n + j)] : 0)
+                    .value;
+    char what[80];
+    snprintf(what, sizeof what, "act %d schedule %d keep %d", act, schedule, keep);
+    verdict(p.name(what).c_str(), distance(h.get(), want_h), 5e-3, h.guard_intact());
+    if (keep)
+        verdict(p.name("  its z").c_str(), distance(z.get(), std::vector<double>(ref.begin(), ref.end())),
+                4e-3, z.guard_intact());
+}
+
+static void check_act_grad(Problem &p, moe_act act, moei_schedule schedule, bool in_place) {
+    const bool gated = act == MOE_ACT_SWIGLU;
+    const int64_t n = p.c.n, width = gated ? 2 * n : n, parts = moei_cuda_dweight_parts(n);
+    Buffer<bf16> z(p.c.rows * width), dz(p.c.rows * width), wa(p.c.rows * n);
+    Buffer<float> part(p.c.rows * parts);
+    z.random(seed + 11, 1);
+    const std::vector<bf16> z_old = z.get();
+    moei_cuda_gemm_rows_args args = {};
+    args.n_groups = p.c.groups, args.offset = p.offset.data, args.n = n, args.k = p.c.d;
+    args.a = p.x.data, args.lda = p.c.d, args.a_row = p.row.data, args.b = p.w2.data, args.b_trans = true;
+    args.epilogue = MOE_EPI_ACT_GRAD, args.act = act, args.schedule = schedule;
+    args.z = z.data, args.dz = in_place ? z.data : dz.data, args.ldz = width, args.h = wa.data, args.ldh = n;
+    args.row_weight = p.row_weight.data, args.dweight_part = part.data;
+    CUDA_OK(moei_cuda_gemm_rows(&args, 0));
+    CUDA_OK(cudaDeviceSynchronize());
+    std::vector<float> da = p.product(p.x.data, p.c.d, p.row.data, p.w2.data, true, n, p.c.d);
+    std::vector<float> w = p.row_weight.get(), got_part = part.get();
+    std::vector<double> want_z(z_old.size()), want_a(da.size()), want_w((size_t)p.c.rows);
+    std::vector<float> got_w((size_t)p.c.rows);
+    for (int64_t r = 0; r < p.c.rows; ++r) {
+        for (int64_t j = 0; j < n; ++j) {
+            const size_t at = (size_t)(r * width + j), i = (size_t)(r * n + j);
+            const Act a =
+                act_eval(act, (double)(float)z_old[at], gated ? (double)(float)z_old[at + (size_t)n] : 0);
+            want_z[at] = w[(size_t)r] * da[i] * a.d_gate;
+            if (gated) want_z[at + (size_t)n] = w[(size_t)r] * da[i] * a.d_up;
+            want_a[i] = w[(size_t)r] * a.value;
+            want_w[(size_t)r] += da[i] * a.value;
+        }
+        for (int64_t i = 0; i < parts; ++i) got_w[(size_t)r] += got_part[(size_t)(r * parts + i)];
+    }
+    Buffer<bf16> &out = in_place ? z : dz;
+    char what[80];
+    snprintf(what, sizeof what, "act_grad %d schedule %d in place %d", act, schedule, in_place);
+    verdict(p.name(what).c_str(), distance(out.get(), want_z), 5e-3, out.guard_intact());
+    verdict(p.name("  its weighted A").c_str(), distance(wa.get(), want_a), 5e-3, wa.guard_intact());
+    verdict(p.name("  its dweight").c_str(), distance(got_w, want_w), 3e-3, part.guard_intact());
+}
+
+static void check_outer(Problem &p, bool trans, bool gather, bool accumulate) {
+    const int64_t m = p.c.d, n = p.c.n;
+    const bf16 *a = p.x.data;
+    if (!gather && p.c.tokens < p.c.rows) return;
+    Buffer<bf16> c(p.c.groups * m * n);
+    std::vector<bf16> before;
+    if (accumulate) c.random(seed + 9, 1), before = c.get();
+    moei_cuda_gemm_outer_args args = {};
+    args.n_groups = p.c.groups, args.offset = p.offset.data, args.max_rows = p.c.rows + 1, args.m = m,
+    args.n = n;
+    args.a = a, args.lda = m, args.a_row = gather ? p.row.data : NULL, args.b = p.h.data, args.ldb = n;
+    args.c = c.data, args.c_trans = trans, args.accumulate = accumulate;
+    CUDA_OK(moei_cuda_gemm_outer(&args, 0));
+    CUDA_OK(cudaDeviceSynchronize());
+    Buffer<float> ref(p.c.groups * m * n);
+    outer_ref<<<dim3((unsigned)((m * n + 255) / 256), (unsigned)p.c.groups), 256>>>(
+        a, m, args.a_row, p.h.data, n, p.offset.data, m, n, ref.data);
+    CUDA_OK(cudaDeviceSynchronize());
+    const std::vector<float> plain = ref.get();
+    std::vector<double> want(plain.size());
+    for (int64_t g = 0; g < p.c.groups; ++g)
+        for (int64_t i = 0; i < m; ++i)
+            for (int64_t j = 0; j < n; ++j) {
+                const size_t to = (size_t)(g * m * n + (trans ? j * m + i : i * n + j));
+                want[to] = (double)plain[(size_t)(g * m * n + i * n + j)] +
+                           (accumulate ? (double)(float)before[to] : 0);
+            }
+    char what[80];
+    snprintf(what, sizeof what, "outer trans %d gather %d add %d", trans, gather, accumulate);
+    verdict(p.name(what).c_str(), distance(c.get(), want), 4e-3, c.guard_intact());
+}
+
+static void check_gather_sum(int64_t tokens, int top_k, int64_t n, bool weighted, bool accumulate) {
+    const int64_t rows = tokens * top_k;
+    Buffer<bf16> in(rows * n), out(tokens * n);
+    Buffer<float> weight(rows);
+    Buffer<int> row_of(rows);
+    in.random(seed, 1), weight.random(seed + 1, 1);
+    std::vector<int> index((size_t)rows);
+    for (int64_t i = 0; i < rows; ++i)
+        index[(size_t)i] =
+            mix(seed + (uint64_t)i) % 17 == 0 ? -1 : (int)(mix(seed * 3 + (uint64_t)i) % (uint32_t)rows);
+    row_of.put(index);
+    std::vector<bf16> before;
+    if (accumulate) out.random(seed + 9, 1), before = out.get();
+    const moei_cuda_gather_sum_args args = {
+        tokens, n, top_k, in.data, row_of.data, weighted ? weight.data : NULL, out.data, accumulate};
+    CUDA_OK(moei_cuda_gather_sum(&args, 0));
+    CUDA_OK(cudaDeviceSynchronize());
+    const std::vector<bf16> v = in.get();
+    const std::vector<float> w = weight.get();
+    std::vector<double> want((size_t)(tokens * n));
+    for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t j = 0; j < n; ++j) {
+            double sum = accumulate ? (double)(float)before[(size_t)(t * n + j)] : 0;
+            for (int k = 0; k < top_k; ++k) {
+                const size_t i = (size_t)(t * top_k + k);
+                if (index[i] >= 0)
+                    sum += (weighted ? w[i] : 1) * (double)(float)v[(size_t)(index[i] * n + j)];
+            }
+            want[(size_t)(t * n + j)] = sum;
+        }
+    char what[80];
+    snprintf(what, sizeof what, "gather_sum T %d K %d n %d weighted %d add %d", (int)tokens, top_k, (int)n,
+             weighted, accumulate);
+    verdict(what, distance(out.get(), want), 4e-3, out.guard_intact());
+}
+
+/* Selection must equal a stable sort of the kernel's own logits; the plan a counting sort of the selection.
+ */
+static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool before, bool norm,
+                        bool ties) {
+    Buffer<bf16> x(tokens * d), gate(experts * d);
+    const int pitch = (experts + 3) / 4 * 4, tiles = (int)((tokens + 127) / 128);
+    Buffer<float> logits(tokens * experts), lse(tokens), weight(tokens * top_k), row_weight(tokens * top_k);
+    Buffer<int> expert(tokens * top_k), bad(1), offset(experts + 1), token(tokens * top_k),
+        row_of(tokens * top_k);
+    Buffer<uint8_t> count((int64_t)tiles * pitch);
+    x.random(seed, 1), gate.random(seed + 1, 1 / sqrtf((float)d));
+    if (ties) { /* half of the experts twice */
+        std::vector<bf16> g = gate.get();
+        for (int e = 0; e + 1 < experts; e += 2) std::copy_n(g.begin() + e * d, d, g.begin() + (e + 1) * d);
+        gate.put(g);
+    }
+    bad.put({INT32_MAX});
+    const moei_cuda_route_args route = {tokens,    d,           experts,     top_k,      x.data,
+                                        gate.data, before,      norm,        1.5f,       logits.data,
+                                        lse.data,  expert.data, weight.data, count.data, bad.data};
+    const moei_cuda_plan_args plan = {tokens,     experts,     top_k,      expert.data, weight.data,
+                                      count.data, offset.data, token.data, row_of.data, row_weight.data};
+    CUDA_OK(moei_cuda_route(&route, 0));
+    CUDA_OK(moei_cuda_plan(&plan, 0));
+    CUDA_OK(cudaDeviceSynchronize());
+    std::vector<int> zero = {0, (int)tokens};
+    Buffer<int> one(2);
+    one.put(zero);
+    Buffer<float> ref(tokens * experts);
+    product_ref<<<(unsigned)((tokens * experts + 255) / 256), 256>>>(x.data, d, NULL, gate.data, true,
+                                                                     one.data, 1, experts, d, ref.data);
+    CUDA_OK(cudaDeviceSynchronize());
+    const std::vector<float> l = logits.get(), r = ref.get(), w = weight.get(), s = lse.get(),
+                             rw = row_weight.get();
+    const std::vector<int> e = expert.get(), o = offset.get(), rt = token.get(), ro = row_of.get();
+    char what[100];
+    snprintf(what, sizeof what, "route T %d E %d K %d d %d before %d norm %d ties %d", (int)tokens, experts,
+             top_k, (int)d, before, norm, ties);
+    verdict(what, distance(l, std::vector<double>(r.begin(), r.end())), 1e-5, logits.guard_intact());
+    int64_t wrong = bad.get()[0] != INT32_MAX, wrong_plan = 0;
+    std::vector<double> want_w, want_s;
+    std::vector<int> rows((size_t)experts, 0), order((size_t)experts);
+    for (int64_t t = 0; t < tokens; ++t) {
+        const float *row = &l[(size_t)(t * experts)];
+        std::iota(order.begin(), order.end(), 0);
+        std::stable_sort(order.begin(), order.end(), [row](int a, int b) { return row[a] > row[b]; });
+        double sum = 0, chosen = 0;
+        for (int i = 0; i < experts; ++i) sum += exp((double)row[i] - row[order[0]]);
+        for (int k = 0; k < top_k; ++k) chosen += exp((double)row[order[(size_t)k]] - row[order[0]]);
+        want_s.push_back(row[order[0]] + log(sum));
+        for (int k = 0; k < top_k; ++k) {
+            wrong += e[(size_t)(t * top_k + k)] != order[(size_t)k];
+            want_w.push_back(1.5 * exp((double)row[order[(size_t)k]] - row[order[0]]) /
+                             (before && !norm ? sum : chosen));
+            ++rows[(size_t)order[(size_t)k]];
+        }
+    }
+    verdict("  its selection (wrong entries)", (double)wrong, 0, expert.guard_intact());
+    verdict("  its weights", distance(w, want_w), 1e-5, weight.guard_intact());
+    verdict("  its lse", distance(s, want_s), 1e-5, lse.guard_intact());
+    std::vector<int> next(1, 0);
+    for (int i = 0; i < experts; ++i) next.push_back(next.back() + rows[(size_t)i]);
+    for (int i = 0; i <= experts; ++i) wrong_plan += o[(size_t)i] != next[(size_t)i];
+    for (int64_t i = 0; i < tokens * top_k && wrong == 0; ++i) {
+        const int at = next[(size_t)e[(size_t)i]]++;
+        wrong_plan += ro[(size_t)i] != at || rt[(size_t)at] != i / top_k || rw[(size_t)at] != w[(size_t)i];
+    }
+    verdict("  its plan (wrong entries)", (double)wrong_plan, 0,
+            row_of.guard_intact() && token.guard_intact() && offset.guard_intact());
+}
+
+static void check_case(const Case &c) {
+    Problem p(c);
+    const moei_schedule both[] = {MOEI_SCHEDULE_COOPERATIVE, MOEI_SCHEDULE_PINGPONG};
+    for (moei_schedule schedule : both) {
+        check_store(p, false, false, schedule, false);
+        check_store(p, false, true, schedule, true);
+        check_act(p, MOE_ACT_SWIGLU, schedule, true);
+        check_act_grad(p, MOE_ACT_SWIGLU, schedule, true);
+    }
+    check_store(p, true, false, MOEI_SCHEDULE_AUTO, false);
+    check_store(p, true, true, MOEI_SCHEDULE_AUTO, false);
+    check_act(p, MOE_ACT_SWIGLU, MOEI_SCHEDULE_AUTO, false);
+    check_act(p, MOE_ACT_RELU, MOEI_SCHEDULE_AUTO, true);
+    check_act(p, MOE_ACT_GELU, MOEI_SCHEDULE_AUTO, true);
+    check_act_grad(p, MOE_ACT_RELU, MOEI_SCHEDULE_AUTO, false);
+    check_act_grad(p, MOE_ACT_GELU, MOEI_SCHEDULE_AUTO, false);
+    for (int i = 0; i < 4; ++i) check_outer(p, i & 1, i >> 1, i == 2);
+}
+
+int main(int argc, char **argv) {
+    seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    printf("check_moe: seed %llu\n", (unsigned long long)seed);
+    const Case cases[] = {
+        {1,   128,  128,  64,   64,  0},
+        {1,   256,  300,  256,  256, 0},
+        {5,   613,  211,  72,   40,  1},
+        {8,   1009, 1200, 192,  128, 1},
+        {17,  2003, 997,  200,  72,  2},
+        {64,  3001, 512,  320,  256, 2},
+        {128, 4099, 640,  136,  8,   1},
+        {7,   1531, 400,  512,  384, 3},
+        {33,  6007, 800,  448,  264, 1},
+        {9,   2111, 900,  1024, 192, 2}
+    };
+    for (const Case &c : cases) check_case(c);
+    for (int i = 0; i < 8; ++i)
+        check_gather_sum(i % 2 ? 331 : 64, 1 + i + (i > 5) * 4, i % 3 ? 72 : 1536, i & 1, i & 2);
+    check_route(128, 64, 2, 64, false, false, false);
+    check_route(1009, 128, 8, 200, true, true, true);
+    check_route(300, 60, 4, 136, true, false, true);
+    check_route(257, 256, 16, 320, false, false, false);
+    check_route(1, 8, 1, 64, true, false, false);
+    check_route(4000, 3, 3, 64, false, false, true);
+    printf("check_moe: %d checks, %d failed\n", n_checked, n_failed);
+    return n_failed != 0;
+}

@@ -1,0 +1,172 @@
+/* gemm_core.cuh: what the grouped products on Hopper share: tile shapes, shared memory, the tile
+ * scheduler, the pipeline between loading and computing warps, and the main loop.
+ * Blocks work in pairs (clusters) on two tiles of rows beside each other, so that either loads half of
+ * the B tile for both. Source: CUTLASS 3 (warp-specialised schedules), SonicMoE (Guo et al. 2025).
+ */
+#ifndef MOEI_GEMM_CORE_CUH
+#define MOEI_GEMM_CORE_CUH
+
+#include "kernel/cuda/sm90.cuh"
+#include "kernel/cuda/wgmma.cuh"
+
+namespace moei {
+
+typedef __nv_bfloat16 bf16;
+
+enum { PAIR = 2 };    /* blocks of a cluster */
+enum { TILE_K = 64 }; /* values of the sum in a stage: one 128-byte swizzle row */
+enum { BAND = 8 };    /* pairs of row tiles that share their B tiles in L2 */
+enum { GROUPS_MAX = 768 };
+enum { THREADS = 384 }; /* warpgroup 0 loads, 1 and 2 compute */
+enum { LOADERS = 128 }; /* threads that gather */
+
+/* Cooperative: both computing warpgroups share a tile, WG_M rows each. Ping-pong: each has its own tile,
+ * one computes while the other stores. */
+template <bool PINGPONG_, int WG_M_, int TILE_N_, int STAGES_> struct Shape {
+    static constexpr bool PINGPONG = PINGPONG_;
+    static constexpr int WG_M = WG_M_, TILE_N = TILE_N_, STAGES = STAGES_;
+    static constexpr int TILE_M = PINGPONG ? WG_M : 2 * WG_M;
+    static constexpr int BLOCKS_M = WG_M / 64;
+    static constexpr int A_BYTES = TILE_M * TILE_K * 2, B_BYTES = TILE_N * TILE_K * 2;
+    static constexpr int STAGE_BYTES = A_BYTES + B_BYTES;
+    static constexpr int CONSUMER_WARPS = PINGPONG ? 4 : 8; /* that read one stage */
+};
+
+/* Each computing warp has its own block of shared memory to turn accumulators into whole lines. */
+template <class S, int STAGE_WARP_BYTES> struct Shared {
+    static constexpr int STORE = S::STAGES * S::STAGE_BYTES;
+    static constexpr int FULL = STORE + 8 * STAGE_WARP_BYTES;
+    static constexpr int EMPTY = FULL + 8 * S::STAGES;
+    static constexpr int FIRST = EMPTY + 8 * S::STAGES;
+    static constexpr int bytes(int n_groups) { return FIRST + 4 * (n_groups + 1) + 1024; }
+};
+
+/* Position in the ring of stages. */
+template <int STAGES> struct Ring {
+    int stage = 0;
+    uint32_t phase = 0;
+    __device__ __forceinline__ void next() {
+        if (++stage == STAGES) {
+            stage = 0;
+            phase ^= 1;
+        }
+    }
+    __device__ __forceinline__ void skip(int n) {
+        stage += n;
+        phase ^= (uint32_t)(stage / STAGES) & 1;
+        stage %= STAGES;
+    }
+};
+
+/* Tiles of the ragged rows: pair u of tiles -> group, first row, tile of columns. */
+struct Tile {
+    int group, row, row_end, column;
+    bool live; /* this block of the pair has rows at all */
+};
+
+/* first[g] = pairs of row tiles before group g. Called by one whole warp. */
+__device__ inline void count_row_tiles(const int *offset, int n_groups, int tile_m, int *first) {
+    const int lane = threadIdx.x & 31, rows = PAIR * tile_m;
+    int before = 0;
+    for (int base = 0; base < n_groups; base += 32) {
+        int g = base + lane;
+        int own = g < n_groups ? (offset[g + 1] - offset[g] + rows - 1) / rows : 0, sum = own;
+        for (int step = 1; step < 32; step *= 2) {
+            int left = __shfl_up_sync(~0u, sum, step);
+            if (lane >= step) sum += left;
+        }
+        if (g < n_groups) first[g] = before + sum - own;
+        before += __shfl_sync(~0u, sum, 31);
+    }
+    if (lane == 0) first[n_groups] = before;
+}
+
+struct RowTiles {
+    const int *offset, *first;
+    int n_groups, n_tiles_n, tile_m, tile_n, rank;
+    int group = 0;
+    __device__ __forceinline__ int count() const { return first[n_groups] * n_tiles_n; }
+    /* u must not fall from call to call. */
+    __device__ __forceinline__ Tile at(int u) {
+        while (u >= first[group + 1] * n_tiles_n) ++group;
+        const int pairs = first[group + 1] - first[group];
+        const int local = u - first[group] * n_tiles_n;
+        const int band = local / (BAND * n_tiles_n), inside = local - band * BAND * n_tiles_n;
+        const int height = min((int)BAND, pairs - band * BAND);
+        const int pair = band * BAND + inside % height;
+        Tile tile;
+        tile.group = group;
+        tile.row_end = __ldg(offset + group + 1);
+        tile.row = __ldg(offset + group) + (pair * PAIR + rank) * tile_m;
+        tile.column = inside / height * tile_n;
+        tile.live = tile.row < tile.row_end;
+        return tile;
+    }
+};
+
+/* Computing warps give a stage back to both blocks, since either may fill half of it. */
+__device__ __forceinline__ void release_stage(uint32_t empty) {
+    const uint32_t lane = threadIdx.x & 31;
+    if (lane < PAIR) mbar_arrive_at(empty, lane);
+}
+
+template <class S> struct Pipeline {
+    uint32_t base, full, empty; /* shared-memory addresses */
+    __device__ __forceinline__ uint32_t a(int stage) const { return base + stage * S::STAGE_BYTES; }
+    __device__ __forceinline__ uint32_t b(int stage) const { return a(stage) + S::A_BYTES; }
+    __device__ __forceinline__ uint32_t full_at(int stage) const { return full + 8 * stage; }
+    __device__ __forceinline__ uint32_t empty_at(int stage) const { return empty + 8 * stage; }
+    __device__ __forceinline__ void init(int loader_arrivals) const {
+        for (int s = 0; s < S::STAGES; ++s) {
+            mbar_init(full_at(s), loader_arrivals);
+            mbar_init(empty_at(s), PAIR * S::CONSUMER_WARPS);
+        }
+        mbar_init_done();
+    }
+};
+
+/* acc = sum over k_blocks stages of A B for the rows of one warpgroup, which start `a_offset` bytes into
+ * the A tile. One product stays in flight while the next stage is awaited; `issued` is called after the last.
+ * COPIED: a stage has data written by cp.async, which wgmma sees only past a fence. Here it waits for
+ * nothing; in the loading warps it would wait for the copies of later stages. */
+template <class S, bool A_MN, bool B_MN, bool COPIED, class Issued>
+__device__ __forceinline__ void multiply(float (&acc)[S::BLOCKS_M][S::TILE_N / 2], const Pipeline<S> &pipe,
+                                         Ring<S::STAGES> &ring, int k_blocks, int a_offset, Issued issued) {
+    int previous = 0;
+    for (int kb = 0; kb < k_blocks; ++kb) {
+        mbar_wait(pipe.full_at(ring.stage), ring.phase);
+        if (COPIED) fence_async();
+        const uint64_t a = matrix_descriptor(pipe.a(ring.stage) + a_offset, 8192);
+        const uint64_t b = matrix_descriptor(pipe.b(ring.stage), 8192);
+        wgmma_fence();
+#pragma unroll
+        for (int k16 = 0; k16 < TILE_K / 16; ++k16)
+#pragma unroll
+            for (int m = 0; m < S::BLOCKS_M; ++m)
+                Wgmma<S::TILE_N, A_MN, B_MN>::mma(acc[m],
+                                                  a + k16 * descriptor_step16<A_MN>() + m * (8192 >> 4),
+                                                  b + k16 * descriptor_step16<B_MN>(), (kb | k16) != 0);
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (kb > 0) release_stage(pipe.empty_at(previous));
+        previous = ring.stage;
+        ring.next();
+    }
+    issued();
+    wgmma_wait<0>();
+    if (k_blocks > 0) release_stage(pipe.empty_at(previous));
+}
+
+/* A tile without rows: its half of B is still loaded for the other block. */
+template <class S>
+__device__ __forceinline__ void pass_by(const Pipeline<S> &pipe, Ring<S::STAGES> &ring, int k_blocks) {
+#pragma unroll 1
+    for (int kb = 0; kb < k_blocks; ++kb, ring.next()) {
+        mbar_wait(pipe.full_at(ring.stage), ring.phase);
+        __syncwarp();
+        release_stage(pipe.empty_at(ring.stage));
+    }
+}
+
+} // namespace moei
+#endif

@@ -1,0 +1,97 @@
+/* plan.cu: scan and scatter in one kernel: expert[T,K] -> offset[E+1], row_token, row_of, row_weight.
+ * A block takes one tile of 128 tokens. It sums the tiles' counts itself (all of them are a few ten KiB), so
+ * no block waits for another; inside the tile a token's rank is a population count of the tokens before it.
+ */
+#include "kernel/cuda/cuda_kernel.h"
+
+#include <cuda_runtime.h>
+
+namespace moei {
+
+enum { PLAN_THREADS = 256, PLAN_EXPERTS = 256, PLAN_TILE = MOEI_CUDA_ROUTE_TILE };
+
+/* before[e]: rows of e in the tiles before this one. total[e]: in all. Four experts a word. */
+__device__ __forceinline__ void sum_tiles(const moei_cuda_plan_args &p, int n_tiles, int *before,
+                                          int *total) {
+    const int words = (p.n_experts + 3) / 4, lanes = PLAN_THREADS / words, word = threadIdx.x % words;
+    const int lane = threadIdx.x / words;
+    int sum[4] = {0}, sum_before[4] = {0};
+    if (lane < lanes) {
+#pragma unroll 8
+        for (int tile = lane; tile < n_tiles; tile += lanes) {
+            const uint32_t four = __ldg((const uint32_t *)p.tile_count + (int64_t)tile * words + word);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int count = (int)(four >> (8 * i) & 255);
+                sum[i] += count;
+                if (tile < (int)blockIdx.x) sum_before[i] += count;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            atomicAdd(total + 4 * word + i, sum[i]);
+            atomicAdd(before + 4 * word + i, sum_before[i]);
+        }
+    }
+}
+
+/* start[e] = total[0] + .. + total[e-1] + before[e]; the first block keeps the offsets. */
+__device__ __forceinline__ void scan_experts(const moei_cuda_plan_args &p, const int *total, int *before) {
+    if (threadIdx.x >= 32) return;
+    const int lane = threadIdx.x;
+    int carry = 0;
+    for (int base = 0; base < p.n_experts; base += 32) {
+        const int own = total[base + lane];
+        int sum = own;
+        for (int step = 1; step < 32; step *= 2) {
+            const int left = __shfl_up_sync(~0u, sum, step);
+            if (lane >= step) sum += left;
+        }
+        before[base + lane] += carry + sum - own;
+        if (blockIdx.x == 0 && base + lane < p.n_experts) p.offset[base + lane + 1] = carry + sum;
+        carry += __shfl_sync(~0u, sum, 31);
+    }
+    if (blockIdx.x == 0 && lane == 0) p.offset[0] = 0;
+}
+
+__global__ void __launch_bounds__(PLAN_THREADS) plan_kernel(const __grid_constant__ moei_cuda_plan_args p) {
+    __shared__ int before[PLAN_EXPERTS], total[PLAN_EXPERTS];
+    __shared__ uint32_t member[PLAN_EXPERTS][PLAN_TILE / 32]; /* bit t: token t of the tile chose e */
+    const int64_t first = (int64_t)blockIdx.x * PLAN_TILE * p.top_k;
+    const int slots = (int)min((int64_t)PLAN_TILE * p.top_k, p.n_tokens * p.top_k - first);
+    for (int e = threadIdx.x; e < PLAN_EXPERTS; e += PLAN_THREADS) {
+        before[e] = total[e] = 0;
+        for (int i = 0; i < PLAN_TILE / 32; ++i) member[e][i] = 0;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < slots; i += PLAN_THREADS) {
+        const int t = i / p.top_k, e = p.expert[first + i];
+        if (e >= 0) atomicOr(&member[e][t / 32], 1u << (t & 31));
+    }
+    sum_tiles(p, (int)gridDim.x, before, total);
+    __syncthreads();
+    scan_experts(p, total, before);
+    __syncthreads();
+    for (int i = threadIdx.x; i < slots; i += PLAN_THREADS) {
+        const int t = i / p.top_k, e = p.expert[first + i];
+        if (e < 0) {
+            p.row_of[first + i] = -1;
+            continue;
+        }
+        int rank = __popc(member[e][t / 32] & ((1u << (t & 31)) - 1));
+        for (int word = 0; word < t / 32; ++word) rank += __popc(member[e][word]);
+        const int row = before[e] + rank;
+        p.row_of[first + i] = row;
+        p.row_token[row] = (int)(blockIdx.x * PLAN_TILE) + t;
+        p.row_weight[row] = p.weight[first + i];
+    }
+}
+
+} // namespace moei
+
+int moei_cuda_plan(const moei_cuda_plan_args *args, moei_stream stream) {
+    if (args->n_experts > moei::PLAN_EXPERTS) return cudaErrorNotSupported;
+    const unsigned blocks = (unsigned)((args->n_tokens + moei::PLAN_TILE - 1) / moei::PLAN_TILE);
+    moei::plan_kernel<<<blocks ? blocks : 1, moei::PLAN_THREADS, 0, stream>>>(*args);
+    return cudaGetLastError();
+}

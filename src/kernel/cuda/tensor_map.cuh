@@ -1,0 +1,49 @@
+/* tensor_map.cuh: descriptions of matrices for the copy engine, made on the host.
+ * A 3-D map is [groups, rows, columns]; boxes are 64 columns (one 128-byte swizzle row) wide.
+ * Source: CUDA driver API, cuTensorMapEncodeTiled.
+ */
+#ifndef MOEI_TENSOR_MAP_CUH
+#define MOEI_TENSOR_MAP_CUH
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+namespace moei {
+
+typedef CUresult EncodeTiled(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
+                             const cuuint64_t *, const cuuint32_t *, const cuuint32_t *,
+                             CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
+                             CUtensorMapFloatOOBfill);
+
+/* The driver's function, so that nothing links against the driver. */
+inline EncodeTiled *encode_tiled() {
+    void *fn = NULL;
+    cudaDriverEntryPointQueryResult found;
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &fn, 12000, cudaEnableDefault, &found) !=
+        cudaSuccess)
+        return NULL;
+    return found == cudaDriverEntryPointSuccess ? (EncodeTiled *)fn : NULL;
+}
+
+inline cudaError_t make_map(CUtensorMap *map, const void *data, int64_t columns, int64_t rows, int64_t groups,
+                            int64_t ld, uint32_t box_rows, bool three_d) {
+    EncodeTiled *encode = encode_tiled();
+    if (!encode) return cudaErrorNotSupported;
+    const cuuint64_t dim[3] = {(cuuint64_t)columns, (cuuint64_t)rows, (cuuint64_t)groups};
+    const cuuint64_t stride[2] = {(cuuint64_t)ld * 2, (cuuint64_t)(rows * ld) * 2};
+    const cuuint32_t box[3] = {64, box_rows, 1}, step[3] = {1, 1, 1};
+    CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, three_d ? 3 : 2, (void *)data, dim,
+                             stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+inline cudaError_t multiprocessors(int *count) {
+    int device;
+    cudaError_t error = cudaGetDevice(&device);
+    return error ? error : cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
+}
+
+} // namespace moei
+#endif
