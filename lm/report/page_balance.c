@@ -94,16 +94,50 @@ static void write_curves(moei_html *html, const moei_metrics *metrics) {
     moei_html_put(html, "</p>\n");
 }
 
+static void write_alarm(moei_html *html, const moei_alarm *alarm) {
+    moei_html_printf(html, "<li>Step %s, layer %d: ", moei_count(alarm->step).s, alarm->layer);
+    if (alarm->kind == 'd') {
+        moei_html_printf(html, "expert %d had no row for %s steps", alarm->expert,
+                         moei_count(alarm->steps).s);
+        if (alarm->revived_from >= 0) {
+            moei_html_printf(html, "; it began again as a copy of expert %d", alarm->revived_from);
+        }
+    } else if (alarm->kind == 'e') {
+        moei_html_printf(html, "the entropy of the load fell to %s of its maximum; the bound is %s",
+                         moei_fixed(alarm->value, 3).s, moei_fixed(alarm->bound, 3).s);
+    } else {
+        moei_html_printf(html, "%s of the rows were dropped; the bound is %s",
+                         moei_percent(alarm->value, 1).s, moei_percent(alarm->bound, 1).s);
+    }
+    moei_html_put(html, ".</li>\n");
+}
+
+static void write_alarms(moei_html *html, const moei_metrics *metrics) {
+    if (metrics->n_alarms == 0) return;
+    const int64_t listed = metrics->n_alarms < MOEI_ALARMS ? metrics->n_alarms : MOEI_ALARMS;
+    moei_html_printf(html, "<h3 id=\"alarms\">Alarms: %s</h3>\n", moei_count(metrics->n_alarms).s);
+    if (listed < metrics->n_alarms) {
+        moei_html_printf(
+            html, "<p class=\"note\">The first %s of them; all are in <code>metrics.jsonl</code>.</p>\n",
+            moei_count(listed).s);
+    }
+    moei_html_put(html, "<ul class=\"findings\">\n");
+    for (int64_t i = 0; i < listed; ++i) write_alarm(html, &metrics->alarm[i]);
+    moei_html_put(html, "</ul>\n");
+}
+
 void moei_page_balance(moei_html *html, const moei_run *run) {
     const moei_metrics *metrics = &run->metrics;
     moei_section_begin(html, "balance", "Balance over the steps");
     if (metrics->n_layers > 0) {
         write_curves(html, metrics);
     } else if (metrics->found) {
-        moei_html_missing(html, "No layer of this model has routed experts.");
+        moei_html_missing(
+            html, "No layer of this model has routed experts, or <code>train.log_layers</code> was off.");
     } else {
         moei_html_missing(
             html, "Curves of each layer come from <code>metrics.jsonl</code>, which has no step yet.");
     }
+    write_alarms(html, metrics);
     moei_section_end(html);
 }

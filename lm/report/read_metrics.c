@@ -127,6 +127,35 @@ static moe_status add_layers(const json_t *object, const char *where, int64_t bu
     return MOE_OK;
 }
 
+static moe_status read_alarm(const json_t *object, const char *where, int64_t step, moei_alarm *alarm,
+                             moe_error *error) {
+    const char *kind;
+    int64_t layer, expert = -1, from = -1;
+    *alarm = (moei_alarm){.step = step, .value = NAN, .bound = NAN};
+    MOEI_TRY(moei_json_get_string(object, where, "kind", &kind, error));
+    MOEI_TRY(moei_json_get_int(object, where, "layer", 0, INT32_MAX, &layer, error));
+    MOEI_TRY(moei_json_get_int(object, where, "steps", 0, INT64_MAX, &alarm->steps, error));
+    MOEI_TRY(moei_json_opt_int(object, where, "expert", 0, MOELM_MAX_EXPERTS, &expert, error));
+    MOEI_TRY(moei_json_opt_int(object, where, "revived_from", 0, MOELM_MAX_EXPERTS, &from, error));
+    MOEI_TRY(moei_json_opt_real(object, where, "value", &alarm->value, error));
+    MOEI_TRY(moei_json_opt_real(object, where, "bound", &alarm->bound, error));
+    alarm->kind = strcmp(kind, "dead") == 0 ? 'd' : strcmp(kind, "entropy") == 0 ? 'e' : 'r';
+    alarm->layer = (int32_t)layer;
+    alarm->expert = (int32_t)expert;
+    alarm->revived_from = (int32_t)from;
+    return MOE_OK;
+}
+
+static moe_status add_alarms(const json_t *object, const char *where, int64_t step, moei_metrics *metrics,
+                             moe_error *error) {
+    const json_t *alarms = json_object_get(object, "alarms");
+    for (size_t i = 0; i < json_array_size(alarms); ++i, ++metrics->n_alarms)
+        if (metrics->n_alarms < MOEI_ALARMS)
+            MOEI_TRY(read_alarm(json_array_get(alarms, i), where, step, &metrics->alarm[metrics->n_alarms],
+                                error));
+    return MOE_OK;
+}
+
 static moe_status add_line(const json_t *object, const char *where, int64_t bucket, moei_metrics *metrics,
                            moe_error *error) {
     int64_t step;
@@ -142,6 +171,7 @@ static moe_status add_line(const json_t *object, const char *where, int64_t buck
     metrics->step[bucket] = (double)step;
     metrics->last_step = step;
     metrics->finished = json_is_true(json_object_get(object, "finished"));
+    MOEI_TRY(add_alarms(object, where, step, metrics, error));
     return add_layers(object, where, bucket, metrics, error);
 }
 

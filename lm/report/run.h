@@ -13,7 +13,8 @@ enum {
     MOEI_BINS = 120,           /* columns of a heat map */
     MOEI_HEAT_CELLS = 250000,  /* of all heat maps together */
     MOEI_SAMPLE_BYTES = 20000, /* shown of sample.txt */
-    MOEI_TYPICAL = 12          /* tokens of an expert */
+    MOEI_TYPICAL = 12,         /* tokens of an expert */
+    MOEI_ALARMS = 40           /* listed one by one */
 };
 
 /* Memory of one run, freed at once. */
@@ -50,6 +51,13 @@ typedef enum moei_layer_series {
     MOEI_LAYER_SERIES
 } moei_layer_series;
 
+typedef struct moei_alarm {
+    int64_t step, steps;
+    char kind;                           /* 'd' dead expert, 'e' entropy, 'r' rows dropped */
+    int32_t layer, expert, revived_from; /* -1: none */
+    double value, bound;
+} moei_alarm;
+
 typedef struct moei_metrics {
     bool found;
     bool torn; /* the last line is not whole */
@@ -62,6 +70,8 @@ typedef struct moei_metrics {
     int32_t *layer, *experts;         /* [n_layers] */
     moei_point *run[MOEI_RUN_SERIES]; /* [n_points] each */
     moei_point *of_layer;             /* [n_layers, MOEI_LAYER_SERIES, n_points] */
+    int64_t n_alarms;                 /* all that rang */
+    moei_alarm alarm[MOEI_ALARMS];    /* the first of them */
 } moei_metrics;
 const moei_point *moei_metrics_layer(const moei_metrics *metrics, int32_t index, moei_layer_series series);
 

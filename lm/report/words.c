@@ -144,6 +144,15 @@ static void say_load(moei_html *html, const moei_metrics *metrics) {
     }
 }
 
+static void say_alarms(moei_html *html, const moei_metrics *metrics) {
+    if (metrics->n_alarms == 0) return;
+    moei_html_printf(
+        html,
+        "<li><strong>%s %s</strong> rang while it trained; <a href=\"#alarms\">they are listed</a> "
+        "under the balance.</li>\n",
+        moei_count(metrics->n_alarms).s, metrics->n_alarms == 1 ? "alarm" : "alarms");
+}
+
 static void say_follow(moei_html *html, const moei_eval *eval) {
     double token = 0, position = 0;
     int32_t n = 0;
@@ -180,6 +189,7 @@ void moei_words_findings(moei_html *html, const moei_run *run) {
     say_progress(html, run);
     say_held_out(html, run);
     if (run->metrics.n_layers > 0) say_load(html, &run->metrics);
+    say_alarms(html, &run->metrics);
     say_follow(html, &run->eval);
     moei_html_put(html, "</ul>\n");
 }

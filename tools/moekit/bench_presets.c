@@ -70,7 +70,6 @@ static int train(cli_args *args, const char *run_dir, outcome *o) {
     char log_every[1024];
     moe_ctx *ctx;
     int code = cli_setting(args, args->config, "train.log_every", log_every);
-    if (code == 0 && cli_flag(args, "move-old")) code = run_files_move_old(args, run_dir);
     if (code == 0) code = cli_context_create(args, NULL, 0, &ctx);
     if (code) return code;
     watch w = {
@@ -79,6 +78,7 @@ static int train(cli_args *args, const char *run_dir, outcome *o) {
     };
     const moe_lm_train_options train_options = {.size = sizeof train_options,
                                                 .run_dir = run_dir,
+                                                .move_old = cli_flag(args, "move-old"),
                                                 .on_progress = on_progress,
                                                 .should_stop = should_stop,
                                                 .user = &w,

@@ -2,7 +2,6 @@
  */
 #include "run_files.h"
 
-#include <errno.h>
 #include <string.h>
 
 int run_files_find(cli_args *args, run_files *files) {
@@ -52,20 +51,4 @@ int run_files_load(cli_args *args, const run_files *files, moe_ctx **ctx, moe_lm
     code = cli_fail(args, status, "%s", moe_ctx_error(*ctx));
     moe_ctx_destroy(*ctx);
     return code;
-}
-
-int run_files_move_old(cli_args *args, const char *run_dir) {
-    char aside[4096];
-    size_t length = strlen(run_dir);
-    if (!cli_file_exists(run_dir)) return 0;
-    while (length > 1 && run_dir[length - 1] == '/') --length;
-    for (int i = 1; i < 10000; ++i) {
-        snprintf(aside, sizeof aside, "%.*s.%d", (int)length, run_dir, i);
-        if (cli_file_exists(aside)) continue;
-        if (rename(run_dir, aside) != 0) return cli_fail(args, MOE_ERR_IO, "%s: %s", aside, strerror(errno));
-        cli_say(args, "%s was there: it is %s now", run_dir, aside);
-        return 0;
-    }
-    return cli_fail(args, MOE_ERR_ARGUMENT, "%s: no free name from %s.1 to %s.9999", run_dir, run_dir,
-                    run_dir);
 }

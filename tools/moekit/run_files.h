@@ -20,7 +20,4 @@ int run_files_setting(cli_args *args, const char *run, const char *key, char tex
 /* Opens files->checkpoint in a new context; the caller destroys both. */
 int run_files_load(cli_args *args, const run_files *files, moe_ctx **ctx, moe_lm **lm);
 
-/* Nothing is lost: a run directory in the way gets the first free name after it, DIR.1, DIR.2, ... */
-int run_files_move_old(cli_args *args, const char *run_dir);
-
 #endif

@@ -182,6 +182,54 @@ static void test_training_ended_by_the_clock(void **state) {
     free(page);
 }
 
+/* The last line of metrics.jsonl gets `alarms`. */
+static void append_alarms(void **state, const char *alarms) {
+    size_t bytes;
+    char *path = scratch_path(state, "metrics.jsonl"), *text = read_all(path, &bytes);
+    scratch_put(path, text, bytes - 2);
+    append(state, "metrics.jsonl", ",\"alarms\":[");
+    append(state, "metrics.jsonl", alarms);
+    append(state, "metrics.jsonl", "]}\n");
+    free(text);
+    free(path);
+}
+
+static void test_alarms(void **state) {
+    size_t bytes;
+    write_run(state, small_run);
+    char *page = render(state, &bytes);
+    assert_lacks(page, "id=\"alarms\"");
+    free(page);
+    append_alarms(state, "{\"kind\":\"dead\",\"layer\":2,\"steps\":50,\"expert\":7,\"revived_from\":3},"
+                         "{\"kind\":\"dead\",\"layer\":0,\"steps\":50,\"expert\":6,\"revived_from\":null},"
+                         "{\"kind\":\"entropy\",\"layer\":1,\"steps\":1,\"value\":0.25,\"bound\":0.5},"
+                         "{\"kind\":\"dropped\",\"layer\":1,\"steps\":1,\"value\":0.375,\"bound\":0.2}");
+    page = render(state, &bytes);
+    assert_has(page, "<strong>4 alarms</strong> rang");
+    assert_has(page, "layer 2: expert 7 had no row for 50 steps; it began again as a copy of expert 3.");
+    assert_has(page, "layer 0: expert 6 had no row for 50 steps.");
+    assert_has(page, "the entropy of the load fell to 0.250 of its maximum; the bound is 0.500.");
+    assert_has(page, "of the rows were dropped; the bound is");
+    free(page);
+    char many[60 * 80] = "";
+    for (int i = 0; i < 50; ++i)
+        sprintf(many + strlen(many), "%s{\"kind\":\"dead\",\"layer\":0,\"steps\":9,\"expert\":1}",
+                i ? "," : "");
+    write_run(state, small_run);
+    append_alarms(state, many);
+    page = render(state, &bytes);
+    assert_has(page, "Alarms: 50");
+    assert_has(page, "The first 40 of them");
+    assert_int_equal(count(page, "had no row for 9 steps"), 40);
+    free(page);
+    write_run(state, small_run);
+    append_alarms(state, "{\"kind\":\"dead\",\"layer\":-1,\"steps\":9}");
+    moe_error error;
+    char *path = scratch_path(state, "report.html");
+    assert_fails(moe_lm_report(*state, path, &error), MOE_ERR_INPUT, &error, "layer");
+    free(path);
+}
+
 static void test_running_training(void **state) {
     size_t bytes;
     fake_run run = small_run;
@@ -312,6 +360,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test_setup_teardown(test_training_without_eval_still_tells_its_last_figure, scratch_setup,
                                         scratch_teardown),
         cmocka_unit_test_setup_teardown(test_running_training, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_alarms, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_training_ended_by_the_clock, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_broken_files_name_their_place, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_large_model_stays_small, scratch_setup, scratch_teardown),
