@@ -1,0 +1,74 @@
+#!/bin/bash
+# Presets, alarms and route traces from the command line.
+. "$(dirname "$0")/support/common.sh"
+make_config
+
+# a preset gives way to other keys of its level, wherever it stands, and stands over earlier levels
+expect 0 "$MOEKIT" config show small.yaml moe.capacity_factor=3 moe.preset=lucidrains
+says out '^moe.router_type=gshard_top2$'
+says out '^moe.capacity_factor=3$'
+says out '^moe.aux_loss_coeff=0$'
+says out '^moe.num_experts=4$'
+printf 'moe: {score_function: softmax, preset: sigma_moe}\n' >preset.yaml
+expect 0 "$MOEKIT" config show --origin small.yaml preset.yaml
+says out '^preset.yaml:1 +moe.score_function=softmax$'
+says out '^preset.yaml:1, preset sigma_moe +moe.expert_dropout=0.05$'
+expect 0 env MOEKIT_MOE_PRESET=mixtral "$MOEKIT" config show preset.yaml
+says out '^moe.entropy_loss_coeff=0$'
+expect 2 "$MOEKIT" config show moe.preset=mixtrel
+says err 'mixtral, deepseek_v3'
+expect 2 "$MOEKIT" config check small.yaml moe.preset=mixtral train.alarm_action=stop
+says err 'train.alarm_action'
+
+# 8 rows a step for 32 experts: some stand idle
+idle='moe.num_experts=32 moe.top_k=1 train.batch_size=1 train.length=8 train.alarm_dead_steps=4'
+expect 0 "$MOEKIT" train small.yaml --run warned $idle
+says err 'alarm: layer 0: expert [0-9]+ had no row for 4 steps$'
+says warned/metrics.jsonl '"alarms":\[\{"kind":"dead"'
+expect 7 "$MOEKIT" train small.yaml --run stopped $idle train.alarm_action=stop
+says err 'alarm in step 4: .*resume stopped'
+[ -s stopped/checkpoints/step-00000004/model.safetensors ] || complain 'an alarm stopped without a checkpoint'
+expect 7 "$MOEKIT" train --resume --run stopped
+expect 0 "$MOEKIT" train small.yaml --run revived $idle train.alarm_action=revive
+says revived/main.log 'begins again as expert [0-9]+, with noise$'
+expect 0 "$MOEKIT" report --run revived
+says revived/report.html 'id="alarms"'
+
+# a trace replays to the bit, and only on its own text
+expect 0 "$MOEKIT" train small.yaml --run run moe.preset=deepseek_v3 moe.num_experts=8 train.steps=10
+expect 0 "$MOEKIT" eval --run run --record-routes routes.safetensors --json
+cp out first
+expect 0 "$MOEKIT" eval --run run --replay-routes routes.safetensors --record-routes again.safetensors --json
+bits='s/.*"bits_per_byte":\([0-9.]*\).*/\1/p'
+[ "$(sed -n "$bits" first)" = "$(sed -n "$bits" out)" ] || complain 'the replay costs other bits than its recording'
+cmp routes.safetensors again.safetensors || complain 'the replay was recorded as another trace'
+expect 3 "$MOEKIT" eval --run run --text train.txt --replay-routes routes.safetensors
+says err 'another text_sha256'
+head -c 2000 routes.safetensors >cut.safetensors
+expect 3 "$MOEKIT" eval --run run --replay-routes cut.safetensors
+says err 'cut.safetensors'
+expect 2 "$MOEKIT" eval --run run --record-routes run
+
+# every preset learns, and the page tells how
+expect 0 "$MOEKIT" bench presets small.yaml moe.num_experts=8 -o presets.md --run presets -q
+for preset in mixtral deepseek_v3 megatron automodel lucidrains t2t_top2 t2t_noisy sigma_moe; do
+    says presets.md "^\| $preset \| [0-9.]+ \| [0-9.]+ \| [0-9.]+ \|"
+    says presets.md "^- $preset: \`"
+done
+expect 2 "$MOEKIT" bench presets small.yaml moe.num_experts=8 --run presets -q
+says err 'exists already'
+expect 2 "$MOEKIT" bench layer moe.top_k=3
+says err 'takes one problem'
+
+# verify knows every option of the layer
+for preset in deepseek_v3 lucidrains t2t_noisy; do
+    expect 0 "$MOEKIT" verify grad --preset $preset moe.num_experts=8 --tokens 12 --sequences 3
+done
+expect 0 "$MOEKIT" verify grad moe.routing_unit=task moe.num_tasks=2 --tokens 12 --sequences 3
+expect 0 "$MOEKIT" verify determinism moe.output_size=5 moe.router_frozen=true moe.selection_bias=true moe.score_before_topk=true
+expect 0 "$MOEKIT" verify determinism moe.router_type=expert_choice
+says err 'not compared'
+expect 2 "$MOEKIT" verify grad --sequences 2 --tokens 13
+says err 'do not divide'
+expect 8 "$MOEKIT" verify grad moe.router_type=random
+finish
