@@ -30,7 +30,7 @@ lm/config/     ^(core|format|config)/
 lm/model/      ^(core|format|config|model)/
 lm/train/      ^(core|format|config|model|train|parallel)/
 lm/transform/  ^(core|format|config|model|transform)/
-lm/report/     ^(core|format|config|model|report)/
+lm/report/     ^(core|format|config|report)/
 tools/         ^[a-z_]*\.h$
 examples/      ^$
 '

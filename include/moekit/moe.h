@@ -36,6 +36,8 @@ extern "C" {
 #define MOE_VERSION_NUMBER (MOE_VERSION_MAJOR * 10000 + MOE_VERSION_MINOR * 100 + MOE_VERSION_PATCH)
 MOE_API int moe_version(void);                /* of the library found at run time */
 MOE_API const char *moe_version_string(void); /* "0.1.0" */
+/* The processor's name as the system tells it; "" where it does not. */
+MOE_API void moe_cpu_name(char *text, size_t size);
 
 /* 1. Status. The numbers are also the exit codes of the `moekit` command. */
 typedef enum moe_status {
@@ -153,7 +155,7 @@ typedef struct moe_layer_desc {
     /* router: scores and weights */
     const char *score_function; /* NULL: "softmax"; "sigmoid" "sqrtsoftplus" */
     bool score_before_topk; /* score all E, then select; else select by logits, then score the K selected */
-    bool norm_topk_prob;    /* divide the K weights by their sum */
+    bool norm_topk_prob;    /* divide the K weights by their sum; K = 1: ignored, as its weight would always be 1 */
     float routed_scaling_factor; /* multiplies the weights; 0: 1 */
 
     /* router: selection */

@@ -6,6 +6,7 @@
 
 #include "core/status.h"
 #include "format/file.h"
+#include "format/utf8.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -358,25 +359,11 @@ moe_status moei_yaml_load(const char *path, moei_yaml_pair_fn on_pair, void *use
 
 /* 7. Writing. */
 
-/* Length of the UTF-8 sequence that `at` starts with and its code point; 0: not UTF-8. */
-static size_t decode_utf8(const unsigned char *at, uint32_t *code) {
-    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-    size_t length = *at < 0x80 ? 1 : *at >> 5 == 6 ? 2 : *at >> 4 == 14 ? 3 : *at >> 3 == 30 ? 4 : 0;
-    if (length == 0) return 0;
-    uint32_t value = length == 1 ? *at : *at & (0x7FU >> length);
-    for (size_t i = 1; i < length; i++) {
-        if (at[i] >> 6 != 2) return 0;
-        value = value << 6 | (at[i] & 0x3FU);
-    }
-    if (value < least[length] || value > 0x10FFFF || (value >= 0xD800 && value <= 0xDFFF)) return 0;
-    *code = value;
-    return length;
-}
-
 static bool is_utf8(const char *text) {
     uint32_t code;
-    for (size_t n; *text; text += n)
-        if ((n = decode_utf8((const unsigned char *)text, &code)) == 0) return false;
+    size_t left = strlen(text);
+    for (size_t n; left > 0; text += n, left -= n)
+        if ((n = moei_utf8_decode(text, left, &code)) == 0) return false;
     return true;
 }
 
@@ -400,7 +387,7 @@ static void put_scalar(FILE *out, const char *text, size_t length) {
     fputc('"', out);
     uint32_t code = 0;
     for (size_t i = 0, n; i < length; i += n) {
-        n = decode_utf8((const unsigned char *)text + i, &code);
+        n = moei_utf8_decode(text + i, length - i, &code);
         bool special = code < 0x20 || code == 0x7F || (code >= 0x80 && code < 0xA0) || code == 0x2028 ||
                        code == 0x2029 || code == 0xFEFF || code == 0xFFFE || code == 0xFFFF;
         if (special)

@@ -14,8 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const moelm_family *const families[] = {&moelm_family_mixtral, &moelm_family_moekit};
-
 static int64_t rows_of(const moelm_slice *s) {
     return s->n_dim == 1 ? 1 : s->n_dim == 2 ? s->dim[0] : s->dim[0] * s->dim[1];
 }
@@ -135,19 +133,6 @@ static moe_status check_size(const moe_lm_config *config, const moei_safetensors
                           need, held);
 }
 
-static moe_status find_family(const json_t *root, const moelm_family **family, moe_error *error) {
-    const char *type;
-    MOEI_TRY(moei_json_get_string(root, "config.json", "model_type", &type, error));
-    for (size_t i = 0; i < sizeof families / sizeof *families; ++i)
-        if (strcmp(type, families[i]->model_type) == 0) {
-            *family = families[i];
-            return MOE_OK;
-        }
-    return moei_error_set(error, MOE_ERR_UNSUPPORTED,
-                          "config.json: model_type '%.60s' is not supported; 'mixtral' and 'moekit' are",
-                          type);
-}
-
 static moe_status read_config(const char *directory, const moelm_family **family, moe_lm_config *config,
                               moe_error *error) {
     char *path = moei_path_join(directory, "config.json");
@@ -156,16 +141,9 @@ static moe_status read_config(const char *directory, const moelm_family **family
     moe_status status = moei_json_load(path, &root, error);
     free(path);
     MOEI_TRY(status);
-    if (!json_is_object(root))
-        status = moei_error_set(error, MOE_ERR_INPUT, "config.json: expected an object");
-    else
-        status = find_family(root, family, error);
-    if (status == MOE_OK) status = (*family)->read(root, config, error);
+    status = moelm_family_read(root, family, config, error);
     json_decref(root);
-    MOEI_TRY(status);
-    if (moe_lm_config_check(config, error) == MOE_OK) return MOE_OK;
-    if (error->status == MOE_ERR_ARGUMENT) error->status = MOE_ERR_INPUT; /* the caller did nothing wrong */
-    return error->status;
+    return status;
 }
 
 static moe_status read_tensors(moe_lm *lm, const moelm_family *family, const moei_safetensors *file) {
@@ -274,8 +252,7 @@ static moe_status write_config(const moe_lm *lm, const moelm_family *family, con
 }
 
 moe_status moelm_checkpoint_write(moe_lm *lm, const char *directory) {
-    const moelm_family *family = families[0];
-    for (size_t i = 0; !family->fits(lm->config);) family = families[++i]; /* the last fits everything */
+    const moelm_family *family = moelm_family_of(lm->config);
     char *config = moei_path_join(directory, "config.json");
     char *tensors = moei_path_join(directory, "model.safetensors");
     moe_status status = config && tensors ? write_config(lm, family, config)

@@ -3,6 +3,7 @@
  * Source: HTML living standard (void and raw text elements), RFC 3629 (UTF-8).
  */
 #include "report/html.h"
+#include "format/utf8.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -53,25 +54,17 @@ void moei_html_printf(moei_html *html, const char *format, ...) {
     va_end(args);
 }
 
-/* Length of the UTF-8 character at `s` that XML may hold, 0 if there is none. */
-static size_t character(const unsigned char *s, size_t left) {
-    if (s[0] < 0x80) return s[0] >= 0x20 ? s[0] != 0x7f : s[0] == '\t' || s[0] == '\n';
-    size_t length = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
-    if (s[0] < 0xc2 || s[0] > 0xf4 || length > left) return 0;
-    uint32_t code = s[0] & (0x7fu >> length);
-    for (size_t i = 1; i < length; ++i) {
-        if ((s[i] & 0xc0) != 0x80) return 0;
-        code = code << 6 | (s[i] & 0x3fu);
-    }
-    static const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
-    bool surrogate = code >= 0xd800 && code <= 0xdfff, none = code == 0xfffe || code == 0xffff;
-    bool control = code < 0xa0; /* C1: allowed, but invisible */
-    return code < smallest[length] || code > 0x10ffff || surrogate || none || control ? 0 : length;
+/* Length of the UTF-8 character at `s` that XML may hold and that can be seen, 0 if there is none. */
+static size_t character(const char *s, size_t left) {
+    uint32_t code = 0;
+    size_t length = moei_utf8_decode(s, left, &code);
+    bool control = (code < 0x20 && code != '\t' && code != '\n') || (code >= 0x7f && code < 0xa0);
+    return length == 0 || control || code == 0xfffe || code == 0xffff ? 0 : length;
 }
 
 void moei_html_bytes(moei_html *html, const char *bytes, size_t n_bytes) {
     for (size_t i = 0; i < n_bytes;) {
-        size_t length = character((const unsigned char *)bytes + i, n_bytes - i);
+        size_t length = character(bytes + i, n_bytes - i);
         if (length == 0) {
             moei_html_printf(html, "\\x%02x", (unsigned)(unsigned char)bytes[i]);
             ++i;

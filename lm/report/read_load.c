@@ -5,27 +5,22 @@
 #include "config/config.h"
 #include "core/status.h"
 #include "format/file.h"
+#include "format/load_bin.h"
 #include "report/run.h"
 
 #include <string.h>
 
 enum { MIN_BINS = 16 };
-static const char magic[8] = {'M', 'O', 'E', 'L', 'O', 'A', 'D', '1'};
-
-static uint64_t little_endian(const unsigned char *bytes, int n_bytes) {
-    uint64_t value = 0;
-    for (int i = n_bytes - 1; i >= 0; --i) value = value << 8 | bytes[i];
-    return value;
-}
 
 /* Reads the layers and leaves *at behind the header. */
 static moe_status read_header(const char *path, const moei_file_map *map, moei_pool *pool, moei_load *load,
                               size_t *at, moe_error *error) {
-    if (map->bytes < 12 || memcmp(map->data, magic, sizeof magic) != 0) {
+    if (map->bytes < MOEI_LOAD_BIN_FIXED_BYTES ||
+        memcmp(map->data, MOEI_LOAD_BIN_MAGIC, MOEI_LOAD_BIN_MAGIC_BYTES) != 0) {
         return moei_error_set(error, MOE_ERR_INPUT, "%s: does not start with MOELOAD1", path);
     }
-    uint64_t n_layers = little_endian(map->data + 8, 4);
-    *at = 12 + (size_t)n_layers * 4;
+    uint64_t n_layers = moei_get_little(map->data + MOEI_LOAD_BIN_MAGIC_BYTES, 4);
+    *at = moei_load_bin_header_bytes((size_t)n_layers);
     if (n_layers == 0 || n_layers > MOELM_MAX_LAYERS || map->bytes < *at) {
         return moei_error_set(error, MOE_ERR_INPUT, "%s: byte 8: %llu layers in a file of %zu bytes", path,
                               (unsigned long long)n_layers, map->bytes);
@@ -39,10 +34,11 @@ static moe_status read_header(const char *path, const moei_file_map *map, moei_p
         return moei_error_set(error, MOE_ERR_MEMORY, "%s: no memory for its layers", path);
     }
     for (size_t l = 0; l < n_layers; ++l) {
-        uint64_t experts = little_endian(map->data + 12 + 4 * l, 4);
+        uint64_t experts = moei_get_little(map->data + moei_load_bin_header_bytes(l), 4);
         if (experts > MOELM_MAX_EXPERTS) {
             return moei_error_set(error, MOE_ERR_INPUT, "%s: byte %zu: %llu experts; at most %d are read",
-                                  path, 12 + 4 * l, (unsigned long long)experts, MOELM_MAX_EXPERTS);
+                                  path, moei_load_bin_header_bytes(l), (unsigned long long)experts,
+                                  MOELM_MAX_EXPERTS);
         }
         load->experts[l] = (int32_t)experts;
         load->first[l + 1] = load->first[l] + (int64_t)experts;
@@ -62,11 +58,11 @@ static void add_record(const unsigned char *counts, int64_t bin, moei_load *load
     double *routed = load->routed + bin * load->first[load->n_layers];
     for (int32_t l = 0; l < load->n_layers; ++l) {
         for (int32_t e = 0; e < load->experts[l]; ++e, counts += 8) {
-            routed[load->first[l] + e] += (double)little_endian(counts, 8);
-            load->routed_in[l] += (double)little_endian(counts, 8);
+            routed[load->first[l] + e] += (double)moei_get_little(counts, 8);
+            load->routed_in[l] += (double)moei_get_little(counts, 8);
         }
         for (int32_t e = 0; e < load->experts[l]; ++e, counts += 8) {
-            double dropped = (double)little_endian(counts, 8);
+            double dropped = (double)moei_get_little(counts, 8);
             routed[load->first[l] + e] += dropped;
             load->routed_in[l] += dropped;
             load->dropped[l] += dropped;
@@ -76,7 +72,7 @@ static void add_record(const unsigned char *counts, int64_t bin, moei_load *load
 
 static moe_status read_records(const char *path, const unsigned char *data, size_t bytes, moei_pool *pool,
                                moei_load *load, moe_error *error) {
-    size_t total = (size_t)load->first[load->n_layers], record = 8 + total * 16;
+    size_t total = (size_t)load->first[load->n_layers], record = moei_load_bin_record_bytes(total);
     load->n_records = (int64_t)(bytes / record);
     load->torn = bytes % record != 0;
     load->n_bins = choose_bins(load);
@@ -89,7 +85,7 @@ static moe_status read_records(const char *path, const unsigned char *data, size
     for (int64_t i = 0; i < load->n_records; ++i) {
         const unsigned char *from = data + (size_t)i * record;
         int64_t bin = i * load->n_bins / load->n_records;
-        load->step[bin] = little_endian(from, 8);
+        load->step[bin] = moei_get_little(from, 8);
         add_record(from + 8, bin, load);
     }
     return MOE_OK;

@@ -1,19 +1,18 @@
 /* load_file.c: load.bin.
- * Header: "MOELOAD1", u32 L, L times u32 E; a record: u64 step, then a layer's E u64 kept and E u64 dropped.
- * Source: docs/run-directory.md; little-endian whatever the machine.
+ * Its bytes are told in format/load_bin.h.
+ * Source: docs/run-directory.md.
  */
 #include "train/load_file.h"
 
 #include "core/status.h"
 #include "format/file.h"
+#include "format/load_bin.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-enum { MAGIC_BYTES = 8 };
 
 struct moelm_load_file {
     int fd;
@@ -27,29 +26,18 @@ static moe_status failed(const moelm_load_file *file, const char *what, moe_erro
     return moei_error_set(error, MOE_ERR_IO, "%s: cannot %s: %s", file->path, what, strerror(errno));
 }
 
-static unsigned char *put_little(unsigned char *at, uint64_t value, int bytes) {
-    for (int i = 0; i < bytes; ++i) *at++ = (unsigned char)(value >> 8 * i);
-    return at;
-}
-
-static uint64_t get_u64(const unsigned char *at) {
-    uint64_t value = 0;
-    for (int i = 7; i >= 0; --i) value = value << 8 | at[i];
-    return value;
-}
-
 static moe_status make_buffers(moelm_load_file *file, const moelm_load *shape, moe_error *error) {
     size_t n_layers = (size_t)shape->n_layers;
-    file->header_bytes = MAGIC_BYTES + 4 + 4 * n_layers;
-    file->record_bytes = 8 + 16 * (size_t)shape->first[n_layers];
+    file->header_bytes = moei_load_bin_header_bytes(n_layers);
+    file->record_bytes = moei_load_bin_record_bytes((size_t)shape->first[n_layers]);
     file->header = malloc(file->header_bytes);
     file->record = malloc(file->record_bytes);
     if (!file->header || !file->record)
         return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", file->path);
-    memcpy(file->header, "MOELOAD1", MAGIC_BYTES);
-    unsigned char *at = put_little(file->header + MAGIC_BYTES, n_layers, 4);
+    memcpy(file->header, MOEI_LOAD_BIN_MAGIC, MOEI_LOAD_BIN_MAGIC_BYTES);
+    unsigned char *at = moei_put_little(file->header + MOEI_LOAD_BIN_MAGIC_BYTES, n_layers, 4);
     for (int32_t l = 0; l < shape->n_layers; ++l)
-        at = put_little(at, (uint64_t)moelm_load_experts(shape, l), 4);
+        at = moei_put_little(at, (uint64_t)moelm_load_experts(shape, l), 4);
     return MOE_OK;
 }
 
@@ -73,7 +61,7 @@ static moe_status write_all(moelm_load_file *file, const unsigned char *data, si
 /* Bytes up to the last record that is whole and not after `step`. */
 static size_t good_bytes(const moelm_load_file *file, const moei_file_map *map, int64_t step) {
     size_t good = file->header_bytes;
-    while (good + file->record_bytes <= map->bytes && get_u64(map->data + good) <= (uint64_t)step)
+    while (good + file->record_bytes <= map->bytes && moei_get_little(map->data + good, 8) <= (uint64_t)step)
         good += file->record_bytes;
     return good;
 }
@@ -116,11 +104,12 @@ moe_status moelm_load_file_open(const char *path, const moelm_load *shape, int64
 
 moe_status moelm_load_file_append(moelm_load_file *file, int64_t step, const moelm_load *load,
                                   moe_error *error) {
-    unsigned char *at = put_little(file->record, (uint64_t)step, 8);
+    unsigned char *at = moei_put_little(file->record, (uint64_t)step, 8);
     for (int32_t l = 0; l < load->n_layers; ++l) {
-        for (int64_t i = load->first[l]; i < load->first[l + 1]; ++i) at = put_little(at, load->kept[i], 8);
         for (int64_t i = load->first[l]; i < load->first[l + 1]; ++i)
-            at = put_little(at, load->dropped[i], 8);
+            at = moei_put_little(at, load->kept[i], 8);
+        for (int64_t i = load->first[l]; i < load->first[l + 1]; ++i)
+            at = moei_put_little(at, load->dropped[i], 8);
     }
     return write_all(file, file->record, file->record_bytes, error);
 }

@@ -15,23 +15,9 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The processor's name as the kernel tells it; "" where it does not. */
-static void cpu_name(char *text, size_t size) {
-    text[0] = '\0';
-    FILE *file = fopen("/proc/cpuinfo", "r");
-    char line[512];
-    while (file && text[0] == '\0' && fgets(line, sizeof line, file)) {
-        const char *value = strncmp(line, "model name", 10) == 0 ? strchr(line, ':') : NULL;
-        if (!value) continue;
-        value += strspn(value, ": \t");
-        snprintf(text, size, "%.*s", (int)strcspn(value, "\n"), value);
-    }
-    if (file) fclose(file);
-}
-
 static json_t *host_object(const moe_ctx *ctx) {
     char cpu[256];
-    cpu_name(cpu, sizeof cpu);
+    moe_cpu_name(cpu, sizeof cpu);
     struct utsname system;
     if (uname(&system) != 0) memset(&system, 0, sizeof system);
     json_int_t memory = (json_int_t)sysconf(_SC_PHYS_PAGES) * (json_int_t)sysconf(_SC_PAGESIZE);

@@ -63,7 +63,8 @@ static const moe_option options[] = {
     {"moe.expert_kinds", "", NAME(expert_kinds, ""),
      "unequal experts: a width or a kind for each, as 256,256,64,identity,zero; empty: all alike"},
     {"moe.activation", "expert_activation", CHOICE(activation, "swiglu", moei_activation_names),
-     "of the hidden layer; those ending in glu, and swigluoai, are gated"},
+     "of the hidden layer; those ending in glu, and swigluoai, are gated; "
+     "gelu and geglu_exact by erf, gelu_tanh and geglu by tanh"},
     {"moe.glu_layout", "", CHOICE(glu_layout, "auto", glu_layouts),
      "gate and up columns of a gated activation; auto: interleaved for quick_geglu, else halves, gate first"},
     {"moe.activation_alpha", "", FLOAT(activation_alpha, "0", 1e3),
@@ -110,7 +111,7 @@ static const moe_option options[] = {
     {"moe.score_before_topk", "moe_router_pre_softmax softmax_before_topk", BOOL(score_before_topk),
      "score all experts, then select; else select, then score the selected"},
     {"moe.norm_topk_prob", "", BOOL(norm_topk_prob),
-     "divide the selected weights by their sum; with softmax it needs score_before_topk"},
+     "divide the selected weights by their sum; with softmax it needs score_before_topk; ignored for top_k 1"},
     {"moe.routed_scaling_factor", "moe_router_topk_scaling_factor route_scale",
      FLOAT(routed_scaling_factor, "1", 1e6),
      "multiplies the routing weights"},

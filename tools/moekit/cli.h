@@ -51,8 +51,8 @@ struct cli_args {
     const char **operand;
     int n_given, n_set, n_operands;
 
-    moe_lm_config *config;  /* the settings being resolved; defaults until cli_settings_load */
-    const moe_option **key; /* rows the verb takes */
+    moe_lm_config *config; /* the settings being resolved; defaults until cli_settings_load */
+    moe_option *key;       /* rows the verb takes */
     size_t n_keys;
     const char *command; /* the whole line, for run.json */
 
@@ -79,7 +79,8 @@ bool cli_flag(const cli_args *args, const char *option);
 /* `*number` keeps its value where the option was not given. */
 int cli_integer(cli_args *args, const char *option, int64_t min, int64_t max, int64_t *number);
 int cli_real(cli_args *args, const char *option, double min, double max, double *number);
-size_t cli_edit_distance(const char *a, const char *b);
+/* The key of the row that a misspelt name is nearest to; NULL: more than half of it is wrong. */
+const char *cli_nearest(const moe_option *row, size_t count, const char *name);
 
 /* 3. Help, from the rows. */
 void cli_help_program(FILE *out);

@@ -1,6 +1,6 @@
 /* cli_args.c: the command line of a verb: its options, the configuration keys it takes, its operands.
  * --name value, --name=value, -x value, key.path=value, --set key=value; `--` ends the options.
- * An unknown name is answered with the nearest known one (edit distance, Levenshtein 1966).
+ * An unknown name is answered with the nearest known one.
  */
 #include "cli.h"
 
@@ -29,24 +29,6 @@ const cli_option cli_context_options[] = {
 static const cli_option set_option = {"set", 0, "KEY=VALUE", "sets a configuration key; same as KEY=VALUE"};
 
 enum { LONGEST = 96 };
-
-size_t cli_edit_distance(const char *a, const char *b) {
-    size_t row[LONGEST + 1], length_a = strlen(a), length_b = strlen(b);
-    if (length_a > LONGEST || length_b > LONGEST) return LONGEST;
-    for (size_t j = 0; j <= length_b; ++j) row[j] = j;
-    for (size_t i = 1; i <= length_a; ++i) {
-        size_t diagonal = row[0];
-        row[0] = i;
-        for (size_t j = 1; j <= length_b; ++j) {
-            size_t best = diagonal + (a[i - 1] != b[j - 1]);
-            diagonal = row[j];
-            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
-            if (row[j] + 1 < best) best = row[j] + 1;
-            row[j] = best;
-        }
-    }
-    return row[length_b];
-}
 
 const cli_option *cli_option_find(const cli_option *table, const char *name, size_t length) {
     for (; table && table->name; ++table)
@@ -80,21 +62,6 @@ static const cli_option *find_letter(const cli_verb *verb, char letter) {
     return NULL;
 }
 
-static const char *last_part(const char *key) {
-    const char *dot = strrchr(key, '.');
-    return dot ? dot + 1 : key;
-}
-
-static bool is_alias(const moe_option *row, const char *key) {
-    size_t length = strlen(key);
-    for (const char *word = row->aliases; *word;) {
-        size_t n = strcspn(word, " ");
-        if (n == length && memcmp(word, key, n) == 0) return true;
-        word += n + (word[n] == ' ');
-    }
-    return false;
-}
-
 /* True where `key` begins with one of the verb's prefixes. */
 static bool key_wanted(const cli_verb *verb, const char *key) {
     if (!*verb->key_prefixes) return true;
@@ -106,51 +73,39 @@ static bool key_wanted(const cli_verb *verb, const char *key) {
     return false;
 }
 
-/* A layer's key: its whole name, else its last part, else an alias. */
-static const moe_option *find_layer_key(const cli_args *args, const char *key) {
-    for (size_t i = 0; i < args->n_keys; ++i)
-        if (strcmp(args->key[i]->key, key) == 0 || strcmp(last_part(args->key[i]->key), key) == 0)
-            return args->key[i];
-    for (size_t i = 0; i < args->n_keys; ++i)
-        if (is_alias(args->key[i], key)) return args->key[i];
-    return NULL;
-}
-
 /* The row of a key the verb takes. Dashes may stand for underscores. */
 static const moe_option *find_key(const cli_args *args, const char *name, size_t length) {
     char key[LONGEST + 1];
     if (length == 0 || length > LONGEST || args->n_keys == 0) return NULL;
     for (size_t i = 0; i < length; ++i) key[i] = name[i] == '-' ? '_' : name[i];
     key[length] = '\0';
-    if (args->verb->keys == CLI_KEYS_LAYER) return find_layer_key(args, key);
+    if (args->verb->keys == CLI_KEYS_LAYER) return moe_option_find(args->key, args->n_keys, key);
     moe_lm_config_entry entry;
     if (moe_lm_config_find(args->config, key, &entry, NULL) != MOE_OK) return NULL;
     return key_wanted(args->verb, entry.option->key) ? entry.option : NULL;
 }
 
-static void keep_nearest(const char *name, const char *candidate, const char *answer, size_t *distance,
-                         const char **nearest) {
-    size_t d = cli_edit_distance(name, candidate);
-    if (d < *distance) {
-        *distance = d;
-        *nearest = answer;
-    }
+const char *cli_nearest(const moe_option *row, size_t count, const char *name) {
+    size_t distance;
+    const moe_option *nearest = moe_option_nearest(row, count, name, &distance);
+    return nearest && distance <= strlen(name) / 2 ? nearest->key : NULL;
 }
 
-/* What was probably meant by an unknown name; NULL: nothing is near enough to be worth saying. */
+/* What was probably meant by an unknown name: an option, or else a key; NULL: nothing is near. */
 static const char *nearest_name(const cli_args *args, const char *name) {
+    enum { MOST = 64 };
     const cli_option *tables[3];
-    const char *nearest = NULL;
-    size_t distance = strlen(name) / 2 + 1; /* half of it wrong is another word */
+    moe_option row[MOST];
+    size_t n_rows = 0, of_option, of_key;
     int n = tables_of(args->verb, tables);
     for (int i = 0; i < n; ++i)
-        for (const cli_option *option = tables[i]; option->name; ++option)
-            keep_nearest(name, option->name, option->name, &distance, &nearest);
-    for (size_t i = 0; i < args->n_keys; ++i) {
-        const char *key = args->key[i]->key;
-        keep_nearest(name, strchr(name, '.') ? key : last_part(key), key, &distance, &nearest);
-    }
-    return nearest;
+        for (const cli_option *option = tables[i]; option->name && n_rows < MOST; ++option)
+            row[n_rows++] = (moe_option){.key = option->name, .aliases = ""};
+    const char *option = cli_nearest(row, n_rows, name), *key = cli_nearest(args->key, args->n_keys, name);
+    if (!option || !key) return option ? option : key;
+    moe_option_nearest(row, n_rows, name, &of_option);
+    moe_option_nearest(args->key, args->n_keys, name, &of_key);
+    return of_option <= of_key ? option : key;
 }
 
 static int unknown_name(cli_args *args, const char *dashes, const char *name, size_t length) {
@@ -241,12 +196,12 @@ static int collect_keys(cli_args *args) {
     args->key = calloc(n_layer + n_config, sizeof *args->key);
     if (!args->key) return cli_fail(args, MOE_ERR_MEMORY, "out of memory");
     if (args->verb->keys == CLI_KEYS_LAYER)
-        for (size_t i = 0; i < n_layer; ++i) args->key[args->n_keys++] = &layer[i];
+        for (size_t i = 0; i < n_layer; ++i) args->key[args->n_keys++] = layer[i];
     if (args->verb->keys == CLI_KEYS_LM)
         for (size_t i = 0; i < n_config; ++i) {
             moe_lm_config_entry entry;
             moe_lm_config_entry_get(args->config, i, &entry);
-            if (key_wanted(args->verb, entry.option->key)) args->key[args->n_keys++] = entry.option;
+            if (key_wanted(args->verb, entry.option->key)) args->key[args->n_keys++] = *entry.option;
         }
     return 0;
 }

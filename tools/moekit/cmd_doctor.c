@@ -28,20 +28,6 @@ static void find(doctor *self, const char *what, const char *subject, const char
     snprintf(self->finding[self->n_findings++], sizeof *self->finding, "%s%s: %s", what, subject, remedy);
 }
 
-/* The first "model name" of /proc/cpuinfo. */
-static void cpu_name(char *text, size_t size) {
-    char line[256];
-    snprintf(text, size, "unknown");
-    FILE *file = fopen("/proc/cpuinfo", "r");
-    while (file && fgets(line, sizeof line, file)) {
-        const char *colon = strchr(line, ':');
-        if (strncmp(line, "model name", 10) != 0 || !colon) continue;
-        snprintf(text, size, "%.*s", (int)strcspn(colon + 2, "\n"), colon + 2);
-        break;
-    }
-    if (file) fclose(file);
-}
-
 static void examine_memory(doctor *self) {
     char text[64];
     const double gib = 1024.0 * 1024.0 * 1024.0;
@@ -77,9 +63,20 @@ static void examine_isa(doctor *self) {
 }
 
 static void examine_context(doctor *self) {
-    static const char *const ops[] = {"gemm_rows",     "gemm_outer", "gather_sum", "colsum",
-                                      "topk",          "rmsnorm",    "attention",  "attention_backward",
-                                      "cross_entropy", "adamw",      "sum_squares"};
+    static const char *const ops[] = {"gemm_rows",
+                                      "gemm_outer",
+                                      "gather_sum",
+                                      "colsum",
+                                      "topk",
+                                      "topk_grad",
+                                      "rmsnorm",
+                                      "rmsnorm_backward",
+                                      "rope",
+                                      "attention",
+                                      "attention_backward",
+                                      "cross_entropy",
+                                      "adamw",
+                                      "sum_squares"};
     char text[64], key[64];
     moe_ctx *ctx;
     moe_error error;
@@ -120,9 +117,7 @@ static void examine_tools(doctor *self) {
 }
 
 static void examine_environment(doctor *self) {
-    static const char *const variables[] = {"MOEKIT_NUM_THREADS", "MOEKIT_ISA", "OMP_NUM_THREADS",
-                                            "OMP_PROC_BIND",      "OMP_PLACES", "OMP_SCHEDULE",
-                                            "GOMP_CPU_AFFINITY"};
+    static const char *const variables[] = {"MOEKIT_NUM_THREADS", "MOEKIT_ISA", "OMP_NUM_THREADS"};
     for (size_t i = 0; i < sizeof variables / sizeof *variables; ++i) {
         const char *value = getenv(variables[i]);
         if (value) tell(self, variables[i], value);
@@ -169,8 +164,8 @@ static int run(cli_args *args) {
     tell(&self, "version", moe_version_string());
     if (moe_version() != MOE_VERSION_NUMBER)
         find(&self, "another library than built for: ", moe_version_string(), "check LD_LIBRARY_PATH");
-    cpu_name(text, sizeof text);
-    tell(&self, "processor", text);
+    moe_cpu_name(text, sizeof text);
+    tell(&self, "processor", *text ? text : "unknown");
     examine_isa(&self);
     examine_context(&self);
     examine_memory(&self);
@@ -185,9 +180,11 @@ const cli_verb cmd_doctor = {
     .name = "doctor",
     .operands = "",
     .summary = "the machine as moekit sees it, what is off, and the remedy",
-    .about = "Lists version, processor, instruction sets, threads, the kernel chosen for each operation,\n"
-             "memory, the programs found, and the variables and files that change moekit's behaviour.\n"
-             "Exits with 1 if something is off. A missing optional program is told, not held against it.\n",
+    .about =
+        "Lists version, processor, instruction sets, threads, the kernel chosen for each operation,\n"
+        "memory, the programs found, and the variables and files that change moekit's behaviour.\n"
+        "Exits with 1 if something is off, with 0 if all is well. A missing optional program is told, not\n"
+        "held against the machine.\n",
     .examples = "moekit doctor\n"
                 "moekit doctor --json\n",
     .keys = CLI_KEYS_NONE,

@@ -18,16 +18,12 @@ const cli_verb *cli_verb_find(const char *name) {
 }
 
 const char *cli_verb_nearest(const char *name) {
-    const char *nearest = NULL;
-    size_t distance = strlen(name) / 2 + 1;
-    for (const cli_verb *const *verb = cli_verbs; *verb; ++verb) {
-        size_t d = cli_edit_distance(name, (*verb)->name);
-        if (d < distance) {
-            distance = d;
-            nearest = (*verb)->name;
-        }
-    }
-    return nearest;
+    enum { MOST = 32 };
+    moe_option row[MOST];
+    size_t n = 0;
+    for (const cli_verb *const *verb = cli_verbs; *verb && n < MOST; ++verb)
+        row[n++] = (moe_option){.key = (*verb)->name, .aliases = ""};
+    return cli_nearest(row, n, name);
 }
 
 /* Arguments before the verb that belong to it: options every verb knows. */

@@ -1,6 +1,6 @@
-/* family.c: what families share: settings to and from JSON, and the slice of a whole parameter.
- * Settings travel as text through the option tables, so limits and choices are checked in one place.
- * Source: the option tables of lm/config and of the layer.
+/* family.c: which family, and what families share: settings to and from JSON, and the slice of a whole
+ * parameter. Settings travel as text through the option tables, so limits and choices are checked in one
+ * place. Source: the option tables of lm/config and of the layer.
  */
 #include "model/families/family.h"
 
@@ -8,6 +8,40 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+
+static const moelm_family *const families[] = {&moelm_family_mixtral, &moelm_family_moekit};
+
+const moelm_family *moelm_family_of(const moe_lm_config *config) {
+    size_t i = 0;
+    while (!families[i]->fits(config)) ++i; /* the last fits everything */
+    return families[i];
+}
+
+static moe_status find_family(const json_t *root, const moelm_family **family, moe_error *error) {
+    const char *type;
+    MOEI_TRY(moei_json_get_string(root, "config.json", "model_type", &type, error));
+    for (size_t i = 0; i < sizeof families / sizeof *families; ++i)
+        if (strcmp(type, families[i]->model_type) == 0) {
+            *family = families[i];
+            return MOE_OK;
+        }
+    return moei_error_set(error, MOE_ERR_UNSUPPORTED,
+                          "config.json: model_type '%.60s' is not supported; 'mixtral' and 'moekit' are",
+                          type);
+}
+
+moe_status moelm_family_read(const json_t *root, const moelm_family **family, moe_lm_config *config,
+                             moe_error *error) {
+    moe_error inner;
+    if (!json_is_object(root)) return moei_error_set(error, MOE_ERR_INPUT, "config.json: expected an object");
+    MOEI_TRY(find_family(root, family, error));
+    MOEI_TRY((*family)->read(root, config, error));
+    moe_status status = moe_lm_config_check(config, &inner);
+    if (status == MOE_OK) return MOE_OK;
+    if (status == MOE_ERR_ARGUMENT) status = MOE_ERR_INPUT; /* the caller did nothing wrong */
+    return moei_error_set(error, status, "%s", inner.text);
+}
 
 static void print_real(double value, char *text, size_t size) {
     locale_t before = moei_locale_enter();

@@ -34,6 +34,11 @@ typedef struct moelm_family {
 extern const moelm_family moelm_family_mixtral;
 extern const moelm_family moelm_family_moekit; /* fits everything */
 
+/* The family that a model of these settings is written as. */
+const moelm_family *moelm_family_of(const moe_lm_config *config);
+/* The whole way from a parsed config.json to settings that may make a model. */
+moe_status moelm_family_read(const json_t *root, const moelm_family **family, moe_lm_config *config,
+                             moe_error *error);
 /* Sets one setting from a number or text of config.json. */
 moe_status moelm_family_set(moe_lm_config *config, const char *key, const json_t *value, moe_error *error);
 /* The setting as JSON, of its own type; NULL where there is no memory. */
