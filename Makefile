@@ -4,16 +4,17 @@ DEMO_CONFIG := configs/demo.yaml
 DEMO_RUN := runs/demo
 DEMO_PROMPT := And it came to pass
 
-.PHONY: help build demo check fuzz bench format clean
+.PHONY: help build demo check fuzz bench bench-gpu format clean
 
 help:
-	@echo 'make build   the libraries and the command, in build/release, and build/tests/golden'
-	@echo 'make demo    from nothing to a trained, measured and explained language model: runs/demo/report.html'
-	@echo 'make check   all tests and checks; the last line is "N passed, N failed"'
-	@echo 'make fuzz    every reader of foreign files under libFuzzer, 60 s each'
-	@echo 'make bench   speed of the kernels and of the layer on this machine'
-	@echo 'make format  clang-format over the tree'
-	@echo 'make clean   removes build/'
+	@echo 'make build      the libraries and the command, in build/release, and build/tests/golden'
+	@echo 'make demo       from nothing to a trained, measured and explained language model: runs/demo/report.html'
+	@echo 'make check      all tests and checks; the last line is "N passed, N failed"'
+	@echo 'make fuzz       every reader of foreign files under libFuzzer, 60 s each'
+	@echo 'make bench      speed of the kernels and of the layer on this machine'
+	@echo 'make bench-gpu  the CUDA kernels, checked and timed on an H100 (needs nvcc 12.5 or newer)'
+	@echo 'make format     clang-format over the tree'
+	@echo 'make clean      removes build/'
 
 build:
 	@scripts/install-deps.sh build
@@ -39,6 +40,13 @@ fuzz:
 
 bench: build
 	$(MOEKIT) bench
+
+bench-gpu:
+	@scripts/install-deps.sh build
+	@cmake --preset release --log-level=WARNING >/dev/null
+	@cmake --build --preset release --target cuda
+	build/release/gpu/check_moe
+	build/release/gpu/bench_moe
 
 format:
 	@scripts/check-format.sh --fix

@@ -1,5 +1,5 @@
 #!/bin/bash
-# check-format.sh [--fix]: every C file is as clang-format 14 writes it (.clang-format).
+# check-format.sh [--fix]: every C and CUDA file is as clang-format 14 writes it (.clang-format).
 # Other versions disagree with version 14 about a few lines, so they are not asked: exit code 77, skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,4 +16,5 @@ if [ -z "$tool" ]; then
 fi
 mode=(--dry-run --Werror)
 if [ "${1:-}" = --fix ]; then mode=(-i); fi
-find include src lm tools tests examples bench -name '*.[ch]' -print0 2>/dev/null | xargs -0 -r "$tool" "${mode[@]}"
+find include src lm tools tests examples bench '(' -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' ')' -print0 2>/dev/null |
+    xargs -0 -r "$tool" "${mode[@]}"

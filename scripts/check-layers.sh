@@ -44,7 +44,8 @@ owners='
 ^cuda                                              ^(include/moekit/cuda\.h|src/device/|src/kernel/)
 '
 
-{ find include src lm tools examples -name '*.[ch]' -o -name '*.def' || true; } 2>/dev/null | LC_ALL=C sort |
+{ find include src lm tools examples -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.def' || true; } \
+    2>/dev/null | LC_ALL=C sort |
     sees=$sees owners=$owners awk '
 function offence(line, law) {
     printf "%s:%d: %s\n", file, line, law
@@ -115,7 +116,7 @@ BEGIN {
 
     base = file
     sub(/.*\//, "", base)
-    if (base ~ /\.c$/ && base in place) offence(1, "a second " base "; the first is " place[base])
+    if (base ~ /\.cu?$/ && base in place) offence(1, "a second " base "; the first is " place[base])
     place[base] = file
 
     check_file()

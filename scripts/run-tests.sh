@@ -39,7 +39,24 @@ build() { # PRESET [CMAKE OPTION...]
 # libmoekit asks for a compiler and cmake, nothing else.
 build_layer_alone() {
     cmake -S . -B build/alone -G Ninja -DCMAKE_DISABLE_FIND_PACKAGE_PkgConfig=ON -DMOEKIT_LM=OFF \
-        -DMOEKIT_TESTS=OFF -DMOEKIT_WERROR=ON && cmake --build build/alone
+        -DMOEKIT_TESTS=OFF -DMOEKIT_CUDA=OFF -DMOEKIT_WERROR=ON && cmake --build build/alone
+}
+
+# The CUDA kernels are compiled where nvcc is and run where a GPU is that they are for.
+build_cuda() {
+    if ! grep -q '^CMAKE_CUDA_COMPILER:.*=/' build/release/CMakeCache.txt; then
+        echo "no nvcc"
+        return 77
+    fi
+    cmake --build --preset release --target cuda
+}
+
+check_moe() {
+    if ! nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -qx 9.0; then
+        echo "not run, no GPU of compute capability 9.0"
+        return 77
+    fi
+    build_cuda && build/release/gpu/check_moe
 }
 
 # suite PRESET [COMMAND...]: its tests through CTest, run under a command if one is given; each is counted.
@@ -79,6 +96,8 @@ step build-gcc build release -DCMAKE_C_COMPILER=gcc -DMOEKIT_WERROR=ON && {
     step names scripts/check-names.sh build/release
     step install scripts/check-install.sh build/release
     suite release
+    step build-cuda build_cuda
+    step check_moe check_moe
 }
 step build-clang build clang -DMOEKIT_WERROR=ON
 step build-layer-alone build_layer_alone
