@@ -8,12 +8,27 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Tokens of one forward: enough to fill the kernels, few enough to fit beside a model in training. */
 enum { FORWARD_TOKENS = 4096 };
 
-int64_t moelm_score_sequences(int64_t context) {
-    return context < FORWARD_TOKENS ? FORWARD_TOKENS / context : 1;
+/* Every router but plain top-k without a capacity looks at tokens together, so how many there are matters. */
+static bool tokens_are_independent(const moe_lm *lm) {
+    for (int32_t i = 0; i < lm->n_layers; ++i) {
+        const moe_layer_desc *desc = moe_layer_get_desc(lm->blocks[i].ffn);
+        if (desc->num_experts == 0) continue;
+        if (desc->capacity_factor > 0 || desc->capacity_factor_eval > 0) return false;
+        if (strcmp(desc->router_type, "top_k") != 0) return false;
+    }
+    return true;
+}
+
+int64_t moelm_score_sequences(const moe_lm *lm, int64_t length) {
+    int64_t most = length < FORWARD_TOKENS ? FORWARD_TOKENS / length : 1;
+    if (lm->memory.mode != MOE_TRAIN || !tokens_are_independent(lm)) return most;
+    int64_t there = lm->memory.max_rows / length;
+    return there < 1 ? 1 : there < most ? there : most;
 }
 
 static int64_t stride(const moelm_windows *w) {
@@ -72,7 +87,7 @@ moe_status moelm_score(moe_lm *lm, const unsigned char *text, int64_t bytes, con
                        double *bits) {
     static const moelm_score_hooks none = {0};
     moelm_windows w = moelm_windows_of(text, bytes, lm->context);
-    int64_t most = moelm_score_sequences(w.length);
+    int64_t most = moelm_score_sequences(lm, w.length);
     if (most > w.n_windows) most = w.n_windows;
     MOEI_TRY(moe_lm_reserve(lm, most, w.length, MOE_INFER));
     size_t buffer_bytes = (size_t)(most * w.length) * 2 * sizeof(int32_t);

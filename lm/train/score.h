@@ -35,7 +35,8 @@ typedef struct moelm_score_hooks {
 moe_status moelm_score(moe_lm *lm, const unsigned char *text, int64_t bytes, const moelm_score_hooks *hooks,
                        double *bits);
 
-/* Sequences of `context` tokens that go through the model together. */
-int64_t moelm_score_sequences(int64_t context);
+/* Sequences of `length` tokens that go through the model together. One reserved for training takes no more
+ * than it has memory for, where that changes nothing: memory for more would be memory for backward too. */
+int64_t moelm_score_sequences(const moe_lm *lm, int64_t length);
 
 #endif

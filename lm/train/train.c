@@ -48,11 +48,11 @@ static moe_status make_model(moelm_trainer *t) {
     const moe_lm_config *config = t->config;
     int64_t context = config->model.context, batch = config->train.batch_size;
     MOEI_TRY(moelm_trainer_ctx(t, moe_lm_create(t->ctx, config, &t->lm)));
-    /* What evaluation takes is reserved too, so that nothing moves once the optimizer knows where it is. */
-    if (t->eval.map.data)
-        MOEI_TRY(
-            moelm_trainer_ctx(t, moe_lm_reserve(t->lm, moelm_score_sequences(context), context, MOE_TRAIN)));
     MOEI_TRY(moelm_trainer_ctx(t, moe_lm_reserve(t->lm, batch, t->length, MOE_TRAIN)));
+    /* What evaluation takes beyond a batch is reserved now: a run that has begun needs no more memory. */
+    if (t->eval.map.data)
+        MOEI_TRY(moelm_trainer_ctx(
+            t, moe_lm_reserve(t->lm, moelm_score_sequences(t->lm, context), context, MOE_TRAIN)));
     return moelm_trainer_ctx(t, moelm_optimizer_create(t->ctx, t->lm, &t->optimizer));
 }
 

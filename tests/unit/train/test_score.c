@@ -208,6 +208,26 @@ static void test_analysis(void **state) {
     free(json_path);
 }
 
+/* A model in training evaluates with the memory of its batch, and to the same figure. */
+static void test_memory_of_a_batch(void **state) {
+    (void)state;
+    static unsigned char text[BYTES];
+    make_text(text, BYTES);
+    moe_ctx *ctx = make_ctx();
+    moe_lm *lm = make_model(ctx);
+    double alone, training;
+    assert_int_equal(moelm_score(lm, text, BYTES, NULL, &alone), MOE_OK);
+    assert_true(lm->memory.max_rows > 1000);
+    moe_lm_destroy(lm);
+    lm = make_model(ctx);
+    assert_int_equal(moe_lm_reserve(lm, 3, CONTEXT, MOE_TRAIN), MOE_OK);
+    assert_int_equal(moelm_score(lm, text, BYTES, NULL, &training), MOE_OK);
+    assert_int_equal(lm->memory.max_rows, 3 * CONTEXT);
+    assert_true(fabs(training - alone) < 1e-9 * alone);
+    moe_lm_destroy(lm);
+    moe_ctx_destroy(ctx);
+}
+
 static void test_bad_text(void **state) {
     char *path = scratch_path(state, "t.txt");
     moe_ctx *ctx = make_ctx();
@@ -247,6 +267,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bits),
         cmocka_unit_test(test_knows_nothing),
+        cmocka_unit_test(test_memory_of_a_batch),
         cmocka_unit_test_setup_teardown(test_analysis, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_bad_text, scratch_setup, scratch_teardown),
     };
