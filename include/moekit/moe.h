@@ -249,6 +249,9 @@ MOE_API const char *const *moe_layer_presets(void); /* NULL-terminated */
  * MOE_ERR_ARGUMENT and names the nearest. `value` of "expert" must outlive the descriptor. */
 MOE_API moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value,
                                       moe_error *error);
+/* Whether a layer could be made of it: limits, and settings that go together. The text names the option. Names
+ * of registered experts are the context's, and are not looked up. */
+MOE_API moe_status moe_layer_desc_check(const moe_layer_desc *desc, moe_error *error);
 
 /* 5. The layer. */
 typedef struct moe_layer moe_layer;

@@ -105,12 +105,6 @@ static moe_status check_experts(const moe_lm_config *config, moe_error *error) {
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "moe.output_size: %d, but the model's layers are all model.d_model = %d wide",
                               moe->output_size, config->model.d_model);
-    const bool softmax = !moe->score_function || strcmp(moe->score_function, "softmax") == 0;
-    if (any_routed && softmax && moe->norm_topk_prob && !moe->score_before_topk &&
-        strcmp(moe->router_type ? moe->router_type : "top_k", "gshard_top2") != 0)
-        return moei_error_set(error, MOE_ERR_ARGUMENT,
-                              "moe.norm_topk_prob: weights scored after the selection already sum to 1; "
-                              "set moe.score_before_topk too");
     if (any_dense && dense_width(config) == 0)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "model.ffn_hidden_size: 0, and there are no experts to take a width from");
@@ -166,12 +160,28 @@ static moe_status check_alarms(const moe_lm_config *config, moe_error *error) {
     return MOE_OK;
 }
 
+/* The layer knows what its settings are to each other. Of each kind the first is like the others. */
+static moe_status check_layers(const moe_lm_config *config, moe_error *error) {
+    const int32_t last = config->model.n_layers > 1 ? 1 : 0;
+    for (int32_t i = 0; i <= last; ++i) {
+        moe_layer_desc desc;
+        moe_error inner;
+        moelm_config_layer(config, i, &desc);
+        moe_status status = moe_layer_desc_check(&desc, &inner);
+        if (status == MOE_OK) continue;
+        const char *section = strncmp(inner.text, "moe.", 4) == 0 ? "" : "moe.";
+        return moei_error_set(error, status, "%s%s", section, inner.text);
+    }
+    return MOE_OK;
+}
+
 moe_status moe_lm_config_check(const moe_lm_config *config, moe_error *error) {
     const moelm_train_config *train = &config->train;
     MOEI_TRY(check_heads(&config->model, error));
     MOEI_TRY(check_experts(config, error));
     MOEI_TRY(check_router(config, error));
     MOEI_TRY(check_alarms(config, error));
+    MOEI_TRY(check_layers(config, error));
     if (train->eval_bytes == 1)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "train.eval_bytes: 1; it takes 2 or more to predict one, or 0 for all");

@@ -198,7 +198,9 @@ static moe_status create_parts(moe_layer *layer) {
 
 moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer **out) {
     moe_layer_desc filled;
-    MOEI_TRY(moei_layer_desc_fill(ctx, desc, &filled));
+    moe_error error;
+    if (moei_layer_desc_fill(desc, &filled, &error) != MOE_OK)
+        return moe_ctx_fail(ctx, error.status, "%s", error.text);
     moe_layer *layer = moe_ctx_alloc(ctx, sizeof *layer);
     if (!layer) return MOE_ERR_MEMORY;
     *layer = (moe_layer){.ctx = ctx, .desc = filled, .max_tokens = -1};

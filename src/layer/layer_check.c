@@ -8,20 +8,20 @@
 #include <stddef.h>
 
 typedef struct checker {
-    moe_ctx *ctx;
+    moe_error *error;
     moe_status status; /* of the first rule broken */
 } checker;
 
 static void rule(checker *c, bool used, bool right, const char *option, const char *reason) {
     if (c->status == MOE_OK && used && !right)
-        c->status = moe_ctx_fail(c->ctx, MOE_ERR_ARGUMENT, "%s: %s", option, reason);
+        c->status = moei_error_set(c->error, MOE_ERR_ARGUMENT, "%s: %s", option, reason);
 }
 
 static void check_shape(checker *c, const moe_layer_desc *d) {
     const bool routed = d->num_experts > 0, shared = d->num_shared_experts > 0;
     if (routed && (d->top_k < 1 || d->top_k > d->num_experts))
-        c->status = moe_ctx_fail(c->ctx, MOE_ERR_ARGUMENT, "top_k: %d is outside 1 .. num_experts = %d",
-                                 d->top_k, d->num_experts);
+        c->status = moei_error_set(c->error, MOE_ERR_ARGUMENT, "top_k: %d is outside 1 .. num_experts = %d",
+                                   d->top_k, d->num_experts);
     const bool all_kinds = *d->expert_kinds;
     rule(c, true, d->dtype == MOE_F32 || d->dtype == MOE_F64, "dtype", "is neither MOE_F32 nor MOE_F64");
     rule(c, true, d->d_model > 0, "d_model", "0; a layer needs a width of at least 1");
@@ -242,8 +242,8 @@ static void check_no_router(checker *c, const moe_layer_desc *d) {
     }
 }
 
-moe_status moei_layer_desc_check(moe_ctx *ctx, const moe_layer_desc *d) {
-    checker c = {ctx, MOE_OK};
+moe_status moei_layer_desc_check(const moe_layer_desc *d, moe_error *error) {
+    checker c = {error, MOE_OK};
     check_shape(&c, d);
     check_activation(&c, d);
     check_experts(&c, d);

@@ -4,6 +4,8 @@
  */
 #include "layer/layer_desc.h"
 
+#include "core/desc.h"
+
 static void fill_choices(moe_layer_desc *d) {
     const moei_option_table table = moei_layer_option_table();
     for (size_t i = 0; i < table.count; ++i) {
@@ -44,25 +46,28 @@ static void fill_defaults(moe_layer_desc *d) {
 }
 
 /* Every field against its row of the table: a value that its own text would not set back is wrong. */
-static moe_status check_limits(moe_ctx *ctx, const moe_layer_desc *d) {
+static moe_status check_limits(const moe_layer_desc *d, moe_error *error) {
     const moei_option_table table = moei_layer_option_table();
     moe_layer_desc reread = *d;
     for (size_t i = 0; i < table.count; ++i) {
         char text[256];
-        moe_error error;
         moei_option_get(&table.row[i], d, text, sizeof text);
-        if (moei_option_set(&table.row[i], &reread, text, &error) != MOE_OK)
-            return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s", error.text);
+        MOEI_TRY(moei_option_set(&table.row[i], &reread, text, error));
     }
     return MOE_OK;
 }
 
-moe_status moei_layer_desc_fill(moe_ctx *ctx, const moe_layer_desc *given, moe_layer_desc *filled) {
+moe_status moei_layer_desc_fill(const moe_layer_desc *given, moe_layer_desc *filled, moe_error *error) {
     moe_layer_desc d;
-    MOEI_TRY(moei_ctx_desc_read(ctx, &d, sizeof d, given, "moe_layer_desc"));
-    MOEI_TRY(check_limits(ctx, &d));
+    MOEI_TRY(moei_desc_read(&d, sizeof d, given, "moe_layer_desc", error));
+    MOEI_TRY(check_limits(&d, error));
     fill_defaults(&d);
-    MOEI_TRY(moei_layer_desc_check(ctx, &d));
+    MOEI_TRY(moei_layer_desc_check(&d, error));
     *filled = d;
     return MOE_OK;
+}
+
+moe_status moe_layer_desc_check(const moe_layer_desc *desc, moe_error *error) {
+    moe_layer_desc filled;
+    return moei_layer_desc_fill(desc, &filled, error);
 }

@@ -2,17 +2,16 @@
 #ifndef MOEI_LAYER_DESC_H
 #define MOEI_LAYER_DESC_H
 
-#include "core/ctx.h"
 #include "core/option.h"
 
 #include <string.h>
 
-moe_status moei_layer_desc_fill(moe_ctx *ctx, const moe_layer_desc *given, moe_layer_desc *filled);
+moe_status moei_layer_desc_fill(const moe_layer_desc *given, moe_layer_desc *filled, moe_error *error);
 
 moei_option_table moei_layer_option_table(void);
 
 /* Whether the settings of a complete descriptor go together and each has a use; else the reason. */
-moe_status moei_layer_desc_check(moe_ctx *ctx, const moe_layer_desc *desc);
+moe_status moei_layer_desc_check(const moe_layer_desc *desc, moe_error *error);
 
 static inline bool moei_is(const char *value, const char *choice) {
     return strcmp(value, choice) == 0;

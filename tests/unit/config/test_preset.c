@@ -114,20 +114,22 @@ static void test_refusals(void **state) {
     static const struct {
         const char *pair[6], *words;
     } cases[] = {
-        {{"moe.routing_unit", "sequence"},                                                             "yet to be predicted"       },
-        {{"moe.routing_unit", "task", "moe.num_tasks", "2"},                                           "a text has no tasks"       },
-        {{"train.alarm_action", "stop"},                                                               "train.alarm_action: needs" },
-        {{"train.alarm_steps", "3"},                                                                   "train.alarm_steps: needs"  },
-        {{"train.alarm_dropped", "0.1"},                                                               "needs moe.capacity_factor" },
+        {{"moe.routing_unit", "sequence"},                                                             "yet to be predicted"                             },
+        {{"moe.routing_unit", "task", "moe.num_tasks", "2"},                                           "a text has no tasks"                             },
+        {{"moe.num_groups", "3", "moe.group_top_k", "1"},                                              "moe.num_groups: does not divide num_experts"     },
+        {{"moe.noise_epsilon", "0.5"},                                                                 "moe.noise_epsilon: needs router_type noisy_top_k"},
+        {{"train.alarm_action", "stop"},                                                               "train.alarm_action: needs"                       },
+        {{"train.alarm_steps", "3"},                                                                   "train.alarm_steps: needs"                        },
+        {{"train.alarm_dropped", "0.1"},                                                               "needs moe.capacity_factor"                       },
         {{"train.alarm_entropy", "0.1", "train.alarm_action", "revive"},
-         "revive needs train.alarm_dead_steps"                                                                                     },
-        {{"train.alarm_dead_steps", "5", "model.moe_layer_freq", "0"},                                 "no routed experts to watch"},
+         "revive needs train.alarm_dead_steps"                                                                                                           },
+        {{"train.alarm_dead_steps", "5", "model.moe_layer_freq", "0"},                                 "no routed experts to watch"                      },
         {{"train.alarm_dead_steps", "5", "train.alarm_action", "revive", "moe.router_frozen", "true"},
-         "moe.router_frozen"                                                                                                       },
+         "moe.router_frozen"                                                                                                                             },
         {{"train.alarm_dead_steps", "5", "train.alarm_action", "revive", "moe.expert_kinds", "4,4"},
-         "moe.expert_kinds"                                                                                                        },
+         "moe.expert_kinds"                                                                                                                              },
         {{"train.alarm_dead_steps", "5", "train.alarm_action", "revive", "moe.num_groups_outer", "2"},
-         "one level"                                                                                                               },
+         "one level"                                                                                                                                     },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
         moe_lm_config *config = make();
