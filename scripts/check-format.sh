@@ -16,5 +16,5 @@ if [ -z "$tool" ]; then
 fi
 mode=(--dry-run --Werror)
 if [ "${1:-}" = --fix ]; then mode=(-i); fi
-find include src lm tools tests examples bench '(' -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' ')' -print0 2>/dev/null |
-    xargs -0 -r "$tool" "${mode[@]}"
+find include src lm tools tests examples bench '(' -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' ')' \
+    -print0 2>/dev/null | xargs -0 -r "$tool" "${mode[@]}"

@@ -44,8 +44,8 @@ build_layer_alone() {
 
 # The CUDA kernels are compiled where nvcc is and run where a GPU is that they are for.
 build_cuda() {
-    if ! grep -q '^CMAKE_CUDA_COMPILER:.*=/' build/release/CMakeCache.txt; then
-        echo "no nvcc"
+    if ! cmake --build --preset release --target help | grep -q '^check_moe:'; then
+        echo "no nvcc (12.5 or newer)"
         return 77
     fi
     cmake --build --preset release --target cuda

@@ -1,8 +1,8 @@
 /* bench_moe.cu: times of the CUDA kernels of one MoE layer, forward and backward, beside cuBLAS.
  * Every round runs, in one process and interleaved: an 8192^3 product, cuBLAS batched products of the same
  * sizes with even rows and nothing else (the bound), our forward (router included) and our backward.
- * Build: nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -Iinclude -Isrc -Ibench/gpu
- *        bench/gpu/bench_moe.cu src/kernel/cuda/{x}.cu -lcublas -o bench_moe
+ * Run: make bench-gpu, or build/release/gpu/bench_moe [PREFIX OF A NAME [ROUNDS]]. Environment: FREE=8
+ * runs dX beside the weight gradients on 8 multiprocessors; ZIPF=1 adds uneven loads; UP=1 and more: below.
  * FLOPs: 6 T n d K forward, 12 backward (the router's are not counted). swiglu, bf16.
  */
 #include "gpu_common.cuh"

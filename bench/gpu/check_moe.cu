@@ -1,7 +1,6 @@
 /* check_moe.cu: every CUDA kernel of the layer against plain CUDA-core loops in f32 and host sums in f64.
  * Fresh random data (seed printed), poisoned outputs with guards, odd shapes, empty experts, uneven loads.
- * Build: nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -Iinclude -Isrc -Ibench/gpu
- *        bench/gpu/check_moe.cu src/kernel/cuda/{x}.cu -o check_moe
+ * Run: make bench-gpu, or build/release/gpu/check_moe [SEED].
  */
 #include "gpu_common.cuh"
 

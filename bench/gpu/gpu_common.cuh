@@ -1,6 +1,4 @@
-/* gpu_common.cuh: what the GPU check and the GPU benchmark share: buffers, random data, device timing.
- * Build line: see bench_moe.cu.
- */
+/* gpu_common.cuh: what the GPU check and the GPU benchmark share: buffers, random data, device timing. */
 #ifndef BENCH_GPU_COMMON_CUH
 #define BENCH_GPU_COMMON_CUH
 
