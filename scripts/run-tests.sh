@@ -44,7 +44,7 @@ build_layer_alone() {
 
 # The CUDA kernels are compiled where nvcc is and run where a GPU is that they are for.
 build_cuda() {
-    if ! cmake --build --preset release --target help | grep -q '^check_moe:'; then
+    if ! cmake --build --preset release --target help | grep '^check_moe:' >/dev/null; then
         echo "no nvcc (12.5 or newer)"
         return 77
     fi
@@ -52,7 +52,7 @@ build_cuda() {
 }
 
 check_moe() {
-    if ! nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -qx 9.0; then
+    if ! nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -x 9.0; then
         echo "not run, no GPU of compute capability 9.0"
         return 77
     fi
