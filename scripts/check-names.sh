@@ -1,7 +1,9 @@
 #!/bin/bash
 # check-names.sh BUILD_DIR: the names in the built libraries are those the headers promise.
 #   - every MOE_API declaration is exported by exactly one library, and nothing else is exported
-#   - every other global name of the static twins begins with moei_ or moelm_, so that it collides with nobody's
+#   - every other global name of the static twins begins with moei_ (libmoekit) or moelm_ (libmoekit-lm), so that
+#     it collides with nobody's
+#   - a type has one definition in src and lm together
 set -uo pipefail
 export LC_ALL=C # one order for sort and comm
 build=$(realpath "${1:?usage: check-names.sh BUILD_DIR}")
@@ -32,8 +34,13 @@ if [ -e "$build/libmoekit-lm.so" ]; then
         "$(comm -23 <(declared include/moekit/lm.h) <(echo "$models"))"
     complain "exported by libmoekit-lm, not declared in lm.h" \
         "$(comm -13 <(declared include/moekit/lm.h) <(echo "$models"))"
-    static+=$'\n'$(global "$build/libmoekit_lm_static.a")
+    internal=$(global "$build/libmoekit_lm_static.a")
+    complain "inside libmoekit-lm, but begin with neither moe_lm_ nor moelm_" \
+        "$(grep -Ev '^(moe_lm_|moelm_|$)' <<<"$internal")"
+    static+=$'\n'$internal
 fi
+complain "types that are defined twice" \
+    "$(find src lm -name '*.[ch]' -exec grep -hE '^} (moe|moei|moelm)_[a-z0-9_]+;$' {} + | sort | uniq -d)"
 complain "global names that begin with none of moe_, moei_, moelm_" \
     "$(grep -Ev '^(moe_|moei_|moelm_|$)' <<<"$static")"
 complain "begin with moe_ but are declared in no public header: make them moei_" \

@@ -36,9 +36,9 @@ moe_status moe_lm_config_load(moe_lm_config *config, const char *yaml_path, moe_
     load_state state = {config, yaml_path, true, error};
     moelm_config_copy copy;
     MOEI_TRY(moelm_config_keep(config, &copy, error));
-    moe_status status = moei_yaml_load(yaml_path, set_pair, &state, error);
+    moe_status status = moelm_yaml_load(yaml_path, set_pair, &state, error);
     state.presets = false;
-    if (status == MOE_OK) status = moei_yaml_load(yaml_path, set_pair, &state, error);
+    if (status == MOE_OK) status = moelm_yaml_load(yaml_path, set_pair, &state, error);
     moelm_config_settle(config, &copy, status);
     return status;
 }
@@ -46,17 +46,17 @@ moe_status moe_lm_config_load(moe_lm_config *config, const char *yaml_path, moe_
 moe_status moe_lm_config_save(const moe_lm_config *config, const char *yaml_path, moe_error *error) {
     size_t count = config->count;
     moe_lm_config_entry *entry = malloc(count * sizeof *entry);
-    moei_yaml_pair *pair = malloc(count * sizeof *pair);
+    moelm_yaml_pair *pair = malloc(count * sizeof *pair);
     char *text = NULL;
     moe_status status = MOE_OK;
     if (!entry || !pair)
         status = moei_error_set(error, MOE_ERR_MEMORY, "%s: no memory for %zu settings", yaml_path, count);
     for (size_t i = 0; i < count && status == MOE_OK; ++i) {
         moe_lm_config_entry_get(config, i, &entry[i]);
-        pair[i] = (moei_yaml_pair){entry[i].option->key, entry[i].value};
+        pair[i] = (moelm_yaml_pair){entry[i].option->key, entry[i].value};
     }
-    if (status == MOE_OK) status = moei_yaml_format(pair, count, &text, error);
-    if (status == MOE_OK) status = moei_file_write(yaml_path, text, strlen(text), error);
+    if (status == MOE_OK) status = moelm_yaml_format(pair, count, &text, error);
+    if (status == MOE_OK) status = moelm_file_write(yaml_path, text, strlen(text), error);
     free(text);
     free(pair);
     free(entry);

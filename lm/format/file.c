@@ -18,7 +18,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-struct moei_file_writer {
+struct moelm_file_writer {
     int fd;
     char *path, *temp; /* temp NULL: path is a device, written to directly */
     uint64_t expect, written;
@@ -30,14 +30,14 @@ static moe_status no_memory(const char *path, moe_error *error) {
 
 /* 1. Paths. */
 
-char *moei_path_join(const char *dir, const char *name) {
+char *moelm_path_join(const char *dir, const char *name) {
     size_t length = strlen(dir);
     const char *slash = length > 0 && dir[length - 1] != '/' ? "/" : "";
     char *path = NULL;
     return asprintf(&path, "%s%s%s", dir, slash, name) < 0 ? NULL : path;
 }
 
-char *moei_path_parent(const char *path) {
+char *moelm_path_parent(const char *path) {
     size_t length = strlen(path);
     while (length > 1 && path[length - 1] == '/') length--;
     while (length > 0 && path[length - 1] != '/') length--;
@@ -45,17 +45,17 @@ char *moei_path_parent(const char *path) {
     return length > 0 ? strndup(path, length) : strdup(".");
 }
 
-char *moei_path_temp(const char *path) {
+char *moelm_path_temp(const char *path) {
     char *temp = NULL;
     return asprintf(&temp, "%s.tmp-%ld", path, (long)getpid()) < 0 ? NULL : temp;
 }
 
-bool moei_file_exists(const char *path) {
+bool moelm_file_exists(const char *path) {
     struct stat info;
     return stat(path, &info) == 0;
 }
 
-bool moei_dir_exists(const char *path) {
+bool moelm_dir_exists(const char *path) {
     struct stat info;
     return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
 }
@@ -97,8 +97,8 @@ static moe_status read_all(int fd, const char *path, char *data, size_t bytes, m
     return MOE_OK;
 }
 
-moe_status moei_file_read(const char *path, size_t min_bytes, size_t max_bytes, char **data, size_t *bytes,
-                          moe_error *error) {
+moe_status moelm_file_read(const char *path, size_t min_bytes, size_t max_bytes, char **data, size_t *bytes,
+                           moe_error *error) {
     int fd = -1;
     uint64_t size = 0;
     MOEI_TRY(open_input(path, &fd, &size, error));
@@ -127,7 +127,7 @@ moe_status moei_file_read(const char *path, size_t min_bytes, size_t max_bytes, 
     return MOE_OK;
 }
 
-moe_status moei_file_map_open(const char *path, moei_file_map *map, moe_error *error) {
+moe_status moelm_file_map_open(const char *path, moelm_file_map *map, moe_error *error) {
     int fd = -1;
     uint64_t size = 0;
     MOEI_TRY(open_input(path, &fd, &size, error));
@@ -138,23 +138,23 @@ moe_status moei_file_map_open(const char *path, moei_file_map *map, moe_error *e
     if (data == MAP_FAILED)
         return moei_error_set(error, MOE_ERR_MEMORY, "%s: cannot map %" PRIu64 " bytes: %s", path, size,
                               strerror(cause));
-    *map = (moei_file_map){.data = data, .bytes = (size_t)size};
+    *map = (moelm_file_map){.data = data, .bytes = (size_t)size};
     return MOE_OK;
 }
 
-void moei_file_map_close(moei_file_map *map) {
+void moelm_file_map_close(moelm_file_map *map) {
     if (map->bytes > 0) munmap((void *)(uintptr_t)map->data, map->bytes);
-    *map = (moei_file_map){0};
+    *map = (moelm_file_map){0};
 }
 
 /* 3. Writing. */
 
-bool moei_file_lock(int fd) {
+bool moelm_file_lock(int fd) {
     /* A file system without locks answers with another error: then nobody can be told apart, go on. */
     return flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
 }
 
-moe_status moei_dir_sync(const char *path, moe_error *error) {
+moe_status moelm_dir_sync(const char *path, moe_error *error) {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     /* EINVAL: the file system cannot sync directories and has nothing to sync. */
     bool ok = fd >= 0 && (fsync(fd) == 0 || errno == EINVAL);
@@ -164,7 +164,7 @@ moe_status moei_dir_sync(const char *path, moe_error *error) {
     return moei_error_set(error, MOE_ERR_IO, "%s: cannot sync the directory: %s", path, strerror(cause));
 }
 
-static void writer_free(moei_file_writer *writer) {
+static void writer_free(moelm_file_writer *writer) {
     if (writer->fd >= 0) close(writer->fd);
     free(writer->path);
     free(writer->temp);
@@ -178,7 +178,7 @@ static int open_temp(const char *temp) {
     if (fd < 0 && errno == EEXIST) {
         int old = open(temp, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
         if (old < 0) return -1;
-        bool free_to_take = moei_file_lock(old) && unlink(temp) == 0;
+        bool free_to_take = moelm_file_lock(old) && unlink(temp) == 0;
         close(old);
         if (!free_to_take) {
             errno = EBUSY;
@@ -186,23 +186,23 @@ static int open_temp(const char *temp) {
         }
         fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     }
-    if (fd >= 0) moei_file_lock(fd);
+    if (fd >= 0) moelm_file_lock(fd);
     return fd;
 }
 
-moe_status moei_file_writer_open(const char *path, uint64_t expect_bytes, moei_file_writer **writer,
-                                 moe_error *error) {
+moe_status moelm_file_writer_open(const char *path, uint64_t expect_bytes, moelm_file_writer **writer,
+                                  moe_error *error) {
     struct stat info;
     bool exists = stat(path, &info) == 0;
     if (exists && S_ISDIR(info.st_mode))
         return moei_error_set(error, MOE_ERR_IO, "%s: is a directory, cannot write a file there", path);
     bool device = exists && !S_ISREG(info.st_mode);
-    if (!device) MOEI_TRY(moei_file_check_space(path, expect_bytes, error));
+    if (!device) MOEI_TRY(moelm_file_check_space(path, expect_bytes, error));
 
-    moei_file_writer *made = malloc(sizeof *made);
+    moelm_file_writer *made = malloc(sizeof *made);
     if (!made) return no_memory(path, error);
-    *made = (moei_file_writer){.fd = -1, .path = strdup(path), .expect = expect_bytes};
-    if (!device) made->temp = moei_path_temp(path);
+    *made = (moelm_file_writer){.fd = -1, .path = strdup(path), .expect = expect_bytes};
+    if (!device) made->temp = moelm_path_temp(path);
     if (!made->path || (!device && !made->temp)) {
         writer_free(made);
         return no_memory(path, error);
@@ -217,14 +217,15 @@ moe_status moei_file_writer_open(const char *path, uint64_t expect_bytes, moei_f
     return MOE_OK;
 }
 
-static moe_status write_failed(const moei_file_writer *writer, int cause, moe_error *error) {
+static moe_status write_failed(const moelm_file_writer *writer, int cause, moe_error *error) {
     uint64_t total = writer->expect > writer->written ? writer->expect : writer->written;
     return moei_error_set(error, MOE_ERR_IO,
                           "%s: writing failed after %" PRIu64 " bytes: %s; %" PRIu64 " bytes are needed",
                           writer->path, writer->written, strerror(cause), total);
 }
 
-moe_status moei_file_writer_put(moei_file_writer *writer, const void *data, size_t bytes, moe_error *error) {
+moe_status moelm_file_writer_put(moelm_file_writer *writer, const void *data, size_t bytes,
+                                 moe_error *error) {
     const char *from = data;
     while (bytes > 0) {
         ssize_t n = write(writer->fd, from, bytes);
@@ -237,7 +238,7 @@ moe_status moei_file_writer_put(moei_file_writer *writer, const void *data, size
     return MOE_OK;
 }
 
-moe_status moei_file_writer_commit(moei_file_writer *writer, moe_error *error) {
+moe_status moelm_file_writer_commit(moelm_file_writer *writer, moe_error *error) {
     moe_status status = MOE_OK;
     /* close() too may report a failed write (NFS), so it is part of the check. */
     bool synced = !writer->temp || fsync(writer->fd) == 0;
@@ -251,40 +252,40 @@ moe_status moei_file_writer_commit(moei_file_writer *writer, moe_error *error) {
         status = moei_error_set(error, MOE_ERR_IO, "%s: cannot replace the file: %s", writer->path,
                                 strerror(errno));
     if (status != MOE_OK || !writer->temp) {
-        moei_file_writer_abort(writer);
+        moelm_file_writer_abort(writer);
         return status;
     }
-    char *parent = moei_path_parent(writer->path);
-    status = parent ? moei_dir_sync(parent, error) : no_memory(writer->path, error);
+    char *parent = moelm_path_parent(writer->path);
+    status = parent ? moelm_dir_sync(parent, error) : no_memory(writer->path, error);
     free(parent);
     writer_free(writer);
     return status;
 }
 
-void moei_file_writer_abort(moei_file_writer *writer) {
+void moelm_file_writer_abort(moelm_file_writer *writer) {
     if (!writer) return;
     if (writer->temp) unlink(writer->temp);
     writer_free(writer);
 }
 
-moe_status moei_file_write(const char *path, const void *data, size_t bytes, moe_error *error) {
-    moei_file_writer *writer;
-    MOEI_TRY(moei_file_writer_open(path, bytes, &writer, error));
-    moe_status status = moei_file_writer_put(writer, data, bytes, error);
-    if (status == MOE_OK) return moei_file_writer_commit(writer, error);
-    moei_file_writer_abort(writer);
+moe_status moelm_file_write(const char *path, const void *data, size_t bytes, moe_error *error) {
+    moelm_file_writer *writer;
+    MOEI_TRY(moelm_file_writer_open(path, bytes, &writer, error));
+    moe_status status = moelm_file_writer_put(writer, data, bytes, error);
+    if (status == MOE_OK) return moelm_file_writer_commit(writer, error);
+    moelm_file_writer_abort(writer);
     return status;
 }
 
 /* 4. Directories and space. */
 
-moe_status moei_file_check_space(const char *path, uint64_t bytes, moe_error *error) {
+moe_status moelm_file_check_space(const char *path, uint64_t bytes, moe_error *error) {
     char *place = strdup(path);
     struct statvfs info;
     int failed = -1;
     /* The nearest parent that exists is on the file system the path will be on. */
     while (place && (failed = statvfs(place, &info)) != 0 && errno == ENOENT) {
-        char *parent = moei_path_parent(place);
+        char *parent = moelm_path_parent(place);
         free(place);
         place = parent;
     }
@@ -299,7 +300,7 @@ moe_status moei_file_check_space(const char *path, uint64_t bytes, moe_error *er
                           bytes, available);
 }
 
-moe_status moei_dir_make(const char *path, moe_error *error) {
+moe_status moelm_dir_make(const char *path, moe_error *error) {
     char *prefix = strdup(path);
     if (!prefix) return no_memory(path, error);
     moe_status status = MOE_OK;

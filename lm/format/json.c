@@ -10,11 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-moe_status moei_json_parse(const char *name, const void *data, size_t bytes, json_t **root,
-                           moe_error *error) {
-    if (bytes > MOEI_JSON_MAX_BYTES)
+moe_status moelm_json_parse(const char *name, const void *data, size_t bytes, json_t **root,
+                            moe_error *error) {
+    if (bytes > MOELM_JSON_MAX_BYTES)
         return moei_error_set(error, MOE_ERR_INPUT, "%s: %zu bytes, at most %zu are accepted", name, bytes,
-                              MOEI_JSON_MAX_BYTES);
+                              MOELM_JSON_MAX_BYTES);
     json_error_t fault;
     json_t *parsed = json_loadb(data, bytes, JSON_REJECT_DUPLICATES, &fault);
     if (!parsed) {
@@ -26,21 +26,21 @@ moe_status moei_json_parse(const char *name, const void *data, size_t bytes, jso
     return MOE_OK;
 }
 
-moe_status moei_json_load(const char *path, json_t **root, moe_error *error) {
+moe_status moelm_json_load(const char *path, json_t **root, moe_error *error) {
     char *text;
     size_t bytes;
-    MOEI_TRY(moei_file_read(path, 1, MOEI_JSON_MAX_BYTES, &text, &bytes, error));
-    moe_status status = moei_json_parse(path, text, bytes, root, error);
+    MOEI_TRY(moelm_file_read(path, 1, MOELM_JSON_MAX_BYTES, &text, &bytes, error));
+    moe_status status = moelm_json_parse(path, text, bytes, root, error);
     free(text);
     return status;
 }
 
-moe_status moei_json_save(const char *path, const json_t *root, moe_error *error) {
+moe_status moelm_json_save(const char *path, const json_t *root, moe_error *error) {
     char *text = json_dumps(root, JSON_INDENT(2));
     if (!text) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", path);
     size_t length = strlen(text);
     text[length] = '\n'; /* in place of the NUL, which nobody reads from here on */
-    moe_status status = moei_file_write(path, text, length + 1, error);
+    moe_status status = moelm_file_write(path, text, length + 1, error);
     free(text);
     return status;
 }
@@ -126,80 +126,80 @@ static moe_status take_int(const json_t *found, const char *where, const char *k
     return MOE_OK;
 }
 
-moe_status moei_json_get_int(const json_t *object, const char *where, const char *key, int64_t min,
-                             int64_t max, int64_t *value, moe_error *error) {
+moe_status moelm_json_get_int(const json_t *object, const char *where, const char *key, int64_t min,
+                              int64_t max, int64_t *value, moe_error *error) {
     json_t *found = NULL;
     MOEI_TRY(need(object, where, key, KIND_INT, &found, error));
     return take_int(found, where, key, min, max, value, error);
 }
 
-moe_status moei_json_get_real(const json_t *object, const char *where, const char *key, double *value,
-                              moe_error *error) {
+moe_status moelm_json_get_real(const json_t *object, const char *where, const char *key, double *value,
+                               moe_error *error) {
     json_t *found = NULL;
     MOEI_TRY(need(object, where, key, KIND_REAL, &found, error));
     *value = json_number_value(found);
     return MOE_OK;
 }
 
-moe_status moei_json_get_bool(const json_t *object, const char *where, const char *key, bool *value,
-                              moe_error *error) {
+moe_status moelm_json_get_bool(const json_t *object, const char *where, const char *key, bool *value,
+                               moe_error *error) {
     json_t *found = NULL;
     MOEI_TRY(need(object, where, key, KIND_BOOL, &found, error));
     *value = json_is_true(found);
     return MOE_OK;
 }
 
-moe_status moei_json_get_string(const json_t *object, const char *where, const char *key, const char **value,
-                                moe_error *error) {
+moe_status moelm_json_get_string(const json_t *object, const char *where, const char *key, const char **value,
+                                 moe_error *error) {
     json_t *found = NULL;
     MOEI_TRY(need(object, where, key, KIND_STRING, &found, error));
     *value = json_string_value(found);
     return MOE_OK;
 }
 
-moe_status moei_json_get_object(const json_t *object, const char *where, const char *key, json_t **value,
-                                moe_error *error) {
+moe_status moelm_json_get_object(const json_t *object, const char *where, const char *key, json_t **value,
+                                 moe_error *error) {
     return need(object, where, key, KIND_OBJECT, value, error);
 }
 
-moe_status moei_json_get_array(const json_t *object, const char *where, const char *key, json_t **value,
-                               moe_error *error) {
+moe_status moelm_json_get_array(const json_t *object, const char *where, const char *key, json_t **value,
+                                moe_error *error) {
     return need(object, where, key, KIND_ARRAY, value, error);
 }
 
-moe_status moei_json_opt_int(const json_t *object, const char *where, const char *key, int64_t min,
-                             int64_t max, int64_t *value, moe_error *error) {
+moe_status moelm_json_opt_int(const json_t *object, const char *where, const char *key, int64_t min,
+                              int64_t max, int64_t *value, moe_error *error) {
     json_t *found = NULL;
     MOEI_TRY(find(object, where, key, KIND_INT, &found, error));
     return found ? take_int(found, where, key, min, max, value, error) : MOE_OK;
 }
 
-moe_status moei_json_opt_real(const json_t *object, const char *where, const char *key, double *value,
-                              moe_error *error) {
+moe_status moelm_json_opt_real(const json_t *object, const char *where, const char *key, double *value,
+                               moe_error *error) {
     json_t *found = NULL;
     MOEI_TRY(find(object, where, key, KIND_REAL, &found, error));
     if (found) *value = json_number_value(found);
     return MOE_OK;
 }
 
-moe_status moei_json_opt_bool(const json_t *object, const char *where, const char *key, bool *value,
-                              moe_error *error) {
+moe_status moelm_json_opt_bool(const json_t *object, const char *where, const char *key, bool *value,
+                               moe_error *error) {
     json_t *found = NULL;
     MOEI_TRY(find(object, where, key, KIND_BOOL, &found, error));
     if (found) *value = json_is_true(found);
     return MOE_OK;
 }
 
-moe_status moei_json_opt_string(const json_t *object, const char *where, const char *key, const char **value,
-                                moe_error *error) {
+moe_status moelm_json_opt_string(const json_t *object, const char *where, const char *key, const char **value,
+                                 moe_error *error) {
     json_t *found = NULL;
     MOEI_TRY(find(object, where, key, KIND_STRING, &found, error));
     if (found) *value = json_string_value(found);
     return MOE_OK;
 }
 
-moe_status moei_json_opt_object(const json_t *object, const char *where, const char *key, json_t **value,
-                                moe_error *error) {
+moe_status moelm_json_opt_object(const json_t *object, const char *where, const char *key, json_t **value,
+                                 moe_error *error) {
     json_t *found = NULL;
     MOEI_TRY(find(object, where, key, KIND_OBJECT, &found, error));
     if (found) *value = found;

@@ -14,7 +14,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-struct moei_lines {
+struct moelm_lines {
     int fd;
     char *path;
     off_t good; /* bytes of whole lines in the file */
@@ -24,7 +24,7 @@ static moe_status failed(const char *path, const char *what, moe_error *error) {
     return moei_error_set(error, MOE_ERR_IO, "%s: cannot %s: %s", path, what, strerror(errno));
 }
 
-static size_t good_bytes(const char *data, size_t bytes, moei_lines_keep_fn keep, void *user) {
+static size_t good_bytes(const char *data, size_t bytes, moelm_lines_keep_fn keep, void *user) {
     size_t good = 0;
     const char *end;
     while (good < bytes && (end = memchr(data + good, '\n', bytes - good))) {
@@ -35,22 +35,22 @@ static size_t good_bytes(const char *data, size_t bytes, moei_lines_keep_fn keep
     return good;
 }
 
-static moe_status cut_bad_end(moei_lines *lines, moei_lines_keep_fn keep, void *user, moe_error *error) {
-    moei_file_map map;
-    MOEI_TRY(moei_file_map_open(lines->path, &map, error));
+static moe_status cut_bad_end(moelm_lines *lines, moelm_lines_keep_fn keep, void *user, moe_error *error) {
+    moelm_file_map map;
+    MOEI_TRY(moelm_file_map_open(lines->path, &map, error));
     size_t bytes = map.bytes;
     size_t good = good_bytes((const char *)map.data, bytes, keep, user);
-    moei_file_map_close(&map);
+    moelm_file_map_close(&map);
     lines->good = (off_t)good;
     if (good < bytes && (ftruncate(lines->fd, lines->good) != 0 || fsync(lines->fd) != 0))
         return failed(lines->path, "cut the unfinished end", error);
     return MOE_OK;
 }
 
-moe_status moei_lines_open(const char *path, moei_lines_keep_fn keep, void *user, moei_lines **lines,
-                           moe_error *error) {
-    moei_lines *made = malloc(sizeof *made);
-    if (made) *made = (moei_lines){.fd = -1, .path = strdup(path)};
+moe_status moelm_lines_open(const char *path, moelm_lines_keep_fn keep, void *user, moelm_lines **lines,
+                            moe_error *error) {
+    moelm_lines *made = malloc(sizeof *made);
+    if (made) *made = (moelm_lines){.fd = -1, .path = strdup(path)};
     if (!made || !made->path) {
         free(made);
         return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", path);
@@ -59,14 +59,14 @@ moe_status moei_lines_open(const char *path, moei_lines_keep_fn keep, void *user
     moe_status status =
         made->fd < 0 ? failed(path, "open for appending", error) : cut_bad_end(made, keep, user, error);
     if (status != MOE_OK) {
-        moei_lines_close(made);
+        moelm_lines_close(made);
         return status;
     }
     *lines = made;
     return MOE_OK;
 }
 
-moe_status moei_lines_append(moei_lines *lines, const char *text, moe_error *error) {
+moe_status moelm_lines_append(moelm_lines *lines, const char *text, moe_error *error) {
     size_t length = strlen(text);
     if (memchr(text, '\n', length))
         return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: a line must not contain a newline", lines->path);
@@ -92,11 +92,11 @@ moe_status moei_lines_append(moei_lines *lines, const char *text, moe_error *err
     return MOE_OK;
 }
 
-moe_status moei_lines_sync(moei_lines *lines, moe_error *error) {
+moe_status moelm_lines_sync(moelm_lines *lines, moe_error *error) {
     return fdatasync(lines->fd) == 0 ? MOE_OK : failed(lines->path, "sync", error);
 }
 
-void moei_lines_close(moei_lines *lines) {
+void moelm_lines_close(moelm_lines *lines) {
     if (!lines) return;
     if (lines->fd >= 0) close(lines->fd);
     free(lines->path);

@@ -16,7 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-struct moei_publish {
+struct moelm_publish {
     char *dir, *temp;
     int lock; /* of temp, held until the handle is freed */
 };
@@ -79,7 +79,7 @@ static int tree_sync(int at, const char *name) {
 
 /* 2. Publishing. */
 
-static void publish_free(moei_publish *publish) {
+static void publish_free(moelm_publish *publish) {
     if (publish->lock >= 0) close(publish->lock);
     free(publish->dir);
     free(publish->temp);
@@ -88,7 +88,7 @@ static void publish_free(moei_publish *publish) {
 
 static int open_locked(const char *path) {
     int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-    if (fd < 0 || moei_file_lock(fd)) return fd;
+    if (fd < 0 || moelm_file_lock(fd)) return fd;
     close(fd);
     errno = EBUSY;
     return -1;
@@ -107,13 +107,13 @@ static int claim_temp(const char *temp) {
 }
 
 static moe_status make_parent(const char *path, moe_error *error) {
-    char *parent = moei_path_parent(path);
-    moe_status status = parent ? moei_dir_make(parent, error) : no_memory(path, error);
+    char *parent = moelm_path_parent(path);
+    moe_status status = parent ? moelm_dir_make(parent, error) : no_memory(path, error);
     free(parent);
     return status;
 }
 
-moe_status moei_publish_begin(const char *dir, moei_publish **publish, moe_error *error) {
+moe_status moelm_publish_begin(const char *dir, moelm_publish **publish, moe_error *error) {
     struct stat info;
     size_t length = strlen(dir);
     while (length > 1 && dir[length - 1] == '/') length--;
@@ -123,10 +123,10 @@ moe_status moei_publish_begin(const char *dir, moei_publish **publish, moe_error
         return moei_error_set(error, MOE_ERR_IO, "%s: exists and is not a directory", dir);
     MOEI_TRY(make_parent(dir, error));
 
-    moei_publish *made = malloc(sizeof *made);
+    moelm_publish *made = malloc(sizeof *made);
     if (!made) return no_memory(dir, error);
-    *made = (moei_publish){.dir = strndup(dir, length), .lock = -1};
-    if (made->dir) made->temp = moei_path_temp(made->dir);
+    *made = (moelm_publish){.dir = strndup(dir, length), .lock = -1};
+    if (made->dir) made->temp = moelm_path_temp(made->dir);
     if (!made->temp) {
         publish_free(made);
         return no_memory(dir, error);
@@ -142,7 +142,7 @@ moe_status moei_publish_begin(const char *dir, moei_publish **publish, moe_error
     return MOE_OK;
 }
 
-const char *moei_publish_path(const moei_publish *publish) {
+const char *moelm_publish_path(const moelm_publish *publish) {
     return publish->temp;
 }
 
@@ -182,7 +182,7 @@ static int replace_dir(const char *temp, const char *dir) {
     return replace_in_two_steps(temp, dir);
 }
 
-moe_status moei_publish_commit(moei_publish *publish, moe_error *error) {
+moe_status moelm_publish_commit(moelm_publish *publish, moe_error *error) {
     moe_status status = MOE_OK;
     if (tree_sync(AT_FDCWD, publish->temp) != 0)
         status = moei_error_set(error, MOE_ERR_IO, "%s: cannot sync: %s", publish->temp, strerror(errno));
@@ -190,17 +190,17 @@ moe_status moei_publish_commit(moei_publish *publish, moe_error *error) {
         status = moei_error_set(error, MOE_ERR_IO, "%s: cannot put the new directory in place: %s",
                                 publish->dir, strerror(errno));
     if (status != MOE_OK) {
-        moei_publish_abort(publish);
+        moelm_publish_abort(publish);
         return status;
     }
-    char *parent = moei_path_parent(publish->dir);
-    status = parent ? moei_dir_sync(parent, error) : no_memory(publish->dir, error);
+    char *parent = moelm_path_parent(publish->dir);
+    status = parent ? moelm_dir_sync(parent, error) : no_memory(publish->dir, error);
     free(parent);
     publish_free(publish);
     return status;
 }
 
-void moei_publish_abort(moei_publish *publish) {
+void moelm_publish_abort(moelm_publish *publish) {
     if (!publish) return;
     tree_remove(AT_FDCWD, publish->temp);
     publish_free(publish);
@@ -229,7 +229,7 @@ static int sweep_leftover(int parent, const char *name, const char *original, bo
     int fd = openat(parent, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0) return errno == ENOENT || errno == ELOOP ? 0 : -1;
     int result = 0;
-    if (moei_file_lock(fd)) {
+    if (moelm_file_lock(fd)) {
         int restored = old ? restore_old(parent, name, original) : 0;
         if (restored < 0 || (restored == 0 && tree_remove(parent, name) != 0)) result = -1;
         if (restored == 0 && result == 0) result = 1;
@@ -241,7 +241,7 @@ static int sweep_leftover(int parent, const char *name, const char *original, bo
 }
 
 /* 0 for what is no leftover of ours, too. */
-static int sweep_entry(int parent, const char *name, moei_publish_name_fn ours) {
+static int sweep_entry(int parent, const char *name, moelm_publish_name_fn ours) {
     const char *temp = find_suffix(name, ".tmp-");
     const char *suffix = temp ? temp : find_suffix(name, ".old-");
     if (!suffix) return 0;
@@ -254,8 +254,8 @@ static int sweep_entry(int parent, const char *name, moei_publish_name_fn ours) 
     return result;
 }
 
-moe_status moei_publish_sweep(const char *parent, moei_publish_name_fn ours, size_t *n_removed,
-                              moe_error *error) {
+moe_status moelm_publish_sweep(const char *parent, moelm_publish_name_fn ours, size_t *n_removed,
+                               moe_error *error) {
     size_t removed = 0;
     DIR *dir = open_dir_at(AT_FDCWD, parent);
     if (!dir && errno != ENOENT)

@@ -18,38 +18,38 @@ typedef struct dtype_row {
 } dtype_row;
 
 static const dtype_row dtypes[] = {
-    [MOEI_ST_F64] = {"F64",     8},
-      [MOEI_ST_F32] = {"F32",     4},
-      [MOEI_ST_F16] = {"F16",     2},
-    [MOEI_ST_BF16] = {"BF16",    2},
-      [MOEI_ST_I64] = {"I64",     8},
-      [MOEI_ST_I32] = {"I32",     4},
-    [MOEI_ST_I16] = {"I16",     2},
-      [MOEI_ST_I8] = {"I8",      1},
-      [MOEI_ST_U64] = {"U64",     8},
-    [MOEI_ST_U32] = {"U32",     4},
-      [MOEI_ST_U16] = {"U16",     2},
-      [MOEI_ST_U8] = {"U8",      1},
-    [MOEI_ST_BOOL] = {"BOOL",    1},
-      [MOEI_ST_F8_E4M3] = {"F8_E4M3", 1},
-      [MOEI_ST_F8_E5M2] = {"F8_E5M2", 1},
+    [MOELM_ST_F64] = {"F64",     8},
+      [MOELM_ST_F32] = {"F32",     4},
+      [MOELM_ST_F16] = {"F16",     2},
+    [MOELM_ST_BF16] = {"BF16",    2},
+      [MOELM_ST_I64] = {"I64",     8},
+      [MOELM_ST_I32] = {"I32",     4},
+    [MOELM_ST_I16] = {"I16",     2},
+      [MOELM_ST_I8] = {"I8",      1},
+      [MOELM_ST_U64] = {"U64",     8},
+    [MOELM_ST_U32] = {"U32",     4},
+      [MOELM_ST_U16] = {"U16",     2},
+      [MOELM_ST_U8] = {"U8",      1},
+    [MOELM_ST_BOOL] = {"BOOL",    1},
+      [MOELM_ST_F8_E4M3] = {"F8_E4M3", 1},
+      [MOELM_ST_F8_E5M2] = {"F8_E5M2", 1},
 };
 enum { N_DTYPES = sizeof dtypes / sizeof *dtypes };
 
 /* One file. The header stays in memory because names and metadata point into it. */
 typedef struct shard {
     json_t *header;
-    moei_file_map map; /* empty where the caller owns the bytes */
+    moelm_file_map map; /* empty where the caller owns the bytes */
 } shard;
 
-struct moei_safetensors {
+struct moelm_safetensors {
     char *name;
     shard *shards;
     size_t n_shards;
-    moei_st_tensor *tensors;
-    const moei_st_tensor **by_name; /* [n_tensors] */
+    moelm_st_tensor *tensors;
+    const moelm_st_tensor **by_name; /* [n_tensors] */
     size_t n_tensors;
-    moei_st_pair *metadata;
+    moelm_st_pair *metadata;
     size_t n_metadata;
 };
 
@@ -62,11 +62,11 @@ typedef struct source {
     moe_error *error;
 } source;
 
-const char *moei_st_dtype_name(moei_st_dtype dtype) {
+const char *moelm_st_dtype_name(moelm_st_dtype dtype) {
     return (unsigned)dtype < N_DTYPES ? dtypes[dtype].name : "unknown";
 }
 
-size_t moei_st_dtype_bytes(moei_st_dtype dtype) {
+size_t moelm_st_dtype_bytes(moelm_st_dtype dtype) {
     return (unsigned)dtype < N_DTYPES ? dtypes[dtype].bytes : 0;
 }
 
@@ -81,12 +81,12 @@ static moe_status fault(const source *from, const char *tensor, const char *what
 }
 
 static moe_status read_dtype(const source *from, const char *name, const json_t *value,
-                             moei_st_dtype *dtype) {
+                             moelm_st_dtype *dtype) {
     const char *text = json_string_value(value);
     if (!text) return fault(from, name, "dtype must be a string such as \"F32\"");
     for (int i = 0; i < N_DTYPES; i++) {
         if (strcmp(dtypes[i].name, text) != 0) continue;
-        *dtype = (moei_st_dtype)i;
+        *dtype = (moelm_st_dtype)i;
         return MOE_OK;
     }
     return moei_error_set(from->error, MOE_ERR_INPUT, "%s: tensor %.120s: unknown dtype \"%.40s\"",
@@ -94,11 +94,11 @@ static moe_status read_dtype(const source *from, const char *name, const json_t 
 }
 
 /* Dimensions, and the bytes they amount to. */
-static moe_status read_shape(const source *from, const json_t *value, moei_st_tensor *tensor,
+static moe_status read_shape(const source *from, const json_t *value, moelm_st_tensor *tensor,
                              uint64_t *bytes) {
     size_t n_dim = json_array_size(value);
     if (!json_is_array(value)) return fault(from, tensor->name, "shape must be an array of integers");
-    if (n_dim > MOEI_ST_MAX_DIM) return fault(from, tensor->name, "more than 8 dimensions");
+    if (n_dim > MOELM_ST_MAX_DIM) return fault(from, tensor->name, "more than 8 dimensions");
     uint64_t product = dtypes[tensor->dtype].bytes;
     bool overflow = false, empty = false;
     for (size_t i = 0; i < n_dim; i++) {
@@ -115,7 +115,7 @@ static moe_status read_shape(const source *from, const json_t *value, moei_st_te
     return MOE_OK;
 }
 
-static moe_status read_offsets(const source *from, const json_t *value, moei_st_tensor *tensor,
+static moe_status read_offsets(const source *from, const json_t *value, moelm_st_tensor *tensor,
                                uint64_t shape_bytes) {
     const json_t *first = json_array_get(value, 0), *second = json_array_get(value, 1);
     if (json_array_size(value) != 2 || !json_is_integer(first) || !json_is_integer(second))
@@ -139,10 +139,10 @@ static moe_status read_offsets(const source *from, const json_t *value, moei_st_
 }
 
 static moe_status read_tensor(const source *from, const char *name, const json_t *info,
-                              moei_st_tensor *tensor) {
+                              moelm_st_tensor *tensor) {
     uint64_t shape_bytes = 0;
     if (!json_is_object(info)) return fault(from, name, "must be an object of dtype, shape and data_offsets");
-    *tensor = (moei_st_tensor){.name = name};
+    *tensor = (moelm_st_tensor){.name = name};
     MOEI_TRY(read_dtype(from, name, json_object_get(info, "dtype"), &tensor->dtype));
     MOEI_TRY(read_shape(from, json_object_get(info, "shape"), tensor, &shape_bytes));
     return read_offsets(from, json_object_get(info, "data_offsets"), tensor, shape_bytes);
@@ -157,11 +157,11 @@ static moe_status read_header(source *from, json_t **header) {
                               from->n_bytes);
     uint64_t length = 0;
     for (int i = 7; i >= 0; i--) length = length << 8 | from->bytes[i];
-    if (length > MOEI_ST_MAX_HEADER)
+    if (length > MOELM_ST_MAX_HEADER)
         return moei_error_set(from->error, MOE_ERR_INPUT,
                               "%s: header length %" PRIu64
                               " at offset 0 is above the limit of %d; is this a safetensors file?",
-                              from->name, length, (int)MOEI_ST_MAX_HEADER);
+                              from->name, length, (int)MOELM_ST_MAX_HEADER);
     if (length > from->n_bytes - 8)
         return moei_error_set(from->error, MOE_ERR_INPUT,
                               "%s: the header of %" PRIu64
@@ -179,11 +179,11 @@ static moe_status read_header(source *from, json_t **header) {
                           from->name, 8 + cause.position, cause.text);
 }
 
-static moe_status read_metadata(const source *from, json_t *map, moei_safetensors *file) {
+static moe_status read_metadata(const source *from, json_t *map, moelm_safetensors *file) {
     if (!json_is_object(map))
         return moei_error_set(from->error, MOE_ERR_INPUT, "%s: __metadata__ must be an object of strings",
                               from->name);
-    moei_st_pair *pairs = malloc((json_object_size(map) + 1) * sizeof *pairs);
+    moelm_st_pair *pairs = malloc((json_object_size(map) + 1) * sizeof *pairs);
     if (!pairs) return no_memory(from->name, from->error);
     size_t n = 0;
     const char *key;
@@ -194,7 +194,7 @@ static moe_status read_metadata(const source *from, json_t *map, moei_safetensor
             return moei_error_set(from->error, MOE_ERR_INPUT, "%s: __metadata__ %.120s must be a string",
                                   from->name, key);
         }
-        pairs[n++] = (moei_st_pair){.key = key, .value = json_string_value(value)};
+        pairs[n++] = (moelm_st_pair){.key = key, .value = json_string_value(value)};
     }
     file->metadata = pairs;
     file->n_metadata = n;
@@ -202,14 +202,14 @@ static moe_status read_metadata(const source *from, json_t *map, moei_safetensor
 }
 
 static int compare_places(const void *a, const void *b) {
-    const moei_st_tensor *left = a, *right = b;
+    const moelm_st_tensor *left = a, *right = b;
     if (left->data != right->data) return (const char *)left->data < (const char *)right->data ? -1 : 1;
     if (left->bytes != right->bytes) return left->bytes < right->bytes ? -1 : 1;
     return strcmp(left->name, right->name);
 }
 
 /* Sorted by place, tensors must cover the data from its first byte to its last, each byte once. */
-static moe_status check_tiling(const source *from, const moei_st_tensor *tensors, size_t count) {
+static moe_status check_tiling(const source *from, const moelm_st_tensor *tensors, size_t count) {
     uint64_t reached = from->data_start;
     for (size_t i = 0; i < count; i++) {
         uint64_t begin = (uint64_t)((const unsigned char *)tensors[i].data - from->bytes);
@@ -228,9 +228,9 @@ static moe_status check_tiling(const source *from, const moei_st_tensor *tensors
 }
 
 /* Adds the tensors of a header that file owns already. */
-static moe_status read_tensors(const source *from, json_t *header, moei_safetensors *file) {
+static moe_status read_tensors(const source *from, json_t *header, moelm_safetensors *file) {
     size_t first = file->n_tensors, n_more = json_object_size(header);
-    moei_st_tensor *grown = realloc(file->tensors, (first + n_more + 1) * sizeof *grown);
+    moelm_st_tensor *grown = realloc(file->tensors, (first + n_more + 1) * sizeof *grown);
     if (!grown) return no_memory(from->name, from->error);
     file->tensors = grown;
     size_t n = first;
@@ -249,7 +249,7 @@ static moe_status read_tensors(const source *from, json_t *header, moei_safetens
     return check_tiling(from, grown + first, n - first);
 }
 
-static moe_status add_shard(moei_safetensors *file, const char *name, const void *bytes, size_t n_bytes,
+static moe_status add_shard(moelm_safetensors *file, const char *name, const void *bytes, size_t n_bytes,
                             shard *into, moe_error *error) {
     source from = {.name = name, .bytes = bytes, .n_bytes = n_bytes, .error = error};
     MOEI_TRY(read_header(&from, &into->header));
@@ -259,10 +259,10 @@ static moe_status add_shard(moei_safetensors *file, const char *name, const void
 /* 3. Files. */
 
 static int compare_names(const void *a, const void *b) {
-    return strcmp((*(const moei_st_tensor *const *)a)->name, (*(const moei_st_tensor *const *)b)->name);
+    return strcmp((*(const moelm_st_tensor *const *)a)->name, (*(const moelm_st_tensor *const *)b)->name);
 }
 
-static moe_status sort_names(moei_safetensors *file, moe_error *error) {
+static moe_status sort_names(moelm_safetensors *file, moe_error *error) {
     file->by_name = malloc((file->n_tensors + 1) * sizeof *file->by_name);
     if (!file->by_name) return no_memory(file->name, error);
     for (size_t i = 0; i < file->n_tensors; i++) file->by_name[i] = &file->tensors[i];
@@ -270,22 +270,22 @@ static moe_status sort_names(moei_safetensors *file, moe_error *error) {
     return MOE_OK;
 }
 
-static moei_safetensors *make_file(const char *name, size_t n_shards) {
-    moei_safetensors *file = calloc(1, sizeof *file);
+static moelm_safetensors *make_file(const char *name, size_t n_shards) {
+    moelm_safetensors *file = calloc(1, sizeof *file);
     if (!file) return NULL;
     file->name = strdup(name);
     file->shards = calloc(n_shards + 1, sizeof *file->shards);
     file->n_shards = n_shards;
     if (file->name && file->shards) return file;
-    moei_safetensors_close(file);
+    moelm_safetensors_close(file);
     return NULL;
 }
 
-void moei_safetensors_close(moei_safetensors *file) {
+void moelm_safetensors_close(moelm_safetensors *file) {
     if (!file) return;
     for (size_t i = 0; file->shards && i < file->n_shards; i++) {
         json_decref(file->shards[i].header);
-        moei_file_map_close(&file->shards[i].map);
+        moelm_file_map_close(&file->shards[i].map);
     }
     free(file->shards);
     free(file->tensors);
@@ -295,25 +295,25 @@ void moei_safetensors_close(moei_safetensors *file) {
     free(file);
 }
 
-static moe_status hand_out(moei_safetensors *made, moe_status status, moei_safetensors **file) {
+static moe_status hand_out(moelm_safetensors *made, moe_status status, moelm_safetensors **file) {
     if (status == MOE_OK)
         *file = made;
     else
-        moei_safetensors_close(made);
+        moelm_safetensors_close(made);
     return status;
 }
 
-moe_status moei_safetensors_parse(const char *name, const void *data, size_t bytes, moei_safetensors **file,
-                                  moe_error *error) {
-    moei_safetensors *made = make_file(name, 1);
+moe_status moelm_safetensors_parse(const char *name, const void *data, size_t bytes, moelm_safetensors **file,
+                                   moe_error *error) {
+    moelm_safetensors *made = make_file(name, 1);
     if (!made) return no_memory(name, error);
     moe_status status = add_shard(made, name, data, bytes, &made->shards[0], error);
     if (status == MOE_OK) status = sort_names(made, error);
     return hand_out(made, status, file);
 }
 
-static moe_status map_shard(moei_safetensors *file, const char *path, shard *into, moe_error *error) {
-    MOEI_TRY(moei_file_map_open(path, &into->map, error));
+static moe_status map_shard(moelm_safetensors *file, const char *path, shard *into, moe_error *error) {
+    MOEI_TRY(moelm_file_map_open(path, &into->map, error));
     return add_shard(file, path, into->map.data, into->map.bytes, into, error);
 }
 
@@ -350,7 +350,7 @@ static moe_status shard_names(const char *path, json_t *weight_map, const char *
 }
 
 /* Tensors from `first` on came from the file `shard_name`. */
-static moe_status check_shard(const moei_safetensors *file, size_t first, const char *shard_name,
+static moe_status check_shard(const moelm_safetensors *file, size_t first, const char *shard_name,
                               const json_t *weight_map, moe_error *error) {
     for (size_t i = first; i < file->n_tensors; i++) {
         const char *name = file->tensors[i].name;
@@ -365,24 +365,24 @@ static moe_status check_shard(const moei_safetensors *file, size_t first, const 
     return MOE_OK;
 }
 
-static moe_status check_complete(const moei_safetensors *file, json_t *weight_map, moe_error *error) {
+static moe_status check_complete(const moelm_safetensors *file, json_t *weight_map, moe_error *error) {
     const char *name;
     json_t *value;
     json_object_foreach(weight_map, name, value) {
-        if (!moei_safetensors_find(file, name))
+        if (!moelm_safetensors_find(file, name))
             return moei_error_set(error, MOE_ERR_INPUT, "%s: tensor %.120s is not in %s", file->name, name,
                                   json_string_value(value));
     }
     return MOE_OK;
 }
 
-static moe_status read_shards(moei_safetensors *file, const char *const *names, const json_t *weight_map,
+static moe_status read_shards(moelm_safetensors *file, const char *const *names, const json_t *weight_map,
                               moe_error *error) {
-    char *dir = moei_path_parent(file->name);
+    char *dir = moelm_path_parent(file->name);
     moe_status status = dir ? MOE_OK : no_memory(file->name, error);
     for (size_t i = 0; i < file->n_shards && status == MOE_OK; i++) {
         size_t first = file->n_tensors;
-        char *path = moei_path_join(dir, names[i]);
+        char *path = moelm_path_join(dir, names[i]);
         status = path ? map_shard(file, path, &file->shards[i], error) : no_memory(file->name, error);
         if (status == MOE_OK) status = check_shard(file, first, names[i], weight_map, error);
         free(path);
@@ -391,13 +391,13 @@ static moe_status read_shards(moei_safetensors *file, const char *const *names, 
     return status;
 }
 
-static moe_status open_index(const char *path, moei_safetensors **file, moe_error *error) {
+static moe_status open_index(const char *path, moelm_safetensors **file, moe_error *error) {
     json_t *root = NULL, *weight_map = NULL;
     const char **names = NULL;
     size_t n_shards = 0;
-    moei_safetensors *made = NULL;
-    MOEI_TRY(moei_json_load(path, &root, error));
-    moe_status status = moei_json_get_object(root, path, "weight_map", &weight_map, error);
+    moelm_safetensors *made = NULL;
+    MOEI_TRY(moelm_json_load(path, &root, error));
+    moe_status status = moelm_json_get_object(root, path, "weight_map", &weight_map, error);
     if (status == MOE_OK) status = shard_names(path, weight_map, &names, &n_shards, error);
     if (status == MOE_OK && !(made = make_file(path, n_shards))) status = no_memory(path, error);
     if (status == MOE_OK) status = read_shards(made, names, weight_map, error);
@@ -408,14 +408,14 @@ static moe_status open_index(const char *path, moei_safetensors **file, moe_erro
     return made ? hand_out(made, status, file) : status;
 }
 
-static moe_status open_dir(const char *dir, moei_safetensors **file, moe_error *error) {
-    char *whole = moei_path_join(dir, "model.safetensors");
-    char *index = moei_path_join(dir, "model.safetensors.index.json");
+static moe_status open_dir(const char *dir, moelm_safetensors **file, moe_error *error) {
+    char *whole = moelm_path_join(dir, "model.safetensors");
+    char *index = moelm_path_join(dir, "model.safetensors.index.json");
     moe_status status;
     if (!whole || !index)
         status = no_memory(dir, error);
-    else if (moei_file_exists(whole) || moei_file_exists(index))
-        status = moei_safetensors_open(moei_file_exists(whole) ? whole : index, file, error);
+    else if (moelm_file_exists(whole) || moelm_file_exists(index))
+        status = moelm_safetensors_open(moelm_file_exists(whole) ? whole : index, file, error);
     else
         status = moei_error_set(error, MOE_ERR_INPUT,
                                 "%s: holds neither model.safetensors nor model.safetensors.index.json", dir);
@@ -424,11 +424,11 @@ static moe_status open_dir(const char *dir, moei_safetensors **file, moe_error *
     return status;
 }
 
-moe_status moei_safetensors_open(const char *path, moei_safetensors **file, moe_error *error) {
+moe_status moelm_safetensors_open(const char *path, moelm_safetensors **file, moe_error *error) {
     size_t length = strlen(path);
-    if (moei_dir_exists(path)) return open_dir(path, file, error);
+    if (moelm_dir_exists(path)) return open_dir(path, file, error);
     if (length > 5 && strcmp(path + length - 5, ".json") == 0) return open_index(path, file, error);
-    moei_safetensors *made = make_file(path, 1);
+    moelm_safetensors *made = make_file(path, 1);
     if (!made) return no_memory(path, error);
     moe_status status = map_shard(made, path, &made->shards[0], error);
     if (status == MOE_OK) status = sort_names(made, error);
@@ -437,17 +437,17 @@ moe_status moei_safetensors_open(const char *path, moei_safetensors **file, moe_
 
 /* 5. Access. */
 
-size_t moei_safetensors_count(const moei_safetensors *file) {
+size_t moelm_safetensors_count(const moelm_safetensors *file) {
     return file->n_tensors;
 }
 
-const moei_st_tensor *moei_safetensors_at(const moei_safetensors *file, size_t index) {
+const moelm_st_tensor *moelm_safetensors_at(const moelm_safetensors *file, size_t index) {
     return &file->tensors[index];
 }
 
-const moei_st_tensor *moei_safetensors_find(const moei_safetensors *file, const char *name) {
-    const moei_st_tensor wanted = {.name = name}, *key = &wanted;
-    const moei_st_tensor **found =
+const moelm_st_tensor *moelm_safetensors_find(const moelm_safetensors *file, const char *name) {
+    const moelm_st_tensor wanted = {.name = name}, *key = &wanted;
+    const moelm_st_tensor **found =
         bsearch(&key, file->by_name, file->n_tensors, sizeof *file->by_name, compare_names);
     return found ? *found : NULL;
 }
@@ -459,9 +459,9 @@ static void shape_text(char *text, size_t size, int32_t n_dim, const int64_t *di
     if (used > 0 && (size_t)used < size) snprintf(text + used, size - (size_t)used, "]");
 }
 
-moe_status moei_safetensors_get(const moei_safetensors *file, const char *name, int32_t n_dim,
-                                const int64_t *dim, const moei_st_tensor **tensor, moe_error *error) {
-    const moei_st_tensor *found = moei_safetensors_find(file, name);
+moe_status moelm_safetensors_get(const moelm_safetensors *file, const char *name, int32_t n_dim,
+                                 const int64_t *dim, const moelm_st_tensor **tensor, moe_error *error) {
+    const moelm_st_tensor *found = moelm_safetensors_find(file, name);
     if (!found) return moei_error_set(error, MOE_ERR_INPUT, "%s: has no tensor %s", file->name, name);
     bool same = found->n_dim == n_dim;
     for (int32_t i = 0; same && i < n_dim; i++) same = found->dim[i] == dim[i];
@@ -476,15 +476,15 @@ moe_status moei_safetensors_get(const moei_safetensors *file, const char *name, 
     return MOE_OK;
 }
 
-size_t moei_safetensors_metadata_count(const moei_safetensors *file) {
+size_t moelm_safetensors_metadata_count(const moelm_safetensors *file) {
     return file->n_metadata;
 }
 
-moei_st_pair moei_safetensors_metadata_at(const moei_safetensors *file, size_t index) {
+moelm_st_pair moelm_safetensors_metadata_at(const moelm_safetensors *file, size_t index) {
     return file->metadata[index];
 }
 
-const char *moei_safetensors_metadata(const moei_safetensors *file, const char *key) {
+const char *moelm_safetensors_metadata(const moelm_safetensors *file, const char *key) {
     for (size_t i = 0; i < file->n_metadata; i++)
         if (strcmp(file->metadata[i].key, key) == 0) return file->metadata[i].value;
     return NULL;

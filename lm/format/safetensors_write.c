@@ -14,11 +14,11 @@ static moe_status refuse(const char *path, const char *tensor, const char *what,
     return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: tensor %.120s: %s", path, tensor, what);
 }
 
-static moe_status tensor_bytes(const char *path, const moei_st_tensor *tensor, uint64_t *bytes,
+static moe_status tensor_bytes(const char *path, const moelm_st_tensor *tensor, uint64_t *bytes,
                                moe_error *error) {
-    uint64_t product = moei_st_dtype_bytes(tensor->dtype);
+    uint64_t product = moelm_st_dtype_bytes(tensor->dtype);
     if (product == 0) return refuse(path, tensor->name, "unknown dtype", error);
-    if (tensor->n_dim < 0 || tensor->n_dim > MOEI_ST_MAX_DIM)
+    if (tensor->n_dim < 0 || tensor->n_dim > MOELM_ST_MAX_DIM)
         return refuse(path, tensor->name, "0 to 8 dimensions can be written", error);
     for (int32_t i = 0; i < tensor->n_dim; i++) {
         if (tensor->dim[i] < 0 || __builtin_mul_overflow(product, (uint64_t)tensor->dim[i], &product))
@@ -30,7 +30,7 @@ static moe_status tensor_bytes(const char *path, const moei_st_tensor *tensor, u
 }
 
 /* Adds one entry to the header, whose data runs from `begin` to *end. */
-static moe_status add_tensor(const char *path, json_t *header, const moei_st_tensor *tensor, uint64_t begin,
+static moe_status add_tensor(const char *path, json_t *header, const moelm_st_tensor *tensor, uint64_t begin,
                              uint64_t *end, moe_error *error) {
     uint64_t bytes = 0;
     if (!tensor->name || strcmp(tensor->name, "__metadata__") == 0)
@@ -41,13 +41,13 @@ static moe_status add_tensor(const char *path, json_t *header, const moei_st_ten
         return refuse(path, tensor->name, "the file would be too large", error);
     json_t *shape = json_array();
     for (int32_t i = 0; i < tensor->n_dim; i++) json_array_append_new(shape, json_integer(tensor->dim[i]));
-    json_t *info = json_pack("{s:s, s:o, s:[I, I]}", "dtype", moei_st_dtype_name(tensor->dtype), "shape",
+    json_t *info = json_pack("{s:s, s:o, s:[I, I]}", "dtype", moelm_st_dtype_name(tensor->dtype), "shape",
                              shape, "data_offsets", (json_int_t)begin, (json_int_t)*end);
     if (json_object_set_new(header, tensor->name, info) == 0) return MOE_OK;
     return refuse(path, tensor->name, "its name is not UTF-8, or memory is short", error);
 }
 
-static moe_status add_metadata(const char *path, json_t *header, const moei_st_pair *metadata,
+static moe_status add_metadata(const char *path, json_t *header, const moelm_st_pair *metadata,
                                size_t n_metadata, moe_error *error) {
     json_t *map = json_object();
     if (n_metadata == 0) {
@@ -66,8 +66,8 @@ static moe_status add_metadata(const char *path, json_t *header, const moei_st_p
 }
 
 /* The header as text, padded so that 8 + length is a multiple of 8; *data_bytes follow it. */
-static moe_status make_header(const char *path, const moei_st_tensor *tensors, size_t count,
-                              const moei_st_pair *metadata, size_t n_metadata, char **text,
+static moe_status make_header(const char *path, const moelm_st_tensor *tensors, size_t count,
+                              const moelm_st_pair *metadata, size_t n_metadata, char **text,
                               uint64_t *data_bytes, moe_error *error) {
     json_t *header = json_object();
     if (!header) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", path);
@@ -91,35 +91,35 @@ static moe_status make_header(const char *path, const moei_st_tensor *tensors, s
     return MOE_OK;
 }
 
-static moe_status put_all(moei_file_writer *writer, const char *header, const moei_st_tensor *tensors,
+static moe_status put_all(moelm_file_writer *writer, const char *header, const moelm_st_tensor *tensors,
                           size_t count, moe_error *error) {
     uint64_t length = strlen(header);
     unsigned char prefix[8];
     for (int i = 0; i < 8; i++) prefix[i] = (unsigned char)(length >> 8 * i);
-    MOEI_TRY(moei_file_writer_put(writer, prefix, sizeof prefix, error));
-    MOEI_TRY(moei_file_writer_put(writer, header, (size_t)length, error));
+    MOEI_TRY(moelm_file_writer_put(writer, prefix, sizeof prefix, error));
+    MOEI_TRY(moelm_file_writer_put(writer, header, (size_t)length, error));
     for (size_t i = 0; i < count; i++) {
-        size_t bytes = moei_st_dtype_bytes(tensors[i].dtype);
+        size_t bytes = moelm_st_dtype_bytes(tensors[i].dtype);
         for (int32_t k = 0; k < tensors[i].n_dim; k++) bytes *= (size_t)tensors[i].dim[k];
-        MOEI_TRY(moei_file_writer_put(writer, tensors[i].data, bytes, error));
+        MOEI_TRY(moelm_file_writer_put(writer, tensors[i].data, bytes, error));
     }
     return MOE_OK;
 }
 
-moe_status moei_safetensors_write(const char *path, const moei_st_tensor *tensors, size_t count,
-                                  const moei_st_pair *metadata, size_t n_metadata, moe_error *error) {
+moe_status moelm_safetensors_write(const char *path, const moelm_st_tensor *tensors, size_t count,
+                                   const moelm_st_pair *metadata, size_t n_metadata, moe_error *error) {
     char *header = NULL;
     uint64_t data_bytes = 0;
     MOEI_TRY(make_header(path, tensors, count, metadata, n_metadata, &header, &data_bytes, error));
-    moei_file_writer *writer = NULL;
+    moelm_file_writer *writer = NULL;
     moe_status status = MOE_OK;
-    if (strlen(header) > MOEI_ST_MAX_HEADER)
+    if (strlen(header) > MOELM_ST_MAX_HEADER)
         status = moei_error_set(error, MOE_ERR_ARGUMENT, "%s: its header would be longer than 100 MB", path);
     if (status == MOE_OK)
-        status = moei_file_writer_open(path, 8 + strlen(header) + data_bytes, &writer, error);
+        status = moelm_file_writer_open(path, 8 + strlen(header) + data_bytes, &writer, error);
     if (status == MOE_OK) status = put_all(writer, header, tensors, count, error);
     free(header);
-    if (status == MOE_OK) return moei_file_writer_commit(writer, error);
-    moei_file_writer_abort(writer);
+    if (status == MOE_OK) return moelm_file_writer_commit(writer, error);
+    moelm_file_writer_abort(writer);
     return status;
 }

@@ -4,7 +4,7 @@
  */
 #include "format/utf8.h"
 
-size_t moei_utf8_decode(const char *text, size_t left, uint32_t *code) {
+size_t moelm_utf8_decode(const char *text, size_t left, uint32_t *code) {
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
     const unsigned char *at = (const unsigned char *)text;
     if (left == 0) return 0;

@@ -26,7 +26,7 @@ typedef struct yaml_reader {
     size_t bytes;
     moe_error *error;
     yaml_parser_t parser;
-    char key[MOEI_YAML_MAX_KEY + 1]; /* path of the mapping being read */
+    char key[MOELM_YAML_MAX_KEY + 1]; /* path of the mapping being read */
     size_t key_length;
     entry *entries;
     size_t n_entries, n_allocated;
@@ -126,11 +126,11 @@ static const char *scalar_text(const yaml_event_t *event) {
 
 static const char *key_fault(const char *key) {
     size_t n_parts = 1, length = strlen(key);
-    if (length > MOEI_YAML_MAX_KEY) return "is longer than 255 bytes";
+    if (length > MOELM_YAML_MAX_KEY) return "is longer than 255 bytes";
     if (length == 0 || key[0] == '.' || key[length - 1] == '.' || strstr(key, ".."))
         return "has an empty part";
     for (size_t i = 0; i < length; i++) n_parts += key[i] == '.';
-    return n_parts > MOEI_YAML_MAX_DEPTH ? "has more than 8 levels" : NULL;
+    return n_parts > MOELM_YAML_MAX_DEPTH ? "has more than 8 levels" : NULL;
 }
 
 /* Appends ".part" to the path of the reader. */
@@ -225,7 +225,7 @@ static moe_status read_value(yaml_reader *reader) {
     return status;
 }
 
-/* Recursion ends at MOEI_YAML_MAX_DEPTH, where push_key refuses. */
+/* Recursion ends at MOELM_YAML_MAX_DEPTH, where push_key refuses. */
 static moe_status read_mapping(yaml_reader *reader) {
     size_t length = reader->key_length;
     for (;;) {
@@ -328,11 +328,11 @@ static moe_status collect(yaml_reader *reader) {
     return status == MOE_OK ? check_keys(reader) : status;
 }
 
-moe_status moei_yaml_parse(const char *name, const void *data, size_t bytes, moei_yaml_pair_fn on_pair,
-                           void *user, moe_error *error) {
-    if (bytes > MOEI_YAML_MAX_BYTES)
+moe_status moelm_yaml_parse(const char *name, const void *data, size_t bytes, moelm_yaml_pair_fn on_pair,
+                            void *user, moe_error *error) {
+    if (bytes > MOELM_YAML_MAX_BYTES)
         return moei_error_set(error, MOE_ERR_INPUT, "%s: %zu bytes, at most %d are accepted", name, bytes,
-                              (int)MOEI_YAML_MAX_BYTES);
+                              (int)MOELM_YAML_MAX_BYTES);
     if (bytes == 0) return MOE_OK;
     yaml_reader reader = {.name = name, .data = data, .bytes = bytes, .error = error};
     moe_status status = collect(&reader);
@@ -348,11 +348,11 @@ moe_status moei_yaml_parse(const char *name, const void *data, size_t bytes, moe
     return status;
 }
 
-moe_status moei_yaml_load(const char *path, moei_yaml_pair_fn on_pair, void *user, moe_error *error) {
+moe_status moelm_yaml_load(const char *path, moelm_yaml_pair_fn on_pair, void *user, moe_error *error) {
     char *text;
     size_t bytes;
-    MOEI_TRY(moei_file_read(path, 0, MOEI_YAML_MAX_BYTES, &text, &bytes, error));
-    moe_status status = moei_yaml_parse(path, text, bytes, on_pair, user, error);
+    MOEI_TRY(moelm_file_read(path, 0, MOELM_YAML_MAX_BYTES, &text, &bytes, error));
+    moe_status status = moelm_yaml_parse(path, text, bytes, on_pair, user, error);
     free(text);
     return status;
 }
@@ -363,7 +363,7 @@ static bool is_utf8(const char *text) {
     uint32_t code;
     size_t left = strlen(text);
     for (size_t n; left > 0; text += n, left -= n)
-        if ((n = moei_utf8_decode(text, left, &code)) == 0) return false;
+        if ((n = moelm_utf8_decode(text, left, &code)) == 0) return false;
     return true;
 }
 
@@ -387,7 +387,7 @@ static void put_scalar(FILE *out, const char *text, size_t length) {
     fputc('"', out);
     uint32_t code = 0;
     for (size_t i = 0, n; i < length; i += n) {
-        n = moei_utf8_decode(text + i, length - i, &code);
+        n = moelm_utf8_decode(text + i, length - i, &code);
         bool special = code < 0x20 || code == 0x7F || (code >= 0x80 && code < 0xA0) || code == 0x2028 ||
                        code == 0x2029 || code == 0xFEFF || code == 0xFFFE || code == 0xFFFF;
         if (special)
@@ -399,7 +399,7 @@ static void put_scalar(FILE *out, const char *text, size_t length) {
 }
 
 /* The groups of key that the pair before it did not open, then the value. */
-static void put_pair(FILE *out, const char *before, const moei_yaml_pair *pair) {
+static void put_pair(FILE *out, const char *before, const moelm_yaml_pair *pair) {
     const char *part = pair->key;
     int indent = 0;
     for (const char *dot; (dot = strchr(part, '.')); part = dot + 1, indent += 2) {
@@ -417,10 +417,10 @@ static void put_pair(FILE *out, const char *before, const moei_yaml_pair *pair) 
 }
 
 static int compare_pairs(const void *a, const void *b) {
-    return compare_keys(((const moei_yaml_pair *)a)->key, ((const moei_yaml_pair *)b)->key);
+    return compare_keys(((const moelm_yaml_pair *)a)->key, ((const moelm_yaml_pair *)b)->key);
 }
 
-static moe_status check_pairs(const moei_yaml_pair *sorted, size_t count, moe_error *error) {
+static moe_status check_pairs(const moelm_yaml_pair *sorted, size_t count, moe_error *error) {
     for (size_t i = 0; i < count; i++) {
         const char *key = sorted[i].key, *fault = key_fault(key);
         if (fault) return moei_error_set(error, MOE_ERR_ARGUMENT, "the key \"%.300s\" %s", key, fault);
@@ -436,20 +436,20 @@ static moe_status check_pairs(const moei_yaml_pair *sorted, size_t count, moe_er
     return MOE_OK;
 }
 
-static moe_status write_pairs(const moei_yaml_pair *sorted, size_t count, char **text, moe_error *error) {
+static moe_status write_pairs(const moelm_yaml_pair *sorted, size_t count, char **text, moe_error *error) {
     size_t length = 0;
     FILE *out = open_memstream(text, &length);
     if (!out) return moei_error_set(error, MOE_ERR_MEMORY, "out of memory");
     for (size_t i = 0; i < count; i++) put_pair(out, i > 0 ? sorted[i - 1].key : "", &sorted[i]);
     bool whole = !ferror(out);
     if (fclose(out) != 0 || !whole) return moei_error_set(error, MOE_ERR_MEMORY, "out of memory");
-    if (length <= MOEI_YAML_MAX_BYTES) return MOE_OK;
+    if (length <= MOELM_YAML_MAX_BYTES) return MOE_OK;
     return moei_error_set(error, MOE_ERR_ARGUMENT, "%zu bytes of YAML, at most %d can be read back", length,
-                          (int)MOEI_YAML_MAX_BYTES);
+                          (int)MOELM_YAML_MAX_BYTES);
 }
 
-moe_status moei_yaml_format(const moei_yaml_pair *pairs, size_t count, char **text, moe_error *error) {
-    moei_yaml_pair *sorted = malloc((count + 1) * sizeof *sorted);
+moe_status moelm_yaml_format(const moelm_yaml_pair *pairs, size_t count, char **text, moe_error *error) {
+    moelm_yaml_pair *sorted = malloc((count + 1) * sizeof *sorted);
     if (!sorted) return moei_error_set(error, MOE_ERR_MEMORY, "out of memory");
     if (count > 0) memcpy(sorted, pairs, count * sizeof *sorted);
     qsort(sorted, count, sizeof *sorted, compare_pairs);

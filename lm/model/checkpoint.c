@@ -29,23 +29,23 @@ static float from_f16(uint16_t bits) {
 }
 
 /* The file's numbers need not be aligned. */
-static float number_at(const moei_st_tensor *tensor, int64_t index) {
+static float number_at(const moelm_st_tensor *tensor, int64_t index) {
     const char *data = tensor->data;
-    if (tensor->dtype == MOEI_ST_F32) {
+    if (tensor->dtype == MOELM_ST_F32) {
         float value;
         memcpy(&value, data + index * 4, sizeof value);
         return value;
     }
     uint16_t half;
     memcpy(&half, data + index * 2, sizeof half);
-    if (tensor->dtype == MOEI_ST_F16) return from_f16(half);
+    if (tensor->dtype == MOELM_ST_F16) return from_f16(half);
     uint32_t word = (uint32_t)half << 16;
     float value;
     memcpy(&value, &word, sizeof value);
     return value;
 }
 
-static void read_slice(const moelm_slice *s, const moei_st_tensor *tensor) {
+static void read_slice(const moelm_slice *s, const moelm_st_tensor *tensor) {
     int64_t cols = s->dim[s->n_dim - 1];
     for (int64_t i = 0; i < rows_of(s); ++i)
         for (int64_t j = 0; j < cols; ++j)
@@ -56,19 +56,19 @@ static void read_slice(const moelm_slice *s, const moei_st_tensor *tensor) {
 
 typedef struct reader {
     moe_ctx *ctx;
-    const moei_safetensors *file;
+    const moelm_safetensors *file;
     size_t n_read;
 } reader;
 
 static moe_status read_tensor(void *user, const moelm_slice *slice) {
     reader *r = user;
     moe_error error;
-    const moei_st_tensor *tensor;
-    if (moei_safetensors_get(r->file, slice->name, slice->n_dim, slice->dim, &tensor, &error) != MOE_OK)
+    const moelm_st_tensor *tensor;
+    if (moelm_safetensors_get(r->file, slice->name, slice->n_dim, slice->dim, &tensor, &error) != MOE_OK)
         return moelm_fail(r->ctx, &error);
-    if (tensor->dtype != MOEI_ST_F32 && tensor->dtype != MOEI_ST_BF16 && tensor->dtype != MOEI_ST_F16)
+    if (tensor->dtype != MOELM_ST_F32 && tensor->dtype != MOELM_ST_BF16 && tensor->dtype != MOELM_ST_F16)
         return moe_ctx_fail(r->ctx, MOE_ERR_INPUT, "tensor '%s' is %s; F32, BF16 and F16 can be read",
-                            slice->name, moei_st_dtype_name(tensor->dtype));
+                            slice->name, moelm_st_dtype_name(tensor->dtype));
     read_slice(slice, tensor);
     ++r->n_read;
     return MOE_OK;
@@ -80,15 +80,15 @@ static moe_status find_name(void *user, const moelm_slice *slice) {
 }
 
 static moe_status check_extra(const moe_lm *lm, const moelm_family *family, const reader *r) {
-    size_t count = moei_safetensors_count(r->file);
+    size_t count = moelm_safetensors_count(r->file);
     for (size_t i = 0; r->n_read < count && i < count; ++i) {
-        char *name = strdup(moei_safetensors_at(r->file, i)->name);
+        char *name = strdup(moelm_safetensors_at(r->file, i)->name);
         if (!name) return moe_ctx_fail(r->ctx, MOE_ERR_MEMORY, "no memory for a name");
         moe_status known = family->visit(lm, find_name, name);
         free(name);
         if (known == MOE_OK)
             return moe_ctx_fail(r->ctx, MOE_ERR_INPUT, "tensor '%s' has no place in a model of type %s",
-                                moei_safetensors_at(r->file, i)->name, family->model_type);
+                                moelm_safetensors_at(r->file, i)->name, family->model_type);
     }
     return MOE_OK;
 }
@@ -120,12 +120,12 @@ static double least_numbers(const moe_lm_config *config) {
     return numbers;
 }
 
-static moe_status check_size(const moe_lm_config *config, const moei_safetensors *file, moe_error *error) {
+static moe_status check_size(const moe_lm_config *config, const moelm_safetensors *file, moe_error *error) {
     enum { SLACK = 1 << 20 }; /* small models are left to the messages that name a tensor */
     double need = least_numbers(config), held = 0;
-    for (size_t i = 0; i < moei_safetensors_count(file); ++i) {
-        const moei_st_tensor *tensor = moei_safetensors_at(file, i);
-        held += (double)(tensor->bytes / moei_st_dtype_bytes(tensor->dtype));
+    for (size_t i = 0; i < moelm_safetensors_count(file); ++i) {
+        const moelm_st_tensor *tensor = moelm_safetensors_at(file, i);
+        held += (double)(tensor->bytes / moelm_st_dtype_bytes(tensor->dtype));
     }
     if (need <= 2 * held + SLACK) return MOE_OK;
     return moei_error_set(error, MOE_ERR_INPUT,
@@ -135,10 +135,10 @@ static moe_status check_size(const moe_lm_config *config, const moei_safetensors
 
 static moe_status read_config(const char *directory, const moelm_family **family, moe_lm_config *config,
                               moe_error *error) {
-    char *path = moei_path_join(directory, "config.json");
+    char *path = moelm_path_join(directory, "config.json");
     if (!path) return moei_error_set(error, MOE_ERR_MEMORY, "no memory for a path");
     json_t *root = NULL;
-    moe_status status = moei_json_load(path, &root, error);
+    moe_status status = moelm_json_load(path, &root, error);
     free(path);
     MOEI_TRY(status);
     status = moelm_family_read(root, family, config, error);
@@ -146,14 +146,14 @@ static moe_status read_config(const char *directory, const moelm_family **family
     return status;
 }
 
-static moe_status read_tensors(moe_lm *lm, const moelm_family *family, const moei_safetensors *file) {
+static moe_status read_tensors(moe_lm *lm, const moelm_family *family, const moelm_safetensors *file) {
     reader r = {.ctx = lm->ctx, .file = file};
     MOEI_TRY(family->visit(lm, read_tensor, &r));
     return check_extra(lm, family, &r);
 }
 
 static moe_status load(moe_ctx *ctx, const moelm_family *family, const moe_lm_config *config,
-                       const moei_safetensors *file, moe_lm **lm) {
+                       const moelm_safetensors *file, moe_lm **lm) {
     moe_lm *made;
     MOEI_TRY(moe_lm_create(ctx, config, &made));
     moe_status status = read_tensors(made, family, file);
@@ -167,14 +167,14 @@ static moe_status load(moe_ctx *ctx, const moelm_family *family, const moe_lm_co
 moe_status moe_lm_load(moe_ctx *ctx, const char *directory, moe_lm **lm) {
     moe_error error = {0};
     moe_lm_config *config = NULL;
-    moei_safetensors *file = NULL;
+    moelm_safetensors *file = NULL;
     const moelm_family *family = NULL;
     moe_status status = moe_lm_config_create(&config, &error);
     if (status == MOE_OK) status = read_config(directory, &family, config, &error);
-    if (status == MOE_OK) status = moei_safetensors_open(directory, &file, &error);
+    if (status == MOE_OK) status = moelm_safetensors_open(directory, &file, &error);
     if (status == MOE_OK) status = check_size(config, file, &error);
     status = status == MOE_OK ? load(ctx, family, config, file, lm) : moelm_fail(ctx, &error);
-    moei_safetensors_close(file);
+    moelm_safetensors_close(file);
     moe_lm_config_destroy(config);
     return status;
 }
@@ -183,9 +183,9 @@ moe_status moe_lm_load(moe_ctx *ctx, const char *directory, moe_lm **lm) {
 
 typedef struct writer {
     moe_ctx *ctx;
-    moei_st_tensor *tensor; /* NULL: counting */
-    moelm_slice *slice;     /* [count] owns the names */
-    float *block;           /* numbers that stand otherwise in the model than in the file */
+    moelm_st_tensor *tensor; /* NULL: counting */
+    moelm_slice *slice;      /* [count] owns the names */
+    float *block;            /* numbers that stand otherwise in the model than in the file */
     size_t count, numbers;
 } writer;
 
@@ -204,9 +204,9 @@ static moe_status add_tensor(void *user, const moelm_slice *slice) {
     writer *w = user;
     if (w->tensor) {
         w->slice[w->count] = *slice;
-        moei_st_tensor *tensor = &w->tensor[w->count];
+        moelm_st_tensor *tensor = &w->tensor[w->count];
         *tensor =
-            (moei_st_tensor){.name = w->slice[w->count].name, .dtype = MOEI_ST_F32, .n_dim = slice->n_dim};
+            (moelm_st_tensor){.name = w->slice[w->count].name, .dtype = MOELM_ST_F32, .n_dim = slice->n_dim};
         memcpy(tensor->dim, slice->dim, sizeof slice->dim);
         tensor->data = is_plain(slice) ? slice->value : file_order(slice, w->block + w->numbers);
     }
@@ -219,8 +219,8 @@ static moe_status write_file(moe_lm *lm, const moelm_family *family, writer *w, 
     w->count = w->numbers = 0;
     MOEI_TRY(family->visit(lm, add_tensor, w));
     moe_error error;
-    const moei_st_pair format = {"format", "pt"}; /* transformers asks for it */
-    if (moei_safetensors_write(path, w->tensor, w->count, &format, 1, &error) == MOE_OK) return MOE_OK;
+    const moelm_st_pair format = {"format", "pt"}; /* transformers asks for it */
+    if (moelm_safetensors_write(path, w->tensor, w->count, &format, 1, &error) == MOE_OK) return MOE_OK;
     return moelm_fail(lm->ctx, &error);
 }
 
@@ -246,15 +246,15 @@ static moe_status write_config(const moe_lm *lm, const moelm_family *family, con
     json_t *root = json_pack("{s:s}", "model_type", family->model_type);
     moe_status status = root ? family->write(lm->config, root, &error)
                              : moei_error_set(&error, MOE_ERR_MEMORY, "no memory for config.json");
-    if (status == MOE_OK) status = moei_json_save(path, root, &error);
+    if (status == MOE_OK) status = moelm_json_save(path, root, &error);
     json_decref(root);
     return status == MOE_OK ? MOE_OK : moelm_fail(lm->ctx, &error);
 }
 
 moe_status moelm_checkpoint_write(moe_lm *lm, const char *directory) {
     const moelm_family *family = moelm_family_of(lm->config);
-    char *config = moei_path_join(directory, "config.json");
-    char *tensors = moei_path_join(directory, "model.safetensors");
+    char *config = moelm_path_join(directory, "config.json");
+    char *tensors = moelm_path_join(directory, "model.safetensors");
     moe_status status = config && tensors ? write_config(lm, family, config)
                                           : moe_ctx_fail(lm->ctx, MOE_ERR_MEMORY, "no memory for a path");
     if (status == MOE_OK) status = write_tensors(lm, family, tensors);
@@ -265,14 +265,14 @@ moe_status moelm_checkpoint_write(moe_lm *lm, const char *directory) {
 
 moe_status moe_lm_save(moe_lm *lm, const char *directory) {
     moe_error error = {0};
-    moei_publish *publish;
-    if (moei_file_exists(directory))
+    moelm_publish *publish;
+    if (moelm_file_exists(directory))
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "%s exists already; name a new directory", directory);
-    if (moei_publish_begin(directory, &publish, &error) != MOE_OK) return moelm_fail(lm->ctx, &error);
-    moe_status status = moelm_checkpoint_write(lm, moei_publish_path(publish));
+    if (moelm_publish_begin(directory, &publish, &error) != MOE_OK) return moelm_fail(lm->ctx, &error);
+    moe_status status = moelm_checkpoint_write(lm, moelm_publish_path(publish));
     if (status != MOE_OK) {
-        moei_publish_abort(publish);
+        moelm_publish_abort(publish);
         return status;
     }
-    return moei_publish_commit(publish, &error) == MOE_OK ? MOE_OK : moelm_fail(lm->ctx, &error);
+    return moelm_publish_commit(publish, &error) == MOE_OK ? MOE_OK : moelm_fail(lm->ctx, &error);
 }

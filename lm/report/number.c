@@ -8,8 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 
-static moei_text dash(void) {
-    return (moei_text){.s = "\xe2\x80\x93"};
+static moelm_report_text dash(void) {
+    return (moelm_report_text){.s = "\xe2\x80\x93"};
 }
 
 static double power10(int exponent) {
@@ -18,8 +18,8 @@ static double power10(int exponent) {
     return power;
 }
 
-moei_text moei_fixed(double value, int decimals) {
-    moei_text text = {{0}};
+moelm_report_text moelm_fixed(double value, int decimals) {
+    moelm_report_text text = {{0}};
     double scale = power10(decimals), magnitude = fabs(value) * scale;
     if (!(magnitude < 9e17)) return dash();
     long long units = llround(magnitude), one = (long long)scale;
@@ -32,8 +32,8 @@ moei_text moei_fixed(double value, int decimals) {
     return text;
 }
 
-moei_text moei_coord(double value) {
-    moei_text text = {{0}};
+moelm_report_text moelm_coord(double value) {
+    moelm_report_text text = {{0}};
     long long tenths = isfinite(value) ? llround(value * 10) : 0, magnitude = tenths < 0 ? -tenths : tenths;
     const char *sign = tenths < 0 ? "-" : "";
     if (magnitude % 10 == 0) {
@@ -44,8 +44,8 @@ moei_text moei_coord(double value) {
     return text;
 }
 
-moei_text moei_count(int64_t value) {
-    moei_text text = {{0}};
+moelm_report_text moelm_count(int64_t value) {
+    moelm_report_text text = {{0}};
     char plain[24];
     int length = snprintf(plain, sizeof plain, "%lld", (long long)value), out = 0;
     for (int i = 0; i < length; ++i) {
@@ -56,24 +56,24 @@ moei_text moei_count(int64_t value) {
     return text;
 }
 
-moei_text moei_digits(double value, int digits) {
+moelm_report_text moelm_digits(double value, int digits) {
     if (!isfinite(value)) return dash();
-    if (value == 0) return (moei_text){.s = "0"};
+    if (value == 0) return (moelm_report_text){.s = "0"};
     int exponent = (int)floor(log10(fabs(value)) + 1e-12);
     /* 0.9996 with three digits is 1.00 */
     if (fabs(value) + 0.5 * pow(10, exponent + 1 - digits) >= pow(10, exponent + 1)) ++exponent;
-    if (exponent >= 4) return fabs(value) < 9e17 ? moei_count(llround(value)) : dash();
+    if (exponent >= 4) return fabs(value) < 9e17 ? moelm_count(llround(value)) : dash();
     int decimals = digits - 1 - exponent;
-    if (exponent >= -3) return moei_fixed(value, decimals < 0 ? 0 : decimals);
+    if (exponent >= -3) return moelm_fixed(value, decimals < 0 ? 0 : decimals);
     /* Two steps, because 10^-300 has no double of its own on the way. */
     double mantissa = value * power10(-exponent / 2) * power10(-exponent - -exponent / 2);
-    moei_text text = moei_fixed(mantissa, digits - 1);
+    moelm_report_text text = moelm_fixed(mantissa, digits - 1);
     size_t length = strlen(text.s);
     snprintf(text.s + length, sizeof text.s - length, "e\xe2\x88\x92%d", -exponent);
     return text;
 }
 
-moei_text moei_short(double value) {
+moelm_report_text moelm_short(double value) {
     static const struct {
         double unit;
         const char *name;
@@ -86,24 +86,24 @@ moei_text moei_short(double value) {
     if (!isfinite(value)) return dash();
     for (size_t i = 0; i < sizeof scale / sizeof *scale; ++i) {
         if (fabs(value) < scale[i].unit * 0.9995) continue;
-        moei_text text = moei_digits(value / scale[i].unit, 3);
+        moelm_report_text text = moelm_digits(value / scale[i].unit, 3);
         strncat(text.s, scale[i].name, sizeof text.s - strlen(text.s) - 1);
         return text;
     }
-    return value == floor(value) ? moei_fixed(value, 0) : moei_digits(value, 3);
+    return value == floor(value) ? moelm_fixed(value, 0) : moelm_digits(value, 3);
 }
 
-moei_text moei_percent(double share, int decimals) {
-    moei_text text = moei_fixed(share * 100, decimals);
+moelm_report_text moelm_percent(double share, int decimals) {
+    moelm_report_text text = moelm_fixed(share * 100, decimals);
     if (isfinite(share)) strncat(text.s, "\xc2\xa0%", sizeof text.s - strlen(text.s) - 1);
     return text;
 }
 
-moei_text moei_duration(double seconds) {
-    moei_text text = {{0}};
+moelm_report_text moelm_duration(double seconds) {
+    moelm_report_text text = {{0}};
     if (!(seconds >= 0 && seconds < 1e15)) return dash();
     if (seconds < 10) {
-        text = moei_fixed(seconds, 1);
+        text = moelm_fixed(seconds, 1);
         strncat(text.s, "\xc2\xa0s", sizeof text.s - strlen(text.s) - 1);
         return text;
     }

@@ -1,21 +1,21 @@
 /* page.h: the sections of the report in the order of the page. Each copes with what a run lacks.
  */
-#ifndef MOEI_PAGE_H
-#define MOEI_PAGE_H
+#ifndef MOELM_PAGE_H
+#define MOELM_PAGE_H
 
 #include "report/html.h"
 #include "report/run.h"
 
-void moei_style_write(moei_html *html); /* the style sheet */
+void moelm_style_write(moelm_html *html); /* the style sheet */
 
-void moei_page_head(moei_html *html, const moei_run *run);
-void moei_page_curves(moei_html *html, const moei_run *run);
-void moei_page_load(moei_html *html, const moei_run *run);
-void moei_page_balance(moei_html *html, const moei_run *run);
-void moei_page_layers(moei_html *html, const moei_run *run);
-void moei_page_tokens(moei_html *html, const moei_run *run);
-void moei_page_sample(moei_html *html, const moei_run *run);
-void moei_page_settings(moei_html *html, const moei_run *run);
-void moei_page_environment(moei_html *html, const moei_run *run);
+void moelm_page_head(moelm_html *html, const moelm_run *run);
+void moelm_page_curves(moelm_html *html, const moelm_run *run);
+void moelm_page_load(moelm_html *html, const moelm_run *run);
+void moelm_page_balance(moelm_html *html, const moelm_run *run);
+void moelm_page_layers(moelm_html *html, const moelm_run *run);
+void moelm_page_tokens(moelm_html *html, const moelm_run *run);
+void moelm_page_sample(moelm_html *html, const moelm_run *run);
+void moelm_page_settings(moelm_html *html, const moelm_run *run);
+void moelm_page_environment(moelm_html *html, const moelm_run *run);
 
 #endif

@@ -8,22 +8,22 @@
 
 enum { MAX_KEY = 200, MAX_DEPTH = 6 };
 
-void moei_page_sample(moei_html *html, const moei_run *run) {
-    moei_section_begin(html, "sample", "What it writes");
+void moelm_page_sample(moelm_html *html, const moelm_run *run) {
+    moelm_section_begin(html, "sample", "What it writes");
     if (run->sample_bytes == 0) {
-        moei_html_missing(
+        moelm_html_missing(
             html, "There is no <code>sample.txt</code>: <code>moekit generate --run</code> writes one.");
     } else {
-        size_t shown = run->sample_bytes < MOEI_SAMPLE_BYTES ? run->sample_bytes : MOEI_SAMPLE_BYTES;
-        moei_html_put(html, "<pre class=\"sample\">");
-        moei_html_bytes(html, run->sample, shown);
-        moei_html_put(html, "</pre>\n");
+        size_t shown = run->sample_bytes < MOELM_SAMPLE_BYTES ? run->sample_bytes : MOELM_SAMPLE_BYTES;
+        moelm_html_put(html, "<pre class=\"sample\">");
+        moelm_html_bytes(html, run->sample, shown);
+        moelm_html_put(html, "</pre>\n");
         if (shown < run->sample_bytes) {
-            moei_html_printf(html, "<p class=\"note\">The first %s of %s bytes.</p>\n",
-                             moei_count((int64_t)shown).s, moei_count((int64_t)run->sample_bytes).s);
+            moelm_html_printf(html, "<p class=\"note\">The first %s of %s bytes.</p>\n",
+                              moelm_count((int64_t)shown).s, moelm_count((int64_t)run->sample_bytes).s);
         }
     }
-    moei_section_end(html);
+    moelm_section_end(html);
 }
 
 /* "moe" of "moe.top_k"; "" where there is no dot. */
@@ -33,11 +33,11 @@ static size_t group_length(const char *key) {
 }
 
 /* One table a group, side by side where the page is wide. */
-void moei_page_settings(moei_html *html, const moei_run *run) {
+void moelm_page_settings(moelm_html *html, const moelm_run *run) {
     static const char *const heading[] = {"Setting", "Value", NULL};
-    moei_section_begin(html, "configuration", "Configuration");
-    if (run->n_settings == 0) moei_html_missing(html, "There is no <code>config.resolved.yaml</code>.");
-    moei_html_put(html, "<div class=\"columns\">\n");
+    moelm_section_begin(html, "configuration", "Configuration");
+    if (run->n_settings == 0) moelm_html_missing(html, "There is no <code>config.resolved.yaml</code>.");
+    moelm_html_put(html, "<div class=\"columns\">\n");
     for (int64_t i = 0; i < run->n_settings;) {
         const char *key = run->setting[i].key;
         size_t length = group_length(key), skip = length > 0 ? length + 1 : 0;
@@ -47,44 +47,44 @@ void moei_page_settings(moei_html *html, const moei_run *run) {
             strspn(key, "abcdefghijklmnopqrstuvwxyz_0123456789") >= length) {
             snprintf(caption, sizeof caption, "%.*s", (int)length, key);
         }
-        moei_table_begin(html, "settings", caption, heading);
+        moelm_table_begin(html, "settings", caption, heading);
         for (; i < run->n_settings; ++i) {
             const char *name = run->setting[i].key;
             if (group_length(name) != length || strncmp(name, key, length) != 0) break;
-            moei_table_row(html, name + skip);
-            moei_table_cell(html, *run->setting[i].value ? run->setting[i].value : "\xe2\x80\x93");
-            moei_table_row_end(html);
+            moelm_table_row(html, name + skip);
+            moelm_table_cell(html, *run->setting[i].value ? run->setting[i].value : "\xe2\x80\x93");
+            moelm_table_row_end(html);
         }
-        moei_table_end(html);
+        moelm_table_end(html);
     }
-    moei_html_put(html, "</div>\n");
-    moei_section_end(html);
+    moelm_html_put(html, "</div>\n");
+    moelm_section_end(html);
 }
 
-static void write_scalar(moei_html *html, const char *key, const json_t *value) {
-    moei_table_row(html, key);
+static void write_scalar(moelm_html *html, const char *key, const json_t *value) {
+    moelm_table_row(html, key);
     if (json_is_string(value)) {
-        moei_table_cell(html, json_string_value(value));
+        moelm_table_cell(html, json_string_value(value));
     } else if (json_is_integer(value)) {
-        moei_html_printf(html, "<td>%" JSON_INTEGER_FORMAT "</td>", json_integer_value(value));
+        moelm_html_printf(html, "<td>%" JSON_INTEGER_FORMAT "</td>", json_integer_value(value));
     } else if (json_is_real(value)) {
-        moei_table_cell(html, moei_digits(json_real_value(value), 6).s);
+        moelm_table_cell(html, moelm_digits(json_real_value(value), 6).s);
     } else {
-        moei_table_cell(html, json_is_null(value) ? "\xe2\x80\x93" : json_is_true(value) ? "yes" : "no");
+        moelm_table_cell(html, json_is_null(value) ? "\xe2\x80\x93" : json_is_true(value) ? "yes" : "no");
     }
-    moei_table_row_end(html);
+    moelm_table_row_end(html);
 }
 
-static void write_json(moei_html *html, const char *prefix, json_t *value, int depth);
+static void write_json(moelm_html *html, const char *prefix, json_t *value, int depth);
 
-static void write_entry(moei_html *html, const char *prefix, const char *name, json_t *value, int depth) {
+static void write_entry(moelm_html *html, const char *prefix, const char *name, json_t *value, int depth) {
     char key[MAX_KEY];
     snprintf(key, sizeof key, "%s%s%s", prefix, *prefix ? "." : "", name);
     write_json(html, key, value, depth + 1);
 }
 
 /* Objects and lists become rows with dotted names; deeper ones than anybody writes are left out. */
-static void write_json(moei_html *html, const char *prefix, json_t *value, int depth) {
+static void write_json(moelm_html *html, const char *prefix, json_t *value, int depth) {
     if (depth > MAX_DEPTH) return;
     if (json_is_object(value)) {
         const char *name;
@@ -101,15 +101,15 @@ static void write_json(moei_html *html, const char *prefix, json_t *value, int d
     }
 }
 
-void moei_page_environment(moei_html *html, const moei_run *run) {
+void moelm_page_environment(moelm_html *html, const moelm_run *run) {
     static const char *const heading[] = {"What", "Value", NULL};
-    moei_section_begin(html, "environment", "Environment");
+    moelm_section_begin(html, "environment", "Environment");
     if (run->about) {
-        moei_table_begin(html, "settings", "run.json", heading);
+        moelm_table_begin(html, "settings", "run.json", heading);
         write_json(html, "", run->about, 0);
-        moei_table_end(html);
+        moelm_table_end(html);
     } else {
-        moei_html_missing(html, "There is no <code>run.json</code>.");
+        moelm_html_missing(html, "There is no <code>run.json</code>.");
     }
-    moei_section_end(html);
+    moelm_section_end(html);
 }

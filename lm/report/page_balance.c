@@ -8,30 +8,30 @@
 #include <stdio.h>
 
 static const struct {
-    moei_layer_series series;
+    moelm_layer_series series;
     const char *id, *title, *about;
     bool from_zero;
-    unsigned flags;       /* moei_axis_flags */
+    unsigned flags;       /* moelm_axis_flags */
     const char *all_zero; /* said instead of a chart of nothing */
 } chart_row[] = {
-    {MOEI_CV,             "l-cv",     "Coefficient of variation", "of the rows per expert; 0 is perfect balance", true,  0,
-     NULL                                                                                                                                       },
-    {MOEI_MAX_LOAD,       "l-max",    "Busiest expert",           "its rows over the mean; 1 is perfect balance", false, 0,
-     NULL                                                                                                                                       },
-    {MOEI_LOAD_ENTROPY,   "l-ent",    "Entropy of the load",      "over its maximum; 1 is perfect balance",       false, 0,
-     NULL                                                                                                                                       },
-    {MOEI_ROUTER_ENTROPY, "l-router", "Entropy of the router",    "nats a token; 0 is a router without doubt",
-     true,                                                                                                               0,                 NULL},
-    {MOEI_DROPPED,        "l-drop",   "Drop rate",                "share of the rows, for lack of capacity",      true,  MOEI_AXIS_PERCENT,
-     "No row was dropped at any logged step."                                                                                                   },
-    {MOEI_DEAD,           "l-dead",   "Dead experts",             "experts without a row in a step",              true,  MOEI_AXIS_WHOLE,
-     "No expert was without a row at any logged step."                                                                                          },
+    {MOELM_CV,             "l-cv",     "Coefficient of variation", "of the rows per expert; 0 is perfect balance", true,  0,
+     NULL                                                                                                                                                                           },
+    {MOELM_MAX_LOAD,       "l-max",    "Busiest expert",           "its rows over the mean; 1 is perfect balance", false, 0,
+     NULL                                                                                                                                                                           },
+    {MOELM_LOAD_ENTROPY,   "l-ent",    "Entropy of the load",      "over its maximum; 1 is perfect balance",       false, 0,
+     NULL                                                                                                                                                                           },
+    {MOELM_ROUTER_ENTROPY, "l-router", "Entropy of the router",    "nats a token; 0 is a router without doubt",
+     true,                                                                                                                0,                NULL                                    },
+    {MOELM_DROPPED,        "l-drop",   "Drop rate",                "share of the rows, for lack of capacity",      true,
+     MOELM_AXIS_PERCENT,                                                                                                                    "No row was dropped at any logged step."},
+    {MOELM_DEAD,           "l-dead",   "Dead experts",             "experts without a row in a step",              true,  MOELM_AXIS_WHOLE,
+     "No expert was without a row at any logged step."                                                                                                                              },
 };
 
-static void draw_chart(moei_html *html, const moei_metrics *metrics, size_t row) {
+static void draw_chart(moelm_html *html, const moelm_report_metrics *metrics, size_t row) {
     double low = INFINITY, high = -INFINITY;
     for (int32_t l = 0; l < metrics->n_layers; ++l) {
-        const moei_point *points = moei_metrics_layer(metrics, l, chart_row[row].series);
+        const moelm_point *points = moelm_report_metrics_layer(metrics, l, chart_row[row].series);
         for (int32_t i = 0; i < metrics->n_points; ++i) {
             if (points[i].n == 0) continue;
             low = fmin(low, points[i].mean), high = fmax(high, points[i].mean);
@@ -39,29 +39,30 @@ static void draw_chart(moei_html *html, const moei_metrics *metrics, size_t row)
     }
     if (!(low <= high) || (chart_row[row].all_zero && high == 0)) return;
     char description[160];
-    snprintf(description, sizeof description, "One line a layer, between %s and %s.", moei_digits(low, 3).s,
-             moei_digits(high, 3).s);
-    moei_chart chart = {
+    snprintf(description, sizeof description, "One line a layer, between %s and %s.", moelm_digits(low, 3).s,
+             moelm_digits(high, 3).s);
+    moelm_chart chart = {
         .id = chart_row[row].id,
         .title = chart_row[row].title,
         .about = chart_row[row].about,
         .description = description,
-        .x = moei_axis_linear(0, (double)metrics->last_step, MOEI_AXIS_TIGHT | MOEI_AXIS_WHOLE),
-        .y = moei_axis_linear(chart_row[row].from_zero ? 0 : low, high, chart_row[row].flags)};
-    moei_chart_begin(html, &chart);
+        .x = moelm_axis_linear(0, (double)metrics->last_step, MOELM_AXIS_TIGHT | MOELM_AXIS_WHOLE),
+        .y = moelm_axis_linear(chart_row[row].from_zero ? 0 : low, high, chart_row[row].flags)};
+    moelm_chart_begin(html, &chart);
     for (int32_t l = 0; l < metrics->n_layers; ++l) {
         char class_name[16], title[32];
-        snprintf(class_name, sizeof class_name, "d%d", moei_depth(l, metrics->n_layers));
+        snprintf(class_name, sizeof class_name, "d%d", moelm_depth(l, metrics->n_layers));
         snprintf(title, sizeof title, "layer %d", metrics->layer[l]);
-        moei_chart_line(html, &chart, metrics->step, moei_metrics_layer(metrics, l, chart_row[row].series),
-                        metrics->n_points, class_name, title);
+        moelm_chart_line(html, &chart, metrics->step,
+                         moelm_report_metrics_layer(metrics, l, chart_row[row].series), metrics->n_points,
+                         class_name, title);
     }
-    moei_chart_end(html);
+    moelm_chart_end(html);
 }
 
-static bool all_zero(const moei_metrics *metrics, moei_layer_series series) {
+static bool all_zero(const moelm_report_metrics *metrics, moelm_layer_series series) {
     for (int32_t l = 0; l < metrics->n_layers; ++l) {
-        const moei_point *points = moei_metrics_layer(metrics, l, series);
+        const moelm_point *points = moelm_report_metrics_layer(metrics, l, series);
         for (int32_t i = 0; i < metrics->n_points; ++i) {
             if (points[i].high != 0) return false;
         }
@@ -70,74 +71,74 @@ static bool all_zero(const moei_metrics *metrics, moei_layer_series series) {
 }
 
 /* Every layer by name while that fits a line, else the two ends of the scale. */
-static void write_layer_legend(moei_html *html, const moei_metrics *metrics) {
-    moei_html_put(html, "<p class=\"legend\">Lines: ");
-    bool each = metrics->n_layers <= MOEI_DEPTHS;
-    for (int32_t i = 0; i < (each ? metrics->n_layers : MOEI_DEPTHS); ++i) {
-        int32_t layer = metrics->layer[each ? i : i * (metrics->n_layers - 1) / (MOEI_DEPTHS - 1)];
-        moei_html_printf(html, " <span class=\"key\"><i class=\"swatch d%d\"></i>layer %d</span>",
-                         each ? moei_depth(i, metrics->n_layers) : i, layer);
+static void write_layer_legend(moelm_html *html, const moelm_report_metrics *metrics) {
+    moelm_html_put(html, "<p class=\"legend\">Lines: ");
+    bool each = metrics->n_layers <= MOELM_DEPTHS;
+    for (int32_t i = 0; i < (each ? metrics->n_layers : MOELM_DEPTHS); ++i) {
+        int32_t layer = metrics->layer[each ? i : i * (metrics->n_layers - 1) / (MOELM_DEPTHS - 1)];
+        moelm_html_printf(html, " <span class=\"key\"><i class=\"swatch d%d\"></i>layer %d</span>",
+                          each ? moelm_depth(i, metrics->n_layers) : i, layer);
     }
-    moei_html_put(html, each ? "</p>\n" : " and those between</p>\n");
+    moelm_html_put(html, each ? "</p>\n" : " and those between</p>\n");
 }
 
-static void write_curves(moei_html *html, const moei_metrics *metrics) {
+static void write_curves(moelm_html *html, const moelm_report_metrics *metrics) {
     size_t n_rows = sizeof chart_row / sizeof *chart_row;
     write_layer_legend(html, metrics);
-    moei_html_put(html, "<div class=\"multiples\">\n");
+    moelm_html_put(html, "<div class=\"multiples\">\n");
     for (size_t row = 0; row < n_rows; ++row) draw_chart(html, metrics, row);
-    moei_html_put(html, "</div>\n<p class=\"note\">");
+    moelm_html_put(html, "</div>\n<p class=\"note\">");
     for (size_t row = 0; row < n_rows; ++row) {
         if (!chart_row[row].all_zero || !all_zero(metrics, chart_row[row].series)) continue;
-        moei_html_printf(html, "%s ", chart_row[row].all_zero);
+        moelm_html_printf(html, "%s ", chart_row[row].all_zero);
     }
-    moei_html_put(html, "</p>\n");
+    moelm_html_put(html, "</p>\n");
 }
 
-static void write_alarm(moei_html *html, const moei_alarm *alarm) {
-    moei_html_printf(html, "<li>Step %s, layer %d: ", moei_count(alarm->step).s, alarm->layer);
+static void write_alarm(moelm_html *html, const moelm_report_alarm *alarm) {
+    moelm_html_printf(html, "<li>Step %s, layer %d: ", moelm_count(alarm->step).s, alarm->layer);
     if (alarm->kind == 'd') {
-        moei_html_printf(html, "expert %d had no row for %s steps", alarm->expert,
-                         moei_count(alarm->steps).s);
+        moelm_html_printf(html, "expert %d had no row for %s steps", alarm->expert,
+                          moelm_count(alarm->steps).s);
         if (alarm->revived_from >= 0) {
-            moei_html_printf(html, "; it began again as a copy of expert %d", alarm->revived_from);
+            moelm_html_printf(html, "; it began again as a copy of expert %d", alarm->revived_from);
         }
     } else if (alarm->kind == 'e') {
-        moei_html_printf(html, "the entropy of the load fell to %s of its maximum; the bound is %s",
-                         moei_fixed(alarm->value, 3).s, moei_fixed(alarm->bound, 3).s);
+        moelm_html_printf(html, "the entropy of the load fell to %s of its maximum; the bound is %s",
+                          moelm_fixed(alarm->value, 3).s, moelm_fixed(alarm->bound, 3).s);
     } else {
-        moei_html_printf(html, "%s of the rows were dropped; the bound is %s",
-                         moei_percent(alarm->value, 1).s, moei_percent(alarm->bound, 1).s);
+        moelm_html_printf(html, "%s of the rows were dropped; the bound is %s",
+                          moelm_percent(alarm->value, 1).s, moelm_percent(alarm->bound, 1).s);
     }
-    moei_html_put(html, ".</li>\n");
+    moelm_html_put(html, ".</li>\n");
 }
 
-static void write_alarms(moei_html *html, const moei_metrics *metrics) {
+static void write_alarms(moelm_html *html, const moelm_report_metrics *metrics) {
     if (metrics->n_alarms == 0) return;
-    const int64_t listed = metrics->n_alarms < MOEI_ALARMS ? metrics->n_alarms : MOEI_ALARMS;
-    moei_html_printf(html, "<h3 id=\"alarms\">Alarms: %s</h3>\n", moei_count(metrics->n_alarms).s);
+    const int64_t listed = metrics->n_alarms < MOELM_ALARMS ? metrics->n_alarms : MOELM_ALARMS;
+    moelm_html_printf(html, "<h3 id=\"alarms\">Alarms: %s</h3>\n", moelm_count(metrics->n_alarms).s);
     if (listed < metrics->n_alarms) {
-        moei_html_printf(
+        moelm_html_printf(
             html, "<p class=\"note\">The first %s of them; all are in <code>metrics.jsonl</code>.</p>\n",
-            moei_count(listed).s);
+            moelm_count(listed).s);
     }
-    moei_html_put(html, "<ul class=\"findings\">\n");
+    moelm_html_put(html, "<ul class=\"findings\">\n");
     for (int64_t i = 0; i < listed; ++i) write_alarm(html, &metrics->alarm[i]);
-    moei_html_put(html, "</ul>\n");
+    moelm_html_put(html, "</ul>\n");
 }
 
-void moei_page_balance(moei_html *html, const moei_run *run) {
-    const moei_metrics *metrics = &run->metrics;
-    moei_section_begin(html, "balance", "Balance over the steps");
+void moelm_page_balance(moelm_html *html, const moelm_run *run) {
+    const moelm_report_metrics *metrics = &run->metrics;
+    moelm_section_begin(html, "balance", "Balance over the steps");
     if (metrics->n_layers > 0) {
         write_curves(html, metrics);
     } else if (metrics->found) {
-        moei_html_missing(
+        moelm_html_missing(
             html, "No layer of this model has routed experts, or <code>train.log_layers</code> was off.");
     } else {
-        moei_html_missing(
+        moelm_html_missing(
             html, "Curves of each layer come from <code>metrics.jsonl</code>, which has no step yet.");
     }
     write_alarms(html, metrics);
-    moei_section_end(html);
+    moelm_section_end(html);
 }

@@ -10,69 +10,70 @@
 
 enum { MAX_BARS = 8 };
 
-static void fact(moei_html *html, const char *name, moei_text value, const char *unit) {
-    moei_html_printf(html, "<div><dt>%s</dt><dd>%s <small>%s</small></dd></div>\n", name, value.s, unit);
+static void fact(moelm_html *html, const char *name, moelm_report_text value, const char *unit) {
+    moelm_html_printf(html, "<div><dt>%s</dt><dd>%s <small>%s</small></dd></div>\n", name, value.s, unit);
 }
 
-static void write_facts(moei_html *html, const moei_run *run) {
-    const moei_metrics *metrics = &run->metrics;
-    double bits = moei_run_held_out(run), total = moei_run_parameters(run, "total");
-    double active = moei_run_parameters(run, "active");
-    moei_html_put(html, "<dl class=\"facts\">\n");
-    if (isfinite(bits)) fact(html, "Held-out text", moei_fixed(bits, 3), "bits per byte");
+static void write_facts(moelm_html *html, const moelm_run *run) {
+    const moelm_report_metrics *metrics = &run->metrics;
+    double bits = moelm_run_held_out(run), total = moelm_run_parameters(run, "total");
+    double active = moelm_run_parameters(run, "active");
+    moelm_html_put(html, "<dl class=\"facts\">\n");
+    if (isfinite(bits)) fact(html, "Held-out text", moelm_fixed(bits, 3), "bits per byte");
     if (metrics->found) {
-        fact(html, "Tokens seen", moei_short((double)metrics->tokens), "bytes");
-        fact(html, "Steps", moei_count(metrics->last_step), "");
-        fact(html, "Training time", moei_duration(metrics->elapsed_s), "");
+        fact(html, "Tokens seen", moelm_short((double)metrics->tokens), "bytes");
+        fact(html, "Steps", moelm_count(metrics->last_step), "");
+        fact(html, "Training time", moelm_duration(metrics->elapsed_s), "");
         if (metrics->elapsed_s > 0) {
-            fact(html, "Speed", moei_short((double)metrics->tokens / metrics->elapsed_s), "tokens/s");
+            fact(html, "Speed", moelm_short((double)metrics->tokens / metrics->elapsed_s), "tokens/s");
         }
     }
     if (isfinite(total)) {
         char unit[64] = "";
-        if (isfinite(active)) snprintf(unit, sizeof unit, "%s active", moei_short(active).s);
-        fact(html, "Parameters", moei_short(total), unit);
+        if (isfinite(active)) snprintf(unit, sizeof unit, "%s active", moelm_short(active).s);
+        fact(html, "Parameters", moelm_short(total), unit);
     }
-    moei_html_put(html, "</dl>\n");
+    moelm_html_put(html, "</dl>\n");
 }
 
-static void write_bars(moei_html *html, const moei_run *run) {
-    const moei_eval *eval = &run->eval;
-    double bits = moei_run_held_out(run);
+static void write_bars(moelm_html *html, const moelm_run *run) {
+    const moelm_eval *eval = &run->eval;
+    double bits = moelm_run_held_out(run);
     if (!isfinite(bits)) {
-        moei_html_missing(html,
-                          "The comparison with gzip, bzip2 and xz appears once held-out text was evaluated "
-                          "(<code>moekit eval --run</code>).");
+        moelm_html_missing(html,
+                           "The comparison with gzip, bzip2 and xz appears once held-out text was evaluated "
+                           "(<code>moekit eval --run</code>).");
         return;
     }
-    moei_bar bars[MAX_BARS] = {
+    moelm_bar bars[MAX_BARS] = {
         {.name = "this model", .value = bits}
     };
     int n_bars = 1;
     for (int32_t i = 0; i < eval->n_baselines && n_bars < MAX_BARS; ++i) {
-        bars[n_bars++] = (moei_bar){.name = eval->baseline[i].name, .value = eval->baseline[i].bits_per_byte};
+        bars[n_bars++] =
+            (moelm_bar){.name = eval->baseline[i].name, .value = eval->baseline[i].bits_per_byte};
     }
-    moei_bars_draw(html, "bars", "Bits per byte of held-out text; fewer are better",
-                   "The model beside general compressors on the same text.", bars, n_bars);
+    moelm_bars_draw(html, "bars", "Bits per byte of held-out text; fewer are better",
+                    "The model beside general compressors on the same text.", bars, n_bars);
     if (eval->n_baselines == 0) {
-        moei_html_missing(html, "Compressors to compare with are in <code>eval.json</code>, written by "
-                                "<code>moekit eval --run</code>.");
+        moelm_html_missing(html, "Compressors to compare with are in <code>eval.json</code>, written by "
+                                 "<code>moekit eval --run</code>.");
     }
 }
 
-void moei_page_head(moei_html *html, const moei_run *run) {
-    moei_html_put(html, "<header>\n<p class=\"kicker\">moekit &#183; training report</p>\n<h1>");
-    moei_html_text(html, run->name);
-    moei_html_put(html, "</h1>\n");
-    moei_words_lead(html, run);
-    moei_html_put(html, "<div class=\"overview\">\n<div>\n");
+void moelm_page_head(moelm_html *html, const moelm_run *run) {
+    moelm_html_put(html, "<header>\n<p class=\"kicker\">moekit &#183; training report</p>\n<h1>");
+    moelm_html_text(html, run->name);
+    moelm_html_put(html, "</h1>\n");
+    moelm_words_lead(html, run);
+    moelm_html_put(html, "<div class=\"overview\">\n<div>\n");
     write_facts(html, run);
-    moei_words_findings(html, run);
-    moei_html_put(html, "</div>\n<div class=\"panel\">\n");
+    moelm_words_findings(html, run);
+    moelm_html_put(html, "</div>\n<div class=\"panel\">\n");
     write_bars(html, run);
-    moei_html_put(html, "</div>\n</div>\n<nav aria-label=\"Sections\"><a href=\"#training\">Training</a> "
-                        "<a href=\"#load\">Load</a> <a href=\"#balance\">Balance</a> <a "
-                        "href=\"#layers\">Layers</a> <a href=\"#tokens\">Tokens</a> "
-                        "<a href=\"#sample\">Sample</a> <a href=\"#configuration\">Configuration</a> "
-                        "<a href=\"#environment\">Environment</a></nav>\n</header>\n");
+    moelm_html_put(html, "</div>\n</div>\n<nav aria-label=\"Sections\"><a href=\"#training\">Training</a> "
+                         "<a href=\"#load\">Load</a> <a href=\"#balance\">Balance</a> <a "
+                         "href=\"#layers\">Layers</a> <a href=\"#tokens\">Tokens</a> "
+                         "<a href=\"#sample\">Sample</a> <a href=\"#configuration\">Configuration</a> "
+                         "<a href=\"#environment\">Environment</a></nav>\n</header>\n");
 }

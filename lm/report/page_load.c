@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 /* Shares of the mean of one layer: value[bin, expert], and row_mean[expert] over all bins. */
-static void layer_shares(const moei_load *load, int32_t layer, double *value, double *row_mean) {
+static void layer_shares(const moelm_report_load *load, int32_t layer, double *value, double *row_mean) {
     int64_t total = load->first[load->n_layers], experts = load->experts[layer];
     for (int64_t e = 0; e < experts; ++e) row_mean[e] = 0;
     for (int64_t bin = 0; bin < load->n_bins; ++bin) {
@@ -23,7 +23,7 @@ static void layer_shares(const moei_load *load, int32_t layer, double *value, do
     }
 }
 
-static void draw_layer(moei_html *html, const moei_load *load, int32_t layer, double *value,
+static void draw_layer(moelm_html *html, const moelm_report_load *load, int32_t layer, double *value,
                        double *row_mean) {
     int32_t experts = load->experts[layer];
     layer_shares(load, layer, value, row_mean);
@@ -36,24 +36,24 @@ static void draw_layer(moei_html *html, const moei_load *load, int32_t layer, do
     snprintf(id, sizeof id, "h-%d", layer);
     snprintf(title, sizeof title, "Layer %d", layer);
     snprintf(about, sizeof about, "busiest over the run: expert %d (%s), least busy: %d (%s)", most,
-             moei_fixed(row_mean[most], 2).s, least, moei_fixed(row_mean[least], 2).s);
+             moelm_fixed(row_mean[most], 2).s, least, moelm_fixed(row_mean[least], 2).s);
     snprintf(description, sizeof description, "Heat map of %d experts over %d intervals of steps; %s.",
              experts, load->n_bins, about);
-    moei_heat_draw(html, &(moei_heat){.id = id,
-                                      .title = title,
-                                      .about = about,
-                                      .description = description,
-                                      .row_name = "expert",
-                                      .n_rows = experts,
-                                      .n_bins = load->n_bins,
-                                      .row_stride = 1,
-                                      .bin_stride = experts,
-                                      .value = value,
-                                      .row_mean = row_mean,
-                                      .step = load->step});
+    moelm_heat_draw(html, &(moelm_heat){.id = id,
+                                        .title = title,
+                                        .about = about,
+                                        .description = description,
+                                        .row_name = "expert",
+                                        .n_rows = experts,
+                                        .n_bins = load->n_bins,
+                                        .row_stride = 1,
+                                        .bin_stride = experts,
+                                        .value = value,
+                                        .row_mean = row_mean,
+                                        .step = load->step});
 }
 
-static void write_maps(moei_html *html, const moei_load *load) {
+static void write_maps(moelm_html *html, const moelm_report_load *load) {
     int64_t widest = 0;
     for (int32_t l = 0; l < load->n_layers; ++l)
         widest = load->experts[l] > widest ? load->experts[l] : widest;
@@ -62,27 +62,27 @@ static void write_maps(moei_html *html, const moei_load *load) {
         html->failed = true;
         return;
     }
-    moei_html_put(html,
-                  "<p class=\"note\">One map a layer: experts from top to bottom, steps from left to right. "
-                  "Numbers at the right are means over the run.</p>\n");
-    moei_heat_legend(html);
-    moei_html_put(html, "<div class=\"multiples\">\n");
+    moelm_html_put(html,
+                   "<p class=\"note\">One map a layer: experts from top to bottom, steps from left to right. "
+                   "Numbers at the right are means over the run.</p>\n");
+    moelm_heat_legend(html);
+    moelm_html_put(html, "<div class=\"multiples\">\n");
     for (int32_t l = 0; l < load->n_layers; ++l) {
         if (load->experts[l] > 0) draw_layer(html, load, l, value, value + widest * load->n_bins);
     }
-    moei_html_put(html, "</div>\n");
+    moelm_html_put(html, "</div>\n");
     free(value);
 }
 
-void moei_page_load(moei_html *html, const moei_run *run) {
-    moei_section_begin(html, "load", "Load of the experts");
+void moelm_page_load(moelm_html *html, const moelm_run *run) {
+    moelm_section_begin(html, "load", "Load of the experts");
     if (run->load.torn) {
-        moei_html_missing(html, "The last record of <code>load.bin</code> is not whole and was left out.");
+        moelm_html_missing(html, "The last record of <code>load.bin</code> is not whole and was left out.");
     }
     if (run->load.found) {
         write_maps(html, &run->load);
     } else {
-        moei_html_missing(html, "There are no records in <code>load.bin</code>, so there are no heat maps.");
+        moelm_html_missing(html, "There are no records in <code>load.bin</code>, so there are no heat maps.");
     }
-    moei_section_end(html);
+    moelm_section_end(html);
 }

@@ -1,4 +1,4 @@
-/* read_load.c: load.bin into at most MOEI_BINS columns of rows per expert.
+/* read_load.c: load.bin into at most MOELM_BINS columns of rows per expert.
  * Records of u64 counts in, sums over whole records out; a torn last record is left out and told.
  * Source: docs/run-directory.md, section load.bin.
  */
@@ -13,31 +13,31 @@
 enum { MIN_BINS = 16 };
 
 /* Reads the layers and leaves *at behind the header. */
-static moe_status read_header(const char *path, const moei_file_map *map, moei_pool *pool, moei_load *load,
-                              size_t *at, moe_error *error) {
-    if (map->bytes < MOEI_LOAD_BIN_FIXED_BYTES ||
-        memcmp(map->data, MOEI_LOAD_BIN_MAGIC, MOEI_LOAD_BIN_MAGIC_BYTES) != 0) {
+static moe_status read_header(const char *path, const moelm_file_map *map, moelm_pool *pool,
+                              moelm_report_load *load, size_t *at, moe_error *error) {
+    if (map->bytes < MOELM_LOAD_BIN_FIXED_BYTES ||
+        memcmp(map->data, MOELM_LOAD_BIN_MAGIC, MOELM_LOAD_BIN_MAGIC_BYTES) != 0) {
         return moei_error_set(error, MOE_ERR_INPUT, "%s: does not start with MOELOAD1", path);
     }
-    uint64_t n_layers = moei_get_little(map->data + MOEI_LOAD_BIN_MAGIC_BYTES, 4);
-    *at = moei_load_bin_header_bytes((size_t)n_layers);
+    uint64_t n_layers = moelm_get_little(map->data + MOELM_LOAD_BIN_MAGIC_BYTES, 4);
+    *at = moelm_load_bin_header_bytes((size_t)n_layers);
     if (n_layers == 0 || n_layers > MOELM_MAX_LAYERS || map->bytes < *at) {
         return moei_error_set(error, MOE_ERR_INPUT, "%s: byte 8: %llu layers in a file of %zu bytes", path,
                               (unsigned long long)n_layers, map->bytes);
     }
     load->n_layers = (int32_t)n_layers;
-    load->experts = moei_pool_take(pool, n_layers, sizeof *load->experts);
-    load->first = moei_pool_take(pool, n_layers + 1, sizeof *load->first);
-    load->dropped = moei_pool_take(pool, n_layers, sizeof *load->dropped);
-    load->routed_in = moei_pool_take(pool, n_layers, sizeof *load->routed_in);
+    load->experts = moelm_pool_take(pool, n_layers, sizeof *load->experts);
+    load->first = moelm_pool_take(pool, n_layers + 1, sizeof *load->first);
+    load->dropped = moelm_pool_take(pool, n_layers, sizeof *load->dropped);
+    load->routed_in = moelm_pool_take(pool, n_layers, sizeof *load->routed_in);
     if (!load->experts || !load->first || !load->dropped || !load->routed_in) {
         return moei_error_set(error, MOE_ERR_MEMORY, "%s: no memory for its layers", path);
     }
     for (size_t l = 0; l < n_layers; ++l) {
-        uint64_t experts = moei_get_little(map->data + moei_load_bin_header_bytes(l), 4);
+        uint64_t experts = moelm_get_little(map->data + moelm_load_bin_header_bytes(l), 4);
         if (experts > MOELM_MAX_EXPERTS) {
             return moei_error_set(error, MOE_ERR_INPUT, "%s: byte %zu: %llu experts; at most %d are read",
-                                  path, moei_load_bin_header_bytes(l), (unsigned long long)experts,
+                                  path, moelm_load_bin_header_bytes(l), (unsigned long long)experts,
                                   MOELM_MAX_EXPERTS);
         }
         load->experts[l] = (int32_t)experts;
@@ -47,22 +47,22 @@ static moe_status read_header(const char *path, const moei_file_map *map, moei_p
 }
 
 /* As many columns as the page can carry for this many experts. */
-static int32_t choose_bins(const moei_load *load) {
-    int64_t total = load->first[load->n_layers], bins = total > 0 ? MOEI_HEAT_CELLS / total : 0;
-    if (bins > MOEI_BINS) bins = MOEI_BINS;
+static int32_t choose_bins(const moelm_report_load *load) {
+    int64_t total = load->first[load->n_layers], bins = total > 0 ? MOELM_HEAT_CELLS / total : 0;
+    if (bins > MOELM_BINS) bins = MOELM_BINS;
     if (bins < MIN_BINS) bins = MIN_BINS;
     return (int32_t)(bins < load->n_records ? bins : load->n_records);
 }
 
-static void add_record(const unsigned char *counts, int64_t bin, moei_load *load) {
+static void add_record(const unsigned char *counts, int64_t bin, moelm_report_load *load) {
     double *routed = load->routed + bin * load->first[load->n_layers];
     for (int32_t l = 0; l < load->n_layers; ++l) {
         for (int32_t e = 0; e < load->experts[l]; ++e, counts += 8) {
-            routed[load->first[l] + e] += (double)moei_get_little(counts, 8);
-            load->routed_in[l] += (double)moei_get_little(counts, 8);
+            routed[load->first[l] + e] += (double)moelm_get_little(counts, 8);
+            load->routed_in[l] += (double)moelm_get_little(counts, 8);
         }
         for (int32_t e = 0; e < load->experts[l]; ++e, counts += 8) {
-            double dropped = (double)moei_get_little(counts, 8);
+            double dropped = (double)moelm_get_little(counts, 8);
             routed[load->first[l] + e] += dropped;
             load->routed_in[l] += dropped;
             load->dropped[l] += dropped;
@@ -70,33 +70,34 @@ static void add_record(const unsigned char *counts, int64_t bin, moei_load *load
     }
 }
 
-static moe_status read_records(const char *path, const unsigned char *data, size_t bytes, moei_pool *pool,
-                               moei_load *load, moe_error *error) {
-    size_t total = (size_t)load->first[load->n_layers], record = moei_load_bin_record_bytes(total);
+static moe_status read_records(const char *path, const unsigned char *data, size_t bytes, moelm_pool *pool,
+                               moelm_report_load *load, moe_error *error) {
+    size_t total = (size_t)load->first[load->n_layers], record = moelm_load_bin_record_bytes(total);
     load->n_records = (int64_t)(bytes / record);
     load->torn = bytes % record != 0;
     load->n_bins = choose_bins(load);
     load->found = load->n_records > 0 && total > 0;
-    load->step = moei_pool_take(pool, (size_t)load->n_bins, sizeof *load->step);
-    load->routed = moei_pool_take(pool, (size_t)load->n_bins * total, sizeof *load->routed);
+    load->step = moelm_pool_take(pool, (size_t)load->n_bins, sizeof *load->step);
+    load->routed = moelm_pool_take(pool, (size_t)load->n_bins * total, sizeof *load->routed);
     if (!load->step || !load->routed) {
         return moei_error_set(error, MOE_ERR_MEMORY, "%s: no memory for %zu experts", path, total);
     }
     for (int64_t i = 0; i < load->n_records; ++i) {
         const unsigned char *from = data + (size_t)i * record;
         int64_t bin = i * load->n_bins / load->n_records;
-        load->step[bin] = moei_get_little(from, 8);
+        load->step[bin] = moelm_get_little(from, 8);
         add_record(from + 8, bin, load);
     }
     return MOE_OK;
 }
 
-moe_status moei_load_read(const char *path, moei_pool *pool, moei_load *load, moe_error *error) {
-    moei_file_map map;
+moe_status moelm_report_load_read(const char *path, moelm_pool *pool, moelm_report_load *load,
+                                  moe_error *error) {
+    moelm_file_map map;
     size_t at = 0;
-    MOEI_TRY(moei_file_map_open(path, &map, error));
+    MOEI_TRY(moelm_file_map_open(path, &map, error));
     moe_status status = read_header(path, &map, pool, load, &at, error);
     if (status == MOE_OK) status = read_records(path, map.data + at, map.bytes - at, pool, load, error);
-    moei_file_map_close(&map);
+    moelm_file_map_close(&map);
     return status;
 }

@@ -11,31 +11,31 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct moei_pool_block {
-    struct moei_pool_block *previous;
+struct moelm_pool_block {
+    struct moelm_pool_block *previous;
     max_align_t data[];
 };
 
-void *moei_pool_take(moei_pool *pool, size_t count, size_t bytes) {
+void *moelm_pool_take(moelm_pool *pool, size_t count, size_t bytes) {
     const size_t most = (SIZE_MAX >> 1) / (bytes > 0 ? bytes : 1);
     if (count > most) return NULL;
-    struct moei_pool_block *block = calloc(1, sizeof *block + count * bytes);
+    struct moelm_pool_block *block = calloc(1, sizeof *block + count * bytes);
     if (!block) return NULL;
     block->previous = pool->last;
     pool->last = block;
     return block->data;
 }
 
-void moei_pool_free(moei_pool *pool) {
+void moelm_pool_free(moelm_pool *pool) {
     while (pool->last) {
-        struct moei_pool_block *block = pool->last;
+        struct moelm_pool_block *block = pool->last;
         pool->last = block->previous;
         free(block);
     }
 }
 
-static char *copy(moei_pool *pool, const char *text, size_t length) {
-    char *to = moei_pool_take(pool, length + 1, 1);
+static char *copy(moelm_pool *pool, const char *text, size_t length) {
+    char *to = moelm_pool_take(pool, length + 1, 1);
     if (to) memcpy(to, text, length);
     return to;
 }
@@ -45,7 +45,7 @@ static moe_status no_memory(const char *path, moe_error *error) {
 }
 
 typedef struct settings {
-    moei_run *run;
+    moelm_run *run;
     const char *path;
     moe_error *error;
 } settings;
@@ -55,14 +55,14 @@ static moe_status add_setting(void *user, const char *key, const char *value, in
     (void)column;
     enum { ROOM = 64 };
     const settings *to = user;
-    moei_run *run = to->run;
+    moelm_run *run = to->run;
     if (run->n_settings % ROOM == 0) {
-        moei_setting *more = moei_pool_take(&run->pool, (size_t)run->n_settings + ROOM, sizeof *more);
+        moelm_setting *more = moelm_pool_take(&run->pool, (size_t)run->n_settings + ROOM, sizeof *more);
         if (!more) return no_memory(to->path, to->error);
         if (run->n_settings > 0) memcpy(more, run->setting, (size_t)run->n_settings * sizeof *more);
         run->setting = more;
     }
-    moei_setting *setting = &run->setting[run->n_settings];
+    moelm_setting *setting = &run->setting[run->n_settings];
     setting->key = copy(&run->pool, key, strlen(key));
     setting->value = copy(&run->pool, value, strlen(value));
     if (!setting->key || !setting->value) return no_memory(to->path, to->error);
@@ -70,7 +70,7 @@ static moe_status add_setting(void *user, const char *key, const char *value, in
     return MOE_OK;
 }
 
-const char *moei_run_setting(const moei_run *run, const char *key) {
+const char *moelm_run_setting(const moelm_run *run, const char *key) {
     for (int64_t i = 0; i < run->n_settings; ++i) {
         if (strcmp(run->setting[i].key, key) == 0) return run->setting[i].value;
     }
@@ -78,35 +78,35 @@ const char *moei_run_setting(const moei_run *run, const char *key) {
 }
 
 /* One reader a file, all of one type, so that the list below is the list of a run's files. */
-typedef moe_status (*reader)(const char *path, moei_run *run, moe_error *error);
+typedef moe_status (*reader)(const char *path, moelm_run *run, moe_error *error);
 
-static moe_status read_about(const char *path, moei_run *run, moe_error *error) {
-    return moei_json_load(path, &run->about, error);
+static moe_status read_about(const char *path, moelm_run *run, moe_error *error) {
+    return moelm_json_load(path, &run->about, error);
 }
-static moe_status read_config(const char *path, moei_run *run, moe_error *error) {
+static moe_status read_config(const char *path, moelm_run *run, moe_error *error) {
     settings to = {.run = run, .path = path, .error = error};
-    return moei_yaml_load(path, add_setting, &to, error);
+    return moelm_yaml_load(path, add_setting, &to, error);
 }
-static moe_status read_metrics(const char *path, moei_run *run, moe_error *error) {
-    return moei_metrics_read(path, &run->pool, &run->metrics, error);
+static moe_status read_metrics(const char *path, moelm_run *run, moe_error *error) {
+    return moelm_report_metrics_read(path, &run->pool, &run->metrics, error);
 }
-static moe_status read_load(const char *path, moei_run *run, moe_error *error) {
-    return moei_load_read(path, &run->pool, &run->load, error);
+static moe_status read_load(const char *path, moelm_run *run, moe_error *error) {
+    return moelm_report_load_read(path, &run->pool, &run->load, error);
 }
-static moe_status read_eval(const char *path, moei_run *run, moe_error *error) {
-    return moei_eval_read(path, &run->pool, &run->eval_json, &run->eval, error);
+static moe_status read_eval(const char *path, moelm_run *run, moe_error *error) {
+    return moelm_eval_read(path, &run->pool, &run->eval_json, &run->eval, error);
 }
-static moe_status read_sample(const char *path, moei_run *run, moe_error *error) {
-    moei_file_map map;
-    MOEI_TRY(moei_file_map_open(path, &map, error));
-    size_t shown = map.bytes < MOEI_SAMPLE_BYTES ? map.bytes : MOEI_SAMPLE_BYTES;
+static moe_status read_sample(const char *path, moelm_run *run, moe_error *error) {
+    moelm_file_map map;
+    MOEI_TRY(moelm_file_map_open(path, &map, error));
+    size_t shown = map.bytes < MOELM_SAMPLE_BYTES ? map.bytes : MOELM_SAMPLE_BYTES;
     run->sample = copy(&run->pool, (const char *)map.data, shown);
     run->sample_bytes = map.bytes;
-    moei_file_map_close(&map);
+    moelm_file_map_close(&map);
     return run->sample ? MOE_OK : no_memory(path, error);
 }
 
-static moe_status read_files(const char *run_dir, moei_run *run, moe_error *error) {
+static moe_status read_files(const char *run_dir, moelm_run *run, moe_error *error) {
     static const struct {
         const char *name;
         reader read;
@@ -120,10 +120,10 @@ static moe_status read_files(const char *run_dir, moei_run *run, moe_error *erro
     };
     bool any = false;
     for (size_t i = 0; i < sizeof file / sizeof *file; ++i) {
-        char *path = moei_path_join(run_dir, file[i].name);
+        char *path = moelm_path_join(run_dir, file[i].name);
         if (!path) return no_memory(run_dir, error);
         moe_status status = MOE_OK;
-        if (moei_file_exists(path)) {
+        if (moelm_file_exists(path)) {
             any = true;
             status = file[i].read(path, run, error);
         }
@@ -136,7 +136,7 @@ static moe_status read_files(const char *run_dir, moei_run *run, moe_error *erro
                           run_dir);
 }
 
-static const char *last_part(moei_pool *pool, const char *path) {
+static const char *last_part(moelm_pool *pool, const char *path) {
     size_t end = strlen(path);
     while (end > 1 && path[end - 1] == '/') --end;
     size_t start = end;
@@ -144,16 +144,16 @@ static const char *last_part(moei_pool *pool, const char *path) {
     return copy(pool, path + start, end - start);
 }
 
-moe_status moei_run_read(const char *run_dir, moei_run *run, moe_error *error) {
-    *run = (moei_run){0};
+moe_status moelm_run_read(const char *run_dir, moelm_run *run, moe_error *error) {
+    *run = (moelm_run){0};
     run->name = last_part(&run->pool, run_dir);
     if (!run->name) return no_memory(run_dir, error);
     return read_files(run_dir, run, error);
 }
 
-void moei_run_free(moei_run *run) {
+void moelm_run_free(moelm_run *run) {
     json_decref(run->about);
     json_decref(run->eval_json);
-    moei_pool_free(&run->pool);
-    *run = (moei_run){0};
+    moelm_pool_free(&run->pool);
+    *run = (moelm_run){0};
 }

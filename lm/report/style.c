@@ -156,8 +156,8 @@ static const char *const line[] = {
     "details:not([open])::details-content{content-visibility:visible;block-size:auto}}\n",
 };
 
-void moei_style_write(moei_html *html) {
-    moei_html_put(html, "<style>\n");
-    for (size_t i = 0; i < sizeof line / sizeof *line; ++i) moei_html_put(html, line[i]);
-    moei_html_put(html, "</style>\n");
+void moelm_style_write(moelm_html *html) {
+    moelm_html_put(html, "<style>\n");
+    for (size_t i = 0; i < sizeof line / sizeof *line; ++i) moelm_html_put(html, line[i]);
+    moelm_html_put(html, "</style>\n");
 }

@@ -2,55 +2,55 @@
  * picture serves light and dark. Widths are those of one viewBox unit = one CSS pixel at the smallest
  * column, so that letters keep their size from a telephone to a wide screen.
  */
-#ifndef MOEI_SVG_H
-#define MOEI_SVG_H
+#ifndef MOELM_SVG_H
+#define MOELM_SVG_H
 
 #include "report/html.h"
 #include "report/run.h"
 
-enum { MOEI_MAX_TICKS = 12, MOEI_DEPTHS = 8, MOEI_HEAT_LEVELS = 9 };
+enum { MOELM_MAX_TICKS = 12, MOELM_DEPTHS = 8, MOELM_HEAT_LEVELS = 9 };
 
-typedef enum moei_axis_flags {
-    MOEI_AXIS_TIGHT = 1,  /* ends with the data, else with the next tick */
-    MOEI_AXIS_WHOLE = 2,  /* ticks at whole numbers only */
-    MOEI_AXIS_PERCENT = 4 /* shares, shown as percent */
-} moei_axis_flags;
-typedef struct moei_axis {
+typedef enum moelm_axis_flags {
+    MOELM_AXIS_TIGHT = 1,  /* ends with the data, else with the next tick */
+    MOELM_AXIS_WHOLE = 2,  /* ticks at whole numbers only */
+    MOELM_AXIS_PERCENT = 4 /* shares, shown as percent */
+} moelm_axis_flags;
+typedef struct moelm_axis {
     double min, max;
     bool logarithmic, percent;
     int n_ticks;
-    double tick[MOEI_MAX_TICKS]; /* round numbers inside [min, max] */
-} moei_axis;
-moei_axis moei_axis_linear(double low, double high, unsigned flags);
-moei_axis moei_axis_log(double low, double high);            /* 0 < low <= high */
-double moei_axis_place(const moei_axis *axis, double value); /* 0 at min, 1 at max */
-moei_text moei_tick(const moei_axis *axis, int index);       /* its label */
+    double tick[MOELM_MAX_TICKS]; /* round numbers inside [min, max] */
+} moelm_axis;
+moelm_axis moelm_axis_linear(double low, double high, unsigned flags);
+moelm_axis moelm_axis_log(double low, double high);              /* 0 < low <= high */
+double moelm_axis_place(const moelm_axis *axis, double value);   /* 0 at min, 1 at max */
+moelm_report_text moelm_tick(const moelm_axis *axis, int index); /* its label */
 
 /* A chart of curves over steps. */
-typedef struct moei_chart {
+typedef struct moelm_chart {
     const char *id;          /* unique on the page */
     const char *title;       /* heading, markup */
     const char *about;       /* one line below it, markup; "" for none */
     const char *description; /* for those who do not see it, markup */
-    moei_axis x, y;
-} moei_chart;
-void moei_chart_begin(moei_html *html, const moei_chart *chart);
-void moei_chart_band(moei_html *html, const moei_chart *chart, const double *x, const moei_point *points,
-                     int n_points); /* from low to high */
+    moelm_axis x, y;
+} moelm_chart;
+void moelm_chart_begin(moelm_html *html, const moelm_chart *chart);
+void moelm_chart_band(moelm_html *html, const moelm_chart *chart, const double *x, const moelm_point *points,
+                      int n_points); /* from low to high */
 /* class_name: of the stroke. title: markup, shown on hovering. */
-void moei_chart_line(moei_html *html, const moei_chart *chart, const double *x, const moei_point *points,
-                     int n_points, const char *class_name, const char *title);
-void moei_chart_marks(moei_html *html, const moei_chart *chart, const double *x, const moei_point *points,
-                      int n_points, const char *what);
+void moelm_chart_line(moelm_html *html, const moelm_chart *chart, const double *x, const moelm_point *points,
+                      int n_points, const char *class_name, const char *title);
+void moelm_chart_marks(moelm_html *html, const moelm_chart *chart, const double *x, const moelm_point *points,
+                       int n_points, const char *what);
 /* A dashed line at a value, with its name; nothing where the axis does not reach. */
-void moei_chart_rule(moei_html *html, const moei_chart *chart, double value, const char *name);
-void moei_chart_end(moei_html *html);
+void moelm_chart_rule(moelm_html *html, const moelm_chart *chart, double value, const char *name);
+void moelm_chart_end(moelm_html *html);
 
-/* Class number, 0..MOEI_DEPTHS-1, of the i-th of n ordered lines. */
-int moei_depth(int index, int n);
+/* Class number, 0..MOELM_DEPTHS-1, of the i-th of n ordered lines. */
+int moelm_depth(int index, int n);
 
 /* A heat map: rows from top to bottom, bins from left to right. */
-typedef struct moei_heat {
+typedef struct moelm_heat {
     const char *id, *title, *about, *description;
     const char *row_name; /* "expert" */
     int n_rows, n_bins;
@@ -58,16 +58,16 @@ typedef struct moei_heat {
     const double *value;            /* share of the mean; negative: nothing there */
     const double *row_mean;         /* [n_rows] printed at the right end where there is room */
     const uint64_t *step;           /* [n_bins] last of the bin */
-} moei_heat;
-void moei_heat_draw(moei_html *html, const moei_heat *heat);
-void moei_heat_legend(moei_html *html);
+} moelm_heat;
+void moelm_heat_draw(moelm_html *html, const moelm_heat *heat);
+void moelm_heat_legend(moelm_html *html);
 
 /* Bars from zero, the first one in the accent colour. */
-typedef struct moei_bar {
+typedef struct moelm_bar {
     const char *name;
     double value;
-} moei_bar;
-void moei_bars_draw(moei_html *html, const char *id, const char *title, const char *description,
-                    const moei_bar *bars, int n_bars);
+} moelm_bar;
+void moelm_bars_draw(moelm_html *html, const char *id, const char *title, const char *description,
+                     const moelm_bar *bars, int n_bars);
 
 #endif

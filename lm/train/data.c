@@ -16,11 +16,11 @@ moe_status moelm_text_open(const char *path, const char *key, int64_t least, moe
     if (*path == '\0')
         return moei_error_set(error, MOE_ERR_ARGUMENT, "%s is not set; it names the text file to read", key);
     moe_error inner;
-    moe_status status = moei_file_map_open(path, &text->map, &inner);
+    moe_status status = moelm_file_map_open(path, &text->map, &inner);
     if (status != MOE_OK) return moei_error_set(error, status, "%s: %s", key, inner.text);
     size_t bytes = text->map.bytes;
     if (bytes == 0 || bytes < (size_t)least) {
-        moei_file_map_close(&text->map);
+        moelm_file_map_close(&text->map);
         if (bytes == 0) return moei_error_set(error, MOE_ERR_INPUT, "%s: %s is empty", key, path);
         return moei_error_set(error, MOE_ERR_INPUT,
                               "%s: %s has %zu bytes, but one sequence takes %lld; use a longer text or a "
@@ -32,8 +32,8 @@ moe_status moelm_text_open(const char *path, const char *key, int64_t least, moe
 }
 
 void moelm_text_close(moelm_text *text) {
-    if (text->map.data) moei_file_map_close(&text->map);
-    text->map = (moei_file_map){0};
+    if (text->map.data) moelm_file_map_close(&text->map);
+    text->map = (moelm_file_map){0};
 }
 
 void moelm_text_window(const moelm_text *text, uint64_t seed, uint64_t step, uint64_t index, int64_t length,

@@ -10,7 +10,7 @@
 #include "train/sha256.h"
 
 typedef struct moelm_text {
-    moei_file_map map;
+    moelm_file_map map;
     char sha256[MOELM_SHA256_TEXT];
 } moelm_text;
 

@@ -35,7 +35,7 @@ static moe_status write_json(const moe_lm_eval_options *options, const char *tex
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "%s: cannot be made: out of memory, or a name in it is not UTF-8",
                               options->json_path);
-    moe_status status = moei_json_save(options->json_path, root, error);
+    moe_status status = moelm_json_save(options->json_path, root, error);
     json_decref(root);
     return status;
 }

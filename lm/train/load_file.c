@@ -28,16 +28,16 @@ static moe_status failed(const moelm_load_file *file, const char *what, moe_erro
 
 static moe_status make_buffers(moelm_load_file *file, const moelm_load *shape, moe_error *error) {
     size_t n_layers = (size_t)shape->n_layers;
-    file->header_bytes = moei_load_bin_header_bytes(n_layers);
-    file->record_bytes = moei_load_bin_record_bytes((size_t)shape->first[n_layers]);
+    file->header_bytes = moelm_load_bin_header_bytes(n_layers);
+    file->record_bytes = moelm_load_bin_record_bytes((size_t)shape->first[n_layers]);
     file->header = malloc(file->header_bytes);
     file->record = malloc(file->record_bytes);
     if (!file->header || !file->record)
         return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", file->path);
-    memcpy(file->header, MOEI_LOAD_BIN_MAGIC, MOEI_LOAD_BIN_MAGIC_BYTES);
-    unsigned char *at = moei_put_little(file->header + MOEI_LOAD_BIN_MAGIC_BYTES, n_layers, 4);
+    memcpy(file->header, MOELM_LOAD_BIN_MAGIC, MOELM_LOAD_BIN_MAGIC_BYTES);
+    unsigned char *at = moelm_put_little(file->header + MOELM_LOAD_BIN_MAGIC_BYTES, n_layers, 4);
     for (int32_t l = 0; l < shape->n_layers; ++l)
-        at = moei_put_little(at, (uint64_t)moelm_load_experts(shape, l), 4);
+        at = moelm_put_little(at, (uint64_t)moelm_load_experts(shape, l), 4);
     return MOE_OK;
 }
 
@@ -59,20 +59,20 @@ static moe_status write_all(moelm_load_file *file, const unsigned char *data, si
 }
 
 /* Bytes up to the last record that is whole and not after `step`. */
-static size_t good_bytes(const moelm_load_file *file, const moei_file_map *map, int64_t step) {
+static size_t good_bytes(const moelm_load_file *file, const moelm_file_map *map, int64_t step) {
     size_t good = file->header_bytes;
-    while (good + file->record_bytes <= map->bytes && moei_get_little(map->data + good, 8) <= (uint64_t)step)
+    while (good + file->record_bytes <= map->bytes && moelm_get_little(map->data + good, 8) <= (uint64_t)step)
         good += file->record_bytes;
     return good;
 }
 
 static moe_status cut_or_begin(moelm_load_file *file, int64_t step, moe_error *error) {
-    moei_file_map map;
-    MOEI_TRY(moei_file_map_open(file->path, &map, error));
+    moelm_file_map map;
+    MOEI_TRY(moelm_file_map_open(file->path, &map, error));
     bool whole_header = map.bytes >= file->header_bytes;
     bool same = whole_header && memcmp(map.data, file->header, file->header_bytes) == 0;
     size_t good = same ? good_bytes(file, &map, step) : 0;
-    moei_file_map_close(&map);
+    moelm_file_map_close(&map);
     if (whole_header && !same && step > 0)
         return moei_error_set(error, MOE_ERR_INPUT, "%s: was not written by this model; move it away",
                               file->path);
@@ -104,12 +104,12 @@ moe_status moelm_load_file_open(const char *path, const moelm_load *shape, int64
 
 moe_status moelm_load_file_append(moelm_load_file *file, int64_t step, const moelm_load *load,
                                   moe_error *error) {
-    unsigned char *at = moei_put_little(file->record, (uint64_t)step, 8);
+    unsigned char *at = moelm_put_little(file->record, (uint64_t)step, 8);
     for (int32_t l = 0; l < load->n_layers; ++l) {
         for (int64_t i = load->first[l]; i < load->first[l + 1]; ++i)
-            at = moei_put_little(at, load->kept[i], 8);
+            at = moelm_put_little(at, load->kept[i], 8);
         for (int64_t i = load->first[l]; i < load->first[l + 1]; ++i)
-            at = moei_put_little(at, load->dropped[i], 8);
+            at = moelm_put_little(at, load->dropped[i], 8);
     }
     return write_all(file, file->record, file->record_bytes, error);
 }

@@ -82,7 +82,7 @@ moe_status moelm_routes_add(void *user, moe_lm *lm, const moelm_windows *w) {
 /* 1. The facts that a file is told apart by. */
 
 typedef struct fact_list {
-    moei_st_pair pair[FACTS];
+    moelm_st_pair pair[FACTS];
     char text[FACTS][24];
 } fact_list;
 
@@ -97,19 +97,19 @@ static void list_facts(const moelm_routes *routes, const moelm_routes_text *text
         {"windows", text->n_windows },
         {"layers",  routes->n_layers}
     };
-    list->pair[0] = (moei_st_pair){"format", "moekit-routes"};
-    list->pair[1] = (moei_st_pair){"text_sha256", text->sha256};
+    list->pair[0] = (moelm_st_pair){"format", "moekit-routes"};
+    list->pair[1] = (moelm_st_pair){"text_sha256", text->sha256};
     for (int i = 0; i < FACTS - 2; ++i) {
         snprintf(list->text[i], sizeof list->text[i], "%lld", numbers[i].value);
-        list->pair[i + 2] = (moei_st_pair){numbers[i].key, list->text[i]};
+        list->pair[i + 2] = (moelm_st_pair){numbers[i].key, list->text[i]};
     }
 }
 
-static moe_status check_facts(const moei_safetensors *file, const char *path, const fact_list *want,
+static moe_status check_facts(const moelm_safetensors *file, const char *path, const fact_list *want,
                               moe_error *error) {
     for (int i = 0; i < FACTS; ++i) {
         const char *key = want->pair[i].key, *value = want->pair[i].value;
-        const char *found = moei_safetensors_metadata(file, key);
+        const char *found = moelm_safetensors_metadata(file, key);
         if (!found)
             return moei_error_set(error, MOE_ERR_INPUT, "%s: is no file of routes: its metadata lacks '%s'",
                                   path, key);
@@ -123,9 +123,9 @@ static moe_status check_facts(const moei_safetensors *file, const char *path, co
 
 /* 2. Writing. */
 
-static moei_st_tensor tensor_of(const char *name, moei_st_dtype dtype, int64_t rows, int32_t slots,
-                                const void *data) {
-    return (moei_st_tensor){
+static moelm_st_tensor tensor_of(const char *name, moelm_st_dtype dtype, int64_t rows, int32_t slots,
+                                 const void *data) {
+    return (moelm_st_tensor){
         .name = name, .dtype = dtype, .n_dim = 2, .dim = {rows, slots},
                    .data = data
     };
@@ -134,7 +134,7 @@ static moei_st_tensor tensor_of(const char *name, moei_st_dtype dtype, int64_t r
 moe_status moelm_routes_save(const moelm_routes *routes, const char *path, const moelm_routes_text *text,
                              moe_error *error) {
     const size_t most = 2 * (size_t)routes->n_layers;
-    moei_st_tensor *tensor = calloc(most, sizeof *tensor);
+    moelm_st_tensor *tensor = calloc(most, sizeof *tensor);
     char(*name)[NAME_BYTES] = calloc(most, sizeof *name);
     fact_list facts;
     size_t n = 0;
@@ -142,13 +142,13 @@ moe_status moelm_routes_save(const moelm_routes *routes, const char *path, const
         const moelm_route *route = &routes->layer[l];
         if (route->slots == 0) continue;
         snprintf(name[n], NAME_BYTES, "layer.%d.expert", l);
-        tensor[n] = tensor_of(name[n], MOEI_ST_I32, routes->rows, route->slots, route->expert);
+        tensor[n] = tensor_of(name[n], MOELM_ST_I32, routes->rows, route->slots, route->expert);
         snprintf(name[n + 1], NAME_BYTES, "layer.%d.weight", l);
-        tensor[n + 1] = tensor_of(name[n + 1], MOEI_ST_F32, routes->rows, route->slots, route->weight);
+        tensor[n + 1] = tensor_of(name[n + 1], MOELM_ST_F32, routes->rows, route->slots, route->weight);
         n += 2;
     }
     list_facts(routes, text, &facts);
-    moe_status status = tensor && name ? moei_safetensors_write(path, tensor, n, facts.pair, FACTS, error)
+    moe_status status = tensor && name ? moelm_safetensors_write(path, tensor, n, facts.pair, FACTS, error)
                                        : moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", path);
     free(name);
     free(tensor);
@@ -157,15 +157,15 @@ moe_status moelm_routes_save(const moelm_routes *routes, const char *path, const
 
 /* 3. Reading. */
 
-static moe_status read_tensor(const moei_safetensors *file, const char *path, const char *name,
-                              moei_st_dtype dtype, int64_t rows, int32_t slots, void *data,
+static moe_status read_tensor(const moelm_safetensors *file, const char *path, const char *name,
+                              moelm_st_dtype dtype, int64_t rows, int32_t slots, void *data,
                               moe_error *error) {
     const int64_t dim[] = {rows, slots};
-    const moei_st_tensor *tensor;
-    MOEI_TRY(moei_safetensors_get(file, name, 2, dim, &tensor, error));
+    const moelm_st_tensor *tensor;
+    MOEI_TRY(moelm_safetensors_get(file, name, 2, dim, &tensor, error));
     if (tensor->dtype != dtype)
         return moei_error_set(error, MOE_ERR_INPUT, "%s: %s is %s, not %s", path, name,
-                              moei_st_dtype_name(tensor->dtype), moei_st_dtype_name(dtype));
+                              moelm_st_dtype_name(tensor->dtype), moelm_st_dtype_name(dtype));
     memcpy(data, tensor->data, tensor->bytes);
     return MOE_OK;
 }
@@ -183,23 +183,23 @@ static moe_status check_experts(const char *path, const char *name, const int32_
 }
 
 /* A file without weights leaves them to the router: its scores of the experts recorded. */
-static moe_status read_layer(const moei_safetensors *file, const char *path, moelm_routes *routes,
+static moe_status read_layer(const moelm_safetensors *file, const char *path, moelm_routes *routes,
                              int32_t layer, int32_t n_experts, moe_error *error) {
     char name[NAME_BYTES];
     moelm_route *route = &routes->layer[layer];
     snprintf(name, sizeof name, "layer.%d.expert", layer);
-    MOEI_TRY(read_tensor(file, path, name, MOEI_ST_I32, routes->rows, route->slots,
+    MOEI_TRY(read_tensor(file, path, name, MOELM_ST_I32, routes->rows, route->slots,
                          experts_at(routes, layer, 0), error));
     MOEI_TRY(check_experts(path, name, route->expert, routes->rows, route->slots, n_experts, error));
     snprintf(name, sizeof name, "layer.%d.weight", layer);
-    if (moei_safetensors_find(file, name))
-        return read_tensor(file, path, name, MOEI_ST_F32, routes->rows, route->slots,
+    if (moelm_safetensors_find(file, name))
+        return read_tensor(file, path, name, MOELM_ST_F32, routes->rows, route->slots,
                            weights_at(routes, layer, 0), error);
     route->weight = NULL;
     return MOE_OK;
 }
 
-static moe_status read_layers(const moei_safetensors *file, const char *path, moe_lm *lm,
+static moe_status read_layers(const moelm_safetensors *file, const char *path, moe_lm *lm,
                               moelm_routes *routes, moe_error *error) {
     for (int32_t l = 0; l < routes->n_layers; ++l)
         if (routes->layer[l].slots > 0)
@@ -210,9 +210,9 @@ static moe_status read_layers(const moei_safetensors *file, const char *path, mo
 
 moe_status moelm_routes_load(const char *path, moe_lm *lm, const moelm_routes_text *text,
                              moelm_routes *routes, moe_error *error) {
-    moei_safetensors *file;
+    moelm_safetensors *file;
     fact_list facts;
-    MOEI_TRY(moei_safetensors_open(path, &file, error));
+    MOEI_TRY(moelm_safetensors_open(path, &file, error));
     moe_status status = moelm_routes_create(lm, text, routes, error);
     if (status == MOE_OK) {
         list_facts(routes, text, &facts);
@@ -220,6 +220,6 @@ moe_status moelm_routes_load(const char *path, moe_lm *lm, const moelm_routes_te
         if (status == MOE_OK) status = read_layers(file, path, lm, routes, error);
         if (status != MOE_OK) moelm_routes_destroy(routes);
     }
-    moei_safetensors_close(file);
+    moelm_safetensors_close(file);
     return status;
 }

@@ -30,8 +30,8 @@ static char *without_slashes(const char *path) {
 }
 
 static moe_status make_parent(const char *path, moe_error *error) {
-    char *parent = moei_path_parent(path);
-    moe_status status = parent ? moei_dir_make(parent, error) : no_memory(path, error);
+    char *parent = moelm_path_parent(path);
+    moe_status status = parent ? moelm_dir_make(parent, error) : no_memory(path, error);
     free(parent);
     return status;
 }
@@ -41,7 +41,7 @@ static moe_status lock(moelm_run_dir *dir, moe_error *error) {
     if (dir->lock < 0)
         return moei_error_set(error, MOE_ERR_IO, "%s: cannot open the run directory: %s", dir->path,
                               strerror(errno));
-    if (moei_file_lock(dir->lock)) return MOE_OK;
+    if (moelm_file_lock(dir->lock)) return MOE_OK;
     return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: another process is training in it", dir->path);
 }
 
@@ -53,7 +53,7 @@ static moe_status move_aside(moelm_run_dir *dir, moe_error *error) {
     if (!dir->old) return no_memory(dir->path, error);
     int i = 1;
     do snprintf(dir->old, room, "%s.%d", dir->path, i);
-    while (moei_file_exists(dir->old) && ++i <= MOST);
+    while (moelm_file_exists(dir->old) && ++i <= MOST);
     if (i > MOST)
         return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: no free name up to %s", dir->path, dir->old);
     if (rename(dir->path, dir->old) == 0) return MOE_OK;
@@ -70,7 +70,7 @@ static moe_status make_new(moelm_run_dir *dir, moe_error *error) {
 
 static moe_status make_or_take(moelm_run_dir *dir, moelm_claim claim, moe_error *error) {
     MOEI_TRY(make_parent(dir->path, error));
-    if (!moei_file_exists(dir->path)) MOEI_TRY(make_new(dir, error));
+    if (!moelm_file_exists(dir->path)) MOEI_TRY(make_new(dir, error));
     if (!dir->made && claim == MOELM_CLAIM_NEW)
         return moei_error_set(
             error, MOE_ERR_ARGUMENT,
@@ -127,12 +127,12 @@ static moe_status check_unsettled(const char *path, moe_error *error) {
 
 static moe_status take(moelm_run_dir *dir, moelm_claim claim, bool *begun, moe_error *error) {
     MOEI_TRY(make_or_take(dir, claim, error));
-    char *settings = moei_path_join(dir->path, "config.resolved.yaml");
+    char *settings = moelm_path_join(dir->path, "config.resolved.yaml");
     if (!settings) return no_memory(dir->path, error);
-    *begun = moei_file_exists(settings);
+    *begun = moelm_file_exists(settings);
     free(settings);
     if (!*begun) MOEI_TRY(check_unsettled(dir->path, error));
-    return moei_publish_sweep(dir->path, is_ours, NULL, error);
+    return moelm_publish_sweep(dir->path, is_ours, NULL, error);
 }
 
 moe_status moelm_run_dir_claim(const char *path, moelm_claim claim, moelm_run_dir *dir, bool *begun,
@@ -149,9 +149,9 @@ moe_status moelm_run_dir_claim(const char *path, moelm_claim claim, moelm_run_di
 
 /* Where the settings are not, nothing but run.json can be; rmdir leaves alone what holds more. */
 static void remove_unsettled(const moelm_run_dir *dir) {
-    char *settings = moei_path_join(dir->path, "config.resolved.yaml"),
-         *run = moei_path_join(dir->path, "run.json");
-    if (settings && run && !moei_file_exists(settings)) {
+    char *settings = moelm_path_join(dir->path, "config.resolved.yaml"),
+         *run = moelm_path_join(dir->path, "run.json");
+    if (settings && run && !moelm_file_exists(settings)) {
         unlink(run);
         rmdir(dir->path);
     }
@@ -199,7 +199,7 @@ moe_status moelm_run_dir_check_config(const moelm_run_dir *dir, const moe_lm_con
                                       moe_error *error) {
     moe_lm_config *begun;
     MOEI_TRY(moe_lm_config_create(&begun, error));
-    char *path = moei_path_join(dir->path, "config.resolved.yaml");
+    char *path = moelm_path_join(dir->path, "config.resolved.yaml");
     moe_status status = path ? moe_lm_config_load(begun, path, error) : no_memory(dir->path, error);
     if (status == MOE_OK) status = compare(dir, begun, config, error);
     free(path);

@@ -48,8 +48,8 @@ static json_t *run_object(const moelm_run_facts *facts) {
 }
 
 moe_status moelm_run_dir_describe(const moelm_run_dir *dir, const moelm_run_facts *facts, moe_error *error) {
-    char *run = moei_path_join(dir->path, "run.json");
-    char *settings = moei_path_join(dir->path, "config.resolved.yaml");
+    char *run = moelm_path_join(dir->path, "run.json");
+    char *settings = moelm_path_join(dir->path, "config.resolved.yaml");
     json_t *root = run_object(facts);
     moe_status status = MOE_OK;
     if (!run || !settings) status = moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", dir->path);
@@ -58,7 +58,7 @@ moe_status moelm_run_dir_describe(const moelm_run_dir *dir, const moelm_run_fact
         status =
             moei_error_set(error, MOE_ERR_ARGUMENT,
                            "%s: a path or the command line is not UTF-8, so run.json cannot hold it", run);
-    if (status == MOE_OK) status = moei_json_save(run, root, error);
+    if (status == MOE_OK) status = moelm_json_save(run, root, error);
     if (status == MOE_OK) status = moe_lm_config_save(facts->config, settings, error);
     json_decref(root);
     free(settings);

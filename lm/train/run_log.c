@@ -16,7 +16,7 @@
 #include <string.h>
 
 struct moelm_run_log {
-    moei_lines *metrics, *log;
+    moelm_lines *metrics, *log;
     moelm_load_file *load;
 };
 
@@ -35,18 +35,18 @@ static bool keep_metrics(void *user, const char *line, size_t length) {
     return strtoll(digits, NULL, 10) <= *step;
 }
 
-static moe_status open_lines(const char *run_dir, const char *name, moei_lines_keep_fn keep, void *user,
-                             moei_lines **lines, moe_error *error) {
-    char *path = moei_path_join(run_dir, name);
+static moe_status open_lines(const char *run_dir, const char *name, moelm_lines_keep_fn keep, void *user,
+                             moelm_lines **lines, moe_error *error) {
+    char *path = moelm_path_join(run_dir, name);
     if (!path) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", run_dir);
-    moe_status status = moei_lines_open(path, keep, user, lines, error);
+    moe_status status = moelm_lines_open(path, keep, user, lines, error);
     free(path);
     return status;
 }
 
 static moe_status open_load(const char *run_dir, int64_t step, const moelm_load *shape,
                             moelm_load_file **load, moe_error *error) {
-    char *path = moei_path_join(run_dir, "load.bin");
+    char *path = moelm_path_join(run_dir, "load.bin");
     if (!path) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", run_dir);
     moe_status status = moelm_load_file_open(path, shape, step, load, error);
     free(path);
@@ -72,8 +72,8 @@ moe_status moelm_run_log_open(const char *run_dir, int64_t step, const moelm_loa
 void moelm_run_log_close(moelm_run_log *log) {
     if (!log) return;
     moelm_load_file_close(log->load);
-    moei_lines_close(log->metrics);
-    moei_lines_close(log->log);
+    moelm_lines_close(log->metrics);
+    moelm_lines_close(log->log);
     free(log);
 }
 
@@ -138,7 +138,7 @@ static char *metrics_line(const moelm_metrics *m) {
 moe_status moelm_run_log_metrics(moelm_run_log *log, const moelm_metrics *metrics, moe_error *error) {
     char *text = metrics_line(metrics);
     if (!text) return moei_error_set(error, MOE_ERR_MEMORY, "metrics.jsonl: out of memory");
-    moe_status status = moei_lines_append(log->metrics, text, error);
+    moe_status status = moelm_lines_append(log->metrics, text, error);
     free(text);
     return status;
 }
@@ -150,13 +150,13 @@ moe_status moelm_run_log_load(moelm_run_log *log, int64_t step, const moelm_load
 }
 
 moe_status moelm_run_log_say(moelm_run_log *log, const char *text, moe_error *error) {
-    return moei_lines_append(log->log, text, error);
+    return moelm_lines_append(log->log, text, error);
 }
 
 moe_status moelm_run_log_sync(moelm_run_log *log, moe_error *error) {
-    MOEI_TRY(moei_lines_sync(log->metrics, error));
+    MOEI_TRY(moelm_lines_sync(log->metrics, error));
     MOEI_TRY(moelm_load_file_sync(log->load, error));
-    return moei_lines_sync(log->log, error);
+    return moelm_lines_sync(log->log, error);
 }
 
 /* 4. The line of a terminal. */

@@ -30,7 +30,7 @@ static moe_status from_ctx(const moelm_optimizer *optimizer, moe_status status, 
 /* 1. The optimizer. */
 
 typedef struct tensor_list {
-    moei_st_tensor *tensor; /* [2 * n] m and v of each parameter that is trained */
+    moelm_st_tensor *tensor; /* [2 * n] m and v of each parameter that is trained */
     char (*name)[NAME_BYTES];
     size_t count;
 } tensor_list;
@@ -42,10 +42,10 @@ static void tensor_list_free(tensor_list *list) {
 
 static void add_moment(tensor_list *list, const moe_param *param, const char *prefix, const void *data) {
     char *name = list->name[list->count];
-    moei_st_tensor *tensor = &list->tensor[list->count++];
+    moelm_st_tensor *tensor = &list->tensor[list->count++];
     snprintf(name, NAME_BYTES, "%s.%s", prefix, param->name);
     tensor->name = name;
-    tensor->dtype = param->dtype == MOE_F64 ? MOEI_ST_F64 : MOEI_ST_F32;
+    tensor->dtype = param->dtype == MOE_F64 ? MOELM_ST_F64 : MOELM_ST_F32;
     tensor->n_dim = param->n_dim;
     for (int32_t d = 0; d < param->n_dim; ++d) tensor->dim[d] = param->dim[d];
     tensor->data = data;
@@ -71,19 +71,19 @@ static moe_status tensor_list_make(const moelm_optimizer *optimizer, tensor_list
 static moe_status write_optimizer(const char *path, const moelm_optimizer *optimizer, moe_error *error) {
     tensor_list list;
     MOEI_TRY(tensor_list_make(optimizer, &list, error));
-    moe_status status = moei_safetensors_write(path, list.tensor, list.count, NULL, 0, error);
+    moe_status status = moelm_safetensors_write(path, list.tensor, list.count, NULL, 0, error);
     tensor_list_free(&list);
     return status;
 }
 
-static moe_status read_tensors(const moei_safetensors *file, const char *path, const tensor_list *list,
+static moe_status read_tensors(const moelm_safetensors *file, const char *path, const tensor_list *list,
                                moe_error *error) {
     for (size_t i = 0; i < list->count; ++i) {
-        const moei_st_tensor *want = &list->tensor[i], *found;
-        MOEI_TRY(moei_safetensors_get(file, want->name, want->n_dim, want->dim, &found, error));
+        const moelm_st_tensor *want = &list->tensor[i], *found;
+        MOEI_TRY(moelm_safetensors_get(file, want->name, want->n_dim, want->dim, &found, error));
         if (found->dtype != want->dtype)
             return moei_error_set(error, MOE_ERR_INPUT, "%s: %s is %s, not %s", path, want->name,
-                                  moei_st_dtype_name(found->dtype), moei_st_dtype_name(want->dtype));
+                                  moelm_st_dtype_name(found->dtype), moelm_st_dtype_name(want->dtype));
         memcpy((void *)(uintptr_t)want->data, found->data, found->bytes);
     }
     return MOE_OK;
@@ -91,14 +91,14 @@ static moe_status read_tensors(const moei_safetensors *file, const char *path, c
 
 static moe_status read_optimizer(const char *path, const moelm_optimizer *optimizer, moe_error *error) {
     tensor_list list;
-    moei_safetensors *file;
-    MOEI_TRY(moei_safetensors_open(path, &file, error));
+    moelm_safetensors *file;
+    MOEI_TRY(moelm_safetensors_open(path, &file, error));
     moe_status status = tensor_list_make(optimizer, &list, error);
     if (status == MOE_OK) {
         status = read_tensors(file, path, &list, error);
         tensor_list_free(&list);
     }
-    moei_safetensors_close(file);
+    moelm_safetensors_close(file);
     return status;
 }
 
@@ -163,7 +163,7 @@ static moe_status write_state(const char *path, const moelm_train_state *s, moe_
         "text_sha256", s->text_sha256, "interval", "kept", counts_array(s->interval.kept, n), "dropped",
         counts_array(s->interval.dropped, n), "alarms", alarms_object(&s->alarms), "isa", s->isa);
     if (!root) return no_memory(path, error);
-    moe_status status = moei_json_save(path, root, error);
+    moe_status status = moelm_json_save(path, root, error);
     json_decref(root);
     return status;
 }
@@ -171,7 +171,7 @@ static moe_status write_state(const char *path, const moelm_train_state *s, moe_
 static moe_status read_counts(const json_t *object, const char *where, const char *key, uint64_t *count,
                               int64_t n, moe_error *error) {
     json_t *array;
-    MOEI_TRY(moei_json_get_array(object, where, key, &array, error));
+    MOEI_TRY(moelm_json_get_array(object, where, key, &array, error));
     if (json_array_size(array) != (size_t)n)
         return moei_error_set(error, MOE_ERR_INPUT, "%s: %s has %zu entries; this model needs %lld", where,
                               key, json_array_size(array), (long long)n);
@@ -189,7 +189,7 @@ static moe_status read_interval(const json_t *root, const char *path, moelm_load
                                 moe_error *error) {
     json_t *object;
     int64_t n = interval->first[interval->n_layers];
-    MOEI_TRY(moei_json_get_object(root, path, "interval", &object, error));
+    MOEI_TRY(moelm_json_get_object(root, path, "interval", &object, error));
     MOEI_TRY(read_counts(object, path, "kept", interval->kept, n, error));
     return read_counts(object, path, "dropped", interval->dropped, n, error);
 }
@@ -197,7 +197,7 @@ static moe_status read_interval(const json_t *root, const char *path, moelm_load
 static moe_status read_alarms(const json_t *root, const char *path, const moelm_alarms *alarms,
                               moe_error *error) {
     json_t *object;
-    MOEI_TRY(moei_json_get_object(root, path, "alarms", &object, error));
+    MOEI_TRY(moelm_json_get_object(root, path, "alarms", &object, error));
     MOEI_TRY(read_counts(object, path, "silent", alarms->silent, alarms->n_experts, error));
     MOEI_TRY(read_counts(object, path, "entropy", alarms->even, alarms->n_layers, error));
     return read_counts(object, path, "dropped", alarms->dropped, alarms->n_layers, error);
@@ -206,7 +206,7 @@ static moe_status read_alarms(const json_t *root, const char *path, const moelm_
 static moe_status check_hash(const json_t *root, const char *path, const char *key, const char *expect,
                              const char *advice, moe_error *error) {
     const char *found;
-    MOEI_TRY(moei_json_get_string(root, path, key, &found, error));
+    MOEI_TRY(moelm_json_get_string(root, path, key, &found, error));
     if (strcmp(found, expect) == 0) return MOE_OK;
     return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: %s", path, advice);
 }
@@ -215,7 +215,7 @@ static moe_status check_hash(const json_t *root, const char *path, const char *k
 static moe_status check_isa(const json_t *root, const char *path, const moelm_train_state *s,
                             moe_error *error) {
     const char *found;
-    MOEI_TRY(moei_json_get_string(root, path, "isa", &found, error));
+    MOEI_TRY(moelm_json_get_string(root, path, "isa", &found, error));
     if (s->any_isa || strcmp(found, s->isa) == 0) return MOE_OK;
     return moei_error_set(
         error, MOE_ERR_ARGUMENT,
@@ -227,26 +227,26 @@ static moe_status check_isa(const json_t *root, const char *path, const moelm_tr
 
 static moe_status read_state(const json_t *root, const char *path, moelm_train_state *s, moe_error *error) {
     int64_t schema, seed;
-    MOEI_TRY(moei_json_get_int(root, path, "schema", SCHEMA, SCHEMA, &schema, error));
+    MOEI_TRY(moelm_json_get_int(root, path, "schema", SCHEMA, SCHEMA, &schema, error));
     MOEI_TRY(check_hash(root, path, "config_sha256", s->config_sha256,
                         "was written under other settings than this run's config.resolved.yaml says", error));
     MOEI_TRY(check_hash(root, path, "text_sha256", s->text_sha256,
                         "was trained on another text; data.train has changed since", error));
     MOEI_TRY(check_isa(root, path, s, error));
-    MOEI_TRY(moei_json_get_int(root, path, "seed", 0, INT64_MAX, &seed, error));
-    MOEI_TRY(moei_json_get_int(root, path, "step", 1, INT64_MAX, &s->step, error));
-    MOEI_TRY(moei_json_get_int(root, path, "tokens", 1, INT64_MAX, &s->tokens, error));
-    MOEI_TRY(moei_json_get_real(root, path, "elapsed_s", &s->elapsed_s, error));
-    MOEI_TRY(moei_json_get_bool(root, path, "finished", &s->finished, error));
+    MOEI_TRY(moelm_json_get_int(root, path, "seed", 0, INT64_MAX, &seed, error));
+    MOEI_TRY(moelm_json_get_int(root, path, "step", 1, INT64_MAX, &s->step, error));
+    MOEI_TRY(moelm_json_get_int(root, path, "tokens", 1, INT64_MAX, &s->tokens, error));
+    MOEI_TRY(moelm_json_get_real(root, path, "elapsed_s", &s->elapsed_s, error));
+    MOEI_TRY(moelm_json_get_bool(root, path, "finished", &s->finished, error));
     s->eval_bits_per_byte = NAN;
-    MOEI_TRY(moei_json_opt_real(root, path, "eval_bits_per_byte", &s->eval_bits_per_byte, error));
+    MOEI_TRY(moelm_json_opt_real(root, path, "eval_bits_per_byte", &s->eval_bits_per_byte, error));
     MOEI_TRY(read_interval(root, path, &s->interval, error));
     return read_alarms(root, path, &s->alarms, error);
 }
 
 static moe_status load_state(const char *path, moelm_train_state *state, moe_error *error) {
     json_t *root;
-    MOEI_TRY(moei_json_load(path, &root, error));
+    MOEI_TRY(moelm_json_load(path, &root, error));
     moe_status status = read_state(root, path, state, error);
     json_decref(root);
     return status;
@@ -257,7 +257,8 @@ static moe_status load_state(const char *path, moelm_train_state *state, moe_err
 static moe_status write_files(const char *dir, moe_lm *lm, const moelm_optimizer *optimizer,
                               const moelm_train_state *state, moe_error *error) {
     MOEI_TRY(from_ctx(optimizer, moelm_checkpoint_write(lm, dir), error));
-    char *moments = moei_path_join(dir, "optimizer.safetensors"), *json = moei_path_join(dir, "trainer.json");
+    char *moments = moelm_path_join(dir, "optimizer.safetensors"),
+         *json = moelm_path_join(dir, "trainer.json");
     moe_status status = moments && json ? MOE_OK : no_memory(dir, error);
     if (status == MOE_OK) status = write_optimizer(moments, optimizer, error);
     if (status == MOE_OK) status = write_state(json, state, error);
@@ -268,18 +269,18 @@ static moe_status write_files(const char *dir, moe_lm *lm, const moelm_optimizer
 
 moe_status moelm_snapshot_save(const char *path, moe_lm *lm, const moelm_optimizer *optimizer,
                                const moelm_train_state *state, moe_error *error) {
-    moei_publish *publish;
-    MOEI_TRY(moei_publish_begin(path, &publish, error));
-    moe_status status = write_files(moei_publish_path(publish), lm, optimizer, state, error);
-    if (status == MOE_OK) return moei_publish_commit(publish, error);
-    moei_publish_abort(publish);
+    moelm_publish *publish;
+    MOEI_TRY(moelm_publish_begin(path, &publish, error));
+    moe_status status = write_files(moelm_publish_path(publish), lm, optimizer, state, error);
+    if (status == MOE_OK) return moelm_publish_commit(publish, error);
+    moelm_publish_abort(publish);
     return status;
 }
 
 moe_status moelm_snapshot_load(const char *path, const moelm_optimizer *optimizer, moelm_train_state *state,
                                moe_error *error) {
-    char *moments = moei_path_join(path, "optimizer.safetensors");
-    char *json = moei_path_join(path, "trainer.json");
+    char *moments = moelm_path_join(path, "optimizer.safetensors");
+    char *json = moelm_path_join(path, "trainer.json");
     moe_status status = moments && json ? MOE_OK : no_memory(path, error);
     if (status == MOE_OK) status = load_state(json, state, error);
     if (status == MOE_OK) status = read_model(path, optimizer, error);

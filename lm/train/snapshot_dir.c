@@ -44,7 +44,7 @@ static int newest_first(const void *a, const void *b) {
 moe_status moelm_snapshot_list(const char *run_dir, int64_t **step, size_t *count, moe_error *error) {
     *step = NULL;
     *count = 0;
-    char *path = moei_path_join(run_dir, "checkpoints");
+    char *path = moelm_path_join(run_dir, "checkpoints");
     if (!path) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", run_dir);
     DIR *dir = opendir(path);
     moe_status status = MOE_OK;
@@ -87,7 +87,7 @@ moe_status moe_lm_newest_checkpoint(const char *run_dir, char *path, size_t size
 static moe_status disown(const char *run_dir, int64_t step, moe_error *error) {
     char path[4096];
     MOEI_TRY(moelm_snapshot_path(run_dir, step, path, sizeof path, error));
-    char *temp = moei_path_temp(path);
+    char *temp = moelm_path_temp(path);
     if (!temp) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", path);
     moe_status status = MOE_OK;
     if (rename(path, temp) != 0)
@@ -110,16 +110,16 @@ moe_status moelm_snapshot_set_aside(const char *run_dir, int64_t step, moe_error
     char path[4096], aside[4096 + 16];
     MOEI_TRY(moelm_snapshot_path(run_dir, step, path, sizeof path, error));
     snprintf(aside, sizeof aside, "%s.damaged", path);
-    for (int i = 1; moei_file_exists(aside) && i < 1000; ++i)
+    for (int i = 1; moelm_file_exists(aside) && i < 1000; ++i)
         snprintf(aside, sizeof aside, "%s.damaged-%d", path, i);
     if (rename(path, aside) == 0) return MOE_OK;
     return moei_error_set(error, MOE_ERR_IO, "%s: cannot be renamed %s: %s", path, aside, strerror(errno));
 }
 
 moe_status moelm_snapshot_sweep(const char *run_dir, moe_error *error) {
-    char *path = moei_path_join(run_dir, "checkpoints");
+    char *path = moelm_path_join(run_dir, "checkpoints");
     if (!path) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", run_dir);
-    moe_status status = moei_publish_sweep(path, is_checkpoint, NULL, error);
+    moe_status status = moelm_publish_sweep(path, is_checkpoint, NULL, error);
     free(path);
     return status;
 }

@@ -53,7 +53,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     json_t *root = NULL;
     const moelm_family *family = NULL;
     moe_error error = {.text = ""};
-    if (moei_json_parse("config.json", data, size, &root, &error) != MOE_OK) {
+    if (moelm_json_parse("config.json", data, size, &root, &error) != MOE_OK) {
         if (root || error.text[0] == '\0') abort();
         return 0;
     }

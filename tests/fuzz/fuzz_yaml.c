@@ -9,22 +9,22 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 typedef struct pairs {
-    moei_yaml_pair *pairs;
+    moelm_yaml_pair *pairs;
     size_t count;
 } pairs;
 
 static moe_status collect(void *user, const char *key, const char *value, int line, int column) {
     pairs *into = user;
     if (line < 1 || column < 1) abort();
-    moei_yaml_pair *grown = realloc(into->pairs, (into->count + 1) * sizeof *grown);
+    moelm_yaml_pair *grown = realloc(into->pairs, (into->count + 1) * sizeof *grown);
     if (!grown) return MOE_ERR_MEMORY;
-    grown[into->count++] = (moei_yaml_pair){.key = strdup(key), .value = strdup(value)};
+    grown[into->count++] = (moelm_yaml_pair){.key = strdup(key), .value = strdup(value)};
     into->pairs = grown;
     return MOE_OK;
 }
 
 static int compare(const void *a, const void *b) {
-    return strcmp(((const moei_yaml_pair *)a)->key, ((const moei_yaml_pair *)b)->key);
+    return strcmp(((const moelm_yaml_pair *)a)->key, ((const moelm_yaml_pair *)b)->key);
 }
 
 static void release(pairs *read) {
@@ -38,8 +38,8 @@ static void release(pairs *read) {
 static void check_round_trip(pairs *first) {
     pairs second = {0};
     char *text = NULL;
-    if (moei_yaml_format(first->pairs, first->count, &text, NULL) != MOE_OK) abort();
-    if (moei_yaml_parse("again", text, strlen(text), collect, &second, NULL) != MOE_OK) abort();
+    if (moelm_yaml_format(first->pairs, first->count, &text, NULL) != MOE_OK) abort();
+    if (moelm_yaml_parse("again", text, strlen(text), collect, &second, NULL) != MOE_OK) abort();
     if (first->count != second.count) abort();
     if (first->count > 0) qsort(first->pairs, first->count, sizeof *first->pairs, compare);
     if (second.count > 0) qsort(second.pairs, second.count, sizeof *second.pairs, compare);
@@ -54,7 +54,7 @@ static void check_round_trip(pairs *first) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     pairs read = {0};
     moe_error error = {.text = ""};
-    moe_status status = moei_yaml_parse("fuzz", data, size, collect, &read, &error);
+    moe_status status = moelm_yaml_parse("fuzz", data, size, collect, &read, &error);
     if (status == MOE_OK)
         check_round_trip(&read);
     else if (read.count > 0 || error.text[0] == '\0')

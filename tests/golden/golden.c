@@ -27,15 +27,15 @@ static const golden_system systems[] = {
 };
 
 /* Whether a tensor is called "name/...". */
-static bool belongs(const moei_st_tensor *tensor, const char *name) {
+static bool belongs(const moelm_st_tensor *tensor, const char *name) {
     size_t length = strlen(name);
     return strncmp(tensor->name, name, length) == 0 && tensor->name[length] == '/';
 }
 
-static void collect_tensors(golden_case *c, const moei_safetensors *file) {
-    c->tensor = golden_alloc(c, moei_safetensors_count(file), sizeof *c->tensor);
-    for (size_t i = 0; i < moei_safetensors_count(file); ++i) {
-        const moei_st_tensor *tensor = moei_safetensors_at(file, i);
+static void collect_tensors(golden_case *c, const moelm_safetensors *file) {
+    c->tensor = golden_alloc(c, moelm_safetensors_count(file), sizeof *c->tensor);
+    for (size_t i = 0; i < moelm_safetensors_count(file); ++i) {
+        const moelm_st_tensor *tensor = moelm_safetensors_at(file, i);
         if (!belongs(tensor, c->name)) continue;
         int64_t count = 1;
         for (int32_t j = 0; j < tensor->n_dim; ++j) count *= tensor->dim[j];
@@ -81,14 +81,14 @@ static void close_case(golden_case *c) {
 }
 
 /* Returns whether the case passed. */
-static bool run_case(const moei_safetensors *file, const char *name, const char *options) {
+static bool run_case(const moelm_safetensors *file, const char *name, const char *options) {
     golden_case c = {.name = name};
     moe_error error = {0};
     const moe_ctx_desc desc = {.size = sizeof desc, .seed = 1};
     collect_tensors(&c, file);
     if (!options)
         golden_fail(&c, "no metadata for these tensors");
-    else if (moei_json_parse(name, options, strlen(options), &c.option, &error) != MOE_OK ||
+    else if (moelm_json_parse(name, options, strlen(options), &c.option, &error) != MOE_OK ||
              moe_ctx_create(&desc, &c.ctx, &error) != MOE_OK)
         golden_fail(&c, "%s", error.text);
     else if (!json_is_object(c.option))
@@ -102,21 +102,21 @@ static bool run_case(const moei_safetensors *file, const char *name, const char 
 }
 
 /* Metadata that is no case: a word about the file that no tensor is named after. */
-static bool is_remark(const moei_safetensors *file, moei_st_pair pair) {
-    for (size_t i = 0; i < moei_safetensors_count(file); ++i)
-        if (belongs(moei_safetensors_at(file, i), pair.key)) return false;
+static bool is_remark(const moelm_safetensors *file, moelm_st_pair pair) {
+    for (size_t i = 0; i < moelm_safetensors_count(file); ++i)
+        if (belongs(moelm_safetensors_at(file, i), pair.key)) return false;
     return pair.value[0] != '{';
 }
 
 /* Tensors that no metadata speaks of, once for each name before their slash. */
-static int count_orphans(const moei_safetensors *file) {
+static int count_orphans(const moelm_safetensors *file) {
     int n_failed = 0;
     char last[300] = "";
-    for (size_t i = 0; i < moei_safetensors_count(file); ++i) {
-        const char *name = moei_safetensors_at(file, i)->name;
+    for (size_t i = 0; i < moelm_safetensors_count(file); ++i) {
+        const char *name = moelm_safetensors_at(file, i)->name;
         char head[300];
         snprintf(head, sizeof head, "%.*s", (int)strcspn(name, "/"), name);
-        if (strcmp(head, last) == 0 || moei_safetensors_metadata(file, head)) continue;
+        if (strcmp(head, last) == 0 || moelm_safetensors_metadata(file, head)) continue;
         memcpy(last, head, sizeof last);
         run_case(file, head, NULL);
         ++n_failed;
@@ -131,22 +131,22 @@ int main(int argc, char **argv) {
         return MOE_ERR_ARGUMENT;
     }
     for (int f = 1; f < argc; ++f) {
-        moei_safetensors *file = NULL;
+        moelm_safetensors *file = NULL;
         moe_error error = {0};
-        if (moei_safetensors_open(argv[f], &file, &error) != MOE_OK) {
+        if (moelm_safetensors_open(argv[f], &file, &error) != MOE_OK) {
             printf("FAIL %s\n", error.text);
             ++failed;
             continue;
         }
-        for (size_t i = 0; i < moei_safetensors_metadata_count(file); ++i) {
-            const moei_st_pair pair = moei_safetensors_metadata_at(file, i);
+        for (size_t i = 0; i < moelm_safetensors_metadata_count(file); ++i) {
+            const moelm_st_pair pair = moelm_safetensors_metadata_at(file, i);
             if (is_remark(file, pair))
                 printf("     %s: no case: \"%s\"\n", pair.key, pair.value);
             else
                 ++*(run_case(file, pair.key, pair.value) ? &passed : &failed);
         }
         failed += count_orphans(file);
-        moei_safetensors_close(file);
+        moelm_safetensors_close(file);
     }
     printf("%d passed, %d failed\n", passed, failed);
     return failed > 0;

@@ -15,7 +15,7 @@ enum { GOLDEN_LAYERS = 8, GOLDEN_TEXT = 1000 };
 
 /* 1. Numbers of the file, as f64 whatever they are stored as. */
 typedef struct golden_tensor {
-    const moei_st_tensor *recorded;
+    const moelm_st_tensor *recorded;
     double *value; /* NULL until somebody asks */
     int64_t count;
     bool used;

@@ -143,7 +143,7 @@ bool golden_options_done(golden_case *c) {
 
 /* --- tensors ------------------------------------------------------------------------------------------ */
 
-static double element(const moei_st_tensor *tensor, int64_t i) {
+static double element(const moelm_st_tensor *tensor, int64_t i) {
     union {
         double f64;
         float f32;
@@ -151,32 +151,32 @@ static double element(const moei_st_tensor *tensor, int64_t i) {
         int32_t i32;
         uint8_t u8;
     } number;
-    memcpy(&number, (const char *)tensor->data + (size_t)i * moei_st_dtype_bytes(tensor->dtype),
-           moei_st_dtype_bytes(tensor->dtype));
+    memcpy(&number, (const char *)tensor->data + (size_t)i * moelm_st_dtype_bytes(tensor->dtype),
+           moelm_st_dtype_bytes(tensor->dtype));
     switch (tensor->dtype) {
-    case MOEI_ST_F64:
+    case MOELM_ST_F64:
         return number.f64;
-    case MOEI_ST_F32:
+    case MOELM_ST_F32:
         return (double)number.f32;
-    case MOEI_ST_I64:
+    case MOELM_ST_I64:
         return (double)number.i64;
-    case MOEI_ST_I32:
+    case MOELM_ST_I32:
         return (double)number.i32;
     default:
         return (double)number.u8;
     }
 }
 
-static bool is_readable(moei_st_dtype dtype) {
-    return dtype == MOEI_ST_F64 || dtype == MOEI_ST_F32 || dtype == MOEI_ST_I64 || dtype == MOEI_ST_I32 ||
-           dtype == MOEI_ST_U8 || dtype == MOEI_ST_BOOL;
+static bool is_readable(moelm_st_dtype dtype) {
+    return dtype == MOELM_ST_F64 || dtype == MOELM_ST_F32 || dtype == MOELM_ST_I64 || dtype == MOELM_ST_I32 ||
+           dtype == MOELM_ST_U8 || dtype == MOELM_ST_BOOL;
 }
 
 static void read_values(golden_case *c, golden_tensor *tensor) {
     tensor->value = golden_alloc(c, (size_t)tensor->count, sizeof *tensor->value);
     if (!is_readable(tensor->recorded->dtype)) {
         golden_fail(c, "tensor '%s' is of dtype %s, which is not read here", tensor->recorded->name,
-                    moei_st_dtype_name(tensor->recorded->dtype));
+                    moelm_st_dtype_name(tensor->recorded->dtype));
         return;
     }
     for (int64_t i = 0; i < tensor->count; ++i) tensor->value[i] = element(tensor->recorded, i);

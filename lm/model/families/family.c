@@ -20,7 +20,7 @@ const moelm_family *moelm_family_of(const moe_lm_config *config) {
 
 static moe_status find_family(const json_t *root, const moelm_family **family, moe_error *error) {
     const char *type;
-    MOEI_TRY(moei_json_get_string(root, "config.json", "model_type", &type, error));
+    MOEI_TRY(moelm_json_get_string(root, "config.json", "model_type", &type, error));
     for (size_t i = 0; i < sizeof families / sizeof *families; ++i)
         if (strcmp(type, families[i]->model_type) == 0) {
             *family = families[i];

@@ -91,10 +91,10 @@ static moe_status read_limits(const json_t *root, const moe_lm_config *config, m
     double dropout = 0;
     int64_t window = INT64_MAX;
     json_t *scaling = NULL;
-    MOEI_TRY(moei_json_opt_string(root, "config.json", "hidden_act", &act, error));
-    MOEI_TRY(moei_json_opt_real(root, "config.json", "attention_dropout", &dropout, error));
-    MOEI_TRY(moei_json_opt_int(root, "config.json", "sliding_window", 1, INT64_MAX, &window, error));
-    MOEI_TRY(moei_json_opt_object(root, "config.json", "rope_scaling", &scaling, error));
+    MOEI_TRY(moelm_json_opt_string(root, "config.json", "hidden_act", &act, error));
+    MOEI_TRY(moelm_json_opt_real(root, "config.json", "attention_dropout", &dropout, error));
+    MOEI_TRY(moelm_json_opt_int(root, "config.json", "sliding_window", 1, INT64_MAX, &window, error));
+    MOEI_TRY(moelm_json_opt_object(root, "config.json", "rope_scaling", &scaling, error));
     if (strcmp(act, "silu") != 0) return refuse("this hidden_act", "'silu' is", error);
     if (dropout != 0) return refuse("attention_dropout", "0 is", error);
     if (window < config->model.context)
@@ -108,11 +108,11 @@ static moe_status read_rope(const json_t *root, moe_lm_config *config, moe_error
     json_t *rope = NULL;
     const char *type = "default";
     double theta = 1e6;
-    MOEI_TRY(moei_json_opt_real(root, "config.json", "rope_theta", &theta, error));
-    MOEI_TRY(moei_json_opt_object(root, "config.json", "rope_parameters", &rope, error));
+    MOEI_TRY(moelm_json_opt_real(root, "config.json", "rope_theta", &theta, error));
+    MOEI_TRY(moelm_json_opt_object(root, "config.json", "rope_parameters", &rope, error));
     if (rope) {
-        MOEI_TRY(moei_json_opt_real(rope, "config.json: rope_parameters", "rope_theta", &theta, error));
-        MOEI_TRY(moei_json_opt_string(rope, "config.json: rope_parameters", "rope_type", &type, error));
+        MOEI_TRY(moelm_json_opt_real(rope, "config.json: rope_parameters", "rope_theta", &theta, error));
+        MOEI_TRY(moelm_json_opt_string(rope, "config.json: rope_parameters", "rope_type", &type, error));
     }
     if (strcmp(type, "default") != 0) return refuse("this rope_type", "'default' is", error);
     json_t *value = json_real(theta);
@@ -140,14 +140,14 @@ static moe_status read_fields(const json_t *root, moe_lm_config *config, moe_err
 
 static moe_status read_losses(const json_t *root, moe_lm_config *config, moe_error *error) {
     double coef = 0.001; /* transformers' own default */
-    MOEI_TRY(moei_json_opt_real(root, "config.json", "router_aux_loss_coef", &coef, error));
+    MOEI_TRY(moelm_json_opt_real(root, "config.json", "router_aux_loss_coef", &coef, error));
     json_t *value = json_real(coef * loss_scale(config));
     moe_status status = moelm_family_set(config, "moe.aux_loss_coeff", value, error);
     json_decref(value);
     MOEI_TRY(status);
     MOEI_TRY(moe_lm_config_set(config, "moe.z_loss_coeff", "0", "config.json", error));
     json_t *ours = NULL;
-    MOEI_TRY(moei_json_opt_object(root, "config.json", "moekit", &ours, error));
+    MOEI_TRY(moelm_json_opt_object(root, "config.json", "moekit", &ours, error));
     for (size_t i = 0; ours && i < COUNT(extra); ++i) {
         const json_t *field = json_object_get(ours, extra[i]);
         if (field) MOEI_TRY(moelm_family_set(config, extra[i], field, error));

@@ -17,7 +17,7 @@ static bool fits(const moe_lm_config *config) {
 static moe_status read_section(const json_t *root, const char *section, moe_lm_config *config,
                                moe_error *error) {
     json_t *object;
-    MOEI_TRY(moei_json_get_object(root, "config.json", section, &object, error));
+    MOEI_TRY(moelm_json_get_object(root, "config.json", section, &object, error));
     const char *name;
     json_t *value;
     json_object_foreach(object, name, value) {

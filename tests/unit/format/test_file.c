@@ -18,19 +18,19 @@ static void test_read_back(void **state) {
     unsigned char wrote[5000];
     scratch_fill(wrote, sizeof wrote, 1);
     moe_error error;
-    assert_ok(moei_file_write(path, wrote, sizeof wrote, &error), &error);
+    assert_ok(moelm_file_write(path, wrote, sizeof wrote, &error), &error);
     char *data;
     size_t bytes;
-    assert_ok(moei_file_read(path, 1, any_size, &data, &bytes, &error), &error);
+    assert_ok(moelm_file_read(path, 1, any_size, &data, &bytes, &error), &error);
     assert_int_equal(bytes, sizeof wrote);
     assert_memory_equal(data, wrote, sizeof wrote);
     assert_int_equal(data[bytes], '\0');
     free(data);
-    moei_file_map map;
-    assert_ok(moei_file_map_open(path, &map, &error), &error);
+    moelm_file_map map;
+    assert_ok(moelm_file_map_open(path, &map, &error), &error);
     assert_int_equal(map.bytes, sizeof wrote);
     assert_memory_equal(map.data, wrote, sizeof wrote);
-    moei_file_map_close(&map);
+    moelm_file_map_close(&map);
     assert_int_equal(scratch_count(*state), 1); /* no temporary file stays */
     free(path);
 }
@@ -40,24 +40,25 @@ static void test_read_refuses(void **state) {
     char *data = NULL;
     size_t bytes;
     moe_error error;
-    assert_fails(moei_file_read(path, 1, any_size, &data, &bytes, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_file_read(path, 1, any_size, &data, &bytes, &error), MOE_ERR_INPUT, &error,
                  "No such file");
     assert_non_null(strstr(error.text, path));
     scratch_put(path, "", 0);
-    assert_fails(moei_file_read(path, 1, any_size, &data, &bytes, &error), MOE_ERR_INPUT, &error, "is empty");
+    assert_fails(moelm_file_read(path, 1, any_size, &data, &bytes, &error), MOE_ERR_INPUT, &error,
+                 "is empty");
     scratch_put(path, "12345", 5);
-    assert_fails(moei_file_read(path, 1, 4, &data, &bytes, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_file_read(path, 1, 4, &data, &bytes, &error), MOE_ERR_INPUT, &error,
                  "5 bytes, at most 4");
-    assert_fails(moei_file_read(path, 6, 9, &data, &bytes, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_file_read(path, 6, 9, &data, &bytes, &error), MOE_ERR_INPUT, &error,
                  "5 bytes, at least 6");
-    assert_fails(moei_file_read(*state, 1, any_size, &data, &bytes, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_file_read(*state, 1, any_size, &data, &bytes, &error), MOE_ERR_INPUT, &error,
                  "is a directory");
     assert_int_equal(mkfifo(fifo, 0600), 0);
-    assert_fails(moei_file_read(fifo, 1, any_size, &data, &bytes, &error), MOE_ERR_INPUT, &error, "pipe");
-    moei_file_map map;
-    assert_fails(moei_file_map_open(*state, &map, &error), MOE_ERR_INPUT, &error, "is a directory");
+    assert_fails(moelm_file_read(fifo, 1, any_size, &data, &bytes, &error), MOE_ERR_INPUT, &error, "pipe");
+    moelm_file_map map;
+    assert_fails(moelm_file_map_open(*state, &map, &error), MOE_ERR_INPUT, &error, "is a directory");
     assert_null(data);
-    assert_int_equal(moei_file_read(path, 1, 4, &data, &bytes, NULL), MOE_ERR_INPUT);
+    assert_int_equal(moelm_file_read(path, 1, 4, &data, &bytes, NULL), MOE_ERR_INPUT);
     free(path);
     free(fifo);
 }
@@ -67,30 +68,30 @@ static void test_empty_file(void **state) {
     char *data;
     size_t bytes = 9;
     moe_error error;
-    assert_ok(moei_file_write(path, "", 0, &error), &error);
-    assert_ok(moei_file_read(path, 0, any_size, &data, &bytes, &error), &error);
+    assert_ok(moelm_file_write(path, "", 0, &error), &error);
+    assert_ok(moelm_file_read(path, 0, any_size, &data, &bytes, &error), &error);
     assert_int_equal(bytes, 0);
     free(data);
-    moei_file_map map;
-    assert_ok(moei_file_map_open(path, &map, &error), &error);
+    moelm_file_map map;
+    assert_ok(moelm_file_map_open(path, &map, &error), &error);
     assert_int_equal(map.bytes, 0);
     assert_non_null(map.data);
-    moei_file_map_close(&map);
+    moelm_file_map_close(&map);
     free(path);
 }
 
 static void test_abort_keeps_the_old(void **state) {
     char *path = scratch_path(state, "a.txt");
     moe_error error;
-    moei_file_writer *writer;
+    moelm_file_writer *writer;
     scratch_put(path, "old", 3);
-    assert_ok(moei_file_writer_open(path, 0, &writer, &error), &error);
-    assert_ok(moei_file_writer_put(writer, "new bytes", 9, &error), &error);
+    assert_ok(moelm_file_writer_open(path, 0, &writer, &error), &error);
+    assert_ok(moelm_file_writer_put(writer, "new bytes", 9, &error), &error);
     assert_file_holds(path, "old", 3);
-    moei_file_writer_abort(writer);
+    moelm_file_writer_abort(writer);
     assert_file_holds(path, "old", 3);
     assert_int_equal(scratch_count(*state), 1);
-    moei_file_writer_abort(NULL);
+    moelm_file_writer_abort(NULL);
     free(path);
 }
 
@@ -101,14 +102,14 @@ static void test_disk_full(void **state) {
     scratch_fill(big, sizeof big, 2);
     scratch_put(path, "old", 3);
     scratch_disk_full(40000);
-    moe_status status = moei_file_write(path, big, sizeof big, &error);
+    moe_status status = moelm_file_write(path, big, sizeof big, &error);
     scratch_disk_normal();
     assert_int_equal(status, MOE_ERR_IO);
     assert_non_null(strstr(error.text, path));
     assert_non_null(strstr(error.text, "after 40000 bytes: File too large; 100000 bytes are needed"));
     assert_file_holds(path, "old", 3);
     assert_int_equal(scratch_count(*state), 1);
-    assert_ok(moei_file_write(path, big, sizeof big, &error), &error);
+    assert_ok(moelm_file_write(path, big, sizeof big, &error), &error);
     assert_file_holds(path, big, sizeof big);
     free(path);
 }
@@ -117,9 +118,9 @@ static void test_device_full(void **state) {
     (void)state;
     moe_error error;
     if (access("/dev/full", W_OK) != 0) skip();
-    assert_fails(moei_file_write("/dev/full", "abc", 3, &error), MOE_ERR_IO, &error,
+    assert_fails(moelm_file_write("/dev/full", "abc", 3, &error), MOE_ERR_IO, &error,
                  "/dev/full: writing failed after 0 bytes: No space left on device; 3 bytes are needed");
-    assert_ok(moei_file_write("/dev/null", "abc", 3, &error), &error);
+    assert_ok(moelm_file_write("/dev/null", "abc", 3, &error), &error);
     struct stat info;
     assert_int_equal(stat("/dev/null", &info), 0);
     assert_true(S_ISCHR(info.st_mode)); /* written to, not replaced */
@@ -148,20 +149,20 @@ static bool make_own_mounts(void) {
 static int use_small_disk(const char *dir) {
     char path[1000], data[4096];
     moe_error error;
-    moei_file_writer *writer;
+    moelm_file_writer *writer;
     if (!make_own_mounts()) return 77;
     if (mount("tmpfs", dir, "tmpfs", 0, "size=64k") != 0) return 77;
     snprintf(path, sizeof path, "%s/a.bin", dir);
     scratch_fill(data, sizeof data, 3);
-    if (moei_file_writer_open(path, 1 << 20, &writer, &error) != MOE_ERR_IO) return 1;
+    if (moelm_file_writer_open(path, 1 << 20, &writer, &error) != MOE_ERR_IO) return 1;
     if (!strstr(error.text, "1048576 bytes are needed, its file system has 65536 free")) return 2;
-    if (moei_file_writer_open(path, 0, &writer, &error) != MOE_OK) return 3;
+    if (moelm_file_writer_open(path, 0, &writer, &error) != MOE_OK) return 3;
     moe_status status = MOE_OK;
     for (int i = 0; i < 100 && status == MOE_OK; i++)
-        status = moei_file_writer_put(writer, data, sizeof data, &error);
-    moei_file_writer_abort(writer);
+        status = moelm_file_writer_put(writer, data, sizeof data, &error);
+    moelm_file_writer_abort(writer);
     if (status != MOE_ERR_IO || !strstr(error.text, "No space left on device")) return 4;
-    return moei_file_exists(path) ? 5 : 0;
+    return moelm_file_exists(path) ? 5 : 0;
 }
 
 static void test_small_file_system(void **state) {
@@ -184,12 +185,12 @@ static void test_cannot_write_there(void **state) {
     char *missing = scratch_path(state, "no/such/dir/a.txt");
     moe_error error;
     scratch_put(file, "x", 1);
-    assert_fails(moei_file_write(below, "abc", 3, &error), MOE_ERR_IO, &error, "Not a directory");
+    assert_fails(moelm_file_write(below, "abc", 3, &error), MOE_ERR_IO, &error, "Not a directory");
     assert_non_null(strstr(error.text, below));
-    assert_fails(moei_file_write(missing, "abc", 3, &error), MOE_ERR_IO, &error, "No such file");
-    assert_fails(moei_file_write(*state, "abc", 3, &error), MOE_ERR_IO, &error, "is a directory");
-    assert_fails(moei_dir_make(below, &error), MOE_ERR_IO, &error, "Not a directory");
-    assert_fails(moei_dir_make(file, &error), MOE_ERR_IO, &error, "Not a directory");
+    assert_fails(moelm_file_write(missing, "abc", 3, &error), MOE_ERR_IO, &error, "No such file");
+    assert_fails(moelm_file_write(*state, "abc", 3, &error), MOE_ERR_IO, &error, "is a directory");
+    assert_fails(moelm_dir_make(below, &error), MOE_ERR_IO, &error, "Not a directory");
+    assert_fails(moelm_dir_make(file, &error), MOE_ERR_IO, &error, "Not a directory");
     free(file);
     free(below);
     free(missing);
@@ -198,22 +199,22 @@ static void test_cannot_write_there(void **state) {
 static void test_make_dirs(void **state) {
     char *path = scratch_path(state, "a//b/c/");
     moe_error error;
-    assert_false(moei_dir_exists(path));
-    assert_ok(moei_dir_make(path, &error), &error);
-    assert_true(moei_dir_exists(path));
-    assert_ok(moei_dir_make(path, &error), &error);
-    assert_ok(moei_dir_make("/", &error), &error);
-    assert_ok(moei_dir_make(".", &error), &error);
+    assert_false(moelm_dir_exists(path));
+    assert_ok(moelm_dir_make(path, &error), &error);
+    assert_true(moelm_dir_exists(path));
+    assert_ok(moelm_dir_make(path, &error), &error);
+    assert_ok(moelm_dir_make("/", &error), &error);
+    assert_ok(moelm_dir_make(".", &error), &error);
     free(path);
 }
 
 static void test_space(void **state) {
     char *path = scratch_path(state, "not/there/yet");
     moe_error error;
-    assert_ok(moei_file_check_space(path, 1, &error), &error);
-    assert_fails(moei_file_check_space(path, UINT64_MAX, &error), MOE_ERR_IO, &error,
+    assert_ok(moelm_file_check_space(path, 1, &error), &error);
+    assert_fails(moelm_file_check_space(path, UINT64_MAX, &error), MOE_ERR_IO, &error,
                  "18446744073709551615 bytes are needed");
-    assert_ok(moei_file_check_space("", 1, &error), &error);
+    assert_ok(moelm_file_check_space("", 1, &error), &error);
     free(path);
 }
 
@@ -230,12 +231,12 @@ static void test_paths(void **state) {
         {"//a",  "/"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        char *parent = moei_path_parent(rows[i][0]);
+        char *parent = moelm_path_parent(rows[i][0]);
         assert_string_equal(parent, rows[i][1]);
         free(parent);
     }
-    char *joined = moei_path_join("a", "b"), *slashed = moei_path_join("a/", "b"),
-         *bare = moei_path_join("", "b");
+    char *joined = moelm_path_join("a", "b"), *slashed = moelm_path_join("a/", "b"),
+         *bare = moelm_path_join("", "b");
     assert_string_equal(joined, "a/b");
     assert_string_equal(slashed, "a/b");
     assert_string_equal(bare, "b");
@@ -246,17 +247,17 @@ static void test_paths(void **state) {
 
 /* In a container every run may have the same process number. */
 static void test_leftover_with_our_number(void **state) {
-    char *path = scratch_path(state, "a.txt"), *temp = moei_path_temp(path);
+    char *path = scratch_path(state, "a.txt"), *temp = moelm_path_temp(path);
     moe_error error;
     scratch_put(temp, "half a fi", 9);
-    assert_ok(moei_file_write(path, "whole", 5, &error), &error);
+    assert_ok(moelm_file_write(path, "whole", 5, &error), &error);
     assert_file_holds(path, "whole", 5);
     assert_int_equal(scratch_count(*state), 1);
-    moei_file_writer *writer;
-    assert_ok(moei_file_writer_open(path, 0, &writer, &error), &error);
-    assert_fails(moei_file_write(path, "other", 5, &error), MOE_ERR_IO, &error, "busy");
-    assert_ok(moei_file_writer_put(writer, "mine", 4, &error), &error);
-    assert_ok(moei_file_writer_commit(writer, &error), &error);
+    moelm_file_writer *writer;
+    assert_ok(moelm_file_writer_open(path, 0, &writer, &error), &error);
+    assert_fails(moelm_file_write(path, "other", 5, &error), MOE_ERR_IO, &error, "busy");
+    assert_ok(moelm_file_writer_put(writer, "mine", 4, &error), &error);
+    assert_ok(moelm_file_writer_commit(writer, &error), &error);
     assert_file_holds(path, "mine", 4);
     free(path);
     free(temp);

@@ -7,7 +7,7 @@
 static json_t *parse(const char *text) {
     json_t *root = NULL;
     moe_error error;
-    assert_ok(moei_json_parse("config.json", text, strlen(text), &root, &error), &error);
+    assert_ok(moelm_json_parse("config.json", text, strlen(text), &root, &error), &error);
     return root;
 }
 
@@ -32,7 +32,7 @@ static void test_malformed(void **state) {
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         json_t *root = NULL;
         moe_error error;
-        assert_fails(moei_json_parse("config.json", rows[i].text, strlen(rows[i].text), &root, &error),
+        assert_fails(moelm_json_parse("config.json", rows[i].text, strlen(rows[i].text), &root, &error),
                      MOE_ERR_INPUT, &error, rows[i].words);
         assert_null(root);
     }
@@ -46,7 +46,7 @@ static void test_deep_nesting(void **state) {
     memset(text, '[', DEPTH);
     json_t *root;
     moe_error error;
-    assert_fails(moei_json_parse("config.json", text, DEPTH, &root, &error), MOE_ERR_INPUT, &error, "depth");
+    assert_fails(moelm_json_parse("config.json", text, DEPTH, &root, &error), MOE_ERR_INPUT, &error, "depth");
     free(text);
 }
 
@@ -54,11 +54,11 @@ static void test_load_refuses(void **state) {
     char *path = scratch_path(state, "config.json");
     json_t *root;
     moe_error error;
-    assert_fails(moei_json_load(path, &root, &error), MOE_ERR_INPUT, &error, "No such file");
+    assert_fails(moelm_json_load(path, &root, &error), MOE_ERR_INPUT, &error, "No such file");
     scratch_put(path, "", 0);
-    assert_fails(moei_json_load(path, &root, &error), MOE_ERR_INPUT, &error, "is empty");
-    assert_int_equal(truncate(path, (off_t)MOEI_JSON_MAX_BYTES + 1), 0); /* sparse: takes no room */
-    assert_fails(moei_json_load(path, &root, &error), MOE_ERR_INPUT, &error, "at most 104857600");
+    assert_fails(moelm_json_load(path, &root, &error), MOE_ERR_INPUT, &error, "is empty");
+    assert_int_equal(truncate(path, (off_t)MOELM_JSON_MAX_BYTES + 1), 0); /* sparse: takes no room */
+    assert_fails(moelm_json_load(path, &root, &error), MOE_ERR_INPUT, &error, "at most 104857600");
     free(path);
 }
 
@@ -66,10 +66,10 @@ static void test_save_and_load(void **state) {
     char *path = scratch_path(state, "config.json"), *below = scratch_path(state, "config.json/x");
     json_t *root = parse("{\"z\": 0.1, \"a\": [1, \"\\u00e9\"], \"n\": null}"), *again;
     moe_error error;
-    assert_ok(moei_json_save(path, root, &error), &error);
-    assert_ok(moei_json_load(path, &again, &error), &error);
+    assert_ok(moelm_json_save(path, root, &error), &error);
+    assert_ok(moelm_json_load(path, &again, &error), &error);
     assert_true(json_equal(root, again));
-    assert_fails(moei_json_save(below, root, &error), MOE_ERR_IO, &error, "Not a directory");
+    assert_fails(moelm_json_save(below, root, &error), MOE_ERR_IO, &error, "Not a directory");
     json_decref(root);
     json_decref(again);
     free(path);
@@ -87,36 +87,36 @@ static void test_required(void **state) {
     bool flag = false;
     const char *string = NULL;
     json_t *value = NULL;
-    assert_ok(moei_json_get_int(root, where, "i", 1, 7, &integer, &error), &error);
+    assert_ok(moelm_json_get_int(root, where, "i", 1, 7, &integer, &error), &error);
     assert_int_equal(integer, 7);
-    assert_ok(moei_json_get_real(root, where, "r", &real, &error), &error);
+    assert_ok(moelm_json_get_real(root, where, "r", &real, &error), &error);
     assert_true(real == 0.5);
-    assert_ok(moei_json_get_real(root, where, "i", &real, &error), &error);
+    assert_ok(moelm_json_get_real(root, where, "i", &real, &error), &error);
     assert_true(real == 7);
-    assert_ok(moei_json_get_bool(root, where, "b", &flag, &error), &error);
+    assert_ok(moelm_json_get_bool(root, where, "b", &flag, &error), &error);
     assert_true(flag);
-    assert_ok(moei_json_get_string(root, where, "s", &string, &error), &error);
+    assert_ok(moelm_json_get_string(root, where, "s", &string, &error), &error);
     assert_string_equal(string, "x");
-    assert_ok(moei_json_get_object(root, where, "o", &value, &error), &error);
-    assert_ok(moei_json_get_array(root, where, "l", &value, &error), &error);
+    assert_ok(moelm_json_get_object(root, where, "o", &value, &error), &error);
+    assert_ok(moelm_json_get_array(root, where, "l", &value, &error), &error);
 
-    assert_fails(moei_json_get_int(root, where, "s", 0, 9, &integer, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_json_get_int(root, where, "s", 0, 9, &integer, &error), MOE_ERR_INPUT, &error,
                  "config.json: s must be an integer, not a string");
-    assert_fails(moei_json_get_int(root, where, "r", 0, 9, &integer, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_json_get_int(root, where, "r", 0, 9, &integer, &error), MOE_ERR_INPUT, &error,
                  "not a number with a fraction");
-    assert_fails(moei_json_get_int(root, where, "i", 8, 9, &integer, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_json_get_int(root, where, "i", 8, 9, &integer, &error), MOE_ERR_INPUT, &error,
                  "i must be between 8 and 9, not 7");
-    assert_fails(moei_json_get_int(root, where, "x", 8, 9, &integer, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_json_get_int(root, where, "x", 8, 9, &integer, &error), MOE_ERR_INPUT, &error,
                  "x is missing, it must be an integer");
-    assert_fails(moei_json_get_real(root, where, "n", &real, &error), MOE_ERR_INPUT, &error, "n is missing");
-    assert_fails(moei_json_get_bool(root, where, "l", &flag, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_json_get_real(root, where, "n", &real, &error), MOE_ERR_INPUT, &error, "n is missing");
+    assert_fails(moelm_json_get_bool(root, where, "l", &flag, &error), MOE_ERR_INPUT, &error,
                  "l must be true or false, not an array");
-    assert_fails(moei_json_get_string(root, where, "b", &string, &error), MOE_ERR_INPUT, &error, "not true");
-    assert_fails(moei_json_get_object(root, where, "l", &value, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_json_get_string(root, where, "b", &string, &error), MOE_ERR_INPUT, &error, "not true");
+    assert_fails(moelm_json_get_object(root, where, "l", &value, &error), MOE_ERR_INPUT, &error,
                  "must be an object, not an array");
-    assert_fails(moei_json_get_array(root, where, "o", &value, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_json_get_array(root, where, "o", &value, &error), MOE_ERR_INPUT, &error,
                  "not an object");
-    assert_fails(moei_json_get_int(value, where, "i", 0, 9, &integer, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_json_get_int(value, where, "i", 0, 9, &integer, &error), MOE_ERR_INPUT, &error,
                  "must be an object with the key i");
     assert_int_equal(integer, 7); /* failures leave it alone */
     json_decref(root);
@@ -131,30 +131,30 @@ static void test_optional(void **state) {
     double real = 1.5;
     bool flag = true;
     json_t *value = NULL;
-    assert_ok(moei_json_opt_int(root, where, "n", 8, 9, &integer, &error), &error);
-    assert_ok(moei_json_opt_int(root, where, "x", 8, 9, &integer, &error), &error);
+    assert_ok(moelm_json_opt_int(root, where, "n", 8, 9, &integer, &error), &error);
+    assert_ok(moelm_json_opt_int(root, where, "x", 8, 9, &integer, &error), &error);
     assert_int_equal(integer, 3);
-    assert_ok(moei_json_opt_int(root, where, "i", 0, 9, &integer, &error), &error);
+    assert_ok(moelm_json_opt_int(root, where, "i", 0, 9, &integer, &error), &error);
     assert_int_equal(integer, 7);
-    assert_fails(moei_json_opt_int(root, where, "i", 8, 9, &integer, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_json_opt_int(root, where, "i", 8, 9, &integer, &error), MOE_ERR_INPUT, &error,
                  "between");
-    assert_ok(moei_json_opt_real(root, where, "n", &real, &error), &error);
+    assert_ok(moelm_json_opt_real(root, where, "n", &real, &error), &error);
     assert_true(real == 1.5);
-    assert_ok(moei_json_opt_real(root, where, "r", &real, &error), &error);
+    assert_ok(moelm_json_opt_real(root, where, "r", &real, &error), &error);
     assert_true(real == 2.5);
-    assert_fails(moei_json_opt_real(root, where, "s", &real, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_json_opt_real(root, where, "s", &real, &error), MOE_ERR_INPUT, &error,
                  "must be a number");
-    assert_ok(moei_json_opt_bool(root, where, "x", &flag, &error), &error);
+    assert_ok(moelm_json_opt_bool(root, where, "x", &flag, &error), &error);
     assert_true(flag);
-    assert_ok(moei_json_opt_bool(root, where, "f", &flag, &error), &error);
+    assert_ok(moelm_json_opt_bool(root, where, "f", &flag, &error), &error);
     assert_false(flag);
-    assert_ok(moei_json_opt_string(root, where, "n", &string, &error), &error);
+    assert_ok(moelm_json_opt_string(root, where, "n", &string, &error), &error);
     assert_string_equal(string, "kept");
-    assert_ok(moei_json_opt_string(root, where, "s", &string, &error), &error);
+    assert_ok(moelm_json_opt_string(root, where, "s", &string, &error), &error);
     assert_string_equal(string, "x");
-    assert_ok(moei_json_opt_object(root, where, "n", &value, &error), &error);
+    assert_ok(moelm_json_opt_object(root, where, "n", &value, &error), &error);
     assert_null(value);
-    assert_ok(moei_json_opt_object(root, where, "o", &value, &error), &error);
+    assert_ok(moelm_json_opt_object(root, where, "o", &value, &error), &error);
     assert_non_null(value);
     json_decref(root);
 }

@@ -10,12 +10,12 @@
 #include <time.h>
 
 static void append_all(const char *path, const char *const *texts, size_t count) {
-    moei_lines *lines;
+    moelm_lines *lines;
     moe_error error;
-    assert_ok(moei_lines_open(path, NULL, NULL, &lines, &error), &error);
-    for (size_t i = 0; i < count; i++) assert_ok(moei_lines_append(lines, texts[i], &error), &error);
-    assert_ok(moei_lines_sync(lines, &error), &error);
-    moei_lines_close(lines);
+    assert_ok(moelm_lines_open(path, NULL, NULL, &lines, &error), &error);
+    for (size_t i = 0; i < count; i++) assert_ok(moelm_lines_append(lines, texts[i], &error), &error);
+    assert_ok(moelm_lines_sync(lines, &error), &error);
+    moelm_lines_close(lines);
 }
 
 static void test_appends(void **state) {
@@ -23,7 +23,7 @@ static void test_appends(void **state) {
     append_all(path, (const char *const[]){"{\"a\":1}", ""}, 2);
     append_all(path, (const char *const[]){"{\"a\":2}"}, 1);
     assert_file_holds(path, "{\"a\":1}\n\n{\"a\":2}\n", 17);
-    moei_lines_close(NULL);
+    moelm_lines_close(NULL);
     free(path);
 }
 
@@ -45,62 +45,62 @@ static bool is_step_to_keep(void *user, const char *line, size_t length) {
 static void test_resume_cuts_later_steps(void **state) {
     char *path = scratch_path(state, "m.jsonl"), last = '3';
     scratch_put(path, "1\n2\n3\n4\n1\n", 10);
-    moei_lines *lines;
+    moelm_lines *lines;
     moe_error error;
-    assert_ok(moei_lines_open(path, is_step_to_keep, &last, &lines, &error), &error);
-    assert_ok(moei_lines_append(lines, "again", &error), &error);
-    moei_lines_close(lines);
+    assert_ok(moelm_lines_open(path, is_step_to_keep, &last, &lines, &error), &error);
+    assert_ok(moelm_lines_append(lines, "again", &error), &error);
+    moelm_lines_close(lines);
     assert_file_holds(path, "1\n2\n3\nagain\n", 12);
     free(path);
 }
 
 static void test_refuses(void **state) {
     char *path = scratch_path(state, "m.jsonl"), *below = scratch_path(state, "m.jsonl/x");
-    moei_lines *lines = NULL;
+    moelm_lines *lines = NULL;
     moe_error error;
-    assert_ok(moei_lines_open(path, NULL, NULL, &lines, &error), &error);
-    assert_fails(moei_lines_append(lines, "a\nb", &error), MOE_ERR_ARGUMENT, &error, "newline");
-    moei_lines_close(lines);
+    assert_ok(moelm_lines_open(path, NULL, NULL, &lines, &error), &error);
+    assert_fails(moelm_lines_append(lines, "a\nb", &error), MOE_ERR_ARGUMENT, &error, "newline");
+    moelm_lines_close(lines);
     assert_file_holds(path, "", 0);
-    assert_fails(moei_lines_open(below, NULL, NULL, &lines, &error), MOE_ERR_IO, &error, "Not a directory");
-    assert_fails(moei_lines_open(*state, NULL, NULL, &lines, &error), MOE_ERR_IO, &error, "directory");
+    assert_fails(moelm_lines_open(below, NULL, NULL, &lines, &error), MOE_ERR_IO, &error, "Not a directory");
+    assert_fails(moelm_lines_open(*state, NULL, NULL, &lines, &error), MOE_ERR_IO, &error, "directory");
     free(path);
     free(below);
 }
 
 static void test_disk_full(void **state) {
     char *path = scratch_path(state, "m.jsonl");
-    moei_lines *lines;
+    moelm_lines *lines;
     moe_error error;
-    assert_ok(moei_lines_open(path, NULL, NULL, &lines, &error), &error);
-    assert_ok(moei_lines_append(lines, "first", &error), &error);
+    assert_ok(moelm_lines_open(path, NULL, NULL, &lines, &error), &error);
+    assert_ok(moelm_lines_append(lines, "first", &error), &error);
     scratch_disk_full(10); /* room for half of the next line */
-    moe_status status = moei_lines_append(lines, "second", &error);
+    moe_status status = moelm_lines_append(lines, "second", &error);
     scratch_disk_normal();
     assert_int_equal(status, MOE_ERR_IO);
     assert_non_null(strstr(error.text, "File too large"));
     assert_file_holds(path, "first\n", 6);
-    assert_ok(moei_lines_append(lines, "third", &error), &error);
+    assert_ok(moelm_lines_append(lines, "third", &error), &error);
     assert_file_holds(path, "first\nthird\n", 12);
-    moei_lines_close(lines);
+    moelm_lines_close(lines);
     free(path);
 }
 
 static void append_forever(const char *path) {
-    moei_lines *lines;
-    if (moei_lines_open(path, NULL, NULL, &lines, NULL) != MOE_OK) _exit(1);
+    moelm_lines *lines;
+    if (moelm_lines_open(path, NULL, NULL, &lines, NULL) != MOE_OK) _exit(1);
     for (uint64_t i = 0;; i++) {
         char text[600];
         snprintf(text, sizeof text, "%" PRIu64 " %0*d", i, (int)(i % 500) + 1, 0);
-        if (moei_lines_append(lines, text, NULL) != MOE_OK) _exit(2);
+        if (moelm_lines_append(lines, text, NULL) != MOE_OK) _exit(2);
     }
 }
 
 /* Numbers of the lines count up from 0, and every line has the length its number asks for. */
 static void check_lines(const char *path) {
-    moei_file_map map;
+    moelm_file_map map;
     moe_error error;
-    assert_ok(moei_file_map_open(path, &map, &error), &error);
+    assert_ok(moelm_file_map_open(path, &map, &error), &error);
     const char *at = (const char *)map.data, *end = at + map.bytes;
     for (uint64_t i = 0; at < end; i++) {
         char text[600];
@@ -109,7 +109,7 @@ static void check_lines(const char *path) {
         assert_memory_equal(at, text, (size_t)length);
         at += length;
     }
-    moei_file_map_close(&map);
+    moelm_file_map_close(&map);
 }
 
 static void test_kill(void **state) {

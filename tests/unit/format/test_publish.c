@@ -20,22 +20,22 @@ enum { N_FILES = 4 };
 
 /* Every file of a generation holds its number: a mix of two would show. */
 static moe_status write_generation(const char *dir, int generation, moe_error *error) {
-    moei_publish *publish;
-    moe_status status = moei_publish_begin(dir, &publish, error);
+    moelm_publish *publish;
+    moe_status status = moelm_publish_begin(dir, &publish, error);
     if (status != MOE_OK) return status;
     for (int i = 0; i < N_FILES && status == MOE_OK; i++) {
         char path[1000], text[200];
         int length = snprintf(text, sizeof text, "%0150d", generation);
-        snprintf(path, sizeof path, "%s/%s%d", moei_publish_path(publish), i == 3 ? "sub/" : "", i);
+        snprintf(path, sizeof path, "%s/%s%d", moelm_publish_path(publish), i == 3 ? "sub/" : "", i);
         if (i == 3) {
-            char *sub = moei_path_parent(path);
-            status = moei_dir_make(sub, error);
+            char *sub = moelm_path_parent(path);
+            status = moelm_dir_make(sub, error);
             free(sub);
         }
-        if (status == MOE_OK) status = moei_file_write(path, text, (size_t)length, error);
+        if (status == MOE_OK) status = moelm_file_write(path, text, (size_t)length, error);
     }
-    if (status == MOE_OK) return moei_publish_commit(publish, error);
-    moei_publish_abort(publish);
+    if (status == MOE_OK) return moelm_publish_commit(publish, error);
+    moelm_publish_abort(publish);
     return status;
 }
 
@@ -47,7 +47,7 @@ static int read_generation(const char *dir) {
         size_t bytes;
         moe_error error;
         snprintf(path, sizeof path, "%s/%s%d", dir, i == 3 ? "sub/" : "", i);
-        assert_ok(moei_file_read(path, 150, 150, &text, &bytes, &error), &error);
+        assert_ok(moelm_file_read(path, 150, 150, &text, &bytes, &error), &error);
         int number = atoi(text);
         free(text);
         if (i == 0) generation = number;
@@ -71,12 +71,12 @@ static void test_new_and_replaced(void **state) {
 static void test_abort(void **state) {
     char *dir = scratch_path(state, "step-1");
     moe_error error;
-    moei_publish *publish;
+    moelm_publish *publish;
     assert_ok(write_generation(dir, 1, &error), &error);
-    assert_ok(moei_publish_begin(dir, &publish, &error), &error);
-    assert_true(moei_dir_exists(moei_publish_path(publish)));
-    moei_publish_abort(publish);
-    moei_publish_abort(NULL);
+    assert_ok(moelm_publish_begin(dir, &publish, &error), &error);
+    assert_true(moelm_dir_exists(moelm_publish_path(publish)));
+    moelm_publish_abort(publish);
+    moelm_publish_abort(NULL);
     assert_int_equal(read_generation(dir), 1);
     assert_int_equal(scratch_count(*state), 1);
     free(dir);
@@ -106,14 +106,14 @@ static bool is_step(const char *name) {
 
 static void test_refuses(void **state) {
     char *file = scratch_path(state, "file"), *below = scratch_path(state, "file/step-1");
-    moei_publish *publish;
+    moelm_publish *publish;
     moe_error error;
     scratch_put(file, "x", 1);
-    assert_fails(moei_publish_begin(file, &publish, &error), MOE_ERR_IO, &error, "is not a directory");
-    assert_fails(moei_publish_begin(below, &publish, &error), MOE_ERR_IO, &error, "Not a directory");
-    assert_fails(moei_publish_begin("/", &publish, &error), MOE_ERR_ARGUMENT, &error, "no name");
-    assert_fails(moei_publish_begin("", &publish, &error), MOE_ERR_ARGUMENT, &error, "no name");
-    assert_fails(moei_publish_sweep(file, every_name, NULL, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_publish_begin(file, &publish, &error), MOE_ERR_IO, &error, "is not a directory");
+    assert_fails(moelm_publish_begin(below, &publish, &error), MOE_ERR_IO, &error, "Not a directory");
+    assert_fails(moelm_publish_begin("/", &publish, &error), MOE_ERR_ARGUMENT, &error, "no name");
+    assert_fails(moelm_publish_begin("", &publish, &error), MOE_ERR_ARGUMENT, &error, "no name");
+    assert_fails(moelm_publish_sweep(file, every_name, NULL, &error), MOE_ERR_INPUT, &error,
                  "Not a directory");
     free(file);
     free(below);
@@ -123,7 +123,7 @@ static void make_dir_with_file(const char *dir) {
     char path[1000];
     snprintf(path, sizeof path, "%s/deep/er", dir);
     moe_error error;
-    assert_ok(moei_dir_make(path, &error), &error);
+    assert_ok(moelm_dir_make(path, &error), &error);
     strcat(path, "/file");
     scratch_put(path, "x", 1);
 }
@@ -147,56 +147,56 @@ static void test_sweep(void **state) {
         make_dir_with_file(path);
         free(path);
     }
-    assert_ok(moei_publish_sweep(*state, every_name, &n, &error), &error);
+    assert_ok(moelm_publish_sweep(*state, every_name, &n, &error), &error);
     assert_int_equal(n, sizeof leftovers / sizeof *leftovers);
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         char *path = scratch_path(state, others[i]);
-        assert_true(moei_dir_exists(path));
+        assert_true(moelm_dir_exists(path));
         free(path);
     }
     char *foreign = scratch_path(state, "notes.tmp-12"), *own = scratch_path(state, "step-2.tmp-12");
     make_dir_with_file(foreign);
     make_dir_with_file(own);
-    assert_ok(moei_publish_sweep(*state, is_step, &n, &error), &error);
+    assert_ok(moelm_publish_sweep(*state, is_step, &n, &error), &error);
     assert_int_equal(n, 1);
-    assert_true(moei_dir_exists(foreign) && !moei_dir_exists(own));
+    assert_true(moelm_dir_exists(foreign) && !moelm_dir_exists(own));
     free(foreign);
     free(own);
     char *missing = scratch_path(state, "missing");
-    assert_ok(moei_publish_sweep(missing, every_name, &n, &error), &error);
+    assert_ok(moelm_publish_sweep(missing, every_name, &n, &error), &error);
     assert_int_equal(n, 0);
     free(missing);
 }
 
 static void test_sweep_spares_work_in_progress(void **state) {
     char *dir = scratch_path(state, "step-1"), *file = scratch_path(state, "a.txt");
-    moei_publish *publish;
-    moei_file_writer *writer;
+    moelm_publish *publish;
+    moelm_file_writer *writer;
     moe_error error;
     size_t n = 9;
-    assert_ok(moei_publish_begin(dir, &publish, &error), &error);
-    assert_ok(moei_file_writer_open(file, 0, &writer, &error), &error);
-    assert_ok(moei_publish_sweep(*state, every_name, &n, &error), &error);
+    assert_ok(moelm_publish_begin(dir, &publish, &error), &error);
+    assert_ok(moelm_file_writer_open(file, 0, &writer, &error), &error);
+    assert_ok(moelm_publish_sweep(*state, every_name, &n, &error), &error);
     assert_int_equal(n, 0);
-    assert_ok(moei_file_writer_commit(writer, &error), &error);
-    assert_ok(moei_publish_commit(publish, &error), &error);
-    assert_true(moei_dir_exists(dir));
+    assert_ok(moelm_file_writer_commit(writer, &error), &error);
+    assert_ok(moelm_publish_commit(publish, &error), &error);
+    assert_true(moelm_dir_exists(dir));
     free(dir);
     free(file);
 }
 
 /* In a container every run may have the same process number. */
 static void test_leftover_with_our_number(void **state) {
-    char *dir = scratch_path(state, "step-1"), *temp = moei_path_temp(dir);
+    char *dir = scratch_path(state, "step-1"), *temp = moelm_path_temp(dir);
     moe_error error;
     make_dir_with_file(temp);
     assert_ok(write_generation(dir, 1, &error), &error);
     assert_int_equal(read_generation(dir), 1);
     assert_int_equal(scratch_count(dir), N_FILES);
-    moei_publish *first, *second;
-    assert_ok(moei_publish_begin(dir, &first, &error), &error);
-    assert_fails(moei_publish_begin(dir, &second, &error), MOE_ERR_IO, &error, "busy");
-    moei_publish_abort(first);
+    moelm_publish *first, *second;
+    assert_ok(moelm_publish_begin(dir, &first, &error), &error);
+    assert_fails(moelm_publish_begin(dir, &second, &error), MOE_ERR_IO, &error, "busy");
+    moelm_publish_abort(first);
     free(dir);
     free(temp);
 }
@@ -245,7 +245,7 @@ static void kill_publishers(void **state, bool exchange) {
         assert_true(WIFSIGNALED(status));
         if (exchange) n_replaced += read_generation(dir) > 1;
         n_leftovers += scratch_count(*state) > 1;
-        assert_ok(moei_publish_sweep(*state, every_name, &n, &error), &error);
+        assert_ok(moelm_publish_sweep(*state, every_name, &n, &error), &error);
         n_replaced += !exchange && read_generation(dir) > 1;
         assert_true(read_generation(dir) >= 1);
         assert_int_equal(scratch_count(*state), 1);
@@ -270,7 +270,7 @@ static void test_sweep_restores(void **state) {
     assert_ok(write_generation(dir, 5, &error), &error);
     assert_int_equal(rename(dir, old), 0);
     make_dir_with_file(temp);
-    assert_ok(moei_publish_sweep(*state, every_name, &n, &error), &error);
+    assert_ok(moelm_publish_sweep(*state, every_name, &n, &error), &error);
     assert_int_equal(n, 1);
     assert_int_equal(read_generation(dir), 5);
     assert_int_equal(scratch_count(*state), 1);

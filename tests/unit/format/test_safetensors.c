@@ -32,48 +32,48 @@ static void test_reads(void **state) {
     (void)state;
     image good = make_image(two_tensors, 30);
     const unsigned char *data = good.bytes + good.size - 30;
-    moei_safetensors *file;
+    moelm_safetensors *file;
     moe_error error;
-    assert_ok(moei_safetensors_parse("m", good.bytes, good.size, &file, &error), &error);
-    assert_int_equal(moei_safetensors_count(file), 2);
-    const moei_st_tensor *a = moei_safetensors_at(file, 0), *b = moei_safetensors_at(file, 1);
+    assert_ok(moelm_safetensors_parse("m", good.bytes, good.size, &file, &error), &error);
+    assert_int_equal(moelm_safetensors_count(file), 2);
+    const moelm_st_tensor *a = moelm_safetensors_at(file, 0), *b = moelm_safetensors_at(file, 1);
     assert_string_equal(a->name, "a");
     assert_string_equal(b->name, "b");
-    assert_ptr_equal(moei_safetensors_find(file, "a"), a);
-    assert_ptr_equal(moei_safetensors_find(file, "b"), b);
-    assert_null(moei_safetensors_find(file, "c"));
-    assert_int_equal(a->dtype, MOEI_ST_BF16);
+    assert_ptr_equal(moelm_safetensors_find(file, "a"), a);
+    assert_ptr_equal(moelm_safetensors_find(file, "b"), b);
+    assert_null(moelm_safetensors_find(file, "c"));
+    assert_int_equal(a->dtype, MOELM_ST_BF16);
     assert_int_equal(b->n_dim, 2);
     assert_int_equal(b->dim[0], 2);
     assert_int_equal(b->dim[1], 3);
     assert_int_equal(b->bytes, 24);
     assert_ptr_equal(a->data, data);
     assert_ptr_equal(b->data, data + 6);
-    assert_int_equal(moei_safetensors_metadata_count(file), 1);
-    assert_string_equal(moei_safetensors_metadata_at(file, 0).key, "format");
-    assert_string_equal(moei_safetensors_metadata(file, "format"), "pt");
-    assert_null(moei_safetensors_metadata(file, "x"));
-    moei_safetensors_close(file);
-    moei_safetensors_close(NULL);
+    assert_int_equal(moelm_safetensors_metadata_count(file), 1);
+    assert_string_equal(moelm_safetensors_metadata_at(file, 0).key, "format");
+    assert_string_equal(moelm_safetensors_metadata(file, "format"), "pt");
+    assert_null(moelm_safetensors_metadata(file, "x"));
+    moelm_safetensors_close(file);
+    moelm_safetensors_close(NULL);
     free(good.bytes);
 }
 
 static void test_get(void **state) {
     (void)state;
     image good = make_image(two_tensors, 30);
-    const moei_st_tensor *tensor = NULL;
-    moei_safetensors *file;
+    const moelm_st_tensor *tensor = NULL;
+    moelm_safetensors *file;
     moe_error error;
-    assert_ok(moei_safetensors_parse("m", good.bytes, good.size, &file, &error), &error);
-    assert_ok(moei_safetensors_get(file, "b", 2, (const int64_t[]){2, 3}, &tensor, &error), &error);
+    assert_ok(moelm_safetensors_parse("m", good.bytes, good.size, &file, &error), &error);
+    assert_ok(moelm_safetensors_get(file, "b", 2, (const int64_t[]){2, 3}, &tensor, &error), &error);
     assert_string_equal(tensor->name, "b");
-    assert_fails(moei_safetensors_get(file, "b", 2, (const int64_t[]){3, 2}, &tensor, &error), MOE_ERR_INPUT,
+    assert_fails(moelm_safetensors_get(file, "b", 2, (const int64_t[]){3, 2}, &tensor, &error), MOE_ERR_INPUT,
                  &error, "m: tensor b has the shape [2, 3], [3, 2] is needed");
-    assert_fails(moei_safetensors_get(file, "b", 0, NULL, &tensor, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_safetensors_get(file, "b", 0, NULL, &tensor, &error), MOE_ERR_INPUT, &error,
                  "[] is needed");
-    assert_fails(moei_safetensors_get(file, "c", 0, NULL, &tensor, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_safetensors_get(file, "c", 0, NULL, &tensor, &error), MOE_ERR_INPUT, &error,
                  "m: has no tensor c");
-    moei_safetensors_close(file);
+    moelm_safetensors_close(file);
     free(good.bytes);
 }
 
@@ -131,9 +131,9 @@ static void test_refuses(void **state) {
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         image bad = make_image(rows[i].header, rows[i].n_data);
-        moei_safetensors *file = NULL;
+        moelm_safetensors *file = NULL;
         moe_error error;
-        assert_fails(moei_safetensors_parse("model.st", bad.bytes, bad.size, &file, &error), MOE_ERR_INPUT,
+        assert_fails(moelm_safetensors_parse("model.st", bad.bytes, bad.size, &file, &error), MOE_ERR_INPUT,
                      &error, rows[i].words);
         assert_non_null(strstr(error.text, "model.st"));
         assert_null(file);
@@ -144,13 +144,13 @@ static void test_refuses(void **state) {
 static void test_header_length(void **state) {
     (void)state;
     image bad = make_image("{}", 0);
-    moei_safetensors *file;
+    moelm_safetensors *file;
     moe_error error;
     bad.bytes[0] = 3;
-    assert_fails(moei_safetensors_parse("m", bad.bytes, bad.size, &file, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_safetensors_parse("m", bad.bytes, bad.size, &file, &error), MOE_ERR_INPUT, &error,
                  "the header of 3 bytes at offset 8 runs past the end of the file at 10");
     memset(bad.bytes, 0xff, 8);
-    assert_fails(moei_safetensors_parse("m", bad.bytes, bad.size, &file, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_safetensors_parse("m", bad.bytes, bad.size, &file, &error), MOE_ERR_INPUT, &error,
                  "header length 18446744073709551615 at offset 0 is above the limit of 100000000");
     free(bad.bytes);
 }
@@ -162,9 +162,9 @@ static void test_truncated_everywhere(void **state) {
         unsigned char *part = malloc(size + (size == 0));
         assert_non_null(part);
         memcpy(part, good.bytes, size);
-        moei_safetensors *file = NULL;
+        moelm_safetensors *file = NULL;
         moe_error error;
-        assert_fails(moei_safetensors_parse("m", part, size, &file, &error), MOE_ERR_INPUT, &error, "m: ");
+        assert_fails(moelm_safetensors_parse("m", part, size, &file, &error), MOE_ERR_INPUT, &error, "m: ");
         free(part);
     }
     free(good.bytes);
@@ -178,18 +178,18 @@ static void test_every_byte_changed(void **state) {
     for (size_t at = 0; at < good.size - 30; at++) {
         unsigned char kept = good.bytes[at];
         for (int value = 0; value < 256; value++) {
-            moei_safetensors *file = NULL;
+            moelm_safetensors *file = NULL;
             good.bytes[at] = (unsigned char)value;
-            moe_status status = moei_safetensors_parse("m", good.bytes, good.size, &file, NULL);
+            moe_status status = moelm_safetensors_parse("m", good.bytes, good.size, &file, NULL);
             assert_true(status == MOE_OK || status == MOE_ERR_INPUT);
             n_refused += status != MOE_OK;
             n_read += status == MOE_OK;
-            for (size_t i = 0; file && i < moei_safetensors_count(file); i++) {
-                const moei_st_tensor *tensor = moei_safetensors_at(file, i);
+            for (size_t i = 0; file && i < moelm_safetensors_count(file); i++) {
+                const moelm_st_tensor *tensor = moelm_safetensors_at(file, i);
                 const unsigned char *data = tensor->data;
                 assert_true(data >= good.bytes && data + tensor->bytes <= good.bytes + good.size);
             }
-            moei_safetensors_close(file);
+            moelm_safetensors_close(file);
         }
         good.bytes[at] = kept;
     }
@@ -198,94 +198,94 @@ static void test_every_byte_changed(void **state) {
 }
 
 static void test_all_types_round_trip(void **state) {
-    char *path = scratch_path(state, "m.safetensors"), names[MOEI_ST_F8_E5M2 + 1][40];
-    unsigned char data[MOEI_ST_F8_E5M2 + 1][2 * 3 * 5 * 8];
-    moei_st_tensor tensors[MOEI_ST_F8_E5M2 + 3];
+    char *path = scratch_path(state, "m.safetensors"), names[MOELM_ST_F8_E5M2 + 1][40];
+    unsigned char data[MOELM_ST_F8_E5M2 + 1][2 * 3 * 5 * 8];
+    moelm_st_tensor tensors[MOELM_ST_F8_E5M2 + 3];
     size_t n = 0;
     scratch_fill(data, sizeof data, 3);
-    for (int dtype = 0; dtype <= MOEI_ST_F8_E5M2; dtype++) {
+    for (int dtype = 0; dtype <= MOELM_ST_F8_E5M2; dtype++) {
         snprintf(names[dtype], sizeof names[dtype], "layer.%d \"\xC3\xA9\"", dtype);
-        tensors[n++] = (moei_st_tensor){
+        tensors[n++] = (moelm_st_tensor){
             .name = names[dtype],
-            .dtype = (moei_st_dtype)dtype,
+            .dtype = (moelm_st_dtype)dtype,
             .n_dim = 3,
             .dim = {2, 3, 5},
             .data = data[dtype]
         };
     }
-    tensors[n++] = (moei_st_tensor){.name = "scalar", .dtype = MOEI_ST_F64, .data = data[1]};
-    tensors[n++] = (moei_st_tensor){
-        .name = "empty", .dtype = MOEI_ST_F64, .n_dim = 2, .dim = {7, 0}
+    tensors[n++] = (moelm_st_tensor){.name = "scalar", .dtype = MOELM_ST_F64, .data = data[1]};
+    tensors[n++] = (moelm_st_tensor){
+        .name = "empty", .dtype = MOELM_ST_F64, .n_dim = 2, .dim = {7, 0}
     };
-    const moei_st_pair metadata[] = {
+    const moelm_st_pair metadata[] = {
         {"format", "pt"        },
         {"z",      ""          },
         {"a",      "two\nlines"}
     };
-    moei_safetensors *file;
+    moelm_safetensors *file;
     moe_error error;
-    assert_ok(moei_safetensors_write(path, tensors, n, metadata, 3, &error), &error);
-    assert_ok(moei_safetensors_open(path, &file, &error), &error);
-    assert_int_equal(moei_safetensors_count(file), n);
+    assert_ok(moelm_safetensors_write(path, tensors, n, metadata, 3, &error), &error);
+    assert_ok(moelm_safetensors_open(path, &file, &error), &error);
+    assert_int_equal(moelm_safetensors_count(file), n);
     for (size_t i = 0; i < n; i++) {
-        const moei_st_tensor *wrote = &tensors[i], *read;
-        assert_ok(moei_safetensors_get(file, wrote->name, wrote->n_dim, wrote->dim, &read, &error), &error);
+        const moelm_st_tensor *wrote = &tensors[i], *read;
+        assert_ok(moelm_safetensors_get(file, wrote->name, wrote->n_dim, wrote->dim, &read, &error), &error);
         assert_int_equal(read->dtype, wrote->dtype);
         assert_true(read->bytes == 0 || memcmp(read->data, wrote->data, read->bytes) == 0);
         /* Sizes of one element fall, so every tensor is aligned for its type. */
         if (i == 0) assert_int_equal((uintptr_t)read->data % 8, 0);
     }
-    assert_int_equal(moei_safetensors_metadata_count(file), 3);
-    assert_string_equal(moei_safetensors_metadata(file, "a"), "two\nlines");
-    moei_safetensors_close(file);
-    assert_ok(moei_safetensors_write(path, NULL, 0, NULL, 0, &error), &error);
-    assert_ok(moei_safetensors_open(path, &file, &error), &error);
-    assert_int_equal(moei_safetensors_count(file), 0);
-    moei_safetensors_close(file);
+    assert_int_equal(moelm_safetensors_metadata_count(file), 3);
+    assert_string_equal(moelm_safetensors_metadata(file, "a"), "two\nlines");
+    moelm_safetensors_close(file);
+    assert_ok(moelm_safetensors_write(path, NULL, 0, NULL, 0, &error), &error);
+    assert_ok(moelm_safetensors_open(path, &file, &error), &error);
+    assert_int_equal(moelm_safetensors_count(file), 0);
+    moelm_safetensors_close(file);
     free(path);
 }
 
 static void test_write_refuses(void **state) {
     char *path = scratch_path(state, "m.safetensors");
     const float data[4] = {1, 2, 3, 4};
-    const moei_st_tensor good = {.name = "a", .n_dim = 1, .dim = {4}, .dtype = MOEI_ST_F32, .data = data};
-    const moei_st_pair twice[] =
+    const moelm_st_tensor good = {.name = "a", .n_dim = 1, .dim = {4}, .dtype = MOELM_ST_F32, .data = data};
+    const moelm_st_pair twice[] =
         {
             {"k", "1"},
             {"k", "2"}
     },
-                       bad_text[] = {{"k", "\xff"}};
-    moei_st_tensor pair[2] = {good, good};
+                        bad_text[] = {{"k", "\xff"}};
+    moelm_st_tensor pair[2] = {good, good};
     moe_error error;
-    assert_fails(moei_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
+    assert_fails(moelm_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
                  "tensor a: was given twice");
     pair[1].name = "__metadata__";
-    assert_fails(moei_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
+    assert_fails(moelm_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
                  "cannot have this name");
     pair[1].name = NULL;
-    assert_fails(moei_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
+    assert_fails(moelm_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
                  "cannot have this name");
     pair[1].name = "\xff";
-    assert_fails(moei_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
+    assert_fails(moelm_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
                  "not UTF-8");
     pair[1] = good, pair[1].name = "b", pair[1].dim[0] = -1;
-    assert_fails(moei_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
+    assert_fails(moelm_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
                  "tensor b: its shape is negative");
     pair[1].dim[0] = INT64_MAX;
-    assert_fails(moei_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
+    assert_fails(moelm_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
                  "overflows");
     pair[1].n_dim = 9;
-    assert_fails(moei_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
+    assert_fails(moelm_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
                  "0 to 8 dimensions");
     pair[1] = good, pair[1].name = "b", pair[1].data = NULL;
-    assert_fails(moei_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
+    assert_fails(moelm_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
                  "has no data");
-    pair[1].dtype = (moei_st_dtype)99;
-    assert_fails(moei_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
+    pair[1].dtype = (moelm_st_dtype)99;
+    assert_fails(moelm_safetensors_write(path, pair, 2, NULL, 0, &error), MOE_ERR_ARGUMENT, &error,
                  "unknown dtype");
-    assert_fails(moei_safetensors_write(path, &good, 1, twice, 2, &error), MOE_ERR_ARGUMENT, &error,
+    assert_fails(moelm_safetensors_write(path, &good, 1, twice, 2, &error), MOE_ERR_ARGUMENT, &error,
                  "each key different");
-    assert_fails(moei_safetensors_write(path, &good, 1, bad_text, 1, &error), MOE_ERR_ARGUMENT, &error,
+    assert_fails(moelm_safetensors_write(path, &good, 1, bad_text, 1, &error), MOE_ERR_ARGUMENT, &error,
                  "UTF-8");
     assert_int_equal(scratch_count(*state), 0);
     free(path);
@@ -294,14 +294,14 @@ static void test_write_refuses(void **state) {
 static void test_disk_full(void **state) {
     char *path = scratch_path(state, "m.safetensors");
     static float data[10000];
-    const moei_st_tensor tensor = {
-        .name = "a", .n_dim = 1, .dim = {10000}, .dtype = MOEI_ST_F32, .data = data};
+    const moelm_st_tensor tensor = {
+        .name = "a", .n_dim = 1, .dim = {10000}, .dtype = MOELM_ST_F32, .data = data};
     moe_error error;
     scratch_fill(data, sizeof data, 9);
     scratch_put(path, "old", 3);
     for (rlim_t room = 0; room < 400; room += 40) { /* from inside the length to inside the data */
         scratch_disk_full(room * 3);
-        moe_status status = moei_safetensors_write(path, &tensor, 1, NULL, 0, &error);
+        moe_status status = moelm_safetensors_write(path, &tensor, 1, NULL, 0, &error);
         scratch_disk_normal();
         assert_int_equal(status, MOE_ERR_IO);
         assert_non_null(strstr(error.text, path));
@@ -317,12 +317,12 @@ static void test_disk_full(void **state) {
 static void write_shard(void **state, const char *shard, const char *const *names, size_t count) {
     char *path = scratch_path(state, shard);
     const float data[2] = {1.5F, -2.5F};
-    moei_st_tensor tensors[4];
+    moelm_st_tensor tensors[4];
     moe_error error;
     for (size_t i = 0; i < count; i++)
         tensors[i] =
-            (moei_st_tensor){.name = names[i], .dtype = MOEI_ST_F32, .n_dim = 1, .dim = {2}, .data = data};
-    assert_ok(moei_safetensors_write(path, tensors, count, NULL, 0, &error), &error);
+            (moelm_st_tensor){.name = names[i], .dtype = MOELM_ST_F32, .n_dim = 1, .dim = {2}, .data = data};
+    assert_ok(moelm_safetensors_write(path, tensors, count, NULL, 0, &error), &error);
     free(path);
 }
 
@@ -330,22 +330,22 @@ static void test_shards(void **state) {
     char *index = scratch_path(state, "model.safetensors.index.json");
     static const char map[] = "{\"metadata\":{\"total_size\":24},\"weight_map\":{"
                               "\"c\":\"s2.safetensors\",\"a\":\"s1.safetensors\",\"b\":\"s2.safetensors\"}}";
-    moei_safetensors *file;
+    moelm_safetensors *file;
     moe_error error;
     write_shard(state, "s1.safetensors", (const char *const[]){"a"}, 1);
     write_shard(state, "s2.safetensors", (const char *const[]){"c", "b"}, 2);
     scratch_put(index, map, strlen(map));
     for (int by_directory = 0; by_directory < 2; by_directory++) {
-        assert_ok(moei_safetensors_open(by_directory ? *state : index, &file, &error), &error);
-        assert_int_equal(moei_safetensors_count(file), 3);
-        assert_string_equal(moei_safetensors_at(file, 0)->name, "a");
-        assert_string_equal(moei_safetensors_at(file, 1)->name, "c");
-        const moei_st_tensor *b = moei_safetensors_find(file, "b");
+        assert_ok(moelm_safetensors_open(by_directory ? *state : index, &file, &error), &error);
+        assert_int_equal(moelm_safetensors_count(file), 3);
+        assert_string_equal(moelm_safetensors_at(file, 0)->name, "a");
+        assert_string_equal(moelm_safetensors_at(file, 1)->name, "c");
+        const moelm_st_tensor *b = moelm_safetensors_find(file, "b");
         float values[2];
         assert_int_equal(b->bytes, sizeof values);
         memcpy(values, b->data, sizeof values);
         assert_true(values[0] == 1.5F && values[1] == -2.5F);
-        moei_safetensors_close(file);
+        moelm_safetensors_close(file);
     }
     free(index);
 }
@@ -376,10 +376,10 @@ static void test_bad_indexes(void **state) {
     write_shard(state, "s2.safetensors", (const char *const[]){"c", "b"}, 2);
     write_shard(state, "s3.safetensors", (const char *const[]){"a", "d"}, 2);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        moei_safetensors *file = NULL;
+        moelm_safetensors *file = NULL;
         moe_error error;
         scratch_put(index, rows[i].map, strlen(rows[i].map));
-        assert_fails(moei_safetensors_open(index, &file, &error), MOE_ERR_INPUT, &error, rows[i].words);
+        assert_fails(moelm_safetensors_open(index, &file, &error), MOE_ERR_INPUT, &error, rows[i].words);
         assert_null(file);
     }
     free(index);
@@ -387,13 +387,13 @@ static void test_bad_indexes(void **state) {
 
 static void test_open_refuses(void **state) {
     char *path = scratch_path(state, "m.safetensors");
-    moei_safetensors *file;
+    moelm_safetensors *file;
     moe_error error;
-    assert_fails(moei_safetensors_open(path, &file, &error), MOE_ERR_INPUT, &error, "No such file");
-    assert_fails(moei_safetensors_open(*state, &file, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_safetensors_open(path, &file, &error), MOE_ERR_INPUT, &error, "No such file");
+    assert_fails(moelm_safetensors_open(*state, &file, &error), MOE_ERR_INPUT, &error,
                  "holds neither model.safetensors nor model.safetensors.index.json");
     scratch_put(path, "", 0);
-    assert_fails(moei_safetensors_open(path, &file, &error), MOE_ERR_INPUT, &error,
+    assert_fails(moelm_safetensors_open(path, &file, &error), MOE_ERR_INPUT, &error,
                  "0 bytes, too short for the header length");
     free(path);
 }

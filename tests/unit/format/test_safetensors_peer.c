@@ -30,15 +30,15 @@ static char *ask_peer(const char *verb, const char *path, int *code) {
 }
 
 static int compare_tensors(const void *a, const void *b) {
-    return strcmp((*(const moei_st_tensor *const *)a)->name, (*(const moei_st_tensor *const *)b)->name);
+    return strcmp((*(const moelm_st_tensor *const *)a)->name, (*(const moelm_st_tensor *const *)b)->name);
 }
 
 static int compare_pairs(const void *a, const void *b) {
-    return strcmp(((const moei_st_pair *)a)->key, ((const moei_st_pair *)b)->key);
+    return strcmp(((const moelm_st_pair *)a)->key, ((const moelm_st_pair *)b)->key);
 }
 
-static void list_tensor(FILE *out, const moei_st_tensor *tensor) {
-    fprintf(out, "%s %s [", tensor->name, moei_st_dtype_name(tensor->dtype));
+static void list_tensor(FILE *out, const moelm_st_tensor *tensor) {
+    fprintf(out, "%s %s [", tensor->name, moelm_st_dtype_name(tensor->dtype));
     for (int32_t i = 0; i < tensor->n_dim; i++) fprintf(out, "%s%" PRId64, i > 0 ? "," : "", tensor->dim[i]);
     fprintf(out, "] ");
     for (size_t i = 0; i < tensor->bytes; i++) fprintf(out, "%02x", ((const unsigned char *)tensor->data)[i]);
@@ -47,17 +47,17 @@ static void list_tensor(FILE *out, const moei_st_tensor *tensor) {
 
 /* The listing of the script, made with our reader. */
 static char *list_ours(const char *path) {
-    moei_safetensors *file;
+    moelm_safetensors *file;
     moe_error error;
     char *text = NULL;
     size_t length = 0;
-    const moei_st_tensor *tensors[64];
-    moei_st_pair pairs[64];
-    assert_ok(moei_safetensors_open(path, &file, &error), &error);
-    size_t n = moei_safetensors_count(file), n_pairs = moei_safetensors_metadata_count(file);
+    const moelm_st_tensor *tensors[64];
+    moelm_st_pair pairs[64];
+    assert_ok(moelm_safetensors_open(path, &file, &error), &error);
+    size_t n = moelm_safetensors_count(file), n_pairs = moelm_safetensors_metadata_count(file);
     assert_true(n > 0 && n <= 64 && n_pairs <= 64);
-    for (size_t i = 0; i < n; i++) tensors[i] = moei_safetensors_at(file, i);
-    for (size_t i = 0; i < n_pairs; i++) pairs[i] = moei_safetensors_metadata_at(file, i);
+    for (size_t i = 0; i < n; i++) tensors[i] = moelm_safetensors_at(file, i);
+    for (size_t i = 0; i < n_pairs; i++) pairs[i] = moelm_safetensors_metadata_at(file, i);
     qsort(tensors, n, sizeof *tensors, compare_tensors);
     qsort(pairs, n_pairs, sizeof *pairs, compare_pairs);
     FILE *out = open_memstream(&text, &length);
@@ -65,7 +65,7 @@ static char *list_ours(const char *path) {
     for (size_t i = 0; i < n; i++) list_tensor(out, tensors[i]);
     for (size_t i = 0; i < n_pairs; i++) fprintf(out, "%s=%s\n", pairs[i].key, pairs[i].value);
     fclose(out);
-    moei_safetensors_close(file);
+    moelm_safetensors_close(file);
     return text;
 }
 
@@ -82,28 +82,28 @@ static void test_we_read_theirs(void **state) {
 }
 
 static void test_they_read_ours(void **state) {
-    char *path = scratch_path(state, "ours.safetensors"), names[MOEI_ST_F8_E5M2 + 1][40];
+    char *path = scratch_path(state, "ours.safetensors"), names[MOELM_ST_F8_E5M2 + 1][40];
     unsigned char data[6 * 8];
-    moei_st_tensor tensors[MOEI_ST_F8_E5M2 + 3];
+    moelm_st_tensor tensors[MOELM_ST_F8_E5M2 + 3];
     size_t n = 0;
     scratch_fill(data, sizeof data, 7);
-    for (int dtype = 0; dtype <= MOEI_ST_F8_E5M2; dtype++) {
+    for (int dtype = 0; dtype <= MOELM_ST_F8_E5M2; dtype++) {
         snprintf(names[dtype], sizeof names[dtype], "tensor \"%d\"", dtype);
-        tensors[n++] = (moei_st_tensor){
-            .name = names[dtype], .dtype = (moei_st_dtype)dtype, .n_dim = 2, .dim = {2, 3},
+        tensors[n++] = (moelm_st_tensor){
+            .name = names[dtype], .dtype = (moelm_st_dtype)dtype, .n_dim = 2, .dim = {2, 3},
                        .data = data
         };
     }
-    tensors[n++] = (moei_st_tensor){.name = "scalar", .dtype = MOEI_ST_F32, .data = data};
-    tensors[n++] = (moei_st_tensor){
-        .name = "empty", .dtype = MOEI_ST_F32, .n_dim = 2, .dim = {0, 3}
+    tensors[n++] = (moelm_st_tensor){.name = "scalar", .dtype = MOELM_ST_F32, .data = data};
+    tensors[n++] = (moelm_st_tensor){
+        .name = "empty", .dtype = MOELM_ST_F32, .n_dim = 2, .dim = {0, 3}
     };
-    const moei_st_pair metadata[] = {
+    const moelm_st_pair metadata[] = {
         {"format", "pt"                    },
         {"note",   "line\nand \xE2\x82\xAC"}
     };
     moe_error error;
-    assert_ok(moei_safetensors_write(path, tensors, n, metadata, 2, &error), &error);
+    assert_ok(moelm_safetensors_write(path, tensors, n, metadata, 2, &error), &error);
     int code;
     char *theirs = ask_peer("list", path, &code), *ours = list_ours(path);
     assert_int_equal(code, 0);

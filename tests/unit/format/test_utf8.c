@@ -23,9 +23,9 @@ static void test_characters(void **state) {
     };
     for (size_t i = 0; i < sizeof good / sizeof *good; ++i) {
         uint32_t code = 0;
-        assert_int_equal(moei_utf8_decode(good[i].bytes, strlen(good[i].bytes), &code), good[i].length);
+        assert_int_equal(moelm_utf8_decode(good[i].bytes, strlen(good[i].bytes), &code), good[i].length);
         assert_int_equal(code, good[i].code);
-        assert_int_equal(moei_utf8_decode(good[i].bytes, good[i].length - 1, &code), 0); /* cut */
+        assert_int_equal(moelm_utf8_decode(good[i].bytes, good[i].length - 1, &code), 0); /* cut */
     }
     static const char *const bad[] = {"\x80",
                                       "\xbf",
@@ -41,7 +41,7 @@ static void test_characters(void **state) {
                                       "\xe2\x82("};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; ++i) {
         uint32_t code;
-        if (moei_utf8_decode(bad[i], strlen(bad[i]), &code) != 0) fail_msg("case %zu is taken for UTF-8", i);
+        if (moelm_utf8_decode(bad[i], strlen(bad[i]), &code) != 0) fail_msg("case %zu is taken for UTF-8", i);
     }
 }
 

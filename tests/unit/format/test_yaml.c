@@ -52,7 +52,7 @@ static void test_flattens(void **state) {
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         text pairs = {0};
         moe_error error;
-        assert_ok(moei_yaml_parse("run.yaml", rows[i].yaml, strlen(rows[i].yaml), collect, &pairs, &error),
+        assert_ok(moelm_yaml_parse("run.yaml", rows[i].yaml, strlen(rows[i].yaml), collect, &pairs, &error),
                   &error);
         assert_string_equal(pairs.data, rows[i].pairs);
     }
@@ -112,8 +112,9 @@ static void test_refuses(void **state) {
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         text pairs = {0};
         moe_error error;
-        assert_fails(moei_yaml_parse("run.yaml", rows[i].yaml, strlen(rows[i].yaml), collect, &pairs, &error),
-                     MOE_ERR_INPUT, &error, rows[i].words);
+        assert_fails(
+            moelm_yaml_parse("run.yaml", rows[i].yaml, strlen(rows[i].yaml), collect, &pairs, &error),
+            MOE_ERR_INPUT, &error, rows[i].words);
         assert_int_equal(pairs.length, 0); /* nothing of a bad file is handed out */
     }
 }
@@ -122,21 +123,21 @@ static void test_nul_byte(void **state) {
     (void)state;
     text pairs = {0};
     moe_error error;
-    assert_fails(moei_yaml_parse("run.yaml", "a: 1\nb:\0 2\n", 11, collect, &pairs, &error), MOE_ERR_INPUT,
+    assert_fails(moelm_yaml_parse("run.yaml", "a: 1\nb:\0 2\n", 11, collect, &pairs, &error), MOE_ERR_INPUT,
                  &error, "run.yaml:2:3: a NUL byte is not accepted");
 }
 
 static void test_long_key(void **state) {
     (void)state;
-    char yaml[MOEI_YAML_MAX_KEY + 10];
+    char yaml[MOELM_YAML_MAX_KEY + 10];
     text pairs = {0};
     moe_error error;
     memset(yaml, 'k', sizeof yaml);
-    memcpy(yaml + MOEI_YAML_MAX_KEY, ": 1\n", 5);
-    assert_ok(moei_yaml_parse("run.yaml", yaml, strlen(yaml), collect, &pairs, &error), &error);
+    memcpy(yaml + MOELM_YAML_MAX_KEY, ": 1\n", 5);
+    assert_ok(moelm_yaml_parse("run.yaml", yaml, strlen(yaml), collect, &pairs, &error), &error);
     memset(yaml, 'k', sizeof yaml);
-    memcpy(yaml + MOEI_YAML_MAX_KEY + 1, ": 1\n", 5);
-    assert_fails(moei_yaml_parse("run.yaml", yaml, strlen(yaml), collect, &pairs, &error), MOE_ERR_INPUT,
+    memcpy(yaml + MOELM_YAML_MAX_KEY + 1, ": 1\n", 5);
+    assert_fails(moelm_yaml_parse("run.yaml", yaml, strlen(yaml), collect, &pairs, &error), MOE_ERR_INPUT,
                  &error, "is longer than 255 bytes");
 }
 
@@ -149,7 +150,7 @@ static moe_status stop_at_b(void *user, const char *key, const char *value, int 
 static void test_callback_stops(void **state) {
     (void)state;
     int n_calls = 0;
-    assert_int_equal(moei_yaml_parse("run.yaml", "a: 1\nb: 2\nc: 3\n", 15, stop_at_b, &n_calls, NULL),
+    assert_int_equal(moelm_yaml_parse("run.yaml", "a: 1\nb: 2\nc: 3\n", 15, stop_at_b, &n_calls, NULL),
                      MOE_ERR_ARGUMENT);
     assert_int_equal(n_calls, 2);
 }
@@ -158,22 +159,22 @@ static void test_load(void **state) {
     char *path = scratch_path(state, "run.yaml");
     text pairs = {0};
     moe_error error;
-    assert_fails(moei_yaml_load(path, collect, &pairs, &error), MOE_ERR_INPUT, &error, "No such file");
+    assert_fails(moelm_yaml_load(path, collect, &pairs, &error), MOE_ERR_INPUT, &error, "No such file");
     scratch_put(path, "", 0);
-    assert_ok(moei_yaml_load(path, collect, &pairs, &error), &error);
+    assert_ok(moelm_yaml_load(path, collect, &pairs, &error), &error);
     assert_int_equal(pairs.length, 0);
     scratch_put(path, "a: {b: c}", 9);
-    assert_ok(moei_yaml_load(path, collect, &pairs, &error), &error);
+    assert_ok(moelm_yaml_load(path, collect, &pairs, &error), &error);
     assert_string_equal(pairs.data, "a.b=c@1:8\n");
-    assert_int_equal(truncate(path, MOEI_YAML_MAX_BYTES + 1), 0);
-    assert_fails(moei_yaml_load(path, collect, &pairs, &error), MOE_ERR_INPUT, &error, "at most 1048576");
-    assert_fails(moei_yaml_load(*state, collect, &pairs, &error), MOE_ERR_INPUT, &error, "is a directory");
+    assert_int_equal(truncate(path, MOELM_YAML_MAX_BYTES + 1), 0);
+    assert_fails(moelm_yaml_load(path, collect, &pairs, &error), MOE_ERR_INPUT, &error, "at most 1048576");
+    assert_fails(moelm_yaml_load(*state, collect, &pairs, &error), MOE_ERR_INPUT, &error, "is a directory");
     free(path);
 }
 
 static void test_format(void **state) {
     (void)state;
-    const moei_yaml_pair pairs[] = {
+    const moelm_yaml_pair pairs[] = {
         {"seed",          "7"    },
         {"moe.top_k",     "2"    },
         {"moe.gate.bias", "true" },
@@ -189,12 +190,12 @@ static void test_format(void **state) {
     };
     char *yaml = NULL;
     moe_error error;
-    assert_fails(moei_yaml_format(pairs, 12, &yaml, &error), MOE_ERR_ARGUMENT, &error,
+    assert_fails(moelm_yaml_format(pairs, 12, &yaml, &error), MOE_ERR_ARGUMENT, &error,
                  "moe.gate.bias stands below moe");
-    moei_yaml_pair good[12];
+    moelm_yaml_pair good[12];
     memcpy(good, pairs, sizeof good);
     good[3].key = "moe.num_experts";
-    assert_ok(moei_yaml_format(good, 12, &yaml, &error), &error);
+    assert_ok(moelm_yaml_format(good, 12, &yaml, &error), &error);
     assert_string_equal(yaml, "data:\n"
                               "  dash: \"-\"\n"
                               "  empty: \"\"\n"
@@ -211,7 +212,7 @@ static void test_format(void **state) {
                               "moe-x: -1e-3\n"
                               "seed: 7\n");
     free(yaml);
-    assert_ok(moei_yaml_format(NULL, 0, &yaml, &error), &error);
+    assert_ok(moelm_yaml_format(NULL, 0, &yaml, &error), &error);
     assert_string_equal(yaml, "");
     free(yaml);
 }
@@ -219,7 +220,7 @@ static void test_format(void **state) {
 static void test_format_refuses(void **state) {
     (void)state;
     static const struct {
-        moei_yaml_pair pairs[2];
+        moelm_yaml_pair pairs[2];
         const char *words;
     } rows[] = {
         {{{"a", "1"}, {"a", "2"}},                  "the key a was given twice"   },
@@ -236,7 +237,7 @@ static void test_format_refuses(void **state) {
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char *yaml = NULL;
         moe_error error;
-        assert_fails(moei_yaml_format(rows[i].pairs, 2, &yaml, &error), MOE_ERR_ARGUMENT, &error,
+        assert_fails(moelm_yaml_format(rows[i].pairs, 2, &yaml, &error), MOE_ERR_ARGUMENT, &error,
                      rows[i].words);
         assert_null(yaml);
     }
@@ -329,18 +330,18 @@ static void test_round_trip(void **state) {
     print_message("seed %" PRIu64 "\n", seed);
     for (int round = 0; round < N_ROUNDS; round++) {
         sample wrote = {0};
-        moei_yaml_pair pairs[N_PAIRS];
+        moelm_yaml_pair pairs[N_PAIRS];
         for (int i = 0; i < N_PAIRS; i++) {
             char part[20];
             random_text(part, 3, ".", &seed);
             snprintf(wrote.keys[i], sizeof wrote.keys[i], "g%d.%s%d", i % 3, part, i);
             random_text(wrote.values[i], (int)(scratch_random(&seed) % 12), "", &seed);
-            pairs[i] = (moei_yaml_pair){wrote.keys[i], wrote.values[i]};
+            pairs[i] = (moelm_yaml_pair){wrote.keys[i], wrote.values[i]};
         }
         char *yaml;
         moe_error error;
-        assert_ok(moei_yaml_format(pairs, N_PAIRS, &yaml, &error), &error);
-        assert_ok(moei_yaml_parse("round", yaml, strlen(yaml), check_pair, &wrote, &error), &error);
+        assert_ok(moelm_yaml_format(pairs, N_PAIRS, &yaml, &error), &error);
+        assert_ok(moelm_yaml_parse("round", yaml, strlen(yaml), check_pair, &wrote, &error), &error);
         assert_int_equal(wrote.n_seen, N_PAIRS);
         free(yaml);
     }

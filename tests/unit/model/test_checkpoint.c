@@ -73,8 +73,8 @@ static void check_type(const char *directory, const char *expected) {
     json_t *root;
     moe_error error;
     snprintf(path, sizeof path, "%s/config.json", directory);
-    assert_ok(moei_json_load(path, &root, &error), &error);
-    assert_ok(moei_json_get_string(root, "config.json", "model_type", &type, &error), &error);
+    assert_ok(moelm_json_load(path, &root, &error), &error);
+    assert_ok(moelm_json_get_string(root, "config.json", "model_type", &type, &error), &error);
     assert_string_equal(type, expected);
     json_decref(root);
 }
@@ -113,20 +113,20 @@ static void test_golden_is_written_as_it_was(void **state) {
     moe_ctx *ctx = test_ctx(NULL, 1);
     moe_lm *lm = model_load(ctx, "tests/golden/mixtral");
     char *path = scratch_path(state, "again");
-    moei_safetensors *a, *b;
+    moelm_safetensors *a, *b;
     moe_error error;
     must(ctx, moe_lm_save(lm, path));
-    assert_ok(moei_safetensors_open("tests/golden/mixtral", &a, &error), &error);
-    assert_ok(moei_safetensors_open(path, &b, &error), &error);
-    assert_int_equal(moei_safetensors_count(a), moei_safetensors_count(b));
-    for (size_t i = 0; i < moei_safetensors_count(a); ++i) {
-        const moei_st_tensor *p = moei_safetensors_at(a, i), *q = moei_safetensors_find(b, p->name);
+    assert_ok(moelm_safetensors_open("tests/golden/mixtral", &a, &error), &error);
+    assert_ok(moelm_safetensors_open(path, &b, &error), &error);
+    assert_int_equal(moelm_safetensors_count(a), moelm_safetensors_count(b));
+    for (size_t i = 0; i < moelm_safetensors_count(a); ++i) {
+        const moelm_st_tensor *p = moelm_safetensors_at(a, i), *q = moelm_safetensors_find(b, p->name);
         assert_non_null(q);
         assert_int_equal(p->bytes, q->bytes);
         assert_memory_equal(p->data, q->data, p->bytes);
     }
-    moei_safetensors_close(a);
-    moei_safetensors_close(b);
+    moelm_safetensors_close(a);
+    moelm_safetensors_close(b);
     moe_lm_destroy(lm);
     moe_ctx_destroy(ctx);
     free(path);
@@ -151,26 +151,26 @@ static void test_full_disk_leaves_nothing(void **state) {
 
 enum { MAX_TENSORS = 64 };
 typedef struct edit {
-    moei_st_tensor tensor[MAX_TENSORS];
+    moelm_st_tensor tensor[MAX_TENSORS];
     size_t count;
 } edit;
 
 /* The tensors of a saved directory, to be changed and written back. */
-static moei_safetensors *open_edit(const char *directory, edit *e) {
-    moei_safetensors *file;
+static moelm_safetensors *open_edit(const char *directory, edit *e) {
+    moelm_safetensors *file;
     moe_error error;
-    assert_ok(moei_safetensors_open(directory, &file, &error), &error);
-    e->count = moei_safetensors_count(file);
+    assert_ok(moelm_safetensors_open(directory, &file, &error), &error);
+    e->count = moelm_safetensors_count(file);
     assert_true(e->count < MAX_TENSORS);
-    for (size_t i = 0; i < e->count; ++i) e->tensor[i] = *moei_safetensors_at(file, i);
+    for (size_t i = 0; i < e->count; ++i) e->tensor[i] = *moelm_safetensors_at(file, i);
     return file;
 }
 
-static void write_edit(const char *directory, const char *name, const moei_st_tensor *tensor, size_t count) {
+static void write_edit(const char *directory, const char *name, const moelm_st_tensor *tensor, size_t count) {
     char path[1000];
     moe_error error;
     snprintf(path, sizeof path, "%s/%s", directory, name);
-    assert_ok(moei_safetensors_write(path, tensor, count, NULL, 0, &error), &error);
+    assert_ok(moelm_safetensors_write(path, tensor, count, NULL, 0, &error), &error);
 }
 
 /* A saved tiny model with numbers k/8, |k| < 128: exact in every format. */
@@ -199,18 +199,18 @@ static void check_halves(void **state, const char *name, bool brain) {
     char *path = scratch_path(state, name);
     moe_lm *lm = save_exact(ctx, path, NULL);
     edit e;
-    moei_safetensors *file = open_edit(path, &e);
+    moelm_safetensors *file = open_edit(path, &e);
     for (size_t i = 0; i < e.count; ++i) {
         size_t n = e.tensor[i].bytes / 4;
         uint16_t *half = malloc(2 * n);
         assert_non_null(half);
         for (size_t j = 0; j < n; ++j) half[j] = to_half(((const float *)e.tensor[i].data)[j], brain);
         e.tensor[i].data = half;
-        e.tensor[i].dtype = brain ? MOEI_ST_BF16 : MOEI_ST_F16;
+        e.tensor[i].dtype = brain ? MOELM_ST_BF16 : MOELM_ST_F16;
     }
     write_edit(path, "model.safetensors", e.tensor, e.count);
     for (size_t i = 0; i < e.count; ++i) free((void *)e.tensor[i].data);
-    moei_safetensors_close(file);
+    moelm_safetensors_close(file);
     moe_lm *back = model_load(ctx, path);
     assert_same_settings(ctx, lm, back);
     moe_lm_destroy(back);
@@ -235,7 +235,7 @@ static void test_shards(void **state) {
     char *path = scratch_path(state, "shards");
     moe_lm *lm = save_exact(ctx, path, NULL);
     edit e;
-    moei_safetensors *file = open_edit(path, &e);
+    moelm_safetensors *file = open_edit(path, &e);
     const char *const shard[] = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"};
     size_t half = e.count / 2;
     write_edit(path, shard[0], e.tensor, half);
@@ -245,9 +245,9 @@ static void test_shards(void **state) {
         json_object_set_new(map, e.tensor[i].name, json_string(shard[i >= half]));
     char *name = scratch_path(state, "shards/model.safetensors.index.json");
     moe_error error;
-    assert_ok(moei_json_save(name, index, &error), &error);
+    assert_ok(moelm_json_save(name, index, &error), &error);
     json_decref(index);
-    moei_safetensors_close(file);
+    moelm_safetensors_close(file);
     remove_in(path, "model.safetensors");
     moe_lm *back = model_load(ctx, path);
     assert_same_settings(ctx, lm, back);
@@ -272,10 +272,10 @@ static void check_wrong_tensors(void **state, const char *name, const char *cons
     char *path = scratch_path(state, name);
     moe_lm_destroy(save_exact(ctx, path, pairs));
     edit e;
-    moei_safetensors *file = open_edit(path, &e);
+    moelm_safetensors *file = open_edit(path, &e);
     size_t at = 0;
     while (strcmp(e.tensor[at].name, victim) != 0) ++at;
-    moei_st_tensor good = e.tensor[at], last = e.tensor[e.count - 1];
+    moelm_st_tensor good = e.tensor[at], last = e.tensor[e.count - 1];
     const char *const words = victim;
 
     e.tensor[at] = last; /* missing */
@@ -288,7 +288,7 @@ static void check_wrong_tensors(void **state, const char *name, const char *cons
     expect_failure(ctx, path, MOE_ERR_INPUT, words);
 
     e.tensor[at] = good;
-    e.tensor[at].dtype = MOEI_ST_I32;
+    e.tensor[at].dtype = MOELM_ST_I32;
     write_edit(path, "model.safetensors", e.tensor, e.count);
     expect_failure(ctx, path, MOE_ERR_INPUT, "is I32; F32, BF16 and F16");
 
@@ -300,7 +300,7 @@ static void check_wrong_tensors(void **state, const char *name, const char *cons
 
     write_edit(path, "model.safetensors", e.tensor, e.count); /* and so it is good again */
     moe_lm_destroy(model_load(ctx, path));
-    moei_safetensors_close(file);
+    moelm_safetensors_close(file);
     moe_ctx_destroy(ctx);
     free(path);
 }
@@ -318,16 +318,16 @@ static void check_config(moe_ctx *ctx, const char *directory, const char *sectio
     json_t *root, *from;
     moe_error error;
     snprintf(path, sizeof path, "%s/config.json", directory);
-    assert_ok(moei_json_load(path, &root, &error), &error);
+    assert_ok(moelm_json_load(path, &root, &error), &error);
     json_t *changed = json_deep_copy(root);
     from = section ? json_object_get(changed, section) : changed;
     if (value)
         json_object_set_new(from, key, json_loads(value, JSON_DECODE_ANY, NULL));
     else
         json_object_del(from, key);
-    assert_ok(moei_json_save(path, changed, &error), &error);
+    assert_ok(moelm_json_save(path, changed, &error), &error);
     expect_failure(ctx, directory, status, words);
-    assert_ok(moei_json_save(path, root, &error), &error);
+    assert_ok(moelm_json_save(path, root, &error), &error);
     json_decref(changed);
     json_decref(root);
 }
@@ -389,7 +389,7 @@ static void check_bytes(void **state, const char *file) {
     scratch_remove(path);
     moe_lm_destroy(save_exact(ctx, path, mixtral));
     snprintf(name, sizeof name, "%s/%s", path, file);
-    assert_ok(moei_file_read(name, 1, 1 << 24, &text, &bytes, &error), &error);
+    assert_ok(moelm_file_read(name, 1, 1 << 24, &text, &bytes, &error), &error);
     for (size_t cut = 0; cut + 2 < bytes; cut += 1 + bytes / 60) {
         scratch_put(name, text, cut);
         expect_failure(ctx, path, MOE_ERR_INPUT, "");

@@ -11,22 +11,22 @@
 #define GOLDEN "tests/golden/mixtral"
 enum { SEQS = 2, LENGTH = 20, VOCAB = 96, D = 32, ROWS = SEQS * LENGTH };
 
-static moei_safetensors *expected;
+static moelm_safetensors *expected;
 
 static int open_expected(void **state) {
     moe_error error;
     (void)state;
-    return moei_safetensors_open(GOLDEN "/expected.safetensors", &expected, &error) == MOE_OK ? 0 : -1;
+    return moelm_safetensors_open(GOLDEN "/expected.safetensors", &expected, &error) == MOE_OK ? 0 : -1;
 }
 
 static int close_expected(void **state) {
     (void)state;
-    moei_safetensors_close(expected);
+    moelm_safetensors_close(expected);
     return 0;
 }
 
 static const void *recorded(const char *name, size_t bytes) {
-    const moei_st_tensor *tensor = moei_safetensors_find(expected, name);
+    const moelm_st_tensor *tensor = moelm_safetensors_find(expected, name);
     assert_non_null(tensor);
     assert_int_equal(tensor->bytes, bytes);
     void *copy = malloc(bytes); /* aligned */
@@ -95,7 +95,7 @@ static char *with_coefficient(void **state, const char *coefficient) {
     char *text, *end, config[2000];
     size_t bytes;
     moe_error error;
-    assert_ok(moei_file_read(GOLDEN "/config.json", 1, 1 << 16, &text, &bytes, &error), &error);
+    assert_ok(moelm_file_read(GOLDEN "/config.json", 1, 1 << 16, &text, &bytes, &error), &error);
     char *at = strstr(text, "\"router_aux_loss_coef\": ") + strlen("\"router_aux_loss_coef\": ");
     end = strchr(at, ',');
     snprintf(config, sizeof config, "%.*s%s%s", (int)(at - text), text, coefficient, end);
@@ -104,7 +104,7 @@ static char *with_coefficient(void **state, const char *coefficient) {
     scratch_put(to, config, strlen(config));
     free(to);
     to = scratch_path(state, "model.safetensors");
-    assert_ok(moei_file_read(GOLDEN "/model.safetensors", 1, 1 << 20, &text, &bytes, &error), &error);
+    assert_ok(moelm_file_read(GOLDEN "/model.safetensors", 1, 1 << 20, &text, &bytes, &error), &error);
     scratch_put(to, text, bytes);
     free(text);
     free(to);

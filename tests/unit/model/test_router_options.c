@@ -77,8 +77,8 @@ static void saved_type(const char *directory, char *type, size_t size) {
     json_t *root;
     moe_error error;
     snprintf(path, sizeof path, "%s/config.json", directory);
-    assert_ok(moei_json_load(path, &root, &error), &error);
-    assert_ok(moei_json_get_string(root, "config.json", "model_type", &found, &error), &error);
+    assert_ok(moelm_json_load(path, &root, &error), &error);
+    assert_ok(moelm_json_get_string(root, "config.json", "model_type", &found, &error), &error);
     snprintf(type, size, "%s", found);
     json_decref(root);
 }

@@ -18,10 +18,10 @@ static bool is_round(double tick, const double *mantissa, int n) {
     return false;
 }
 
-static void assert_in_order(const moei_axis *axis) {
-    assert_true(axis->n_ticks <= MOEI_MAX_TICKS);
+static void assert_in_order(const moelm_axis *axis) {
+    assert_true(axis->n_ticks <= MOELM_MAX_TICKS);
     for (int i = 0; i < axis->n_ticks; ++i) {
-        double place = moei_axis_place(axis, axis->tick[i]);
+        double place = moelm_axis_place(axis, axis->tick[i]);
         assert_true(place >= -1e-6 && place <= 1 + 1e-6);
         assert_true(i == 0 || axis->tick[i] > axis->tick[i - 1]);
     }
@@ -34,7 +34,7 @@ static void test_linear(void **state) {
     for (int i = 0; i < 20000; ++i) {
         double low = random_size(&seed) * (i % 3 - 1), high = low + random_size(&seed);
         unsigned flags = (unsigned)(scratch_random(&seed) % 2); /* tight or not */
-        moei_axis axis = moei_axis_linear(low, high, flags);
+        moelm_axis axis = moelm_axis_linear(low, high, flags);
         assert_in_order(&axis);
         if (high - low < 1e-6 * fabs(high)) continue; /* the steps drown in rounding */
         if (axis.n_ticks < 2) fail_msg("%d ticks for %.17g .. %.17g", axis.n_ticks, low, high);
@@ -50,11 +50,11 @@ static void test_logarithmic(void **state) {
     uint64_t seed = 5;
     for (int i = 0; i < 20000; ++i) {
         double low = random_size(&seed), high = low * (2.5 + random_size(&seed));
-        moei_axis axis = moei_axis_log(low, high);
+        moelm_axis axis = moelm_axis_log(low, high);
         assert_in_order(&axis);
         if (axis.n_ticks < 2) fail_msg("%d ticks for %.17g .. %.17g", axis.n_ticks, low, high);
         for (int t = 0; t < axis.n_ticks; ++t) assert_true(is_round(axis.tick[t], mantissas, 9));
-        assert_true(moei_axis_place(&axis, low) >= 0 && moei_axis_place(&axis, high) <= 1);
+        assert_true(moelm_axis_place(&axis, low) >= 0 && moelm_axis_place(&axis, high) <= 1);
     }
 }
 
@@ -69,26 +69,26 @@ static void test_odd_ranges(void **state) {
         {1,        1 + 1e-15}
     };
     for (size_t i = 0; i < sizeof range / sizeof *range; ++i) {
-        moei_axis axis = moei_axis_linear(range[i][0], range[i][1], 0);
+        moelm_axis axis = moelm_axis_linear(range[i][0], range[i][1], 0);
         assert_in_order(&axis);
         assert_true(axis.max > axis.min && axis.n_ticks >= 2);
     }
-    moei_axis whole = moei_axis_linear(0, 1, MOEI_AXIS_WHOLE);
+    moelm_axis whole = moelm_axis_linear(0, 1, MOELM_AXIS_WHOLE);
     assert_int_equal(whole.n_ticks, 2);
 }
 
 static void test_labels(void **state) {
     (void)state;
-    moei_axis axis = moei_axis_linear(0, 1, 0);
-    assert_string_equal(moei_tick(&axis, 0).s, "0.0");
-    assert_string_equal(moei_tick(&axis, axis.n_ticks - 1).s, "1.0");
-    axis = moei_axis_linear(0, 0.04, MOEI_AXIS_PERCENT);
-    assert_string_equal(moei_tick(&axis, axis.n_ticks - 1).s, "4\xc2\xa0%");
-    axis = moei_axis_linear(0, 60000, 0);
-    assert_string_equal(moei_tick(&axis, axis.n_ticks - 1).s, "60.0\xc2\xa0k");
-    axis = moei_axis_log(1.4, 9);
-    assert_string_equal(moei_tick(&axis, 0).s, "1.5");
-    assert_string_equal(moei_tick(&axis, 1).s, "2");
+    moelm_axis axis = moelm_axis_linear(0, 1, 0);
+    assert_string_equal(moelm_tick(&axis, 0).s, "0.0");
+    assert_string_equal(moelm_tick(&axis, axis.n_ticks - 1).s, "1.0");
+    axis = moelm_axis_linear(0, 0.04, MOELM_AXIS_PERCENT);
+    assert_string_equal(moelm_tick(&axis, axis.n_ticks - 1).s, "4\xc2\xa0%");
+    axis = moelm_axis_linear(0, 60000, 0);
+    assert_string_equal(moelm_tick(&axis, axis.n_ticks - 1).s, "60.0\xc2\xa0k");
+    axis = moelm_axis_log(1.4, 9);
+    assert_string_equal(moelm_tick(&axis, 0).s, "1.5");
+    assert_string_equal(moelm_tick(&axis, 1).s, "2");
 }
 
 int main(void) {

@@ -5,11 +5,11 @@
 #include "report/html.h"
 
 static void assert_written(const char *bytes, size_t n_bytes, const char *expected) {
-    moei_html html = {0};
-    moei_html_put(&html, "");
-    moei_html_bytes(&html, bytes, n_bytes);
+    moelm_html html = {0};
+    moelm_html_put(&html, "");
+    moelm_html_bytes(&html, bytes, n_bytes);
     assert_string_equal(html.data, expected);
-    moei_html_free(&html);
+    moelm_html_free(&html);
 }
 
 static void test_escapes(void **state) {
@@ -35,21 +35,21 @@ static void test_random_bytes_stay_text(void **state) {
     (void)state;
     char bytes[512];
     for (uint64_t seed = 1; seed <= 500; ++seed) {
-        moei_html html = {0};
+        moelm_html html = {0};
         scratch_fill(bytes, sizeof bytes, seed);
-        moei_html_bytes(&html, bytes, sizeof bytes);
+        moelm_html_bytes(&html, bytes, sizeof bytes);
         for (size_t i = 0; i < html.length; ++i) {
             unsigned char c = (unsigned char)html.data[i];
             if (c == '<' || c == '>' || c == '"' || (c < 0x20 && c != '\t' && c != '\n'))
                 fail_msg("seed %d", (int)seed);
         }
-        moei_html again = {0};
+        moelm_html again = {0};
         for (size_t i = 0; i < html.length; ++i) html.data[i] = html.data[i] == '&' ? '+' : html.data[i];
-        moei_html_bytes(&again, html.data,
-                        html.length); /* '&#39;' became '+#39;': nothing is left to escape */
+        moelm_html_bytes(&again, html.data,
+                         html.length); /* '&#39;' became '+#39;': nothing is left to escape */
         assert_int_equal(again.length, html.length);
-        moei_html_free(&again);
-        moei_html_free(&html);
+        moelm_html_free(&again);
+        moelm_html_free(&html);
     }
 }
 
@@ -68,10 +68,10 @@ static void test_tokens(void **state) {
         {256,  "#256"        }
     };
     for (size_t i = 0; i < sizeof row / sizeof *row; ++i) {
-        moei_html html = {0};
-        moei_html_token(&html, row[i].token);
+        moelm_html html = {0};
+        moelm_html_token(&html, row[i].token);
         assert_string_equal(html.data, row[i].text);
-        moei_html_free(&html);
+        moelm_html_free(&html);
     }
 }
 

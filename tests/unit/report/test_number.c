@@ -8,41 +8,41 @@
 
 static void test_known_texts(void **state) {
     (void)state;
-    assert_string_equal(moei_fixed(1.5, 2).s, "1.50");
-    assert_string_equal(moei_fixed(-0.004, 2).s, "0.00"); /* never a minus before zero */
-    assert_string_equal(moei_fixed(-2.346, 2).s, "\xe2\x88\x92"
-                                                 "2.35");
-    assert_string_equal(moei_fixed(0.95, 0).s, "1");
-    assert_string_equal(moei_coord(-0.04).s, "0");
-    assert_string_equal(moei_coord(-1.25).s, "-1.3");
-    assert_string_equal(moei_coord(12).s, "12");
-    assert_string_equal(moei_digits(0.01234, 3).s, "0.0123");
-    assert_string_equal(moei_digits(0.9996, 3).s, "1.00");
-    assert_string_equal(moei_digits(0.9994, 3).s, "0.999");
-    assert_string_equal(moei_digits(123456, 3).s, "123,456");
-    assert_string_equal(moei_digits(1.2e-5, 2).s, "1.2e\xe2\x88\x92"
-                                                  "5");
-    assert_string_equal(moei_digits(5e-324, 1).s, "5e\xe2\x88\x92"
-                                                  "324");
-    assert_string_equal(moei_short(1638400).s, "1.64\xc2\xa0M");
-    assert_string_equal(moei_short(999.9e3).s, "1.00\xc2\xa0M");
-    assert_string_equal(moei_short(312).s, "312");
-    assert_string_equal(moei_count(-1234567).s, "-1,234,567");
-    assert_string_equal(moei_count(INT64_MIN).s, "-9,223,372,036,854,775,808");
-    assert_string_equal(moei_percent(0.125, 1).s, "12.5\xc2\xa0%");
-    assert_string_equal(moei_duration(59.6).s, "1\xc2\xa0min 0\xc2\xa0s");
-    assert_string_equal(moei_duration(7260).s, "2\xc2\xa0h 1\xc2\xa0min");
+    assert_string_equal(moelm_fixed(1.5, 2).s, "1.50");
+    assert_string_equal(moelm_fixed(-0.004, 2).s, "0.00"); /* never a minus before zero */
+    assert_string_equal(moelm_fixed(-2.346, 2).s, "\xe2\x88\x92"
+                                                  "2.35");
+    assert_string_equal(moelm_fixed(0.95, 0).s, "1");
+    assert_string_equal(moelm_coord(-0.04).s, "0");
+    assert_string_equal(moelm_coord(-1.25).s, "-1.3");
+    assert_string_equal(moelm_coord(12).s, "12");
+    assert_string_equal(moelm_digits(0.01234, 3).s, "0.0123");
+    assert_string_equal(moelm_digits(0.9996, 3).s, "1.00");
+    assert_string_equal(moelm_digits(0.9994, 3).s, "0.999");
+    assert_string_equal(moelm_digits(123456, 3).s, "123,456");
+    assert_string_equal(moelm_digits(1.2e-5, 2).s, "1.2e\xe2\x88\x92"
+                                                   "5");
+    assert_string_equal(moelm_digits(5e-324, 1).s, "5e\xe2\x88\x92"
+                                                   "324");
+    assert_string_equal(moelm_short(1638400).s, "1.64\xc2\xa0M");
+    assert_string_equal(moelm_short(999.9e3).s, "1.00\xc2\xa0M");
+    assert_string_equal(moelm_short(312).s, "312");
+    assert_string_equal(moelm_count(-1234567).s, "-1,234,567");
+    assert_string_equal(moelm_count(INT64_MIN).s, "-9,223,372,036,854,775,808");
+    assert_string_equal(moelm_percent(0.125, 1).s, "12.5\xc2\xa0%");
+    assert_string_equal(moelm_duration(59.6).s, "1\xc2\xa0min 0\xc2\xa0s");
+    assert_string_equal(moelm_duration(7260).s, "2\xc2\xa0h 1\xc2\xa0min");
 }
 
 static void test_what_is_no_number(void **state) {
     (void)state;
     const double odd[] = {NAN, INFINITY, -INFINITY, 1e300};
     for (size_t i = 0; i < sizeof odd / sizeof *odd; ++i) {
-        assert_string_equal(moei_fixed(odd[i], 2).s, "\xe2\x80\x93");
-        assert_string_equal(moei_digits(odd[i], 3).s, "\xe2\x80\x93");
+        assert_string_equal(moelm_fixed(odd[i], 2).s, "\xe2\x80\x93");
+        assert_string_equal(moelm_digits(odd[i], 3).s, "\xe2\x80\x93");
     }
-    assert_string_equal(moei_duration(-1).s, "\xe2\x80\x93");
-    assert_string_equal(moei_coord(NAN).s, "0");
+    assert_string_equal(moelm_duration(-1).s, "\xe2\x80\x93");
+    assert_string_equal(moelm_coord(NAN).s, "0");
 }
 
 /* What is written reads back within half a unit of its last place. */
@@ -53,7 +53,7 @@ static void test_reads_back(void **state) {
         double value = ldexp((double)(int64_t)scratch_random(&seed), -63) *
                        pow(10, (int)(scratch_random(&seed) % 12) - 3);
         int decimals = (int)(scratch_random(&seed) % 6);
-        moei_text text = moei_fixed(value, decimals);
+        moelm_report_text text = moelm_fixed(value, decimals);
         const char *digits = text.s;
         if ((unsigned char)digits[0] == 0xe2) digits += 3;
         double back = strtod(digits, NULL) * (digits == text.s ? 1 : -1);

@@ -42,10 +42,10 @@ static void test_selection_bias(void **state) {
     train_must(&result);
     char *path = scratch_path(state, "a/" LAST),
          *moments = scratch_path(state, "a/" LAST "/optimizer.safetensors");
-    moei_safetensors *file;
+    moelm_safetensors *file;
     moe_error error;
-    assert_ok(moei_safetensors_open(path, &file, &error), &error);
-    const moei_st_tensor *bias = moei_safetensors_find(file, "blocks.0.ffn.gate.selection_bias");
+    assert_ok(moelm_safetensors_open(path, &file, &error), &error);
+    const moelm_st_tensor *bias = moelm_safetensors_find(file, "blocks.0.ffn.gate.selection_bias");
     assert_non_null(bias);
     assert_int_equal(bias->bytes, 8 * sizeof(float));
     double largest = 0;
@@ -58,11 +58,11 @@ static void test_selection_bias(void **state) {
         largest = fmax(largest, fabs(steps));
     }
     assert_true(largest > 0.5);
-    moei_safetensors_close(file);
-    assert_ok(moei_safetensors_open(moments, &file, &error), &error);
-    assert_null(moei_safetensors_find(file, "m.blocks.0.ffn.gate.selection_bias"));
-    assert_non_null(moei_safetensors_find(file, "m.blocks.0.ffn.gate.weight"));
-    moei_safetensors_close(file);
+    moelm_safetensors_close(file);
+    assert_ok(moelm_safetensors_open(moments, &file, &error), &error);
+    assert_null(moelm_safetensors_find(file, "m.blocks.0.ffn.gate.selection_bias"));
+    assert_non_null(moelm_safetensors_find(file, "m.blocks.0.ffn.gate.weight"));
+    moelm_safetensors_close(file);
     free(moments);
     free(path);
 }
@@ -82,20 +82,20 @@ static void test_frozen_router(void **state) {
     train_must(&result);
     static const char *const steps[] = {"a/checkpoints/step-00000001", "a/" LAST};
     static const char *const names[] = {"blocks.0.ffn.gate.weight", "blocks.0.ffn.experts.up.weight"};
-    moei_safetensors *file[2];
+    moelm_safetensors *file[2];
     moe_error error;
     for (int i = 0; i < 2; ++i) {
         char *path = scratch_path(state, steps[i]);
-        assert_ok(moei_safetensors_open(path, &file[i], &error), &error);
+        assert_ok(moelm_safetensors_open(path, &file[i], &error), &error);
         free(path);
     }
     for (int i = 0; i < 2; ++i) {
-        const moei_st_tensor *p = moei_safetensors_find(file[0], names[i]),
-                             *q = moei_safetensors_find(file[1], names[i]);
+        const moelm_st_tensor *p = moelm_safetensors_find(file[0], names[i]),
+                              *q = moelm_safetensors_find(file[1], names[i]);
         assert_int_equal(memcmp(p->data, q->data, p->bytes) == 0, i == 0);
     }
-    moei_safetensors_close(file[0]);
-    moei_safetensors_close(file[1]);
+    moelm_safetensors_close(file[0]);
+    moelm_safetensors_close(file[1]);
 }
 
 static bool metrics_tell(void **state, const char *dir, const char *key) {

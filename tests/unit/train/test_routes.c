@@ -74,19 +74,19 @@ static void must_eval(moe_ctx *ctx, moe_lm *lm, const char *text, const char *re
 }
 
 static void same_files(const char *a, const char *b) {
-    moei_safetensors *p, *q;
+    moelm_safetensors *p, *q;
     moe_error error;
-    assert_ok(moei_safetensors_open(a, &p, &error), &error);
-    assert_ok(moei_safetensors_open(b, &q, &error), &error);
-    assert_int_equal(moei_safetensors_count(p), moei_safetensors_count(q));
-    for (size_t i = 0; i < moei_safetensors_count(p); ++i) {
-        const moei_st_tensor *x = moei_safetensors_at(p, i), *y = moei_safetensors_find(q, x->name);
+    assert_ok(moelm_safetensors_open(a, &p, &error), &error);
+    assert_ok(moelm_safetensors_open(b, &q, &error), &error);
+    assert_int_equal(moelm_safetensors_count(p), moelm_safetensors_count(q));
+    for (size_t i = 0; i < moelm_safetensors_count(p); ++i) {
+        const moelm_st_tensor *x = moelm_safetensors_at(p, i), *y = moelm_safetensors_find(q, x->name);
         assert_non_null(y);
         assert_int_equal(x->bytes, y->bytes);
         if (memcmp(x->data, y->data, x->bytes) != 0) fail_msg("%s differs", x->name);
     }
-    moei_safetensors_close(p);
-    moei_safetensors_close(q);
+    moelm_safetensors_close(p);
+    moelm_safetensors_close(q);
 }
 
 static const char *const deepseek[] = {"moe.preset", "deepseek_v3", NULL};
@@ -138,18 +138,18 @@ static void test_file(void **state) {
     char *text = put_text(state, "text", 1), *path = scratch_path(state, "routes");
     moe_ctx *ctx = make_ctx(3);
     moe_lm *lm = make_model(ctx, NULL);
-    moei_safetensors *file;
+    moelm_safetensors *file;
     moe_error error;
     double bits = 0;
     must_eval(ctx, lm, text, path, NULL, &bits);
-    assert_ok(moei_safetensors_open(path, &file, &error), &error);
-    assert_int_equal(moei_safetensors_count(file), 4); /* of layers 0 and 2 */
-    assert_string_equal(moei_safetensors_metadata(file, "format"), "moekit-routes");
-    assert_string_equal(moei_safetensors_metadata(file, "bytes"), "1500");
-    assert_string_equal(moei_safetensors_metadata(file, "window"), "32");
-    const moei_st_tensor *expert = moei_safetensors_find(file, "layer.2.expert"),
-                         *weight = moei_safetensors_find(file, "layer.2.weight");
-    int64_t windows = strtoll(moei_safetensors_metadata(file, "windows"), NULL, 10);
+    assert_ok(moelm_safetensors_open(path, &file, &error), &error);
+    assert_int_equal(moelm_safetensors_count(file), 4); /* of layers 0 and 2 */
+    assert_string_equal(moelm_safetensors_metadata(file, "format"), "moekit-routes");
+    assert_string_equal(moelm_safetensors_metadata(file, "bytes"), "1500");
+    assert_string_equal(moelm_safetensors_metadata(file, "window"), "32");
+    const moelm_st_tensor *expert = moelm_safetensors_find(file, "layer.2.expert"),
+                          *weight = moelm_safetensors_find(file, "layer.2.weight");
+    int64_t windows = strtoll(moelm_safetensors_metadata(file, "windows"), NULL, 10);
     assert_int_equal(windows, 1 + (1499 - 32 + 15) / 16);
     assert_int_equal(expert->dim[0], windows * 32);
     assert_int_equal(expert->dim[1], 2);
@@ -161,7 +161,7 @@ static void test_file(void **state) {
         assert_true(e[0] != e[1] && e[0] >= 0 && e[0] < E && e[1] >= 0 && e[1] < E);
         assert_true(w[0] >= w[1] && fabsf(w[0] + w[1] - 1) < 1e-5F);
     }
-    moei_safetensors_close(file);
+    moelm_safetensors_close(file);
     moe_lm_destroy(lm);
     moe_ctx_destroy(ctx);
     free(text), free(path);
@@ -169,15 +169,15 @@ static void test_file(void **state) {
 
 /* Writes `from` again without `leave_out`, and with the first expert of layer 0 set. */
 static void forge(const char *from, const char *to, const char *leave_out, int32_t expert) {
-    moei_safetensors *file;
-    moei_st_tensor tensor[8];
-    moei_st_pair pair[8];
+    moelm_safetensors *file;
+    moelm_st_tensor tensor[8];
+    moelm_st_pair pair[8];
     moe_error error;
     size_t n = 0, n_pairs = 0;
     static int32_t changed[1 << 16];
-    assert_ok(moei_safetensors_open(from, &file, &error), &error);
-    for (size_t i = 0; i < moei_safetensors_count(file); ++i) {
-        tensor[n] = *moei_safetensors_at(file, i);
+    assert_ok(moelm_safetensors_open(from, &file, &error), &error);
+    for (size_t i = 0; i < moelm_safetensors_count(file); ++i) {
+        tensor[n] = *moelm_safetensors_at(file, i);
         if (strcmp(tensor[n].name, leave_out) == 0) continue;
         if (strcmp(tensor[n].name, "layer.0.expert") == 0) {
             assert_true(tensor[n].bytes <= sizeof changed);
@@ -187,12 +187,12 @@ static void forge(const char *from, const char *to, const char *leave_out, int32
         }
         ++n;
     }
-    for (size_t i = 0; i < moei_safetensors_metadata_count(file); ++i) {
-        pair[n_pairs] = moei_safetensors_metadata_at(file, i);
+    for (size_t i = 0; i < moelm_safetensors_metadata_count(file); ++i) {
+        pair[n_pairs] = moelm_safetensors_metadata_at(file, i);
         n_pairs += strcmp(pair[n_pairs].key, leave_out) != 0;
     }
-    assert_ok(moei_safetensors_write(to, tensor, n, pair, n_pairs, &error), &error);
-    moei_safetensors_close(file);
+    assert_ok(moelm_safetensors_write(to, tensor, n, pair, n_pairs, &error), &error);
+    moelm_safetensors_close(file);
 }
 
 static void must_refuse(moe_ctx *ctx, moe_lm *lm, const char *text, const char *path, const char *words) {
