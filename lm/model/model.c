@@ -4,6 +4,8 @@
  */
 #include "model/model.h"
 
+#include "core/ctx.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -166,6 +168,19 @@ static void draw_all(moe_lm *lm) {
 
 /* 4. Life. */
 
+/* Allowed, as in its paper; but who compares bits per byte must know. */
+static void warn_of_foresight(const moe_lm *lm) {
+    for (int32_t i = 0; i < lm->n_layers; ++i) {
+        const moe_layer_desc *desc = moe_layer_get_desc(lm->blocks[i].ffn);
+        if (desc->num_experts == 0 || strcmp(desc->router_type, "expert_choice") != 0) continue;
+        moei_log(
+            lm->ctx, MOE_LOG_WARN,
+            "moe.router_type expert_choice: experts choose among all tokens of a batch, also those yet to "
+            "be predicted; figures do not compare with those of a model that sees only what was before");
+        return;
+    }
+}
+
 static moe_status make(moe_lm *lm) {
     lm->blocks = calloc((size_t)lm->n_layers, sizeof *lm->blocks);
     if (!lm->blocks) return moe_ctx_fail(lm->ctx, MOE_ERR_MEMORY, "no memory for %d blocks", lm->n_layers);
@@ -173,6 +188,7 @@ static moe_status make(moe_lm *lm) {
     MOEI_TRY(make_layers(lm));
     MOEI_TRY(make_entries(lm));
     draw_all(lm);
+    warn_of_foresight(lm);
     return MOE_OK;
 }
 
