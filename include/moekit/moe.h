@@ -10,6 +10,7 @@
  *   - descriptors start with their own size; a zero field means its default, so
  *     `moe_layer_desc desc = {.size = sizeof desc, .d_model = 64, ...}` is complete.
  *   - outputs are written only on success, unless a call says otherwise.
+ *   - a handle, a descriptor or an output may be NULL only where its call says so.
  *   - `*_reserve` allocates; no call after it does.
  *   - a context, and everything made from it, belongs to one thread at a time.
  */
@@ -155,7 +156,8 @@ typedef struct moe_layer_desc {
     /* router: scores and weights */
     const char *score_function; /* NULL: "softmax"; "sigmoid" "sqrtsoftplus" */
     bool score_before_topk; /* score all E, then select; else select by logits, then score the K selected */
-    bool norm_topk_prob;    /* divide the K weights by their sum; K = 1: ignored, as its weight would always be 1 */
+    bool norm_topk_prob; /* divide the K weights by their sum; K = 1: ignored, as its weight would always be 1
+                          */
     float routed_scaling_factor; /* multiplies the weights; 0: 1 */
 
     /* router: selection */
@@ -249,8 +251,8 @@ MOE_API const char *const *moe_layer_presets(void); /* NULL-terminated */
  * MOE_ERR_ARGUMENT and names the nearest. `value` of "expert" must outlive the descriptor. */
 MOE_API moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value,
                                       moe_error *error);
-/* Whether a layer could be made of it: limits, and settings that go together. The text names the option. Names
- * of registered experts are the context's, and are not looked up. */
+/* Whether a layer could be made of it: limits, and settings that go together. The text names the option.
+ * Names of registered experts are the context's, and are not looked up. */
 MOE_API moe_status moe_layer_desc_check(const moe_layer_desc *desc, moe_error *error);
 
 /* 5. The layer. */

@@ -28,10 +28,17 @@ static moe_status check_forward(const moe_layer *layer, moe_mat x, moe_mat y, co
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
                             "sequence_length: %lld does not divide the %lld tokens of the call",
                             (long long)call->sequence_length, (long long)x.rows);
-    if (x.rows < 0 || layer->max_tokens < 0 || x.rows > layer->max_tokens)
+    if (x.rows < 0) return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "x: %lld rows", (long long)x.rows);
+    if (layer->max_tokens < 0 || x.rows > layer->max_tokens)
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
                             "forward of %lld tokens, but %lld are reserved; call moe_layer_reserve first",
                             (long long)x.rows, (long long)(layer->max_tokens < 0 ? 0 : layer->max_tokens));
+    if (call->mode != MOE_INFER && call->mode != MOE_TRAIN)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                            "moe_call.mode: %d is neither MOE_INFER nor MOE_TRAIN", (int)call->mode);
+    if (!isfinite(call->loss_scale))
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "moe_call.loss_scale: %g is not a finite number",
+                            (double)call->loss_scale);
     if (call->mode == MOE_TRAIN && layer->mode != MOE_TRAIN)
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
                             "MOE_TRAIN forward of a layer reserved for MOE_INFER; reserve it for MOE_TRAIN");
@@ -43,14 +50,13 @@ static moe_status check_forward(const moe_layer *layer, moe_mat x, moe_mat y, co
     return MOE_OK;
 }
 
-/* The call as this library knows it; NULL is all defaults. The layer keeps its own copy of the draws' table,
- * which backward reads again. */
-static moe_status read_call(moe_layer *layer, const moe_call *given, moe_call *call) {
+/* The call and its table of draws as this library knows them; NULL is all defaults. */
+static moe_status read_call(moe_layer *layer, const moe_call *given, moe_call *call, moe_draws *draws) {
     *call = (moe_call){.size = sizeof *call};
     if (!given) return MOE_OK;
     MOEI_TRY(moei_ctx_desc_read(layer->ctx, call, sizeof *call, given, "moe_call"));
     if (!call->draws) return MOE_OK;
-    MOEI_TRY(moei_ctx_desc_read(layer->ctx, &layer->draws, sizeof layer->draws, call->draws, "moe_draws"));
+    MOEI_TRY(moei_ctx_desc_read(layer->ctx, draws, sizeof *draws, call->draws, "moe_draws"));
     call->draws = &layer->draws;
     return MOE_OK;
 }
@@ -108,8 +114,10 @@ static moe_status route_and_plan(moe_layer *layer, const moei_scratch *s) {
 moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_call *given,
                              moe_stats *stats) {
     moe_call call;
-    MOEI_TRY(read_call(layer, given, &call));
+    moe_draws draws;
+    MOEI_TRY(read_call(layer, given, &call, &draws));
     MOEI_TRY(check_forward(layer, x, y, &call));
+    if (call.draws) layer->draws = draws; /* kept: backward reads them again */
     layer->batch = batch_of(x, &call);
     layer->loss_scale = call.loss_scale != 0 ? call.loss_scale : 1;
     layer->has_routing = layer->can_backward = false;

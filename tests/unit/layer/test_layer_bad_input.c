@@ -142,6 +142,38 @@ static void a_refused_reserve_changes_nothing(void **state) {
     }
 }
 
+/* A call that is refused before it begins leaves the pending backward as it was. */
+static void a_refused_call_leaves_the_backward(void **state) {
+    (void)state;
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_layer_desc desc = good_desc();
+    desc.router_type = "noisy_top_k";
+    moe_layer *layer = test_layer(ctx, &desc, 9);
+    moe_mat x = test_random(MOE_F32, 9, 13, 1), y = test_output(MOE_F32, 9, 13);
+    moe_mat first = test_random(MOE_F32, 9, 5, 2), second = test_random(MOE_F32, 9, 5, 3);
+    moe_mat want = test_output(MOE_F32, 9, 13), got = test_output(MOE_F32, 9, 13);
+    moe_draws draws = {.size = sizeof draws, .noise = first.data},
+              others = {.size = sizeof others, .noise = second.data};
+    moe_call call = test_train_call, refused = test_train_call;
+    call.draws = &draws;
+    refused.draws = &others;
+    must(ctx, moe_layer_forward(layer, x, y, &call, NULL));
+    must(ctx, moe_layer_backward(layer, x, y, want));
+    must(ctx, moe_layer_forward(layer, x, y, &call, NULL));
+    refused.mode = (moe_mode)7;
+    assert_int_equal(moe_layer_forward(layer, x, y, &refused, NULL), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(moe_ctx_error(ctx), "mode"));
+    refused.mode = MOE_TRAIN;
+    refused.loss_scale = NAN;
+    assert_int_equal(moe_layer_forward(layer, x, y, &refused, NULL), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(moe_ctx_error(ctx), "loss_scale"));
+    must(ctx, moe_layer_backward(layer, x, y, got));
+    assert_memory_equal(got.data, want.data, test_bytes(want));
+    free(x.data), free(y.data), free(want.data), free(got.data), free(first.data), free(second.data);
+    moe_layer_destroy(layer);
+    moe_ctx_destroy(ctx);
+}
+
 /* What the router did can be asked for after a forward that succeeded, not before one or after a failure. */
 static void routing_is_told_after_success_only(void **state) {
     (void)state;
@@ -358,6 +390,7 @@ int main(void) {
         cmocka_unit_test(shapes_dtypes_and_moments),
         cmocka_unit_test(a_refused_reserve_changes_nothing),
         cmocka_unit_test(routing_is_told_after_success_only),
+        cmocka_unit_test(a_refused_call_leaves_the_backward),
         cmocka_unit_test(bad_numbers_name_their_token),
         cmocka_unit_test(extremes_are_legal),
         cmocka_unit_test(all_tokens_on_one_expert),
