@@ -68,32 +68,6 @@ static moe_status make_new(moelm_run_dir *dir, moe_error *error) {
                           strerror(errno));
 }
 
-static moe_status make_or_take(moelm_run_dir *dir, moelm_claim claim, moe_error *error) {
-    MOEI_TRY(make_parent(dir->path, error));
-    if (!moelm_file_exists(dir->path)) MOEI_TRY(make_new(dir, error));
-    if (!dir->made && claim == MOELM_CLAIM_NEW)
-        return moei_error_set(
-            error, MOE_ERR_ARGUMENT,
-            "%s exists already, and a run is never overwritten; resume it, or name another directory",
-            dir->path);
-    MOEI_TRY(lock(dir, error));
-    if (dir->made || claim == MOELM_CLAIM_RESUME) return MOE_OK;
-    MOEI_TRY(move_aside(dir, error));
-    close(dir->lock);
-    dir->lock = -1;
-    MOEI_TRY(make_new(dir, error));
-    return lock(dir, error);
-}
-
-/* The files of a run that are written under a temporary name. */
-static bool is_ours(const char *name) {
-    static const char *const names[] = {"run.json", "config.resolved.yaml", "eval.json", "sample.txt",
-                                        "report.html"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; ++i)
-        if (strcmp(name, names[i]) == 0) return true;
-    return false;
-}
-
 /* A run killed before it settled leaves run.json and beginnings of the two files; anything else is not ours.
  */
 static bool is_unsettled(const char *name) {
@@ -118,11 +92,47 @@ static moe_status check_unsettled(const char *path, moe_error *error) {
         if (!is_unsettled(file->d_name))
             status =
                 moei_error_set(error, MOE_ERR_INPUT,
-                               "%s: holds %s, but no config.resolved.yaml: it is no run that could go on; "
-                               "name another directory",
+                               "%s: holds %s, but no config.resolved.yaml: it is no run; name another "
+                               "directory",
                                path, file->d_name);
     closedir(files);
     return status;
+}
+
+/* --move-old is for runs: a directory of something else is not renamed by a slip of the pen. */
+static moe_status check_movable(const moelm_run_dir *dir, moe_error *error) {
+    char *about = moelm_path_join(dir->path, "run.json");
+    if (!about) return no_memory(dir->path, error);
+    const bool is_run = moelm_file_exists(about);
+    free(about);
+    return is_run ? MOE_OK : check_unsettled(dir->path, error);
+}
+
+static moe_status make_or_take(moelm_run_dir *dir, moelm_claim claim, moe_error *error) {
+    MOEI_TRY(make_parent(dir->path, error));
+    if (!moelm_file_exists(dir->path)) MOEI_TRY(make_new(dir, error));
+    if (!dir->made && claim == MOELM_CLAIM_NEW)
+        return moei_error_set(
+            error, MOE_ERR_ARGUMENT,
+            "%s exists already, and a run is never overwritten; resume it, or name another directory",
+            dir->path);
+    MOEI_TRY(lock(dir, error));
+    if (dir->made || claim == MOELM_CLAIM_RESUME) return MOE_OK;
+    MOEI_TRY(check_movable(dir, error));
+    MOEI_TRY(move_aside(dir, error));
+    close(dir->lock);
+    dir->lock = -1;
+    MOEI_TRY(make_new(dir, error));
+    return lock(dir, error);
+}
+
+/* The files of a run that are written under a temporary name. */
+static bool is_ours(const char *name) {
+    static const char *const names[] = {"run.json", "config.resolved.yaml", "eval.json", "sample.txt",
+                                        "report.html"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; ++i)
+        if (strcmp(name, names[i]) == 0) return true;
+    return false;
 }
 
 static moe_status take(moelm_run_dir *dir, moelm_claim claim, bool *begun, moe_error *error) {

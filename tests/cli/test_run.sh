@@ -36,6 +36,14 @@ says err '--run DIR'
 rm -rf run
 mv run.1 run
 
+# closed descriptors: nothing that is said lands in a file of the run
+(exec <&- >&- 2>&-; exec "$MOEKIT" train small.yaml --run closed train.steps=2)
+[ $? -eq 1 ] || complain 'results that had nowhere to go were no error'
+grep -l '^step=.* loss=' -r closed | grep -qv main.log && complain 'log lines landed in files of the run'
+json closed/run.json
+"$MOEKIT" version >&- 2>err && complain 'a closed standard output was no error'
+says err 'standard output'
+
 # a directory that is no run is not resumed in
 mkdir foreign
 cp run/metrics.jsonl foreign
@@ -43,6 +51,13 @@ expect 3 "$MOEKIT" train small.yaml --run foreign --resume
 says err 'config\.resolved\.yaml'
 cmp run/metrics.jsonl foreign/metrics.jsonl || complain 'resuming changed a foreign directory'
 [ "$(ls foreign)" = metrics.jsonl ] || complain 'resuming left files in a foreign directory'
+# nor renamed; an empty one is
+expect 3 "$MOEKIT" train small.yaml --run foreign --move-old
+says err 'foreign: holds metrics\.jsonl'
+[ "$(ls -d foreign*)" = foreign ] || complain '--move-old renamed a directory that is no run'
+mkdir bare
+expect 0 "$MOEKIT" train small.yaml --run bare// --move-old train.steps=2
+[ -d bare.1 ] && [ -s bare/run.json ] || complain '--move-old did not take an empty directory'
 
 # the resolved settings repeat the run
 expect 0 "$MOEKIT" train run/config.resolved.yaml --run again -q

@@ -30,6 +30,12 @@ stopped() {
 }
 
 start small.yaml --run first "${long[@]}"
+# nobody moves it away meanwhile
+code=0
+"$MOEKIT" train small.yaml --run first/ --move-old >out2 2>err2 || code=$?
+[ $code -eq 2 ] || complain "--move-old of a run that trains: exit code $code"
+says err2 'first: another process is training in it'
+[ -e first.1 ] && complain '--move-old renamed a run that trains'
 stopped INT 130 first
 start small.yaml --run second "${long[@]}"
 stopped TERM 143 second
