@@ -3,9 +3,11 @@
  */
 #include "cli.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 const cli_verb *const cli_verbs[] = {&cmd_train,   &cmd_eval,   &cmd_generate, &cmd_report,
                                      &cmd_bench,   &cmd_verify, &cmd_doctor,   &cmd_config,
@@ -70,7 +72,18 @@ static int run_no_verb(int argc, char **argv) {
                     "name a verb: moekit VERB [OPTION]...; 'moekit help' lists them");
 }
 
+/* A closed standard descriptor's number would go to the next file that is opened, and what is said would
+ * land in a run's files. Standard output is opened for reading: results that have nowhere to go stay an
+ * error. */
+static bool open_closed_descriptors(void) {
+    static const int modes[] = {O_WRONLY, O_RDONLY, O_WRONLY};
+    for (int fd = 0; fd <= STDERR_FILENO; ++fd)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", modes[fd]) != fd) return false;
+    return true;
+}
+
 int main(int argc, char **argv) {
+    if (!open_closed_descriptors()) return MOE_ERR_IO;
     signal(SIGXFSZ, SIG_IGN); /* a file over the size limit is an error of writing, not the end */
     int n_leading = leading_options(argc, argv);
     if (1 + n_leading >= argc) return run_no_verb(argc, argv);
