@@ -297,11 +297,14 @@ typedef struct moe_call {
     size_t size;
     moe_mode mode; /* MOE_INFER: no random draws, nothing saved; losses only where stats are asked for */
     uint64_t step; /* keys random draws; the same step repeats them */
-    const uint8_t *token_mask; /* [T], 1 = real token, 0 = padding: not routed, not counted; NULL: all real */
-    float loss_scale;          /* multiplies the gradient of the layer's own losses; 0: 1 */
-    int64_t sequence_length;   /* tokens of one sequence, dividing T; 0: the batch is one sequence */
-    const int32_t *task;       /* [sequences] of routing_unit task */
-    const int32_t *token_id;   /* [T] what hash routing hashes; NULL: the token's number */
+    /* [T], 1 = real token, 0 = padding: not routed, not counted, no output or latent bias. Shared experts do
+     * see padding, as in NeMo Automodel: its y is theirs, and its dy reaches their gradients. NULL: all real.
+     */
+    const uint8_t *token_mask;
+    float loss_scale;             /* multiplies the gradient of the layer's own losses; 0: 1 */
+    int64_t sequence_length;      /* tokens of one sequence, dividing T; 0: the batch is one sequence */
+    const int32_t *task;          /* [sequences] of routing_unit task */
+    const int32_t *token_id;      /* [T] what hash routing hashes; NULL: the token's number */
     const int32_t *replay_expert; /* [T, slots of moe_routing_view] recorded selection to use; -1 slots are
                                      not routed; NULL: select */
     const float
