@@ -75,6 +75,7 @@ typedef struct moei_capacity {
     int64_t (*rows)(const struct moei_capacity *rule, float factor, int64_t n, int32_t K, int32_t E);
     float factor[2], factor_inner[2]; /* by moe_mode */
     int32_t minimum, multiple;
+    int32_t top_k;    /* K that the formulas count by; expert_choice has more slots than that */
     bool by_sequence; /* groups are sequences; else the batch is one group */
     bool pad;         /* every expert gets exactly C rows of every group */
     moei_drop drop;

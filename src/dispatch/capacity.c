@@ -102,12 +102,16 @@ static int32_t position_of(const char *name, const char *const *names) {
 }
 
 moei_capacity moei_capacity_of(const moe_layer_desc *desc) {
-    const float train = desc->capacity_factor, inner = desc->capacity_factor_inner;
+    /* Where experts choose, a capacity is what they choose by: without a factor it is that of factor 1. */
+    const bool by_expert = desc->router_type && strcmp(desc->router_type, "expert_choice") == 0;
+    const float inner = desc->capacity_factor_inner;
+    const float train = by_expert && desc->capacity_factor == 0 ? 1 : desc->capacity_factor;
     const float eval = desc->capacity_factor_eval > 0 ? desc->capacity_factor_eval : train;
     moei_capacity rule = {.formula = &formulas[position_of(desc->capacity_formula, moei_capacity_formulas)],
                           .rows = rows_of,
                           .minimum = desc->min_capacity,
                           .multiple = desc->capacity_multiple,
+                          .top_k = desc->top_k,
                           .by_sequence =
                               desc->capacity_group && strcmp(desc->capacity_group, "sequence") == 0,
                           .pad = desc->pad_to_capacity,

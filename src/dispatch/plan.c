@@ -31,10 +31,10 @@ static void group_capacities(moei_plan *plan, const moei_batch *batch, const moe
     const int64_t n = by_sequence ? batch->sequence_length : plan->n_tokens;
     plan->n_groups = by_sequence && batch->n_sequences > 0 ? batch->n_sequences : 1;
     for (int64_t g = 0; g < plan->n_groups; ++g)
-        plan->capacity[g] = capacity
-                                ? capacity->rows(capacity, capacity->factor[batch->mode],
-                                                 valid_tokens(batch, g * n, n), plan->top_k, plan->n_experts)
-                                : -1;
+        plan->capacity[g] =
+            capacity ? capacity->rows(capacity, capacity->factor[batch->mode], valid_tokens(batch, g * n, n),
+                                      capacity->top_k, plan->n_experts)
+                     : -1;
 }
 
 /* Padding never exceeds the group: more rows than tokens would serve nobody. */

@@ -211,6 +211,7 @@ static void check_top2(checker *c, const moe_layer_desc *d) {
 
 static void check_capacity(checker *c, const moe_layer_desc *d) {
     const bool limited = d->capacity_factor > 0 || d->capacity_factor_eval > 0;
+    const bool by_expert = moei_is(d->router_type, "expert_choice");
     static const char need[] = "needs capacity_factor: a dropless layer has no capacity";
     rule(c, d->pad_to_capacity, limited, "pad_to_capacity", need);
     rule(c, d->min_capacity > 0, limited, "min_capacity", need);
@@ -219,6 +220,10 @@ static void check_capacity(checker *c, const moe_layer_desc *d) {
     rule(c, !moei_is(d->capacity_formula, "megatron"), limited, "capacity_formula", need);
     rule(c, !moei_is(d->capacity_group, "batch"), limited, "capacity_group", need);
     rule(c, !moei_is(d->drop_policy, "probs"), limited, "drop_policy", need);
+    rule(c, d->pad_to_capacity, !by_expert, "pad_to_capacity",
+         "router_type expert_choice fills every expert to its capacity; nothing is left to pad");
+    rule(c, !moei_is(d->drop_policy, "probs"), !by_expert, "drop_policy",
+         "router_type expert_choice drops nothing: no expert takes more than its capacity");
 }
 
 static void check_losses(checker *c, const moe_layer_desc *d) {

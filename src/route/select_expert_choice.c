@@ -4,11 +4,9 @@
  */
 #include "route/select.h"
 
-/* By the layer's rule of capacity, which without a factor would be none: then factor 1. */
 int64_t moei_expert_choice_rows(const moei_router *router, moe_mode mode, int64_t n) {
     const moei_capacity *rule = router->capacity;
-    const float factor = rule->factor[mode] > 0 ? rule->factor[mode] : 1;
-    const int64_t rows = rule->rows(rule, factor, n, router->top_k, router->n_experts);
+    const int64_t rows = rule->rows(rule, rule->factor[mode], n, rule->top_k, router->n_experts);
     return rows < n ? rows : n;
 }
 

@@ -44,7 +44,8 @@ static void draw_bench(bench *b, uint64_t i, int formula, int drop, bool sequenc
     const int64_t length = lengths[word_of(i, 0) % 5], n = 1 + word_of(i, 1) % 8;
     const int32_t E = 4 + (int32_t)(word_of(i, 2) % 13), K = 1 + (int32_t)(word_of(i, 3) % 4);
     memset(b, 0, sizeof *b);
-    b->desc = (moe_layer_desc){.capacity_factor = (float)(1 + i % 9) * 0.25f,
+    b->desc = (moe_layer_desc){.top_k = K,
+                               .capacity_factor = (float)(1 + i % 9) * 0.25f,
                                .capacity_formula = moei_capacity_formulas[formula],
                                .capacity_group = sequences ? "sequence" : "batch",
                                .drop_policy = moei_drop_policies[drop],

@@ -164,6 +164,8 @@ static const char *const refusals[][2] = {
     {"capacity_formula switch",                                                   "capacity_factor"                           },
     {"capacity_group sequence",                                                   "capacity_factor"                           },
     {"drop_policy position",                                                      "capacity_factor"                           },
+    {"router_type expert_choice capacity_factor 1 pad_to_capacity true",          "fills every expert"                        },
+    {"router_type expert_choice capacity_factor 1 drop_policy position",          "drops nothing"                             },
     {"aux_scores raw",                                                            "balance loss"                              },
     {"aux_map plain",                                                             "balance loss"                              },
     {"activation swiglo",                                                         "swiglo"                                    },

@@ -29,6 +29,17 @@ static void check_group(const route_bench *b, const uint8_t *mask, int64_t first
     }
 }
 
+/* Rows of an expert in the group of n tokens that has the most real ones. */
+static int64_t largest_share(const uint8_t *mask, int64_t n_tokens, int64_t n, int64_t K, int64_t E) {
+    int64_t most = 0;
+    for (int64_t first = 0; first < n_tokens; first += n) {
+        int64_t real = 0;
+        for (int64_t t = first; t < first + n; ++t) real += mask[t];
+        if (real > most) most = real;
+    }
+    return ceil_div(most * K, E);
+}
+
 /* With sigmoid an expert ranks tokens as their logits do. */
 static void takes_the_best(void **state) {
     (void)state;
@@ -47,8 +58,25 @@ static void takes_the_best(void **state) {
         assert_int_equal(b.view.top_k, E);
         for (int64_t first = 0; first < T; first += by_sequence ? 12 : T)
             check_group(&b, mask, first, by_sequence ? 12 : T, K);
+        assert_int_equal(b.view.capacity, largest_share(mask, T, by_sequence ? 12 : T, K, E));
         for (int e = 0; e < E; ++e) assert_int_equal(b.view.routed[e], b.view.kept[e]);
         assert_int_equal(b.stats.n_dropped, 0);
+        route_end(&b);
+    }
+}
+
+/* Its share is its capacity, with a factor or without. */
+static void capacity_is_told(void **state) {
+    static const float factors[] = {0, 1, 0.5f};
+    static const int64_t shares[] = {6, 6, 3};
+    (void)state;
+    for (int i = 0; i < 3; ++i) {
+        const moe_layer_desc desc = {
+            .top_k = 2, .router_type = "expert_choice", .capacity_factor = factors[i]};
+        route_bench b = route_begin(desc, test_random(MOE_F64, 12, 4, 12));
+        route_run(&b, &route_train);
+        assert_int_equal(b.view.capacity, shares[i]);
+        for (int e = 0; e < 4; ++e) assert_int_equal(b.view.kept[e], shares[i]);
         route_end(&b);
     }
 }
@@ -69,6 +97,7 @@ static void nothing_to_take(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(takes_the_best),
+        cmocka_unit_test(capacity_is_told),
         cmocka_unit_test(nothing_to_take),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
