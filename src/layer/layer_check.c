@@ -230,6 +230,8 @@ static void check_losses(checker *c, const moe_layer_desc *d) {
     const bool balance = d->aux_loss_coeff > 0 || d->seq_aux_loss_coeff > 0 || d->global_aux_loss_coeff > 0;
     rule(c, !moei_is(d->aux_scores, "normalized"), balance, "aux_scores", "needs a balance loss");
     rule(c, !moei_is(d->aux_map, "actual"), balance, "aux_map", "needs a balance loss");
+    rule(c, d->gshard_loss_coeff > 0, !moei_is(d->router_type, "expert_choice"), "gshard_loss_coeff",
+         "counts first choices, and router_type expert_choice lets no token choose");
 }
 
 /* Without routed experts there is no router: its settings, from router_bias to aux_map, stay at their

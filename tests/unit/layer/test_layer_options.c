@@ -166,6 +166,7 @@ static const char *const refusals[][2] = {
     {"drop_policy position",                                                      "capacity_factor"                           },
     {"router_type expert_choice capacity_factor 1 pad_to_capacity true",          "fills every expert"                        },
     {"router_type expert_choice capacity_factor 1 drop_policy position",          "drops nothing"                             },
+    {"router_type expert_choice gshard_loss_coeff 1",                             "first choices"                             },
     {"aux_scores raw",                                                            "balance loss"                              },
     {"aux_map plain",                                                             "balance loss"                              },
     {"activation swiglo",                                                         "swiglo"                                    },
