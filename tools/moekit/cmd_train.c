@@ -150,7 +150,8 @@ const cli_verb cmd_train = {
              "had not stopped; without a file it takes the settings it was started with.\n"
              "\n"
              "SIGINT or SIGTERM finishes the step, saves a checkpoint and exits with 130 or 143; a\n"
-             "second one stops at once. docs/run-directory.md says what a run leaves behind.\n",
+             "second one stops at once. An alarm (train.alarm_*) that was asked to stop the run saves\n"
+             "too, and exits with 7. docs/run-directory.md says what a run leaves behind.\n",
     .examples = "moekit train configs/demo.yaml --run runs/demo\n"
                 "moekit train configs/demo.yaml --run runs/top1 moe.top_k=1 --train.steps 500\n"
                 "moekit train --resume --run runs/demo\n",
