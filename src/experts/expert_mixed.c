@@ -258,12 +258,16 @@ static moe_status mixed_backward(void *self, const moe_expert_io *io) {
     moei_arena saved = {io->saved, 0};
     for (int32_t i = 0; i < m->n_parts; ++i) {
         const moe_expert_io cut = io_of(m, &m->part[i], io, &saved);
-        if (!m->part[i].ops->backward)
-            return moe_ctx_fail(m->ctx, MOE_ERR_UNSUPPORTED, "expert '%s' has no backward",
-                                m->part[i].ops->name);
         MOEI_TRY(m->part[i].ops->backward(m->part[i].self, &cut));
     }
     return MOE_OK;
+}
+
+const char *moei_expert_mixed_forward_only(const void *self) {
+    const mixed *m = self;
+    for (int32_t i = 0; i < m->n_parts; ++i)
+        if (!m->part[i].ops->backward) return m->part[i].ops->name;
+    return NULL;
 }
 
 const moe_expert_ops moei_expert_mixed = {.size = sizeof(moe_expert_ops),

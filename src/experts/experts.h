@@ -10,4 +10,7 @@ const moe_expert_ops *moei_expert_find(const moe_ctx *ctx, const char *name);
 /* Our own, found like anybody's: two-layer FFNs, y = x, y = 0, and parts of several kinds. */
 extern const moe_expert_ops moei_expert_ffn, moei_expert_identity, moei_expert_zero, moei_expert_mixed;
 
+/* Of moei_expert_mixed: the first of its kinds that has no backward; NULL: all have. */
+const char *moei_expert_mixed_forward_only(const void *self);
+
 #endif

@@ -2,6 +2,7 @@
  * saved: prob[T,E] lse[T] expert,weight,row_of[T,K] row_*[R] Z[R,..]; scratch: logits[T,E] rows[R,d] ...
  * Source: zstd's workspace phases; measure and carve are the same code, so they cannot disagree.
  */
+#include "experts/experts.h"
 #include "layer/layer_desc.h"
 #include "layer/layer_experts.h"
 
@@ -123,19 +124,49 @@ moe_layer_bytes moe_layer_measure(const moe_layer *layer, int64_t max_tokens, mo
     return measure(&copy, max_tokens, mode);
 }
 
-static moe_status allocate_grads(moe_layer *layer) {
+static void free_grads(moe_layer *layer) {
     for (int32_t i = 0; i < layer->n_params; ++i) {
-        moei_layer_param *param = &layer->param[i];
-        if (param->grad || !is_trained(param)) continue;
-        param->grad = moe_ctx_alloc(layer->ctx, param->bytes);
-        if (!param->grad) return MOE_ERR_MEMORY;
-        memset(param->grad, 0, param->bytes);
+        moe_ctx_free(layer->ctx, layer->param[i].grad, layer->param[i].bytes);
+        layer->param[i].grad = NULL;
+    }
+}
+
+/* Tells every owner where its gradients are. */
+static void bind_grads(moe_layer *layer) {
+    for (int32_t i = 0; i < layer->n_params; ++i) {
+        const moei_layer_param *param = &layer->param[i];
+        if (!param->grad) continue;
         if (param->experts)
             param->experts->ops->bind_grad(param->experts->self, param->index, param->grad);
         else
             *param->grad_slot = param->grad;
     }
+}
+
+/* All gradients, zeroed, or none; nothing to do where an earlier reserve made them. */
+static moe_status allocate_grads(moe_layer *layer) {
+    for (int32_t i = 0; i < layer->n_params; ++i)
+        if (layer->param[i].grad) return MOE_OK;
+    for (int32_t i = 0; i < layer->n_params; ++i) {
+        moei_layer_param *param = &layer->param[i];
+        if (!is_trained(param)) continue;
+        param->grad = moe_ctx_alloc(layer->ctx, param->bytes);
+        if (!param->grad) {
+            free_grads(layer);
+            return MOE_ERR_MEMORY;
+        }
+        memset(param->grad, 0, param->bytes);
+    }
+    bind_grads(layer);
     return MOE_OK;
+}
+
+/* The kind of routed expert that cannot be trained; NULL: all can. */
+static const char *forward_only(const moe_layer *layer) {
+    const moe_expert_ops *ops = layer->experts.ops;
+    if (!ops) return NULL;
+    if (ops == &moei_expert_mixed) return moei_expert_mixed_forward_only(layer->experts.self);
+    return ops->backward ? NULL : ops->name;
 }
 
 static moe_status check_reserve(const moe_layer *layer, int64_t max_tokens, moe_mode mode) {
@@ -152,9 +183,10 @@ static moe_status check_reserve(const moe_layer *layer, int64_t max_tokens, moe_
     if (mode != MOE_INFER && mode != MOE_TRAIN)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "mode: %d is neither MOE_INFER nor MOE_TRAIN",
                             (int)mode);
-    if (mode == MOE_TRAIN && layer->experts.ops && !layer->experts.ops->backward)
+    const char *kind = mode == MOE_TRAIN ? forward_only(layer) : NULL;
+    if (kind)
         return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED,
-                            "expert '%s' has no backward; reserve for MOE_INFER", layer->experts.ops->name);
+                            "expert '%s' has no backward; reserve for MOE_INFER", kind);
     return MOE_OK;
 }
 
@@ -171,20 +203,25 @@ static void replace_block(moe_ctx *ctx, void **block, size_t *have, void *fresh,
     *have = bytes;
 }
 
-/* Both blocks or none: a refusal leaves the layer as it was. */
-static moe_status allocate_blocks(moe_layer *layer, const moe_layer_bytes *bytes) {
+/* Blocks first, gradients last, and only then is anything put in place: a refusal leaves the layer as it was.
+ */
+static moe_status allocate(moe_layer *layer, const moe_layer_bytes *bytes, moe_mode mode) {
     moe_ctx *ctx = layer->ctx;
-    void *saved = block_of(ctx, layer->saved_block, layer->saved_bytes, bytes->saved);
-    if (!saved) return MOE_ERR_MEMORY;
-    if (!layer->scratch_owner) {
-        void *scratch = block_of(ctx, layer->scratch_block, layer->scratch_bytes, bytes->scratch);
-        if (!scratch) {
-            if (saved != layer->saved_block) moe_ctx_free(ctx, saved, bytes->saved);
-            return MOE_ERR_MEMORY;
-        }
-        replace_block(ctx, &layer->scratch_block, &layer->scratch_bytes, scratch, bytes->scratch);
+    const bool shares = layer->scratch_owner != NULL;
+    void *saved = block_of(ctx, layer->saved_block, layer->saved_bytes, bytes->saved), *scratch = NULL;
+    moe_status status = saved ? MOE_OK : MOE_ERR_MEMORY;
+    if (status == MOE_OK && !shares) {
+        scratch = block_of(ctx, layer->scratch_block, layer->scratch_bytes, bytes->scratch);
+        if (!scratch) status = MOE_ERR_MEMORY;
+    }
+    if (status == MOE_OK && mode == MOE_TRAIN) status = allocate_grads(layer);
+    if (status != MOE_OK) {
+        if (scratch != layer->scratch_block) moe_ctx_free(ctx, scratch, bytes->scratch);
+        if (saved != layer->saved_block) moe_ctx_free(ctx, saved, bytes->saved);
+        return status;
     }
     replace_block(ctx, &layer->saved_block, &layer->saved_bytes, saved, bytes->saved);
+    if (!shares) replace_block(ctx, &layer->scratch_block, &layer->scratch_bytes, scratch, bytes->scratch);
     return MOE_OK;
 }
 
@@ -200,8 +237,7 @@ moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode
     MOEI_TRY(check_reserve(layer, max_tokens, mode));
     const moe_layer_bytes bytes = moe_layer_measure(layer, max_tokens, mode);
     MOEI_TRY(check_shared_scratch(layer, bytes.scratch));
-    if (mode == MOE_TRAIN) MOEI_TRY(allocate_grads(layer));
-    MOEI_TRY(allocate_blocks(layer, &bytes));
+    MOEI_TRY(allocate(layer, &bytes, mode));
     moei_arena arena = {layer->saved_block, 0};
     moei_layer_carve_saved(layer, &arena, max_tokens, mode);
     layer->max_tokens = max_tokens;

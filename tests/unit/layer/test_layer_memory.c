@@ -1,0 +1,174 @@
+/* test_layer_memory.c: a reserve that is refused changes nothing, wherever the memory ran out.
+ * An allocator fails at its n-th allocation, for every n in turn.
+ */
+#include "support/layer_fixture.h"
+
+enum { T = 16, D = 13, LARGER = 128 };
+
+static moe_layer_desc good_desc(void) {
+    return (moe_layer_desc){.size = sizeof(moe_layer_desc),
+                            .d_model = D,
+                            .num_experts = 5,
+                            .expert_hidden_size = 7,
+                            .num_shared_experts = 1,
+                            .expert_bias = true};
+}
+
+typedef struct meter {
+    int64_t left;  /* allocations until one fails; negative: none does */
+    int64_t bytes; /* in use */
+} meter;
+
+static void *metered_alloc(void *user, size_t bytes, size_t align) {
+    meter *m = user;
+    if (m->left == 0) return NULL;
+    if (m->left > 0) --m->left;
+    m->bytes += (int64_t)bytes;
+    return aligned_alloc(align, (bytes + align - 1) / align * align);
+}
+
+static void metered_free(void *user, void *ptr, size_t bytes) {
+    ((meter *)user)->bytes -= (int64_t)bytes;
+    free(ptr);
+}
+
+static int gradients_shown(moe_ctx *ctx, const moe_layer *layer) {
+    int shown = 0;
+    for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
+        moe_param param;
+        must(ctx, moe_layer_param(layer, i, &param));
+        shown += param.grad != NULL;
+    }
+    return shown;
+}
+
+/* Reserves for T tokens in `before`, then for more tokens in training with the `n`-th allocation failing.
+ * False once nothing fails any more. */
+static bool refused_at(int64_t n, moe_mode before) {
+    meter m = {.left = -1};
+    moe_ctx_desc ctx_desc = {
+        .size = sizeof ctx_desc, .n_threads = 1, .host = {metered_alloc, metered_free, &m}
+    };
+    moe_call call = {.size = sizeof call, .mode = before, .step = 7};
+    moe_layer_desc desc = good_desc();
+    moe_ctx *ctx = NULL;
+    moe_layer *layer = NULL;
+    assert_int_equal(moe_ctx_create(&ctx_desc, &ctx, NULL), MOE_OK);
+    must(ctx, moe_layer_create(ctx, &desc, &layer));
+    must(ctx, moe_layer_reserve(layer, T, before));
+    moe_mat x = test_random(MOE_F32, T, D, 1), y = test_output(MOE_F32, T, D),
+            dx = test_output(MOE_F32, T, D);
+    must(ctx, moe_layer_forward(layer, x, y, &call, NULL));
+    const int64_t used = m.bytes;
+    const int shown = gradients_shown(ctx, layer);
+    m.left = n;
+    const moe_status status = moe_layer_reserve(layer, LARGER, MOE_TRAIN);
+    m.left = -1;
+    if (status != MOE_OK) {
+        moe_routing_view view;
+        assert_int_equal(status, MOE_ERR_MEMORY);
+        assert_int_equal(m.bytes, used);
+        assert_int_equal(gradients_shown(ctx, layer), shown);
+        must(ctx, moe_layer_routing(layer, &view)); /* still that of the last forward */
+        if (before == MOE_TRAIN) must(ctx, moe_layer_backward(layer, x, y, dx));
+    } else {
+        assert_true(gradients_shown(ctx, layer) > 0);
+    }
+    free(x.data), free(y.data), free(dx.data);
+    moe_layer_destroy(layer);
+    moe_ctx_destroy(ctx);
+    assert_int_equal(m.bytes, 0);
+    return status != MOE_OK;
+}
+
+static void a_refused_reserve_changes_nothing(void **state) {
+    (void)state;
+    int64_t infer = 0, train = 0;
+    while (refused_at(infer, MOE_INFER)) ++infer;
+    while (refused_at(train, MOE_TRAIN)) ++train;
+    assert_int_equal(train, 2); /* the two blocks: gradients are there */
+    assert_true(infer > train);
+}
+
+static int numbers_made;
+
+static moe_status no_create(moe_ctx *ctx, const moe_expert_desc *desc, void **self) {
+    (void)ctx;
+    (void)desc;
+    ++numbers_made;
+    *self = &numbers_made;
+    return MOE_OK;
+}
+static void no_destroy(void *self) {
+    (void)self;
+}
+static int32_t no_params(const void *self) {
+    (void)self;
+    return 0;
+}
+static moe_status no_param(const void *self, int32_t index, moe_param *param) {
+    (void)self;
+    (void)index;
+    (void)param;
+    return MOE_ERR_ARGUMENT;
+}
+static void no_bind(void *self, int32_t index, void *grad) {
+    (void)self;
+    (void)index;
+    (void)grad;
+}
+static size_t no_saved(const void *self, int64_t max_rows) {
+    (void)self;
+    (void)max_rows;
+    return 0;
+}
+static size_t no_scratch(const void *self, int64_t max_rows, moe_mode mode) {
+    (void)mode;
+    return no_saved(self, max_rows);
+}
+static moe_status forward_zero(void *self, const moe_expert_io *io) {
+    (void)self;
+    for (int64_t r = 0; r < io->n_rows; ++r)
+        for (int64_t j = 0; j < io->out.cols; ++j) ((float *)io->out.data)[r * io->out.stride + j] = 0;
+    return MOE_OK;
+}
+
+/* A kind without a backward serves inference only, alone or beside others. */
+static void inference_only_kinds_are_not_reserved_for_training(void **state) {
+    (void)state;
+    const moe_expert_ops ops = {.size = sizeof ops,
+                                .name = "lookup",
+                                .create = no_create,
+                                .destroy = no_destroy,
+                                .param_count = no_params,
+                                .param = no_param,
+                                .bind_grad = no_bind,
+                                .saved_bytes = no_saved,
+                                .scratch_bytes = no_scratch,
+                                .forward = forward_zero};
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    must(ctx, moe_expert_register(ctx, &ops));
+    for (int mixed = 0; mixed < 2; ++mixed) {
+        moe_layer_desc desc = good_desc();
+        moe_layer *layer = NULL;
+        if (mixed)
+            desc.expert_kinds = "4,zero,lookup,4,4";
+        else
+            desc.expert = "lookup";
+        must(ctx, moe_layer_create(ctx, &desc, &layer));
+        assert_int_equal(moe_layer_reserve(layer, T, MOE_TRAIN), MOE_ERR_UNSUPPORTED);
+        if (!strstr(moe_ctx_error(ctx), "'lookup' has no backward")) fail_msg("'%s'", moe_ctx_error(ctx));
+        assert_int_equal(gradients_shown(ctx, layer), 0);
+        must(ctx, moe_layer_reserve(layer, T, MOE_INFER));
+        moe_layer_destroy(layer);
+    }
+    moe_ctx_destroy(ctx);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_refused_reserve_changes_nothing),
+        cmocka_unit_test(inference_only_kinds_are_not_reserved_for_training),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
