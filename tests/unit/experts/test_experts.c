@@ -65,6 +65,9 @@ static void token_by_hand(moe_layer *layer, const moe_layer_desc *d, const moe_r
                           const double *x, int64_t t, double *y) {
     const int32_t l = d->latent_size, d_out = d->output_size;
     double in[D] = {0}, routed[16] = {0}, shared[16] = {0}, gate = 0;
+    const double *in_bias = d->expert_bias && l ? values(layer, "latent.in.bias") : NULL;
+    const double *out_bias = d->expert_bias && l ? values(layer, "latent.out.bias") : NULL;
+    for (int32_t j = 0; in_bias && j < l; ++j) in[j] = in_bias[j];
     for (int32_t j = 0; j < l; ++j)
         for (int32_t i = 0; i < D; ++i) in[j] += x[i] * values(layer, "latent.in.weight")[i * l + j];
     for (int32_t k = 0; k < view->top_k; ++k)
@@ -75,6 +78,7 @@ static void token_by_hand(moe_layer *layer, const moe_layer_desc *d, const moe_r
     for (int32_t o = 0; o < d_out; ++o) {
         y[o] = shared[o] / (1 + exp(-gate)) + values(layer, "output.bias")[o];
         if (!l) y[o] += routed[o];
+        if (out_bias) y[o] += out_bias[o];
         for (int32_t j = 0; j < l; ++j) y[o] += routed[j] * values(layer, "latent.out.weight")[j * d_out + o];
     }
 }

@@ -55,7 +55,7 @@ static void policies_by_definition(void **state) {
                                   (double)u[t] < second / (double)(float)threshold};
             near(route_weight(&b, t, best[0]), s[best[0]] / sum);
             near(route_weight(&b, t, best[1]), keep[p] ? second : 0);
-            assert_int_equal(b.view.expert[2 * t + 1], keep[p] ? best[1] : -1);
+            assert_int_equal(b.view.expert[2 * t + 1], keep[p] ? best[1] : -2 - best[1]);
             removed += !keep[p];
         }
         assert_int_equal(b.stats.n_routed, 2 * T - removed);
