@@ -126,7 +126,7 @@ static const char *scalar_text(const yaml_event_t *event) {
 
 static const char *key_fault(const char *key) {
     size_t n_parts = 1, length = strlen(key);
-    if (length > MOELM_YAML_MAX_KEY) return "is longer than 255 bytes";
+    if (length > MOELM_YAML_MAX_KEY) return "is longer than 160 bytes";
     if (length == 0 || key[0] == '.' || key[length - 1] == '.' || strstr(key, ".."))
         return "has an empty part";
     for (size_t i = 0; i < length; i++) n_parts += key[i] == '.';
@@ -140,7 +140,7 @@ static moe_status push_key(yaml_reader *reader, const yaml_event_t *event) {
     int written = snprintf(reader->key + at, sizeof reader->key - at, "%s%s", at > 0 ? "." : "", part);
     const char *fault = NULL;
     if (written < 0 || (size_t)written >= sizeof reader->key - at)
-        fault = "is longer than 255 bytes";
+        fault = "is longer than 160 bytes";
     else
         fault = *part ? key_fault(reader->key) : "has an empty part";
     if (fault) {

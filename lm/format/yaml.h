@@ -10,7 +10,8 @@
 enum {
     MOELM_YAML_MAX_BYTES = 1 << 20,
     MOELM_YAML_MAX_DEPTH = 8, /* parts of a dotted key */
-    MOELM_YAML_MAX_KEY = 255  /* bytes of a dotted key */
+    MOELM_YAML_MAX_KEY =
+        160 /* bytes of a dotted key; YAML takes 1024, and written \uXXXX each may become 6 */
 };
 
 /* Called once a pair, in the order of the file, after the whole file was found good. line and column, from

@@ -138,7 +138,22 @@ static void test_long_key(void **state) {
     memset(yaml, 'k', sizeof yaml);
     memcpy(yaml + MOELM_YAML_MAX_KEY + 1, ": 1\n", 5);
     assert_fails(moelm_yaml_parse("run.yaml", yaml, strlen(yaml), collect, &pairs, &error), MOE_ERR_INPUT,
-                 &error, "is longer than 255 bytes");
+                 &error, "is longer than 160 bytes");
+}
+
+/* Every byte of the longest key escaped: what is written is still a key to YAML. */
+static void test_long_key_of_escapes(void **state) {
+    (void)state;
+    char key[MOELM_YAML_MAX_KEY + 1], *written = NULL;
+    text pairs = {0};
+    moe_error error;
+    memset(key, '\t', sizeof key);
+    key[0] = 'k';
+    key[MOELM_YAML_MAX_KEY] = '\0';
+    const moelm_yaml_pair pair = {.key = key, .value = "1"};
+    assert_ok(moelm_yaml_format(&pair, 1, &written, &error), &error);
+    assert_ok(moelm_yaml_parse("again", written, strlen(written), collect, &pairs, &error), &error);
+    free(written);
 }
 
 static moe_status stop_at_b(void *user, const char *key, const char *value, int line, int column) {
@@ -353,6 +368,7 @@ int main(void) {
         cmocka_unit_test(test_refuses),
         cmocka_unit_test(test_nul_byte),
         cmocka_unit_test(test_long_key),
+        cmocka_unit_test(test_long_key_of_escapes),
         cmocka_unit_test(test_callback_stops),
         cmocka_unit_test_setup_teardown(test_load, scratch_setup, scratch_teardown),
         cmocka_unit_test(test_format),
