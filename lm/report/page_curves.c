@@ -15,7 +15,7 @@ static const struct {
     const char *id, *title, *about;
     axis_kind kind;
 } chart_row[] = {
-    {MOELM_LOSS,      "c-loss",  "Cross-entropy",       "bits per byte; circles: held-out text",         LOG_IF_WIDE},
+    {MOELM_LOSS,      "c-loss",  "Cross-entropy",       "bits per byte; circles: data.eval",             LOG_IF_WIDE},
     {MOELM_AUX,       "c-aux",   "Load-balancing loss", "1 is perfect balance; without its coefficient", AROUND     },
     {MOELM_Z,         "c-z",     "Router z-loss",       "without its coefficient",                       LOG_IF_WIDE},
     {MOELM_GRAD_NORM, "c-grad",  "Gradient norm",       "of all parameters, before clipping",            LOG_IF_WIDE},
@@ -78,7 +78,7 @@ static void draw_chart(moelm_html *html, const moelm_run *run, size_t row) {
         moelm_chart_rule(html, &chart, run->eval.baseline[0].bits_per_byte, run->eval.baseline[0].name);
     }
     moelm_chart_line(html, &chart, metrics->step, points, metrics->n_points, "main", chart_row[row].title);
-    if (is_loss) moelm_chart_marks(html, &chart, metrics->step, held_out, metrics->n_points, "held-out text");
+    if (is_loss) moelm_chart_marks(html, &chart, metrics->step, held_out, metrics->n_points, "data.eval");
     moelm_chart_end(html);
 }
 

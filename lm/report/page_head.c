@@ -14,12 +14,16 @@ static void fact(moelm_html *html, const char *name, moelm_report_text value, co
     moelm_html_printf(html, "<div><dt>%s</dt><dd>%s <small>%s</small></dd></div>\n", name, value.s, unit);
 }
 
+static const char *const text_name[] = {[MOELM_TEXT_HELD_OUT] = "Held-out text",
+                                        [MOELM_TEXT_TRAINED] = "Text it was trained on",
+                                        [MOELM_TEXT_OTHER] = "Another text"};
+
 static void write_facts(moelm_html *html, const moelm_run *run) {
     const moelm_report_metrics *metrics = &run->metrics;
-    double bits = moelm_run_held_out(run), total = moelm_run_parameters(run, "total");
+    double bits = moelm_run_bits(run), total = moelm_run_parameters(run, "total");
     double active = moelm_run_parameters(run, "active");
     moelm_html_put(html, "<dl class=\"facts\">\n");
-    if (isfinite(bits)) fact(html, "Held-out text", moelm_fixed(bits, 3), "bits per byte");
+    if (isfinite(bits)) fact(html, text_name[moelm_run_text(run)], moelm_fixed(bits, 3), "bits per byte");
     if (metrics->found) {
         fact(html, "Tokens seen", moelm_short((double)metrics->tokens), "bytes");
         fact(html, "Steps", moelm_count(metrics->last_step), "");
@@ -38,7 +42,7 @@ static void write_facts(moelm_html *html, const moelm_run *run) {
 
 static void write_bars(moelm_html *html, const moelm_run *run) {
     const moelm_eval *eval = &run->eval;
-    double bits = moelm_run_held_out(run);
+    double bits = moelm_run_bits(run);
     if (!isfinite(bits)) {
         moelm_html_missing(html,
                            "The comparison with gzip, bzip2 and xz appears once held-out text was evaluated "
@@ -53,7 +57,7 @@ static void write_bars(moelm_html *html, const moelm_run *run) {
         bars[n_bars++] =
             (moelm_bar){.name = eval->baseline[i].name, .value = eval->baseline[i].bits_per_byte};
     }
-    moelm_bars_draw(html, "bars", "Bits per byte of held-out text; fewer are better",
+    moelm_bars_draw(html, "bars", "Bits per byte; fewer are better",
                     "The model beside general compressors on the same text.", bars, n_bars);
     if (eval->n_baselines == 0) {
         moelm_html_missing(html, "Compressors to compare with are in <code>eval.json</code>, written by "

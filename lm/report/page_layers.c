@@ -1,5 +1,5 @@
 /* page_layers.c: section "Layers": one row a layer, and what its experts follow, in words.
- * Numbers of eval.json (held-out text) where there are any, else of the last quarter of the training.
+ * Numbers of eval.json where there are any, else of the last quarter of the training.
  */
 #include "report/page.h"
 #include "report/words.h"
@@ -83,10 +83,11 @@ static void write_training_row(moelm_html *html, const moelm_report_metrics *met
 
 static void write_eval(moelm_html *html, const moelm_eval *eval) {
     moelm_html_put(
-        html, "<p class=\"note\">Measured on held-out text. Mutual information with the expert that comes "
-              "first, in bits and as a share of that expert&#8217;s entropy, which bounds it; corrected "
-              "for the size of the sample. Position: 32 equal parts of the window.</p>\n");
-    moelm_table_begin(html, "numbers", "Layers on held-out text", eval_heading);
+        html,
+        "<p class=\"note\">Measured on the evaluated text. Mutual information with the expert that comes "
+        "first, in bits and as a share of that expert&#8217;s entropy, which bounds it; corrected "
+        "for the size of the sample. Position: 32 equal parts of the window.</p>\n");
+    moelm_table_begin(html, "numbers", "Layers on the evaluated text", eval_heading);
     for (int32_t l = 0; l < eval->n_layers; ++l) write_eval_row(html, &eval->layer[l]);
     moelm_table_end(html);
     if (eval->n_layers > MANY_LAYERS) return; /* the last column says it */

@@ -98,10 +98,11 @@ static moe_status read_baselines(const json_t *root, const char *path, moelm_poo
 
 static moe_status read_root(const json_t *root, const char *path, moelm_pool *pool, moelm_eval *eval,
                             moe_error *error) {
-    eval->text = eval->checkpoint = "";
+    eval->text = eval->sha256 = eval->checkpoint = "";
     MOEI_TRY(moelm_json_get_real(root, path, "bits_per_byte", &eval->bits_per_byte, error));
     MOEI_TRY(moelm_json_opt_int(root, path, "bytes", 0, INT64_MAX, &eval->bytes, error));
     MOEI_TRY(moelm_json_opt_string(root, path, "text", &eval->text, error));
+    MOEI_TRY(moelm_json_opt_string(root, path, "text_sha256", &eval->sha256, error));
     MOEI_TRY(moelm_json_opt_string(root, path, "checkpoint", &eval->checkpoint, error));
     MOEI_TRY(read_baselines(root, path, pool, eval, error));
     const json_t *layers = json_object_get(root, "layers");

@@ -107,7 +107,7 @@ typedef struct moelm_baseline {
 } moelm_baseline;
 typedef struct moelm_eval {
     bool found;
-    const char *text, *checkpoint; /* "" where not told */
+    const char *text, *sha256, *checkpoint; /* "" where not told */
     int64_t bytes;
     double bits_per_byte;
     int32_t n_baselines, n_layers;

@@ -12,13 +12,33 @@ static const double follows = 0.20, nothing = 0.05;
 /* Coefficients of variation of a load that reads as even, fairly even, uneven. */
 static const double even = 0.15, fairly_even = 0.40, uneven = 0.80;
 
-double moelm_run_held_out(const moelm_run *run) {
+double moelm_run_bits(const moelm_run *run) {
     if (run->eval.found) return run->eval.bits_per_byte;
     const moelm_report_metrics *metrics = &run->metrics;
     for (int32_t i = metrics->n_points - 1; i >= 0; --i) {
         if (metrics->run[MOELM_HELD_OUT][i].n > 0) return metrics->run[MOELM_HELD_OUT][i].mean;
     }
     return NAN;
+}
+
+/* "" where run.json does not tell. */
+static const char *input_hash(const moelm_run *run, const char *key) {
+    const json_t *inputs = json_object_get(run->about, "inputs");
+    for (size_t i = 0; i < json_array_size(inputs); ++i) {
+        const json_t *input = json_array_get(inputs, i);
+        const char *name = json_string_value(json_object_get(input, "key"));
+        const char *hash = json_string_value(json_object_get(input, "sha256"));
+        if (name && hash && strcmp(name, key) == 0) return hash;
+    }
+    return "";
+}
+
+moelm_text_kind moelm_run_text(const moelm_run *run) {
+    const char *train = input_hash(run, "data.train"), *held_out = input_hash(run, "data.eval");
+    const char *text = run->eval.found ? run->eval.sha256 : held_out;
+    if (*text == '\0') return MOELM_TEXT_OTHER;
+    if (strcmp(text, train) == 0) return MOELM_TEXT_TRAINED;
+    return strcmp(text, held_out) == 0 ? MOELM_TEXT_HELD_OUT : MOELM_TEXT_OTHER;
 }
 
 double moelm_run_parameters(const moelm_run *run, const char *which) {
@@ -95,14 +115,29 @@ void moelm_words_lead(moelm_html *html, const moelm_run *run) {
                          "stand for.</p>\n");
 }
 
-static void say_held_out(moelm_html *html, const moelm_run *run) {
-    double bits = moelm_run_held_out(run);
+static const char *last_part(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+static void say_bits(moelm_html *html, const moelm_run *run) {
+    static const char *const kind[] = {[MOELM_TEXT_HELD_OUT] = "On held-out text",
+                                       [MOELM_TEXT_TRAINED] = "On text it was <strong>trained on</strong>",
+                                       [MOELM_TEXT_OTHER] = "On another text than the run&#8217;s own"};
+    double bits = moelm_run_bits(run);
     if (!isfinite(bits)) {
         moelm_html_put(html, "<li>No held-out text was evaluated yet.</li>\n");
         return;
     }
-    moelm_html_printf(html, "<li>On held-out text the model needs <strong>%s bits per byte</strong>",
-                      moelm_fixed(bits, 2).s);
+    moelm_html_printf(html, "<li>%s", kind[moelm_run_text(run)]);
+    if (run->eval.found) {
+        moelm_html_put(html, " (");
+        moelm_html_text(html, run->eval.text);
+        moelm_html_printf(html, ", %s bytes; ", moelm_count(run->eval.bytes).s);
+        moelm_html_text(html, last_part(run->eval.checkpoint));
+        moelm_html_put(html, ")");
+    }
+    moelm_html_printf(html, " the model needs <strong>%s bits per byte</strong>", moelm_fixed(bits, 2).s);
     for (int32_t i = 0; i < run->eval.n_baselines; ++i) {
         double share = bits / run->eval.baseline[i].bits_per_byte - 1;
         int32_t left = run->eval.n_baselines - i;
@@ -188,7 +223,7 @@ static void say_progress(moelm_html *html, const moelm_run *run) {
 void moelm_words_findings(moelm_html *html, const moelm_run *run) {
     moelm_html_put(html, "<ul class=\"findings\">\n");
     say_progress(html, run);
-    say_held_out(html, run);
+    say_bits(html, run);
     if (run->metrics.n_layers > 0) say_load(html, &run->metrics);
     say_alarms(html, &run->metrics);
     say_follow(html, &run->eval);

@@ -7,8 +7,11 @@
 #include "report/html.h"
 #include "report/run.h"
 
-/* Bits per byte on held-out text, from eval.json, else from the last evaluation while training; NaN: none. */
-double moelm_run_held_out(const moelm_run *run);
+/* Bits per byte from eval.json, else from the last evaluation while training; NaN: none. */
+double moelm_run_bits(const moelm_run *run);
+/* What text that is, by the hashes of run.json: held out only where it is data.eval and not data.train. */
+typedef enum moelm_text_kind { MOELM_TEXT_HELD_OUT, MOELM_TEXT_TRAINED, MOELM_TEXT_OTHER } moelm_text_kind;
+moelm_text_kind moelm_run_text(const moelm_run *run);
 /* Parameters of the model, "total" or "active", from run.json; NaN: not told. */
 double moelm_run_parameters(const moelm_run *run, const char *which);
 

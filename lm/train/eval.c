@@ -20,17 +20,18 @@ static json_t *baselines_object(const moe_lm_eval_options *options) {
     return object;
 }
 
-static moe_status write_json(const moe_lm_eval_options *options, const char *text_path,
+static moe_status write_json(const moe_lm_eval_options *options, const char *text_path, const char *sha256,
                              const moe_lm_eval_result *result, const moelm_analysis *analysis,
                              moe_error *error) {
     const char *slash = strrchr(text_path, '/');
     json_t *layers = moelm_analysis_layers(analysis);
-    json_t *root = !layers ? NULL
-                           : json_pack("{s:i, s:s, s:s, s:I, s:f, s:f, s:o, s:o}", "schema", 1, "checkpoint",
-                                       options->checkpoint ? options->checkpoint : "", "text",
-                                       slash ? slash + 1 : text_path, "bytes", (json_int_t)result->n_bytes,
-                                       "bits_per_byte", result->bits_per_byte, "seconds", result->seconds,
-                                       "baselines", baselines_object(options), "layers", layers);
+    json_t *root =
+        !layers ? NULL
+                : json_pack("{s:i, s:s, s:s, s:s, s:I, s:f, s:f, s:o, s:o}", "schema", 1, "checkpoint",
+                            options->checkpoint ? options->checkpoint : "", "text",
+                            slash ? slash + 1 : text_path, "text_sha256", sha256, "bytes",
+                            (json_int_t)result->n_bytes, "bits_per_byte", result->bits_per_byte, "seconds",
+                            result->seconds, "baselines", baselines_object(options), "layers", layers);
     if (!root)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "%s: cannot be made: out of memory, or a name in it is not UTF-8",
@@ -87,7 +88,8 @@ static moe_status evaluate(evaluation *e, const char *text_path, moe_lm_eval_res
                                    .n_bytes = bytes,
                                    .bits_per_byte = bits / (double)bytes,
                                    .seconds = moelm_seconds() - start};
-    if (e->analysis) MOEI_TRY(told(e, write_json(options, text_path, result, e->analysis, &e->error)));
+    if (e->analysis)
+        MOEI_TRY(told(e, write_json(options, text_path, e->text->sha256, result, e->analysis, &e->error)));
     if (!options->record_routes) return MOE_OK;
     return told(e, moelm_routes_save(&e->recorded, options->record_routes, &e->routes_text, &e->error));
 }

@@ -4,6 +4,7 @@
  */
 #include <moekit/expert.h>
 
+#include "core/ctx.h"
 #include "core/status.h"
 #include "train/clock.h"
 #include "train/score.h"
@@ -41,7 +42,12 @@ static moe_status open_texts(moelm_trainer *t) {
     const moelm_data_config *data = &t->config->data;
     MOEI_TRY(moelm_text_open(data->train, "data.train", t->length + 1, &t->train, &t->error));
     if (data->eval[0] == '\0') return MOE_OK;
-    return moelm_text_open(data->eval, "data.eval", 2, &t->eval, &t->error);
+    MOEI_TRY(moelm_text_open(data->eval, "data.eval", 2, &t->eval, &t->error));
+    if (strcmp(t->train.sha256, t->eval.sha256) == 0)
+        moei_log(t->ctx, MOE_LOG_WARN,
+                 "data.eval and data.train are the same text: nothing is held out, and evaluation tells how "
+                 "well it is known by heart");
+    return MOE_OK;
 }
 
 static moe_status make_model(moelm_trainer *t) {

@@ -81,6 +81,28 @@ says out '"bytes":2,'
 expect 0 "$MOEKIT" eval --run run --json -o other.json
 json other.json
 
+# eval.json is the run's own: its newest checkpoint on its data.eval
+says run/eval.json '"text_sha256": "[0-9a-f]{64}"'
+cp run/eval.json own.json
+expect 0 "$MOEKIT" eval --run run --text train.txt
+says err 'eval\.json is left alone: .*another text'
+expect 0 "$MOEKIT" eval --run run -m run/checkpoints/step-00000020
+says err 'another checkpoint'
+cmp own.json run/eval.json || complain 'another text or checkpoint changed eval.json'
+expect 0 "$MOEKIT" report --run run -o page.html
+says page.html 'On held-out text \(heldout\.txt, [0-9,]+ bytes; step-00000030\)'
+expect 0 "$MOEKIT" eval --run run --text train.txt -o run/eval.json
+expect 0 "$MOEKIT" report --run run -o page.html
+says page.html 'trained on</strong> \(train\.txt'
+expect 0 "$MOEKIT" eval --run run
+expect 0 "$MOEKIT" train small.yaml --run same data.eval=train.txt train.steps=2
+says err 'same text: nothing is held out'
+expect 0 "$MOEKIT" report --run same
+grep -qi 'held-out' same/report.html && complain 'a text that was trained on is called held-out'
+expect 0 "$MOEKIT" generate --run same -m run/checkpoints/step-00000030 -n 5
+says err 'sample\.txt is left alone'
+[ -e same/sample.txt ] && complain 'sample.txt of another checkpoint'
+
 expect 0 "$MOEKIT" generate --run run -p 'And the' -n 40 -s 5
 [ "$(wc -c <out)" -eq 41 ] || complain "40 bytes and a line break were wanted: $(wc -c <out)"
 says run/sample.txt '^And the'

@@ -1,4 +1,4 @@
-/* cmd_eval.c: moekit eval: bits per byte of a held-out text, beside what compressors make of it.
+/* cmd_eval.c: moekit eval: bits per byte of a text, beside what compressors make of it.
  */
 #include "baselines.h"
 #include "run_files.h"
@@ -29,6 +29,20 @@ typedef struct evaluation {
     moe_lm_eval_result result;
 } evaluation;
 
+/* eval.json is what the run's newest checkpoint makes of the run's own text; the report calls it that. */
+static int find_own_analysis(cli_args *args, evaluation *eval) {
+    const char *run = eval->files.run;
+    char own[RUN_PATH];
+    int code = run_files_setting(args, run, "data.eval", own);
+    if (code) return code;
+    const bool own_text = run_files_same(eval->text, own);
+    if (own_text && run_files_is_newest(&eval->files))
+        return run_files_path(args, run, "eval.json", eval->json);
+    cli_say(args, "%s/eval.json is left alone: this is another %s than the run's; -o FILE writes an analysis",
+            run, own_text ? "checkpoint" : "text");
+    return 0;
+}
+
 static int find_files(cli_args *args, evaluation *eval) {
     const char *text = cli_text(args, "text"), *output = cli_text(args, "output");
     int code = run_files_find(args, &eval->files);
@@ -45,7 +59,7 @@ static int find_files(cli_args *args, evaluation *eval) {
     if (output)
         snprintf(eval->json, sizeof eval->json, "%s", output);
     else if (run)
-        code = run_files_path(args, run, "eval.json", eval->json);
+        code = find_own_analysis(args, eval);
     if (cli_flag(args, "dry-run")) eval->json[0] = '\0';
     const char *routes = cli_text(args, "record-routes");
     if (code == 0 && routes) code = cli_output_check(args, routes);
@@ -145,7 +159,7 @@ static int run(cli_args *args) {
 const cli_verb cmd_eval = {
     .name = "eval",
     .operands = "",
-    .summary = "bits per byte of a held-out text, beside gzip, bzip2 and xz",
+    .summary = "bits per byte of a text, beside gzip, bzip2 and xz",
     .about = "Predicts every byte of the text once and prints the mean number of bits a byte costs. The\n"
              "same text under gzip -9, bzip2 -9 and xz -9 stands beside it; those that are not installed\n"
              "are named.\n"
@@ -154,7 +168,8 @@ const cli_verb cmd_eval = {
              "--replay-routes evaluates the same text along such a trace, with the recorded weights.\n"
              "\n"
              "With --run the analysis of what the experts did (load, mutual information, typical tokens)\n"
-             "is written to eval.json of the run, where 'moekit report' finds it.\n",
+             "is written to eval.json of the run, where 'moekit report' finds it. Of another text, or with\n"
+             "-m another checkpoint than the newest of the run, it is written with -o only.\n",
     .examples = "moekit eval --run runs/demo\n"
                 "moekit eval -m runs/demo/checkpoints/step-00001200 --text other.txt --json\n"
                 "moekit eval --run runs/demo --bytes 20000 --record-routes routes.safetensors\n",

@@ -137,6 +137,11 @@ static void print_json(const sample *self) {
 static int finish(cli_args *args, const sample *self) {
     char path[RUN_PATH];
     bool save = self->files.run && !cli_flag(args, "no-save") && !cli_flag(args, "dry-run");
+    if (save && !run_files_is_newest(&self->files)) {
+        cli_say(args, "%s/sample.txt is left alone: this is another checkpoint than the run's newest",
+                self->files.run);
+        save = false;
+    }
     int code = save ? run_files_path(args, self->files.run, "sample.txt", path) : 0;
     if (code == 0 && save) code = cli_file_write(args, path, self->text, self->n_text);
     if (code) return code;
@@ -163,7 +168,8 @@ const cli_verb cmd_generate = {
     .summary = "continue a prompt",
     .about = "Streams the continuation to standard output. The same seed draws the same text on any\n"
              "number of threads. With --run, prompt and continuation are also written to sample.txt of\n"
-             "the run, where 'moekit report' finds them; --no-save leaves that file alone.\n",
+             "the run, where 'moekit report' finds them; --no-save leaves that file alone,\n"
+             "and so does -m with another checkpoint than the newest of the run.\n",
     .examples = "moekit generate --run runs/demo -p 'In the beginning' -n 400\n"
                 "moekit generate -m checkpoint/ -f prompt.txt --temp 0 --json\n",
     .options = options,

@@ -3,6 +3,7 @@
 #include "run_files.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 int run_files_find(cli_args *args, run_files *files) {
     const char *model = cli_text(args, "model");
@@ -40,6 +41,18 @@ int run_files_setting(cli_args *args, const char *run, const char *key, char tex
     code = status == MOE_OK ? cli_setting(args, config, key, text) : cli_fail(args, status, "%s", error.text);
     moe_lm_config_destroy(config);
     return code;
+}
+
+bool run_files_same(const char *a, const char *b) {
+    struct stat left, right;
+    return stat(a, &left) == 0 && stat(b, &right) == 0 && left.st_dev == right.st_dev &&
+           left.st_ino == right.st_ino;
+}
+
+bool run_files_is_newest(const run_files *files) {
+    char newest[RUN_PATH];
+    return moe_lm_newest_checkpoint(files->run, newest, sizeof newest, NULL) == MOE_OK &&
+           run_files_same(files->checkpoint, newest);
 }
 
 int run_files_load(cli_args *args, const run_files *files, moe_ctx **ctx, moe_lm **lm) {

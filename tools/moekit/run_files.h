@@ -17,6 +17,10 @@ int run_files_find(cli_args *args, run_files *files);
 int run_files_path(cli_args *args, const char *run, const char *name, char path[RUN_PATH]);
 /* The value of a key in the configuration the run was started with. */
 int run_files_setting(cli_args *args, const char *run, const char *key, char text[1024]);
+/* Whether two paths name one file or directory. */
+bool run_files_same(const char *a, const char *b);
+/* Whether files->checkpoint is the newest of files->run. */
+bool run_files_is_newest(const run_files *files);
 /* Opens files->checkpoint in a new context; the caller destroys both. */
 int run_files_load(cli_args *args, const run_files *files, moe_ctx **ctx, moe_lm **lm);
 

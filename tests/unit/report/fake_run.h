@@ -97,7 +97,9 @@ static inline void fake_eval(fake_run *run) {
     FILE *file = fake_open(run, "eval.json");
     fprintf(
         file,
-        "{\"schema\":1,\"checkpoint\":\"checkpoints/step-%08d\",\"text\":\"heldout.txt\",\"bytes\":440000,"
+        "{\"schema\":1,\"checkpoint\":\"checkpoints/step-%08d\",\"text\":\"heldout.txt\","
+        "\"text_sha256\":\"60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752\",\"bytes\":"
+        "440000,"
         "\"bits_per_byte\":1.982,\"seconds\":3.1,\"baselines\":{\"gzip\":2.37,\"bzip2\":1.70,\"xz\":1.78},"
         "\"layers\":[",
         run->steps);
@@ -150,7 +152,9 @@ static inline void fake_texts(fake_run *run) {
         "runs/demo\","
         "\"started\":\"2025-03-01T10:00:00Z\",\"seed\":1,\"host\":{\"cpu\":\"8-core <example> & friends\","
         "\"cores\":8,\"threads\":8,\"isa\":\"avx2\",\"memory_bytes\":16777216000},"
-        "\"inputs\":[{\"path\":\"build/kjv/train.txt\",\"bytes\":3964000,\"sha256\":"
+        "\"inputs\":[{\"key\":\"data.eval\",\"sha256\":"
+        "\"60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752\"},"
+        "{\"key\":\"data.train\",\"path\":\"build/kjv/train.txt\",\"bytes\":3964000,\"sha256\":"
         "\"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"}],"
         "\"parameters\":{\"total\":1640448,\"active\":606208}}\n");
     fclose(file);

@@ -86,7 +86,7 @@ static void test_whole_run(void **state) {
                                         "id=\"h-2-t\"",
                                         "id=\"c-loss-t\"",
                                         "id=\"l-drop-t\"",
-                                        "held-out text, step 400",
+                                        "data.eval, step 400",
                                         "<kbd>\xe2\x90\xa3</kbd>",
                                         "<kbd>\xe2\x8f\x8e</kbd>",
                                         "<kbd>\\xe9</kbd>",
