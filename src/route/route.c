@@ -41,23 +41,57 @@ static moe_status score_and_select_fused(const moei_route_job *job) {
     return first_bad >= 0 ? moei_route_bad_token(job, first_bad) : MOE_OK;
 }
 
+static int32_t replayed_choice(int32_t e) {
+    return e < -1 ? moei_removed(e) : e;
+}
+
+/* What is wrong with slot k of a token's recorded selection; NULL: nothing. */
+static const char *replay_fault(const moei_route_job *job, const int32_t *token, int64_t k) {
+    const int32_t e = token[k], chosen = replayed_choice(e);
+    if (chosen >= job->routing->n_experts) return "there is no such expert";
+    if (e < -1 && !job->routing->choice) return "only router_type gshard_top2 removes choices";
+    if (job->router->by_expert) return e == -1 || e == k ? NULL : "slot e of expert_choice is expert e's";
+    for (int64_t j = 0; j < k && chosen >= 0; ++j)
+        if (replayed_choice(token[j]) == chosen) return "an earlier slot names it already";
+    return NULL;
+}
+
+/* Experts that choose have rows for their share of the tokens, not for all. */
+static moe_status check_replayed_shares(const moei_route_job *job) {
+    const moei_routing *routing = job->routing;
+    const int64_t T = routing->n_tokens, E = routing->n_experts;
+    const int64_t share = moei_router_max_rows(job->router, T) / E;
+    if (!job->router->by_expert) return MOE_OK;
+    for (int64_t e = 0; e < E; ++e) {
+        int64_t given = 0;
+        for (int64_t t = 0; t < T; ++t) given += routing->expert[t * E + e] >= 0;
+        if (given > share)
+            return moe_ctx_fail(job->ctx, MOE_ERR_ARGUMENT,
+                                "replay_expert: expert %lld is given %lld tokens; its capacity is %lld of "
+                                "the %lld of this call",
+                                (long long)e, (long long)given, (long long)share, (long long)T);
+    }
+    return MOE_OK;
+}
+
 /* A recorded selection instead of a new one. What a policy removed still divided the other's weight. */
 static moe_status replay(const moei_route_job *job) {
     const moei_batch *batch = job->batch;
     moei_routing *routing = job->routing;
     const int64_t K = routing->top_k;
     for (int64_t slot = 0; slot < routing->n_tokens * K; ++slot) {
-        const int32_t e = batch->replay_expert[slot], chosen = e < -1 ? moei_removed(e) : e;
-        if (chosen >= routing->n_experts || (e < -1 && !routing->choice))
-            return moe_ctx_fail(
-                job->ctx, MOE_ERR_ARGUMENT,
-                "replay_expert: token %lld, slot %lld names expert %d; this layer has 0 .. %d, "
-                "and -1 for a slot that is not routed",
-                (long long)(slot / K), (long long)(slot % K), e, routing->n_experts - 1);
+        const int32_t e = batch->replay_expert[slot];
+        const char *fault = replay_fault(job, batch->replay_expert + slot / K * K, slot % K);
+        if (fault)
+            return moe_ctx_fail(job->ctx, MOE_ERR_ARGUMENT,
+                                "replay_expert: token %lld, slot %lld names expert %d: %s; this layer has "
+                                "0 .. %d, each once a token, and -1 for a slot that is not routed",
+                                (long long)(slot / K), (long long)(slot % K), e, fault,
+                                routing->n_experts - 1);
         routing->expert[slot] = moei_masked(batch, slot / K) ? -1 : e;
-        if (routing->choice) routing->choice[slot] = moei_masked(batch, slot / K) ? -1 : chosen;
+        if (routing->choice) routing->choice[slot] = moei_masked(batch, slot / K) ? -1 : replayed_choice(e);
     }
-    return MOE_OK;
+    return check_replayed_shares(job);
 }
 
 static void replay_weights(const moei_route_job *job) {

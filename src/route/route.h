@@ -27,6 +27,7 @@ typedef struct moei_router {
     uint32_t layer_index;
     moei_unit unit;
     moei_score score;
+    bool by_expert;         /* experts choose tokens: slot e is expert e's */
     bool score_before_topk; /* of softmax: the other scores look at one logit each */
     bool norm_topk_prob;
     bool rank_logits; /* not scores: scores order alike, but tie where they round to the same number */

@@ -26,9 +26,10 @@ static bool is_type(const moei_router *router, const char *name) {
 
 /* What follows from the names and numbers. */
 static void derive(const moe_layer_desc *d, moei_router *router) {
-    const bool expert_choice = is_type(router, "expert_choice"), sinkhorn = is_type(router, "sinkhorn");
+    const bool sinkhorn = is_type(router, "sinkhorn");
     const bool sums = d->group_top_k > 0 && router->group_score != MOEI_GROUP_MAX;
-    router->n_slots = expert_choice ? d->num_experts : moei_two_levels(router) ? 4 : d->top_k;
+    router->by_expert = is_type(router, "expert_choice");
+    router->n_slots = router->by_expert ? d->num_experts : moei_two_levels(router) ? 4 : d->top_k;
     if (sinkhorn && router->sinkhorn == MOEI_SINKHORN_MEGATRON) {
         /* Its own weights: sigmoid for one expert, else softmax over all. */
         router->score = d->top_k == 1 ? MOEI_SIGMOID : MOEI_SOFTMAX;
@@ -39,7 +40,7 @@ static void derive(const moe_layer_desc *d, moei_router *router) {
     router->norm_eps = is_type(router, "gshard_top2") ? 1e-9 : 1e-20;
     /* Every score rises with its logit, so within a token logits rank alike. */
     router->rank_logits = (router->score == MOEI_SOFTMAX && !router->score_before_topk) ||
-                          (!d->selection_bias && !sums && !expert_choice);
+                          (!d->selection_bias && !sums && !router->by_expert);
     router->shows_selection = sinkhorn || is_type(router, "quantile");
     router->keeps_logits = router->score != MOEI_SOFTMAX || is_type(router, "noisy_top_k");
     router->fused = (is_type(router, "top_k") || is_type(router, "random")) &&
@@ -72,7 +73,7 @@ moe_status moei_router_init(moe_ctx *ctx, const moe_layer_desc *d, const moei_ca
 
 int64_t moei_router_max_rows(const moei_router *router, int64_t T) {
     const int64_t E = router->n_experts;
-    if (!is_type(router, "expert_choice") || router->capacity->by_sequence) return T * router->n_slots;
+    if (!router->by_expert || router->capacity->by_sequence) return T * router->n_slots;
     const int64_t train = moei_expert_choice_rows(router, MOE_TRAIN, T);
     const int64_t infer = moei_expert_choice_rows(router, MOE_INFER, T);
     return E * (train > infer ? train : infer);

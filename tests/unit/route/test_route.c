@@ -96,6 +96,28 @@ static void replayed_weights_are_constants(void **state) {
     route_end(&b);
 }
 
+/* Nor would a policy have removed the expert that it kept: removed choices count. */
+static void a_replay_names_an_expert_once(void **state) {
+    (void)state;
+    static const int32_t pairs[][2] = {
+        {4, 4 },
+        {4, -6}
+    };
+    for (int i = 0; i < 2; ++i) {
+        int32_t expert[T * 2];
+        route_bench b = route_begin((moe_layer_desc){.top_k = 2, .router_type = "gshard_top2"},
+                                    test_random(MOE_F64, T, E, 38));
+        moe_call call = route_train;
+        for (int j = 0; j < T * 2; ++j) expert[j] = j % E;
+        call.replay_expert = expert;
+        route_run(&b, &call);
+        memcpy(expert + 5 * 2, pairs[i], sizeof pairs[i]);
+        assert_int_equal(moe_layer_forward(b.layer, b.logits, b.y, &call, NULL), MOE_ERR_ARGUMENT);
+        assert_non_null(strstr(moe_ctx_error(b.ctx), "token 5, slot 1"));
+        route_end(&b);
+    }
+}
+
 static void threads_make_no_difference(void **state) {
     (void)state;
     for (int i = 0; i < N_ROUTERS; ++i) {
@@ -270,6 +292,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(replay_equals_record),
         cmocka_unit_test(replayed_weights_are_constants),
+        cmocka_unit_test(a_replay_names_an_expert_once),
         cmocka_unit_test(threads_make_no_difference),
         cmocka_unit_test(bad_logits_name_the_token),
         cmocka_unit_test(all_masked),

@@ -81,6 +81,36 @@ static void capacity_is_told(void **state) {
     }
 }
 
+/* A replay is held to what the layer reserves: slot e is expert e's, and no expert takes more than its share.
+ */
+static void replay_is_held_to_the_share(void **state) {
+    enum { T = 12, E = 4, SHARE = 6 };
+    int32_t expert[T * E];
+    uint8_t mask[T];
+    moe_call call = route_train;
+    (void)state;
+    route_bench b = route_begin((moe_layer_desc){.top_k = 2, .router_type = "expert_choice"},
+                                test_random(MOE_F64, T, E, 13));
+    for (int i = 0; i < T * E; ++i) expert[i] = i / E < SHARE ? i % E : -1;
+    call.replay_expert = expert;
+    route_run(&b, &call);
+    for (int e = 0; e < E; ++e) assert_int_equal(b.view.kept[e], SHARE);
+    expert[SHARE * E + 1] = 1;
+    assert_int_equal(moe_layer_forward(b.layer, b.logits, b.y, &call, NULL), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(moe_ctx_error(b.ctx), "expert 1 is given 7 tokens"));
+    for (int t = 0; t < T; ++t) mask[t] = t != 0; /* a masked token takes no share */
+    call.token_mask = mask;
+    route_run(&b, &call);
+    assert_int_equal(b.view.kept[1], SHARE);
+    expert[3 * E + 2] = 3;
+    assert_int_equal(moe_layer_forward(b.layer, b.logits, b.y, &call, NULL), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(moe_ctx_error(b.ctx), "token 3, slot 2"));
+    for (int i = 0; i < T * E; ++i) expert[i] = i % E;
+    call.token_mask = NULL;
+    assert_int_equal(moe_layer_forward(b.layer, b.logits, b.y, &call, NULL), MOE_ERR_ARGUMENT);
+    route_end(&b);
+}
+
 static void nothing_to_take(void **state) {
     (void)state;
     static const uint8_t mask[8];
@@ -98,6 +128,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(takes_the_best),
         cmocka_unit_test(capacity_is_told),
+        cmocka_unit_test(replay_is_held_to_the_share),
         cmocka_unit_test(nothing_to_take),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
