@@ -7,6 +7,7 @@
 #include "kernel/kernel.h"
 #include "route/select.h"
 
+#include <math.h>
 #include <string.h>
 
 moe_status moei_route_bad_token(const moei_route_job *job, int64_t t) {
@@ -39,6 +40,21 @@ static moe_status score_and_select_fused(const moei_route_job *job) {
                                                               .entropy = job->scratch.entropy,
                                                               .first_bad = &first_bad});
     return first_bad >= 0 ? moei_route_bad_token(job, first_bad) : MOE_OK;
+}
+
+/* NaN has no place in an order. The logits are finite, so a bias brought it, or a plan that overflowed. */
+static moe_status check_selection(const moei_route_job *job) {
+    const moei_routing *routing = job->routing;
+    const int64_t E = routing->n_experts;
+    for (int64_t t = 0; t < routing->n_tokens; ++t)
+        for (int64_t e = 0; e < E && !moei_masked(job->batch, t); ++e)
+            if (isnan(moei_real_load(routing->dtype, routing->selection, t * E + e)))
+                return moe_ctx_fail(
+                    job->ctx, MOE_ERR_NUMERIC,
+                    "router of layer %u: token %lld ranks expert %lld by NaN; look for NaN or "
+                    "infinity in the biases of the selection",
+                    job->router->layer_index, (long long)t, (long long)e);
+    return MOE_OK;
 }
 
 static int32_t replayed_choice(int32_t e) {
@@ -134,6 +150,7 @@ moe_status moei_route_forward(const moei_route_job *job) {
         MOEI_TRY(replay(job));
     } else {
         selector->rank(job);
+        MOEI_TRY(check_selection(job));
         MOEI_TRY(selector->select(job));
     }
     if (batch->replay_weight)

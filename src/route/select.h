@@ -27,7 +27,6 @@ const moei_selector *moei_selector_find(const char *name);
 void moei_rank_scores(const moei_route_job *job);
 void moei_rank_sinkhorn(const moei_route_job *job);
 void moei_rank_quantile(const moei_route_job *job);
-void moei_rank_noisy(const moei_route_job *job);
 void moei_rank_hash(const moei_route_job *job);
 void moei_rank_balanced(const moei_route_job *job);
 void moei_weigh_balanced(const moei_route_job *job);

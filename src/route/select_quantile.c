@@ -17,15 +17,19 @@ static void rank_token(const moei_route_job *job, const void *arg, int64_t t, do
                             moei_real_load(routing->dtype, job->gate->quantile_bias, e));
 }
 
-/* alpha[t]: the (K+1)-th largest of what the token was ranked by. */
+/* alpha[t]: the (K+1)-th largest of what the token was ranked by, or the least where fewer can be chosen. */
 static void alpha_token(const moei_route_job *job, const void *arg, int64_t t, double *z) {
     const moei_routing *routing = job->routing;
     const int32_t E = routing->n_experts;
     int32_t last = -1;
     (void)arg;
     for (int32_t e = 0; e < E; ++e) z[e] = moei_real_load(routing->dtype, routing->selection, t * E + e);
-    for (int32_t k = 0; k <= job->router->top_k; ++k) last = moei_next_best(z, E, last);
-    job->scratch.work[t] = z[last];
+    for (int32_t k = 0; k <= job->router->top_k; ++k) {
+        const int32_t next = moei_next_best(z, E, last);
+        if (next < 0) break;
+        last = next;
+    }
+    job->scratch.work[t] = last < 0 ? 0 : z[last];
 }
 
 /* The (rank + 1)-th largest of v[n]: Hoare's quickselect; v is reordered. */

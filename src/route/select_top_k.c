@@ -19,10 +19,14 @@ int32_t moei_next_best(const double *z, int32_t n, int32_t last) {
     return best;
 }
 
+/* Of those that can be chosen; -inf where none can. */
 static double sum_of_best(const double *z, int32_t n, int32_t best) {
-    double sum = 0;
-    for (int32_t i = 0, last = -1; i < best && i < n; ++i) {
+    int32_t last = moei_next_best(z, n, -1);
+    if (last < 0) return -INFINITY;
+    double sum = z[last];
+    for (int32_t i = 1; i < best; ++i) {
         last = moei_next_best(z, n, last);
+        if (last < 0) break;
         sum += z[last];
     }
     return sum;
@@ -80,7 +84,10 @@ static void mask_groups(const moei_router *router, double *z, double *group) {
     for (int32_t g = 0; g < n_groups; ++g)
         group[g] = sum_of_best(z + (int64_t)g * size, size, best[router->group_score]);
     int32_t last = -1;
-    for (int32_t i = 0; i < router->desc->group_top_k; ++i) last = moei_next_best(group, n_groups, last);
+    for (int32_t i = 0; i < router->desc->group_top_k; ++i) {
+        last = moei_next_best(group, n_groups, last);
+        if (last < 0) return; /* all that are left are kept */
+    }
     /* Everything ranked after the last group kept is rejected. */
     for (int32_t g = 0; g < n_groups; ++g)
         for (int32_t i = 0; i < size; ++i)
@@ -109,7 +116,10 @@ static void pick_token(const moei_route_job *job, const void *arg, int64_t t, do
     drop_experts(job, t, z, z + E);
     mask_groups(job->router, z, z + E);
     const int32_t wanted = draw_k(job, t);
-    for (int32_t k = 0, last = -1; k < wanted; ++k) expert[k] = last = moei_next_best(z, E, last);
+    for (int32_t k = 0, last = -1; k < wanted; ++k) {
+        expert[k] = last = moei_next_best(z, E, last);
+        if (last < 0) break; /* the next would start over */
+    }
     for (int32_t e = 0; e < E; ++e)
         moei_real_store(routing->dtype, routing->selection, (int64_t)t * E + e, z[e]);
 }

@@ -189,6 +189,71 @@ static void saturated_scores_keep_their_order(void **state) {
     route_end(&b);
 }
 
+/* -inf in the selection bias retires an expert: fewer than K are left, and the slots over stay empty. */
+static void retired_experts_leave_slots_empty(void **state) {
+    enum { T = 6, E = 8, K = 3 };
+    static const moe_layer_desc descs[] = {
+        {.top_k = K,              .score_function = "sigmoid", .selection_bias = true, .norm_topk_prob = true},
+        {          .top_k = K, .score_function = "sigmoid",             .selection_bias = true,       .num_groups = 4,                       .group_top_k = 2},
+        { .top_k = K,
+         .score_function = "sigmoid",
+         .selection_bias = true,
+         .num_groups = 2,
+         .group_top_k = 1,
+         .group_score = "topn_sum"},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof descs / sizeof *descs; ++i)
+        for (int live = 0; live <= 2; ++live) {
+            route_bench b = route_begin(descs[i], test_random(MOE_F64, T, E, 14));
+            double *bias = route_param(&b, "gate.selection_bias");
+            for (int e = 0; e < E; ++e) bias[e] = e == 5 && live > 0 ? 0 : e == 4 && live > 1 ? 0 : -INFINITY;
+            route_run(&b, &route_train);
+            for (int64_t t = 0; t < T; ++t) {
+                const int32_t *expert = b.view.expert + t * K;
+                for (int k = 0; k < K; ++k)
+                    assert_true(k < live ? expert[k] == 4 || expert[k] == 5 : expert[k] == -1);
+                assert_true(live < 2 || expert[0] != expert[1]);
+            }
+            for (int64_t j = 0; j < (int64_t)T * E; ++j) assert_true(isfinite(((double *)b.y.data)[j]));
+            route_end(&b);
+        }
+}
+
+/* A group is worth its live experts, and one without any is never kept before another. */
+static void retired_groups_are_passed_over(void **state) {
+    enum { T = 6, E = 8 };
+    (void)state;
+    const moe_layer_desc desc = {
+        .top_k = 1, .score_function = "sigmoid", .selection_bias = true, .num_groups = 4, .group_top_k = 1};
+    route_bench b = route_begin(desc, test_random(MOE_F64, T, E, 15));
+    double *bias = route_param(&b, "gate.selection_bias");
+    for (int e = 0; e < E; ++e) bias[e] = e == 6 ? -5 : -INFINITY;
+    route_run(&b, &route_train);
+    for (int64_t t = 0; t < T; ++t) assert_int_equal(b.view.expert[t], 6);
+    route_end(&b);
+}
+
+static void unordered_selection_is_an_error(void **state) {
+    enum { T = 6, E = 8 };
+    uint8_t mask[T] = {0};
+    moe_call call = route_train;
+    (void)state;
+    route_bench b = route_begin(
+        (moe_layer_desc){
+            .top_k = 2, .score_function = "sigmoid", .selection_bias = true, .aux_loss_coeff = 1},
+        test_random(MOE_F64, T, E, 16));
+    route_param(&b, "gate.selection_bias")[3] = NAN;
+    assert_int_equal(moe_layer_forward(b.layer, b.logits, b.y, &call, NULL), MOE_ERR_NUMERIC);
+    assert_non_null(strstr(moe_ctx_error(b.ctx), "token 0"));
+    assert_non_null(strstr(moe_ctx_error(b.ctx), "expert 3"));
+    mask[4] = 1;
+    call.token_mask = mask;
+    assert_int_equal(moe_layer_forward(b.layer, b.logits, b.y, &call, NULL), MOE_ERR_NUMERIC);
+    assert_non_null(strstr(moe_ctx_error(b.ctx), "token 4"));
+    route_end(&b);
+}
+
 static void combinations_are_refused_with_reason(void **state) {
     (void)state;
     route_refused((moe_layer_desc){.num_experts = 6, .top_k = 2, .num_groups = 4, .group_top_k = 2},
@@ -223,6 +288,9 @@ int main(void) {
         cmocka_unit_test(automodel_scores),
         cmocka_unit_test(ties_go_to_the_lower_index),
         cmocka_unit_test(saturated_scores_keep_their_order),
+        cmocka_unit_test(retired_experts_leave_slots_empty),
+        cmocka_unit_test(retired_groups_are_passed_over),
+        cmocka_unit_test(unordered_selection_is_an_error),
         cmocka_unit_test(combinations_are_refused_with_reason),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
