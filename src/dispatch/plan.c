@@ -28,8 +28,8 @@ static int64_t valid_tokens(const moei_batch *batch, int64_t first, int64_t n) {
 /* Masked tokens take no capacity and do not raise it: masking a token is the same as leaving it out. */
 static void group_capacities(moei_plan *plan, const moei_batch *batch, const moei_capacity *capacity) {
     const bool by_sequence = capacity && capacity->by_sequence;
-    const int64_t n = by_sequence ? batch->sequence_length : plan->n_tokens;
     plan->n_groups = by_sequence && batch->n_sequences > 0 ? batch->n_sequences : 1;
+    const int64_t n = plan->n_tokens / plan->n_groups;
     for (int64_t g = 0; g < plan->n_groups; ++g)
         plan->capacity[g] =
             capacity ? capacity->rows(capacity, capacity->factor[batch->mode], valid_tokens(batch, g * n, n),

@@ -21,13 +21,16 @@ void moei_rank_hash(const moei_route_job *job) {
     moei_each_token(job, rank_hash_token, NULL);
 }
 
-/* The step of the noisy form's draws: read off x, so that a forward repeated on the same x repeats them. */
+/* The step of the noisy form's draws: read off the first numbers of the real tokens, so that a forward
+ * repeated on the same x repeats them. */
 static uint64_t step_of_input(const moei_batch *batch) {
+    const int64_t d = batch->x.cols;
     double sum = 0;
-    for (int64_t i = 0; i < 4 && i < batch->x.rows * batch->x.cols; ++i)
-        sum += moei_real_load(batch->x.dtype, batch->x.data,
-                              i / batch->x.cols * batch->x.stride + i % batch->x.cols);
-    double scaled = fmod(trunc(1e6 * sum), 2147483648.0);
+    for (int64_t t = 0, read = 0; t < batch->x.rows && read < 4; ++t)
+        for (int64_t j = 0; j < d && read < 4 && !moei_masked(batch, t); ++j, ++read)
+            sum += moei_real_load(batch->x.dtype, batch->x.data, t * batch->x.stride + j);
+    const double scaled = fmod(trunc(1e6 * sum), 2147483648.0);
+    if (!isfinite(scaled)) return 0; /* the sum overflowed */
     return (uint64_t)(scaled < 0 ? scaled + 2147483648.0 : scaled);
 }
 

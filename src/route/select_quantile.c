@@ -23,6 +23,7 @@ static void alpha_token(const moei_route_job *job, const void *arg, int64_t t, d
     const int32_t E = routing->n_experts;
     int32_t last = -1;
     (void)arg;
+    if (moei_masked(job->batch, t)) return;
     for (int32_t e = 0; e < E; ++e) z[e] = moei_real_load(routing->dtype, routing->selection, t * E + e);
     for (int32_t k = 0; k <= job->router->top_k; ++k) {
         const int32_t next = moei_next_best(z, E, last);

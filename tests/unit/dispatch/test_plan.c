@@ -179,6 +179,20 @@ static void gathered_padding_is_zero(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+/* No tokens, but a length of sequences and a mask: nothing of the mask is read. */
+static void nothing_to_plan(void **state) {
+    static bench b;
+    (void)state;
+    draw_bench(&b, 1, 0, 0, true, true);
+    b.routing.n_tokens = 0;
+    b.batch.n_sequences = 0;
+    b.batch.sequence_length = 8;
+    memset(b.mask, 1, sizeof b.mask);
+    moei_plan_build(&b.plan, &b.batch, &b.routing, &b.rule);
+    assert_int_equal(b.plan.n_rows, 0);
+    assert_int_equal(moei_plan_capacity(&b.plan), 0);
+}
+
 /* Tokens that expert e keeps, as bits. */
 static uint32_t kept_tokens(const route_bench *b, int32_t e) {
     uint32_t tokens = 0;
@@ -256,9 +270,8 @@ static void padding_changes_nothing(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(plans_keep_their_promises),
-        cmocka_unit_test(gathered_padding_is_zero),
-        cmocka_unit_test(drop_by_probability_as_recorded),
+        cmocka_unit_test(plans_keep_their_promises), cmocka_unit_test(gathered_padding_is_zero),
+        cmocka_unit_test(nothing_to_plan),           cmocka_unit_test(drop_by_probability_as_recorded),
         cmocka_unit_test(padding_changes_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -44,6 +44,54 @@ static void balanced_with_noise(void **state) {
     route_end(&b);
 }
 
+/* The draws follow the first numbers of real tokens: padding may hold anything, NaN too. */
+static void balanced_looks_past_padding(void **state) {
+    enum { T = 24, E = 8, K = 3 };
+    static const double padding[] = {0.5, NAN, INFINITY, 1e300};
+    uint8_t mask[T];
+    int32_t first[T * K];
+    (void)state;
+    route_bench b = route_begin((moe_layer_desc){.top_k = K, .router_type = "balanced", .fake_noise = 0.3f},
+                                golden_logits(T, E, NULL));
+    moe_call call = route_train;
+    call.token_mask = mask;
+    for (int t = 0; t < T; ++t) mask[t] = t > 0;
+    for (int i = 0; i < 4; ++i) {
+        for (int e = 0; e < E; ++e) ((double *)b.logits.data)[e] = padding[i];
+        route_run(&b, &call);
+        if (i == 0) memcpy(first, b.view.expert, sizeof first);
+        assert_memory_equal(b.view.expert, first, sizeof first);
+    }
+    ((double *)b.logits.data)[E] += 0.25; /* of the first real token */
+    route_run(&b, &call);
+    assert_memory_not_equal(b.view.expert, first, sizeof first);
+    route_end(&b);
+}
+
+/* What padding holds does not enter the quantiles. */
+static void quantile_looks_past_padding(void **state) {
+    enum { T = 12, E = 4 };
+    static const double padding[] = {0.5, NAN, -1e300};
+    uint8_t mask[T];
+    double bias[E];
+    (void)state;
+    for (int t = 0; t < T; ++t) mask[t] = t % 3 != 0;
+    for (int i = 0; i < 3; ++i) {
+        route_bench b =
+            route_begin((moe_layer_desc){.top_k = 2, .router_type = "quantile"}, golden_logits(T, E, NULL));
+        moe_call call = route_train;
+        call.token_mask = mask;
+        for (int j = 0; j < T * E; ++j)
+            if (!mask[j / E]) ((double *)b.logits.data)[j] = padding[i];
+        route_run(&b, &call);
+        must(b.ctx, moe_layer_end_step(b.layer, NULL));
+        if (i == 0) memcpy(bias, route_param(&b, "gate.quantile_bias"), sizeof bias);
+        assert_memory_equal(route_param(&b, "gate.quantile_bias"), bias, sizeof bias);
+        assert_true(bias[0] != 0);
+        route_end(&b);
+    }
+}
+
 static void hash_follows_the_token(void **state) {
     (void)state;
     enum { T = 400, E = 8, K = 2 };
@@ -115,8 +163,9 @@ static void quantile_statistic(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(balanced_is_round_robin), cmocka_unit_test(balanced_with_noise),
-        cmocka_unit_test(hash_follows_the_token),  cmocka_unit_test(random_passes_gradients_through),
+        cmocka_unit_test(balanced_is_round_robin),     cmocka_unit_test(balanced_with_noise),
+        cmocka_unit_test(balanced_looks_past_padding), cmocka_unit_test(quantile_looks_past_padding),
+        cmocka_unit_test(hash_follows_the_token),      cmocka_unit_test(random_passes_gradients_through),
         cmocka_unit_test(quantile_statistic),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
