@@ -27,8 +27,20 @@ static const moe_layer_desc routers[] = {
 };
 enum { N_ROUTERS = sizeof routers / sizeof *routers };
 
+/* Router i with every loss that it allows. */
+static moe_layer_desc with_losses(int i) {
+    moe_layer_desc desc = routers[i];
+    const char *type = desc.router_type ? desc.router_type : "top_k";
+    desc.aux_loss_coeff = desc.seq_aux_loss_coeff = desc.global_aux_loss_coeff = 0.3f;
+    desc.importance_loss_coeff = strcmp(type, "balanced") == 0 ? 0 : 0.2f;
+    desc.entropy_loss_coeff = desc.z_loss_coeff = 0.2f;
+    desc.gshard_loss_coeff = strcmp(type, "expert_choice") == 0 ? 0 : 0.1f;
+    desc.load_loss_coeff = strcmp(type, "noisy_top_k") == 0 ? 0.1f : 0;
+    return desc;
+}
+
 static route_bench begin(int i) {
-    return route_begin(routers[i], test_random(MOE_F64, T, E, 20 + (uint32_t)i));
+    return route_begin(with_losses(i), test_random(MOE_F64, T, E, 20 + (uint32_t)i));
 }
 
 /* Routing and gradients of one training step, copied. */
@@ -75,7 +87,7 @@ static void replay_equals_record(void **state) {
 /* Given weights are used as they are and give the gate no gradient. */
 static void replayed_weights_are_constants(void **state) {
     (void)state;
-    route_bench b = begin(0);
+    route_bench b = route_begin(routers[0], test_random(MOE_F64, T, E, 20));
     int32_t expert[T * K];
     float weight[T * K];
     for (int i = 0; i < T * K; ++i) {
@@ -125,7 +137,6 @@ static void threads_make_no_difference(void **state) {
         moe_ctx *ctx = test_ctx("ref", 1);
         moe_layer *layer = NULL;
         moe_layer_desc desc = *moe_layer_get_desc(one.layer);
-        desc.aux_loss_coeff = 0;
         must(ctx, moe_layer_create(ctx, &desc, &layer));
         must(ctx, moe_layer_reserve(layer, T, MOE_TRAIN));
         for (int32_t p = 0; p < moe_layer_param_count(layer); ++p) {
@@ -141,6 +152,7 @@ static void threads_make_no_difference(void **state) {
         one.ctx = ctx;
         const outcome two_threads = step(&b, &route_train), one_thread = step(&one, &route_train);
         assert_memory_equal(&two_threads, &one_thread, sizeof two_threads);
+        assert_true(two_threads.loss != 0);
         route_end(&b);
         route_end(&one);
     }
@@ -171,6 +183,7 @@ static void all_masked(void **state) {
     for (int i = 0; i < N_ROUTERS; ++i) {
         route_bench b = begin(i);
         moe_call call = route_train;
+        assert_true(step(&b, &call).loss != 0);
         call.token_mask = mask;
         const outcome o = step(&b, &call);
         assert_true(o.loss == 0);
@@ -283,23 +296,29 @@ static void a_frozen_gate_gets_no_gradient(void **state) {
     (void)state;
     route_bench b = route_begin((moe_layer_desc){.top_k = K, .router_frozen = true, .router_bias = true},
                                 test_random(MOE_F64, T, E, 37));
-    const outcome o = step(&b, &route_train);
-    for (int i = 0; i < E * E; ++i) assert_true(o.dgate[i] == 0);
+    static const char *const names[] = {"gate.weight", "gate.bias"};
+    moe_mat dy = test_random(MOE_F64, T, E, 9), dx = test_output(MOE_F64, T, E);
+    double largest = 0;
+    route_run(&b, &route_train);
+    must(b.ctx, moe_layer_backward(b.layer, b.logits, dy, dx));
+    for (int i = 0; i < 2; ++i) {
+        moe_param gate;
+        must(b.ctx, moe_layer_param_by_name(b.layer, names[i], &gate));
+        assert_null(gate.grad);
+    }
+    for (int j = 0; j < T * E; ++j) largest = fmax(largest, fabs(((double *)dx.data)[j]));
+    assert_true(largest > 0); /* x still gets one */
+    free(dy.data), free(dx.data);
     route_end(&b);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(replay_equals_record),
-        cmocka_unit_test(replayed_weights_are_constants),
-        cmocka_unit_test(a_replay_names_an_expert_once),
-        cmocka_unit_test(threads_make_no_difference),
-        cmocka_unit_test(bad_logits_name_the_token),
-        cmocka_unit_test(all_masked),
-        cmocka_unit_test(random_k_stays_in_range),
-        cmocka_unit_test(expert_dropout_leaves_k),
-        cmocka_unit_test(sequences_are_routed_whole),
-        cmocka_unit_test(tasks_are_routed_by_name),
+        cmocka_unit_test(replay_equals_record),           cmocka_unit_test(replayed_weights_are_constants),
+        cmocka_unit_test(a_replay_names_an_expert_once),  cmocka_unit_test(threads_make_no_difference),
+        cmocka_unit_test(bad_logits_name_the_token),      cmocka_unit_test(all_masked),
+        cmocka_unit_test(random_k_stays_in_range),        cmocka_unit_test(expert_dropout_leaves_k),
+        cmocka_unit_test(sequences_are_routed_whole),     cmocka_unit_test(tasks_are_routed_by_name),
         cmocka_unit_test(a_frozen_gate_gets_no_gradient),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
