@@ -4,13 +4,18 @@
  */
 #include "model/model.h"
 
+#include <string.h>
+
 static moe_mat rows_of(const moe_lm *lm, float *data, int64_t rows) {
     return (moe_mat){.data = data, .rows = rows, .cols = lm->d, .dtype = MOE_F32};
 }
 
-/* The pass's call, with the recorded routes of this layer where there are some. */
-static moe_call call_of(const moelm_pass *pass, int32_t index) {
+/* The pass's call as this layer takes it: token numbers where its router hashes them, recorded routes where
+ * there are some. */
+static moe_call call_of(const moe_lm *lm, const moelm_pass *pass, int32_t index) {
+    const moe_layer_desc *desc = moe_layer_get_desc(lm->blocks[index].ffn);
     moe_call call = pass->call;
+    if (desc->num_experts > 0 && strcmp(desc->router_type, "hash") == 0) call.token_id = pass->tokens;
     if (!pass->replay || pass->replay[index].slots == 0) return call;
     const moelm_route *route = &pass->replay[index];
     call.replay_expert = route->expert + pass->replay_row * route->slots;
@@ -28,7 +33,7 @@ moe_status moelm_block_forward(moe_lm *lm, int32_t index, moelm_pass *pass, floa
     moelm_add(lm, rows * lm->d, s->in, branch, s->mid);
     MOEI_TRY(moelm_norm(lm, rows, &block->ffn_norm, s->mid, s->ffn_norm, s->ffn_rms));
     block->stats = (moe_stats){.size = sizeof block->stats};
-    const moe_call call = call_of(pass, index);
+    const moe_call call = call_of(lm, pass, index);
     MOEI_TRY(moe_layer_forward(block->ffn, rows_of(lm, s->ffn_norm, rows), rows_of(lm, branch, rows), &call,
                                &block->stats));
     moelm_add(lm, rows * lm->d, s->mid, branch, out);

@@ -42,7 +42,6 @@ moe_status moelm_forward(moe_lm *lm, moelm_pass *pass) {
     for (int64_t r = 0; r < rows; ++r) lm->memory.position[r] = (int32_t)(start + r % pass->length);
     pass->aux = 0.0;
     pass->call.sequence_length = pass->length;
-    pass->call.token_id = pass->tokens;
     MOEI_TRY(moelm_embed(lm, pass, lm->blocks[0].saved.in));
     for (int32_t i = 0; i < lm->n_layers; ++i) {
         float *out = i + 1 < lm->n_layers ? lm->blocks[i + 1].saved.in : lm->memory.out;

@@ -112,6 +112,8 @@ moei_layer_param *moei_layer_new_param(moe_layer *layer);
 /* Gives the layer a parameter of its own, zeroed; *value and, once reserved for training, *grad point to it.
  */
 moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void **value, void **grad);
+/* Whether this layer reads what the call tells it, and what the table of draws does (NULL: none came). */
+moe_status moei_layer_call_check(const moe_layer *layer, const moe_call *call, const moe_draws *draws);
 /* The router's part of one call. */
 moei_route_job moei_layer_route_job(moe_layer *layer, const moei_scratch *s);
 /* Starts the counts of an optimizer step. */

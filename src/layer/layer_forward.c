@@ -117,6 +117,7 @@ moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_c
     moe_draws draws;
     MOEI_TRY(read_call(layer, given, &call, &draws));
     MOEI_TRY(check_forward(layer, x, y, &call));
+    MOEI_TRY(moei_layer_call_check(layer, &call, call.draws ? &draws : NULL));
     if (call.draws) layer->draws = draws; /* kept: backward reads them again */
     layer->batch = batch_of(x, &call);
     layer->loss_scale = call.loss_scale != 0 ? call.loss_scale : 1;

@@ -61,7 +61,7 @@ static int tell(cli_args *args, const moe_layer_desc *desc, int64_t n_tokens, to
     t->task = calloc((size_t)n, sizeof *t->task);
     if (!t->task) return cli_fail(args, MOE_ERR_MEMORY, "out of memory");
     for (int64_t i = 0; i < n && desc->num_tasks > 0; ++i) t->task[i] = (int32_t)(i % desc->num_tasks);
-    t->call.task = t->task;
+    if (desc->num_tasks > 0) t->call.task = t->task;
     return 0;
 }
 
