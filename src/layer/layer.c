@@ -123,7 +123,7 @@ static moe_expert_desc shared_desc(const moe_layer_desc *d) {
     shared.d_hidden = d->num_shared_experts * d->shared_expert_hidden_size;
     shared.d_out = d->output_size;
     shared.activation = d->shared_expert_activation;
-    if (d->num_experts > 0 && !moei_is(shared.activation, d->activation)) {
+    if (d->num_experts > 0 && !moei_experts_plain(d) && !moei_is(shared.activation, d->activation)) {
         /* What the routed experts' activation takes is said of it; another one has its own. */
         const moei_activation *routed = moei_activation_find(d->activation);
         if (routed->alpha > 0) shared.activation_alpha = 0;

@@ -47,12 +47,41 @@ static void check_shape(checker *c, const moe_layer_desc *d) {
          "input needs top_k 1: with more, a token has no one weight");
 }
 
+/* Fields that differ from their defaults, of rows from `first` up to `end` (offsets). */
+static void rule_defaults(checker *c, const moe_layer_desc *d, size_t first, size_t end, const char *reason) {
+    const moei_option_table table = moei_layer_option_table();
+    for (size_t i = 0; i < table.count; ++i) {
+        const moe_option *row = &table.row[i];
+        char text[64];
+        if (row->offset < first || row->offset >= end) continue;
+        moei_option_get(row, d, text, sizeof text);
+        rule(c, strcmp(text, row->initial) != 0, false, row->key, reason);
+    }
+}
+
+/* Identity and zero have no hidden layer: what describes one has no use, unless a shared expert has one. */
+static void check_plain(checker *c, const moe_layer_desc *d) {
+    static const char reason[] = "is of ffn experts: identity and zero have no hidden layer";
+    if (!moei_experts_plain(d)) return;
+    rule(c, d->dropout > 0, false, "dropout", reason);
+    if (d->num_shared_experts > 0) return;
+    rule_defaults(c, d, offsetof(moe_layer_desc, activation), offsetof(moe_layer_desc, expert_bias), reason);
+    rule(c, d->expert_bias, d->latent_size > 0, "expert_bias", reason);
+    rule(c, d->expert_up_bias, false, "expert_up_bias", reason);
+    rule(c, !moei_is(d->init_scheme, "normal"), false, "init_scheme", reason);
+    rule(c, d->init_std_down != d->init_std, false, "init_std_down", reason);
+    rule(c, !moei_is(d->recompute, "none"), false, "recompute", reason);
+}
+
 static void check_activation(checker *c, const moe_layer_desc *d) {
     const moei_activation *act = moei_activation_find(d->activation), *shared = act;
     if (d->num_shared_experts > 0) shared = moei_activation_find(d->shared_expert_activation);
     rule(c, true, shared, "shared_expert_activation", "is not one of those of activation");
-    if (!shared || d->num_experts == 0) act = shared ? shared : act;
     if (!shared) shared = act;
+    const bool only_shared = d->num_experts == 0 || moei_experts_plain(d);
+    rule(c, only_shared && !moei_is(d->activation, "swiglu"), act == shared, "activation",
+         "only the shared experts have one, and shared_expert_activation tells it");
+    if (only_shared) act = shared;
     const bool gated = act->gated || shared->gated, alpha = act->alpha > 0 || shared->alpha > 0;
     rule(c, !moei_is(d->glu_layout, "auto"), gated, "glu_layout",
          "needs a gated activation: only they have gate and up columns");
@@ -151,6 +180,10 @@ static void check_router(checker *c, const moe_layer_desc *d) {
          "leaves fewer than top_k experts");
     rule(c, balanced, d->routed_scaling_factor == 1, "routed_scaling_factor",
          "the weights of router_type balanced are 1 / top_k");
+    rule(c, balanced, !d->norm_topk_prob, "norm_topk_prob",
+         "the weights of router_type balanced sum to 1 already");
+    rule(c, balanced, d->importance_loss_coeff == 0, "importance_loss_coeff",
+         "the weights of router_type balanced are constants: nothing learns from them");
     rule(c, quantile, d->top_k < d->num_experts, "router_type",
          "quantile needs top_k below num_experts: else there is nothing to balance");
     rule(c, d->force_bias_std > 0, moei_is(type, "random"), "force_bias_std", "needs router_type random");
@@ -228,7 +261,11 @@ static void check_capacity(checker *c, const moe_layer_desc *d) {
 
 static void check_losses(checker *c, const moe_layer_desc *d) {
     const bool balance = d->aux_loss_coeff > 0 || d->seq_aux_loss_coeff > 0 || d->global_aux_loss_coeff > 0;
+    const bool one_sigmoid = moei_is(d->sinkhorn_variant, "megatron") && d->top_k == 1;
     rule(c, !moei_is(d->aux_scores, "normalized"), balance, "aux_scores", "needs a balance loss");
+    rule(c, moei_is(d->aux_scores, "raw"), !moei_is(d->score_function, "softmax") || one_sigmoid,
+         "aux_scores",
+         "raw: the scores of softmax sum to 1 as they are; needs score_function sigmoid or sqrtsoftplus");
     rule(c, !moei_is(d->aux_map, "actual"), balance, "aux_map", "needs a balance loss");
     rule(c, d->gshard_loss_coeff > 0, !moei_is(d->router_type, "expert_choice"), "gshard_loss_coeff",
          "counts first choices, and router_type expert_choice lets no token choose");
@@ -237,21 +274,14 @@ static void check_losses(checker *c, const moe_layer_desc *d) {
 /* Without routed experts there is no router: its settings, from router_bias to aux_map, stay at their
  * defaults. */
 static void check_no_router(checker *c, const moe_layer_desc *d) {
-    const moei_option_table table = moei_layer_option_table();
-    for (size_t i = 0; i < table.count; ++i) {
-        const moe_option *row = &table.row[i];
-        char text[64];
-        if (row->offset < offsetof(moe_layer_desc, router_bias) ||
-            row->offset >= offsetof(moe_layer_desc, init_scheme))
-            continue;
-        moei_option_get(row, d, text, sizeof text);
-        rule(c, strcmp(text, row->initial) != 0, false, row->key, "is of the router, and num_experts is 0");
-    }
+    rule_defaults(c, d, offsetof(moe_layer_desc, router_bias), offsetof(moe_layer_desc, init_scheme),
+                  "is of the router, and num_experts is 0");
 }
 
 moe_status moei_layer_desc_check(const moe_layer_desc *d, moe_error *error) {
     checker c = {error, MOE_OK};
     check_shape(&c, d);
+    check_plain(&c, d);
     check_activation(&c, d);
     check_experts(&c, d);
     if (d->num_experts == 0) {

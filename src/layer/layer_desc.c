@@ -6,6 +6,25 @@
 
 #include "core/desc.h"
 
+/* The kinds of expert_plain.c. */
+static bool is_plain(const char *kind, size_t length) {
+    static const char *const plain[] = {"identity", "zero"};
+    for (size_t i = 0; i < sizeof plain / sizeof *plain; ++i)
+        if (strlen(plain[i]) == length && memcmp(kind, plain[i], length) == 0) return true;
+    return false;
+}
+
+bool moei_experts_plain(const moe_layer_desc *desc) {
+    const char *kind = desc->expert_kinds;
+    if (desc->num_experts == 0) return false;
+    if (!*kind) return is_plain(desc->expert, strlen(desc->expert));
+    for (size_t length; *(kind += strspn(kind, ", ")); kind += length) {
+        length = strcspn(kind, ", ");
+        if (!is_plain(kind, length)) return false;
+    }
+    return true;
+}
+
 static void fill_choices(moe_layer_desc *d) {
     const moei_option_table table = moei_layer_option_table();
     for (size_t i = 0; i < table.count; ++i) {

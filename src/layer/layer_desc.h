@@ -13,6 +13,9 @@ moei_option_table moei_layer_option_table(void);
 /* Whether the settings of a complete descriptor go together and each has a use; else the reason. */
 moe_status moei_layer_desc_check(const moe_layer_desc *desc, moe_error *error);
 
+/* Whether all routed experts are identity or zero: kinds without a hidden layer. */
+bool moei_experts_plain(const moe_layer_desc *desc);
+
 static inline bool moei_is(const char *value, const char *choice) {
     return strcmp(value, choice) == 0;
 }

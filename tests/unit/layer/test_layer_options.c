@@ -88,88 +88,103 @@ static void defaults_agree_with_zero(void **state) {
 
 /* Settings "key value key value ..." on top of a good descriptor, and a word of the reason. */
 static const char *const refusals[][2] = {
-    {"num_experts 0",                                                             "num_shared_experts"                        },
-    {"top_k 17",                                                                  "top_k: 17 is outside 1 .. num_experts = 16"},
-    {"shared_expert_hidden_size 4",                                               "num_shared_experts"                        },
-    {"shared_expert_activation relu",                                             "num_shared_experts"                        },
-    {"shared_expert_gate true",                                                   "num_shared_experts"                        },
-    {"num_shared_experts 1 shared_expert_activation rolu",                        "shared_expert_activation"                  },
-    {"num_experts 0 num_shared_experts 1 latent_size 4",                          "latent_size"                               },
-    {"num_experts 0 num_shared_experts 1 output_bias true",                       "output_bias"                               },
-    {"num_experts 0 num_shared_experts 1 dropout 0.1",                            "dropout"                                   },
-    {"num_experts 0 num_shared_experts 1 router_type hash",                       "num_experts is 0"                          },
-    {"num_experts 0 num_shared_experts 1 aux_loss_coeff 1",                       "num_experts is 0"                          },
-    {"num_experts 0 num_shared_experts 1 router_init zeros",                      "there is no router"                        },
-    {"weight_apply input",                                                        "top_k 1"                                   },
-    {"activation relu glu_layout interleaved",                                    "gated"                                     },
-    {"activation silu activation_limit 3",                                        "gated"                                     },
-    {"activation gelu glu_linear_offset 1",                                       "gated"                                     },
-    {"activation swiglu activation_alpha 1.5",                                    "swigluoai"                                 },
-    {"expert_bias true expert_up_bias true",                                      "expert_bias"                               },
-    {"expert identity dropout 0.5",                                               "ffn"                                       },
-    {"expert identity recompute layer",                                           "ffn"                                       },
-    {"expert zero expert_kinds 4,4",                                              "leave expert at ffn"                       },
-    {"expert_kinds 4,4,zero",                                                     "one entry for each of the 16"              },
-    {"num_experts 2 expert_kinds 4,4,4",                                          "one entry for each of the 2"               },
-    {"num_experts 2 expert_kinds 4,plain",                                        "neither a width nor a kind"                },
-    {"num_experts 2 expert_kinds 4,0",                                            "outside 1 .."                              },
-    {"num_experts 2 expert_kinds 4,mixed",                                        "beside others"                             },
-    {"num_experts 2 expert_kinds 4,identity output_size 9",                       "identity"                                  },
-    {"init_scheme megatron_scaled",                                               "init_std_down"                             },
-    {"init_scheme lucid_uniform init_std_down 0.1",                               "init_std_down"                             },
-    {"init_std_scale 2",                                                          "sigma_moe"                                 },
-    {"norm_topk_prob true",                                                       "score_before_topk"                         },
-    {"routing_unit task",                                                         "num_tasks"                                 },
-    {"num_tasks 3",                                                               "routing_unit task"                         },
-    {"routing_unit task num_tasks 2 input_jitter_eps 0.1",                        "jitter"                                    },
-    {"selection_bias true",                                                       "score_before_topk"                         },
-    {"selection_bias_update_rate 0.1",                                            "selection_bias"                            },
-    {"selection_bias_recenter true",                                              "selection_bias"                            },
-    {"selection_bias_in_weights true",                                            "selection_bias"                            },
-    {"score_before_topk true selection_bias true selection_bias_in_weights true", "sigmoid"                                   },
-    {"group_score max",                                                           "num_groups"                                },
-    {"num_groups 4",                                                              "group_top_k"                               },
-    {"group_top_k 2",                                                             "num_groups"                                },
-    {"num_groups 4 group_top_k 5",                                                "group_top_k <= num_groups"                 },
-    {"num_groups 3 group_top_k 2",                                                "divide"                                    },
-    {"num_groups 8 group_top_k 1 top_k 3",                                        "group_top_k groups"                        },
-    {"num_groups 4 group_top_k 2 top_k 3 group_score topn_sum",                   "divide top_k"                              },
-    {"router_type gshard_top2 num_groups 4 group_top_k 2",                        "router_type top_k"                         },
-    {"router_type gshard_top2 top_k 3",                                           "top_k 2"                                   },
-    {"router_type gshard_top2 score_function sigmoid",                            "softmax"                                   },
-    {"router_type hash top_k_min 1",                                              "top_k_min"                                 },
-    {"top_k_min 3",                                                               "more than top_k"                           },
-    {"router_type noisy_top_k selection_bias true score_function sigmoid",        "router_type top_k"                         },
-    {"router_type hash expert_dropout 0.1",                                       "expert_dropout"                            },
-    {"noise_epsilon 0.1",                                                         "noisy_top_k"                               },
-    {"load_loss_coeff 1",                                                         "noisy_top_k"                               },
-    {"sinkhorn_variant megatron",                                                 "router_type sinkhorn"                      },
-    {"sinkhorn_iters 4",                                                          "router_type sinkhorn"                      },
-    {"router_type sinkhorn sinkhorn_tol 0.1",                                     "megatron"                                  },
-    {"quantile_ema 0.5",                                                          "quantile"                                  },
-    {"fake_noise 0.5",                                                            "balanced"                                  },
-    {"fake_skip_first 1",                                                         "balanced"                                  },
-    {"router_type balanced fake_skip_first 15",                                   "fewer than top_k"                          },
-    {"force_bias_std 1",                                                          "random"                                    },
-    {"second_policy_train all",                                                   "gshard_top2"                               },
-    {"second_policy_eval none",                                                   "gshard_top2"                               },
-    {"second_threshold_train 0.5",                                                "gshard_top2"                               },
-    {"router_type gshard_top2 second_threshold_eval 0.5",                         "threshold or random"                       },
-    {"num_groups_outer 4",                                                        "gshard_top2"                               },
-    {"router_type gshard_top2 num_groups_outer 3",                                "divide num_experts"                        },
-    {"capacity_factor 1 capacity_factor_inner 1",                                 "num_groups_outer"                          },
-    {"pad_to_capacity true",                                                      "capacity_factor"                           },
-    {"min_capacity 4",                                                            "capacity_factor"                           },
-    {"capacity_multiple 8",                                                       "capacity_factor"                           },
-    {"capacity_formula switch",                                                   "capacity_factor"                           },
-    {"capacity_group sequence",                                                   "capacity_factor"                           },
-    {"drop_policy position",                                                      "capacity_factor"                           },
-    {"router_type expert_choice capacity_factor 1 pad_to_capacity true",          "fills every expert"                        },
-    {"router_type expert_choice capacity_factor 1 drop_policy position",          "drops nothing"                             },
-    {"router_type expert_choice gshard_loss_coeff 1",                             "first choices"                             },
-    {"aux_scores raw",                                                            "balance loss"                              },
-    {"aux_map plain",                                                             "balance loss"                              },
-    {"activation swiglo",                                                         "swiglo"                                    },
+    {"num_experts 0",                                                                  "num_shared_experts"                        },
+    {"top_k 17",                                                                       "top_k: 17 is outside 1 .. num_experts = 16"},
+    {"shared_expert_hidden_size 4",                                                    "num_shared_experts"                        },
+    {"shared_expert_activation relu",                                                  "num_shared_experts"                        },
+    {"shared_expert_gate true",                                                        "num_shared_experts"                        },
+    {"num_shared_experts 1 shared_expert_activation rolu",                             "shared_expert_activation"                  },
+    {"num_experts 0 num_shared_experts 1 latent_size 4",                               "latent_size"                               },
+    {"num_experts 0 num_shared_experts 1 output_bias true",                            "output_bias"                               },
+    {"num_experts 0 num_shared_experts 1 dropout 0.1",                                 "dropout"                                   },
+    {"num_experts 0 num_shared_experts 1 router_type hash",                            "num_experts is 0"                          },
+    {"num_experts 0 num_shared_experts 1 aux_loss_coeff 1",                            "num_experts is 0"                          },
+    {"num_experts 0 num_shared_experts 1 router_init zeros",                           "there is no router"                        },
+    {"weight_apply input",                                                             "top_k 1"                                   },
+    {"activation relu glu_layout interleaved",                                         "gated"                                     },
+    {"activation silu activation_limit 3",                                             "gated"                                     },
+    {"activation gelu glu_linear_offset 1",                                            "gated"                                     },
+    {"activation swiglu activation_alpha 1.5",                                         "swigluoai"                                 },
+    {"expert_bias true expert_up_bias true",                                           "expert_bias"                               },
+    {"expert identity dropout 0.5",                                                    "ffn"                                       },
+    {"expert identity recompute layer",                                                "ffn"                                       },
+    {"expert zero expert_kinds 4,4",                                                   "leave expert at ffn"                       },
+    {"expert_kinds 4,4,zero",                                                          "one entry for each of the 16"              },
+    {"num_experts 2 expert_kinds 4,4,4",                                               "one entry for each of the 2"               },
+    {"num_experts 2 expert_kinds 4,plain",                                             "neither a width nor a kind"                },
+    {"num_experts 2 expert_kinds 4,0",                                                 "outside 1 .."                              },
+    {"num_experts 2 expert_kinds 4,mixed",                                             "beside others"                             },
+    {"num_experts 2 expert_kinds 4,identity output_size 9",                            "identity"                                  },
+    {"init_scheme megatron_scaled",                                                    "init_std_down"                             },
+    {"init_scheme lucid_uniform init_std_down 0.1",                                    "init_std_down"                             },
+    {"init_std_scale 2",                                                               "sigma_moe"                                 },
+    {"norm_topk_prob true",                                                            "score_before_topk"                         },
+    {"routing_unit task",                                                              "num_tasks"                                 },
+    {"num_tasks 3",                                                                    "routing_unit task"                         },
+    {"routing_unit task num_tasks 2 input_jitter_eps 0.1",                             "jitter"                                    },
+    {"selection_bias true",                                                            "score_before_topk"                         },
+    {"selection_bias_update_rate 0.1",                                                 "selection_bias"                            },
+    {"selection_bias_recenter true",                                                   "selection_bias"                            },
+    {"selection_bias_in_weights true",                                                 "selection_bias"                            },
+    {"score_before_topk true selection_bias true selection_bias_in_weights true",      "sigmoid"                                   },
+    {"group_score max",                                                                "num_groups"                                },
+    {"num_groups 4",                                                                   "group_top_k"                               },
+    {"group_top_k 2",                                                                  "num_groups"                                },
+    {"num_groups 4 group_top_k 5",                                                     "group_top_k <= num_groups"                 },
+    {"num_groups 3 group_top_k 2",                                                     "divide"                                    },
+    {"num_groups 8 group_top_k 1 top_k 3",                                             "group_top_k groups"                        },
+    {"num_groups 4 group_top_k 2 top_k 3 group_score topn_sum",                        "divide top_k"                              },
+    {"router_type gshard_top2 num_groups 4 group_top_k 2",                             "router_type top_k"                         },
+    {"router_type gshard_top2 top_k 3",                                                "top_k 2"                                   },
+    {"router_type gshard_top2 score_function sigmoid",                                 "softmax"                                   },
+    {"router_type hash top_k_min 1",                                                   "top_k_min"                                 },
+    {"top_k_min 3",                                                                    "more than top_k"                           },
+    {"router_type noisy_top_k selection_bias true score_function sigmoid",             "router_type top_k"                         },
+    {"router_type hash expert_dropout 0.1",                                            "expert_dropout"                            },
+    {"noise_epsilon 0.1",                                                              "noisy_top_k"                               },
+    {"load_loss_coeff 1",                                                              "noisy_top_k"                               },
+    {"sinkhorn_variant megatron",                                                      "router_type sinkhorn"                      },
+    {"sinkhorn_iters 4",                                                               "router_type sinkhorn"                      },
+    {"router_type sinkhorn sinkhorn_tol 0.1",                                          "megatron"                                  },
+    {"quantile_ema 0.5",                                                               "quantile"                                  },
+    {"fake_noise 0.5",                                                                 "balanced"                                  },
+    {"fake_skip_first 1",                                                              "balanced"                                  },
+    {"router_type balanced fake_skip_first 15",                                        "fewer than top_k"                          },
+    {"force_bias_std 1",                                                               "random"                                    },
+    {"second_policy_train all",                                                        "gshard_top2"                               },
+    {"second_policy_eval none",                                                        "gshard_top2"                               },
+    {"second_threshold_train 0.5",                                                     "gshard_top2"                               },
+    {"router_type gshard_top2 second_threshold_eval 0.5",                              "threshold or random"                       },
+    {"num_groups_outer 4",                                                             "gshard_top2"                               },
+    {"router_type gshard_top2 num_groups_outer 3",                                     "divide num_experts"                        },
+    {"capacity_factor 1 capacity_factor_inner 1",                                      "num_groups_outer"                          },
+    {"pad_to_capacity true",                                                           "capacity_factor"                           },
+    {"min_capacity 4",                                                                 "capacity_factor"                           },
+    {"capacity_multiple 8",                                                            "capacity_factor"                           },
+    {"capacity_formula switch",                                                        "capacity_factor"                           },
+    {"capacity_group sequence",                                                        "capacity_factor"                           },
+    {"drop_policy position",                                                           "capacity_factor"                           },
+    {"router_type expert_choice capacity_factor 1 pad_to_capacity true",               "fills every expert"                        },
+    {"router_type expert_choice capacity_factor 1 drop_policy position",               "drops nothing"                             },
+    {"router_type expert_choice gshard_loss_coeff 1",                                  "first choices"                             },
+    {"aux_scores raw",                                                                 "balance loss"                              },
+    {"aux_map plain",                                                                  "balance loss"                              },
+    {"expert identity expert_bias true",                                               "no hidden layer"                           },
+    {"expert identity expert_up_bias true",                                            "ffn"                                       },
+    {"expert zero activation relu",                                                    "no hidden layer"                           },
+    {"expert identity activation_limit 3",                                             "no hidden layer"                           },
+    {"expert identity glu_layout halves",                                              "no hidden layer"                           },
+    {"expert identity init_scheme sigma_moe",                                          "no hidden layer"                           },
+    {"expert identity init_std_down 0.3",                                              "no hidden layer"                           },
+    {"num_experts 2 expert_kinds zero,identity dropout 0.5",                           "no hidden layer"                           },
+    {"num_experts 2 expert_kinds zero,identity recompute layer",                       "no hidden layer"                           },
+    {"num_experts 2 expert_kinds zero,identity num_shared_experts 1 dropout 0.5",      "no hidden layer"                           },
+    {"expert zero num_shared_experts 1 activation relu shared_expert_activation gelu",
+     "only the shared experts"                                                                                                     },
+    {"router_type balanced score_before_topk true norm_topk_prob true",                "sum to 1"                                  },
+    {"router_type balanced importance_loss_coeff 1",                                   "constants"                                 },
+    {"aux_loss_coeff 1 aux_scores raw",                                                "sigmoid"                                   },
+    {"activation swiglo",                                                              "swiglo"                                    },
 };
 
 static void apply(moe_layer_desc *d, char *settings) {
@@ -179,6 +194,63 @@ static void apply(moe_layer_desc *d, char *settings) {
         assert_string_equal(key, "activation"); /* a wrong name can also come past the parser */
         d->activation = "swiglo";
     }
+}
+
+/* Fields of a call that this layer would not read. */
+static void what_a_call_says_in_vain_is_refused(void **state) {
+    (void)state;
+    static const char *const settings[] = {"top_k 2", "dropout 0.5 num_experts 2 expert_kinds 4,6"};
+    static const int32_t numbers[T];
+    static const float draws_of[T * 16];
+    static const uint8_t keep[T * 2 * 6];
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_mat x = test_random(MOE_F32, T, D, 1), y = test_output(MOE_F32, T, D);
+    for (size_t i = 0; i < 7; ++i) {
+        moe_layer_desc d = good_desc();
+        moe_draws draws = {.size = sizeof draws};
+        moe_call call = {.size = sizeof call, .draws = &draws};
+        char text[64];
+        snprintf(text, sizeof text, "%s", settings[i == 6]);
+        apply(&d, text);
+        moe_layer *layer = test_layer(ctx, &d, T);
+        if (i == 0) call.task = numbers;
+        if (i == 1) call.token_id = numbers;
+        if (i == 2) draws.second_policy = draws_of;
+        if (i == 3) draws.second_policy_inner = draws_of;
+        if (i == 4) draws.expert_dropout = draws_of;
+        if (i == 5) draws.noise = draws_of;
+        if (i == 6) draws.dropout_keep = keep;
+        static const char *const word[] = {
+            "task",           "token_id", "second_policy", "second_policy_inner",
+            "expert_dropout", "noise",    "expert_kinds"};
+        assert_int_equal(moe_layer_forward(layer, x, y, &call, NULL), MOE_ERR_ARGUMENT);
+        if (!strstr(moe_ctx_error(ctx), word[i])) fail_msg("'%s' lacks '%s'", moe_ctx_error(ctx), word[i]);
+        must(ctx, moe_layer_forward(layer, x, y, NULL, NULL));
+        moe_layer_destroy(layer);
+    }
+    free(x.data), free(y.data);
+    moe_ctx_destroy(ctx);
+}
+
+/* What only the routed experts lack stays the shared experts': their activation's numbers. */
+static void shared_experts_keep_their_activation(void **state) {
+    (void)state;
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_mat x = test_random(MOE_F32, T, D, 1), y[2];
+    for (int i = 0; i < 2; ++i) {
+        moe_layer_desc d = good_desc();
+        d.expert = "zero";
+        d.num_shared_experts = 1;
+        d.shared_expert_activation = "quick_geglu";
+        if (i) d.activation_alpha = 0.5f;
+        moe_layer *layer = test_layer(ctx, &d, T);
+        y[i] = test_output(MOE_F32, T, D);
+        must(ctx, moe_layer_forward(layer, x, y[i], NULL, NULL));
+        moe_layer_destroy(layer);
+    }
+    assert_memory_not_equal(y[0].data, y[1].data, test_bytes(y[0]));
+    free(x.data), free(y[0].data), free(y[1].data);
+    moe_ctx_destroy(ctx);
 }
 
 static void what_would_be_ignored_is_refused(void **state) {
@@ -255,6 +327,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(presets_make_layers),
         cmocka_unit_test(defaults_agree_with_zero),
+        cmocka_unit_test(what_a_call_says_in_vain_is_refused),
+        cmocka_unit_test(shared_experts_keep_their_activation),
         cmocka_unit_test(what_would_be_ignored_is_refused),
         cmocka_unit_test(limits_hold_without_the_parser),
         cmocka_unit_test(aliases_reach_their_field),
