@@ -193,13 +193,15 @@ moe_status moei_option_set(const moe_option *row, void *base, const char *value,
 
 /* Shortest text that reads back to the same number. */
 static void print_real(double value, bool is_float, char *text, size_t size) {
+    char number[32];
     locale_t before = moei_locale_enter();
     for (int digits = 6; digits <= 17; ++digits) {
-        snprintf(text, size, "%.*g", digits, value);
-        double back = strtod(text, NULL);
+        snprintf(number, sizeof number, "%.*g", digits, value);
+        double back = strtod(number, NULL);
         if (is_float ? (float)back == (float)value : back == value) break;
     }
     moei_locale_leave(before);
+    snprintf(text, size, "%s", number);
 }
 
 void moei_option_get(const moe_option *row, const void *base, char *text, size_t size) {
