@@ -37,6 +37,11 @@ static void check_shape(checker *c, const moe_layer_desc *d) {
          "shared_expert_hidden_size", "times num_shared_experts is above 16777216 columns");
     rule(c, *d->shared_expert_activation, shared, "shared_expert_activation", "needs num_shared_experts");
     rule(c, d->shared_expert_gate, shared, "shared_expert_gate", "needs num_shared_experts");
+    rule(c, !moei_is(d->expert, "ffn"), routed, "expert", "is of the routed experts, and num_experts is 0");
+    rule(c, d->top_k > 0, routed, "top_k", "is of the routed experts, and num_experts is 0");
+    rule(c, d->top_k_min > 0, routed, "top_k_min", "is of the routed experts, and num_experts is 0");
+    rule(c, d->num_groups_outer > 0, routed, "num_groups_outer",
+         "is of the routed experts, and num_experts is 0");
     rule(c, d->latent_size > 0, routed, "latent_size", "is of the routed experts, and num_experts is 0");
     rule(c, d->output_bias, routed, "output_bias", "is of the routed experts, and num_experts is 0");
     rule(c, d->dropout > 0, routed, "dropout", "is of the routed experts, and num_experts is 0");
@@ -182,6 +187,8 @@ static void check_router(checker *c, const moe_layer_desc *d) {
          "the weights of router_type balanced are 1 / top_k");
     rule(c, balanced, !d->norm_topk_prob, "norm_topk_prob",
          "the weights of router_type balanced sum to 1 already");
+    rule(c, balanced, !d->score_before_topk, "score_before_topk",
+         "the weights of router_type balanced are no scores");
     rule(c, balanced, d->importance_loss_coeff == 0, "importance_loss_coeff",
          "the weights of router_type balanced are constants: nothing learns from them");
     rule(c, quantile, d->top_k < d->num_experts, "router_type",

@@ -39,6 +39,7 @@ static void fill_router(moe_layer_desc *d) {
     if (top2) d->score_before_topk = d->norm_topk_prob = true; /* that is what this router does */
     if (top2 && d->second_threshold_train == 0) d->second_threshold_train = 0.2f;
     if (top2 && d->second_threshold_eval == 0) d->second_threshold_eval = 0.2f;
+    if (d->capacity_multiple == 0) d->capacity_multiple = 1;
     if (d->num_groups == 1 && d->group_top_k == 1) d->num_groups = d->group_top_k = 0;
     if (moei_is(d->router_type, "noisy_top_k") && d->noise_epsilon == 0) d->noise_epsilon = 0.01f;
     if (moei_is(d->router_type, "sinkhorn")) {
