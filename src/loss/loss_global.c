@@ -4,10 +4,15 @@
  */
 #include "loss/loss.h"
 
+/* Inference adds nothing to the step's counts, so it is judged by its own. */
+static const int64_t *counts(const moei_loss_job *job) {
+    return job->batch->mode == MOE_TRAIN ? job->history->count : job->scratch.total;
+}
+
 double moei_loss_global(const moei_loss_job *job) {
-    return moei_balance(job, job->history->count);
+    return moei_balance(job, counts(job));
 }
 
 void moei_loss_global_gradient(const moei_loss_job *job, double scale, moei_loss_grad *grad) {
-    moei_balance_gradient(job, job->history->count, scale, grad);
+    moei_balance_gradient(job, counts(job), scale, grad);
 }
