@@ -44,6 +44,7 @@ static void fill_router(moe_layer_desc *d) {
     if (moei_is(d->router_type, "noisy_top_k") && d->noise_epsilon == 0) d->noise_epsilon = 0.01f;
     if (moei_is(d->router_type, "sinkhorn")) {
         const bool megatron = moei_is(d->sinkhorn_variant, "megatron");
+        if (megatron) d->score_before_topk = true; /* likewise */
         if (!megatron && d->sinkhorn_iters == 0) d->sinkhorn_iters = 3;
         if (megatron && d->sinkhorn_tol == 0) d->sinkhorn_tol = 1e-4f;
     }

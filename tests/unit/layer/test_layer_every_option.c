@@ -95,8 +95,8 @@ static void mix_routing(moe_ctx *ctx, const moe_layer *layer, uint64_t *hash) {
 
 /* Two optimizer steps and an inference; whatever they show goes into the hash. */
 static void run_layer(moe_ctx *ctx, moe_layer *layer, uint64_t *hash) {
-    static const int32_t task[T / SEQUENCE] = {1, 0};
     const moe_layer_desc *d = moe_layer_get_desc(layer);
+    const int32_t task[T / SEQUENCE] = {d->num_tasks > 1, 0};
     moe_mat x = test_random(d->dtype, T, d->d_model, 1), y = test_output(d->dtype, T, d->output_size);
     moe_mat dy = test_random(d->dtype, T, d->output_size, 2), dx = test_output(d->dtype, T, d->d_model);
     moe_call call = {
