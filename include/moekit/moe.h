@@ -236,6 +236,9 @@ typedef struct moe_option {
     const char *help;           /* one line */
 } moe_option;
 MOE_API const moe_option *moe_layer_options(size_t *count);
+/* What to set instead of a switch of NeMo or Automodel that is no option here (its last part counts); NULL:
+ * not such a switch. */
+MOE_API const char *moe_layer_option_elsewhere(const char *key);
 /* The row of a key, of its last part ("top_k" of "moe.top_k") or of an alias; NULL: none. Keys win over last
  * parts, these over aliases. */
 MOE_API const moe_option *moe_option_find(const moe_option *row, size_t count, const char *key);
@@ -244,7 +247,8 @@ MOE_API const moe_option *moe_option_find(const moe_option *row, size_t count, c
 MOE_API const moe_option *moe_option_nearest(const moe_option *row, size_t count, const char *key,
                                              size_t *distance);
 /* Names and settings of a preset ("mixtral" "deepseek_v3" "megatron" "automodel" "lucidrains" "t2t_top2"
- * "t2t_noisy" "sigma_moe"): sets the fields that make the layer that system's, and leaves sizes alone. */
+ * "t2t_noisy" "sigma_moe"): sets the fields that make the layer that system's, the others from
+ * `expert` to `router_init` to their defaults, and leaves sizes alone. t2t_top2 looks at num_groups_outer. */
 MOE_API moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name, moe_error *error);
 MOE_API const char *const *moe_layer_presets(void); /* NULL-terminated */
 /* Sets one field from text. `key` is canonical (with or without "moe.") or an alias; an unknown one is
@@ -295,8 +299,12 @@ typedef struct moe_draws {
  * numbers are multiplied by zero, not skipped. */
 typedef struct moe_call {
     size_t size;
-    moe_mode mode; /* MOE_INFER: no random draws, nothing saved; losses only where stats are asked for */
-    uint64_t step; /* keys random draws; the same step repeats them */
+    /* MOE_INFER: nothing saved, losses only where stats are asked for, and of random draws only those that
+     * routing itself is made of: second_policy_eval random and sample, router_type random. */
+    moe_mode mode;
+    /* Keys random draws; the same step repeats them, so where there are any it must vary from call to call.
+     * router_type balanced with fake_noise draws in both modes too, by its input instead of the step. */
+    uint64_t step;
     /* [T], 1 = real token, 0 = padding: not routed, not counted, no output or latent bias. Shared experts do
      * see padding, as in NeMo Automodel: its y is theirs, and its dy reaches their gradients. NULL: all real.
      */
@@ -320,7 +328,8 @@ typedef struct moe_stats {
     int32_t n_dead;                      /* experts without a single row */
     double loss;                         /* sum of coeff * loss, what training adds to the main loss */
     double aux_loss, z_loss;             /* without their coefficients; 1.0 is perfect balance for aux */
-    double seq_aux_loss, global_aux_loss, gshard_loss; /* likewise, but 0 where their coefficient is 0 */
+    double seq_aux_loss, global_aux_loss, gshard_loss; /* likewise, but 0 where their coefficient is 0;
+                                                          global: of the batch alone in MOE_INFER */
     double importance_loss, load_loss, entropy_loss;
     double load_cv;        /* standard deviation / mean of the rows per expert (population) */
     double load_max;       /* largest rows per expert / mean */
@@ -378,7 +387,8 @@ typedef struct moe_routing_view {
     int64_t capacity;      /* rows an expert may take of one capacity group; -1: dropless */
     const void *weight;    /* [T,K] of dtype */
     const int32_t *row_of; /* [T,K] row in expert order; -1: masked or dropped */
-    const int64_t *routed; /* [E] rows per expert before capacity */
+    const int64_t *routed; /* [E] rows per expert before capacity; of two levels, which fill their capacities
+                              while they route, after both */
     const int64_t *kept;   /* [E] and after */
 } moe_routing_view;
 MOE_API moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view);

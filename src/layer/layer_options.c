@@ -114,7 +114,7 @@ static const moe_option options[] = {
      "divide the selected weights by their sum; with softmax it needs score_before_topk; ignored for top_k 1"},
     {"moe.routed_scaling_factor", "moe_router_topk_scaling_factor route_scale",
      FLOAT(routed_scaling_factor, "1", 1e6),
-     "multiplies the routing weights"},
+     "multiplies the routing weights; 0: 1"},
 
     {"moe.router_type", "", CHOICE(router_type, "top_k", routers),
      "how experts are chosen"},
@@ -228,9 +228,34 @@ const moe_option *moe_layer_options(size_t *count) {
     return options;
 }
 
+/* Switches of NeMo and Automodel that are no settings here, and what does the same. */
+static const char *const elsewhere[][2] = {
+    {"moe_router_load_balancing_type",
+     "set the losses themselves: aux_loss_coeff, seq_aux_loss_coeff or global_aux_loss_coeff; sinkhorn is "
+     "router_type sinkhorn, and none is all coefficients 0"                                     },
+    {"moe_router_force_load_balancing", "set router_type random"                                },
+    {"apply_router_weight_after_down",
+     "set weight_apply output (true) or hidden (false); the numbers are the same"               },
+    {"moe_apply_probs_on_input",        "set weight_apply input, with top_k 1"                  },
+    {"fake_balanced_gate",              "set router_type balanced"                              },
+    {"moe_router_dtype",
+     "nothing to set: router logits, scores and weights are f32 always; f64 layers serve checks"},
+    {"gate_precision",
+     "nothing to set: router logits, scores and weights are f32 always; f64 layers serve checks"},
+};
+
+const char *moe_layer_option_elsewhere(const char *key) {
+    const char *dot = strrchr(key, '.'), *last = dot ? dot + 1 : key;
+    for (size_t i = 0; i < sizeof elsewhere / sizeof *elsewhere; ++i)
+        if (strcmp(elsewhere[i][0], last) == 0) return elsewhere[i][1];
+    return NULL;
+}
+
 moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value, moe_error *error) {
     const moei_option_table table = moei_layer_option_table();
     const moe_option *row = moe_option_find(table.row, table.count, key);
+    const char *advice = row ? NULL : moe_layer_option_elsewhere(key);
+    if (advice) return moei_error_set(error, MOE_ERR_ARGUMENT, "'%s' is no option here: %s", key, advice);
     if (!row) {
         size_t distance;
         const moe_option *nearest = moe_option_nearest(table.row, table.count, key, &distance);

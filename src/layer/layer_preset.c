@@ -1,8 +1,9 @@
 /* layer_preset.c: systems as bundles of settings: what makes a layer theirs, sizes left alone.
  * A preset is a list of "key value" pairs through moe_layer_desc_set, so it cannot say what a user cannot.
- * Source: the defaults of each system's own configuration class.
+ * What it does not name is at its default, so one preset after another is the other. Source: the defaults of
+ * each system's own configuration class.
  */
-#include "core/status.h"
+#include "layer/layer_desc.h"
 
 #include <stddef.h>
 #include <string.h>
@@ -96,12 +97,29 @@ const char *const *moe_layer_presets(void) {
     return names;
 }
 
+/* Everything but sizes, memory and the deviations, which go with the size of a whole model. */
+static moe_status reset(moe_layer_desc *desc, moe_error *error) {
+    const moei_option_table table = moei_layer_option_table();
+    for (size_t i = 0; i < table.count; ++i)
+        if (table.row[i].offset >= offsetof(moe_layer_desc, expert) &&
+            table.row[i].offset <= offsetof(moe_layer_desc, router_init))
+            MOEI_TRY(moei_option_set(&table.row[i], desc, table.row[i].initial, error));
+    return MOE_OK;
+}
+
+/* tensor2tensor fills the second of two levels more tightly than the first. */
+static moe_status set_levels(moe_layer_desc *desc, const char *name, moe_error *error) {
+    if (desc->num_groups_outer == 0 || strcmp(name, "t2t_top2") != 0) return MOE_OK;
+    return moe_layer_desc_set(desc, "moe.capacity_factor_inner", "1", error);
+}
+
 moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name, moe_error *error) {
     for (size_t i = 0; i < sizeof presets / sizeof *presets; ++i) {
         if (strcmp(presets[i].name, name) != 0) continue;
+        MOEI_TRY(reset(desc, error));
         for (size_t s = 0; s < SETTINGS && presets[i].setting[s][0]; ++s)
             MOEI_TRY(moe_layer_desc_set(desc, presets[i].setting[s][0], presets[i].setting[s][1], error));
-        return MOE_OK;
+        return set_levels(desc, name, error);
     }
     char list[256] = "";
     for (size_t i = 0; names[i]; ++i) {

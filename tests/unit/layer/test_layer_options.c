@@ -36,9 +36,10 @@ static void same_settings(const moe_layer_desc *a, const moe_layer_desc *b) {
     const moe_option *row = moe_layer_options(&count);
     for (size_t i = 0; i < count; ++i) {
         const char *p = (const char *)a + row[i].offset, *q = (const char *)b + row[i].offset;
-        if (row[i].type == MOE_OPT_CHOICE)
-            assert_string_equal(*(char *const *)(const void *)p, *(char *const *)(const void *)q);
-        else
+        if (row[i].type == MOE_OPT_CHOICE) {
+            const char *one = *(char *const *)(const void *)p, *two = *(char *const *)(const void *)q;
+            assert_string_equal(one ? one : row[i].initial, two ? two : row[i].initial);
+        } else
             assert_memory_equal(p, q, row[i].type == MOE_OPT_BOOL ? sizeof(bool) : 4);
     }
 }
@@ -66,6 +67,26 @@ static void presets_make_layers(void **state) {
     assert_int_equal(moe_layer_desc_preset(&d, "mixtrel", &error), MOE_ERR_ARGUMENT);
     assert_non_null(strstr(error.text, "sigma_moe"));
     moe_ctx_destroy(ctx);
+}
+
+/* A preset states its whole router: what another one said before is gone. */
+static void the_last_preset_holds(void **state) {
+    (void)state;
+    for (const char *const *first = moe_layer_presets(); *first; ++first)
+        for (const char *const *name = moe_layer_presets(); *name; ++name) {
+            moe_layer_desc alone = good_desc(), after = good_desc();
+            assert_int_equal(moe_layer_desc_preset(&alone, *name, NULL), MOE_OK);
+            assert_int_equal(moe_layer_desc_preset(&after, *first, NULL), MOE_OK);
+            assert_int_equal(moe_layer_desc_preset(&after, *name, NULL), MOE_OK);
+            same_settings(&alone, &after);
+        }
+    moe_layer_desc d = good_desc();
+    assert_int_equal(moe_layer_desc_preset(&d, "t2t_top2", NULL), MOE_OK);
+    assert_true(d.capacity_factor_inner == 0);
+    d.num_groups_outer = 4;
+    assert_int_equal(moe_layer_desc_preset(&d, "t2t_top2", NULL), MOE_OK);
+    assert_true(d.capacity_factor_inner == 1);
+    assert_int_equal(moe_layer_desc_check(&d, NULL), MOE_OK);
 }
 
 /* The defaults of the table are those of an empty descriptor. */
@@ -328,14 +349,36 @@ static void aliases_reach_their_field(void **state) {
     }
 }
 
+/* Known switches that are no options here: the error says what does the same, and nothing is guessed. */
+static void foreign_switches_are_explained(void **state) {
+    (void)state;
+    static const char *const switches[][2] = {
+        {"moe_router_load_balancing_type",      "aux_loss_coeff"      },
+        {"moe.moe_router_force_load_balancing", "router_type random"  },
+        {"apply_router_weight_after_down",      "weight_apply"        },
+        {"moe_apply_probs_on_input",            "weight_apply input"  },
+        {"fake_balanced_gate",                  "router_type balanced"},
+        {"moe_router_dtype",                    "f32 always"          },
+        {"gate_precision",                      "f32 always"          },
+    };
+    for (size_t i = 0; i < sizeof switches / sizeof *switches; ++i) {
+        moe_layer_desc d = good_desc();
+        moe_error error;
+        assert_int_equal(moe_layer_desc_set(&d, switches[i][0], "1", &error), MOE_ERR_ARGUMENT);
+        if (!strstr(error.text, switches[i][1]) || strstr(error.text, "nearest")) fail_msg("%s", error.text);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(presets_make_layers),
+        cmocka_unit_test(the_last_preset_holds),
         cmocka_unit_test(defaults_agree_with_zero),
         cmocka_unit_test(what_a_call_says_in_vain_is_refused),
         cmocka_unit_test(shared_experts_keep_their_activation),
         cmocka_unit_test(what_would_be_ignored_is_refused),
         cmocka_unit_test(limits_hold_without_the_parser),
+        cmocka_unit_test(foreign_switches_are_explained),
         cmocka_unit_test(aliases_reach_their_field),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
