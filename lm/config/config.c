@@ -105,6 +105,8 @@ bool moelm_config_is_preset(const moe_lm_config *config, const char *key) {
 }
 
 static moe_status unknown_key(const moe_lm_config *config, const char *key, moe_error *error) {
+    const char *advice = moe_layer_option_elsewhere(key);
+    if (advice) return moei_error_set(error, MOE_ERR_ARGUMENT, "'%s' is no key here: %s", key, advice);
     size_t distance;
     const moe_option *nearest = moe_option_nearest(config->row, config->count, key, &distance);
     return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown key '%s'; the nearest is '%s'", key,
