@@ -113,7 +113,7 @@ typedef struct moe_lm_train_options {
     bool resume;   /* go on from the newest complete checkpoint of run_dir; damaged ones are set aside */
     bool move_old; /* an existing run_dir is first renamed run_dir.1, .2, ..., unless one trains in it */
     void (*on_progress)(void *user, const moe_lm_progress *progress);
-    bool (*should_stop)(void *user); /* asked between steps: true saves and returns MOE_ERR_INTERRUPTED */
+    bool (*should_stop)(void *user); /* asked between forwards: true saves and returns MOE_ERR_INTERRUPTED */
     void *user;
     const char *command; /* recorded in run.json */
 } moe_lm_train_options;

@@ -105,10 +105,16 @@ bool moelm_config_is_preset(const moe_lm_config *config, const char *key) {
 }
 
 static moe_status unknown_key(const moe_lm_config *config, const char *key, moe_error *error) {
-    const char *advice = moe_layer_option_elsewhere(key);
-    if (advice) return moei_error_set(error, MOE_ERR_ARGUMENT, "'%s' is no key here: %s", key, advice);
-    size_t distance;
+    size_t distance, length = strlen(key);
+    for (size_t i = 0; i < config->count; ++i)
+        if (strncmp(config->row[i].key, key, length) == 0 && config->row[i].key[length] == '.')
+            return moei_error_set(error, MOE_ERR_ARGUMENT,
+                                  "%s is a section, not a setting; name one of its keys: %s", key,
+                                  config->row[i].key);
     const moe_option *nearest = moe_option_nearest(config->row, config->count, key, &distance);
+    if (distance > length / 2)
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown key '%s'; 'moekit config options' lists all",
+                              key);
     return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown key '%s'; the nearest is '%s'", key,
                           nearest->key);
 }
@@ -161,8 +167,12 @@ moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char 
     const bool preset = moelm_config_is_preset(config, key);
     if (preset && *value != '\0') MOEI_TRY(moelm_config_preset(config, value, origin, error));
     if (preset && *value == '\0') return MOE_OK; /* nobody's: it changes nothing */
-    /* YAML's null: as if nobody had spoken */
-    if (*value == '\0' && row->type != MOE_OPT_TEXT) value = row->initial;
+    /* YAML's null, too; words may be empty where the default is */
+    const bool may_be_empty =
+        row->type == MOE_OPT_TEXT || (row->type == MOE_OPT_CHOICE && *row->initial == '\0');
+    if (*value == '\0' && !may_be_empty)
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "%s has no value; its default is %s", row->key,
+                              row->initial);
     if (row->type == MOE_OPT_CHOICE && !row->choices) {
         value = keep_text(config, value, error);
         if (!value) return MOE_ERR_MEMORY;

@@ -15,8 +15,21 @@ typedef struct load_state {
     moe_lm_config *config;
     const char *path;
     bool presets; /* reading them alone: they come before the keys that override them */
+    int *line;    /* [config->count] where row i was set in this file, 0: not yet */
     moe_error *error;
 } load_state;
+
+/* The names of one setting are many, and which of two values was meant nobody knows. */
+static moe_status check_once(const load_state *state, const char *key, int line, moe_error *error) {
+    moe_lm_config_entry entry;
+    if (moe_lm_config_find(state->config, key, &entry, NULL) != MOE_OK) return MOE_OK;
+    int *before = &state->line[entry.option - state->config->row];
+    if (*before)
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "%s sets %s, which line %d has set already", key,
+                              entry.option->key, *before);
+    *before = line;
+    return MOE_OK;
+}
 
 static moe_status set_pair(void *user, const char *key, const char *value, int line, int column) {
     const load_state *state = user;
@@ -27,19 +40,26 @@ static moe_status set_pair(void *user, const char *key, const char *value, int l
     const char *path = length > most ? state->path + (length - most) : state->path;
     snprintf(origin, sizeof origin, "%.*s:%d", (int)most, path, line);
     moe_error inner;
-    moe_status status = moe_lm_config_set(state->config, key, value, origin, &inner);
+    moe_status status = check_once(state, key, line, &inner);
+    if (status == MOE_OK) status = moe_lm_config_set(state->config, key, value, origin, &inner);
     if (status == MOE_OK) return MOE_OK;
     return moei_error_set(state->error, status, "%s:%d:%d: %s", state->path, line, column, inner.text);
 }
 
 moe_status moe_lm_config_load(moe_lm_config *config, const char *yaml_path, moe_error *error) {
-    load_state state = {config, yaml_path, true, error};
+    load_state state = {config, yaml_path, true, calloc(config->count, sizeof *state.line), error};
+    if (!state.line) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", yaml_path);
     moelm_config_copy copy;
-    MOEI_TRY(moelm_config_keep(config, &copy, error));
-    moe_status status = moelm_yaml_load(yaml_path, set_pair, &state, error);
+    moe_status status = moelm_config_keep(config, &copy, error);
+    if (status != MOE_OK) {
+        free(state.line);
+        return status;
+    }
+    status = moelm_yaml_load(yaml_path, set_pair, &state, error);
     state.presets = false;
     if (status == MOE_OK) status = moelm_yaml_load(yaml_path, set_pair, &state, error);
     moelm_config_settle(config, &copy, status);
+    free(state.line);
     return status;
 }
 

@@ -7,6 +7,7 @@
 #include "config/config.h"
 #include "core/status.h"
 #include "format/publish.h"
+#include "format/utf8.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -90,11 +91,10 @@ static moe_status check_unsettled(const char *path, moe_error *error) {
     moe_status status = MOE_OK;
     for (struct dirent *file; status == MOE_OK && (file = readdir(files));)
         if (!is_unsettled(file->d_name))
-            status =
-                moei_error_set(error, MOE_ERR_INPUT,
-                               "%s: holds %s, but no config.resolved.yaml: it is no run; name another "
-                               "directory",
-                               path, file->d_name);
+            status = moei_error_set(error, MOE_ERR_INPUT,
+                                    "%s: holds %s, but no config.resolved.yaml: it is no run; name another "
+                                    "directory",
+                                    path, file->d_name);
     closedir(files);
     return status;
 }
@@ -145,11 +145,28 @@ static moe_status take(moelm_run_dir *dir, moelm_claim claim, bool *begun, moe_e
     return moelm_publish_sweep(dir->path, is_ours, NULL, error);
 }
 
+/* run.json and main.log could not hold it. */
+static moe_status check_path(const char *path, moe_error *error) {
+    uint32_t code;
+    for (size_t left = strlen(path), n; left > 0; path += n, left -= n) {
+        n = moelm_utf8_decode(path, left, &code);
+        if (n == 0)
+            return moei_error_set(error, MOE_ERR_ARGUMENT,
+                                  "run.dir: the path is not UTF-8; name another directory");
+        if (code < 0x20 || code == 0x7f)
+            return moei_error_set(error, MOE_ERR_ARGUMENT,
+                                  "run.dir: the path holds the control character %u; name another directory",
+                                  (unsigned)code);
+    }
+    return MOE_OK;
+}
+
 moe_status moelm_run_dir_claim(const char *path, moelm_claim claim, moelm_run_dir *dir, bool *begun,
                                moe_error *error) {
     *dir = (moelm_run_dir){.lock = -1};
     if (!path || *path == '\0')
         return moei_error_set(error, MOE_ERR_ARGUMENT, "run.dir is not set; it names the directory to make");
+    MOEI_TRY(check_path(path, error));
     dir->path = without_slashes(path);
     if (!dir->path) return no_memory(path, error);
     moe_status status = take(dir, claim, begun, error);

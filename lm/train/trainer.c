@@ -143,7 +143,9 @@ moe_status moelm_trainer_run(moelm_trainer *t) {
     while (!t->state.finished) {
         if (t->options->should_stop && t->options->should_stop(t->options->user)) return stopped(t);
         double start = moelm_seconds();
-        MOEI_TRY(moelm_trainer_step(t, t->state.step + 1));
+        moe_status status = moelm_trainer_step(t, t->state.step + 1);
+        if (status == MOE_ERR_INTERRUPTED) return stopped(t);
+        MOEI_TRY(status);
         t->state.step++;
         measure_time(t, moelm_seconds() - start);
         bool late = train->max_seconds > 0 && moelm_trainer_elapsed(t) >= train->max_seconds;

@@ -37,6 +37,8 @@ static moe_status forwards(moelm_trainer *t, int64_t step, double *loss) {
         moelm_router_stats_clear(&t->router[l], moe_layer_get_desc(moe_lm_layer(t->lm, l)));
     for (int64_t a = 0; a < train->grad_accum; ++a) {
         double part;
+        if (a > 0 && t->options->should_stop && t->options->should_stop(t->options->user))
+            return MOE_ERR_INTERRUPTED;
         fill_batch(t, step, a);
         /* jitter is keyed by the forward, so that no two of a step share it */
         uint64_t key = (uint64_t)(step * train->grad_accum + a);
@@ -53,12 +55,13 @@ static moe_status forwards(moelm_trainer *t, int64_t step, double *loss) {
 static moe_status check_finite(moelm_trainer *t, int64_t step, const char *what, double value) {
     if (isfinite(value)) return MOE_OK;
     char kept[64] = "there is no checkpoint before it";
+    const char *name = isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
     if (t->saved_step > 0)
         snprintf(kept, sizeof kept, "the checkpoint of step %lld is good", (long long)t->saved_step);
     return moei_error_set(&t->error, MOE_ERR_NUMERIC,
-                          "step %lld: the %s is %f; nothing was updated and %s. Lower train.lr, lengthen "
-                          "train.warmup_steps or set train.clip",
-                          (long long)step, what, value, kept);
+                          "step %lld: the %s is %s; step %lld was not applied and %s. Lower train.lr, "
+                          "lengthen train.warmup_steps or set train.clip",
+                          (long long)step, what, name, (long long)step, kept);
 }
 
 static void summarise(moelm_trainer *t, double loss, double norm, double lr) {

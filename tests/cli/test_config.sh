@@ -58,6 +58,27 @@ says err 'unknown key'
 expect 2 "$MOEKIT" config explode
 says err 'show, explain, check or options'
 
+# one setting under two names, settings without a value, sections and far names
+printf 'moe:\n  num_experts: 8\nnum_moe_experts: 4\n' >twice.yaml
+expect 2 "$MOEKIT" config check twice.yaml
+says err 'twice\.yaml:3:[0-9]+: num_moe_experts sets moe\.num_experts, which line 2 has set already'
+for nothing in null '~' '' '""'; do
+    printf 'moe:\n  top_k: %s\n' "$nothing" >null.yaml
+    expect 2 "$MOEKIT" config check null.yaml
+    says err 'null\.yaml:2:[0-9]+: moe\.top_k has no value'
+done
+expect 2 "$MOEKIT" config show moe.top_k=
+says err 'has no value'
+echo 'moe: 3' >section.yaml
+expect 2 "$MOEKIT" config check section.yaml
+says err 'section\.yaml:1:[0-9]+: moe is a section'
+echo 'xyzzy: 3' >far.yaml
+expect 2 "$MOEKIT" config check far.yaml
+says err "unknown key 'xyzzy'"
+grep -q nearest err && complain 'a far key was suggested'
+expect 2 "$MOEKIT" config show moe.top_k
+says err 'moe\.top_k=VALUE\?'
+
 # what is wrong in a file: its name, the line, the column, what was probably meant
 printf 'moe:\n  num_experts: 8\n  top_kk: 2\n' >unknown.yaml
 expect 2 "$MOEKIT" config check unknown.yaml

@@ -59,6 +59,29 @@ mkdir bare
 expect 0 "$MOEKIT" train small.yaml --run bare// --move-old train.steps=2
 [ -d bare.1 ] && [ -s bare/run.json ] || complain '--move-old did not take an empty directory'
 
+# a run goes on from anywhere; what cannot be told in run.json is refused before anything is made
+mkdir elsewhere-dir
+expect 0 "$MOEKIT" train small.yaml --run "$PWD/far" train.steps=2
+says far/config.resolved.yaml "train: $PWD/train.txt$"
+(cd elsewhere-dir && "$MOEKIT" train --resume --run ../far >../out 2>../err) || complain "cannot resume from elsewhere: $(cat err)"
+before=$(ls)
+expect 2 "$MOEKIT" train small.yaml --run $'deep/new\nline'
+says err 'control character 10'
+expect 2 "$MOEKIT" train small.yaml --run $'latin\xe9'
+says err 'not UTF-8'
+[ "$(ls)" = "$before" ] || complain 'a refused path left something behind'
+expect 3 "$MOEKIT" train --resume --run none
+says err 'none: no such run directory'
+expect 2 "$MOEKIT" train small.yaml --run run --dry-run
+says err 'run exists already'
+mkfifo pipe.txt
+for text in pipe.txt elsewhere-dir; do
+    expect 3 "$MOEKIT" eval --run run --text $text
+    says err "$text: no such text file"
+done
+expect 5 "$MOEKIT" train small.yaml --run nan train.lr=1000 train.warmup_steps=0 train.clip=0 train.steps=400
+says err 'step ([0-9]+): the .* is (nan|inf); step [0-9]+ was not applied'
+
 # the resolved settings repeat the run
 expect 0 "$MOEKIT" train run/config.resolved.yaml --run again -q
 cmp run/checkpoints/step-00000030/model.safetensors again/checkpoints/step-00000030/model.safetensors ||
@@ -116,6 +139,11 @@ printf 'And "\\ \377 x' >prompt
 expect 0 "$MOEKIT" generate -m run/checkpoints/step-00000030 -f prompt -n 5 --temp 0 --json
 json out
 expect 2 "$MOEKIT" generate --run run -p x -f prompt
+if command -v script >/dev/null; then
+    script -qec "'$MOEKIT' generate -m run/checkpoints/step-00000030 -n 2000 --temp 1000 --top-p 1" typed >/dev/null </dev/null
+    says typed '\\x1b'
+    tail -n +2 typed | grep -q $'\x1b' && complain 'a control byte that was drawn reached the terminal'
+fi
 : >nothing
 expect 3 "$MOEKIT" generate --run run -f nothing
 expect 3 "$MOEKIT" generate --run run -f missing

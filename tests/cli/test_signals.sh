@@ -44,6 +44,7 @@ stopped TERM 143 second
 before=$step
 start --resume --run second
 stopped INT 130 second
+[ "$(grep -c '^stopping and saving; once more stops at once$' err)" -eq 1 ] || complain 'no remark at the first signal'
 [ "$step" -gt "$before" ] || complain "the resumed run went from step $before to $step"
 says err "^step=$((before + 1))/100000 loss="
 grep -q "^step=$before/100000 loss" err && complain 'a step was done twice'
@@ -51,6 +52,23 @@ grep -q "^step=$before/100000 loss" err && complain 'a step was done twice'
 # --resume where nothing is to be resumed
 expect 3 "$MOEKIT" train --resume --run nowhere
 says err 'nowhere'
+
+
+# before the first step is finished: its forwards are many, and none is waited for but the one at hand
+"$MOEKIT" train small.yaml --run early train.grad_accum=1000000 >out 2>err &
+pid=$!
+until [ -e early/main.log ] || ! kill -0 $pid 2>/dev/null; do sleep 0.05; done
+sleep 0.2
+kill -s INT $pid
+code=0
+wait $pid || code=$?
+[ $code -eq 130 ] || complain "a stop inside a step: exit code $code: $(cat err)"
+says out '^checkpoint  none: no step was finished$'
+
+# who reads along may leave
+"$MOEKIT" train small.yaml --run piped 2>&1 >piped.out | head -n 1 >/dev/null
+says piped/main.log '^step=30/30 loss='
+says piped.out '^checkpoint  piped'
 
 # impatience: two signals at once stop it even in the middle of a step
 start small.yaml --run third "${long[@]}"

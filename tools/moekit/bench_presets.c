@@ -258,7 +258,7 @@ int bench_presets(cli_args *args) {
     outcome outcomes[MOST_PRESETS] = {{0}};
     size_t n = 0;
     int code = output ? cli_output_check(args, output) : 0;
-    cli_signals_catch();
+    cli_signals_catch(NULL);
     for (const char *const *name = moe_layer_presets(); code == 0 && *name && n < MOST_PRESETS; ++name) {
         outcomes[n].preset = *name;
         code = run_preset(args, run ? run : "runs/presets", &outcomes[n]);

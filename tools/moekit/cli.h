@@ -125,8 +125,10 @@ int cli_output_check(cli_args *args, const char *path);
 bool cli_program_find(const char *name, char *path, size_t size); /* along PATH */
 
 /* 8. Time and signals. */
-double cli_seconds(void);     /* monotonic */
-void cli_signals_catch(void); /* SIGINT, SIGTERM: the first is noted, the second ends the process */
-int cli_signal_caught(void);  /* 0, SIGINT or SIGTERM */
+double cli_seconds(void); /* monotonic */
+/* SIGINT, SIGTERM: the first is noted and answered with a remark (NULL: none), the second ends the process.
+ */
+void cli_signals_catch(const char *remark);
+int cli_signal_caught(void); /* 0, SIGINT or SIGTERM */
 
 #endif

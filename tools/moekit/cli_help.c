@@ -20,6 +20,7 @@ static const struct {
     {9,   "a library call at the wrong moment; a bug of the command"},
     {11,  "a bug of moekit"                                         },
     {130, "interrupted by SIGINT, after saving what was to be saved"},
+    {141, "the reader of a pipe went away (SIGPIPE); train goes on" },
     {143, "terminated by SIGTERM, likewise"                         }
 };
 

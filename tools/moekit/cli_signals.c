@@ -3,17 +3,26 @@
  */
 #include "cli.h"
 
+#include <errno.h>
 #include <signal.h>
+#include <string.h>
 #include <unistd.h>
 
 static volatile sig_atomic_t caught;
+static const char *remark;
 
 static void on_signal(int number) {
     if (caught) _exit(128 + number);
     caught = number;
+    const int kept = errno;
+    /* a terminal has drawn ^C or a living line where this would go */
+    if (remark && isatty(STDERR_FILENO) && write(STDERR_FILENO, "\n", 1) < 0) remark = NULL;
+    if (remark && write(STDERR_FILENO, remark, strlen(remark)) < 0) remark = NULL;
+    errno = kept;
 }
 
-void cli_signals_catch(void) {
+void cli_signals_catch(const char *said) {
+    remark = said;
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);

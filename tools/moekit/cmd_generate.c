@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const cli_option options[] = {
     {"run",       0,   "DIR",  "a run: its newest checkpoint; receives sample.txt"             },
@@ -25,7 +26,8 @@ typedef struct sample {
     run_files files;
     char *text; /* prompt, then what was drawn */
     size_t n_prompt, n_text, room;
-    bool stream;
+    bool stream, terminal;
+    unsigned char last; /* byte drawn */
     double seconds;
     moe_lm_sampler sampler;
     int64_t n_new;
@@ -66,6 +68,7 @@ static int read_options(cli_args *args, sample *self) {
     if (code == 0) code = cli_integer(args, "seed", 0, INT64_MAX, &seed);
     if (code == 0) code = run_files_find(args, &self->files);
     self->stream = !args->json;
+    self->terminal = isatty(STDOUT_FILENO);
     self->sampler = (moe_lm_sampler){.size = sizeof self->sampler,
                                      .temperature = (float)temperature,
                                      .top_k = (int32_t)top_k,
@@ -74,12 +77,24 @@ static int read_options(cli_args *args, sample *self) {
     return code;
 }
 
+/* A model that draws an escape sequence must not command the terminal: there control characters, those of
+ * UTF-8's second block too, appear as \xNN. */
+static void put_byte(sample *self, unsigned char byte) {
+    const bool control = (byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7f ||
+                         (byte >= 0x80 && byte < 0xa0 && self->last == 0xc2);
+    if (self->terminal && control)
+        printf("\\x%02x", byte);
+    else
+        putchar(byte);
+    self->last = byte;
+}
+
 static bool on_token(void *user, int32_t token) {
     sample *self = user;
     char byte = (char)token;
     if (self->n_text < self->room) self->text[self->n_text++] = byte;
     if (self->stream) {
-        putchar(byte);
+        put_byte(self, (unsigned char)byte);
         fflush(stdout);
     }
     return cli_signal_caught() == 0 && !ferror(stdout);
@@ -106,7 +121,7 @@ static int generate(cli_args *args, sample *self) {
     if (code == 0) {
         for (size_t i = 0; i < self->n_prompt; ++i) prompt[i] = (unsigned char)self->text[i];
         double start = cli_seconds();
-        cli_signals_catch();
+        cli_signals_catch(NULL);
         moe_status status =
             moe_lm_generate(lm, prompt, (int64_t)self->n_prompt, self->n_new, &self->sampler, on_token, self);
         self->seconds = cli_seconds() - start;

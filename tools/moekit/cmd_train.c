@@ -2,6 +2,7 @@
  */
 #include "train_line.h"
 
+#include <errno.h>
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -29,6 +30,23 @@ static const char *run_of_command_line(const cli_args *args) {
     return run;
 }
 
+/* A run is resumed from anywhere, so it records where its texts are. */
+static int make_absolute(cli_args *args, const char *key) {
+    char here[4096], path[8192], origin[256];
+    moe_lm_config_entry entry;
+    moe_error error;
+    moe_status status = moe_lm_config_find(args->config, key, &entry, &error);
+    if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
+    if (*entry.value == '\0' || *entry.value == '/') return 0;
+    if (!getcwd(here, sizeof here))
+        return cli_fail(args, MOE_ERR_INPUT, "%s: the working directory has no name: %s", key,
+                        strerror(errno));
+    snprintf(path, sizeof path, "%s/%s", strcmp(here, "/") == 0 ? "" : here, entry.value);
+    snprintf(origin, sizeof origin, "%s", entry.origin);
+    status = moe_lm_config_set(args->config, key, path, origin, &error);
+    return status == MOE_OK ? 0 : cli_fail(args, status, "%s", error.text);
+}
+
 /* A run that is resumed without a file goes on with the settings it was started with. */
 static int load_settings(cli_args *args, char *run_dir) {
     char resolved[4096];
@@ -37,6 +55,8 @@ static int load_settings(cli_args *args, char *run_dir) {
     if (from_run &&
         snprintf(resolved, sizeof resolved, "%s/config.resolved.yaml", run) >= (int)sizeof resolved)
         return cli_fail(args, MOE_ERR_ARGUMENT, "--run: the path is too long");
+    if (from_run && !cli_file_exists(run))
+        return cli_fail(args, MOE_ERR_INPUT, "%s: no such run directory", run);
     int code = from_run ? cli_settings_load(args, &own, 1)
                         : cli_settings_load(args, args->operand, args->n_operands);
     moe_error error;
@@ -44,6 +64,8 @@ static int load_settings(cli_args *args, char *run_dir) {
         moe_status status = moe_lm_config_set(args->config, "run.dir", run, "command line", &error);
         if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
     }
+    if (code == 0) code = make_absolute(args, "data.train");
+    if (code == 0) code = make_absolute(args, "data.eval");
     if (code == 0) code = cli_setting(args, args->config, "run.dir", run_dir);
     if (code) return code;
     moe_status status = moe_lm_config_check(args->config, &error);
@@ -51,6 +73,11 @@ static int load_settings(cli_args *args, char *run_dir) {
 }
 
 static int dry_run(cli_args *args, moe_ctx *ctx, const char *run_dir) {
+    if (cli_file_exists(run_dir) && !cli_flag(args, "resume") && !cli_flag(args, "move-old"))
+        return cli_fail(
+            args, MOE_ERR_ARGUMENT,
+            "%s exists already, and a run is never overwritten; resume it, or name another directory",
+            run_dir);
     moe_lm *lm;
     moe_lm_info info = {.size = sizeof info};
     moe_status status = moe_lm_create(ctx, args->config, &lm);
@@ -86,7 +113,7 @@ static void print_results(cli_args *args, const char *run_dir, const moe_lm_prog
         return;
     }
     printf("run         %s\n", run_dir);
-    printf("checkpoint  %s\n", checkpoint);
+    printf("checkpoint  %s\n", *checkpoint ? checkpoint : "none: no step was finished");
     printf("metrics     %s/metrics.jsonl\n", run_dir);
     if (isfinite(last->eval_bits_per_byte))
         printf("held-out    %.3f bits per byte\n", last->eval_bits_per_byte);
@@ -108,7 +135,8 @@ static int train(cli_args *args, moe_ctx *ctx, const char *run_dir) {
                                           .should_stop = should_stop,
                                           .user = &line,
                                           .command = args->command};
-    cli_signals_catch();
+    signal(SIGPIPE, SIG_IGN); /* who read along may leave; main.log has it all */
+    cli_signals_catch(args->quiet ? NULL : "stopping and saving; once more stops at once\n");
     moe_status status = moe_lm_train(ctx, args->config, &train_options);
     cli_close_line(args);
     if (status != MOE_OK && status != MOE_ERR_INTERRUPTED)
@@ -149,7 +177,7 @@ const cli_verb cmd_train = {
              "--resume an existing run goes on from its newest complete checkpoint, bit for bit as if it\n"
              "had not stopped; without a file it takes the settings it was started with.\n"
              "\n"
-             "SIGINT or SIGTERM finishes the step, saves a checkpoint and exits with 130 or 143; a\n"
+             "SIGINT or SIGTERM ends the forward at hand, saves a checkpoint and exits with 130 or 143; a\n"
              "second one stops at once. An alarm (train.alarm_*) that was asked to stop the run saves\n"
              "too, and exits with 7. docs/run-directory.md says what a run leaves behind.\n",
     .examples = "moekit train configs/demo.yaml --run runs/demo\n"

@@ -184,13 +184,14 @@ static void test_yaml_shapes(void **state) {
     }
 }
 
-static void test_null_is_default(void **state) {
+static void test_null_is_no_value(void **state) {
     moe_lm_config *config = make();
     moe_error error;
     assert_ok(moe_lm_config_set(config, "moe.capacity_factor", "2", "x", &error), &error);
-    assert_ok(load_text(state, config, "moe_expert_capacity_factor: null\ndata: {eval: \"\"}\n", &error),
-              &error);
-    assert_string_equal(value_of(config, "moe.capacity_factor"), "0");
+    assert_int_equal(load_text(state, config, "moe_expert_capacity_factor: null\n", &error),
+                     MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(error.text, "has no value"));
+    assert_ok(load_text(state, config, "data: {eval: \"\"}\n", &error), &error);
     assert_string_equal(value_of(config, "data.eval"), "");
     moe_lm_config_destroy(config);
 }
@@ -418,7 +419,7 @@ int main(void) {
         cmocka_unit_test(test_every_alias),
         cmocka_unit_test_setup_teardown(test_precedence_and_origin, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_yaml_shapes, scratch_setup, scratch_teardown),
-        cmocka_unit_test_setup_teardown(test_null_is_default, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_null_is_no_value, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_unknown_keys, scratch_setup, scratch_teardown),
         cmocka_unit_test(test_layer_width_is_the_models),
         cmocka_unit_test(test_limits),
