@@ -305,9 +305,9 @@ typedef struct moe_call {
     /* Keys random draws; the same step repeats them, so where there are any it must vary from call to call.
      * router_type balanced with fake_noise draws in both modes too, by its input instead of the step. */
     uint64_t step;
-    /* [T], 1 = real token, 0 = padding: not routed, not counted, no output or latent bias. Shared experts do
-     * see padding, as in NeMo Automodel: its y is theirs, and its dy reaches their gradients. NULL: all real.
-     */
+    /* [T], 1 = real token, 0 = padding: not routed, not counted, no output bias. What serves every token sees
+     * padding too, as in NeMo Automodel: shared experts and the biases of latent projections give it a y, and
+     * its dy reaches their gradients. NULL: all real. */
     const uint8_t *token_mask;
     float loss_scale;             /* multiplies the gradient of the layer's own losses; 0: 1 */
     int64_t sequence_length;      /* tokens of one sequence, dividing T; 0: the batch is one sequence */

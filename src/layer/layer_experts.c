@@ -77,7 +77,7 @@ static moe_status routed_forward(moe_layer *layer, const moei_scratch *s, moe_ma
         const moe_mat out = latent(layer, layer->saved.latent_out);
         moei_combine(layer->ctx, &layer->plan, weight, rows, out, false);
         moei_product(layer->ctx, out, w->latent_out, false, y, shared);
-        if (w->latent_out_bias) moei_add_bias(layer->batch.mask, w->latent_out_bias, y);
+        if (w->latent_out_bias) moei_add_bias(NULL, w->latent_out_bias, y);
     } else {
         moei_combine(layer->ctx, &layer->plan, weight, rows, y, shared);
     }
@@ -178,7 +178,7 @@ static moe_status routed_backward(moe_layer *layer, const moei_scratch *s, moe_m
     MOEI_TRY(rows_backward(layer, s, dout, din, false));
     moei_product_weight(layer->ctx, layer->batch.x, din, dw->latent_in);
     if (dw->latent_in_bias) moei_bias_backward(NULL, din, dw->latent_in_bias);
-    if (dw->latent_out_bias) moei_bias_backward(layer->batch.mask, dy, dw->latent_out_bias);
+    if (dw->latent_out_bias) moei_bias_backward(NULL, dy, dw->latent_out_bias);
     if (dx.data) moei_product(layer->ctx, din, w->latent_in, true, dx, shared);
     return MOE_OK;
 }

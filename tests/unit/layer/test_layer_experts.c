@@ -1,5 +1,5 @@
 /* test_layer_experts.c: what is around the experts, seen from outside: padding tokens are as if absent.
- * y[t] = 0 for a masked t, and its dy reaches no parameter. Shared experts do see it.
+ * y[t] = 0 for a masked t, and its dy reaches no parameter. Shared experts and latent biases do see it.
  */
 #include "support/layer_fixture.h"
 
@@ -73,21 +73,26 @@ static void padding_is_absent_from_routed_experts(void **state) {
     assert_true(padding_is_absent(d));
     d.expert_bias = d.output_bias = true;
     assert_true(padding_is_absent(d));
+    d.expert_bias = false;
     d.latent_size = 3;
     assert_true(padding_is_absent(d));
 }
 
-static void shared_experts_see_padding(void **state) {
+static void what_serves_all_tokens_sees_padding(void **state) {
     (void)state;
     moe_layer_desc d = good_desc();
     d.num_shared_experts = 1;
+    assert_false(padding_is_absent(d));
+    d = good_desc();
+    d.expert_bias = true;
+    d.latent_size = 3; /* Automodel's fc2 adds its bias to every token */
     assert_false(padding_is_absent(d));
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(padding_is_absent_from_routed_experts),
-        cmocka_unit_test(shared_experts_see_padding),
+        cmocka_unit_test(what_serves_all_tokens_sees_padding),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -337,8 +337,12 @@ static bool batch_does_not_matter(draw *d, int i) {
     return true;
 }
 
-/* Any tokens, but the last ones where numbers key draws. Shared experts serve masked tokens too, so there
- * only a gradient of zero is none. */
+/* Shared experts and latent biases serve masked tokens too: there only a gradient of zero is none. */
+static bool serves_all(const moe_layer_desc *desc) {
+    return desc->num_shared_experts > 0 || (desc->latent_size > 0 && desc->expert_bias);
+}
+
+/* Any tokens, but the last ones where numbers key draws. */
 static bool masking_is_removing(draw *d, int i) {
     d->desc.dtype = MOE_F64;
     inputs in = begin(MOE_F64, i);
@@ -348,8 +352,7 @@ static bool masking_is_removing(draw *d, int i) {
     for (int t = 0; t < T; ++t) {
         mask[t] = counts_tokens(&d->desc) ? t < T - 5 : word_of(d) % 4 != 0;
         if (mask[t]) from[n++] = t;
-        for (int c = 0; c < D && !mask[t] && d->desc.num_shared_experts > 0; ++c)
-            ((double *)in.dy.data)[t * D + c] = 0;
+        for (int c = 0; c < D && !mask[t] && serves_all(&d->desc); ++c) ((double *)in.dy.data)[t * D + c] = 0;
     }
     inputs left = rearranged(&in, from, n);
     name_tokens(&d->desc, &in), name_tokens(&d->desc, &left);

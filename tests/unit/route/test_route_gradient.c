@@ -103,7 +103,7 @@ static void options_of_top_k(void **state) {
             desc.top_k_min = 1, desc.norm_topk_prob = !softmax;
             break;
         case 5:
-            desc.aux_scores = "raw";
+            if (!softmax) desc.aux_scores = "raw";
             break;
         default:
             desc.top_k = 1, desc.score_before_topk = desc.norm_topk_prob = true;
