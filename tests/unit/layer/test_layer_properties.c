@@ -295,6 +295,12 @@ static inputs rearranged(const inputs *in, const int *from, int64_t n) {
     return out;
 }
 
+/* Routers that compare tokens, where all tokens of a sequence are alike: rounding decides every tie. */
+static bool ties_by_rounding(const moe_layer_desc *desc) {
+    const bool compares = is(desc->router_type, "expert_choice") || is(desc->router_type, "sinkhorn");
+    return compares && is(desc->routing_unit, "sequence");
+}
+
 static bool order_does_not_matter(draw *d, int i) {
     const moe_layer_desc *desc = &d->desc;
     const bool places = limited(desc) && !is(desc->drop_policy, "probs") && desc->drop_policy;
@@ -303,9 +309,7 @@ static bool order_does_not_matter(draw *d, int i) {
                       (desc->top_k == 1 && !desc->score_before_topk &&
                        (!desc->score_function || is(desc->score_function, "softmax")));
     if (counts_tokens(desc) || places || (limited(desc) && ties)) return false;
-    /* Tokens of one sequence are alike: between them experts choose by place, and a balanced plan is flat. */
-    const bool compares = is(desc->router_type, "expert_choice") || is(desc->router_type, "sinkhorn");
-    if (compares && is(desc->routing_unit, "sequence")) return false;
+    if (ties_by_rounding(desc)) return false;
     d->desc.dtype = MOE_F64;
     inputs in = begin(MOE_F64, i);
     int from[T];
@@ -413,7 +417,7 @@ static bool threads_change_no_bit(draw *d, int i) {
 /* Counts of the global loss grow with every forward: its objective is not a function. Forced logits pass
  * their gradient to a gate they do not come from. */
 static bool gradients_are_differences(draw *d, int i) {
-    if (i >= GRADIENTS || is(d->desc.router_type, "random")) return false;
+    if (i >= GRADIENTS || is(d->desc.router_type, "random") || ties_by_rounding(&d->desc)) return false;
     d->desc.global_aux_loss_coeff = 0;
     if (!accepted(&d->desc)) return false;
     const moe_call call = {.mode = MOE_TRAIN, .step = 3, .sequence_length = 3};
