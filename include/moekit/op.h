@@ -204,6 +204,25 @@ MOE_API moe_status moe_adamw(moe_ctx *ctx, const moe_adamw_args *args);
 /* Sum of squares of n numbers in f64, in fixed blocks, so the same for any thread count. */
 MOE_API moe_status moe_sum_squares(moe_ctx *ctx, moe_dtype dtype, const void *x, int64_t n, double *sum);
 
+/* Operations a second that the registers allow: multiply-adds (two each) of the unit that products of this
+ * dtype run on, on all threads for about `seconds`. The best of several measurements is the machine's
+ * ceiling. */
+MOE_API moe_status moe_peak(moe_ctx *ctx, moe_dtype dtype, double seconds, double *per_second);
+
+/* Where a context's time goes. From moe_time_start on every operation of this header adds its wall time to
+ * the row of its name; the router of a layer with its plan and losses, forward and backward, goes to the row
+ * "route" instead, whatever operations it is made of. Starting again counts from zero. Another device than
+ * the CPU is MOE_ERR_UNSUPPORTED. A context that is not asked pays nothing. */
+typedef struct moe_time {
+    const char *name;
+    int64_t calls;
+    double seconds;
+} moe_time;
+MOE_API moe_status moe_time_start(moe_ctx *ctx);
+MOE_API void moe_time_stop(moe_ctx *ctx);
+/* The rows so far, the context's own until moe_time_stop; none where it was not started. */
+MOE_API const moe_time *moe_time_rows(const moe_ctx *ctx, size_t *count);
+
 /* Philox4x32-10 (Salmon et al. 2011): four words for (seed, purpose, layer, step, index). The same on
  * every device and in any parallel layout. moe_random_normal fills by Box-Muller. */
 typedef enum moe_purpose {

@@ -6,11 +6,14 @@
 
 #include <moekit/expert.h>
 #include <moekit/moe.h>
+#include <moekit/op.h>
 
 #include "core/status.h"
 #include "core/thread.h"
 
 enum { MOEI_DTYPES = 2 };
+
+struct moei_timing;
 
 typedef struct moei_expert_entry {
     moe_expert_ops ops;
@@ -24,6 +27,7 @@ struct moe_ctx {
     const struct moei_kernels *kernels[MOEI_DTYPES]; /* indexed by moe_dtype */
     const char *(*kernel_name)(int isa, const char *op);
     moei_expert_entry *experts; /* registered by the caller */
+    struct moei_timing *timing; /* timing.h; NULL: nobody asked */
     moe_error error;
 };
 

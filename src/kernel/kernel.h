@@ -64,6 +64,9 @@ typedef void moei_attention_fn(const moei_team *team, const moe_attention_args *
 typedef void moei_cross_entropy_fn(const moei_team *team, const moe_cross_entropy_args *args);
 typedef void moei_adamw_fn(const moei_team *team, const moe_adamw_args *args);
 typedef double moei_sum_squares_fn(const moei_team *team, moe_dtype dtype, const void *x, int64_t n);
+/* Runs `rounds` of multiply-adds in the registers of the unit that the products of this dtype use, on every
+ * thread; returns how many operations (a multiply-add is two) that was. */
+typedef double moei_peak_fn(const moei_team *team, int64_t rounds);
 
 /* The kernels of one dtype, filled once per context by moei_kernel_select. */
 typedef struct moei_kernels {
@@ -79,6 +82,7 @@ typedef struct moei_kernels {
     moei_cross_entropy_fn *cross_entropy;
     moei_adamw_fn *adamw;
     moei_sum_squares_fn *sum_squares;
+    moei_peak_fn *peak;
 } moei_kernels;
 
 /* Instruction sets in order of preference, worst first. */

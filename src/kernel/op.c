@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/ctx.h"
+#include "core/timing.h"
 #include "kernel/kernel.h"
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
@@ -443,5 +444,20 @@ moe_status moe_sum_squares(moe_ctx *ctx, moe_dtype dtype, const void *x, int64_t
     MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
     MOEI_TRY(check_needs(ctx, op, needs, n > 0 ? COUNT(needs) : 1));
     *sum = ctx->kernels[dtype]->sum_squares(&ctx->team, dtype, x, n);
+    return MOE_OK;
+}
+
+moe_status moe_peak(moe_ctx *ctx, moe_dtype dtype, double seconds, double *per_second) {
+    const char *op = "moe_peak";
+    const int64_t rounds = 100000; /* some tens of microseconds to a millisecond */
+    MOEI_TRY(check_dtype(ctx, op, dtype));
+    MOEI_TRY(check_real(ctx, op, "seconds", seconds, 0.0));
+    const double began = moei_timing_now();
+    *per_second = 0;
+    for (double now = began; now - began < seconds || now == began;) {
+        const double count = ctx->kernels[dtype]->peak(&ctx->team, rounds), then = now;
+        now = moei_timing_now();
+        if (count / (now - then) > *per_second) *per_second = count / (now - then);
+    }
     return MOE_OK;
 }

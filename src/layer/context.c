@@ -112,6 +112,7 @@ moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **out, moe_error *er
 
 void moe_ctx_destroy(moe_ctx *ctx) {
     if (!ctx) return;
+    moe_time_stop(ctx);
     for (moei_expert_entry *entry = ctx->experts; entry;) {
         moei_expert_entry *next = entry->next;
         moe_ctx_free(ctx, entry, sizeof *entry);

@@ -2,6 +2,7 @@
  * dy[T,d] -> dx[T,d]; parameters' gradients are added to. Reads x, Z and the routing, nothing else.
  * Source: DESIGN section 2; SonicMoE (Guo et al. 2025) for what need not be kept.
  */
+#include "core/timing.h"
 #include "layer/layer_experts.h"
 
 static moe_status check_backward(const moe_layer *layer, moe_mat x, moe_mat dy, moe_mat dx) {
@@ -33,10 +34,12 @@ static moei_route_loss_grad losses_backward(const moe_layer *layer, const moei_s
 }
 
 static void route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx) {
+    moei_timing_enter_route(layer->ctx);
     const moei_route_loss_grad loss = losses_backward(layer, s);
     moei_rows_to_slots(&layer->plan, layer->desc.dtype, s->drow_weight, s->dweight);
     const moei_route_job job = moei_layer_route_job(layer, s);
     moei_route_backward(&job, s->dweight, &loss, &layer->gate_grad, dx);
+    moei_timing_leave_route(layer->ctx);
 }
 
 moe_status moe_layer_backward(moe_layer *layer, moe_mat x, moe_mat dy, moe_mat dx) {

@@ -2,6 +2,7 @@
  * x[T,d] -> y[T,d] = sum_k weight[t,k] expert(x)[t] + shared(x).
  * Source: docs/architecture.md, "the tour of one call".
  */
+#include "core/timing.h"
 #include "layer/layer_experts.h"
 
 #include <math.h>
@@ -83,6 +84,7 @@ static moei_batch batch_of(moe_mat x, const moe_call *call) {
 
 static void measure_losses(moe_layer *layer, const moei_scratch *s, moe_stats *stats) {
     moei_loss_job job = moei_layer_loss_job(layer, s);
+    moei_timing_enter_route(layer->ctx);
     moei_load_stats(&layer->batch, &layer->routing, &layer->plan, s->route.entropy, stats);
     moei_loss_count(&job);
     if (layer->batch.mode == MOE_TRAIN) {
@@ -90,6 +92,7 @@ static void measure_losses(moe_layer *layer, const moei_scratch *s, moe_stats *s
         moei_layer_count_step(layer);
     }
     moei_loss_values(&job, stats);
+    moei_timing_leave_route(layer->ctx);
 }
 
 moei_route_job moei_layer_route_job(moe_layer *layer, const moei_scratch *s) {
@@ -104,11 +107,14 @@ moei_route_job moei_layer_route_job(moe_layer *layer, const moei_scratch *s) {
 static moe_status route_and_plan(moe_layer *layer, const moei_scratch *s) {
     layer->routing.n_tokens = layer->batch.x.rows;
     const moei_route_job job = moei_layer_route_job(layer, s);
-    MOEI_TRY(moei_route_forward(&job));
+    moei_timing_enter_route(layer->ctx);
+    const moe_status status = moei_route_forward(&job);
     /* Two levels have filled their capacities while they routed. */
-    moei_plan_build(&layer->plan, &layer->batch, &layer->routing,
-                    layer->desc.num_groups_outer > 0 ? NULL : &layer->capacity);
-    return MOE_OK;
+    if (status == MOE_OK)
+        moei_plan_build(&layer->plan, &layer->batch, &layer->routing,
+                        layer->desc.num_groups_outer > 0 ? NULL : &layer->capacity);
+    moei_timing_leave_route(layer->ctx);
+    return status;
 }
 
 moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_call *given,
