@@ -66,9 +66,12 @@ static void rule_defaults(checker *c, const moe_layer_desc *d, size_t first, siz
 
 /* Identity and zero have no hidden layer: what describes one has no use, unless a shared expert has one. */
 static void check_plain(checker *c, const moe_layer_desc *d) {
-    static const char reason[] = "is of ffn experts: identity and zero have no hidden layer";
+    static const char reason[] =
+        "needs expert ffn, a width in expert_kinds, or num_shared_experts: identity and zero have no hidden "
+        "layer";
     if (!moei_experts_plain(d)) return;
-    rule(c, d->dropout > 0, false, "dropout", reason);
+    rule(c, d->dropout > 0, false, "dropout",
+         "needs expert ffn or a width in expert_kinds: identity and zero have no hidden layer");
     if (d->num_shared_experts > 0) return;
     rule_defaults(c, d, offsetof(moe_layer_desc, activation), offsetof(moe_layer_desc, expert_bias), reason);
     rule(c, d->expert_bias, d->latent_size > 0, "expert_bias", reason);
@@ -89,12 +92,13 @@ static void check_activation(checker *c, const moe_layer_desc *d) {
     if (only_shared) act = shared;
     const bool gated = act->gated || shared->gated, alpha = act->alpha > 0 || shared->alpha > 0;
     rule(c, !moei_is(d->glu_layout, "auto"), gated, "glu_layout",
-         "needs a gated activation: only they have gate and up columns");
+         "needs a gated activation or shared_expert_activation: only they have gate and up columns");
     rule(c, d->activation_limit > 0, gated, "activation_limit",
-         "needs a gated activation: it clamps gate and up");
+         "needs a gated activation or shared_expert_activation: it clamps gate and up");
     rule(c, d->glu_linear_offset > 0, gated, "glu_linear_offset",
-         "needs a gated activation: it is added to up");
-    rule(c, d->activation_alpha > 0, alpha, "activation_alpha", "needs quick_geglu, quick_gelu or swigluoai");
+         "needs a gated activation or shared_expert_activation: it is added to up");
+    rule(c, d->activation_alpha > 0, alpha, "activation_alpha",
+         "needs activation or shared_expert_activation quick_geglu, quick_gelu or swigluoai");
     rule(c, d->expert_up_bias, !d->expert_bias, "expert_up_bias",
          "expert_bias already gives biases to both projections; set one of them");
 }
@@ -106,20 +110,21 @@ static void check_experts(checker *c, const moe_layer_desc *d) {
     const bool sigma =
         moei_is(d->init_scheme, "sigma_moe") || moei_is(d->router_init, "normal_fan_in_renorm");
     rule(c, mixed, ffn, "expert_kinds", "names each expert itself; leave expert at ffn");
-    rule(c, d->dropout > 0, ffn, "dropout", "is built into ffn experts only");
+    rule(c, d->dropout > 0, ffn, "dropout", "is built into ffn experts only; set expert ffn");
     rule(c, !moei_is(d->recompute, "none"), ffn || d->num_shared_experts > 0, "recompute",
-         "is built into ffn experts only");
+         "is built into ffn experts only; set expert ffn or num_shared_experts");
     rule(c, d->expert_up_bias, ffn || d->num_shared_experts > 0, "expert_up_bias",
-         "is built into ffn experts only");
+         "is built into ffn experts only; set expert ffn or num_shared_experts");
     rule(c, megatron, d->init_std_down > 0, "init_scheme",
          "megatron_scaled needs init_std_down: init_std / sqrt(2 * layers) of the whole model");
     rule(c, d->init_std_down > 0, normal || megatron, "init_std_down",
          "is not used by this init_scheme; it has widths of its own");
     rule(c, d->init_std_scale > 0, sigma, "init_std_scale",
          "needs init_scheme sigma_moe or router_init normal_fan_in_renorm");
-    rule(c, !moei_is(d->router_init, "normal"), d->num_experts > 0, "router_init", "there is no router");
+    rule(c, !moei_is(d->router_init, "normal"), d->num_experts > 0, "router_init",
+         "there is no router: num_experts is 0");
     rule(c, moei_is(d->router_init, "normal_fan_in_renorm"), d->num_groups_outer == 0, "router_init",
-         "normal_fan_in_renorm needs one level");
+         "normal_fan_in_renorm needs one level: num_groups_outer 0");
 }
 
 static void check_scores(checker *c, const moe_layer_desc *d) {
@@ -153,11 +158,13 @@ static void check_groups(checker *c, const moe_layer_desc *d) {
     rule(c, on, G >= 1 && kept >= 1 && kept <= G, "group_top_k",
          "set num_groups, and 1 <= group_top_k <= num_groups");
     rule(c, on, each * G == d->num_experts, "num_groups", "does not divide num_experts");
-    rule(c, on, d->top_k <= kept * each, "top_k", "is more than group_top_k groups of experts hold");
+    rule(c, on, d->top_k <= kept * each, "top_k",
+         "is more than group_top_k groups of num_experts / num_groups experts hold");
     rule(c, on, moei_is(d->router_type, "top_k"), "num_groups", "needs router_type top_k");
     rule(c, moei_is(d->group_score, "topn_sum"), kept < 1 || d->top_k % kept == 0, "group_score",
          "topn_sum sums the top_k / group_top_k best of a group; group_top_k must divide top_k");
-    rule(c, d->expert_dropout > 0, !on, "expert_dropout", "could leave a kept group without experts");
+    rule(c, d->expert_dropout > 0, !on, "expert_dropout",
+         "could leave a kept group without experts; needs num_groups 0");
 }
 
 static void check_router(checker *c, const moe_layer_desc *d) {
@@ -246,13 +253,15 @@ static void check_top2(checker *c, const moe_layer_desc *d) {
          d->aux_loss_coeff == 0 && d->seq_aux_loss_coeff == 0 && d->global_aux_loss_coeff == 0 &&
              d->entropy_loss_coeff == 0,
          "num_groups_outer",
-         "two levels have no one score over all experts; balance them by gshard_loss_coeff");
+         "two levels have no one score over all experts, which aux_loss_coeff, seq_aux_loss_coeff, "
+         "global_aux_loss_coeff and entropy_loss_coeff need; balance them by gshard_loss_coeff");
 }
 
 static void check_capacity(checker *c, const moe_layer_desc *d) {
     const bool limited = d->capacity_factor > 0 || d->capacity_factor_eval > 0;
     const bool by_expert = moei_is(d->router_type, "expert_choice");
-    static const char need[] = "needs capacity_factor: a dropless layer has no capacity";
+    static const char need[] =
+        "needs capacity_factor or capacity_factor_eval: a dropless layer has no capacity";
     rule(c, d->pad_to_capacity, limited, "pad_to_capacity", need);
     rule(c, d->min_capacity > 0, limited, "min_capacity", need);
     rule(c, d->capacity_multiple > 1, limited, "capacity_multiple", need);
@@ -268,12 +277,14 @@ static void check_capacity(checker *c, const moe_layer_desc *d) {
 
 static void check_losses(checker *c, const moe_layer_desc *d) {
     const bool balance = d->aux_loss_coeff > 0 || d->seq_aux_loss_coeff > 0 || d->global_aux_loss_coeff > 0;
+    static const char loss[] =
+        "needs a balance loss: aux_loss_coeff, seq_aux_loss_coeff or global_aux_loss_coeff";
     const bool one_sigmoid = moei_is(d->sinkhorn_variant, "megatron") && d->top_k == 1;
-    rule(c, !moei_is(d->aux_scores, "normalized"), balance, "aux_scores", "needs a balance loss");
+    rule(c, !moei_is(d->aux_scores, "normalized"), balance, "aux_scores", loss);
     rule(c, moei_is(d->aux_scores, "raw"), !moei_is(d->score_function, "softmax") || one_sigmoid,
          "aux_scores",
          "raw: the scores of softmax sum to 1 as they are; needs score_function sigmoid or sqrtsoftplus");
-    rule(c, !moei_is(d->aux_map, "actual"), balance, "aux_map", "needs a balance loss");
+    rule(c, !moei_is(d->aux_map, "actual"), balance, "aux_map", loss);
     rule(c, d->gshard_loss_coeff > 0, !moei_is(d->router_type, "expert_choice"), "gshard_loss_coeff",
          "counts first choices, and router_type expert_choice lets no token choose");
 }
