@@ -98,7 +98,8 @@ MOE_API const char *moe_ctx_kernel(const moe_ctx *ctx, const char *op);
 /* 3. Views. */
 typedef enum moe_dtype {
     MOE_F32 = 0,
-    MOE_F64 = 1 /* served by the reference kernels only: for gradient checks */
+    MOE_F64 = 1, /* served by the reference kernels only: for gradient checks */
+    MOE_BF16 = 2 /* uint16_t in memory, f32 in registers; for the operations of op.h, not yet the layer */
 } moe_dtype;
 MOE_API size_t moe_dtype_bytes(moe_dtype dtype);
 

@@ -4,6 +4,9 @@
  * of them: each result element is summed in one fixed order. The grouped products also give the same
  * bits for a row whatever other rows stand beside it. f64 runs on the reference kernels.
  * Matrices are row-major; ld* are elements from one row to the next.
+ *
+ * dtype bf16: tensors are bf16, sums are f32. What is marked "wide" is f32 there, and of `dtype` otherwise:
+ * routing weights, statistics of a row, losses, and all that accumulates for parameters.
  */
 #ifndef MOEKIT_OP_H
 #define MOEKIT_OP_H
@@ -51,6 +54,7 @@ typedef struct moe_gemm_rows_args {
     void *c;
     int64_t ldc;
     bool accumulate; /* STORE only */
+    bool c_wide;     /* STORE only: C is wide (logits) */
     moe_epilogue epilogue;
     moe_act act;
     void *h; /* ACT: [R, n'] */
@@ -58,11 +62,11 @@ typedef struct moe_gemm_rows_args {
     const void *z; /* ACT_GRAD */
     void *dz;
     int64_t ldz;            /* of z and dz */
-    const void *row_weight; /* [R] or NULL */
+    const void *row_weight; /* wide [R] or NULL */
     void *wa;
     int64_t ldwa;
-    void *dweight;      /* [R] or NULL */
-    void *dweight_part; /* scratch [R, moe_dweight_parts(n)], needed with dweight */
+    void *dweight;      /* wide [R] or NULL */
+    void *dweight_part; /* wide scratch [R, moe_dweight_parts(n)], needed with dweight */
 } moe_gemm_rows_args;
 MOE_API moe_status moe_gemm_rows(moe_ctx *ctx, const moe_gemm_rows_args *args);
 MOE_API int64_t moe_dweight_parts(int64_t n);
@@ -84,6 +88,7 @@ typedef struct moe_gemm_outer_args {
     void *c; /* group g at c + g * c_group: [m, n] */
     int64_t ldc, c_group;
     bool accumulate;
+    bool c_wide; /* C is wide (gradients of parameters) */
 } moe_gemm_outer_args;
 MOE_API moe_status moe_gemm_outer(moe_ctx *ctx, const moe_gemm_outer_args *args);
 
@@ -96,7 +101,7 @@ typedef struct moe_gather_sum_args {
     const void *rows;
     int64_t ld_rows;
     const int32_t *row_of; /* [T, K] */
-    const void *weight;    /* [T, K] or NULL */
+    const void *weight;    /* wide [T, K] or NULL */
     void *out;
     int64_t ld_out;
     bool accumulate;
@@ -113,8 +118,8 @@ typedef struct moe_colsum_args {
     const void *a;
     int64_t lda;
     const int32_t *a_row;   /* NULL: r */
-    const void *row_weight; /* NULL: 1 */
-    void *out;              /* [n_groups, n] */
+    const void *row_weight; /* wide; NULL: 1 */
+    void *out;              /* wide [n_groups, n] */
     bool accumulate;
 } moe_colsum_args;
 MOE_API moe_status moe_colsum(moe_ctx *ctx, const moe_colsum_args *args);
@@ -128,9 +133,10 @@ typedef struct moe_rmsnorm_args {
     const void *x;    /* [rows, n] */
     const void *gain; /* [n] */
     void *y;          /* forward: [rows, n] */
-    void *inv_rms;    /* [rows] forward writes, backward reads; NULL in inference */
+    void *inv_rms;    /* wide [rows] forward writes, backward reads; NULL in inference */
     const void *dy;   /* backward */
-    void *dx, *dgain;
+    void *dx;
+    void *dgain; /* wide */
     bool accumulate;
 } moe_rmsnorm_args;
 MOE_API moe_status moe_rmsnorm(moe_ctx *ctx, const moe_rmsnorm_args *args);
@@ -167,10 +173,10 @@ typedef struct moe_attention_args {
     int64_t ldq, ldkv;
     void *out; /* [n_seq*q_len, heads*head_dim] */
     int64_t ldo;
-    void *lse;          /* NULL in inference */
+    void *lse;          /* wide; NULL in inference */
     const void *dout;   /* ld: ldo */
     void *dq, *dk, *dv; /* ld: ldq, ldkv, ldkv */
-    void *delta;
+    void *delta;        /* wide */
 } moe_attention_args;
 MOE_API moe_status moe_attention(moe_ctx *ctx, const moe_attention_args *args);
 MOE_API moe_status moe_attention_backward(moe_ctx *ctx, const moe_attention_args *args);
@@ -184,18 +190,21 @@ typedef struct moe_cross_entropy_args {
     void *logits;
     int64_t ld;
     const int32_t *target;
-    void *row_loss;
+    void *row_loss; /* wide */
     double grad_scale;
 } moe_cross_entropy_args;
 MOE_API moe_status moe_cross_entropy(moe_ctx *ctx, const moe_cross_entropy_args *args);
 
 /* AdamW (Loshchilov & Hutter 2019) on one tensor; bias correction for step `step` >= 1.
- * The gradient is multiplied by grad_scale first (clipping, accumulation). */
+ * The gradient is multiplied by grad_scale first (clipping, accumulation). In bf16 the step is made on
+ * `master`, of which `value` becomes the rounded copy: most steps are smaller than a bf16 value can show. */
 typedef struct moe_adamw_args {
-    moe_dtype dtype;
+    moe_dtype dtype; /* of value */
     int64_t n;
-    void *value, *m, *v;
-    const void *grad;
+    void *value;
+    float *master;    /* bf16: needed; NULL with the others */
+    void *m, *v;      /* wide */
+    const void *grad; /* wide */
     double lr, beta1, beta2, eps, weight_decay, grad_scale;
     int64_t step;
 } moe_adamw_args;

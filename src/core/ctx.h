@@ -8,10 +8,9 @@
 #include <moekit/moe.h>
 #include <moekit/op.h>
 
+#include "core/real.h"
 #include "core/status.h"
 #include "core/thread.h"
-
-enum { MOEI_DTYPES = 2 };
 
 struct moei_timing;
 

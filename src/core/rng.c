@@ -4,6 +4,8 @@
  */
 #include "core/rng.h"
 
+#include "core/real.h"
+
 #include <moekit/op.h>
 
 #include <math.h>
@@ -50,11 +52,6 @@ void moe_random_normal(uint64_t seed, moe_purpose purpose, uint32_t layer, uint6
         double radius = std * sqrt(-2.0 * log(moei_uniform(word[0])));
         double pair[2] = {radius * cos(two_pi * moei_uniform(word[1])),
                           radius * sin(two_pi * moei_uniform(word[1]))};
-        for (int64_t j = 0; j < 2 && i + j < n; ++j) {
-            if (dtype == MOE_F64)
-                ((double *)x)[i + j] = pair[j];
-            else
-                ((float *)x)[i + j] = (float)pair[j];
-        }
+        for (int64_t j = 0; j < 2 && i + j < n; ++j) moei_real_store(dtype, x, i + j, pair[j]);
     }
 }

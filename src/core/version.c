@@ -17,7 +17,15 @@ const char *moe_version_string(void) {
 }
 
 size_t moe_dtype_bytes(moe_dtype dtype) {
-    return dtype == MOE_F64 ? sizeof(double) : sizeof(float);
+    switch (dtype) {
+    case MOE_F64:
+        return sizeof(double);
+    case MOE_BF16:
+        return sizeof(uint16_t);
+    case MOE_F32:
+        break;
+    }
+    return sizeof(float);
 }
 
 const char *moe_status_name(moe_status status) {

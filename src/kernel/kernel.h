@@ -8,6 +8,7 @@
 
 #include <moekit/op.h>
 
+#include "core/real.h"
 #include "core/thread.h"
 
 /* dweight of ACT_GRAD is summed in parts of so many columns: moe_dweight_parts(n) of them a row. */
@@ -90,19 +91,27 @@ typedef enum moei_isa { MOEI_ISA_REF = 0, MOEI_ISA_AVX2, MOEI_ISA_AVX512, MOEI_I
 const char *moei_isa_name(moei_isa isa);
 bool moei_isa_supported(moei_isa isa); /* this machine runs it and this build has it */
 
+/* The dtypes of a row of kernel.def: a bit for each moe_dtype. */
+enum {
+    MOEI_F32 = 1 << MOE_F32,
+    MOEI_BF16 = 1 << MOE_BF16,
+    MOEI_F32_BF16 = MOEI_F32 | MOEI_BF16,
+    MOEI_ALL = MOEI_F32_BF16 | 1 << MOE_F64
+};
+
 /* One row of kernel.def. */
 typedef struct moei_kernel_row {
     const char *op;   /* field name in moei_kernels */
     const char *name; /* "gemm_rows__avx512" */
     moei_isa isa;
-    bool f64;    /* serves f64 as well as f32 */
-    size_t slot; /* offsetof(moei_kernels, op) */
+    unsigned serves; /* bits of dtypes */
+    size_t slot;     /* offsetof(moei_kernels, op) */
     void (*fn)(void);
 } moei_kernel_row;
 const moei_kernel_row *moei_kernel_rows(size_t *count);
 
-/* Fills both tables with the best rows not above `isa`: reference first, then override by slot. */
-void moei_kernel_select(moei_isa isa, moei_kernels *f32, moei_kernels *f64);
+/* Fills each dtype's table with the best rows not above `isa`: reference first, then override by slot. */
+void moei_kernel_select(moei_isa isa, moei_kernels table[MOEI_DTYPES]);
 /* Name of the row chosen for `op` in f32, NULL if there is no such op. */
 const char *moei_kernel_chosen(moei_isa isa, const char *op);
 

@@ -6,7 +6,7 @@
 
 #include "kernel/kernel.h"
 
-#define MOEI_KERNEL(op, type, function, isa, f64) type function;
+#define MOEI_KERNEL(op, type, function, isa, serves) type function;
 #include "kernel/kernel.def"
 #undef MOEI_KERNEL
 

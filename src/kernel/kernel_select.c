@@ -1,13 +1,13 @@
 /* kernel_select.c: which kernel serves which operation, decided once per context.
- * Rows of kernel.def; two tables of function pointers, one per dtype.
+ * Rows of kernel.def; tables of function pointers, one per dtype.
  * Source: reference first, then override by slot, after BLIS (config/, bli_cntx_init).
  */
 #include <string.h>
 
 #include "kernel/kernel_list.h"
 
-#define MOEI_KERNEL(op, type, function, isa, f64)                                                            \
-    {#op, &#function[sizeof "moei_" - 1], isa, f64, offsetof(moei_kernels, op), (void (*)(void))function},
+#define MOEI_KERNEL(op, type, function, isa, serves)                                                         \
+    {#op, &#function[sizeof "moei_" - 1], isa, serves, offsetof(moei_kernels, op), (void (*)(void))function},
 static const moei_kernel_row kernel_rows[] = {
 #include "kernel/kernel.def"
 };
@@ -38,32 +38,31 @@ bool moei_isa_supported(moei_isa isa) {
     return false;
 }
 
-static bool row_serves(const moei_kernel_row *row, moei_isa isa, bool f64) {
-    return row->isa <= isa && (row->f64 || !f64) && moei_isa_supported(row->isa);
+static bool row_serves(const moei_kernel_row *row, moei_isa isa, moe_dtype dtype) {
+    return row->isa <= isa && row->serves >> dtype & 1 && moei_isa_supported(row->isa);
 }
 
 /* A slot holds a pointer to a function of the row's own type; all function pointers look alike in memory. */
-static void fill(moei_kernels *table, moei_isa isa, bool f64) {
+static void fill(moei_kernels *table, moei_isa isa, moe_dtype dtype) {
     memset(table, 0, sizeof *table);
     for (int pass = MOEI_ISA_REF; pass <= (int)isa; ++pass) {
         for (size_t i = 0; i < N_ROWS; ++i) {
             const moei_kernel_row *row = &kernel_rows[i];
-            if ((int)row->isa != pass || !row_serves(row, isa, f64)) continue;
+            if ((int)row->isa != pass || !row_serves(row, isa, dtype)) continue;
             memcpy((char *)table + row->slot, &row->fn, sizeof row->fn);
         }
     }
 }
 
-void moei_kernel_select(moei_isa isa, moei_kernels *f32, moei_kernels *f64) {
-    fill(f32, isa, false);
-    fill(f64, isa, true);
+void moei_kernel_select(moei_isa isa, moei_kernels table[MOEI_DTYPES]) {
+    for (int dtype = 0; dtype < MOEI_DTYPES; ++dtype) fill(&table[dtype], isa, (moe_dtype)dtype);
 }
 
 const char *moei_kernel_chosen(moei_isa isa, const char *op) {
     const moei_kernel_row *best = NULL;
     for (size_t i = 0; i < N_ROWS; ++i) {
         const moei_kernel_row *row = &kernel_rows[i];
-        if (strcmp(row->op, op) != 0 || !row_serves(row, isa, false)) continue;
+        if (strcmp(row->op, op) != 0 || !row_serves(row, isa, MOE_F32)) continue;
         if (!best || row->isa >= best->isa) best = row;
     }
     return best ? best->name : NULL;

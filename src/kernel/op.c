@@ -44,8 +44,8 @@ static moe_status check_needs(moe_ctx *ctx, const char *op, const need *needs, s
 }
 
 static moe_status check_dtype(moe_ctx *ctx, const char *op, moe_dtype dtype) {
-    if (dtype == MOE_F32 || dtype == MOE_F64) return MOE_OK;
-    return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: dtype is %d; it must be MOE_F32 or MOE_F64", op,
+    if (dtype == MOE_F32 || dtype == MOE_F64 || dtype == MOE_BF16) return MOE_OK;
+    return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: dtype is %d; it must be MOE_F32, MOE_F64 or MOE_BF16", op,
                         (int)dtype);
 }
 
@@ -121,6 +121,8 @@ static moe_status check_epilogue(moe_ctx *ctx, const char *op, const moe_gemm_ro
     MOEI_TRY(check_limits(ctx, op, known, COUNT(known)));
     if (a->accumulate && a->epilogue != MOE_EPI_STORE)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: accumulate goes with MOE_EPI_STORE only", op);
+    if (a->c_wide && a->epilogue != MOE_EPI_STORE)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: c_wide goes with MOE_EPI_STORE only", op);
     int64_t gate_and_up = moe_act_gated(a->act) ? 2 : 1;
     if (a->epilogue == MOE_EPI_STORE) {
         const limit limits[] = {
@@ -419,12 +421,15 @@ moe_status moe_adamw(moe_ctx *ctx, const moe_adamw_args *args) {
     if (args->beta1 >= 1.0 || args->beta2 >= 1.0)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: beta1 is %g, beta2 is %g; both must be below 1", op,
                             args->beta1, args->beta2);
+    if (args->master && args->dtype != MOE_BF16)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: master must be NULL unless dtype is MOE_BF16", op);
     if (args->n == 0) return MOE_OK;
     const need needs[] = {
-        {"value", args->value},
-        {"m",     args->m    },
-        {"v",     args->v    },
-        {"grad",  args->grad }
+        {"value",         args->value                                         },
+        {"m",             args->m                                             },
+        {"v",             args->v                                             },
+        {"grad",          args->grad                                          },
+        {"master (bf16)", args->dtype == MOE_BF16 ? args->master : args->value}
     };
     MOEI_TRY(check_needs(ctx, op, needs, COUNT(needs)));
     ctx->kernels[args->dtype]->adamw(&ctx->team, args);

@@ -53,13 +53,12 @@ static moe_status choose_threads(int32_t wanted, int32_t *n_threads, moe_error *
     return MOE_OK;
 }
 
-/* The two kernel tables stand behind the context in one allocation of their own. */
+/* The kernel tables, one a dtype, stand behind the context in one allocation of their own. */
 static moe_status attach_kernels(moe_ctx *ctx) {
     moei_kernels *table = moe_ctx_alloc(ctx, MOEI_DTYPES * sizeof *table);
     if (!table) return MOE_ERR_MEMORY;
-    moei_kernel_select((moei_isa)ctx->isa, &table[MOE_F32], &table[MOE_F64]);
-    ctx->kernels[MOE_F32] = &table[MOE_F32];
-    ctx->kernels[MOE_F64] = &table[MOE_F64];
+    moei_kernel_select((moei_isa)ctx->isa, table);
+    for (int dtype = 0; dtype < MOEI_DTYPES; ++dtype) ctx->kernels[dtype] = &table[dtype];
     return MOE_OK;
 }
 

@@ -20,7 +20,7 @@
 #include "kernel/kernel.h"
 
 enum { GUARD = 64 };
-static const double EPS_F32 = 1.0 / (1 << 23), EPS_F64 = 1.0 / (1LL << 52);
+static const double EPS_F32 = 1.0 / (1 << 23), EPS_F64 = 1.0 / (1LL << 52), EPS_BF16 = 1.0 / (1 << 7);
 
 /* xorshift64*: the tests must not lean on the library's own generator. */
 typedef struct test_random {
@@ -56,8 +56,8 @@ static inline guarded guarded_new(moe_dtype dtype, int64_t n) {
     g.data = g.block + GUARD * real;
     for (int64_t i = 0; i < n + 2 * GUARD; ++i) moei_real_store(dtype, g.block, i, NAN);
     for (int64_t i = 0; i < GUARD; ++i) {
-        moei_real_store(dtype, g.block, i, 12345 + (double)i);
-        moei_real_store(dtype, g.block, GUARD + n + i, 12345 - (double)i);
+        moei_real_store(dtype, g.block, i, 64 + (double)i);
+        moei_real_store(dtype, g.block, GUARD + n + i, -64 - (double)i);
     }
     return g;
 }
@@ -68,8 +68,8 @@ static inline guarded guarded_random(test_random *random, moe_dtype dtype, int64
 }
 static inline void guarded_check(const guarded *g) {
     for (int64_t i = 0; i < GUARD; ++i) {
-        assert_true(moei_real_load(g->dtype, g->block, i) == 12345 + (double)i);
-        assert_true(moei_real_load(g->dtype, g->block, GUARD + g->n + i) == 12345 - (double)i);
+        assert_true(moei_real_load(g->dtype, g->block, i) == 64 + (double)i);
+        assert_true(moei_real_load(g->dtype, g->block, GUARD + g->n + i) == -64 - (double)i);
     }
 }
 static inline void guarded_free(guarded *g) {
@@ -107,6 +107,15 @@ static inline const moei_kernel_row *next_variant(const char *op, const moei_ker
         print_message("skipped: %s, not on this machine\n", row->name);
     }
     return NULL;
+}
+
+static inline bool serves(const moei_kernel_row *row, moe_dtype dtype) {
+    return row->serves >> dtype & 1;
+}
+
+/* What storing `value` may cost beyond the errors of an f32 result: half a unit in the last place of bf16. */
+static inline double storage_bound(moe_dtype dtype, double value) {
+    return dtype == MOE_BF16 ? 0.51 * EPS_BF16 * fabs(value) : 0;
 }
 
 /* Fails with a line that tells how to repeat the case. */

@@ -40,19 +40,24 @@ static inline moei_team test_team(int32_t n_threads) {
 }
 
 /* The kernels of exactly this instruction set; false (and a line) where this machine lacks it. */
-static inline bool test_kernels(moei_isa isa, moei_kernels *f32) {
-    moei_kernels f64;
+static inline bool test_kernels_of(moei_isa isa, moe_dtype dtype, moei_kernels *kernels) {
+    moei_kernels table[MOEI_DTYPES];
     if (!moei_isa_supported(isa)) {
         print_message("skipped: no %s on this machine\n", moei_isa_name(isa));
         return false;
     }
-    moei_kernel_select(isa, f32, &f64);
+    moei_kernel_select(isa, table);
+    *kernels = table[dtype];
     return true;
 }
 
+static inline bool test_kernels(moei_isa isa, moei_kernels *f32) {
+    return test_kernels_of(isa, MOE_F32, f32);
+}
+
 static inline moei_kernels ref_kernels(moe_dtype dtype) {
-    moei_kernels table[2];
-    moei_kernel_select(MOEI_ISA_REF, &table[0], &table[1]);
+    moei_kernels table[MOEI_DTYPES];
+    moei_kernel_select(MOEI_ISA_REF, table);
     return table[dtype];
 }
 
@@ -66,7 +71,7 @@ static inline void *random_array(moe_dtype dtype, int64_t n, uint64_t seed) {
 
 /* An output to be written in full: NaN, with a tail that must stay NaN. */
 static inline void *poisoned(moe_dtype dtype, int64_t n) {
-    size_t bytes = ((size_t)n + TAIL) * (dtype == MOE_F64 ? sizeof(double) : sizeof(float));
+    size_t bytes = ((size_t)n + TAIL) * moe_dtype_bytes(dtype);
     void *x = malloc(bytes);
     assert_non_null(x);
     memset(x, 0xff, bytes);

@@ -115,6 +115,34 @@ static void test_first_step(void **state) {
     }
 }
 
+/* bf16 values with an f32 master: the master makes the steps of f32, the value is its rounded copy. */
+static void test_master(void **state) {
+    (void)state;
+    enum { N = 1009 };
+    moei_kernels k, f32;
+    for (int isa = MOEI_ISA_REF; isa < MOEI_ISA_COUNT; ++isa) {
+        if (!test_kernels((moei_isa)isa, &f32) || !test_kernels_of((moei_isa)isa, MOE_BF16, &k)) continue;
+        tensor plain = tensor_make(N), mixed = tensor_make(N);
+        uint16_t *value = poisoned(MOE_BF16, N);
+        run(&f32, 1, &plain);
+        for (int64_t step = 1; step <= 3; ++step) {
+            moei_team team = test_team(1 + (int32_t)step);
+            moe_adamw_args a = args_of(&mixed, step);
+            a.dtype = MOE_BF16, a.value = value, a.master = mixed.value;
+            k.adamw(&team, &a);
+        }
+        for (int64_t i = 0; i < N; ++i) {
+            double size = 1e-5 * (1 + fabs((double)plain.value[i]));
+            assert_near((double)mixed.value[i], (double)plain.value[i], size, "master", i);
+            assert_int_equal(value[i], moei_bf16_round(mixed.value[i]));
+        }
+        assert_int_equal(value[N], 0xffff); /* nothing behind it was touched */
+        tensor_free(&plain);
+        tensor_free(&mixed);
+        free(value);
+    }
+}
+
 /* Algorithm 2 of the paper with its bias corrections spelled out, 20 steps on one number, in f64. */
 static void test_ref_recurrence(void **state) {
     (void)state;
@@ -177,7 +205,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_first_step),  cmocka_unit_test(test_ref_recurrence),
         cmocka_unit_test(test_variants),    cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_sum_squares),
+        cmocka_unit_test(test_sum_squares), cmocka_unit_test(test_master),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

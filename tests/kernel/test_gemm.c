@@ -1,5 +1,6 @@
 /* test_gemm.c: the grouped products, every variant against a direct triple loop in f64.
- * Bounds: an f32 sum of length k over chains of at most 256 is off by (min(k,256) + k/256 + 4) eps sum|a||b|.
+ * Bounds: an f32 sum of length k over chains of at most 256 is off by (min(k,256) + k/256 + 4) eps sum|a||b|;
+ * what is stored as bf16 by half a unit in its last place more.
  */
 #include "kernel/guarded.h"
 
@@ -7,7 +8,8 @@
 
 static const int64_t edges[] = {1,  2,  3,  7,  15, 16,  17,  31,  32,  33,
                                 47, 63, 64, 65, 97, 127, 130, 256, 257, 300};
-static const int64_t depths[] = {1, 2, 3, 4, 5, 8, 17, 31, 96, 128, 255, 256, 257, 520};
+static const int64_t depths[] = {1,  2,  3,  4,   5,   8,   17,  31,  32,  33,
+                                 63, 65, 96, 128, 255, 256, 257, 511, 513, 520};
 static const int64_t loads[] = {0, 0, 1, 1, 2, 4, 5, 6, 7, 12, 13, 14, 15, 28, 29, 65, 130};
 #define COUNT(list) (sizeof(list) / sizeof(list)[0])
 
@@ -64,7 +66,9 @@ static void make_case(product_case *p, uint64_t seed, moe_dtype dtype, moe_epilo
     p->b = guarded_random(random, dtype, args->n_groups * args->b_group), args->b = p->b.data;
     p->bias = guarded_random(random, dtype, args->n_groups * args->n);
     if (epilogue != MOE_EPI_ACT_GRAD && random_below(random, 2)) args->bias = p->bias.data;
-    p->c = guarded_new(dtype, a_rows * args->ldc), args->c = p->c.data;
+    args->c_wide = epilogue == MOE_EPI_STORE && seed % 2;
+    moe_dtype wide = moei_wide(dtype);
+    p->c = guarded_new(args->c_wide ? wide : dtype, a_rows * args->ldc), args->c = p->c.data;
     p->n_h = gated ? args->n / 2 : args->n, args->ldh = p->n_h + random_below(random, 3);
     p->h = guarded_new(dtype, a_rows * args->ldh), args->h = p->h.data;
     p->d_z = gated ? 2 * args->n : args->n, args->ldz = p->d_z + random_below(random, 3);
@@ -73,10 +77,10 @@ static void make_case(product_case *p, uint64_t seed, moe_dtype dtype, moe_epilo
     p->dz = guarded_new(dtype, a_rows * args->ldz), args->dz = p->dz.data;
     args->ldwa = args->n + random_below(random, 3);
     p->wa = guarded_new(dtype, a_rows * args->ldwa), args->wa = p->wa.data;
-    p->w = guarded_random(random, dtype, a_rows);
+    p->w = guarded_random(random, wide, a_rows);
     if (random_below(random, 2)) args->row_weight = p->w.data;
-    p->dweight = guarded_new(dtype, a_rows), args->dweight = p->dweight.data;
-    p->part = guarded_new(dtype, a_rows * moe_dweight_parts(args->n)), args->dweight_part = p->part.data;
+    p->dweight = guarded_new(wide, a_rows), args->dweight = p->dweight.data;
+    p->part = guarded_new(wide, a_rows * moe_dweight_parts(args->n)), args->dweight_part = p->part.data;
 }
 
 static void free_case(product_case *p) {
@@ -120,13 +124,14 @@ static void check_store(uint64_t seed, const moei_kernel_row *variant, moe_dtype
     moe_gemm_rows_args *args = &p.args;
     args->accumulate = seed % 3 == 0;
     for (int64_t r = 0; r < p.rows && args->accumulate; ++r)
-        for (int64_t j = 0; j < args->n; ++j) moei_real_store(dtype, p.c.data, r * args->ldc + j, 0.5);
+        for (int64_t j = 0; j < args->n; ++j) moei_real_store(p.c.dtype, p.c.data, r * args->ldc + j, 0.5);
     run(variant, 1 + (int32_t)(seed % 2), args);
     for (int64_t r = 0; r < p.rows; ++r) {
         for (int64_t j = 0; j < args->n; ++j) {
             double size, want = direct(&p, r, j, &size) + (args->accumulate ? 0.5 : 0);
-            check_close(get(&p.c, r * args->ldc + j), want, chain_bound(dtype, args->k) * (size + 0.5),
-                        variant->name, seed, "c", r * args->ldc + j);
+            double bound = chain_bound(dtype, args->k) * (size + 0.5) + storage_bound(p.c.dtype, want);
+            check_close(get(&p.c, r * args->ldc + j), want, bound, variant->name, seed, "c",
+                        r * args->ldc + j);
         }
     }
     check_padding(&p.c, p.rows, args->n, args->ldc);
@@ -152,15 +157,15 @@ static void check_act(uint64_t seed, const moei_kernel_row *variant, moe_dtype d
             double gate_size, up_size = 0, gate = direct(&p, r, j, &gate_size);
             double up = gated ? direct(&p, r, p.n_h + j, &up_size) : 0, bound = chain_bound(dtype, args->k);
             moei_act_value want = moei_act_eval(act, gate, up);
-            check_close(get(&p.h, r * args->ldh + j), want.value,
-                        act_bound(want, gate, up, bound * (gate_size + up_size)), variant->name, seed, "h",
-                        j);
+            double h_bound = act_bound(want, gate, up, bound * (gate_size + up_size));
+            check_close(get(&p.h, r * args->ldh + j), want.value, h_bound + storage_bound(dtype, want.value),
+                        variant->name, seed, "h", j);
             if (keep)
-                check_close(get(&p.c, r * args->ldc + j), gate, bound * gate_size, variant->name, seed,
-                            "gate", j);
+                check_close(get(&p.c, r * args->ldc + j), gate,
+                            bound * gate_size + storage_bound(dtype, gate), variant->name, seed, "gate", j);
             if (keep && gated)
-                check_close(get(&p.c, r * args->ldc + p.n_h + j), up, bound * up_size, variant->name, seed,
-                            "up", j);
+                check_close(get(&p.c, r * args->ldc + p.n_h + j), up,
+                            bound * up_size + storage_bound(dtype, up), variant->name, seed, "up", j);
         }
     }
     check_padding(&p.h, p.rows, p.n_h, args->ldh);
@@ -184,12 +189,16 @@ static void check_act_grad(uint64_t seed, const moei_kernel_row *variant, moe_dt
                    up = gated ? get(&p.z, r * args->ldz + args->n + j) : 0;
             moei_act_value want = moei_act_eval(act, gate, up);
             double own = 4e-6 * (1 + fabs(gate)) * (1 + fabs(up));
-            check_close(get(&p.dz, r * args->ldz + j), w * want.d_gate * da,
-                        fabs(want.d_gate) * error + own * (fabs(da) + error), name, seed, "dz", j);
+            double dz = w * want.d_gate * da, dz_up = w * want.d_up * da, wa = w * want.value;
+            double wrong = own * (fabs(da) + error);
+            check_close(get(&p.dz, r * args->ldz + j), dz,
+                        fabs(want.d_gate) * error + wrong + storage_bound(dtype, dz), name, seed, "dz", j);
             if (gated)
-                check_close(get(&p.dz, r * args->ldz + args->n + j), w * want.d_up * da,
-                            fabs(want.d_up) * error + own * (fabs(da) + error), name, seed, "dz up", j);
-            check_close(get(&p.wa, r * args->ldwa + j), w * want.value, own, name, seed, "wa", j);
+                check_close(get(&p.dz, r * args->ldz + args->n + j), dz_up,
+                            fabs(want.d_up) * error + wrong + storage_bound(dtype, dz_up), name, seed,
+                            "dz up", j);
+            check_close(get(&p.wa, r * args->ldwa + j), wa, own + storage_bound(dtype, wa), name, seed, "wa",
+                        j);
             dweight += da * want.value;
             dweight_bound += fabs(want.value) * error + own * (fabs(da) + error);
         }
@@ -203,14 +212,13 @@ static void check_act_grad(uint64_t seed, const moei_kernel_row *variant, moe_dt
 static void test_against_triple_loop(void **state) {
     (void)state;
     for (const moei_kernel_row *v = next_variant("gemm_rows", NULL); v; v = next_variant("gemm_rows", v)) {
-        for (uint64_t seed = 1; seed <= 60; ++seed) {
-            check_store(seed, v, MOE_F32);
-            check_act(seed, v, MOE_F32);
-            check_act_grad(seed, v, MOE_F32);
-            if (!v->f64 || seed > 20) continue;
-            check_store(seed, v, MOE_F64);
-            check_act(seed, v, MOE_F64);
-            check_act_grad(seed, v, MOE_F64);
+        for (int dtype = 0; dtype < MOEI_DTYPES; ++dtype) {
+            for (uint64_t seed = 1; seed <= (dtype == MOE_F64 ? 20 : 60); ++seed) {
+                if (!serves(v, (moe_dtype)dtype)) continue;
+                check_store(seed, v, (moe_dtype)dtype);
+                check_act(seed, v, (moe_dtype)dtype);
+                check_act_grad(seed, v, (moe_dtype)dtype);
+            }
         }
     }
 }
@@ -224,14 +232,16 @@ static void assert_same_bits(const guarded *a, const guarded *b, const char *var
 static void test_same_bits_for_any_threads(void **state) {
     (void)state;
     for (const moei_kernel_row *v = next_variant("gemm_rows", NULL); v; v = next_variant("gemm_rows", v)) {
-        for (uint64_t seed = 1; seed <= 24; ++seed) {
+        for (uint64_t seed = 1; seed <= 48; ++seed) {
+            moe_dtype dtype = seed % 2 ? MOE_F32 : MOE_BF16;
             moe_epilogue epilogue = (moe_epilogue)(seed % 3);
             product_case one;
-            make_case(&one, seed, MOE_F32, epilogue, MOE_ACT_SWIGLU, 200);
+            if (!serves(v, dtype)) continue;
+            make_case(&one, seed, dtype, epilogue, MOE_ACT_SWIGLU, 200);
             run(v, 1, &one.args);
             for (int32_t threads = 2; threads <= 4; threads += 2) {
                 product_case many;
-                make_case(&many, seed, MOE_F32, epilogue, MOE_ACT_SWIGLU, 200);
+                make_case(&many, seed, dtype, epilogue, MOE_ACT_SWIGLU, 200);
                 run(v, threads, &many.args);
                 assert_same_bits(&one.c, &many.c, v->name, seed);
                 assert_same_bits(&one.h, &many.h, v->name, seed);
@@ -259,7 +269,7 @@ static void assert_same_row(const guarded *whole, const guarded *part, int64_t r
 /* Rows [first, end) computed without the others. */
 static void check_part(const moei_kernel_row *v, product_case *whole, int32_t g, int64_t first, int64_t end) {
     product_case part;
-    make_case(&part, whole->seed, MOE_F32, whole->args.epilogue, whole->args.act, 300);
+    make_case(&part, whole->seed, whole->args.dtype, whole->args.epilogue, whole->args.act, 300);
     moe_gemm_rows_args *args = &part.args;
     for (int32_t i = 0; i <= args->n_groups; ++i) part.offset[i] = i <= g ? first : end;
     run(v, 1, args);
@@ -280,9 +290,11 @@ static void check_part(const moei_kernel_row *v, product_case *whole, int32_t g,
 static void test_rows_do_not_depend_on_the_batch(void **state) {
     (void)state;
     for (const moei_kernel_row *v = next_variant("gemm_rows", NULL); v; v = next_variant("gemm_rows", v)) {
-        for (uint64_t seed = 100; seed < 124; ++seed) {
+        for (uint64_t seed = 100; seed < 148; ++seed) {
+            moe_dtype dtype = seed % 2 ? MOE_F32 : MOE_BF16;
             product_case whole;
-            make_case(&whole, seed, MOE_F32, (moe_epilogue)(seed % 3), MOE_ACT_SWIGLU, 300);
+            if (!serves(v, dtype)) continue;
+            make_case(&whole, seed, dtype, (moe_epilogue)(seed % 3), MOE_ACT_SWIGLU, 300);
             run(v, 1, &whole.args);
             for (int32_t g = 0; g < whole.args.n_groups; ++g) {
                 for (int64_t step = 1, r = whole.offset[g]; r < whole.offset[g + 1]; r += step, step += 2) {
@@ -296,35 +308,42 @@ static void test_rows_do_not_depend_on_the_batch(void **state) {
 }
 
 /* More rows than a task takes, so that blocks of rows meet. */
+static void check_many_rows(const moei_kernel_row *v, moe_dtype dtype) {
+    enum { ROWS = 700, WIDTH = 40, DEPTH = 600 };
+    test_random random = {7};
+    guarded a = guarded_random(&random, dtype, ROWS * DEPTH),
+            b = guarded_random(&random, dtype, DEPTH * WIDTH);
+    guarded c = guarded_new(moei_wide(dtype), ROWS * WIDTH);
+    int64_t offset[2] = {0, ROWS};
+    moe_gemm_rows_args args = {.dtype = dtype,
+                               .n_groups = 1,
+                               .offset = offset,
+                               .n = WIDTH,
+                               .k = DEPTH,
+                               .a = a.data,
+                               .lda = DEPTH,
+                               .b = b.data,
+                               .ldb = WIDTH,
+                               .c = c.data,
+                               .ldc = WIDTH,
+                               .c_wide = true};
+    run(v, 2, &args);
+    for (int64_t at = 0; at < ROWS * WIDTH; ++at) {
+        double sum = 0, size = 0;
+        for (int64_t i = 0; i < DEPTH; ++i) {
+            double term = get(&a, at / WIDTH * DEPTH + i) * get(&b, i * WIDTH + at % WIDTH);
+            sum += term, size += fabs(term);
+        }
+        check_close(get(&c, at), sum, chain_bound(dtype, DEPTH) * size, v->name, 7, "c", at);
+    }
+    guarded_free(&a), guarded_free(&b), guarded_free(&c);
+}
+
 static void test_many_rows(void **state) {
     (void)state;
-    enum { ROWS = 700, WIDTH = 40, DEPTH = 300 };
     for (const moei_kernel_row *v = next_variant("gemm_rows", NULL); v; v = next_variant("gemm_rows", v)) {
-        test_random random = {7};
-        guarded a = guarded_random(&random, MOE_F32, ROWS * DEPTH),
-                b = guarded_random(&random, MOE_F32, DEPTH * WIDTH);
-        guarded c = guarded_new(MOE_F32, ROWS * WIDTH);
-        int64_t offset[2] = {0, ROWS};
-        moe_gemm_rows_args args = {.n_groups = 1,
-                                   .offset = offset,
-                                   .n = WIDTH,
-                                   .k = DEPTH,
-                                   .a = a.data,
-                                   .lda = DEPTH,
-                                   .b = b.data,
-                                   .ldb = WIDTH,
-                                   .c = c.data,
-                                   .ldc = WIDTH};
-        run(v, 2, &args);
-        for (int64_t at = 0; at < ROWS * WIDTH; ++at) {
-            double sum = 0, size = 0;
-            for (int64_t i = 0; i < DEPTH; ++i) {
-                double term = get(&a, at / WIDTH * DEPTH + i) * get(&b, i * WIDTH + at % WIDTH);
-                sum += term, size += fabs(term);
-            }
-            check_close(get(&c, at), sum, chain_bound(MOE_F32, DEPTH) * size, v->name, 7, "c", at);
-        }
-        guarded_free(&a), guarded_free(&b), guarded_free(&c);
+        if (serves(v, MOE_F32)) check_many_rows(v, MOE_F32);
+        if (serves(v, MOE_BF16)) check_many_rows(v, MOE_BF16);
     }
 }
 
@@ -341,7 +360,8 @@ static void check_outer(uint64_t seed, const moei_kernel_row *variant, moe_dtype
     int64_t c_group = m * ldc + random_below(random, 4), total = p.args.n_groups * c_group;
     guarded a = guarded_random(random, dtype, (p.rows + 1) * lda),
             b = guarded_random(random, dtype, (p.rows + 1) * ldb);
-    guarded c = guarded_new(dtype, total), again = guarded_new(dtype, total);
+    moe_dtype c_dtype = seed % 3 ? moei_wide(dtype) : dtype;
+    guarded c = guarded_new(c_dtype, total), again = guarded_new(c_dtype, total);
     int32_t *index = malloc((size_t)(p.rows + 1) * sizeof *index);
     for (int64_t r = 0; r <= p.rows; ++r) index[r] = (int32_t)random_below(random, p.rows + 1);
     moe_gemm_outer_args args = {.dtype = dtype,
@@ -358,11 +378,12 @@ static void check_outer(uint64_t seed, const moei_kernel_row *variant, moe_dtype
                                 .c = c.data,
                                 .ldc = ldc,
                                 .c_group = c_group,
-                                .accumulate = seed % 4 == 0};
+                                .accumulate = seed % 4 == 0,
+                                .c_wide = seed % 3 != 0};
     for (int64_t i = 0; i < total && args.accumulate; ++i) {
         bool inside = i % c_group < m * ldc && i % c_group % ldc < n;
-        moei_real_store(dtype, c.data, i, inside ? 0.25 : NAN);
-        moei_real_store(dtype, again.data, i, inside ? 0.25 : NAN);
+        moei_real_store(c_dtype, c.data, i, inside ? 0.25 : NAN);
+        moei_real_store(c_dtype, again.data, i, inside ? 0.25 : NAN);
     }
     moei_team one = team_new(1), four = team_new(4);
     ((moei_gemm_outer_fn *)variant->fn)(&one, &args);
@@ -381,8 +402,8 @@ static void check_outer(uint64_t seed, const moei_kernel_row *variant, moe_dtype
                           get(&b, (args.b_row ? index[r] : r) * ldb + j);
             sum += term, size += fabs(term);
         }
-        check_close(get(&c, at), sum, chain_bound(dtype, p.offset[g + 1] - p.offset[g]) * size, variant->name,
-                    seed, "c", at);
+        double bound = chain_bound(dtype, p.offset[g + 1] - p.offset[g]) * size;
+        check_close(get(&c, at), sum, bound + storage_bound(c_dtype, sum), variant->name, seed, "c", at);
     }
     team_free(&one), team_free(&four), free(index);
     guarded_free(&a), guarded_free(&b), guarded_free(&c), guarded_free(&again);
@@ -392,9 +413,11 @@ static void test_outer(void **state) {
     (void)state;
     for (const moei_kernel_row *v = next_variant("gemm_outer", NULL); v; v = next_variant("gemm_outer", v)) {
         for (uint64_t seed = 1; seed <= 40; ++seed) {
-            check_outer(seed, v, MOE_F32, 1);
-            if (seed % 8 == 0) check_outer(seed, v, MOE_F32, 5);
-            if (v->f64 && seed < 10) check_outer(seed, v, MOE_F64, 1);
+            for (int dtype = 0; dtype < MOEI_DTYPES; ++dtype) {
+                if (!serves(v, (moe_dtype)dtype) || (dtype == MOE_F64 && seed >= 10)) continue;
+                check_outer(seed, v, (moe_dtype)dtype, 1);
+                if (seed % 8 == 0 && dtype != MOE_F64) check_outer(seed, v, (moe_dtype)dtype, 5);
+            }
         }
     }
 }

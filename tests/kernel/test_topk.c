@@ -108,7 +108,7 @@ static void test_selection_by_brute_force(void **state) {
     (void)state;
     for (const moei_kernel_row *v = next_variant("topk", NULL); v; v = next_variant("topk", v)) {
         for (uint64_t seed = 1; seed <= 160; ++seed) {
-            moe_dtype dtype = v->f64 && seed % 2 ? MOE_F64 : MOE_F32;
+            moe_dtype dtype = v->serves & 1u << MOE_F64 && seed % 2 ? MOE_F64 : MOE_F32;
             topk_case c;
             make_case(&c, seed, dtype, seed % 3 == 0);
             run(v, 1 + (int32_t)(seed % 3), &c.args);

@@ -1,6 +1,6 @@
 /* attention_ref.c: the oracle of causal grouped-query attention, forward and backward.
  * q, out [n_seq*q_len, heads*head_dim], k, v [n_seq*kv_stride, kv_heads*head_dim], lse, delta
- * [n_seq*q_len, heads]; f32 or f64 in f64 arithmetic. Source: Vaswani et al. 2017, eq. 1; Ainslie et al.
+ * [n_seq*q_len, heads]; any dtype in f64 arithmetic. Source: Vaswani et al. 2017, eq. 1; Ainslie et al.
  * 2023 (groups); Dao et al. 2022, algorithm 4 (backward from lse).
  */
 #include <math.h>
@@ -49,7 +49,7 @@ static void forward_query(void *arg, int64_t task, void *scratch) {
     }
     for (int64_t d = 0; d < a->head_dim; ++d)
         moei_real_store(a->dtype, a->out, out_at(a, row, head) + d, acc[d] / sum);
-    if (a->lse) moei_real_store(a->dtype, a->lse, row * a->heads + head, max + log(sum));
+    if (a->lse) moei_real_store(moei_wide(a->dtype), a->lse, row * a->heads + head, max + log(sum));
 }
 
 void moei_attention__ref(const moei_team *team, const moe_attention_args *args) {
@@ -60,8 +60,8 @@ void moei_attention__ref(const moei_team *team, const moe_attention_args *args) 
 static double weight_grad(const moe_attention_args *a, int64_t row, int64_t key, int64_t head, double *p) {
     double s = scale_of(a) * dot(a, a->q, query_at(a, row, head), a->k, key_at(a, key, head));
     double dp = dot(a, a->dout, out_at(a, row, head), a->v, key_at(a, key, head));
-    *p = exp(s - moei_real_load(a->dtype, a->lse, row * a->heads + head));
-    return *p * (dp - moei_real_load(a->dtype, a->delta, row * a->heads + head));
+    *p = exp(s - moei_real_load(moei_wide(a->dtype), a->lse, row * a->heads + head));
+    return *p * (dp - moei_real_load(moei_wide(a->dtype), a->delta, row * a->heads + head));
 }
 
 /* delta = <dout, out> (which is the sum over keys of p * dp), then dq = scale * sum of ds * k. */
@@ -70,7 +70,7 @@ static void backward_query(void *arg, int64_t task, void *scratch) {
     (void)scratch;
     int64_t row = task / a->heads, head = task % a->heads, key0 = row / a->q_len * a->kv_stride;
     int64_t at = out_at(a, row, head);
-    moei_real_store(a->dtype, a->delta, row * a->heads + head, dot(a, a->dout, at, a->out, at));
+    moei_real_store(moei_wide(a->dtype), a->delta, row * a->heads + head, dot(a, a->dout, at, a->out, at));
     double acc[MOEI_HEAD_DIM_MAX] = {0};
     for (int64_t j = 0; j <= row % a->q_len; ++j) {
         double p, ds = weight_grad(a, row, key0 + j, head, &p);

@@ -13,7 +13,7 @@ static void token_task(void *arg, int64_t t, void *scratch) {
         for (int64_t slot = t * args->top_k; slot < (t + 1) * args->top_k; ++slot) {
             int64_t r = args->row_of[slot];
             if (r < 0) continue;
-            double w = args->weight ? moei_real_load(args->dtype, args->weight, slot) : 1;
+            double w = args->weight ? moei_real_load(moei_wide(args->dtype), args->weight, slot) : 1;
             sum += w * moei_real_load(args->dtype, args->rows, r * args->ld_rows + j);
         }
         moei_real_store(args->dtype, args->out, at, sum);

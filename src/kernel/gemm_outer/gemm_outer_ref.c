@@ -19,11 +19,12 @@ static void row_task(void *arg, int64_t task, void *scratch) {
     const moe_gemm_outer_args *args = arg;
     int32_t g = (int32_t)(task / args->m);
     int64_t i = task % args->m;
+    moe_dtype dtype = args->c_wide ? moei_wide(args->dtype) : args->dtype;
     (void)scratch;
     for (int64_t j = 0; j < args->n; ++j) {
         int64_t at = g * args->c_group + i * args->ldc + j;
-        double old = args->accumulate ? moei_real_load(args->dtype, args->c, at) : 0;
-        moei_real_store(args->dtype, args->c, at, old + product(args, g, i, j));
+        double old = args->accumulate ? moei_real_load(dtype, args->c, at) : 0;
+        moei_real_store(dtype, args->c, at, old + product(args, g, i, j));
     }
 }
 

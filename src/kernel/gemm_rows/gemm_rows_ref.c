@@ -18,10 +18,11 @@ static double product(const moe_gemm_rows_args *args, int32_t g, int64_t r, int6
 }
 
 static void store_row(const moe_gemm_rows_args *args, int32_t g, int64_t r) {
+    moe_dtype dtype = args->c_wide ? moei_wide(args->dtype) : args->dtype;
     for (int64_t j = 0; j < args->n; ++j) {
         int64_t at = r * args->ldc + j;
-        double old = args->accumulate ? moei_real_load(args->dtype, args->c, at) : 0;
-        moei_real_store(args->dtype, args->c, at, old + product(args, g, r, j));
+        double old = args->accumulate ? moei_real_load(dtype, args->c, at) : 0;
+        moei_real_store(dtype, args->c, at, old + product(args, g, r, j));
     }
 }
 
@@ -40,7 +41,8 @@ static void act_row(const moe_gemm_rows_args *args, int32_t g, int64_t r) {
 
 static void act_grad_row(const moe_gemm_rows_args *args, int32_t g, int64_t r) {
     bool gated = moe_act_gated(args->act);
-    double w = args->row_weight ? moei_real_load(args->dtype, args->row_weight, r) : 1, dweight = 0;
+    moe_dtype wide = moei_wide(args->dtype);
+    double w = args->row_weight ? moei_real_load(wide, args->row_weight, r) : 1, dweight = 0;
     for (int64_t j = 0; j < args->n; ++j) {
         int64_t gate_at = r * args->ldz + j, up_at = gate_at + args->n;
         double da = product(args, g, r, j), gate = moei_real_load(args->dtype, args->z, gate_at);
@@ -51,7 +53,7 @@ static void act_grad_row(const moe_gemm_rows_args *args, int32_t g, int64_t r) {
         moei_real_store(args->dtype, args->wa, r * args->ldwa + j, w * act.value);
         dweight += da * act.value;
     }
-    if (args->dweight) moei_real_store(args->dtype, args->dweight, r, dweight);
+    if (args->dweight) moei_real_store(wide, args->dweight, r, dweight);
 }
 
 static void row_task(void *arg, int64_t task, void *scratch) {

@@ -1,5 +1,5 @@
 /* rmsnorm_ref.c: the oracle of RMS normalisation, forward and backward.
- * x, y, dy, dx [rows, n], gain, dgain [n], inv_rms [rows]; f32 or f64 in f64 arithmetic.
+ * x, y, dy, dx [rows, n], gain, dgain [n], inv_rms [rows]; any dtype in f64 arithmetic.
  * Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
  */
 #include <math.h>
@@ -32,7 +32,7 @@ static void forward_rows(void *arg, int64_t task, void *scratch) {
             double x = moei_real_load(a->dtype, a->x, r * a->n + i);
             moei_real_store(a->dtype, a->y, r * a->n + i, x * inv * moei_real_load(a->dtype, a->gain, i));
         }
-        if (a->inv_rms) moei_real_store(a->dtype, a->inv_rms, r, inv);
+        if (a->inv_rms) moei_real_store(moei_wide(a->dtype), a->inv_rms, r, inv);
     }
 }
 
@@ -46,7 +46,7 @@ static void backward_rows(void *arg, int64_t task, void *scratch) {
     (void)scratch;
     int64_t end = min_i64(a->rows, (task + 1) * ROW_BLOCK);
     for (int64_t r = task * ROW_BLOCK; r < end; ++r) {
-        double inv = moei_real_load(a->dtype, a->inv_rms, r), dot = 0.0;
+        double inv = moei_real_load(moei_wide(a->dtype), a->inv_rms, r), dot = 0.0;
         for (int64_t i = 0; i < a->n; ++i)
             dot += moei_real_load(a->dtype, a->gain, i) * moei_real_load(a->dtype, a->dy, r * a->n + i) *
                    moei_real_load(a->dtype, a->x, r * a->n + i);
@@ -67,16 +67,16 @@ static void backward_columns(void *arg, int64_t task, void *scratch) {
     (void)scratch;
     int64_t first = task * COLUMN_BLOCK, count = min_i64(a->n - first, COLUMN_BLOCK);
     double sum[COLUMN_BLOCK] = {0};
+    moe_dtype wide = moei_wide(a->dtype);
     for (int64_t r = 0; r < a->rows; ++r) {
-        double inv = moei_real_load(a->dtype, a->inv_rms, r);
+        double inv = moei_real_load(wide, a->inv_rms, r);
         for (int64_t i = 0; i < count; ++i) {
             int64_t at = r * a->n + first + i;
             sum[i] += moei_real_load(a->dtype, a->dy, at) * moei_real_load(a->dtype, a->x, at) * inv;
         }
     }
     for (int64_t i = 0; i < count; ++i)
-        moei_real_store(a->dtype, a->dgain, first + i,
-                        moei_real_load(a->dtype, a->dgain, first + i) + sum[i]);
+        moei_real_store(wide, a->dgain, first + i, moei_real_load(wide, a->dgain, first + i) + sum[i]);
 }
 
 /* dgain first: dx may overwrite dy. */

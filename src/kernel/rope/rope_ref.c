@@ -1,5 +1,5 @@
 /* rope_ref.c: the oracle of the rotary position embedding, in place, and of its inverse.
- * x [rows, heads, head_dim] with row stride ldx, position [rows]; f32 or f64 in f64 arithmetic.
+ * x [rows, heads, head_dim] with row stride ldx, position [rows]; any dtype in f64 arithmetic.
  * Source: Su et al. 2021, "RoFormer", eq. 34, with the halves layout of GPT-NeoX.
  */
 #include <math.h>

@@ -1,5 +1,5 @@
 /* sum_squares_ref.c: the oracle of the sum of squares of n numbers, for gradient norms.
- * x [n], f32 or f64; sums in f64.
+ * x [n], any dtype; sums in f64.
  * Blocks of 16384 are summed apart and then added in order, so any number of threads agrees.
  */
 #include "core/real.h"

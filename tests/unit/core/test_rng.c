@@ -3,6 +3,7 @@
  */
 #include "support/layer_fixture.h"
 
+#include "core/real.h"
 #include "core/rng.h"
 
 static void known_answers(void **state) {
@@ -84,12 +85,29 @@ static void both_dtypes_and_any_length_agree(void **state) {
     assert_memory_equal(prefix, narrow, sizeof prefix);
 }
 
+/* Ties go to the even neighbour, infinities and NaN stay what they are, every bf16 comes back as it was. */
+static void bf16_rounds_to_nearest_even(void **state) {
+    (void)state;
+    assert_int_equal(moei_bf16_round(1.0F), 0x3f80);
+    assert_int_equal(moei_bf16_round(1.0F + 0x1p-8F), 0x3f80);
+    assert_int_equal(moei_bf16_round(1.0F + 0x1p-8F + 0x1p-20F), 0x3f81);
+    assert_int_equal(moei_bf16_round(1.0F + 0x3p-8F), 0x3f82);
+    assert_int_equal(moei_bf16_round(-1.0F - 0x3p-8F), 0xbf82);
+    assert_int_equal(moei_bf16_round(3.4e38F), 0x7f80);
+    assert_true(isnan(moei_bf16_value(moei_bf16_round(NAN))));
+    for (uint32_t bits = 0; bits <= 0xffff; ++bits) {
+        float value = moei_bf16_value((uint16_t)bits);
+        if (!isnan(value)) assert_int_equal(moei_bf16_round(value), bits);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(known_answers),
         cmocka_unit_test(every_part_of_the_key_counts),
         cmocka_unit_test(normals_have_their_moments),
         cmocka_unit_test(both_dtypes_and_any_length_agree),
+        cmocka_unit_test(bf16_rounds_to_nearest_even),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -57,7 +57,7 @@ static void test_gemm_rows(void **state) {
                                .ldc = 4};
     assert_int_equal(moe_gemm_rows(ctx, &good), MOE_OK);
     WRONG(moe_gemm_rows, good, dtype, (moe_dtype)7,
-          "moe_gemm_rows: dtype is 7; it must be MOE_F32 or MOE_F64");
+          "moe_gemm_rows: dtype is 7; it must be MOE_F32, MOE_F64 or MOE_BF16");
     WRONG(moe_gemm_rows, good, n_groups, -1, "n_groups is -1");
     WRONG(moe_gemm_rows, good, offset, NULL, "offset is NULL");
     WRONG(moe_gemm_rows, good, offset, falling, "offset[2] is 1; it must be at least 2");
