@@ -13,7 +13,7 @@ int main(void) {
     moe_layer_desc desc = {
         .size = sizeof desc, .d_model = D, .num_experts = 8, .top_k = 2, .expert_hidden_size = 128};
     moe_layer *layer = NULL;
-    moe_stats stats;
+    moe_stats stats = {.size = sizeof stats};
     moe_random_normal(1, MOE_DRAW_TEST, 0, 0, MOE_F32, x, T * D, 1.0);
     moe_mat in = {.data = x, .rows = T, .cols = D}, out = {.data = y, .rows = T, .cols = D};
     if (moe_layer_create(ctx, &desc, &layer) != MOE_OK || moe_layer_reserve(layer, T, MOE_INFER) != MOE_OK ||

@@ -30,7 +30,7 @@ static double compare(const float *y, const float *wanted, float *dy) {
 
 static moe_status descend(moe_layer *layer, float rate) {
     for (int32_t p = 0; p < moe_layer_param_count(layer); ++p) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         moe_status status = moe_layer_param(layer, p, &param);
         if (status != MOE_OK) return status;
         float *value = param.value;
@@ -44,7 +44,7 @@ static moe_status train(moe_layer *layer, double *first, double *last) {
     static float x[T * D], y[T * D], wanted[T * D], dy[T * D];
     const moe_mat in = {.data = x, .rows = T, .cols = D}, out = {.data = y, .rows = T, .cols = D};
     const moe_mat dout = {.data = dy, .rows = T, .cols = D}, no_dx = {.rows = T, .cols = D};
-    moe_stats stats;
+    moe_stats stats = {.size = sizeof stats};
     make_toy(x, wanted);
     for (int step = 0; step < STEPS; ++step) {
         const moe_call call = {.size = sizeof call, .mode = MOE_TRAIN, .step = (uint64_t)step};

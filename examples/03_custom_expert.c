@@ -22,6 +22,7 @@ static moe_status mlp3_param(const void *self, int32_t index, moe_param *param) 
     const int64_t E = m->desc.n_experts, d = m->desc.d_in, n = m->desc.d_hidden;
     const int64_t from[LAYERS] = {d, n, n}, to[LAYERS] = {n, n, d};
     *param = (moe_param){
+        .size = sizeof *param,
         .name = name[index],
         .dtype = m->desc.dtype,
         .n_dim = 3,
@@ -33,7 +34,7 @@ static moe_status mlp3_param(const void *self, int32_t index, moe_param *param) 
 }
 
 static int64_t numbers(const mlp3 *m, int32_t index) {
-    moe_param param;
+    moe_param param = {.size = sizeof param};
     mlp3_param(m, index, &param);
     return param.dim[0] * param.dim[1] * param.dim[2];
 }
@@ -87,7 +88,7 @@ static size_t mlp3_scratch_bytes(const void *self, int64_t max_rows, moe_mode mo
 /* C[R,to] = A[R,from] W, or with `transposed` C[R,from] = A[R,to] W^T; what follows is in `rest`. */
 static moe_status product(const mlp3 *m, const moe_expert_io *io, int32_t index, bool transposed,
                           const void *a, moe_gemm_rows_args rest) {
-    moe_param w;
+    moe_param w = {.size = sizeof w};
     mlp3_param(m, index, &w);
     rest.dtype = w.dtype;
     rest.n_groups = io->n_experts;
@@ -106,7 +107,7 @@ static moe_status product(const mlp3 *m, const moe_expert_io *io, int32_t index,
 /* dW += A^T dC of every expert. */
 static moe_status weight_gradient(const mlp3 *m, const moe_expert_io *io, int32_t index, const void *a,
                                   const void *dc) {
-    moe_param w;
+    moe_param w = {.size = sizeof w};
     mlp3_param(m, index, &w);
     const moe_gemm_outer_args args = {.dtype = w.dtype,
                                       .n_groups = io->n_experts,
@@ -188,7 +189,7 @@ static moe_status compare_gradient(moe_layer *layer, double *backward, double *d
     const moe_mat dout = {.data = dy, .rows = T, .cols = D}, din = {.data = dx, .rows = T, .cols = D};
     moe_random_normal(1, MOE_DRAW_TEST, 0, 0, MOE_F32, x, T * D, 1.0);
     moe_random_normal(1, MOE_DRAW_TEST, 1, 0, MOE_F32, dy, T * D, 1.0);
-    moe_param w;
+    moe_param w = {.size = sizeof w};
     double above = 0, below = 0;
     moe_status status = moe_layer_param_by_name(layer, "experts.second.weight", &w);
     if (status == MOE_OK) status = objective(layer, in, out, dy, &above);

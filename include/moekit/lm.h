@@ -54,7 +54,7 @@ typedef struct moe_lm_info {
     int64_t params_total;  /* all numbers of the model */
     int64_t params_active; /* those one token meets: K of E experts */
 } moe_lm_info;
-MOE_API void moe_lm_get_info(const moe_lm *lm, moe_lm_info *info);
+MOE_API moe_status moe_lm_get_info(const moe_lm *lm, moe_lm_info *info);
 /* The layer of block `index`, for its load, routing and parameters. */
 MOE_API moe_layer *moe_lm_layer(moe_lm *lm, int32_t index);
 /* What the layer of block `index` told about the last forward (moe_lm_loss or moe_lm_logits). */

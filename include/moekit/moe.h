@@ -9,6 +9,9 @@
  *     would be right. The library never aborts, exits or prints.
  *   - descriptors start with their own size; a zero field means its default, so
  *     `moe_layer_desc desc = {.size = sizeof desc, .d_model = 64, ...}` is complete.
+ *   - output structs start with their size too, and the caller sets it: `moe_stats stats = {.size =
+ *     sizeof stats}`. No more than that many bytes are written, so a caller built with an older header
+ *     keeps working; what a library does not know of a newer one is zero.
  *   - outputs are written only on success, unless a call says otherwise.
  *   - a handle, a descriptor or an output may be NULL only where its call says so.
  *   - `*_reserve` allocates; no call after it does.
@@ -355,6 +358,7 @@ MOE_API void moe_layer_zero_grad(moe_layer *layer);
  * [l,d_out], "output.bias" [d_out]. Unequal experts have the number of the first of each run of equals:
  * "experts.3.up.weight". A custom expert names its own. */
 typedef struct moe_param {
+    size_t size;
     const char *name;
     moe_dtype dtype;
     int32_t n_dim;
@@ -374,6 +378,7 @@ MOE_API moe_status moe_layer_end_step(moe_layer *layer, const int64_t *counts);
 
 /* 7. What the router did in the last forward. Pointers are the layer's, valid until the next. */
 typedef struct moe_routing_view {
+    size_t size;
     int64_t n_tokens;
     int32_t n_experts;
     /* K: slots of a token: desc.top_k; E of expert_choice (slot e: expert e); 4 of two levels. */

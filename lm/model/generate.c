@@ -9,7 +9,7 @@
 #include <string.h>
 
 static moe_status check(moe_lm *lm, const int32_t *prompt, int64_t n_prompt, int64_t n_new,
-                        const moe_lm_sampler *sampler, moe_lm_token_fn on_token) {
+                        const moe_lm_sampler *sampler, moe_lm_token_fn on_token, moe_lm_sampler *ours) {
     if (!prompt || n_prompt < 1)
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "the prompt is empty: give at least one token");
     if (n_new < 0)
@@ -21,7 +21,8 @@ static moe_status check(moe_lm *lm, const int32_t *prompt, int64_t n_prompt, int
         if (prompt[i] < 0 || prompt[i] >= lm->vocab)
             return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "prompt[%lld] is %d, outside 0 .. %lld",
                                 (long long)i, prompt[i], (long long)lm->vocab - 1);
-    return moelm_sampler_check(lm->ctx, sampler);
+    MOEI_TRY(moei_ctx_desc_read(lm->ctx, ours, sizeof *ours, sampler, "moe_lm_sampler"));
+    return moelm_sampler_check(lm->ctx, ours);
 }
 
 /* The prompt's end that fits the window. */
@@ -64,7 +65,8 @@ static moe_status read_window(moe_lm *lm, int64_t n) {
 
 moe_status moe_lm_generate(moe_lm *lm, const int32_t *prompt, int64_t n_prompt, int64_t n_new,
                            const moe_lm_sampler *sampler, moe_lm_token_fn on_token, void *user) {
-    MOEI_TRY(check(lm, prompt, n_prompt, n_new, sampler, on_token));
+    moe_lm_sampler ours;
+    MOEI_TRY(check(lm, prompt, n_prompt, n_new, sampler, on_token, &ours));
     int64_t longest = n_prompt < lm->context - n_new ? n_prompt + n_new : lm->context;
     MOEI_TRY(moe_lm_reserve(lm, 1, longest, MOE_INFER));
     MOEI_TRY(moelm_reserve_cache(lm, longest));
@@ -73,8 +75,7 @@ moe_status moe_lm_generate(moe_lm *lm, const int32_t *prompt, int64_t n_prompt, 
         int32_t token;
         MOEI_TRY(read_window(lm, n));
         uint64_t position = (uint64_t)(n_prompt + i);
-        MOEI_TRY(
-            moelm_sample(lm->ctx, sampler, position, lm->cache.logits, lm->vocab, lm->cache.heap, &token));
+        MOEI_TRY(moelm_sample(lm->ctx, &ours, position, lm->cache.logits, lm->vocab, lm->cache.heap, &token));
         if (!on_token(user, token)) return MOE_OK;
         n = append(lm, n, token);
     }

@@ -106,7 +106,7 @@ static moe_status add_layer_entries(moe_lm *lm, const char *prefix, moe_layer *l
     char ffn[MOELM_NAME];
     snprintf(ffn, sizeof ffn, "%sffn.", prefix);
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         MOEI_TRY(moe_layer_param(layer, i, &param));
         if (strlen(ffn) + strlen(param.name) >= MOELM_NAME)
             return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
@@ -233,8 +233,7 @@ moe_status moe_lm_layer_stats(const moe_lm *lm, int32_t index, moe_stats *stats)
     if (index < 0 || index >= lm->n_layers)
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "layer %d is outside 0 .. %d", index,
                             lm->n_layers - 1);
-    *stats = lm->blocks[index].stats;
-    return MOE_OK;
+    return moei_ctx_desc_write(lm->ctx, stats, &lm->blocks[index].stats, sizeof *stats, "moe_stats");
 }
 
 int32_t moe_lm_param_count(const moe_lm *lm) {
@@ -246,21 +245,20 @@ moe_status moe_lm_param(const moe_lm *lm, int32_t index, moe_param *param) {
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "parameter %d: the model has %d", index,
                             lm->n_entries);
     const moelm_entry *entry = &lm->entries[index];
-    if (entry->layer) {
-        MOEI_TRY(moe_layer_param(entry->layer, entry->param, param));
-        param->name = entry->name;
-        return MOE_OK;
-    }
     const moelm_tensor *t = entry->tensor;
-    *param = (moe_param){
-        .name = entry->name,
-        .dtype = MOE_F32,
-        .n_dim = t->n_dim,
-        .dim = {t->dim[0], t->dim[1]},
-        .value = t->value,
-        .grad = t->grad
-    };
-    return MOE_OK;
+    moe_param found = {.size = sizeof found};
+    if (entry->layer)
+        MOEI_TRY(moe_layer_param(entry->layer, entry->param, &found));
+    else
+        found = (moe_param){
+            .dtype = MOE_F32,
+            .n_dim = t->n_dim,
+            .dim = {t->dim[0], t->dim[1]},
+            .value = t->value,
+            .grad = t->grad
+        };
+    found.name = entry->name;
+    return moei_ctx_desc_write(lm->ctx, param, &found, sizeof found, "moe_param");
 }
 
 void moe_lm_zero_grad(moe_lm *lm) {
@@ -287,9 +285,8 @@ static int64_t active_of(const moelm_entry *entry, const moe_param *param) {
     return n / desc->num_experts * (levels ? 4 : desc->top_k);
 }
 
-void moe_lm_get_info(const moe_lm *lm, moe_lm_info *info) {
+moe_status moe_lm_get_info(const moe_lm *lm, moe_lm_info *info) {
     moe_lm_info full = {
-        .size = info->size,
         .vocab_size = lm->vocab,
         .d_model = lm->d,
         .context = lm->context,
@@ -299,11 +296,10 @@ void moe_lm_get_info(const moe_lm *lm, moe_lm_info *info) {
         .head_dim = lm->head_dim,
     };
     for (int32_t i = 0; i < lm->n_entries; ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         if (moe_lm_param(lm, i, &param) != MOE_OK || param.buffer) continue;
         full.params_total += numbers_of(&param);
         full.params_active += active_of(&lm->entries[i], &param);
     }
-    size_t bytes = info->size < sizeof full ? info->size : sizeof full;
-    memcpy(info, &full, bytes);
+    return moei_ctx_desc_write(lm->ctx, info, &full, sizeof full, "moe_lm_info");
 }

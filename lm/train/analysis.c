@@ -101,7 +101,7 @@ static void count_token(moelm_analysis *a, int32_t l, const moe_routing_view *vi
 }
 
 static moe_status count_layer(moelm_analysis *a, moe_lm *lm, int32_t l, const moelm_windows *w) {
-    moe_routing_view view;
+    moe_routing_view view = {.size = sizeof view};
     moe_stats stats = {.size = sizeof stats};
     MOEI_TRY(moe_layer_routing(moe_lm_layer(lm, l), &view));
     MOEI_TRY(moe_lm_layer_stats(lm, l, &stats));

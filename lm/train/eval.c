@@ -2,7 +2,7 @@
  * Every byte is predicted once (score.h); analysis and traces ride on the same forwards.
  * Source: docs/run-directory.md, docs/routes.md.
  */
-#include "core/status.h"
+#include "core/ctx.h"
 #include "format/json.h"
 #include "model/model.h"
 #include "train/analysis.h"
@@ -99,16 +99,15 @@ moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_opti
     static const moe_lm_eval_options all = {.size = sizeof all};
     moe_error error;
     moelm_text text;
+    moe_lm_eval_options ours;
     moe_lm_eval_result found;
-    if (!options) options = &all;
-    if (options->size != sizeof *options)
-        return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
-                            "moe_lm_eval_options.size is %zu; set it to sizeof(moe_lm_eval_options) = %zu",
-                            options->size, sizeof *options);
-    if (options->max_bytes < 0 || options->max_bytes == 1)
+    MOEI_TRY(
+        moei_ctx_desc_read(lm->ctx, &ours, sizeof ours, options ? options : &all, "moe_lm_eval_options"));
+    MOEI_TRY(moei_ctx_desc_check_out(lm->ctx, result, sizeof *result, "moe_lm_eval_result"));
+    if (ours.max_bytes < 0 || ours.max_bytes == 1)
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
                             "moe_lm_eval_options.max_bytes is %lld; it is 2 or more, or 0 for the whole text",
-                            (long long)options->max_bytes);
+                            (long long)ours.max_bytes);
     if (lm->vocab != 256)
         return moe_ctx_fail(
             lm->ctx, MOE_ERR_UNSUPPORTED,
@@ -116,12 +115,12 @@ moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_opti
             "256",
             (long long)lm->vocab);
     if (moelm_text_open(text_path, "text", 2, &text, &error) != MOE_OK) return moelm_fail(lm->ctx, &error);
-    evaluation e = {.lm = lm, .options = options, .text = &text};
+    evaluation e = {.lm = lm, .options = &ours, .text = &text};
     moe_status status = evaluate(&e, text_path, &found);
     moelm_routes_destroy(&e.replay);
     moelm_routes_destroy(&e.recorded);
     moelm_analysis_destroy(e.analysis);
     moelm_text_close(&text);
-    if (status == MOE_OK) *result = found;
-    return status;
+    MOEI_TRY(status);
+    return moei_ctx_desc_write(lm->ctx, result, &found, sizeof found, "moe_lm_eval_result");
 }

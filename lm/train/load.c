@@ -44,7 +44,7 @@ moe_status moelm_load_add_forward(moelm_load *load, moe_lm *lm, moe_error *error
     for (int32_t l = 0; l < load->n_layers; ++l) {
         int32_t n_experts = moelm_load_experts(load, l);
         if (n_experts == 0) continue;
-        moe_routing_view view;
+        moe_routing_view view = {.size = sizeof view};
         moe_status status = moe_layer_routing(moe_lm_layer(lm, l), &view);
         if (status != MOE_OK)
             return moei_error_set(error, status, "layer %d does not tell what it routed", l);

@@ -29,7 +29,7 @@ static moe_status carve(moei_arena *arena, const moe_lm *lm, moelm_optimizer *op
     size_t n = (size_t)optimizer->count;
     moelm_slot *slot = moei_arena_take(arena, n * sizeof *slot);
     for (int32_t i = 0; i < optimizer->count; ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         MOEI_TRY(moe_lm_param(lm, i, &param));
         size_t bytes = (size_t)n_numbers(&param) * moe_dtype_bytes(param.dtype);
         void *m = param.grad ? moei_arena_take(arena, bytes) : NULL;

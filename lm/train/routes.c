@@ -70,7 +70,7 @@ moe_status moelm_routes_add(void *user, moe_lm *lm, const moelm_windows *w) {
     const int64_t row = w->first * w->length;
     for (int32_t l = 0; l < routes->n_layers; ++l) {
         if (routes->layer[l].slots == 0) continue;
-        moe_routing_view view;
+        moe_routing_view view = {.size = sizeof view};
         MOEI_TRY(moe_layer_routing(moe_lm_layer(lm, l), &view));
         const size_t n = (size_t)(view.n_tokens * view.top_k);
         memcpy(experts_at(routes, l, row), view.expert, n * sizeof(int32_t));

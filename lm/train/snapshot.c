@@ -116,7 +116,7 @@ static moe_status copy_params(const char *path, const moe_lm *from, const moelm_
         return moei_error_set(error, MOE_ERR_INPUT, "%s: holds another model (%d parameters, not %d)", path,
                               moe_lm_param_count(from), to->count);
     for (int32_t i = 0; i < to->count; ++i) {
-        moe_param source;
+        moe_param source = {.size = sizeof source};
         const moe_param *target = &to->slot[i].param;
         MOEI_TRY(from_ctx(to, moe_lm_param(from, i, &source), error));
         if (!same_shape(&source, target))

@@ -17,11 +17,6 @@
 
 static moe_status check(moelm_trainer *t) {
     const moe_lm_config *config = t->config;
-    if (t->options->size != sizeof *t->options)
-        return moei_error_set(
-            &t->error, MOE_ERR_ARGUMENT,
-            "moe_lm_train_options.size is %zu; set it to sizeof(moe_lm_train_options) = %zu",
-            t->options->size, sizeof *t->options);
     if (t->options->resume && t->options->move_old)
         return moei_error_set(
             &t->error, MOE_ERR_ARGUMENT,
@@ -126,7 +121,9 @@ static moe_status train(moelm_trainer *t) {
 }
 
 moe_status moe_lm_train(moe_ctx *ctx, const moe_lm_config *config, const moe_lm_train_options *options) {
-    moelm_trainer t = {.ctx = ctx, .config = config, .options = options, .dir = {.lock = -1}};
+    moe_lm_train_options ours;
+    moelm_trainer t = {.ctx = ctx, .config = config, .options = &ours, .dir = {.lock = -1}};
+    MOEI_TRY(moei_ctx_desc_read(ctx, &ours, sizeof ours, options, "moe_lm_train_options"));
     moe_status status = train(&t);
     moelm_run_log_close(t.log);
     moelm_run_dir_release(&t.dir);

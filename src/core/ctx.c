@@ -41,6 +41,18 @@ moe_status moei_ctx_desc_read(moe_ctx *ctx, void *ours, size_t our_size, const v
     return status == MOE_OK ? MOE_OK : moe_ctx_fail(ctx, status, "%s", error.text);
 }
 
+moe_status moei_ctx_desc_check_out(moe_ctx *ctx, const void *out, size_t our_size, const char *name) {
+    moe_error error;
+    moe_status status = moei_desc_check_out(out, our_size, name, &error);
+    return status == MOE_OK ? MOE_OK : moe_ctx_fail(ctx, status, "%s", error.text);
+}
+
+moe_status moei_ctx_desc_write(moe_ctx *ctx, void *out, const void *ours, size_t our_size, const char *name) {
+    moe_error error;
+    moe_status status = moei_desc_write(out, ours, our_size, name, &error);
+    return status == MOE_OK ? MOE_OK : moe_ctx_fail(ctx, status, "%s", error.text);
+}
+
 void moei_log(const moe_ctx *ctx, moe_log_level level, const char *format, ...) {
     if (!ctx->desc.log) return;
     char text[600];

@@ -30,8 +30,10 @@ struct moe_ctx {
     moe_error error;
 };
 
-/* moei_desc_read (desc.h) for those who have a context. */
+/* desc.h for those who have a context. */
 moe_status moei_ctx_desc_read(moe_ctx *ctx, void *ours, size_t our_size, const void *given, const char *name);
+moe_status moei_ctx_desc_check_out(moe_ctx *ctx, const void *out, size_t our_size, const char *name);
+moe_status moei_ctx_desc_write(moe_ctx *ctx, void *out, const void *ours, size_t our_size, const char *name);
 
 void moei_log(const moe_ctx *ctx, moe_log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -1,4 +1,4 @@
-/* desc.h: reading a descriptor that may be older or newer than this library. */
+/* desc.h: reading and writing structs of a caller who may be older or newer than this library. */
 #ifndef MOEI_DESC_H
 #define MOEI_DESC_H
 
@@ -8,5 +8,11 @@
  * comes from an older header: what it lacks is zero, the default. A larger one comes from a newer header and
  * is taken while all that we do not know is zero. `name` is the type's, for the text. */
 moe_status moei_desc_read(void *ours, size_t our_size, const void *given, const char *name, moe_error *error);
+
+/* Whether an output struct says its size, so that a call can refuse it before it works. */
+moe_status moei_desc_check_out(const void *out, size_t our_size, const char *name, moe_error *error);
+/* Copies `ours` into the caller's output struct, whose first field is its size and stays: no more than that
+ * many bytes are written; those of a larger one that we do not know become zero. */
+moe_status moei_desc_write(void *out, const void *ours, size_t our_size, const char *name, moe_error *error);
 
 #endif

@@ -139,7 +139,7 @@ static moe_status name_params(mixed *m) {
     for (int32_t i = 0; i < m->n_params; ++i) {
         int32_t index = i;
         const part *p = owner_of(m, &index);
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         MOEI_TRY(p->ops->param(p->self, index, &param));
         snprintf(m->name[i], sizeof *m->name, "%d.%s", p->first, param.name);
     }

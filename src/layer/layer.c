@@ -58,7 +58,7 @@ static moe_status create_gate(moe_layer *layer) {
 static moe_status list_params(moe_layer *layer, moei_experts *experts) {
     const int32_t count = experts->ops->param_count(experts->self);
     for (int32_t i = 0; i < count; ++i) {
-        moe_param param = {.n_dim = 0};
+        moe_param param = {.size = sizeof param};
         moei_layer_param *entry = moei_layer_new_param(layer);
         if (!entry) return MOE_ERR_MEMORY;
         MOEI_TRY(experts->ops->param(experts->self, i, &param));

@@ -122,6 +122,7 @@ moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_c
     moe_call call;
     moe_draws draws;
     MOEI_TRY(read_call(layer, given, &call, &draws));
+    if (stats) MOEI_TRY(moei_ctx_desc_check_out(layer->ctx, stats, sizeof *stats, "moe_stats"));
     MOEI_TRY(check_forward(layer, x, y, &call));
     MOEI_TRY(moei_layer_call_check(layer, &call, call.draws ? &draws : NULL));
     if (call.draws) layer->draws = draws; /* kept: backward reads them again */
@@ -130,15 +131,14 @@ moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_c
     layer->has_routing = layer->can_backward = false;
     y = moei_with_stride(y);
     const moei_scratch s = moei_layer_scratch(layer, x.rows, layer->batch.mode);
-    moe_stats measured = {.size = sizeof measured, .n_tokens = layer->batch.n_valid};
+    moe_stats measured = {.n_tokens = layer->batch.n_valid};
 
     if (layer->experts.ops) MOEI_TRY(route_and_plan(layer, &s));
     MOEI_TRY(moei_layer_experts_forward(layer, &s, y));
     if (layer->experts.ops && (stats || layer->batch.mode == MOE_TRAIN)) measure_losses(layer, &s, &measured);
     layer->has_routing = true;
     layer->can_backward = layer->batch.mode == MOE_TRAIN;
-    if (stats) *stats = measured;
-    return MOE_OK;
+    return stats ? moei_ctx_desc_write(layer->ctx, stats, &measured, sizeof measured, "moe_stats") : MOE_OK;
 }
 
 moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
@@ -146,7 +146,7 @@ moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
         return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED, "routing: this layer has no routed experts");
     if (!layer->has_routing)
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE, "routing: no forward has succeeded since the reserve");
-    *view =
+    const moe_routing_view seen =
         (moe_routing_view){.n_tokens = layer->routing.n_tokens,
                            .n_experts = layer->routing.n_experts,
                            .top_k = layer->routing.top_k,
@@ -159,5 +159,5 @@ moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
                            .row_of = layer->plan.row_of,
                            .routed = layer->plan.routed,
                            .kept = layer->plan.kept};
-    return MOE_OK;
+    return moei_ctx_desc_write(layer->ctx, view, &seen, sizeof seen, "moe_routing_view");
 }

@@ -44,15 +44,14 @@ moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *par
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "parameter %d: this layer has 0 .. %d", index,
                             layer->n_params - 1);
     const moei_layer_param *entry = &layer->param[index];
-    moe_param found;
+    moe_param found = {.size = sizeof found};
     if (entry->experts)
         MOEI_TRY(entry->experts->ops->param(entry->experts->self, entry->index, &found));
     else
         found = entry->own;
     found.name = entry->name;
     found.grad = entry->grad;
-    *param = found;
-    return MOE_OK;
+    return moei_ctx_desc_write(layer->ctx, param, &found, sizeof found, "moe_param");
 }
 
 moe_status moe_layer_param_by_name(const moe_layer *layer, const char *name, moe_param *param) {

@@ -335,7 +335,7 @@ static void compare_bias(golden_case *c, automodel *run, moe_layer *layer) {
         golden_set_params(c, layer, bias_only, COUNT(bias_only));
         counts = run->pass.view.routed;
     }
-    moe_param bias;
+    moe_param bias = {.size = sizeof bias};
     if (moe_layer_end_step(layer, counts) != MOE_OK ||
         moe_layer_param_by_name(layer, "gate.selection_bias", &bias) != MOE_OK) {
         golden_fail(c, "bias update: %s", moe_ctx_error(c->ctx));

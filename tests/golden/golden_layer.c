@@ -18,7 +18,7 @@ static int64_t count_of(const moe_param *param) {
 /* Parameters start as NaN, so that one which nobody sets is found. */
 static void forget_params(moe_layer *layer) {
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         if (moe_layer_param(layer, i, &param) != MOE_OK || param.buffer) continue;
         float *value = param.value;
         for (int64_t j = 0; j < count_of(&param); ++j) value[j] = NAN;
@@ -78,7 +78,7 @@ static int64_t place(const piece *p, int form, int64_t i) {
 
 static bool are_params_set(golden_case *c, moe_layer *layer) {
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         if (moe_layer_param(layer, i, &param) != MOE_OK) continue;
         const float *value = param.value;
         int64_t j = 0, count = count_of(&param);
@@ -92,7 +92,7 @@ bool golden_set_params(golden_case *c, moe_layer *layer, const golden_param *tab
     if (c->failed) return false;
     for (size_t i = 0; i < count; ++i) {
         const golden_tensor *recorded = golden_find(c, table[i].recorded);
-        piece p;
+        piece p = {.param = {.size = sizeof p.param}};
         if (!recorded || !find_piece(c, layer, &table[i], recorded->count, &p)) continue;
         float *value = p.param.value;
         for (int64_t j = 0; j < recorded->count; ++j)
@@ -102,7 +102,7 @@ bool golden_set_params(golden_case *c, moe_layer *layer, const golden_param *tab
 }
 
 void golden_zero_param(golden_case *c, moe_layer *layer, const char *name) {
-    moe_param param;
+    moe_param param = {.size = sizeof param};
     if (moe_layer_param_by_name(layer, name, &param) != MOE_OK)
         golden_fail(c, "%s", moe_ctx_error(c->ctx));
     else
@@ -114,7 +114,7 @@ void golden_compare_grads(golden_case *c, moe_layer *layer, const golden_param *
         char name[200];
         snprintf(name, sizeof name, "d_%s", table[i].recorded);
         const golden_tensor *recorded = golden_find(c, name);
-        piece p;
+        piece p = {.param = {.size = sizeof p.param}};
         if (!recorded || !find_piece(c, layer, &table[i], recorded->count, &p)) continue;
         if (!p.param.grad) {
             golden_fail(c, "%s: parameter '%s' has no gradient", name, table[i].param);
@@ -128,7 +128,7 @@ void golden_compare_grads(golden_case *c, moe_layer *layer, const golden_param *
 }
 
 bool golden_identity_gate(golden_case *c, moe_layer *layer) {
-    moe_param gate;
+    moe_param gate = {.size = sizeof gate};
     if (c->failed) return false;
     if (moe_layer_param_by_name(layer, "gate.weight", &gate) != MOE_OK) {
         golden_fail(c, "%s", moe_ctx_error(c->ctx));
@@ -162,7 +162,7 @@ bool golden_forward(golden_case *c, moe_layer *layer, const moe_call *call, gold
     moe_mat x = narrow(c, pass->x, pass->n_tokens, pass->d_in);
     moe_mat y = narrow(c, NULL, pass->n_tokens, pass->d_out);
     pass->stats = (moe_stats){.size = sizeof pass->stats};
-    pass->view = (moe_routing_view){0};
+    pass->view = (moe_routing_view){.size = sizeof pass->view};
     if (moe_layer_forward(layer, x, y, call, &pass->stats) != MOE_OK ||
         moe_layer_routing(layer, &pass->view) != MOE_OK) {
         golden_fail(c, "forward: %s", moe_ctx_error(c->ctx));

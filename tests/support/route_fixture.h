@@ -26,7 +26,7 @@ static inline moe_mat golden_logits(int64_t T, int64_t E, const double *offset) 
 /* Takes over `logits`, f64. */
 static inline route_bench route_begin(moe_layer_desc desc, moe_mat logits) {
     route_bench b = {.ctx = test_ctx("ref", 2), .logits = logits};
-    moe_param gate;
+    moe_param gate = {.size = sizeof gate};
     desc.size = sizeof desc;
     desc.dtype = MOE_F64;
     desc.d_model = desc.num_experts = (int32_t)logits.cols;
@@ -41,6 +41,8 @@ static inline route_bench route_begin(moe_layer_desc desc, moe_mat logits) {
 }
 
 static inline void route_run(route_bench *b, const moe_call *call) {
+    b->stats.size = sizeof b->stats;
+    b->view.size = sizeof b->view;
     must(b->ctx, moe_layer_forward(b->layer, b->logits, b->y, call, &b->stats));
     must(b->ctx, moe_layer_routing(b->layer, &b->view));
 }
@@ -53,7 +55,7 @@ static inline void route_end(route_bench *b) {
 }
 
 static inline double *route_param(const route_bench *b, const char *name) {
-    moe_param param;
+    moe_param param = {.size = sizeof param};
     must(b->ctx, moe_layer_param_by_name(b->layer, name, &param));
     return param.value;
 }

@@ -149,7 +149,7 @@ static moe_status make_layer(bench *b) {
                                  .activation = p->activation,
                                  .aux_loss_coeff = 0.01f};
     moe_mat *const mats[] = {&b->x, &b->y, &b->dy, &b->dx};
-    moe_param gate;
+    moe_param gate = {.size = sizeof gate};
     moe_status status = moe_layer_create(b->ctx, &desc, &b->layer);
     if (status == MOE_OK) status = moe_layer_reserve(b->layer, p->n_tokens, MOE_TRAIN);
     if (status == MOE_OK) status = moe_layer_param_by_name(b->layer, "gate.weight", &gate);
@@ -191,7 +191,7 @@ static moe_status bench_layer(bench *b) {
 
 /* Where the layer's router sends the rows: offset[E+1] and, for every row, its token. */
 static moe_status copy_routing(const bench *b, int64_t *offset, int32_t *row_token) {
-    moe_routing_view view;
+    moe_routing_view view = {.size = sizeof view};
     moe_status status = moe_layer_routing(b->layer, &view);
     if (status != MOE_OK) return status;
     offset[0] = 0;

@@ -96,7 +96,7 @@ static bool same_results(const subject *a, const subject *b, determinism_row *ro
     bool same =
         same_bytes("y", a->y, b->y, a->T * a->d_out, row) && same_bytes("dx", a->dx, b->dx, a->T * a->d, row);
     for (int32_t i = 0; i < moe_layer_param_count(a->layer) && same; ++i) {
-        moe_param pa, pb;
+        moe_param pa = {.size = sizeof pa}, pb = {.size = sizeof pb};
         if (moe_layer_param(a->layer, i, &pa) != MOE_OK || moe_layer_param(b->layer, i, &pb) != MOE_OK)
             return false;
         if (!pa.grad) continue; /* a buffer, or a frozen router */

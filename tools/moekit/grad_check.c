@@ -37,13 +37,13 @@ static moe_mat out_view(const bench *b, double *data) {
 }
 
 static moe_status forward(bench *b, double *objective) {
-    moe_stats stats;
+    moe_stats stats = {.size = sizeof stats};
     moe_status status = moe_layer_forward(b->layer, view(b, b->x), out_view(b, b->y), &b->call, &stats);
     if (status != MOE_OK) return status;
     *objective = stats.loss;
     for (int64_t i = 0; i < b->T * b->d_out; ++i) *objective += b->y[i] * b->g[i];
     if (!b->routed) return MOE_OK;
-    moe_routing_view routing;
+    moe_routing_view routing = {.size = sizeof routing};
     status = moe_layer_routing(b->layer, &routing);
     if (status != MOE_OK) return status;
     size_t bytes = (size_t)(b->T * routing.top_k) * sizeof(int32_t);
@@ -117,7 +117,7 @@ static moe_status draw_inputs(bench *b, uint64_t seed) {
     moe_random_normal(seed, MOE_DRAW_TEST, 1, 0, MOE_F64, b->x, b->T * b->d, 1.0);
     moe_random_normal(seed, MOE_DRAW_TEST, 2, 0, MOE_F64, b->g, b->T * b->d_out, 1.0);
     for (int32_t i = 0; i < moe_layer_param_count(b->layer); ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         moe_status status = moe_layer_param(b->layer, i, &param);
         if (status != MOE_OK) return status;
         moe_random_normal(seed, MOE_DRAW_TEST, 3 + (uint32_t)i, 0, MOE_F64, param.value, count_of(&param),
@@ -127,7 +127,7 @@ static moe_status draw_inputs(bench *b, uint64_t seed) {
 }
 
 static moe_status remember_routing(bench *b) {
-    moe_routing_view routing;
+    moe_routing_view routing = {.size = sizeof routing};
     moe_status status = moe_layer_routing(b->layer, &routing);
     if (status != MOE_OK) return status;
     const size_t slots = (size_t)(b->T * routing.top_k);
@@ -148,7 +148,7 @@ static moe_status check_all(bench *b, grad_check_result *result) {
         status = moe_layer_backward(b->layer, view(b, b->x), out_view(b, b->g), view(b, b->dx));
     if (status == MOE_OK) status = check_tensor(b, "x", b->x, b->dx, b->T * b->d, result);
     for (int32_t i = 0; status == MOE_OK && i < moe_layer_param_count(b->layer); ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         status = moe_layer_param(b->layer, i, &param);
         if (status == MOE_OK && param.grad)
             status = check_tensor(b, param.name, param.value, param.grad, count_of(&param), result);

@@ -238,7 +238,7 @@ static moe_status visit_attention(const visitor *v, const moelm_block *block) {
 }
 
 static moe_status visit_experts(const visitor *v, const moe_layer *ffn) {
-    moe_param gate, up, down;
+    moe_param gate = {.size = sizeof gate}, up = {.size = sizeof up}, down = {.size = sizeof down};
     MOEI_TRY(moe_layer_param_by_name(ffn, "gate.weight", &gate));
     MOEI_TRY(moe_layer_param_by_name(ffn, "experts.up.weight", &up));
     MOEI_TRY(moe_layer_param_by_name(ffn, "experts.down.weight", &down));

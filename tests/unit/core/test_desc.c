@@ -49,11 +49,37 @@ static void senseless_sizes_are_refused(void **state) {
     assert_true(ours.size == 5 && ours.a == 6 && ours.b == 7);
 }
 
+static void outputs_end_where_their_owner_says(void **state) {
+    (void)state;
+    const sized ours = {0, 7, 8};
+    const sized before = {offsetof(sized, b), 1, 12345};
+    sized older = before;
+    newer larger = {sizeof larger, 1, 2, 3, 4};
+    assert_int_equal(moei_desc_write(&older, &ours, sizeof ours, "sized", NULL), MOE_OK);
+    assert_true(older.size == before.size && older.a == 7 && older.b == before.b);
+    assert_int_equal(moei_desc_write(&larger, &ours, sizeof ours, "sized", NULL), MOE_OK);
+    assert_true(larger.size == sizeof larger && larger.a == 7 && larger.b == 8);
+    assert_true(larger.c == 0 && larger.d == 0); /* unknown here: never what stood there before */
+}
+
+static void outputs_without_a_size_are_refused_untouched(void **state) {
+    (void)state;
+    const sized ours = {0, 7, 8};
+    sized out = {0, 1, 2};
+    moe_error error;
+    assert_int_equal(moei_desc_check_out(&out, sizeof ours, "sized", &error), MOE_ERR_ARGUMENT);
+    assert_int_equal(moei_desc_write(&out, &ours, sizeof ours, "sized", &error), MOE_ERR_ARGUMENT);
+    assert_string_equal(error.text, "sized.size is 0; set it to sizeof(sized) = 16");
+    assert_true(out.size == 0 && out.a == 1 && out.b == 2);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(older_callers_get_defaults),
         cmocka_unit_test(newer_callers_are_served_while_they_ask_nothing_new),
         cmocka_unit_test(senseless_sizes_are_refused),
+        cmocka_unit_test(outputs_end_where_their_owner_says),
+        cmocka_unit_test(outputs_without_a_size_are_refused_untouched),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -244,7 +244,7 @@ static void padding_changes_nothing(void **state) {
         moe_mat x = test_random(MOE_F32, 30, 12, 1), dy = test_random(MOE_F32, 30, 12, 2), y[2], dx[2];
         float grad[2][60];
         for (int pad = 0; pad < 2; ++pad) {
-            moe_param gate;
+            moe_param gate = {.size = sizeof gate};
             desc.pad_to_capacity = pad;
             moe_layer *layer = test_layer(ctx, &desc, 30);
             y[pad] = test_output(MOE_F32, 30, 12);

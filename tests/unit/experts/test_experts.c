@@ -19,7 +19,7 @@ static moe_layer_desc base_desc(void) {
 /* Biases begin at zero: every parameter gets numbers worth comparing. */
 static void fill_params(moe_ctx *ctx, moe_layer *layer) {
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param p;
+        moe_param p = {.size = sizeof p};
         must(ctx, moe_layer_param(layer, i, &p));
         moe_random_normal(test_seed(), MOE_DRAW_TEST, 50 + (uint32_t)i, 0, p.dtype, p.value,
                           p.dim[0] * p.dim[1] * p.dim[2], 0.4);
@@ -27,7 +27,7 @@ static void fill_params(moe_ctx *ctx, moe_layer *layer) {
 }
 
 static const double *values(moe_layer *layer, const char *name) {
-    moe_param p;
+    moe_param p = {.size = sizeof p};
     return moe_layer_param_by_name(layer, name, &p) == MOE_OK ? p.value : NULL;
 }
 
@@ -99,7 +99,7 @@ static void surroundings_are_their_definition(void **state) {
         moe_layer *layer = test_layer(ctx, &d, T);
         fill_params(ctx, layer);
         moe_mat x = test_random(MOE_F64, T, D, 1), y = test_output(MOE_F64, T, 7);
-        moe_routing_view view;
+        moe_routing_view view = {.size = sizeof view};
         must(ctx, moe_layer_forward(layer, x, y, NULL, NULL));
         must(ctx, moe_layer_routing(layer, &view));
         for (int64_t t = 0; t < T; ++t) {
@@ -130,7 +130,7 @@ static void layouts_differ_by_a_permutation(void **state) {
         fill_params(ctx, halves), fill_params(ctx, pairs);
         static const char *const permuted[] = {"experts.up.weight", "experts.up.bias"};
         for (int p = 0; p < 2; ++p) {
-            moe_param from, to;
+            moe_param from = {.size = sizeof from}, to = {.size = sizeof to};
             must(ctx, moe_layer_param_by_name(halves, permuted[p], &from));
             must(ctx, moe_layer_param_by_name(pairs, permuted[p], &to));
             const int64_t rows = from.dim[0] * from.dim[1] * from.dim[2] / (2 * N);
@@ -231,13 +231,15 @@ typedef struct run_result {
 static run_result run_layer(moe_ctx *ctx, const moe_layer_desc *d) {
     moe_layer *layer = test_layer(ctx, d, T);
     moe_mat x = test_random(d->dtype, T, D, 1), dy = test_random(d->dtype, T, D, 2);
-    run_result r = {.y = test_output(d->dtype, T, D), .dx = test_output(d->dtype, T, D)};
+    run_result r = {.y = test_output(d->dtype, T, D),
+                    .dx = test_output(d->dtype, T, D),
+                    .stats = {.size = sizeof r.stats}};
     r.saved = moe_layer_measure(layer, T, MOE_TRAIN).saved;
     must(ctx, moe_layer_forward(layer, x, r.y, &test_train_call, &r.stats));
     must(ctx, moe_layer_backward(layer, x, dy, r.dx));
     r.grad = NULL;
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param p;
+        moe_param p = {.size = sizeof p};
         must(ctx, moe_layer_param(layer, i, &p));
         const size_t bytes = (size_t)(p.dim[0] * p.dim[1] * p.dim[2]) * moe_dtype_bytes(p.dtype);
         r.grad = realloc(r.grad, r.n_grad + bytes);
@@ -319,7 +321,7 @@ static void unequal_experts_are_their_definition(void **state) {
     moe_layer *layer = test_layer(ctx, &d, T);
     fill_params(ctx, layer);
     moe_mat x = test_random(MOE_F64, T, D, 1), y = test_output(MOE_F64, T, D);
-    moe_routing_view view;
+    moe_routing_view view = {.size = sizeof view};
     must(ctx, moe_layer_forward(layer, x, y, NULL, NULL));
     must(ctx, moe_layer_routing(layer, &view));
     int met[E] = {0};
@@ -344,7 +346,7 @@ static void unequal_experts_are_their_definition(void **state) {
 
 /* Each scheme's numbers: mean 0, the scheme's spread, and within its bounds where it has any. */
 static void check_moments(moe_layer *layer, const char *name, double std, double bound) {
-    moe_param p;
+    moe_param p = {.size = sizeof p};
     assert_int_equal(moe_layer_param_by_name(layer, name, &p), MOE_OK);
     const int64_t n = p.dim[0] * p.dim[1] * p.dim[2];
     double mean = 0, square = 0;

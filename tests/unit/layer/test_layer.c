@@ -20,7 +20,7 @@ static moe_layer_desc base_desc(void) {
 /* Biases start at zero; identities should not lean on that. */
 static void randomise_biases(moe_layer *layer) {
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param p;
+        moe_param p = {.size = sizeof p};
         assert_int_equal(moe_layer_param(layer, i, &p), MOE_OK);
         if (strstr(p.name, "bias"))
             moe_random_normal(test_seed(), MOE_DRAW_TEST, 100 + (uint32_t)i, 0, p.dtype, p.value,
@@ -44,7 +44,8 @@ static double value_at(const moe_param *p, int64_t i) {
 static void add_expert(moe_layer *layer, const char *prefix, int64_t e, double weight, moe_mat x, int64_t t,
                        double *y) {
     char name[64];
-    moe_param up, down, up_bias = {0}, down_bias = {0};
+    moe_param up = {.size = sizeof up}, down = {.size = sizeof down};
+    moe_param up_bias = {.size = sizeof up_bias}, down_bias = {.size = sizeof down_bias};
     snprintf(name, sizeof name, "%s.up.weight", prefix);
     assert_int_equal(moe_layer_param_by_name(layer, name, &up), MOE_OK);
     snprintf(name, sizeof name, "%s.down.weight", prefix);
@@ -79,7 +80,7 @@ static void add_expert(moe_layer *layer, const char *prefix, int64_t e, double w
 /* Top-k softmax routing of one token, written out. */
 static void route_by_hand(moe_layer *layer, moe_mat x, int64_t t, int32_t *expert, double *weight) {
     const moe_layer_desc *desc = moe_layer_get_desc(layer);
-    moe_param gate;
+    moe_param gate = {.size = sizeof gate};
     assert_int_equal(moe_layer_param_by_name(layer, "gate.weight", &gate), MOE_OK);
     double logit[64], lse = 0, sum = 0;
     bool taken[64] = {false};
@@ -268,7 +269,7 @@ static run run_once(moe_ctx *ctx, const moe_layer_desc *desc, moe_mat x, moe_mat
     must(ctx, moe_layer_forward(layer, x, r.y, &test_train_call, NULL));
     must(ctx, moe_layer_backward(layer, x, dy, r.dx));
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param p;
+        moe_param p = {.size = sizeof p};
         must(ctx, moe_layer_param(layer, i, &p));
         int64_t n = p.dim[0] * p.dim[1] * p.dim[2];
         r.grads = realloc(r.grads, (size_t)(r.n_grads + n) * sizeof *r.grads);
@@ -351,8 +352,8 @@ static void kept_and_dropped_make_all(void **state) {
                 desc.drop_policy = policy && factors[f] > 0 ? "position" : "probs";
                 moe_layer *layer = test_layer(ctx, &desc, T);
                 moe_mat x = test_random(MOE_F32, T, 37, 8), y = test_output(MOE_F32, T, 37);
-                moe_stats stats;
-                moe_routing_view view;
+                moe_stats stats = {.size = sizeof stats};
+                moe_routing_view view = {.size = sizeof view};
                 must(ctx, moe_layer_forward(layer, x, y, &test_train_call, &stats));
                 must(ctx, moe_layer_routing(layer, &view));
                 assert_int_equal(stats.n_kept + stats.n_dropped, 3 * T);
@@ -382,7 +383,7 @@ static void drop_policies_keep_the_right_rows(void **state) {
         desc.drop_policy = policy ? "position" : "probs";
         moe_layer *layer = test_layer(ctx, &desc, T);
         moe_mat x = test_random(MOE_F32, T, 37, 9), y = test_output(MOE_F32, T, 37);
-        moe_routing_view view;
+        moe_routing_view view = {.size = sizeof view};
         must(ctx, moe_layer_forward(layer, x, y, NULL, NULL));
         must(ctx, moe_layer_routing(layer, &view));
         const float *weight = view.weight;
@@ -424,8 +425,8 @@ static void masked_tokens_are_absent(void **state) {
     xs.rows = dys.rows = n;
     moe_call call = test_train_call;
     call.token_mask = mask;
-    moe_stats with_mask, without;
-    moe_param gate;
+    moe_stats with_mask = {.size = sizeof with_mask}, without = {.size = sizeof without};
+    moe_param gate = {.size = sizeof gate};
     must(ctx, moe_layer_forward(layer, x, y, &call, &with_mask));
     must(ctx, moe_layer_backward(layer, x, dy, dx));
     must(ctx, moe_layer_param_by_name(layer, "gate.weight", &gate));
@@ -467,8 +468,8 @@ static void every_loss_alone_reaches_the_gate(void **state) {
         moe_mat x = test_random(MOE_F32, 50, 37, 12), y = test_output(MOE_F32, 50, 37);
         moe_mat none = test_output(MOE_F32, 50, 37);
         memset(none.data, 0, test_bytes(none)); /* the main loss is silent */
-        moe_stats stats;
-        moe_param gate;
+        moe_stats stats = {.size = sizeof stats};
+        moe_param gate = {.size = sizeof gate};
         must(ctx, moe_layer_forward(layer, x, y, &test_train_call, &stats));
         must(ctx, moe_layer_backward(layer, x, none, (moe_mat){0}));
         must(ctx, moe_layer_param_by_name(layer, "gate.weight", &gate));
@@ -492,7 +493,7 @@ static void gradients_accumulate(void **state) {
     moe_mat x = test_random(MOE_F32, 40, 37, 13), y = test_output(MOE_F32, 40, 37);
     moe_mat dy = test_random(MOE_F32, 40, 37, 14), half = test_random(MOE_F32, 40, 37, 14);
     for (int64_t i = 0; i < 40 * 37; ++i) ((float *)half.data)[i] *= 0.5f;
-    moe_param gate;
+    moe_param gate = {.size = sizeof gate};
     float once[7 * 37];
     must(ctx, moe_layer_forward(layer, x, y, &test_train_call, NULL));
     must(ctx, moe_layer_backward(layer, x, dy, (moe_mat){0}));

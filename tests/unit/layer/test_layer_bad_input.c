@@ -181,7 +181,7 @@ static void routing_is_told_after_success_only(void **state) {
     moe_layer_desc desc = good_desc();
     moe_layer *layer = test_layer(ctx, &desc, 9);
     moe_mat x = test_random(MOE_F32, 9, 13, 1), y = test_output(MOE_F32, 9, 13);
-    moe_routing_view view;
+    moe_routing_view view = {.size = sizeof view};
     assert_int_equal(moe_layer_routing(layer, &view), MOE_ERR_STATE);
     must(ctx, moe_layer_forward(layer, x, y, NULL, NULL));
     must(ctx, moe_layer_routing(layer, &view));
@@ -226,7 +226,7 @@ static void shapes_dtypes_and_moments(void **state) {
     assert_int_equal(moe_layer_backward(layer, x, y, x), MOE_ERR_ARGUMENT);
     must(ctx, moe_layer_backward(layer, x, y, dx));
     assert_int_equal(moe_layer_backward(layer, x, y, dx), MOE_ERR_STATE); /* one a forward */
-    moe_param param;
+    moe_param param = {.size = sizeof param};
     assert_int_equal(moe_layer_param(layer, 99, &param), MOE_ERR_ARGUMENT);
     assert_int_equal(moe_layer_param_by_name(layer, "gate.wait", &param), MOE_ERR_ARGUMENT);
     free(x.data), free(y.data), free(dx.data);
@@ -290,7 +290,7 @@ static void extremes_are_legal(void **state) {
             moe_mat x = test_random(MOE_F32, cases[c].T, cases[c].d, 1),
                     y = test_output(MOE_F32, cases[c].T, cases[c].d);
             moe_mat dx = test_output(MOE_F32, cases[c].T, cases[c].d);
-            moe_stats stats;
+            moe_stats stats = {.size = sizeof stats};
             must(ctx, moe_layer_forward(layer, x, y, &test_train_call, &stats));
             must(ctx, moe_layer_backward(layer, x, y, dx));
             assert_int_equal(stats.n_kept, cases[c].K * cases[c].T);
@@ -313,7 +313,7 @@ static void all_tokens_on_one_expert(void **state) {
     moe_layer *layer = test_layer(ctx, &desc, 64);
     moe_mat x = test_random(MOE_F32, 64, 13, 1), y = test_output(MOE_F32, 64, 13);
     for (int64_t t = 0; t < 64; ++t) memcpy((float *)x.data + t * 13, x.data, 13 * sizeof(float));
-    moe_stats stats;
+    moe_stats stats = {.size = sizeof stats};
     must(ctx, moe_layer_forward(layer, x, y, &test_train_call, &stats));
     assert_int_equal(stats.n_dead, 4);
     assert_true(fabs(stats.load_max - 5) < 1e-9);
@@ -337,10 +337,10 @@ static void ties_go_to_the_lower_expert(void **state) {
         desc.top_k = 3;
         moe_layer *layer = test_layer(ctx, &desc, 8);
         moe_mat x = test_random(MOE_F32, 8, 13, 1), y = test_output(MOE_F32, 8, 13);
-        moe_param gate;
+        moe_param gate = {.size = sizeof gate};
         must(ctx, moe_layer_param_by_name(layer, "gate.weight", &gate));
         memset(gate.value, 0, 37 * 13 * sizeof(float));
-        moe_routing_view view;
+        moe_routing_view view = {.size = sizeof view};
         must(ctx, moe_layer_forward(layer, x, y, NULL, NULL));
         must(ctx, moe_layer_routing(layer, &view));
         for (int64_t t = 0; t < 8; ++t)

@@ -60,7 +60,7 @@ static void mix(uint64_t *hash, const void *data, size_t bytes) {
 
 static void mix_params(moe_ctx *ctx, const moe_layer *layer, uint64_t *hash) {
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         must(ctx, moe_layer_param(layer, i, &param));
         const size_t bytes =
             (size_t)(param.dim[0] * param.dim[1] * param.dim[2]) * moe_dtype_bytes(param.dtype);
@@ -82,7 +82,7 @@ static void mix_stats(const moe_stats *s, uint64_t *hash) {
 }
 
 static void mix_routing(moe_ctx *ctx, const moe_layer *layer, uint64_t *hash) {
-    moe_routing_view view;
+    moe_routing_view view = {.size = sizeof view};
     if (moe_layer_get_desc(layer)->num_experts == 0) return;
     must(ctx, moe_layer_routing(layer, &view));
     mix(hash, &view.top_k, sizeof view.top_k);
@@ -121,7 +121,7 @@ static void run_layer(moe_ctx *ctx, moe_layer *layer, uint64_t *hash) {
 /* As after some training: no bias is zero. */
 static void fill_biases(moe_ctx *ctx, moe_layer *layer) {
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         must(ctx, moe_layer_param(layer, i, &param));
         if (strstr(param.name, "bias"))
             moe_random_normal(test_seed(), MOE_DRAW_TEST, 90, (uint64_t)i, param.dtype, param.value,

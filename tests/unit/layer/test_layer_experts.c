@@ -15,7 +15,7 @@ static moe_layer_desc good_desc(void) {
 /* Parameters begin as they may be after training: no bias is zero. */
 static void fill_biases(moe_ctx *ctx, moe_layer *layer) {
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         must(ctx, moe_layer_param(layer, i, &param));
         if (strstr(param.name, "bias"))
             moe_random_normal(test_seed(), MOE_DRAW_TEST, 90, (uint64_t)i, param.dtype, param.value,
@@ -33,7 +33,7 @@ static int64_t gradients(moe_ctx *ctx, moe_layer *layer, moe_mat x, moe_mat dy, 
     must(ctx, moe_layer_forward(layer, x, y, &call, NULL));
     must(ctx, moe_layer_backward(layer, x, dy, dx));
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         must(ctx, moe_layer_param(layer, i, &param));
         if (!param.grad) continue;
         const int64_t count = param.dim[0] * param.dim[1] * param.dim[2];

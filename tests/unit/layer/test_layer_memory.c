@@ -35,7 +35,7 @@ static void metered_free(void *user, void *ptr, size_t bytes) {
 static int gradients_shown(moe_ctx *ctx, const moe_layer *layer) {
     int shown = 0;
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         must(ctx, moe_layer_param(layer, i, &param));
         shown += param.grad != NULL;
     }
@@ -65,7 +65,7 @@ static bool refused_at(int64_t n, moe_mode before) {
     const moe_status status = moe_layer_reserve(layer, LARGER, MOE_TRAIN);
     m.left = -1;
     if (status != MOE_OK) {
-        moe_routing_view view;
+        moe_routing_view view = {.size = sizeof view};
         assert_int_equal(status, MOE_ERR_MEMORY);
         assert_int_equal(m.bytes, used);
         assert_int_equal(gradients_shown(ctx, layer), shown);

@@ -14,7 +14,7 @@ static void run_both_ways(moe_ctx *ctx, moe_layer *layer, const char *name) {
     const moe_call call = {.size = sizeof call, .mode = MOE_TRAIN, .step = 5, .sequence_length = T / 2};
     moe_mat x = test_random(MOE_F32, T, D, 1), y = test_output(MOE_F32, T, D),
             dx = test_output(MOE_F32, T, D);
-    moe_stats stats;
+    moe_stats stats = {.size = sizeof stats};
     must(ctx, moe_layer_reserve(layer, T, MOE_TRAIN));
     must(ctx, moe_layer_forward(layer, x, y, &call, &stats));
     must(ctx, moe_layer_backward(layer, x, y, dx));

@@ -186,7 +186,7 @@ static int64_t numbers(const moe_param *param) {
 
 static void keep_grads(moe_ctx *ctx, moe_layer *layer, outcome *o) {
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         must(ctx, moe_layer_param(layer, i, &param));
         if (!param.grad) continue;
         const moe_mat grad = {param.grad, 1, numbers(&param), numbers(&param), param.dtype};
@@ -199,7 +199,7 @@ static void keep_grads(moe_ctx *ctx, moe_layer *layer, outcome *o) {
 /* Biases begin at zero: every path shall be alive. */
 static void draw_params(moe_ctx *ctx, moe_layer *layer) {
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         must(ctx, moe_layer_param(layer, i, &param));
         moe_random_normal(test_seed(), MOE_DRAW_TEST, 940 + (uint32_t)i, 0, param.dtype, param.value,
                           numbers(&param), 0.4);
@@ -209,8 +209,8 @@ static void draw_params(moe_ctx *ctx, moe_layer *layer) {
 static outcome step(const draw *d, int32_t n_threads, const moe_call *call, moe_mat x, moe_mat dy) {
     moe_ctx *ctx = test_ctx(NULL, n_threads);
     moe_layer *layer = NULL;
-    moe_stats stats;
-    moe_routing_view view;
+    moe_stats stats = {.size = sizeof stats};
+    moe_routing_view view = {.size = sizeof view};
     outcome o = {.loss = 0};
     if (moe_layer_create(ctx, &d->desc, &layer) != MOE_OK) fail_msg("%s:%s", moe_ctx_error(ctx), d->settings);
     must(ctx, moe_layer_reserve(layer, T, MOE_TRAIN));

@@ -251,8 +251,8 @@ static moe_stats gate_gradient(moe_ctx *ctx, const moe_layer_desc *desc, moe_mat
                                void *grad, size_t bytes) {
     moe_layer *layer = test_layer(ctx, desc, x.rows);
     moe_mat y = test_output(x.dtype, x.rows, x.cols), dy = test_output(x.dtype, x.rows, x.cols);
-    moe_stats stats;
-    moe_param gate;
+    moe_stats stats = {.size = sizeof stats};
+    moe_param gate = {.size = sizeof gate};
     memset(dy.data, 0, test_bytes(dy));
     must(ctx, moe_layer_forward(layer, x, y, call, &stats));
     must(ctx, moe_layer_backward(layer, x, dy, (moe_mat){.rows = x.rows, .cols = x.cols, .dtype = x.dtype}));

@@ -81,7 +81,7 @@ static inline int64_t model_numbers(const moe_param *param) {
 }
 
 static inline moe_param model_param(moe_lm *lm, const char *name) {
-    moe_param param = {0};
+    moe_param param = {.size = sizeof param};
     for (int32_t i = 0; i < moe_lm_param_count(lm); ++i)
         if (moe_lm_param(lm, i, &param) == MOE_OK && strcmp(param.name, name) == 0) return param;
     fail_msg("no parameter %s", name);

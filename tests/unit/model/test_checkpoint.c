@@ -59,7 +59,7 @@ static void assert_same_settings(moe_ctx *ctx, moe_lm *a, moe_lm *b) {
     }
     assert_int_equal(moe_lm_param_count(a), moe_lm_param_count(b));
     for (int32_t i = 0; i < moe_lm_param_count(a); ++i) {
-        moe_param p, q;
+        moe_param p = {.size = sizeof p}, q = {.size = sizeof q};
         must(ctx, moe_lm_param(a, i, &p));
         must(ctx, moe_lm_param(b, i, &q));
         assert_string_equal(p.name, q.name);
@@ -177,7 +177,7 @@ static void write_edit(const char *directory, const char *name, const moelm_st_t
 static moe_lm *save_exact(moe_ctx *ctx, const char *path, const char *const *pairs) {
     moe_lm *lm = model_make(ctx, pairs);
     for (int32_t i = 0; i < moe_lm_param_count(lm); ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         must(ctx, moe_lm_param(lm, i, &param));
         for (int64_t j = 0; j < model_numbers(&param); ++j)
             ((float *)param.value)[j] = (float)((i * 31 + j * 7) % 255 - 127) / 8.0F;

@@ -76,7 +76,7 @@ static void check_gradients(const char *const *pairs) {
     float **grads = calloc((size_t)count, sizeof *grads);
     assert_non_null(grads);
     for (int32_t i = 0; i < count; ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         must(ctx, moe_lm_param(lm, i, &param));
         size_t bytes = (size_t)model_numbers(&param) * sizeof(float);
         grads[i] = malloc(bytes);
@@ -84,7 +84,7 @@ static void check_gradients(const char *const *pairs) {
         memcpy(grads[i], param.grad, bytes);
     }
     for (int32_t i = 0; i < count; ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         must(ctx, moe_lm_param(lm, i, &param));
         if (!(length_of(grads[i], model_numbers(&param)) > 1e-6)) fail_msg("%s has no gradient", param.name);
         double error = slope_error(ctx, lm, &d, &param, grads[i]);
@@ -120,7 +120,7 @@ static void copy_grads(moe_ctx *ctx, moe_lm *lm, float **out, int64_t *n) {
     *n = 0;
     *out = NULL;
     for (int32_t i = 0; i < moe_lm_param_count(lm); ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         must(ctx, moe_lm_param(lm, i, &param));
         int64_t more = model_numbers(&param);
         *out = realloc(*out, (size_t)(*n + more) * sizeof **out);

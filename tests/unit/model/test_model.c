@@ -35,7 +35,7 @@ static void test_names_and_shapes(void **state) {
     assert_int_equal(moe_lm_param_count(lm), N);
     int64_t total = 0;
     for (int32_t i = 0; i < N; ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         must(ctx, moe_lm_param(lm, i, &param));
         assert_string_equal(param.name, right[i].name);
         assert_int_equal(param.n_dim, right[i].n_dim);
@@ -51,7 +51,7 @@ static void test_names_and_shapes(void **state) {
     assert_int_equal(info.n_kv_heads, 2);
     assert_int_equal(info.head_dim, 4);
     assert_int_equal(info.context, 32);
-    moe_param param;
+    moe_param param = {.size = sizeof param};
     must_fail(ctx, moe_lm_param(lm, N, &param), MOE_ERR_ARGUMENT, "parameter 16");
     assert_non_null(moe_lm_layer(lm, 1));
     assert_null(moe_lm_layer(lm, 2));
@@ -76,7 +76,7 @@ static void test_initial_values(void **state) {
     moe_ctx *ctx = test_ctx(NULL, 1);
     moe_lm *lm = model_make(ctx, pairs), *same = model_make(ctx, pairs);
     for (int32_t i = 0; i < moe_lm_param_count(lm); ++i) {
-        moe_param a, b;
+        moe_param a = {.size = sizeof a}, b = {.size = sizeof b};
         must(ctx, moe_lm_param(lm, i, &a));
         must(ctx, moe_lm_param(same, i, &b));
         int64_t n = model_numbers(&a);

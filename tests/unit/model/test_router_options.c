@@ -19,7 +19,7 @@ static void test_hash_sees_tokens(void **state) {
     model_tokens(tokens, N, VOCAB, 1);
     must(ctx, moe_lm_reserve(lm, 2, N / 2, MOE_INFER));
     must(ctx, moe_lm_logits(lm, tokens, 2, N / 2, logits));
-    moe_routing_view view;
+    moe_routing_view view = {.size = sizeof view};
     must(ctx, moe_layer_routing(moe_lm_layer(lm, 1), &view));
     for (int v = 0; v < VOCAB; ++v) expert_of[v] = -1;
     int used = 0;
@@ -47,7 +47,7 @@ static void test_sequences_are_told(void **state) {
     model_tokens(tokens, LENGTH * SEQUENCES, VOCAB, 1);
     must(ctx, moe_lm_reserve(lm, SEQUENCES, LENGTH, MOE_INFER));
     must(ctx, moe_lm_logits(lm, tokens, SEQUENCES, LENGTH, logits));
-    moe_routing_view view;
+    moe_routing_view view = {.size = sizeof view};
     must(ctx, moe_layer_routing(moe_lm_layer(lm, 0), &view));
     assert_int_equal(view.capacity, 2 * LENGTH / 4);
     moe_lm_destroy(lm);
@@ -103,7 +103,7 @@ static void round_trip(void **state, const char *name, const char *const *pairs,
         }
     assert_int_equal(moe_lm_param_count(lm), moe_lm_param_count(back));
     for (int32_t i = 0; i < moe_lm_param_count(lm); ++i) {
-        moe_param p, q;
+        moe_param p = {.size = sizeof p}, q = {.size = sizeof q};
         must(ctx, moe_lm_param(lm, i, &p));
         must(ctx, moe_lm_param(back, i, &q));
         assert_string_equal(p.name, q.name);

@@ -186,8 +186,8 @@ static void two_levels_make_three_experts(void **state) {
     moe_ctx *ctx = test_ctx("ref", 2);
     moe_layer *layer = make(ctx, small("all", 3, 0), MOE_F64, 64);
     moe_mat x = test_random(MOE_F64, 64, 6, 30), y = test_output(MOE_F64, 64, 6);
-    moe_routing_view view;
-    moe_stats stats;
+    moe_routing_view view = {.size = sizeof view};
+    moe_stats stats = {.size = sizeof stats};
     (void)state;
     must(ctx, moe_layer_forward(layer, x, y, &test_train_call, &stats));
     must(ctx, moe_layer_routing(layer, &view));
@@ -216,8 +216,8 @@ static void two_levels_keep_their_capacity(void **state) {
     (void)state;
     for (int i = 1; i <= 8; ++i) {
         moe_layer *layer = make(ctx, small("all", 3, 0.25f * (float)i), MOE_F64, 72);
-        moe_routing_view view;
-        moe_stats stats;
+        moe_routing_view view = {.size = sizeof view};
+        moe_stats stats = {.size = sizeof stats};
         must(ctx, moe_layer_forward(layer, x, y, &call, &stats));
         must(ctx, moe_layer_routing(layer, &view));
         assert_true(view.capacity >= 1);
@@ -245,7 +245,7 @@ typedef struct run {
 static run run_layer(moe_ctx *ctx, const moe_layer_desc *desc, moe_mat x, const moe_call *call) {
     moe_layer *layer = make(ctx, *desc, x.dtype, x.rows);
     run r = {test_output(x.dtype, x.rows, x.cols), test_output(x.dtype, x.rows, x.cols), 0};
-    moe_stats stats;
+    moe_stats stats = {.size = sizeof stats};
     must(ctx, moe_layer_forward(layer, x, r.y, call, &stats));
     must(ctx, moe_layer_backward(layer, x, x, r.dx));
     r.loss = stats.loss;
@@ -320,7 +320,7 @@ static void bad_logits_and_empty_batches(void **state) {
         moe_layer *layer = make(ctx, desc, MOE_F64, 8);
         moe_mat x = test_random(MOE_F64, 8, 6, 34), y = test_output(MOE_F64, 8, 6),
                 empty = {x.data, 0, 6, 6, MOE_F64};
-        moe_stats stats;
+        moe_stats stats = {.size = sizeof stats};
         must(ctx, moe_layer_forward(layer, x, y, &masked, &stats));
         assert_true(stats.loss == 0 && stats.n_routed == 0 && test_at(y, 3, 2) == 0);
         must(ctx, moe_layer_backward(layer, x, x, (moe_mat){.rows = 8, .cols = 6, .dtype = MOE_F64}));

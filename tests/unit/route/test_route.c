@@ -51,7 +51,7 @@ typedef struct outcome {
 
 static outcome step(route_bench *b, const moe_call *call) {
     outcome o = {.loss = 0};
-    moe_param gate;
+    moe_param gate = {.size = sizeof gate};
     moe_mat dy = test_random(MOE_F64, T, E, 9), dx = test_output(MOE_F64, T, E);
     route_run(b, call);
     memcpy(o.expert, b->view.expert, (size_t)(T * b->view.top_k) * sizeof(int32_t));
@@ -140,7 +140,7 @@ static void threads_make_no_difference(void **state) {
         must(ctx, moe_layer_create(ctx, &desc, &layer));
         must(ctx, moe_layer_reserve(layer, T, MOE_TRAIN));
         for (int32_t p = 0; p < moe_layer_param_count(layer); ++p) {
-            moe_param from, to;
+            moe_param from = {.size = sizeof from}, to = {.size = sizeof to};
             must(ctx, moe_layer_param(b.layer, p, &from));
             must(ctx, moe_layer_param(layer, p, &to));
             memcpy(to.value, from.value,
@@ -302,7 +302,7 @@ static void a_frozen_gate_gets_no_gradient(void **state) {
     route_run(&b, &route_train);
     must(b.ctx, moe_layer_backward(b.layer, b.logits, dy, dx));
     for (int i = 0; i < 2; ++i) {
-        moe_param gate;
+        moe_param gate = {.size = sizeof gate};
         must(b.ctx, moe_layer_param_by_name(b.layer, names[i], &gate));
         assert_null(gate.grad);
     }

@@ -122,7 +122,7 @@ static void random_passes_gradients_through(void **state) {
         .top_k = K, .router_type = "random", .z_loss_coeff = 1, .force_bias_std = 0.5f};
     route_bench b = route_begin(desc, golden_logits(T, E, NULL));
     int32_t first[T * K];
-    moe_param gate;
+    moe_param gate = {.size = sizeof gate};
     double norm = 0;
     route_run(&b, &route_train);
     memcpy(first, b.view.expert, sizeof first);

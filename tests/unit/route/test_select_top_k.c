@@ -58,7 +58,7 @@ static void selection_bias_and_its_update(void **state) {
                                  .selection_bias = true,
                                  .selection_bias_update_rate = 1e-3f};
     route_bench b = route_begin(desc, golden_logits(12, 4, NULL));
-    moe_param param;
+    moe_param param = {.size = sizeof param};
     must(b.ctx, moe_layer_param_by_name(b.layer, "gate.selection_bias", &param));
     assert_true(param.buffer && !param.grad);
     memcpy(param.value, bias, sizeof bias);

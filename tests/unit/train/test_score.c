@@ -103,7 +103,7 @@ static void test_knows_nothing(void **state) {
     make_text(text, sizeof text);
     int n_zeroed = 0;
     for (int32_t i = 0; i < moe_lm_param_count(lm); ++i) {
-        moe_param param;
+        moe_param param = {.size = sizeof param};
         assert_int_equal(moe_lm_param(lm, i, &param), MOE_OK);
         bool head = param.n_dim == 2 && param.dim[0] == VOCAB && !strstr(param.name, "embed");
         if (head) memset(param.value, 0, (size_t)(param.dim[0] * param.dim[1]) * sizeof(float));
@@ -130,7 +130,7 @@ static void count_choices(moe_lm *lm, const unsigned char *text, double rows[E],
         int64_t start = done + CONTEXT <= n ? done : n - CONTEXT;
         int32_t tokens[CONTEXT];
         static float logits[CONTEXT * VOCAB];
-        moe_routing_view view;
+        moe_routing_view view = {.size = sizeof view};
         for (int64_t j = 0; j < CONTEXT; ++j) tokens[j] = text[start + j];
         assert_int_equal(moe_lm_logits(lm, tokens, 1, CONTEXT, logits), MOE_OK);
         assert_int_equal(moe_layer_routing(moe_lm_layer(lm, 0), &view), MOE_OK);
@@ -173,7 +173,7 @@ static void test_analysis(void **state) {
                                          .checkpoint = "some/checkpoint",
                                          .baselines = &gzip,
                                          .n_baselines = 1};
-    moe_lm_eval_result result, again;
+    moe_lm_eval_result result = {.size = sizeof result}, again = {.size = sizeof again};
     assert_int_equal(moe_lm_eval(lm, text_path, &options, &result), MOE_OK);
     assert_int_equal(moe_lm_eval(lm, text_path, NULL, &again), MOE_OK);
     assert_int_equal(result.n_bytes, BYTES);
@@ -232,7 +232,7 @@ static void test_bad_text(void **state) {
     char *path = scratch_path(state, "t.txt");
     moe_ctx *ctx = make_ctx();
     moe_lm *lm = make_model(ctx);
-    moe_lm_eval_result result = {.n_bytes = -1};
+    moe_lm_eval_result result = {.size = sizeof result, .n_bytes = -1};
     assert_int_equal(moe_lm_eval(lm, path, NULL, &result), MOE_ERR_INPUT);
     assert_non_null(strstr(moe_ctx_error(ctx), "No such file"));
     scratch_put(path, "", 0);
