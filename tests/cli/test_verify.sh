@@ -45,6 +45,11 @@ expect 0 "$MOEKIT" bench gemm e4,t64,d32,n32,k2,skew=zipf1.0,act=gelu --repeat 1
 json out
 expect 0 "$MOEKIT" bench layer e4,t64,d32,n32,k2,skew=even,shared1 --repeat 1 --json
 says out '"load_max":1,'
+expect 0 "$MOEKIT" bench layer e4,t64,d32,n32,k2 e4,t16,d32,n32,k1,skew=even --repeat 2 --inference
+says out '^layer e4,t64,'
+says out '^layer e4,t16,'
+says out '^decode, 1 token .*of reading'
+says out '^router and plan .*of the forward'
 expect 2 "$MOEKIT" bench layer e4,k5
 says err 'k from 1 to e'
 expect 2 "$MOEKIT" bench layer e8,wide

@@ -1,6 +1,6 @@
-/* bench_problem.c: reads, prints and fills problems.
- * A skewed gate is exact: gate row e is the unit vector e and x[t,e] holds the logit, so d must be at least
- * E; logits log p(e) + Gumbel noise draw K experts without replacement from p (Kool et al. 2019).
+/* bench_problem.c: reads and prints problems, and draws the routes of a skew.
+ * A Zipf route is exact: the K largest of log p(e) + Gumbel noise are K experts drawn from p without
+ * replacement. Source: Kool et al. 2019 (Gumbel-top-k).
  */
 #include "bench_problem.h"
 
@@ -12,17 +12,32 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Tokens and dtype are the caller's: a shape says what the model's authors did. */
+const bench_shape bench_shapes[] = {
+    {"mixtral",     "e8,d4096,n14336,k2"                   }, /* 8x7B, Jiang et al. 2024 */
+    {"olmoe",       "e64,d2048,n1024,k8"                   }, /* 1B-7B, Muennighoff et al. 2024 */
+    {"qwen3-30b",   "e128,d2048,n768,k8"                   }, /* 30B-A3B, Qwen team 2025 */
+    {"deepseek-v3", "e256,d7168,n2048,k8,shared1"          }, /* DeepSeek-AI 2024 */
+    {"gpt-oss",     "e32,d2880,n2880,k4,act=swigluoai,bias"}, /* 20B, OpenAI 2025 */
+    {"fine-7b",     "e128,d1536,n256,k8"                   }, /* finest 7B of SonicMoE, Guo et al. 2025 */
+    {NULL,          NULL                                   }
+};
+
 static moe_status refuse(moe_error *error, const char *what, const char *word, size_t length) {
     error->status = MOE_ERR_ARGUMENT;
     snprintf(error->text, sizeof error->text,
-             "problem: '%.*s': %s; a problem is like e8,t4096,d256,n256,k2,skew=zipf1.0", (int)length, word,
-             what);
+             "problem: '%.*s': %s; a problem is like e8,t4096,d256,n256,k2,skew=zipf1.0 or olmoe,t512",
+             (int)length, word, what);
     return MOE_ERR_ARGUMENT;
+}
+
+static bool is_word(const char *word, size_t length, const char *name) {
+    return strlen(name) == length && memcmp(word, name, length) == 0;
 }
 
 /* "e8": a known prefix and a number; false: another kind of word. */
 static bool parse_size(const char *word, size_t length, bench_problem *problem) {
-    int64_t wide = problem->n_tokens;
+    int32_t tokens = -1;
     const struct {
         const char *prefix;
         int32_t *field;
@@ -32,7 +47,7 @@ static bool parse_size(const char *word, size_t length, bench_problem *problem) 
         {"d",      &problem->d_model  },
         {"n",      &problem->hidden   },
         {"k",      &problem->top_k    },
-        {"t",      NULL               }
+        {"t",      &tokens            }
     };
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; ++i) {
         size_t n = strlen(sizes[i].prefix);
@@ -41,62 +56,98 @@ static bool parse_size(const char *word, size_t length, bench_problem *problem) 
         errno = 0;
         long long value = strtoll(word + n, &end, 10);
         if (end != word + length || errno || value < 0 || value > 1 << 24) continue;
-        if (sizes[i].field)
-            *sizes[i].field = (int32_t)value;
-        else
-            wide = value;
-        problem->n_tokens = wide;
+        *sizes[i].field = (int32_t)value;
+        if (tokens >= 0) problem->n_tokens = tokens;
         return true;
     }
     return false;
 }
 
-static bool is_word(const char *word, size_t length, const char *name) {
-    return strlen(name) == length && memcmp(word, name, length) == 0;
+/* The layer's own name of an activation; NULL: it has none such. */
+static const char *activation_find(const char *word, size_t length) {
+    size_t count;
+    const moe_option *rows = moe_layer_options(&count);
+    const moe_option *row = moe_option_find(rows, count, "moe.activation");
+    for (const char *const *name = row ? row->choices : NULL; name && *name; ++name)
+        if (is_word(word, length, *name)) return *name;
+    return NULL;
 }
 
-static moe_status parse_word(const char *word, size_t length, bench_problem *problem, moe_error *error) {
-    static const char *const activations[] = {"swiglu", "gelu", "relu"};
-    if (is_word(word, length, "f32") || is_word(word, length, "f64")) {
-        problem->dtype = word[1] == '3' ? MOE_F32 : MOE_F64;
-        return MOE_OK;
-    }
+static moe_status parse_skew(const char *word, size_t length, bench_problem *problem, moe_error *error) {
     if (is_word(word, length, "skew=even")) {
         problem->skew = BENCH_EVEN;
         return MOE_OK;
     }
-    if (length > 9 && memcmp(word, "skew=zipf", 9) == 0) {
-        char *end;
-        problem->exponent = strtod(word + 9, &end);
-        problem->skew = BENCH_ZIPF;
-        bool good = end == word + length && problem->exponent >= 0 && problem->exponent <= 10;
-        return good ? MOE_OK : refuse(error, "the exponent is a number from 0 to 10", word, length);
-    }
-    for (size_t i = 0; i < sizeof activations / sizeof *activations; ++i)
-        if (length > 4 && memcmp(word, "act=", 4) == 0 && is_word(word + 4, length - 4, activations[i])) {
-            problem->activation = activations[i];
+    char *end = NULL;
+    if (length > 9 && memcmp(word, "skew=zipf", 9) == 0) problem->exponent = strtod(word + 9, &end);
+    if (end != word + length) return refuse(error, "a skew is even or like zipf1.0", word, length);
+    problem->skew = BENCH_ZIPF;
+    if (problem->exponent >= 0 && problem->exponent <= 10) return MOE_OK;
+    return refuse(error, "the exponent is a number from 0 to 10", word, length);
+}
+
+static moe_status parse_word(const char *word, size_t length, bench_problem *problem, moe_error *error) {
+    static const struct {
+        const char *name;
+        moe_dtype dtype;
+    } dtypes[] = {
+        {"f32", MOE_F32},
+        {"f64", MOE_F64}
+    };
+    for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; ++i)
+        if (is_word(word, length, dtypes[i].name)) {
+            problem->dtype = dtypes[i].dtype;
             return MOE_OK;
         }
+    if (is_word(word, length, "bias")) {
+        problem->bias = true;
+        return MOE_OK;
+    }
+    if (length > 5 && memcmp(word, "skew=", 5) == 0) return parse_skew(word, length, problem, error);
+    if (length > 4 && memcmp(word, "act=", 4) == 0) {
+        const char *found = activation_find(word + 4, length - 4);
+        if (!found) return refuse(error, "not an activation of the layer", word, length);
+        problem->activation = found;
+        return MOE_OK;
+    }
     return parse_size(word, length, problem) ? MOE_OK : refuse(error, "not understood", word, length);
+}
+
+static moe_status parse_words(const char *text, bench_problem *problem, moe_error *error) {
+    for (const char *word = text; *word;) {
+        const size_t length = strcspn(word, ",");
+        const bench_shape *shape = bench_shapes;
+        while (shape->name && !is_word(word, length, shape->name)) ++shape;
+        moe_status status = MOE_OK;
+        for (const char *part = shape->name ? shape->problem : word;;) {
+            const size_t n = strcspn(part, ",");
+            status = parse_word(part, n, problem, error);
+            if (!shape->name || status != MOE_OK || !part[n]) break;
+            part += n + 1;
+        }
+        if (status != MOE_OK) return status;
+        word += length + (word[length] == ',');
+    }
+    return MOE_OK;
 }
 
 moe_status bench_problem_parse(const char *text, bench_problem *problem, moe_error *error) {
     bench_problem parsed = {
         .n_experts = 8, .d_model = 256, .hidden = 256, .top_k = 2, .n_tokens = 4096, .activation = "swiglu"};
-    for (const char *word = text; *word;) {
-        size_t length = strcspn(word, ",");
-        moe_status status = parse_word(word, length, &parsed, error);
-        if (status != MOE_OK) return status;
-        word += length + (word[length] == ',');
-    }
+    moe_status status = parse_words(text, &parsed, error);
+    if (status != MOE_OK) return status;
     if (parsed.n_tokens < 1 || parsed.d_model < 1 || parsed.hidden < 1)
         return refuse(error, "t, d and n are at least 1", text, strlen(text));
     if (parsed.n_experts < 1 || parsed.top_k < 1 || parsed.top_k > parsed.n_experts)
         return refuse(error, "e is at least 1, and k from 1 to e", text, strlen(text));
-    if (parsed.skew != BENCH_RANDOM && parsed.d_model < parsed.n_experts)
-        return refuse(error, "a skew needs d of at least e", text, strlen(text));
+    if (parsed.skew == BENCH_ZIPF && parsed.top_k > BENCH_MOST_K)
+        return refuse(error, "a Zipf skew goes with k of at most 1024", text, strlen(text));
     *problem = parsed;
     return MOE_OK;
+}
+
+static const char *dtype_name(moe_dtype dtype) {
+    return dtype == MOE_F32 ? "f32" : "f64";
 }
 
 void bench_problem_print(const bench_problem *problem, char *text, size_t size) {
@@ -104,46 +155,66 @@ void bench_problem_print(const bench_problem *problem, char *text, size_t size) 
     if (problem->n_shared) snprintf(shared, sizeof shared, ",shared%d", problem->n_shared);
     if (problem->skew == BENCH_EVEN) snprintf(skew, sizeof skew, ",skew=even");
     if (problem->skew == BENCH_ZIPF) snprintf(skew, sizeof skew, ",skew=zipf%g", problem->exponent);
-    snprintf(text, size, "e%d,t%lld,d%d,n%d,k%d%s,act=%s%s,%s", problem->n_experts,
+    snprintf(text, size, "e%d,t%lld,d%d,n%d,k%d%s,act=%s%s%s,%s", problem->n_experts,
              (long long)problem->n_tokens, problem->d_model, problem->hidden, problem->top_k, shared,
-             problem->activation, skew, problem->dtype == MOE_F32 ? "f32" : "f64");
+             problem->activation, problem->bias ? ",bias" : "", skew, dtype_name(problem->dtype));
 }
 
-double bench_problem_flop(const bench_problem *problem) {
-    double products = strcmp(problem->activation, "swiglu") == 0 ? 3 : 2; /* [d,n] matrices of one expert */
-    double rows = (double)problem->n_tokens * (problem->top_k + problem->n_shared);
-    return 2 * products * rows * problem->d_model * problem->hidden;
+moe_layer_desc bench_problem_layer(const bench_problem *problem) {
+    return (moe_layer_desc){.size = sizeof(moe_layer_desc),
+                            .dtype = problem->dtype,
+                            .d_model = problem->d_model,
+                            .num_experts = problem->n_experts,
+                            .top_k = problem->top_k,
+                            .expert_hidden_size = problem->hidden,
+                            .num_shared_experts = problem->n_shared,
+                            .activation = problem->activation,
+                            .expert_bias = problem->bias,
+                            .aux_loss_coeff = 0.01F};
 }
 
-static void set_number(moe_dtype dtype, void *data, int64_t index, double value) {
-    if (dtype == MOE_F32)
-        ((float *)data)[index] = (float)value;
-    else
-        ((double *)data)[index] = value;
+int64_t bench_problem_weights(const bench_problem *problem) {
+    /* every gated activation says so in its name */
+    const int64_t matrices = strstr(problem->activation, "glu") ? 3 : 2;
+    return matrices * problem->d_model * problem->hidden;
+}
+
+double bench_problem_flop(const bench_problem *problem, int64_t n_tokens) {
+    const double rows = (double)n_tokens * (problem->top_k + problem->n_shared);
+    return 2 * rows * (double)bench_problem_weights(problem);
 }
 
 static double uniform(uint32_t word) {
     return ((double)word + 0.5) * 0x1p-32;
 }
 
-static double logit_of(const bench_problem *problem, int64_t t, int32_t e) {
-    if (problem->skew == BENCH_EVEN) {
-        int64_t distance =
-            (e - t * problem->top_k % problem->n_experts + problem->n_experts) % problem->n_experts;
-        return distance < problem->top_k ? 4.0 : 0.0;
+/* Keeps slot[K] the experts of the largest keys, descending. */
+static void insert(int32_t *slot, double *key, int32_t n, int32_t e, double value) {
+    int32_t at = n;
+    while (at > 0 && value > key[at - 1]) --at;
+    if (at == n) return;
+    for (int32_t i = n - 1; i > at; --i) {
+        slot[i] = slot[i - 1];
+        key[i] = key[i - 1];
     }
-    uint32_t word[4];
-    moe_random(1, MOE_DRAW_TEST, 2, (uint64_t)t, (uint64_t)e, word);
-    return -problem->exponent * log(e + 1.0) - log(-log(uniform(word[0])));
+    slot[at] = e;
+    key[at] = value;
 }
 
-void bench_problem_fill(const bench_problem *problem, void *x, void *gate) {
-    const int64_t d = problem->d_model;
-    moe_random_normal(1, MOE_DRAW_TEST, 1, 0, problem->dtype, x, problem->n_tokens * d, 1);
-    if (problem->skew == BENCH_RANDOM) return;
-    for (int32_t e = 0; e < problem->n_experts; ++e)
-        for (int64_t i = 0; i < d; ++i) set_number(problem->dtype, gate, e * d + i, i == e ? 1.0 : 0.0);
-    for (int64_t t = 0; t < problem->n_tokens; ++t)
-        for (int32_t e = 0; e < problem->n_experts; ++e)
-            set_number(problem->dtype, x, t * d + e, logit_of(problem, t, e));
+void bench_problem_route(const bench_problem *problem, int32_t *expert) {
+    const int32_t K = problem->top_k, E = problem->n_experts;
+    for (int64_t t = 0; t < problem->n_tokens; ++t) {
+        int32_t *slot = expert + t * K;
+        if (problem->skew == BENCH_EVEN) {
+            for (int32_t k = 0; k < K; ++k) slot[k] = (int32_t)((t * K + k) % E);
+            continue;
+        }
+        double key[BENCH_MOST_K];
+        for (int32_t k = 0; k < K; ++k) key[k] = -INFINITY;
+        for (int32_t e = 0; e < E; ++e) {
+            uint32_t word[4];
+            moe_random(1, MOE_DRAW_TEST, 2, (uint64_t)t, (uint64_t)e, word);
+            insert(slot, key, K, e, -problem->exponent * log(e + 1.0) - log(-log(uniform(word[0]))));
+        }
+    }
 }

@@ -1,10 +1,13 @@
 /* bench_problem.h: a problem in one string, the same for benches, tests and bug reports:
- * e8,t4096,d256,n256,k2[,shared1][,act=gelu][,skew=zipf1.0][,f32|f64], in any order.
+ * e8,t4096,d256,n256,k2[,shared1][,act=gelu][,bias][,skew=zipf1.0][,f32|f64], or a model's name and what
+ * differs: olmoe,t512,skew=even. Words count in their order.
  */
 #ifndef MOEKIT_BENCH_PROBLEM_H
 #define MOEKIT_BENCH_PROBLEM_H
 
 #include <moekit/moe.h>
+
+enum { BENCH_MOST_K = 1024 }; /* of a Zipf skew */
 
 typedef enum bench_skew {
     BENCH_RANDOM, /* whatever random gate weights give: nearly balanced */
@@ -15,19 +18,31 @@ typedef enum bench_skew {
 typedef struct bench_problem {
     int32_t n_experts, d_model, hidden, top_k, n_shared;
     int64_t n_tokens;
-    const char *activation;
+    const char *activation; /* as moe_layer_options lists them */
+    bool bias;
     bench_skew skew;
     double exponent;
     moe_dtype dtype;
 } bench_problem;
 
+/* A model's MoE layer: what its name stands for in a problem. */
+typedef struct bench_shape {
+    const char *name, *problem;
+} bench_shape;
+extern const bench_shape bench_shapes[]; /* ends with a NULL name */
+
 /* Fills what the text leaves out from "e8,t4096,d256,n256,k2". */
 moe_status bench_problem_parse(const char *text, bench_problem *problem, moe_error *error);
 void bench_problem_print(const bench_problem *problem, char *text, size_t size);
-/* Multiplications and additions of the expert products of one forward; forward with backward is three times
- * that. */
-double bench_problem_flop(const bench_problem *problem);
-/* Random tokens x[T,d] and, for a skew, gate[E,d] such that the router picks experts as the problem says. */
-void bench_problem_fill(const bench_problem *problem, void *x, void *gate);
+/* The layer of the problem, with the usual balance loss. */
+moe_layer_desc bench_problem_layer(const bench_problem *problem);
+/* Numbers of the weight matrices of one expert: 2*d*n, or 3*d*n where the activation is gated. */
+int64_t bench_problem_weights(const bench_problem *problem);
+/* Multiplications and additions of the expert products of one forward of n_tokens; backward takes twice that.
+ */
+double bench_problem_flop(const bench_problem *problem, int64_t n_tokens);
+/* What moe_call.replay_expert makes of a skew: expert[T, K], no expert twice for a token. Not of
+ * BENCH_RANDOM, where the router decides. */
+void bench_problem_route(const bench_problem *problem, int32_t *expert);
 
 #endif

@@ -76,7 +76,8 @@ static void examine_context(doctor *self) {
                                       "attention_backward",
                                       "cross_entropy",
                                       "adamw",
-                                      "sum_squares"};
+                                      "sum_squares",
+                                      "peak"};
     char text[64], key[64];
     moe_ctx *ctx;
     moe_error error;
