@@ -1,5 +1,8 @@
 /* flow.h: the nouns that travel between stages. Structs only; whoever fills a field is named.
- * Shapes: T tokens, d width, E experts, K per token, R rows kept. "real" means the layer's dtype.
+ * Shapes: T tokens, d width, E experts, K per token, R rows kept. Three types of number:
+ *   the layer's     desc.dtype: x, y, parameters, rows of the experts;
+ *   "real"          routing.dtype (desc.router_dtype): all that a router makes, from logits to the losses;
+ *   wide            moei_wide(desc.dtype): routing weights handed to kernels, and their gradients.
  */
 #ifndef MOEI_FLOW_H
 #define MOEI_FLOW_H
@@ -44,8 +47,8 @@ typedef struct moei_levels {
 typedef struct moei_routing {
     int64_t n_tokens;
     int32_t n_experts;
-    int32_t top_k; /* slots of a token: desc.top_k, but E for expert_choice and 4 for two levels */
-    moe_dtype dtype;
+    int32_t top_k;     /* slots of a token: desc.top_k, but E for expert_choice and 4 for two levels */
+    moe_dtype dtype;   /* of every "real"; at least as wide as the layer's */
     bool softmax;      /* prob is softmax(logits) */
     void *logits;      /* real [T, E] what is scored: after bias, forced draws, noise */
     void *prob;        /* real [T, E] what balance losses see: scores, normalised over E; 0 where masked */
@@ -85,16 +88,18 @@ typedef struct moei_capacity {
 typedef struct moei_plan {
     int64_t n_tokens;
     int32_t n_experts, top_k;
-    int64_t n_rows;     /* R, after capacity, with padding */
-    int64_t n_groups;   /* of capacity */
-    int64_t *capacity;  /* [n_groups] rows an expert may take of a group; -1: dropless */
-    int64_t *offset;    /* [E + 1] */
-    int64_t *routed;    /* [E] rows asked for, before capacity */
-    int64_t *kept;      /* [E] rows kept */
-    int32_t *row_token; /* [R] token of row r; group by group inside an expert. Padding: 0 */
-    int32_t *row_slot;  /* [R] t*K + k of row r. Padding: -1 */
-    int32_t *row_of;    /* [T, K] row of (t, k); -1 where dropped or masked */
-    void *row_weight;   /* real [R] routing weight of row r. Padding: 0 */
+    int64_t n_rows;         /* R, after capacity, with padding */
+    int64_t n_groups;       /* of capacity */
+    int64_t *capacity;      /* [n_groups] rows an expert may take of a group; -1: dropless */
+    int64_t *offset;        /* [E + 1] */
+    int64_t *routed;        /* [E] rows asked for, before capacity */
+    int64_t *kept;          /* [E] rows kept */
+    int32_t *row_token;     /* [R] token of row r; group by group inside an expert. Padding: 0 */
+    int32_t *row_slot;      /* [R] t*K + k of row r. Padding: -1 */
+    int32_t *row_of;        /* [T, K] row of (t, k); -1 where dropped or masked */
+    moe_dtype weight_dtype; /* wide */
+    void *row_weight;       /* of weight_dtype [R] routing weight of row r. Padding: 0 */
+    void *slot_weight;      /* of weight_dtype [T, K] the routing's weights; NULL where those are of it */
 } moei_plan;
 
 /* How `expert` tells that e was chosen but removed: -2 - e. Its own inverse. */

@@ -42,7 +42,8 @@ typedef struct moe_expert_io {
     int64_t n_rows;
     const int64_t *offset;    /* [n_experts + 1] */
     const int32_t *row_token; /* [R] row of `in` (and of `dout`) for row r; NULL: r itself */
-    const void *row_weight;   /* [R] routing weight of row r; NULL: 1, and always NULL where `contiguous` */
+    const void *row_weight;   /* [R] routing weight of row r: f64 in f64 layers, else f32; NULL: 1, and always
+                                 NULL where `contiguous` */
     moe_mat in;               /* [T, d_in] tokens, or [R, d_in] where `contiguous` */
     moe_mat out;              /* forward: [R, d_out] rows in expert order, written */
     uint64_t step;            /* keys random draws */
@@ -53,7 +54,7 @@ typedef struct moe_expert_io {
     /* backward only */
     moe_mat dout; /* [T, d_out] dy of the tokens; or [R, d_out] weight * dy where `contiguous` */
     moe_mat din; /* [R, d_in] written: gradient of each row's input, weight included; data NULL: not wanted */
-    void *drow_weight; /* [R] written: d loss / d row_weight; not asked of `contiguous` kinds */
+    void *drow_weight; /* [R] written: d loss / d row_weight, of its type; not asked of `contiguous` kinds */
 } moe_expert_io;
 
 typedef struct moe_expert_ops {

@@ -153,6 +153,8 @@ typedef struct moe_layer_desc {
     /* router: logits */
     bool router_bias;
     bool router_frozen;       /* the gate gets no gradient */
+    const char *router_dtype; /* NULL: "auto", f64 in f64 layers, else "f32"; "f64": logits, scores, weights
+                                 and losses in f64 from the x and gate of any layer */
     float input_jitter_eps;   /* router input times U(1-eps, 1+eps), training only */
     const char *routing_unit; /* NULL: "token"; "sequence" (mean of its tokens) or "task" (moe_call.task) */
     int32_t num_tasks;        /* of routing_unit task */
@@ -383,7 +385,7 @@ typedef struct moe_routing_view {
     int32_t n_experts;
     /* K: slots of a token: desc.top_k; E of expert_choice (slot e: expert e); 4 of two levels. */
     int32_t top_k;
-    moe_dtype dtype;
+    moe_dtype dtype; /* of the router: desc.router_dtype */
     /* [T,K] descending by selection score. Negative where not routed: -1 (masked, fewer than K), or -2 - e
      * where expert e was chosen and the second policy removed it, which a replay has to know. */
     const int32_t *expert;

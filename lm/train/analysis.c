@@ -4,6 +4,7 @@
  */
 #include "train/analysis.h"
 
+#include "core/real.h"
 #include "core/status.h"
 
 #include <math.h>
@@ -76,10 +77,14 @@ void moelm_analysis_destroy(moelm_analysis *a) {
 /* The slot of largest weight that is routed: of some routers the slots are in the order of the experts. */
 static int32_t first_choice(const moe_routing_view *view, int64_t row) {
     const int32_t *expert = view->expert + row * view->top_k;
-    const float *weight = (const float *)view->weight + row * view->top_k;
     int32_t best = -1;
-    for (int32_t k = 0; k < view->top_k; ++k)
-        if (expert[k] >= 0 && (best < 0 || weight[k] > weight[best])) best = k;
+    double most = 0;
+    for (int32_t k = 0; k < view->top_k; ++k) {
+        const double weight = moei_real_load(view->dtype, view->weight, row * view->top_k + k);
+        if (expert[k] < 0 || (best >= 0 && weight <= most)) continue;
+        best = k;
+        most = weight;
+    }
     return best < 0 ? -1 : expert[best];
 }
 

@@ -5,6 +5,7 @@
  */
 #include "train/routes.h"
 
+#include "core/real.h"
 #include "core/status.h"
 #include "format/safetensors.h"
 
@@ -72,9 +73,10 @@ moe_status moelm_routes_add(void *user, moe_lm *lm, const moelm_windows *w) {
         if (routes->layer[l].slots == 0) continue;
         moe_routing_view view = {.size = sizeof view};
         MOEI_TRY(moe_layer_routing(moe_lm_layer(lm, l), &view));
-        const size_t n = (size_t)(view.n_tokens * view.top_k);
-        memcpy(experts_at(routes, l, row), view.expert, n * sizeof(int32_t));
-        memcpy(weights_at(routes, l, row), view.weight, n * sizeof(float));
+        const int64_t n = view.n_tokens * view.top_k;
+        float *weight = weights_at(routes, l, row);
+        memcpy(experts_at(routes, l, row), view.expert, (size_t)n * sizeof(int32_t));
+        for (int64_t i = 0; i < n; ++i) weight[i] = (float)moei_real_load(view.dtype, view.weight, i);
     }
     return MOE_OK;
 }

@@ -23,6 +23,9 @@ void moei_plan_build(moei_plan *plan, const moei_batch *batch, const moei_routin
 int64_t moei_plan_max_rows(const moei_capacity *capacity, int64_t n_tokens, int32_t top_k, int32_t n_experts);
 int64_t moei_plan_max_groups(const moei_capacity *capacity, int64_t n_tokens);
 
+/* [T,K] of plan->weight_dtype: what combine weighs by. */
+const void *moei_plan_slot_weight(const moei_plan *plan, const moei_routing *routing);
+
 /* The largest capacity of a group; -1: dropless. */
 int64_t moei_plan_capacity(const moei_plan *plan);
 
@@ -34,11 +37,11 @@ void moei_drop_slots(const moei_routing *routing, int64_t capacity, moei_drop dr
 /* For experts that want their rows contiguous. rows[R,n] = weight[r] * x[row_token[r]] (weight NULL: 1);
  * padding is zeros. */
 void moei_rows_gather(moe_ctx *ctx, const moei_plan *plan, moe_mat x, const void *weight, moe_mat rows);
-/* drow_weight[r] = <dy[row_token[r]], rows[r]> */
+/* drow_weight[r] = <dy[row_token[r]], rows[r]>, of plan->weight_dtype */
 void moei_rows_weight_gradient(moe_ctx *ctx, const moei_plan *plan, moe_mat dy, moe_mat rows,
                                void *drow_weight);
 
-/* [R] by row -> [T,K] by slot; slots without a row get 0. */
-void moei_rows_to_slots(const moei_plan *plan, moe_dtype dtype, const void *by_row, void *by_slot);
+/* by_row[R] of plan->weight_dtype -> by_slot[T,K] of `dtype`; slots without a row get 0. */
+void moei_rows_to_slots(const moei_plan *plan, const void *by_row, moe_dtype dtype, void *by_slot);
 
 #endif

@@ -104,9 +104,16 @@ static void index_rows(moei_plan *plan, const moei_routing *routing) {
         const int32_t slot = plan->row_slot[r];
         plan->row_token[r] = slot < 0 ? 0 : slot / plan->top_k;
         if (slot >= 0) plan->row_of[slot] = (int32_t)r;
-        moei_real_store(routing->dtype, plan->row_weight, r,
+        moei_real_store(plan->weight_dtype, plan->row_weight, r,
                         slot < 0 ? 0 : moei_real_load(routing->dtype, routing->weight, slot));
     }
+    for (int64_t slot = 0; plan->slot_weight && slot < plan->n_tokens * plan->top_k; ++slot)
+        moei_real_store(plan->weight_dtype, plan->slot_weight, slot,
+                        moei_real_load(routing->dtype, routing->weight, slot));
+}
+
+const void *moei_plan_slot_weight(const moei_plan *plan, const moei_routing *routing) {
+    return plan->slot_weight ? plan->slot_weight : routing->weight;
 }
 
 void moei_plan_build(moei_plan *plan, const moei_batch *batch, const moei_routing *routing,

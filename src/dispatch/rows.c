@@ -48,7 +48,7 @@ static void weight_task(void *arg, int64_t task, void *scratch) {
         for (int64_t j = 0; j < dy.cols; ++j)
             sum += moei_real_load(dy.dtype, dy.data, t * dy.stride + j) *
                    moei_real_load(rows.dtype, rows.data, r * rows.stride + j);
-        moei_real_store(dy.dtype, job->drow_weight, r, sum);
+        moei_real_store(job->plan->weight_dtype, job->drow_weight, r, sum);
     }
 }
 
@@ -58,9 +58,9 @@ void moei_rows_weight_gradient(moe_ctx *ctx, const moei_plan *plan, moe_mat dy, 
     moei_parallel(&ctx->team, (plan->n_rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK, weight_task, &job);
 }
 
-void moei_rows_to_slots(const moei_plan *plan, moe_dtype dtype, const void *by_row, void *by_slot) {
+void moei_rows_to_slots(const moei_plan *plan, const void *by_row, moe_dtype dtype, void *by_slot) {
     for (int64_t slot = 0; slot < plan->n_tokens * plan->top_k; ++slot) {
         int32_t r = plan->row_of[slot];
-        moei_real_store(dtype, by_slot, slot, r < 0 ? 0 : moei_real_load(dtype, by_row, r));
+        moei_real_store(dtype, by_slot, slot, r < 0 ? 0 : moei_real_load(plan->weight_dtype, by_row, r));
     }
 }

@@ -56,7 +56,8 @@ static void forward_row(const moei_act_pass *pass, int64_t r) {
 }
 
 static void backward_row(const moei_act_pass *pass, int64_t r) {
-    const double weight = pass->row_weight ? moei_real_load(pass->dtype, pass->row_weight, r) : 1;
+    const moe_dtype weight_dtype = moei_wide(pass->dtype);
+    const double weight = pass->row_weight ? moei_real_load(weight_dtype, pass->row_weight, r) : 1;
     const int64_t row = r * z_columns(pass);
     double factor[4] = {0}, dweight = 0;
     for (int64_t j = 0; j < pass->n; ++j) {
@@ -72,7 +73,7 @@ static void backward_row(const moei_act_pass *pass, int64_t r) {
         if (pass->rule->kind->gated) moei_real_store(pass->dtype, pass->z, row + up, through * point.d_up);
         moei_real_store(pass->dtype, pass->a, r * pass->n + j, weight * a);
     }
-    if (pass->drow_weight) moei_real_store(pass->dtype, pass->drow_weight, r, dweight);
+    if (pass->drow_weight) moei_real_store(weight_dtype, pass->drow_weight, r, dweight);
 }
 
 static void forward_task(void *arg, int64_t task, void *scratch) {

@@ -189,15 +189,15 @@ static void bias_weight_task(void *arg, int64_t e, void *scratch) {
     (void)scratch;
     const bias_job *job = arg;
     const moe_expert_io *io = job->io;
-    const moe_dtype dtype = job->f->desc.dtype;
+    const moe_dtype dtype = job->f->desc.dtype, weight_dtype = moei_wide(dtype);
     const int64_t d_out = job->f->desc.d_out;
     for (int64_t r = io->offset[e]; r < io->offset[e + 1]; ++r) {
         int64_t t = io->row_token ? io->row_token[r] : r;
-        double sum = moei_real_load(dtype, io->drow_weight, r);
+        double sum = moei_real_load(weight_dtype, io->drow_weight, r);
         for (int64_t j = 0; j < d_out; ++j)
             sum += moei_real_load(dtype, job->f->value[MOEI_FFN_DOWN_BIAS], e * d_out + j) *
                    moei_real_load(dtype, io->dout.data, t * io->dout.stride + j);
-        moei_real_store(dtype, io->drow_weight, r, sum);
+        moei_real_store(weight_dtype, io->drow_weight, r, sum);
     }
 }
 

@@ -236,9 +236,10 @@ static moe_expert_io io_of(const mixed *m, const part *p, const moe_expert_io *i
         cut.dout = rows_from(io->dout, begin);
     }
     if (io->row_slot) cut.row_slot += begin;
+    const moe_dtype weight_dtype = moei_wide(m->desc.dtype);
     if (io->row_weight)
-        cut.row_weight = (const char *)io->row_weight + (size_t)begin * moe_dtype_bytes(m->desc.dtype);
-    if (io->drow_weight) cut.drow_weight = moei_real_at(m->desc.dtype, io->drow_weight, begin);
+        cut.row_weight = (const char *)io->row_weight + (size_t)begin * moe_dtype_bytes(weight_dtype);
+    if (io->drow_weight) cut.drow_weight = moei_real_at(weight_dtype, io->drow_weight, begin);
     cut.saved = moei_arena_take(saved, p->ops->saved_bytes(p->self, cut.n_rows));
     return cut;
 }

@@ -70,7 +70,8 @@ static size_t no_scratch(const void *self, int64_t max_rows, moe_mode mode) {
 /* to[r] = from[token of r], times the row's weight where asked; rows of `to` are real. */
 static void copy_row(const moe_expert_io *io, moe_mat from, moe_mat to, int64_t r, bool weighted) {
     const int64_t t = io->row_token ? io->row_token[r] : r;
-    const double weight = weighted && io->row_weight ? moei_real_load(to.dtype, io->row_weight, r) : 1;
+    const double weight =
+        weighted && io->row_weight ? moei_real_load(moei_wide(to.dtype), io->row_weight, r) : 1;
     for (int64_t j = 0; j < to.cols; ++j)
         moei_real_store(to.dtype, to.data, r * to.stride + j,
                         weight * moei_real_load(from.dtype, from.data, t * from.stride + j));
@@ -84,7 +85,7 @@ static void identity_row_backward(const moe_expert_io *io, int64_t r) {
     for (int64_t j = 0; j < io->dout.cols; ++j)
         sum += moei_real_load(io->in.dtype, io->in.data, t * io->in.stride + j) *
                moei_real_load(io->dout.dtype, io->dout.data, t * io->dout.stride + j);
-    moei_real_store(io->dout.dtype, io->drow_weight, r, sum);
+    moei_real_store(moei_wide(io->dout.dtype), io->drow_weight, r, sum);
 }
 
 static void identity_task(void *arg, int64_t task, void *scratch) {
@@ -131,7 +132,8 @@ static moe_status zero_forward(void *self, const moe_expert_io *io) {
 static moe_status zero_backward(void *self, const moe_expert_io *io) {
     (void)self;
     if (io->din.data) clear_rows(io->din, io->n_rows);
-    if (io->drow_weight) memset(io->drow_weight, 0, (size_t)io->n_rows * moe_dtype_bytes(io->dout.dtype));
+    if (io->drow_weight)
+        memset(io->drow_weight, 0, (size_t)io->n_rows * moe_dtype_bytes(moei_wide(io->dout.dtype)));
     return MOE_OK;
 }
 

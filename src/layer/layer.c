@@ -24,7 +24,7 @@ static moe_status create_gate_params(moe_layer *layer) {
     for (int32_t i = 0; i < count; ++i) {
         const moe_param shape = {
             .name = param[i].name,
-            .dtype = d->dtype,
+            .dtype = moei_gate_dtype(&layer->router, param[i].buffer),
             .n_dim = param[i].n_dim,
             .dim = {param[i].dim[0], param[i].dim[1], param[i].dim[2]},
             .buffer = param[i].buffer
@@ -34,7 +34,7 @@ static moe_status create_gate_params(moe_layer *layer) {
         MOEI_TRY(moei_layer_add_param(layer, &shape, value, d->router_frozen ? NULL : grad));
         if (param[i].std > 0)
             moe_random_normal(layer->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)d->layer_index,
-                              UINT64_MAX - (uint64_t)i, d->dtype, *value,
+                              UINT64_MAX - (uint64_t)i, shape.dtype, *value,
                               shape.dim[0] * shape.dim[1] * shape.dim[2], param[i].std);
     }
     moei_gate_renorm(d, layer->gate.weight);

@@ -50,7 +50,8 @@ typedef struct moei_scratch {
     void *dout_rows;                /* [R,d] and their gradients */
     void *dlatent_in, *dlatent_out; /* [T,l] */
     void *shared_dgate;             /* [T] */
-    void *drow_weight, *dweight;    /* [R], [T,K] */
+    void *drow_weight;              /* [R] of plan.weight_dtype */
+    void *dweight;                  /* [T,K] of routing.dtype */
     void *experts, *shared;         /* their own scratch */
     int64_t *shared_offset;         /* [2] */
 } moei_scratch;

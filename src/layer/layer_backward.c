@@ -36,7 +36,7 @@ static moei_route_loss_grad losses_backward(const moe_layer *layer, const moei_s
 static void route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx) {
     moei_timing_enter_route(layer->ctx);
     const moei_route_loss_grad loss = losses_backward(layer, s);
-    moei_rows_to_slots(&layer->plan, layer->desc.dtype, s->drow_weight, s->dweight);
+    moei_rows_to_slots(&layer->plan, s->drow_weight, layer->routing.dtype, s->dweight);
     const moei_route_job job = moei_layer_route_job(layer, s);
     moei_route_backward(&job, s->dweight, &loss, &layer->gate_grad, dx);
     moei_timing_leave_route(layer->ctx);

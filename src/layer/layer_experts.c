@@ -64,7 +64,8 @@ static moe_status routed_forward(moe_layer *layer, const moei_scratch *s, moe_ma
     const bool keep_rows = layer->saved.out_rows && layer->batch.mode == MOE_TRAIN;
     const moe_mat rows = matrix(layer, keep_rows ? layer->saved.out_rows : s->rows, layer->plan.n_rows,
                                 moei_expert_out(&layer->desc));
-    const void *weight = moei_layer_weighs_input(layer) ? NULL : layer->routing.weight;
+    const void *weight =
+        moei_layer_weighs_input(layer) ? NULL : moei_plan_slot_weight(&layer->plan, &layer->routing);
     if (layer->desc.latent_size > 0) {
         moei_product(layer->ctx, layer->batch.x, w->latent_in, false, expert_input(layer), false);
         if (w->latent_in_bias) moei_add_bias(NULL, w->latent_in_bias, expert_input(layer));
@@ -161,7 +162,8 @@ static moe_status rows_backward(moe_layer *layer, const moei_scratch *s, moe_mat
         moei_rows_weight_gradient(layer->ctx, &layer->plan, expert_input(layer), drows, s->drow_weight);
     if (!din.data) return MOE_OK;
     if (at_input)
-        moei_combine(layer->ctx, &layer->plan, layer->routing.weight, drows, din, accumulate);
+        moei_combine(layer->ctx, &layer->plan, moei_plan_slot_weight(&layer->plan, &layer->routing), drows,
+                     din, accumulate);
     else
         moei_combine_backward(layer->ctx, &layer->plan, drows, din, accumulate);
     return MOE_OK;

@@ -2,6 +2,7 @@
  * saved: prob[T,E] lse[T] expert,weight,row_of[T,K] row_*[R] Z[R,..]; scratch: logits[T,E] rows[R,d] ...
  * Source: zstd's workspace phases; measure and carve are the same code, so they cannot disagree.
  */
+#include "core/real.h"
 #include "experts/experts.h"
 #include "layer/layer_desc.h"
 #include "layer/layer_experts.h"
@@ -19,7 +20,8 @@ static int64_t max_rows(const moe_layer *layer, int64_t T) {
 static void carve_routing(moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode) {
     const int64_t E = layer->desc.num_experts, K = layer->router.n_slots;
     const int64_t R = max_rows(layer, T);
-    const size_t real = moe_dtype_bytes(layer->desc.dtype);
+    const moe_dtype weight_dtype = moei_wide(layer->desc.dtype);
+    const size_t weight = moe_dtype_bytes(weight_dtype);
     layer->routing = moei_routing_carve(&layer->router, arena, T, mode);
     layer->plan = (moei_plan){
         .n_experts = (int32_t)E,
@@ -31,7 +33,9 @@ static void carve_routing(moe_layer *layer, moei_arena *arena, int64_t T, moe_mo
         .row_token = moei_arena_array(arena, R, 1, sizeof(int32_t)),
         .row_slot = moei_arena_array(arena, R, 1, sizeof(int32_t)),
         .row_of = moei_arena_array(arena, T, K, sizeof(int32_t)),
-        .row_weight = moei_arena_array(arena, R, 1, real)};
+        .weight_dtype = weight_dtype,
+        .row_weight = moei_arena_array(arena, R, 1, weight)};
+    if (layer->router.dtype != weight_dtype) layer->plan.slot_weight = moei_arena_array(arena, T, K, weight);
 }
 
 void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode) {
@@ -65,7 +69,7 @@ static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, int6
     const int64_t d_in = moei_expert_in(d), d_out = moei_expert_out(d);
     const bool train = mode == MOE_TRAIN, gathers = moei_layer_gathers(layer);
     s->route = moei_route_scratch_carve(&layer->router, arena, T, mode);
-    s->loss = moei_loss_carve(d, arena, T);
+    s->loss = moei_loss_carve(d, layer->router.dtype, arena, T);
     s->rows = moei_arena_array(arena, R, d_in > d_out ? d_in : d_out, real);
     if (gathers) s->in_rows = moei_arena_array(arena, R, d_in, real);
     if (train && gathers) s->dout_rows = moei_arena_array(arena, R, d_out, real);
@@ -73,8 +77,10 @@ static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, int6
         s->dlatent_in = moei_arena_array(arena, T, d->latent_size, real);
         s->dlatent_out = moei_arena_array(arena, T, d->latent_size, real);
     }
-    if (train) s->drow_weight = moei_arena_array(arena, R, 1, real);
-    if (train) s->dweight = moei_arena_array(arena, T, layer->router.n_slots, real);
+    if (train) {
+        s->drow_weight = moei_arena_array(arena, R, 1, moe_dtype_bytes(moei_wide(d->dtype)));
+        s->dweight = moei_arena_array(arena, T, layer->router.n_slots, moe_dtype_bytes(layer->router.dtype));
+    }
     s->experts = moei_arena_take(arena, layer->experts.ops->scratch_bytes(layer->experts.self, R, mode));
 }
 

@@ -12,6 +12,7 @@
 static const char *const glu_layouts[] = {"auto", "halves", "interleaved", NULL};
 static const char *const weight_points[] = {"output", "hidden", "input", NULL};
 static const char *const routing_units[] = {"token", "sequence", "task", NULL};
+static const char *const router_dtypes[] = {"auto", "f32", "f64", "fp32", "fp64", NULL};
 static const char *const scores[] = {"softmax", "sigmoid", "sqrtsoftplus", NULL};
 static const char *const routers[] = {"top_k",         "gshard_top2", "noisy_top_k", "sinkhorn", "quantile",
                                       "expert_choice", "hash",        "random",      "balanced", NULL};
@@ -98,6 +99,8 @@ static const moe_option options[] = {
      "a trained bias on the router's logits"},
     {"moe.router_frozen", "", BOOL(router_frozen),
      "the router keeps its parameters: no gradient"},
+    {"moe.router_dtype", "moe_router_dtype gate_precision", CHOICE(router_dtype, "auto", router_dtypes),
+     "logits, scores, routing weights and losses; auto: f32, but f64 in f64 layers; f64 is slow but exact"},
     {"moe.input_jitter_eps", "moe_input_jitter_eps router_jitter_noise", FLOAT(input_jitter_eps, "0", 0.999),
      "training: the router sees x * U(1-eps, 1+eps)"},
     {"moe.routing_unit", "", CHOICE(routing_unit, "token", routing_units),
@@ -232,16 +235,12 @@ const moe_option *moe_layer_options(size_t *count) {
 static const char *const elsewhere[][2] = {
     {"moe_router_load_balancing_type",
      "set the losses themselves: aux_loss_coeff, seq_aux_loss_coeff or global_aux_loss_coeff; sinkhorn is "
-     "router_type sinkhorn, and none is all coefficients 0"                                     },
-    {"moe_router_force_load_balancing", "set router_type random"                                },
+     "router_type sinkhorn, and none is all coefficients 0"                      },
+    {"moe_router_force_load_balancing", "set router_type random"                 },
     {"apply_router_weight_after_down",
-     "set weight_apply output (true) or hidden (false); the numbers are the same"               },
-    {"moe_apply_probs_on_input",        "set weight_apply input, with top_k 1"                  },
-    {"fake_balanced_gate",              "set router_type balanced"                              },
-    {"moe_router_dtype",
-     "nothing to set: router logits, scores and weights are f32 always; f64 layers serve checks"},
-    {"gate_precision",
-     "nothing to set: router logits, scores and weights are f32 always; f64 layers serve checks"},
+     "set weight_apply output (true) or hidden (false); the numbers are the same"},
+    {"moe_apply_probs_on_input",        "set weight_apply input, with top_k 1"   },
+    {"fake_balanced_gate",              "set router_type balanced"               },
 };
 
 const char *moe_layer_option_elsewhere(const char *key) {

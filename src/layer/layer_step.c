@@ -25,14 +25,15 @@ void moei_layer_count_step(moe_layer *layer) {
 moe_status moe_layer_end_step(moe_layer *layer, const int64_t *counts) {
     const moe_layer_desc *d = &layer->desc;
     if (!layer->experts.ops) return MOE_OK;
+    const moe_dtype dtype = moei_gate_dtype(&layer->router, true);
     if (d->selection_bias && d->selection_bias_update_rate > 0)
-        moei_selection_bias_update(d->dtype, d->num_experts, counts ? counts : layer->step.rows,
+        moei_selection_bias_update(dtype, d->num_experts, counts ? counts : layer->step.rows,
                                    (double)d->selection_bias_update_rate, d->selection_bias_recenter,
                                    layer->gate.selection_bias);
     if (layer->step.n_quantile > 0) {
         for (int32_t e = 0; e < d->num_experts; ++e)
             layer->step.quantile[e] /= (double)layer->step.n_quantile;
-        moei_quantile_bias_update(d->dtype, d->num_experts, layer->step.quantile, (double)d->quantile_ema,
+        moei_quantile_bias_update(dtype, d->num_experts, layer->step.quantile, (double)d->quantile_ema,
                                   layer->gate.quantile_bias);
     }
     moei_layer_clear_step(layer);

@@ -58,13 +58,13 @@ static bool counts_plain(const moe_layer_desc *desc) {
     return desc->aux_map && strcmp(desc->aux_map, "plain") == 0;
 }
 
-moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moei_arena *arena, int64_t T) {
+moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moe_dtype dtype, moei_arena *arena, int64_t T) {
     const int64_t E = desc->num_experts, G = looks_at_sequences(desc) && T > 1 ? T : 1;
     moei_loss_scratch s = {.offset = moei_arena_array(arena, G + 1, 1, sizeof(int64_t)),
                            .valid = moei_arena_array(arena, G, 1, sizeof(int64_t)),
                            .count = moei_arena_array(arena, G, E, sizeof(int64_t)),
                            .total = moei_arena_array(arena, E, 1, sizeof(int64_t)),
-                           .prob_sum = moei_arena_array(arena, G, E, moe_dtype_bytes(desc->dtype)),
+                           .prob_sum = moei_arena_array(arena, G, E, moe_dtype_bytes(dtype)),
                            .mean = moei_arena_array(arena, E, 1, sizeof(double)),
                            .prob = moei_arena_array(arena, G, E, sizeof(double)),
                            .weight = moei_arena_array(arena, E, 1, sizeof(double)),

@@ -29,8 +29,8 @@ typedef struct moei_loss_scratch {
     double *weight, *load, *usage; /* [E] */
 } moei_loss_scratch;
 
-/* Carves for up to T tokens; on an arena without memory it measures. */
-moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moei_arena *arena, int64_t T);
+/* Carves for up to T tokens of a routing in `dtype`; on an arena without memory it measures. */
+moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moe_dtype dtype, moei_arena *arena, int64_t T);
 
 typedef struct moei_loss_job {
     moe_ctx *ctx;

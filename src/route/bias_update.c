@@ -1,5 +1,5 @@
 /* bias_update.c: biases that steer the selection instead of a loss, moved once an optimizer step.
- * count[E] or statistic[E] -> bias[E].
+ * count[E] or statistic[E] -> bias[E] of `dtype`, what buffers are kept in.
  * Source: Wang et al. 2024, "Auxiliary-loss-free load balancing", as DeepSeek-V3 uses it; quantile balancing
  * of Megatron core. The step is taken on the true mean; a bias exactly at it stays.
  */

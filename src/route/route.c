@@ -137,10 +137,9 @@ static moe_status check_batch(const moei_route_job *job) {
     return MOE_OK;
 }
 
-moe_status moei_route_forward(const moei_route_job *job) {
+static moe_status forward(const moei_route_job *job) {
     const moei_selector *selector = job->router->selector;
     const moei_batch *batch = job->batch;
-    MOEI_TRY(check_batch(job));
     if (!job->router->keeps_logits) job->routing->logits = job->scratch.logits;
     if (moei_two_levels(job->router)) return moei_levels_forward(job);
     moei_gate_forward(job);
@@ -159,6 +158,12 @@ moe_status moei_route_forward(const moei_route_job *job) {
         selector->weigh(job);
     if (job->routing->load) moei_noise_load(job);
     return MOE_OK;
+}
+
+moe_status moei_route_forward(const moei_route_job *job) {
+    moei_wide_job wide;
+    MOEI_TRY(check_batch(job));
+    return forward(moei_widen(job, &wide));
 }
 
 typedef struct backward_arg {
@@ -211,8 +216,8 @@ static void backward_fused(const moei_route_job *job, const void *dweight, const
                                                 .dlogits = job->scratch.logits});
 }
 
-void moei_route_backward(const moei_route_job *job, const void *dweight, const moei_route_loss_grad *loss,
-                         const moei_gate *grad, moe_mat dx) {
+static void backward(const moei_route_job *job, const void *dweight, const moei_route_loss_grad *loss,
+                     const moei_gate *grad, moe_mat dx) {
     const bool one_group = loss->group_tokens == 0 || loss->group_tokens >= job->routing->n_tokens;
     const backward_arg arg = {dweight, loss};
     if (moei_two_levels(job->router)) {
@@ -225,4 +230,14 @@ void moei_route_backward(const moei_route_job *job, const void *dweight, const m
         moei_each_token(job, backward_token, &arg);
     if (job->gate->noise) moei_noise_backward(job, loss->load);
     moei_gate_backward(job, grad, dx);
+}
+
+void moei_route_backward(const moei_route_job *job, const void *dweight, const moei_route_loss_grad *loss,
+                         const moei_gate *grad, moe_mat dx) {
+    moei_wide_job wide;
+    moei_gate real = *grad;
+    moe_mat real_dx = dx;
+    moei_widen_gradients(job, &real, &real_dx);
+    backward(moei_widen(job, &wide), dweight, loss, &real, real_dx);
+    moei_narrow_gradients(job, &real, real_dx, grad, dx);
 }

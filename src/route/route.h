@@ -22,6 +22,7 @@ typedef struct moei_router {
     const moe_layer_desc *desc;    /* complete; outlives the router */
     const moei_capacity *capacity; /* asked by routers that count rows themselves; outlives the router */
     const struct moei_selector *selector;
+    moe_dtype dtype; /* of all it computes; what it reads and gives back is of the layer's, and converted */
     int32_t d_model, n_experts, top_k;
     int32_t n_slots; /* of a token: top_k, but E for expert_choice and 4 for two levels */
     uint32_t layer_index;
@@ -47,15 +48,16 @@ moe_status moei_router_init(moe_ctx *ctx, const moe_layer_desc *desc, const moei
 /* Rows that a batch of T tokens can ask for at most. */
 int64_t moei_router_max_rows(const moei_router *router, int64_t T);
 
-/* The router's parameters, or their gradients; NULL where it has none. */
+/* The router's parameters, or their gradients; NULL where it has none. Parameters are of the layer's dtype;
+ * gradients and buffers of moei_wide of it. */
 typedef struct moei_gate {
-    void *weight;         /* real [E, d] */
-    void *bias;           /* real [E] */
-    void *noise;          /* real [E, d] noisy_top_k */
-    void *task;           /* real [num_tasks, d] routing_unit task */
-    void *inner;          /* real [Eo, Ei, d] hierarchical */
-    void *selection_bias; /* real [E] buffer */
-    void *quantile_bias;  /* real [E] buffer */
+    void *weight;         /* [E, d] */
+    void *bias;           /* [E] */
+    void *noise;          /* [E, d] noisy_top_k */
+    void *task;           /* [num_tasks, d] routing_unit task */
+    void *inner;          /* [Eo, Ei, d] hierarchical */
+    void *selection_bias; /* [E] buffer */
+    void *quantile_bias;  /* [E] buffer */
 } moei_gate;
 
 enum { MOEI_GATE_PARAMS = 7 };
@@ -69,6 +71,14 @@ typedef struct moei_gate_param {
 } moei_gate_param;
 /* Lists the parameters that this router has. */
 int32_t moei_router_params(const moei_router *router, moei_gate_param param[MOEI_GATE_PARAMS]);
+/* What its parameters are kept in; buffers as sums are. */
+moe_dtype moei_gate_dtype(const moei_router *router, bool buffer);
+
+/* What the layer gives in its own types, as the router computes with it; NULL where that is the same. */
+typedef struct moei_route_wide {
+    void *x, *dx;         /* real [T,d] */
+    moei_gate gate, grad; /* real */
+} moei_route_wide;
 
 /* Memory of a call, free again when it returns. */
 typedef struct moei_route_scratch {
@@ -79,6 +89,7 @@ typedef struct moei_route_scratch {
     void *inner;   /* real [2T,Ei] logits of the inner gates of two levels, and their gradient */
     void *entropy; /* real [T] H(softmax(logits)), 0 where masked */
     double *work;  /* [3T + 2E] of the selectors that look at all tokens at once */
+    moei_route_wide wide;
 } moei_route_scratch;
 /* Both on an arena without memory measure. */
 moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, int64_t T, moe_mode mode);

@@ -17,8 +17,16 @@ static int one_of(const char *name, const char *const *names) {
 /* Names in the order of their enumerations. */
 static const char *const score_names[] = {"softmax", "sigmoid", "sqrtsoftplus", NULL};
 static const char *const unit_names[] = {"token", "sequence", "task", NULL};
+static const char *const dtype_names[] = {"f32", "fp32", "f64", "fp64", NULL};
 static const char *const group_names[] = {"max", "top2_sum", "topn_sum", NULL};
 static const char *const sinkhorn_names[] = {"standard", "megatron", "sigma_moe", NULL};
+
+/* Never narrower than the layer's. */
+static moe_dtype dtype_of(const moe_layer_desc *d) {
+    static const moe_dtype dtypes[] = {MOE_F32, MOE_F32, MOE_F64, MOE_F64};
+    if (strcmp(d->router_dtype, "auto") == 0) return moei_wide(d->dtype);
+    return dtypes[one_of(d->router_dtype, dtype_names)];
+}
 
 static bool is_type(const moei_router *router, const char *name) {
     return strcmp(router->desc->router_type, name) == 0;
@@ -56,6 +64,7 @@ moe_status moei_router_init(moe_ctx *ctx, const moe_layer_desc *d, const moei_ca
     *router = (moei_router){.desc = d,
                             .capacity = capacity,
                             .selector = selector,
+                            .dtype = dtype_of(d),
                             .d_model = d->d_model,
                             .n_experts = d->num_experts,
                             .top_k = d->top_k,
@@ -77,6 +86,10 @@ int64_t moei_router_max_rows(const moei_router *router, int64_t T) {
     const int64_t train = moei_expert_choice_rows(router, MOE_TRAIN, T);
     const int64_t infer = moei_expert_choice_rows(router, MOE_INFER, T);
     return E * (train > infer ? train : infer);
+}
+
+moe_dtype moei_gate_dtype(const moei_router *router, bool buffer) {
+    return buffer ? moei_wide(router->desc->dtype) : router->desc->dtype;
 }
 
 /* clang-format off: clang-format 14 dies of nested tables */
@@ -110,7 +123,7 @@ int32_t moei_router_params(const moei_router *router, moei_gate_param param[MOEI
 }
 
 moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, int64_t T, moe_mode mode) {
-    const moe_dtype dtype = router->desc->dtype;
+    const moe_dtype dtype = router->dtype;
     const int64_t E = router->n_experts, K = router->n_slots;
     const size_t real = moe_dtype_bytes(dtype);
     moei_routing routing = {.n_experts = (int32_t)E, .top_k = (int32_t)K, .dtype = dtype};
@@ -139,7 +152,7 @@ moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, in
 moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_arena *arena, int64_t T,
                                             moe_mode mode) {
     const int64_t E = router->n_experts, d = router->d_model;
-    const size_t real = moe_dtype_bytes(router->desc->dtype);
+    const size_t real = moe_dtype_bytes(router->dtype);
     const bool train = mode == MOE_TRAIN;
     moei_route_scratch s = {0};
     if (train || !router->keeps_logits) s.logits = moei_arena_array(arena, T, E, real);
@@ -153,5 +166,6 @@ moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_aren
     s.entropy = moei_arena_array(arena, T, 1, real);
     if (!router->fused || is_type(router, "random"))
         s.work = moei_arena_array(arena, 3 * T + 2 * E, 1, sizeof(double));
+    s.wide = moei_route_wide_carve(router, arena, T, train);
     return s;
 }

@@ -67,6 +67,20 @@ static inline bool moei_two_levels(const moei_router *router) {
     return router->desc->num_groups_outer > 0;
 }
 
+/* widen.c: the job as the router computes it, every number real: itself where the layer's dtype is the
+ * router's, else one in `wide` with copies. Gradients likewise: `grad` and `dx` become cleared copies where
+ * they need to, and narrowing adds them to the layer's. */
+typedef struct moei_wide_job {
+    moei_route_job job;
+    moei_batch batch;
+    moei_gate gate;
+} moei_wide_job;
+const moei_route_job *moei_widen(const moei_route_job *job, moei_wide_job *wide);
+void moei_widen_gradients(const moei_route_job *job, moei_gate *grad, moe_mat *dx);
+void moei_narrow_gradients(const moei_route_job *job, const moei_gate *from, moe_mat from_dx,
+                           const moei_gate *grad, moe_mat dx);
+moei_route_wide moei_route_wide_carve(const moei_router *router, moei_arena *arena, int64_t T, bool train);
+
 /* gate.c: routing->logits, and the way back from dlogits (scratch.logits). */
 void moei_gate_forward(const moei_route_job *job);
 void moei_gate_backward(const moei_route_job *job, const moei_gate *grad, moe_mat dx);

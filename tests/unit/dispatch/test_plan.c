@@ -65,6 +65,7 @@ static void draw_bench(bench *b, uint64_t i, int formula, int drop, bool sequenc
                           .row_token = b->row_token,
                           .row_slot = b->row_slot,
                           .row_of = b->row_of,
+                          .weight_dtype = MOE_F64,
                           .row_weight = b->row_weight};
     draw_routing(b, i);
     moei_plan_build(&b->plan, &b->batch, &b->routing, &b->rule);

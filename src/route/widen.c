@@ -1,0 +1,124 @@
+/* widen.c: the door of a router that computes in a wider type than its layer's: x and parameters go in
+ * converted, gradients come out rounded once. x[T,d], gate -> real copies; real gradients -> added to the
+ * layer's. Source: moe_router_dtype of Megatron core, which casts at the same two places.
+ */
+#include "route/select.h"
+
+#include <string.h>
+
+static void **field_of(moei_gate *gate, const moei_gate_param *param) {
+    return (void **)(void *)((char *)gate + param->offset);
+}
+
+static void *value_of(const moei_gate *gate, const moei_gate_param *param) {
+    return *(void *const *)(const void *)((const char *)gate + param->offset);
+}
+
+static moe_mat matrix_of(const moei_gate_param *param, void *data, moe_dtype dtype) {
+    const int64_t cols = param->dim[param->n_dim - 1];
+    return (moe_mat){data, param->dim[0] * param->dim[1] * param->dim[2] / cols, cols, cols, dtype};
+}
+
+/* Gradients are kept in the type that sums are. */
+static moe_dtype grad_dtype(const moei_router *router) {
+    return moei_wide(router->desc->dtype);
+}
+
+moei_route_wide moei_route_wide_carve(const moei_router *router, moei_arena *arena, int64_t T, bool train) {
+    moei_route_wide wide = {0};
+    moei_gate_param param[MOEI_GATE_PARAMS];
+    const int32_t count = moei_router_params(router, param);
+    const size_t real = moe_dtype_bytes(router->dtype);
+    if (router->dtype == router->desc->dtype) return wide;
+    wide.x = moei_arena_array(arena, T, router->d_model, real);
+    if (train) wide.dx = moei_arena_array(arena, T, router->d_model, real);
+    for (int32_t i = 0; i < count; ++i) {
+        const moe_mat shape = matrix_of(&param[i], NULL, router->dtype);
+        if (moei_gate_dtype(router, param[i].buffer) != router->dtype)
+            *field_of(&wide.gate, &param[i]) = moei_arena_array(arena, shape.rows, shape.cols, real);
+        if (train && !param[i].buffer && grad_dtype(router) != router->dtype)
+            *field_of(&wide.grad, &param[i]) = moei_arena_array(arena, shape.rows, shape.cols, real);
+    }
+    return wide;
+}
+
+typedef struct convert_job {
+    moe_mat from, to;
+    bool add;
+} convert_job;
+
+static void convert_row(void *arg, int64_t r, void *scratch) {
+    (void)scratch;
+    const convert_job *job = arg;
+    const moe_mat from = job->from, to = job->to;
+    for (int64_t j = 0; j < to.cols; ++j) {
+        const double before = job->add ? moei_real_load(to.dtype, to.data, r * to.stride + j) : 0;
+        moei_real_store(to.dtype, to.data, r * to.stride + j,
+                        before + moei_real_load(from.dtype, from.data, r * from.stride + j));
+    }
+}
+
+/* to (+)= from */
+static void convert(const moei_route_job *job, moe_mat from, moe_mat to, bool add) {
+    convert_job convert = {from, to, add};
+    moei_parallel(&job->ctx->team, to.rows, convert_row, &convert);
+}
+
+const moei_route_job *moei_widen(const moei_route_job *job, moei_wide_job *wide) {
+    const moei_router *router = job->router;
+    const moe_mat x = job->batch->x;
+    moei_gate_param param[MOEI_GATE_PARAMS];
+    const int32_t count = moei_router_params(router, param);
+    if (router->dtype == router->desc->dtype) return job;
+    wide->batch = *job->batch;
+    wide->batch.x = (moe_mat){job->scratch.wide.x, x.rows, x.cols, x.cols, router->dtype};
+    convert(job, x, wide->batch.x, false);
+    wide->gate = *job->gate;
+    for (int32_t i = 0; i < count; ++i) {
+        void *copy = value_of(&job->scratch.wide.gate, &param[i]);
+        if (!copy) continue;
+        const moe_dtype own = moei_gate_dtype(router, param[i].buffer);
+        convert(job, matrix_of(&param[i], value_of(job->gate, &param[i]), own),
+                matrix_of(&param[i], copy, router->dtype), false);
+        *field_of(&wide->gate, &param[i]) = copy;
+    }
+    wide->job = *job;
+    wide->job.batch = &wide->batch;
+    wide->job.gate = &wide->gate;
+    return &wide->job;
+}
+
+static void clear(moe_mat mat) {
+    memset(mat.data, 0, (size_t)(mat.rows * mat.cols) * moe_dtype_bytes(mat.dtype));
+}
+
+void moei_widen_gradients(const moei_route_job *job, moei_gate *grad, moe_mat *dx) {
+    const moei_router *router = job->router;
+    moei_gate_param param[MOEI_GATE_PARAMS];
+    const int32_t count = moei_router_params(router, param);
+    if (router->dtype == router->desc->dtype) return;
+    for (int32_t i = 0; i < count; ++i) {
+        void *copy = value_of(&job->scratch.wide.grad, &param[i]);
+        if (!copy || !value_of(grad, &param[i])) continue;
+        clear(matrix_of(&param[i], copy, router->dtype));
+        *field_of(grad, &param[i]) = copy;
+    }
+    if (!dx->data) return;
+    *dx = (moe_mat){job->scratch.wide.dx, dx->rows, dx->cols, dx->cols, router->dtype};
+    clear(*dx);
+}
+
+void moei_narrow_gradients(const moei_route_job *job, const moei_gate *from, moe_mat from_dx,
+                           const moei_gate *grad, moe_mat dx) {
+    const moei_router *router = job->router;
+    moei_gate_param param[MOEI_GATE_PARAMS];
+    const int32_t count = moei_router_params(router, param);
+    if (router->dtype == router->desc->dtype) return;
+    for (int32_t i = 0; i < count; ++i) {
+        void *copy = value_of(from, &param[i]), *to = value_of(grad, &param[i]);
+        if (copy != to)
+            convert(job, matrix_of(&param[i], copy, router->dtype),
+                    matrix_of(&param[i], to, grad_dtype(router)), true);
+    }
+    if (dx.data) convert(job, from_dx, dx, true);
+}
