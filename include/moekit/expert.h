@@ -22,7 +22,7 @@ typedef struct moe_expert_desc {
     int32_t d_in, d_hidden, d_out;
     const char *activation;
     const char *glu_layout;                                      /* "auto" "halves" "interleaved" */
-    float activation_alpha, activation_limit, glu_linear_offset; /* 0: the activation's own */
+    float activation_alpha, activation_limit, glu_linear_offset; /* 0: the activation's own, or MOE_ZERO */
     bool bias, up_bias;                                          /* on both projections; on the first only */
     float dropout;                                               /* of hidden activations, training */
     bool recompute;    /* save nothing that backward can compute again */

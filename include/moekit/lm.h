@@ -69,7 +69,7 @@ MOE_API moe_status moe_lm_reserve(moe_lm *lm, int64_t n_seq, int64_t length, moe
 MOE_API moe_status moe_lm_logits(moe_lm *lm, const int32_t *tokens, int64_t n_seq, int64_t length,
                                  float *logits);
 /* Mean cross-entropy in nats of predicting targets[i] from tokens[..i] (target -1: not counted), plus
- * the layers' own losses in *aux. With grad_scale != 0 also adds grad_scale * gradient (aux included)
+ * the layers' own losses in *aux. With grad_scale > 0 also adds grad_scale * gradient (aux included)
  * to every parameter's grad. `step` keys jitter. With grad_scale 0 it evaluates: no jitter, and a
  * reserve for MOE_INFER is enough. A failure leaves the gradients undefined. */
 MOE_API moe_status moe_lm_loss(moe_lm *lm, const int32_t *tokens, const int32_t *targets, int64_t n_seq,

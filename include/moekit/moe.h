@@ -8,7 +8,8 @@
  *     happened (moe_ctx_error, or the moe_error the caller passed) and says what, where and what
  *     would be right. The library never aborts, exits or prints.
  *   - descriptors start with their own size; a zero field means its default, so
- *     `moe_layer_desc desc = {.size = sizeof desc, .d_model = 64, ...}` is complete.
+ *     `moe_layer_desc desc = {.size = sizeof desc, .d_model = 64, ...}` is complete. Where the default is
+ *     another number and 0 itself is wanted, MOE_ZERO says so.
  *   - output structs start with their size too, and the caller sets it: `moe_stats stats = {.size =
  *     sizeof stats}`. No more than that many bytes are written, so a caller built with an older header
  *     keeps working; what a library does not know of a newer one is zero.
@@ -42,6 +43,10 @@ MOE_API int moe_version(void);                /* of the library found at run tim
 MOE_API const char *moe_version_string(void); /* "0.1.0" */
 /* The processor's name as the system tells it; "" where it does not. */
 MOE_API void moe_cpu_name(char *text, size_t size);
+
+/* 0 itself, in a field of a descriptor or a call whose 0 means another number: .second_threshold_eval =
+ * MOE_ZERO. The fields that take it name it; in text (YAML, command line) it is -1. */
+#define MOE_ZERO (-1)
 
 /* 1. Status. The numbers are also the exit codes of the `moekit` command. */
 typedef enum moe_status {
@@ -135,9 +140,10 @@ typedef struct moe_layer_desc {
     const char *expert_kinds; /* NULL: all alike; else one entry an expert: "256,256,64,identity,zero" */
     const char *activation;   /* NULL: "swiglu"; src/experts/activation.c lists them */
     const char *glu_layout;   /* NULL: "auto", the activation's own; "halves" (gate first) or "interleaved" */
-    float activation_alpha;   /* of quick_geglu, quick_gelu, swigluoai; 0: 1.702 */
-    float activation_limit;   /* clamp of the gate (above) and up (both sides); 0: the activation's own */
-    float glu_linear_offset;  /* added to up; 0: the activation's own */
+    float activation_alpha;   /* of quick_geglu, quick_gelu, swigluoai; 0: 1.702; or MOE_ZERO */
+    float activation_limit;   /* clamp of gate (above) and up (both sides); 0: the activation's own; MOE_ZERO:
+                                 none */
+    float glu_linear_offset;  /* added to up; 0: the activation's own; or MOE_ZERO */
     bool expert_bias;         /* biases on both projections of every expert */
     bool expert_up_bias;      /* biases on the up projection only */
     bool output_bias;         /* one bias [output_size] for all experts, not weighted (sigma-MoE) */
@@ -162,13 +168,12 @@ typedef struct moe_layer_desc {
     /* router: scores and weights */
     const char *score_function; /* NULL: "softmax"; "sigmoid" "sqrtsoftplus" */
     bool score_before_topk; /* score all E, then select; else select by logits, then score the K selected */
-    bool norm_topk_prob; /* divide the K weights by their sum; K = 1: ignored, as its weight would always be 1
-                          */
-    float routed_scaling_factor; /* multiplies the weights; 0: 1 */
+    bool norm_topk_prob;    /* divide the K weights by their sum; ignored for K = 1, where it would be 1 */
+    float routed_scaling_factor; /* multiplies the weights; 0: 1; or MOE_ZERO */
 
     /* router: selection */
     const char *router_type;         /* NULL: "top_k"; "gshard_top2" "noisy_top_k" "sinkhorn" "quantile"
-                                        "expert_choice"         "hash" "random" "balanced" */
+                                        "expert_choice" "hash" "random" "balanced" */
     int32_t num_groups, group_top_k; /* keep group_top_k of num_groups groups; 0: off */
     const char *group_score;         /* NULL: "top2_sum"; "max" "topn_sum" (top K / group_top_k) */
     bool selection_bias;             /* a bias [E] on the selection scores only (loss-free balancing) */
@@ -178,11 +183,11 @@ typedef struct moe_layer_desc {
     float expert_dropout;           /* training: chance that a (token, expert) pair cannot be selected */
     const char *second_policy_train, *second_policy_eval; /* gshard_top2; NULL: "random" / "all";
                                                              "none" "threshold" "sample" */
-    float second_threshold_train, second_threshold_eval;  /* 0: 0.2 */
-    float noise_epsilon;                                  /* noisy_top_k; 0: 0.01 */
+    float second_threshold_train, second_threshold_eval;  /* 0: 0.2; or MOE_ZERO */
+    float noise_epsilon;                                  /* noisy_top_k; 0: 0.01; or MOE_ZERO */
     const char *sinkhorn_variant;                         /* NULL: "standard"; "megatron" "sigma_moe" */
     int32_t sinkhorn_iters;                               /* 0: 3, or until sinkhorn_tol for megatron */
-    float sinkhorn_tol;                                   /* 0: 1e-4 */
+    float sinkhorn_tol;                                   /* 0: 1e-4; or MOE_ZERO */
     float quantile_ema;
     float fake_noise;        /* balanced: 0 exact round robin, else Automodel's noisy form */
     int32_t fake_skip_first; /* balanced: experts never used */
@@ -190,12 +195,12 @@ typedef struct moe_layer_desc {
 
     /* capacity */
     float capacity_factor;        /* 0: dropless */
-    float capacity_factor_eval;   /* 0: capacity_factor */
-    float capacity_factor_inner;  /* hierarchical; 0: capacity_factor */
+    float capacity_factor_eval;   /* 0: capacity_factor; MOE_ZERO: dropless */
+    float capacity_factor_inner;  /* hierarchical; 0: capacity_factor; MOE_ZERO: dropless */
     const char *capacity_formula; /* NULL: "megatron"; src/dispatch/capacity.c lists them */
-    int32_t min_capacity;
-    int32_t capacity_multiple;  /* rounded up to a multiple of this; 0: 1 */
-    const char *capacity_group; /* NULL: "batch" or "sequence" */
+    int32_t min_capacity;         /* least rows of an expert; 0: the formula's own; MOE_ZERO: none */
+    int32_t capacity_multiple;    /* rounded up to a multiple of this; 0: 1 */
+    const char *capacity_group;   /* NULL: "batch" or "sequence" */
     const char *drop_policy; /* NULL: "probs"; "position" "rank_major" (all first choices, then all second) */
     bool pad_to_capacity;    /* every expert gets exactly its capacity of rows, the rest with weight 0 */
 
@@ -214,9 +219,9 @@ typedef struct moe_layer_desc {
     /* initialisation, memory */
     const char *init_scheme; /* NULL: "normal"; "lucid_uniform" "sigma_moe" "megatron_scaled" */
     const char *router_init; /* NULL: "normal"; "normal_unit" "normal_fan_in_renorm" "zeros" */
-    float init_std;          /* 0: 0.02 */
-    float init_std_down;     /* of the down projections; 0: init_std */
-    float init_std_scale;    /* of sigma_moe; 0: 1 */
+    float init_std;          /* 0: 0.02; or MOE_ZERO */
+    float init_std_down;     /* of the down projections; 0: init_std; or MOE_ZERO */
+    float init_std_scale;    /* of sigma_moe; 0: 1; or MOE_ZERO */
     const char *recompute;   /* NULL: "none" or "layer": backward runs the up projection again */
     int32_t layer_index;     /* keys the random draws, so layers differ */
 } moe_layer_desc;
@@ -315,14 +320,14 @@ typedef struct moe_call {
      * padding too, as in NeMo Automodel: shared experts and the biases of latent projections give it a y, and
      * its dy reaches their gradients. NULL: all real. */
     const uint8_t *token_mask;
-    float loss_scale;             /* multiplies the gradient of the layer's own losses; 0: 1 */
+    float loss_scale;             /* multiplies the gradient of the layer's own losses; 0: 1; or MOE_ZERO */
     int64_t sequence_length;      /* tokens of one sequence, dividing T; 0: the batch is one sequence */
     const int32_t *task;          /* [sequences] of routing_unit task */
     const int32_t *token_id;      /* [T] what hash routing hashes; NULL: the token's number */
     const int32_t *replay_expert; /* [T, slots of moe_routing_view] recorded selection to use; -1 slots are
                                      not routed; NULL: select */
-    const float
-        *replay_weight; /* [T,K] with replay_expert: weights too, without gradient; NULL: live scores */
+    const float *replay_weight;   /* [T,K] with replay_expert: weights too, without gradient; NULL: live
+                                     scores */
     const moe_draws *draws;
 } moe_call;
 

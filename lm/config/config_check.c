@@ -55,9 +55,11 @@ void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_de
     desc->size = sizeof *desc;
     desc->d_model = config->model.d_model;
     desc->layer_index = index;
-    if (desc->init_std == 0) desc->init_std = config->model.init_std;
+    const float std = config->model.init_std;
+    if (desc->init_std == 0) desc->init_std = std > 0 ? std : MOE_ZERO;
     if (desc->init_std_down == 0 && desc->init_scheme && strcmp(desc->init_scheme, "megatron_scaled") == 0)
-        desc->init_std_down = desc->init_std / sqrtf(2.0f * (float)config->model.n_layers);
+        desc->init_std_down =
+            desc->init_std > 0 ? desc->init_std / sqrtf(2.0f * (float)config->model.n_layers) : MOE_ZERO;
     if (!is_routed(config, index)) *desc = dense_desc(desc, (int32_t)dense_width(config));
 }
 

@@ -64,8 +64,8 @@ moe_status moe_lm_logits(moe_lm *lm, const int32_t *tokens, int64_t n_seq, int64
 
 static moe_status check_loss(moe_lm *lm, const moelm_pass *pass, const int32_t *targets) {
     MOEI_TRY(check_shape(lm, pass));
-    if (!isfinite(pass->call.loss_scale))
-        return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "grad_scale: %f is not finite",
+    if (!isfinite(pass->call.loss_scale) || pass->call.loss_scale < 0)
+        return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "grad_scale: %g is not a finite number of at least 0",
                             (double)pass->call.loss_scale);
     int64_t rows = pass->n_seq * pass->length;
     MOEI_TRY(check_tokens(lm, "targets", targets, rows, -1));

@@ -9,6 +9,12 @@
  * is taken while all that we do not know is zero. `name` is the type's, for the text. */
 moe_status moei_desc_read(void *ours, size_t our_size, const void *given, const char *name, moe_error *error);
 
+/* The number a field means: `otherwise` where it is 0, 0 itself where it is MOE_ZERO. */
+static inline double moei_number(float field, double otherwise) {
+    if (field == MOE_ZERO) return 0;
+    return field == 0 ? otherwise : (double)field;
+}
+
 /* Whether an output struct says its size, so that a call can refuse it before it works. */
 moe_status moei_desc_check_out(const void *out, size_t our_size, const char *name, moe_error *error);
 /* Copies `ours` into the caller's output struct, whose first field is its size and stays: no more than that

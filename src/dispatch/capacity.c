@@ -4,6 +4,8 @@
  */
 #include "dispatch/dispatch.h"
 
+#include "core/desc.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -86,7 +88,7 @@ static int64_t round_up(int64_t value, int64_t multiple) {
 static int64_t rows_of(const moei_capacity *rule, float factor, int64_t n, int32_t K, int32_t E) {
     if (factor <= 0) return -1;
     const struct moei_capacity_formula *formula = rule->formula;
-    const int64_t minimum = rule->minimum > 0 ? rule->minimum : formula->minimum;
+    const int64_t minimum = rule->minimum == 0 ? formula->minimum : rule->minimum; /* MOE_ZERO: below any */
     int64_t rows = formula->rows(n, K, E, decimal_of(factor));
     if (rows > n) rows = n;
     if (rows < minimum) rows = minimum;
@@ -106,7 +108,7 @@ moei_capacity moei_capacity_of(const moe_layer_desc *desc) {
     const bool by_expert = desc->router_type && strcmp(desc->router_type, "expert_choice") == 0;
     const float inner = desc->capacity_factor_inner;
     const float train = by_expert && desc->capacity_factor == 0 ? 1 : desc->capacity_factor;
-    const float eval = desc->capacity_factor_eval > 0 ? desc->capacity_factor_eval : train;
+    const float eval = (float)moei_number(desc->capacity_factor_eval, (double)train);
     moei_capacity rule = {.formula = &formulas[position_of(desc->capacity_formula, moei_capacity_formulas)],
                           .rows = rows_of,
                           .minimum = desc->min_capacity,
@@ -118,7 +120,7 @@ moei_capacity moei_capacity_of(const moe_layer_desc *desc) {
                           .drop = (moei_drop)position_of(desc->drop_policy, moei_drop_policies)};
     rule.factor[MOE_TRAIN] = train;
     rule.factor[MOE_INFER] = eval;
-    rule.factor_inner[MOE_TRAIN] = inner > 0 ? inner : train;
-    rule.factor_inner[MOE_INFER] = inner > 0 ? inner : eval;
+    rule.factor_inner[MOE_TRAIN] = (float)moei_number(inner, (double)train);
+    rule.factor_inner[MOE_INFER] = (float)moei_number(inner, (double)eval);
     return rule;
 }

@@ -5,6 +5,8 @@
  */
 #include "experts/activation.h"
 
+#include "core/desc.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -75,13 +77,13 @@ const moei_activation *moei_activation_find(const char *name) {
 }
 
 moei_act_rule moei_act_rule_of(const moei_activation *kind, const moe_expert_desc *desc) {
-    moei_act_rule rule = {kind, kind->interleaved, kind->alpha, kind->limit, kind->offset};
-    if (desc->activation_alpha != 0) rule.alpha = (double)desc->activation_alpha;
+    moei_act_rule rule = {kind, kind->interleaved, moei_number(desc->activation_alpha, kind->alpha),
+                          kind->limit, kind->offset};
     if (!kind->gated) return rule;
     if (desc->glu_layout && strcmp(desc->glu_layout, "auto") != 0)
         rule.interleaved = strcmp(desc->glu_layout, "interleaved") == 0;
-    if (desc->activation_limit != 0) rule.limit = (double)desc->activation_limit;
-    if (desc->glu_linear_offset != 0) rule.offset = (double)desc->glu_linear_offset;
+    rule.limit = moei_number(desc->activation_limit, kind->limit);
+    rule.offset = moei_number(desc->glu_linear_offset, kind->offset);
     return rule;
 }
 

@@ -3,6 +3,7 @@
  * Source: initialisation of lucidrains' MoE (uniform by the last dimension), sigma-MoE (by the width of all
  * experts together), Megatron core and Automodel (normal).
  */
+#include "core/desc.h"
 #include "core/real.h"
 #include "core/rng.h"
 #include "experts/ffn.h"
@@ -32,9 +33,9 @@ static size_t param_bytes(const moe_param *param) {
 
 static double normal_std(const moe_expert_desc *d, bool down) {
     if (d->init_scheme && strcmp(d->init_scheme, "sigma_moe") == 0)
-        return (double)d->init_std_scale /
+        return moei_number(d->init_std_scale, 0) /
                sqrt(down ? (double)d->n_experts * (double)d->d_hidden : (double)d->d_in);
-    return (double)(down ? d->init_std_down : d->init_std);
+    return moei_number(down ? d->init_std_down : d->init_std, 0);
 }
 
 /* x[n] of U(-bound, bound) */

@@ -4,6 +4,7 @@
  */
 #include "layer/layer.h"
 
+#include "core/desc.h"
 #include "experts/activation.h"
 #include "experts/experts.h"
 #include "layer/layer_desc.h"
@@ -144,7 +145,7 @@ static moe_status add_matrix(moe_layer *layer, const char *name, int64_t rows, i
     };
     MOEI_TRY(moei_layer_add_param(layer, &shape, value, grad));
     moe_random_normal(layer->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)d->layer_index, stream, d->dtype,
-                      *value, rows * cols, (double)d->init_std);
+                      *value, rows * cols, moei_number(d->init_std, 0));
     return MOE_OK;
 }
 

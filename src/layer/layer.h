@@ -97,7 +97,7 @@ struct moe_layer {
     moei_saved saved;
 
     moei_batch batch; /* of the last forward */
-    float loss_scale;
+    double loss_scale;
     moe_draws draws;  /* of the last forward, where it brought some */
     bool has_routing; /* the last forward succeeded */
     bool can_backward;

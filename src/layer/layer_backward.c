@@ -23,7 +23,7 @@ static moe_status check_backward(const moe_layer *layer, moe_mat x, moe_mat dy, 
 static moei_route_loss_grad losses_backward(const moe_layer *layer, const moei_scratch *s) {
     moei_loss_job job = moei_layer_loss_job(layer, s);
     moei_loss_count(&job);
-    const moei_loss_grad grad = moei_loss_gradient(&job, (double)layer->loss_scale);
+    const moei_loss_grad grad = moei_loss_gradient(&job, layer->loss_scale);
     return (moei_route_loss_grad){.prob = grad.prob,
                                   .group_tokens = layer->batch.x.rows / grad.n_groups,
                                   .z = grad.z,

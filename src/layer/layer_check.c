@@ -93,11 +93,11 @@ static void check_activation(checker *c, const moe_layer_desc *d) {
     const bool gated = act->gated || shared->gated, alpha = act->alpha > 0 || shared->alpha > 0;
     rule(c, !moei_is(d->glu_layout, "auto"), gated, "glu_layout",
          "needs a gated activation or shared_expert_activation: only they have gate and up columns");
-    rule(c, d->activation_limit > 0, gated, "activation_limit",
+    rule(c, d->activation_limit != 0, gated, "activation_limit",
          "needs a gated activation or shared_expert_activation: it clamps gate and up");
-    rule(c, d->glu_linear_offset > 0, gated, "glu_linear_offset",
+    rule(c, d->glu_linear_offset != 0, gated, "glu_linear_offset",
          "needs a gated activation or shared_expert_activation: it is added to up");
-    rule(c, d->activation_alpha > 0, alpha, "activation_alpha",
+    rule(c, d->activation_alpha != 0, alpha, "activation_alpha",
          "needs activation or shared_expert_activation quick_geglu, quick_gelu or swigluoai");
     rule(c, d->expert_up_bias, !d->expert_bias, "expert_up_bias",
          "expert_bias already gives biases to both projections; set one of them");
@@ -115,11 +115,11 @@ static void check_experts(checker *c, const moe_layer_desc *d) {
          "is built into ffn experts only; set expert ffn or num_shared_experts");
     rule(c, d->expert_up_bias, ffn || d->num_shared_experts > 0, "expert_up_bias",
          "is built into ffn experts only; set expert ffn or num_shared_experts");
-    rule(c, megatron, d->init_std_down > 0, "init_scheme",
+    rule(c, megatron, d->init_std_down != 0, "init_scheme",
          "megatron_scaled needs init_std_down: init_std / sqrt(2 * layers) of the whole model");
-    rule(c, d->init_std_down > 0, normal || megatron, "init_std_down",
+    rule(c, d->init_std_down != 0, normal || megatron, "init_std_down",
          "is not used by this init_scheme; it has widths of its own");
-    rule(c, d->init_std_scale > 0, sigma, "init_std_scale",
+    rule(c, d->init_std_scale != 0, sigma, "init_std_scale",
          "needs init_scheme sigma_moe or router_init normal_fan_in_renorm");
     rule(c, !moei_is(d->router_init, "normal"), d->num_experts > 0, "router_init",
          "there is no router: num_experts is 0");
@@ -179,13 +179,13 @@ static void check_router(checker *c, const moe_layer_desc *d) {
     rule(c, d->selection_bias, top_k, "selection_bias", "needs router_type top_k");
     rule(c, d->expert_dropout > 0, top_k || sinkhorn, "expert_dropout",
          "needs router_type top_k or sinkhorn");
-    rule(c, d->noise_epsilon > 0, noisy, "noise_epsilon", "needs router_type noisy_top_k");
+    rule(c, d->noise_epsilon != 0, noisy, "noise_epsilon", "needs router_type noisy_top_k");
     rule(c, d->load_loss_coeff > 0, noisy, "load_loss_coeff",
          "needs router_type noisy_top_k: the load is smooth through its noise");
     rule(c, !moei_is(d->sinkhorn_variant, "standard"), sinkhorn, "sinkhorn_variant",
          "needs router_type sinkhorn");
     rule(c, d->sinkhorn_iters > 0, sinkhorn, "sinkhorn_iters", "needs router_type sinkhorn");
-    rule(c, d->sinkhorn_tol > 0, sinkhorn && megatron, "sinkhorn_tol",
+    rule(c, d->sinkhorn_tol != 0, sinkhorn && megatron, "sinkhorn_tol",
          "needs router_type sinkhorn with sinkhorn_variant megatron; the others count iterations");
     rule(c, d->quantile_ema > 0, quantile, "quantile_ema", "needs router_type quantile");
     rule(c, d->fake_noise > 0, balanced, "fake_noise", "needs router_type balanced");
@@ -245,7 +245,7 @@ static void check_top2(checker *c, const moe_layer_desc *d) {
     rule(c, Eo > 0, Eo >= 2 && d->num_experts % Eo == 0 && d->num_experts / (Eo > 0 ? Eo : 1) >= 2,
          "num_groups_outer", "needs at least two outer and two inner experts, and must divide num_experts");
     rule(c, Eo > 0, moei_is(d->routing_unit, "token"), "num_groups_outer", "needs routing_unit token");
-    rule(c, d->capacity_factor_inner > 0, Eo > 0, "capacity_factor_inner", "needs num_groups_outer");
+    rule(c, d->capacity_factor_inner != 0, Eo > 0, "capacity_factor_inner", "needs num_groups_outer");
     rule(c, Eo > 0, !limited || moei_is(d->drop_policy, "rank_major"), "num_groups_outer",
          "two levels fill their capacities by drop_policy rank_major");
     rule(c, Eo > 0, !d->pad_to_capacity, "pad_to_capacity", "is not for two levels");
@@ -260,14 +260,19 @@ static void check_top2(checker *c, const moe_layer_desc *d) {
 }
 
 static void check_capacity(checker *c, const moe_layer_desc *d) {
+    const float eval = d->capacity_factor_eval;
     const bool limited = d->capacity_factor > 0 || d->capacity_factor_eval > 0;
     const bool by_expert = moei_is(d->router_type, "expert_choice");
     static const char need[] =
         "needs capacity_factor or capacity_factor_eval: a dropless layer has no capacity";
+    rule(c, eval == MOE_ZERO, d->capacity_factor > 0, "capacity_factor_eval",
+         "MOE_ZERO (-1) lifts the capacity of training; needs capacity_factor");
+    rule(c, eval == MOE_ZERO, !by_expert, "capacity_factor_eval",
+         "router_type expert_choice cannot do without a capacity: its experts choose that many");
     rule(c, d->pad_to_capacity, limited, "pad_to_capacity", need);
-    rule(c, d->min_capacity > 0, limited, "min_capacity", need);
+    rule(c, d->min_capacity != 0, limited, "min_capacity", need);
     rule(c, d->capacity_multiple > 1, limited, "capacity_multiple", need);
-    rule(c, d->capacity_factor_inner > 0, limited, "capacity_factor_inner", need);
+    rule(c, d->capacity_factor_inner != 0, limited, "capacity_factor_inner", need);
     rule(c, !moei_is(d->capacity_formula, "megatron"), limited, "capacity_formula", need);
     rule(c, !moei_is(d->capacity_group, "batch"), limited, "capacity_group", need);
     rule(c, !moei_is(d->drop_policy, "probs"), limited, "drop_policy", need);
@@ -298,8 +303,20 @@ static void check_no_router(checker *c, const moe_layer_desc *d) {
                   "is of the router, and num_experts is 0");
 }
 
+/* Of a range that begins at MOE_ZERO nothing else is below 0. */
+static void check_negative(checker *c, const moe_layer_desc *d) {
+    const moei_option_table table = moei_layer_option_table();
+    for (size_t i = 0; i < table.count; ++i) {
+        const moe_option *row = &table.row[i];
+        if (row->type != MOE_OPT_FLOAT) continue;
+        const float value = *(const float *)(const void *)((const char *)d + row->offset);
+        rule(c, value < 0, value == MOE_ZERO, row->key, "is negative; MOE_ZERO (-1) is the one such value");
+    }
+}
+
 moe_status moei_layer_desc_check(const moe_layer_desc *d, moe_error *error) {
     checker c = {error, MOE_OK};
+    check_negative(&c, d);
     check_shape(&c, d);
     check_plain(&c, d);
     check_activation(&c, d);

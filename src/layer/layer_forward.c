@@ -2,6 +2,7 @@
  * x[T,d] -> y[T,d] = sum_k weight[t,k] expert(x)[t] + shared(x).
  * Source: docs/architecture.md, "the tour of one call".
  */
+#include "core/desc.h"
 #include "core/timing.h"
 #include "layer/layer_experts.h"
 
@@ -37,9 +38,11 @@ static moe_status check_forward(const moe_layer *layer, moe_mat x, moe_mat y, co
     if (call->mode != MOE_INFER && call->mode != MOE_TRAIN)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
                             "moe_call.mode: %d is neither MOE_INFER nor MOE_TRAIN", (int)call->mode);
-    if (!isfinite(call->loss_scale))
-        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "moe_call.loss_scale: %g is not a finite number",
-                            (double)call->loss_scale);
+    if (!isfinite(call->loss_scale) || (call->loss_scale < 0 && call->loss_scale != MOE_ZERO))
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                            "moe_call.loss_scale: %g is not a finite number of at least 0; 0 means 1, and "
+                            "MOE_ZERO (%d) means 0",
+                            (double)call->loss_scale, MOE_ZERO);
     if (call->mode == MOE_TRAIN && layer->mode != MOE_TRAIN)
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
                             "MOE_TRAIN forward of a layer reserved for MOE_INFER; reserve it for MOE_TRAIN");
@@ -127,7 +130,7 @@ moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_c
     MOEI_TRY(moei_layer_call_check(layer, &call, call.draws ? &draws : NULL));
     if (call.draws) layer->draws = draws; /* kept: backward reads them again */
     layer->batch = batch_of(x, &call);
-    layer->loss_scale = call.loss_scale != 0 ? call.loss_scale : 1;
+    layer->loss_scale = moei_number(call.loss_scale, 1);
     layer->has_routing = layer->can_backward = false;
     y = moei_with_stride(y);
     const moei_scratch s = moei_layer_scratch(layer, x.rows, layer->batch.mode);

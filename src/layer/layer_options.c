@@ -1,6 +1,7 @@
 /* layer_options.c: the layer's table of options: one entry a field of moe_layer_desc, in its order.
  * Names of NeMo (Megatron core), Automodel, Hugging Face, lucidrains, sigma-MoE and tensor2tensor are
- * aliases where they mean the same. A number whose 0 means "its own default" has 0 as its default here.
+ * aliases where they mean the same. A number whose 0 means "its own default" has 0 as its default here, and
+ * MOE_ZERO among its values where 0 itself makes sense.
  */
 #include "layer/layer_desc.h"
 
@@ -30,6 +31,8 @@ static const char *const recomputes[] = {"none", "layer", NULL};
 #define BOOL(field)                   MOE_OPT_BOOL, offsetof(moe_layer_desc, field), "false", 0, 0, NULL
 #define INT(field, initial, min, max) MOE_OPT_INT, offsetof(moe_layer_desc, field), initial, min, max, NULL
 #define FLOAT(field, initial, max)    MOE_OPT_FLOAT, offsetof(moe_layer_desc, field), initial, 0, max, NULL
+#define FLOAT_OR_ZERO(field, initial, max)                                                                   \
+    MOE_OPT_FLOAT, offsetof(moe_layer_desc, field), initial, MOE_ZERO, max, NULL
 #define CHOICE(field, initial, choices)                                                                      \
     MOE_OPT_CHOICE, offsetof(moe_layer_desc, field), initial, 0, 0, choices
 #define NAME(field, initial) MOE_OPT_CHOICE, offsetof(moe_layer_desc, field), initial, 0, 0, NULL
@@ -68,12 +71,12 @@ static const moe_option options[] = {
      "gelu and geglu_exact by erf, gelu_tanh and geglu by tanh"},
     {"moe.glu_layout", "", CHOICE(glu_layout, "auto", glu_layouts),
      "gate and up columns of a gated activation; auto: interleaved for quick_geglu, else halves, gate first"},
-    {"moe.activation_alpha", "", FLOAT(activation_alpha, "0", 1e3),
-     "slope inside the sigmoid of quick_geglu, quick_gelu and swigluoai; 0: 1.702"},
-    {"moe.activation_limit", "swiglu_limit activation_func_clamp_value", FLOAT(activation_limit, "0", 1e6),
-     "clamps gate from above and up on both sides; 0: the activation's own, 7 for quick_geglu and swigluoai"},
-    {"moe.glu_linear_offset", "", FLOAT(glu_linear_offset, "0", 1e3),
-     "added to up; 0: the activation's own, 1 for quick_geglu and swigluoai"},
+    {"moe.activation_alpha", "", FLOAT_OR_ZERO(activation_alpha, "0", 1e3),
+     "slope inside the sigmoid of quick_geglu, quick_gelu and swigluoai; 0: 1.702; -1: 0"},
+    {"moe.activation_limit", "swiglu_limit activation_func_clamp_value", FLOAT_OR_ZERO(activation_limit, "0", 1e6),
+     "clamps gate from above and up on both sides; 0: the activation's own, 7 for quick_geglu and swigluoai; -1: no clamp"},
+    {"moe.glu_linear_offset", "", FLOAT_OR_ZERO(glu_linear_offset, "0", 1e3),
+     "added to up; 0: the activation's own, 1 for quick_geglu and swigluoai; -1: 0"},
     {"moe.expert_bias", "", BOOL(expert_bias),
      "biases on both projections of every expert"},
     {"moe.expert_up_bias", "", BOOL(expert_up_bias),
@@ -116,8 +119,8 @@ static const moe_option options[] = {
     {"moe.norm_topk_prob", "", BOOL(norm_topk_prob),
      "divide the selected weights by their sum; with softmax it needs score_before_topk; ignored for top_k 1"},
     {"moe.routed_scaling_factor", "moe_router_topk_scaling_factor route_scale",
-     FLOAT(routed_scaling_factor, "1", 1e6),
-     "multiplies the routing weights; 0: 1"},
+     FLOAT_OR_ZERO(routed_scaling_factor, "1", 1e6),
+     "multiplies the routing weights; 0: 1; -1: 0"},
 
     {"moe.router_type", "", CHOICE(router_type, "top_k", routers),
      "how experts are chosen"},
@@ -145,18 +148,18 @@ static const moe_option options[] = {
      "gshard_top2, training: which second choices stay"},
     {"moe.second_policy_eval", "moe_second_policy_eval", CHOICE(second_policy_eval, "all", second_policies),
      "gshard_top2, else: which second choices stay"},
-    {"moe.second_threshold_train", "moe_second_threshold_train", FLOAT(second_threshold_train, "0", 1),
-     "of second_policy_train threshold and random; 0: 0.2"},
-    {"moe.second_threshold_eval", "moe_second_threshold_eval", FLOAT(second_threshold_eval, "0", 1),
-     "of second_policy_eval threshold and random; 0: 0.2"},
-    {"moe.noise_epsilon", "", FLOAT(noise_epsilon, "0", 1e3),
-     "noisy_top_k: least width of the noise; 0: 0.01"},
+    {"moe.second_threshold_train", "moe_second_threshold_train", FLOAT_OR_ZERO(second_threshold_train, "0", 1),
+     "of second_policy_train threshold and random; 0: 0.2; -1: 0"},
+    {"moe.second_threshold_eval", "moe_second_threshold_eval", FLOAT_OR_ZERO(second_threshold_eval, "0", 1),
+     "of second_policy_eval threshold and random; 0: 0.2; -1: 0"},
+    {"moe.noise_epsilon", "", FLOAT_OR_ZERO(noise_epsilon, "0", 1e3),
+     "noisy_top_k: least width of the noise; 0: 0.01; -1: 0"},
     {"moe.sinkhorn_variant", "", CHOICE(sinkhorn_variant, "standard", sinkhorns),
      "sinkhorn: the right one, or Megatron core's or sigma-MoE's as they are"},
     {"moe.sinkhorn_iters", "sinkhorn_n_iters", INT(sinkhorn_iters, "0", 0, 100000),
      "sinkhorn: iterations; 0: 3, or for megatron until sinkhorn_tol"},
-    {"moe.sinkhorn_tol", "", FLOAT(sinkhorn_tol, "0", 1),
-     "sinkhorn_variant megatron: where it stops; 0: 1e-4"},
+    {"moe.sinkhorn_tol", "", FLOAT_OR_ZERO(sinkhorn_tol, "0", 1),
+     "sinkhorn_variant megatron: where it stops; 0: 1e-4; -1: 0"},
     {"moe.quantile_ema", "moe_router_quantile_balancing_ema", FLOAT(quantile_ema, "0", 0.999999),
      "quantile: how much of the old bias stays at each update"},
     {"moe.fake_noise", "fake_gate_noise", FLOAT(fake_noise, "0", 1),
@@ -169,14 +172,14 @@ static const moe_option options[] = {
     {"moe.capacity_factor", "moe_expert_capacity_factor capacity_factor_train moe_capacity_factor_train",
      FLOAT(capacity_factor, "0", 1e6),
      "how full an expert may get, by capacity_formula; 0: dropless"},
-    {"moe.capacity_factor_eval", "moe_capacity_factor_eval", FLOAT(capacity_factor_eval, "0", 1e6),
-     "the same outside training; 0: capacity_factor"},
-    {"moe.capacity_factor_inner", "moe_capacity_factor_second_level", FLOAT(capacity_factor_inner, "0", 1e6),
-     "two levels: the same for the inner experts; 0: capacity_factor"},
+    {"moe.capacity_factor_eval", "moe_capacity_factor_eval", FLOAT_OR_ZERO(capacity_factor_eval, "0", 1e6),
+     "the same outside training; 0: capacity_factor; -1: dropless"},
+    {"moe.capacity_factor_inner", "moe_capacity_factor_second_level", FLOAT_OR_ZERO(capacity_factor_inner, "0", 1e6),
+     "two levels: the same for the inner experts; 0: capacity_factor; -1: dropless"},
     {"moe.capacity_formula", "", CHOICE(capacity_formula, "megatron", moei_capacity_formulas),
      "rows of an expert from factor, tokens, top_k and experts, as the named system counts them"},
-    {"moe.min_capacity", "", INT(min_capacity, "0", 0, 1 << 30),
-     "least rows of an expert; 0: the formula's own"},
+    {"moe.min_capacity", "", INT(min_capacity, "0", MOE_ZERO, 1 << 30),
+     "least rows of an expert; 0: the formula's own; -1: none"},
     {"moe.capacity_multiple", "", INT(capacity_multiple, "0", 0, 1 << 20),
      "rows of an expert are rounded up to a multiple of this; 0: 1"},
     {"moe.capacity_group", "", CHOICE(capacity_group, "batch", capacity_groups),
@@ -211,12 +214,12 @@ static const moe_option options[] = {
      "how expert weights are drawn: normal by init_std, or another system's way"},
     {"moe.router_init", "", CHOICE(router_init, "normal", router_inits),
      "how the router is drawn: by init_std, N(0,1), sigma-MoE's equal rows, or zeros"},
-    {"moe.init_std", "init_method_std", FLOAT(init_std, "0.02", 1e3),
-     "standard deviation of the initial weights"},
-    {"moe.init_std_down", "", FLOAT(init_std_down, "0", 1e3),
-     "the same for down projections; 0: init_std, and megatron_scaled needs it"},
-    {"moe.init_std_scale", "weight_std_scale", FLOAT(init_std_scale, "0", 1e3),
-     "multiplies the deviations of sigma_moe and normal_fan_in_renorm; 0: 1"},
+    {"moe.init_std", "init_method_std", FLOAT_OR_ZERO(init_std, "0.02", 1e3),
+     "standard deviation of the initial weights; 0: 0.02; -1: 0"},
+    {"moe.init_std_down", "", FLOAT_OR_ZERO(init_std_down, "0", 1e3),
+     "the same for down projections; 0: init_std, and megatron_scaled needs it; -1: 0"},
+    {"moe.init_std_scale", "weight_std_scale", FLOAT_OR_ZERO(init_std_scale, "0", 1e3),
+     "multiplies the deviations of sigma_moe and normal_fan_in_renorm; 0: 1; -1: 0"},
     {"moe.recompute", "", CHOICE(recompute, "none", recomputes),
      "layer: backward runs the up projection again instead of keeping its result"},
 };

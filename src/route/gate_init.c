@@ -2,6 +2,7 @@
  * weight[E,d]: N(0, std^2), and for sigma-MoE's scheme rows of equal length with the numbers' spread kept.
  * Source: sigma-MoE's "renorm keeping std" of the expert selection matrix (Csordas et al. 2023).
  */
+#include "core/desc.h"
 #include "core/real.h"
 #include "route/route.h"
 
@@ -12,8 +13,8 @@ double moei_gate_init_std(const moe_layer_desc *desc) {
     if (strcmp(desc->router_init, "normal_unit") == 0) return 1;
     if (strcmp(desc->router_init, "zeros") == 0) return 0;
     if (strcmp(desc->router_init, "normal_fan_in_renorm") == 0)
-        return (double)desc->init_std_scale / sqrt((double)desc->d_model);
-    return (double)desc->init_std;
+        return moei_number(desc->init_std_scale, 0) / sqrt((double)desc->d_model);
+    return moei_number(desc->init_std, 0);
 }
 
 /* Unbiased standard deviation; 0 for a single number. */

@@ -6,6 +6,8 @@
  */
 #include "route/select.h"
 
+#include "core/desc.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -15,7 +17,7 @@ moei_second moei_second_of(const moei_route_job *job) {
     const char *name = train ? d->second_policy_train : d->second_policy_eval;
     static const char *const names[] = {"all", "none", "threshold", "random", "sample"};
     moei_second second = {MOEI_SECOND_ALL,
-                          (double)(train ? d->second_threshold_train : d->second_threshold_eval)};
+                          moei_number(train ? d->second_threshold_train : d->second_threshold_eval, 0)};
     for (int i = 0; i < (int)(sizeof names / sizeof *names); ++i)
         if (strcmp(name, names[i]) == 0) second.policy = (moei_second_policy)i;
     return second;

@@ -4,6 +4,8 @@
  */
 #include "route/select.h"
 
+#include "core/desc.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -35,7 +37,7 @@ static void add_token(const moei_route_job *job, const void *arg, int64_t t, dou
         const int64_t at = t * E + e;
         double clean = load_at(job, routing->logits, at), raw = load_at(job, routing->noise_std, at);
         double std =
-            train ? fmax(raw, 0) + log1p(exp(-fabs(raw))) + (double)job->router->desc->noise_epsilon : 0;
+            train ? fmax(raw, 0) + log1p(exp(-fabs(raw))) + moei_number(job->router->desc->noise_epsilon, 0) : 0;
         store_at(job, routing->clean, at, clean);
         store_at(job, routing->noise_std, at, std);
         if (train) store_at(job, routing->logits, at, clean + noise[e] * std);
@@ -119,7 +121,7 @@ static void backward_token(const moei_route_job *job, const void *arg, int64_t t
     for (int64_t e = 0; e < E; ++e) {
         /* std = softplus(raw) + epsilon, whose slope is 1 - exp(-softplus(raw)) */
         const double plus =
-            load_at(job, routing->noise_std, t * E + e) - (double)job->router->desc->noise_epsilon;
+            load_at(job, routing->noise_std, t * E + e) - moei_number(job->router->desc->noise_epsilon, 0);
         store_at(job, job->scratch.logits, t * E + e, dclean[e] + dnoisy[e]);
         store_at(job, job->scratch.dnoise, t * E + e, -expm1(-plus) * (dstd[e] + noise[e] * dnoisy[e]));
     }

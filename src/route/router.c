@@ -4,6 +4,8 @@
  */
 #include "route/select.h"
 
+#include "core/desc.h"
+
 #include <stddef.h>
 #include <string.h>
 
@@ -72,7 +74,7 @@ moe_status moei_router_init(moe_ctx *ctx, const moe_layer_desc *d, const moei_ca
                             .unit = (moei_unit)one_of(d->routing_unit, unit_names),
                             .score = (moei_score)one_of(d->score_function, score_names),
                             .score_before_topk = d->score_before_topk,
-                            .scale = (double)d->routed_scaling_factor,
+                            .scale = moei_number(d->routed_scaling_factor, 1),
                             .group_score = (moei_group_score)one_of(d->group_score, group_names),
                             .sinkhorn = (moei_sinkhorn)one_of(d->sinkhorn_variant, sinkhorn_names),
                             .jitter_eps = d->input_jitter_eps};

@@ -5,6 +5,8 @@
  */
 #include "route/select.h"
 
+#include "core/desc.h"
+
 #include <math.h>
 
 enum { DEFAULT_ITERS = 3, MEGATRON_ITERS = 10000 };
@@ -115,7 +117,7 @@ static void solve(const moei_route_job *job, int64_t first, int64_t n) {
     if (p.n_real == 0) return;
     const int32_t iters = desc->sinkhorn_iters;
     if (job->router->sinkhorn == MOEI_SINKHORN_MEGATRON)
-        solve_megatron(&p, iters > 0 ? iters : MEGATRON_ITERS, (double)desc->sinkhorn_tol);
+        solve_megatron(&p, iters > 0 ? iters : MEGATRON_ITERS, moei_number(desc->sinkhorn_tol, 0));
     else
         solve_log(&p, iters > 0 ? iters : DEFAULT_ITERS, job->router->sinkhorn == MOEI_SINKHORN_SIGMA);
 }
