@@ -308,7 +308,7 @@ static void limits_hold_without_the_parser(void **state) {
         moe_layer_desc d = good_desc();
         moe_layer *layer = NULL;
         if (row[i].type == MOE_OPT_INT)
-            *(int32_t *)(void *)((char *)&d + row[i].offset) = -1;
+            *(int32_t *)(void *)((char *)&d + row[i].offset) = -2;
         else if (row[i].type == MOE_OPT_FLOAT)
             *(float *)(void *)((char *)&d + row[i].offset) = NAN;
         else if (row[i].type == MOE_OPT_CHOICE && row[i].choices)
