@@ -37,7 +37,8 @@ static void add_token(const moei_route_job *job, const void *arg, int64_t t, dou
         const int64_t at = t * E + e;
         double clean = load_at(job, routing->logits, at), raw = load_at(job, routing->noise_std, at);
         double std =
-            train ? fmax(raw, 0) + log1p(exp(-fabs(raw))) + moei_number(job->router->desc->noise_epsilon, 0) : 0;
+            train ? fmax(raw, 0) + log1p(exp(-fabs(raw))) + moei_number(job->router->desc->noise_epsilon, 0)
+                  : 0;
         store_at(job, routing->clean, at, clean);
         store_at(job, routing->noise_std, at, std);
         if (train) store_at(job, routing->logits, at, clean + noise[e] * std);
