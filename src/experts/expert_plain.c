@@ -14,22 +14,13 @@ typedef struct plain {
     moe_ctx *ctx;
 } plain;
 
-static moe_status zero_create(moe_ctx *ctx, const moe_expert_desc *desc, void **self) {
+static moe_status plain_create(moe_ctx *ctx, const moe_expert_desc *desc, void **self) {
     (void)desc;
     plain *p = moe_ctx_alloc(ctx, sizeof *p);
     if (!p) return MOE_ERR_MEMORY;
     p->ctx = ctx;
     *self = p;
     return MOE_OK;
-}
-
-static moe_status identity_create(moe_ctx *ctx, const moe_expert_desc *desc, void **self) {
-    if (desc->d_in != desc->d_out)
-        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
-                            "expert 'identity': its input is %d wide and its output %d; set output_size to "
-                            "the input's width",
-                            desc->d_in, desc->d_out);
-    return zero_create(ctx, desc, self);
 }
 
 static void plain_destroy(void *self) {
@@ -139,7 +130,7 @@ static moe_status zero_backward(void *self, const moe_expert_io *io) {
 
 const moe_expert_ops moei_expert_identity = {.size = sizeof(moe_expert_ops),
                                              .name = "identity",
-                                             .create = identity_create,
+                                             .create = plain_create,
                                              .destroy = plain_destroy,
                                              .param_count = no_params,
                                              .param = no_param,
@@ -151,7 +142,7 @@ const moe_expert_ops moei_expert_identity = {.size = sizeof(moe_expert_ops),
 
 const moe_expert_ops moei_expert_zero = {.size = sizeof(moe_expert_ops),
                                          .name = "zero",
-                                         .create = zero_create,
+                                         .create = plain_create,
                                          .destroy = plain_destroy,
                                          .param_count = no_params,
                                          .param = no_param,

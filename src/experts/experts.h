@@ -10,6 +10,16 @@ const moe_expert_ops *moei_expert_find(const moe_ctx *ctx, const char *name);
 /* Our own, found like anybody's: two-layer FFNs, y = x, y = 0, and parts of several kinds. */
 extern const moe_expert_ops moei_expert_ffn, moei_expert_identity, moei_expert_zero, moei_expert_mixed;
 
+/* One entry of expert_kinds, "256,256,identity". */
+enum { MOEI_KIND_BYTES = 48, MOEI_KIND_WIDTH_MAX = 1 << 20 };
+typedef struct moei_kind {
+    char name[MOEI_KIND_BYTES]; /* as it is written */
+    bool is_width;              /* an FFN of `width` hidden columns; else a kind by name */
+    int64_t width;
+} moei_kind;
+/* The next entry of the list; false at its end, and where a name does not fit. */
+bool moei_kind_next(const char **list, moei_kind *kind);
+
 /* Of moei_expert_mixed: the first of its kinds that has no backward; NULL: all have. */
 const char *moei_expert_mixed_forward_only(const void *self);
 

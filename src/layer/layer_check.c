@@ -3,9 +3,11 @@
  * Source: several of the reference systems ignore such settings silently; this list names each case.
  */
 #include "experts/activation.h"
+#include "experts/experts.h"
 #include "layer/layer_desc.h"
 
 #include <stddef.h>
+#include <stdio.h>
 
 typedef struct checker {
     moe_error *error;
@@ -103,6 +105,32 @@ static void check_activation(checker *c, const moe_layer_desc *d) {
          "expert_bias already gives biases to both projections; set one of them");
 }
 
+static void check_kind(checker *c, const moe_layer_desc *d, const char *option, const moei_kind *kind) {
+    if (c->status == MOE_OK && kind->is_width && (kind->width < 1 || kind->width > MOEI_KIND_WIDTH_MAX))
+        c->status = moei_error_set(c->error, MOE_ERR_ARGUMENT, "%s: a width of %s is outside 1 .. %d", option,
+                                   kind->name, MOEI_KIND_WIDTH_MAX);
+    rule(c, moei_is(kind->name, "identity"), moei_expert_in(d) == moei_expert_out(d), option,
+         "identity gives back what it reads; set output_size to d_model, or a latent_size");
+}
+
+/* Whether there are as many kinds as experts, each able to stand in this layer. */
+static void check_kinds(checker *c, const moe_layer_desc *d) {
+    const char *list = d->expert_kinds;
+    moei_kind kind = {.width = 1};
+    int32_t n = 0;
+    if (!*list) {
+        snprintf(kind.name, sizeof kind.name, "%s", d->expert);
+        check_kind(c, d, "expert", &kind);
+        return;
+    }
+    for (; moei_kind_next(&list, &kind); ++n) check_kind(c, d, "expert_kinds", &kind);
+    if (c->status == MOE_OK && (*list || n != d->num_experts))
+        c->status = moei_error_set(c->error, MOE_ERR_ARGUMENT,
+                                   "expert_kinds: '%s' must have one entry for each of the %d experts of "
+                                   "num_experts",
+                                   d->expert_kinds, d->num_experts);
+}
+
 static void check_experts(checker *c, const moe_layer_desc *d) {
     const bool ffn = moei_is(d->expert, "ffn"), mixed = *d->expert_kinds;
     const bool normal = moei_is(d->init_scheme, "normal"),
@@ -191,7 +219,7 @@ static void check_router(checker *c, const moe_layer_desc *d) {
     rule(c, d->fake_noise > 0, balanced, "fake_noise", "needs router_type balanced");
     rule(c, d->fake_skip_first > 0, balanced, "fake_skip_first", "needs router_type balanced");
     rule(c, balanced, d->num_experts - d->fake_skip_first >= d->top_k, "fake_skip_first",
-         "leaves fewer than top_k experts");
+         "leaves fewer than top_k of num_experts experts");
     rule(c, balanced, d->routed_scaling_factor == 1, "routed_scaling_factor",
          "the weights of router_type balanced are 1 / top_k");
     rule(c, balanced, !d->norm_topk_prob, "norm_topk_prob",
@@ -290,7 +318,8 @@ static void check_losses(checker *c, const moe_layer_desc *d) {
     rule(c, !moei_is(d->aux_scores, "normalized"), balance, "aux_scores", loss);
     rule(c, moei_is(d->aux_scores, "raw"), !moei_is(d->score_function, "softmax") || one_sigmoid,
          "aux_scores",
-         "raw: the scores of softmax sum to 1 as they are; needs score_function sigmoid or sqrtsoftplus");
+         "raw: the scores of softmax sum to 1 as they are; needs score_function sigmoid or sqrtsoftplus, or "
+         "sinkhorn_variant megatron with top_k 1");
     rule(c, !moei_is(d->aux_map, "actual"), balance, "aux_map", loss);
     rule(c, d->gshard_loss_coeff > 0, !moei_is(d->router_type, "expert_choice"), "gshard_loss_coeff",
          "counts first choices, and router_type expert_choice lets no token choose");
@@ -321,6 +350,7 @@ moe_status moei_layer_desc_check(const moe_layer_desc *d, moe_error *error) {
     check_plain(&c, d);
     check_activation(&c, d);
     check_experts(&c, d);
+    check_kinds(&c, d);
     if (d->num_experts == 0) {
         check_no_router(&c, d);
     } else {

@@ -5,23 +5,20 @@
 #include "layer/layer_desc.h"
 
 #include "core/desc.h"
+#include "experts/experts.h"
 
 /* The kinds of expert_plain.c. */
-static bool is_plain(const char *kind, size_t length) {
-    static const char *const plain[] = {"identity", "zero"};
-    for (size_t i = 0; i < sizeof plain / sizeof *plain; ++i)
-        if (strlen(plain[i]) == length && memcmp(kind, plain[i], length) == 0) return true;
-    return false;
+static bool is_plain(const char *kind) {
+    return moei_is(kind, "identity") || moei_is(kind, "zero");
 }
 
 bool moei_experts_plain(const moe_layer_desc *desc) {
-    const char *kind = desc->expert_kinds;
+    const char *list = desc->expert_kinds;
+    moei_kind kind;
     if (desc->num_experts == 0) return false;
-    if (!*kind) return is_plain(desc->expert, strlen(desc->expert));
-    for (size_t length; *(kind += strspn(kind, ", ")); kind += length) {
-        length = strcspn(kind, ", ");
-        if (!is_plain(kind, length)) return false;
-    }
+    if (!*list) return is_plain(desc->expert);
+    while (moei_kind_next(&list, &kind))
+        if (!is_plain(kind.name)) return false;
     return true;
 }
 

@@ -15,57 +15,57 @@ enum { FACTORS = 128, VALUES_EACH = 16, REASON = 200, REPAIR_STEPS = 20000, TRIE
 static const struct {
     const char *key, *value[6];
 } tried[] = {
-    {"moe.d_model",                    {"5", "2"}                                             },
-    {"moe.output_size",                {"0", "3"}                                             },
-    {"moe.num_experts",                {"6", "4", "1", "0"}                                   },
-    {"moe.num_groups_outer",           {"0", "2", "3"}                                        },
-    {"moe.top_k",                      {"0", "1", "3", "4"}                                   },
-    {"moe.top_k_min",                  {"0", "1", "2"}                                        },
-    {"moe.expert_hidden_size",         {"3", "4"}                                             },
-    {"moe.latent_size",                {"0", "3"}                                             },
-    {"moe.expert",                     {"ffn", "identity", "zero"}                            },
-    {"moe.expert_kinds",               {"", "3,3,2,identity,zero,3", "2,2,4,zero", "identity"}},
-    {"moe.activation_alpha",           {"0", "1.1"}                                           },
-    {"moe.activation_limit",           {"0", "0.8"}                                           },
-    {"moe.glu_linear_offset",          {"0", "0.5"}                                           },
-    {"moe.dropout",                    {"0", "0.3"}                                           },
-    {"moe.num_shared_experts",         {"0", "1", "2"}                                        },
-    {"moe.shared_expert_hidden_size",  {"0", "2"}                                             },
-    {"moe.shared_expert_activation",   {"", "relu2", "geglu", "quick_gelu"}                   },
-    {"moe.input_jitter_eps",           {"0", "0.1"}                                           },
-    {"moe.num_tasks",                  {"0", "3"}                                             },
-    {"moe.routed_scaling_factor",      {"1", "2.5"}                                           },
-    {"moe.num_groups",                 {"0", "2", "3"}                                        },
-    {"moe.group_top_k",                {"0", "1", "2"}                                        },
-    {"moe.selection_bias_update_rate", {"0", "0.01"}                                          },
-    {"moe.expert_dropout",             {"0", "0.3"}                                           },
-    {"moe.second_threshold_train",     {"0", "0.4"}                                           },
-    {"moe.second_threshold_eval",      {"0", "0.4"}                                           },
-    {"moe.noise_epsilon",              {"0", "0.3"}                                           },
-    {"moe.sinkhorn_iters",             {"0", "2"}                                             },
-    {"moe.sinkhorn_tol",               {"0", "0.01"}                                          },
-    {"moe.quantile_ema",               {"0", "0.5"}                                           },
-    {"moe.fake_noise",                 {"0", "0.5"}                                           },
-    {"moe.fake_skip_first",            {"0", "1"}                                             },
-    {"moe.force_bias_std",             {"0", "0.5"}                                           },
-    {"moe.capacity_factor",            {"0", "0.5", "1.25"}                                   },
-    {"moe.capacity_factor_eval",       {"0", "2"}                                             },
-    {"moe.capacity_factor_inner",      {"0", "1.5"}                                           },
-    {"moe.min_capacity",               {"0", "2"}                                             },
-    {"moe.capacity_multiple",          {"0", "2"}                                             },
-    {"moe.aux_loss_coeff",             {"0", "0.7"}                                           },
-    {"moe.seq_aux_loss_coeff",         {"0", "0.6"}                                           },
-    {"moe.global_aux_loss_coeff",      {"0", "0.5"}                                           },
-    {"moe.gshard_loss_coeff",          {"0", "0.4"}                                           },
-    {"moe.importance_loss_coeff",      {"0", "0.3"}                                           },
-    {"moe.load_loss_coeff",            {"0", "0.4"}                                           },
-    {"moe.entropy_loss_coeff",         {"0", "0.5"}                                           },
-    {"moe.z_loss_coeff",               {"0", "0.2"}                                           },
-    {"moe.init_std",                   {"0.4", "0.02"}                                        },
-    {"moe.init_std_down",              {"0", "0.3"}                                           },
-    {"moe.init_std_scale",             {"0", "0.5"}                                           },
-    {"call.tokens",                    {"6", "4", "1"}                                        },
-    {"call.sequences",                 {"1", "2"}                                             },
+    {"moe.d_model",                    {"5", "2"}                                                    },
+    {"moe.output_size",                {"0", "3"}                                                    },
+    {"moe.num_experts",                {"4", "6", "1", "0"}                                          },
+    {"moe.num_groups_outer",           {"0", "2", "3"}                                               },
+    {"moe.top_k",                      {"0", "1", "3", "4"}                                          },
+    {"moe.top_k_min",                  {"0", "1", "2"}                                               },
+    {"moe.expert_hidden_size",         {"3", "4"}                                                    },
+    {"moe.latent_size",                {"0", "3"}                                                    },
+    {"moe.expert",                     {"ffn", "identity", "zero"}                                   },
+    {"moe.expert_kinds",               {"", "3,identity,zero,2", "3,3,2,identity,zero,3", "identity"}},
+    {"moe.activation_alpha",           {"0", "1.1"}                                                  },
+    {"moe.activation_limit",           {"0", "0.8"}                                                  },
+    {"moe.glu_linear_offset",          {"0", "0.5"}                                                  },
+    {"moe.dropout",                    {"0", "0.3"}                                                  },
+    {"moe.num_shared_experts",         {"0", "1", "2"}                                               },
+    {"moe.shared_expert_hidden_size",  {"0", "2"}                                                    },
+    {"moe.shared_expert_activation",   {"", "relu2", "geglu", "quick_gelu"}                          },
+    {"moe.input_jitter_eps",           {"0", "0.1"}                                                  },
+    {"moe.num_tasks",                  {"0", "3"}                                                    },
+    {"moe.routed_scaling_factor",      {"1", "2.5"}                                                  },
+    {"moe.num_groups",                 {"0", "2", "3"}                                               },
+    {"moe.group_top_k",                {"0", "1", "2"}                                               },
+    {"moe.selection_bias_update_rate", {"0", "0.01"}                                                 },
+    {"moe.expert_dropout",             {"0", "0.3"}                                                  },
+    {"moe.second_threshold_train",     {"0", "0.4"}                                                  },
+    {"moe.second_threshold_eval",      {"0", "0.4"}                                                  },
+    {"moe.noise_epsilon",              {"0", "0.3"}                                                  },
+    {"moe.sinkhorn_iters",             {"0", "2"}                                                    },
+    {"moe.sinkhorn_tol",               {"0", "0.01"}                                                 },
+    {"moe.quantile_ema",               {"0", "0.5"}                                                  },
+    {"moe.fake_noise",                 {"0", "0.5"}                                                  },
+    {"moe.fake_skip_first",            {"0", "1"}                                                    },
+    {"moe.force_bias_std",             {"0", "0.5"}                                                  },
+    {"moe.capacity_factor",            {"0", "0.75", "1.25"}                                         },
+    {"moe.capacity_factor_eval",       {"0", "2"}                                                    },
+    {"moe.capacity_factor_inner",      {"0", "1.5"}                                                  },
+    {"moe.min_capacity",               {"0", "2"}                                                    },
+    {"moe.capacity_multiple",          {"0", "2"}                                                    },
+    {"moe.aux_loss_coeff",             {"0", "0.7"}                                                  },
+    {"moe.seq_aux_loss_coeff",         {"0", "0.6"}                                                  },
+    {"moe.global_aux_loss_coeff",      {"0", "0.5"}                                                  },
+    {"moe.gshard_loss_coeff",          {"0", "0.4"}                                                  },
+    {"moe.importance_loss_coeff",      {"0", "0.3"}                                                  },
+    {"moe.load_loss_coeff",            {"0", "0.4"}                                                  },
+    {"moe.entropy_loss_coeff",         {"0", "0.5"}                                                  },
+    {"moe.z_loss_coeff",               {"0", "0.2"}                                                  },
+    {"moe.init_std",                   {"0.4", "0.02"}                                               },
+    {"moe.init_std_down",              {"0", "0.3"}                                                  },
+    {"moe.init_std_scale",             {"0", "0.5"}                                                  },
+    {"call.tokens",                    {"12", "6", "1"}                                              },
+    {"call.sequences",                 {"1", "2"}                                                    },
 };
 
 #define CALL_INT(field, max) MOE_OPT_INT, offsetof(cover_problem, field), "1", 1, max, NULL
@@ -195,6 +195,7 @@ static const char *refusal(const builder *b, const choice *c, moe_error *error) 
     if (p.n_tokens % p.n_sequences != 0) return "call.sequences: does not divide call.tokens";
     if (p.replayed && p.desc.num_experts == 0)
         return "call.replay_expert: there is no router: num_experts is 0";
+    if (p.replayed && p.desc.num_groups_outer > 0) return "call.replay_expert: not with num_groups_outer";
     return NULL;
 }
 
@@ -407,6 +408,29 @@ int cover_print_refused(const cover_set *set) {
     return b->n_reasons;
 }
 
+static bool holds_value(const cover_set *set, const bool *good, const cover_problem *single,
+                        const moe_option *row) {
+    for (int i = 0; i < set->n_problems; ++i)
+        if (good[i] && memcmp((const char *)&set->problem[i] + row->offset,
+                              (const char *)single + row->offset, field_bytes(row->type)) == 0)
+            return true;
+    return false;
+}
+
+int cover_missing(const cover_set *set, const bool *good,
+                  bool (*excused)(const char *key, const char *value)) {
+    const builder *b = set->inside;
+    int missing = 0;
+    for (int number = 0; number < b->n_values; ++number) {
+        const factor *f = &b->factor[b->factor_of[number]];
+        const char *value = f->value[number - f->first];
+        if (holds_value(set, good, &b->single[number], &f->row) || excused(f->row.key, value)) continue;
+        fprintf(stderr, "in no such problem: %s '%s'\n", f->row.key, value);
+        ++missing;
+    }
+    return missing;
+}
+
 /* --- problems at random -----------------------------------------------------------------------------------
  */
 
@@ -452,6 +476,15 @@ int cover_draw(const cover_set *set, uint64_t number, cover_problem *problem, ch
 
 /* --- use --------------------------------------------------------------------------------------------------
  */
+
+moe_layer_desc cover_desc(const cover_problem *problem, moe_dtype dtype) {
+    moe_layer_desc desc = problem->desc;
+    const char *type = desc.router_dtype;
+    desc.dtype = dtype;
+    if (dtype == MOE_F64 && (strcmp(type, "f32") == 0 || strcmp(type, "fp32") == 0))
+        desc.router_dtype = "auto";
+    return desc;
+}
 
 void cover_describe(const cover_problem *problem, char text[COVER_TEXT]) {
     size_t count, used = 0;

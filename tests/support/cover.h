@@ -7,7 +7,7 @@
 
 #include "support/layer_fixture.h"
 
-enum { COVER_TOKENS = 6, COVER_TEXT = 2048 };
+enum { COVER_TOKENS = 12, COVER_TEXT = 2048 };
 
 typedef struct cover_problem {
     moe_layer_desc desc; /* its names live as long as the program */
@@ -29,12 +29,20 @@ void cover_free(cover_set *set);
 /* One line for each reason of a refusal, with the number of pairs it parts; returns how many reasons. */
 int cover_print_refused(const cover_set *set);
 
+/* Prints and counts the values that none of the problems with good[i] holds, but for the excused. */
+int cover_missing(const cover_set *set, const bool *good,
+                  bool (*excused)(const char *key, const char *value));
+
 /* A problem of many settings that go together, drawn at random: another way than the set's to legal ones.
  * Returns the pairs in it that the set holds for refused, the last of them told in `text`. */
 int cover_draw(const cover_set *set, uint64_t number, cover_problem *problem, char text[COVER_TEXT]);
 
 /* Settings drawn without a look at what goes together. */
 void cover_draw_any(const cover_set *set, uint64_t number, cover_problem *problem);
+
+/* The problem's descriptor for another dtype. A router_dtype that is f32 in name is so in an f32 layer only.
+ */
+moe_layer_desc cover_desc(const cover_problem *problem, moe_dtype dtype);
 
 /* The settings that differ from those of the first problem of all, "key value ...". */
 void cover_describe(const cover_problem *problem, char text[COVER_TEXT]);

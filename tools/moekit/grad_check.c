@@ -25,6 +25,8 @@ typedef struct bench {
     int32_t *rows; /* [T, slots] of the unperturbed run: a change means another routing */
     int32_t *experts;
     bool routed, rerouted;
+    bool restarts;   /* counts of the global balance loss begin anew with each forward */
+    double *buffers; /* what restarting would move, one after another */
     moe_call call;
 } bench;
 
@@ -36,9 +38,37 @@ static moe_mat out_view(const bench *b, double *data) {
     return (moe_mat){data, b->T, b->d_out, b->d_out, MOE_F64};
 }
 
+static int64_t count_of(const moe_param *param) {
+    return param->dim[0] * param->dim[1] * param->dim[2];
+}
+
+/* Copies the layer's buffers (biases of the selection) to b->buffers, or back. Returns how many numbers. */
+static int64_t copy_buffers(bench *b, bool back) {
+    int64_t n = 0;
+    for (int32_t i = 0; i < moe_layer_param_count(b->layer); ++i) {
+        moe_param param = {.size = sizeof param};
+        if (moe_layer_param(b->layer, i, &param) != MOE_OK || !param.buffer) continue;
+        const size_t bytes = (size_t)count_of(&param) * sizeof(double);
+        if (b->buffers)
+            memcpy(back ? param.value : b->buffers + n, back ? b->buffers + n : param.value, bytes);
+        n += count_of(&param);
+    }
+    return n;
+}
+
+/* A loss that counts since the last end of a step is a function only of the first forward after one. */
+static moe_status restart_step(bench *b) {
+    if (!b->restarts) return MOE_OK;
+    const moe_status status = moe_layer_end_step(b->layer, NULL);
+    copy_buffers(b, true);
+    return status;
+}
+
 static moe_status forward(bench *b, double *objective) {
     moe_stats stats = {.size = sizeof stats};
-    moe_status status = moe_layer_forward(b->layer, view(b, b->x), out_view(b, b->y), &b->call, &stats);
+    moe_status status = restart_step(b);
+    if (status != MOE_OK) return status;
+    status = moe_layer_forward(b->layer, view(b, b->x), out_view(b, b->y), &b->call, &stats);
     if (status != MOE_OK) return status;
     *objective = stats.loss;
     for (int64_t i = 0; i < b->T * b->d_out; ++i) *objective += b->y[i] * b->g[i];
@@ -108,10 +138,6 @@ static moe_status check_tensor(bench *b, const char *name, double *value, const 
     return MOE_OK;
 }
 
-static int64_t count_of(const moe_param *param) {
-    return param->dim[0] * param->dim[1] * param->dim[2];
-}
-
 /* Biases begin at zero and weights small: the check wants every path alive. */
 static moe_status draw_inputs(bench *b, uint64_t seed) {
     moe_random_normal(seed, MOE_DRAW_TEST, 1, 0, MOE_F64, b->x, b->T * b->d, 1.0);
@@ -140,10 +166,18 @@ static moe_status remember_routing(bench *b) {
     return MOE_OK;
 }
 
-static moe_status check_all(bench *b, grad_check_result *result) {
+/* A forward whose routes the others are held to, or told. */
+static moe_status first_forward(bench *b, bool replay) {
     double objective;
     moe_status status = forward(b, &objective);
     if (status == MOE_OK && moe_layer_get_desc(b->layer)->num_experts > 0) status = remember_routing(b);
+    if (status != MOE_OK || !replay) return status;
+    b->call.replay_expert = b->experts;
+    return forward(b, &objective);
+}
+
+static moe_status check_all(bench *b, bool replay, grad_check_result *result) {
+    moe_status status = first_forward(b, replay);
     if (status == MOE_OK)
         status = moe_layer_backward(b->layer, view(b, b->x), out_view(b, b->g), view(b, b->dx));
     if (status == MOE_OK) status = check_tensor(b, "x", b->x, b->dx, b->T * b->d, result);
@@ -176,8 +210,12 @@ static moe_status prepare(bench *b, const grad_check_options *options) {
     b->y = calloc(outputs, sizeof *b->y);
     b->dx = calloc(numbers, sizeof *b->dx);
     b->g = calloc(outputs, sizeof *b->g);
-    if (!b->x || !b->y || !b->dx || !b->g) return MOE_ERR_MEMORY;
-    return draw_inputs(b, options->seed);
+    b->restarts = desc.global_aux_loss_coeff > 0;
+    b->buffers = calloc((size_t)copy_buffers(b, false) + 1, sizeof *b->buffers);
+    if (!b->x || !b->y || !b->dx || !b->g || !b->buffers) return MOE_ERR_MEMORY;
+    status = draw_inputs(b, options->seed);
+    copy_buffers(b, false);
+    return status;
 }
 
 static void dismantle(bench *b) {
@@ -187,6 +225,7 @@ static void dismantle(bench *b) {
     free(b->g);
     free(b->rows);
     free(b->experts);
+    free(b->buffers);
     moe_layer_destroy(b->layer);
     moe_ctx_destroy(b->ctx);
 }
@@ -199,7 +238,7 @@ moe_status grad_check(const grad_check_options *options, grad_check_result *resu
     moe_status status = moe_ctx_create(&ctx_desc, &b.ctx, error);
     if (status != MOE_OK) return status;
     status = prepare(&b, options);
-    if (status == MOE_OK) status = check_all(&b, result);
+    if (status == MOE_OK) status = check_all(&b, options->replay, result);
     if (status != MOE_OK && error) {
         error->status = status;
         snprintf(error->text, sizeof error->text, "%s", moe_ctx_error(b.ctx));

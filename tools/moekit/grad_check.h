@@ -10,6 +10,7 @@ typedef struct grad_check_options {
     moe_layer_desc desc;        /* dtype and sizes of 0 are filled in: d_model 6, expert_hidden_size 5 */
     const moe_expert_ops *kind; /* registered first, for desc.expert to name; NULL: none */
     const moe_call *call;       /* what every forward is told; NULL: a training call */
+    bool replay;                /* every forward but the first is told the experts that the first chose */
     int64_t n_tokens;
     uint64_t seed;
 } grad_check_options;
