@@ -58,7 +58,23 @@ done
 expect 2 "$MOEKIT" bench presets small.yaml moe.num_experts=8 --run presets -q
 says err 'exists already'
 expect 2 "$MOEKIT" bench layer moe.top_k=3
-says err 'takes one problem'
+says err 'takes problems'
+
+# where a step's time goes, and experts against dense models, trained beside each other
+expect 0 "$MOEKIT" bench step small.yaml --repeat 2 -q
+says out '^matrix products .*%'
+says out '^step .*100\.0 %'
+expect 0 "$MOEKIT" bench step small.yaml --repeat 2 -q --json
+json out
+expect 0 "$MOEKIT" bench sparsity small.yaml --seeds 2 --jobs 3 --threads 1 -o sparsity.md --run sparsity -q
+says sparsity.md '^\| mixture \| [0-9.]+ \|'
+says sparsity.md '^\| dense, equal total size \| [0-9.]+ \|'
+says sparsity.svg '^<polyline'
+[ -d sparsity/dense-total-2 ] || complain 'no run of the second seed'
+expect 2 "$MOEKIT" bench sparsity small.yaml --seeds 2 --jobs 3 --run sparsity -q
+says err 'exists already'
+expect 2 "$MOEKIT" bench sparsity small.yaml moe.num_experts=1 moe.top_k=1 -q
+says err 'num_experts'
 
 # verify knows every option of the layer
 for preset in deepseek_v3 lucidrains t2t_noisy; do

@@ -4,16 +4,12 @@
  */
 #include "bench_presets.h"
 
-#include "run_files.h"
-#include "train_line.h"
+#include "bench_train.h"
 
 #include <math.h>
-#include <stdarg.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-enum { MOST_PRESETS = 32, PAGE_BYTES = 1 << 16 };
+enum { MOST_PRESETS = 32 };
 
 typedef struct outcome {
     const char *preset;
@@ -23,15 +19,9 @@ typedef struct outcome {
     int64_t n_steps;                        /* of the last quarter */
 } outcome;
 
-typedef struct watch {
-    train_line line;
-    outcome *outcome;
-} watch;
-
-static void on_progress(void *user, const moe_lm_progress *now) {
-    watch *w = user;
-    outcome *o = w->outcome;
-    train_line_show(&w->line, now);
+static void on_progress(void *user, moe_ctx *ctx, const moe_lm_progress *now) {
+    (void)ctx;
+    outcome *o = user;
     o->bits_per_byte = now->eval_bits_per_byte;
     if (now->event) return;
     if (now->step == 1) o->first_loss = now->loss;
@@ -45,97 +35,7 @@ static void on_progress(void *user, const moe_lm_progress *now) {
     if (now->n_dead > o->n_dead) o->n_dead = now->n_dead;
 }
 
-static bool should_stop(void *user) {
-    (void)user;
-    return cli_signal_caught() != 0;
-}
-
-/* Settings that would make presets differ in more than themselves, or cost time. */
-static int set_alike(cli_args *args) {
-    static const char *const alike[][2] = {
-        {"train.max_seconds", "0"},
-        {"train.eval_every",  "0"},
-        {"train.save_every",  "0"}
-    };
-    moe_error error;
-    for (size_t i = 0; i < sizeof alike / sizeof *alike; ++i) {
-        moe_status status =
-            moe_lm_config_set(args->config, alike[i][0], alike[i][1], "bench presets", &error);
-        if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
-    }
-    return 0;
-}
-
-static int train(cli_args *args, const char *run_dir, outcome *o) {
-    char log_every[1024];
-    moe_ctx *ctx;
-    int code = cli_setting(args, args->config, "train.log_every", log_every);
-    if (code == 0) code = cli_context_create(args, NULL, 0, &ctx);
-    if (code) return code;
-    watch w = {
-        .line = {.args = args, .terminal = isatty(STDERR_FILENO), .log_every = strtoll(log_every, NULL, 10)},
-        .outcome = o
-    };
-    const moe_lm_train_options train_options = {.size = sizeof train_options,
-                                                .run_dir = run_dir,
-                                                .move_old = cli_flag(args, "move-old"),
-                                                .on_progress = on_progress,
-                                                .should_stop = should_stop,
-                                                .user = &w,
-                                                .command = args->command};
-    moe_status status = moe_lm_train(ctx, args->config, &train_options);
-    cli_close_line(args);
-    if (status != MOE_OK) code = cli_fail(args, status, "preset %s: %s", o->preset, moe_ctx_error(ctx));
-    moe_ctx_destroy(ctx);
-    return code;
-}
-
-/* One preset in settings of its own: the files, the preset, the command line. */
-static int run_preset(cli_args *args, const char *base, outcome *o) {
-    char run_dir[RUN_PATH];
-    moe_error error;
-    int code = run_files_path(args, base, o->preset, run_dir);
-    if (code) return code;
-    moe_lm_config *outer = args->config;
-    moe_lm_config_entry preset;
-    moe_status status = moe_lm_config_create(&args->config, &error);
-    if (status != MOE_OK) {
-        args->config = outer;
-        return cli_fail(args, status, "%s", error.text);
-    }
-    moe_lm_config_find(outer, "moe.preset", &preset, NULL);
-    args->set[args->n_set++] = (struct cli_assignment){preset.option, o->preset};
-    code = cli_settings_load(args, args->operand + 1, args->n_operands - 1);
-    --args->n_set;
-    if (code == 0) code = set_alike(args);
-    if (code == 0) cli_say(args, "preset %s", o->preset);
-    if (code == 0) code = train(args, run_dir, o);
-    moe_lm_config_destroy(args->config);
-    args->config = outer;
-    return code;
-}
-
 /* 1. The page. */
-
-typedef struct page {
-    char text[PAGE_BYTES];
-    size_t used;
-} page;
-
-__attribute__((format(printf, 2, 3))) static void put(page *p, const char *format, ...) {
-    va_list list;
-    va_start(list, format);
-    int n = vsnprintf(p->text + p->used, sizeof p->text - p->used, format, list);
-    va_end(list);
-    if (n > 0) p->used += (size_t)n < sizeof p->text - p->used ? (size_t)n : sizeof p->text - p->used - 1;
-}
-
-static void put_command(page *p, const cli_args *args) {
-    put(p, "moekit bench presets");
-    for (int i = 1; i < args->n_operands; ++i) put(p, " %s", args->operand[i]);
-    for (int i = 0; i < args->n_set; ++i) put(p, " %s=%s", args->set[i].key->key, args->set[i].value);
-    if (cli_text(args, "output")) put(p, " -o %s", cli_text(args, "output"));
-}
 
 /* NULL: no such option of the layer. */
 static const char *layer_default(const char *key) {
@@ -147,48 +47,50 @@ static const char *layer_default(const char *key) {
 }
 
 /* What a preset sets, beside the layer's own defaults. */
-static void put_settings(page *p, const moe_lm_config *config) {
+static void put_settings(FILE *out, const moe_lm_config *config) {
     const char *separator = " ";
     for (size_t i = 0; i < moe_lm_config_count(config); ++i) {
         moe_lm_config_entry entry;
         moe_lm_config_entry_get(config, i, &entry);
         const char *initial = layer_default(entry.option->key);
         if (!initial || strcmp(entry.origin, "default") == 0 || strcmp(initial, entry.value) == 0) continue;
-        put(p, "%s`%s` %s", separator, entry.option->key + 4, entry.value);
+        fprintf(out, "%s`%s` %s", separator, entry.option->key + 4, entry.value);
         separator = ", ";
     }
 }
 
-static moe_status put_preset(page *p, const char *preset) {
+static moe_status put_preset(FILE *out, const char *preset) {
     moe_lm_config *config;
     moe_status status = moe_lm_config_create(&config, NULL);
     if (status != MOE_OK) return status;
     status = moe_lm_config_set(config, "moe.preset", preset, NULL, NULL);
-    put(p, "- %s:", preset);
-    if (status == MOE_OK) put_settings(p, config);
-    put(p, "\n");
+    fprintf(out, "- %s:", preset);
+    if (status == MOE_OK) put_settings(out, config);
+    fprintf(out, "\n");
     moe_lm_config_destroy(config);
     return status;
 }
 
-static void put_outcome(page *p, const outcome *o) {
-    put(p, "| %s | %.3f | %.3f | ", o->preset, o->first_loss, o->loss);
+static void put_outcome(FILE *out, const outcome *o) {
+    fprintf(out, "| %s | %.3f | %.3f | ", o->preset, o->first_loss, o->loss);
     if (isfinite(o->bits_per_byte))
-        put(p, "%.3f", o->bits_per_byte);
+        fprintf(out, "%.3f", o->bits_per_byte);
     else
-        put(p, "-");
-    put(p, " | %.3f | %.2f | %.3f | %.1f %% | %d |\n", o->cv, o->max, o->entropy, 100 * o->dropped,
-        o->n_dead);
+        fprintf(out, "-");
+    fprintf(out, " | %.3f | %.2f | %.3f | %.1f %% | %d |\n", o->cv, o->max, o->entropy, 100 * o->dropped,
+            o->n_dead);
 }
 
-static moe_status put_page(page *p, const cli_args *args, const outcome *outcomes, size_t n) {
-    put(p,
+static moe_status put_page(FILE *out, const cli_args *args, const outcome *outcomes, size_t n) {
+    fprintf(
+        out,
         "# Presets compared\n\n"
         "One language model a preset (`moe.preset`), each with the same sizes, text, batches and learning\n"
         "rate; only the layer differs. The numbers compare how the systems share out the work, not how good\n"
         "they are: none was tuned. Written by\n\n```sh\n");
-    put_command(p, args);
-    put(p,
+    bench_page_command(out, args);
+    fprintf(
+        out,
         "\n```\n\n"
         "Load is counted over the last quarter of the steps: the coefficient of variation of rows per "
         "expert\n"
@@ -200,10 +102,10 @@ static moe_status put_page(page *p, const cli_args *args, const outcome *outcome
         "at the first step and over the last quarter; bits per byte are of held-out text.\n\n"
         "| preset | first loss | last loss | bits per byte | load cv | busiest | entropy | dropped | idle |\n"
         "|---|---|---|---|---|---|---|---|---|\n");
-    for (size_t i = 0; i < n; ++i) put_outcome(p, &outcomes[i]);
-    put(p, "\n## What each sets\n\nWhat is not named has the layer's own default.\n\n");
+    for (size_t i = 0; i < n; ++i) put_outcome(out, &outcomes[i]);
+    fprintf(out, "\n## What each sets\n\nWhat is not named has the layer's own default.\n\n");
     moe_status status = MOE_OK;
-    for (size_t i = 0; i < n && status == MOE_OK; ++i) status = put_preset(p, outcomes[i].preset);
+    for (size_t i = 0; i < n && status == MOE_OK; ++i) status = put_preset(out, outcomes[i].preset);
     return status;
 }
 
@@ -234,18 +136,16 @@ static void print_json(const outcome *outcomes, size_t n) {
 }
 
 static int write_results(cli_args *args, const outcome *outcomes, size_t n) {
-    const char *output = cli_text(args, "output");
-    page *p = calloc(1, sizeof *p);
-    if (!p) return cli_fail(args, MOE_ERR_MEMORY, "out of memory");
-    moe_status status = put_page(p, args, outcomes, n);
-    int code = status != MOE_OK ? cli_fail(args, status, "the page of presets: %s", moe_status_name(status))
-               : output         ? cli_file_write(args, output, p->text, p->used)
-                                : 0;
-    if (code == 0 && args->json)
-        print_json(outcomes, n);
-    else if (code == 0)
-        printf(output ? "%s\n" : "%s", output ? output : p->text);
-    free(p);
+    bench_page page;
+    int code = bench_page_open(args, &page);
+    if (code) return code;
+    moe_status status = put_page(page.out, args, outcomes, n);
+    if (status != MOE_OK) {
+        bench_page_drop(&page);
+        return cli_fail(args, status, "the page of presets: %s", moe_status_name(status));
+    }
+    code = bench_page_write(args, &page);
+    if (code == 0 && args->json) print_json(outcomes, n);
     for (size_t i = 0; i < n && code == 0; ++i)
         if (!(outcomes[i].loss < outcomes[i].first_loss))
             code = cli_fail(args, MOE_ERR_NUMERIC, "preset %s: the loss did not fall: %.3f, then %.3f",
@@ -253,16 +153,24 @@ static int write_results(cli_args *args, const outcome *outcomes, size_t n) {
     return code;
 }
 
-int bench_presets(cli_args *args) {
-    const char *run = cli_text(args, "run"), *output = cli_text(args, "output");
-    outcome outcomes[MOST_PRESETS] = {{0}};
+int bench_presets(cli_args *args, int64_t jobs) {
+    bench_training trainings[MOST_PRESETS];
+    outcome *outcomes = bench_shared(MOST_PRESETS * sizeof *outcomes);
+    if (!outcomes) return cli_fail(args, MOE_ERR_MEMORY, "no memory for the outcomes");
     size_t n = 0;
-    int code = output ? cli_output_check(args, output) : 0;
-    cli_signals_catch(NULL);
-    for (const char *const *name = moe_layer_presets(); code == 0 && *name && n < MOST_PRESETS; ++name) {
+    for (const char *const *name = moe_layer_presets(); *name && n < MOST_PRESETS; ++name, ++n) {
         outcomes[n].preset = *name;
-        code = run_preset(args, run ? run : "runs/presets", &outcomes[n]);
-        ++n;
+        /* nothing that makes presets differ in more than themselves, or costs time */
+        trainings[n] = (bench_training){
+            .name = *name,
+            .preset = *name,
+            .setting = {{"train.max_seconds", "0"}, {"train.eval_every", "0"}, {"train.save_every", "0"}},
+            .on_progress = on_progress,
+            .user = &outcomes[n]
+        };
     }
-    return code ? code : write_results(args, outcomes, n);
+    int code = bench_train(args, "runs/presets", trainings, n, jobs);
+    if (code == 0) code = write_results(args, outcomes, n);
+    bench_shared_free(outcomes, MOST_PRESETS * sizeof *outcomes);
+    return code;
 }

@@ -5,7 +5,7 @@
 
 #include "cli.h"
 
-/* Operands after the first are configuration files. Returns the exit code. */
-int bench_presets(cli_args *args);
+/* Operands after the first are configuration files; `jobs` trainings run at once. Returns the exit code. */
+int bench_presets(cli_args *args, int64_t jobs);
 
 #endif

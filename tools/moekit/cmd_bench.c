@@ -2,17 +2,22 @@
  */
 #include "bench.h"
 #include "bench_presets.h"
+#include "bench_sparsity.h"
+#include "bench_step.h"
 
 #include <string.h>
 #include <unistd.h>
 
 static const cli_option options[] = {
-    {"repeat",    'r', "N",    "timed runs, of which the median counts (7)"                           },
-    {"inference", 0,   NULL,   "layer, gemm: no training, so no gradients in memory"                  },
-    {"run",       0,   "DIR",  "presets: where the runs go, DIR/PRESET each (runs/presets)"           },
-    {"output",    'o', "FILE", "presets: where the page goes; else standard output"                   },
-    {"move-old",  0,   NULL,   "presets: an existing run directory is first renamed DIR.1, DIR.2, ..."},
-    {NULL,        0,   NULL,   NULL                                                                   }
+    {"repeat",    'r', "N",    "layer, gemm: timed runs, of which the median counts (7); step: timed steps (20)"},
+    {"inference", 0,   NULL,   "layer, gemm: no training, so no gradients in memory"                            },
+    {"seeds",     0,   "N",    "sparsity: trainings of each model (3)"                                          },
+    {"jobs",      'j', "N",    "presets, sparsity: trainings beside each other, each with --threads threads (1)"},
+    {"run",       0,   "DIR",
+     "where trainings go, DIR/NAME each (runs/presets, runs/sparsity; step: a temporary one)"                   },
+    {"output",    'o', "FILE", "presets, sparsity: where the page goes; else standard output"                   },
+    {"move-old",  0,   NULL,   "an existing run directory is first renamed DIR.1, DIR.2, ..."                   },
+    {NULL,        0,   NULL,   NULL                                                                             }
 };
 
 /* Told before the machine begins to swap. */
@@ -61,22 +66,32 @@ static int run_problems(cli_args *args, bench *b, bool layer, bool products) {
 static int run(cli_args *args) {
     bench b = {.args = args, .repeats = 7, .inference = cli_flag(args, "inference")};
     const char *subject = args->n_operands > 0 ? args->operand[0] : "";
-    if (strcmp(subject, "presets") == 0) return bench_presets(args);
+    int64_t jobs = 1, seeds = 3, steps = 20;
+    int code = cli_integer(args, "jobs", 1, 1024, &jobs);
+    if (code == 0) code = cli_integer(args, "seeds", 1, SPARSITY_SEEDS, &seeds);
+    if (code == 0) code = cli_integer(args, "repeat", 1, BENCH_REPEATS, &b.repeats);
+    if (code == 0) code = cli_integer(args, "repeat", 1, BENCH_REPEATS, &steps);
+    if (code) return code;
+    if (strcmp(subject, "presets") == 0) return bench_presets(args, jobs);
+    if (strcmp(subject, "step") == 0) return bench_step(args, steps);
+    if (strcmp(subject, "sparsity") == 0) return bench_sparsity(args, seeds, jobs);
     bool layer = strcmp(subject, "gemm") != 0, products = strcmp(subject, "layer") != 0;
     if (*subject && layer && products)
         return cli_fail(args, MOE_ERR_ARGUMENT,
-                        "'%s' is no bench; say 'layer' or 'gemm', then problems, or 'presets'", subject);
+                        "'%s' is no bench; say 'layer' or 'gemm', then problems, or 'step', 'presets' or "
+                        "'sparsity', then files",
+                        subject);
     if (args->n_set > 0)
         return cli_fail(args, MOE_ERR_ARGUMENT, "'%s' takes problems, and no keys or files",
                         *subject ? subject : "bench");
-    int code = cli_integer(args, "repeat", 1, BENCH_REPEATS, &b.repeats);
-    return code ? code : run_problems(args, &b, layer, products);
+    return run_problems(args, &b, layer, products);
 }
 
 const cli_verb cmd_bench = {
     .name = "bench",
-    .operands = "[layer|gemm] [PROBLEM]... | presets [CONFIG.yaml]... [KEY=VALUE]...",
-    .summary = "time a layer or its grouped products on random data; compare the presets",
+    .operands = "[layer|gemm] [PROBLEM]... | step|presets|sparsity [CONFIG.yaml]... [KEY=VALUE]...",
+    .summary =
+        "time a layer, its products or a training step; compare presets, and experts with dense models",
     .about = "A problem is one string: e8,t4096,d256,n256,k2 are experts, tokens, model width, expert\n"
              "width and experts per token. More words: shared1, act=gelu, bias, f64, skew=even (exactly\n"
              "balanced), skew=zipf1.0 (expert e is drawn with probability ~ 1/(e+1)). What is left out\n"
@@ -90,11 +105,19 @@ const cli_verb cmd_bench = {
              "\n"
              "presets trains the model of the files once with every preset (moe.preset) and prints a page\n"
              "with loss, bits per byte, balance, dropped rows and idle experts of each. The page tells\n"
-             "what every preset sets. A loss that does not fall exits with 5.\n",
+             "what every preset sets. A loss that does not fall exits with 5.\n"
+             "\n"
+             "step trains a few steps of the model of the files and prints where their time goes.\n"
+             "\n"
+             "sparsity trains the model of the files, a dense one of equal active size and one of equal\n"
+             "total size, each with several seeds, and writes a page with a picture beside it: held-out\n"
+             "bits per byte, and the steps and seconds to reach the dense model's figure.\n",
     .examples = "moekit bench layer e8,t4096,d256,n256,k2\n"
                 "moekit bench layer olmoe,t512,skew=even olmoe,t512,skew=zipf1.0\n"
                 "moekit bench gemm e64,t8192,d512,n256,k4,skew=zipf1.0 --threads 1 --isa avx2\n"
-                "moekit bench presets configs/demo.yaml train.steps=400 -o docs/presets.md\n",
+                "moekit bench step configs/demo.yaml\n"
+                "moekit bench presets configs/demo.yaml train.steps=400 -o docs/presets.md\n"
+                "moekit bench sparsity configs/demo.yaml --jobs 3 --threads 4 -o docs/sparsity.md\n",
     .options = options,
     .makes_context = true,
     .keys = CLI_KEYS_LM,

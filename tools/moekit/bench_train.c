@@ -1,0 +1,171 @@
+/* bench_train.c: runs the trainings of a bench, in this process or in several.
+ * A process is forked before it has a context, so no thread is lost; figures come back through shared memory.
+ */
+#include "bench_train.h"
+
+#include "run_files.h"
+#include "train_line.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+typedef struct watch {
+    train_line line;
+    const bench_training *training;
+    moe_ctx *ctx;
+} watch;
+
+static void on_progress(void *user, const moe_lm_progress *now) {
+    watch *w = user;
+    train_line_show(&w->line, now);
+    w->training->on_progress(w->training->user, w->ctx, now);
+}
+
+static bool should_stop(void *user) {
+    (void)user;
+    return cli_signal_caught() != 0;
+}
+
+static int train(cli_args *args, const char *run_dir, const bench_training *training) {
+    char log_every[1024];
+    moe_ctx *ctx;
+    int code = cli_setting(args, args->config, "train.log_every", log_every);
+    if (code == 0) code = cli_context_create(args, NULL, 0, &ctx);
+    if (code) return code;
+    watch w = {
+        .line = {.args = args, .terminal = isatty(STDERR_FILENO), .log_every = strtoll(log_every, NULL, 10)},
+        .training = training,
+        .ctx = ctx
+    };
+    const moe_lm_train_options train_options = {.size = sizeof train_options,
+                                                .run_dir = run_dir,
+                                                .move_old = cli_flag(args, "move-old"),
+                                                .on_progress = on_progress,
+                                                .should_stop = should_stop,
+                                                .user = &w,
+                                                .command = args->command};
+    moe_status status = moe_lm_train(ctx, args->config, &train_options);
+    cli_close_line(args);
+    if (status != MOE_OK) code = cli_fail(args, status, "%s: %s", training->name, moe_ctx_error(ctx));
+    moe_ctx_destroy(ctx);
+    return code;
+}
+
+static int load_settings(cli_args *args, const bench_training *training) {
+    moe_error error;
+    if (training->preset) {
+        moe_lm_config_entry preset;
+        moe_lm_config_find(args->config, "moe.preset", &preset, NULL);
+        args->set[args->n_set++] = (struct cli_assignment){preset.option, training->preset};
+    }
+    int code = cli_settings_load(args, args->operand + 1, args->n_operands - 1);
+    if (training->preset) --args->n_set;
+    for (const bench_setting *set = training->setting; code == 0 && set->key; ++set) {
+        moe_status status = moe_lm_config_set(args->config, set->key, set->value, "bench", &error);
+        if (status != MOE_OK) code = cli_fail(args, status, "%s: %s", training->name, error.text);
+    }
+    return code;
+}
+
+/* One training in settings of its own: the files, the preset, the command line, what the bench sets. */
+static int train_one(cli_args *args, const char *base, const bench_training *training) {
+    char run_dir[RUN_PATH];
+    moe_error error;
+    int code = run_files_path(args, base, training->name, run_dir);
+    if (code) return code;
+    moe_lm_config *outer = args->config;
+    moe_status status = moe_lm_config_create(&args->config, &error);
+    if (status != MOE_OK) {
+        args->config = outer;
+        return cli_fail(args, status, "%s", error.text);
+    }
+    code = load_settings(args, training);
+    if (code == 0) cli_say(args, "%s", training->name);
+    if (code == 0) code = train(args, run_dir, training);
+    moe_lm_config_destroy(args->config);
+    args->config = outer;
+    return code;
+}
+
+/* Waits for one process; the exit code of the bench is that of the first that failed. */
+static int wait_for_one(int code) {
+    int status;
+    while (wait(&status) < 0)
+        if (errno != EINTR) return code ? code : MOE_ERR_INTERNAL;
+    const int its = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    return code ? code : its;
+}
+
+static int train_beside(cli_args *args, const char *base, const bench_training *trainings, size_t n,
+                        int64_t jobs) {
+    int64_t running = 0;
+    int code = 0;
+    for (size_t i = 0; i < n && code == 0; ++i) {
+        fflush(NULL); /* or the child prints it again */
+        pid_t process = fork();
+        if (process < 0) {
+            code =
+                cli_fail(args, MOE_ERR_MEMORY, "no process for %s: %s", trainings[i].name, strerror(errno));
+            break;
+        }
+        if (process == 0) _exit(train_one(args, base, &trainings[i]));
+        if (++running < jobs) continue;
+        code = wait_for_one(code);
+        --running;
+    }
+    for (; running > 0; --running) code = wait_for_one(code);
+    return code;
+}
+
+int bench_train(cli_args *args, const char *run, const bench_training *trainings, size_t n, int64_t jobs) {
+    const char *base = cli_text(args, "run") ? cli_text(args, "run") : run;
+    int code = cli_text(args, "output") ? cli_output_check(args, cli_text(args, "output")) : 0;
+    if (code) return code;
+    cli_signals_catch(NULL);
+    if (jobs > 1) return train_beside(args, base, trainings, n, jobs);
+    for (size_t i = 0; i < n && code == 0; ++i) code = train_one(args, base, &trainings[i]);
+    return code;
+}
+
+void *bench_shared(size_t bytes) {
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
+void bench_shared_free(void *memory, size_t bytes) {
+    if (memory) munmap(memory, bytes);
+}
+
+/* Pages. */
+
+int bench_page_open(cli_args *args, bench_page *page) {
+    page->out = open_memstream(&page->text, &page->length);
+    return page->out ? 0 : cli_fail(args, MOE_ERR_MEMORY, "no memory for the page");
+}
+
+int bench_page_write(cli_args *args, bench_page *page) {
+    const char *output = cli_text(args, "output");
+    const bool whole = fclose(page->out) == 0;
+    int code = !whole   ? cli_fail(args, MOE_ERR_MEMORY, "no memory for the page")
+               : output ? cli_file_write(args, output, page->text, page->length)
+                        : 0;
+    if (code == 0 && !args->json) printf(output ? "%s\n" : "%s", output ? output : page->text);
+    free(page->text);
+    return code;
+}
+
+void bench_page_drop(bench_page *page) {
+    fclose(page->out);
+    free(page->text);
+}
+
+void bench_page_command(FILE *out, const cli_args *args) {
+    fprintf(out, "moekit bench");
+    for (int i = 0; i < args->n_operands; ++i) fprintf(out, " %s", args->operand[i]);
+    for (int i = 0; i < args->n_set; ++i) fprintf(out, " %s=%s", args->set[i].key->key, args->set[i].value);
+    if (cli_text(args, "output")) fprintf(out, " -o %s", cli_text(args, "output"));
+}
