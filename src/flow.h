@@ -56,8 +56,8 @@ typedef struct moei_routing {
     void *selection;   /* real [T, E] what was ranked; -inf: cannot be chosen */
     int32_t *choice;   /* [T, K] chosen before the router's own policy removed it (then expert is
                           moei_removed(choice)); NULL: as `expert` */
-    int32_t *expert;   /* [T, K] ranked descending, ties to the lower index; -1: not routed */
-    void *weight;      /* real [T, K]; 0 where expert is -1 */
+    int32_t *expert;   /* [T, K] ranked descending, ties to the lower index; negative: not routed */
+    void *weight;      /* real [T, K]; 0 where expert is negative */
     void *clean;       /* real [T, E] noisy_top_k: logits without noise */
     void *noise_std;   /* real [T, E] and the width of the noise */
     void *load_prob;   /* real [T, E] and P(e among the K, were its own noise drawn again); 0 where masked */
@@ -102,9 +102,19 @@ typedef struct moei_plan {
     void *slot_weight;      /* of weight_dtype [T, K] the routing's weights; NULL where those are of it */
 } moei_plan;
 
-/* How `expert` tells that e was chosen but removed: -2 - e. Its own inverse. */
+/* How `expert` tells that e was chosen, but removed by a policy: -2 - e; or dropped by a router with
+ * capacities of its own: -2 - E - e. An outer expert that was not asked further stands for its first inner
+ * one. */
 static inline int32_t moei_removed(int32_t e) {
     return -2 - e;
+}
+static inline int32_t moei_dropped(int32_t e, int32_t n_experts) {
+    return -2 - n_experts - e;
+}
+/* The expert that a slot names, whatever became of it; -1: none. */
+static inline int32_t moei_named(int32_t slot, int32_t n_experts) {
+    if (slot >= -1) return slot;
+    return slot > moei_dropped(0, n_experts) ? -2 - slot : -2 - n_experts - slot;
 }
 
 #endif

@@ -320,14 +320,16 @@ typedef struct moe_call {
      * padding too, as in NeMo Automodel: shared experts and the biases of latent projections give it a y, and
      * its dy reaches their gradients. NULL: all real. */
     const uint8_t *token_mask;
-    float loss_scale;             /* multiplies the gradient of the layer's own losses; 0: 1; or MOE_ZERO */
-    int64_t sequence_length;      /* tokens of one sequence, dividing T; 0: the batch is one sequence */
-    const int32_t *task;          /* [sequences] of routing_unit task */
-    const int32_t *token_id;      /* [T] what hash routing hashes; NULL: the token's number */
-    const int32_t *replay_expert; /* [T, slots of moe_routing_view] recorded selection to use; -1 slots are
-                                     not routed; NULL: select */
-    const float *replay_weight;   /* [T,K] with replay_expert: weights too, without gradient; NULL: live
-                                     scores */
+    float loss_scale;        /* multiplies the gradient of the layer's own losses; 0: 1; or MOE_ZERO */
+    int64_t sequence_length; /* tokens of one sequence, dividing T; 0: the batch is one sequence */
+    const int32_t *task;     /* [sequences] of routing_unit task */
+    const int32_t *token_id; /* [T] what hash routing hashes; NULL: the token's number */
+    /* [T, slots of moe_routing_view] the `expert` of a recorded view, or another's choice: each expert at
+     * most once a token, -1 a slot that is not routed; of expert_choice slot e holds only e or -1. On the
+     * same x and parameters a replay is the record to the bit. NULL: select */
+    const int32_t *replay_expert;
+    /* [T,K] with replay_expert: weights too, without gradient; NULL: live scores */
+    const float *replay_weight;
     const moe_draws *draws;
 } moe_call;
 
@@ -391,8 +393,9 @@ typedef struct moe_routing_view {
     /* K: slots of a token: desc.top_k; E of expert_choice (slot e: expert e); 4 of two levels. */
     int32_t top_k;
     moe_dtype dtype; /* of the router: desc.router_dtype */
-    /* [T,K] descending by selection score. Negative where not routed: -1 (masked, fewer than K), or -2 - e
-     * where expert e was chosen and the second policy removed it, which a replay has to know. */
+    /* [T,K] descending by selection score. Negative where not routed: -1 (masked, fewer than K); -2 - e where
+     * expert e was chosen and the second policy removed it; of two levels -2 - E - e where e was full. A
+     * replay has to know these. An outer expert that was not asked further stands for its first inner one. */
     const int32_t *expert;
     /* [T,E] what was ranked, where that is not the score: logits - bias of quantile; of sinkhorn in training
      * the plan (megatron) or its logarithm. NULL elsewhere, and of no meaning in a replay. */

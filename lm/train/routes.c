@@ -1,5 +1,5 @@
 /* routes.c: route traces: copied from the layers after each forward, written and read as safetensors.
- * expert: I32, -1 where a slot went nowhere, -2 - e where a policy took expert e back; weight: F32. A dense
+ * expert: I32, negative where a slot went nowhere, and why (moe_routing_view); weight: F32. A dense
  * layer has no tensors. Source: docs/routes.md; router replay as in Megatron core and Automodel, but with the
  * weights.
  */
@@ -175,7 +175,7 @@ static moe_status read_tensor(const moelm_safetensors *file, const char *path, c
 static moe_status check_experts(const char *path, const char *name, const int32_t *expert, int64_t rows,
                                 int32_t slots, int32_t n_experts, moe_error *error) {
     for (int64_t i = 0; i < rows * slots; ++i)
-        if (expert[i] < -1 - n_experts || expert[i] >= n_experts)
+        if (expert[i] < -1 - 2 * n_experts || expert[i] >= n_experts)
             return moei_error_set(error, MOE_ERR_INPUT,
                                   "%s: %s[%lld, %lld] is %d; this layer has experts 0 .. %d, and a slot that "
                                   "is not routed is negative",

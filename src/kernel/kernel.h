@@ -14,8 +14,9 @@
 /* dweight of ACT_GRAD is summed in parts of so many columns: moe_dweight_parts(n) of them a row. */
 enum { MOEI_DWEIGHT_COLS = 64 };
 
-/* Scores and top-k. logits[T,E] -> prob, lse, expert, weight (flow.h).
- * first_bad[0] gets the lowest token with a NaN or infinite logit, or stays -1. */
+/* Scores and top-k. logits[T,E] -> prob, lse, expert, weight (flow.h). With `given` the experts are read
+ * instead of selected; -1 slots get weight 0, and the weights are those of a selection of these experts, to
+ * the bit. first_bad[0] gets the lowest token with a NaN or infinite logit, or stays -1. */
 typedef struct moei_topk_args {
     moe_dtype dtype;
     int64_t n_tokens;
@@ -24,6 +25,7 @@ typedef struct moei_topk_args {
     bool score_before_topk, norm_topk_prob;
     double scale; /* routed_scaling_factor */
     const void *logits;
+    bool given;
     void *prob, *lse;
     int32_t *expert;
     void *weight;
@@ -42,7 +44,7 @@ typedef struct moei_topk_grad_args {
     bool score_before_topk, norm_topk_prob;
     double scale;
     const void *prob, *lse;
-    const int32_t *expert;
+    const int32_t *expert; /* -1: nothing there */
     const void *weight;
     const void *dweight;
     const double *aux_grad;

@@ -76,35 +76,61 @@ static double outer_draw(const moei_route_job *job, int64_t t) {
     return draws && draws->second_policy ? (double)draws->second_policy[t] : draw(job, t, 0);
 }
 
-/* The first and second expert by z, or by a draw, and their weights. True: the second stays. */
-static bool choose_two(moei_second second, const double *z, const double *s, int32_t n, double u,
-                       int32_t choice[2], double weight[2]) {
-    choice[0] = moei_next_best(z, n, -1);
-    choice[1] = second.policy == MOEI_SECOND_SAMPLE ? moei_second_sample(s, n, choice[0], u)
-                                                    : moei_next_best(z, n, choice[0]);
-    const double sum = s[choice[0]] + s[choice[1]] + moei_level_eps;
-    weight[0] = s[choice[0]] / sum;
-    weight[1] = s[choice[1]] / sum;
-    return moei_second_stays(second, weight[1], u);
+/* Weights of two choices by their scores; -1: no part of it. */
+static void weigh_pair(const double *s, const int32_t choice[2], double weight[2]) {
+    double sum = 0;
+    for (int j = 0; j < 2; ++j) sum += weight[j] = choice[j] < 0 ? 0 : s[choice[j]];
+    for (int j = 0; j < 2; ++j) weight[j] /= sum + moei_level_eps;
 }
 
-/* outer[t], outer_weight[t], row_of[t] (0: wanted, -1: not) of one token. */
+/* The second expert by z, or by a draw. */
+static int32_t choose_second(moei_second second, const double *z, const double *s, int32_t n, int32_t first,
+                             double u) {
+    return second.policy == MOEI_SECOND_SAMPLE ? moei_second_sample(s, n, first, u)
+                                               : moei_next_best(z, n, first);
+}
+
+/* The recorded slots of (token, outer slot) name an outer expert; true: they also stand for a row at its
+ * inner gate. */
+static bool recorded_outer(const moei_route_job *job, int64_t slot, int32_t *outer) {
+    const moei_level_sizes n = moei_level_sizes_of(job);
+    const int32_t *code = job->batch->replay_expert + 2 * slot;
+    const int32_t e = moei_named(code[code[0] == -1], job->routing->n_experts);
+    *outer = e < 0 ? -1 : e / n.Ei;
+    return code[0] >= 0 || code[1] != -1;
+}
+
+/* outer[t] and row_of[t] (0: wanted, -1: not) of one token, and their weights. */
+static void choose_outer(const moei_route_job *job, moei_second second, int64_t t, const double *z,
+                         const double *s, double weight[2]) {
+    const moei_level_sizes n = moei_level_sizes_of(job);
+    const moei_levels *levels = &job->routing->levels;
+    int32_t *choice = levels->outer + 2 * t, *row_of = levels->row_of + 2 * t;
+    if (job->batch->replay_expert) {
+        for (int64_t o = 0; o < 2; ++o) row_of[o] = recorded_outer(job, 2 * t + o, &choice[o]) ? 0 : -1;
+        weigh_pair(s, choice, weight);
+    } else {
+        const double u = outer_draw(job, t);
+        choice[0] = moei_next_best(z, n.Eo, -1);
+        choice[1] = choose_second(second, z, s, n.Eo, choice[0], u);
+        weigh_pair(s, choice, weight);
+        row_of[0] = 0;
+        row_of[1] = moei_second_stays(second, weight[1], u) ? 0 : -1;
+        if (row_of[1] < 0) job->routing->expert[4 * t + 2] = moei_removed(choice[1] * n.Ei);
+    }
+    for (int64_t o = 0; o < 2; ++o)
+        if (row_of[o] < 0) weight[o] = 0;
+}
+
 static void outer_token(const moei_route_job *job, const void *arg, int64_t t, double *room) {
     moei_routing *routing = job->routing;
     const moei_levels *levels = &routing->levels;
     const int32_t Eo = moei_level_sizes_of(job).Eo;
     double *z = room, *s = room + Eo, weight[2] = {0, 0}, lse = 0;
-    int32_t *choice = levels->outer + 2 * t, *row_of = levels->row_of + 2 * t;
-    choice[0] = choice[1] = row_of[0] = row_of[1] = -1;
+    for (int64_t slot = 2 * t; slot < 2 * t + 2; ++slot) levels->outer[slot] = levels->row_of[slot] = -1;
     if (!moei_masked(job->batch, t)) lse = softmax(routing->dtype, job->scratch.logits, t * Eo, Eo, z, s);
     const bool routed = !moei_masked(job->batch, t) && !isnan(lse);
-    if (routed) {
-        const bool stays =
-            choose_two(*(const moei_second *)arg, z, s, Eo, outer_draw(job, t), choice, weight);
-        row_of[0] = 0;
-        row_of[1] = stays ? 0 : -1;
-        if (!stays) weight[1] = 0;
-    }
+    if (routed) choose_outer(job, *(const moei_second *)arg, t, z, s, weight);
     store_row(routing->dtype, levels->outer_prob, t * Eo, routed ? s : NULL, Eo);
     store_row(routing->dtype, levels->outer_weight, 2 * t, weight, 2);
     moei_real_store(routing->dtype, routing->lse, t, lse);
@@ -115,6 +141,7 @@ static void outer_token(const moei_route_job *job, const void *arg, int64_t t, d
 static void take_places(const moei_route_job *job, int64_t g, int32_t rank, int64_t limit, int64_t *count) {
     const moei_level_sizes z = moei_level_sizes_of(job);
     moei_routing *routing = job->routing;
+    if (job->batch->replay_expert) limit = -1; /* those that found no place are not wanted */
     for (int64_t t = g * z.group_tokens; t < (g + 1) * z.group_tokens; ++t) {
         int32_t *row = &routing->levels.row_of[2 * t + rank];
         if (*row < 0) continue;
@@ -125,7 +152,7 @@ static void take_places(const moei_route_job *job, int64_t g, int32_t rank, int6
         }
         *row = -1;
         moei_real_store(routing->dtype, routing->levels.outer_weight, 2 * t + rank, 0);
-        ++routing->n_dropped;
+        routing->expert[4 * t + 2 * rank] = moei_dropped(o * z.Ei, routing->n_experts);
     }
 }
 
@@ -187,28 +214,32 @@ static void inner_row(const moei_route_job *job, moei_second second, int64_t seg
     const moei_levels *levels = &routing->levels;
     const int64_t slot = levels->row_slot[row];
     const double outer = moei_real_load(routing->dtype, levels->outer_weight, slot);
-    const double u = inner_draw(job, segment, row - levels->segment[segment], slot);
-    double *z = room, *s = room + n.Ei, weight[2] = {0, 0};
-    int32_t *choice = levels->inner + 2 * row;
+    double *z = room, *s = room + n.Ei, weight[2];
+    int32_t *choice = levels->inner + 2 * row, *expert = routing->expert + 2 * slot;
     choice[0] = choice[1] = -1;
     if (isnan(softmax(routing->dtype, job->scratch.inner, row * n.Ei, n.Ei, z, s))) s[0] = NAN;
     store_row(routing->dtype, levels->inner_prob, row * n.Ei, s, n.Ei);
     levels->clear_first[row] = outer > 0.5;
-    bool stays = false;
-    if (outer > 0.5) {
-        if (!isnan(s[0])) stays = choose_two(second, z, s, n.Ei, u, choice, weight);
-    } else if (outer > 0 && !isnan(s[0])) {
-        choice[1] = second.policy == MOEI_SECOND_SAMPLE ? moei_second_sample(s, n.Ei, -1, u)
-                                                        : moei_next_best(z, n.Ei, -1);
-        weight[1] = s[choice[1]] / (s[choice[1]] + moei_level_eps);
-        stays = moei_second_stays(second, weight[1], u);
+    if (isnan(s[0])) return;
+    if (job->batch->replay_expert) {
+        for (int j = 0; j < 2; ++j)
+            if (expert[j] != -1) choice[j] = moei_named(expert[j], routing->n_experts) % n.Ei;
+        weigh_pair(s, choice, weight);
+    } else {
+        const double u = inner_draw(job, segment, row - levels->segment[segment], slot);
+        if (outer > 0.5) choice[0] = moei_next_best(z, n.Ei, -1);
+        if (outer > 0) choice[1] = choose_second(second, z, s, n.Ei, choice[0], u);
+        weigh_pair(s, choice, weight);
+        for (int j = 0; j < 2; ++j)
+            if (choice[j] >= 0) expert[j] = levels->outer[slot] * n.Ei + choice[j];
+        if (choice[1] < 0)
+            expert[0] = moei_removed(levels->outer[slot] * n.Ei);
+        else if (!moei_second_stays(second, weight[1], u))
+            expert[1] = moei_removed(expert[1]);
     }
-    for (int32_t j = 0; j < 2; ++j) {
-        const bool chosen = choice[j] >= 0 && (j == 0 || stays);
-        routing->expert[2 * slot + j] = chosen ? levels->outer[slot] * n.Ei + choice[j] : -1;
+    for (int j = 0; j < 2; ++j)
         moei_real_store(routing->dtype, routing->weight, 2 * slot + j,
-                        chosen ? job->router->scale * outer * weight[j] : 0);
-    }
+                        expert[j] < 0 ? 0 : job->router->scale * outer * weight[j]);
 }
 
 typedef struct inner_job {
@@ -234,13 +265,13 @@ static void take_inner_places(const moei_route_job *job, int64_t segment) {
     int64_t *count = (int64_t *)(void *)job->scratch.work;
     if (limit > routing->levels.capacity) routing->levels.capacity = limit;
     memset(count, 0, (size_t)z.Ei * sizeof *count);
-    for (int32_t j = 0; j < 2 && limit >= 0; ++j)
+    for (int32_t j = 0; j < 2 && limit >= 0 && !job->batch->replay_expert; ++j)
         for (int64_t row = levels->segment[segment]; row < levels->segment[segment + 1]; ++row) {
             const int64_t slot = 2 * (int64_t)levels->row_slot[row] + j;
-            if (routing->expert[slot] < 0 || count[routing->expert[slot] % z.Ei]++ < limit) continue;
-            routing->expert[slot] = -1;
+            int32_t *expert = &routing->expert[slot];
+            if (*expert < 0 || count[*expert % z.Ei]++ < limit) continue;
+            *expert = moei_dropped(*expert, routing->n_experts);
             moei_real_store(routing->dtype, routing->weight, slot, 0);
-            ++routing->n_dropped;
         }
 }
 
@@ -336,19 +367,35 @@ static moe_status find_bad(const moei_route_job *job) {
     return MOE_OK;
 }
 
+const char *moei_levels_replay_fault(const moei_route_job *job, const int32_t *token, int64_t k) {
+    const int32_t E = job->routing->n_experts, Ei = moei_level_sizes_of(job).Ei;
+    const int32_t chosen = moei_named(token[k], E);
+    for (int64_t j = 0; j < k && chosen >= 0; ++j) {
+        const int32_t other = moei_named(token[j], E);
+        if (other < 0) continue;
+        if (j / 2 == k / 2 && other / Ei != chosen / Ei) return "its neighbour has another outer expert";
+        if (j / 2 == k / 2 ? other == chosen : other / Ei == chosen / Ei)
+            return "an earlier slot names it, or its outer expert, already";
+    }
+    return NULL;
+}
+
 moe_status moei_levels_forward(const moei_route_job *job) {
     moei_routing *routing = job->routing;
     const moei_second second = moei_second_of(job);
-    routing->n_dropped = 0;
+    const int64_t slots = 4 * routing->n_tokens;
     routing->levels.capacity = -1;
+    for (int64_t slot = 0; slot < slots && !job->batch->replay_expert; ++slot) routing->expert[slot] = -1;
+    memset(routing->weight, 0, (size_t)slots * moe_dtype_bytes(routing->dtype));
     outer_logits(job);
     moei_each_token(job, outer_token, &second);
     make_rows(job);
     index_rows(job);
-    for (int64_t slot = 0; slot < 4 * routing->n_tokens; ++slot) routing->expert[slot] = -1;
-    store_row(routing->dtype, routing->weight, 0, NULL, (int32_t)(4 * routing->n_tokens));
     inner_logits(job);
     inner_level(job, second);
     routing->level_loss = level_loss(job);
+    routing->n_dropped = 0;
+    for (int64_t slot = 0; slot < slots; ++slot)
+        routing->n_dropped += routing->expert[slot] <= moei_dropped(0, routing->n_experts);
     return find_bad(job);
 }

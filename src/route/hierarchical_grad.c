@@ -74,7 +74,7 @@ static void inner_row_backward(const back_job *b, int64_t row, const double *s, 
     b->douter[slot] = 0;
     for (int32_t j = 0; j < 2; ++j) {
         const int32_t e = routing->expert[2 * slot + j];
-        if (e < 0) continue;
+        if (e < 0 || b->job->batch->replay_weight) continue; /* those are constants */
         const double dw = b->job->router->scale * (moei_real_load(routing->dtype, b->dweight, 2 * slot + j) +
                                                    (b->loss->weight ? b->loss->weight[e] : 0));
         v[j] = dw * outer;

@@ -18,11 +18,12 @@ moe_status moei_route_bad_token(const moei_route_job *job, int64_t t) {
         job->router->layer_index, (long long)t);
 }
 
-/* The kernel's share: scores, the K best and their weights in one pass. */
-static moe_status score_and_select_fused(const moei_route_job *job) {
+/* The kernel's share: scores, the K best, or those of a replay, and their weights in one pass. */
+static moe_status fused_forward(const moei_route_job *job) {
     const moei_router *router = job->router;
     moei_routing *routing = job->routing;
     int64_t first_bad = -1;
+    moei_gate_forward(job);
     job->ctx->kernels[routing->dtype]->topk(&job->ctx->team,
                                             &(moei_topk_args){.dtype = routing->dtype,
                                                               .n_tokens = routing->n_tokens,
@@ -33,6 +34,7 @@ static moe_status score_and_select_fused(const moei_route_job *job) {
                                                               .norm_topk_prob = router->norm_topk_prob,
                                                               .scale = router->scale,
                                                               .logits = routing->logits,
+                                                              .given = job->batch->replay_expert != NULL,
                                                               .prob = routing->prob,
                                                               .lse = routing->lse,
                                                               .expert = routing->expert,
@@ -57,18 +59,16 @@ static moe_status check_selection(const moei_route_job *job) {
     return MOE_OK;
 }
 
-static int32_t replayed_choice(int32_t e) {
-    return e < -1 ? moei_removed(e) : e;
-}
-
 /* What is wrong with slot k of a token's recorded selection; NULL: nothing. */
 static const char *replay_fault(const moei_route_job *job, const int32_t *token, int64_t k) {
-    const int32_t e = token[k], chosen = replayed_choice(e);
-    if (chosen >= job->routing->n_experts) return "there is no such expert";
+    const int32_t E = job->routing->n_experts, e = token[k], chosen = moei_named(e, E);
+    if (chosen >= E) return "there is no such expert";
+    if (moei_two_levels(job->router)) return moei_levels_replay_fault(job, token, k);
     if (e < -1 && !job->routing->choice) return "only router_type gshard_top2 removes choices";
+    if (e <= moei_dropped(0, E)) return "only two levels drop while they route";
     if (job->router->by_expert) return e == -1 || e == k ? NULL : "slot e of expert_choice is expert e's";
     for (int64_t j = 0; j < k && chosen >= 0; ++j)
-        if (replayed_choice(token[j]) == chosen) return "an earlier slot names it already";
+        if (moei_named(token[j], E) == chosen) return "an earlier slot names it already";
     return NULL;
 }
 
@@ -105,7 +105,8 @@ static moe_status replay(const moei_route_job *job) {
                                 (long long)(slot / K), (long long)(slot % K), e, fault,
                                 routing->n_experts - 1);
         routing->expert[slot] = moei_masked(batch, slot / K) ? -1 : e;
-        if (routing->choice) routing->choice[slot] = moei_masked(batch, slot / K) ? -1 : replayed_choice(e);
+        if (routing->choice)
+            routing->choice[slot] = moei_masked(batch, slot / K) ? -1 : moei_named(e, routing->n_experts);
     }
     return check_replayed_shares(job);
 }
@@ -123,9 +124,6 @@ static moe_status check_batch(const moei_route_job *job) {
     if (batch->replay_weight && !batch->replay_expert)
         return moe_ctx_fail(job->ctx, MOE_ERR_ARGUMENT,
                             "replay_weight without replay_expert: whose weights?");
-    if (batch->replay_expert && moei_two_levels(router))
-        return moe_ctx_fail(job->ctx, MOE_ERR_UNSUPPORTED,
-                            "replay_expert: two levels (num_groups_outer) cannot replay a selection");
     if (router->unit != MOEI_UNIT_TASK) return MOE_OK;
     if (!batch->task)
         return moe_ctx_fail(job->ctx, MOE_ERR_ARGUMENT, "task: routing_unit task needs moe_call.task");
@@ -141,13 +139,15 @@ static moe_status forward(const moei_route_job *job) {
     const moei_selector *selector = job->router->selector;
     const moei_batch *batch = job->batch;
     if (!job->router->keeps_logits) job->routing->logits = job->scratch.logits;
-    if (moei_two_levels(job->router)) return moei_levels_forward(job);
+    if (batch->replay_expert) MOEI_TRY(replay(job));
+    if (moei_two_levels(job->router) || job->router->fused) {
+        MOEI_TRY(moei_two_levels(job->router) ? moei_levels_forward(job) : fused_forward(job));
+        if (batch->replay_weight) replay_weights(job);
+        return MOE_OK;
+    }
     moei_gate_forward(job);
-    if (job->router->fused && !batch->replay_expert) return score_and_select_fused(job);
     MOEI_TRY(moei_score_forward(job));
-    if (batch->replay_expert) {
-        MOEI_TRY(replay(job));
-    } else {
+    if (!batch->replay_expert) {
         selector->rank(job);
         MOEI_TRY(check_selection(job));
         MOEI_TRY(selector->select(job));
@@ -224,7 +224,7 @@ static void backward(const moei_route_job *job, const void *dweight, const moei_
         moei_levels_backward(job, dweight, loss, grad, dx);
         return;
     }
-    if (job->router->fused && !job->batch->replay_expert && !loss->usage && !loss->weight && one_group)
+    if (job->router->fused && !job->batch->replay_weight && !loss->usage && !loss->weight && one_group)
         backward_fused(job, dweight, loss);
     else
         moei_each_token(job, backward_token, &arg);

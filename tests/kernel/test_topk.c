@@ -120,6 +120,48 @@ static void test_selection_by_brute_force(void **state) {
     }
 }
 
+/* Given experts: those selected give the same bits, and others the weights of a selection of theirs alone,
+ * however far below the best they are. */
+static void test_given_experts(void **state) {
+    (void)state;
+    for (const moei_kernel_row *v = next_variant("topk", NULL); v; v = next_variant("topk", v)) {
+        for (uint64_t seed = 1; seed <= 60; ++seed) {
+            moe_dtype dtype = v->serves & 1u << MOE_F64 && seed % 2 ? MOE_F64 : MOE_F32;
+            topk_case c;
+            make_case(&c, seed, dtype, false);
+            run(v, 2, &c.args);
+            const int64_t slots = c.weight.n;
+            const size_t bytes = (size_t)slots * moe_dtype_bytes(dtype);
+            void *weight = malloc(bytes);
+            memcpy(weight, c.weight.data, bytes);
+            memset(c.weight.data, 0xff, bytes);
+            c.args.given = true;
+            run(v, 1, &c.args);
+            assert_memory_equal(weight, c.weight.data, bytes);
+            free(weight);
+            free_case(&c);
+        }
+        float logits[4] = {200, -100, -101, 0}, prob[4], lse, given[3];
+        int32_t expert[3] = {2, -1, 1};
+        int64_t first_bad = -1;
+        moei_topk_args args = {.n_tokens = 1,
+                               .n_experts = 4,
+                               .top_k = 3,
+                               .scale = 1,
+                               .given = true,
+                               .logits = logits,
+                               .prob = prob,
+                               .lse = &lse,
+                               .expert = expert,
+                               .weight = given,
+                               .first_bad = &first_bad};
+        run(v, 1, &args);
+        check_close((double)given[0], 1 / (1 + exp(1)), 1e-6, v->name, 0, "weight", 0);
+        assert_true(given[1] == 0);
+        check_close((double)given[2], 1 / (1 + exp(-1)), 1e-6, v->name, 0, "weight", 2);
+    }
+}
+
 /* The lowest bad token is told, whoever met it first; the others are served. Masked tokens may hold anything.
  */
 static void test_bad_logits(void **state) {
@@ -288,8 +330,11 @@ static void test_gradient_variants(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_selection_by_brute_force), cmocka_unit_test(test_bad_logits),
-        cmocka_unit_test(test_extreme_logits),           cmocka_unit_test(test_gradient_by_differences),
+        cmocka_unit_test(test_selection_by_brute_force),
+        cmocka_unit_test(test_given_experts),
+        cmocka_unit_test(test_bad_logits),
+        cmocka_unit_test(test_extreme_logits),
+        cmocka_unit_test(test_gradient_by_differences),
         cmocka_unit_test(test_gradient_variants),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -92,6 +92,37 @@ static inline moe_layer *test_layer(moe_ctx *ctx, const moe_layer_desc *desc, in
     return layer;
 }
 
+/* To the bit; field by field, as between fields anything may stand. */
+static inline bool test_same_stats(const moe_stats *a, const moe_stats *b) {
+    const int64_t count[][2] = {
+        {a->n_tokens,  b->n_tokens },
+        {a->n_routed,  b->n_routed },
+        {a->n_kept,    b->n_kept   },
+        {a->n_dropped, b->n_dropped},
+        {a->n_dead,    b->n_dead   }
+    };
+    const double real[][2] = {
+        {a->loss,            b->loss           },
+        {a->aux_loss,        b->aux_loss       },
+        {a->z_loss,          b->z_loss         },
+        {a->seq_aux_loss,    b->seq_aux_loss   },
+        {a->global_aux_loss, b->global_aux_loss},
+        {a->gshard_loss,     b->gshard_loss    },
+        {a->importance_loss, b->importance_loss},
+        {a->load_loss,       b->load_loss      },
+        {a->entropy_loss,    b->entropy_loss   },
+        {a->load_cv,         b->load_cv        },
+        {a->load_max,        b->load_max       },
+        {a->load_entropy,    b->load_entropy   },
+        {a->router_entropy,  b->router_entropy }
+    };
+    bool same = true;
+    for (size_t i = 0; i < sizeof count / sizeof *count; ++i) same = same && count[i][0] == count[i][1];
+    for (size_t i = 0; i < sizeof real / sizeof *real; ++i)
+        same = same && memcmp(&real[i][0], &real[i][1], sizeof(double)) == 0;
+    return same;
+}
+
 static const moe_call test_train_call = {.size = sizeof(moe_call), .mode = MOE_TRAIN, .step = 7};
 
 #endif

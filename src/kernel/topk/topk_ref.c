@@ -39,19 +39,26 @@ static int32_t next_best(const moei_topk_args *args, int64_t t, int32_t last) {
     return best;
 }
 
-/* K best experts and their weights: softmax over all E, whose exp(logit - max) add up to `sum`, or over the
- * K, which is the same divided by their sum. */
-static void select_experts(const moei_topk_args *args, int64_t t, double sum) {
+static void select_experts(const moei_topk_args *args, int64_t t) {
     int32_t *expert = args->expert + t * args->top_k;
-    double selected = 0;
-    for (int32_t k = 0, last = -1; k < args->top_k; ++k) {
-        last = expert[k] = next_best(args, t, last);
-        selected += exp(logit(args, t, last) - logit(args, t, expert[0]));
-    }
-    bool over_all = args->score_before_topk && !args->norm_topk_prob;
+    for (int32_t k = 0, last = -1; k < args->top_k; ++k) last = expert[k] = next_best(args, t, last);
+}
+
+/* Softmax over all E, whose exp(logit - max) add up to `sum`; or over the selected alone, below their own
+ * largest: given ones may all be far below the best. */
+static void weigh_experts(const moei_topk_args *args, int64_t t, double max, double sum) {
+    const int32_t *expert = args->expert + t * args->top_k;
+    const bool over_all = args->score_before_topk && !args->norm_topk_prob;
+    double top = -INFINITY, selected = 0;
+    for (int32_t k = 0; k < args->top_k; ++k)
+        if (expert[k] >= 0) top = fmax(top, logit(args, t, expert[k]));
+    if (over_all) top = max;
+    for (int32_t k = 0; k < args->top_k; ++k)
+        if (expert[k] >= 0) selected += exp(logit(args, t, expert[k]) - top);
     for (int32_t k = 0; k < args->top_k; ++k) {
-        double y = exp(logit(args, t, expert[k]) - logit(args, t, expert[0]));
-        double w = args->scale * y / (over_all ? sum : selected);
+        double w = 0;
+        if (expert[k] >= 0)
+            w = args->scale * exp(logit(args, t, expert[k]) - top) / (over_all ? sum : selected);
         moei_real_store(args->dtype, args->weight, t * args->top_k + k, w);
     }
 }
@@ -79,7 +86,8 @@ static void token_task(void *arg, int64_t t, void *scratch) {
     }
     moei_real_store(args->dtype, args->lse, t, max + log(sum));
     if (args->entropy) moei_real_store(args->dtype, args->entropy, t, entropy);
-    select_experts(args, t, sum);
+    if (!args->given) select_experts(args, t);
+    weigh_experts(args, t, max, sum);
 }
 
 void moei_topk__ref(const moei_team *team, const moei_topk_args *args) {
@@ -93,22 +101,21 @@ void moei_topk__ref(const moei_team *team, const moei_topk_args *args) {
 
 /* With s = softmax(logits) and u[e] = d objective / d s[e]: dl[e] = s[e] (u[e] - <u, s> + z_grad lse).
  * Weights that are a softmax over the selected, p, add scale p[k] (dweight[k] - <dweight, p>) on them;
- * weights that are s itself add scale * dweight to u on them. */
+ * weights that are s itself add scale * dweight to u on them. Either is weight / scale. */
 static void grad_task(void *arg, int64_t t, void *scratch) {
     const moei_topk_grad_args *args = arg;
     moe_dtype dtype = args->dtype;
     int32_t n_experts = args->n_experts, top_k = args->top_k;
     const int32_t *expert = args->expert + t * top_k;
     bool masked = args->mask && !args->mask[t], over_all = args->score_before_topk && !args->norm_topk_prob;
-    double mean_u = 0, selected = 0, mean_dw = 0;
+    double mean_u = 0, mean_dw = 0;
     (void)scratch;
     for (int32_t e = 0; e < n_experts && args->aux_grad; ++e)
         mean_u += args->aux_grad[e] * moei_real_load(dtype, args->prob, t * n_experts + e);
-    for (int32_t k = 0; k < top_k && !masked; ++k) {
-        double s = moei_real_load(dtype, args->prob, t * n_experts + expert[k]);
-        selected += s;
-        mean_dw += s * args->scale * moei_real_load(dtype, args->dweight, t * top_k + k);
-    }
+    for (int32_t k = 0; k < top_k && !masked; ++k)
+        if (expert[k] >= 0)
+            mean_dw += moei_real_load(dtype, args->weight, t * top_k + k) *
+                       moei_real_load(dtype, args->dweight, t * top_k + k);
     double shift = args->z_grad * moei_real_load(dtype, args->lse, t) - mean_u - (over_all ? mean_dw : 0);
     for (int32_t e = 0; e < n_experts; ++e) {
         int64_t at = t * n_experts + e;
@@ -117,10 +124,11 @@ static void grad_task(void *arg, int64_t t, void *scratch) {
                         masked ? 0 : moei_real_load(dtype, args->prob, at) * (u + shift));
     }
     for (int32_t k = 0; k < top_k && !masked; ++k) {
+        if (expert[k] < 0) continue;
         int64_t at = t * n_experts + expert[k];
-        double s = moei_real_load(dtype, args->prob, at);
+        double p = moei_real_load(dtype, args->weight, t * top_k + k) / args->scale;
         double dw = args->scale * moei_real_load(dtype, args->dweight, t * top_k + k);
-        double own = over_all ? s * dw : s / selected * (dw - mean_dw / selected);
+        double own = p * (dw - (over_all ? 0 : mean_dw));
         moei_real_store(dtype, args->dlogits, at, moei_real_load(dtype, args->dlogits, at) + own);
     }
 }

@@ -68,6 +68,22 @@ static int32_t take_best(float *rest, int64_t n) {
     return -1;
 }
 
+/* weight[k] = exp(x[expert[k]] - top), top the largest of these x and of `top`; their sum. Given experts may
+ * all be far below the best. */
+static double weigh_experts(const float *x, const int32_t *expert, int64_t top_k, float top, float *chosen,
+                            float *weight) {
+    double total = 0;
+    float sum, spread;
+    for (int64_t k = 0; k < top_k; ++k) {
+        chosen[k] = expert[k] < 0 ? -INFINITY : x[expert[k]];
+        top = fmaxf(top, chosen[k]);
+    }
+    exp_row(chosen, top_k, top, weight, &sum, &spread);
+    for (int64_t k = 0; k < top_k; ++k)
+        if (expert[k] >= 0) total += (double)weight[k];
+    return total;
+}
+
 static void route_token(const moei_topk_args *args, int64_t t, float *rest) {
     int64_t n = args->n_experts, top_k = args->top_k;
     const float *x = (const float *)args->logits + t * n;
@@ -79,17 +95,17 @@ static void route_token(const moei_topk_args *args, int64_t t, float *rest) {
         return;
     }
     exp_row(x, n, max, p, &sum, &spread);
-    double log_sum = log((double)sum), selected = 0;
+    double log_sum = log((double)sum);
     ((float *)args->lse)[t] = (float)((double)max + log_sum);
     if (args->entropy) ((float *)args->entropy)[t] = (float)(log_sum + (double)spread / (double)sum);
-    memcpy(rest, x, (size_t)n * sizeof *rest);
-    for (int64_t k = 0; k < top_k; ++k) {
-        expert[k] = take_best(rest, n);
-        selected += (double)p[expert[k]];
+    if (!args->given) {
+        memcpy(rest, x, (size_t)n * sizeof *rest);
+        for (int64_t k = 0; k < top_k; ++k) expert[k] = take_best(rest, n);
     }
     bool over_all = args->score_before_topk && !args->norm_topk_prob;
+    double selected = weigh_experts(x, expert, top_k, over_all ? max : -INFINITY, rest, weight);
     double scale = args->scale / (over_all ? (double)sum : selected);
-    for (int64_t k = 0; k < top_k; ++k) weight[k] = (float)(scale * (double)p[expert[k]]);
+    for (int64_t k = 0; k < top_k; ++k) weight[k] = expert[k] < 0 ? 0 : (float)(scale * (double)weight[k]);
     vf total = vf_set1(sum);
     for (int64_t e = 0; e < n; e += VF_N)
         vf_store_upto(p + e, vf_div(vf_load_upto(p + e, n - e), total), n - e);
@@ -120,12 +136,10 @@ static void grad_token(const moei_topk_grad_args *args, int64_t t, const float *
     const float *p = (const float *)args->prob + t * n, *dweight = (const float *)args->dweight + t * top_k;
     const int32_t *expert = args->expert + t * top_k;
     float *dlogits = (float *)args->dlogits + t * n;
-    double selected = 0, mean_dw = 0;
-    for (int64_t k = 0; k < top_k; ++k) {
-        double s = (double)p[expert[k]];
-        selected += s;
-        mean_dw += s * args->scale * (double)dweight[k];
-    }
+    const float *weight = (const float *)args->weight + t * top_k;
+    double mean_dw = 0;
+    for (int64_t k = 0; k < top_k; ++k)
+        if (expert[k] >= 0) mean_dw += (double)weight[k] * (double)dweight[k];
     bool over_all = args->score_before_topk && !args->norm_topk_prob;
     vf mean_u = vf_zero();
     for (int64_t e = 0; e < n; e += VF_N)
@@ -137,8 +151,9 @@ static void grad_token(const moei_topk_grad_args *args, int64_t t, const float *
         vf_store_upto(dlogits + e, vf_mul(vf_load_upto(p + e, n - e), u), n - e);
     }
     for (int64_t k = 0; k < top_k; ++k) {
-        double s = (double)p[expert[k]], dw = args->scale * (double)dweight[k];
-        double own = over_all ? s * dw : s / selected * (dw - mean_dw / selected);
+        if (expert[k] < 0) continue;
+        double own = (double)weight[k] / args->scale;
+        own *= args->scale * (double)dweight[k] - (over_all ? 0 : mean_dw);
         dlogits[expert[k]] = (float)((double)dlogits[expert[k]] + own);
     }
 }

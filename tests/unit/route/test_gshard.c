@@ -310,6 +310,73 @@ static void same_bits_for_any_thread_count(void **state) {
     free(x.data);
 }
 
+/* Policies, capacities of both levels, groups, masked tokens: a replay is the record to the bit. */
+static void replay_is_record(void **state) {
+    const float factors[] = {0, 0.5f, 1.25f};
+    uint8_t mask[72];
+    (void)state;
+    for (int t = 0; t < 72; ++t) mask[t] = t % 7 != 2;
+    for (int i = 0; i < 3 * POLICIES * 4; ++i) {
+        moe_ctx *ctx = test_ctx(NULL, 2);
+        const moe_layer_desc desc = small(policies[i / 3 % POLICIES], i / 3 / POLICIES, factors[i % 3]);
+        if (desc.num_groups_outer == 1) {
+            moe_ctx_destroy(ctx);
+            continue;
+        }
+        const moe_dtype dtype = i % 2 ? MOE_F64 : MOE_F32;
+        moe_mat x = test_random(dtype, 72, 6, 40);
+        moe_call call = {.size = sizeof call, .mode = MOE_TRAIN, .sequence_length = 24, .token_mask = mask};
+        int32_t recorded[72 * 4];
+        moe_routing_view view = {.size = sizeof view};
+        moe_stats record = {.size = sizeof record}, again = record;
+        moe_layer *layer = make(ctx, desc, dtype, 72);
+        moe_mat y[2] = {test_output(dtype, 72, 6), test_output(dtype, 72, 6)};
+        moe_mat dx[2] = {test_output(dtype, 72, 6), test_output(dtype, 72, 6)};
+        must(ctx, moe_layer_forward(layer, x, y[0], &call, &record));
+        must(ctx, moe_layer_backward(layer, x, x, dx[0]));
+        must(ctx, moe_layer_routing(layer, &view));
+        memcpy(recorded, view.expert, (size_t)(72 * view.top_k) * sizeof *recorded);
+        call.replay_expert = recorded;
+        must(ctx, moe_layer_forward(layer, x, y[1], &call, &again));
+        must(ctx, moe_layer_backward(layer, x, x, dx[1]));
+        must(ctx, moe_layer_routing(layer, &view));
+        assert_memory_equal(recorded, view.expert, (size_t)(72 * view.top_k) * sizeof *recorded);
+        assert_memory_equal(y[0].data, y[1].data, test_bytes(y[0]));
+        assert_memory_equal(dx[0].data, dx[1].data, test_bytes(dx[0]));
+        assert_true(test_same_stats(&record, &again));
+        for (int j = 0; j < 2; ++j) free(y[j].data), free(dx[j].data);
+        moe_layer_destroy(layer);
+        free(x.data);
+        moe_ctx_destroy(ctx);
+    }
+}
+
+static void impossible_records_are_refused(void **state) {
+    static const struct {
+        int32_t slot[4];
+        const char *word;
+    } bad[] = {
+        {{0, 3, -1, -1},   "another outer expert"},
+        {{0, 1, 2, -1},    "names it"            },
+        {{0, 0, -1, -1},   "names it"            },
+        {{-2, 1, -8, -1},  "names it"            },
+        {{-14, -1, 3, -1}, "no such expert"      },
+        {{6, -1, -1, -1},  "no such expert"      },
+    };
+    moe_ctx *ctx = test_ctx("ref", 1);
+    moe_layer *layer = make(ctx, small("all", 2, 0), MOE_F64, 1);
+    moe_mat x = test_random(MOE_F64, 1, 6, 41), y = test_output(MOE_F64, 1, 6);
+    (void)state;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; ++i) {
+        const moe_call call = {.size = sizeof call, .replay_expert = bad[i].slot};
+        assert_int_equal(moe_layer_forward(layer, x, y, &call, NULL), MOE_ERR_ARGUMENT);
+        if (!strstr(moe_ctx_error(ctx), bad[i].word)) fail_msg("%s", moe_ctx_error(ctx));
+    }
+    moe_layer_destroy(layer);
+    free(x.data), free(y.data);
+    moe_ctx_destroy(ctx);
+}
+
 static void bad_logits_and_empty_batches(void **state) {
     moe_ctx *ctx = test_ctx("ref", 1);
     (void)state;
@@ -366,6 +433,8 @@ int main(void) {
         cmocka_unit_test(two_levels_keep_their_capacity),
         cmocka_unit_test(masked_tokens_are_absent),
         cmocka_unit_test(same_bits_for_any_thread_count),
+        cmocka_unit_test(replay_is_record),
+        cmocka_unit_test(impossible_records_are_refused),
         cmocka_unit_test(bad_logits_and_empty_batches),
         cmocka_unit_test(combinations_are_refused_with_reason),
     };
