@@ -195,7 +195,6 @@ static const char *refusal(const builder *b, const choice *c, moe_error *error) 
     if (p.n_tokens % p.n_sequences != 0) return "call.sequences: does not divide call.tokens";
     if (p.replayed && p.desc.num_experts == 0)
         return "call.replay_expert: there is no router: num_experts is 0";
-    if (p.replayed && p.desc.num_groups_outer > 0) return "call.replay_expert: not with num_groups_outer";
     return NULL;
 }
 
