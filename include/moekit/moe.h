@@ -206,6 +206,8 @@ typedef struct moe_layer_desc {
 
     /* losses: coefficient 0 leaves a loss out */
     float aux_loss_coeff;        /* Switch load balancing over the batch, Fedus et al. 2021, eq. 4 */
+    const char *aux_loss_type;   /* NULL: "batch"; "sequence" "global": aux_loss_coeff is that of the loss
+                                    below; "none": it counts for nothing (Megatron's load balancing types) */
     float seq_aux_loss_coeff;    /* the same by sequence, averaged */
     float global_aux_loss_coeff; /* the same with counts accumulated since moe_layer_end_step */
     float gshard_loss_coeff;     /* Lepikhin et al. 2020: first choices only, by sequence, times E^2 */
@@ -247,9 +249,23 @@ typedef struct moe_option {
     const char *help;           /* one line */
 } moe_option;
 MOE_API const moe_option *moe_layer_options(size_t *count);
-/* What to set instead of a switch of NeMo or Automodel that is no option here (its last part counts); NULL:
- * not such a switch. */
-MOE_API const char *moe_layer_option_elsewhere(const char *key);
+/* Settings of other systems whose names or values differ from ours, with what they say here. Those that only
+ * have another name stand in moe_option.aliases. */
+enum { MOE_ALIAS_SETTINGS = 3 };
+typedef struct moe_layer_alias {
+    const char *system; /* "NeMo" */
+    const char *name;   /* "moe_router_load_balancing_type" */
+    const char *value;  /* "sinkhorn", case aside; NULL: any other value */
+    struct {
+        const char *key, *value;   /* ours: "router_type", "sinkhorn"; value NULL: the one given */
+    } setting[MOE_ALIAS_SETTINGS]; /* key NULL ends them; none: it is so here whatever is set */
+    const char *advice;            /* NULL, or why it cannot be set here and what to do instead */
+} moe_layer_alias;
+MOE_API const moe_layer_alias *moe_layer_aliases(size_t *count);
+/* The entry for a name (its last part counts) and a value; *alias NULL: no such name. A value that cannot be
+ * had is MOE_ERR_ARGUMENT, and the text says what can. */
+MOE_API moe_status moe_layer_alias_find(const char *name, const char *value, const moe_layer_alias **alias,
+                                        moe_error *error);
 /* The row of a key, of its last part ("top_k" of "moe.top_k") or of an alias; NULL: none. Keys win over last
  * parts, these over aliases. */
 MOE_API const moe_option *moe_option_find(const moe_option *row, size_t count, const char *key);

@@ -158,12 +158,27 @@ moe_status moelm_config_preset(moe_lm_config *config, const char *name, const ch
     return MOE_OK;
 }
 
+/* A setting whose name and value are another system's. */
+static moe_status set_alias(moe_lm_config *config, const moe_layer_alias *alias, const char *value,
+                            const char *origin, moe_error *error) {
+    for (size_t i = 0; i < MOE_ALIAS_SETTINGS && alias->setting[i].key; ++i) {
+        char key[64];
+        snprintf(key, sizeof key, "moe.%s", alias->setting[i].key);
+        const char *ours = alias->setting[i].value ? alias->setting[i].value : value;
+        MOEI_TRY(moe_lm_config_set(config, key, ours, origin, error));
+    }
+    return MOE_OK;
+}
+
 moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char *value, const char *origin,
                              moe_error *error) {
     if (strcmp(key, "moe.d_model") == 0) return layer_width(config, value, error);
     const moe_option *row = find_row(config, key);
-    if (!row) return unknown_key(config, key, error);
+    const moe_layer_alias *alias;
     if (!origin) origin = "set";
+    MOEI_TRY(moe_layer_alias_find(key, value, &alias, error));
+    if (alias) return set_alias(config, alias, value, origin, error);
+    if (!row) return unknown_key(config, key, error);
     const bool preset = moelm_config_is_preset(config, key);
     if (preset && *value != '\0') MOEI_TRY(moelm_config_preset(config, value, origin, error));
     if (preset && *value == '\0') return MOE_OK; /* nobody's: it changes nothing */

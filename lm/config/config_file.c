@@ -20,14 +20,26 @@ typedef struct load_state {
 } load_state;
 
 /* The names of one setting are many, and which of two values was meant nobody knows. */
-static moe_status check_once(const load_state *state, const char *key, int line, moe_error *error) {
+static moe_status check_row(const load_state *state, const char *key, const char *ours, const char *value,
+                            int line, moe_error *error) {
     moe_lm_config_entry entry;
-    if (moe_lm_config_find(state->config, key, &entry, NULL) != MOE_OK) return MOE_OK;
+    if (moe_lm_config_find(state->config, ours, &entry, NULL) != MOE_OK) return MOE_OK;
     int *before = &state->line[entry.option - state->config->row];
-    if (*before)
+    if (*before && !(value && strcmp(entry.value, value) == 0))
         return moei_error_set(error, MOE_ERR_ARGUMENT, "%s sets %s, which line %d has set already", key,
                               entry.option->key, *before);
     *before = line;
+    return MOE_OK;
+}
+
+/* Two switches of another system may say the same thing of one setting of ours. */
+static moe_status check_once(const load_state *state, const char *key, const char *value, int line,
+                             moe_error *error) {
+    const moe_layer_alias *alias;
+    if (moe_layer_alias_find(key, value, &alias, NULL) != MOE_OK || !alias)
+        return check_row(state, key, key, NULL, line, error);
+    for (size_t i = 0; i < MOE_ALIAS_SETTINGS && alias->setting[i].key; ++i)
+        MOEI_TRY(check_row(state, key, alias->setting[i].key, alias->setting[i].value, line, error));
     return MOE_OK;
 }
 
@@ -40,7 +52,7 @@ static moe_status set_pair(void *user, const char *key, const char *value, int l
     const char *path = length > most ? state->path + (length - most) : state->path;
     snprintf(origin, sizeof origin, "%.*s:%d", (int)most, path, line);
     moe_error inner;
-    moe_status status = check_once(state, key, line, &inner);
+    moe_status status = check_once(state, key, value, line, &inner);
     if (status == MOE_OK) status = moe_lm_config_set(state->config, key, value, origin, &inner);
     if (status == MOE_OK) return MOE_OK;
     return moei_error_set(state->error, status, "%s:%d:%d: %s", state->path, line, column, inner.text);

@@ -315,6 +315,10 @@ static void check_losses(checker *c, const moe_layer_desc *d) {
     static const char loss[] =
         "needs a balance loss: aux_loss_coeff, seq_aux_loss_coeff or global_aux_loss_coeff";
     const bool one_sigmoid = moei_is(d->sinkhorn_variant, "megatron") && d->top_k == 1;
+    const bool moved = moei_is(d->aux_loss_type, "sequence") || moei_is(d->aux_loss_type, "global");
+    rule(c, moved, d->aux_loss_coeff == 0, "aux_loss_type",
+         "makes aux_loss_coeff the coefficient of a loss that has its own; set one of the two");
+    rule(c, moved, false, "aux_loss_type", "needs aux_loss_coeff");
     rule(c, !moei_is(d->aux_scores, "normalized"), balance, "aux_scores", loss);
     rule(c, moei_is(d->aux_scores, "raw"), !moei_is(d->score_function, "softmax") || one_sigmoid,
          "aux_scores",

@@ -47,8 +47,22 @@ static void fill_router(moe_layer_desc *d) {
     }
 }
 
+/* Puts Megatron's one coefficient where its type says. Without one, or where that loss has its own, the type
+ * stays and is refused. */
+static void fill_balance(moe_layer_desc *d) {
+    float nowhere = 0, *loss = NULL;
+    if (moei_is(d->aux_loss_type, "none")) loss = &nowhere;
+    if (moei_is(d->aux_loss_type, "sequence")) loss = &d->seq_aux_loss_coeff;
+    if (moei_is(d->aux_loss_type, "global")) loss = &d->global_aux_loss_coeff;
+    if (!loss || *loss != 0 || (d->aux_loss_coeff == 0 && loss != &nowhere)) return;
+    *loss = d->aux_loss_coeff;
+    d->aux_loss_coeff = 0;
+    d->aux_loss_type = "batch";
+}
+
 static void fill_defaults(moe_layer_desc *d) {
     fill_choices(d);
+    fill_balance(d);
     if (d->output_size == 0) d->output_size = d->d_model;
     if (d->routed_scaling_factor == 0) d->routed_scaling_factor = 1;
     if (d->num_experts > 0) fill_router(d);

@@ -21,6 +21,7 @@ static const char *const group_scores[] = {"top2_sum", "max", "topn_sum", NULL};
 static const char *const second_policies[] = {"all", "none", "threshold", "random", "sample", NULL};
 static const char *const sinkhorns[] = {"standard", "megatron", "sigma_moe", NULL};
 static const char *const capacity_groups[] = {"batch", "sequence", NULL};
+static const char *const aux_types[] = {"batch", "sequence", "global", "none", NULL};
 static const char *const aux_scores[] = {"normalized", "raw", NULL};
 static const char *const aux_maps[] = {"actual", "plain", NULL};
 static const char *const init_schemes[] = {"normal", "lucid_uniform", "sigma_moe", "megatron_scaled", NULL};
@@ -133,7 +134,7 @@ static const moe_option options[] = {
      "score of a group: its two best summed, its best, or its top_k / group_top_k best summed"},
     {"moe.selection_bias", "moe_router_enable_expert_bias", BOOL(selection_bias),
      "a bias on the scores that select, not on the weights: balancing without a loss"},
-    {"moe.selection_bias_update_rate", "gate_bias_update_factor moe_router_bias_update_rate",
+    {"moe.selection_bias_update_rate", "moe_router_bias_update_rate",
      FLOAT(selection_bias_update_rate, "0", 1e3),
      "step of the selection bias once an optimizer step; 0: it stays"},
     {"moe.selection_bias_recenter", "", BOOL(selection_bias_recenter),
@@ -189,13 +190,16 @@ static const moe_option options[] = {
     {"moe.pad_to_capacity", "moe_pad_expert_input_to_capacity", BOOL(pad_to_capacity),
      "every expert computes exactly its capacity of rows"},
 
-    {"moe.aux_loss_coeff", "moe_aux_loss_coeff router_aux_loss_coef", FLOAT(aux_loss_coeff, "0", 1e6),
+    {"moe.aux_loss_coeff", "moe_aux_loss_coeff router_aux_loss_coef aux_loss_alpha", FLOAT(aux_loss_coeff, "0", 1e6),
      "coefficient of the Switch load-balancing loss over the batch"},
+    {"moe.aux_loss_type", "", CHOICE(aux_loss_type, "batch", aux_types),
+     "what aux_loss_coeff is of: batch, or it is seq_aux_loss_coeff or global_aux_loss_coeff by another name; "
+     "none: it counts for nothing"},
     {"moe.seq_aux_loss_coeff", "", FLOAT(seq_aux_loss_coeff, "0", 1e6),
      "the same loss by sequence, averaged"},
     {"moe.global_aux_loss_coeff", "", FLOAT(global_aux_loss_coeff, "0", 1e6),
      "the same loss with loads counted over the whole optimizer step"},
-    {"moe.gshard_loss_coeff", "loss_coef", FLOAT(gshard_loss_coeff, "0", 1e6),
+    {"moe.gshard_loss_coeff", "loss_coef moe_loss_coef", FLOAT(gshard_loss_coeff, "0", 1e6),
      "coefficient of GShard's loss: first choices only, by sequence"},
     {"moe.importance_loss_coeff", "", FLOAT(importance_loss_coeff, "0", 1e6),
      "coefficient of the squared variation of the experts' summed weights"},
@@ -234,30 +238,23 @@ const moe_option *moe_layer_options(size_t *count) {
     return options;
 }
 
-/* Switches of NeMo and Automodel that are no settings here, and what does the same. */
-static const char *const elsewhere[][2] = {
-    {"moe_router_load_balancing_type",
-     "set the losses themselves: aux_loss_coeff, seq_aux_loss_coeff or global_aux_loss_coeff; sinkhorn is "
-     "router_type sinkhorn, and none is all coefficients 0"                      },
-    {"moe_router_force_load_balancing", "set router_type random"                 },
-    {"apply_router_weight_after_down",
-     "set weight_apply output (true) or hidden (false); the numbers are the same"},
-    {"moe_apply_probs_on_input",        "set weight_apply input, with top_k 1"   },
-    {"fake_balanced_gate",              "set router_type balanced"               },
-};
-
-const char *moe_layer_option_elsewhere(const char *key) {
-    const char *dot = strrchr(key, '.'), *last = dot ? dot + 1 : key;
-    for (size_t i = 0; i < sizeof elsewhere / sizeof *elsewhere; ++i)
-        if (strcmp(elsewhere[i][0], last) == 0) return elsewhere[i][1];
-    return NULL;
+static moe_status set_alias(moe_layer_desc *desc, const moe_layer_alias *alias, const char *value,
+                            moe_error *error) {
+    const moei_option_table table = moei_layer_option_table();
+    for (size_t i = 0; i < MOE_ALIAS_SETTINGS && alias->setting[i].key; ++i) {
+        const moe_option *row = moe_option_find(table.row, table.count, alias->setting[i].key);
+        const char *ours = alias->setting[i].value ? alias->setting[i].value : value;
+        MOEI_TRY(moei_option_set(row, desc, ours, error));
+    }
+    return MOE_OK;
 }
 
 moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value, moe_error *error) {
     const moei_option_table table = moei_layer_option_table();
     const moe_option *row = moe_option_find(table.row, table.count, key);
-    const char *advice = row ? NULL : moe_layer_option_elsewhere(key);
-    if (advice) return moei_error_set(error, MOE_ERR_ARGUMENT, "'%s' is no option here: %s", key, advice);
+    const moe_layer_alias *alias;
+    MOEI_TRY(moe_layer_alias_find(key, value, &alias, error));
+    if (alias) return set_alias(desc, alias, value, error);
     if (!row) {
         size_t distance;
         const moe_option *nearest = moe_option_nearest(table.row, table.count, key, &distance);

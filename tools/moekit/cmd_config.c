@@ -127,6 +127,33 @@ static int check(cli_args *args) {
     return 0;
 }
 
+/* What another system's setting does here, as text: "moe.router_type sinkhorn, ...". */
+static void describe_alias(const moe_layer_alias *alias, char *text, size_t size) {
+    size_t used = 0;
+    snprintf(text, size, "%s", alias->advice ? alias->advice : "nothing: it is so here");
+    for (size_t i = 0; i < MOE_ALIAS_SETTINGS && alias->setting[i].key && used < size; ++i)
+        used +=
+            (size_t)snprintf(text + used, size - used, "%smoe.%s %s", i ? ", " : "", alias->setting[i].key,
+                             alias->setting[i].value ? alias->setting[i].value : "the same");
+}
+
+static const char *alias_value(const moe_layer_alias *alias) {
+    if (!alias->value) return "any other";
+    return *alias->value ? alias->value : "null";
+}
+
+static void print_alias_table(void) {
+    size_t count;
+    const moe_layer_alias *alias = moe_layer_aliases(&count);
+    printf("\n## Settings of other systems with values of their own\n\n"
+           "| setting | of | value | sets |\n|---|---|---|---|\n");
+    for (size_t i = 0; i < count; ++i) {
+        char text[256];
+        describe_alias(&alias[i], text, sizeof text);
+        printf("| `%s` | %s | %s | %s |\n", alias[i].name, alias[i].system, alias_value(&alias[i]), text);
+    }
+}
+
 static void print_markdown(const moe_lm_config *config) {
     char section[32] = "", range[256];
     printf(
@@ -153,6 +180,7 @@ static void print_markdown(const moe_lm_config *config) {
         printf("| `%s` | %s%s%s | %s | %s | %s |\n", row->key, tick, row->initial, tick,
                *range ? range : type_name(row->type), row->help, row->aliases);
     }
+    print_alias_table();
 }
 
 static int list_options(cli_args *args) {

@@ -333,7 +333,7 @@ static void aliases_reach_their_field(void **state) {
         {"moe_router_topk",                  "top_k"                     },
         {"n_expert_groups",                  "num_groups"                },
         {"topk_group",                       "group_top_k"               },
-        {"gate_bias_update_factor",          "selection_bias_update_rate"},
+        {"moe_router_bias_update_rate",      "selection_bias_update_rate"},
         {"sinkhorn_n_iters",                 "sinkhorn_iters"            },
         {"moe_pad_expert_input_to_capacity", "pad_to_capacity"           },
         {"loss_coef",                        "gshard_loss_coeff"         },
@@ -354,24 +354,6 @@ static void aliases_reach_their_field(void **state) {
     assert_string_equal(d.router_dtype, "fp32");
 }
 
-/* Known switches that are no options here: the error says what does the same, and nothing is guessed. */
-static void foreign_switches_are_explained(void **state) {
-    (void)state;
-    static const char *const switches[][2] = {
-        {"moe_router_load_balancing_type",      "aux_loss_coeff"      },
-        {"moe.moe_router_force_load_balancing", "router_type random"  },
-        {"apply_router_weight_after_down",      "weight_apply"        },
-        {"moe_apply_probs_on_input",            "weight_apply input"  },
-        {"fake_balanced_gate",                  "router_type balanced"},
-    };
-    for (size_t i = 0; i < sizeof switches / sizeof *switches; ++i) {
-        moe_layer_desc d = good_desc();
-        moe_error error;
-        assert_int_equal(moe_layer_desc_set(&d, switches[i][0], "1", &error), MOE_ERR_ARGUMENT);
-        if (!strstr(error.text, switches[i][1]) || strstr(error.text, "nearest")) fail_msg("%s", error.text);
-    }
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(presets_make_layers),
@@ -381,7 +363,6 @@ int main(void) {
         cmocka_unit_test(shared_experts_keep_their_activation),
         cmocka_unit_test(what_would_be_ignored_is_refused),
         cmocka_unit_test(limits_hold_without_the_parser),
-        cmocka_unit_test(foreign_switches_are_explained),
         cmocka_unit_test(aliases_reach_their_field),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,184 @@
+/* test_layer_alias.c: settings of NeMo, Automodel, Hugging Face, lucidrains, sigma-MoE and tensor2tensor.
+ * Each name and value makes the descriptor that our own settings make, in whatever order they come.
+ */
+#include "support/layer_fixture.h"
+
+static moe_layer_desc plain(void) {
+    return (moe_layer_desc){
+        .size = sizeof(moe_layer_desc), .d_model = 8, .num_experts = 8, .top_k = 2, .expert_hidden_size = 4};
+}
+
+static void set_all(moe_layer_desc *d, const char *settings, bool backwards) {
+    char text[512], *word[16];
+    int count = 0;
+    moe_error error;
+    snprintf(text, sizeof text, "%s", settings);
+    for (char *next = strtok(text, " "); next; next = strtok(NULL, " ")) word[count++] = next;
+    for (int i = 0; i < count; ++i) {
+        char *key = word[backwards ? count - 1 - i : i], *value = strchr(key, '=');
+        *value++ = '\0';
+        if (moe_layer_desc_set(d, key, value, &error) != MOE_OK) fail_msg("%s", error.text);
+    }
+}
+
+/* The complete descriptor of a layer, every setting as text. */
+static void spell(const char *settings, bool backwards, char *text, size_t size) {
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_layer *layer = NULL;
+    moe_layer_desc d = plain();
+    size_t count, used = 0;
+    const moe_option *row = moe_layer_options(&count);
+    set_all(&d, settings, backwards);
+    if (moe_layer_create(ctx, &d, &layer) != MOE_OK) fail_msg("%s: %s", settings, moe_ctx_error(ctx));
+    const char *base = (const char *)moe_layer_get_desc(layer);
+    for (size_t i = 0; i < count; ++i) {
+        const char *at = base + row[i].offset;
+        if (row[i].type == MOE_OPT_BOOL) used += (size_t)snprintf(text + used, size - used, "%d ", *at);
+        if (row[i].type == MOE_OPT_INT)
+            used += (size_t)snprintf(text + used, size - used, "%d ", *(const int32_t *)(const void *)at);
+        if (row[i].type == MOE_OPT_FLOAT)
+            used +=
+                (size_t)snprintf(text + used, size - used, "%g ", (double)*(const float *)(const void *)at);
+        if (row[i].type == MOE_OPT_CHOICE)
+            used += (size_t)snprintf(text + used, size - used, "%s ", *(const char *const *)(const void *)at);
+    }
+    moe_layer_destroy(layer);
+    moe_ctx_destroy(ctx);
+}
+
+/* theirs, ours */
+/* clang-format off */
+static const char *const same[][2] = {
+    {"moe_router_load_balancing_type=aux_loss moe_aux_loss_coeff=0.01",
+     "aux_loss_coeff=0.01"},
+    {"model.moe_router_load_balancing_type=seq_aux_loss moe_aux_loss_coeff=0.01",
+     "seq_aux_loss_coeff=0.01"},
+    {"moe_router_load_balancing_type=global_aux_loss moe_aux_loss_coeff=0.01",
+     "global_aux_loss_coeff=0.01"},
+    {"moe_router_load_balancing_type=none moe_aux_loss_coeff=0.01",
+     "moe.top_k=2"},
+    {"moe_router_load_balancing_type=sinkhorn moe_aux_loss_coeff=0.01",
+     "router_type=sinkhorn sinkhorn_variant=megatron"},
+    {"moe_router_load_balancing_type=quantile_balancing",
+     "router_type=quantile"},
+    {"moe_expert_capacity_factor=1.5 moe_token_drop_policy=position",
+     "capacity_factor=1.5 drop_policy=position"},
+    {"moe_expert_capacity_factor=None moe_token_dropping=False",
+     "capacity_factor=0"},
+    {"moe_router_topk=1 moe_apply_probs_on_input=true",
+     "top_k=1 weight_apply=input"},
+    {"moe_router_force_load_balancing=True",
+     "router_type=random"},
+    {"moe_router_force_biased=0.5",
+     "router_type=random force_bias_std=0.5"},
+    {"moe_shared_expert_intermediate_size=12 moe_layer_recompute=true",
+     "num_shared_experts=1 shared_expert_hidden_size=12 recompute=layer"},
+    {"moe_router_score_function=sigmoid moe_router_pre_softmax=true moe_router_enable_expert_bias=true "
+     "moe_router_bias_update_rate=0.001",
+     "score_function=sigmoid score_before_topk=true selection_bias=true selection_bias_update_rate=0.001"},
+    {"score_func=sigmoid softmax_before_topk=true gate_bias_update_factor=0.001 train_gate=false "
+     "force_e_score_correction_bias=true route_scale=2 apply_router_weight_after_down=false",
+     "score_function=sigmoid score_before_topk=true selection_bias=true selection_bias_update_rate=0.001 "
+     "router_frozen=true routed_scaling_factor=2 weight_apply=hidden"},
+    {"gate_bias_update_factor=0.0 fake_balanced_gate=true fake_gate_noise=0.5",
+     "router_type=balanced fake_noise=0.5"},
+    {"n_routed_experts=4 n_activated_experts=2 moe_inter_dim=6 n_shared_experts=1 shared_expert_inter_dim=5",
+     "num_experts=4 top_k=2 expert_hidden_size=6 num_shared_experts=1 shared_expert_hidden_size=5"},
+    {"hidden_act=gelu num_local_experts=4 num_experts_per_tok=1 router_aux_loss_coef=0.02",
+     "activation=geglu_exact num_experts=4 top_k=1 aux_loss_coeff=0.02"},
+    {"topk_method=noaux_tc scoring_func=sigmoid n_group=4 topk_group=2 seq_aux=true aux_loss_alpha=0.001",
+     "selection_bias=true score_function=sigmoid num_groups=4 group_top_k=2 seq_aux_loss_coeff=0.001"},
+    {"topk_method=group_limited_greedy n_group=4 topk_group=2",
+     "group_score=max num_groups=4 group_top_k=2"},
+    {"shared_expert_intermediate_size=7",
+     "num_shared_experts=1 shared_expert_hidden_size=7 shared_expert_gate=true"},
+    {"router_type=gshard_top2 capacity_factor_train=1.25 second_policy_train=random second_threshold_train=0.3 "
+     "loss_coef=0.01 hidden_dim=9",
+     "router_type=gshard_top2 capacity_factor=1.25 second_threshold_train=0.3 gshard_loss_coeff=0.01 "
+     "expert_hidden_size=9"},
+    {"n_experts=6 expert_size=3 k=2 selection_mode=sigmoid expert_dropout=0.05 weight_std_scale=2 "
+     "init_scheme=sigma_moe bias=true v_dim=5",
+     "num_experts=6 expert_hidden_size=3 top_k=2 score_function=sigmoid score_before_topk=true "
+     "expert_dropout=0.05 init_std_scale=2 init_scheme=sigma_moe expert_up_bias=true output_bias=true "
+     "output_size=5"},
+    {"selection_mode=sinkmoid sinkhorn_n_iters=5",
+     "router_type=sinkhorn sinkhorn_variant=sigma_moe score_function=sigmoid sinkhorn_iters=5"},
+    {"selection_mode=softmax",
+     "score_before_topk=true"},
+    {"noisy_gating=true moe_k=3",
+     "router_type=noisy_top_k top_k=3"},
+};
+/* clang-format on */
+
+static void names_and_values_mean_ours(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof same / sizeof *same; ++i) {
+        char theirs[4096], backwards[4096], ours[4096];
+        spell(same[i][0], false, theirs, sizeof theirs);
+        spell(same[i][0], true, backwards, sizeof backwards);
+        spell(same[i][1], false, ours, sizeof ours);
+        if (strcmp(theirs, ours) != 0) fail_msg("%s:\n%s\n%s", same[i][0], theirs, ours);
+        if (strcmp(backwards, ours) != 0) fail_msg("%s, backwards:\n%s\n%s", same[i][0], backwards, ours);
+    }
+}
+
+static void refused(const char *key, const char *value, const char *words) {
+    moe_layer_desc d = plain(), before = d;
+    moe_error error;
+    assert_int_equal(moe_layer_desc_set(&d, key, value, &error), MOE_ERR_ARGUMENT);
+    if (!strstr(error.text, key) || !strstr(error.text, words))
+        fail_msg("'%s' lacks '%s' or '%s'", error.text, key, words);
+    assert_memory_equal(&d, &before, sizeof d);
+}
+
+static void what_has_no_equivalent_is_explained(void **state) {
+    (void)state;
+    refused("moe_token_dropping", "true", "set capacity_factor");
+    refused("moe_token_dispatcher_type", "alltoall", "one machine");
+    refused("moe_grouped_gemm", "false", "NeMo");
+    refused("mlp_only_layers", "[1]", "moe_layer_freq");
+    refused("moe_group_size", "1024", "capacity_group");
+    refused("moe_router_load_balancing_type", "mystery",
+            "is not one of: aux_loss, seq_aux_loss, global_aux_loss, none, sinkhorn, quantile_balancing");
+    refused("hidden_act", "tanh", "is not one of: silu");
+}
+
+static void a_coefficient_cannot_go_where_one_is(void **state) {
+    (void)state;
+    moe_layer_desc d = plain();
+    moe_error error;
+    set_all(&d, "aux_loss_type=sequence", false);
+    assert_int_equal(moe_layer_desc_check(&d, &error), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(error.text, "needs aux_loss_coeff"));
+    set_all(&d, "aux_loss_coeff=0.1 seq_aux_loss_coeff=0.2", false);
+    assert_int_equal(moe_layer_desc_check(&d, &error), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(error.text, "set one of the two"));
+}
+
+/* Every entry names rows of ours, and values they take. */
+static void the_table_is_right(void **state) {
+    (void)state;
+    size_t n_alias, n_row;
+    const moe_layer_alias *alias = moe_layer_aliases(&n_alias);
+    const moe_option *row = moe_layer_options(&n_row);
+    for (size_t i = 0; i < n_alias; ++i) {
+        moe_layer_desc d = plain();
+        moe_error error;
+        for (size_t j = 0; j < MOE_ALIAS_SETTINGS && alias[i].setting[j].key; ++j)
+            assert_non_null(moe_option_find(row, n_row, alias[i].setting[j].key));
+        const char *value = alias[i].value ? alias[i].value : "3";
+        const moe_status right = alias[i].advice ? MOE_ERR_ARGUMENT : MOE_OK;
+        if (moe_layer_desc_set(&d, alias[i].name, value, &error) != right)
+            fail_msg("%s %s: %s", alias[i].name, value, error.text);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(names_and_values_mean_ours),
+        cmocka_unit_test(what_has_no_equivalent_is_explained),
+        cmocka_unit_test(a_coefficient_cannot_go_where_one_is),
+        cmocka_unit_test(the_table_is_right),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
