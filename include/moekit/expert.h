@@ -66,8 +66,8 @@ typedef struct moe_expert_ops {
     moe_status (*create)(moe_ctx *ctx, const moe_expert_desc *desc, void **self);
     void (*destroy)(void *self);
     int32_t (*param_count)(const void *self);
-    /* Shape, name and value of one parameter; its grad is told by `bind_grad`. param->size is what the
-     * caller knows: nothing beyond it is written. */
+    /* Shape, name and value of one parameter; its grad is told by `bind_grad`. A bf16 parameter has an f32
+     * gradient. param->size is what the caller knows: nothing beyond it is written. */
     moe_status (*param)(const void *self, int32_t index, moe_param *param);
     /* Gives each parameter its gradient, in the order of `param`; zeroed by the layer. */
     void (*bind_grad)(void *self, int32_t index, void *grad);

@@ -107,7 +107,7 @@ MOE_API const char *moe_ctx_kernel(const moe_ctx *ctx, const char *op);
 typedef enum moe_dtype {
     MOE_F32 = 0,
     MOE_F64 = 1, /* served by the reference kernels only: for gradient checks */
-    MOE_BF16 = 2 /* uint16_t in memory, f32 in registers; for the operations of op.h, not yet the layer */
+    MOE_BF16 = 2 /* uint16_t in memory; summed in f32, as are gradients of parameters */
 } moe_dtype;
 MOE_API size_t moe_dtype_bytes(moe_dtype dtype);
 
@@ -391,6 +391,7 @@ typedef struct moe_param {
     void *value;
     void *grad;  /* NULL until reserved for training, and of buffers and frozen routers */
     bool buffer; /* saved with the layer but not trained: the selection bias */
+    moe_dtype grad_dtype; /* f32 where dtype is bf16, else dtype */
 } moe_param;
 MOE_API int32_t moe_layer_param_count(const moe_layer *layer);
 MOE_API moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *param);

@@ -27,7 +27,8 @@ static ffn_scratch carve(const moei_ffn *f, moei_arena *arena, int64_t rows, moe
     const bool train = mode == MOE_TRAIN, fused = f->fused != MOE_ACT_NONE;
     ffn_scratch s = {.a = moei_arena_take(arena, rows_bytes(f, rows, f->desc.d_hidden))};
     if (train && fused)
-        s.dweight_part = moei_arena_take(arena, rows_bytes(f, rows, moe_dweight_parts(f->desc.d_hidden)));
+        s.dweight_part = moei_arena_array(arena, rows, moe_dweight_parts(f->desc.d_hidden),
+                                          moe_dtype_bytes(moei_wide(f->desc.dtype)));
     if (train ? f->desc.recompute : !fused) s.z = moei_arena_take(arena, rows_bytes(f, rows, f->d_z));
     return s;
 }
@@ -162,7 +163,8 @@ static moe_status weight_gradients(const moei_ffn *f, const moe_expert_io *io, c
                                                            .c = f->grad[MOEI_FFN_DOWN],
                                                            .ldc = d->d_out,
                                                            .c_group = (int64_t)d->d_hidden * d->d_out,
-                                                           .accumulate = true}));
+                                                           .accumulate = true,
+                                                           .c_wide = true}));
     return moe_gemm_outer(f->ctx, &(moe_gemm_outer_args){.dtype = d->dtype,
                                                          .n_groups = io->n_experts,
                                                          .offset = io->offset,
@@ -176,7 +178,8 @@ static moe_status weight_gradients(const moei_ffn *f, const moe_expert_io *io, c
                                                          .c = f->grad[MOEI_FFN_UP],
                                                          .ldc = f->d_z,
                                                          .c_group = (int64_t)d->d_in * f->d_z,
-                                                         .accumulate = true});
+                                                         .accumulate = true,
+                                                         .c_wide = true});
 }
 
 typedef struct bias_job {

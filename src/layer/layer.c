@@ -67,8 +67,8 @@ static moe_status list_params(moe_layer *layer, moei_experts *experts) {
             return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
                                 "expert '%s': parameter '%s' has %d dimensions; 1 to 3 are possible",
                                 experts->ops->name, param.name, param.n_dim);
-        *entry = (moei_layer_param){.experts = experts, .index = i, .bytes = moe_dtype_bytes(param.dtype)};
-        for (int32_t j = 0; j < param.n_dim; ++j) entry->bytes *= (size_t)param.dim[j];
+        *entry = (moei_layer_param){.experts = experts, .index = i};
+        moei_layer_count_param(entry, &param);
         snprintf(entry->name, sizeof entry->name, "%s.%s", experts->prefix, param.name);
         ++layer->n_params;
     }

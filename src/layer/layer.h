@@ -26,7 +26,7 @@ typedef struct moei_layer_param {
     char name[MOEI_PARAM_NAME];
     moei_experts *experts; /* NULL: the layer's own */
     int32_t index;         /* within its owner */
-    size_t bytes;
+    size_t bytes, grad_bytes;
     void *grad;
     moe_param own;    /* the layer's own: shape, value */
     void **grad_slot; /* where the layer's own look for their gradient; NULL: nowhere */
@@ -108,6 +108,8 @@ void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_
 moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode);
 moei_scratch moei_layer_scratch(const moe_layer *layer, int64_t T, moe_mode mode);
 
+/* Fills in the bytes of a parameter of this shape and of its gradient. */
+void moei_layer_count_param(moei_layer_param *entry, const moe_param *shape);
 /* The next free place of the list, not yet counted; NULL when it does not fit. */
 moei_layer_param *moei_layer_new_param(moe_layer *layer);
 /* Gives the layer a parameter of its own, zeroed; *value and, once reserved for training, *grad point to it.

@@ -25,7 +25,8 @@ static void check_shape(checker *c, const moe_layer_desc *d) {
         c->status = moei_error_set(c->error, MOE_ERR_ARGUMENT, "top_k: %d is outside 1 .. num_experts = %d",
                                    d->top_k, d->num_experts);
     const bool all_kinds = *d->expert_kinds;
-    rule(c, true, d->dtype == MOE_F32 || d->dtype == MOE_F64, "dtype", "is neither MOE_F32 nor MOE_F64");
+    rule(c, true, d->dtype == MOE_F32 || d->dtype == MOE_F64 || d->dtype == MOE_BF16, "dtype",
+         "is not MOE_F32, MOE_F64 or MOE_BF16");
     rule(c, true, d->d_model > 0, "d_model", "0; a layer needs a width of at least 1");
     rule(c, true, routed || shared, "num_experts",
          "0 without shared experts; set num_experts or num_shared_experts");

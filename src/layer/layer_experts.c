@@ -102,14 +102,18 @@ static moe_expert_io shared_io(moe_layer *layer, const moei_scratch *s) {
                            .scratch = s->shared};
 }
 
+static moe_mat gate_column(const moe_layer *layer, void *data) {
+    return (moe_mat){data, layer->batch.x.rows, 1, 1, moei_wide(layer->desc.dtype)};
+}
+
 static moe_status shared_forward(moe_layer *layer, const moei_scratch *s, moe_mat y) {
     moe_expert_io io = shared_io(layer, s);
     io.out = y;
     MOEI_TRY(layer->shared.ops->forward(layer->shared.self, &io));
     if (!layer->desc.shared_expert_gate) return MOE_OK;
-    const moe_mat gate = matrix(layer, layer->saved.shared_gate, y.rows, 1);
+    const moe_mat gate = gate_column(layer, layer->saved.shared_gate);
     moei_product(layer->ctx, layer->batch.x, layer->around.shared_gate, true, gate, false);
-    moei_shared_gate_apply(gate, y);
+    moei_shared_gate_apply(layer->ctx, gate, y);
     return MOE_OK;
 }
 
@@ -126,10 +130,9 @@ static moe_status shared_backward(moe_layer *layer, const moei_scratch *s, moe_m
     io.drow_weight = s->shared_dgate;
     MOEI_TRY(layer->shared.ops->backward(layer->shared.self, &io));
     if (!layer->desc.shared_expert_gate) return MOE_OK;
-    const moe_mat dgate = matrix(layer, s->shared_dgate, x.rows, 1);
-    moei_shared_gate_backward(matrix(layer, layer->saved.shared_gate, x.rows, 1), dgate);
-    moei_product_weight(layer->ctx, dgate, x, layer->around_grad.shared_gate);
-    if (dx.data) moei_product(layer->ctx, dgate, layer->around.shared_gate, false, dx, true);
+    moei_shared_gate_backward(layer->ctx, gate_column(layer, layer->saved.shared_gate),
+                              gate_column(layer, s->shared_dgate), x, layer->around.shared_gate,
+                              layer->around_grad.shared_gate, dx);
     return MOE_OK;
 }
 

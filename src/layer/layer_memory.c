@@ -47,7 +47,9 @@ void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_
         layer->saved.latent_in = moei_arena_array(arena, T, layer->desc.latent_size, real);
         layer->saved.latent_out = moei_arena_array(arena, T, layer->desc.latent_size, real);
     }
-    if (layer->desc.shared_expert_gate) layer->saved.shared_gate = moei_arena_array(arena, T, 1, real);
+    if (layer->desc.shared_expert_gate)
+        layer->saved.shared_gate =
+            moei_arena_array(arena, T, 1, moe_dtype_bytes(moei_wide(layer->desc.dtype)));
     if (mode != MOE_TRAIN) return;
     if (layer->experts.ops) {
         const moe_expert_ops *ops = layer->experts.ops;
@@ -91,7 +93,7 @@ moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena,
         s.shared = moei_arena_take(arena, layer->shared.ops->scratch_bytes(layer->shared.self, T, mode));
         s.shared_offset = moei_arena_array(arena, 2, 1, sizeof(int64_t));
         if (layer->desc.shared_expert_gate && mode == MOE_TRAIN)
-            s.shared_dgate = moei_arena_array(arena, T, 1, moe_dtype_bytes(layer->desc.dtype));
+            s.shared_dgate = moei_arena_array(arena, T, 1, moe_dtype_bytes(moei_wide(layer->desc.dtype)));
     }
     return s;
 }
@@ -110,7 +112,7 @@ static moe_layer_bytes measure(moe_layer *layer, int64_t T, moe_mode mode) {
     moe_layer_bytes bytes = {0};
     for (int32_t i = 0; i < layer->n_params; ++i) {
         bytes.params += layer->param[i].bytes;
-        if (mode == MOE_TRAIN && is_trained(&layer->param[i])) bytes.grads += layer->param[i].bytes;
+        if (mode == MOE_TRAIN && is_trained(&layer->param[i])) bytes.grads += layer->param[i].grad_bytes;
     }
     moei_arena saved = {0}, scratch = {0};
     moei_layer_carve_saved(layer, &saved, T, mode);
@@ -132,7 +134,7 @@ moe_layer_bytes moe_layer_measure(const moe_layer *layer, int64_t max_tokens, mo
 
 static void free_grads(moe_layer *layer) {
     for (int32_t i = 0; i < layer->n_params; ++i) {
-        moe_ctx_free(layer->ctx, layer->param[i].grad, layer->param[i].bytes);
+        moe_ctx_free(layer->ctx, layer->param[i].grad, layer->param[i].grad_bytes);
         layer->param[i].grad = NULL;
     }
 }
@@ -156,12 +158,12 @@ static moe_status allocate_grads(moe_layer *layer) {
     for (int32_t i = 0; i < layer->n_params; ++i) {
         moei_layer_param *param = &layer->param[i];
         if (!is_trained(param)) continue;
-        param->grad = moe_ctx_alloc(layer->ctx, param->bytes);
+        param->grad = moe_ctx_alloc(layer->ctx, param->grad_bytes);
         if (!param->grad) {
             free_grads(layer);
             return MOE_ERR_MEMORY;
         }
-        memset(param->grad, 0, param->bytes);
+        memset(param->grad, 0, param->grad_bytes);
     }
     bind_grads(layer);
     return MOE_OK;

@@ -1,8 +1,10 @@
 /* layer_param.c: the layer's parameters by number and by name, and their gradients.
- * A gradient has the shape of its value and is allocated when the layer is reserved for training.
- * Source: moekit/moe.h section 6.
+ * A gradient has the shape of its value, is of the wide type and is allocated when the layer is reserved for
+ * training. Source: moekit/moe.h section 6.
  */
 #include "layer/layer.h"
+
+#include "core/real.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -20,11 +22,18 @@ moei_layer_param *moei_layer_new_param(moe_layer *layer) {
     return &layer->param[layer->n_params];
 }
 
+void moei_layer_count_param(moei_layer_param *entry, const moe_param *shape) {
+    size_t numbers = 1;
+    for (int32_t i = 0; i < shape->n_dim; ++i) numbers *= (size_t)shape->dim[i];
+    entry->bytes = numbers * moe_dtype_bytes(shape->dtype);
+    entry->grad_bytes = numbers * moe_dtype_bytes(moei_wide(shape->dtype));
+}
+
 moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void **value, void **grad) {
     moei_layer_param *place = moei_layer_new_param(layer);
     if (!place) return MOE_ERR_MEMORY;
-    moei_layer_param entry = {.bytes = moe_dtype_bytes(shape->dtype), .own = *shape, .grad_slot = grad};
-    for (int32_t i = 0; i < shape->n_dim; ++i) entry.bytes *= (size_t)shape->dim[i];
+    moei_layer_param entry = {.own = *shape, .grad_slot = grad};
+    moei_layer_count_param(&entry, shape);
     entry.own.value = moe_ctx_alloc(layer->ctx, entry.bytes);
     if (!entry.own.value) return MOE_ERR_MEMORY;
     memset(entry.own.value, 0, entry.bytes);
@@ -51,6 +60,7 @@ moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *par
         found = entry->own;
     found.name = entry->name;
     found.grad = entry->grad;
+    found.grad_dtype = moei_wide(found.dtype);
     return moei_ctx_desc_write(layer->ctx, param, &found, sizeof found, "moe_param");
 }
 
@@ -63,5 +73,5 @@ moe_status moe_layer_param_by_name(const moe_layer *layer, const char *name, moe
 
 void moe_layer_zero_grad(moe_layer *layer) {
     for (int32_t i = 0; i < layer->n_params; ++i)
-        if (layer->param[i].grad) memset(layer->param[i].grad, 0, layer->param[i].bytes);
+        if (layer->param[i].grad) memset(layer->param[i].grad, 0, layer->param[i].grad_bytes);
 }

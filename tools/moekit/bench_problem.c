@@ -23,6 +23,8 @@ const bench_shape bench_shapes[] = {
     {NULL,          NULL                                   }
 };
 
+static const char *const dtype_name[] = {[MOE_F32] = "f32", [MOE_F64] = "f64", [MOE_BF16] = "bf16"};
+
 static moe_status refuse(moe_error *error, const char *what, const char *word, size_t length) {
     error->status = MOE_ERR_ARGUMENT;
     snprintf(error->text, sizeof error->text,
@@ -87,16 +89,9 @@ static moe_status parse_skew(const char *word, size_t length, bench_problem *pro
 }
 
 static moe_status parse_word(const char *word, size_t length, bench_problem *problem, moe_error *error) {
-    static const struct {
-        const char *name;
-        moe_dtype dtype;
-    } dtypes[] = {
-        {"f32", MOE_F32},
-        {"f64", MOE_F64}
-    };
-    for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; ++i)
-        if (is_word(word, length, dtypes[i].name)) {
-            problem->dtype = dtypes[i].dtype;
+    for (int i = 0; i < 3; ++i)
+        if (is_word(word, length, dtype_name[i])) {
+            problem->dtype = (moe_dtype)i;
             return MOE_OK;
         }
     if (is_word(word, length, "bias")) {
@@ -146,10 +141,6 @@ moe_status bench_problem_parse(const char *text, bench_problem *problem, moe_err
     return MOE_OK;
 }
 
-static const char *dtype_name(moe_dtype dtype) {
-    return dtype == MOE_F32 ? "f32" : "f64";
-}
-
 void bench_problem_print(const bench_problem *problem, char *text, size_t size) {
     char shared[24] = "", skew[32] = "";
     if (problem->n_shared) snprintf(shared, sizeof shared, ",shared%d", problem->n_shared);
@@ -157,7 +148,7 @@ void bench_problem_print(const bench_problem *problem, char *text, size_t size) 
     if (problem->skew == BENCH_ZIPF) snprintf(skew, sizeof skew, ",skew=zipf%g", problem->exponent);
     snprintf(text, size, "e%d,t%lld,d%d,n%d,k%d%s,act=%s%s%s,%s", problem->n_experts,
              (long long)problem->n_tokens, problem->d_model, problem->hidden, problem->top_k, shared,
-             problem->activation, problem->bias ? ",bias" : "", skew, dtype_name(problem->dtype));
+             problem->activation, problem->bias ? ",bias" : "", skew, dtype_name[problem->dtype]);
 }
 
 moe_layer_desc bench_problem_layer(const bench_problem *problem) {

@@ -1,5 +1,5 @@
 /* bench_problem.h: a problem in one string, the same for benches, tests and bug reports:
- * e8,t4096,d256,n256,k2[,shared1][,act=gelu][,bias][,skew=zipf1.0][,f32|f64], or a model's name and what
+ * e8,t4096,d256,n256,k2[,shared1][,act=gelu][,bias][,skew=zipf1.0][,bf16|f32|f64], or a model's name and what
  * differs: olmoe,t512,skew=even. Words count in their order.
  */
 #ifndef MOEKIT_BENCH_PROBLEM_H

@@ -52,6 +52,7 @@ static void test_shapes(void **state) {
         if (moe_layer_desc_check(&desc, &error) != MOE_OK) fail_msg("%s: %s", shape->name, error.text);
     }
     assert_int_equal(parse("mixtral,k1").top_k, 1);
+    assert_int_equal(parse("mixtral,bf16").dtype, MOE_BF16);
     assert_int_equal(parse("mixtral,k1").hidden, 14336);
 }
 
