@@ -238,3 +238,9 @@ moe_status moei_option_defaults(moei_option_table table, void *base, moe_error *
         MOEI_TRY(moei_option_set(&table.row[i], base, table.row[i].initial, error));
     return MOE_OK;
 }
+
+int32_t moei_option_place(const char *name, const char *const *names) {
+    for (int32_t i = 0; names[i]; ++i)
+        if (strcmp(names[i], name) == 0) return i;
+    return -1;
+}

@@ -19,6 +19,9 @@ moe_status moei_option_set(const moe_option *row, void *base, const char *value,
 /* Writes the field as text that moei_option_set reads back to the same value. */
 void moei_option_get(const moe_option *row, const void *base, char *text, size_t size);
 
+/* The place of a name in a NULL-terminated list; -1: it is not there. */
+int32_t moei_option_place(const char *name, const char *const *names);
+
 /* Sets every field of the table to its default. One that does not parse is a fault of the table. */
 moe_status moei_option_defaults(moei_option_table table, void *base, moe_error *error);
 

@@ -2,6 +2,7 @@
  * n tokens, K experts a token, E experts, factor f -> C rows. In integers, so that no platform rounds
  * differently. Source: the systems the rows are named after; "switch" is Fedus et al. 2021, equation 3.
  */
+#include "core/option.h"
 #include "dispatch/dispatch.h"
 
 #include "core/desc.h"
@@ -96,11 +97,10 @@ static int64_t rows_of(const moei_capacity *rule, float factor, int64_t n, int32
     return rows > n && !formula->minimum_wins ? n : rows;
 }
 
-/* NULL: the first name. */
+/* NULL: the first name. The options let no other through than those of the list. */
 static int32_t position_of(const char *name, const char *const *names) {
-    for (int32_t i = 0; name && names[i]; ++i)
-        if (strcmp(name, names[i]) == 0) return i;
-    return 0;
+    const int32_t place = name ? moei_option_place(name, names) : 0;
+    return place < 0 ? 0 : place;
 }
 
 moei_capacity moei_capacity_of(const moe_layer_desc *desc) {

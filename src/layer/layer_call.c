@@ -19,17 +19,16 @@ static moe_status check_rules(moe_ctx *ctx, const told_rule *rule, size_t count)
 }
 
 static moe_status check_draws(moe_ctx *ctx, const moe_layer_desc *d, const moe_draws *draws) {
-    const bool routed = d->num_experts > 0, top2 = routed && moei_is(d->router_type, "gshard_top2");
+    const moei_router_kind kind = moei_router_kind_of(d);
     const told_rule rules[] = {
-        {draws->second_policy,       top2,                             "moe_draws.second_policy",       "needs router_type gshard_top2"    },
-        {draws->second_policy_inner, d->num_groups_outer > 0,          "moe_draws.second_policy_inner",
-         "is of two levels; needs num_groups_outer"                                                                                        },
-        {draws->expert_dropout,      d->expert_dropout > 0,            "moe_draws.expert_dropout",      "needs expert_dropout"             },
-        {draws->noise,               routed && moei_is(d->router_type, "noisy_top_k"),                  "moe_draws.noise",
-         "needs router_type noisy_top_k"},
-        {draws->dropout_keep,                          d->dropout > 0,                                        "moe_draws.dropout_keep",                                "needs dropout"   },
-        {draws->dropout_keep,                          !*d->expert_kinds,                                        "moe_draws.dropout_keep",
-         "has one width for all experts, [T,K,n]; those of expert_kinds have widths of their own"},
+        {draws->second_policy,       kind.top2,               "moe_draws.second_policy",       "needs router_type gshard_top2"},
+        {draws->second_policy_inner, d->num_groups_outer > 0, "moe_draws.second_policy_inner",
+         "is of two levels; needs num_groups_outer"                                                                           },
+        {draws->expert_dropout,      d->expert_dropout > 0,   "moe_draws.expert_dropout",      "needs expert_dropout"         },
+        {draws->noise,               kind.noisy,              "moe_draws.noise",               "needs router_type noisy_top_k"},
+        {draws->dropout_keep,        d->dropout > 0,          "moe_draws.dropout_keep",        "needs dropout"                },
+        {draws->dropout_keep,        !*d->expert_kinds,       "moe_draws.dropout_keep",
+         "has one width for all experts, [T,K,n]; those of expert_kinds have widths of their own"                             },
     };
     return check_rules(ctx, rules, sizeof rules / sizeof *rules);
 }
@@ -38,11 +37,11 @@ moe_status moei_layer_call_check(const moe_layer *layer, const moe_call *call, c
     const moe_layer_desc *d = &layer->desc;
     const bool routed = d->num_experts > 0;
     const told_rule rules[] = {
-        {call->task,                                            moei_is(d->routing_unit, "task"),                "moe_call.task",                                                       "needs routing_unit task"},
-        {call->token_id,                                                     routed && moei_is(d->router_type,                                                               "hash"), "moe_call.token_id",
+        {call->task, moei_is(d->routing_unit, "task"),             "moe_call.task",                        "needs routing_unit task"},
+        {call->token_id,          moei_router_kind_of(d).hashes,                    "moe_call.token_id",
          "needs router_type hash: no other router looks at it"},
-        {call->replay_expert, routed,                        "moe_call.replay_expert",                            "there is no router: num_experts is 0"                                                                                          },
-        {call->replay_weight,               routed,                                      "moe_call.replay_weight",               "there is no router: num_experts is 0"},
+        {call->replay_expert,          routed,               "moe_call.replay_expert",                   "there is no router: num_experts is 0"                  },
+        {call->replay_weight,          routed,               "moe_call.replay_weight",                   "there is no router: num_experts is 0"},
     };
     MOEI_TRY(check_rules(layer->ctx, rules, sizeof rules / sizeof *rules));
     return draws ? check_draws(layer->ctx, d, draws) : MOE_OK;

@@ -5,6 +5,7 @@
 #include "experts/activation.h"
 #include "experts/experts.h"
 #include "layer/layer_desc.h"
+#include "route/route.h"
 
 #include <stddef.h>
 #include <stdio.h>
@@ -192,17 +193,19 @@ static void check_groups(checker *c, const moe_layer_desc *d) {
     rule(c, on, d->top_k <= kept * each, "top_k",
          "is more than group_top_k groups of num_experts / num_groups experts hold");
     rule(c, on, moei_is(d->router_type, "top_k"), "num_groups", "needs router_type top_k");
-    rule(c, moei_is(d->group_score, "topn_sum"), kept < 1 || d->top_k % kept == 0, "group_score",
-         "topn_sum sums the top_k / group_top_k best of a group; group_top_k must divide top_k");
+    rule(
+        c, moei_is(d->group_score, "topn_sum"), kept <= d->top_k, "group_score",
+        "topn_sum sums the top_k / group_top_k best of a group, rounded down; with fewer top_k that is none");
     rule(c, d->expert_dropout > 0, !on, "expert_dropout",
          "could leave a kept group without experts; needs num_groups 0");
 }
 
 static void check_router(checker *c, const moe_layer_desc *d) {
     const char *type = d->router_type;
-    const bool top_k = moei_is(type, "top_k"), noisy = moei_is(type, "noisy_top_k");
-    const bool sinkhorn = moei_is(type, "sinkhorn"), megatron = moei_is(d->sinkhorn_variant, "megatron");
-    const bool balanced = moei_is(type, "balanced"), quantile = moei_is(type, "quantile");
+    const bool top_k = moei_is(type, "top_k"), noisy = moei_router_kind_of(d).noisy;
+    const bool sinkhorn = moei_router_kind_of(d).transports,
+               megatron = moei_is(d->sinkhorn_variant, "megatron");
+    const bool balanced = moei_is(type, "balanced"), quantile = moei_router_kind_of(d).quantile;
     rule(c, d->top_k_min > 0, top_k, "top_k_min", "needs router_type top_k");
     rule(c, d->top_k_min > 0, d->top_k_min <= d->top_k, "top_k_min", "is more than top_k");
     rule(c, d->selection_bias, top_k, "selection_bias", "needs router_type top_k");
@@ -231,7 +234,8 @@ static void check_router(checker *c, const moe_layer_desc *d) {
          "the weights of router_type balanced are constants: nothing learns from them");
     rule(c, quantile, d->top_k < d->num_experts, "router_type",
          "quantile needs top_k below num_experts: else there is nothing to balance");
-    rule(c, d->force_bias_std > 0, moei_is(type, "random"), "force_bias_std", "needs router_type random");
+    rule(c, d->force_bias_std > 0, moei_router_kind_of(d).forced, "force_bias_std",
+         "needs router_type random");
 }
 
 /* Two Sinkhorn routers have weights of their own. */
@@ -253,7 +257,7 @@ static bool has_threshold(const char *policy) {
 }
 
 static void check_top2(checker *c, const moe_layer_desc *d) {
-    const bool top2 = moei_is(d->router_type, "gshard_top2");
+    const bool top2 = moei_router_kind_of(d).top2;
     const bool limited = d->capacity_factor > 0 || d->capacity_factor_eval > 0;
     const int32_t Eo = d->num_groups_outer;
     const float threshold = 0.2f; /* the default, filled in whatever the policy */
@@ -291,7 +295,7 @@ static void check_top2(checker *c, const moe_layer_desc *d) {
 static void check_capacity(checker *c, const moe_layer_desc *d) {
     const float eval = d->capacity_factor_eval;
     const bool limited = d->capacity_factor > 0 || d->capacity_factor_eval > 0;
-    const bool by_expert = moei_is(d->router_type, "expert_choice");
+    const bool by_expert = moei_router_kind_of(d).by_expert;
     static const char need[] =
         "needs capacity_factor or capacity_factor_eval: a dropless layer has no capacity";
     rule(c, eval == MOE_ZERO, d->capacity_factor > 0, "capacity_factor_eval",
@@ -326,7 +330,7 @@ static void check_losses(checker *c, const moe_layer_desc *d) {
          "raw: the scores of softmax sum to 1 as they are; needs score_function sigmoid or sqrtsoftplus, or "
          "sinkhorn_variant megatron with top_k 1");
     rule(c, !moei_is(d->aux_map, "actual"), balance, "aux_map", loss);
-    rule(c, d->gshard_loss_coeff > 0, !moei_is(d->router_type, "expert_choice"), "gshard_loss_coeff",
+    rule(c, d->gshard_loss_coeff > 0, !moei_router_kind_of(d).by_expert, "gshard_loss_coeff",
          "counts first choices, and router_type expert_choice lets no token choose");
 }
 

@@ -6,6 +6,7 @@
 
 #include "core/desc.h"
 #include "experts/experts.h"
+#include "route/route.h"
 
 /* The kinds of expert_plain.c. */
 static bool is_plain(const char *kind) {
@@ -31,15 +32,16 @@ static void fill_choices(moe_layer_desc *d) {
 }
 
 static void fill_router(moe_layer_desc *d) {
-    const bool top2 = moei_is(d->router_type, "gshard_top2");
+    const moei_router_kind kind = moei_router_kind_of(d);
+    const bool top2 = kind.top2;
     if (d->top_k == 0) d->top_k = d->num_experts < 2 ? d->num_experts : 2;
     if (top2) d->score_before_topk = d->norm_topk_prob = true; /* that is what this router does */
     if (top2 && d->second_threshold_train == 0) d->second_threshold_train = 0.2f;
     if (top2 && d->second_threshold_eval == 0) d->second_threshold_eval = 0.2f;
     if (d->capacity_multiple == 0) d->capacity_multiple = 1;
     if (d->num_groups == 1 && d->group_top_k == 1) d->num_groups = d->group_top_k = 0;
-    if (moei_is(d->router_type, "noisy_top_k") && d->noise_epsilon == 0) d->noise_epsilon = 0.01f;
-    if (moei_is(d->router_type, "sinkhorn")) {
+    if (kind.noisy && d->noise_epsilon == 0) d->noise_epsilon = 0.01f;
+    if (kind.transports) {
         const bool megatron = moei_is(d->sinkhorn_variant, "megatron");
         if (megatron) d->score_before_topk = true; /* likewise */
         if (!megatron && d->sinkhorn_iters == 0) d->sinkhorn_iters = 3;

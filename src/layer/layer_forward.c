@@ -155,7 +155,7 @@ moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
                            .top_k = layer->routing.top_k,
                            .dtype = layer->routing.dtype,
                            .expert = layer->routing.expert,
-                           .selection = layer->router.shows_selection ? layer->routing.selection : NULL,
+                           .selection = layer->router.kind.ranks_plans ? layer->routing.selection : NULL,
                            .capacity = layer->desc.num_groups_outer > 0 ? layer->routing.levels.capacity
                                                                         : moei_plan_capacity(&layer->plan),
                            .weight = layer->routing.weight,

@@ -7,19 +7,12 @@
 
 #include "dispatch/dispatch.h"
 #include "experts/activation.h"
+#include "route/names.h"
 
 #include <stddef.h>
 
 static const char *const glu_layouts[] = {"auto", "halves", "interleaved", NULL};
 static const char *const weight_points[] = {"output", "hidden", "input", NULL};
-static const char *const routing_units[] = {"token", "sequence", "task", NULL};
-static const char *const router_dtypes[] = {"auto", "f32", "f64", "fp32", "fp64", NULL};
-static const char *const scores[] = {"softmax", "sigmoid", "sqrtsoftplus", NULL};
-static const char *const routers[] = {"top_k",         "gshard_top2", "noisy_top_k", "sinkhorn", "quantile",
-                                      "expert_choice", "hash",        "random",      "balanced", NULL};
-static const char *const group_scores[] = {"top2_sum", "max", "topn_sum", NULL};
-static const char *const second_policies[] = {"all", "none", "threshold", "random", "sample", NULL};
-static const char *const sinkhorns[] = {"standard", "megatron", "sigma_moe", NULL};
 static const char *const capacity_groups[] = {"batch", "sequence", NULL};
 static const char *const aux_types[] = {"batch", "sequence", "global", "none", NULL};
 static const char *const aux_scores[] = {"normalized", "raw", NULL};
@@ -103,17 +96,17 @@ static const moe_option options[] = {
      "a trained bias on the router's logits"},
     {"moe.router_frozen", "", BOOL(router_frozen),
      "the router keeps its parameters: no gradient"},
-    {"moe.router_dtype", "moe_router_dtype gate_precision", CHOICE(router_dtype, "auto", router_dtypes),
+    {"moe.router_dtype", "moe_router_dtype gate_precision", CHOICE(router_dtype, "auto", moei_router_dtypes),
      "logits, scores, routing weights and losses; auto: f32, but f64 in f64 layers; f64 is slow but exact"},
     {"moe.input_jitter_eps", "moe_input_jitter_eps router_jitter_noise", FLOAT(input_jitter_eps, "0", 0.999),
      "training: the router sees x * U(1-eps, 1+eps)"},
-    {"moe.routing_unit", "", CHOICE(routing_unit, "token", routing_units),
+    {"moe.routing_unit", "", CHOICE(routing_unit, "token", moei_units),
      "what is routed: each token, each sequence by the mean of its tokens, or each task by its number"},
     {"moe.num_tasks", "", INT(num_tasks, "0", 0, EXPERTS_MAX),
      "tasks of routing_unit task"},
 
     {"moe.score_function", "moe_router_score_function score_func scoring_func",
-     CHOICE(score_function, "softmax", scores),
+     CHOICE(score_function, "softmax", moei_scores),
      "what turns router logits into scores"},
     {"moe.score_before_topk", "moe_router_pre_softmax softmax_before_topk", BOOL(score_before_topk),
      "score all experts, then select; else select, then score the selected"},
@@ -123,14 +116,14 @@ static const moe_option options[] = {
      FLOAT_OR_ZERO(routed_scaling_factor, "1", 1e6),
      "multiplies the routing weights; 0: 1; -1: 0"},
 
-    {"moe.router_type", "", CHOICE(router_type, "top_k", routers),
+    {"moe.router_type", "", CHOICE(router_type, "top_k", moei_router_types),
      "how experts are chosen"},
     {"moe.num_groups", "n_expert_groups moe_router_num_groups n_group", INT(num_groups, "0", 0, EXPERTS_MAX),
      "groups of neighbouring experts, of which a token may use group_top_k; 0 or 1: off"},
     {"moe.group_top_k", "n_limited_groups moe_router_group_topk topk_group",
      INT(group_top_k, "0", 0, EXPERTS_MAX),
      "groups a token may use"},
-    {"moe.group_score", "", CHOICE(group_score, "top2_sum", group_scores),
+    {"moe.group_score", "", CHOICE(group_score, "top2_sum", moei_group_scores),
      "score of a group: its two best summed, its best, or its top_k / group_top_k best summed"},
     {"moe.selection_bias", "moe_router_enable_expert_bias", BOOL(selection_bias),
      "a bias on the scores that select, not on the weights: balancing without a loss"},
@@ -145,9 +138,9 @@ static const moe_option options[] = {
     {"moe.expert_dropout", "", FLOAT(expert_dropout, "0", 0.999),
      "training: chance that a token cannot select an expert; never fewer than top_k are left"},
     {"moe.second_policy_train", "moe_second_policy_train",
-     CHOICE(second_policy_train, "random", second_policies),
+     CHOICE(second_policy_train, "random", moei_second_policies),
      "gshard_top2, training: which second choices stay"},
-    {"moe.second_policy_eval", "moe_second_policy_eval", CHOICE(second_policy_eval, "all", second_policies),
+    {"moe.second_policy_eval", "moe_second_policy_eval", CHOICE(second_policy_eval, "all", moei_second_policies),
      "gshard_top2, else: which second choices stay"},
     {"moe.second_threshold_train", "moe_second_threshold_train", FLOAT_OR_ZERO(second_threshold_train, "0", 1),
      "of second_policy_train threshold and random; 0: 0.2; -1: 0"},
@@ -155,7 +148,7 @@ static const moe_option options[] = {
      "of second_policy_eval threshold and random; 0: 0.2; -1: 0"},
     {"moe.noise_epsilon", "", FLOAT_OR_ZERO(noise_epsilon, "0", 1e3),
      "noisy_top_k: least width of the noise; 0: 0.01; -1: 0"},
-    {"moe.sinkhorn_variant", "", CHOICE(sinkhorn_variant, "standard", sinkhorns),
+    {"moe.sinkhorn_variant", "", CHOICE(sinkhorn_variant, "standard", moei_sinkhorns),
      "sinkhorn: the right one, or Megatron core's or sigma-MoE's as they are"},
     {"moe.sinkhorn_iters", "sinkhorn_n_iters", INT(sinkhorn_iters, "0", 0, 100000),
      "sinkhorn: iterations; 0: 3, or for megatron until sinkhorn_tol"},

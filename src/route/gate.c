@@ -137,7 +137,7 @@ void moei_gate_forward(const moei_route_job *job) {
     multiply(job, in, gate->weight, job->routing->logits);
     spread_units(job, job->routing->logits);
     if (gate->bias) moei_each_token(job, add_bias_token, NULL);
-    if (strcmp(job->router->desc->router_type, "random") == 0) force_logits(job);
+    if (job->router->kind.forced) force_logits(job);
     if (!gate->noise) return;
     multiply(job, in, gate->noise, job->routing->noise_std);
     spread_units(job, job->routing->noise_std);

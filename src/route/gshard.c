@@ -9,19 +9,6 @@
 #include "core/desc.h"
 
 #include <math.h>
-#include <string.h>
-
-moei_second moei_second_of(const moei_route_job *job) {
-    const moe_layer_desc *d = job->router->desc;
-    const bool train = job->batch->mode == MOE_TRAIN;
-    const char *name = train ? d->second_policy_train : d->second_policy_eval;
-    static const char *const names[] = {"all", "none", "threshold", "random", "sample"};
-    moei_second second = {MOEI_SECOND_ALL,
-                          moei_number(train ? d->second_threshold_train : d->second_threshold_eval, 0)};
-    for (int i = 0; i < (int)(sizeof names / sizeof *names); ++i)
-        if (strcmp(name, names[i]) == 0) second.policy = (moei_second_policy)i;
-    return second;
-}
 
 bool moei_second_stays(moei_second second, double weight, double u) {
     switch (second.policy) {
@@ -76,7 +63,7 @@ static void second_token(const moei_route_job *job, const void *arg, int64_t t, 
 }
 
 moe_status moei_select_gshard(const moei_route_job *job) {
-    const moei_second second = moei_second_of(job);
+    const moei_second second = job->router->second[job->batch->mode];
     MOEI_TRY(moei_pick(job));
     moei_each_token(job, second_token, &second);
     return MOE_OK;

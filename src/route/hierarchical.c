@@ -382,7 +382,7 @@ const char *moei_levels_replay_fault(const moei_route_job *job, const int32_t *t
 
 moe_status moei_levels_forward(const moei_route_job *job) {
     moei_routing *routing = job->routing;
-    const moei_second second = moei_second_of(job);
+    const moei_second second = job->router->second[job->batch->mode];
     const int64_t slots = 4 * routing->n_tokens;
     routing->levels.capacity = -1;
     for (int64_t slot = 0; slot < slots && !job->batch->replay_expert; ++slot) routing->expert[slot] = -1;

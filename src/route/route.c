@@ -66,7 +66,8 @@ static const char *replay_fault(const moei_route_job *job, const int32_t *token,
     if (moei_two_levels(job->router)) return moei_levels_replay_fault(job, token, k);
     if (e < -1 && !job->routing->choice) return "only router_type gshard_top2 removes choices";
     if (e <= moei_dropped(0, E)) return "only two levels drop while they route";
-    if (job->router->by_expert) return e == -1 || e == k ? NULL : "slot e of expert_choice is expert e's";
+    if (job->router->kind.by_expert)
+        return e == -1 || e == k ? NULL : "slot e of expert_choice is expert e's";
     for (int64_t j = 0; j < k && chosen >= 0; ++j)
         if (moei_named(token[j], E) == chosen) return "an earlier slot names it already";
     return NULL;
@@ -77,7 +78,7 @@ static moe_status check_replayed_shares(const moei_route_job *job) {
     const moei_routing *routing = job->routing;
     const int64_t T = routing->n_tokens, E = routing->n_experts;
     const int64_t share = moei_router_max_rows(job->router, T) / E;
-    if (!job->router->by_expert) return MOE_OK;
+    if (!job->router->kind.by_expert) return MOE_OK;
     for (int64_t e = 0; e < E; ++e) {
         int64_t given = 0;
         for (int64_t t = 0; t < T; ++t) given += routing->expert[t * E + e] >= 0;

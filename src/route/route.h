@@ -7,38 +7,51 @@
 #include "core/arena.h"
 #include "core/ctx.h"
 #include "flow.h"
+#include "route/names.h"
 
-typedef enum moei_score { MOEI_SOFTMAX, MOEI_SIGMOID, MOEI_SQRTSOFTPLUS } moei_score;
-typedef enum moei_unit { MOEI_UNIT_TOKEN, MOEI_UNIT_SEQUENCE, MOEI_UNIT_TASK } moei_unit;
-typedef enum moei_group_score { MOEI_GROUP_MAX, MOEI_GROUP_TOP2_SUM, MOEI_GROUP_TOPN_SUM } moei_group_score;
-typedef enum moei_sinkhorn {
-    MOEI_SINKHORN_STANDARD,
-    MOEI_SINKHORN_MEGATRON,
-    MOEI_SINKHORN_SIGMA
-} moei_sinkhorn;
+/* What a type of router needs, or brings, that others do not. */
+typedef struct moei_router_kind {
+    bool fuses;       /* of plain softmax scores one kernel does all */
+    bool top2;        /* of two choices a policy may remove the second */
+    bool noisy;       /* adds noise of a learnt width to its logits, and tells a smooth load */
+    bool transports;  /* by sinkhorn's plan */
+    bool quantile;    /* keeps a bias that each batch has a statistic for */
+    bool by_expert;   /* experts choose tokens: slot e is expert e's */
+    bool hashes;      /* looks at the tokens' numbers alone */
+    bool forced;      /* its logits are drawn */
+    bool ranks_plans; /* what it ranks are not scores, and is shown */
+} moei_router_kind;
+/* Nothing where there is no router. */
+moei_router_kind moei_router_kind_of(const moe_layer_desc *desc);
+
+/* Whether a second choice stays: `threshold` is of policies threshold and random. */
+typedef struct moei_second {
+    moei_second_policy policy;
+    double threshold;
+} moei_second;
 
 /* A descriptor's router, with its names resolved and its rules applied. */
 typedef struct moei_router {
     const moe_layer_desc *desc;    /* complete; outlives the router */
     const moei_capacity *capacity; /* asked by routers that count rows themselves; outlives the router */
     const struct moei_selector *selector;
+    moei_router_kind kind;
     moe_dtype dtype; /* of all it computes; what it reads and gives back is of the layer's, and converted */
     int32_t d_model, n_experts, top_k;
     int32_t n_slots; /* of a token: top_k, but E for expert_choice and 4 for two levels */
     uint32_t layer_index;
     moei_unit unit;
     moei_score score;
-    bool by_expert;         /* experts choose tokens: slot e is expert e's */
     bool score_before_topk; /* of softmax: the other scores look at one logit each */
     bool norm_topk_prob;
     bool rank_logits; /* not scores: scores order alike, but tie where they round to the same number */
     double norm_eps, scale;
     moei_group_score group_score;
     moei_sinkhorn sinkhorn;
+    moei_second second[2]; /* by moe_mode */
     float jitter_eps;
-    bool shows_selection; /* what is ranked are not the scores */
-    bool keeps_logits;    /* for backward; softmax needs none: prob and weight tell all */
-    bool fused;           /* the kernels score, select and weigh: plain softmax top-k */
+    bool keeps_logits; /* for backward; softmax needs none: prob and weight tell all */
+    bool fused;        /* the kernels score, select and weigh: plain softmax top-k */
 } moei_router;
 
 /* Resolves and checks what concerns the router; a combination that has no meaning is refused with the reason.

@@ -2,89 +2,83 @@
  * moe_layer_desc -> moei_router, moei_gate_param[], moei_routing.
  * Source: rules of the reference systems; combinations are checked with the descriptor, in layer/.
  */
+#include "core/option.h"
 #include "route/select.h"
 
 #include "core/desc.h"
 
 #include <stddef.h>
-#include <string.h>
 
-/* The place of a name that the option table has let through. */
-static int one_of(const char *name, const char *const *names) {
-    int i = 0;
-    while (names[i] && strcmp(name, names[i]) != 0) ++i;
-    return i;
+/* The place of a name in its list, *lost where it has none: the options let no such name through. */
+static int32_t place_of(const char *name, const char *const *names, const char **lost) {
+    const int32_t place = moei_option_place(name, names);
+    if (place < 0) *lost = name;
+    return place < 0 ? 0 : place;
 }
-
-/* Names in the order of their enumerations. */
-static const char *const score_names[] = {"softmax", "sigmoid", "sqrtsoftplus", NULL};
-static const char *const unit_names[] = {"token", "sequence", "task", NULL};
-static const char *const dtype_names[] = {"f32", "fp32", "f64", "fp64", NULL};
-static const char *const group_names[] = {"max", "top2_sum", "topn_sum", NULL};
-static const char *const sinkhorn_names[] = {"standard", "megatron", "sigma_moe", NULL};
 
 /* Never narrower than the layer's. */
-static moe_dtype dtype_of(const moe_layer_desc *d) {
-    static const moe_dtype dtypes[] = {MOE_F32, MOE_F32, MOE_F64, MOE_F64};
-    if (strcmp(d->router_dtype, "auto") == 0) return moei_wide(d->dtype);
-    return dtypes[one_of(d->router_dtype, dtype_names)];
+static moe_dtype dtype_of(const moe_layer_desc *d, const char **lost) {
+    const moe_dtype dtypes[] = {moei_wide(d->dtype), MOE_F32, MOE_F64, MOE_F32, MOE_F64};
+    return dtypes[place_of(d->router_dtype, moei_router_dtypes, lost)];
 }
 
-static bool is_type(const moei_router *router, const char *name) {
-    return strcmp(router->desc->router_type, name) == 0;
+static moei_second second_of(const char *policy, float threshold, const char **lost) {
+    return (moei_second){(moei_second_policy)place_of(policy, moei_second_policies, lost),
+                         moei_number(threshold, 0)};
 }
 
 /* What follows from the names and numbers. */
 static void derive(const moe_layer_desc *d, moei_router *router) {
-    const bool sinkhorn = is_type(router, "sinkhorn");
     const bool sums = d->group_top_k > 0 && router->group_score != MOEI_GROUP_MAX;
-    router->by_expert = is_type(router, "expert_choice");
-    router->n_slots = router->by_expert ? d->num_experts : moei_two_levels(router) ? 4 : d->top_k;
-    if (sinkhorn && router->sinkhorn == MOEI_SINKHORN_MEGATRON) {
+    router->n_slots = router->kind.by_expert ? d->num_experts : moei_two_levels(router) ? 4 : d->top_k;
+    if (router->kind.transports && router->sinkhorn == MOEI_SINKHORN_MEGATRON) {
         /* Its own weights: sigmoid for one expert, else softmax over all. */
         router->score = d->top_k == 1 ? MOEI_SIGMOID : MOEI_SOFTMAX;
         router->score_before_topk = true;
     }
     /* A single weight divided by itself would cut the router off its gradient. */
     router->norm_topk_prob = d->norm_topk_prob && router->n_slots > 1;
-    router->norm_eps = is_type(router, "gshard_top2") ? 1e-9 : 1e-20;
+    router->norm_eps = router->kind.top2 ? 1e-9 : 1e-20;
     /* Every score rises with its logit, so within a token logits rank alike. */
     router->rank_logits = (router->score == MOEI_SOFTMAX && !router->score_before_topk) ||
-                          (!d->selection_bias && !sums && !router->by_expert);
-    router->shows_selection = sinkhorn || is_type(router, "quantile");
-    router->keeps_logits = router->score != MOEI_SOFTMAX || is_type(router, "noisy_top_k");
-    router->fused = (is_type(router, "top_k") || is_type(router, "random")) &&
-                    router->score == MOEI_SOFTMAX && d->group_top_k == 0 && !d->selection_bias &&
-                    d->expert_dropout == 0 && d->top_k_min == 0;
+                          (!d->selection_bias && !sums && !router->kind.by_expert);
+    router->keeps_logits = router->score != MOEI_SOFTMAX || router->kind.noisy;
+    router->fused = router->kind.fuses && router->score == MOEI_SOFTMAX && d->group_top_k == 0 &&
+                    !d->selection_bias && d->expert_dropout == 0 && d->top_k_min == 0;
 }
 
 moe_status moei_router_init(moe_ctx *ctx, const moe_layer_desc *d, const moei_capacity *capacity,
                             moei_router *router) {
     const moei_selector *selector = moei_selector_find(d->router_type);
-    if (!selector)
-        return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED, "router_type: '%s' is not built in", d->router_type);
-    *router = (moei_router){.desc = d,
-                            .capacity = capacity,
-                            .selector = selector,
-                            .dtype = dtype_of(d),
-                            .d_model = d->d_model,
-                            .n_experts = d->num_experts,
-                            .top_k = d->top_k,
-                            .layer_index = (uint32_t)d->layer_index,
-                            .unit = (moei_unit)one_of(d->routing_unit, unit_names),
-                            .score = (moei_score)one_of(d->score_function, score_names),
-                            .score_before_topk = d->score_before_topk,
-                            .scale = moei_number(d->routed_scaling_factor, 1),
-                            .group_score = (moei_group_score)one_of(d->group_score, group_names),
-                            .sinkhorn = (moei_sinkhorn)one_of(d->sinkhorn_variant, sinkhorn_names),
-                            .jitter_eps = d->input_jitter_eps};
+    const char *lost = selector ? NULL : d->router_type;
+    *router =
+        (moei_router){.desc = d,
+                      .capacity = capacity,
+                      .selector = selector,
+                      .kind = moei_router_kind_of(d),
+                      .dtype = dtype_of(d, &lost),
+                      .d_model = d->d_model,
+                      .n_experts = d->num_experts,
+                      .top_k = d->top_k,
+                      .layer_index = (uint32_t)d->layer_index,
+                      .unit = (moei_unit)place_of(d->routing_unit, moei_units, &lost),
+                      .score = (moei_score)place_of(d->score_function, moei_scores, &lost),
+                      .score_before_topk = d->score_before_topk,
+                      .scale = moei_number(d->routed_scaling_factor, 1),
+                      .group_score = (moei_group_score)place_of(d->group_score, moei_group_scores, &lost),
+                      .sinkhorn = (moei_sinkhorn)place_of(d->sinkhorn_variant, moei_sinkhorns, &lost),
+                      .jitter_eps = d->input_jitter_eps};
+    router->second[MOE_TRAIN] = second_of(d->second_policy_train, d->second_threshold_train, &lost);
+    router->second[MOE_INFER] = second_of(d->second_policy_eval, d->second_threshold_eval, &lost);
+    if (lost)
+        return moe_ctx_fail(ctx, MOE_ERR_INTERNAL, "router: '%s' is in the options, but not built in", lost);
     derive(d, router);
     return MOE_OK;
 }
 
 int64_t moei_router_max_rows(const moei_router *router, int64_t T) {
     const int64_t E = router->n_experts;
-    if (!router->by_expert || router->capacity->by_sequence) return T * router->n_slots;
+    if (!router->kind.by_expert || router->capacity->by_sequence) return T * router->n_slots;
     const int64_t train = moei_expert_choice_rows(router, MOE_TRAIN, T);
     const int64_t infer = moei_expert_choice_rows(router, MOE_INFER, T);
     return E * (train > infer ? train : infer);
@@ -113,11 +107,11 @@ int32_t moei_router_params(const moei_router *router, moei_gate_param param[MOEI
     /* clang-format on */
     const bool has[MOEI_GATE_PARAMS] = {true,
                                         d->router_bias,
-                                        is_type(router, "noisy_top_k"),
+                                        router->kind.noisy,
                                         d->num_tasks > 0,
                                         moei_two_levels(router),
                                         d->selection_bias,
-                                        is_type(router, "quantile")};
+                                        router->kind.quantile};
     int32_t n = 0;
     for (int32_t i = 0; i < MOEI_GATE_PARAMS; ++i)
         if (has[i]) param[n++] = all[i];
@@ -138,12 +132,12 @@ moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, in
     routing.expert = moei_arena_array(arena, T, K, sizeof(int32_t));
     routing.weight = moei_arena_array(arena, T, K, real);
     if (moei_two_levels(router)) return routing;
-    if (is_type(router, "gshard_top2")) routing.choice = moei_arena_array(arena, T, K, sizeof(int32_t));
+    if (router->kind.top2) routing.choice = moei_arena_array(arena, T, K, sizeof(int32_t));
     if (router->keeps_logits) routing.logits = moei_arena_array(arena, T, E, real);
     if (!router->fused) routing.selection = moei_arena_array(arena, T, E, real);
-    if (is_type(router, "quantile") && mode == MOE_TRAIN)
+    if (router->kind.quantile && mode == MOE_TRAIN)
         routing.quantile = moei_arena_array(arena, E, 1, sizeof(double));
-    if (!is_type(router, "noisy_top_k")) return routing;
+    if (!router->kind.noisy) return routing;
     routing.clean = moei_arena_array(arena, T, E, real);
     routing.noise_std = moei_arena_array(arena, T, E, real);
     routing.load_prob = moei_arena_array(arena, T, E, real);
@@ -164,9 +158,9 @@ moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_aren
     } else if (router->unit != MOEI_UNIT_TOKEN || (train && router->jitter_eps > 0)) {
         s.in = moei_arena_array(arena, T, d, real);
     }
-    if (train && is_type(router, "noisy_top_k")) s.dnoise = moei_arena_array(arena, T, E, real);
+    if (train && router->kind.noisy) s.dnoise = moei_arena_array(arena, T, E, real);
     s.entropy = moei_arena_array(arena, T, 1, real);
-    if (!router->fused || is_type(router, "random"))
+    if (!router->fused || router->kind.forced)
         s.work = moei_arena_array(arena, 3 * T + 2 * E, 1, sizeof(double));
     s.wide = moei_route_wide_carve(router, arena, T, train);
     return s;

@@ -10,7 +10,7 @@
 #include <moekit/op.h>
 
 typedef struct moei_selector {
-    const char *name;
+    moei_router_kind kind;
     /* Fills routing->selection for every real token. */
     void (*rank)(const moei_route_job *job);
     /* Fills expert (and choice) from selection. */
@@ -34,20 +34,7 @@ moe_status moei_pick(const moei_route_job *job);
 moe_status moei_select_expert_choice(const moei_route_job *job);
 moe_status moei_select_gshard(const moei_route_job *job);
 
-/* gshard.c: whether a second choice stays. */
-typedef enum moei_second_policy {
-    MOEI_SECOND_ALL,
-    MOEI_SECOND_NONE,
-    MOEI_SECOND_THRESHOLD,
-    MOEI_SECOND_RANDOM,
-    MOEI_SECOND_SAMPLE
-} moei_second_policy;
-typedef struct moei_second {
-    moei_second_policy policy;
-    double threshold;
-} moei_second;
-moei_second moei_second_of(const moei_route_job *job);
-/* `weight`: normalised, of the second choice; u: U(0,1). */
+/* gshard.c. `weight`: normalised, of the second choice; u: U(0,1). */
 bool moei_second_stays(moei_second second, double weight, double u);
 /* Policy sample: an expert other than `first` (-1: any), drawn by its share s[e] of the rest. */
 int32_t moei_second_sample(const double *s, int32_t n, int32_t first, double u);

@@ -54,29 +54,32 @@ void moei_weigh(const moei_route_job *job) {
     moei_each_token(job, weigh_token, NULL);
 }
 
+/* The unscaled weight of a slot, from the scaled one that was kept; scaled by 0 it has no gradient either. */
+static double share_of(const moei_route_job *job, int64_t slot) {
+    const double weight = moei_real_load(job->routing->dtype, job->routing->weight, slot);
+    return job->router->scale == 0 ? 0 : weight / job->router->scale;
+}
+
 void moei_weigh_backward_token(const moei_route_job *job, int64_t t, const double *s, const double *dweight,
                                double *ds, double *dl) {
     const moei_router *router = job->router;
     const moei_routing *routing = job->routing;
     const int32_t *chosen = moei_chosen(routing, t);
+    const int64_t first = t * routing->top_k;
+    /* Softmax over the chosen is what the weights already are, and needs no logits kept. */
     const bool over_chosen = softmax_over_chosen(router);
-    double sum = 0, mean = 0;
+    double sum = router->norm_eps, mean = 0;
     for (int64_t k = 0; k < routing->top_k; ++k) {
         if (chosen[k] < 0) continue;
-        /* Softmax over the chosen is what the weights already are, and needs no logits kept. */
-        double w = over_chosen ? moei_real_load(routing->dtype, routing->weight, t * routing->top_k + k) /
-                                     router->scale
-                               : s[chosen[k]];
+        const double w = over_chosen ? share_of(job, first + k) : s[chosen[k]];
         sum += w;
         mean += w * router->scale * dweight[k];
     }
-    sum += router->norm_eps;
     for (int64_t k = 0; k < routing->top_k; ++k) {
         if (chosen[k] < 0) continue;
-        double v = router->scale * dweight[k];
+        const double v = router->scale * dweight[k];
         if (over_chosen)
-            dl[chosen[k]] += moei_real_load(routing->dtype, routing->weight, t * routing->top_k + k) /
-                             router->scale * (v - mean);
+            dl[chosen[k]] += share_of(job, first + k) * (v - mean);
         else
             ds[chosen[k]] += router->norm_topk_prob ? v / sum - mean / (sum * sum) : v;
     }

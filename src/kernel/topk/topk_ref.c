@@ -124,7 +124,7 @@ static void grad_task(void *arg, int64_t t, void *scratch) {
                         masked ? 0 : moei_real_load(dtype, args->prob, at) * (u + shift));
     }
     for (int32_t k = 0; k < top_k && !masked; ++k) {
-        if (expert[k] < 0) continue;
+        if (expert[k] < 0 || args->scale == 0) continue;
         int64_t at = t * n_experts + expert[k];
         double p = moei_real_load(dtype, args->weight, t * top_k + k) / args->scale;
         double dw = args->scale * moei_real_load(dtype, args->dweight, t * top_k + k);

@@ -151,7 +151,7 @@ static void grad_token(const moei_topk_grad_args *args, int64_t t, const float *
         vf_store_upto(dlogits + e, vf_mul(vf_load_upto(p + e, n - e), u), n - e);
     }
     for (int64_t k = 0; k < top_k; ++k) {
-        if (expert[k] < 0) continue;
+        if (expert[k] < 0 || args->scale == 0) continue;
         double own = (double)weight[k] / args->scale;
         own *= args->scale * (double)dweight[k] - (over_all ? 0 : mean_dw);
         dlogits[expert[k]] = (float)((double)dlogits[expert[k]] + own);

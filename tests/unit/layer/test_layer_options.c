@@ -154,7 +154,7 @@ static const char *const refusals[][2] = {
     {"num_groups 4 group_top_k 5",                                                     "group_top_k <= num_groups"                 },
     {"num_groups 3 group_top_k 2",                                                     "divide"                                    },
     {"num_groups 8 group_top_k 1 top_k 3",                                             "group_top_k groups"                        },
-    {"num_groups 4 group_top_k 2 top_k 3 group_score topn_sum",                        "divide top_k"                              },
+    {"num_groups 4 group_top_k 3 top_k 2 group_score topn_sum",                        "rounded down"                              },
     {"router_type gshard_top2 num_groups 4 group_top_k 2",                             "router_type top_k"                         },
     {"router_type gshard_top2 top_k 3",                                                "top_k 2"                                   },
     {"router_type gshard_top2 score_function sigmoid",                                 "softmax"                                   },

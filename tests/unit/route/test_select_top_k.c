@@ -114,6 +114,25 @@ static void groups_limit_the_choice(void **state) {
     route_end(&b);
 }
 
+/* topn_sum of 3 experts in 2 groups sums 3 / 2, rounded down: the best one of each group. */
+static void groups_round_their_share_down(void **state) {
+    (void)state;
+    static const char *const scores[] = {"topn_sum", "max"};
+    uint32_t sets[2][6];
+    for (int i = 0; i < 2; ++i) {
+        const moe_layer_desc desc = {.top_k = 3,
+                                     .score_function = "sigmoid",
+                                     .num_groups = 4,
+                                     .group_top_k = 2,
+                                     .group_score = scores[i]};
+        route_bench b = route_begin(desc, golden_logits(6, 8, NULL));
+        route_run(&b, &route_train);
+        for (int64_t t = 0; t < 6; ++t) sets[i][t] = route_set(&b, t);
+        route_end(&b);
+    }
+    assert_memory_equal(sets[0], sets[1], sizeof sets[0]);
+}
+
 /* All scores below 0: an expert of a rejected group must not win by being masked to 0. */
 static void rejected_groups_cannot_win(void **state) {
     (void)state;
@@ -263,7 +282,7 @@ static void combinations_are_refused_with_reason(void **state) {
                   "group_top_k");
     route_refused(
         (moe_layer_desc){
-            .num_experts = 8, .top_k = 3, .num_groups = 4, .group_top_k = 2, .group_score = "topn_sum"},
+            .num_experts = 8, .top_k = 2, .num_groups = 4, .group_top_k = 3, .group_score = "topn_sum"},
         "group_score");
     route_refused((moe_layer_desc){.num_experts = 8, .top_k = 2, .selection_bias = true}, "selection_bias");
     route_refused(
@@ -284,6 +303,7 @@ int main(void) {
         cmocka_unit_test(selection_bias_and_its_update),
         cmocka_unit_test(bias_can_be_recentred_and_weigh),
         cmocka_unit_test(groups_limit_the_choice),
+        cmocka_unit_test(groups_round_their_share_down),
         cmocka_unit_test(rejected_groups_cannot_win),
         cmocka_unit_test(automodel_scores),
         cmocka_unit_test(ties_go_to_the_lower_index),
