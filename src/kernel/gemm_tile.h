@@ -9,9 +9,6 @@
 #ifndef MOEI_GEMM_TILE_H
 #define MOEI_GEMM_TILE_H
 
-#include <stdbool.h>
-#include <stddef.h>
-
 enum {
     MR = VF_N == 16 ? 14 : 6, /* 28 of 32 or 12 of 16 registers hold the tile */
     NV = 2,
@@ -19,12 +16,10 @@ enum {
     KC = 256,
     NB = 256,         /* columns of a task: KC x NB of packed B is a quarter of a 1 MiB L2 */
     AHEAD = 8,        /* rows of B that are fetched before their turn */
-    LINE = 16,        /* floats of a cache line */
     SUM_LD = NB + 16, /* the padding keeps rows off the same cache sets */
 };
 
-#define MOEI_INLINE static inline __attribute__((always_inline))
-#define MOEI_UNROLL _Pragma("GCC unroll 16")
+#include "kernel/gemm_block.h"
 
 /* sum[mr, NR] (+)= A B for one block: A element (i, k) at a[i * a_i + k * a_k], B packed [kc, NR]. */
 MOEI_INLINE void tile_fixed(const int mr, const float *a, const int64_t a_i, const int64_t a_k,
@@ -105,41 +100,21 @@ MOEI_INLINE void tile_any(int mr, const float *a, const int64_t a_i, const int64
     }
 }
 
-/* The columns of one task: up to two runs (gate and up), each cut into panels of NR, the last one padded. */
-typedef struct moei_columns {
-    int32_t n_runs;
-    int64_t first[2], width; /* of each run */
-    int64_t panels;          /* of each run */
-} moei_columns;
-
-static inline moei_columns columns_of(int64_t first, int64_t width) {
-    return (moei_columns){.n_runs = 1, .first = {first}, .width = width, .panels = moei_ceil_div(width, NR)};
-}
-
-/* Rows of a matrix, in order or by index. */
-typedef struct moei_rows {
-    const float *base;
-    int64_t ld;
-    const int32_t *index; /* NULL: row r is r */
-} moei_rows;
-
-static inline const float *row_at(const moei_rows *rows, int64_t r) {
-    return rows->base + (rows->index ? rows->index[r] : r) * rows->ld;
-}
-
 /* B[k0 .. k0+kc, columns] -> panels of [kc, NR]. Rows are read whole, so memory is read in order; the next
  * ones are fetched before their turn, as hardware does not follow runs of a few hundred bytes. */
 static void pack_b(const moei_rows *b, const moei_columns *cols, int64_t k0, int64_t kc, float *out) {
     for (int64_t k = 0; k < kc; ++k) {
         float *to = out + k * NR;
         for (int32_t run = 0; run < cols->n_runs; ++run) {
-            const float *from = row_at(b, k0 + k) + cols->first[run];
-            const float *next = row_at(b, k0 + moei_min(k + AHEAD, kc - 1)) + cols->first[run];
+            int64_t from = row_start(b, k0 + k) + cols->first[run];
+            int64_t next = row_start(b, k0 + moei_min(k + AHEAD, kc - 1)) + cols->first[run];
             for (int64_t j = 0; j < cols->width; j += NR, to += kc * NR) {
                 for (int v = 0; v < NV; ++v) {
                     int64_t left = cols->width - j - v * VF_N;
-                    vf_store(to + v * VF_N, left > 0 ? vf_load_upto(from + j + v * VF_N, left) : vf_zero());
-                    if (v * VF_N % LINE == 0 && left > 0) __builtin_prefetch(next + j + v * VF_N);
+                    vf x = left > 0 ? vf_get(b->bf16, b->base, from + j + v * VF_N, left) : vf_zero();
+                    vf_store(to + v * VF_N, x);
+                    if (v * VF_N * 4 % LINE == 0 && left > 0)
+                        __builtin_prefetch(byte_at(b->bf16, b->base, next + j + v * VF_N));
                 }
             }
         }

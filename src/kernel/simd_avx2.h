@@ -7,6 +7,7 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 enum { VF_N = 8, VD_N = 4 };
 typedef __m256 vf;
@@ -35,6 +36,32 @@ static inline vf vf_load_n(const float *p, int64_t n) {
 }
 static inline void vf_store_n(float *p, vf a, int64_t n) {
     _mm256_maskstore_ps(p, _mm256_castps_si256(vm_first(n)), a);
+}
+
+/* bf16 in memory: exactly to f32, and back rounded to nearest, ties to even, a NaN made quiet. */
+static inline vf vf_load_bf16(const uint16_t *p) {
+    __m128i half = _mm_loadu_si128((const __m128i *)(const void *)p);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+static inline vf vf_load_bf16_n(const uint16_t *p, int64_t n) {
+    uint16_t whole[VF_N] = {0};
+    memcpy(whole, p, (size_t)n * sizeof *p);
+    return vf_load_bf16(whole);
+}
+static inline void vf_store_bf16(uint16_t *p, vf a) {
+    __m256i bits = _mm256_castps_si256(a), high = _mm256_srli_epi32(bits, 16);
+    __m256i even = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), even);
+    __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    __m256i half = _mm256_blendv_epi8(_mm256_srli_epi32(up, 16), quiet, nan);
+    half = _mm256_permute4x64_epi64(_mm256_packus_epi32(half, half), 0x08);
+    _mm_storeu_si128((__m128i *)(void *)p, _mm256_castsi256_si128(half));
+}
+static inline void vf_store_bf16_n(uint16_t *p, vf a, int64_t n) {
+    uint16_t whole[VF_N];
+    vf_store_bf16(whole, a);
+    memcpy(p, whole, (size_t)n * sizeof *p);
 }
 
 static inline vf vf_add(vf a, vf b) {

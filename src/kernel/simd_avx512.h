@@ -36,6 +36,30 @@ static inline void vf_store_n(float *p, vf a, int64_t n) {
     _mm512_mask_storeu_ps(p, vm_first(n), a);
 }
 
+/* bf16 in memory: exactly to f32, and back rounded to nearest, ties to even, a NaN made quiet. */
+static inline vf vf_load_bf16(const uint16_t *p) {
+    __m256i half = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+static inline vf vf_load_bf16_n(const uint16_t *p, int64_t n) {
+    __m256i half = _mm256_maskz_loadu_epi16(vm_first(n), p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+static inline __m256i vf_to_bf16(vf a) {
+    __m512i bits = _mm512_castps_si512(a), high = _mm512_srli_epi32(bits, 16);
+    __m512i even = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), even);
+    __m512i quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+    __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), nan, quiet));
+}
+static inline void vf_store_bf16(uint16_t *p, vf a) {
+    _mm256_storeu_si256((__m256i *)(void *)p, vf_to_bf16(a));
+}
+static inline void vf_store_bf16_n(uint16_t *p, vf a, int64_t n) {
+    _mm256_mask_storeu_epi16(p, vm_first(n), vf_to_bf16(a));
+}
+
 static inline vf vf_add(vf a, vf b) {
     return _mm512_add_ps(a, b);
 }

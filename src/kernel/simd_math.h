@@ -5,6 +5,8 @@
 #ifndef MOEI_SIMD_MATH_H
 #define MOEI_SIMD_MATH_H
 
+#include <stdbool.h>
+
 static inline int64_t moei_min(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -21,6 +23,21 @@ static inline void vf_store_upto(float *p, vf a, int64_t n) {
         vf_store(p, a);
     else
         vf_store_n(p, a, n);
+}
+
+/* Up to a vector of numbers from element i on, in memory f32 or bf16; n > 0 of them exist. */
+static inline vf vf_get(bool bf16, const void *p, int64_t i, int64_t n) {
+    if (!bf16) return vf_load_upto((const float *)p + i, n);
+    const uint16_t *at = (const uint16_t *)p + i;
+    return n >= VF_N ? vf_load_bf16(at) : vf_load_bf16_n(at, n);
+}
+static inline void vf_put(bool bf16, void *p, int64_t i, vf a, int64_t n) {
+    if (!bf16)
+        vf_store_upto((float *)p + i, a, n);
+    else if (n >= VF_N)
+        vf_store_bf16((uint16_t *)p + i, a);
+    else
+        vf_store_bf16_n((uint16_t *)p + i, a, n);
 }
 
 /* e^x to 2 ulp for every float: 0 below -104, infinity above 88.73, NaN for NaN.

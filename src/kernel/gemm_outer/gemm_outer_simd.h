@@ -30,9 +30,11 @@ _Static_assert(sizeof(moei_outer_scratch) <= MOEI_THREAD_SCRATCH, "a task's bloc
  * read whole; a store may run over into the next row of its panel, which is written after it. */
 static void pack_a(const moei_rows *a, int64_t i0, int64_t rows, int64_t k0, int64_t kc, float *out) {
     for (int64_t k = 0; k < kc; ++k) {
-        const float *from = row_at(a, k0 + k) + i0;
-        for (int64_t i = 0; i < rows; i += MR)
-            vf_store(out + i / MR * A_PANEL + k * MR, vf_load_n(from + i, moei_min(MR, rows - i)));
+        int64_t from = row_start(a, k0 + k) + i0;
+        for (int64_t i = 0; i < rows; i += MR) {
+            vf x = vf_get(a->bf16, a->base, from + i, moei_min(MR, rows - i));
+            vf_store(out + i / MR * A_PANEL + k * MR, x);
+        }
     }
 }
 
@@ -41,13 +43,16 @@ static __attribute__((noinline)) void tile_outer(int mr, const float *a, const f
     tile_any(mr, a, 1, MR, b, kc, sum, add);
 }
 
-static void store_block(const float *sum, int64_t rows, int64_t width, float *c, int64_t ldc,
-                        bool accumulate) {
+/* C from element `first` on (+)= the sums. */
+static void store_block(const moe_gemm_outer_args *args, const float *sum, int64_t rows, int64_t width,
+                        int64_t first) {
+    bool bf16 = args->dtype == MOE_BF16 && !args->c_wide;
     for (int64_t i = 0; i < rows; ++i) {
         for (int64_t j = 0; j < width; j += VF_N) {
+            int64_t at = first + i * args->ldc + j, left = width - j;
             vf x = vf_load(sum + i * SUM_LD + j);
-            if (accumulate) x = vf_add(vf_load_upto(c + i * ldc + j, width - j), x);
-            vf_store_upto(c + i * ldc + j, x, width - j);
+            if (args->accumulate) x = vf_add(vf_get(bf16, args->c, at, left), x);
+            vf_put(bf16, args->c, at, x, left);
         }
     }
 }
@@ -61,7 +66,8 @@ static void outer_task(void *arg, int64_t task, void *memory) {
     int64_t rows = moei_min(job->block_rows, args->m - i0), j0 = task % across * job->block_width;
     moei_columns cols = columns_of(j0, moei_min(job->block_width, args->n - j0));
     int64_t first = args->offset[g], end = args->offset[g + 1];
-    const moei_rows a = {args->a, args->lda, args->a_row}, b = {args->b, args->ldb, args->b_row};
+    bool bf16 = args->dtype == MOE_BF16;
+    const moei_rows a = {args->a, args->lda, args->a_row, bf16}, b = {args->b, args->ldb, args->b_row, bf16};
     if (first == end && args->accumulate) return;
     for (int64_t k0 = first; k0 == first || k0 < end; k0 += KC) {
         int64_t kc = moei_min(KC, end - k0);
@@ -73,8 +79,7 @@ static void outer_task(void *arg, int64_t task, void *memory) {
                            scratch->b + p * kc * NR, kc, scratch->sum + i * SUM_LD + p * NR, k0 > first);
         }
     }
-    float *c = (float *)args->c + g * args->c_group + i0 * args->ldc + j0;
-    store_block(scratch->sum, rows, cols.width, c, args->ldc, args->accumulate);
+    store_block(args, scratch->sum, rows, cols.width, g * args->c_group + i0 * args->ldc + j0);
 }
 
 /* Blocks of equal size, so that the last task is no shorter than the others by more than a tile. */

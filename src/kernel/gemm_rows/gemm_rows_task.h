@@ -1,0 +1,245 @@
+/* gemm_rows_task.h: the grouped product over ragged rows but for the product itself: tasks and epilogues.
+ * A task is (group, block of rows, block of at most NB columns); its sums [rows, SUM_LD] are f32 and stand in
+ * the thread's scratch. The epilogue runs on a tile of rows while it is in L1.
+ * Include after the header of a tile (NR, NB, SUM_LD) and after MB. Formulas: moekit/op.h.
+ */
+#ifndef MOEI_GEMM_ROWS_TASK_H
+#define MOEI_GEMM_ROWS_TASK_H
+
+#include <moekit/op.h>
+
+#include "kernel/kernel_list.h"
+
+enum { COLUMN_ALIGN = MOEI_DWEIGHT_COLS };
+
+typedef struct moei_rows_job {
+    const moe_gemm_rows_args *args;
+    bool gated;          /* a task's columns are a run of gates and the run of their ups */
+    int64_t width;       /* columns to cut into blocks: n, or n/2 where gated */
+    int64_t block_width; /* of one block */
+    int64_t block_rows;
+    bool bf16, c_bf16; /* storage of tensors, and of C */
+} moei_rows_job;
+
+typedef struct moei_rows_task {
+    int32_t group;
+    int64_t row, end;
+    moei_columns cols;
+} moei_rows_task;
+
+static int64_t group_tasks(const moei_rows_job *job, int32_t g) {
+    int64_t rows = job->args->offset[g + 1] - job->args->offset[g];
+    return moei_ceil_div(rows, job->block_rows) * moei_ceil_div(job->width, job->block_width);
+}
+
+static int64_t count_tasks(const moei_rows_job *job) {
+    int64_t total = 0;
+    for (int32_t g = 0; g < job->args->n_groups; ++g) total += group_tasks(job, g);
+    return total;
+}
+
+static moei_rows_task find_task(const moei_rows_job *job, int64_t task) {
+    const moe_gemm_rows_args *args = job->args;
+    int32_t g = 0;
+    for (; task >= group_tasks(job, g); ++g) task -= group_tasks(job, g);
+    int64_t column_blocks = moei_ceil_div(job->width, job->block_width);
+    int64_t first = task % column_blocks * job->block_width;
+    int64_t row = args->offset[g] + task / column_blocks * job->block_rows;
+    moei_columns cols = columns_of(first, moei_min(job->block_width, job->width - first));
+    if (job->gated) {
+        cols.n_runs = 2;
+        cols.first[1] = job->width + first;
+    }
+    return (moei_rows_task){g, row, moei_min(row + job->block_rows, args->offset[g + 1]), cols};
+}
+
+/* C tile out of the sums. */
+static void store_tile(const moei_rows_job *job, const moei_rows_task *task, int64_t row, int mr,
+                       const float *sum) {
+    const moe_gemm_rows_args *args = job->args;
+    int64_t first = task->cols.first[0], width = task->cols.width;
+    int64_t bias = task->group * args->n + first;
+    for (int i = 0; i < mr; ++i) {
+        int64_t c = (row + i) * args->ldc + first;
+        for (int64_t j = 0; j < width; j += VF_N) {
+            int64_t left = width - j;
+            vf x = vf_load(sum + i * SUM_LD + j);
+            if (args->bias) x = vf_add(x, vf_get(job->bf16, args->bias, bias + j, left));
+            if (args->accumulate) x = vf_add(vf_get(job->c_bf16, args->c, c + j, left), x);
+            vf_put(job->c_bf16, args->c, c + j, x, left);
+        }
+    }
+}
+
+MOEI_INLINE vf act_value(moe_act act, vf gate, vf up) {
+    vf density;
+    switch (act) {
+    case MOE_ACT_RELU:
+        return vf_max(vf_zero(), gate);
+    case MOE_ACT_GELU:
+        return vf_mul(gate, vf_normal_cdf(gate, &density));
+    case MOE_ACT_SWIGLU:
+        return vf_mul(vf_mul(gate, vf_sigmoid(gate)), up);
+    case MOE_ACT_NONE:
+        break;
+    }
+    return gate;
+}
+
+static void act_tile(const moei_rows_job *job, const moei_rows_task *task, int64_t row, int mr,
+                     const float *sum) {
+    const moe_gemm_rows_args *args = job->args;
+    int64_t first = task->cols.first[0], width = task->cols.width, up_at = task->cols.panels * NR;
+    int64_t bias = task->group * args->n + first;
+    for (int i = 0; i < mr; ++i) {
+        int64_t c = (row + i) * args->ldc + first, h = (row + i) * args->ldh + first;
+        const float *s = sum + i * SUM_LD;
+        for (int64_t j = 0; j < width; j += VF_N) {
+            int64_t left = width - j;
+            vf gate = vf_load(s + j), up = job->gated ? vf_load(s + up_at + j) : vf_zero();
+            if (args->bias) gate = vf_add(gate, vf_get(job->bf16, args->bias, bias + j, left));
+            if (args->bias && job->gated)
+                up = vf_add(up, vf_get(job->bf16, args->bias, bias + job->width + j, left));
+            if (args->c) vf_put(job->bf16, args->c, c + j, gate, left);
+            if (args->c && job->gated) vf_put(job->bf16, args->c, c + job->width + j, up, left);
+            vf_put(job->bf16, args->h, h + j, act_value(args->act, gate, up), left);
+        }
+    }
+}
+
+/* act(z) and its derivatives. */
+typedef struct moei_act_vec {
+    vf value, d_gate, d_up;
+} moei_act_vec;
+
+MOEI_INLINE moei_act_vec act_grad(moe_act act, vf gate, vf up) {
+    const vf zero = vf_zero(), one = vf_set1(1.0f);
+    switch (act) {
+    case MOE_ACT_RELU:
+        return (moei_act_vec){vf_max(zero, gate), vf_select(vf_lt(zero, gate), one, zero), zero};
+    case MOE_ACT_GELU: {
+        vf density, cdf = vf_normal_cdf(gate, &density);
+        return (moei_act_vec){vf_mul(gate, cdf), vf_fma(gate, density, cdf), zero};
+    }
+    case MOE_ACT_SWIGLU: {
+        vf s = vf_sigmoid(gate), silu = vf_mul(gate, s);
+        return (moei_act_vec){vf_mul(silu, up), vf_mul(up, vf_fma(silu, vf_sub(one, s), s)), silu};
+    }
+    case MOE_ACT_NONE:
+        break;
+    }
+    return (moei_act_vec){gate, one, zero};
+}
+
+static void act_grad_tile(const moei_rows_job *job, const moei_rows_task *task, int64_t row, int mr,
+                          const float *sum) {
+    const moe_gemm_rows_args *args = job->args;
+    bool gated = moe_act_gated(args->act);
+    int64_t first = task->cols.first[0], width = task->cols.width, parts = moe_dweight_parts(args->n);
+    for (int i = 0; i < mr; ++i) {
+        int64_t r = row + i;
+        int64_t z = r * args->ldz + first, wa = r * args->ldwa + first;
+        vf w = vf_set1(args->row_weight ? ((const float *)args->row_weight)[r] : 1.0f), dot = vf_zero();
+        for (int64_t j = 0; j < width; j += VF_N) {
+            int64_t left = width - j;
+            vf gate = vf_get(job->bf16, args->z, z + j, left);
+            vf up = gated ? vf_get(job->bf16, args->z, z + args->n + j, left) : vf_zero();
+            moei_act_vec act = act_grad(args->act, gate, up);
+            vf da = vf_load(sum + i * SUM_LD + j), wda = vf_mul(w, da);
+            vf_put(job->bf16, args->dz, z + j, vf_mul(wda, act.d_gate), left);
+            if (gated) vf_put(job->bf16, args->dz, z + args->n + j, vf_mul(wda, act.d_up), left);
+            vf_put(job->bf16, args->wa, wa + j, vf_mul(w, act.value), left);
+            dot = vf_fma(da, act.value, dot);
+            if (args->dweight && ((j + VF_N) % MOEI_DWEIGHT_COLS == 0 || left <= VF_N)) {
+                ((float *)args->dweight_part)[r * parts + (first + j) / MOEI_DWEIGHT_COLS] = vf_sum(dot);
+                dot = vf_zero();
+            }
+        }
+    }
+}
+
+static void fetch_rows(bool bf16, const void *base, int64_t ld, int64_t row, int mr, int64_t first,
+                       int64_t width) {
+    for (int i = 0; base && i < mr; ++i) {
+        int64_t start = (row + i) * ld + first;
+        const char *end = byte_at(bf16, base, start + width);
+        for (const char *at = byte_at(bf16, base, start); at < end; at += LINE) __builtin_prefetch(at, 0, 2);
+    }
+}
+
+/* What the epilogue will touch, asked for before the product: its rows are short pieces in many places, which
+ * would be waited for one by one. */
+static void fetch_epilogue(const moei_rows_job *job, const moei_rows_task *task, int64_t row, int mr) {
+    const moe_gemm_rows_args *args = job->args;
+    int64_t first = task->cols.first[0], width = task->cols.width;
+    bool gated = moe_act_gated(args->act);
+    switch (args->epilogue) {
+    case MOE_EPI_STORE:
+        fetch_rows(job->c_bf16, args->c, args->ldc, row, mr, first, width);
+        break;
+    case MOE_EPI_ACT:
+        fetch_rows(job->bf16, args->h, args->ldh, row, mr, first, width);
+        fetch_rows(job->bf16, args->c, args->ldc, row, mr, first, width);
+        if (gated) fetch_rows(job->bf16, args->c, args->ldc, row, mr, job->width + first, width);
+        break;
+    case MOE_EPI_ACT_GRAD:
+        fetch_rows(job->bf16, args->z, args->ldz, row, mr, first, width);
+        fetch_rows(job->bf16, args->dz, args->ldz, row, mr, first, width);
+        fetch_rows(job->bf16, args->wa, args->ldwa, row, mr, first, width);
+        if (gated) fetch_rows(job->bf16, args->z, args->ldz, row, mr, args->n + first, width);
+        if (gated) fetch_rows(job->bf16, args->dz, args->ldz, row, mr, args->n + first, width);
+        break;
+    }
+}
+
+static void epilogue(const moei_rows_job *job, const moei_rows_task *task, int64_t row, int mr,
+                     const float *sum) {
+    switch (job->args->epilogue) {
+    case MOE_EPI_STORE:
+        store_tile(job, task, row, mr, sum);
+        break;
+    case MOE_EPI_ACT:
+        act_tile(job, task, row, mr, sum);
+        break;
+    case MOE_EPI_ACT_GRAD:
+        act_grad_tile(job, task, row, mr, sum);
+        break;
+    }
+}
+
+/* dweight[r] from its parts, ascending. */
+enum { DWEIGHT_ROWS = 1024 };
+static void dweight_task(void *arg, int64_t task, void *memory) {
+    const moe_gemm_rows_args *args = arg;
+    int64_t parts = moe_dweight_parts(args->n), end = args->offset[args->n_groups];
+    int64_t row = args->offset[0] + task * DWEIGHT_ROWS;
+    (void)memory;
+    for (int64_t r = row; r < moei_min(row + DWEIGHT_ROWS, end); ++r) {
+        const float *part = (const float *)args->dweight_part + r * parts;
+        float sum = 0;
+        for (int64_t p = 0; p < parts; ++p) sum += part[p];
+        ((float *)args->dweight)[r] = sum;
+    }
+}
+
+/* Cuts the product into tasks and runs them; then what needs all of a row's columns. */
+static void run_rows(const moei_team *team, const moe_gemm_rows_args *args, moe_task_fn task) {
+    bool gated = args->epilogue == MOE_EPI_ACT && moe_act_gated(args->act);
+    int64_t width = gated ? args->n / 2 : args->n, limit = gated ? NB / 2 : NB;
+    int64_t even = moei_ceil_div(width, moei_ceil_div(width, limit));
+    moei_rows_job job = {.args = args,
+                         .gated = gated,
+                         .width = width,
+                         .block_width = moei_ceil_div(even, COLUMN_ALIGN) * COLUMN_ALIGN,
+                         .block_rows = MB,
+                         .bf16 = args->dtype == MOE_BF16,
+                         .c_bf16 = args->dtype == MOE_BF16 && !args->c_wide};
+    while (job.block_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads) job.block_rows /= 2;
+    moei_parallel(team, count_tasks(&job), task, &job);
+    if (args->epilogue == MOE_EPI_ACT_GRAD && args->dweight) {
+        int64_t rows = args->offset[args->n_groups] - args->offset[0];
+        moei_parallel(team, moei_ceil_div(rows, DWEIGHT_ROWS), dweight_task, (void *)args);
+    }
+}
+
+#endif
