@@ -1,8 +1,9 @@
-/* bench_gemm.c: how fast the grouped products of this machine run, and what share of its FMA peak that is.
- *   bench_gemm [problem [threads]]    problem: e8,t4096,d256,n256,k2 (experts, tokens, d, hidden width,
- * top-k) Products as a swiglu layer makes them: act x W1 [R,d]x[d,2n], store h W2 [R,n]x[n,d], act_grad dy
- * W2^T [R,d]x[d,n], outer dW2 = (w a)^T dy. Peak: registers only, the best so far, measured anew
- * before every line, as other processes come and go.
+/* bench_gemm.c: how fast the grouped products of this machine run, and what share of its peak that is.
+ *   bench_gemm [problem [threads [isa]]]    problem: e8,t4096,d256,n256,k2[,bf16][,zipf] (experts, tokens, d,
+ * hidden width, top-k; loads by Zipf's law instead of even ones). Products as a swiglu layer makes them: act
+ * x W1 [R,d]x[d,2n], store h W2 [R,n]x[n,d], act_grad dy W2^T [R,d]x[d,n], outer dW2 = (w a)^T dy. Peak:
+ * registers only, of the row's own instructions, the best so far, measured anew before every line, as other
+ * processes come and go.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +14,8 @@
 
 typedef struct problem {
     int64_t experts, tokens, d, n, k;
+    moe_dtype dtype;
+    bool zipf;
 } problem;
 
 typedef struct bench {
@@ -20,7 +23,7 @@ typedef struct bench {
     problem size;
     int64_t rows, *offset;
     int32_t *a_row;
-    float *x, *w1, *w2, *z, *h, *y, *dy, *dz, *wa, *dweight, *part, *dw2;
+    void *x, *w1, *w2, *z, *h, *y, *dy, *dz, *wa, *dweight, *part, *dw2;
 } bench;
 
 static double now(void) {
@@ -29,34 +32,17 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Independent chains of multiply-add in registers: as many as hide the latency. */
-typedef float lanes __attribute__((vector_size(32)));
-enum { CHAINS = 12, PEAK_STEPS = 2000000 };
-static void peak_task(void *arg, int64_t task, void *scratch) {
-    lanes acc[CHAINS], x, y;
-    (void)scratch;
-    for (int i = 0; i < 8; ++i) x[i] = 0.999999f, y[i] = 1e-7f * (float)(task + 1);
-    for (int c = 0; c < CHAINS; ++c) acc[c] = y * (float)c;
-    for (int s = 0; s < PEAK_STEPS; ++s) {
-#pragma GCC unroll 16
-        for (int c = 0; c < CHAINS; ++c) acc[c] = acc[c] * x + y;
-    }
-    for (int c = 1; c < CHAINS; ++c) acc[0] += acc[c];
-    ((float *)arg)[task * 16] = acc[0][0];
-}
-
-/* FLOP/s of all threads together. */
-static double peak(const moei_team *team) {
-    float sink[16 * 64];
-    int64_t tasks = team->n_threads < 64 ? team->n_threads : 64;
-    double best = 1e30;
+/* FLOP/s of all threads together, by the row of `peak` for these instructions. */
+static double peak(const moei_team *team, moei_isa isa, moe_dtype dtype) {
+    moei_kernels table[MOEI_DTYPES];
+    double best = 0;
+    moei_kernel_select(isa, table);
     for (int i = 0; i < 5; ++i) {
-        double start = now();
-        moei_parallel(team, tasks, peak_task, sink);
-        double seconds = now() - start;
-        if (seconds < best) best = seconds;
+        double start = now(), count = table[dtype].peak(team, 200000);
+        double rate = count / (now() - start);
+        if (rate > best) best = rate;
     }
-    return 2.0 * CHAINS * 8 * PEAK_STEPS * (double)tasks / best;
+    return best;
 }
 
 static void fail(const char *text) {
@@ -64,11 +50,25 @@ static void fail(const char *text) {
     exit(1);
 }
 
-static float *numbers(int64_t n) {
-    float *p = aligned_alloc(64, ((size_t)n * sizeof *p + 63) / 64 * 64);
+static void *numbers(moe_dtype dtype, int64_t n) {
+    int64_t some = n < 1 << 20 ? n : 1 << 20, real = (int64_t)moe_dtype_bytes(dtype);
+    char *p = aligned_alloc(64, (size_t)(n * real + 63) / 64 * 64);
     if (!p) fail("the problem does not fit in memory");
-    moe_random_normal(1, MOE_DRAW_TEST, 0, (uint64_t)n, MOE_F32, p, n, 1.0);
+    moe_random_normal(1, MOE_DRAW_TEST, 0, (uint64_t)n, dtype, p, some, 1.0);
+    for (int64_t i = some; i < n; i += some)
+        memcpy(p + i * real, p, (size_t)((n - i < some ? n - i : some) * real));
     return p;
+}
+
+/* offset[E + 1]: even loads, or load e in proportion to 1 / (e + 1). */
+static void spread(const problem *s, int64_t rows, int64_t *offset) {
+    double all = 0, sum = 0;
+    for (int64_t g = 1; g <= s->experts; ++g) all += s->zipf ? 1.0 / (double)g : 1.0;
+    offset[0] = 0;
+    for (int64_t g = 1; g <= s->experts; ++g) {
+        sum += s->zipf ? 1.0 / (double)g : 1.0;
+        offset[g] = (int64_t)((double)rows * sum / all + 0.5);
+    }
 }
 
 static void setup(bench *b) {
@@ -81,18 +81,21 @@ static void setup(bench *b) {
     if (!b->offset || !b->a_row || !b->team.scratch || !b->team.pool)
         fail("the problem does not fit in memory");
     moei_pool_start(b->team.pool, b->team.n_threads, b->team.scratch);
-    for (int64_t g = 0; g <= s->experts; ++g) b->offset[g] = rows * g / s->experts;
+    spread(s, rows, b->offset);
     for (int64_t r = 0; r < rows; ++r) b->a_row[r] = (int32_t)(r * 7919 % s->tokens);
-    b->x = numbers(s->tokens * s->d), b->dy = numbers(s->tokens * s->d), b->y = numbers(rows * s->d);
-    b->w1 = numbers(s->experts * s->d * 2 * s->n), b->w2 = numbers(s->experts * s->n * s->d);
-    b->z = numbers(rows * 2 * s->n), b->dz = numbers(rows * 2 * s->n);
-    b->h = numbers(rows * s->n), b->wa = numbers(rows * s->n), b->dw2 = numbers(s->experts * s->n * s->d);
-    b->dweight = numbers(rows), b->part = numbers(rows * moe_dweight_parts(s->n));
+    moe_dtype t = s->dtype, wide = moei_wide(t);
+    b->x = numbers(t, s->tokens * s->d), b->dy = numbers(t, s->tokens * s->d), b->y = numbers(t, rows * s->d);
+    b->w1 = numbers(t, s->experts * s->d * 2 * s->n), b->w2 = numbers(t, s->experts * s->n * s->d);
+    b->z = numbers(t, rows * 2 * s->n), b->dz = numbers(t, rows * 2 * s->n);
+    b->h = numbers(t, rows * s->n), b->wa = numbers(t, rows * s->n);
+    b->dw2 = numbers(wide, s->experts * s->n * s->d);
+    b->dweight = numbers(wide, rows), b->part = numbers(wide, rows * moe_dweight_parts(s->n));
 }
 
 static moe_gemm_rows_args rows_args(const bench *b, moe_epilogue epilogue) {
     const problem *s = &b->size;
-    moe_gemm_rows_args args = {.n_groups = (int32_t)s->experts, .offset = b->offset, .epilogue = epilogue};
+    moe_gemm_rows_args args = {
+        .dtype = s->dtype, .n_groups = (int32_t)s->experts, .offset = b->offset, .epilogue = epilogue};
     switch (epilogue) {
     case MOE_EPI_ACT:
         args.n = 2 * s->n, args.k = args.lda = s->d, args.a = b->x, args.a_row = b->a_row, args.b = b->w1;
@@ -122,7 +125,8 @@ static void run_rows(const bench *b, const moei_kernel_row *row, int which) {
 static void run_outer(const bench *b, const moei_kernel_row *row, int which) {
     const problem *s = &b->size;
     (void)which;
-    moe_gemm_outer_args args = {.n_groups = (int32_t)s->experts,
+    moe_gemm_outer_args args = {.dtype = s->dtype,
+                                .n_groups = (int32_t)s->experts,
                                 .offset = b->offset,
                                 .m = s->n,
                                 .n = s->d,
@@ -133,7 +137,8 @@ static void run_outer(const bench *b, const moei_kernel_row *row, int which) {
                                 .b_row = b->a_row,
                                 .c = b->dw2,
                                 .ldc = s->d,
-                                .c_group = s->n * s->d};
+                                .c_group = s->n * s->d,
+                                .c_wide = true};
     ((moei_gemm_outer_fn *)row->fn)(&b->team, &args);
 }
 
@@ -153,8 +158,8 @@ static const bench_case cases[] = {
 /* Best of the runs that fit in half a second, three at least. */
 static void measure(const bench *b, const bench_case *c, const moei_kernel_row *row, double *top) {
     const problem *s = &b->size;
-    double best = 1e30, total = 0, now_peak = peak(&b->team);
-    if (now_peak > *top) *top = now_peak;
+    double best = 1e30, total = 0, now_peak = peak(&b->team, row->isa, s->dtype);
+    if (now_peak > top[row->isa]) top[row->isa] = now_peak;
     c->run(b, row, c->which);
     for (int i = 0; i < 3 || total < 0.5; ++i) {
         double start = now();
@@ -165,7 +170,7 @@ static void measure(const bench *b, const bench_case *c, const moei_kernel_row *
     }
     double rate = (double)c->flop * (double)b->rows * (double)s->d * (double)s->n / best;
     printf("%-9s %-20s %8.1f GFLOP/s %6.1f %% of %.1f %10.3f ms\n", c->name, row->name, rate * 1e-9,
-           100 * rate / *top, *top * 1e-9, 1e3 * best);
+           100 * rate / top[row->isa], top[row->isa] * 1e-9, 1e3 * best);
 }
 
 int main(int argc, char **argv) {
@@ -173,18 +178,22 @@ int main(int argc, char **argv) {
     problem *s = &b.size;
     const char *text = argc > 1 ? argv[1] : "e8,t4096,d256,n256,k2";
     int got = sscanf(text, "e%ld,t%ld,d%ld,n%ld,k%ld", &s->experts, &s->tokens, &s->d, &s->n, &s->k);
+    s->dtype = strstr(text, ",bf16") ? MOE_BF16 : MOE_F32;
+    s->zipf = strstr(text, ",zipf");
     if (got != 5 || s->experts < 1 || s->tokens < 1 || s->d < 1 || s->n < 1 || s->k < 1 ||
         b.team.n_threads < 1)
-        fail("expected a problem like e8,t4096,d256,n256,k2 and a number of threads");
+        fail("expected a problem like e8,t4096,d256,n256,k2,bf16 and a number of threads");
     setup(&b);
     printf("%s, %d thread(s)\n", text, (int)b.team.n_threads);
-    double top = 0;
+    double top[MOEI_ISA_COUNT] = {0};
     size_t count;
     const moei_kernel_row *rows = moei_kernel_rows(&count);
     for (size_t c = 0; c < sizeof cases / sizeof cases[0]; ++c) {
         for (size_t i = 0; i < count; ++i) {
             bool vector = rows[i].isa != MOEI_ISA_REF && moei_isa_supported(rows[i].isa);
-            if (vector && strcmp(rows[i].op, cases[c].op) == 0) measure(&b, &cases[c], &rows[i], &top);
+            if (argc > 3) vector = vector && strcmp(argv[3], moei_isa_name(rows[i].isa)) == 0;
+            if (vector && rows[i].serves >> s->dtype & 1 && strcmp(rows[i].op, cases[c].op) == 0)
+                measure(&b, &cases[c], &rows[i], top);
         }
     }
     return 0;

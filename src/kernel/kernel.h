@@ -89,7 +89,14 @@ typedef struct moei_kernels {
 } moei_kernels;
 
 /* Instruction sets in order of preference, worst first. */
-typedef enum moei_isa { MOEI_ISA_REF = 0, MOEI_ISA_AVX2, MOEI_ISA_AVX512, MOEI_ISA_COUNT } moei_isa;
+typedef enum moei_isa {
+    MOEI_ISA_REF = 0,
+    MOEI_ISA_AVX2,
+    MOEI_ISA_AVX512,
+    MOEI_ISA_AVX512BF16,
+    MOEI_ISA_AMX,
+    MOEI_ISA_COUNT
+} moei_isa;
 const char *moei_isa_name(moei_isa isa);
 bool moei_isa_supported(moei_isa isa); /* this machine runs it and this build has it */
 

@@ -4,6 +4,12 @@
  */
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "kernel/kernel_list.h"
 
 #define MOEI_KERNEL(op, type, function, isa, serves)                                                         \
@@ -20,9 +26,22 @@ const moei_kernel_row *moei_kernel_rows(size_t *count) {
 }
 
 const char *moei_isa_name(moei_isa isa) {
-    static const char *const names[MOEI_ISA_COUNT] = {"ref", "avx2", "avx512"};
+    static const char *const names[MOEI_ISA_COUNT] = {"ref", "avx2", "avx512", "avx512bf16", "amx"};
     return names[isa];
 }
+
+#if defined(__x86_64__)
+/* AMX with bf16: the processor has it (leaf 7, EDX 22 and 24), the system saves tiles (XCR0 17 and 18) and
+ * grants them to this process, which Linux wants to be asked for, once or more often. */
+static bool has_amx(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & 5) != 5) return false;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low >> 17 & 3) == 3 && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+#endif
 
 /* The compiler's check includes the operating system's consent to save the wider registers. */
 bool moei_isa_supported(moei_isa isa) {
@@ -31,9 +50,11 @@ bool moei_isa_supported(moei_isa isa) {
     __builtin_cpu_init();
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (isa == MOEI_ISA_AVX2) return avx2;
-    if (isa == MOEI_ISA_AVX512)
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (isa == MOEI_ISA_AVX512) return avx512;
+    if (isa == MOEI_ISA_AVX512BF16) return avx512 && __builtin_cpu_supports("avx512bf16");
+    if (isa == MOEI_ISA_AMX) return avx512 && has_amx();
 #endif
     return false;
 }

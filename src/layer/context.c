@@ -32,7 +32,8 @@ static moe_status choose_isa(const char *name, int *isa, moe_error *error) {
             if (moei_isa_supported((moei_isa)*isa)) return MOE_OK;
             return moei_error_set(error, MOE_ERR_UNSUPPORTED, "isa: this machine cannot run '%s'", name);
         }
-    return moei_error_set(error, MOE_ERR_ARGUMENT, "isa: '%s' is not one of: ref, avx2, avx512", name);
+    return moei_error_set(error, MOE_ERR_ARGUMENT,
+                          "isa: '%s' is not one of: ref, avx2, avx512, avx512bf16, amx", name);
 }
 
 static moe_status choose_threads(int32_t wanted, int32_t *n_threads, moe_error *error) {

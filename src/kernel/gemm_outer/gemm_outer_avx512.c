@@ -4,5 +4,5 @@
 #include "kernel/gemm_outer/gemm_outer_simd.h"
 
 void moei_gemm_outer__avx512(const moei_team *team, const moe_gemm_outer_args *args) {
-    gemm_outer_simd(team, args);
+    run_outer(team, args, outer_task);
 }

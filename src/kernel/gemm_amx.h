@@ -1,0 +1,30 @@
+/* gemm_amx.h: the state of AMX tile registers: eight tiles of 16 rows of 64 bytes.
+ * Source: Intel 64 and IA-32 Architectures Software Developer's Manual, LDTILECFG and TILERELEASE.
+ */
+#ifndef MOEI_GEMM_AMX_H
+#define MOEI_GEMM_AMX_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+/* Configured by each task: it is as cheap as asking whether it was done,
+ * and a thread that does not multiply keeps no tile state that a context switch must save. */
+static inline void tiles_begin(void) {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } config = {.palette = 1};
+    for (int i = 0; i < 8; ++i) {
+        config.row_bytes[i] = 64;
+        config.rows[i] = 16;
+    }
+    __asm__ volatile("" ::: "memory"); /* GCC 12 may move the stores past the instruction */
+    _tile_loadconfig(&config);
+}
+
+static inline void tiles_end(void) {
+    _tile_release();
+}
+
+#endif

@@ -1,0 +1,88 @@
+/* gemm_outer_pairs.h: grouped product over a ragged sum of bf16, for the families that multiply pairs.
+ * The sum runs over rows, so B is paired as ever and A is turned: its packed rows are columns of A. Tasks:
+ * gemm_outer_task.h; packing: gemm_pairs.h. Include after gemm_tile_dp.h or gemm_tile_amx.h.
+ */
+#include <moekit/op.h>
+
+enum { MB = 448, MB_MIN = 96 };
+
+#include "kernel/gemm_outer/gemm_outer_task.h"
+
+typedef struct moei_outer_scratch {
+    _Alignas(64) uint16_t b[KC * NB];
+    uint16_t a[MR * A_LD];
+    float sum[(MB + MR) * SUM_LD];
+} moei_outer_scratch;
+_Static_assert(sizeof(moei_outer_scratch) <= MOEI_THREAD_SCRATCH, "a task's blocks fit the thread's scratch");
+
+/* Sixteen bytes of four rows: lane l is row first + 8 l; rows at and past `end` are zeros. */
+static inline __m512i four_rows(const moei_rows *a, int64_t first, int64_t end, int64_t column, int64_t n) {
+    __m128i lane[4];
+    for (int l = 0; l < 4; ++l) {
+        int64_t r = first + 8 * l;
+        lane[l] = _mm_setzero_si128();
+        if (r >= end) continue;
+        const uint16_t *from = bf16_at(a, r) + column;
+        lane[l] = n >= 8 ? _mm_loadu_si128((const __m128i *)(const void *)from)
+                         : _mm_maskz_loadu_epi16((__mmask8)((1u << n) - 1), from);
+    }
+    __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(lane[0]), lane[1], 1);
+    __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(lane[2]), lane[3], 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+/* A[k0 .. k0+32, i0 .. i0+8] -> eight rows of 32: each 128-bit lane turns a block of 8 x 8. */
+static inline void turn_block(const moei_rows *a, int64_t k0, int64_t end, int64_t i0, int64_t n,
+                              uint16_t *out) {
+    __m512i r[8], t[8];
+    for (int i = 0; i < 8; ++i) r[i] = four_rows(a, k0 + i, end, i0, n);
+    for (int i = 0; i < 4; ++i) {
+        t[2 * i] = _mm512_unpacklo_epi16(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi16(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; ++i) {
+        r[4 * i] = _mm512_unpacklo_epi32(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi32(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi32(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi32(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        _mm512_storeu_si512(out + 2 * i * A_LD, _mm512_unpacklo_epi64(r[i], r[4 + i]));
+        _mm512_storeu_si512(out + (2 * i + 1) * A_LD, _mm512_unpackhi_epi64(r[i], r[4 + i]));
+    }
+}
+
+/* A[k0 .. k0+kc, i0 .. i0+mr] -> mr rows of A_LD numbers, zeros up to padded(kc). */
+static void turn_a(const moei_rows *a, int64_t i0, int mr, int64_t k0, int64_t kc, uint16_t *out) {
+    uint16_t edge[8 * A_LD];
+    for (int i = 0; i < mr; i += 8) {
+        uint16_t *to = mr - i < 8 ? edge : out + i * A_LD;
+        for (int64_t k = 0; k < kc; k += 32) turn_block(a, k0 + k, k0 + kc, i0 + i, mr - i, to + k);
+        if (to == edge) memcpy(out + i * A_LD, edge, (size_t)(mr - i) * A_LD * sizeof *out);
+    }
+}
+
+static void outer_task(void *arg, int64_t number, void *memory) {
+    const moei_outer_job *job = arg;
+    const moe_gemm_outer_args *args = job->args;
+    moei_outer_scratch *scratch = memory;
+    moei_outer_task task = find_task(job, number);
+    int64_t first = args->offset[task.group], end = args->offset[task.group + 1];
+    const moei_rows a = {args->a, args->lda, args->a_row, true}, b = {args->b, args->ldb, args->b_row, true};
+    if (first == end && args->accumulate) return;
+    if (first == end) memset(scratch->sum, 0, (size_t)task.rows * SUM_LD * sizeof *scratch->sum);
+    tiles_begin();
+    for (int64_t k0 = first; k0 < end; k0 += KC) {
+        int64_t kc = moei_min(KC, end - k0);
+        pack_b(&b, false, &task.cols, k0, kc, scratch->b);
+        for (int64_t i = 0; i < task.rows; i += MR) {
+            int mr = (int)moei_min(MR, task.rows - i);
+            turn_a(&a, task.i0 + i, mr, k0, kc, scratch->a);
+            for (int64_t p = 0; p < task.cols.panels; ++p)
+                tile_pairs(mr, scratch->a, scratch->b + p * padded(kc) * NR, padded(kc),
+                           scratch->sum + i * SUM_LD + p * NR, k0 > first);
+        }
+    }
+    tiles_end();
+    store_block(args, &task, scratch->sum);
+}

@@ -1,0 +1,68 @@
+/* gemm_outer_task.h: the grouped product over a ragged sum but for the product itself: tasks and the store of
+ * C. A task is a block of C_g, at most MB x NB, whose f32 sums [rows, SUM_LD] stand in the thread's scratch.
+ * Include after the header of a tile (NR, NB, SUM_LD, MR) and after MB. Formula: moekit/op.h.
+ */
+#ifndef MOEI_GEMM_OUTER_TASK_H
+#define MOEI_GEMM_OUTER_TASK_H
+
+#include <moekit/op.h>
+
+#include "kernel/kernel_list.h"
+
+typedef struct moei_outer_job {
+    const moe_gemm_outer_args *args;
+    int64_t block_rows, block_width;
+} moei_outer_job;
+
+/* Task -> group, rows i0 .. i0+rows and columns of C_g. */
+typedef struct moei_outer_task {
+    int64_t group, i0, rows;
+    moei_columns cols;
+} moei_outer_task;
+
+static moei_outer_task find_task(const moei_outer_job *job, int64_t task) {
+    const moe_gemm_outer_args *args = job->args;
+    int64_t across = moei_ceil_div(args->n, job->block_width), down = moei_ceil_div(args->m, job->block_rows);
+    int64_t i0 = task / across % down * job->block_rows, j0 = task % across * job->block_width;
+    return (moei_outer_task){.group = task / (across * down),
+                             .i0 = i0,
+                             .rows = moei_min(job->block_rows, args->m - i0),
+                             .cols = columns_of(j0, moei_min(job->block_width, args->n - j0))};
+}
+
+/* C block (+)= the sums. */
+static void store_block(const moe_gemm_outer_args *args, const moei_outer_task *task, const float *sum) {
+    int64_t rows = task->rows, width = task->cols.width;
+    int64_t first = task->group * args->c_group + task->i0 * args->ldc + task->cols.first[0];
+    bool bf16 = args->dtype == MOE_BF16 && !args->c_wide;
+    for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t j = 0; j < width; j += VF_N) {
+            int64_t at = first + i * args->ldc + j, left = width - j;
+            vf x = vf_load(sum + i * SUM_LD + j);
+            if (args->accumulate) x = vf_add(vf_get(bf16, args->c, at, left), x);
+            vf_put(bf16, args->c, at, x, left);
+        }
+    }
+}
+
+/* Blocks of equal size, so that the last task is no shorter than the others by more than a tile. */
+static int64_t even_block(int64_t size, int64_t limit, int64_t align) {
+    int64_t even = moei_ceil_div(size, moei_ceil_div(size, limit));
+    return moei_ceil_div(even, align) * align;
+}
+
+static int64_t count_tasks(const moei_outer_job *job) {
+    const moe_gemm_outer_args *args = job->args;
+    return args->n_groups * moei_ceil_div(args->m, job->block_rows) *
+           moei_ceil_div(args->n, job->block_width);
+}
+
+static void run_outer(const moei_team *team, const moe_gemm_outer_args *args, moe_task_fn task) {
+    moei_outer_job job = {
+        .args = args, .block_rows = even_block(args->m, MB, MR), .block_width = even_block(args->n, NB, NR)};
+    while (job.block_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads)
+        job.block_rows = moei_ceil_div(job.block_rows / 2, MR) * MR;
+    moei_parallel(team, count_tasks(&job), task, &job);
+}
+
+#endif

@@ -1,0 +1,106 @@
+/* gemm_pairs.h: bf16 operands packed in pairs along the sum, as vdpbf16ps and AMX tiles read them.
+ * A: rows of A_LD numbers, the sum along a row. B: panels of NR columns, a panel [kc/2][NR][2]: one pair row
+ * is two vectors, sixteen of them are two AMX tiles. Include after simd_avx512.h and K_STEP, the multiple to
+ * which a sum is padded with zeros.
+ *
+ * The sum of an element is one chain along k in the order of the instruction, whatever the blocks: a tile
+ * goes on from the sums of the block before. So a row has the same bits whatever stands beside it.
+ */
+#ifndef MOEI_GEMM_PAIRS_H
+#define MOEI_GEMM_PAIRS_H
+
+#include <string.h>
+
+enum {
+    NR = 32,
+    KC = 512,         /* 32 rows of packed A, 33 KiB, stay in L1 */
+    NB = 512,         /* columns of a task: KC x NB of packed B is 512 KiB, a quarter of a 2 MiB L2 */
+    A_LD = KC + 32,   /* the padding keeps rows off the same cache sets */
+    SUM_LD = NB + 16, /* likewise */
+    STRIP_K = 64,     /* pairs are made of STRIP_K x NR numbers at a time: 4 KiB */
+};
+
+#include "kernel/gemm_block.h"
+
+typedef uint16_t moei_packed;
+
+static inline int64_t padded(int64_t k) {
+    return moei_ceil_div(k, K_STEP) * K_STEP;
+}
+
+static inline __m512i load_bf16(const uint16_t *p, int64_t n) {
+    if (n >= 32) return _mm512_loadu_si512(p);
+    return n <= 0 ? _mm512_setzero_si512() : _mm512_maskz_loadu_epi16((1u << n) - 1, p);
+}
+
+static inline const uint16_t *bf16_at(const moei_rows *rows, int64_t r) {
+    return (const uint16_t *)rows->base + row_start(rows, r);
+}
+
+/* Two rows of 32 columns -> 32 pairs. */
+static inline void interleave(__m512i even, __m512i odd, uint16_t *out) {
+    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7,
+                                         38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    _mm512_storeu_si512(out, _mm512_permutex2var_epi16(even, low, odd));
+    _mm512_storeu_si512(out + 32, _mm512_permutex2var_epi16(even, high, odd));
+}
+
+/* B[k0 .. k0+kc, column .. column+width] -> a strip of a panel, kc <= STRIP_K and width <= NR; zeros up to
+ * padded(kc). `ahead` rows further is where the next strip of these columns begins; 0: there is none. */
+static void pack_strip(const moei_rows *b, int64_t column, int64_t width, int64_t k0, int64_t kc,
+                       int64_t ahead, uint16_t *out) {
+    for (int64_t k = 0; k < padded(kc); k += 2, out += 2 * NR) {
+        __m512i even = _mm512_setzero_si512(), odd = even;
+        if (k < kc) even = load_bf16(bf16_at(b, k0 + k) + column, width);
+        if (k + 1 < kc) odd = load_bf16(bf16_at(b, k0 + k + 1) + column, width);
+        if (k + 1 < ahead) {
+            __builtin_prefetch(bf16_at(b, k0 + kc + k) + column);
+            __builtin_prefetch(bf16_at(b, k0 + kc + k + 1) + column);
+        }
+        interleave(even, odd, out);
+    }
+}
+
+/* The same of B stored as [n, k]: there a pair is one 32-bit number already. */
+static void pack_strip_trans(const moei_rows *b, int64_t column, int64_t width, int64_t k0, int64_t kc,
+                             int64_t ahead, uint16_t *out) {
+    for (int64_t k = 0; k < kc; k += 32) {
+        for (int64_t j = 0; j < NR; j += VF_N) {
+            vf block[VF_N];
+            for (int64_t i = 0; i < VF_N; ++i) {
+                bool inside = j + i < width;
+                const uint16_t *from = bf16_at(b, inside ? column + j + i : column) + k0 + k;
+                block[i] = _mm512_castsi512_ps(load_bf16(from, inside ? kc - k : 0));
+                if (ahead) __builtin_prefetch(from + STRIP_K);
+            }
+            vf_transpose(block);
+            uint16_t *to = out + k * NR + 2 * j;
+            for (int64_t i = 0; i < moei_min(VF_N, (padded(kc) - k) / 2); ++i)
+                vf_store((float *)(void *)(to + 2 * i * NR), block[i]);
+        }
+    }
+}
+
+static void pack_strip_any(const moei_rows *b, bool trans, int64_t column, int64_t width, int64_t k0,
+                           int64_t kc, int64_t ahead, uint16_t *out) {
+    if (trans)
+        pack_strip_trans(b, column, width, k0, kc, ahead, out);
+    else
+        pack_strip(b, column, width, k0, kc, ahead, out);
+}
+
+/* B[k0 .. k0+kc, columns] -> panels of [padded(kc)/2][NR][2]. */
+static void pack_b(const moei_rows *b, bool trans, const moei_columns *cols, int64_t k0, int64_t kc,
+                   uint16_t *out) {
+    for (int64_t k = 0; k < kc; k += STRIP_K) {
+        int64_t steps = moei_min(STRIP_K, kc - k), ahead = moei_min(STRIP_K, kc - k - steps);
+        for (int64_t p = 0; p < cols->n_runs * cols->panels; ++p) {
+            int64_t j = p % cols->panels * NR;
+            pack_strip_any(b, trans, cols->first[p / cols->panels] + j, moei_min(NR, cols->width - j), k0 + k,
+                           steps, ahead, out + p * padded(kc) * NR + k * NR);
+        }
+    }
+}
+
+#endif
