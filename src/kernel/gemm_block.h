@@ -8,7 +8,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#define MOEI_INLINE static inline __attribute__((always_inline))
 #define MOEI_UNROLL _Pragma("GCC unroll 16")
 
 enum { LINE = 64 /* bytes of a cache line */ };

@@ -39,32 +39,34 @@ static inline const uint16_t *bf16_at(const moei_rows *rows, int64_t r) {
 
 /* Two rows of 32 columns -> 32 pairs. */
 static inline void interleave(__m512i even, __m512i odd, uint16_t *out) {
-    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7,
-                                         38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-    _mm512_storeu_si512(out, _mm512_permutex2var_epi16(even, low, odd));
-    _mm512_storeu_si512(out + 32, _mm512_permutex2var_epi16(even, high, odd));
+    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
+    _mm512_storeu_si512(out, _mm512_permutex2var_epi64(low, first, high));
+    _mm512_storeu_si512(out + 32, _mm512_permutex2var_epi64(low, second, high));
 }
 
 /* B[k0 .. k0+kc, column .. column+width] -> a strip of a panel, kc <= STRIP_K and width <= NR; zeros up to
- * padded(kc). `ahead` rows further is where the next strip of these columns begins; 0: there is none. */
+ * padded(kc). */
 static void pack_strip(const moei_rows *b, int64_t column, int64_t width, int64_t k0, int64_t kc,
-                       int64_t ahead, uint16_t *out) {
-    for (int64_t k = 0; k < padded(kc); k += 2, out += 2 * NR) {
+                       uint16_t *out) {
+    int64_t k = 0;
+    if (!b->index && width >= NR) { /* the common case, free of what the edges need */
+        const uint16_t *from = bf16_at(b, k0) + column;
+        for (; k + 2 <= kc; k += 2, from += 2 * b->ld, out += 2 * NR)
+            interleave(_mm512_loadu_si512(from), _mm512_loadu_si512(from + b->ld), out);
+    }
+    for (; k < padded(kc); k += 2, out += 2 * NR) {
         __m512i even = _mm512_setzero_si512(), odd = even;
         if (k < kc) even = load_bf16(bf16_at(b, k0 + k) + column, width);
         if (k + 1 < kc) odd = load_bf16(bf16_at(b, k0 + k + 1) + column, width);
-        if (k + 1 < ahead) {
-            __builtin_prefetch(bf16_at(b, k0 + kc + k) + column);
-            __builtin_prefetch(bf16_at(b, k0 + kc + k + 1) + column);
-        }
         interleave(even, odd, out);
     }
 }
 
 /* The same of B stored as [n, k]: there a pair is one 32-bit number already. */
 static void pack_strip_trans(const moei_rows *b, int64_t column, int64_t width, int64_t k0, int64_t kc,
-                             int64_t ahead, uint16_t *out) {
+                             uint16_t *out) {
     for (int64_t k = 0; k < kc; k += 32) {
         for (int64_t j = 0; j < NR; j += VF_N) {
             vf block[VF_N];
@@ -72,7 +74,6 @@ static void pack_strip_trans(const moei_rows *b, int64_t column, int64_t width, 
                 bool inside = j + i < width;
                 const uint16_t *from = bf16_at(b, inside ? column + j + i : column) + k0 + k;
                 block[i] = _mm512_castsi512_ps(load_bf16(from, inside ? kc - k : 0));
-                if (ahead) __builtin_prefetch(from + STRIP_K);
             }
             vf_transpose(block);
             uint16_t *to = out + k * NR + 2 * j;
@@ -83,24 +84,57 @@ static void pack_strip_trans(const moei_rows *b, int64_t column, int64_t width, 
 }
 
 static void pack_strip_any(const moei_rows *b, bool trans, int64_t column, int64_t width, int64_t k0,
-                           int64_t kc, int64_t ahead, uint16_t *out) {
+                           int64_t kc, uint16_t *out) {
     if (trans)
-        pack_strip_trans(b, column, width, k0, kc, ahead, out);
+        pack_strip_trans(b, column, width, k0, kc, out);
     else
-        pack_strip(b, column, width, k0, kc, ahead, out);
+        pack_strip(b, column, width, k0, kc, out);
 }
 
 /* B[k0 .. k0+kc, columns] -> panels of [padded(kc)/2][NR][2]. */
 static void pack_b(const moei_rows *b, bool trans, const moei_columns *cols, int64_t k0, int64_t kc,
                    uint16_t *out) {
     for (int64_t k = 0; k < kc; k += STRIP_K) {
-        int64_t steps = moei_min(STRIP_K, kc - k), ahead = moei_min(STRIP_K, kc - k - steps);
         for (int64_t p = 0; p < cols->n_runs * cols->panels; ++p) {
             int64_t j = p % cols->panels * NR;
             pack_strip_any(b, trans, cols->first[p / cols->panels] + j, moei_min(NR, cols->width - j), k0 + k,
-                           steps, ahead, out + p * padded(kc) * NR + k * NR);
+                           moei_min(STRIP_K, kc - k), out + p * padded(kc) * NR + k * NR);
         }
     }
+}
+
+/* A block of B that will be packed soon, asked for a few cache lines at a time while tiles are multiplied:
+ * reading it at once would wait for every line, as packing has too few of them under way. */
+typedef struct moei_fetch {
+    moei_rows rows;
+    int64_t row, end;      /* rows still to ask for */
+    int64_t column, bytes; /* where in a row, and how much of it */
+    int64_t at;            /* bytes of the present row asked for */
+    int64_t second;        /* elements from the first run of columns to the second; 0: there is none */
+} moei_fetch;
+
+static moei_fetch fetch_of(const moei_rows *b, bool trans, const moei_columns *cols, int64_t k0, int64_t kc) {
+    int64_t second = cols->n_runs == 2 ? cols->first[1] - cols->first[0] : 0;
+    if (trans)
+        return (moei_fetch){*b, cols->first[0], cols->first[0] + cols->width, k0, 2 * kc, 0, second * b->ld};
+    return (moei_fetch){*b, k0, k0 + kc, cols->first[0], 2 * cols->width, 0, second};
+}
+
+static inline void fetch_lines(moei_fetch *f, int64_t lines) {
+    for (; lines > 0 && f->row < f->end; --lines) {
+        const uint16_t *at = bf16_at(&f->rows, f->row) + f->column;
+        _mm_prefetch((const char *)at + f->at, _MM_HINT_T1);
+        if (f->second) _mm_prefetch((const char *)(at + f->second) + f->at, _MM_HINT_T1);
+        f->at += LINE;
+        if (f->at < f->bytes) continue;
+        f->at = 0;
+        ++f->row;
+    }
+}
+
+/* Cache lines of the whole block, those of a second run not counted. */
+static inline int64_t fetch_size(const moei_fetch *f) {
+    return (f->end - f->row) * moei_ceil_div(f->bytes, LINE);
 }
 
 #endif

@@ -7,6 +7,9 @@
 
 #include <stdbool.h>
 
+/* For bodies that are compiled once for each value of a parameter. */
+#define MOEI_INLINE static inline __attribute__((always_inline))
+
 static inline int64_t moei_min(int64_t a, int64_t b) {
     return a < b ? a : b;
 }

@@ -1,5 +1,5 @@
-/* adamw_simd.h: one AdamW step on one tensor in vectors, f32.
- * value, m, v, grad [n].
+/* adamw_simd.h: one AdamW step on one tensor in vectors, f32, or bf16 with an f32 master.
+ * value, master, m, v, grad [n].
  * Source: Loshchilov & Hutter 2019, algorithm 2. Include after simd_avx2.h or simd_avx512.h.
  */
 #ifndef MOEI_ADAMW_SIMD_H
@@ -14,7 +14,8 @@ enum { BLOCK = 16384 };
 /* The step with its constants folded: p -= rate * m / (sqrt(v) * spread + eps) + decay * p. */
 typedef struct adamw_step {
     int64_t n;
-    float *value, *m, *v;
+    float *value, *m, *v; /* value: where the step is made, the master in bf16 */
+    uint16_t *rounded;    /* bf16: the value itself */
     const float *grad;
     float grad_scale, keep1, take1, keep2, take2, rate, spread, eps, decay;
 } adamw_step;
@@ -31,6 +32,7 @@ static inline void update(const adamw_step *a, int64_t i, int64_t n) {
     vf below = vf_fma(vf_sqrt(v), vf_set1(a->spread), vf_set1(a->eps));
     vf step = vf_fma(p, vf_set1(a->decay), vf_div(vf_mul(m, vf_set1(a->rate)), below));
     p = vf_sub(p, step);
+    if (a->rounded) vf_put(true, a->rounded, i, p, n);
     if (full) {
         vf_store(a->value + i, p);
         vf_store(a->m + i, m);
@@ -54,7 +56,8 @@ static inline void adamw_update(const moei_team *team, const moe_adamw_args *arg
     double correct1 = 1.0 - pow(args->beta1, (double)args->step);
     double correct2 = 1.0 - pow(args->beta2, (double)args->step);
     adamw_step step = {.n = args->n,
-                       .value = args->value,
+                       .value = args->dtype == MOE_BF16 ? args->master : args->value,
+                       .rounded = args->dtype == MOE_BF16 ? args->value : NULL,
                        .m = args->m,
                        .v = args->v,
                        .grad = args->grad,

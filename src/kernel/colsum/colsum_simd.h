@@ -1,4 +1,4 @@
-/* colsum_simd.h: weighted sums of the columns of every group in vectors, f32 summed in f64.
+/* colsum_simd.h: weighted sums of the columns of every group in vectors, f32 or bf16 summed in f64.
  * out[g, j] = sum of row_weight[r] * a[a_row[r], j], r ascending; a task is a strip of columns of a group.
  * Formula: moekit/op.h.
  */
@@ -14,10 +14,10 @@ static void strip_task(void *arg, int64_t task, void *scratch) {
     (void)scratch;
     for (int v = 0; v < STRIP; ++v) low[v] = high[v] = vd_zero();
     for (int64_t r = args->offset[g]; r < args->offset[g + 1]; ++r) {
-        const float *a = (const float *)args->a + (args->a_row ? args->a_row[r] : r) * args->lda + j;
+        int64_t a = (args->a_row ? args->a_row[r] : r) * args->lda + j;
         vd w = vd_set1(args->row_weight ? (double)((const float *)args->row_weight)[r] : 1.0);
         for (int v = 0; v < STRIP && v * VF_N < n; ++v) {
-            vf x = vf_load_upto(a + v * VF_N, n - v * VF_N);
+            vf x = vf_get(args->dtype == MOE_BF16, args->a, a + v * VF_N, n - v * VF_N);
             low[v] = vd_fma(w, vd_low(x), low[v]);
             high[v] = vd_fma(w, vd_high(x), high[v]);
         }

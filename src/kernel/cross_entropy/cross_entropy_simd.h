@@ -1,4 +1,4 @@
-/* cross_entropy_simd.h: softmax cross-entropy in vectors, gradient in place of the logits, f32.
+/* cross_entropy_simd.h: softmax cross-entropy in vectors, gradient in place of the logits, f32 or bf16.
  * logits [rows, n] with row stride ld, target, row_loss [rows]; n from a few to some hundred thousand.
  * loss = log(sum exp(x)) - x[target]. Include after simd_avx2.h or simd_avx512.h.
  */

@@ -62,6 +62,18 @@ static void turn_a(const moei_rows *a, int64_t i0, int mr, int64_t k0, int64_t k
     }
 }
 
+/* The rows of B that this thread packs after those from k0 on: see gemm_rows_pairs.h. */
+static moei_fetch next_block(const moei_outer_job *job, int64_t number, const moei_outer_task *task,
+                             const moei_rows *b, int64_t k0) {
+    const moe_gemm_outer_args *args = job->args;
+    int64_t end = args->offset[task->group + 1], k1 = k0 + KC;
+    if (k1 < end) return fetch_of(b, false, &task->cols, k1, moei_min(KC, end - k1));
+    if (number + job->n_threads >= job->n_tasks) return (moei_fetch){.end = 0};
+    moei_outer_task next = find_task(job, number + job->n_threads);
+    int64_t first = args->offset[next.group], left = args->offset[next.group + 1] - first;
+    return fetch_of(b, false, &next.cols, first, moei_min(KC, left));
+}
+
 static void outer_task(void *arg, int64_t number, void *memory) {
     const moei_outer_job *job = arg;
     const moe_gemm_outer_args *args = job->args;
@@ -75,12 +87,16 @@ static void outer_task(void *arg, int64_t number, void *memory) {
     for (int64_t k0 = first; k0 < end; k0 += KC) {
         int64_t kc = moei_min(KC, end - k0);
         pack_b(&b, false, &task.cols, k0, kc, scratch->b);
+        moei_fetch fetch = next_block(job, number, &task, &b, k0);
+        int64_t share = moei_ceil_div(fetch_size(&fetch), task.cols.panels * moei_ceil_div(task.rows, MR));
         for (int64_t i = 0; i < task.rows; i += MR) {
             int mr = (int)moei_min(MR, task.rows - i);
             turn_a(&a, task.i0 + i, mr, k0, kc, scratch->a);
-            for (int64_t p = 0; p < task.cols.panels; ++p)
+            for (int64_t p = 0; p < task.cols.panels; ++p) {
+                fetch_lines(&fetch, share);
                 tile_pairs(mr, scratch->a, scratch->b + p * padded(kc) * NR, padded(kc),
                            scratch->sum + i * SUM_LD + p * NR, k0 > first);
+            }
         }
     }
     tiles_end();

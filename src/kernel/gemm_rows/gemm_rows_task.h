@@ -19,6 +19,8 @@ typedef struct moei_rows_job {
     int64_t block_width; /* of one block */
     int64_t block_rows;
     bool bf16, c_bf16; /* storage of tensors, and of C */
+    int32_t n_threads;
+    int64_t n_tasks;
 } moei_rows_job;
 
 typedef struct moei_rows_task {
@@ -86,9 +88,11 @@ MOEI_INLINE vf act_value(moe_act act, vf gate, vf up) {
     return gate;
 }
 
-static void act_tile(const moei_rows_job *job, const moei_rows_task *task, int64_t row, int mr,
-                     const float *sum) {
+/* The bodies of act and act_grad know storage and activation when compiled: the tiles below choose. */
+MOEI_INLINE void act_rows(const bool bf16, const moe_act act, const moei_rows_job *job,
+                          const moei_rows_task *task, int64_t row, int mr, const float *sum) {
     const moe_gemm_rows_args *args = job->args;
+    const bool gated = act == MOE_ACT_SWIGLU;
     int64_t first = task->cols.first[0], width = task->cols.width, up_at = task->cols.panels * NR;
     int64_t bias = task->group * args->n + first;
     for (int i = 0; i < mr; ++i) {
@@ -96,13 +100,12 @@ static void act_tile(const moei_rows_job *job, const moei_rows_task *task, int64
         const float *s = sum + i * SUM_LD;
         for (int64_t j = 0; j < width; j += VF_N) {
             int64_t left = width - j;
-            vf gate = vf_load(s + j), up = job->gated ? vf_load(s + up_at + j) : vf_zero();
-            if (args->bias) gate = vf_add(gate, vf_get(job->bf16, args->bias, bias + j, left));
-            if (args->bias && job->gated)
-                up = vf_add(up, vf_get(job->bf16, args->bias, bias + job->width + j, left));
-            if (args->c) vf_put(job->bf16, args->c, c + j, gate, left);
-            if (args->c && job->gated) vf_put(job->bf16, args->c, c + job->width + j, up, left);
-            vf_put(job->bf16, args->h, h + j, act_value(args->act, gate, up), left);
+            vf gate = vf_load(s + j), up = gated ? vf_load(s + up_at + j) : vf_zero();
+            if (args->bias) gate = vf_add(gate, vf_get(bf16, args->bias, bias + j, left));
+            if (args->bias && gated) up = vf_add(up, vf_get(bf16, args->bias, bias + job->width + j, left));
+            if (args->c) vf_put(bf16, args->c, c + j, gate, left);
+            if (args->c && gated) vf_put(bf16, args->c, c + job->width + j, up, left);
+            vf_put(bf16, args->h, h + j, act_value(act, gate, up), left);
         }
     }
 }
@@ -131,10 +134,10 @@ MOEI_INLINE moei_act_vec act_grad(moe_act act, vf gate, vf up) {
     return (moei_act_vec){gate, one, zero};
 }
 
-static void act_grad_tile(const moei_rows_job *job, const moei_rows_task *task, int64_t row, int mr,
-                          const float *sum) {
+MOEI_INLINE void act_grad_rows(const bool bf16, const moe_act kind, const moei_rows_job *job,
+                               const moei_rows_task *task, int64_t row, int mr, const float *sum) {
     const moe_gemm_rows_args *args = job->args;
-    bool gated = moe_act_gated(args->act);
+    const bool gated = kind == MOE_ACT_SWIGLU;
     int64_t first = task->cols.first[0], width = task->cols.width, parts = moe_dweight_parts(args->n);
     for (int i = 0; i < mr; ++i) {
         int64_t r = row + i;
@@ -142,19 +145,63 @@ static void act_grad_tile(const moei_rows_job *job, const moei_rows_task *task, 
         vf w = vf_set1(args->row_weight ? ((const float *)args->row_weight)[r] : 1.0f), dot = vf_zero();
         for (int64_t j = 0; j < width; j += VF_N) {
             int64_t left = width - j;
-            vf gate = vf_get(job->bf16, args->z, z + j, left);
-            vf up = gated ? vf_get(job->bf16, args->z, z + args->n + j, left) : vf_zero();
-            moei_act_vec act = act_grad(args->act, gate, up);
+            vf gate = vf_get(bf16, args->z, z + j, left);
+            vf up = gated ? vf_get(bf16, args->z, z + args->n + j, left) : vf_zero();
+            moei_act_vec act = act_grad(kind, gate, up);
             vf da = vf_load(sum + i * SUM_LD + j), wda = vf_mul(w, da);
-            vf_put(job->bf16, args->dz, z + j, vf_mul(wda, act.d_gate), left);
-            if (gated) vf_put(job->bf16, args->dz, z + args->n + j, vf_mul(wda, act.d_up), left);
-            vf_put(job->bf16, args->wa, wa + j, vf_mul(w, act.value), left);
+            vf_put(bf16, args->dz, z + j, vf_mul(wda, act.d_gate), left);
+            if (gated) vf_put(bf16, args->dz, z + args->n + j, vf_mul(wda, act.d_up), left);
+            vf_put(bf16, args->wa, wa + j, vf_mul(w, act.value), left);
             dot = vf_fma(da, act.value, dot);
             if (args->dweight && ((j + VF_N) % MOEI_DWEIGHT_COLS == 0 || left <= VF_N)) {
                 ((float *)args->dweight_part)[r * parts + (first + j) / MOEI_DWEIGHT_COLS] = vf_sum(dot);
                 dot = vf_zero();
             }
         }
+    }
+}
+
+static void act_tile(const moei_rows_job *job, const moei_rows_task *task, int64_t row, int mr,
+                     const float *sum) {
+    switch (job->args->act) {
+    case MOE_ACT_NONE:
+        if (job->bf16) act_rows(true, MOE_ACT_NONE, job, task, row, mr, sum);
+        if (!job->bf16) act_rows(false, MOE_ACT_NONE, job, task, row, mr, sum);
+        break;
+    case MOE_ACT_RELU:
+        if (job->bf16) act_rows(true, MOE_ACT_RELU, job, task, row, mr, sum);
+        if (!job->bf16) act_rows(false, MOE_ACT_RELU, job, task, row, mr, sum);
+        break;
+    case MOE_ACT_GELU:
+        if (job->bf16) act_rows(true, MOE_ACT_GELU, job, task, row, mr, sum);
+        if (!job->bf16) act_rows(false, MOE_ACT_GELU, job, task, row, mr, sum);
+        break;
+    case MOE_ACT_SWIGLU:
+        if (job->bf16) act_rows(true, MOE_ACT_SWIGLU, job, task, row, mr, sum);
+        if (!job->bf16) act_rows(false, MOE_ACT_SWIGLU, job, task, row, mr, sum);
+        break;
+    }
+}
+
+static void act_grad_tile(const moei_rows_job *job, const moei_rows_task *task, int64_t row, int mr,
+                          const float *sum) {
+    switch (job->args->act) {
+    case MOE_ACT_NONE:
+        if (job->bf16) act_grad_rows(true, MOE_ACT_NONE, job, task, row, mr, sum);
+        if (!job->bf16) act_grad_rows(false, MOE_ACT_NONE, job, task, row, mr, sum);
+        break;
+    case MOE_ACT_RELU:
+        if (job->bf16) act_grad_rows(true, MOE_ACT_RELU, job, task, row, mr, sum);
+        if (!job->bf16) act_grad_rows(false, MOE_ACT_RELU, job, task, row, mr, sum);
+        break;
+    case MOE_ACT_GELU:
+        if (job->bf16) act_grad_rows(true, MOE_ACT_GELU, job, task, row, mr, sum);
+        if (!job->bf16) act_grad_rows(false, MOE_ACT_GELU, job, task, row, mr, sum);
+        break;
+    case MOE_ACT_SWIGLU:
+        if (job->bf16) act_grad_rows(true, MOE_ACT_SWIGLU, job, task, row, mr, sum);
+        if (!job->bf16) act_grad_rows(false, MOE_ACT_SWIGLU, job, task, row, mr, sum);
+        break;
     }
 }
 
@@ -233,9 +280,11 @@ static void run_rows(const moei_team *team, const moe_gemm_rows_args *args, moe_
                          .block_width = moei_ceil_div(even, COLUMN_ALIGN) * COLUMN_ALIGN,
                          .block_rows = MB,
                          .bf16 = args->dtype == MOE_BF16,
-                         .c_bf16 = args->dtype == MOE_BF16 && !args->c_wide};
+                         .c_bf16 = args->dtype == MOE_BF16 && !args->c_wide,
+                         .n_threads = team->n_threads};
     while (job.block_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads) job.block_rows /= 2;
-    moei_parallel(team, count_tasks(&job), task, &job);
+    job.n_tasks = count_tasks(&job);
+    moei_parallel(team, job.n_tasks, task, &job);
     if (args->epilogue == MOE_EPI_ACT_GRAD && args->dweight) {
         int64_t rows = args->offset[args->n_groups] - args->offset[0];
         moei_parallel(team, moei_ceil_div(rows, DWEIGHT_ROWS), dweight_task, (void *)args);

@@ -6,6 +6,5 @@
 #include "kernel/sum_squares/sum_squares_simd.h"
 
 double moei_sum_squares__avx512(const moei_team *team, moe_dtype dtype, const void *x, int64_t n) {
-    (void)dtype; /* f32: the table of f64 has the reference */
-    return sum_squares(team, x, n);
+    return sum_squares(team, dtype, x, n);
 }
