@@ -132,9 +132,12 @@ static inline void fetch_lines(moei_fetch *f, int64_t lines) {
     }
 }
 
-/* Cache lines of the whole block, those of a second run not counted. */
-static inline int64_t fetch_size(const moei_fetch *f) {
-    return (f->end - f->row) * moei_ceil_div(f->bytes, LINE);
+/* Lines to ask for in every FETCH_K steps of a sum, so that the block is there after `tiles` tiles of kc
+ * steps. */
+enum { FETCH_K = 32 };
+static inline int64_t fetch_share(const moei_fetch *f, int64_t tiles, int64_t kc) {
+    int64_t lines = (f->end - f->row) * moei_ceil_div(f->bytes, LINE);
+    return moei_ceil_div(lines, tiles * moei_ceil_div(kc, FETCH_K));
 }
 
 #endif

@@ -88,15 +88,13 @@ static void outer_task(void *arg, int64_t number, void *memory) {
         int64_t kc = moei_min(KC, end - k0);
         pack_b(&b, false, &task.cols, k0, kc, scratch->b);
         moei_fetch fetch = next_block(job, number, &task, &b, k0);
-        int64_t share = moei_ceil_div(fetch_size(&fetch), task.cols.panels * moei_ceil_div(task.rows, MR));
+        int64_t share = fetch_share(&fetch, task.cols.panels * moei_ceil_div(task.rows, MR), kc);
         for (int64_t i = 0; i < task.rows; i += MR) {
             int mr = (int)moei_min(MR, task.rows - i);
             turn_a(&a, task.i0 + i, mr, k0, kc, scratch->a);
-            for (int64_t p = 0; p < task.cols.panels; ++p) {
-                fetch_lines(&fetch, share);
+            for (int64_t p = 0; p < task.cols.panels; ++p)
                 tile_pairs(mr, scratch->a, scratch->b + p * padded(kc) * NR, padded(kc),
-                           scratch->sum + i * SUM_LD + p * NR, k0 > first);
-            }
+                           scratch->sum + i * SUM_LD + p * NR, k0 > first, &fetch, share);
         }
     }
     tiles_end();

@@ -37,14 +37,14 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
     for (int64_t k = 0; k < args->k; k += STRIP_K) {
         int64_t steps = moei_min(STRIP_K, args->k - k), next = moei_min(STRIP_K, args->k - k - steps);
         moei_fetch fetch = fetch_of(b, args->b_trans, cols, k + steps, next);
-        int64_t share = moei_ceil_div(fetch_size(&fetch), cols->n_runs * cols->panels);
+        int64_t share = fetch_share(&fetch, cols->n_runs * cols->panels, steps);
         if (k % KC == 0) pack_a(a, task->row, mr, k, moei_min(KC, args->k - k), scratch->a);
         for (int64_t p = 0; p < cols->n_runs * cols->panels; ++p) {
             int64_t j = p % cols->panels * NR;
-            fetch_lines(&fetch, share);
             pack_strip_any(b, args->b_trans, cols->first[p / cols->panels] + j, moei_min(NR, cols->width - j),
                            k, steps, scratch->strip);
-            tile_pairs(mr, scratch->a + k % KC, scratch->strip, padded(steps), scratch->sum + p * NR, k > 0);
+            tile_pairs(mr, scratch->a + k % KC, scratch->strip, padded(steps), scratch->sum + p * NR, k > 0,
+                       &fetch, share);
         }
     }
     epilogue(job, task, task->row, mr, scratch->sum);
@@ -73,17 +73,15 @@ static void block_task(const moei_rows_job *job, int64_t number, const moei_rows
         bool last = k0 + KC >= args->k;
         pack_b(b, args->b_trans, cols, k0, kc, scratch->b);
         moei_fetch fetch = next_block(job, number, task, b, k0);
-        int64_t share = moei_ceil_div(fetch_size(&fetch), panels * strips);
+        int64_t share = fetch_share(&fetch, panels * strips, kc);
         for (int64_t row = task->row; row < task->end; row += MR) {
             int mr = (int)moei_min(MR, task->end - row);
             float *sum = args->k <= KC ? scratch->sum : scratch->sum + (row - task->row) * SUM_LD;
             if (last) fetch_epilogue(job, task, row, mr);
             pack_a(a, row, mr, k0, kc, scratch->a);
-            for (int64_t p = 0; p < panels; ++p) {
-                fetch_lines(&fetch, share);
-                tile_pairs(mr, scratch->a, scratch->b + p * padded(kc) * NR, padded(kc), sum + p * NR,
-                           k0 > 0);
-            }
+            for (int64_t p = 0; p < panels; ++p)
+                tile_pairs(mr, scratch->a, scratch->b + p * padded(kc) * NR, padded(kc), sum + p * NR, k0 > 0,
+                           &fetch, share);
             if (last) epilogue(job, task, row, mr, sum);
         }
     }
