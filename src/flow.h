@@ -60,8 +60,7 @@ typedef struct moei_routing {
     void *weight;      /* real [T, K]; 0 where expert is negative */
     void *clean;       /* real [T, E] noisy_top_k: logits without noise */
     void *noise_std;   /* real [T, E] and the width of the noise */
-    void *load_prob;   /* real [T, E] and P(e among the K, were its own noise drawn again); 0 where masked */
-    double *load;      /* [E] sum of load_prob over tokens; what the load loss is computed from */
+    double *load;      /* [E] sum over tokens of P(e among the K, were its own noise drawn again) */
     double *quantile;  /* [E] statistic of this batch, quantile, training */
     int64_t n_dropped; /* slots a router with capacities of its own (hierarchical) dropped */
     moei_levels levels;
@@ -84,7 +83,9 @@ typedef struct moei_capacity {
     moei_drop drop;
 } moei_capacity;
 
-/* Written by dispatch: where each routed row stands. Indices only; no token is moved. */
+/* Written by dispatch: where each routed row stands. Indices only; no token is moved. From forward to
+ * backward it keeps `row_of` alone, 4 bytes a row beside the 8 of the routing's expert and weight: what is by
+ * row is scratch, which backward makes again by moei_plan_index. */
 typedef struct moei_plan {
     int64_t n_tokens;
     int32_t n_experts, top_k;
@@ -94,9 +95,9 @@ typedef struct moei_plan {
     int64_t *offset;        /* [E + 1] */
     int64_t *routed;        /* [E] rows asked for, before capacity */
     int64_t *kept;          /* [E] rows kept */
+    int32_t *row_of;        /* [T, K] row of (t, k); -1 where dropped or masked */
     int32_t *row_token;     /* [R] token of row r; group by group inside an expert. Padding: 0 */
     int32_t *row_slot;      /* [R] t*K + k of row r. Padding: -1 */
-    int32_t *row_of;        /* [T, K] row of (t, k); -1 where dropped or masked */
     moe_dtype weight_dtype; /* wide */
     void *row_weight;       /* of weight_dtype [R] routing weight of row r. Padding: 0 */
     void *slot_weight;      /* of weight_dtype [T, K] the routing's weights; NULL where those are of it */

@@ -19,6 +19,10 @@ moei_capacity moei_capacity_of(const moe_layer_desc *desc);
 void moei_plan_build(moei_plan *plan, const moei_batch *batch, const moei_routing *routing,
                      const moei_capacity *capacity);
 
+/* Fills row_token, row_slot, row_weight and slot_weight of a plan from its offset and row_of: what
+ * moei_plan_build made there. */
+void moei_plan_index(moei_plan *plan, const moei_routing *routing);
+
 /* Bounds of what a plan of `n_tokens` tokens holds, for reserving. */
 int64_t moei_plan_max_rows(const moei_capacity *capacity, int64_t n_tokens, int32_t top_k, int32_t n_experts);
 int64_t moei_plan_max_groups(const moei_capacity *capacity, int64_t n_tokens);

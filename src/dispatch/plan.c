@@ -112,6 +112,13 @@ static void index_rows(moei_plan *plan, const moei_routing *routing) {
                         moei_real_load(routing->dtype, routing->weight, slot));
 }
 
+void moei_plan_index(moei_plan *plan, const moei_routing *routing) {
+    for (int64_t r = 0; r < plan->n_rows; ++r) plan->row_slot[r] = -1; /* what stays so is padding */
+    for (int64_t slot = 0; slot < plan->n_tokens * plan->top_k; ++slot)
+        if (plan->row_of[slot] >= 0) plan->row_slot[plan->row_of[slot]] = (int32_t)slot;
+    index_rows(plan, routing);
+}
+
 const void *moei_plan_slot_weight(const moei_plan *plan, const moei_routing *routing) {
     return plan->slot_weight ? plan->slot_weight : routing->weight;
 }

@@ -45,6 +45,8 @@ typedef struct moei_saved {
 typedef struct moei_scratch {
     moei_route_scratch route;
     moei_loss_scratch loss;
+    int32_t *row_token, *row_slot;  /* [R] of the plan */
+    void *row_weight, *slot_weight; /* [R], and [T,K] where the routing's are of another type */
     void *rows;                     /* [R,d] expert outputs; input gradients in backward */
     void *in_rows;                  /* [R,d] gathered tokens, where experts want them so */
     void *dout_rows;                /* [R,d] and their gradients */
@@ -119,6 +121,8 @@ moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void *
 moe_status moei_layer_call_check(const moe_layer *layer, const moe_call *call, const moe_draws *draws);
 /* The router's part of one call. */
 moei_route_job moei_layer_route_job(moe_layer *layer, const moei_scratch *s);
+/* Gives the plan its memory by row, of this call. */
+void moei_layer_plan_rows(moe_layer *layer, const moei_scratch *s);
 /* Starts the counts of an optimizer step. */
 void moei_layer_clear_step(moe_layer *layer);
 /* After a training forward: adds to what moe_layer_end_step reads. */

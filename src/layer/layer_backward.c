@@ -50,6 +50,10 @@ moe_status moe_layer_backward(moe_layer *layer, moe_mat x, moe_mat dy, moe_mat d
     dx = moei_with_stride(dx);
     const moei_scratch s = moei_layer_scratch(layer, x.rows, MOE_TRAIN);
 
+    if (layer->experts.ops) {
+        moei_layer_plan_rows(layer, &s);
+        moei_plan_index(&layer->plan, &layer->routing);
+    }
     MOEI_TRY(moei_layer_experts_backward(layer, &s, dy, dx));
     if (layer->experts.ops) route_backward(layer, &s, dx);
     return MOE_OK;

@@ -112,6 +112,7 @@ static moe_status route_and_plan(moe_layer *layer, const moei_scratch *s) {
     const moei_route_job job = moei_layer_route_job(layer, s);
     moei_timing_enter_route(layer->ctx);
     const moe_status status = moei_route_forward(&job);
+    moei_layer_plan_rows(layer, s);
     /* Two levels have filled their capacities while they routed. */
     if (status == MOE_OK)
         moei_plan_build(&layer->plan, &layer->batch, &layer->routing,

@@ -1,5 +1,5 @@
 /* layer_memory.c: how much memory a layer takes, taking it, and the map of what lies where.
- * saved: prob[T,E] lse[T] expert,weight,row_of[T,K] row_*[R] Z[R,..]; scratch: logits[T,E] rows[R,d] ...
+ * saved: prob[T,E] lse[T] expert,weight,row_of[T,K] Z[R,..]; scratch: logits[T,E] row_*[R] rows[R,d] ...
  * Source: zstd's workspace phases; measure and carve are the same code, so they cannot disagree.
  */
 #include "core/real.h"
@@ -19,9 +19,6 @@ static int64_t max_rows(const moe_layer *layer, int64_t T) {
 
 static void carve_routing(moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode) {
     const int64_t E = layer->desc.num_experts, K = layer->router.n_slots;
-    const int64_t R = max_rows(layer, T);
-    const moe_dtype weight_dtype = moei_wide(layer->desc.dtype);
-    const size_t weight = moe_dtype_bytes(weight_dtype);
     layer->routing = moei_routing_carve(&layer->router, arena, T, mode);
     layer->plan = (moei_plan){
         .n_experts = (int32_t)E,
@@ -30,12 +27,8 @@ static void carve_routing(moe_layer *layer, moei_arena *arena, int64_t T, moe_mo
         .offset = moei_arena_array(arena, E + 1, 1, sizeof(int64_t)),
         .routed = moei_arena_array(arena, E, 1, sizeof(int64_t)),
         .kept = moei_arena_array(arena, E, 1, sizeof(int64_t)),
-        .row_token = moei_arena_array(arena, R, 1, sizeof(int32_t)),
-        .row_slot = moei_arena_array(arena, R, 1, sizeof(int32_t)),
         .row_of = moei_arena_array(arena, T, K, sizeof(int32_t)),
-        .weight_dtype = weight_dtype,
-        .row_weight = moei_arena_array(arena, R, 1, weight)};
-    if (layer->router.dtype != weight_dtype) layer->plan.slot_weight = moei_arena_array(arena, T, K, weight);
+        .weight_dtype = moei_wide(layer->desc.dtype)};
 }
 
 void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode) {
@@ -62,6 +55,23 @@ void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_
             moei_arena_take(arena, layer->shared.ops->saved_bytes(layer->shared.self, T));
 }
 
+static void carve_plan_rows(const moe_layer *layer, moei_arena *arena, int64_t T, moei_scratch *s) {
+    const int64_t R = max_rows(layer, T);
+    const moe_dtype dtype = moei_wide(layer->desc.dtype);
+    s->row_token = moei_arena_array(arena, R, 1, sizeof(int32_t));
+    s->row_slot = moei_arena_array(arena, R, 1, sizeof(int32_t));
+    s->row_weight = moei_arena_array(arena, R, 1, moe_dtype_bytes(dtype));
+    if (layer->router.dtype != dtype)
+        s->slot_weight = moei_arena_array(arena, T, layer->router.n_slots, moe_dtype_bytes(dtype));
+}
+
+void moei_layer_plan_rows(moe_layer *layer, const moei_scratch *s) {
+    layer->plan.row_token = s->row_token;
+    layer->plan.row_slot = s->row_slot;
+    layer->plan.row_weight = s->row_weight;
+    layer->plan.slot_weight = s->slot_weight;
+}
+
 /* Only the routed half of a layer needs these. */
 static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode,
                                  moei_scratch *s) {
@@ -72,6 +82,7 @@ static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, int6
     const bool train = mode == MOE_TRAIN, gathers = moei_layer_gathers(layer);
     s->route = moei_route_scratch_carve(&layer->router, arena, T, mode);
     s->loss = moei_loss_carve(d, layer->router.dtype, arena, T);
+    carve_plan_rows(layer, arena, T, s);
     s->rows = moei_arena_array(arena, R, d_in > d_out ? d_in : d_out, real);
     if (gathers) s->in_rows = moei_arena_array(arena, R, d_in, real);
     if (train && gathers) s->dout_rows = moei_arena_array(arena, R, d_out, real);

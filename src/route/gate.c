@@ -226,15 +226,15 @@ void moei_gate_backward(const moei_route_job *job, const moei_gate *grad, moe_ma
     gather_units(job, s->logits);
     if (grad->weight) weight_gradient(job, in, s->logits, grad->weight);
     if (grad->bias) bias_gradient(job, in.rows, s->logits, grad->bias);
-    if (job->gate->noise) gather_units(job, s->dnoise);
-    if (grad->noise) weight_gradient(job, in, s->dnoise, grad->noise);
+    if (job->gate->noise) gather_units(job, s->noise);
+    if (grad->noise) weight_gradient(job, in, s->noise, grad->noise);
     const bool direct = in.data == job->batch->x.data;
     const bool wanted = job->router->unit == MOEI_UNIT_TASK ? grad->task != NULL : dx.data != NULL;
     if (!wanted) return;
     /* A copy that the gate read has done its work: its memory now holds the gradient of that copy. */
     const moe_mat din = direct ? dx : (moe_mat){s->in, in.rows, in.cols, in.cols, in.dtype};
     input_gradient(job, job->gate->weight, s->logits, din, direct);
-    if (job->gate->noise) input_gradient(job, job->gate->noise, s->dnoise, din, true);
+    if (job->gate->noise) input_gradient(job, job->gate->noise, s->noise, din, true);
     if (direct) return;
     dx.dtype = in.dtype;
     hand_back(job, grad, dx);

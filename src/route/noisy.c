@@ -64,7 +64,7 @@ static void load_token(const moei_route_job *job, const void *arg, int64_t t, do
     int32_t kth, next;
     (void)arg;
     if (moei_masked(job->batch, t)) {
-        for (int64_t e = 0; e < E; ++e) store_at(job, routing->load_prob, t * E + e, 0);
+        for (int64_t e = 0; e < E; ++e) store_at(job, job->scratch.noise, t * E + e, 0);
         return;
     }
     thresholds(job, t, noisy, &kth, &next);
@@ -75,7 +75,7 @@ static void load_token(const moei_route_job *job, const void *arg, int64_t t, do
             const double below = load_at(job, routing->clean, t * E + e) - threshold;
             p = 0.5 * (1 + erf(below / (sqrt(2) * load_at(job, routing->noise_std, t * E + e) + 1e-20)));
         }
-        store_at(job, routing->load_prob, t * E + e, p);
+        store_at(job, job->scratch.noise, t * E + e, p);
     }
 }
 
@@ -86,7 +86,7 @@ void moei_noise_load(const moei_route_job *job) {
     for (int64_t e = 0; e < E; ++e) {
         routing->load[e] = 0;
         for (int64_t t = 0; t < routing->n_tokens; ++t)
-            routing->load[e] += load_at(job, routing->load_prob, t * E + e);
+            routing->load[e] += load_at(job, job->scratch.noise, t * E + e);
     }
 }
 
@@ -110,7 +110,7 @@ static void load_gradient(const moei_route_job *job, int64_t t, const double *dl
     }
 }
 
-/* scratch.logits holds dnoisy: becomes dclean; scratch.dnoise gets the gradient of the noise logits. */
+/* scratch.logits holds dnoisy: becomes dclean; scratch.noise gets the gradient of the noise logits. */
 static void backward_token(const moei_route_job *job, const void *arg, int64_t t, double *room) {
     const moei_routing *routing = job->routing;
     const int64_t E = routing->n_experts;
@@ -124,7 +124,7 @@ static void backward_token(const moei_route_job *job, const void *arg, int64_t t
         const double plus =
             load_at(job, routing->noise_std, t * E + e) - moei_number(job->router->desc->noise_epsilon, 0);
         store_at(job, job->scratch.logits, t * E + e, dclean[e] + dnoisy[e]);
-        store_at(job, job->scratch.dnoise, t * E + e, -expm1(-plus) * (dstd[e] + noise[e] * dnoisy[e]));
+        store_at(job, job->scratch.noise, t * E + e, -expm1(-plus) * (dstd[e] + noise[e] * dnoisy[e]));
     }
 }
 

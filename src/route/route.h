@@ -98,10 +98,11 @@ typedef struct moei_route_scratch {
     void *logits; /* real [T,E]: the logits where routing does not keep them; dlogits in backward */
     void *in; /* real [T,d]: what the gate reads where that is not x; its gradient in backward. [2T,d] of the
                * rows of two levels */
-    void *dnoise;  /* real [T,E] noisy_top_k */
-    void *inner;   /* real [2T,Ei] logits of the inner gates of two levels, and their gradient */
-    void *entropy; /* real [T] H(softmax(logits)), 0 where masked */
-    double *work;  /* [3T + 2E] of the selectors that look at all tokens at once */
+    void *selection; /* real [T,E] of routers that do not show it */
+    void *noise;     /* real [T,E] noisy_top_k: P of flow.h's load; in backward the noise logits' gradient */
+    void *inner;     /* real [2T,Ei] logits of the inner gates of two levels, and their gradient */
+    void *entropy;   /* real [T] H(softmax(logits)), 0 where masked */
+    double *work;    /* [3T + 2E] of the selectors that look at all tokens at once */
     moei_route_wide wide;
 } moei_route_scratch;
 /* Both on an arena without memory measure. */

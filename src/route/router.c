@@ -134,13 +134,12 @@ moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, in
     if (moei_two_levels(router)) return routing;
     if (router->kind.top2) routing.choice = moei_arena_array(arena, T, K, sizeof(int32_t));
     if (router->keeps_logits) routing.logits = moei_arena_array(arena, T, E, real);
-    if (!router->fused) routing.selection = moei_arena_array(arena, T, E, real);
+    if (router->kind.ranks_plans) routing.selection = moei_arena_array(arena, T, E, real);
     if (router->kind.quantile && mode == MOE_TRAIN)
         routing.quantile = moei_arena_array(arena, E, 1, sizeof(double));
     if (!router->kind.noisy) return routing;
     routing.clean = moei_arena_array(arena, T, E, real);
     routing.noise_std = moei_arena_array(arena, T, E, real);
-    routing.load_prob = moei_arena_array(arena, T, E, real);
     routing.load = moei_arena_array(arena, E, 1, sizeof(double));
     return routing;
 }
@@ -158,7 +157,9 @@ moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_aren
     } else if (router->unit != MOEI_UNIT_TOKEN || (train && router->jitter_eps > 0)) {
         s.in = moei_arena_array(arena, T, d, real);
     }
-    if (train && router->kind.noisy) s.dnoise = moei_arena_array(arena, T, E, real);
+    if (!router->fused && !router->kind.ranks_plans && !moei_two_levels(router))
+        s.selection = moei_arena_array(arena, T, E, real);
+    if (router->kind.noisy) s.noise = moei_arena_array(arena, T, E, real);
     s.entropy = moei_arena_array(arena, T, 1, real);
     if (!router->fused || router->kind.forced)
         s.work = moei_arena_array(arena, 3 * T + 2 * E, 1, sizeof(double));

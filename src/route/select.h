@@ -73,7 +73,7 @@ moei_route_wide moei_route_wide_carve(const moei_router *router, moei_arena *are
 /* gate.c: routing->logits, and the way back from dlogits (scratch.logits). */
 void moei_gate_forward(const moei_route_job *job);
 void moei_gate_backward(const moei_route_job *job, const moei_gate *grad, moe_mat dx);
-/* noisy.c: logits = clean + noise; load; and their gradients into dlogits and scratch.dnoise. */
+/* noisy.c: logits = clean + noise; load; and their gradients into dlogits and scratch.noise. */
 void moei_noise_add(const moei_route_job *job);
 void moei_noise_load(const moei_route_job *job);
 void moei_noise_backward(const moei_route_job *job, const double *dload);

@@ -367,7 +367,7 @@ static void memory_is_what_was_measured(void **state) {
     before = left;
     must(ctx, moe_layer_reserve(layer, 100, MOE_TRAIN));
     assert_int_equal(before - left, bytes.grads + bytes.saved + bytes.scratch);
-    size_t z = 100 * 2 * 2 * 7 * sizeof(float), routing = 100 * (5 + 1 + 3 * 2 + 3 * 2) * 4 + 5 * 3 * 8;
+    size_t z = 100 * 2 * 2 * 7 * sizeof(float), routing = 100 * (5 + 1 + 3 * 2) * 4 + 5 * 3 * 8;
     assert_true(bytes.saved >= z + routing && bytes.saved < z + routing + 16 * 64);
     before = left;
     moe_mat x = test_random(MOE_F32, 100, 13, 1), y = test_output(MOE_F32, 100, 13),
