@@ -1,8 +1,32 @@
-/* test_numbers.c: numbers that the reference systems gave for logits Lg(t,e) = 2 sin(0.9 t (e + 1) + 0.4 e),
- * those of whole layers: slots, losses, two levels. Scores and selections have theirs in tests/unit/route,
- * drops by probability in tests/unit/dispatch. Source: runs of Megatron core, sigma-MoE and lucidrains.
+/* test_numbers.c: numbers that the reference systems gave for logits Lg(t,e) = 2 sin(0.9 t (e + 1) + 0.4 e).
+ * Those of whole layers are here: slots, losses, two levels, and what a layer does not show. The others:
+ * Source: runs of Megatron core (MC), sigma-MoE (SM), lucidrains (LU), Automodel (AM), tensor2tensor (T2T).
+ *
+ * MC softmax after the selection, z-loss      unit/route/test_select_top_k.c   softmax_after_and_before
+ * MC softmax before it: weights               unit/route/test_select_top_k.c   softmax_after_and_before
+ *    counts and loss                          here                             softmax_before_counts
+ * MC seq_aux                                  here                             balance_by_sequence
+ * MC sigmoid, sqrtsoftplus                    unit/route/test_select_top_k.c   sigmoid_and_sqrtsoftplus
+ * MC drop by probability, factors 1 and 0.5   unit/dispatch/test_plan.c drop_by_probability_as_recorded MC
+ * sigmoid with a bias, and its update      unit/route/test_select_top_k.c   selection_bias_and_its_update MC
+ * group-limited sigmoid                    unit/route/test_select_top_k.c   groups_limit_the_choice MC
+ * quantile statistic: centred              unit/route/test_select_hash.c    quantile_statistic before
+ * centring                          here                             quantile_before_centring MC sinkhorn:
+ * counts, picks, weights         unit/route/test_select_sinkhorn.c megatron_plan plain top-2 counts
+ * unit/route/test_select_sinkhorn.c evaluation_ranks_by_scores plain argmax                             here
+ * sinkhorn_plain_argmax SM sinkmoid: counts, picks, ln z            unit/route/test_select_sinkhorn.c
+ * sigma_moe_as_it_is SM entropy loss                             here entropy_of_usage LU top-2 of one group
+ * here                             top2_of_one_group policy none                              here
+ * top2_without_second_choices factor 2                                 here top2_with_room LU hierarchical,
+ * outer and both levels      here                             outer_level, two_levels AM softmax, before and
+ * after, sigmoid and sqrtsoftplus, two tokens masked unit/route/test_select_top_k.c   automodel_scores AM
+ * fake gate                                unit/route/test_select_hash.c    balanced_is_round_robin T2T noisy
+ * top-2: gates, CV^2                unit/route/test_noisy.c          recorded_numbers importance, P of token
+ * 0, load           here                             noisy_importance_and_load
  */
 #include "support/route_fixture.h"
+
+#include "layer/layer.h"
 
 enum { SLOTS = 8 };
 
@@ -168,11 +192,49 @@ static void entropy_of_usage(void **state) {
     }
 }
 
+/* Megatron core: softmax over all experts, then the selection. */
+static void softmax_before_counts(void **state) {
+    static const int64_t counts[] = {7, 4, 5, 8};
+    (void)state;
+    const moe_layer_desc desc = {.top_k = 2, .score_before_topk = true, .aux_loss_coeff = 1};
+    route_bench b = route_begin(desc, golden_logits(12, 4, NULL));
+    route_run(&b, &route_train);
+    for (int32_t e = 0; e < 4; ++e) assert_int_equal(b.view.routed[e], counts[e]);
+    near(b.stats.loss, .990015);
+    route_end(&b);
+}
+
+/* Megatron core: what a batch asks of the biases, before their mean is taken off. */
+static void quantile_before_centring(void **state) {
+    static const double beta[] = {0, 0, 0, .637080};
+    (void)state;
+    const moe_layer_desc desc = {.top_k = 2, .router_type = "quantile"};
+    route_bench b = route_begin(desc, golden_logits(8, 4, NULL));
+    route_run(&b, &route_train);
+    for (int e = 0; e < 4; ++e) near(b.layer->step.quantile[e], beta[e]);
+    route_end(&b);
+}
+
+/* Megatron core: without the plan, in evaluation, sinkhorn takes the best logit. */
+static void sinkhorn_plain_argmax(void **state) {
+    static const double offset[] = {1, 0, -1, 0};
+    static const int32_t first[] = {3, 0, 0, 0, 1, 2, 0, 3, 0, 0, 0, 1};
+    const moe_call infer = {.size = sizeof infer};
+    (void)state;
+    const moe_layer_desc desc = {.top_k = 1, .router_type = "sinkhorn", .sinkhorn_variant = "megatron"};
+    route_bench b = route_begin(desc, golden_logits(12, 4, offset));
+    route_run(&b, &infer);
+    for (int64_t t = 0; t < 12; ++t) assert_int_equal(b.view.expert[t], first[t]);
+    route_end(&b);
+}
+
 /* tensor2tensor's noisy top-2: x = (clean logits, raw widths of the noise), noise = the widths' rows from the
- * last to the first. Importance is what each expert's weights sum to; the load shows in its CV^2 only. */
-static void noisy_importance(void **state) {
+ * last to the first. Importance is what each expert's weights sum to, load what its P do. */
+static void noisy_importance_and_load(void **state) {
     enum { T = 6, E = 4 };
     static const double importance[E] = {1.408252, 1.708885, 1.518342, 1.364521};
+    static const double load[E] = {3.161149, 3.124750, 2.406959, 3.574491};
+    static const double first[E] = {.081107, .580895, .322572, .987179};
     (void)state;
     const moe_layer_desc desc = {.router_type = "noisy_top_k",
                                  .num_experts = E,
@@ -198,16 +260,30 @@ static void noisy_importance(void **state) {
         for (int64_t t = 0; t < T; ++t) sum += route_weight(&b, t, e);
         near(sum, importance[e]);
     }
+    const double *P = b.layer->routing.load_prob;
+    for (int e = 0; e < E; ++e) {
+        double sum = 0;
+        for (int t = 0; t < T; ++t) sum += P[t * E + e];
+        near(P[e], first[e]);
+        near(sum, load[e]);
+    }
     near(b.stats.loss, .007860 + .018750);
     route_end(&b);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(top2_of_one_group), cmocka_unit_test(top2_without_second_choices),
-        cmocka_unit_test(top2_with_room),    cmocka_unit_test(outer_level),
-        cmocka_unit_test(two_levels),        cmocka_unit_test(balance_by_sequence),
-        cmocka_unit_test(entropy_of_usage),  cmocka_unit_test(noisy_importance),
+        cmocka_unit_test(top2_of_one_group),
+        cmocka_unit_test(top2_without_second_choices),
+        cmocka_unit_test(top2_with_room),
+        cmocka_unit_test(outer_level),
+        cmocka_unit_test(two_levels),
+        cmocka_unit_test(balance_by_sequence),
+        cmocka_unit_test(entropy_of_usage),
+        cmocka_unit_test(noisy_importance_and_load),
+        cmocka_unit_test(softmax_before_counts),
+        cmocka_unit_test(quantile_before_centring),
+        cmocka_unit_test(sinkhorn_plain_argmax),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -136,6 +136,31 @@ static void global_counts_since_the_step(void **state) {
     route_end(&b);
 }
 
+/* An inference counts its own batch, and no later forward counts it. */
+static void global_loss_of_an_inference(void **state) {
+    const moe_layer_desc desc = {.top_k = 2, .global_aux_loss_coeff = 1, .aux_loss_coeff = 1};
+    const double offset[4] = {3, 0, -1, 0};
+    const moe_call infer = {.size = sizeof infer};
+    (void)state;
+    route_bench b = route_begin(desc, golden_logits(12, 4, NULL));
+    route_bench twin = route_begin(desc, golden_logits(12, 4, NULL));
+    moe_mat mine = b.logits, other = golden_logits(12, 4, offset);
+    route_run(&b, &route_train);
+    route_run(&twin, &route_train);
+    b.logits = other;
+    route_run(&b, &infer);
+    near(b.stats.global_aux_loss, b.stats.aux_loss);
+    near(b.stats.loss, 2 * b.stats.aux_loss);
+    assert_true(fabs(b.stats.aux_loss - twin.stats.aux_loss) > 1e-3);
+    b.logits = mine;
+    route_run(&b, &route_train);
+    route_run(&twin, &route_train);
+    assert_true(b.stats.global_aux_loss == twin.stats.global_aux_loss);
+    free(other.data);
+    route_end(&b);
+    route_end(&twin);
+}
+
 typedef struct loss_case {
     const char *name;
     size_t coeff;
@@ -363,6 +388,7 @@ int main(void) {
         cmocka_unit_test(cv_squared_as_recorded),
         cmocka_unit_test(plain_map_ignores_the_bias),
         cmocka_unit_test(global_counts_since_the_step),
+        cmocka_unit_test(global_loss_of_an_inference),
         cmocka_unit_test(each_loss_alone),
         cmocka_unit_test(losses_together),
         cmocka_unit_test(scale_is_of_the_call),
