@@ -514,9 +514,3 @@ void cover_begin_call(const cover_problem *problem, cover_call *call) {
     if (problem->masked) call->call.token_mask = call->mask;
     if (tasks > 0) call->call.task = call->task;
 }
-
-int cover_stride(void) {
-    const char *text = getenv("MOEKIT_TEST_STRIDE");
-    const int stride = text ? atoi(text) : 1;
-    return stride > 0 ? stride : 1;
-}

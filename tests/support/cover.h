@@ -55,7 +55,4 @@ typedef struct cover_call {
 } cover_call;
 void cover_begin_call(const cover_problem *problem, cover_call *call);
 
-/* Sanitizers are slow: they try every MOEKIT_TEST_STRIDE-th problem (environment; 1 where it is not set). */
-int cover_stride(void);
-
 #endif
