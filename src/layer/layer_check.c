@@ -288,8 +288,9 @@ static void check_top2(checker *c, const moe_layer_desc *d) {
          d->aux_loss_coeff == 0 && d->seq_aux_loss_coeff == 0 && d->global_aux_loss_coeff == 0 &&
              d->entropy_loss_coeff == 0,
          "num_groups_outer",
-         "two levels have no one score over all experts, which aux_loss_coeff, seq_aux_loss_coeff, "
-         "global_aux_loss_coeff and entropy_loss_coeff need; balance them by gshard_loss_coeff");
+         "two levels have no one score over all experts, which aux_loss_coeff (but for aux_loss_type none), "
+         "seq_aux_loss_coeff, global_aux_loss_coeff and entropy_loss_coeff need; balance them by "
+         "gshard_loss_coeff");
 }
 
 static void check_capacity(checker *c, const moe_layer_desc *d) {

@@ -64,10 +64,12 @@ static void fill_balance(moe_layer_desc *d) {
 
 static void fill_defaults(moe_layer_desc *d) {
     fill_choices(d);
-    fill_balance(d);
     if (d->output_size == 0) d->output_size = d->d_model;
     if (d->routed_scaling_factor == 0) d->routed_scaling_factor = 1;
-    if (d->num_experts > 0) fill_router(d);
+    if (d->num_experts > 0) {
+        fill_router(d);
+        fill_balance(d);
+    }
     if (d->num_shared_experts > 0) {
         if (d->shared_expert_hidden_size == 0) d->shared_expert_hidden_size = d->expert_hidden_size;
         if (!*d->shared_expert_activation) d->shared_expert_activation = d->activation;

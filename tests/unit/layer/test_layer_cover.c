@@ -128,7 +128,7 @@ static void broken_descriptors_are_told(void **state) {
     const moe_option *row = moe_layer_options(&count);
     int legal = 0;
     for (uint32_t i = 0; i < 6000; ++i) {
-        cover_problem p = set.problem[i % (uint32_t)trial_set.n_problems];
+        cover_problem p = trial_set.problem[i % (uint32_t)trial_set.n_problems];
         uint32_t word[4];
         moe_random(test_seed(), MOE_DRAW_TEST, 950, 0, i, word);
         break_field(&p.desc, &row[word[0] % count], word[1]);
