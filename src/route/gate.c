@@ -87,18 +87,30 @@ static void spread_units(const moei_route_job *job, void *logits) {
                 (const char *)logits + (size_t)(t / job->batch->sequence_length) * row, row);
 }
 
-/* The way back: row s becomes the sum over the tokens of sequence s; the first first. */
+typedef struct unit_sums {
+    const moei_route_job *job;
+    void *dlogits;
+} unit_sums;
+
+/* Column e: the first sequence first, as its row is written over tokens that are summed already. */
+static void sum_task(void *arg, int64_t e, void *scratch) {
+    (void)scratch;
+    const unit_sums *sums = arg;
+    const int64_t E = sums->job->router->n_experts, length = sums->job->batch->sequence_length;
+    const moe_dtype dtype = sums->job->routing->dtype;
+    for (int64_t s = 0; s < sums->job->batch->n_sequences; ++s) {
+        double sum = 0;
+        for (int64_t t = s * length; t < (s + 1) * length; ++t)
+            sum += moei_real_load(dtype, sums->dlogits, t * E + e);
+        moei_real_store(dtype, sums->dlogits, s * E + e, sum);
+    }
+}
+
+/* The way back: row s becomes the sum over the tokens of sequence s. */
 static void gather_units(const moei_route_job *job, void *dlogits) {
-    const int64_t E = job->router->n_experts, length = job->batch->sequence_length;
-    const moe_dtype dtype = job->routing->dtype;
+    unit_sums sums = {job, dlogits};
     if (job->router->unit == MOEI_UNIT_TOKEN) return;
-    for (int64_t s = 0; s < job->batch->n_sequences; ++s)
-        for (int64_t e = 0; e < E; ++e) {
-            double sum = 0;
-            for (int64_t t = s * length; t < (s + 1) * length; ++t)
-                sum += moei_real_load(dtype, dlogits, t * E + e);
-            moei_real_store(dtype, dlogits, s * E + e, sum);
-        }
+    moei_parallel(&job->ctx->team, job->router->n_experts, sum_task, &sums);
 }
 
 static void add_bias_token(const moei_route_job *job, const void *arg, int64_t t, double *room) {
@@ -181,15 +193,18 @@ static void input_gradient(const moei_route_job *job, const void *gate, const vo
                                                                   .accumulate = accumulate});
 }
 
-/* bias gradient: column sums in token order */
+/* dbias[E] += column sums of dlogits */
 static void bias_gradient(const moei_route_job *job, int64_t rows, const void *dlogits, void *dbias) {
-    const int64_t E = job->router->n_experts;
+    const int64_t E = job->router->n_experts, offset[2] = {0, rows};
     const moe_dtype dtype = job->routing->dtype;
-    for (int64_t e = 0; e < E; ++e) {
-        double sum = moei_real_load(dtype, dbias, e);
-        for (int64_t t = 0; t < rows; ++t) sum += moei_real_load(dtype, dlogits, t * E + e);
-        moei_real_store(dtype, dbias, e, sum);
-    }
+    job->ctx->kernels[dtype]->colsum(&job->ctx->team, &(moe_colsum_args){.dtype = dtype,
+                                                                         .n_groups = 1,
+                                                                         .offset = offset,
+                                                                         .n = E,
+                                                                         .a = dlogits,
+                                                                         .lda = E,
+                                                                         .out = dbias,
+                                                                         .accumulate = true});
 }
 
 static void add_row(moe_dtype dtype, const void *from, int64_t from_at, double factor, void *to,

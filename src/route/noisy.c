@@ -79,15 +79,18 @@ static void load_token(const moei_route_job *job, const void *arg, int64_t t, do
     }
 }
 
+static void sum_load(void *arg, int64_t e, void *scratch) {
+    (void)scratch;
+    const moei_route_job *job = arg;
+    double sum = 0;
+    for (int64_t t = 0; t < job->routing->n_tokens; ++t)
+        sum += load_at(job, job->scratch.noise, t * job->routing->n_experts + e);
+    job->routing->load[e] = sum;
+}
+
 void moei_noise_load(const moei_route_job *job) {
-    const moei_routing *routing = job->routing;
-    const int64_t E = routing->n_experts;
     moei_each_token(job, load_token, NULL);
-    for (int64_t e = 0; e < E; ++e) {
-        routing->load[e] = 0;
-        for (int64_t t = 0; t < routing->n_tokens; ++t)
-            routing->load[e] += load_at(job, job->scratch.noise, t * E + e);
-    }
+    moei_parallel(&job->ctx->team, job->routing->n_experts, sum_load, (void *)(uintptr_t)job);
 }
 
 /* d load into dclean, dstd and, at the thresholds, dnoisy. */

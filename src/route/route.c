@@ -44,18 +44,30 @@ static moe_status fused_forward(const moei_route_job *job) {
     return first_bad >= 0 ? moei_route_bad_token(job, first_bad) : MOE_OK;
 }
 
+/* The first expert that a token ranks by NaN; -1: none. */
+static int64_t first_bad_rank(const moei_route_job *job, int64_t t) {
+    const moei_routing *routing = job->routing;
+    for (int64_t e = 0; e < routing->n_experts && !moei_masked(job->batch, t); ++e)
+        if (isnan(moei_real_load(routing->dtype, routing->selection, t * routing->n_experts + e))) return e;
+    return -1;
+}
+
+static void mark_bad_rank(const moei_route_job *job, const void *arg, int64_t t, double *room) {
+    (void)arg;
+    (void)room;
+    if (first_bad_rank(job, t) >= 0) moei_real_store(job->routing->dtype, job->routing->lse, t, (double)NAN);
+}
+
 /* NaN has no place in an order. The logits are finite, so a bias brought it, or a plan that overflowed. */
 static moe_status check_selection(const moei_route_job *job) {
     const moei_routing *routing = job->routing;
-    const int64_t E = routing->n_experts;
+    moei_each_token(job, mark_bad_rank, NULL);
     for (int64_t t = 0; t < routing->n_tokens; ++t)
-        for (int64_t e = 0; e < E && !moei_masked(job->batch, t); ++e)
-            if (isnan(moei_real_load(routing->dtype, routing->selection, t * E + e)))
-                return moe_ctx_fail(
-                    job->ctx, MOE_ERR_NUMERIC,
-                    "router of layer %u: token %lld ranks expert %lld by NaN; look for NaN or "
-                    "infinity in the biases of the selection",
-                    job->router->layer_index, (long long)t, (long long)e);
+        if (isnan(moei_real_load(routing->dtype, routing->lse, t)))
+            return moe_ctx_fail(job->ctx, MOE_ERR_NUMERIC,
+                                "router of layer %u: token %lld ranks expert %lld by NaN; look for NaN or "
+                                "infinity in the biases of the selection",
+                                job->router->layer_index, (long long)t, (long long)first_bad_rank(job, t));
     return MOE_OK;
 }
 

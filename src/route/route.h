@@ -100,9 +100,10 @@ typedef struct moei_route_scratch {
                * rows of two levels */
     void *selection; /* real [T,E] of routers that do not show it */
     void *noise;     /* real [T,E] noisy_top_k: P of flow.h's load; in backward the noise logits' gradient */
+    int32_t *taken;  /* [rows] expert_choice: tokens that the experts of a group have taken */
     void *inner;     /* real [2T,Ei] logits of the inner gates of two levels, and their gradient */
     void *entropy;   /* real [T] H(softmax(logits)), 0 where masked */
-    double *work;    /* [3T + 2E] of the selectors that look at all tokens at once */
+    double *work;    /* [2T + 2E] of the selectors that look at all tokens at once */
     moei_route_wide wide;
 } moei_route_scratch;
 /* Both on an arena without memory measure. */

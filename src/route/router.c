@@ -162,7 +162,9 @@ moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_aren
     if (router->kind.noisy) s.noise = moei_arena_array(arena, T, E, real);
     s.entropy = moei_arena_array(arena, T, 1, real);
     if (!router->fused || router->kind.forced)
-        s.work = moei_arena_array(arena, 3 * T + 2 * E, 1, sizeof(double));
+        s.work = moei_arena_array(arena, 2 * T + 2 * E, 1, sizeof(double));
+    if (router->kind.by_expert)
+        s.taken = moei_arena_array(arena, moei_router_max_rows(router, T), 1, sizeof(int32_t));
     s.wide = moei_route_wide_carve(router, arena, T, train);
     return s;
 }

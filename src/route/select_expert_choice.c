@@ -53,6 +53,17 @@ static void take_best(const moei_route_job *job, int64_t e, int64_t first, int64
     for (int64_t i = 0; i < held; ++i) job->routing->expert[heap[i] * E + e] = (int32_t)e;
 }
 
+typedef struct taking {
+    const moei_route_job *job;
+    int64_t first, n, rows;
+} taking;
+
+static void take_task(void *arg, int64_t e, void *scratch) {
+    (void)scratch;
+    const taking *all = arg;
+    take_best(all->job, e, all->first, all->n, all->rows, all->job->scratch.taken + e * all->rows);
+}
+
 moe_status moei_select_expert_choice(const moei_route_job *job) {
     const moei_batch *batch = job->batch;
     moei_routing *routing = job->routing;
@@ -62,9 +73,8 @@ moe_status moei_select_expert_choice(const moei_route_job *job) {
     for (int64_t first = 0; first < routing->n_tokens; first += n) {
         int64_t real = 0;
         for (int64_t t = first; t < first + n; ++t) real += !moei_masked(batch, t);
-        const int64_t C = moei_expert_choice_rows(job->router, batch->mode, real);
-        for (int64_t e = 0; e < E && C > 0; ++e)
-            take_best(job, e, first, n, C, (int32_t *)(void *)job->scratch.work);
+        taking all = {job, first, n, moei_expert_choice_rows(job->router, batch->mode, real)};
+        if (all.rows > 0) moei_parallel(&job->ctx->team, E, take_task, &all);
     }
     return MOE_OK;
 }

@@ -9,14 +9,35 @@
 
 #include <math.h>
 
-enum { DEFAULT_ITERS = 3, MEGATRON_ITERS = 10000 };
+enum { DEFAULT_ITERS = 3, MEGATRON_ITERS = 10000, PER_TASK = 16 };
 
 /* One problem: the real tokens among `n` from `first`, n_real of them. a[E] and b[n] are its potentials. */
 typedef struct plan {
     const moei_route_job *job;
     int64_t first, n, n_real, E;
     double *a, *b;
+    double sign, row, column; /* of the logarithmic forms */
+    double max, *change;      /* of megatron: the largest logit, and how far a[E] moved */
 } plan;
+
+/* One half step: a number of a or of b from all of the other, so its order of sums is its own. */
+typedef void half_step(const plan *p, int64_t i);
+typedef struct half_steps {
+    const plan *plan;
+    half_step *fn;
+    int64_t n;
+} half_steps;
+
+static void half_task(void *arg, int64_t task, void *scratch) {
+    (void)scratch;
+    const half_steps *all = arg;
+    for (int64_t i = task * PER_TASK; i < all->n && i < (task + 1) * PER_TASK; ++i) all->fn(all->plan, i);
+}
+
+static void for_all(const plan *p, int64_t n, half_step *fn) {
+    half_steps all = {p, fn, n};
+    moei_parallel(&p->job->ctx->team, (n + PER_TASK - 1) / PER_TASK, half_task, &all);
+}
 
 static bool skipped(const plan *p, int64_t i) {
     return moei_masked(p->job->batch, p->first + i);
@@ -42,77 +63,90 @@ static void take(double *max, double *sum, double x) {
     }
 }
 
-/* lse over e of logit + sign * a[e] */
-static double row_lse(const plan *p, int64_t i, double sign) {
+/* From the lse over e of logit + sign * a[e]. */
+static void log_row(const plan *p, int64_t i) {
     double max = -INFINITY, sum = 0;
-    for (int64_t e = 0; e < p->E; ++e) take(&max, &sum, logit(p, i, e) + sign * p->a[e]);
-    return max + log(sum);
+    if (skipped(p, i)) return;
+    for (int64_t e = 0; e < p->E; ++e) take(&max, &sum, logit(p, i, e) + p->sign * p->a[e]);
+    p->b[i] = p->row - (max + log(sum));
 }
 
-/* lse over the tokens of logit + sign * b[i] */
-static double column_lse(const plan *p, int64_t e, double sign) {
+/* From the lse over the tokens of logit + sign * b[i]. */
+static void log_column(const plan *p, int64_t e) {
     double max = -INFINITY, sum = 0;
     for (int64_t i = 0; i < p->n; ++i)
-        if (!skipped(p, i)) take(&max, &sum, logit(p, i, e) + sign * p->b[i]);
-    return max + log(sum);
+        if (!skipped(p, i)) take(&max, &sum, logit(p, i, e) + p->sign * p->b[i]);
+    p->a[e] = p->column - (max + log(sum));
+}
+
+static void log_result(const plan *p, int64_t i) {
+    for (int64_t e = 0; e < p->E && !skipped(p, i); ++e) store(p, i, e, logit(p, i, e) + p->a[e] + p->b[i]);
 }
 
 /* Rows sum to 1, columns to n / E. sigma_moe has other constants, which do not change the ranking, and the
  * potentials' signs inside the logarithms turned round. */
-static void solve_log(const plan *p, int32_t iters, bool sigma) {
-    const double sign = sigma ? -1 : 1;
-    const double row = sigma ? log((double)p->n_real) : 0;
-    const double column = sigma ? log((double)p->E) : log((double)p->n_real / (double)p->E);
+static void solve_log(plan *p, int32_t iters, bool sigma) {
+    p->sign = sigma ? -1 : 1;
+    p->row = sigma ? log((double)p->n_real) : 0;
+    p->column = sigma ? log((double)p->E) : log((double)p->n_real / (double)p->E);
     for (int64_t e = 0; e < p->E; ++e) p->a[e] = 0;
     for (int32_t iter = 0; iter < iters; ++iter) {
-        for (int64_t i = 0; i < p->n; ++i)
-            if (!skipped(p, i)) p->b[i] = row - row_lse(p, i, sign);
-        for (int64_t e = 0; e < p->E; ++e) p->a[e] = column - column_lse(p, e, sign);
+        for_all(p, p->n, log_row);
+        for_all(p, p->E, log_column);
     }
-    for (int64_t i = 0; i < p->n; ++i)
-        for (int64_t e = 0; e < p->E && !skipped(p, i); ++e)
-            store(p, i, e, logit(p, i, e) + p->a[e] + p->b[i]);
+    for_all(p, p->n, log_result);
 }
 
-static double largest_logit(const plan *p) {
-    double max = -INFINITY;
-    for (int64_t i = 0; i < p->n; ++i)
-        for (int64_t e = 0; e < p->E && !skipped(p, i); ++e) max = fmax(max, logit(p, i, e));
-    return max;
+static const double megatron_eps = 1e-8; /* in each denominator */
+
+static void largest_of_row(const plan *p, int64_t i) {
+    p->b[i] = -INFINITY;
+    for (int64_t e = 0; e < p->E && !skipped(p, i); ++e) p->b[i] = fmax(p->b[i], logit(p, i, e));
 }
 
-/* Megatron's potentials of exp(logit): a of experts, b of tokens, with its 1e-8 in each denominator. All
- * exponentials are taken below the largest, which moves into b and the token side's 1e-8; so the plan is the
- * same number for number and cannot overflow. */
-static void solve_megatron(const plan *p, int32_t iters, double tol) {
-    const double max = largest_logit(p), eps = 1e-8, n = (double)p->n_real, E = (double)p->E;
+static void megatron_row(const plan *p, int64_t i) {
+    double sum = 0;
+    for (int64_t e = 0; e < p->E && !skipped(p, i); ++e) sum += p->a[e] * exp(logit(p, i, e) - p->max);
+    p->b[i] = 1 / (double)p->n_real / (sum + megatron_eps * exp(-p->max));
+}
+
+static void megatron_column(const plan *p, int64_t e) {
+    double sum = 0;
+    for (int64_t i = 0; i < p->n; ++i)
+        if (!skipped(p, i)) sum += p->b[i] * exp(logit(p, i, e) - p->max);
+    const double a = 1 / (double)p->E / (sum + megatron_eps);
+    p->change[e] = fabs(a - p->a[e]);
+    p->a[e] = a;
+}
+
+static void megatron_result(const plan *p, int64_t i) {
+    for (int64_t e = 0; e < p->E && !skipped(p, i); ++e)
+        store(p, i, e, p->a[e] * exp(logit(p, i, e) - p->max) * p->b[i]);
+}
+
+/* Megatron's potentials of exp(logit): a of experts, b of tokens. All exponentials are taken below the
+ * largest, which moves into b and the token side's 1e-8; so the plan is the same number for number and cannot
+ * overflow. */
+static void solve_megatron(plan *p, int32_t iters, double tol) {
     double change = INFINITY;
+    for_all(p, p->n, largest_of_row);
+    p->max = -INFINITY;
+    for (int64_t i = 0; i < p->n; ++i) p->max = fmax(p->max, p->b[i]);
     for (int64_t e = 0; e < p->E; ++e) p->a[e] = 1;
     for (int32_t iter = 0; iter < iters && change > tol; ++iter) {
+        for_all(p, p->n, megatron_row);
+        for_all(p, p->E, megatron_column);
         change = 0;
-        for (int64_t i = 0; i < p->n; ++i) {
-            double sum = 0;
-            for (int64_t e = 0; e < p->E && !skipped(p, i); ++e) sum += p->a[e] * exp(logit(p, i, e) - max);
-            p->b[i] = 1 / n / (sum + eps * exp(-max));
-        }
-        for (int64_t e = 0; e < p->E; ++e) {
-            double sum = 0;
-            for (int64_t i = 0; i < p->n; ++i)
-                if (!skipped(p, i)) sum += p->b[i] * exp(logit(p, i, e) - max);
-            const double a = 1 / E / (sum + eps);
-            change += fabs(a - p->a[e]) / E;
-            p->a[e] = a;
-        }
+        for (int64_t e = 0; e < p->E; ++e) change += p->change[e] / (double)p->E;
     }
-    for (int64_t i = 0; i < p->n; ++i)
-        for (int64_t e = 0; e < p->E && !skipped(p, i); ++e)
-            store(p, i, e, p->a[e] * exp(logit(p, i, e) - max) * p->b[i]);
+    for_all(p, p->n, megatron_result);
 }
 
 static void solve(const moei_route_job *job, int64_t first, int64_t n) {
     const moe_layer_desc *desc = job->router->desc;
     const int64_t E = job->routing->n_experts;
-    plan p = {.job = job, .first = first, .n = n, .E = E, .a = job->scratch.work, .b = job->scratch.work + E};
+    double *work = job->scratch.work;
+    plan p = {.job = job, .first = first, .n = n, .E = E, .a = work, .change = work + E, .b = work + 2 * E};
     for (int64_t i = 0; i < n; ++i) p.n_real += !skipped(&p, i);
     if (p.n_real == 0) return;
     const int32_t iters = desc->sinkhorn_iters;
