@@ -1,8 +1,8 @@
 /* epilogue.cuh: what follows a grouped product, from accumulators [WG_M, TILE_N] to memory.
  * A warp holds rows 16w..16w+15 of each block of 64; lane l has rows l/4 and l/4+8, columns 8j + 2(l%4) and
- * the next: acc[4j .. 4j+3]. Lines are put together in the warp's own shared memory. Formulas: moekit/op.h.
- * The walk over a tile takes its accumulators from the front and moves the rest down: free where the walk is
- * unrolled, and dH, whose code would be 50 KB, can stay a loop (a loop cannot index registers).
+ * the next: acc[4j .. 4j+3]. Formulas: moekit/op.h.
+ * A warp puts lines of 16 rows by 64 columns together in shared memory of its own, two in turn; the copy engine
+ * takes them to memory while the warp goes on, and leaves out what lies past the end of a group.
  */
 #ifndef MOEI_EPILOGUE_CUH
 #define MOEI_EPILOGUE_CUH
@@ -12,21 +12,24 @@
 
 namespace moei {
 
-enum { LINE = 64, LINE_PITCH = 144, LINE_BYTES = 16 * LINE_PITCH };    /* 16 rows of 64 values, padded */
-enum { STRIP = 32, STRIP_PITCH = 80, STRIP_BYTES = 16 * STRIP_PITCH }; /* 16 rows of 32 */
+enum { LINE = 64, LINE_BYTES = 16 * LINE * 2 };
+enum { STRIP = 32, STRIP_PITCH = 80, STRIP_BYTES = 16 * STRIP_PITCH }; /* 16 rows of 32, padded */
+static_assert(2 * LINE_BYTES <= WARP_BYTES && 3 * STRIP_BYTES <= WARP_BYTES, "a warp's shared memory");
 
 /* The epilogue's half of a launcher's arguments. */
 struct EpilogueArgs {
-    bf16 *c;
-    int64_t ldc;
-    bool accumulate;
+    bool accumulate, keep_z;
     int m, n; /* rows (outer product only) and columns; of H where gated */
     int act;
-    bf16 *z, *dz, *h;
+    bf16 *z, *dz, *h; /* gradient only */
     int64_t ldz, ldh;
     const float *row_weight;
     float *dweight_part;
     int n_parts;
+};
+/* Where the copy engine stores: C or H, and Z with its two halves. */
+struct OutMaps {
+    CUtensorMap out, z;
 };
 
 enum { DWEIGHT_COLUMNS = 128 }; /* dweight is summed in parts of so many columns, whatever the tile */
@@ -36,69 +39,49 @@ struct RowSpan {
     int row, row_end; /* first row of the 16, end of the group */
 };
 
-__device__ __forceinline__ uint4 add_bf16(uint4 a, uint4 b) {
-    uint32_t x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-        x[i] = bf16_pack(bf16_low(x[i]) + bf16_low(y[i]), bf16_high(x[i]) + bf16_high(y[i]));
-    return make_uint4(x[0], x[1], x[2], x[3]);
-}
-
-/* The warp's line -> out[row .., column ..], rows and columns past the end left out. */
-__device__ __forceinline__ void flush_line(uint32_t stage, bf16 *out, int64_t ld, RowSpan span, int column,
-                                           int n, bool accumulate) {
-    const int lane = threadIdx.x & 31, part = lane & 7;
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const int r = i * 4 + (lane >> 3), row = span.row + r, col = column + part * 8;
-        uint4 v = shared_load16(stage + r * LINE_PITCH + part * 16);
-        if (row < span.row_end && col < n) {
-            uint4 *to = (uint4 *)(out + row * ld + col);
-            *to = accumulate ? add_bf16(v, *to) : v;
-        }
-    }
-    __syncwarp();
-}
-
-/* 64 columns of accumulators, 4 values a lane for each 8, as one line. */
+/* 64 columns of accumulators, 4 values a lane for each 8, as one line with the 128-byte swizzle. */
 __device__ __forceinline__ void stage_line(uint32_t stage, const float *acc) {
-    const int lane = threadIdx.x & 31;
-    const uint32_t to = stage + ((lane & 7) + (lane & 8)) * LINE_PITCH + (lane >> 4) * 16;
+    const int lane = threadIdx.x & 31, row = lane & 15;
+    const uint32_t to = stage + row * 128 + (((lane >> 4) ^ (row & 7)) << 4);
 #pragma unroll
     for (int j = 0; j < LINE / 8; j += 2) {
         const uint32_t v[4] = {
             bf16_pack(acc[4 * j], acc[4 * j + 1]), bf16_pack(acc[4 * j + 2], acc[4 * j + 3]),
             bf16_pack(acc[4 * j + 4], acc[4 * j + 5]), bf16_pack(acc[4 * j + 6], acc[4 * j + 7])};
-        stmatrix(to + j * 16, v);
+        stmatrix(to ^ j << 4, v);
     }
 }
 
-/* The accumulators move down by BY, or by a block of 64 rows. */
-template <int BY, int M, int L> __device__ __forceinline__ void shift(float (&acc)[M][L]) {
-#pragma unroll
-    for (int i = 0; i + BY < L; ++i) acc[0][i] = acc[0][i + BY];
-}
-template <int M, int L> __device__ __forceinline__ void shift_block(float (&acc)[M][L]) {
-#pragma unroll
-    for (int m = 0; m + 1 < M; ++m)
-#pragma unroll
-        for (int i = 0; i < L; ++i) acc[m][i] = acc[m + 1][i];
+/* A line of accumulators -> rows `span`, columns column.. of the map's half. Takes the two lines in turn. */
+__device__ __forceinline__ void send_line(uint32_t &stage, const float *acc, const CUtensorMap *map, bool add,
+                                          RowSpan span, int column, int half) {
+    const bool leader = (threadIdx.x & 31) == 0;
+    if (leader) tma_store_wait<1>();
+    __syncwarp();
+    stage_line(stage, acc);
+    fence_async();
+    __syncwarp();
+    if (leader) {
+        if (add)
+            tma_add_ragged(map, stage, column, half, span.row, span.row_end);
+        else
+            tma_store_ragged(map, stage, column, half, span.row, span.row_end);
+        tma_store_commit();
+    }
+    stage ^= LINE_BYTES;
 }
 
 template <int M, int N>
-__device__ __forceinline__ void epilogue_store(float (&acc)[M][N / 2], uint32_t stage, RowSpan span,
-                                               int column, const EpilogueArgs &e) {
+__device__ __forceinline__ void epilogue_store(const float (&acc)[M][N / 2], uint32_t stage, RowSpan span,
+                                               int column, const EpilogueArgs &e, const OutMaps &maps) {
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         const RowSpan block = {span.row + 64 * m, span.row_end};
+        if (block.row >= block.row_end) return;
 #pragma unroll
-        for (int c = 0; c < N / LINE; ++c) {
-            stage_line(stage, acc[0]);
-            flush_line(stage, e.c, e.ldc, block, column + c * LINE, e.n, e.accumulate);
-            shift<LINE / 2>(acc);
-        }
-        shift_block(acc);
+        for (int c = 0; c < N / LINE; ++c)
+            if (column + c * LINE < e.n)
+                send_line(stage, acc[m] + c * LINE / 2, &maps.out, e.accumulate, block, column + c * LINE, 0);
     }
 }
 
@@ -122,30 +105,26 @@ __device__ __forceinline__ float act_slope(int act, float z) {
 /* Z, and H = act(Z). Gated: the tile holds N/2 gate columns, then the N/2 up columns they go with. */
 template <int M, int N, bool GATED>
 __device__ __forceinline__ void epilogue_act(float (&acc)[M][N / 2], uint32_t stage, RowSpan span, int column,
-                                             const EpilogueArgs &e) {
+                                             const EpilogueArgs &e, const OutMaps &maps) {
     constexpr int WIDTH = GATED ? N / 2 : N;
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         const RowSpan block = {span.row + 64 * m, span.row_end};
+        if (block.row >= block.row_end) return;
 #pragma unroll
         for (int c = 0; c < WIDTH / LINE; ++c) {
-            float *gate = acc[0], *up = acc[0] + WIDTH / 2 % (N / 2);
-            if (e.z) {
-                stage_line(stage, gate);
-                flush_line(stage, e.z, e.ldz, block, column + c * LINE, e.n, false);
-                if (GATED) {
-                    stage_line(stage, up);
-                    flush_line(stage, e.z + e.n, e.ldz, block, column + c * LINE, e.n, false);
-                }
+            const int at = column + c * LINE;
+            float *gate = acc[m] + c * LINE / 2, *up = gate + (GATED ? WIDTH / 2 : 0);
+            if (at >= e.n) continue;
+            if (e.keep_z) {
+                send_line(stage, gate, &maps.z, false, block, at, 0);
+                if (GATED) send_line(stage, up, &maps.z, false, block, at, 1);
             }
 #pragma unroll
             for (int i = 0; i < LINE / 2; ++i)
                 gate[i] = GATED ? gate[i] * sigmoid(gate[i]) * up[i] : act_value(e.act, gate[i]);
-            stage_line(stage, gate);
-            flush_line(stage, e.h, e.ldh, block, column + c * LINE, e.n, false);
-            shift<LINE / 2>(acc);
+            send_line(stage, gate, &maps.out, false, block, at, 0);
         }
-        shift_block(acc);
     }
 }
 
@@ -153,178 +132,184 @@ __device__ __forceinline__ void epilogue_act(float (&acc)[M][N / 2], uint32_t st
 struct Strip {
     uint4 gate[2], up[2];
 };
-template <bool GATED>
-__device__ __forceinline__ Strip load_strip(RowSpan span, int column, const EpilogueArgs &e) {
-    const int lane = threadIdx.x & 31;
-    Strip s;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const int row = span.row + i * 8 + (lane >> 2), col = column + (lane & 3) * 8;
-        const bool valid = row < span.row_end && col < e.n;
-        const bf16 *z = e.z + row * e.ldz + col;
-        s.gate[i] = valid ? *(const uint4 *)z : make_uint4(0, 0, 0, 0);
-        if (GATED) s.up[i] = valid ? *(const uint4 *)(z + e.n) : make_uint4(0, 0, 0, 0);
-    }
-    return s;
-}
-template <bool GATED> __device__ __forceinline__ void put_strip(uint32_t stage, const Strip &s) {
-    const int lane = threadIdx.x & 31;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const uint32_t to = stage + (i * 8 + (lane >> 2)) * STRIP_PITCH + (lane & 3) * 16;
-        shared_store16(to, s.gate[i]);
-        if (GATED) shared_store16(to + STRIP_BYTES, s.up[i]);
-    }
-    __syncwarp();
-}
-template <bool GATED>
-__device__ __forceinline__ void flush_strip(uint32_t stage, RowSpan span, int column, const EpilogueArgs &e) {
-    const int lane = threadIdx.x & 31;
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const int r = i * 8 + (lane >> 2), row = span.row + r, col = column + (lane & 3) * 8;
-        const uint32_t from = stage + r * STRIP_PITCH + (lane & 3) * 16;
-        if (row < span.row_end && col < e.n) {
-            *(uint4 *)(e.dz + row * e.ldz + col) = shared_load16(from);
-            if (GATED) *(uint4 *)(e.dz + row * e.ldz + e.n + col) = shared_load16(from + STRIP_BYTES);
-            *(uint4 *)(e.h + row * e.ldh + col) = shared_load16(from + 2 * STRIP_BYTES);
-        }
-    }
-    __syncwarp();
-}
-
-/* dA' = da, Z in shared memory -> dZ over it, weight * A beside it; returns <dA', A> of the pair. */
-template <bool GATED>
-__device__ __forceinline__ float act_grad_pair(uint32_t at, const float *da, float w, int act) {
-    const uint32_t z = shared_load4(at);
-    const float g[2] = {bf16_low(z), bf16_high(z)};
-    float dot = 0, dg[2], du[2], wa[2];
-    const uint32_t zu = GATED ? shared_load4(at + STRIP_BYTES) : 0;
-    const float u[2] = {bf16_low(zu), bf16_high(zu)};
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const float wda = w * da[i];
-        float a;
-        if (GATED) {
-            const float s = sigmoid(g[i]), silu = g[i] * s;
-            a = silu * u[i];
-            du[i] = wda * silu;
-            dg[i] = wda * u[i] * fmaf(silu, 1 - s, s);
-        } else {
-            a = act_value(act, g[i]);
-            dg[i] = wda * act_slope(act, g[i]);
-        }
-        wa[i] = w * a;
-        dot = fmaf(da[i], a, dot);
-    }
-    shared_store4(at, bf16_pack(dg[0], dg[1]));
-    if (GATED) shared_store4(at + STRIP_BYTES, bf16_pack(du[0], du[1]));
-    shared_store4(at + 2 * STRIP_BYTES, bf16_pack(wa[0], wa[1]));
-    return dot;
-}
+/* Four 8x8 blocks, which a warp reads and writes together: 16 columns of a strip. */
+struct Block16 {
+    uint32_t v[4];
+};
 
 /* Walks over a warp's strips: N / STRIP of them for each block of 64 rows. Loads are two strips ahead, so
  * that both halves of a 128-byte line of Z are read before dZ is written over either: a read that meets a
  * line half written waits for microseconds (dH took 0.81 instead of 0.49 ms). */
 template <int M, int N, bool GATED> struct ActGrad {
     static constexpr int STRIPS = N / STRIP;
-    float (&acc)[M][N / 2];
     const uint32_t stage;
     const RowSpan span;
     const int column;
     const EpilogueArgs &e;
-    float w[2], dot[2];
+    Strip even, odd;
+    float w[M][2];
 
-    __device__ __forceinline__ Strip load(int q) const {
-        const int row =
-            q < M * STRIPS ? span.row + q / STRIPS * 64 : span.row_end; /* past the last: nothing */
-        return load_strip<GATED>({row, span.row_end}, column + q % STRIPS * STRIP, e);
-    }
-    __device__ __forceinline__ void begin_block(int row) {
+    /* What the walk will need first; called while the product is still running. */
+    __device__ __forceinline__ void begin() {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int r = row + 8 * half;
-            w[half] = e.row_weight && r < span.row_end ? e.row_weight[r] : 1.f;
-            dot[half] = 0;
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int r = span.row + 64 * m + ((threadIdx.x & 31) >> 2) + 8 * half;
+                w[m][half] = e.row_weight && r < span.row_end ? __ldg(e.row_weight + r) : 1.f;
+            }
+        even = load(0), odd = load(1);
+    }
+    __device__ __forceinline__ Strip load(int q) const {
+        const int lane = threadIdx.x & 31, first = span.row + q / STRIPS * 64;
+        const int col = column + q % STRIPS * STRIP + (lane & 3) * 8;
+        Strip s;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int row = first + i * 8 + (lane >> 2);
+            const bool valid = q < M * STRIPS && row < span.row_end && col < e.n;
+            const bf16 *z = e.z + row * e.ldz + col;
+            s.gate[i] = valid ? *(const uint4 *)z : make_uint4(0, 0, 0, 0);
+            if (GATED) s.up[i] = valid ? *(const uint4 *)(z + e.n) : make_uint4(0, 0, 0, 0);
+        }
+        return s;
+    }
+    __device__ __forceinline__ void put(const Strip &s) const {
+        const int lane = threadIdx.x & 31;
+        const uint32_t to = stage + (lane >> 2) * STRIP_PITCH + (lane & 3) * 16;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            shared_store16(to + i * 8 * STRIP_PITCH, s.gate[i]);
+            if (GATED) shared_store16(to + i * 8 * STRIP_PITCH + STRIP_BYTES, s.up[i]);
+        }
+        __syncwarp();
+    }
+    __device__ __forceinline__ void flush(int q) const {
+        const int lane = threadIdx.x & 31, first = span.row + q / STRIPS * 64;
+        const uint32_t from = stage + (lane >> 2) * STRIP_PITCH + (lane & 3) * 16;
+        const int col = column + q % STRIPS * STRIP + (lane & 3) * 8;
+        uint4 v[2][3];
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+            for (int k = 0; k < 3; ++k)
+                if (GATED || k != 1) v[i][k] = shared_load16(from + i * 8 * STRIP_PITCH + k * STRIP_BYTES);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int row = first + i * 8 + (lane >> 2);
+            if (row < span.row_end && col < e.n) {
+                bf16 *dz = e.dz + row * e.ldz + col;
+                __stcs((uint4 *)dz, v[i][0]);
+                if (GATED) __stcs((uint4 *)(dz + e.n), v[i][1]);
+                __stcs((uint4 *)(e.h + row * e.ldh + col), v[i][2]);
+            }
+        }
+        __syncwarp();
+    }
+    /* dA' = da of 16 columns -> dZ over gate and up, weight * A; <dA', A> is added to dot. */
+    __device__ __forceinline__ void grad(const float *da, const float (&weight)[2], Block16 &gate, Block16 &up,
+                                         Block16 &wa, float (&dot)[2]) const {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) { /* block: columns 8 (i / 2), rows 8 (i % 2) */
+            const int half = i & 1;
+            const float g[2] = {bf16_low(gate.v[i]), bf16_high(gate.v[i])};
+            const float u[2] = {bf16_low(up.v[i]), bf16_high(up.v[i])};
+            float a[2], dg[2], du[2];
+#pragma unroll
+            for (int x = 0; x < 2; ++x) {
+                const float d = da[2 * i + x], wd = weight[half] * d;
+                if (GATED) {
+                    const float s = sigmoid(g[x]), silu = g[x] * s;
+                    a[x] = silu * u[x];
+                    du[x] = wd * silu;
+                    dg[x] = wd * u[x] * fmaf(silu, 1 - s, s);
+                } else {
+                    a[x] = act_value(e.act, g[x]);
+                    dg[x] = wd * act_slope(e.act, g[x]);
+                }
+                dot[half] = fmaf(d, a[x], dot[half]);
+            }
+            gate.v[i] = bf16_pack(dg[0], dg[1]);
+            if (GATED) up.v[i] = bf16_pack(du[0], du[1]);
+            wa.v[i] = bf16_pack(weight[half] * a[0], weight[half] * a[1]);
         }
     }
-    __device__ __forceinline__ void keep_dweight(int row, int part) {
+    __device__ __forceinline__ void step(int q, const float *da, Strip &strip, float (&dot)[2]) {
+        const int lane = threadIdx.x & 31;
+        const uint32_t at = stage + (lane & 15) * STRIP_PITCH + (lane >> 4) * 16;
+        Block16 gate[2], up[2] = {}, wa[2];
+        put(strip);
+        strip = load(q + 2);
+#pragma unroll
+        for (int b = 0; b < 2; ++b) {
+            ldmatrix(gate[b].v, at + b * 32);
+            if (GATED) ldmatrix(up[b].v, at + b * 32 + STRIP_BYTES);
+        }
+#pragma unroll
+        for (int b = 0; b < 2; ++b) grad(da + 8 * b, w[q / STRIPS], gate[b], up[b], wa[b], dot);
+#pragma unroll
+        for (int b = 0; b < 2; ++b) {
+            stmatrix(at + b * 32, gate[b].v);
+            if (GATED) stmatrix(at + b * 32 + STRIP_BYTES, up[b].v);
+            stmatrix(at + b * 32 + 2 * STRIP_BYTES, wa[b].v);
+        }
+        flush(q);
+    }
+    __device__ __forceinline__ void keep_dweight(int m, int part, float (&dot)[2]) const {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             dot[half] += __shfl_xor_sync(~0u, dot[half], 1);
             dot[half] += __shfl_xor_sync(~0u, dot[half], 2);
-            const int to = row + 8 * half;
+            const int to = span.row + 64 * m + ((threadIdx.x & 31) >> 2) + 8 * half;
             if (e.dweight_part && (threadIdx.x & 3) == 0 && to < span.row_end && part < e.n_parts)
                 e.dweight_part[(int64_t)to * e.n_parts + part] = dot[half];
             dot[half] = 0;
         }
     }
-    __device__ __forceinline__ void step(int q, Strip &strip) {
-        const int lane = threadIdx.x & 31, c = q % STRIPS, first = span.row + q / STRIPS * 64;
-        const int row = first + (lane >> 2);
-        const uint32_t at = stage + (lane >> 2) * STRIP_PITCH + (lane & 3) * 4;
-        put_strip<GATED>(stage, strip);
-        strip = load(q + 2);
-        if (c == 0) begin_block(row);
+    __device__ __forceinline__ void run(const float (&acc)[M][N / 2]) {
+        float dot[2] = {0, 0};
 #pragma unroll
-        for (int j = 0; j < STRIP / 8; ++j)
-#pragma unroll
-            for (int half = 0; half < 2; ++half)
-                dot[half] += act_grad_pair<GATED>(at + 8 * half * STRIP_PITCH + j * 16,
-                                                  acc[0] + j * 4 + 2 * half, w[half], e.act);
-        flush_strip<GATED>(stage, {first, span.row_end}, column + c * STRIP, e);
-        shift<STRIP / 2>(acc);
-        if ((c + 1) % (DWEIGHT_COLUMNS / STRIP) == 0)
-            keep_dweight(row, (column + c * STRIP) / DWEIGHT_COLUMNS);
-        if (c + 1 == STRIPS) shift_block(acc);
+        for (int q = 0; q < M * STRIPS; ++q) {
+            const int m = q / STRIPS, c = q % STRIPS;
+            step(q, acc[m] + c * STRIP / 2, q & 1 ? odd : even, dot);
+            if ((c + 1) % (DWEIGHT_COLUMNS / STRIP) == 0)
+                keep_dweight(m, (column + c * STRIP) / DWEIGHT_COLUMNS, dot);
+        }
     }
 };
 
-template <int M, int N, bool GATED>
-__device__ __forceinline__ void epilogue_act_grad(float (&acc)[M][N / 2], uint32_t stage, RowSpan span,
-                                                  int column, const EpilogueArgs &e) {
-    ActGrad<M, N, GATED> walk = {
-        acc, stage, span, column, e, {1, 1},
-             {0, 0}
-    };
-    Strip even = walk.load(0), odd = walk.load(1);
-#pragma unroll 1
-    for (int q = 0; q < M * N / STRIP; q += 2) {
-        walk.step(q, even);
-        walk.step(q + 1, odd);
-    }
-}
-
-/* C transposed: the tile's columns are rows of C. The warpgroup puts 64 of them together. */
+/* C transposed: the tile's columns are rows of C, which end at row_end. A warpgroup puts 64 by 64 together, in
+ * two blocks of shared memory in turn; its first thread drives the copy engine. */
 template <int N>
-__device__ __forceinline__ void epilogue_store_transposed(float (&acc)[1][N / 2], uint32_t group_stage,
-                                                          int barrier, int row, int column,
-                                                          const EpilogueArgs &e, bf16 *c) {
+__device__ __forceinline__ void epilogue_store_transposed(const float (&acc)[1][N / 2], uint32_t stage,
+                                                          int barrier, RowSpan span, int column, bool add,
+                                                          const OutMaps &maps) {
     const int lane = threadIdx.x & 31, thread = threadIdx.x & 127, warp = thread >> 5;
+    const int row = (lane & 7) + (lane >> 4) * 8;
 #pragma unroll
     for (int j0 = 0; j0 < N / 8; j0 += 8) {
-        const uint32_t to =
-            group_stage + ((lane & 7) + (lane >> 4) * 8) * LINE_PITCH + warp * 32 + (lane & 8) * 2;
+        if (span.row + j0 * 8 >= span.row_end) return;
+        if (thread == 0) tma_store_wait<1>();
+        named_barrier(barrier, 128);
+        const uint32_t to = stage + row * 128 + (((warp * 2 + (lane >> 3 & 1)) ^ (row & 7)) << 4);
 #pragma unroll
         for (int j = 0; j < 8; j += 2) {
-            const float *a = acc[0] + 4 * j;
+            const float *a = acc[0] + 4 * (j0 + j);
             const uint32_t v[4] = {bf16_pack(a[0], a[1]), bf16_pack(a[2], a[3]), bf16_pack(a[4], a[5]),
                                    bf16_pack(a[6], a[7])};
-            stmatrix_transposed(to + j * 8 * LINE_PITCH, v);
+            stmatrix_transposed(to + j * 8 * 128, v);
         }
+        fence_async();
         named_barrier(barrier, 128);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int r = i * 16 + (thread >> 3), c_row = column + j0 * 8 + r, c_col = row + (thread & 7) * 8;
-            uint4 v = shared_load16(group_stage + r * LINE_PITCH + (thread & 7) * 16);
-            if (c_row < e.n && c_col < e.m) {
-                uint4 *at = (uint4 *)(c + c_row * e.ldc + c_col);
-                *at = e.accumulate ? add_bf16(v, *at) : v;
-            }
+        if (thread == 0) {
+            if (add)
+                tma_add_ragged(&maps.out, stage, column, 0, span.row + j0 * 8, span.row_end);
+            else
+                tma_store_ragged(&maps.out, stage, column, 0, span.row + j0 * 8, span.row_end);
+            tma_store_commit();
         }
-        shift<LINE / 2>(acc);
-        named_barrier(barrier, 128);
+        stage ^= 4 * LINE_BYTES;
     }
 }
 

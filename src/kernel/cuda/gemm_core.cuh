@@ -6,6 +6,7 @@
 #ifndef MOEI_GEMM_CORE_CUH
 #define MOEI_GEMM_CORE_CUH
 
+#include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/sm90.cuh"
 #include "kernel/cuda/wgmma.cuh"
 
@@ -16,7 +17,7 @@ typedef __nv_bfloat16 bf16;
 enum { PAIR = 2 };    /* blocks of a cluster */
 enum { TILE_K = 64 }; /* values of the sum in a stage: one 128-byte swizzle row */
 enum { BAND = 8 };    /* pairs of row tiles that share their B tiles in L2 */
-enum { GROUPS_MAX = 768 };
+enum { WARP_BYTES = 4096 };
 enum { THREADS = 384 }; /* warpgroup 0 loads, 1 and 2 compute */
 enum { LOADERS = 128 }; /* threads that gather */
 
@@ -33,12 +34,13 @@ template <bool PINGPONG_, int WG_M_, int TILE_N_, int STAGES_> struct Shape {
 };
 
 /* Each computing warp has its own block of shared memory to turn accumulators into whole lines. */
-template <class S, int STAGE_WARP_BYTES> struct Shared {
+template <class S> struct Shared {
     static constexpr int STORE = S::STAGES * S::STAGE_BYTES;
-    static constexpr int FULL = STORE + 8 * STAGE_WARP_BYTES;
+    static constexpr int FULL = STORE + 8 * WARP_BYTES;
     static constexpr int EMPTY = FULL + 8 * S::STAGES;
     static constexpr int FIRST = EMPTY + 8 * S::STAGES;
-    static constexpr int bytes(int n_groups) { return FIRST + 4 * (n_groups + 1) + 1024; }
+    static constexpr int bytes(int n_groups) { return FIRST + 4 * (n_groups + 1); }
+    static_assert(bytes(MOEI_CUDA_GROUPS_MAX) <= 227 * 1024, "shared memory of a block");
 };
 
 /* Position in the ring of stages. */

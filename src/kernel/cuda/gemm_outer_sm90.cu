@@ -30,59 +30,55 @@ __device__ __forceinline__ OuterTile outer_tile(const OuterArgs &p, int u, int t
             __ldg(p.offset + group + 1)};
 }
 
-/* The last rows of a group: what lies past them in B belongs to another, so it is masked too. */
-template <class S>
-__device__ __forceinline__ void copy_b_tail(const OuterArgs &p, uint32_t dst, const OuterTile &tile, int k0) {
-    constexpr int CHUNKS = S::TILE_N / 8;
-    for (int i = threadIdx.x; i < TILE_K * CHUNKS; i += 128) {
-        const int row = i / CHUNKS, chunk = i % CHUNKS;
-        const bool valid = k0 + row < tile.row_end && tile.n + chunk * 8 < p.e.n;
-        const bf16 *src = valid ? p.b + (k0 + row) * p.ldb + tile.n + chunk * 8 : p.b;
-        cp_async16(dst + (chunk >> 3) * 8192 + row * 128 + (((chunk & 7) ^ (row & 7)) << 4), src, valid);
-    }
-}
-
-/* A warp copies 16 of the 64 rows of a stage, two at a time; lane j < 16 knows the index of the j-th. */
+/* A warp copies 16 of the 64 rows of a stage, two at a time; lane j < 16 knows where the j-th starts. Indices are
+ * fetched two stages ahead and turned into addresses before the stage is awaited: between its release and its
+ * copies there is nothing else to do. */
 template <class S>
 __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorMap *map_b,
                                              const Pipeline<S> &pipe, int rank, int first, int step) {
+    constexpr int HALF = TILE_K / PAIR;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, chunk = lane & 15;
     const int row0 = 2 * warp + (lane >> 4), my_row = 2 * warp + (lane & 1) + 8 * ((lane & 15) >> 1);
     const uint32_t to = (chunk >> 3) * 8192 + row0 * 128 + (((chunk & 7) ^ (row0 & 7)) << 4);
     const int total = p.n_groups * p.pairs_m * p.n_tiles_n;
+    const uint32_t lda16 = (uint32_t)(p.lda / 8); /* rows start at 16-byte pieces: 32 bits reach 64 GiB */
+    const uint64_t keep = keep_in_l2();
     Ring<S::STAGES> ring;
     for (int u = first; u < total; u += step) {
         const OuterTile tile = outer_tile(p, u, S::TILE_M, S::TILE_N, rank);
         const int k_blocks = tile.k_blocks(), last = tile.row_end - 1;
         const bool columns_valid = tile.m + chunk * 8 < p.e.m;
         const bf16 *a = p.a + (columns_valid ? tile.m + chunk * 8 : 0);
-        int next = 0;
-        if (k_blocks > 0) {
-            const int row = min(tile.row + my_row, last);
-            next = p.a_row ? __ldg(p.a_row + row) : row;
-        }
+        const auto offset_at = [&](int k0) {
+            const int row = min(k0 + my_row, last);
+            return (uint32_t)(p.a_row ? __ldg(p.a_row + row) : row) * lda16;
+        };
+        if (k_blocks == 0) continue;
+        uint32_t next = offset_at(tile.row), after = offset_at(tile.row + TILE_K);
 #pragma unroll 1
         for (int kb = 0; kb < k_blocks; ++kb, ring.next()) {
-            const int k0 = tile.row + kb * TILE_K, index = next;
-            const bool tail = k0 + TILE_K > tile.row_end;
-            const int row = min(k0 + TILE_K + my_row, last);
-            next = p.a_row ? __ldg(p.a_row + row) : row;
+            const int k0 = tile.row + kb * TILE_K;
+            const uint32_t offset = next;
+            const bf16 *from[8];
+            next = after;
+            after = offset_at(k0 + 2 * TILE_K);
+#pragma unroll
+            for (int i = 0; i < 8; ++i)
+                from[i] = a + (int64_t)__shfl_sync(~0u, offset, 2 * i + (lane >> 4)) * 8;
             mbar_wait(pipe.empty_at(ring.stage), ring.phase ^ 1);
             if (threadIdx.x == 0) {
-                const uint32_t bar = pipe.full_at(ring.stage);
-                mbar_arrive_expect(bar, tail ? 0 : S::B_BYTES);
-                for (int block = 0; block < S::TILE_N / 64 && !tail; ++block)
-                    tma_load_pair(pipe.b(ring.stage) + block * 8192 + rank * (TILE_K / PAIR) * 128, map_b,
-                                  bar, tile.n + block * 64, k0 + rank * (TILE_K / PAIR), 0);
+                const uint32_t bar = pipe.full_at(ring.stage), to_b = pipe.b(ring.stage) + rank * HALF * 128;
+                mbar_arrive_expect(bar, S::B_BYTES);
+#pragma unroll
+                for (int block = 0; block < S::TILE_N / 64; ++block)
+                    tma_load_pair_ragged(to_b + block * 8192, map_b, bar, tile.n + block * 64, k0 + rank * HALF,
+                                         tile.row_end);
             }
             __syncwarp();
-            if (tail) copy_b_tail<S>(p, pipe.b(ring.stage), tile, k0);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                const int64_t from = __shfl_sync(~0u, index, 2 * i + (lane >> 4));
-                const bool valid = columns_valid && k0 + row0 + 8 * i < tile.row_end;
-                cp_async16(pipe.a(ring.stage) + to + i * 1024, a + from * p.lda, valid);
-            }
+            for (int i = 0; i < 8; ++i)
+                cp_async16(pipe.a(ring.stage) + to + i * 1024, from[i],
+                           columns_valid && k0 + row0 + 8 * i < tile.row_end, keep);
             cp_async_arrive(pipe.full_at(ring.stage));
         }
     }
@@ -90,7 +86,7 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorM
 
 template <class S, bool TRANS>
 __device__ __forceinline__ void compute_outer(const OuterArgs &p, const Pipeline<S> &pipe, uint32_t store,
-                                              int rank, int first, int step) {
+                                              int rank, int first, int step, const OutMaps &maps) {
     const int group = threadIdx.x / 128 - 1, warp = (threadIdx.x / 32) % 4;
     const int total = p.n_groups * p.pairs_m * p.n_tiles_n;
     Ring<S::STAGES> ring;
@@ -102,25 +98,24 @@ __device__ __forceinline__ void compute_outer(const OuterArgs &p, const Pipeline
 #pragma unroll
             for (int i = 0; i < S::TILE_N / 2; ++i) acc[0][i] = 0;
         multiply<S, true, true, true>(acc, pipe, ring, k_blocks, group * 8192, [] {});
-        bf16 *c = p.e.c + (int64_t)tile.group * p.e.m * p.e.n;
-        if constexpr (TRANS) {
-            epilogue_store_transposed<S::TILE_N>(acc, store + group * 4 * LINE_BYTES, 1 + group,
-                                                 tile.m + group * 64, tile.n, p.e, c);
-        } else {
-            EpilogueArgs e = p.e;
-            e.c = c;
-            epilogue_store<1, S::TILE_N>(acc, store + (group * 4 + warp) * LINE_BYTES,
-                                         {tile.m + group * 64 + warp * 16, p.e.m}, tile.n, e);
-        }
+        const int m = tile.m + group * 64, height = TRANS ? p.e.n : p.e.m, end = (tile.group + 1) * height;
+        if constexpr (TRANS)
+            epilogue_store_transposed<S::TILE_N>(acc, store + group * 4 * WARP_BYTES, 1 + group,
+                                                 {end - height + tile.n, end}, m, p.e.accumulate, maps);
+        else
+            epilogue_store<1, S::TILE_N>(acc, store + (group * 4 + warp) * WARP_BYTES,
+                                         {end - height + m + warp * 16, end}, tile.n, p.e, maps);
     }
+    tma_store_wait<0>();
 }
 
 template <class S, bool TRANS>
 __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
-    gemm_outer_kernel(const __grid_constant__ OuterArgs p, const __grid_constant__ CUtensorMap map_b) {
-    typedef Shared<S, LINE_BYTES> Layout;
-    extern __shared__ uint8_t raw[];
-    const uint32_t base = (smem_address(raw) + 1023) & ~1023u;
+    gemm_outer_kernel(const __grid_constant__ OuterArgs p, const __grid_constant__ CUtensorMap map_b,
+                      const __grid_constant__ OutMaps maps) {
+    typedef Shared<S> Layout;
+    extern __shared__ __align__(1024) uint8_t raw[];
+    const uint32_t base = smem_address(raw);
     const Pipeline<S> pipe = {base, base + Layout::FULL, base + Layout::EMPTY};
     if (threadIdx.x == 0) pipe.init(LOADERS + 1);
     __syncthreads();
@@ -131,7 +126,7 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
         gather_outer<S>(p, &map_b, pipe, rank, pair, step);
     } else {
         registers_raise<224>();
-        compute_outer<S, TRANS>(p, pipe, base + Layout::STORE, rank, pair, step);
+        compute_outer<S, TRANS>(p, pipe, base + Layout::STORE, rank, pair, step, maps);
     }
     __syncwarp();
     cluster_sync(); /* the other block may still write here */
@@ -153,21 +148,21 @@ static cudaError_t launch(const moei_cuda_gemm_outer_args *args, moei_stream str
     p.lda = args->lda;
     p.ldb = args->ldb;
     p.a_row = args->a_row;
-    p.e.c = (bf16 *)args->c;
-    p.e.ldc = TRANS ? m : n;
     p.e.accumulate = args->accumulate;
     p.e.m = m;
     p.e.n = n;
     CUtensorMap map_b;
-    cudaError_t error = make_map(&map_b, args->b, n, args->max_rows, 1, args->ldb, TILE_K / PAIR, true);
+    OutMaps maps = {};
+    cudaError_t error = make_ragged_map(&map_b, args->b, n, 0, args->ldb, TILE_K / PAIR);
+    if (!error) error = make_ragged_map(&maps.out, args->c, TRANS ? m : n, 1, TRANS ? m : n, TRANS ? 64 : 16);
     int n_sm = 0;
     if (!error) error = multiprocessors(&n_sm);
     if (error) return error;
     auto *kernel = gemm_outer_kernel<S, TRANS>;
-    const int bytes = Shared<S, LINE_BYTES>::bytes(0);
+    const int bytes = Shared<S>::bytes(0);
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;
-    kernel<<<(n_sm - args->free_sms) / PAIR * PAIR, THREADS, bytes, stream>>>(p, map_b);
+    kernel<<<(n_sm - args->free_sms) / PAIR * PAIR, THREADS, bytes, stream>>>(p, map_b, maps);
     return cudaGetLastError();
 }
 

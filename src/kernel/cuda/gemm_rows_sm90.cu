@@ -18,7 +18,6 @@ struct RowsArgs {
     EpilogueArgs e;
 };
 
-template <int EPI> constexpr int WARP_BYTES = EPI >= EPI_ACT_GRAD ? 3 * STRIP_BYTES : LINE_BYTES;
 template <int EPI> constexpr bool TWO_HALVES = EPI == EPI_ACT_GATED; /* the B tile is gate and up columns */
 
 /* This block's half of a B tile, to both blocks. */
@@ -67,6 +66,7 @@ __device__ __forceinline__ void gather_tiles(const RowsArgs &p, const CUtensorMa
     constexpr int N_ROWS = S::TILE_M / 16;
     const int chunk = threadIdx.x & 7, row0 = threadIdx.x >> 3;
     const uint32_t to = row0 * 128 + ((chunk ^ (row0 & 7)) << 4);
+    const uint64_t keep = keep_in_l2();
     Ring<S::STAGES> ring;
     for (int u = first, total = tiles.count(); u < total; u += step) {
         const Tile tile = tiles.at(u);
@@ -89,22 +89,12 @@ __device__ __forceinline__ void gather_tiles(const RowsArgs &p, const CUtensorMa
                 const bool valid = kb * TILE_K + chunk * 8 < p.k;
 #pragma unroll
                 for (int i = 0; i < N_ROWS; ++i)
-                    cp_async16(pipe.a(ring.stage) + to + i * 2048, src[i] + (valid ? kb * TILE_K : 0), valid);
+                    cp_async16(pipe.a(ring.stage) + to + i * 2048, src[i] + (valid ? kb * TILE_K : 0), valid,
+                               keep);
             }
             cp_async_arrive(pipe.full_at(ring.stage));
         }
     }
-}
-
-template <class S, int EPI>
-__device__ __forceinline__ void finish_tile(float (&acc)[S::BLOCKS_M][S::TILE_N / 2], uint32_t stage,
-                                            RowSpan span, int column, const EpilogueArgs &e) {
-    constexpr int M = S::BLOCKS_M, N = S::TILE_N;
-    if constexpr (EPI == EPI_STORE) epilogue_store<M, N>(acc, stage, span, column, e);
-    if constexpr (EPI == EPI_ACT) epilogue_act<M, N, false>(acc, stage, span, column, e);
-    if constexpr (EPI == EPI_ACT_GATED) epilogue_act<M, N, true>(acc, stage, span, column, e);
-    if constexpr (EPI == EPI_ACT_GRAD) epilogue_act_grad<M, N, false>(acc, stage, span, column, e);
-    if constexpr (EPI == EPI_ACT_GRAD_GATED) epilogue_act_grad<M, N, true>(acc, stage, span, column, e);
 }
 
 /* Ping-pong: the warpgroups take turns. A turn ends when all stages of a tile have been awaited; without that
@@ -118,7 +108,8 @@ template <class S> __device__ __forceinline__ void pass_turn(int group) {
 
 template <class S, bool GATHER, bool B_TRANS, int EPI>
 __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<S> &pipe, uint32_t stage,
-                                              RowTiles tiles, int first, int step) {
+                                              RowTiles tiles, int first, int step, const OutMaps &maps) {
+    constexpr int M = S::BLOCKS_M, N = S::TILE_N;
     const int group = threadIdx.x / 128 - 1, warp = (threadIdx.x / 32) % 4;
     const int row_in_tile = (S::PINGPONG ? 0 : group * S::WG_M) + warp * 16;
     Ring<S::STAGES> ring;
@@ -130,12 +121,25 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
     for (int u = first, total = tiles.count(); u < total; u += S::PINGPONG ? 2 * step : step) {
         const Tile tile = tiles.at(u);
         if (tile.live) {
-            float acc[S::BLOCKS_M][S::TILE_N / 2];
+            float acc[M][N / 2];
+            const int a_offset = S::PINGPONG ? 0 : group * S::WG_M * 128;
+            const RowSpan span = {tile.row + row_in_tile, tile.row_end};
             await_turn<S>(group);
-            multiply<S, false, !B_TRANS, GATHER>(acc, pipe, ring, p.k_blocks,
-                                                 S::PINGPONG ? 0 : group * S::WG_M * 128,
-                                                 [group] { pass_turn<S>(group); });
-            finish_tile<S, EPI>(acc, stage, {tile.row + row_in_tile, tile.row_end}, tile.column, p.e);
+            if constexpr (EPI == EPI_ACT_GRAD || EPI == EPI_ACT_GRAD_GATED) {
+                ActGrad<M, N, EPI == EPI_ACT_GRAD_GATED> grad = {stage, span, tile.column, p.e};
+                multiply<S, false, !B_TRANS, GATHER>(acc, pipe, ring, p.k_blocks, a_offset, [group, &grad] {
+                    pass_turn<S>(group);
+                    grad.begin();
+                });
+                grad.run(acc);
+            } else {
+                multiply<S, false, !B_TRANS, GATHER>(acc, pipe, ring, p.k_blocks, a_offset,
+                                                     [group] { pass_turn<S>(group); });
+                if constexpr (EPI == EPI_STORE)
+                    epilogue_store<M, N>(acc, stage, span, tile.column, p.e, maps);
+                else
+                    epilogue_act<M, N, EPI == EPI_ACT_GATED>(acc, stage, span, tile.column, p.e, maps);
+            }
         } else {
             await_turn<S>(group);
             pass_by(pipe, ring, p.k_blocks);
@@ -143,16 +147,17 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
         }
         if (S::PINGPONG) ring.skip(p.k_blocks);
     }
+    tma_store_wait<0>();
 }
 
 template <class S, bool GATHER, bool B_TRANS, int EPI>
 __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
     gemm_rows_kernel(const __grid_constant__ RowsArgs p, const __grid_constant__ CUtensorMap map_a,
-                     const __grid_constant__ CUtensorMap map_b) {
-    typedef Shared<S, WARP_BYTES<EPI>> Layout;
-    extern __shared__ uint8_t raw[];
-    const uint32_t base = (smem_address(raw) + 1023) & ~1023u;
-    int *first = (int *)(raw + (base - smem_address(raw)) + Layout::FIRST);
+                     const __grid_constant__ CUtensorMap map_b, const __grid_constant__ OutMaps maps) {
+    typedef Shared<S> Layout;
+    extern __shared__ __align__(1024) uint8_t raw[];
+    const uint32_t base = smem_address(raw);
+    int *first = (int *)(raw + Layout::FIRST);
     const Pipeline<S> pipe = {base, base + Layout::FULL, base + Layout::EMPTY};
     if (threadIdx.x == 0) pipe.init(GATHER ? LOADERS + 1 : 1);
     if (threadIdx.x / 32 == 1) count_row_tiles(p.offset, p.n_groups, S::TILE_M, first);
@@ -170,8 +175,8 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
             load_tiles<S, B_TRANS, TWO_HALVES<EPI>>(p, &map_a, &map_b, pipe, tiles, pair, step);
     } else {
         registers_raise<GATHER ? 224 : 232>();
-        const uint32_t stage = base + Layout::STORE + (threadIdx.x / 32 - 4) * WARP_BYTES<EPI>;
-        compute_tiles<S, GATHER, B_TRANS, EPI>(p, pipe, stage, tiles, pair, step);
+        const uint32_t stage = base + Layout::STORE + (threadIdx.x / 32 - 4) * WARP_BYTES;
+        compute_tiles<S, GATHER, B_TRANS, EPI>(p, pipe, stage, tiles, pair, step, maps);
     }
     __syncwarp();
     cluster_sync(); /* the other block may still write here */
@@ -179,7 +184,7 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
 
 typedef Shape<false, 64, 256, 4> Cooperative256;
 typedef Shape<true, 128, 192, 4> PingPong192;
-typedef Shape<true, 128, 128, 4> PingPong128;
+typedef Shape<true, 128, 128, 6> PingPong128;
 
 template <class S, bool GATHER, bool B_TRANS, int EPI>
 static cudaError_t launch(const moei_cuda_gemm_rows_args *args, moei_stream stream) {
@@ -194,9 +199,8 @@ static cudaError_t launch(const moei_cuda_gemm_rows_args *args, moei_stream stre
         (const bf16 *)args->a,
         args->lda,
         args->a_row,
-        {(bf16 *)args->c, args->ldc, args->accumulate, 0, n, args->act, (bf16 *)args->z, (bf16 *)args->dz,
-                 (bf16 *)args->h, args->ldz, args->ldh, args->row_weight, args->dweight_part,
-                 (int)moei_cuda_dweight_parts(n)}
+        {args->accumulate, args->z != NULL, 0, n, args->act, (bf16 *)args->z, (bf16 *)args->dz, (bf16 *)args->h,
+                 args->ldz, args->ldh, args->row_weight, args->dweight_part, (int)moei_cuda_dweight_parts(n)}
     };
     const int columns = TWO_HALVES<EPI> ? 2 * n : n;
     CUtensorMap map_a = {}, map_b;
@@ -205,14 +209,21 @@ static cudaError_t launch(const moei_cuda_gemm_rows_args *args, moei_stream stre
                 : make_map(&map_b, args->b, columns, k, args->n_groups, columns, TILE_K / PAIR, true);
     if (!error && !GATHER)
         error = make_map(&map_a, args->a, k, args->max_rows, 1, args->lda, S::TILE_M, false);
+    OutMaps maps = {};
+    if (!error && EPI < EPI_ACT_GRAD) {
+        const bool store = EPI == EPI_STORE;
+        error = make_ragged_map(&maps.out, store ? args->c : args->h, n, 1, store ? args->ldc : args->ldh, 16);
+        if (!error && !store && args->z)
+            error = make_ragged_map(&maps.z, args->z, n, EPI == EPI_ACT_GATED ? 2 : 1, args->ldz, 16);
+    }
     int n_sm = 0;
     if (!error) error = multiprocessors(&n_sm);
     if (error) return error;
     auto *kernel = gemm_rows_kernel<S, GATHER, B_TRANS, EPI>;
-    const int bytes = Shared<S, WARP_BYTES<EPI>>::bytes(args->n_groups);
+    const int bytes = Shared<S>::bytes(args->n_groups);
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;
-    kernel<<<n_sm / PAIR * PAIR, THREADS, bytes, stream>>>(p, map_a, map_b);
+    kernel<<<n_sm / PAIR * PAIR, THREADS, bytes, stream>>>(p, map_a, map_b, maps);
     return cudaGetLastError();
 }
 

@@ -72,8 +72,20 @@ __device__ __forceinline__ void fence_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-__device__ __forceinline__ void cp_async16(uint32_t dst, const void *src, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0)
+/* What L2 keeps when it must choose: rows that several experts read, before what is read or written once. */
+__device__ __forceinline__ uint64_t keep_in_l2() {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+__device__ __forceinline__ uint64_t pass_through_l2() {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+__device__ __forceinline__ void cp_async16(uint32_t dst, const void *src, bool valid, uint64_t policy) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(dst), "l"(src),
+                 "r"(valid ? 16 : 0), "l"(policy)
                  : "memory");
 }
 /* Arrives at a barrier once all copies of this thread so far have landed. */
@@ -97,6 +109,42 @@ __device__ __forceinline__ void tma_load_pair(uint32_t dst, const CUtensorMap *m
                  ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(dst),
                  "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "h"((uint16_t)3)
                  : "memory");
+}
+
+/* Ragged maps (tensor_map.cuh): row `row` of a group that ends at `row_end`; rows past the end read as zero
+ * and are not written. */
+enum { RAGGED_ROWS = 1 << 30 };
+__device__ __forceinline__ void tma_load_pair_ragged(uint32_t dst, const CUtensorMap *map, uint32_t bar,
+                                                     int x, int row, int row_end) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(dst),
+                 "l"(map), "r"(bar), "r"(x), "r"(RAGGED_ROWS - (row_end - row)), "r"(row_end),
+                 "r"((int)RAGGED_ROWS), "h"((uint16_t)3)
+                 : "memory");
+}
+/* From shared memory to column x of half `half`, or added to what is there. */
+__device__ __forceinline__ void tma_store_ragged(const CUtensorMap *map, uint32_t src, int x, int half,
+                                                 int row, int row_end) {
+    asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.bulk_group.L2::cache_hint"
+                 " [%0, {%2, %3, %4, %5, %6}], [%1], %7;" ::"l"(map),
+                 "r"(src), "r"(x), "r"(half), "r"(RAGGED_ROWS - (row_end - row)), "r"(row_end),
+                 "r"((int)RAGGED_ROWS), "l"(pass_through_l2())
+                 : "memory");
+}
+__device__ __forceinline__ void tma_add_ragged(const CUtensorMap *map, uint32_t src, int x, int half, int row,
+                                               int row_end) {
+    asm volatile("cp.reduce.async.bulk.tensor.5d.global.shared::cta.add.bulk_group"
+                 " [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(map),
+                 "r"(src), "r"(x), "r"(half), "r"(RAGGED_ROWS - (row_end - row)), "r"(row_end),
+                 "r"((int)RAGGED_ROWS)
+                 : "memory");
+}
+__device__ __forceinline__ void tma_store_commit() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+/* Until all but the last PENDING stores of this thread have read their shared memory. */
+template <int PENDING> __device__ __forceinline__ void tma_store_wait() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 }
 
 template <int REGS> __device__ __forceinline__ void registers_raise() {
@@ -140,6 +188,12 @@ __device__ __forceinline__ void stmatrix_transposed(uint32_t dst, const uint32_t
                  "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
                  : "memory");
 }
+__device__ __forceinline__ void ldmatrix(uint32_t (&v)[4], uint32_t src) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                 : "r"(src)
+                 : "memory");
+}
 __device__ __forceinline__ uint4 shared_load16(uint32_t src) {
     uint4 v;
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
@@ -151,14 +205,6 @@ __device__ __forceinline__ uint4 shared_load16(uint32_t src) {
 __device__ __forceinline__ void shared_store16(uint32_t dst, uint4 v) {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(dst), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                  : "memory");
-}
-__device__ __forceinline__ uint32_t shared_load4(uint32_t src) {
-    uint32_t v;
-    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(src) : "memory");
-    return v;
-}
-__device__ __forceinline__ void shared_store4(uint32_t dst, uint32_t v) {
-    asm volatile("st.shared.b32 [%0], %1;" ::"r"(dst), "r"(v) : "memory");
 }
 
 __device__ __forceinline__ uint32_t bf16_pack(float low, float high) {
