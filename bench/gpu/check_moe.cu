@@ -5,6 +5,7 @@
 #include "gpu_common.cuh"
 
 #include <numeric>
+#include <string.h>
 #include <time.h>
 
 static int n_failed, n_checked;
@@ -280,8 +281,8 @@ static void check_gather_sum(int64_t tokens, int top_k, int64_t n, bool weighted
 
 /* Selection must equal a stable sort of the kernel's own logits; the plan a counting sort of the selection.
  */
-static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool before, bool norm,
-                        bool ties) {
+static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool before, bool norm, bool ties,
+                        bool few) {
     Buffer<bf16> x(tokens * d), gate(experts * d);
     const int pitch = (experts + 3) / 4 * 4, tiles = (int)((tokens + 127) / 128);
     Buffer<float> logits(tokens * experts), lse(tokens), weight(tokens * top_k), row_weight(tokens * top_k);
@@ -300,8 +301,8 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
                                         lse.data,  expert.data, weight.data, count.data, bad.data};
     const moei_cuda_plan_args plan = {tokens,     experts,     top_k,      expert.data, weight.data,
                                       count.data, offset.data, token.data, row_of.data, row_weight.data};
-    CUDA_OK(moei_cuda_route(&route, 0));
-    CUDA_OK(moei_cuda_plan(&plan, 0));
+    CUDA_OK(few ? moei_cuda_route_few(&route, 0) : moei_cuda_route(&route, 0));
+    if (!few) CUDA_OK(moei_cuda_plan(&plan, 0));
     CUDA_OK(cudaDeviceSynchronize());
     std::vector<int> zero = {0, (int)tokens};
     Buffer<int> one(2);
@@ -314,8 +315,8 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
                              rw = row_weight.get();
     const std::vector<int> e = expert.get(), o = offset.get(), rt = token.get(), ro = row_of.get();
     char what[100];
-    snprintf(what, sizeof what, "route T %d E %d K %d d %d before %d norm %d ties %d", (int)tokens, experts,
-             top_k, (int)d, before, norm, ties);
+    snprintf(what, sizeof what, "route T %d E %d K %d d %d before %d norm %d ties %d few %d", (int)tokens,
+             experts, top_k, (int)d, before, norm, ties, few);
     verdict(what, distance(l, std::vector<double>(r.begin(), r.end())), 1e-5, logits.guard_intact());
     int64_t wrong = bad.get()[0] != INT32_MAX, wrong_plan = 0;
     std::vector<double> want_w, want_s;
@@ -338,6 +339,7 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
     verdict("  its selection (wrong entries)", (double)wrong, 0, expert.guard_intact());
     verdict("  its weights", distance(w, want_w), 1e-5, weight.guard_intact());
     verdict("  its lse", distance(s, want_s), 1e-5, lse.guard_intact());
+    if (few) return;
     std::vector<int> next(1, 0);
     for (int i = 0; i < experts; ++i) next.push_back(next.back() + rows[(size_t)i]);
     for (int i = 0; i <= experts; ++i) wrong_plan += o[(size_t)i] != next[(size_t)i];
@@ -347,6 +349,93 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
     }
     verdict("  its plan (wrong entries)", (double)wrong_plan, 0,
             row_of.guard_intact() && token.guard_intact() && offset.guard_intact());
+}
+
+/* Experts may repeat between tokens and be missing (-1). */
+static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int64_t n, moe_act act) {
+    const bool gated = act == MOE_ACT_SWIGLU;
+    const int64_t width = gated ? 2 * n : n, choices = tokens * top_k;
+    Buffer<bf16> x(tokens * d), w1(experts * d * width), w2(experts * n * d), y(tokens * d),
+        again(tokens * d);
+    Buffer<float> weight(choices), h(choices * n);
+    Buffer<int> expert(choices);
+    std::vector<int> chosen;
+    for (int64_t t = 0; t < tokens; ++t) {
+        const int start = (int)(mix(seed * 5 + (uint64_t)t) % (uint32_t)experts);
+        for (int k = 0; k < top_k; ++k)
+            chosen.push_back(mix(seed + (uint64_t)(t * top_k + k)) % 9 ? (start + 3 * k) % experts : -1);
+    }
+    x.random(seed, 1), w1.random(seed + 1, 1 / sqrtf((float)d)), w2.random(seed + 2, 1 / sqrtf((float)n));
+    weight.random(seed + 3, 1), expert.put(chosen);
+    moei_cuda_decode_args args = {tokens,  d,   n,           experts,     top_k,  x.data, w1.data,
+                                  w2.data, act, expert.data, weight.data, h.data, y.data};
+    CUDA_OK(moei_cuda_decode(&args, 0));
+    args.y = again.data;
+    CUDA_OK(moei_cuda_decode(&args, 0));
+    CUDA_OK(cudaDeviceSynchronize());
+    const std::vector<bf16> xv = x.get(), v1 = w1.get(), v2 = w2.get(), got = y.get(), twice = again.get();
+    const std::vector<float> w = weight.get();
+    std::vector<double> want((size_t)(tokens * d));
+    for (int64_t i = 0; i < choices; ++i) {
+        const int64_t t = i / top_k, e = chosen[(size_t)i];
+        if (e < 0) continue;
+        std::vector<double> z((size_t)width);
+        for (int64_t k = 0; k < d; ++k)
+            for (int64_t j = 0; j < width; ++j)
+                z[(size_t)j] += (double)(float)xv[(size_t)(t * d + k)] *
+                                (double)(float)v1[(size_t)((e * d + k) * width + j)];
+        for (int64_t k = 0; k < n; ++k) {
+            const double a = w[(size_t)i] * act_eval(act, z[(size_t)k], gated ? z[(size_t)(n + k)] : 0).value;
+            for (int64_t j = 0; j < d; ++j)
+                want[(size_t)(t * d + j)] += a * (double)(float)v2[(size_t)((e * n + k) * d + j)];
+        }
+    }
+    char what[100];
+    snprintf(what, sizeof what, "decode T %d E %d K %d d %d n %d act %d", (int)tokens, experts, top_k, (int)d,
+             (int)n, act);
+    verdict(what, distance(got, want), 4e-3, y.guard_intact() && h.guard_intact());
+    verdict("  the same bits again", memcmp(got.data(), twice.data(), got.size() * sizeof(bf16)) != 0, 0,
+            true);
+}
+
+/* What a call writes, run after run: the same bits. */
+static void check_same_bits(Problem &p) {
+    const int64_t n = p.c.n, d = p.c.d, rows = p.c.rows, groups = p.c.groups;
+    std::vector<std::vector<bf16>> first;
+    std::vector<float> first_part;
+    int64_t different = 0;
+    for (int run = 0; run < 3; ++run) {
+        Buffer<bf16> z(rows * 2 * n), h(rows * n), c(rows * d), w(groups * d * n), wt(groups * d * n);
+        Buffer<float> part(rows * moei_cuda_dweight_parts(n));
+        moei_cuda_gemm_rows_args r = {};
+        r.n_groups = p.c.groups, r.offset = p.offset.data, r.max_rows = rows;
+        r.n = n, r.k = d, r.a = p.x.data, r.lda = d, r.a_row = p.row.data, r.b = p.w1.data;
+        r.epilogue = MOE_EPI_ACT, r.act = MOE_ACT_SWIGLU, r.z = z.data, r.ldz = 2 * n, r.h = h.data,
+        r.ldh = n;
+        CUDA_OK(moei_cuda_gemm_rows(&r, 0));
+        r.epilogue = MOE_EPI_ACT_GRAD, r.dz = z.data, r.b = p.w2.data, r.b_trans = true;
+        r.row_weight = p.row_weight.data, r.dweight_part = part.data;
+        CUDA_OK(moei_cuda_gemm_rows(&r, 0));
+        r.epilogue = MOE_EPI_STORE, r.n = d, r.k = n, r.a = h.data, r.lda = n, r.a_row = NULL,
+        r.b = p.w2.data;
+        r.b_trans = false, r.c = c.data, r.ldc = d;
+        CUDA_OK(moei_cuda_gemm_rows(&r, 0));
+        moei_cuda_gemm_outer_args o = {};
+        o.n_groups = p.c.groups, o.offset = p.offset.data, o.max_rows = rows, o.m = d, o.n = n,
+        o.a = p.x.data;
+        o.lda = d, o.a_row = p.row.data, o.b = h.data, o.ldb = n, o.c = w.data;
+        CUDA_OK(moei_cuda_gemm_outer(&o, 0));
+        o.c = wt.data, o.c_trans = true;
+        CUDA_OK(moei_cuda_gemm_outer(&o, 0));
+        CUDA_OK(cudaDeviceSynchronize());
+        const std::vector<std::vector<bf16>> now = {z.get(), h.get(), c.get(), w.get(), wt.get()};
+        const std::vector<float> now_part = part.get();
+        if (run == 0) first = now, first_part = now_part;
+        for (size_t i = 0; i < now.size(); ++i)
+            different += memcmp(first[i].data(), now[i].data(), now[i].size() * sizeof(bf16)) != 0;
+        different += memcmp(first_part.data(), now_part.data(), now_part.size() * sizeof(float)) != 0;
+    }
+    verdict(p.name("same bits in three runs (buffers that differ)").c_str(), (double)different, 0, true);
 }
 
 static void check_case(const Case &c) {
@@ -365,7 +454,8 @@ static void check_case(const Case &c) {
     check_act(p, MOE_ACT_GELU, MOEI_SCHEDULE_AUTO, true);
     check_act_grad(p, MOE_ACT_RELU, MOEI_SCHEDULE_AUTO, false);
     check_act_grad(p, MOE_ACT_GELU, MOEI_SCHEDULE_AUTO, false);
-    for (int i = 0; i < 4; ++i) check_outer(p, i & 1, i >> 1, i == 2);
+    for (int i = 0; i < 4; ++i) check_outer(p, i & 1, i >> 1, i >= 2);
+    check_same_bits(p);
 }
 
 int main(int argc, char **argv) {
@@ -387,12 +477,20 @@ int main(int argc, char **argv) {
     for (const Case &c : cases) check_case(c);
     for (int i = 0; i < 8; ++i)
         check_gather_sum(i % 2 ? 331 : 64, 1 + i + (i > 5) * 4, i % 3 ? 72 : 1536, i & 1, i & 2);
-    check_route(128, 64, 2, 64, false, false, false);
-    check_route(1009, 128, 8, 200, true, true, true);
-    check_route(300, 60, 4, 136, true, false, true);
-    check_route(257, 256, 16, 320, false, false, false);
-    check_route(1, 8, 1, 64, true, false, false);
-    check_route(4000, 3, 3, 64, false, false, true);
+    check_route(128, 64, 2, 64, false, false, false, false);
+    check_route(1009, 128, 8, 200, true, true, true, false);
+    check_route(300, 60, 4, 136, true, false, true, false);
+    check_route(257, 256, 16, 320, false, false, false, false);
+    check_route(1, 8, 1, 64, true, false, false, false);
+    check_route(4000, 3, 3, 64, false, false, true, false);
+    check_route(1, 128, 8, 2048, false, false, false, true);
+    check_route(8, 60, 4, 136, true, true, true, true);
+    check_route(5, 256, 16, 72, true, false, true, true);
+    check_decode(1, 16, 4, 256, 128, MOE_ACT_SWIGLU);
+    check_decode(8, 11, 8, 200, 72, MOE_ACT_SWIGLU);
+    check_decode(3, 64, 2, 1048, 264, MOE_ACT_SWIGLU);
+    check_decode(7, 5, 2, 136, 40, MOE_ACT_GELU);
+    check_decode(2, 8, 2, 64, 8, MOE_ACT_RELU);
     printf("check_moe: %d checks, %d failed\n", n_checked, n_failed);
     return n_failed != 0;
 }

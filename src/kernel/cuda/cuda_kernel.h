@@ -89,7 +89,7 @@ int moei_cuda_gather_sum(const moei_cuda_gather_sum_args *args, moei_stream stre
 enum { MOEI_CUDA_ROUTE_TILE = 128 };
 typedef struct moei_cuda_route_args {
     int64_t n_tokens, d;
-    int32_t n_experts, top_k; /* n_experts at most 256, top_k at most 16 */
+    int32_t n_experts, top_k; /* n_experts at most 256, top_k at most 32 */
     const void *x;            /* [T, d] */
     const void *gate;         /* [E, d] */
     bool score_before_topk, norm_topk_prob;
@@ -102,6 +102,9 @@ typedef struct moei_cuda_route_args {
     int32_t *first_bad;  /* lowest token with a NaN or infinite logit; the caller sets INT32_MAX before */
 } moei_cuda_route_args;
 int moei_cuda_route(const moei_cuda_route_args *args, moei_stream stream);
+
+/* The same for up to MOEI_CUDA_DECODE_TOKENS tokens, sooner; tile_count is not written. */
+int moei_cuda_route_few(const moei_cuda_route_args *args, moei_stream stream);
 
 /* Where each routed row stands, rows of an expert by ascending token. */
 typedef struct moei_cuda_plan_args {
@@ -116,6 +119,23 @@ typedef struct moei_cuda_plan_args {
     float *row_weight;         /* [R] */
 } moei_cuda_plan_args;
 int moei_cuda_plan(const moei_cuda_plan_args *args, moei_stream stream);
+
+/* The experts of few tokens, forward only, without a plan: y[t] = sum_k weight[t,k] f_expert[t,k](x[t]).
+ * expert -1: nothing. */
+enum { MOEI_CUDA_DECODE_TOKENS = 8, MOEI_CUDA_DECODE_CHOICES = 128 };
+typedef struct moei_cuda_decode_args {
+    int64_t n_tokens, d, n; /* n_tokens at most 8, n_tokens * top_k at most 128 */
+    int32_t n_experts, top_k;
+    const void *x;  /* [T, d] */
+    const void *w1; /* [E, d, n], gated [E, d, 2n], gate first */
+    const void *w2; /* [E, n, d] */
+    moe_act act;
+    const int32_t *expert; /* [T, K] */
+    const float *weight;   /* [T, K] */
+    float *h;              /* scratch [T * K, n] */
+    void *y;               /* [T, d] */
+} moei_cuda_decode_args;
+int moei_cuda_decode(const moei_cuda_decode_args *args, moei_stream stream);
 
 #ifdef __cplusplus
 }

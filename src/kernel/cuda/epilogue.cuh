@@ -1,8 +1,8 @@
 /* epilogue.cuh: what follows a grouped product, from accumulators [WG_M, TILE_N] to memory.
  * A warp holds rows 16w..16w+15 of each block of 64; lane l has rows l/4 and l/4+8, columns 8j + 2(l%4) and
  * the next: acc[4j .. 4j+3]. Formulas: moekit/op.h.
- * A warp puts lines of 16 rows by 64 columns together in shared memory of its own, two in turn; the copy engine
- * takes them to memory while the warp goes on, and leaves out what lies past the end of a group.
+ * A warp puts lines of 16 rows by 64 columns together in shared memory of its own, two in turn; the copy
+ * engine takes them to memory while the warp goes on, and leaves out what lies past the end of a group.
  */
 #ifndef MOEI_EPILOGUE_CUH
 #define MOEI_EPILOGUE_CUH
@@ -137,16 +137,16 @@ struct Block16 {
     uint32_t v[4];
 };
 
-/* Walks over a warp's strips: N / STRIP of them for each block of 64 rows. Loads are two strips ahead, so
+/* Walks over a warp's strips: N / STRIP of them for each block of 64 rows. Loads are AHEAD strips ahead, so
  * that both halves of a 128-byte line of Z are read before dZ is written over either: a read that meets a
  * line half written waits for microseconds (dH took 0.81 instead of 0.49 ms). */
 template <int M, int N, bool GATED> struct ActGrad {
-    static constexpr int STRIPS = N / STRIP;
+    static constexpr int STRIPS = N / STRIP, AHEAD = 2;
     const uint32_t stage;
     const RowSpan span;
     const int column;
     const EpilogueArgs &e;
-    Strip even, odd;
+    Strip strip[AHEAD];
     float w[M][2];
 
     /* What the walk will need first; called while the product is still running. */
@@ -158,7 +158,8 @@ template <int M, int N, bool GATED> struct ActGrad {
                 const int r = span.row + 64 * m + ((threadIdx.x & 31) >> 2) + 8 * half;
                 w[m][half] = e.row_weight && r < span.row_end ? __ldg(e.row_weight + r) : 1.f;
             }
-        even = load(0), odd = load(1);
+#pragma unroll
+        for (int q = 0; q < AHEAD; ++q) strip[q] = load(q);
     }
     __device__ __forceinline__ Strip load(int q) const {
         const int lane = threadIdx.x & 31, first = span.row + q / STRIPS * 64;
@@ -208,8 +209,8 @@ template <int M, int N, bool GATED> struct ActGrad {
         __syncwarp();
     }
     /* dA' = da of 16 columns -> dZ over gate and up, weight * A; <dA', A> is added to dot. */
-    __device__ __forceinline__ void grad(const float *da, const float (&weight)[2], Block16 &gate, Block16 &up,
-                                         Block16 &wa, float (&dot)[2]) const {
+    __device__ __forceinline__ void grad(const float *da, const float (&weight)[2], Block16 &gate,
+                                         Block16 &up, Block16 &wa, float (&dot)[2]) const {
 #pragma unroll
         for (int i = 0; i < 4; ++i) { /* block: columns 8 (i / 2), rows 8 (i % 2) */
             const int half = i & 1;
@@ -235,12 +236,12 @@ template <int M, int N, bool GATED> struct ActGrad {
             wa.v[i] = bf16_pack(weight[half] * a[0], weight[half] * a[1]);
         }
     }
-    __device__ __forceinline__ void step(int q, const float *da, Strip &strip, float (&dot)[2]) {
+    __device__ __forceinline__ void step(int q, const float *da, float (&dot)[2]) {
         const int lane = threadIdx.x & 31;
         const uint32_t at = stage + (lane & 15) * STRIP_PITCH + (lane >> 4) * 16;
         Block16 gate[2], up[2] = {}, wa[2];
-        put(strip);
-        strip = load(q + 2);
+        put(strip[q % AHEAD]);
+        strip[q % AHEAD] = load(q + AHEAD);
 #pragma unroll
         for (int b = 0; b < 2; ++b) {
             ldmatrix(gate[b].v, at + b * 32);
@@ -272,15 +273,15 @@ template <int M, int N, bool GATED> struct ActGrad {
 #pragma unroll
         for (int q = 0; q < M * STRIPS; ++q) {
             const int m = q / STRIPS, c = q % STRIPS;
-            step(q, acc[m] + c * STRIP / 2, q & 1 ? odd : even, dot);
+            step(q, acc[m] + c * STRIP / 2, dot);
             if ((c + 1) % (DWEIGHT_COLUMNS / STRIP) == 0)
                 keep_dweight(m, (column + c * STRIP) / DWEIGHT_COLUMNS, dot);
         }
     }
 };
 
-/* C transposed: the tile's columns are rows of C, which end at row_end. A warpgroup puts 64 by 64 together, in
- * two blocks of shared memory in turn; its first thread drives the copy engine. */
+/* C transposed: the tile's columns are rows of C, which end at row_end. A warpgroup puts 64 by 64 together,
+ * in two blocks of shared memory in turn; its first thread drives the copy engine. */
 template <int N>
 __device__ __forceinline__ void epilogue_store_transposed(const float (&acc)[1][N / 2], uint32_t stage,
                                                           int barrier, RowSpan span, int column, bool add,

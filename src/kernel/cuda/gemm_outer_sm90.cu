@@ -30,9 +30,9 @@ __device__ __forceinline__ OuterTile outer_tile(const OuterArgs &p, int u, int t
             __ldg(p.offset + group + 1)};
 }
 
-/* A warp copies 16 of the 64 rows of a stage, two at a time; lane j < 16 knows where the j-th starts. Indices are
- * fetched two stages ahead and turned into addresses before the stage is awaited: between its release and its
- * copies there is nothing else to do. */
+/* A warp copies 16 of the 64 rows of a stage, two at a time; lane j < 16 knows where the j-th starts. Indices
+ * are fetched two stages ahead and turned into addresses before the stage is awaited: between its release and
+ * its copies there is nothing else to do. */
 template <class S>
 __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorMap *map_b,
                                              const Pipeline<S> &pipe, int rank, int first, int step) {
@@ -55,7 +55,7 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorM
         };
         if (k_blocks == 0) continue;
         uint32_t next = offset_at(tile.row), after = offset_at(tile.row + TILE_K);
-#pragma unroll 1
+#pragma unroll 2
         for (int kb = 0; kb < k_blocks; ++kb, ring.next()) {
             const int k0 = tile.row + kb * TILE_K;
             const uint32_t offset = next;
@@ -71,8 +71,8 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorM
                 mbar_arrive_expect(bar, S::B_BYTES);
 #pragma unroll
                 for (int block = 0; block < S::TILE_N / 64; ++block)
-                    tma_load_pair_ragged(to_b + block * 8192, map_b, bar, tile.n + block * 64, k0 + rank * HALF,
-                                         tile.row_end);
+                    tma_load_pair_ragged(to_b + block * 8192, map_b, bar, tile.n + block * 64,
+                                         k0 + rank * HALF, tile.row_end);
             }
             __syncwarp();
 #pragma unroll

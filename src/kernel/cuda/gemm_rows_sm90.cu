@@ -199,8 +199,9 @@ static cudaError_t launch(const moei_cuda_gemm_rows_args *args, moei_stream stre
         (const bf16 *)args->a,
         args->lda,
         args->a_row,
-        {args->accumulate, args->z != NULL, 0, n, args->act, (bf16 *)args->z, (bf16 *)args->dz, (bf16 *)args->h,
-                 args->ldz, args->ldh, args->row_weight, args->dweight_part, (int)moei_cuda_dweight_parts(n)}
+        {args->accumulate, args->z != NULL, 0, n, args->act, (bf16 *)args->z, (bf16 *)args->dz,
+                 (bf16 *)args->h, args->ldz, args->ldh, args->row_weight, args->dweight_part,
+                 (int)moei_cuda_dweight_parts(n)}
     };
     const int columns = TWO_HALVES<EPI> ? 2 * n : n;
     CUtensorMap map_a = {}, map_b;
@@ -212,7 +213,8 @@ static cudaError_t launch(const moei_cuda_gemm_rows_args *args, moei_stream stre
     OutMaps maps = {};
     if (!error && EPI < EPI_ACT_GRAD) {
         const bool store = EPI == EPI_STORE;
-        error = make_ragged_map(&maps.out, store ? args->c : args->h, n, 1, store ? args->ldc : args->ldh, 16);
+        error =
+            make_ragged_map(&maps.out, store ? args->c : args->h, n, 1, store ? args->ldc : args->ldh, 16);
         if (!error && !store && args->z)
             error = make_ragged_map(&maps.z, args->z, n, EPI == EPI_ACT_GATED ? 2 : 1, args->ldz, 16);
     }
@@ -260,10 +262,10 @@ static cudaError_t launch_act(const moei_cuda_gemm_rows_args *args, moei_stream 
 
 static cudaError_t launch_act_grad(const moei_cuda_gemm_rows_args *args, moei_stream stream) {
     if (!args->a_row || !args->b_trans) return cudaErrorNotSupported;
+    const bool narrow = args->schedule == MOEI_SCHEDULE_PINGPONG || args->n <= 128;
     if (args->act == MOE_ACT_SWIGLU)
-        return args->schedule == MOEI_SCHEDULE_COOPERATIVE
-                   ? launch<Cooperative256, true, true, EPI_ACT_GRAD_GATED>(args, stream)
-                   : launch<PingPong128, true, true, EPI_ACT_GRAD_GATED>(args, stream);
+        return narrow ? launch<PingPong128, true, true, EPI_ACT_GRAD_GATED>(args, stream)
+                      : launch<Cooperative256, true, true, EPI_ACT_GRAD_GATED>(args, stream);
     return launch<PingPong128, true, true, EPI_ACT_GRAD>(args, stream);
 }
 

@@ -1,9 +1,10 @@
 /* route_sm90.cu: router in one kernel: logits[T,E] = x gate^T, softmax, exact top-k, rows per expert.
- * A block takes 128 tokens: a loading warp streams x and the gate, two warpgroups multiply, then two threads
- * a token select. Source: DESIGN section 2; 64-bit keys (score, then lower expert) make ties exact.
+ * A block takes 128 tokens: a loading warp streams x and the gate, two warpgroups multiply, then each of
+ * their warps selects for one pair of tokens after another. Source: DESIGN section 2.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/gemm_core.cuh"
+#include "kernel/cuda/select.cuh"
 #include "kernel/cuda/tensor_map.cuh"
 
 namespace moei {
@@ -13,75 +14,12 @@ enum { ROUTE_THREADS = 288, SELECTORS = 256, ROUTE_M = MOEI_CUDA_ROUTE_TILE };
 template <int N> struct RouteLayout {
     static constexpr int STAGES = N == 256 ? 4 : 3;
     static constexpr int STAGE_BYTES = (ROUTE_M + N) * TILE_K * 2;
-    static constexpr int PITCH =
-        N + 1; /* of logits in floats: threads of neighbouring rows use other banks */
-    static constexpr int COUNT =
-        STAGES * STAGE_BYTES > ROUTE_M *PITCH * 4 ? STAGES *STAGE_BYTES : ROUTE_M *PITCH * 4;
+    static constexpr int PITCH = N + 8; /* of logits in floats: neighbouring rows use other banks */
+    static constexpr int LOGIT_BYTES = ROUTE_M * PITCH * 4;
+    static constexpr int COUNT = STAGES * STAGE_BYTES > LOGIT_BYTES ? STAGES *STAGE_BYTES : LOGIT_BYTES;
     static constexpr int BARRIERS = COUNT + N * 4;
     static constexpr int BYTES = BARRIERS + 16 * STAGES + 1024;
 };
-
-/* Larger key: larger score, then lower expert. */
-__device__ __forceinline__ uint64_t key_of(float score, int expert) {
-    const uint32_t bits = __float_as_uint(score + 0.f); /* -0 becomes 0 */
-    const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return (uint64_t)ordered << 32 | (0xFFFFFFFFu - (uint32_t)expert);
-}
-__device__ __forceinline__ int key_expert(uint64_t key) {
-    return (int)(0xFFFFFFFFu - (uint32_t)key);
-}
-__device__ __forceinline__ float key_score(uint64_t key) {
-    const uint32_t ordered = (uint32_t)(key >> 32);
-    return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7FFFFFFFu : ~ordered);
-}
-
-template <int K> __device__ __forceinline__ void insert(uint64_t (&best)[K], uint64_t key) {
-    if (key <= best[K - 1]) return;
-#pragma unroll
-    for (int i = 0; i < K; ++i) {
-        const uint64_t old = best[i];
-        best[i] = key > old ? key : old;
-        key = key > old ? old : key;
-    }
-}
-
-/* Threads 2r and 2r+1 share row r: either scans every other logit, then they exchange their lists. */
-template <int K>
-__device__ __forceinline__ void select_row(const moei_cuda_route_args &p, const float *logit, int64_t token,
-                                           uint32_t *count) {
-    const int half = threadIdx.x & 1;
-    uint64_t best[K], other[K];
-    bool finite = true;
-#pragma unroll
-    for (int k = 0; k < K; ++k) best[k] = 0;
-    for (int e = half; e < p.n_experts; e += 2) {
-        finite &= fabsf(logit[e]) < INFINITY;
-        insert<K>(best, key_of(logit[e], e));
-    }
-#pragma unroll
-    for (int k = 0; k < K; ++k) other[k] = __shfl_xor_sync(~0u, best[k], 1);
-#pragma unroll
-    for (int k = 0; k < K; ++k) insert<K>(best, other[k]);
-    finite &= __shfl_xor_sync(~0u, (int)finite, 1) != 0;
-    const float max = key_score(best[0]);
-    float sum = 0, chosen = 0;
-    for (int e = half; e < p.n_experts; e += 2) sum += __expf(logit[e] - max);
-    sum += __shfl_xor_sync(~0u, sum, 1);
-#pragma unroll
-    for (int k = 0; k < K; ++k) chosen += k < p.top_k ? __expf(key_score(best[k]) - max) : 0;
-    if (half == 1 || token >= p.n_tokens) return;
-    const float divisor = p.score_before_topk && !p.norm_topk_prob ? sum : chosen;
-    p.lse[token] = max + __logf(sum);
-    if (!finite) atomicMin(p.first_bad, (int)token);
-#pragma unroll
-    for (int k = 0; k < K; ++k)
-        if (k < p.top_k) {
-            const int e = key_expert(best[k]);
-            p.expert[token * p.top_k + k] = e;
-            p.weight[token * p.top_k + k] = p.scale * __expf(key_score(best[k]) - max) / divisor;
-            atomicAdd(count + e, 1);
-        }
-}
 
 template <int N>
 __device__ __forceinline__ void stream_operands(const CUtensorMap *map_x, const CUtensorMap *map_gate,
@@ -121,7 +59,9 @@ __device__ __forceinline__ void compute_logits(uint32_t base, uint32_t bars, int
 #pragma unroll
     for (int j = 0; j < N / 8; ++j)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) row[(i >> 1) * 8 * Layout::PITCH + j * 8 + (i & 1)] = acc[4 * j + i];
+        for (int half = 0; half < 2; ++half)
+            *(float2 *)(row + half * 8 * Layout::PITCH + j * 8) =
+                make_float2(acc[4 * j + 2 * half], acc[4 * j + 2 * half + 1]);
     named_barrier(1, SELECTORS);
 }
 
@@ -150,14 +90,12 @@ __global__ void __launch_bounds__(ROUTE_THREADS, N == 256 ? 1 : 2)
         return;
     }
     compute_logits<N>(base, bars, k_blocks, logits);
-    const int64_t first = (int64_t)blockIdx.x * ROUTE_M, token = first + thread / 2;
-    const float *row = logits + (thread / 2) * Layout::PITCH;
-    if (p.top_k <= 4)
-        select_row<4>(p, row, token, count);
-    else if (p.top_k <= 8)
-        select_row<8>(p, row, token, count);
-    else
-        select_row<16>(p, row, token, count);
+    const int64_t first = (int64_t)blockIdx.x * ROUTE_M;
+    Selection<N> selection;
+#pragma unroll 1
+    for (int r = thread / 32 * selection.TOKENS; r < ROUTE_M; r += SELECTORS / 32 * selection.TOKENS)
+        if (first + r < p.n_tokens)
+            selection.run(p, logits + r * Layout::PITCH, Layout::PITCH, first + r, count);
     if (p.logits)
         for (int i = thread; i < ROUTE_M * p.n_experts; i += SELECTORS) {
             const int r = i / p.n_experts, e = i - r * p.n_experts;
@@ -187,7 +125,7 @@ template <int N> static cudaError_t launch_route(const moei_cuda_route_args *arg
 } // namespace moei
 
 int moei_cuda_route(const moei_cuda_route_args *args, moei_stream stream) {
-    if (args->n_experts > 256 || args->top_k > 16 || args->top_k > args->n_experts)
+    if (args->n_experts > 256 || args->top_k > 32 || args->top_k > args->n_experts)
         return cudaErrorNotSupported;
     if (args->n_experts <= 64) return moei::launch_route<64>(args, stream);
     return args->n_experts <= 128 ? moei::launch_route<128>(args, stream)

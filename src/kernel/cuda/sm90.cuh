@@ -59,6 +59,24 @@ __device__ __forceinline__ void cluster_sync() {
                  "barrier.cluster.wait.acquire.aligned;" ::
                      : "memory");
 }
+/* The float at the same shared-memory address in block `rank` of the cluster. */
+__device__ __forceinline__ float load_of_rank(uint32_t address, uint32_t rank) {
+    float v;
+    asm volatile("{\n .reg .b32 remote;\n"
+                 " mapa.shared::cluster.u32 remote, %1, %2;\n"
+                 " ld.shared::cluster.f32 %0, [remote];\n}"
+                 : "=f"(v)
+                 : "r"(address), "r"(rank)
+                 : "memory");
+    return v;
+}
+/* Programmatic launches: the next kernel of the stream may start; all that earlier ones wrote is there. */
+__device__ __forceinline__ void let_next_start() {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+__device__ __forceinline__ void await_earlier() {
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
 __device__ __forceinline__ void named_barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

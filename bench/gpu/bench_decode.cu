@@ -1,0 +1,152 @@
+/* bench_decode.cu: time of one layer (router, experts, combine) for small batches, bf16, swiglu, beside the
+ * time that reading the chosen experts' weights takes at the rate of a plain read measured in the same run.
+ * Steps have tokens of their own, so that weights come from memory; all steps of a batch size are one CUDA
+ * graph. Run: make bench-gpu, or build/release/gpu/bench_decode.
+ */
+#include "gpu_common.cuh"
+
+#include <set>
+
+struct Shape {
+    const char *name;
+    int64_t d, n;
+    int experts, top_k;
+};
+static const Shape shapes[] = {
+    {"Qwen3-30B", 2048, 768,   128, 8},
+    {"Mixtral",   4096, 14336, 8,   2},
+};
+enum { STEPS = 24, MAX_BATCH = 128, ROUNDS = 7 };
+
+static __global__ void read_kernel(const uint4 *from, int64_t n, uint32_t *sink) {
+    uint32_t sum = 0;
+    const int64_t step = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < n; i += 8 * step) {
+        uint4 v[8];
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+            v[j] = i + j * step < n ? __ldcs(from + i + j * step) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) sum += v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
+    }
+    if (sum == 0x12345678) *sink = sum;
+}
+
+struct Layer {
+    Shape s;
+    Buffer<bf16> x, gate, w1, w2, h, y_rows, y;
+    Buffer<float> h_few, lse, weight, row_weight;
+    Buffer<int> expert, bad, offset, row_token, row_of;
+    Buffer<uint8_t> count;
+    explicit Layer(const Shape &shape)
+        : s(shape), x(STEPS * MAX_BATCH * s.d), gate(s.experts * s.d), w1(s.experts * s.d * 2 * s.n),
+          w2(s.experts * s.n * s.d), h(MAX_BATCH * s.top_k * s.n), y_rows(MAX_BATCH * s.top_k * s.d),
+          y(MAX_BATCH * s.d), h_few(MOEI_CUDA_DECODE_CHOICES * s.n), lse(MAX_BATCH),
+          weight(MAX_BATCH * s.top_k), row_weight(MAX_BATCH * s.top_k), expert(STEPS * MAX_BATCH * s.top_k),
+          bad(1), offset(s.experts + 1), row_token(MAX_BATCH * s.top_k), row_of(MAX_BATCH * s.top_k),
+          count((s.experts + 3) / 4 * 4) {
+        x.random(1, 1), gate.random(2, 1 / sqrtf((float)s.d)), w1.random(3, 1 / sqrtf((float)s.d));
+        w2.random(4, 1 / sqrtf((float)s.n));
+    }
+    void step(int i, int64_t batch, bool few, moei_stream stream) {
+        const bf16 *tokens = x.data + i * MAX_BATCH * s.d;
+        int *chosen = expert.data + i * MAX_BATCH * s.top_k;
+        const moei_cuda_route_args route = {batch,     s.d,    s.experts,   s.top_k,    tokens,
+                                            gate.data, false,  false,       1,          NULL,
+                                            lse.data,  chosen, weight.data, count.data, bad.data};
+        if (few) {
+            const moei_cuda_decode_args decode = {batch,       s.d,        s.n,     s.experts,      s.top_k,
+                                                  tokens,      w1.data,    w2.data, MOE_ACT_SWIGLU, chosen,
+                                                  weight.data, h_few.data, y.data};
+            CUDA_OK(moei_cuda_route_few(&route, stream));
+            CUDA_OK(moei_cuda_decode(&decode, stream));
+            return;
+        }
+        const moei_cuda_plan_args plan = {batch,       s.experts,      s.top_k,     chosen,
+                                          weight.data, count.data,     offset.data, row_token.data,
+                                          row_of.data, row_weight.data};
+        const moei_cuda_gather_sum_args combine = {batch,       s.d,         s.top_k, y_rows.data,
+                                                   row_of.data, weight.data, y.data,  false};
+        moei_cuda_gemm_rows_args r = {};
+        r.n_groups = s.experts, r.offset = offset.data, r.max_rows = batch * s.top_k;
+        r.n = s.n, r.k = s.d, r.a = tokens, r.lda = s.d, r.a_row = row_token.data, r.b = w1.data;
+        r.epilogue = MOE_EPI_ACT, r.act = MOE_ACT_SWIGLU, r.h = h.data, r.ldh = s.n;
+        CUDA_OK(moei_cuda_route(&route, stream));
+        CUDA_OK(moei_cuda_plan(&plan, stream));
+        CUDA_OK(moei_cuda_gemm_rows(&r, stream));
+        r.n = s.d, r.k = s.n, r.a = h.data, r.lda = s.n, r.a_row = NULL, r.b = w2.data;
+        r.epilogue = MOE_EPI_STORE, r.c = y_rows.data, r.ldc = s.d;
+        CUDA_OK(moei_cuda_gemm_rows(&r, stream));
+        CUDA_OK(moei_cuda_gather_sum(&combine, stream));
+    }
+    double weight_bytes(int64_t batch) const {
+        const std::vector<int> chosen = expert.get();
+        double experts = 0;
+        for (int i = 0; i < STEPS; ++i) {
+            const int *first = &chosen[(size_t)(i * MAX_BATCH * s.top_k)];
+            experts += (double)std::set<int>(first, first + batch * s.top_k).size();
+        }
+        return experts / STEPS * 6. * (double)(s.n * s.d);
+    }
+};
+
+static double time_steps(Layer &layer, int64_t batch, bool few) {
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t steps;
+    CUDA_OK(cudaStreamCreate(&stream));
+    layer.step(0, batch, few, stream);
+    CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    for (int i = 0; i < STEPS; ++i) layer.step(i, batch, few, stream);
+    CUDA_OK(cudaStreamEndCapture(stream, &graph));
+    CUDA_OK(cudaGraphInstantiate(&steps, graph, 0));
+    cudaEvent_t begin, end;
+    CUDA_OK(cudaEventCreate(&begin));
+    CUDA_OK(cudaEventCreate(&end));
+    std::vector<double> us;
+    for (int round = -1; round < ROUNDS; ++round) {
+        float ms;
+        CUDA_OK(cudaEventRecord(begin, stream));
+        CUDA_OK(cudaGraphLaunch(steps, stream));
+        CUDA_OK(cudaEventRecord(end, stream));
+        CUDA_OK(cudaEventSynchronize(end));
+        CUDA_OK(cudaEventElapsedTime(&ms, begin, end));
+        if (round >= 0) us.push_back(1000. * ms / STEPS);
+    }
+    CUDA_OK(cudaGraphExecDestroy(steps));
+    CUDA_OK(cudaGraphDestroy(graph));
+    CUDA_OK(cudaStreamDestroy(stream));
+    return median(us);
+}
+
+static double read_rate(const Buffer<bf16> &from) {
+    Buffer<uint32_t> sink(1);
+    Timer timer;
+    std::vector<double> ms;
+    for (int round = 0; round < ROUNDS; ++round) {
+        timer.start();
+        read_kernel<<<132 * 8, 512>>>((const uint4 *)from.data, from.n / 8, sink.data);
+        ms.push_back(timer.stop_ms());
+    }
+    return 2. * (double)from.n / median(ms) * 1e-9; /* TB/s */
+}
+
+int main(void) {
+    cudaDeviceProp prop;
+    CUDA_OK(cudaGetDeviceProperties(&prop, 0));
+    printf("%s, medians of %d replays of %d steps\n", prop.name, (int)ROUNDS, (int)STEPS);
+    for (const Shape &shape : shapes) {
+        Layer layer(shape);
+        const double rate = read_rate(layer.w1);
+        printf("%s: d %d, n %d, E %d, K %d; plain read %.2f TB/s\n", shape.name, (int)shape.d, (int)shape.n,
+               shape.experts, shape.top_k, rate);
+        for (int64_t batch = 1; batch <= MAX_BATCH; batch *= 2)
+            for (int few = batch <= MOEI_CUDA_DECODE_TOKENS; few >= 0; --few) {
+                const double us = time_steps(layer, batch, few), bytes = layer.weight_bytes(batch);
+                printf("  batch %3d %-8s %8.1f us, %7.1f MB of weights, %.2f TB/s, %4.1f %% of plain read\n",
+                       (int)batch, few ? "decode" : "general", us, bytes * 1e-6, bytes / us * 1e-6,
+                       100 * bytes / us * 1e-6 / rate);
+            }
+    }
+    return 0;
+}
