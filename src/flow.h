@@ -1,4 +1,4 @@
-/* flow.h: the nouns that travel between stages. Structs only; whoever fills a field is named.
+/* flow.h: the nouns that travel between stages, and what all stages ask of them. Whoever fills a field is named.
  * Shapes: T tokens, d width, E experts, K per token, R rows kept. Three types of number:
  *   the layer's     desc.dtype: x, y, parameters, rows of the experts;
  *   "real"          routing.dtype (desc.router_dtype): all that a router makes, from logits to the losses;
@@ -116,6 +116,20 @@ static inline int32_t moei_dropped(int32_t e, int32_t n_experts) {
 static inline int32_t moei_named(int32_t slot, int32_t n_experts) {
     if (slot >= -1) return slot;
     return slot > moei_dropped(0, n_experts) ? -2 - slot : -2 - n_experts - slot;
+}
+
+static inline bool moei_masked(const moei_batch *batch, int64_t t) {
+    return batch->mask && !batch->mask[t];
+}
+/* Tokens not masked among `n` from `first`. */
+static inline int64_t moei_real_tokens(const moei_batch *batch, int64_t first, int64_t n) {
+    int64_t real = n;
+    for (int64_t t = first; batch->mask && t < first + n; ++t) real -= batch->mask[t] == 0;
+    return real;
+}
+/* Groups of a batch: its sequences, or all of it. */
+static inline int64_t moei_group_count(const moei_batch *batch, bool by_sequence) {
+    return by_sequence && batch->n_sequences > 0 ? batch->n_sequences : 1;
 }
 
 #endif

@@ -18,22 +18,14 @@ static void count_slots(moei_plan *plan, const moei_routing *routing) {
     }
 }
 
-static int64_t valid_tokens(const moei_batch *batch, int64_t first, int64_t n) {
-    if (!batch->mask) return n;
-    int64_t valid = 0;
-    for (int64_t t = first; t < first + n; ++t) valid += batch->mask[t] != 0;
-    return valid;
-}
-
 /* Masked tokens take no capacity and do not raise it: masking a token is the same as leaving it out. */
 static void group_capacities(moei_plan *plan, const moei_batch *batch, const moei_capacity *capacity) {
-    const bool by_sequence = capacity && capacity->by_sequence;
-    plan->n_groups = by_sequence && batch->n_sequences > 0 ? batch->n_sequences : 1;
+    plan->n_groups = moei_group_count(batch, capacity && capacity->by_sequence);
     const int64_t n = plan->n_tokens / plan->n_groups;
     for (int64_t g = 0; g < plan->n_groups; ++g)
         plan->capacity[g] =
-            capacity ? capacity->rows(capacity, capacity->factor[batch->mode], valid_tokens(batch, g * n, n),
-                                      capacity->top_k, plan->n_experts)
+            capacity ? capacity->rows(capacity, capacity->factor[batch->mode],
+                                      moei_real_tokens(batch, g * n, n), capacity->top_k, plan->n_experts)
                      : -1;
 }
 

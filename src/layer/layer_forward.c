@@ -66,7 +66,7 @@ static moe_status read_call(moe_layer *layer, const moe_call *given, moe_call *c
 }
 
 static moei_batch batch_of(moe_mat x, const moe_call *call) {
-    moei_batch batch = {.x = moei_with_stride(x), .mode = MOE_INFER, .n_valid = x.rows};
+    moei_batch batch = {.x = moei_with_stride(x), .mode = MOE_INFER};
     batch.n_sequences = 1;
     batch.sequence_length = x.rows;
     if (call->sequence_length > 0) {
@@ -81,7 +81,7 @@ static moei_batch batch_of(moe_mat x, const moe_call *call) {
     batch.mode = call->mode;
     batch.step = call->step;
     batch.mask = call->token_mask;
-    for (int64_t t = 0; batch.mask && t < x.rows; ++t) batch.n_valid -= batch.mask[t] == 0;
+    batch.n_valid = moei_real_tokens(&batch, 0, x.rows);
     return batch;
 }
 

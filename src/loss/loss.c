@@ -101,7 +101,7 @@ static void plain_task(void *arg, int64_t task, void *scratch) {
     const moei_loss_job *job = arg;
     const int64_t end = (task + 1) * TOKENS_PER_TASK, T = job->routing->n_tokens, K = job->desc->top_k;
     for (int64_t t = task * TOKENS_PER_TASK; t < end && t < T; ++t) {
-        if (!job->batch->mask || job->batch->mask[t])
+        if (!moei_masked(job->batch, t))
             plain_token(job, t);
         else
             for (int64_t k = 0; k < K; ++k) job->scratch.plain[t * K + k] = -1;
@@ -121,15 +121,11 @@ static void count_map(const moei_loss_job *job, const int32_t *expert, int32_t K
 
 static void mark_groups(moei_loss_job *job) {
     const moei_loss_scratch *s = &job->scratch;
-    const bool sequences = looks_at_sequences(job->desc) && job->batch->n_sequences > 0;
-    const int64_t T = job->routing->n_tokens, length = sequences ? job->batch->sequence_length : T;
-    job->n_groups = sequences ? job->batch->n_sequences : 1;
+    job->n_groups = moei_group_count(job->batch, looks_at_sequences(job->desc));
+    const int64_t length = job->routing->n_tokens / job->n_groups;
     for (int64_t g = 0; g <= job->n_groups; ++g) s->offset[g] = g * length;
-    for (int64_t g = 0; g < job->n_groups; ++g) {
-        s->valid[g] = length;
-        for (int64_t t = s->offset[g]; job->batch->mask && t < s->offset[g + 1]; ++t)
-            s->valid[g] -= job->batch->mask[t] == 0;
-    }
+    for (int64_t g = 0; g < job->n_groups; ++g)
+        s->valid[g] = moei_real_tokens(job->batch, s->offset[g], length);
 }
 
 void moei_loss_count(moei_loss_job *job) {

@@ -22,7 +22,7 @@ static void expert_task(void *arg, int64_t e, void *scratch) {
     const moei_loss_job *job = arg;
     double sum = 0;
     for (int64_t t = 0; t < job->routing->n_tokens; ++t)
-        if (!job->batch->mask || job->batch->mask[t]) sum += usage(job, t, e);
+        if (!moei_masked(job->batch, t)) sum += usage(job, t, e);
     job->scratch.mean[e] = sum / (double)job->batch->n_valid;
 }
 

@@ -13,18 +13,12 @@ static bool has_jitter(const moei_route_job *job) {
     return job->router->jitter_eps > 0 && job->batch->mode == MOE_TRAIN;
 }
 
-static int64_t real_tokens(const moei_batch *batch, int64_t first) {
-    int64_t n = 0;
-    for (int64_t t = first; t < first + batch->sequence_length; ++t) n += !moei_masked(batch, t);
-    return n;
-}
-
 /* in[s] = mean over the real tokens of sequence s; 0 where there are none. */
 static void mean_sequence(const moei_route_job *job, int64_t s) {
     const moei_batch *batch = job->batch;
     const moe_mat x = batch->x;
     const int64_t d = job->router->d_model, first = s * batch->sequence_length;
-    const double n = (double)real_tokens(batch, first);
+    const double n = (double)moei_real_tokens(batch, first, batch->sequence_length);
     for (int64_t i = 0; i < d; ++i) {
         double sum = 0;
         for (int64_t t = first; t < first + batch->sequence_length; ++t)
@@ -229,7 +223,7 @@ static void hand_back(const moei_route_job *job, const moei_gate *grad, moe_mat 
             if (grad->task) add_row(dx.dtype, din, s * d, 1, grad->task, batch->task[s] * d, d);
             continue;
         }
-        const double n = (double)real_tokens(batch, s * length);
+        const double n = (double)moei_real_tokens(batch, s * length, length);
         for (int64_t t = s * length; t < (s + 1) * length; ++t)
             if (!moei_masked(batch, t)) add_row(dx.dtype, din, s * d, 1 / n, dx.data, t * dx.stride, d);
     }

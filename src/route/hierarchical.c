@@ -33,11 +33,11 @@ moei_levels moei_levels_carve(const moei_router *router, moei_arena *arena, int6
 moei_level_sizes moei_level_sizes_of(const moei_route_job *job) {
     const moei_batch *batch = job->batch;
     const int32_t Eo = job->router->desc->num_groups_outer;
-    const bool sequences = job->router->capacity->by_sequence && batch->n_sequences > 0;
+    const int64_t groups = moei_group_count(batch, job->router->capacity->by_sequence);
     return (moei_level_sizes){.Eo = Eo,
                               .Ei = job->router->n_experts / Eo,
-                              .n_groups = sequences ? batch->n_sequences : 1,
-                              .group_tokens = sequences ? batch->sequence_length : job->routing->n_tokens};
+                              .n_groups = groups,
+                              .group_tokens = job->routing->n_tokens / groups};
 }
 
 /* z[n] = logits, s[n] = softmax of them. The lse, or NaN where a logit is bad. */
@@ -164,9 +164,7 @@ static void make_rows(const moei_route_job *job) {
     const int64_t G = z.n_groups;
     int64_t *count = (int64_t *)(void *)job->scratch.work, row = 0;
     for (int64_t g = 0; g < G; ++g) {
-        int64_t valid = 0;
-        for (int64_t t = g * z.group_tokens; t < (g + 1) * z.group_tokens; ++t)
-            valid += !moei_masked(job->batch, t);
+        const int64_t valid = moei_real_tokens(job->batch, g * z.group_tokens, z.group_tokens);
         const int64_t limit = capacity->rows(capacity, capacity->factor[job->batch->mode], valid, 2, z.Eo);
         levels->valid[g] = valid;
         levels->places[g] = limit < 0 ? valid : limit;

@@ -101,10 +101,6 @@ static inline int64_t moei_draw_row(const moei_route_job *job, int64_t t) {
     return job->router->unit == MOEI_UNIT_TOKEN ? t : t / job->batch->sequence_length;
 }
 
-static inline bool moei_masked(const moei_batch *batch, int64_t t) {
-    return batch->mask && !batch->mask[t];
-}
-
 /* The experts whose weights were computed, removed ones included. */
 static inline const int32_t *moei_chosen(const moei_routing *routing, int64_t t) {
     return (routing->choice ? routing->choice : routing->expert) + t * routing->top_k;

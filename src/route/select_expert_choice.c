@@ -71,8 +71,7 @@ moe_status moei_select_expert_choice(const moei_route_job *job) {
                   E = routing->n_experts;
     for (int64_t slot = 0; slot < routing->n_tokens * E; ++slot) routing->expert[slot] = -1;
     for (int64_t first = 0; first < routing->n_tokens; first += n) {
-        int64_t real = 0;
-        for (int64_t t = first; t < first + n; ++t) real += !moei_masked(batch, t);
+        const int64_t real = moei_real_tokens(batch, first, n);
         taking all = {job, first, n, moei_expert_choice_rows(job->router, batch->mode, real)};
         if (all.rows > 0) moei_parallel(&job->ctx->team, E, take_task, &all);
     }

@@ -147,7 +147,7 @@ static void solve(const moei_route_job *job, int64_t first, int64_t n) {
     const int64_t E = job->routing->n_experts;
     double *work = job->scratch.work;
     plan p = {.job = job, .first = first, .n = n, .E = E, .a = work, .change = work + E, .b = work + 2 * E};
-    for (int64_t i = 0; i < n; ++i) p.n_real += !skipped(&p, i);
+    p.n_real = moei_real_tokens(job->batch, first, n);
     if (p.n_real == 0) return;
     const int32_t iters = desc->sinkhorn_iters;
     if (job->router->sinkhorn == MOEI_SINKHORN_MEGATRON)
