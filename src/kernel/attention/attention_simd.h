@@ -1,4 +1,4 @@
-/* attention_simd.h: causal grouped-query attention in vectors, forward and backward, f32.
+/* attention_simd.h: causal grouped-query attention in vectors, forward and backward, f32 or bf16.
  * q, out [n_seq*q_len, heads*head_dim], k, v [n_seq*kv_stride, kv_heads*head_dim], lse, delta
  * [n_seq*q_len, heads]. Source: Milakov & Gimelshein 2018 (online softmax), Dao et al. 2022 (blocks).
  *
@@ -18,23 +18,30 @@
 /* A product keeps TILE_ROWS x TILE_VECS sums in registers: 16 of 32 in AVX-512, 8 of 16 in AVX2. */
 enum { LANES = 64, BLOCK = 64, TILE_ROWS = 4, TILE_VECS = VF_N == 16 ? 4 : 2 };
 
-static inline int64_t min_i64(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 static float scale_of(const moe_attention_args *a) {
     return a->scale != 0.0F ? a->scale : (float)(1.0 / sqrt((double)a->head_dim));
 }
 
+/* Rows of a tensor, f32 or bf16: element (row, column) is number at + row * ld + column. */
+typedef struct lane_rows {
+    bool bf16;
+    void *base;
+    int64_t at, ld;
+} lane_rows;
+
+static inline lane_rows rows_of(const moe_attention_args *a, const void *base, int64_t at, int64_t ld) {
+    return (lane_rows){a->dtype == MOE_BF16, (void *)(uintptr_t)base, at, ld};
+}
+
 /* to[c][r] = scale * from[r][c], lanes from `rows` up to whole vectors are zero. */
-static void pack_lanes(float *to, const float *from, int64_t ld, int64_t rows, int64_t columns, float scale) {
+static void pack_lanes(float *to, lane_rows from, int64_t rows, int64_t columns, float scale) {
     vf block[VF_N], factor = vf_set1(scale);
     for (int64_t r = 0; r < rows; r += VF_N)
         for (int64_t c = 0; c < columns; c += VF_N) {
-            int64_t left = min_i64(VF_N, columns - c);
+            int64_t left = moei_min(VF_N, columns - c);
             for (int64_t i = 0; i < VF_N; ++i) {
-                const float *row = from + (r + i) * ld + c;
-                vf x = r + i >= rows ? vf_zero() : left == VF_N ? vf_load(row) : vf_load_n(row, left);
+                int64_t row = from.at + (r + i) * from.ld + c;
+                vf x = r + i >= rows ? vf_zero() : vf_get(from.bf16, from.base, row, left);
                 block[i] = vf_mul(x, factor);
             }
             vf_transpose(block);
@@ -43,22 +50,16 @@ static void pack_lanes(float *to, const float *from, int64_t ld, int64_t rows, i
 }
 
 /* to[r][c] = scale * from[c][r] */
-static void unpack_lanes(float *to, int64_t ld, const float *from, int64_t rows, int64_t columns,
-                         float scale) {
+static void unpack_lanes(lane_rows to, const float *from, int64_t rows, int64_t columns, float scale) {
     vf block[VF_N], factor = vf_set1(scale);
     for (int64_t r = 0; r < rows; r += VF_N)
         for (int64_t c = 0; c < columns; c += VF_N) {
-            int64_t left = min_i64(VF_N, columns - c);
+            int64_t left = moei_min(VF_N, columns - c);
             for (int64_t i = 0; i < VF_N; ++i)
                 block[i] = i < left ? vf_mul(vf_load(from + (c + i) * LANES + r), factor) : vf_zero();
             vf_transpose(block);
-            for (int64_t i = 0; i < VF_N && r + i < rows; ++i) {
-                float *row = to + (r + i) * ld + c;
-                if (left == VF_N)
-                    vf_store(row, block[i]);
-                else
-                    vf_store_n(row, block[i], left);
-            }
+            for (int64_t i = 0; i < VF_N && r + i < rows; ++i)
+                vf_put(to.bf16, to.base, to.at + (r + i) * to.ld + c, block[i], left);
         }
 }
 
@@ -67,6 +68,20 @@ typedef struct strided {
     const float *x;
     int64_t by_row, by_step;
 } strided;
+
+/* Rows that pass by, as f32: where they lie, or a widened copy in `room`, [BLOCK][head_dim]. */
+static strided pass_by(lane_rows x, int64_t rows, int64_t columns, float *room) {
+    if (!x.bf16) return (strided){(const float *)x.base + x.at, x.ld, 1};
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; c += VF_N)
+            vf_store_upto(room + r * columns + c, vf_get(true, x.base, x.at + r * x.ld + c, columns - c),
+                          columns - c);
+    return (strided){room, columns, 1};
+}
+
+static inline strided turned(strided x) {
+    return (strided){x.x, x.by_step, x.by_row};
+}
 
 /* c[row][lane] = (c[row][lane] if add) + sum over steps, ascending, of x(row, step) * y[step][lane]. */
 __attribute__((always_inline)) static inline void tile(strided x, const float *y, int64_t steps, float *c,
@@ -135,6 +150,7 @@ typedef struct forward_scratch {
     softmax state;
     float score[BLOCK * LANES];
     float q[MOEI_HEAD_DIM_MAX * LANES], out[MOEI_HEAD_DIM_MAX * LANES];
+    float k[MOEI_HEAD_DIM_MAX * BLOCK], v[MOEI_HEAD_DIM_MAX * BLOCK]; /* widened bf16 */
 } forward_scratch;
 
 /* Queries first .. first+n-1 of sequence `seq` against all keys they see. */
@@ -142,17 +158,18 @@ static void forward_block(const moe_attention_args *a, int64_t seq, int64_t head
                           forward_scratch *s) {
     int64_t dim = a->head_dim, vecs = (n + VF_N - 1) / VF_N, row = seq * a->q_len + first;
     int64_t position = a->kv_len - a->q_len + first, kv_head = head / (a->heads / a->kv_heads);
-    pack_lanes(s->q, (const float *)a->q + row * a->ldq + head * dim, a->ldq, n, dim, scale_of(a));
+    pack_lanes(s->q, rows_of(a, a->q, row * a->ldq + head * dim, a->ldq), n, dim, scale_of(a));
     fill_run(s->state.max, LANES, -INFINITY);
     fill_run(s->state.sum, LANES, 0.0F);
     fill_run(s->out, dim * LANES, 0.0F);
     for (int64_t j = 0; j < position + n; j += BLOCK) {
-        int64_t keys = min_i64(BLOCK, position + n - j), at = (seq * a->kv_stride + j) * a->ldkv;
-        strided k = {(const float *)a->k + at + kv_head * dim, a->ldkv, 1};
-        strided v = {(const float *)a->v + at + kv_head * dim, 1, a->ldkv};
+        int64_t keys = moei_min(BLOCK, position + n - j);
+        int64_t at = (seq * a->kv_stride + j) * a->ldkv + kv_head * dim;
+        strided k = pass_by(rows_of(a, a->k, at, a->ldkv), keys, dim, s->k);
+        strided v = turned(pass_by(rows_of(a, a->v, at, a->ldkv), keys, dim, s->v));
         block_product(k, keys, s->q, dim, s->score, false, vecs);
         for (int64_t i = 0; i < keys; ++i) /* a lane before the key does not see it */
-            fill_run(s->score + i * LANES, min_i64(n, j + i - position), -INFINITY);
+            fill_run(s->score + i * LANES, moei_min(n, j + i - position), -INFINITY);
         for (int64_t lane = 0; lane < vecs * VF_N; lane += VF_N) {
             vf shrink = softmax_block(s->score + lane, keys, s->state.max + lane, s->state.sum + lane);
             for (int64_t d = 0; d < dim; ++d) {
@@ -167,7 +184,7 @@ static void forward_block(const moe_attention_args *a, int64_t seq, int64_t head
             float *out = s->out + d * LANES + lane;
             vf_store(out, vf_div(vf_load(out), vf_load(s->state.sum + lane)));
         }
-    unpack_lanes((float *)a->out + row * a->ldo + head * dim, a->ldo, s->out, n, dim, 1.0F);
+    unpack_lanes(rows_of(a, a->out, row * a->ldo + head * dim, a->ldo), s->out, n, dim, 1.0F);
     float *lse = a->lse;
     for (int64_t i = 0; lse && i < n; ++i)
         lse[(row + i) * a->heads + head] = s->state.max[i] + logf(s->state.sum[i]);
@@ -178,7 +195,7 @@ static void forward_task(void *arg, int64_t task, void *scratch) {
     const moe_attention_args *a = arg;
     int64_t blocks = (a->q_len + LANES - 1) / LANES, pairs = a->n_seq * a->heads;
     int64_t first = (blocks - 1 - task / pairs) * LANES, pair = task % pairs;
-    forward_block(a, pair / a->heads, pair % a->heads, first, min_i64(LANES, a->q_len - first), scratch);
+    forward_block(a, pair / a->heads, pair % a->heads, first, moei_min(LANES, a->q_len - first), scratch);
 }
 
 /* Heads of a group that share one packed block of keys when there is a single query. */
@@ -186,7 +203,7 @@ enum { DECODE_HEADS = 8 };
 
 typedef struct decode_scratch {
     float max[DECODE_HEADS][VF_N], sum[DECODE_HEADS][VF_N]; /* all lanes of a head the same */
-    float score[BLOCK], q[MOEI_HEAD_DIM_MAX];
+    float score[BLOCK], q[DECODE_HEADS * MOEI_HEAD_DIM_MAX], out[DECODE_HEADS * MOEI_HEAD_DIM_MAX];
     float k[MOEI_HEAD_DIM_MAX * LANES];
 } decode_scratch;
 
@@ -206,23 +223,24 @@ static vf decode_softmax(float *score, int64_t keys, float *max, float *sum) {
 }
 
 /* out[n] = out * shrink + sum over keys, ascending, of weight[key] * v[key][n] */
-static void decode_output(float *out, int64_t n, vf shrink, const float *weight, const float *v, int64_t ld,
-                          int64_t keys) {
+MOEI_INLINE void decode_output(const bool bf16, float *out, int64_t n, vf shrink, const float *weight,
+                               lane_rows v, int64_t keys) {
     int64_t d = 0;
     for (; d + 2 * VF_N <= n; d += 2 * VF_N) {
         vf s0 = vf_mul(vf_load(out + d), shrink), s1 = vf_mul(vf_load(out + d + VF_N), shrink);
         for (int64_t j = 0; j < keys; ++j) {
-            s0 = vf_fma(vf_load(v + j * ld + d), vf_set1(weight[j]), s0);
-            s1 = vf_fma(vf_load(v + j * ld + d + VF_N), vf_set1(weight[j]), s1);
+            int64_t at = v.at + j * v.ld + d;
+            s0 = vf_fma(vf_get(bf16, v.base, at, VF_N), vf_set1(weight[j]), s0);
+            s1 = vf_fma(vf_get(bf16, v.base, at + VF_N, VF_N), vf_set1(weight[j]), s1);
         }
         vf_store(out + d, s0);
         vf_store(out + d + VF_N, s1);
     }
     for (; d < n; d += VF_N) {
-        int64_t left = min_i64(VF_N, n - d);
+        int64_t left = moei_min(VF_N, n - d);
         vf sum = vf_mul(vf_load_n(out + d, left), shrink);
         for (int64_t j = 0; j < keys; ++j)
-            sum = vf_fma(vf_load_n(v + j * ld + d, left), vf_set1(weight[j]), sum);
+            sum = vf_fma(vf_get(bf16, v.base, v.at + j * v.ld + d, left), vf_set1(weight[j]), sum);
         vf_store_n(out + d, sum, left);
     }
 }
@@ -232,25 +250,36 @@ static void decode_output(float *out, int64_t n, vf shrink, const float *weight,
 static void decode_heads(const moe_attention_args *a, int64_t seq, int64_t head, int64_t n,
                          decode_scratch *s) {
     int64_t dim = a->head_dim, kv_head = head / (a->heads / a->kv_heads);
-    const float *q = (const float *)a->q + seq * a->ldq + head * dim;
-    float *out = (float *)a->out + seq * a->ldo + head * dim, *lse = a->lse, scale = scale_of(a);
+    bool bf16 = a->dtype == MOE_BF16;
+    float *lse = a->lse;
+    vf scale = vf_set1(scale_of(a));
     fill_run(s->max[0], n * VF_N, -INFINITY);
     fill_run(s->sum[0], n * VF_N, 0.0F);
-    fill_run(out, n * dim, 0.0F);
+    fill_run(s->out, n * dim, 0.0F);
+    for (int64_t i = 0; i < n * dim; i += VF_N) {
+        vf q = vf_get(bf16, a->q, seq * a->ldq + head * dim + i, n * dim - i);
+        vf_store_upto(s->q + i, vf_mul(scale, q), n * dim - i);
+    }
     for (int64_t j = 0; j < a->kv_len; j += BLOCK) {
-        int64_t keys = min_i64(BLOCK, a->kv_len - j);
+        int64_t keys = moei_min(BLOCK, a->kv_len - j);
         int64_t at = (seq * a->kv_stride + j) * a->ldkv + kv_head * dim;
-        pack_lanes(s->k, (const float *)a->k + at, a->ldkv, keys, dim, 1.0F);
+        lane_rows v = rows_of(a, a->v, at, a->ldkv);
+        pack_lanes(s->k, rows_of(a, a->k, at, a->ldkv), keys, dim, 1.0F);
         for (int64_t h = 0; h < n; ++h) {
-            for (int64_t d = 0; d < dim; ++d) s->q[d] = scale * q[h * dim + d];
-            strided one = {s->q, 0, 1};
+            strided one = {s->q + h * dim, 0, 1};
             block_product(one, 1, s->k, dim, s->score, false, (keys + VF_N - 1) / VF_N);
             vf shrink = decode_softmax(s->score, keys, s->max[h], s->sum[h]);
-            decode_output(out + h * dim, dim, shrink, s->score, (const float *)a->v + at, a->ldkv, keys);
+            if (bf16)
+                decode_output(true, s->out + h * dim, dim, shrink, s->score, v, keys);
+            else
+                decode_output(false, s->out + h * dim, dim, shrink, s->score, v, keys);
         }
     }
     for (int64_t h = 0; h < n; ++h) {
-        for (int64_t d = 0; d < dim; ++d) out[h * dim + d] /= s->sum[h][0];
+        for (int64_t d = 0; d < dim; d += VF_N) {
+            vf mean = vf_div(vf_load_upto(s->out + h * dim + d, dim - d), vf_load(s->sum[h]));
+            vf_put(bf16, a->out, seq * a->ldo + (head + h) * dim + d, mean, dim - d);
+        }
         if (lse) lse[seq * a->heads + head + h] = s->max[h][0] + logf(s->sum[h][0]);
     }
 }
@@ -260,7 +289,7 @@ static void decode_task(void *arg, int64_t task, void *scratch) {
     int64_t group = a->heads / a->kv_heads, parts = (group + DECODE_HEADS - 1) / DECODE_HEADS;
     int64_t seq = task / parts / a->kv_heads, kv_head = task / parts % a->kv_heads;
     int64_t first = task % parts * DECODE_HEADS;
-    decode_heads(a, seq, kv_head * group + first, min_i64(DECODE_HEADS, group - first), scratch);
+    decode_heads(a, seq, kv_head * group + first, moei_min(DECODE_HEADS, group - first), scratch);
 }
 
 static inline void attention_forward(const moei_team *team, const moe_attention_args *args) {
@@ -277,6 +306,7 @@ typedef struct backward_scratch {
     float lse[LANES], delta[LANES];
     float x[MOEI_HEAD_DIM_MAX * LANES], y[MOEI_HEAD_DIM_MAX * LANES]; /* q, dout or k, v */
     float dx[MOEI_HEAD_DIM_MAX * LANES], dy[MOEI_HEAD_DIM_MAX * LANES];
+    float pass_x[MOEI_HEAD_DIM_MAX * BLOCK], pass_y[MOEI_HEAD_DIM_MAX * BLOCK]; /* widened bf16 */
 } backward_scratch;
 _Static_assert(sizeof(backward_scratch) <= MOEI_THREAD_SCRATCH, "attention's blocks fit a thread's scratch");
 
@@ -293,8 +323,8 @@ static void query_grad_block(const moe_attention_args *a, int64_t seq, int64_t h
                              backward_scratch *s) {
     int64_t dim = a->head_dim, vecs = (n + VF_N - 1) / VF_N, row = seq * a->q_len + first;
     int64_t kv_head = head / (a->heads / a->kv_heads);
-    pack_lanes(s->x, (const float *)a->q + row * a->ldq + head * dim, a->ldq, n, dim, scale_of(a));
-    pack_lanes(s->y, (const float *)a->dout + row * a->ldo + head * dim, a->ldo, n, dim, 1.0F);
+    pack_lanes(s->x, rows_of(a, a->q, row * a->ldq + head * dim, a->ldq), n, dim, scale_of(a));
+    pack_lanes(s->y, rows_of(a, a->dout, row * a->ldo + head * dim, a->ldo), n, dim, 1.0F);
     fill_run(s->dx, dim * LANES, 0.0F);
     for (int64_t i = 0; i < LANES; ++i) {
         int64_t at = (row + (i < n ? i : 0)) * a->heads + head; /* lanes past n: any finite number */
@@ -302,20 +332,21 @@ static void query_grad_block(const moe_attention_args *a, int64_t seq, int64_t h
         s->delta[i] = ((const float *)a->delta)[at];
     }
     for (int64_t j = 0; j < first + n; j += BLOCK) {
-        int64_t keys = min_i64(BLOCK, first + n - j), at = (seq * a->kv_stride + j) * a->ldkv + kv_head * dim;
-        strided k = {(const float *)a->k + at, a->ldkv, 1}, v = {(const float *)a->v + at, a->ldkv, 1};
+        int64_t keys = moei_min(BLOCK, first + n - j),
+                at = (seq * a->kv_stride + j) * a->ldkv + kv_head * dim;
+        strided k = pass_by(rows_of(a, a->k, at, a->ldkv), keys, dim, s->pass_x);
+        strided v = pass_by(rows_of(a, a->v, at, a->ldkv), keys, dim, s->pass_y);
         block_product(k, keys, s->x, dim, s->weight, false, vecs);
         block_product(v, keys, s->y, dim, s->dscore, false, vecs);
         for (int64_t i = 0; i < keys; ++i) {
             float *score = s->weight + i * LANES, *dweight = s->dscore + i * LANES;
-            fill_run(score, min_i64(n, j + i - first), -INFINITY);
+            fill_run(score, moei_min(n, j + i - first), -INFINITY);
             for (int64_t lane = 0; lane < vecs * VF_N; lane += VF_N)
                 grad_vector(score + lane, dweight + lane, vf_load(s->lse + lane), vf_load(s->delta + lane));
         }
-        strided k_down = {k.x, 1, a->ldkv};
-        block_product(k_down, dim, s->dscore, keys, s->dx, true, vecs);
+        block_product(turned(k), dim, s->dscore, keys, s->dx, true, vecs);
     }
-    unpack_lanes((float *)a->dq + row * a->ldq + head * dim, a->ldq, s->dx, n, dim, scale_of(a));
+    unpack_lanes(rows_of(a, a->dq, row * a->ldq + head * dim, a->ldq), s->dx, n, dim, scale_of(a));
 }
 
 /* dk and dv of keys first .. first+n-1: lanes are keys, the queries of all heads of the group pass by. */
@@ -323,19 +354,19 @@ static void key_grad_block(const moe_attention_args *a, int64_t seq, int64_t kv_
                            int64_t n, backward_scratch *s) {
     int64_t dim = a->head_dim, vecs = (n + VF_N - 1) / VF_N, group = a->heads / a->kv_heads;
     int64_t mine = (seq * a->kv_stride + first) * a->ldkv + kv_head * dim;
-    pack_lanes(s->x, (const float *)a->k + mine, a->ldkv, n, dim, scale_of(a));
-    pack_lanes(s->y, (const float *)a->v + mine, a->ldkv, n, dim, 1.0F);
+    pack_lanes(s->x, rows_of(a, a->k, mine, a->ldkv), n, dim, scale_of(a));
+    pack_lanes(s->y, rows_of(a, a->v, mine, a->ldkv), n, dim, 1.0F);
     fill_run(s->dx, dim * LANES, 0.0F);
     fill_run(s->dy, dim * LANES, 0.0F);
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
         for (int64_t i = first; i < a->q_len; i += BLOCK) {
-            int64_t queries = min_i64(BLOCK, a->q_len - i), row = seq * a->q_len + i;
-            const float *q = (const float *)a->q + row * a->ldq + head * dim;
-            const float *dout = (const float *)a->dout + row * a->ldo + head * dim;
-            strided q_along = {q, a->ldq, 1}, dout_along = {dout, a->ldo, 1};
-            strided q_down = {q, 1, a->ldq}, dout_down = {dout, 1, a->ldo};
-            block_product(q_along, queries, s->x, dim, s->weight, false, vecs);
-            block_product(dout_along, queries, s->y, dim, s->dscore, false, vecs);
+            int64_t queries = moei_min(BLOCK, a->q_len - i), row = seq * a->q_len + i;
+            lane_rows q_rows = rows_of(a, a->q, row * a->ldq + head * dim, a->ldq);
+            lane_rows dout_rows = rows_of(a, a->dout, row * a->ldo + head * dim, a->ldo);
+            strided q = pass_by(q_rows, queries, dim, s->pass_x);
+            strided dout = pass_by(dout_rows, queries, dim, s->pass_y);
+            block_product(q, queries, s->x, dim, s->weight, false, vecs);
+            block_product(dout, queries, s->y, dim, s->dscore, false, vecs);
             for (int64_t r = 0; r < queries; ++r) {
                 float *score = s->weight + r * LANES, *dweight = s->dscore + r * LANES;
                 vf lse = vf_set1(((const float *)a->lse)[(row + r) * a->heads + head]);
@@ -345,24 +376,24 @@ static void key_grad_block(const moe_attention_args *a, int64_t seq, int64_t kv_
                 for (int64_t lane = 0; lane < vecs * VF_N; lane += VF_N)
                     grad_vector(score + lane, dweight + lane, lse, delta);
             }
-            block_product(dout_down, dim, s->weight, queries, s->dy, true, vecs);
-            block_product(q_down, dim, s->dscore, queries, s->dx, true, vecs);
+            block_product(turned(dout), dim, s->weight, queries, s->dy, true, vecs);
+            block_product(turned(q), dim, s->dscore, queries, s->dx, true, vecs);
         }
-    unpack_lanes((float *)a->dk + mine, a->ldkv, s->dx, n, dim, scale_of(a));
-    unpack_lanes((float *)a->dv + mine, a->ldkv, s->dy, n, dim, 1.0F);
+    unpack_lanes(rows_of(a, a->dk, mine, a->ldkv), s->dx, n, dim, scale_of(a));
+    unpack_lanes(rows_of(a, a->dv, mine, a->ldkv), s->dy, n, dim, 1.0F);
 }
 
 static void query_grad_task(void *arg, int64_t task, void *scratch) {
     const moe_attention_args *a = arg;
     int64_t blocks = (a->q_len + LANES - 1) / LANES, pairs = a->n_seq * a->heads;
     int64_t first = (blocks - 1 - task / pairs) * LANES, pair = task % pairs;
-    query_grad_block(a, pair / a->heads, pair % a->heads, first, min_i64(LANES, a->q_len - first), scratch);
+    query_grad_block(a, pair / a->heads, pair % a->heads, first, moei_min(LANES, a->q_len - first), scratch);
 }
 
 static void key_grad_task(void *arg, int64_t task, void *scratch) {
     const moe_attention_args *a = arg;
     int64_t pairs = a->n_seq * a->kv_heads, first = task / pairs * LANES, pair = task % pairs;
-    key_grad_block(a, pair / a->kv_heads, pair % a->kv_heads, first, min_i64(LANES, a->kv_len - first),
+    key_grad_block(a, pair / a->kv_heads, pair % a->kv_heads, first, moei_min(LANES, a->kv_len - first),
                    scratch);
 }
 
@@ -371,12 +402,12 @@ static void delta_task(void *arg, int64_t row, void *scratch) {
     const moe_attention_args *a = arg;
     (void)scratch;
     for (int64_t head = 0; head < a->heads; ++head) {
-        const float *x = (const float *)a->dout + row * a->ldo + head * a->head_dim;
-        const float *y = (const float *)a->out + row * a->ldo + head * a->head_dim;
+        int64_t at = row * a->ldo + head * a->head_dim;
+        bool bf16 = a->dtype == MOE_BF16;
         vf sum = vf_zero();
         for (int64_t d = 0; d < a->head_dim; d += VF_N) {
-            int64_t left = min_i64(VF_N, a->head_dim - d);
-            sum = vf_fma(vf_load_n(x + d, left), vf_load_n(y + d, left), sum);
+            int64_t left = a->head_dim - d;
+            sum = vf_fma(vf_get(bf16, a->dout, at + d, left), vf_get(bf16, a->out, at + d, left), sum);
         }
         ((float *)a->delta)[row * a->heads + head] = vf_sum(sum);
     }

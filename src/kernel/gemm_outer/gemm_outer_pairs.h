@@ -8,12 +8,13 @@ enum { MB = 448, MB_MIN = 96 };
 
 #include "kernel/gemm_outer/gemm_outer_task.h"
 
-typedef struct moei_outer_scratch {
+typedef struct moei_outer_pairs_scratch {
     _Alignas(64) uint16_t b[KC * NB];
     uint16_t a[MR * A_LD];
     float sum[(MB + MR) * SUM_LD];
-} moei_outer_scratch;
-_Static_assert(sizeof(moei_outer_scratch) <= MOEI_THREAD_SCRATCH, "a task's blocks fit the thread's scratch");
+} moei_outer_pairs_scratch;
+_Static_assert(sizeof(moei_outer_pairs_scratch) <= MOEI_THREAD_SCRATCH,
+               "a task's blocks fit the thread's scratch");
 
 /* Sixteen bytes of four rows: lane l is row first + 8 l; rows at and past `end` are zeros. */
 static inline __m512i four_rows(const moei_rows *a, int64_t first, int64_t end, int64_t column, int64_t n) {
@@ -77,7 +78,7 @@ static moei_fetch next_block(const moei_outer_job *job, int64_t number, const mo
 static void outer_task(void *arg, int64_t number, void *memory) {
     const moei_outer_job *job = arg;
     const moe_gemm_outer_args *args = job->args;
-    moei_outer_scratch *scratch = memory;
+    moei_outer_pairs_scratch *scratch = memory;
     moei_outer_task task = find_task(job, number);
     int64_t first = args->offset[task.group], end = args->offset[task.group + 1];
     const moei_rows a = {args->a, args->lda, args->a_row, true}, b = {args->b, args->ldb, args->b_row, true};

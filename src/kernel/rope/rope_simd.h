@@ -1,4 +1,4 @@
-/* rope_simd.h: rotary position embedding in vectors, in place, f32.
+/* rope_simd.h: rotary position embedding in vectors, in place, f32 or bf16.
  * x [rows, heads, head_dim] with row stride ldx, position [rows].
  * Source: Su et al. 2021, eq. 34, halves layout. Include after simd_avx2.h or simd_avx512.h.
  */
@@ -67,21 +67,13 @@ static void fill_angles(rope_scratch *table, int32_t position, int32_t half, boo
     }
 }
 
-static void turn_head(float *x, const rope_scratch *table, int32_t half) {
-    float *y = x + half;
-    int32_t i = 0;
-    for (; i + VF_N <= half; i += VF_N) {
+MOEI_INLINE void turn_head(const bool bf16, void *x, int64_t at, const rope_scratch *table, int32_t half) {
+    for (int32_t i = 0; i < half; i += VF_N) {
+        int64_t left = half - i;
         vf c = vf_load(table->cosine + i), s = vf_load(table->sine + i);
-        vf a = vf_load(x + i), b = vf_load(y + i);
-        vf_store(x + i, vf_fnma(b, s, vf_mul(a, c)));
-        vf_store(y + i, vf_fma(a, s, vf_mul(b, c)));
-    }
-    if (i < half) {
-        int32_t left = half - i;
-        vf c = vf_load(table->cosine + i), s = vf_load(table->sine + i);
-        vf a = vf_load_n(x + i, left), b = vf_load_n(y + i, left);
-        vf_store_n(x + i, vf_fnma(b, s, vf_mul(a, c)), left);
-        vf_store_n(y + i, vf_fma(a, s, vf_mul(b, c)), left);
+        vf a = vf_get(bf16, x, at + i, left), b = vf_get(bf16, x, at + half + i, left);
+        vf_put(bf16, x, at + i, vf_fnma(b, s, vf_mul(a, c)), left);
+        vf_put(bf16, x, at + half + i, vf_fma(a, s, vf_mul(b, c)), left);
     }
 }
 
@@ -94,8 +86,13 @@ static void turn_rows(void *arg, int64_t task, void *scratch) {
     int64_t end = (task + 1) * ROPE_ROWS < a->rows ? (task + 1) * ROPE_ROWS : a->rows;
     for (int64_t r = task * ROPE_ROWS; r < end; ++r) {
         fill_angles(table, a->position[r], half, a->inverse);
-        for (int32_t h = 0; h < a->heads; ++h)
-            turn_head((float *)a->x + r * a->ldx + (int64_t)h * a->head_dim, table, half);
+        for (int32_t h = 0; h < a->heads; ++h) {
+            int64_t at = r * a->ldx + (int64_t)h * a->head_dim;
+            if (a->dtype == MOE_BF16)
+                turn_head(true, a->x, at, table, half);
+            else
+                turn_head(false, a->x, at, table, half);
+        }
     }
 }
 
