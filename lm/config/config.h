@@ -20,6 +20,7 @@ enum {
 };
 
 typedef struct moelm_model_config {
+    const char *dtype;       /* "f32" or "bf16" */
     int32_t vocab_size;      /* 256: bytes */
     int32_t d_model;         /* alias hidden_size */
     int32_t n_layers;        /* alias num_hidden_layers, num_layers */
@@ -110,6 +111,8 @@ bool moelm_config_is_preset(const moe_lm_config *config, const char *key);
 /* The layer descriptor of block `index`: routed experts, or a dense FFN where the frequency says so. */
 void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_desc *desc);
 
+/* model.dtype as a number. */
+moe_dtype moelm_config_dtype(const moe_lm_config *config);
 /* Tokens of one training sequence: train.length, or the model's context where that is 0. */
 int64_t moelm_config_length(const moe_lm_config *config);
 

@@ -53,6 +53,7 @@ static moe_layer_desc dense_desc(const moe_layer_desc *routed, int32_t width) {
 void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_desc *desc) {
     *desc = config->moe;
     desc->size = sizeof *desc;
+    desc->dtype = moelm_config_dtype(config);
     desc->d_model = config->model.d_model;
     desc->layer_index = index;
     const float std = config->model.init_std;
@@ -61,6 +62,10 @@ void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_de
         desc->init_std_down =
             desc->init_std > 0 ? desc->init_std / sqrtf(2.0f * (float)config->model.n_layers) : MOE_ZERO;
     if (!is_routed(config, index)) *desc = dense_desc(desc, (int32_t)dense_width(config));
+}
+
+moe_dtype moelm_config_dtype(const moe_lm_config *config) {
+    return strcmp(config->model.dtype, "bf16") == 0 ? MOE_BF16 : MOE_F32;
 }
 
 int64_t moelm_config_length(const moe_lm_config *config) {

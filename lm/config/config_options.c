@@ -8,12 +8,16 @@
 
 #define AT(field) offsetof(moe_lm_config, field)
 
+static const char *const dtypes[] = {"f32", "bf16", NULL};
 static const char *const alarm_actions[] = {"warn", "stop", "revive", NULL};
 
 /* Three lines an option: its names; type, field, default, limits, choices; its help. clang-format would align
  * them in columns too wide to read. */
 /* clang-format off */
 static const moe_option options[] = {
+    {"model.dtype", "torch_dtype precision",
+     MOE_OPT_CHOICE, AT(model.dtype), "f32", 0, 0, dtypes,
+     "storage of weights and activations; of bf16 the optimizer keeps f32 masters"},
     {"model.vocab_size", "",
      MOE_OPT_INT, AT(model.vocab_size), "256", 2, 1 << 24, NULL,
      "tokens known to the model; 256: bytes"},

@@ -5,8 +5,9 @@
 #include "model/model.h"
 
 /* Turns the queries and the keys of qkv-shaped rows; `inverse` is the gradient. */
-static moe_status turn(moe_lm *lm, float *qkv, int64_t rows, bool inverse) {
+static moe_status turn(moe_lm *lm, void *qkv, int64_t rows, bool inverse) {
     const moe_rope_args args = {
+        .dtype = lm->dtype,
         .rows = rows,
         .heads = lm->heads + lm->kv_heads, /* they stand side by side and turn alike */
         .head_dim = lm->head_dim,
@@ -21,6 +22,7 @@ static moe_status turn(moe_lm *lm, float *qkv, int64_t rows, bool inverse) {
 
 static moe_attention_args self_attention(const moe_lm *lm, const moelm_saved *s, const moelm_pass *pass) {
     return (moe_attention_args){
+        .dtype = lm->dtype,
         .n_seq = pass->n_seq,
         .q_len = pass->length,
         .kv_len = pass->length,
@@ -29,8 +31,8 @@ static moe_attention_args self_attention(const moe_lm *lm, const moelm_saved *s,
         .kv_heads = lm->kv_heads,
         .head_dim = lm->head_dim,
         .q = s->qkv,
-        .k = s->qkv + moelm_att_cols(lm),
-        .v = s->qkv + moelm_att_cols(lm) + moelm_kv_cols(lm),
+        .k = moelm_at(lm, s->qkv, moelm_att_cols(lm)),
+        .v = moelm_at(lm, s->qkv, moelm_att_cols(lm) + moelm_kv_cols(lm)),
         .ldq = moelm_qkv_cols(lm),
         .ldkv = moelm_qkv_cols(lm),
         .out = s->att,
@@ -43,9 +45,9 @@ static void read_cache(const moe_lm *lm, int32_t index, const moelm_pass *pass, 
     args->kv_len = pass->cache->n + pass->length;
     args->kv_stride = pass->cache->capacity;
     args->ldkv = 2 * moelm_kv_cols(lm);
-    const float *keys = moelm_cache_keys(lm, pass->cache, index);
+    const void *keys = moelm_cache_keys(lm, pass->cache, index);
     args->k = keys;
-    args->v = keys + moelm_kv_cols(lm);
+    args->v = moelm_at(lm, keys, moelm_kv_cols(lm));
 }
 
 moe_status moelm_attention(moe_lm *lm, int32_t index, const moelm_pass *pass) {
@@ -73,8 +75,8 @@ moe_status moelm_attention_backward(moe_lm *lm, int32_t index, const moelm_pass 
     moe_attention_args args = self_attention(lm, s, pass);
     args.dout = mem->datt;
     args.dq = mem->dqkv;
-    args.dk = mem->dqkv + moelm_att_cols(lm);
-    args.dv = mem->dqkv + moelm_att_cols(lm) + moelm_kv_cols(lm);
+    args.dk = moelm_at(lm, mem->dqkv, moelm_att_cols(lm));
+    args.dv = moelm_at(lm, mem->dqkv, moelm_att_cols(lm) + moelm_kv_cols(lm));
     args.delta = mem->delta;
     MOEI_TRY(moe_attention_backward(lm->ctx, &args));
     MOEI_TRY(turn(lm, mem->dqkv, rows, true));

@@ -6,8 +6,8 @@
 
 #include <string.h>
 
-static moe_mat rows_of(const moe_lm *lm, float *data, int64_t rows) {
-    return (moe_mat){.data = data, .rows = rows, .cols = lm->d, .dtype = MOE_F32};
+static moe_mat rows_of(const moe_lm *lm, void *data, int64_t rows) {
+    return (moe_mat){.data = data, .rows = rows, .cols = lm->d, .dtype = lm->dtype};
 }
 
 /* The pass's call as this layer takes it: token numbers where its router hashes them, recorded routes where
@@ -23,10 +23,10 @@ static moe_call call_of(const moe_lm *lm, const moelm_pass *pass, int32_t index)
     return call;
 }
 
-moe_status moelm_block_forward(moe_lm *lm, int32_t index, moelm_pass *pass, float *out) {
+moe_status moelm_block_forward(moe_lm *lm, int32_t index, moelm_pass *pass, void *out) {
     moelm_block *block = &lm->blocks[index];
     moelm_saved *s = &block->saved;
-    float *branch = lm->memory.branch;
+    void *branch = lm->memory.branch;
     int64_t rows = pass->n_seq * pass->length;
     MOEI_TRY(moelm_norm(lm, rows, &block->norm, s->in, s->norm, s->rms));
     MOEI_TRY(moelm_attention(lm, index, pass));

@@ -5,6 +5,7 @@
 #include "model/checkpoint.h"
 
 #include "core/locale.h"
+#include "core/real.h"
 #include "format/file.h"
 #include "format/publish.h"
 #include "format/safetensors.h"
@@ -49,7 +50,8 @@ static void read_slice(const moelm_slice *s, const moelm_st_tensor *tensor) {
     int64_t cols = s->dim[s->n_dim - 1];
     for (int64_t i = 0; i < rows_of(s); ++i)
         for (int64_t j = 0; j < cols; ++j)
-            s->value[i * s->row_step + j * s->col_step] = number_at(tensor, i * cols + j);
+            moei_real_store(s->dtype, s->value, i * s->row_step + j * s->col_step,
+                            (double)number_at(tensor, i * cols + j));
 }
 
 /* 2. Reading. */
@@ -185,18 +187,20 @@ typedef struct writer {
     moe_ctx *ctx;
     moelm_st_tensor *tensor; /* NULL: counting */
     moelm_slice *slice;      /* [count] owns the names */
-    float *block;            /* numbers that stand otherwise in the model than in the file */
-    size_t count, numbers;
+    char *block;             /* numbers that stand otherwise in the model than in the file */
+    size_t count, used;
 } writer;
 
 static bool is_plain(const moelm_slice *s) {
     return s->col_step == 1 && (s->n_dim == 1 || s->row_step == s->dim[s->n_dim - 1]);
 }
 
-static const float *file_order(const moelm_slice *s, float *out) {
+static const void *file_order(const moelm_slice *s, void *out) {
     int64_t cols = s->dim[s->n_dim - 1];
     for (int64_t i = 0; i < rows_of(s); ++i)
-        for (int64_t j = 0; j < cols; ++j) out[i * cols + j] = s->value[i * s->row_step + j * s->col_step];
+        for (int64_t j = 0; j < cols; ++j)
+            moei_real_store(s->dtype, out, i * cols + j,
+                            moei_real_load(s->dtype, s->value, i * s->row_step + j * s->col_step));
     return out;
 }
 
@@ -205,18 +209,22 @@ static moe_status add_tensor(void *user, const moelm_slice *slice) {
     if (w->tensor) {
         w->slice[w->count] = *slice;
         moelm_st_tensor *tensor = &w->tensor[w->count];
-        *tensor =
-            (moelm_st_tensor){.name = w->slice[w->count].name, .dtype = MOELM_ST_F32, .n_dim = slice->n_dim};
+        *tensor = (moelm_st_tensor){.name = w->slice[w->count].name,
+                                    .dtype = slice->dtype == MOE_BF16 ? MOELM_ST_BF16 : MOELM_ST_F32,
+                                    .n_dim = slice->n_dim};
         memcpy(tensor->dim, slice->dim, sizeof slice->dim);
-        tensor->data = is_plain(slice) ? slice->value : file_order(slice, w->block + w->numbers);
+        tensor->data = is_plain(slice) ? slice->value : file_order(slice, w->block + w->used);
     }
-    if (!is_plain(slice)) w->numbers += (size_t)(rows_of(slice) * slice->dim[slice->n_dim - 1]);
+    if (!is_plain(slice))
+        w->used +=
+            ((size_t)(rows_of(slice) * slice->dim[slice->n_dim - 1]) * moe_dtype_bytes(slice->dtype) + 7) &
+            ~(size_t)7;
     ++w->count;
     return MOE_OK;
 }
 
 static moe_status write_file(moe_lm *lm, const moelm_family *family, writer *w, const char *path) {
-    w->count = w->numbers = 0;
+    w->count = w->used = 0;
     MOEI_TRY(family->visit(lm, add_tensor, w));
     moe_error error;
     const moelm_st_pair format = {"format", "pt"}; /* transformers asks for it */
@@ -227,7 +235,7 @@ static moe_status write_file(moe_lm *lm, const moelm_family *family, writer *w, 
 static moe_status write_tensors(moe_lm *lm, const moelm_family *family, const char *path) {
     writer w = {.ctx = lm->ctx};
     MOEI_TRY(family->visit(lm, add_tensor, &w));
-    size_t count = w.count, bytes = w.numbers * sizeof(float);
+    size_t count = w.count, bytes = w.used;
     w.block = moe_ctx_alloc(lm->ctx, bytes);
     if (!w.block) return MOE_ERR_MEMORY;
     w.tensor = calloc(count, sizeof *w.tensor);

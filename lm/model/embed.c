@@ -6,8 +6,9 @@
 
 #include <string.h>
 
-moe_status moelm_embed(moe_lm *lm, const moelm_pass *pass, float *out) {
+moe_status moelm_embed(moe_lm *lm, const moelm_pass *pass, void *out) {
     const moe_gather_sum_args args = {
+        .dtype = lm->dtype,
         .n_tokens = pass->n_seq * pass->length,
         .n = lm->d,
         .top_k = 1,
@@ -31,10 +32,11 @@ static void sort_rows(const int32_t *tokens, int64_t rows, int64_t vocab, int64_
     offset[0] = 0;
 }
 
-moe_status moelm_embed_backward(moe_lm *lm, const moelm_pass *pass, const float *dout) {
+moe_status moelm_embed_backward(moe_lm *lm, const moelm_pass *pass, const void *dout) {
     moelm_memory *mem = &lm->memory;
     sort_rows(pass->tokens, pass->n_seq * pass->length, lm->vocab, mem->offset, mem->order);
     const moe_colsum_args args = {
+        .dtype = lm->dtype,
         .n_groups = (int32_t)lm->vocab,
         .offset = mem->offset,
         .n = lm->d,

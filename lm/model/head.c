@@ -8,22 +8,24 @@
 
 moe_status moelm_head(moe_lm *lm, int64_t first, int64_t rows, float *logits) {
     moelm_memory *mem = &lm->memory;
-    float *norm = mem->norm + first * lm->d;
-    MOEI_TRY(moelm_norm(lm, rows, &lm->final_norm, mem->out + first * lm->d, norm, mem->rms + first));
-    return moelm_linear_trans(lm, rows, norm, &lm->head, logits);
+    void *norm = moelm_at(lm, mem->norm, first * lm->d);
+    MOEI_TRY(
+        moelm_norm(lm, rows, &lm->final_norm, moelm_at(lm, mem->out, first * lm->d), norm, mem->rms + first));
+    return moelm_linear_logits(lm, rows, norm, &lm->head, logits);
 }
 
 static moe_status chunk_backward(moe_lm *lm, int64_t first, int64_t rows) {
     moelm_memory *mem = &lm->memory;
     int64_t at = first * lm->d;
-    MOEI_TRY(moelm_linear_grad(lm, rows, mem->logits, mem->norm + at, &lm->head));
-    MOEI_TRY(moelm_linear(lm, rows, mem->logits, &lm->head, mem->dnorm));
+    moelm_narrow(lm, rows * lm->vocab, mem->logits, mem->dlogits);
+    MOEI_TRY(moelm_linear_grad(lm, rows, mem->dlogits, moelm_at(lm, mem->norm, at), &lm->head));
+    MOEI_TRY(moelm_linear(lm, rows, mem->dlogits, &lm->head, mem->dnorm));
     const moelm_norm_grad g = {.rows = rows,
                                .gain = &lm->final_norm,
-                               .x = mem->out + at,
+                               .x = moelm_at(lm, mem->out, at),
                                .rms = mem->rms + first,
                                .dy = mem->dnorm,
-                               .dx = mem->dout + at};
+                               .dx = moelm_at(lm, mem->dout, at)};
     return moelm_norm_backward(lm, &g);
 }
 
@@ -36,6 +38,7 @@ moe_status moelm_head_loss(moe_lm *lm, const int32_t *targets, int64_t rows, flo
         int64_t n = rows - first < mem->head_rows ? rows - first : mem->head_rows;
         MOEI_TRY(moelm_head(lm, first, n, mem->logits));
         const moe_cross_entropy_args args = {
+            .dtype = moei_wide(lm->dtype),
             .rows = n,
             .n = lm->vocab,
             .logits = mem->logits,

@@ -6,17 +6,17 @@
 
 #include <string.h>
 
-static float *row_at(const moe_lm *lm, const moelm_cache *cache, int32_t layer, int64_t row) {
-    return cache->kv + (layer * cache->capacity + row) * 2 * moelm_kv_cols(lm);
+static void *row_at(const moe_lm *lm, const moelm_cache *cache, int32_t layer, int64_t row) {
+    return moelm_at(lm, cache->kv, (layer * cache->capacity + row) * 2 * moelm_kv_cols(lm));
 }
 
-const float *moelm_cache_keys(const moe_lm *lm, const moelm_cache *cache, int32_t layer) {
+const void *moelm_cache_keys(const moe_lm *lm, const moelm_cache *cache, int32_t layer) {
     return row_at(lm, cache, layer, 0);
 }
 
-void moelm_cache_put(moe_lm *lm, moelm_cache *cache, int32_t layer, const float *qkv, int64_t rows) {
-    size_t bytes = (size_t)(2 * moelm_kv_cols(lm)) * sizeof(float);
+void moelm_cache_put(moe_lm *lm, moelm_cache *cache, int32_t layer, const void *qkv, int64_t rows) {
+    size_t bytes = (size_t)(2 * moelm_kv_cols(lm)) * moe_dtype_bytes(lm->dtype);
     for (int64_t r = 0; r < rows; ++r)
-        memcpy(row_at(lm, cache, layer, cache->n + r), qkv + r * moelm_qkv_cols(lm) + moelm_att_cols(lm),
-               bytes);
+        memcpy(row_at(lm, cache, layer, cache->n + r),
+               moelm_at(lm, qkv, r * moelm_qkv_cols(lm) + moelm_att_cols(lm)), bytes);
 }

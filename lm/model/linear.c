@@ -4,31 +4,51 @@
  */
 #include "model/model.h"
 
-static moe_gemm_rows_args product(const int64_t offset[2], const float *a, int64_t k, int64_t n, float *c) {
-    return (moe_gemm_rows_args){
-        .n_groups = 1, .offset = offset, .n = n, .k = k, .a = a, .lda = k, .c = c, .ldc = n};
+static moe_gemm_rows_args product(const moe_lm *lm, const int64_t offset[2], const void *a, int64_t k,
+                                  int64_t n, void *c) {
+    return (moe_gemm_rows_args){.dtype = lm->dtype,
+                                .n_groups = 1,
+                                .offset = offset,
+                                .n = n,
+                                .k = k,
+                                .a = a,
+                                .lda = k,
+                                .c = c,
+                                .ldc = n};
 }
 
-moe_status moelm_linear(moe_lm *lm, int64_t rows, const float *x, const moelm_tensor *w, float *y) {
+moe_status moelm_linear(moe_lm *lm, int64_t rows, const void *x, const moelm_tensor *w, void *y) {
     const int64_t offset[2] = {0, rows};
-    moe_gemm_rows_args args = product(offset, x, w->dim[0], w->dim[1], y);
+    moe_gemm_rows_args args = product(lm, offset, x, w->dim[0], w->dim[1], y);
     args.b = w->value;
     args.ldb = w->dim[1];
     return moe_gemm_rows(lm->ctx, &args);
 }
 
-moe_status moelm_linear_trans(moe_lm *lm, int64_t rows, const float *dy, const moelm_tensor *w, float *dx) {
+static moe_status linear_trans(moe_lm *lm, int64_t rows, const void *dy, const moelm_tensor *w, void *dx,
+                               bool wide) {
     const int64_t offset[2] = {0, rows};
-    moe_gemm_rows_args args = product(offset, dy, w->dim[1], w->dim[0], dx);
+    moe_gemm_rows_args args = product(lm, offset, dy, w->dim[1], w->dim[0], dx);
     args.b = w->value;
     args.ldb = w->dim[1];
     args.b_trans = true;
+    args.c_wide = wide;
     return moe_gemm_rows(lm->ctx, &args);
 }
 
-moe_status moelm_linear_grad(moe_lm *lm, int64_t rows, const float *x, const float *dy, moelm_tensor *w) {
+moe_status moelm_linear_trans(moe_lm *lm, int64_t rows, const void *dy, const moelm_tensor *w, void *dx) {
+    return linear_trans(lm, rows, dy, w, dx, false);
+}
+
+moe_status moelm_linear_logits(moe_lm *lm, int64_t rows, const void *x, const moelm_tensor *w,
+                               float *logits) {
+    return linear_trans(lm, rows, x, w, logits, true);
+}
+
+moe_status moelm_linear_grad(moe_lm *lm, int64_t rows, const void *x, const void *dy, moelm_tensor *w) {
     const int64_t offset[2] = {0, rows};
     const moe_gemm_outer_args args = {
+        .dtype = lm->dtype,
         .n_groups = 1,
         .offset = offset,
         .m = w->dim[0],
@@ -40,26 +60,58 @@ moe_status moelm_linear_grad(moe_lm *lm, int64_t rows, const float *x, const flo
         .c = w->grad,
         .ldc = w->dim[1],
         .accumulate = true,
+        .c_wide = true,
     };
     return moe_gemm_outer(lm->ctx, &args);
 }
 
-enum { ADD_TASK = 1 << 14 }; /* numbers a task adds: three streams of it fit a second-level cache */
+enum { STREAM_TASK = 1 << 14 }; /* numbers of a task: three streams of it fit a second-level cache */
 
-typedef struct add_args {
+typedef struct stream {
     int64_t n;
-    const float *a, *b;
-    float *out;
-} add_args;
+    const void *a, *b;
+    void *out;
+} stream;
 
-static void add_task(void *arg, int64_t task, void *scratch) {
-    const add_args *s = arg;
-    (void)scratch;
-    int64_t end = (task + 1) * ADD_TASK < s->n ? (task + 1) * ADD_TASK : s->n;
-    for (int64_t i = task * ADD_TASK; i < end; ++i) s->out[i] = s->a[i] + s->b[i];
+static int64_t end_of(const stream *s, int64_t task) {
+    return (task + 1) * STREAM_TASK < s->n ? (task + 1) * STREAM_TASK : s->n;
 }
 
-void moelm_add(moe_lm *lm, int64_t n, const float *a, const float *b, float *out) {
-    add_args args = {n, a, b, out};
-    moe_parallel(lm->ctx, (n + ADD_TASK - 1) / ADD_TASK, add_task, &args);
+static void add_f32(void *arg, int64_t task, void *scratch) {
+    const stream *s = arg;
+    const float *a = s->a, *b = s->b;
+    float *out = s->out;
+    (void)scratch;
+    for (int64_t i = task * STREAM_TASK; i < end_of(s, task); ++i) out[i] = a[i] + b[i];
+}
+
+static void add_bf16(void *arg, int64_t task, void *scratch) {
+    const stream *s = arg;
+    const uint16_t *a = s->a, *b = s->b;
+    uint16_t *out = s->out;
+    (void)scratch;
+    for (int64_t i = task * STREAM_TASK; i < end_of(s, task); ++i)
+        out[i] = moei_bf16_round(moei_bf16_value(a[i]) + moei_bf16_value(b[i]));
+}
+
+static void narrow_task(void *arg, int64_t task, void *scratch) {
+    const stream *s = arg;
+    const float *a = s->a;
+    uint16_t *out = s->out;
+    (void)scratch;
+    for (int64_t i = task * STREAM_TASK; i < end_of(s, task); ++i) out[i] = moei_bf16_round(a[i]);
+}
+
+static void run_stream(moe_lm *lm, moe_task_fn fn, stream *s) {
+    moe_parallel(lm->ctx, (s->n + STREAM_TASK - 1) / STREAM_TASK, fn, s);
+}
+
+void moelm_add(moe_lm *lm, int64_t n, const void *a, const void *b, void *out) {
+    stream s = {n, a, b, out};
+    run_stream(lm, lm->dtype == MOE_BF16 ? add_bf16 : add_f32, &s);
+}
+
+void moelm_narrow(moe_lm *lm, int64_t n, const float *from, void *to) {
+    stream s = {.n = n, .a = from, .out = to};
+    if (lm->dtype == MOE_BF16) run_stream(lm, narrow_task, &s);
 }

@@ -36,6 +36,7 @@ static moe_status copy_config(const moe_lm_config *from, moe_lm_config **to, moe
 
 static void take_sizes(moe_lm *lm) {
     const moelm_model_config *m = &lm->config->model;
+    lm->dtype = moelm_config_dtype(lm->config);
     lm->vocab = m->vocab_size;
     lm->d = m->d_model;
     lm->context = m->context;
@@ -49,27 +50,28 @@ static void take_sizes(moe_lm *lm) {
 
 /* 1. Tensors. */
 
-static void carve_tensor(moei_arena *arena, moelm_tensor *tensor, int64_t rows, int64_t cols) {
+static void carve_tensor(const moe_lm *lm, moei_arena *arena, moelm_tensor *tensor, int64_t rows,
+                         int64_t cols) {
     *tensor = (moelm_tensor){
         .n_dim = cols ? 2 : 1, .dim = {rows, cols ? cols : 1}
     };
-    tensor->value = moei_arena_take(arena, (size_t)rows * (size_t)tensor->dim[1] * sizeof(float));
+    tensor->value = moei_arena_array(arena, rows, tensor->dim[1], moe_dtype_bytes(lm->dtype));
 }
 
 static void carve_tensors(moe_lm *lm, moei_arena *arena) {
-    carve_tensor(arena, &lm->embed, lm->vocab, lm->d);
+    carve_tensor(lm, arena, &lm->embed, lm->vocab, lm->d);
     for (int32_t i = 0; i < lm->n_layers; ++i) {
         moelm_block *block = &lm->blocks[i];
-        carve_tensor(arena, &block->norm, lm->d, 0);
-        carve_tensor(arena, &block->qkv, lm->d, moelm_qkv_cols(lm));
-        carve_tensor(arena, &block->out, moelm_att_cols(lm), lm->d);
-        carve_tensor(arena, &block->ffn_norm, lm->d, 0);
+        carve_tensor(lm, arena, &block->norm, lm->d, 0);
+        carve_tensor(lm, arena, &block->qkv, lm->d, moelm_qkv_cols(lm));
+        carve_tensor(lm, arena, &block->out, moelm_att_cols(lm), lm->d);
+        carve_tensor(lm, arena, &block->ffn_norm, lm->d, 0);
     }
-    carve_tensor(arena, &lm->final_norm, lm->d, 0);
+    carve_tensor(lm, arena, &lm->final_norm, lm->d, 0);
     if (lm->config->model.tie_embeddings)
         lm->head = lm->embed;
     else
-        carve_tensor(arena, &lm->head, lm->vocab, lm->d);
+        carve_tensor(lm, arena, &lm->head, lm->vocab, lm->d);
 }
 
 static moe_status make_tensors(moe_lm *lm) {
@@ -146,9 +148,9 @@ static moe_status make_entries(moe_lm *lm) {
 static void draw(moe_lm *lm, moelm_tensor *tensor, uint32_t layer, uint64_t step, double std) {
     int64_t n = tensor->dim[0] * tensor->dim[1];
     if (tensor->n_dim == 1)
-        for (int64_t i = 0; i < n; ++i) tensor->value[i] = 1.0F;
+        for (int64_t i = 0; i < n; ++i) moei_real_store(lm->dtype, tensor->value, i, 1.0);
     else
-        moe_random_normal(moe_ctx_seed(lm->ctx), MOE_DRAW_INIT, layer, DRAW_STEP + step, MOE_F32,
+        moe_random_normal(moe_ctx_seed(lm->ctx), MOE_DRAW_INIT, layer, DRAW_STEP + step, lm->dtype,
                           tensor->value, n, std);
 }
 
@@ -251,18 +253,19 @@ moe_status moe_lm_param(const moe_lm *lm, int32_t index, moe_param *param) {
         MOEI_TRY(moe_layer_param(entry->layer, entry->param, &found));
     else
         found = (moe_param){
-            .dtype = MOE_F32,
+            .dtype = lm->dtype,
             .n_dim = t->n_dim,
             .dim = {t->dim[0], t->dim[1]},
             .value = t->value,
-            .grad = t->grad
+            .grad = t->grad,
+            .grad_dtype = moei_wide(lm->dtype)
         };
     found.name = entry->name;
     return moei_ctx_desc_write(lm->ctx, param, &found, sizeof found, "moe_param");
 }
 
 void moe_lm_zero_grad(moe_lm *lm) {
-    if (lm->grads) memset(lm->grads, 0, lm->value_bytes);
+    if (lm->grads) memset(lm->grads, 0, lm->grad_bytes);
     for (int32_t i = 0; i < lm->n_layers; ++i) moe_layer_zero_grad(lm->blocks[i].ffn);
 }
 

@@ -1,7 +1,9 @@
 /* model.h: the decoder: its tensors, the memory of a pass, and the stages a pass goes through.
  * Shapes: V vocabulary, d width, H heads and G key/value heads of width c, R = n_seq * length rows of a
- * pass; C = (H + 2G) * c columns of the fused q, k, v product. Everything is f32 and row-major.
- * Source: the block is that of Mixtral (Jiang et al. 2024): RMSNorm before attention and before the experts.
+ * pass; C = (H + 2G) * c columns of the fused q, k, v product. Everything is row-major and of the model's
+ * dtype (model.dtype) but what is marked wide (f32; moekit/op.h): gradients of parameters, statistics of a
+ * row, logits and losses. Source: the block is that of Mixtral (Jiang et al. 2024): RMSNorm before attention
+ * and before the experts.
  */
 #ifndef MOELM_MODEL_H
 #define MOELM_MODEL_H
@@ -12,6 +14,7 @@
 
 #include "config/config.h"
 #include "core/arena.h"
+#include "core/real.h"
 
 enum { MOELM_NAME = 128 };
 
@@ -19,20 +22,22 @@ enum { MOELM_NAME = 128 };
 typedef struct moelm_tensor {
     int32_t n_dim;
     int64_t dim[2]; /* weights are [in, out], so y = x W; embedding and head are [V, d] */
-    float *value, *grad;
+    void *value;
+    float *grad; /* wide */
 } moelm_tensor;
 
 /* What backward reads of one block. In inference all blocks share one set, and the three residual
  * streams are one buffer. */
 typedef struct moelm_saved {
-    float *in;   /* [R, d] residual stream before the block */
-    float *norm; /* [R, d] and normed */
-    float *rms;  /* [R] */
-    float *qkv;  /* [R, C] after rotary */
-    float *lse;  /* [R, H] */
-    float *att;  /* [R, H*c] */
-    float *mid;  /* [R, d] residual stream between attention and experts */
-    float *ffn_norm, *ffn_rms;
+    void *in;   /* [R, d] residual stream before the block */
+    void *norm; /* [R, d] and normed */
+    float *rms; /* [R] wide */
+    void *qkv;  /* [R, C] after rotary */
+    float *lse; /* [R, H] wide */
+    void *att;  /* [R, H*c] */
+    void *mid;  /* [R, d] residual stream between attention and experts */
+    void *ffn_norm;
+    float *ffn_rms; /* wide */
 } moelm_saved;
 
 typedef struct moelm_block {
@@ -52,16 +57,18 @@ typedef struct moelm_memory {
     int64_t max_rows, head_rows; /* rows of logits that exist at one time */
     moe_mode mode;
     int32_t *position; /* [R] */
-    float *out;        /* [R, d] residual stream after the last block */
-    float *norm, *rms; /* [R, d], [R] and normed */
-    float *branch;     /* [R, d] what a branch adds to the stream */
-    float *logits;     /* [head_rows, V] */
-    float *row_loss;   /* [head_rows] */
-    float *dout;       /* [R, d] gradient of the residual stream */
-    float *dnorm;      /* [R, d] */
-    float *dqkv;       /* [R, C] */
-    float *datt;       /* [R, H*c] */
-    float *delta;      /* [R, H] */
+    void *out;         /* [R, d] residual stream after the last block */
+    void *norm;        /* [R, d] and normed */
+    float *rms;        /* [R] wide */
+    void *branch;      /* [R, d] what a branch adds to the stream */
+    float *logits;     /* [head_rows, V] wide */
+    float *row_loss;   /* [head_rows] wide */
+    void *dlogits;     /* [head_rows, V] gradient of the logits: `logits` itself where the types are one */
+    void *dout;        /* [R, d] gradient of the residual stream */
+    void *dnorm;       /* [R, d] */
+    void *dqkv;        /* [R, C] */
+    void *datt;        /* [R, H*c] */
+    float *delta;      /* [R, H] wide */
     int32_t *order;    /* [R] rows sorted by token */
     int64_t *offset;   /* [V + 1] rows of each token */
 } moelm_memory;
@@ -72,9 +79,9 @@ typedef struct moelm_cache {
     size_t bytes;
     int64_t capacity; /* tokens */
     int64_t n;        /* tokens whose keys and values are in */
-    float *kv;        /* [n_layers, capacity, 2*G*c] a row is its keys, then its values */
+    void *kv;         /* [n_layers, capacity, 2*G*c] a row is its keys, then its values */
     int32_t *window;  /* [capacity] the tokens */
-    float *logits;    /* [V] */
+    float *logits;    /* [V] wide */
     int32_t *heap;    /* [V] scratch of sampling */
 } moelm_cache;
 
@@ -89,6 +96,7 @@ typedef struct moelm_entry {
 struct moe_lm {
     moe_ctx *ctx;
     moe_lm_config *config; /* model.* and moe.* of what it was made from */
+    moe_dtype dtype;       /* f32 or bf16 */
     int64_t vocab, d, context;
     int32_t n_layers, heads, kv_heads, head_dim;
     float eps, rope_base;
@@ -100,7 +108,7 @@ struct moe_lm {
     moelm_entry *entries;    /* [n_entries] */
     int32_t n_entries;
     void *values, *grads; /* of all moelm_tensors, one block each */
-    size_t value_bytes;
+    size_t value_bytes, grad_bytes;
 
     moelm_memory memory;
     moelm_cache cache;
@@ -137,31 +145,38 @@ static inline int64_t moelm_kv_cols(const moe_lm *lm) {
     return (int64_t)lm->kv_heads * lm->head_dim;
 }
 
+/* Element i of a block of the model's dtype. */
+static inline void *moelm_at(const moe_lm *lm, const void *block, int64_t i) {
+    return moei_real_at(lm->dtype, (void *)(uintptr_t)block, i);
+}
+
 /* reserve.c */
 moe_status moelm_reserve_cache(moe_lm *lm, int64_t capacity);
 void moelm_release(moe_lm *lm);
 
-/* linear.c: y[rows, out] = x W; dx[rows, in] = dy W^T; dW += x^T dy. */
-moe_status moelm_linear(moe_lm *lm, int64_t rows, const float *x, const moelm_tensor *w, float *y);
-moe_status moelm_linear_trans(moe_lm *lm, int64_t rows, const float *dy, const moelm_tensor *w, float *dx);
-moe_status moelm_linear_grad(moe_lm *lm, int64_t rows, const float *x, const float *dy, moelm_tensor *w);
+/* linear.c: y[rows, out] = x W; dx[rows, in] = dy W^T; dW += x^T dy; logits[rows, V], wide, = x W^T. */
+moe_status moelm_linear(moe_lm *lm, int64_t rows, const void *x, const moelm_tensor *w, void *y);
+moe_status moelm_linear_trans(moe_lm *lm, int64_t rows, const void *dy, const moelm_tensor *w, void *dx);
+moe_status moelm_linear_grad(moe_lm *lm, int64_t rows, const void *x, const void *dy, moelm_tensor *w);
+moe_status moelm_linear_logits(moe_lm *lm, int64_t rows, const void *x, const moelm_tensor *w, float *logits);
 /* out = a + b, n numbers; out may be either. */
-void moelm_add(moe_lm *lm, int64_t n, const float *a, const float *b, float *out);
+void moelm_add(moe_lm *lm, int64_t n, const void *a, const void *b, void *out);
+/* n wide numbers as the model's dtype; nothing to do where the types are one and `from` is `to`. */
+void moelm_narrow(moe_lm *lm, int64_t n, const float *from, void *to);
 
 /* embed.c: out[rows, d]; the gradient of each token's row is summed in the order of the text. */
-moe_status moelm_embed(moe_lm *lm, const moelm_pass *pass, float *out);
-moe_status moelm_embed_backward(moe_lm *lm, const moelm_pass *pass, const float *dout);
+moe_status moelm_embed(moe_lm *lm, const moelm_pass *pass, void *out);
+moe_status moelm_embed_backward(moe_lm *lm, const moelm_pass *pass, const void *dout);
 
 /* norm.c: backward overwrites dx, or adds to it with `add`. */
-moe_status moelm_norm(moe_lm *lm, int64_t rows, const moelm_tensor *gain, const float *x, float *y,
-                      float *rms);
+moe_status moelm_norm(moe_lm *lm, int64_t rows, const moelm_tensor *gain, const void *x, void *y, float *rms);
 typedef struct moelm_norm_grad {
     int64_t rows;
     moelm_tensor *gain;
-    const float *x;
-    float *rms;
-    const float *dy;
-    float *dx;
+    const void *x;
+    float *rms; /* wide */
+    const void *dy;
+    void *dx;
     bool add;
 } moelm_norm_grad;
 moe_status moelm_norm_backward(moe_lm *lm, const moelm_norm_grad *g);
@@ -172,7 +187,7 @@ moe_status moelm_attention_backward(moe_lm *lm, int32_t index, const moelm_pass 
 
 /* block.c: from saved.in to `out`; backward turns memory.dout from the gradient of the one into the other's.
  */
-moe_status moelm_block_forward(moe_lm *lm, int32_t index, moelm_pass *pass, float *out);
+moe_status moelm_block_forward(moe_lm *lm, int32_t index, moelm_pass *pass, void *out);
 moe_status moelm_block_backward(moe_lm *lm, int32_t index, const moelm_pass *pass);
 
 /* head.c: logits[rows, V] of rows first.. of memory.out */
@@ -186,8 +201,8 @@ moe_status moelm_forward(moe_lm *lm, moelm_pass *pass);
 moe_status moelm_loss(moe_lm *lm, moelm_pass *pass, const int32_t *targets, double *loss);
 
 /* kv_cache.c: the rows' keys and values, appended behind cache->n */
-void moelm_cache_put(moe_lm *lm, moelm_cache *cache, int32_t layer, const float *qkv, int64_t rows);
-const float *moelm_cache_keys(const moe_lm *lm, const moelm_cache *cache, int32_t layer);
+void moelm_cache_put(moe_lm *lm, moelm_cache *cache, int32_t layer, const void *qkv, int64_t rows);
+const void *moelm_cache_keys(const moe_lm *lm, const moelm_cache *cache, int32_t layer);
 
 /* sample.c: heap[vocab] is scratch; `position` keys the draw. */
 moe_status moelm_sampler_check(moe_ctx *ctx, const moe_lm_sampler *sampler);

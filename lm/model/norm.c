@@ -4,9 +4,10 @@
  */
 #include "model/model.h"
 
-moe_status moelm_norm(moe_lm *lm, int64_t rows, const moelm_tensor *gain, const float *x, float *y,
+moe_status moelm_norm(moe_lm *lm, int64_t rows, const moelm_tensor *gain, const void *x, void *y,
                       float *rms) {
     const moe_rmsnorm_args args = {
+        .dtype = lm->dtype,
         .rows = rows,
         .n = lm->d,
         .eps = lm->eps,
@@ -20,6 +21,7 @@ moe_status moelm_norm(moe_lm *lm, int64_t rows, const moelm_tensor *gain, const 
 
 moe_status moelm_norm_backward(moe_lm *lm, const moelm_norm_grad *g) {
     const moe_rmsnorm_args args = {
+        .dtype = lm->dtype,
         .rows = g->rows,
         .n = lm->d,
         .eps = lm->eps,

@@ -44,7 +44,7 @@ moe_status moelm_forward(moe_lm *lm, moelm_pass *pass) {
     pass->call.sequence_length = pass->length;
     MOEI_TRY(moelm_embed(lm, pass, lm->blocks[0].saved.in));
     for (int32_t i = 0; i < lm->n_layers; ++i) {
-        float *out = i + 1 < lm->n_layers ? lm->blocks[i + 1].saved.in : lm->memory.out;
+        void *out = i + 1 < lm->n_layers ? lm->blocks[i + 1].saved.in : lm->memory.out;
         MOEI_TRY(moelm_block_forward(lm, i, pass, out));
     }
     return MOE_OK;

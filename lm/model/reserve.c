@@ -14,31 +14,35 @@ typedef struct sizes {
     bool train;
 } sizes;
 
-static float *take(moei_arena *arena, int64_t rows, int64_t cols) {
-    return moei_arena_take(arena, (size_t)rows * (size_t)cols * sizeof(float));
+static void *take(const moe_lm *lm, moei_arena *arena, int64_t rows, int64_t cols) {
+    return moei_arena_array(arena, rows, cols, moe_dtype_bytes(lm->dtype));
+}
+
+static float *take_wide(moei_arena *arena, int64_t rows, int64_t cols) {
+    return moei_arena_array(arena, rows, cols, sizeof(float));
 }
 
 static void carve_saved(const moe_lm *lm, moei_arena *arena, int64_t rows, moelm_saved *s) {
     *s = (moelm_saved){
-        .in = take(arena, rows, lm->d),
-        .norm = take(arena, rows, lm->d),
-        .rms = take(arena, rows, 1),
-        .qkv = take(arena, rows, moelm_qkv_cols(lm)),
-        .lse = take(arena, rows, lm->heads),
-        .att = take(arena, rows, moelm_att_cols(lm)),
-        .mid = take(arena, rows, lm->d),
-        .ffn_norm = take(arena, rows, lm->d),
-        .ffn_rms = take(arena, rows, 1),
+        .in = take(lm, arena, rows, lm->d),
+        .norm = take(lm, arena, rows, lm->d),
+        .rms = take_wide(arena, rows, 1),
+        .qkv = take(lm, arena, rows, moelm_qkv_cols(lm)),
+        .lse = take_wide(arena, rows, lm->heads),
+        .att = take(lm, arena, rows, moelm_att_cols(lm)),
+        .mid = take(lm, arena, rows, lm->d),
+        .ffn_norm = take(lm, arena, rows, lm->d),
+        .ffn_rms = take_wide(arena, rows, 1),
     };
 }
 
 static void carve_shared(const moe_lm *lm, moei_arena *arena, int64_t rows, moelm_memory *mem) {
-    float *stream = take(arena, rows, lm->d);
+    void *stream = take(lm, arena, rows, lm->d);
     moelm_saved s = {
         .in = stream,
-        .norm = take(arena, rows, lm->d),
-        .qkv = take(arena, rows, moelm_qkv_cols(lm)),
-        .att = take(arena, rows, moelm_att_cols(lm)),
+        .norm = take(lm, arena, rows, lm->d),
+        .qkv = take(lm, arena, rows, moelm_qkv_cols(lm)),
+        .att = take(lm, arena, rows, moelm_att_cols(lm)),
         .mid = stream,
     };
     s.ffn_norm = s.norm;
@@ -53,12 +57,13 @@ static void carve_backward(const moe_lm *lm, moei_arena *arena, int64_t rows, mo
         carve_saved(lm, arena, rows, &s);
         if (arena->base) lm->blocks[i].saved = s;
     }
-    mem->out = take(arena, rows, lm->d);
-    mem->dout = take(arena, rows, lm->d);
-    mem->dnorm = take(arena, rows, lm->d);
-    mem->dqkv = take(arena, rows, moelm_qkv_cols(lm));
-    mem->datt = take(arena, rows, moelm_att_cols(lm));
-    mem->delta = take(arena, rows, lm->heads);
+    mem->out = take(lm, arena, rows, lm->d);
+    mem->dout = take(lm, arena, rows, lm->d);
+    mem->dnorm = take(lm, arena, rows, lm->d);
+    mem->dlogits = lm->dtype == MOE_F32 ? mem->logits : take(lm, arena, mem->head_rows, lm->vocab);
+    mem->dqkv = take(lm, arena, rows, moelm_qkv_cols(lm));
+    mem->datt = take(lm, arena, rows, moelm_att_cols(lm));
+    mem->delta = take_wide(arena, rows, lm->heads);
     mem->order = moei_arena_take(arena, (size_t)rows * sizeof *mem->order);
     mem->offset = moei_arena_take(arena, (size_t)(lm->vocab + 1) * sizeof *mem->offset);
 }
@@ -67,11 +72,11 @@ static void carve(const moe_lm *lm, moei_arena *arena, moelm_memory *mem) {
     int64_t rows = mem->max_rows, most = HEAD_NUMBERS / lm->vocab > 0 ? HEAD_NUMBERS / lm->vocab : 1;
     mem->head_rows = most < rows ? most : rows;
     mem->position = moei_arena_take(arena, (size_t)rows * sizeof *mem->position);
-    mem->norm = take(arena, rows, lm->d);
-    mem->rms = take(arena, rows, 1);
-    mem->branch = take(arena, rows, lm->d);
-    mem->logits = take(arena, mem->head_rows, lm->vocab);
-    mem->row_loss = take(arena, mem->head_rows, 1);
+    mem->norm = take(lm, arena, rows, lm->d);
+    mem->rms = take_wide(arena, rows, 1);
+    mem->branch = take(lm, arena, rows, lm->d);
+    mem->logits = take_wide(arena, mem->head_rows, lm->vocab);
+    mem->row_loss = take_wide(arena, mem->head_rows, 1);
     if (mem->mode == MOE_TRAIN)
         carve_backward(lm, arena, rows, mem);
     else
@@ -95,21 +100,25 @@ static moe_status reserve_layers(moe_lm *lm, int64_t rows, moe_mode mode) {
     return MOE_OK;
 }
 
-static void bind_grads(moe_lm *lm, char *base) {
-    char *values = lm->values;
+/* Runs once to measure and once to hand out: see core/arena.h. */
+static void carve_grads(moe_lm *lm, moei_arena *arena) {
     for (int32_t i = 0; i < lm->n_entries; ++i) {
         moelm_tensor *tensor = lm->entries[i].tensor;
-        if (tensor) tensor->grad = (float *)(void *)(base + ((char *)tensor->value - values));
+        if (tensor) tensor->grad = take_wide(arena, tensor->dim[0], tensor->dim[1]);
     }
     if (lm->head.value == lm->embed.value) lm->head.grad = lm->embed.grad;
 }
 
 static moe_status reserve_grads(moe_lm *lm) {
     if (lm->grads) return MOE_OK;
-    lm->grads = moe_ctx_alloc(lm->ctx, lm->value_bytes);
+    moei_arena arena = {0};
+    carve_grads(lm, &arena);
+    lm->grads = moe_ctx_alloc(lm->ctx, arena.used);
     if (!lm->grads) return MOE_ERR_MEMORY;
-    memset(lm->grads, 0, lm->value_bytes);
-    bind_grads(lm, lm->grads);
+    lm->grad_bytes = arena.used;
+    memset(lm->grads, 0, lm->grad_bytes);
+    arena = (moei_arena){.base = lm->grads};
+    carve_grads(lm, &arena);
     return MOE_OK;
 }
 
@@ -151,9 +160,9 @@ moe_status moe_lm_reserve(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mo
 }
 
 static void carve_cache(const moe_lm *lm, moei_arena *arena, moelm_cache *cache) {
-    cache->kv = take(arena, lm->n_layers * cache->capacity, 2 * moelm_kv_cols(lm));
+    cache->kv = take(lm, arena, lm->n_layers * cache->capacity, 2 * moelm_kv_cols(lm));
     cache->window = moei_arena_take(arena, (size_t)cache->capacity * sizeof *cache->window);
-    cache->logits = take(arena, 1, lm->vocab);
+    cache->logits = take_wide(arena, 1, lm->vocab);
     cache->heap = moei_arena_take(arena, (size_t)lm->vocab * sizeof *cache->heap);
 }
 
@@ -175,6 +184,6 @@ moe_status moelm_reserve_cache(moe_lm *lm, int64_t capacity) {
 void moelm_release(moe_lm *lm) {
     moe_ctx_free(lm->ctx, lm->cache.block, lm->cache.bytes);
     moe_ctx_free(lm->ctx, lm->memory.block, lm->memory.bytes);
-    moe_ctx_free(lm->ctx, lm->grads, lm->value_bytes);
+    moe_ctx_free(lm->ctx, lm->grads, lm->grad_bytes);
     moe_ctx_free(lm->ctx, lm->values, lm->value_bytes);
 }

@@ -1,6 +1,7 @@
 /* optimizer.c: AdamW over every parameter of a model, one block of memory for its state.
- * m, v: as the parameter. Weight decay is for matrices: a norm's gain, a bias or an embedding row has no
- * redundancy that shrinking would remove. Source: Loshchilov and Hutter 2019; minGPT groups so too.
+ * m, v: of the shape of the parameter, wide. Weight decay is for matrices: a norm's gain, a bias or an
+ * embedding row has no redundancy that shrinking would remove. Source: Loshchilov and Hutter 2019; minGPT
+ * groups so too.
  */
 #include "train/optimizer.h"
 
@@ -8,6 +9,7 @@
 #include <moekit/op.h>
 
 #include "core/arena.h"
+#include "core/real.h"
 
 #include <math.h>
 #include <string.h>
@@ -31,13 +33,24 @@ static moe_status carve(moei_arena *arena, const moe_lm *lm, moelm_optimizer *op
     for (int32_t i = 0; i < optimizer->count; ++i) {
         moe_param param = {.size = sizeof param};
         MOEI_TRY(moe_lm_param(lm, i, &param));
-        size_t bytes = (size_t)n_numbers(&param) * moe_dtype_bytes(param.dtype);
+        size_t bytes = (size_t)n_numbers(&param) * moe_dtype_bytes(param.grad_dtype);
         void *m = param.grad ? moei_arena_take(arena, bytes) : NULL;
         void *v = param.grad ? moei_arena_take(arena, bytes) : NULL;
-        if (slot) slot[i] = (moelm_slot){param, m, v, moelm_optimizer_decays(&param)};
+        float *master = param.grad && param.dtype == MOE_BF16 ? moei_arena_take(arena, bytes) : NULL;
+        if (slot) slot[i] = (moelm_slot){param, m, v, master, moelm_optimizer_decays(&param)};
     }
     optimizer->slot = slot;
     return MOE_OK;
+}
+
+static void take_master(const moelm_slot *slot) {
+    for (int64_t j = 0; slot->master && j < n_numbers(&slot->param); ++j)
+        slot->master[j] = (float)moei_real_load(slot->param.dtype, slot->param.value, j);
+}
+
+void moelm_optimizer_round(const moelm_slot *slot) {
+    for (int64_t j = 0; slot->master && j < n_numbers(&slot->param); ++j)
+        moei_real_store(slot->param.dtype, slot->param.value, j, (double)slot->master[j]);
 }
 
 moe_status moelm_optimizer_create(moe_ctx *ctx, const moe_lm *lm, moelm_optimizer *optimizer) {
@@ -49,7 +62,9 @@ moe_status moelm_optimizer_create(moe_ctx *ctx, const moe_lm *lm, moelm_optimize
     optimizer->bytes = arena.used;
     memset(block, 0, optimizer->bytes);
     arena = (moei_arena){.base = block};
-    return carve(&arena, lm, optimizer);
+    MOEI_TRY(carve(&arena, lm, optimizer));
+    for (int32_t i = 0; i < optimizer->count; ++i) take_master(&optimizer->slot[i]);
+    return MOE_OK;
 }
 
 void moelm_optimizer_destroy(moelm_optimizer *optimizer) {
@@ -64,7 +79,7 @@ moe_status moelm_optimizer_norm(const moelm_optimizer *optimizer, double *norm) 
         const moe_param *param = &optimizer->slot[i].param;
         double sum;
         if (!param->grad) continue;
-        MOEI_TRY(moe_sum_squares(optimizer->ctx, param->dtype, param->grad, n_numbers(param), &sum));
+        MOEI_TRY(moe_sum_squares(optimizer->ctx, param->grad_dtype, param->grad, n_numbers(param), &sum));
         total += sum;
     }
     *norm = sqrt(total);
@@ -80,6 +95,7 @@ moe_status moelm_optimizer_step(const moelm_optimizer *optimizer, const moelm_tr
             .dtype = slot->param.dtype,
             .n = n_numbers(&slot->param),
             .value = slot->param.value,
+            .master = slot->master,
             .m = slot->m,
             .v = slot->v,
             .grad = slot->param.grad,

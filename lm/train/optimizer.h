@@ -1,5 +1,6 @@
 /* optimizer.h: AdamW over every parameter of a model.
- * m and v have the shape and dtype of their parameter; `step` counts from 1.
+ * m and v have the shape of their parameter and, as its master copy where it is bf16, are wide; `step` counts
+ * from 1.
  */
 #ifndef MOELM_OPTIMIZER_H
 #define MOELM_OPTIMIZER_H
@@ -10,15 +11,16 @@
 
 typedef struct moelm_slot {
     moe_param param;
-    void *m, *v; /* NULL: not trained, a buffer or a frozen router */
-    bool decay;  /* matrices shrink; norms, biases and embeddings do not */
+    void *m, *v;   /* wide; NULL: not trained, a buffer or a frozen router */
+    float *master; /* of a bf16 parameter, which is its rounded copy; NULL: the others are their own */
+    bool decay;    /* matrices shrink; norms, biases and embeddings do not */
 } moelm_slot;
 
 typedef struct moelm_optimizer {
     moe_ctx *ctx;
     int32_t count;
     moelm_slot *slot; /* [count] in the order of moe_lm_param */
-    size_t bytes;     /* of the block that slots, m and v live in */
+    size_t bytes;     /* of the block that slots, moments and masters live in */
 } moelm_optimizer;
 
 /* For a model reserved for training; m and v start at zero. Failures are told on the context. */
@@ -30,6 +32,9 @@ moe_status moelm_optimizer_norm(const moelm_optimizer *optimizer, double *norm);
 /* One update with gradients times grad_scale. */
 moe_status moelm_optimizer_step(const moelm_optimizer *optimizer, const moelm_train_config *train,
                                 int64_t step, double lr, double grad_scale);
+
+/* Sets a parameter from its master copy, where it has one. */
+void moelm_optimizer_round(const moelm_slot *slot);
 
 bool moelm_optimizer_decays(const moe_param *param);
 

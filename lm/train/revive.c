@@ -6,6 +6,8 @@
 
 #include <moekit/op.h>
 
+#include "core/real.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,16 +24,19 @@ static bool has_row_an_expert(const moe_param *param, const char *prefix, int32_
 static void copy_row(const moelm_revival *r, int32_t index, const moelm_slot *slot) {
     const moe_param *param = &slot->param;
     const int64_t n = param->dim[1] * param->dim[2];
-    float *to = (float *)param->value + r->dead * n;
-    const float *from = (const float *)param->value + r->from * n;
+    const moe_dtype dtype = slot->master ? MOE_F32 : param->dtype;
+    void *all = slot->master ? slot->master : param->value, *to = moei_real_at(dtype, all, r->dead * n);
+    const void *from = moei_real_at(dtype, all, r->from * n);
     double square = 0;
-    for (int64_t i = 0; i < n; ++i) square += (double)from[i] * (double)from[i];
+    for (int64_t i = 0; i < n; ++i) square += moei_real_load(dtype, from, i) * moei_real_load(dtype, from, i);
     /* one stream for each parameter, expert and step */
     const uint64_t stream = ((uint64_t)r->step << 32) + (uint64_t)index * (uint64_t)r->n_experts;
     const double std = param->n_dim > 1 ? noise * sqrt(square / (double)n) : 0;
-    moe_random_normal(r->seed, MOE_DRAW_REVIVE, (uint32_t)r->layer, stream + (uint64_t)r->dead, MOE_F32, to,
-                      n, std);
-    for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+    moe_random_normal(r->seed, MOE_DRAW_REVIVE, (uint32_t)r->layer, stream + (uint64_t)r->dead, dtype, to, n,
+                      std);
+    for (int64_t i = 0; i < n; ++i)
+        moei_real_store(dtype, to, i, moei_real_load(dtype, to, i) + moei_real_load(dtype, from, i));
+    moelm_optimizer_round(slot);
     if (!slot->m) return;
     memset((float *)slot->m + r->dead * n, 0, (size_t)n * sizeof(float));
     memset((float *)slot->v + r->dead * n, 0, (size_t)n * sizeof(float));

@@ -1,6 +1,6 @@
 /* snapshot.c: saving and loading where a training run stands.
- * optimizer.safetensors: m.<name>, v.<name>, of the parameter's shape; trainer.json: see write_state.
- * Source: docs/run-directory.md; directories are published by lm/format/publish.h.
+ * optimizer.safetensors: m.<name>, v.<name>, master.<name> of bf16, of the parameter's shape; trainer.json:
+ * see write_state. Source: docs/run-directory.md; directories are published by lm/format/publish.h.
  */
 #include "train/snapshot.h"
 
@@ -30,7 +30,7 @@ static moe_status from_ctx(const moelm_optimizer *optimizer, moe_status status, 
 /* 1. The optimizer. */
 
 typedef struct tensor_list {
-    moelm_st_tensor *tensor; /* [2 * n] m and v of each parameter that is trained */
+    moelm_st_tensor *tensor; /* [3 * n] m, v and master of each parameter that is trained */
     char (*name)[NAME_BYTES];
     size_t count;
 } tensor_list;
@@ -40,19 +40,19 @@ static void tensor_list_free(tensor_list *list) {
     free(list->name);
 }
 
-static void add_moment(tensor_list *list, const moe_param *param, const char *prefix, const void *data) {
+static void add_state(tensor_list *list, const moe_param *param, const char *prefix, const void *data) {
     char *name = list->name[list->count];
     moelm_st_tensor *tensor = &list->tensor[list->count++];
     snprintf(name, NAME_BYTES, "%s.%s", prefix, param->name);
     tensor->name = name;
-    tensor->dtype = param->dtype == MOE_F64 ? MOELM_ST_F64 : MOELM_ST_F32;
+    tensor->dtype = param->grad_dtype == MOE_F64 ? MOELM_ST_F64 : MOELM_ST_F32;
     tensor->n_dim = param->n_dim;
     for (int32_t d = 0; d < param->n_dim; ++d) tensor->dim[d] = param->dim[d];
     tensor->data = data;
 }
 
 static moe_status tensor_list_make(const moelm_optimizer *optimizer, tensor_list *list, moe_error *error) {
-    size_t most = 2 * (size_t)optimizer->count;
+    size_t most = 3 * (size_t)optimizer->count;
     *list =
         (tensor_list){.tensor = calloc(most, sizeof *list->tensor), .name = calloc(most, sizeof *list->name)};
     if (!list->tensor || !list->name) {
@@ -62,8 +62,9 @@ static moe_status tensor_list_make(const moelm_optimizer *optimizer, tensor_list
     for (int32_t i = 0; i < optimizer->count; ++i) {
         const moelm_slot *slot = &optimizer->slot[i];
         if (!slot->m) continue;
-        add_moment(list, &slot->param, "m", slot->m);
-        add_moment(list, &slot->param, "v", slot->v);
+        add_state(list, &slot->param, "m", slot->m);
+        add_state(list, &slot->param, "v", slot->v);
+        if (slot->master) add_state(list, &slot->param, "master", slot->master);
     }
     return MOE_OK;
 }
@@ -97,6 +98,8 @@ static moe_status read_optimizer(const char *path, const moelm_optimizer *optimi
     if (status == MOE_OK) {
         status = read_tensors(file, path, &list, error);
         tensor_list_free(&list);
+        for (int32_t i = 0; status == MOE_OK && i < optimizer->count; ++i)
+            moelm_optimizer_round(&optimizer->slot[i]);
     }
     moelm_safetensors_close(file);
     return status;

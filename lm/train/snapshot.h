@@ -1,5 +1,6 @@
 /* snapshot.h: a training run at one step on disk: checkpoints/step-00001200/ of a run directory.
- * The model in Hugging Face form, optimizer.safetensors (m.<name> and v.<name> of every parameter) and
+ * The model in Hugging Face form, optimizer.safetensors (m.<name> and v.<name> of every parameter, and
+ * master.<name> of every bf16 one) and
  * trainer.json. A directory appears whole or not at all.
  */
 #ifndef MOELM_SNAPSHOT_H

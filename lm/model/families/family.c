@@ -90,7 +90,7 @@ json_t *moelm_family_value(const moe_lm_config *config, const char *key) {
 }
 
 moelm_slice moelm_family_whole(const char *name, const moe_param *param) {
-    moelm_slice slice = {.n_dim = param->n_dim, .value = param->value, .col_step = 1};
+    moelm_slice slice = {.n_dim = param->n_dim, .value = param->value, .dtype = param->dtype, .col_step = 1};
     snprintf(slice.name, sizeof slice.name, "%s", name);
     for (int32_t i = 0; i < param->n_dim; ++i) slice.dim[i] = param->dim[i];
     slice.row_step = param->dim[param->n_dim - 1];

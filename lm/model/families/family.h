@@ -14,7 +14,8 @@ typedef struct moelm_slice {
     char name[MOELM_NAME];
     int32_t n_dim;
     int64_t dim[3];
-    float *value;
+    void *value;
+    moe_dtype dtype;
     int64_t row_step, col_step;
 } moelm_slice;
 

@@ -155,8 +155,18 @@ static moe_status read_losses(const json_t *root, moe_lm_config *config, moe_err
     return MOE_OK;
 }
 
+/* Weights of bfloat16 stay so; others become f32. */
+static moe_status read_dtype(const json_t *root, moe_lm_config *config, moe_error *error) {
+    const char *dtype = "float32";
+    MOEI_TRY(moelm_json_opt_string(root, "config.json", "torch_dtype", &dtype, error));
+    MOEI_TRY(moelm_json_opt_string(root, "config.json", "dtype", &dtype, error));
+    return moe_lm_config_set(config, "model.dtype", strcmp(dtype, "bfloat16") == 0 ? "bf16" : "f32",
+                             "config.json", error);
+}
+
 static moe_status config_read(const json_t *root, moe_lm_config *config, moe_error *error) {
     MOEI_TRY(read_fields(root, config, error));
+    MOEI_TRY(read_dtype(root, config, error));
     MOEI_TRY(read_limits(root, config, error));
     MOEI_TRY(read_rope(root, config, error));
     MOEI_TRY(read_losses(root, config, error));
@@ -168,14 +178,15 @@ static moe_status config_read(const json_t *root, moe_lm_config *config, moe_err
 }
 
 static int write_fixed(const moe_lm_config *config, json_t *root) {
+    const char *dtype = moelm_config_dtype(config) == MOE_BF16 ? "bfloat16" : "float32";
     /* Bytes have no special tokens; a vocabulary's own are in its tokenizer. */
     json_t *fixed =
         json_pack("{s:[s], s:s, s:s, s:s, s:f, s:n, s:n, s:n, s:n, s:b, s:b, s:{s:o, s:s}, s:f}",
-                  "architectures", "MixtralForCausalLM", "dtype", "float32", "torch_dtype", "float32",
-                  "hidden_act", "silu", "attention_dropout", 0.0, "bos_token_id", "eos_token_id",
-                  "pad_token_id", "sliding_window", "use_cache", 1, "output_router_logits", 0,
-                  "rope_parameters", "rope_theta", moelm_family_value(config, "model.rope_base"), "rope_type",
-                  "default", "router_aux_loss_coef", (double)config->moe.aux_loss_coeff / loss_scale(config));
+                  "architectures", "MixtralForCausalLM", "dtype", dtype, "torch_dtype", dtype, "hidden_act",
+                  "silu", "attention_dropout", 0.0, "bos_token_id", "eos_token_id", "pad_token_id",
+                  "sliding_window", "use_cache", 1, "output_router_logits", 0, "rope_parameters",
+                  "rope_theta", moelm_family_value(config, "model.rope_base"), "rope_type", "default",
+                  "router_aux_loss_coef", (double)config->moe.aux_loss_coeff / loss_scale(config));
     int failed = fixed ? json_object_update(root, fixed) : -1;
     json_decref(fixed);
     return failed;
@@ -212,17 +223,22 @@ typedef struct visitor {
 } visitor;
 
 static moe_status visit_vector(const visitor *v, const char *name, const moelm_tensor *t) {
-    moelm_slice slice = {.n_dim = 1, .dim = {t->dim[0]}, .value = t->value, .col_step = 1};
+    moelm_slice slice = {
+        .n_dim = 1, .dim = {t->dim[0]}, .value = t->value, .dtype = v->lm->dtype, .col_step = 1};
     snprintf(slice.name, sizeof slice.name, "model.layers.%d.%s.weight", v->layer, name);
     return v->fn(v->user, &slice);
 }
 
 /* `out` columns, from `first`, of a weight [in, cols] of ours: the file has [out, in]. */
-static moe_status visit_columns(const visitor *v, const char *name, float *value, int64_t in, int64_t cols,
-                                int64_t first, int64_t out) {
+static moe_status visit_columns(const visitor *v, const char *name, const void *value, int64_t in,
+                                int64_t cols, int64_t first, int64_t out) {
     moelm_slice slice = {
-        .n_dim = 2, .dim = {out, in},
-             .value = value + first, .row_step = 1, .col_step = cols
+        .n_dim = 2,
+        .dim = {out, in},
+        .value = moelm_at(v->lm, value, first),
+        .dtype = v->lm->dtype,
+        .row_step = 1,
+        .col_step = cols
     };
     snprintf(slice.name, sizeof slice.name, "model.layers.%d.%s.weight", v->layer, name);
     return v->fn(v->user, &slice);
@@ -248,7 +264,8 @@ static moe_status visit_experts(const visitor *v, const moe_layer *ffn) {
     MOEI_TRY(v->fn(v->user, &slice));
     int64_t d = v->lm->d, n = down.dim[1];
     for (int32_t e = 0; e < (int32_t)gate.dim[0]; ++e) {
-        float *w13 = (float *)up.value + e * d * 2 * n, *w2 = (float *)down.value + e * n * d;
+        const void *w13 = moelm_at(v->lm, up.value, e * d * 2 * n),
+                   *w2 = moelm_at(v->lm, down.value, e * n * d);
         snprintf(name, sizeof name, "block_sparse_moe.experts.%d.w1", e);
         MOEI_TRY(visit_columns(v, name, w13, d, 2 * n, 0, n));
         snprintf(name, sizeof name, "block_sparse_moe.experts.%d.w2", e);
@@ -261,8 +278,8 @@ static moe_status visit_experts(const visitor *v, const moe_layer *ffn) {
 
 static moe_status visit_table(const visitor *v, const char *name, const moelm_tensor *t) {
     const moe_param param = {
-        .n_dim = t->n_dim, .dim = {t->dim[0], t->dim[1]},
-             .value = t->value
+        .dtype = v->lm->dtype, .n_dim = t->n_dim, .dim = {t->dim[0], t->dim[1]},
+                .value = t->value
     };
     moelm_slice slice = moelm_family_whole(name, &param);
     return v->fn(v->user, &slice);

@@ -58,9 +58,9 @@ static moe_status visit(const moe_lm *lm, moelm_slice_fn fn, void *user) {
     for (int32_t i = 0; i < moe_lm_param_count(lm); ++i) {
         moe_param param = {.size = sizeof param};
         MOEI_TRY(moe_lm_param(lm, i, &param));
-        if (param.dtype != MOE_F32)
-            return moe_ctx_fail(lm->ctx, MOE_ERR_UNSUPPORTED, "parameter %s is not f32: checkpoints hold f32",
-                                param.name);
+        if (param.dtype == MOE_F64)
+            return moe_ctx_fail(lm->ctx, MOE_ERR_UNSUPPORTED,
+                                "parameter %s is f64: checkpoints hold f32 and bf16", param.name);
         moelm_slice slice = moelm_family_whole(param.name, &param);
         MOEI_TRY(fn(user, &slice));
     }
