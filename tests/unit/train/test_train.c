@@ -83,6 +83,26 @@ static void test_resume_bits(void **state) {
     assert_int_equal(again.n_steps, 0);
 }
 
+/* bf16: the masters of a checkpoint make the resumed run that of one sitting, and a revived expert is rounded
+ * from them too. */
+static void test_bf16(void **state) {
+    static const char *const pairs[] = {
+        "model.dtype", "bf16", "train.alarm_dead_steps", "1", "train.alarm_action", "revive", NULL};
+    train_result whole = train_run(state, &(train_setup){.dir = "whole", .pairs = pairs});
+    train_must(&whole);
+    assert_true(whole.last.loss < whole.first_loss);
+    for (int64_t stop = 1; stop < 12; stop += 5) {
+        char dir[40];
+        snprintf(dir, sizeof dir, "parts%d", (int)stop);
+        train_result part = train_run(state, &(train_setup){.dir = dir, .stop_after = stop, .pairs = pairs});
+        train_must_fail(&part, MOE_ERR_INTERRUPTED, "stopped after step");
+        part = train_run(state, &(train_setup){.dir = dir, .resume = true, .threads = 2, .pairs = pairs});
+        train_must(&part);
+        assert_true(part.last.loss == whole.last.loss);
+        same_run(state, "whole", dir);
+    }
+}
+
 /* Killed before its first checkpoint, or before it made anything at all. */
 static void test_resume_from_nothing(void **state) {
     train_result whole = train_run(state, &(train_setup){.dir = "whole"});
@@ -392,6 +412,7 @@ int main(void) {
         IN_SCRATCH(test_damaged_checkpoint),
         IN_SCRATCH(test_clock_ends_a_run),
         IN_SCRATCH(test_dense_model),
+        IN_SCRATCH(test_bf16),
         IN_SCRATCH(test_resume_in_a_foreign_directory),
         IN_SCRATCH(test_sweep_keeps_what_is_not_ours),
         IN_SCRATCH(test_nothing_settled_nothing_left),
