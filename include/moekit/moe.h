@@ -389,8 +389,8 @@ typedef struct moe_param {
     int32_t n_dim;
     int64_t dim[3]; /* 1 beyond n_dim */
     void *value;
-    void *grad;  /* NULL until reserved for training, and of buffers and frozen routers */
-    bool buffer; /* saved with the layer but not trained: the selection bias */
+    void *grad;           /* NULL until reserved for training, and of buffers and frozen routers */
+    bool buffer;          /* saved with the layer but not trained: the selection bias */
     moe_dtype grad_dtype; /* f32 where dtype is bf16, else dtype */
 } moe_param;
 MOE_API int32_t moe_layer_param_count(const moe_layer *layer);
