@@ -47,10 +47,27 @@ typedef struct convert_job {
     bool add;
 } convert_job;
 
+/* The pairs of a bf16 layer, which converts every token: plain loops, for the compiler to make vectors of. */
+static void widen_bf16(const uint16_t *from, float *to, int64_t n) {
+    for (int64_t j = 0; j < n; ++j) to[j] = moei_bf16_value(from[j]);
+}
+
+static void add_to_bf16(const float *from, uint16_t *to, int64_t n) {
+    for (int64_t j = 0; j < n; ++j) to[j] = moei_bf16_round(moei_bf16_value(to[j]) + from[j]);
+}
+
 static void convert_row(void *arg, int64_t r, void *scratch) {
     (void)scratch;
     const convert_job *job = arg;
     const moe_mat from = job->from, to = job->to;
+    if (from.dtype == MOE_BF16 && to.dtype == MOE_F32 && !job->add) {
+        widen_bf16((const uint16_t *)from.data + r * from.stride, (float *)to.data + r * to.stride, to.cols);
+        return;
+    }
+    if (from.dtype == MOE_F32 && to.dtype == MOE_BF16 && job->add) {
+        add_to_bf16((const float *)from.data + r * from.stride, (uint16_t *)to.data + r * to.stride, to.cols);
+        return;
+    }
     for (int64_t j = 0; j < to.cols; ++j) {
         const double before = job->add ? moei_real_load(to.dtype, to.data, r * to.stride + j) : 0;
         moei_real_store(to.dtype, to.data, r * to.stride + j,
