@@ -1,4 +1,4 @@
-/* flow.h: the nouns that travel between stages, and what all stages ask of them. Whoever fills a field is named.
+/* flow.h: the nouns that travel between stages, and what all of them ask. Whoever fills a field is named.
  * Shapes: T tokens, d width, E experts, K per token, R rows kept. Three types of number:
  *   the layer's     desc.dtype: x, y, parameters, rows of the experts;
  *   "real"          routing.dtype (desc.router_dtype): all that a router makes, from logits to the losses;
