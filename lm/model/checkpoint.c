@@ -167,12 +167,17 @@ static moe_status load(moe_ctx *ctx, const moelm_family *family, const moe_lm_co
 }
 
 moe_status moe_lm_load(moe_ctx *ctx, const char *directory, moe_lm **lm) {
+    return moe_lm_load_as(ctx, directory, NULL, lm);
+}
+
+moe_status moe_lm_load_as(moe_ctx *ctx, const char *directory, const char *dtype, moe_lm **lm) {
     moe_error error = {0};
     moe_lm_config *config = NULL;
     moelm_safetensors *file = NULL;
     const moelm_family *family = NULL;
     moe_status status = moe_lm_config_create(&config, &error);
     if (status == MOE_OK) status = read_config(directory, &family, config, &error);
+    if (status == MOE_OK && dtype) status = moe_lm_config_set(config, "model.dtype", dtype, "load", &error);
     if (status == MOE_OK) status = moelm_safetensors_open(directory, &file, &error);
     if (status == MOE_OK) status = check_size(config, file, &error);
     status = status == MOE_OK ? load(ctx, family, config, file, lm) : moelm_fail(ctx, &error);

@@ -36,6 +36,10 @@ for isa in ref avx2 avx512; do
 done
 expect 0 "$MOEKIT" verify determinism --json moe.capacity_factor=1.0 moe.input_jitter_eps=0.1
 json out
+expect 0 "$MOEKIT" verify determinism --dtype bf16 moe.num_shared_experts=1 moe.shared_expert_gate=true
+says out '^each token alone and in the batch +ok'
+expect 2 "$MOEKIT" verify determinism --dtype f16
+says err "'f16'"
 expect 2 "$MOEKIT" verify determinism --isa sparc
 says err 'sparc'
 

@@ -163,9 +163,22 @@ void bench_page_drop(bench_page *page) {
     free(page->text);
 }
 
+/* Options that say where runs go and what is shown of them, not what is found. */
+static bool is_of_the_place(const char *option) {
+    static const char *const names[] = {"run", "move-old", "quiet", "verbose", "color", "json"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; ++i)
+        if (strcmp(option, names[i]) == 0) return true;
+    return false;
+}
+
 void bench_page_command(FILE *out, const cli_args *args) {
     fprintf(out, "moekit bench");
     for (int i = 0; i < args->n_operands; ++i) fprintf(out, " %s", args->operand[i]);
     for (int i = 0; i < args->n_set; ++i) fprintf(out, " %s=%s", args->set[i].key->key, args->set[i].value);
-    if (cli_text(args, "output")) fprintf(out, " -o %s", cli_text(args, "output"));
+    for (int i = 0; i < args->n_given; ++i) {
+        const cli_option *option = args->given[i].option;
+        if (is_of_the_place(option->name)) continue;
+        fprintf(out, " --%s", option->name);
+        if (option->value) fprintf(out, " %s", args->given[i].value);
+    }
 }

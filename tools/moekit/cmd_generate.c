@@ -10,6 +10,7 @@
 static const cli_option options[] = {
     {"run",       0,   "DIR",  "a run: its newest checkpoint; receives sample.txt"             },
     {"model",     'm', "DIR",  "a checkpoint directory"                                        },
+    {"dtype",     0,   "TYPE", "compute in f32 or bf16; else as the checkpoint is stored"      },
     {"prompt",    'p', "TEXT", "the text to continue; else a line break"                       },
     {"file",      'f', "FILE", "the text to continue, from a file"                             },
     {"n-predict", 'n', "N",    "bytes to draw (256)"                                           },

@@ -14,6 +14,7 @@ static const cli_option options[] = {
     {"seed",      's', "N",    "of parameters and inputs (1)"                                       },
     {"sequences", 0,   "N",    "sequences the tokens belong to, which must divide them (1)"         },
     {"preset",    0,   "NAME", "the layer of another system: mixtral, deepseek_v3, ..., before keys"},
+    {"dtype",     0,   "TYPE", "determinism: what the layer stores, f32 or bf16 (f32)"              },
     {"isa",       0,   "NAME", "determinism: kernels to check: ref, avx2, avx512; else the best"    },
     {NULL,        0,   NULL,   NULL                                                                 }
 };
@@ -156,6 +157,11 @@ static int verify_determinism(cli_args *args, int64_t seed) {
     determinism_result result;
     moe_layer_desc desc;
     moe_error error = {MOE_OK, ""};
+    const char *dtype = cli_text(args, "dtype");
+    if (dtype && strcmp(dtype, "bf16") == 0)
+        check.dtype = MOE_BF16;
+    else if (dtype && strcmp(dtype, "f32") != 0)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "--dtype: '%s' is neither f32 nor bf16", dtype);
     int code = cli_integer(args, "tokens", 1, 1 << 20, &check.n_tokens);
     if (code == 0) code = describe_layer(args, true, &desc);
     told_call told;
@@ -193,7 +199,7 @@ const cli_verb cmd_verify = {
         "at 0) are skipped and counted. The error is relative to the largest difference of the\n"
         "tensor; above the limit the exit code is 5.\n"
         "\n"
-        "determinism: forward and backward in f32 with 1, 2 and 4 threads, a second run, and (where\n"
+        "determinism: forward and backward with 1, 2 and 4 threads, a second run, and (where\n"
         "neighbours have no say) each token alone against the same token in the batch. A bit that differs\n"
         "exits with 5.\n"
         "\n"

@@ -14,16 +14,18 @@ typedef struct subject {
     moe_layer *layer;
     moe_call call;
     int64_t T, d, d_out;
-    float *x, *y, *dy, *dx; /* x, dx: [T, d]; y, dy: [T, d_out] */
+    moe_dtype dtype;
+    size_t number;         /* bytes of one */
+    char *x, *y, *dy, *dx; /* x, dx: [T, d]; y, dy: [T, d_out] */
 } subject;
 
-static int64_t numbers_of(const subject *s) {
-    return 2 * s->T * (s->d + s->d_out);
+static size_t bytes_of(const subject *s) {
+    return 2 * (size_t)(s->T * (s->d + s->d_out)) * s->number;
 }
 
 static void subject_destroy(subject *s) {
     moe_layer_destroy(s->layer);
-    if (s->x) moe_ctx_free(s->ctx, s->x, (size_t)numbers_of(s) * sizeof *s->x);
+    if (s->x) moe_ctx_free(s->ctx, s->x, bytes_of(s));
     moe_ctx_destroy(s->ctx);
 }
 
@@ -39,36 +41,39 @@ static moe_status subject_create(const moe_layer_desc *desc, const determinism_o
     const moe_ctx_desc ctx_desc = {
         .size = sizeof ctx_desc, .n_threads = n_threads, .isa = options->isa, .seed = options->seed};
     moe_layer_desc wanted = *desc;
-    wanted.dtype = MOE_F32;
+    wanted.dtype = options->dtype;
     wanted.init_std = 0.3f; /* so that rounding has something to round */
-    *s = (subject){.call = *options->call, .T = options->n_tokens, .d = desc->d_model};
+    *s = (subject){.call = *options->call,
+                   .T = options->n_tokens,
+                   .d = desc->d_model,
+                   .dtype = options->dtype,
+                   .number = moe_dtype_bytes(options->dtype)};
     moe_status status = moe_ctx_create(&ctx_desc, &s->ctx, error);
     if (status != MOE_OK) return status;
     status = moe_layer_create(s->ctx, &wanted, &s->layer);
     if (status == MOE_OK) status = moe_layer_reserve(s->layer, s->T, MOE_TRAIN);
     if (status == MOE_OK) s->d_out = moe_layer_get_desc(s->layer)->output_size;
-    if (status == MOE_OK && !(s->x = moe_ctx_alloc(s->ctx, (size_t)numbers_of(s) * sizeof *s->x)))
-        status = MOE_ERR_MEMORY;
+    if (status == MOE_OK && !(s->x = moe_ctx_alloc(s->ctx, bytes_of(s)))) status = MOE_ERR_MEMORY;
     if (status != MOE_OK) {
         told(s, status, error);
         subject_destroy(s);
         return status;
     }
     const int64_t n = s->T * s->d, n_out = s->T * s->d_out;
-    s->dx = s->x + n;
-    s->y = s->dx + n;
-    s->dy = s->y + n_out;
-    moe_random_normal(options->seed, MOE_DRAW_TEST, 0, 1, MOE_F32, s->x, n, 1);
-    moe_random_normal(options->seed, MOE_DRAW_TEST, 0, 2, MOE_F32, s->dy, n_out, 1);
+    s->dx = s->x + (size_t)n * s->number;
+    s->y = s->dx + (size_t)n * s->number;
+    s->dy = s->y + (size_t)n_out * s->number;
+    moe_random_normal(options->seed, MOE_DRAW_TEST, 0, 1, s->dtype, s->x, n, 1);
+    moe_random_normal(options->seed, MOE_DRAW_TEST, 0, 2, s->dtype, s->dy, n_out, 1);
     return MOE_OK;
 }
 
-static moe_mat view(const subject *s, float *data, int64_t rows) {
-    return (moe_mat){data, rows, s->d, s->d, MOE_F32};
+static moe_mat view(const subject *s, void *data, int64_t rows) {
+    return (moe_mat){data, rows, s->d, s->d, s->dtype};
 }
 
-static moe_mat out_view(const subject *s, float *data, int64_t rows) {
-    return (moe_mat){data, rows, s->d_out, s->d_out, MOE_F32};
+static moe_mat out_view(const subject *s, void *data, int64_t rows) {
+    return (moe_mat){data, rows, s->d_out, s->d_out, s->dtype};
 }
 
 static moe_status run_once(subject *s, moe_error *error) {
@@ -81,27 +86,37 @@ static moe_status run_once(subject *s, moe_error *error) {
     return told(s, status, error);
 }
 
-static bool same_bytes(const char *name, const float *a, const float *b, int64_t n, determinism_row *row) {
-    if (memcmp(a, b, (size_t)n * sizeof *a) == 0) return true;
-    for (int64_t i = 0; i < n; ++i) {
-        if (memcmp(&a[i], &b[i], sizeof *a) == 0) continue;
-        snprintf(row->where, sizeof row->where, "%s[%lld]: %.9g and %.9g", name, (long long)i, (double)a[i],
-                 (double)b[i]);
-        break;
-    }
+/* An f32, or a bf16, which is the upper half of one. */
+static double number_at(moe_dtype dtype, const char *data, int64_t i) {
+    float value = 0;
+    if (dtype == MOE_F32)
+        memcpy(&value, data + i * 4, 4);
+    else
+        memcpy((char *)&value + 2, data + i * 2, 2);
+    return (double)value;
+}
+
+static bool same_bytes(const char *name, moe_dtype dtype, const char *a, const char *b, int64_t n,
+                       determinism_row *row) {
+    const int64_t number = (int64_t)moe_dtype_bytes(dtype);
+    if (memcmp(a, b, (size_t)(n * number)) == 0) return true;
+    int64_t i = 0;
+    while (memcmp(a + i * number, b + i * number, (size_t)number) == 0) ++i;
+    snprintf(row->where, sizeof row->where, "%s[%lld]: %.9g and %.9g", name, (long long)i,
+             number_at(dtype, a, i), number_at(dtype, b, i));
     return false;
 }
 
 static bool same_results(const subject *a, const subject *b, determinism_row *row) {
-    bool same =
-        same_bytes("y", a->y, b->y, a->T * a->d_out, row) && same_bytes("dx", a->dx, b->dx, a->T * a->d, row);
+    bool same = same_bytes("y", a->dtype, a->y, b->y, a->T * a->d_out, row) &&
+                same_bytes("dx", a->dtype, a->dx, b->dx, a->T * a->d, row);
     for (int32_t i = 0; i < moe_layer_param_count(a->layer) && same; ++i) {
         moe_param pa = {.size = sizeof pa}, pb = {.size = sizeof pb};
         if (moe_layer_param(a->layer, i, &pa) != MOE_OK || moe_layer_param(b->layer, i, &pb) != MOE_OK)
             return false;
         if (!pa.grad) continue; /* a buffer, or a frozen router */
-        same = same_bytes(pa.name, pa.grad, pb.grad, pa.dim[0] * pa.dim[1] * (pa.n_dim > 2 ? pa.dim[2] : 1),
-                          row);
+        same = same_bytes(pa.name, pa.grad_dtype, pa.grad, pb.grad,
+                          pa.dim[0] * pa.dim[1] * (pa.n_dim > 2 ? pa.dim[2] : 1), row);
     }
     return same;
 }
@@ -129,14 +144,14 @@ static moe_status compare_second_run(subject *first, determinism_result *result,
     determinism_row *row = add_row(result);
     subject copy = *first;
     const int64_t n = first->T * first->d, n_out = first->T * first->d_out;
-    const size_t bytes = (size_t)(n + n_out) * sizeof *copy.y;
+    const size_t bytes = (size_t)(n + n_out) * first->number;
     snprintf(row->what, sizeof row->what, "a second run of the same layer");
     copy.y = moe_ctx_alloc(first->ctx, bytes);
     if (!copy.y) return told(first, MOE_ERR_MEMORY, error);
-    copy.dx = copy.y + n_out;
+    copy.dx = copy.y + (size_t)n_out * first->number;
     moe_status status = run_once(&copy, error);
-    row->equal = status == MOE_OK && same_bytes("y", first->y, copy.y, n_out, row) &&
-                 same_bytes("dx", first->dx, copy.dx, n, row);
+    row->equal = status == MOE_OK && same_bytes("y", first->dtype, first->y, copy.y, n_out, row) &&
+                 same_bytes("dx", first->dtype, first->dx, copy.dx, n, row);
     moe_ctx_free(first->ctx, copy.y, bytes);
     return status;
 }
@@ -172,8 +187,10 @@ static moe_status compare_batches(subject *s, determinism_result *result, moe_er
     for (int64_t t = 0; t < s->T && status == MOE_OK && row->equal; ++t) {
         const int32_t id = (int32_t)t; /* what its number was there */
         if (hashes) call.token_id = &id;
-        status = moe_layer_forward(s->layer, view(s, s->x + t * s->d, 1), out_view(s, s->dy, 1), &call, NULL);
-        row->equal = status == MOE_OK && same_bytes("y", s->y + t * s->d_out, s->dy, s->d_out, row);
+        status = moe_layer_forward(s->layer, view(s, s->x + (size_t)(t * s->d) * s->number, 1),
+                                   out_view(s, s->dy, 1), &call, NULL);
+        row->equal = status == MOE_OK && same_bytes("y", s->dtype, s->y + (size_t)(t * s->d_out) * s->number,
+                                                    s->dy, s->d_out, row);
     }
     return told(s, status, error);
 }

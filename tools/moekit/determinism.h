@@ -23,12 +23,13 @@ typedef struct determinism_result {
 
 typedef struct determinism_options {
     int64_t n_tokens;
+    moe_dtype dtype;      /* MOE_F32 or MOE_BF16 */
     const char *isa;      /* NULL: the context's choice */
     const moe_call *call; /* of the forwards; a training call */
     uint64_t seed;
 } determinism_options;
 
-/* Compares y, dx and every gradient of f32 runs of the descriptor with those of one thread. */
+/* Compares y, dx and every gradient of runs of the descriptor with those of one thread. */
 moe_status determinism_check_layer(const moe_layer_desc *desc, const determinism_options *options,
                                    determinism_result *result, moe_error *error);
 

@@ -59,7 +59,7 @@ int run_files_load(cli_args *args, const run_files *files, moe_ctx **ctx, moe_lm
     int code = cli_settings_load(args, NULL, 0);
     if (code == 0) code = cli_context_create(args, NULL, 0, ctx);
     if (code) return code;
-    moe_status status = moe_lm_load(*ctx, files->checkpoint, lm);
+    moe_status status = moe_lm_load_as(*ctx, files->checkpoint, cli_text(args, "dtype"), lm);
     if (status == MOE_OK) return 0;
     code = cli_fail(args, status, "%s", moe_ctx_error(*ctx));
     moe_ctx_destroy(*ctx);

@@ -109,6 +109,18 @@ static void test_checkpoints(void **state) {
             assert_int_equal(b.dtype, MOE_BF16);
             assert_memory_equal(a.value, b.value, (size_t)model_numbers(&a) * 2);
         }
+        moe_lm_destroy(back);
+        must(ctx, moe_lm_load_as(ctx, path, "f32", &back));
+        for (int32_t p = 0; p < moe_lm_param_count(lm); ++p) {
+            moe_param a = {.size = sizeof a}, b = {.size = sizeof b};
+            must(ctx, moe_lm_param(lm, p, &a));
+            must(ctx, moe_lm_param(back, p, &b));
+            assert_int_equal(b.dtype, MOE_F32);
+            for (int64_t j = 0; j < model_numbers(&a); ++j)
+                assert_true(moei_real_load(a.dtype, a.value, j) == moei_real_load(b.dtype, b.value, j));
+        }
+        moe_lm *none = NULL;
+        must_fail(ctx, moe_lm_load_as(ctx, path, "f16", &none), MOE_ERR_ARGUMENT, "bf16");
         free(path);
         moe_lm_destroy(back);
         moe_lm_destroy(lm);
