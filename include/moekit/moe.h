@@ -274,10 +274,12 @@ MOE_API const moe_option *moe_option_find(const moe_option *row, size_t count, c
 MOE_API const moe_option *moe_option_nearest(const moe_option *row, size_t count, const char *key,
                                              size_t *distance);
 /* Names and settings of a preset ("mixtral" "deepseek_v3" "megatron" "automodel" "lucidrains" "t2t_top2"
- * "t2t_noisy" "sigma_moe"): sets the fields that make the layer that system's, the others from
- * `expert` to `router_init` to their defaults, and leaves sizes alone. t2t_top2 looks at num_groups_outer. */
+ * "t2t_noisy" "sigma_moe"): sets the fields that make the layer that system's, and all others of which
+ * moe_layer_preset_sets says so to their defaults. t2t_top2 looks at num_groups_outer. */
 MOE_API moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name, moe_error *error);
 MOE_API const char *const *moe_layer_presets(void); /* NULL-terminated */
+/* Whether presets speak of a setting ("moe.top_k"): not of sizes, kinds of experts, deviations and memory. */
+MOE_API bool moe_layer_preset_sets(const char *key);
 /* Sets one field from text. `key` is canonical (with or without "moe.") or an alias; an unknown one is
  * MOE_ERR_ARGUMENT and names the nearest. `value` of "expert" must outlive the descriptor. */
 MOE_API moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value,

@@ -128,32 +128,13 @@ static moe_status layer_width(const moe_lm_config *config, const char *value, mo
                           value, config->model.d_model);
 }
 
-/* Sizes are the model's; so are deviations, which presets leave to init_scheme. */
-static bool is_size(const char *key) {
-    static const char *const keys[] = {"moe.output_size",      "moe.num_experts",
-                                       "moe.num_groups_outer", "moe.top_k",
-                                       "moe.top_k_min",        "moe.expert_hidden_size",
-                                       "moe.latent_size",      "moe.expert",
-                                       "moe.expert_kinds",     "moe.shared_expert_hidden_size",
-                                       "moe.init_std",         "moe.init_std_down",
-                                       "moe.recompute"};
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; ++i)
-        if (strcmp(key, keys[i]) == 0) return true;
-    return false;
-}
-
 moe_status moelm_config_preset(moe_lm_config *config, const char *name, const char *origin,
                                moe_error *error) {
-    size_t n_layer;
-    const moe_option *layer = moe_layer_options(&n_layer);
     moe_layer_desc desc = config->moe;
-    for (size_t i = 0; i < n_layer; ++i)
-        if (is_shown(&layer[i]) && !is_size(layer[i].key))
-            MOEI_TRY(moei_option_set(&layer[i], &desc, layer[i].initial, error));
     MOEI_TRY(moe_layer_desc_preset(&desc, name, error));
     config->moe = desc;
     for (size_t i = 0; i < config->count; ++i)
-        if (strncmp(config->row[i].key, "moe.", 4) == 0 && !is_size(config->row[i].key))
+        if (strncmp(config->row[i].key, "moe.", 4) == 0 && moe_layer_preset_sets(config->row[i].key))
             snprintf(config->origin[i], MOELM_ORIGIN, "%.200s, preset %.40s", origin, name);
     return MOE_OK;
 }

@@ -94,8 +94,7 @@ typedef struct moelm_config_override {
 } moelm_config_override;
 const moelm_config_override *moelm_config_overrides(size_t *count);
 
-/* Makes the layer that of another system: every moe.* setting but sizes and deviations takes the system's
- * value or else the layer's own default, whoever spoke before. */
+/* Makes the layer that of another system, as moe_layer_desc_preset does, whoever spoke before. */
 moe_status moelm_config_preset(moe_lm_config *config, const char *name, const char *origin, moe_error *error);
 /* What a configuration says at one moment, for a caller who may have to take back what follows. */
 typedef struct moelm_config_copy {

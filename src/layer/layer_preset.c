@@ -5,7 +5,6 @@
  */
 #include "layer/layer_desc.h"
 
-#include <stddef.h>
 #include <string.h>
 
 enum { SETTINGS = 14 };
@@ -97,12 +96,30 @@ const char *const *moe_layer_presets(void) {
     return names;
 }
 
-/* Everything but sizes, memory and the deviations, which go with the size of a whole model. */
+bool moe_layer_preset_sets(const char *key) {
+    static const char *const kept[] = {"moe.d_model",
+                                       "moe.output_size",
+                                       "moe.num_experts",
+                                       "moe.num_groups_outer",
+                                       "moe.top_k",
+                                       "moe.top_k_min",
+                                       "moe.expert_hidden_size",
+                                       "moe.latent_size",
+                                       "moe.expert",
+                                       "moe.expert_kinds",
+                                       "moe.shared_expert_hidden_size",
+                                       "moe.init_std",
+                                       "moe.init_std_down",
+                                       "moe.recompute"};
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; ++i)
+        if (strcmp(key, kept[i]) == 0) return false;
+    return true;
+}
+
 static moe_status reset(moe_layer_desc *desc, moe_error *error) {
     const moei_option_table table = moei_layer_option_table();
     for (size_t i = 0; i < table.count; ++i)
-        if (table.row[i].offset >= offsetof(moe_layer_desc, expert) &&
-            table.row[i].offset <= offsetof(moe_layer_desc, router_init))
+        if (moe_layer_preset_sets(table.row[i].key))
             MOEI_TRY(moei_option_set(&table.row[i], desc, table.row[i].initial, error));
     return MOE_OK;
 }

@@ -89,6 +89,25 @@ static void the_last_preset_holds(void **state) {
     assert_int_equal(moe_layer_desc_check(&d, NULL), MOE_OK);
 }
 
+/* Sizes, kinds, deviations and memory are the caller's; everything else is the system's. */
+static void presets_keep_what_they_do_not_set(void **state) {
+    (void)state;
+    moe_layer_desc d = good_desc();
+    d.expert_kinds = "4,identity";
+    d.shared_expert_hidden_size = 9;
+    d.init_std = 0.5f;
+    d.init_std_scale = 2;
+    d.recompute = "layer";
+    d.dropout = 0.1f;
+    assert_int_equal(moe_layer_desc_preset(&d, "mixtral", NULL), MOE_OK);
+    assert_string_equal(d.expert_kinds, "4,identity");
+    assert_string_equal(d.recompute, "layer");
+    assert_true(d.shared_expert_hidden_size == 9 && d.init_std == 0.5f);
+    assert_true(d.init_std_scale == 0 && d.dropout == 0 && d.aux_loss_coeff == 0.02f);
+    assert_false(moe_layer_preset_sets("moe.expert_kinds") || moe_layer_preset_sets("moe.top_k"));
+    assert_true(moe_layer_preset_sets("moe.dropout") && moe_layer_preset_sets("moe.init_std_scale"));
+}
+
 /* The defaults of the table are those of an empty descriptor. */
 static void defaults_agree_with_zero(void **state) {
     (void)state;
@@ -358,6 +377,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(presets_make_layers),
         cmocka_unit_test(the_last_preset_holds),
+        cmocka_unit_test(presets_keep_what_they_do_not_set),
         cmocka_unit_test(defaults_agree_with_zero),
         cmocka_unit_test(what_a_call_says_in_vain_is_refused),
         cmocka_unit_test(shared_experts_keep_their_activation),
