@@ -83,6 +83,37 @@ typedef struct moei_capacity {
     moei_drop drop;
 } moei_capacity;
 
+/* How large a call is, or the largest there is memory for. */
+typedef struct moei_extent {
+    int64_t tokens, sequences; /* sequences of equal length, 1 or more, holding the tokens */
+    moe_mode mode;
+} moei_extent;
+
+/* Groups that a capacity counts by. */
+static inline int64_t moei_capacity_groups(const moei_capacity *capacity, moei_extent extent) {
+    if (!capacity->by_sequence || extent.tokens < 1) return 1;
+    return extent.sequences < extent.tokens ? extent.sequences : extent.tokens;
+}
+
+/* The most rows an expert takes of a call no larger than `extent`; no more than its tokens. Capacities grow
+ * with their group, so of all numbers of groups of n tokens the largest decides: as many steps as there are
+ * n. */
+static inline int64_t moei_capacity_most(const moei_capacity *capacity, int32_t n_experts,
+                                         moei_extent extent) {
+    const int64_t T = extent.tokens, G = moei_capacity_groups(capacity, extent);
+    int64_t most = 0;
+    for (int64_t g = 1, n; g <= G && T > 0; ++g) {
+        n = T / g;
+        g = T / n < G ? T / n : G;
+        for (int mode = MOE_INFER; mode <= MOE_TRAIN; ++mode) {
+            const int64_t rows =
+                capacity->rows(capacity, capacity->factor[mode], n, capacity->top_k, n_experts);
+            if ((rows < n ? rows : n) * g > most) most = (rows < n ? rows : n) * g;
+        }
+    }
+    return most;
+}
+
 /* Written by dispatch: where each routed row stands. Indices only; no token is moved. From forward to
  * backward it keeps `row_of` alone, 4 bytes a row beside the 8 of the routing's expert and weight: what is by
  * row is scratch, which backward makes again by moei_plan_index. */

@@ -55,6 +55,7 @@ typedef struct moelm_memory {
     void *block;
     size_t bytes;
     int64_t max_rows, head_rows; /* rows of logits that exist at one time */
+    int64_t max_sequences;
     moe_mode mode;
     int32_t *position; /* [R] */
     void *out;         /* [R, d] residual stream after the last block */

@@ -91,11 +91,12 @@ static moe_layer *scratch_owner(const moe_lm *lm, int32_t index) {
 }
 
 /* The layers work one after the other, so those of a kind share one scratch block. */
-static moe_status reserve_layers(moe_lm *lm, int64_t rows, moe_mode mode) {
+static moe_status reserve_layers(moe_lm *lm, const moelm_memory *mem) {
     for (int32_t i = 0; i < lm->n_layers; ++i) {
         moe_layer *layer = lm->blocks[i].ffn, *owner = scratch_owner(lm, i);
         if (layer != owner) MOEI_TRY(moe_layer_share_scratch(layer, owner));
-        MOEI_TRY(moe_layer_reserve(layer, rows, mode));
+        MOEI_TRY(moe_layer_limit_sequences(layer, mem->max_sequences));
+        MOEI_TRY(moe_layer_reserve(layer, mem->max_rows, mem->mode));
     }
     return MOE_OK;
 }
@@ -140,12 +141,15 @@ static moe_status check(moe_lm *lm, int64_t n_seq, int64_t length) {
 
 moe_status moe_lm_reserve(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mode) {
     MOEI_TRY(check(lm, n_seq, length));
-    moelm_memory mem = {.max_rows = n_seq * length, .mode = mode};
+    moelm_memory mem = {.max_rows = n_seq * length, .max_sequences = n_seq, .mode = mode};
     if (lm->memory.max_rows > mem.max_rows) mem.max_rows = lm->memory.max_rows;
+    if (lm->memory.max_sequences > n_seq) mem.max_sequences = lm->memory.max_sequences;
     if (lm->memory.mode == MOE_TRAIN) mem.mode = MOE_TRAIN;
-    if (lm->memory.max_rows == mem.max_rows && lm->memory.mode == mem.mode) return MOE_OK;
+    if (lm->memory.max_rows == mem.max_rows && lm->memory.max_sequences == mem.max_sequences &&
+        lm->memory.mode == mem.mode)
+        return MOE_OK;
 
-    MOEI_TRY(reserve_layers(lm, mem.max_rows, mem.mode));
+    MOEI_TRY(reserve_layers(lm, &mem));
     if (mem.mode == MOE_TRAIN) MOEI_TRY(reserve_grads(lm));
     moei_arena arena = {0};
     carve(lm, &arena, &mem);

@@ -23,9 +23,9 @@ void moei_plan_build(moei_plan *plan, const moei_batch *batch, const moei_routin
  * moei_plan_build made there. */
 void moei_plan_index(moei_plan *plan, const moei_routing *routing);
 
-/* Bounds of what a plan of `n_tokens` tokens holds, for reserving. */
-int64_t moei_plan_max_rows(const moei_capacity *capacity, int64_t n_tokens, int32_t top_k, int32_t n_experts);
-int64_t moei_plan_max_groups(const moei_capacity *capacity, int64_t n_tokens);
+/* The most rows that the plan of a call no larger than `extent` has. */
+int64_t moei_plan_max_rows(const moei_capacity *capacity, moei_extent extent, int32_t top_k,
+                           int32_t n_experts);
 
 /* [T,K] of plan->weight_dtype: what combine weighs by. */
 const void *moei_plan_slot_weight(const moei_plan *plan, const moei_routing *routing);

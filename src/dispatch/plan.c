@@ -139,10 +139,6 @@ void moei_plan_build(moei_plan *plan, const moei_batch *batch, const moei_routin
     index_rows(plan, routing);
 }
 
-int64_t moei_plan_max_groups(const moei_capacity *capacity, int64_t n_tokens) {
-    return capacity && capacity->by_sequence && n_tokens > 1 ? n_tokens : 1;
-}
-
 int64_t moei_plan_capacity(const moei_plan *plan) {
     int64_t largest = -1;
     for (int64_t g = 0; g < plan->n_groups; ++g)
@@ -150,21 +146,10 @@ int64_t moei_plan_capacity(const moei_plan *plan) {
     return largest;
 }
 
-/* Rows of one padded expert at most. Capacities grow with the tokens, so the largest batch bounds all. */
-static int64_t max_padded(const moei_capacity *capacity, int64_t n_tokens, int32_t top_k, int32_t n_experts) {
-    int64_t most = 0;
-    if (capacity->by_sequence) return n_tokens; /* sequences may be as short as one token */
-    for (int mode = MOE_INFER; mode <= MOE_TRAIN; ++mode) {
-        int64_t rows = capacity->rows(capacity, capacity->factor[mode], n_tokens, top_k, n_experts);
-        if (rows > most) most = rows;
-    }
-    return most < n_tokens ? most : n_tokens;
-}
-
-int64_t moei_plan_max_rows(const moei_capacity *capacity, int64_t n_tokens, int32_t top_k,
+int64_t moei_plan_max_rows(const moei_capacity *capacity, moei_extent extent, int32_t top_k,
                            int32_t n_experts) {
-    const int64_t routed = n_tokens * top_k;
+    const int64_t routed = extent.tokens * top_k;
     if (!capacity || !capacity->pad) return routed;
-    const int64_t padded = max_padded(capacity, n_tokens, top_k, n_experts) * n_experts;
+    const int64_t padded = moei_capacity_most(capacity, n_experts, extent) * n_experts;
     return padded > routed ? padded : routed;
 }

@@ -87,8 +87,10 @@ struct moe_layer {
     int32_t n_params_max;
     int32_t n_params;
 
-    int64_t max_tokens; /* reserved; -1: not yet */
-    moe_mode mode;      /* reserved */
+    int64_t max_sequences; /* of moe_layer_limit_sequences; 0: any */
+    int64_t max_tokens;    /* reserved; -1: not yet */
+    int64_t reserved_sequences;
+    moe_mode mode; /* reserved */
     void *saved_block, *scratch_block;
     size_t saved_bytes, scratch_bytes;
     moe_layer *scratch_owner; /* NULL: its own */
@@ -105,10 +107,13 @@ struct moe_layer {
     bool can_backward;
 };
 
-/* Carve the two blocks for T tokens: with an arena without memory this measures. */
-void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode);
-moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode);
-moei_scratch moei_layer_scratch(const moe_layer *layer, int64_t T, moe_mode mode);
+/* Carve the two blocks for a call as large as `extent`: with an arena without memory this measures. */
+void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, moei_extent extent);
+moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena, moei_extent extent);
+/* The scratch of layer->batch. */
+moei_scratch moei_layer_scratch(const moe_layer *layer);
+/* Whether anything of the layer takes memory by the sequence. */
+bool moei_layer_by_sequence(const moe_layer *layer);
 
 /* Fills in the bytes of a parameter of this shape and of its gradient. */
 void moei_layer_count_param(moei_layer_param *entry, const moe_param *shape);

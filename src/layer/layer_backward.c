@@ -48,7 +48,7 @@ moe_status moe_layer_backward(moe_layer *layer, moe_mat x, moe_mat dy, moe_mat d
     layer->batch.x = moei_with_stride(x);
     dy = moei_with_stride(dy);
     dx = moei_with_stride(dx);
-    const moei_scratch s = moei_layer_scratch(layer, x.rows, MOE_TRAIN);
+    const moei_scratch s = moei_layer_scratch(layer);
 
     if (layer->experts.ops) {
         moei_layer_plan_rows(layer, &s);

@@ -35,6 +35,12 @@ static moe_status check_forward(const moe_layer *layer, moe_mat x, moe_mat y, co
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
                             "forward of %lld tokens, but %lld are reserved; call moe_layer_reserve first",
                             (long long)x.rows, (long long)(layer->max_tokens < 0 ? 0 : layer->max_tokens));
+    const int64_t sequences = call->sequence_length > 0 ? x.rows / call->sequence_length : 1;
+    if (sequences > layer->reserved_sequences && moei_layer_by_sequence(layer))
+        return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
+                            "forward of %lld sequences, but %lld are reserved; reserve again after "
+                            "moe_layer_limit_sequences of as many",
+                            (long long)sequences, (long long)layer->reserved_sequences);
     if (call->mode != MOE_INFER && call->mode != MOE_TRAIN)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
                             "moe_call.mode: %d is neither MOE_INFER nor MOE_TRAIN", (int)call->mode);
@@ -134,7 +140,7 @@ moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_c
     layer->loss_scale = moei_number(call.loss_scale, 1);
     layer->has_routing = layer->can_backward = false;
     y = moei_with_stride(y);
-    const moei_scratch s = moei_layer_scratch(layer, x.rows, layer->batch.mode);
+    const moei_scratch s = moei_layer_scratch(layer);
     moe_stats measured = {.n_tokens = layer->batch.n_valid};
 
     if (layer->experts.ops) MOEI_TRY(route_and_plan(layer, &s));

@@ -9,33 +9,34 @@
 
 #include <string.h>
 
-static int64_t max_rows(const moe_layer *layer, int64_t T) {
+static int64_t max_rows(const moe_layer *layer, moei_extent extent) {
     if (!layer->experts.ops) return 0;
-    const int64_t routed = moei_router_max_rows(&layer->router, T);
+    const int64_t routed = moei_router_max_rows(&layer->router, extent);
     const int64_t planned =
-        moei_plan_max_rows(&layer->capacity, T, layer->desc.top_k, layer->desc.num_experts);
+        moei_plan_max_rows(&layer->capacity, extent, layer->desc.top_k, layer->desc.num_experts);
     return planned > routed ? planned : routed;
 }
 
-static void carve_routing(moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode) {
+static void carve_routing(moe_layer *layer, moei_arena *arena, moei_extent extent) {
     const int64_t E = layer->desc.num_experts, K = layer->router.n_slots;
-    layer->routing = moei_routing_carve(&layer->router, arena, T, mode);
-    layer->plan = (moei_plan){
-        .n_experts = (int32_t)E,
-        .top_k = (int32_t)K,
-        .capacity = moei_arena_array(arena, moei_plan_max_groups(&layer->capacity, T), 1, sizeof(int64_t)),
-        .offset = moei_arena_array(arena, E + 1, 1, sizeof(int64_t)),
-        .routed = moei_arena_array(arena, E, 1, sizeof(int64_t)),
-        .kept = moei_arena_array(arena, E, 1, sizeof(int64_t)),
-        .row_of = moei_arena_array(arena, T, K, sizeof(int32_t)),
-        .weight_dtype = moei_wide(layer->desc.dtype)};
+    const int64_t T = extent.tokens;
+    layer->routing = moei_routing_carve(&layer->router, arena, extent);
+    layer->plan = (moei_plan){.n_experts = (int32_t)E,
+                              .top_k = (int32_t)K,
+                              .capacity = moei_arena_array(
+                                  arena, moei_capacity_groups(&layer->capacity, extent), 1, sizeof(int64_t)),
+                              .offset = moei_arena_array(arena, E + 1, 1, sizeof(int64_t)),
+                              .routed = moei_arena_array(arena, E, 1, sizeof(int64_t)),
+                              .kept = moei_arena_array(arena, E, 1, sizeof(int64_t)),
+                              .row_of = moei_arena_array(arena, T, K, sizeof(int32_t)),
+                              .weight_dtype = moei_wide(layer->desc.dtype)};
 }
 
-void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode) {
-    const int64_t R = max_rows(layer, T);
+void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, moei_extent extent) {
+    const int64_t T = extent.tokens, R = max_rows(layer, extent);
     const size_t real = moe_dtype_bytes(layer->desc.dtype);
     layer->saved = (moei_saved){0};
-    if (layer->experts.ops) carve_routing(layer, arena, T, mode);
+    if (layer->experts.ops) carve_routing(layer, arena, extent);
     if (layer->desc.latent_size > 0) {
         layer->saved.latent_in = moei_arena_array(arena, T, layer->desc.latent_size, real);
         layer->saved.latent_out = moei_arena_array(arena, T, layer->desc.latent_size, real);
@@ -43,7 +44,7 @@ void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_
     if (layer->desc.shared_expert_gate)
         layer->saved.shared_gate =
             moei_arena_array(arena, T, 1, moe_dtype_bytes(moei_wide(layer->desc.dtype)));
-    if (mode != MOE_TRAIN) return;
+    if (extent.mode != MOE_TRAIN) return;
     if (layer->experts.ops) {
         const moe_expert_ops *ops = layer->experts.ops;
         layer->saved.expert_rows = moei_arena_take(arena, ops->saved_bytes(layer->experts.self, R));
@@ -55,8 +56,8 @@ void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, int64_t T, moe_
             moei_arena_take(arena, layer->shared.ops->saved_bytes(layer->shared.self, T));
 }
 
-static void carve_plan_rows(const moe_layer *layer, moei_arena *arena, int64_t T, moei_scratch *s) {
-    const int64_t R = max_rows(layer, T);
+static void carve_plan_rows(const moe_layer *layer, moei_arena *arena, moei_extent extent, moei_scratch *s) {
+    const int64_t T = extent.tokens, R = max_rows(layer, extent);
     const moe_dtype dtype = moei_wide(layer->desc.dtype);
     s->row_token = moei_arena_array(arena, R, 1, sizeof(int32_t));
     s->row_slot = moei_arena_array(arena, R, 1, sizeof(int32_t));
@@ -73,16 +74,17 @@ void moei_layer_plan_rows(moe_layer *layer, const moei_scratch *s) {
 }
 
 /* Only the routed half of a layer needs these. */
-static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode,
+static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, moei_extent extent,
                                  moei_scratch *s) {
     const moe_layer_desc *d = &layer->desc;
-    const int64_t R = max_rows(layer, T);
+    const moe_mode mode = extent.mode;
+    const int64_t T = extent.tokens, R = max_rows(layer, extent);
     const size_t real = moe_dtype_bytes(d->dtype);
     const int64_t d_in = moei_expert_in(d), d_out = moei_expert_out(d);
     const bool train = mode == MOE_TRAIN, gathers = moei_layer_gathers(layer);
     s->route = moei_route_scratch_carve(&layer->router, arena, T, mode);
-    s->loss = moei_loss_carve(d, layer->router.dtype, arena, T);
-    carve_plan_rows(layer, arena, T, s);
+    s->loss = moei_loss_carve(d, layer->router.dtype, arena, extent);
+    carve_plan_rows(layer, arena, extent, s);
     s->rows = moei_arena_array(arena, R, d_in > d_out ? d_in : d_out, real);
     if (gathers) s->in_rows = moei_arena_array(arena, R, d_in, real);
     if (train && gathers) s->dout_rows = moei_arena_array(arena, R, d_out, real);
@@ -97,9 +99,11 @@ static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, int6
     s->experts = moei_arena_take(arena, layer->experts.ops->scratch_bytes(layer->experts.self, R, mode));
 }
 
-moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena, int64_t T, moe_mode mode) {
+moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena, moei_extent extent) {
+    const int64_t T = extent.tokens;
+    const moe_mode mode = extent.mode;
     moei_scratch s = {0};
-    if (layer->experts.ops) carve_routed_scratch(layer, arena, T, mode, &s);
+    if (layer->experts.ops) carve_routed_scratch(layer, arena, extent, &s);
     if (layer->shared.ops) {
         s.shared = moei_arena_take(arena, layer->shared.ops->scratch_bytes(layer->shared.self, T, mode));
         s.shared_offset = moei_arena_array(arena, 2, 1, sizeof(int64_t));
@@ -109,9 +113,12 @@ moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena,
     return s;
 }
 
-moei_scratch moei_layer_scratch(const moe_layer *layer, int64_t T, moe_mode mode) {
+moei_scratch moei_layer_scratch(const moe_layer *layer) {
+    const moei_batch *batch = &layer->batch;
+    const int64_t sequences = batch->n_sequences > 0 ? batch->n_sequences : 1;
+    const moei_extent extent = {batch->x.rows, sequences, batch->mode};
     moei_arena arena = {layer->scratch_owner ? layer->scratch_owner->scratch_block : layer->scratch_block, 0};
-    return moei_layer_carve_scratch(layer, &arena, T, mode);
+    return moei_layer_carve_scratch(layer, &arena, extent);
 }
 
 /* Not a buffer, and not a frozen router's. */
@@ -119,28 +126,36 @@ static bool is_trained(const moei_layer_param *param) {
     return param->experts || (!param->own.buffer && param->grad_slot);
 }
 
-static moe_layer_bytes measure(moe_layer *layer, int64_t T, moe_mode mode) {
+/* Where nobody limits them, sequences may be as short as one token. */
+static moei_extent extent_of(const moe_layer *layer, int64_t max_tokens, moe_mode mode) {
+    const int64_t tokens = max_tokens > 1 ? max_tokens : 1, limit = layer->max_sequences;
+    return (moei_extent){max_tokens, limit > 0 && limit < tokens ? limit : tokens, mode};
+}
+
+static moe_layer_bytes measure(moe_layer *layer, moei_extent extent) {
+    const moe_mode mode = extent.mode;
     moe_layer_bytes bytes = {0};
     for (int32_t i = 0; i < layer->n_params; ++i) {
         bytes.params += layer->param[i].bytes;
         if (mode == MOE_TRAIN && is_trained(&layer->param[i])) bytes.grads += layer->param[i].grad_bytes;
     }
     moei_arena saved = {0}, scratch = {0};
-    moei_layer_carve_saved(layer, &saved, T, mode);
-    moei_layer_carve_scratch(layer, &scratch, T, mode);
+    moei_layer_carve_saved(layer, &saved, extent);
+    moei_layer_carve_scratch(layer, &scratch, extent);
     bytes.saved = saved.used;
     bytes.scratch = scratch.used;
     if (mode == MOE_INFER) return bytes;
     /* A layer in training is also called for inference, where more may be scratch: nothing is saved. */
     moei_arena infer = {0};
-    moei_layer_carve_scratch(layer, &infer, T, MOE_INFER);
+    extent.mode = MOE_INFER;
+    moei_layer_carve_scratch(layer, &infer, extent);
     if (infer.used > bytes.scratch) bytes.scratch = infer.used;
     return bytes;
 }
 
 moe_layer_bytes moe_layer_measure(const moe_layer *layer, int64_t max_tokens, moe_mode mode) {
     moe_layer copy = *layer; /* carving writes pointers, so it carves a copy */
-    return measure(&copy, max_tokens, mode);
+    return measure(&copy, extent_of(layer, max_tokens, mode));
 }
 
 static void free_grads(moe_layer *layer) {
@@ -193,12 +208,12 @@ static moe_status check_reserve(const moe_layer *layer, int64_t max_tokens, moe_
         return moe_ctx_fail(
             layer->ctx, MOE_ERR_ARGUMENT, "max_tokens: %lld is outside 0 .. %d (rows are counted in 32 bits)",
             (long long)max_tokens, INT32_MAX / (layer->router.n_slots > 0 ? layer->router.n_slots : 1));
-    if (max_rows(layer, max_tokens) > INT32_MAX)
+    if (max_rows(layer, extent_of(layer, max_tokens, mode)) > INT32_MAX)
         return moe_ctx_fail(
             layer->ctx, MOE_ERR_ARGUMENT,
             "max_tokens: pad_to_capacity makes %lld rows of %lld tokens, but rows are counted in "
             "32 bits; reserve fewer tokens",
-            (long long)max_rows(layer, max_tokens), (long long)max_tokens);
+            (long long)max_rows(layer, extent_of(layer, max_tokens, mode)), (long long)max_tokens);
     if (mode != MOE_INFER && mode != MOE_TRAIN)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "mode: %d is neither MOE_INFER nor MOE_TRAIN",
                             (int)mode);
@@ -257,12 +272,27 @@ moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode
     const moe_layer_bytes bytes = moe_layer_measure(layer, max_tokens, mode);
     MOEI_TRY(check_shared_scratch(layer, bytes.scratch));
     MOEI_TRY(allocate(layer, &bytes, mode));
+    const moei_extent extent = extent_of(layer, max_tokens, mode);
     moei_arena arena = {layer->saved_block, 0};
-    moei_layer_carve_saved(layer, &arena, max_tokens, mode);
+    moei_layer_carve_saved(layer, &arena, extent);
     layer->max_tokens = max_tokens;
+    layer->reserved_sequences = extent.sequences;
     layer->mode = mode;
     layer->has_routing = layer->can_backward = false;
     return MOE_OK;
+}
+
+moe_status moe_layer_limit_sequences(moe_layer *layer, int64_t max_sequences) {
+    if (max_sequences < 0)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                            "max_sequences: %lld; it is 1 or more, or 0 for as many as there are tokens",
+                            (long long)max_sequences);
+    layer->max_sequences = max_sequences;
+    return MOE_OK;
+}
+
+bool moei_layer_by_sequence(const moe_layer *layer) {
+    return layer->experts.ops && (layer->capacity.by_sequence || moei_loss_by_sequence(&layer->desc));
 }
 
 moe_status moe_layer_share_scratch(moe_layer *layer, moe_layer *owner) {

@@ -50,7 +50,7 @@ static double coefficient(const moei_loss_job *job, const loss_row *row) {
     return (double)*(const float *)((const char *)job->desc + row->coeff);
 }
 
-static bool looks_at_sequences(const moe_layer_desc *desc) {
+bool moei_loss_by_sequence(const moe_layer_desc *desc) {
     return desc->seq_aux_loss_coeff != 0 || desc->gshard_loss_coeff != 0;
 }
 
@@ -58,8 +58,10 @@ static bool counts_plain(const moe_layer_desc *desc) {
     return desc->aux_map && strcmp(desc->aux_map, "plain") == 0;
 }
 
-moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moe_dtype dtype, moei_arena *arena, int64_t T) {
-    const int64_t E = desc->num_experts, G = looks_at_sequences(desc) && T > 1 ? T : 1;
+moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moe_dtype dtype, moei_arena *arena,
+                                  moei_extent extent) {
+    const int64_t E = desc->num_experts, T = extent.tokens;
+    const int64_t G = moei_loss_by_sequence(desc) ? extent.sequences : 1;
     moei_loss_scratch s = {.offset = moei_arena_array(arena, G + 1, 1, sizeof(int64_t)),
                            .valid = moei_arena_array(arena, G, 1, sizeof(int64_t)),
                            .count = moei_arena_array(arena, G, E, sizeof(int64_t)),
@@ -121,7 +123,7 @@ static void count_map(const moei_loss_job *job, const int32_t *expert, int32_t K
 
 static void mark_groups(moei_loss_job *job) {
     const moei_loss_scratch *s = &job->scratch;
-    job->n_groups = moei_group_count(job->batch, looks_at_sequences(job->desc));
+    job->n_groups = moei_group_count(job->batch, moei_loss_by_sequence(job->desc));
     const int64_t length = job->routing->n_tokens / job->n_groups;
     for (int64_t g = 0; g <= job->n_groups; ++g) s->offset[g] = g * length;
     for (int64_t g = 0; g < job->n_groups; ++g)

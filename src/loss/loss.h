@@ -30,7 +30,10 @@ typedef struct moei_loss_scratch {
 } moei_loss_scratch;
 
 /* Carves for up to T tokens of a routing in `dtype`; on an arena without memory it measures. */
-moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moe_dtype dtype, moei_arena *arena, int64_t T);
+moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moe_dtype dtype, moei_arena *arena,
+                                  moei_extent extent);
+/* Whether a loss looks at each sequence on its own. */
+bool moei_loss_by_sequence(const moe_layer_desc *desc);
 
 typedef struct moei_loss_job {
     moe_ctx *ctx;

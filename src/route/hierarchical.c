@@ -11,9 +11,9 @@
 #include <math.h>
 #include <string.h>
 
-moei_levels moei_levels_carve(const moei_router *router, moei_arena *arena, int64_t T) {
+moei_levels moei_levels_carve(const moei_router *router, moei_arena *arena, moei_extent extent) {
     const int64_t Eo = router->desc->num_groups_outer, Ei = router->n_experts / Eo;
-    const int64_t groups = router->capacity->by_sequence && T > 1 ? T : 1;
+    const int64_t T = extent.tokens, groups = moei_capacity_groups(router->capacity, extent);
     const size_t real = moe_dtype_bytes(router->dtype);
     return (moei_levels){.outer = moei_arena_array(arena, T, 2, sizeof(int32_t)),
                          .row_of = moei_arena_array(arena, T, 2, sizeof(int32_t)),

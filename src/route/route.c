@@ -89,7 +89,8 @@ static const char *replay_fault(const moei_route_job *job, const int32_t *token,
 static moe_status check_replayed_shares(const moei_route_job *job) {
     const moei_routing *routing = job->routing;
     const int64_t T = routing->n_tokens, E = routing->n_experts;
-    const int64_t share = moei_router_max_rows(job->router, T) / E;
+    const moei_extent extent = {T, job->batch->n_sequences, job->batch->mode};
+    const int64_t share = moei_router_max_rows(job->router, extent) / E;
     if (!job->router->kind.by_expert) return MOE_OK;
     for (int64_t e = 0; e < E; ++e) {
         int64_t given = 0;

@@ -59,7 +59,7 @@ typedef struct moei_router {
 moe_status moei_router_init(moe_ctx *ctx, const moe_layer_desc *desc, const moei_capacity *capacity,
                             moei_router *router);
 /* Rows that a batch of T tokens can ask for at most. */
-int64_t moei_router_max_rows(const moei_router *router, int64_t T);
+int64_t moei_router_max_rows(const moei_router *router, moei_extent extent);
 
 /* The router's parameters, or their gradients; NULL where it has none. Parameters are of the layer's dtype;
  * gradients and buffers of moei_wide of it. */
@@ -107,7 +107,7 @@ typedef struct moei_route_scratch {
     moei_route_wide wide;
 } moei_route_scratch;
 /* Both on an arena without memory measure. */
-moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, int64_t T, moe_mode mode);
+moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, moei_extent extent);
 moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_arena *arena, int64_t T,
                                             moe_mode mode);
 

@@ -76,12 +76,9 @@ moe_status moei_router_init(moe_ctx *ctx, const moe_layer_desc *d, const moei_ca
     return MOE_OK;
 }
 
-int64_t moei_router_max_rows(const moei_router *router, int64_t T) {
-    const int64_t E = router->n_experts;
-    if (!router->kind.by_expert || router->capacity->by_sequence) return T * router->n_slots;
-    const int64_t train = moei_expert_choice_rows(router, MOE_TRAIN, T);
-    const int64_t infer = moei_expert_choice_rows(router, MOE_INFER, T);
-    return E * (train > infer ? train : infer);
+int64_t moei_router_max_rows(const moei_router *router, moei_extent extent) {
+    if (!router->kind.by_expert) return extent.tokens * router->n_slots;
+    return router->n_experts * moei_capacity_most(router->capacity, router->n_experts, extent);
 }
 
 moe_dtype moei_gate_dtype(const moei_router *router, bool buffer) {
@@ -118,14 +115,15 @@ int32_t moei_router_params(const moei_router *router, moei_gate_param param[MOEI
     return n;
 }
 
-moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, int64_t T, moe_mode mode) {
+moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, moei_extent extent) {
+    const int64_t T = extent.tokens;
     const moe_dtype dtype = router->dtype;
     const int64_t E = router->n_experts, K = router->n_slots;
     const size_t real = moe_dtype_bytes(dtype);
     moei_routing routing = {.n_experts = (int32_t)E, .top_k = (int32_t)K, .dtype = dtype};
     routing.softmax = router->score == MOEI_SOFTMAX;
     if (moei_two_levels(router))
-        routing.levels = moei_levels_carve(router, arena, T);
+        routing.levels = moei_levels_carve(router, arena, extent);
     else
         routing.prob = moei_arena_array(arena, T, E, real);
     routing.lse = moei_arena_array(arena, T, 1, real);
@@ -135,7 +133,7 @@ moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, in
     if (router->kind.top2) routing.choice = moei_arena_array(arena, T, K, sizeof(int32_t));
     if (router->keeps_logits) routing.logits = moei_arena_array(arena, T, E, real);
     if (router->kind.ranks_plans) routing.selection = moei_arena_array(arena, T, E, real);
-    if (router->kind.quantile && mode == MOE_TRAIN)
+    if (router->kind.quantile && extent.mode == MOE_TRAIN)
         routing.quantile = moei_arena_array(arena, E, 1, sizeof(double));
     if (!router->kind.noisy) return routing;
     routing.clean = moei_arena_array(arena, T, E, real);

@@ -51,7 +51,7 @@ void moei_levels_backward(const moei_route_job *job, const void *dweight, const 
                           const moei_gate *grad, moe_mat dx);
 /* What is wrong with slot k of a token's recorded slots; NULL: nothing. */
 const char *moei_levels_replay_fault(const moei_route_job *job, const int32_t *token, int64_t k);
-moei_levels moei_levels_carve(const moei_router *router, moei_arena *arena, int64_t T);
+moei_levels moei_levels_carve(const moei_router *router, moei_arena *arena, moei_extent extent);
 static inline bool moei_two_levels(const moei_router *router) {
     return router->desc->num_groups_outer > 0;
 }

@@ -84,8 +84,11 @@ static void draw_bench(bench *b, uint64_t i, int formula, int drop, bool sequenc
 static void check_rows(const bench *b) {
     const int64_t K = b->routing.top_k;
     int64_t kept = 0, served = 0;
-    hold(b, b->plan.n_rows <=
-                moei_plan_max_rows(&b->rule, b->routing.n_tokens, (int32_t)K, b->routing.n_experts));
+    const moei_extent extent = {b->routing.n_tokens, b->batch.n_sequences, b->batch.mode};
+    const moei_extent larger = {extent.tokens + 3, extent.sequences + 2, extent.mode};
+    const int64_t most = moei_plan_max_rows(&b->rule, extent, (int32_t)K, b->routing.n_experts);
+    hold(b, b->plan.n_rows <= most);
+    hold(b, most <= moei_plan_max_rows(&b->rule, larger, (int32_t)K, b->routing.n_experts));
     for (int32_t e = 0; e < b->routing.n_experts; ++e) {
         kept += b->kept[e];
         hold(b, b->kept[e] <= b->routed[e] && b->kept[e] <= b->offset[e + 1] - b->offset[e]);
