@@ -304,9 +304,9 @@ typedef struct moe_layer_bytes {
     size_t saved;   /* kept from forward to backward: Z and routing (x stays the caller's) */
     size_t scratch; /* free again when the call returns */
 } moe_layer_bytes;
-/* Calls bring at most so many sequences (moe_call.sequence_length): what a layer keeps by the sequence, such as
- * the rows of capacity_group sequence with pad_to_capacity, then takes memory for no more. 0, as at first: any
- * number, down to sequences of one token. Holds from the next measure and reserve on. */
+/* Calls bring at most so many sequences (moe_call.sequence_length): what a layer keeps by the sequence, such
+ * as the rows of capacity_group sequence with pad_to_capacity, then takes memory for no more. 0, as at first:
+ * any number, down to sequences of one token. Holds from the next measure and reserve on. */
 MOE_API moe_status moe_layer_limit_sequences(moe_layer *layer, int64_t max_sequences);
 MOE_API moe_layer_bytes moe_layer_measure(const moe_layer *layer, int64_t max_tokens, moe_mode mode);
 /* Allocates for batches of up to max_tokens; MOE_TRAIN also allocates zeroed gradients. May be
