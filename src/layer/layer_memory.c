@@ -82,7 +82,7 @@ static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, moei
     const size_t real = moe_dtype_bytes(d->dtype);
     const int64_t d_in = moei_expert_in(d), d_out = moei_expert_out(d);
     const bool train = mode == MOE_TRAIN, gathers = moei_layer_gathers(layer);
-    s->route = moei_route_scratch_carve(&layer->router, arena, T, mode);
+    s->route = moei_route_scratch_carve(&layer->router, arena, extent);
     s->loss = moei_loss_carve(d, layer->router.dtype, arena, extent);
     carve_plan_rows(layer, arena, extent, s);
     s->rows = moei_arena_array(arena, R, d_in > d_out ? d_in : d_out, real);

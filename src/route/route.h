@@ -108,8 +108,7 @@ typedef struct moei_route_scratch {
 } moei_route_scratch;
 /* Both on an arena without memory measure. */
 moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, moei_extent extent);
-moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_arena *arena, int64_t T,
-                                            moe_mode mode);
+moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_arena *arena, moei_extent extent);
 
 /* One call of the router. */
 typedef struct moei_route_job {

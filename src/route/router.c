@@ -142,11 +142,11 @@ moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, mo
     return routing;
 }
 
-moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_arena *arena, int64_t T,
-                                            moe_mode mode) {
-    const int64_t E = router->n_experts, d = router->d_model;
+moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_arena *arena,
+                                            moei_extent extent) {
+    const int64_t T = extent.tokens, E = router->n_experts, d = router->d_model;
     const size_t real = moe_dtype_bytes(router->dtype);
-    const bool train = mode == MOE_TRAIN;
+    const bool train = extent.mode == MOE_TRAIN;
     moei_route_scratch s = {0};
     if (train || !router->keeps_logits) s.logits = moei_arena_array(arena, T, E, real);
     if (moei_two_levels(router)) {
@@ -162,7 +162,7 @@ moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_aren
     if (!router->fused || router->kind.forced)
         s.work = moei_arena_array(arena, 2 * T + 2 * E, 1, sizeof(double));
     if (router->kind.by_expert)
-        s.taken = moei_arena_array(arena, moei_router_max_rows(router, T), 1, sizeof(int32_t));
+        s.taken = moei_arena_array(arena, moei_router_max_rows(router, extent), 1, sizeof(int32_t));
     s.wide = moei_route_wide_carve(router, arena, T, train);
     return s;
 }

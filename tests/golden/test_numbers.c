@@ -260,7 +260,7 @@ static void noisy_importance_and_load(void **state) {
         for (int64_t t = 0; t < T; ++t) sum += route_weight(&b, t, e);
         near(sum, importance[e]);
     }
-    const double *P = moei_layer_scratch(b.layer, T, MOE_TRAIN).route.noise; /* as forward left it */
+    const double *P = moei_layer_scratch(b.layer).route.noise; /* as forward left it */
     for (int e = 0; e < E; ++e) {
         double sum = 0;
         for (int t = 0; t < T; ++t) sum += P[t * E + e];
