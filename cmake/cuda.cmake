@@ -1,5 +1,10 @@
-# cuda.cmake: the CUDA kernels, their check and their benchmark. Target cuda builds them; all does not, and
-# no library links them. MOEKIT_CUDA: AUTO where an nvcc that can build them is found, ON (or fail), OFF.
+# cuda.cmake: finds nvcc, builds the layer's CUDA kernels into libmoekit, and defines target cuda: the check and
+# the benchmark of the Hopper kernels, which all leaves out. MOEKIT_CUDA: AUTO where an nvcc that can build them
+# is found, ON (or fail), OFF. Sets MOEKIT_WITH_CUDA.
+set(MOEKIT_WITH_CUDA OFF)
+if(NOT MOEKIT_CUDA)
+    return()
+endif()
 find_program(nvcc nvcc HINTS ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin NO_CACHE)
 if(nvcc AND NOT DEFINED ENV{CUDACXX})
     set(ENV{CUDACXX} ${nvcc})
@@ -10,25 +15,43 @@ if(CMAKE_CUDA_COMPILER OR DEFINED ENV{CUDACXX})
     if(CMAKE_CUDA_COMPILER)
         set(CMAKE_CUDA_ARCHITECTURES OFF) # the targets name theirs
         enable_language(CUDA)
+        set(CMAKE_CUDA_IMPLICIT_LINK_LIBRARIES "") # libraries name what they need
+        find_package(CUDAToolkit QUIET)
     endif()
 endif()
 set(cuda_oldest 12.5) # cudaGetDriverEntryPointByVersion
-if(NOT CMAKE_CUDA_COMPILER OR CMAKE_CUDA_COMPILER_VERSION VERSION_LESS cuda_oldest)
-    set(no_cuda "the CUDA kernels need nvcc ${cuda_oldest} or newer and the C++ compiler it asks for: none found")
+if(NOT CMAKE_CUDA_COMPILER OR CMAKE_CUDA_COMPILER_VERSION VERSION_LESS cuda_oldest OR NOT TARGET CUDA::cudart_static)
+    set(no_cuda "the CUDA kernels need nvcc ${cuda_oldest} or newer, its static runtime and the C++ compiler it "
+                "asks for: none found")
+    list(JOIN no_cuda "" no_cuda)
     if(NOT MOEKIT_CUDA STREQUAL "AUTO")
         message(FATAL_ERROR "${no_cuda} (-DMOEKIT_CUDA=OFF does without)")
     endif()
     add_custom_target(cuda COMMAND ${CMAKE_COMMAND} -E echo ${no_cuda} COMMAND ${CMAKE_COMMAND} -E false VERBATIM)
     return()
 endif()
+set(MOEKIT_WITH_CUDA ON)
+set(cuda_warnings -Xcompiler=-Wall,-Wextra
+    $<$<BOOL:${MOEKIT_WERROR}>:-Werror=all-warnings$<SEMICOLON>-Xcompiler=-Werror>)
 
+# *_cuda.cu serve every GPU from sm_80: code for the architectures named, and for later ones by the driver.
+set(MOEKIT_CUDA_ARCHITECTURES "80" CACHE STRING "GPUs the portable kernels are built for (CUDA_ARCHITECTURES of CMake)")
+file(GLOB portable_sources CONFIGURE_DEPENDS src/kernel/cuda/*_cuda.cu)
+add_library(moekit_gpu OBJECT ${portable_sources})
+target_include_directories(moekit_gpu PRIVATE include src)
+target_compile_features(moekit_gpu PRIVATE cuda_std_17)
+target_compile_definitions(moekit_gpu PRIVATE MOEI_WITH_CUDA)
+target_compile_options(moekit_gpu PRIVATE ${cuda_warnings} -Xcompiler=-fvisibility=hidden,-fno-exceptions)
+set_target_properties(moekit_gpu PROPERTIES CUDA_ARCHITECTURES "${MOEKIT_CUDA_ARCHITECTURES}")
+
+# The others are Hopper's alone and are checked by themselves.
 file(GLOB cuda_sources CONFIGURE_DEPENDS src/kernel/cuda/*.cu)
+list(REMOVE_ITEM cuda_sources ${portable_sources})
 add_library(moekit_cuda STATIC EXCLUDE_FROM_ALL ${cuda_sources})
 target_include_directories(moekit_cuda PUBLIC include src)
 add_executable(check_moe EXCLUDE_FROM_ALL bench/gpu/check_moe.cu)
 add_executable(bench_decode EXCLUDE_FROM_ALL bench/gpu/bench_decode.cu)
 add_custom_target(cuda DEPENDS check_moe bench_decode)
-find_package(CUDAToolkit QUIET)
 if(TARGET CUDA::cublas)
     add_executable(bench_moe EXCLUDE_FROM_ALL bench/gpu/bench_moe.cu)
     target_link_libraries(bench_moe PRIVATE CUDA::cublas)
@@ -37,8 +60,7 @@ endif()
 foreach(target IN ITEMS moekit_cuda check_moe bench_moe bench_decode)
     if(TARGET ${target})
         target_compile_features(${target} PRIVATE cuda_std_17)
-        target_compile_options(${target} PRIVATE -gencode=arch=compute_90a,code=sm_90a -Xcompiler=-Wall,-Wextra
-                               $<$<BOOL:${MOEKIT_WERROR}>:-Werror=all-warnings$<SEMICOLON>-Xcompiler=-Werror>)
+        target_compile_options(${target} PRIVATE -gencode=arch=compute_90a,code=sm_90a ${cuda_warnings})
     endif()
 endforeach()
 foreach(program IN ITEMS check_moe bench_moe bench_decode)

@@ -75,6 +75,9 @@ typedef struct moe_expert_ops {
     size_t (*scratch_bytes)(const void *self, int64_t max_rows, moe_mode mode);
     moe_status (*forward)(void *self, const moe_expert_io *io);
     moe_status (*backward)(void *self, const moe_expert_io *io); /* NULL: inference only */
+    /* Takes what a CUDA context gives: pointers of moe_expert_io are device memory, n_rows is at least
+     * offset[n_experts], rows past that are padding. Others are refused there. */
+    bool on_device;
 } moe_expert_ops;
 
 /* Registers a kind under its name with this context; `ops` is copied. A layer made afterwards may

@@ -92,6 +92,7 @@ typedef struct moe_ctx_desc {
     moe_allocator host; /* all NULL: aligned_alloc and free */
     void (*log)(void *user, moe_log_level level, const char *text);
     void *log_user;
+    int32_t device_index; /* which GPU, for MOE_CUDA (cuda.h) */
 } moe_ctx_desc;
 MOE_API moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **ctx, moe_error *error);
 MOE_API void moe_ctx_destroy(moe_ctx *ctx);
@@ -102,6 +103,15 @@ MOE_API uint64_t moe_ctx_seed(const moe_ctx *ctx);
 MOE_API const char *moe_ctx_isa(const moe_ctx *ctx); /* the instruction set in use */
 /* Name of the kernel that serves an operation for f32, e.g. "gemm_rows__avx512"; NULL: no such op. */
 MOE_API const char *moe_ctx_kernel(const moe_ctx *ctx, const char *op);
+
+/* Memory that the context's device computes in: a GPU's (cuda.h), or on the CPU the context's own. NULL, with
+ * a text recorded, when it does not fit. */
+MOE_API void *moe_memory_alloc(moe_ctx *ctx, size_t bytes);
+MOE_API void moe_memory_free(moe_ctx *ctx, void *ptr, size_t bytes);
+/* Copies after what was queued before; either side may be the host's. Returns when it is done. */
+MOE_API moe_status moe_memory_copy(moe_ctx *ctx, void *to, const void *from, size_t bytes);
+/* Waits until the device has done all that was queued, and tells what it found wrong. */
+MOE_API moe_status moe_ctx_wait(moe_ctx *ctx);
 
 /* 3. Views. */
 typedef enum moe_dtype {
@@ -297,6 +307,12 @@ MOE_API moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, mo
 MOE_API void moe_layer_destroy(moe_layer *layer);
 /* The descriptor with every default filled in. */
 MOE_API const moe_layer_desc *moe_layer_get_desc(const moe_layer *layer);
+
+/* Of a layer on a CUDA context: true where its kernels do the routing and the losses, so that forward and
+ * backward neither wait nor copy. That is router_type top_k with any score function, weights, groups,
+ * selection bias, capacity by batch, aux and z losses. Else the CPU routes, which waits for two copies a
+ * call: the numbers are the same. False on the CPU. */
+MOE_API bool moe_layer_routes_on_device(const moe_layer *layer);
 
 /* Memory, in bytes, for batches of up to max_tokens. */
 typedef struct moe_layer_bytes {

@@ -43,7 +43,10 @@ typedef struct moe_gemm_rows_args {
     moe_dtype dtype;
     int32_t n_groups;
     const int64_t *offset; /* [n_groups + 1] */
-    int64_t n, k;          /* columns of B, length of the sum */
+    /* CUDA contexts only, where offset is device memory: at least offset[n_groups], for the host to know.
+     * With offset NULL there: the rows of the only group. */
+    int64_t n_rows;
+    int64_t n, k; /* columns of B, length of the sum */
     const void *a;
     int64_t lda;
     const int32_t *a_row; /* [R]; NULL: row r is r */
@@ -78,6 +81,7 @@ typedef struct moe_gemm_outer_args {
     moe_dtype dtype;
     int32_t n_groups;
     const int64_t *offset;
+    int64_t n_rows; /* as of moe_gemm_rows_args */
     int64_t m, n;
     const void *a; /* [*, m] */
     int64_t lda;
@@ -114,6 +118,7 @@ typedef struct moe_colsum_args {
     moe_dtype dtype;
     int32_t n_groups;
     const int64_t *offset;
+    int64_t n_rows; /* as of moe_gemm_rows_args */
     int64_t n;
     const void *a;
     int64_t lda;

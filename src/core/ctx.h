@@ -22,7 +22,11 @@ typedef struct moei_expert_entry {
 struct moe_ctx {
     moe_ctx_desc desc; /* defaults filled in */
     moei_team team;
-    int isa;                                         /* moei_isa; kernels above it are not used */
+    const struct moei_device *device; /* memory.h */
+    void *device_state;               /* of the device's row */
+    struct moei_fault *fault;         /* NULL on the CPU */
+    moe_ctx *host; /* on a device: the CPU context that does what the device cannot; else NULL */
+    int isa;       /* moei_isa; kernels above it are not used */
     const struct moei_kernels *kernels[MOEI_DTYPES]; /* indexed by moe_dtype */
     const char *(*kernel_name)(int isa, const char *op);
     moei_expert_entry *experts; /* registered by the caller */
@@ -34,6 +38,11 @@ struct moe_ctx {
 moe_status moei_ctx_desc_read(moe_ctx *ctx, void *ours, size_t our_size, const void *given, const char *name);
 moe_status moei_ctx_desc_check_out(moe_ctx *ctx, const void *out, size_t our_size, const char *name);
 moe_status moei_ctx_desc_write(moe_ctx *ctx, void *out, const void *ours, size_t our_size, const char *name);
+
+/* The offsets of a product's only group: kernels of a device know it by its rows alone. */
+static inline const int64_t *moei_one_group(const moe_ctx *ctx, const int64_t offset[2]) {
+    return ctx->host ? NULL : offset;
+}
 
 void moei_log(const moe_ctx *ctx, moe_log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

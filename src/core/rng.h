@@ -4,14 +4,9 @@
 #ifndef MOEI_RNG_H
 #define MOEI_RNG_H
 
-#include <stdint.h>
+#include "core/philox.h"
 
 /* Philox4x32 with 10 rounds: encrypts counter[4] under key[2] into out[4]. */
 void moei_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
-
-/* Uniform in (0, 1): never 0, so its logarithm exists. */
-static inline double moei_uniform(uint32_t word) {
-    return ((double)word + 0.5) * (1.0 / 4294967296.0);
-}
 
 #endif

@@ -6,56 +6,32 @@
 #include "dispatch/dispatch.h"
 #include "kernel/kernel.h"
 
-#include <string.h>
-
-enum { ROWS_PER_TASK = 64 };
-
-static void clear_padding(const moei_plan *plan, moe_mat rows) {
-    for (int64_t r = 0; r < plan->n_rows; ++r)
-        if (plan->row_slot[r] < 0)
-            memset(moei_real_at(rows.dtype, rows.data, r * rows.stride), 0,
-                   (size_t)rows.cols * moe_dtype_bytes(rows.dtype));
-}
-
 void moei_rows_gather(moe_ctx *ctx, const moei_plan *plan, moe_mat x, const void *weight, moe_mat rows) {
-    /* A gather is a gather-and-sum of one row each. */
-    ctx->kernels[x.dtype]->gather_sum(&ctx->team, &(moe_gather_sum_args){.dtype = x.dtype,
-                                                                         .n_tokens = plan->n_rows,
-                                                                         .n = x.cols,
-                                                                         .top_k = 1,
-                                                                         .rows = x.data,
-                                                                         .ld_rows = x.stride,
-                                                                         .row_of = plan->row_token,
-                                                                         .weight = weight,
-                                                                         .out = rows.data,
-                                                                         .ld_out = rows.stride});
-    clear_padding(plan, rows);
-}
-
-typedef struct weight_job {
-    const moei_plan *plan;
-    moe_mat dy, rows;
-    void *drow_weight;
-} weight_job;
-
-static void weight_task(void *arg, int64_t task, void *scratch) {
-    (void)scratch;
-    const weight_job *job = arg;
-    const moe_mat dy = job->dy, rows = job->rows;
-    for (int64_t r = task * ROWS_PER_TASK; r < job->plan->n_rows && r < (task + 1) * ROWS_PER_TASK; ++r) {
-        int64_t t = job->plan->row_token[r];
-        double sum = 0;
-        for (int64_t j = 0; j < dy.cols; ++j)
-            sum += moei_real_load(dy.dtype, dy.data, t * dy.stride + j) *
-                   moei_real_load(rows.dtype, rows.data, r * rows.stride + j);
-        moei_real_store(job->plan->weight_dtype, job->drow_weight, r, sum);
-    }
+    ctx->kernels[x.dtype]->copy_rows(&ctx->team, &(moei_copy_rows_args){.dtype = x.dtype,
+                                                                        .rows = plan->n_rows,
+                                                                        .n = x.cols,
+                                                                        .from = x.data,
+                                                                        .ld_from = x.stride,
+                                                                        .row = plan->row_token,
+                                                                        .weight = weight,
+                                                                        .slot = plan->row_slot,
+                                                                        .to = rows.data,
+                                                                        .ld_to = rows.stride});
 }
 
 void moei_rows_weight_gradient(moe_ctx *ctx, const moei_plan *plan, moe_mat dy, moe_mat rows,
                                void *drow_weight) {
-    weight_job job = {plan, dy, rows, drow_weight};
-    moei_parallel(&ctx->team, (plan->n_rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK, weight_task, &job);
+    ctx->kernels[dy.dtype]->row_dot(&ctx->team, &(moei_row_dot_args){.dtype = dy.dtype,
+                                                                     .n_groups = plan->n_experts,
+                                                                     .n_rows = plan->n_rows,
+                                                                     .offset = plan->offset,
+                                                                     .n = dy.cols,
+                                                                     .a = dy.data,
+                                                                     .lda = dy.stride,
+                                                                     .a_row = plan->row_token,
+                                                                     .b = rows.data,
+                                                                     .ldb = rows.stride,
+                                                                     .out = drow_weight});
 }
 
 void moei_rows_to_slots(const moei_plan *plan, const void *by_row, moe_dtype dtype, void *by_slot) {

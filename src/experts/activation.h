@@ -1,5 +1,5 @@
 /* activation.h: the activations of experts by name, value and derivative.
- * An ungated one reads v; a gated one reads gate g and up u: f(min(g, limit)) * (clamp(u, +-limit) + offset).
+ * An ungated one reads v; a gated one reads gate g and up u; kernel/act.h computes them.
  */
 #ifndef MOEI_ACTIVATION_H
 #define MOEI_ACTIVATION_H
@@ -7,16 +7,13 @@
 #include "core/ctx.h"
 
 #include <moekit/expert.h>
-#include <moekit/op.h>
 
-typedef struct moei_slope {
-    double value, slope;
-} moei_slope;
+#include "kernel/kernel.h"
 
 /* One row of the table. The numbers are what the activation has unless the descriptor says otherwise. */
 typedef struct moei_activation {
     const char *name;
-    moei_slope (*curve)(double v, double alpha);
+    moei_curve curve;
     bool gated, interleaved;     /* interleaved: even columns gate, odd columns up; else halves */
     double alpha, limit, offset; /* alpha 0: it takes none; limit 0: no clamp */
     moe_act fused;               /* what the kernels call it; MOE_ACT_NONE: they do not have it */
@@ -27,20 +24,10 @@ extern const char *const moei_activation_names[];
 /* NULL: no such activation. */
 const moei_activation *moei_activation_find(const char *name);
 
-/* An activation with a descriptor's numbers filled in. */
-typedef struct moei_act_rule {
-    const moei_activation *kind;
-    bool interleaved;
-    double alpha, limit, offset;
-} moei_act_rule;
+/* The rule of an activation with a descriptor's numbers filled in. */
 moei_act_rule moei_act_rule_of(const moei_activation *kind, const moe_expert_desc *desc);
 
-/* What the kernels call the rule, where they compute exactly it; else MOE_ACT_NONE. */
-moe_act moei_act_fused(const moei_act_rule *rule);
-
-typedef struct moei_act_point {
-    double value, d_gate, d_up;
-} moei_act_point;
-moei_act_point moei_act_at(const moei_act_rule *rule, double gate, double up);
+/* What the kernels call the rule of `kind`, where their products compute exactly it; else MOE_ACT_NONE. */
+moe_act moei_act_fused(const moei_activation *kind, const moei_act_rule *rule);
 
 #endif

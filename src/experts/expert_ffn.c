@@ -4,7 +4,6 @@
  */
 #include "core/arena.h"
 #include "core/real.h"
-#include "experts/act_pass.h"
 #include "experts/experts.h"
 #include "experts/ffn.h"
 #include "kernel/kernel.h"
@@ -45,6 +44,7 @@ static moe_status up_product(const moei_ffn *f, const moe_expert_io *io, void *z
     return moe_gemm_rows(f->ctx, &(moe_gemm_rows_args){.dtype = d->dtype,
                                                        .n_groups = io->n_experts,
                                                        .offset = io->offset,
+                                                       .n_rows = io->n_rows,
                                                        .n = f->d_z,
                                                        .k = d->d_in,
                                                        .a = io->in.data,
@@ -68,6 +68,7 @@ static moe_status down_product(const moei_ffn *f, const moe_expert_io *io, const
     return moe_gemm_rows(f->ctx, &(moe_gemm_rows_args){.dtype = d->dtype,
                                                        .n_groups = io->n_experts,
                                                        .offset = io->offset,
+                                                       .n_rows = io->n_rows,
                                                        .n = d->d_out,
                                                        .k = d->d_hidden,
                                                        .a = a,
@@ -80,21 +81,21 @@ static moe_status down_product(const moei_ffn *f, const moe_expert_io *io, const
                                                        .ldc = io->out.stride});
 }
 
-static moei_act_pass pass_of(const moei_ffn *f, const moe_expert_io *io, void *z, void *a) {
-    return (moei_act_pass){.ctx = f->ctx,
-                           .dtype = f->desc.dtype,
-                           .rule = &f->rule,
-                           .n_rows = io->n_rows,
-                           .n = f->desc.d_hidden,
-                           .z = z,
-                           .a = a,
-                           .row_weight = io->row_weight,
-                           .drow_weight = io->drow_weight,
-                           .dropout = io->mode == MOE_TRAIN ? f->desc.dropout : 0,
-                           .layer = (uint32_t)f->desc.layer_index,
-                           .step = io->step,
-                           .row_slot = io->row_slot,
-                           .dropout_keep = io->dropout_keep};
+static moei_act_pass_args pass_of(const moei_ffn *f, const moe_expert_io *io, void *z, void *a) {
+    return (moei_act_pass_args){.dtype = f->desc.dtype,
+                                .rule = f->rule,
+                                .n_rows = io->n_rows,
+                                .n = f->desc.d_hidden,
+                                .z = z,
+                                .a = a,
+                                .row_weight = io->row_weight,
+                                .drow_weight = io->drow_weight,
+                                .dropout = io->mode == MOE_TRAIN ? (double)f->desc.dropout : 0,
+                                .seed = f->ctx->desc.seed,
+                                .layer = (uint32_t)f->desc.layer_index,
+                                .step = io->step,
+                                .row_slot = io->row_slot,
+                                .dropout_keep = io->dropout_keep};
 }
 
 static moe_status ffn_forward(void *self, const moe_expert_io *io) {
@@ -105,8 +106,8 @@ static moe_status ffn_forward(void *self, const moe_expert_io *io) {
     void *kept = io->mode == MOE_TRAIN && !f->desc.recompute ? io->saved : s.z;
     MOEI_TRY(up_product(f, io, fused && f->desc.recompute ? NULL : kept, fused, s.a));
     if (!fused) {
-        moei_act_pass pass = pass_of(f, io, kept, s.a);
-        moei_act_pass_forward(&pass);
+        const moei_act_pass_args pass = pass_of(f, io, kept, s.a);
+        f->ctx->kernels[pass.dtype]->act_pass(&f->ctx->team, &pass);
     }
     return down_product(f, io, s.a);
 }
@@ -118,6 +119,7 @@ static moe_status hidden_gradient(const moei_ffn *f, const moe_expert_io *io, vo
     moe_gemm_rows_args args = {.dtype = d->dtype,
                                .n_groups = io->n_experts,
                                .offset = io->offset,
+                               .n_rows = io->n_rows,
                                .n = d->d_hidden,
                                .k = d->d_out,
                                .a = io->dout.data,
@@ -131,8 +133,8 @@ static moe_status hidden_gradient(const moei_ffn *f, const moe_expert_io *io, vo
         args.c = s.a;
         args.ldc = d->d_hidden;
         MOEI_TRY(moe_gemm_rows(f->ctx, &args));
-        moei_act_pass pass = pass_of(f, io, z, s.a);
-        moei_act_pass_backward(&pass);
+        const moei_act_pass_args pass = pass_of(f, io, z, s.a);
+        f->ctx->kernels[pass.dtype]->act_pass_grad(&f->ctx->team, &pass);
         return MOE_OK;
     }
     args.epilogue = MOE_EPI_ACT_GRAD;
@@ -153,6 +155,7 @@ static moe_status weight_gradients(const moei_ffn *f, const moe_expert_io *io, c
     MOEI_TRY(moe_gemm_outer(f->ctx, &(moe_gemm_outer_args){.dtype = d->dtype,
                                                            .n_groups = io->n_experts,
                                                            .offset = io->offset,
+                                                           .n_rows = io->n_rows,
                                                            .m = d->d_hidden,
                                                            .n = d->d_out,
                                                            .a = s.a,
@@ -168,6 +171,7 @@ static moe_status weight_gradients(const moei_ffn *f, const moe_expert_io *io, c
     return moe_gemm_outer(f->ctx, &(moe_gemm_outer_args){.dtype = d->dtype,
                                                          .n_groups = io->n_experts,
                                                          .offset = io->offset,
+                                                         .n_rows = io->n_rows,
                                                          .m = d->d_in,
                                                          .n = f->d_z,
                                                          .a = io->in.data,
@@ -182,26 +186,22 @@ static moe_status weight_gradients(const moei_ffn *f, const moe_expert_io *io, c
                                                          .c_wide = true});
 }
 
-typedef struct bias_job {
-    const moei_ffn *f;
-    const moe_expert_io *io;
-} bias_job;
-
-/* The down bias is weighted too, so drow_weight[r] += <b2[e], dy[token]>. One task an expert. */
-static void bias_weight_task(void *arg, int64_t e, void *scratch) {
-    (void)scratch;
-    const bias_job *job = arg;
-    const moe_expert_io *io = job->io;
-    const moe_dtype dtype = job->f->desc.dtype, weight_dtype = moei_wide(dtype);
-    const int64_t d_out = job->f->desc.d_out;
-    for (int64_t r = io->offset[e]; r < io->offset[e + 1]; ++r) {
-        int64_t t = io->row_token ? io->row_token[r] : r;
-        double sum = moei_real_load(weight_dtype, io->drow_weight, r);
-        for (int64_t j = 0; j < d_out; ++j)
-            sum += moei_real_load(dtype, job->f->value[MOEI_FFN_DOWN_BIAS], e * d_out + j) *
-                   moei_real_load(dtype, io->dout.data, t * io->dout.stride + j);
-        moei_real_store(weight_dtype, io->drow_weight, r, sum);
-    }
+/* The down bias is weighted too, so drow_weight[r] += <b2[e], dy[token]>. */
+static void bias_weight_gradient(const moei_ffn *f, const moe_expert_io *io) {
+    const moe_expert_desc *d = &f->desc;
+    f->ctx->kernels[d->dtype]->row_dot(&f->ctx->team, &(moei_row_dot_args){.dtype = d->dtype,
+                                                                           .n_groups = io->n_experts,
+                                                                           .n_rows = io->n_rows,
+                                                                           .offset = io->offset,
+                                                                           .n = d->d_out,
+                                                                           .a = io->dout.data,
+                                                                           .lda = io->dout.stride,
+                                                                           .a_row = io->row_token,
+                                                                           .b = f->value[MOEI_FFN_DOWN_BIAS],
+                                                                           .ldb = d->d_out,
+                                                                           .b_by_group = true,
+                                                                           .out = io->drow_weight,
+                                                                           .accumulate = true});
 }
 
 /* db1 += sum dZ */
@@ -209,6 +209,7 @@ static moe_status up_bias_gradient(const moei_ffn *f, const moe_expert_io *io, c
     return moe_colsum(f->ctx, &(moe_colsum_args){.dtype = f->desc.dtype,
                                                  .n_groups = io->n_experts,
                                                  .offset = io->offset,
+                                                 .n_rows = io->n_rows,
                                                  .n = f->d_z,
                                                  .a = z,
                                                  .lda = f->d_z,
@@ -222,6 +223,7 @@ static moe_status down_bias_gradient(const moei_ffn *f, const moe_expert_io *io)
     MOEI_TRY(moe_colsum(f->ctx, &(moe_colsum_args){.dtype = d->dtype,
                                                    .n_groups = io->n_experts,
                                                    .offset = io->offset,
+                                                   .n_rows = io->n_rows,
                                                    .n = d->d_out,
                                                    .a = io->dout.data,
                                                    .lda = io->dout.stride,
@@ -229,8 +231,7 @@ static moe_status down_bias_gradient(const moei_ffn *f, const moe_expert_io *io)
                                                    .row_weight = io->row_weight,
                                                    .out = f->grad[MOEI_FFN_DOWN_BIAS],
                                                    .accumulate = true}));
-    bias_job job = {f, io};
-    if (io->drow_weight) moe_parallel(f->ctx, io->n_experts, bias_weight_task, &job);
+    if (io->drow_weight) bias_weight_gradient(f, io);
     return MOE_OK;
 }
 
@@ -249,6 +250,7 @@ static moe_status ffn_backward(void *self, const moe_expert_io *io) {
     return moe_gemm_rows(f->ctx, &(moe_gemm_rows_args){.dtype = d->dtype,
                                                        .n_groups = io->n_experts,
                                                        .offset = io->offset,
+                                                       .n_rows = io->n_rows,
                                                        .n = d->d_in,
                                                        .k = f->d_z,
                                                        .a = z,
@@ -271,4 +273,5 @@ const moe_expert_ops moei_expert_ffn = {.size = sizeof(moe_expert_ops),
                                         .saved_bytes = ffn_saved_bytes,
                                         .scratch_bytes = ffn_scratch_bytes,
                                         .forward = ffn_forward,
-                                        .backward = ffn_backward};
+                                        .backward = ffn_backward,
+                                        .on_device = true};

@@ -3,6 +3,7 @@
  * Source: Wang et al., "HMoE: heterogeneous mixture of experts", 2024.
  */
 #include "core/arena.h"
+#include "core/memory.h"
 #include "core/real.h"
 #include "experts/experts.h"
 
@@ -25,7 +26,8 @@ typedef struct mixed {
     moe_expert_desc desc;
     int32_t n_parts;
     part *part;                   /* [n_experts] of which n_parts are used */
-    int64_t *offset;              /* [n_experts + 1] a part's own */
+    int64_t *whole, *own;         /* [n_experts + 1] of the call, of a part; where the host counts */
+    int64_t *offset;              /* and of a part, where the kernels read it */
     char (*name)[NAME_MAX_BYTES]; /* of parameters, by number */
     int32_t n_params;
 } mixed;
@@ -116,7 +118,9 @@ static void mixed_destroy(void *self) {
     for (int32_t p = 0; p < m->n_parts; ++p)
         if (m->part[p].self) m->part[p].ops->destroy(m->part[p].self);
     moe_ctx_free(m->ctx, m->name, (size_t)m->n_params * sizeof *m->name);
-    moe_ctx_free(m->ctx, m->offset, (E + 1) * sizeof *m->offset);
+    moe_ctx_free(m->ctx, m->whole, (E + 1) * sizeof *m->whole);
+    moe_ctx_free(m->ctx, m->own, (E + 1) * sizeof *m->own);
+    moei_memory_free(m->ctx, m->offset, (E + 1) * sizeof *m->offset);
     moe_ctx_free(m->ctx, m->part, E * sizeof *m->part);
     moe_ctx_free(m->ctx, m, sizeof *m);
 }
@@ -145,8 +149,10 @@ static moe_status name_params(mixed *m) {
 static moe_status build(mixed *m) {
     const size_t E = (size_t)m->desc.n_experts;
     m->part = moe_ctx_alloc(m->ctx, E * sizeof *m->part);
-    m->offset = moe_ctx_alloc(m->ctx, (E + 1) * sizeof *m->offset);
-    if (!m->part || !m->offset) return MOE_ERR_MEMORY;
+    m->whole = moe_ctx_alloc(m->ctx, (E + 1) * sizeof *m->whole);
+    m->own = moe_ctx_alloc(m->ctx, (E + 1) * sizeof *m->own);
+    m->offset = moei_memory_alloc(m->ctx, (E + 1) * sizeof *m->offset);
+    if (!m->part || !m->whole || !m->own || !m->offset) return MOE_ERR_MEMORY;
     MOEI_TRY(read_kinds(m));
     for (int32_t p = 0; p < m->n_parts; ++p) MOEI_TRY(create_part(m, &m->part[p]));
     return name_params(m);
@@ -217,12 +223,11 @@ static moe_mat rows_from(moe_mat rows, int64_t first) {
 
 /* The part's share of a call. Inputs stay whole where rows are told by token, else they are cut too. */
 static moe_expert_io io_of(const mixed *m, const part *p, const moe_expert_io *io, moei_arena *saved) {
-    const int64_t begin = io->offset[p->first];
+    const int64_t begin = m->whole[p->first];
     moe_expert_io cut = *io;
     cut.n_experts = p->count;
-    cut.n_rows = io->offset[p->first + p->count] - begin;
+    cut.n_rows = m->whole[p->first + p->count] - begin;
     cut.offset = m->offset;
-    for (int32_t e = 0; e <= p->count; ++e) m->offset[e] = io->offset[p->first + e] - begin;
     cut.out = rows_from(io->out, begin);
     cut.din = rows_from(io->din, begin);
     if (io->row_token)
@@ -240,24 +245,27 @@ static moe_expert_io io_of(const mixed *m, const part *p, const moe_expert_io *i
     return cut;
 }
 
-static moe_status mixed_forward(void *self, const moe_expert_io *io) {
-    const mixed *m = self;
+/* Runs every part; on a device the offsets come to the host first. */
+static moe_status run_parts(const mixed *m, const moe_expert_io *io, bool forward) {
     moei_arena saved = {io->saved, 0};
+    MOEI_TRY(
+        moei_memory_copy(m->ctx, m->whole, io->offset, (size_t)(m->desc.n_experts + 1) * sizeof *m->whole));
     for (int32_t i = 0; i < m->n_parts; ++i) {
-        const moe_expert_io cut = io_of(m, &m->part[i], io, &saved);
-        MOEI_TRY(m->part[i].ops->forward(m->part[i].self, &cut));
+        const part *p = &m->part[i];
+        const moe_expert_io cut = io_of(m, p, io, &saved);
+        for (int32_t e = 0; e <= p->count; ++e) m->own[e] = m->whole[p->first + e] - m->whole[p->first];
+        MOEI_TRY(moei_memory_copy(m->ctx, m->offset, m->own, (size_t)(p->count + 1) * sizeof *m->own));
+        MOEI_TRY((forward ? p->ops->forward : p->ops->backward)(p->self, &cut));
     }
     return MOE_OK;
 }
 
+static moe_status mixed_forward(void *self, const moe_expert_io *io) {
+    return run_parts(self, io, true);
+}
+
 static moe_status mixed_backward(void *self, const moe_expert_io *io) {
-    const mixed *m = self;
-    moei_arena saved = {io->saved, 0};
-    for (int32_t i = 0; i < m->n_parts; ++i) {
-        const moe_expert_io cut = io_of(m, &m->part[i], io, &saved);
-        MOEI_TRY(m->part[i].ops->backward(m->part[i].self, &cut));
-    }
-    return MOE_OK;
+    return run_parts(self, io, false);
 }
 
 const char *moei_expert_mixed_forward_only(const void *self) {
@@ -277,4 +285,5 @@ const moe_expert_ops moei_expert_mixed = {.size = sizeof(moe_expert_ops),
                                           .saved_bytes = mixed_saved_bytes,
                                           .scratch_bytes = mixed_scratch_bytes,
                                           .forward = mixed_forward,
-                                          .backward = mixed_backward};
+                                          .backward = mixed_backward,
+                                          .on_device = true};

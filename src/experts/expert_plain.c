@@ -3,12 +3,8 @@
  * Source: Jin et al., "MoE++: zero-computation experts", 2024 (copy and zero experts).
  */
 #include "core/real.h"
-#include "core/thread.h"
 #include "experts/experts.h"
-
-#include <string.h>
-
-enum { ROWS_PER_TASK = 64 };
+#include "kernel/kernel.h"
 
 typedef struct plain {
     moe_ctx *ctx;
@@ -58,73 +54,55 @@ static size_t no_scratch(const void *self, int64_t max_rows, moe_mode mode) {
     return 0;
 }
 
-/* to[r] = from[token of r], times the row's weight where asked; rows of `to` are real. */
-static void copy_row(const moe_expert_io *io, moe_mat from, moe_mat to, int64_t r, bool weighted) {
-    const int64_t t = io->row_token ? io->row_token[r] : r;
-    const double weight =
-        weighted && io->row_weight ? moei_real_load(moei_wide(to.dtype), io->row_weight, r) : 1;
-    for (int64_t j = 0; j < to.cols; ++j)
-        moei_real_store(to.dtype, to.data, r * to.stride + j,
-                        weight * moei_real_load(from.dtype, from.data, t * from.stride + j));
-}
-
-static void identity_row_backward(const moe_expert_io *io, int64_t r) {
-    const int64_t t = io->row_token ? io->row_token[r] : r;
-    if (io->din.data) copy_row(io, io->dout, io->din, r, true);
-    if (!io->drow_weight) return;
-    double sum = 0;
-    for (int64_t j = 0; j < io->dout.cols; ++j)
-        sum += moei_real_load(io->in.dtype, io->in.data, t * io->in.stride + j) *
-               moei_real_load(io->dout.dtype, io->dout.data, t * io->dout.stride + j);
-    moei_real_store(moei_wide(io->dout.dtype), io->drow_weight, r, sum);
-}
-
-static void identity_task(void *arg, int64_t task, void *scratch) {
-    (void)scratch;
-    const moe_expert_io *io = arg;
-    for (int64_t r = task * ROWS_PER_TASK; r < io->n_rows && r < (task + 1) * ROWS_PER_TASK; ++r)
-        copy_row(io, io->in, io->out, r, false);
-}
-
-static void identity_backward_task(void *arg, int64_t task, void *scratch) {
-    (void)scratch;
-    const moe_expert_io *io = arg;
-    for (int64_t r = task * ROWS_PER_TASK; r < io->n_rows && r < (task + 1) * ROWS_PER_TASK; ++r)
-        identity_row_backward(io, r);
-}
-
-static moe_status run(const void *self, const moe_expert_io *io, moei_task_fn task) {
-    const plain *p = self;
-    moe_expert_io copy = *io;
-    moei_parallel(&p->ctx->team, (io->n_rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK, task, &copy);
-    return MOE_OK;
+/* to[r] = from[token of r], times the row's weight where asked; from NULL: zeros. */
+static void copy_rows(const void *self, const moe_expert_io *io, const moe_mat *from, moe_mat to,
+                      bool weighted) {
+    const moe_ctx *ctx = ((const plain *)self)->ctx;
+    ctx->kernels[to.dtype]->copy_rows(&ctx->team,
+                                      &(moei_copy_rows_args){.dtype = to.dtype,
+                                                             .rows = io->n_rows,
+                                                             .n = to.cols,
+                                                             .from = from ? from->data : NULL,
+                                                             .ld_from = from ? from->stride : 0,
+                                                             .row = io->row_token,
+                                                             .weight = weighted ? io->row_weight : NULL,
+                                                             .to = to.data,
+                                                             .ld_to = to.stride});
 }
 
 static moe_status identity_forward(void *self, const moe_expert_io *io) {
-    return run(self, io, identity_task);
+    copy_rows(self, io, &io->in, io->out, false);
+    return MOE_OK;
 }
 
 static moe_status identity_backward(void *self, const moe_expert_io *io) {
-    return run(self, io, identity_backward_task);
-}
-
-static void clear_rows(moe_mat rows, int64_t n) {
-    const size_t real = moe_dtype_bytes(rows.dtype);
-    for (int64_t r = 0; r < n; ++r)
-        memset((char *)rows.data + (size_t)(r * rows.stride) * real, 0, (size_t)rows.cols * real);
+    const moe_ctx *ctx = ((const plain *)self)->ctx;
+    if (io->din.data) copy_rows(self, io, &io->dout, io->din, true);
+    if (!io->drow_weight) return MOE_OK;
+    ctx->kernels[io->in.dtype]->row_dot(&ctx->team, &(moei_row_dot_args){.dtype = io->in.dtype,
+                                                                         .n_groups = io->n_experts,
+                                                                         .n_rows = io->n_rows,
+                                                                         .offset = io->offset,
+                                                                         .n = io->dout.cols,
+                                                                         .a = io->in.data,
+                                                                         .lda = io->in.stride,
+                                                                         .a_row = io->row_token,
+                                                                         .b = io->dout.data,
+                                                                         .ldb = io->dout.stride,
+                                                                         .b_row = io->row_token,
+                                                                         .out = io->drow_weight});
+    return MOE_OK;
 }
 
 static moe_status zero_forward(void *self, const moe_expert_io *io) {
-    (void)self;
-    clear_rows(io->out, io->n_rows);
+    copy_rows(self, io, NULL, io->out, false);
     return MOE_OK;
 }
 
 static moe_status zero_backward(void *self, const moe_expert_io *io) {
-    (void)self;
-    if (io->din.data) clear_rows(io->din, io->n_rows);
-    if (io->drow_weight)
-        memset(io->drow_weight, 0, (size_t)io->n_rows * moe_dtype_bytes(moei_wide(io->dout.dtype)));
+    const moe_mat dweight = {io->drow_weight, io->n_rows, 1, 1, moei_wide(io->dout.dtype)};
+    if (io->din.data) copy_rows(self, io, NULL, io->din, false);
+    if (io->drow_weight) copy_rows(self, io, NULL, dweight, false);
     return MOE_OK;
 }
 
@@ -138,7 +116,8 @@ const moe_expert_ops moei_expert_identity = {.size = sizeof(moe_expert_ops),
                                              .saved_bytes = no_saved,
                                              .scratch_bytes = no_scratch,
                                              .forward = identity_forward,
-                                             .backward = identity_backward};
+                                             .backward = identity_backward,
+                                             .on_device = true};
 
 const moe_expert_ops moei_expert_zero = {.size = sizeof(moe_expert_ops),
                                          .name = "zero",
@@ -150,4 +129,5 @@ const moe_expert_ops moei_expert_zero = {.size = sizeof(moe_expert_ops),
                                          .saved_bytes = no_saved,
                                          .scratch_bytes = no_scratch,
                                          .forward = zero_forward,
-                                         .backward = zero_backward};
+                                         .backward = zero_backward,
+                                         .on_device = true};

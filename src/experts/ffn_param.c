@@ -4,6 +4,7 @@
  * experts together), Megatron core and Automodel (normal).
  */
 #include "core/desc.h"
+#include "core/memory.h"
 #include "core/real.h"
 #include "core/rng.h"
 #include "experts/ffn.h"
@@ -50,12 +51,12 @@ static void fill_uniform(const moei_ffn *f, uint64_t stream, void *x, int64_t n,
 }
 
 /* Expert e draws from a stream of its own, so the weights do not depend on who holds which expert. */
-static void init_weights(moei_ffn *f, int32_t index, const moe_param *param) {
+static void init_weights(const moei_ffn *f, int32_t index, const moe_param *param, void *value) {
     const bool uniform = f->desc.init_scheme && strcmp(f->desc.init_scheme, "lucid_uniform") == 0;
     const int64_t numbers = param->dim[1] * param->dim[2];
     for (int32_t e = 0; e < f->desc.n_experts; ++e) {
         uint64_t stream = (f->desc.stream * MOEI_FFN_PARAMS + (uint64_t)index) << 32 | (uint32_t)e;
-        void *weights = moei_real_at(param->dtype, f->value[index], e * numbers);
+        void *weights = moei_real_at(param->dtype, value, e * numbers);
         if (uniform)
             fill_uniform(f, stream, weights, numbers, 1 / sqrt((double)param->dim[2]));
         else
@@ -70,9 +71,24 @@ void moei_ffn_destroy(void *self) {
     for (int32_t i = 0; i < f->n_params; ++i) {
         moe_param param;
         param_shape(f, i, &param);
-        moe_ctx_free(f->ctx, f->value[i], param_bytes(&param));
+        moei_memory_free(f->ctx, f->value[i], param_bytes(&param));
     }
     moe_ctx_free(f->ctx, f, sizeof *f);
+}
+
+/* Weights are drawn, biases begin at zero. */
+static moe_status create_param(moei_ffn *f, int32_t index) {
+    moe_param param;
+    param_shape(f, index, &param);
+    const size_t bytes = param_bytes(&param);
+    f->value[index] = moei_memory_alloc(f->ctx, bytes);
+    if (!f->value[index]) return MOE_ERR_MEMORY;
+    if (index != MOEI_FFN_UP && index != MOEI_FFN_DOWN)
+        return moei_memory_clear(f->ctx, f->value[index], bytes);
+    void *view = moei_memory_open(f->ctx, f->value[index], bytes);
+    if (!view) return MOE_ERR_MEMORY;
+    init_weights(f, index, &param, view);
+    return moei_memory_close(f->ctx, f->value[index], view, bytes);
 }
 
 moe_status moei_ffn_create(moe_ctx *ctx, const moe_expert_desc *desc, void **self) {
@@ -82,20 +98,13 @@ moe_status moei_ffn_create(moe_ctx *ctx, const moe_expert_desc *desc, void **sel
     if (!f) return MOE_ERR_MEMORY;
     *f = (moei_ffn){.ctx = ctx, .desc = *desc, .n_params = desc->bias ? 4 : desc->up_bias ? 3 : 2};
     f->rule = moei_act_rule_of(kind, desc);
-    f->fused = desc->dropout > 0 ? MOE_ACT_NONE : moei_act_fused(&f->rule);
+    f->fused = desc->dropout > 0 ? MOE_ACT_NONE : moei_act_fused(kind, &f->rule);
     f->d_z = kind->gated ? 2 * desc->d_hidden : desc->d_hidden;
     for (int32_t i = 0; i < f->n_params; ++i) {
-        moe_param param;
-        param_shape(f, i, &param);
-        f->value[i] = moe_ctx_alloc(ctx, param_bytes(&param));
-        if (!f->value[i]) {
-            moei_ffn_destroy(f);
-            return MOE_ERR_MEMORY;
-        }
-        if (i == MOEI_FFN_UP || i == MOEI_FFN_DOWN)
-            init_weights(f, i, &param);
-        else
-            memset(f->value[i], 0, param_bytes(&param));
+        const moe_status status = create_param(f, i);
+        if (status == MOE_OK) continue;
+        moei_ffn_destroy(f);
+        return status;
     }
     *self = f;
     return MOE_OK;

@@ -10,6 +10,7 @@
 
 #include "core/real.h"
 #include "core/thread.h"
+#include "kernel/stage.h"
 
 /* dweight of ACT_GRAD is summed in parts of so many columns: moe_dweight_parts(n) of them a row. */
 enum { MOEI_DWEIGHT_COLS = 64 };
@@ -70,6 +71,14 @@ typedef double moei_sum_squares_fn(const moei_team *team, moe_dtype dtype, const
 /* Runs `rounds` of multiply-adds in the registers of the unit that the products of this dtype use, on every
  * thread; returns how many operations (a multiply-add is two) that was. */
 typedef double moei_peak_fn(const moei_team *team, int64_t rounds);
+typedef void moei_bias_fn(const moei_team *team, const moei_bias_args *args);
+typedef void moei_sigmoid_gate_fn(const moei_team *team, const moei_sigmoid_gate_args *args);
+typedef void moei_row_dot_fn(const moei_team *team, const moei_row_dot_args *args);
+typedef void moei_copy_rows_fn(const moei_team *team, const moei_copy_rows_args *args);
+typedef void moei_act_pass_fn(const moei_team *team, const moei_act_pass_args *args);
+typedef void moei_router_fn(const moei_team *team, const moei_router_args *args);
+typedef void moei_plan_fn(const moei_team *team, const moei_plan_args *args);
+typedef void moei_balance_fn(const moei_team *team, const moei_balance_args *args);
 
 /* The kernels of one dtype, filled once per context by moei_kernel_select. */
 typedef struct moei_kernels {
@@ -86,6 +95,15 @@ typedef struct moei_kernels {
     moei_adamw_fn *adamw;
     moei_sum_squares_fn *sum_squares;
     moei_peak_fn *peak;
+    moei_bias_fn *add_bias, *bias_grad;
+    moei_sigmoid_gate_fn *sigmoid_gate, *sigmoid_gate_grad;
+    moei_row_dot_fn *row_dot;
+    moei_copy_rows_fn *copy_rows;
+    moei_act_pass_fn *act_pass, *act_pass_grad;
+    /* On devices only: NULL on the CPU, where the stages do it. */
+    moei_router_fn *router, *router_grad;
+    moei_plan_fn *plan, *plan_index;
+    moei_balance_fn *balance_grad;
 } moei_kernels;
 
 /* Instruction sets in order of preference, worst first. */
@@ -95,7 +113,8 @@ typedef enum moei_isa {
     MOEI_ISA_AVX512,
     MOEI_ISA_AVX512BF16,
     MOEI_ISA_AMX,
-    MOEI_ISA_COUNT
+    MOEI_ISA_COUNT,
+    MOEI_ISA_CUDA /* a device of its own: its rows serve its contexts, and no others do */
 } moei_isa;
 const char *moei_isa_name(moei_isa isa);
 bool moei_isa_supported(moei_isa isa); /* this machine runs it and this build has it */
@@ -121,6 +140,8 @@ const moei_kernel_row *moei_kernel_rows(size_t *count);
 
 /* Fills each dtype's table with the best rows not above `isa`: reference first, then override by slot. */
 void moei_kernel_select(moei_isa isa, moei_kernels table[MOEI_DTYPES]);
+/* Whether a row of exactly this instruction set serves `op` in `dtype`. */
+bool moei_kernel_serves(moei_isa isa, const char *op, moe_dtype dtype);
 /* Name of the row chosen for `op` in f32, NULL if there is no such op. */
 const char *moei_kernel_chosen(moei_isa isa, const char *op);
 

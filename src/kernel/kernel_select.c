@@ -26,7 +26,11 @@ const moei_kernel_row *moei_kernel_rows(size_t *count) {
 }
 
 const char *moei_isa_name(moei_isa isa) {
-    static const char *const names[MOEI_ISA_COUNT] = {"ref", "avx2", "avx512", "avx512bf16", "amx"};
+    static const char *const names[] = {
+        [MOEI_ISA_REF] = "ref",       [MOEI_ISA_AVX2] = "avx2",
+        [MOEI_ISA_AVX512] = "avx512", [MOEI_ISA_AVX512BF16] = "avx512bf16",
+        [MOEI_ISA_AMX] = "amx",       [MOEI_ISA_CUDA] = "cuda",
+    };
     return names[isa];
 }
 
@@ -60,7 +64,9 @@ bool moei_isa_supported(moei_isa isa) {
 }
 
 static bool row_serves(const moei_kernel_row *row, moei_isa isa, moe_dtype dtype) {
-    return row->isa <= isa && row->serves >> dtype & 1 && moei_isa_supported(row->isa);
+    if (!(row->serves >> dtype & 1)) return false;
+    if (isa == MOEI_ISA_CUDA || row->isa == MOEI_ISA_CUDA) return row->isa == isa;
+    return row->isa <= isa && moei_isa_supported(row->isa);
 }
 
 /* A slot holds a pointer to a function of the row's own type; all function pointers look alike in memory. */
@@ -77,6 +83,14 @@ static void fill(moei_kernels *table, moei_isa isa, moe_dtype dtype) {
 
 void moei_kernel_select(moei_isa isa, moei_kernels table[MOEI_DTYPES]) {
     for (int dtype = 0; dtype < MOEI_DTYPES; ++dtype) fill(&table[dtype], isa, (moe_dtype)dtype);
+}
+
+bool moei_kernel_serves(moei_isa isa, const char *op, moe_dtype dtype) {
+    for (size_t i = 0; i < N_ROWS; ++i) {
+        const moei_kernel_row *row = &kernel_rows[i];
+        if (row->isa == isa && row->serves >> dtype & 1 && strcmp(row->op, op) == 0) return true;
+    }
+    return false;
 }
 
 const char *moei_kernel_chosen(moei_isa isa, const char *op) {

@@ -43,8 +43,14 @@ static moe_status check_needs(moe_ctx *ctx, const char *op, const need *needs, s
     return MOE_OK;
 }
 
+/* The CPU serves every operation in every dtype; a device has the rows of kernel.def. */
 static moe_status check_dtype(moe_ctx *ctx, const char *op, moe_dtype dtype) {
-    if (dtype == MOE_F32 || dtype == MOE_F64 || dtype == MOE_BF16) return MOE_OK;
+    if (dtype == MOE_F32 || dtype == MOE_F64 || dtype == MOE_BF16) {
+        if (ctx->isa != MOEI_ISA_CUDA || moei_kernel_serves(MOEI_ISA_CUDA, op + strlen("moe_"), dtype))
+            return MOE_OK;
+        return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED,
+                            "%s: not built for dtype %d on CUDA; a CPU context has it", op, (int)dtype);
+    }
     return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: dtype is %d; it must be MOE_F32, MOE_F64 or MOE_BF16", op,
                         (int)dtype);
 }
@@ -55,9 +61,10 @@ static moe_status check_real(moe_ctx *ctx, const char *op, const char *field, do
     return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: %s is %g; it must be at least %g", op, field, value, min);
 }
 
-/* offset[n_groups + 1] rises from 0 or more; *rows is how many rows it spans. */
+/* offset[n_groups + 1] rises from 0 or more; *rows is how many rows it spans. On a device only the caller
+ * knows. */
 static moe_status check_offset(moe_ctx *ctx, const char *op, const int64_t *offset, int32_t n_groups,
-                               int64_t *rows) {
+                               int64_t n_rows, int64_t *rows) {
     const limit limits[] = {
         {"n_groups", n_groups, 0, INT32_MAX}
     };
@@ -65,6 +72,14 @@ static moe_status check_offset(moe_ctx *ctx, const char *op, const int64_t *offs
         {"offset", offset}
     };
     MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    const limit told[] = {
+        {"n_rows", n_rows, 0, INT32_MAX}
+    };
+    if (ctx->isa == MOEI_ISA_CUDA) {
+        *rows = n_rows;
+        MOEI_TRY(check_limits(ctx, op, told, COUNT(told)));
+        return check_needs(ctx, op, needs, n_groups != 1 ? COUNT(needs) : 0);
+    }
     MOEI_TRY(check_needs(ctx, op, needs, COUNT(needs)));
     for (int32_t g = 0; g <= n_groups; ++g) {
         int64_t before = g ? offset[g - 1] : 0;
@@ -169,7 +184,7 @@ moe_status moe_gemm_rows(moe_ctx *ctx, const moe_gemm_rows_args *args) {
     const char *op = "moe_gemm_rows";
     int64_t rows;
     MOEI_TRY(check_dtype(ctx, op, args->dtype));
-    MOEI_TRY(check_offset(ctx, op, args->offset, args->n_groups, &rows));
+    MOEI_TRY(check_offset(ctx, op, args->offset, args->n_groups, args->n_rows, &rows));
     const limit limits[] = {
         {"n",   args->n,   0,                                 INT64_MAX},
         {"k",   args->k,   1,                                 INT64_MAX},
@@ -192,7 +207,7 @@ moe_status moe_gemm_outer(moe_ctx *ctx, const moe_gemm_outer_args *args) {
     const char *op = "moe_gemm_outer";
     int64_t rows;
     MOEI_TRY(check_dtype(ctx, op, args->dtype));
-    MOEI_TRY(check_offset(ctx, op, args->offset, args->n_groups, &rows));
+    MOEI_TRY(check_offset(ctx, op, args->offset, args->n_groups, args->n_rows, &rows));
     const limit limits[] = {
         {"m",   args->m,   0,       INT64_MAX},
         {"n",   args->n,   0,       INT64_MAX},
@@ -238,7 +253,7 @@ moe_status moe_colsum(moe_ctx *ctx, const moe_colsum_args *args) {
     const char *op = "moe_colsum";
     int64_t rows;
     MOEI_TRY(check_dtype(ctx, op, args->dtype));
-    MOEI_TRY(check_offset(ctx, op, args->offset, args->n_groups, &rows));
+    MOEI_TRY(check_offset(ctx, op, args->offset, args->n_groups, args->n_rows, &rows));
     const limit limits[] = {
         {"n",   args->n,   0,       INT64_MAX},
         {"lda", args->lda, args->n, INT64_MAX}

@@ -4,6 +4,8 @@
  */
 #include "core/ctx.h"
 #include "core/desc.h"
+#include "core/memory.h"
+#include "device/device.h"
 #include "kernel/kernel.h"
 
 #include <stdio.h>
@@ -79,33 +81,57 @@ static const char *kernel_name(int isa, const char *op) {
     return moei_kernel_chosen((moei_isa)isa, op);
 }
 
-moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **out, moe_error *error) {
-    moe_ctx_desc filled = {.size = sizeof filled};
-    if (desc) MOEI_TRY(moei_desc_read(&filled, sizeof filled, desc, "moe_ctx_desc", error));
-    if (filled.device != MOE_CPU)
-        return moei_error_set(error, MOE_ERR_UNSUPPORTED, "device: this build serves the CPU only");
-    if (!filled.host.alloc != !filled.host.free)
+/* On a device the CPU's threads and kernels are those of a context inside, for what the device cannot do. */
+static moe_status open_device(moe_ctx *ctx, int isa, int32_t n_threads) {
+    if (ctx->device == &moei_device_cpu) return MOE_OK;
+    MOEI_TRY(ctx->device->open(ctx));
+    moe_ctx_desc desc = ctx->desc;
+    moe_error error;
+    desc.device = MOE_CPU;
+    desc.isa = moei_isa_name((moei_isa)isa);
+    desc.n_threads = n_threads;
+    if (moe_ctx_create(&desc, &ctx->host, &error) != MOE_OK)
+        return moe_ctx_fail(ctx, error.status, "%s", error.text);
+    ctx->desc.n_threads = ctx->host->desc.n_threads;
+    return MOE_OK;
+}
+
+static moe_status read_desc(const moe_ctx_desc *desc, moe_ctx_desc *filled, int *isa, moe_error *error) {
+    *filled = (moe_ctx_desc){.size = sizeof *filled};
+    if (desc) MOEI_TRY(moei_desc_read(filled, sizeof *filled, desc, "moe_ctx_desc", error));
+    if (filled->device != MOE_CPU && filled->device != MOE_CUDA)
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "device: %d is neither MOE_CPU nor MOE_CUDA",
+                              (int)filled->device);
+    if (!filled->host.alloc != !filled->host.free)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "host allocator: give both alloc and free, or neither");
-    if (!filled.host.alloc) filled.host = (moe_allocator){host_alloc, host_free, NULL};
+    if (!filled->host.alloc) filled->host = (moe_allocator){host_alloc, host_free, NULL};
+    MOEI_TRY(choose_isa(filled->isa, isa, error));
+    return choose_threads(filled->n_threads, &filled->n_threads, error);
+}
+
+moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **out, moe_error *error) {
+    moe_ctx_desc filled;
     int isa = 0;
-    int32_t n_threads = 0;
-    MOEI_TRY(choose_isa(filled.isa, &isa, error));
-    MOEI_TRY(choose_threads(filled.n_threads, &n_threads, error));
-    filled.isa = moei_isa_name((moei_isa)isa);
-    filled.n_threads = n_threads;
+    MOEI_TRY(read_desc(desc, &filled, &isa, error));
+    const bool on_cpu = filled.device == MOE_CPU;
+    const int own_isa = on_cpu ? isa : MOEI_ISA_CUDA;
+    filled.isa = moei_isa_name((moei_isa)own_isa);
 
     moe_ctx *ctx = filled.host.alloc(filled.host.user, sizeof *ctx, 64);
     if (!ctx) return moei_error_set(error, MOE_ERR_MEMORY, "cannot allocate a context");
-    *ctx = (moe_ctx){.desc = filled, .isa = isa, .team.n_threads = n_threads, .kernel_name = kernel_name};
-    ctx->team.scratch = moe_ctx_alloc(ctx, (size_t)n_threads * MOEI_THREAD_SCRATCH);
-    if (!ctx->team.scratch || attach_kernels(ctx) != MOE_OK || start_threads(ctx) != MOE_OK) {
-        moei_error_set(error, MOE_ERR_MEMORY, "%s", ctx->error.text);
+    *ctx = (moe_ctx){.desc = filled, .isa = own_isa, .kernel_name = kernel_name};
+    ctx->device = on_cpu ? &moei_device_cpu : &moei_device_cuda;
+    ctx->team.n_threads = on_cpu ? filled.n_threads : 1;
+    ctx->team.scratch = moe_ctx_alloc(ctx, (size_t)ctx->team.n_threads * MOEI_THREAD_SCRATCH);
+    if (!ctx->team.scratch || attach_kernels(ctx) != MOE_OK || start_threads(ctx) != MOE_OK ||
+        open_device(ctx, isa, filled.n_threads) != MOE_OK) {
+        const moe_status status = moei_error_set(error, ctx->error.status, "%s", ctx->error.text);
         moe_ctx_destroy(ctx);
-        return MOE_ERR_MEMORY;
+        return status;
     }
-    moei_log(ctx, MOE_LOG_INFO, "context: isa %s, %d threads, %s", ctx->desc.isa, n_threads,
-             moe_ctx_kernel(ctx, "gemm_rows"));
+    moei_log(ctx, MOE_LOG_INFO, "context: device %s, isa %s, %d threads, %s", ctx->device->name,
+             ctx->desc.isa, ctx->desc.n_threads, moe_ctx_kernel(ctx, "gemm_rows"));
     *out = ctx;
     return MOE_OK;
 }
@@ -113,6 +139,8 @@ moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **out, moe_error *er
 void moe_ctx_destroy(moe_ctx *ctx) {
     if (!ctx) return;
     moe_time_stop(ctx);
+    moe_ctx_destroy(ctx->host);
+    if (ctx->device_state) ctx->device->close(ctx);
     for (moei_expert_entry *entry = ctx->experts; entry;) {
         moei_expert_entry *next = entry->next;
         moe_ctx_free(ctx, entry, sizeof *entry);

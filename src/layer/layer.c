@@ -8,6 +8,7 @@
 #include "experts/activation.h"
 #include "experts/experts.h"
 #include "layer/layer_desc.h"
+#include "layer/layer_path.h"
 
 #include <moekit/op.h>
 
@@ -16,6 +17,18 @@
 
 static size_t history_bytes(const moe_layer_desc *d) {
     return (size_t)d->num_experts * sizeof(int64_t);
+}
+
+/* N(0, std^2) into one of the layer's own; the gate's then as its initialisation wants it. */
+static moe_status draw_param(moe_layer *layer, const moei_layer_param *param, uint64_t stream, double std,
+                             bool gate) {
+    const moe_layer_desc *d = &layer->desc;
+    void *view = moei_memory_open(layer->ctx, param->own.value, param->bytes);
+    if (!view) return MOE_ERR_MEMORY;
+    moe_random_normal(layer->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)d->layer_index, stream,
+                      param->own.dtype, view, param->own.dim[0] * param->own.dim[1] * param->own.dim[2], std);
+    if (gate) moei_gate_renorm(d, view);
+    return moei_memory_close(layer->ctx, param->own.value, view, param->bytes);
 }
 
 static moe_status create_gate_params(moe_layer *layer) {
@@ -34,15 +47,13 @@ static moe_status create_gate_params(moe_layer *layer) {
         void **grad = (void **)(void *)((char *)&layer->gate_grad + param[i].offset);
         MOEI_TRY(moei_layer_add_param(layer, &shape, value, d->router_frozen ? NULL : grad));
         if (param[i].std > 0)
-            moe_random_normal(layer->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)d->layer_index,
-                              UINT64_MAX - (uint64_t)i, shape.dtype, *value,
-                              shape.dim[0] * shape.dim[1] * shape.dim[2], param[i].std);
+            MOEI_TRY(draw_param(layer, &layer->param[layer->n_params - 1], UINT64_MAX - (uint64_t)i,
+                                param[i].std, *value == layer->gate.weight));
     }
-    moei_gate_renorm(d, layer->gate.weight);
     return MOE_OK;
 }
 
-static moe_status create_gate(moe_layer *layer) {
+moe_status moei_layer_create_gate(moe_layer *layer) {
     const moe_layer_desc *d = &layer->desc;
     layer->capacity = moei_capacity_of(d);
     MOEI_TRY(moei_router_init(layer->ctx, d, &layer->capacity, &layer->router));
@@ -83,6 +94,12 @@ static moe_status create_experts(moe_layer *layer, moei_experts *experts, const 
             layer->ctx, MOE_ERR_ARGUMENT,
             "expert: '%s' is not known; built in are ffn, identity and zero, others are registered with "
             "moe_expert_register",
+            kind);
+    if (layer->ctx->host && !ops->on_device)
+        return moe_ctx_fail(
+            layer->ctx, MOE_ERR_UNSUPPORTED,
+            "expert '%s' computes in the host's memory; one that takes device pointers says so by "
+            "moe_expert_ops.on_device",
             kind);
     moe_expert_desc told = *desc;
     told.user = ops->user;
@@ -144,9 +161,7 @@ static moe_status add_matrix(moe_layer *layer, const char *name, int64_t rows, i
         .name = name, .dtype = d->dtype, .n_dim = 2, .dim = {rows, cols, 1}
     };
     MOEI_TRY(moei_layer_add_param(layer, &shape, value, grad));
-    moe_random_normal(layer->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)d->layer_index, stream, d->dtype,
-                      *value, rows * cols, moei_number(d->init_std, 0));
-    return MOE_OK;
+    return draw_param(layer, &layer->param[layer->n_params - 1], stream, moei_number(d->init_std, 0), false);
 }
 
 /* A vector of the layer's own; it begins at zero. */
@@ -187,7 +202,8 @@ static moe_status create_parts(moe_layer *layer) {
     layer->shared.prefix = "shared";
     if (d->num_experts > 0) {
         const moe_expert_desc desc = expert_desc(d);
-        MOEI_TRY(create_gate(layer));
+        MOEI_TRY(moei_layer_create_gate(layer));
+        if (layer->ctx->host) MOEI_TRY(moei_twin_create(layer));
         MOEI_TRY(create_experts(layer, &layer->experts, *d->expert_kinds ? "mixed" : d->expert, &desc));
     }
     if (d->num_shared_experts > 0) {
@@ -202,9 +218,12 @@ moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer 
     moe_error error;
     if (moei_layer_desc_fill(desc, &filled, &error) != MOE_OK)
         return moe_ctx_fail(ctx, error.status, "%s", error.text);
+    if (!ctx->kernels[filled.dtype]->gemm_rows)
+        return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED, "dtype: %d is not served on %s; MOE_F32 is",
+                            (int)filled.dtype, ctx->device->name);
     moe_layer *layer = moe_ctx_alloc(ctx, sizeof *layer);
     if (!layer) return MOE_ERR_MEMORY;
-    *layer = (moe_layer){.ctx = ctx, .desc = filled, .max_tokens = -1};
+    *layer = (moe_layer){.ctx = ctx, .desc = filled, .path = &moei_path_cpu, .max_tokens = -1};
     moe_status status = create_parts(layer);
     if (status != MOE_OK) {
         moe_layer_destroy(layer);
@@ -221,9 +240,10 @@ static void destroy_experts(moei_experts *experts) {
 void moe_layer_destroy(moe_layer *layer) {
     if (!layer) return;
     moe_ctx *ctx = layer->ctx;
+    moei_twin_destroy(layer);
     for (int32_t i = 0; i < layer->n_params; ++i) {
-        moe_ctx_free(ctx, layer->param[i].grad, layer->param[i].bytes);
-        moe_ctx_free(ctx, layer->param[i].own.value, layer->param[i].bytes);
+        moei_memory_free(ctx, layer->param[i].grad, layer->param[i].bytes);
+        moei_memory_free(ctx, layer->param[i].own.value, layer->param[i].bytes);
     }
     destroy_experts(&layer->experts);
     destroy_experts(&layer->shared);
@@ -231,11 +251,15 @@ void moe_layer_destroy(moe_layer *layer) {
     moe_ctx_free(ctx, layer->step.quantile, history_bytes(&layer->desc));
     moe_ctx_free(ctx, layer->history.count, history_bytes(&layer->desc));
     moe_ctx_free(ctx, layer->param, (size_t)layer->n_params_max * sizeof *layer->param);
-    moe_ctx_free(ctx, layer->saved_block, layer->saved_bytes);
-    if (!layer->scratch_owner) moe_ctx_free(ctx, layer->scratch_block, layer->scratch_bytes);
+    moei_memory_free(ctx, layer->saved_block, layer->saved_bytes);
+    if (!layer->scratch_owner) moei_memory_free(ctx, layer->scratch_block, layer->scratch_bytes);
     moe_ctx_free(ctx, layer, sizeof *layer);
 }
 
 const moe_layer_desc *moe_layer_get_desc(const moe_layer *layer) {
     return &layer->desc;
+}
+
+bool moe_layer_routes_on_device(const moe_layer *layer) {
+    return layer->path == &moei_path_device;
 }

@@ -7,6 +7,7 @@
 
 #include "core/arena.h"
 #include "core/ctx.h"
+#include "core/memory.h"
 #include "dispatch/dispatch.h"
 #include "flow.h"
 #include "loss/loss.h"
@@ -55,7 +56,9 @@ typedef struct moei_scratch {
     void *drow_weight;              /* [R] of plan.weight_dtype */
     void *dweight;                  /* [T,K] of routing.dtype */
     void *experts, *shared;         /* their own scratch */
-    int64_t *shared_offset;         /* [2] */
+    int64_t shared_offset[2];
+    int32_t *tile_count; /* of a device's plan kernel */
+    double *aux_grad;    /* [E + 1] of a device's losses: those of prob, then the z-loss's */
 } moei_scratch;
 
 /* What training forwards add up until moe_layer_end_step; NULL where nobody asks. */
@@ -74,8 +77,29 @@ typedef struct moei_around {
     void *output_bias;                      /* [d_out] */
 } moei_around;
 
+/* What a layer on a device has beside it: counts and tables in device memory, copies of calls in the host's.
+ */
+typedef struct moei_layer_device {
+    int64_t *step_rows; /* [E] kept since the last step */
+    void *block;        /* holds n_valid, capacity_of */
+    size_t bytes;
+    int64_t *n_valid;              /* [1] real tokens of the batch */
+    const int32_t *capacity_of[2]; /* by moe_mode: [T + 1] capacity of so many real tokens */
+    void *host_block;              /* holds the rest */
+    size_t host_bytes;
+    uint8_t *mask;
+    void *x, *dx; /* these and what follows only of a layer whose twin routes */
+    int32_t *task, *token_id, *replay_expert;
+    float *replay_weight;
+} moei_layer_device;
+
+typedef struct moei_layer_path moei_layer_path;
+
 struct moe_layer {
     moe_ctx *ctx;
+    const moei_layer_path *path; /* who routes: layer_path.h */
+    moe_layer *twin;             /* on a device; else NULL */
+    moei_layer_device device;
     moe_layer_desc desc; /* complete */
     moei_router router;
     moei_capacity capacity;
@@ -107,6 +131,8 @@ struct moe_layer {
     bool can_backward;
 };
 
+/* The router, its parameters and counts. */
+moe_status moei_layer_create_gate(moe_layer *layer);
 /* Carve the two blocks for a call as large as `extent`: with an arena without memory this measures. */
 void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, moei_extent extent);
 moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena, moei_extent extent);

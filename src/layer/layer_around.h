@@ -11,8 +11,8 @@ void moei_product(moe_ctx *ctx, moe_mat in, const void *b, bool transposed, moe_
 void moei_product_weight(moe_ctx *ctx, moe_mat in, moe_mat dout, void *db);
 
 /* y[t] += bias[n] for tokens with mask 1, NULL: for all; wide dbias[n] += sum of their dy. */
-void moei_add_bias(const uint8_t *mask, const void *bias, moe_mat y);
-void moei_bias_backward(const uint8_t *mask, moe_mat dy, void *dbias);
+void moei_add_bias(moe_ctx *ctx, const uint8_t *mask, const void *bias, moe_mat y);
+void moei_bias_backward(moe_ctx *ctx, const uint8_t *mask, moe_mat dy, void *dbias);
 
 /* wide gate[T,1] = sigmoid(gate); y[t] *= gate[t] */
 void moei_shared_gate_apply(moe_ctx *ctx, moe_mat gate, moe_mat y);

@@ -2,8 +2,8 @@
  * dy[T,d] -> dx[T,d]; parameters' gradients are added to. Reads x, Z and the routing, nothing else.
  * Source: DESIGN section 2; SonicMoE (Guo et al. 2025) for what need not be kept.
  */
-#include "core/timing.h"
 #include "layer/layer_experts.h"
+#include "layer/layer_path.h"
 
 static moe_status check_backward(const moe_layer *layer, moe_mat x, moe_mat dy, moe_mat dx) {
     if (!layer->can_backward)
@@ -19,29 +19,6 @@ static moe_status check_backward(const moe_layer *layer, moe_mat x, moe_mat dy, 
     return MOE_OK;
 }
 
-/* What the losses ask of the router, in the router's terms. */
-static moei_route_loss_grad losses_backward(const moe_layer *layer, const moei_scratch *s) {
-    moei_loss_job job = moei_layer_loss_job(layer, s);
-    moei_loss_count(&job);
-    const moei_loss_grad grad = moei_loss_gradient(&job, layer->loss_scale);
-    return (moei_route_loss_grad){.prob = grad.prob,
-                                  .group_tokens = layer->batch.x.rows / grad.n_groups,
-                                  .z = grad.z,
-                                  .weight = grad.weight,
-                                  .load = grad.load,
-                                  .usage = grad.usage,
-                                  .levels = grad.levels};
-}
-
-static void route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx) {
-    moei_timing_enter_route(layer->ctx);
-    const moei_route_loss_grad loss = losses_backward(layer, s);
-    moei_rows_to_slots(&layer->plan, s->drow_weight, layer->routing.dtype, s->dweight);
-    const moei_route_job job = moei_layer_route_job(layer, s);
-    moei_route_backward(&job, s->dweight, &loss, &layer->gate_grad, dx);
-    moei_timing_leave_route(layer->ctx);
-}
-
 moe_status moe_layer_backward(moe_layer *layer, moe_mat x, moe_mat dy, moe_mat dx) {
     MOEI_TRY(check_backward(layer, x, dy, dx));
     layer->can_backward = false;
@@ -50,11 +27,8 @@ moe_status moe_layer_backward(moe_layer *layer, moe_mat x, moe_mat dy, moe_mat d
     dx = moei_with_stride(dx);
     const moei_scratch s = moei_layer_scratch(layer);
 
-    if (layer->experts.ops) {
-        moei_layer_plan_rows(layer, &s);
-        moei_plan_index(&layer->plan, &layer->routing);
-    }
+    if (layer->experts.ops) MOEI_TRY(layer->path->index(layer, &s));
     MOEI_TRY(moei_layer_experts_backward(layer, &s, dy, dx));
-    if (layer->experts.ops) route_backward(layer, &s, dx);
-    return MOE_OK;
+    if (layer->experts.ops) MOEI_TRY(layer->path->route_backward(layer, &s, dx));
+    return layer->ctx->device->check(layer->ctx);
 }

@@ -68,7 +68,7 @@ static moe_status routed_forward(moe_layer *layer, const moei_scratch *s, moe_ma
         moei_layer_weighs_input(layer) ? NULL : moei_plan_slot_weight(&layer->plan, &layer->routing);
     if (layer->desc.latent_size > 0) {
         moei_product(layer->ctx, layer->batch.x, w->latent_in, false, expert_input(layer), false);
-        if (w->latent_in_bias) moei_add_bias(NULL, w->latent_in_bias, expert_input(layer));
+        if (w->latent_in_bias) moei_add_bias(layer->ctx, NULL, w->latent_in_bias, expert_input(layer));
     }
     moe_expert_io io = routed_io(layer, s);
     io.out = rows;
@@ -78,23 +78,21 @@ static moe_status routed_forward(moe_layer *layer, const moei_scratch *s, moe_ma
         const moe_mat out = latent(layer, layer->saved.latent_out);
         moei_combine(layer->ctx, &layer->plan, weight, rows, out, false);
         moei_product(layer->ctx, out, w->latent_out, false, y, shared);
-        if (w->latent_out_bias) moei_add_bias(NULL, w->latent_out_bias, y);
+        if (w->latent_out_bias) moei_add_bias(layer->ctx, NULL, w->latent_out_bias, y);
     } else {
         moei_combine(layer->ctx, &layer->plan, weight, rows, y, shared);
     }
-    if (layer->desc.output_bias) moei_add_bias(layer->batch.mask, w->output_bias, y);
+    if (layer->desc.output_bias) moei_add_bias(layer->ctx, layer->batch.mask, w->output_bias, y);
     return MOE_OK;
 }
 
 /* A gated shared expert has its gate as the weight of its rows. */
-static moe_expert_io shared_io(moe_layer *layer, const moei_scratch *s) {
-    s->shared_offset[0] = 0;
-    s->shared_offset[1] = layer->batch.x.rows;
+static moe_expert_io shared_io(const moe_layer *layer, const moei_scratch *s) {
     return (moe_expert_io){.size = sizeof(moe_expert_io),
                            .mode = layer->batch.mode,
                            .n_experts = 1,
                            .n_rows = layer->batch.x.rows,
-                           .offset = s->shared_offset,
+                           .offset = moei_one_group(layer->ctx, s->shared_offset),
                            .row_weight = layer->saved.shared_gate,
                            .in = layer->batch.x,
                            .step = layer->batch.step,
@@ -175,15 +173,15 @@ static moe_status rows_backward(moe_layer *layer, const moei_scratch *s, moe_mat
 static moe_status routed_backward(moe_layer *layer, const moei_scratch *s, moe_mat dy, moe_mat dx) {
     const bool shared = layer->shared.ops != NULL;
     const moei_around *w = &layer->around, *dw = &layer->around_grad;
-    if (layer->desc.output_bias) moei_bias_backward(layer->batch.mask, dy, dw->output_bias);
+    if (layer->desc.output_bias) moei_bias_backward(layer->ctx, layer->batch.mask, dy, dw->output_bias);
     if (layer->desc.latent_size == 0) return rows_backward(layer, s, dy, dx, shared);
     const moe_mat dout = latent(layer, s->dlatent_out), din = latent(layer, s->dlatent_in);
     moei_product_weight(layer->ctx, latent(layer, layer->saved.latent_out), dy, dw->latent_out);
     moei_product(layer->ctx, dy, w->latent_out, true, dout, false);
     MOEI_TRY(rows_backward(layer, s, dout, din, false));
     moei_product_weight(layer->ctx, layer->batch.x, din, dw->latent_in);
-    if (dw->latent_in_bias) moei_bias_backward(NULL, din, dw->latent_in_bias);
-    if (dw->latent_out_bias) moei_bias_backward(NULL, dy, dw->latent_out_bias);
+    if (dw->latent_in_bias) moei_bias_backward(layer->ctx, NULL, din, dw->latent_in_bias);
+    if (dw->latent_out_bias) moei_bias_backward(layer->ctx, NULL, dy, dw->latent_out_bias);
     if (dx.data) moei_product(layer->ctx, din, w->latent_in, true, dx, shared);
     return MOE_OK;
 }

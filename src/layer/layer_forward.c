@@ -3,8 +3,8 @@
  * Source: docs/architecture.md, "the tour of one call".
  */
 #include "core/desc.h"
-#include "core/timing.h"
 #include "layer/layer_experts.h"
+#include "layer/layer_path.h"
 
 #include <math.h>
 
@@ -71,7 +71,8 @@ static moe_status read_call(moe_layer *layer, const moe_call *given, moe_call *c
     return MOE_OK;
 }
 
-static moei_batch batch_of(moe_mat x, const moe_call *call) {
+/* Where the mask is in a device's memory, only the device counts its tokens. */
+static moei_batch batch_of(moe_mat x, const moe_call *call, bool on_host) {
     moei_batch batch = {.x = moei_with_stride(x), .mode = MOE_INFER};
     batch.n_sequences = 1;
     batch.sequence_length = x.rows;
@@ -87,21 +88,8 @@ static moei_batch batch_of(moe_mat x, const moe_call *call) {
     batch.mode = call->mode;
     batch.step = call->step;
     batch.mask = call->token_mask;
-    batch.n_valid = moei_real_tokens(&batch, 0, x.rows);
+    batch.n_valid = on_host ? moei_real_tokens(&batch, 0, x.rows) : x.rows;
     return batch;
-}
-
-static void measure_losses(moe_layer *layer, const moei_scratch *s, moe_stats *stats) {
-    moei_loss_job job = moei_layer_loss_job(layer, s);
-    moei_timing_enter_route(layer->ctx);
-    moei_load_stats(&layer->batch, &layer->routing, &layer->plan, s->route.entropy, stats);
-    moei_loss_count(&job);
-    if (layer->batch.mode == MOE_TRAIN) {
-        moei_loss_history_add(&job, &layer->history);
-        moei_layer_count_step(layer);
-    }
-    moei_loss_values(&job, stats);
-    moei_timing_leave_route(layer->ctx);
 }
 
 moei_route_job moei_layer_route_job(moe_layer *layer, const moei_scratch *s) {
@@ -113,20 +101,6 @@ moei_route_job moei_layer_route_job(moe_layer *layer, const moei_scratch *s) {
                             .scratch = s->route};
 }
 
-static moe_status route_and_plan(moe_layer *layer, const moei_scratch *s) {
-    layer->routing.n_tokens = layer->batch.x.rows;
-    const moei_route_job job = moei_layer_route_job(layer, s);
-    moei_timing_enter_route(layer->ctx);
-    const moe_status status = moei_route_forward(&job);
-    moei_layer_plan_rows(layer, s);
-    /* Two levels have filled their capacities while they routed. */
-    if (status == MOE_OK)
-        moei_plan_build(&layer->plan, &layer->batch, &layer->routing,
-                        layer->desc.num_groups_outer > 0 ? NULL : &layer->capacity);
-    moei_timing_leave_route(layer->ctx);
-    return status;
-}
-
 moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_call *given,
                              moe_stats *stats) {
     moe_call call;
@@ -136,19 +110,31 @@ moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_c
     MOEI_TRY(check_forward(layer, x, y, &call));
     MOEI_TRY(moei_layer_call_check(layer, &call, call.draws ? &draws : NULL));
     if (call.draws) layer->draws = draws; /* kept: backward reads them again */
-    layer->batch = batch_of(x, &call);
+    layer->batch = batch_of(x, &call, layer->twin == NULL);
     layer->loss_scale = moei_number(call.loss_scale, 1);
     layer->has_routing = layer->can_backward = false;
     y = moei_with_stride(y);
     const moei_scratch s = moei_layer_scratch(layer);
     moe_stats measured = {.n_tokens = layer->batch.n_valid};
 
-    if (layer->experts.ops) MOEI_TRY(route_and_plan(layer, &s));
+    MOEI_TRY(layer->ctx->device->check(layer->ctx));
+    if (layer->experts.ops) MOEI_TRY(layer->path->route(layer, &s));
     MOEI_TRY(moei_layer_experts_forward(layer, &s, y));
-    if (layer->experts.ops && (stats || layer->batch.mode == MOE_TRAIN)) measure_losses(layer, &s, &measured);
+    if (layer->experts.ops) MOEI_TRY(layer->path->measure(layer, &s, stats ? &measured : NULL));
+    MOEI_TRY(layer->ctx->device->check(layer->ctx));
     layer->has_routing = true;
     layer->can_backward = layer->batch.mode == MOE_TRAIN;
     return stats ? moei_ctx_desc_write(layer->ctx, stats, &measured, sizeof measured, "moe_stats") : MOE_OK;
+}
+
+/* The largest capacity of a group, -1: dropless; where the device's kernels plan, they know it. */
+static moe_status capacity_of(const moe_layer *layer, int64_t *capacity) {
+    const moe_layer *counts = layer->twin ? layer->twin : layer;
+    if (layer->path == &moei_path_device)
+        return moei_memory_copy(layer->ctx, capacity, layer->plan.capacity, sizeof *capacity);
+    *capacity = layer->desc.num_groups_outer > 0 ? counts->routing.levels.capacity
+                                                 : moei_plan_capacity(&counts->plan);
+    return MOE_OK;
 }
 
 moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
@@ -156,6 +142,8 @@ moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
         return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED, "routing: this layer has no routed experts");
     if (!layer->has_routing)
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE, "routing: no forward has succeeded since the reserve");
+    int64_t capacity = -1;
+    MOEI_TRY(capacity_of(layer, &capacity));
     const moe_routing_view seen =
         (moe_routing_view){.n_tokens = layer->routing.n_tokens,
                            .n_experts = layer->routing.n_experts,
@@ -163,8 +151,7 @@ moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
                            .dtype = layer->routing.dtype,
                            .expert = layer->routing.expert,
                            .selection = layer->router.kind.ranks_plans ? layer->routing.selection : NULL,
-                           .capacity = layer->desc.num_groups_outer > 0 ? layer->routing.levels.capacity
-                                                                        : moei_plan_capacity(&layer->plan),
+                           .capacity = capacity,
                            .weight = layer->routing.weight,
                            .row_of = layer->plan.row_of,
                            .routed = layer->plan.routed,

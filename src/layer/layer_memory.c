@@ -4,13 +4,15 @@
  */
 #include "core/real.h"
 #include "experts/experts.h"
+#include "kernel/kernel.h"
 #include "layer/layer_desc.h"
 #include "layer/layer_experts.h"
+#include "layer/layer_path.h"
 
 #include <string.h>
 
 static int64_t max_rows(const moe_layer *layer, moei_extent extent) {
-    if (!layer->experts.ops) return 0;
+    if (layer->desc.num_experts == 0) return 0;
     const int64_t routed = moei_router_max_rows(&layer->router, extent);
     const int64_t planned =
         moei_plan_max_rows(&layer->capacity, extent, layer->desc.top_k, layer->desc.num_experts);
@@ -36,12 +38,12 @@ void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, moei_extent ext
     const int64_t T = extent.tokens, R = max_rows(layer, extent);
     const size_t real = moe_dtype_bytes(layer->desc.dtype);
     layer->saved = (moei_saved){0};
-    if (layer->experts.ops) carve_routing(layer, arena, extent);
-    if (layer->desc.latent_size > 0) {
+    if (layer->desc.num_experts > 0) carve_routing(layer, arena, extent);
+    if (layer->desc.latent_size > 0 && layer->experts.ops) {
         layer->saved.latent_in = moei_arena_array(arena, T, layer->desc.latent_size, real);
         layer->saved.latent_out = moei_arena_array(arena, T, layer->desc.latent_size, real);
     }
-    if (layer->desc.shared_expert_gate)
+    if (layer->desc.shared_expert_gate && layer->shared.ops)
         layer->saved.shared_gate =
             moei_arena_array(arena, T, 1, moe_dtype_bytes(moei_wide(layer->desc.dtype)));
     if (extent.mode != MOE_TRAIN) return;
@@ -73,7 +75,24 @@ void moei_layer_plan_rows(moe_layer *layer, const moei_scratch *s) {
     layer->plan.slot_weight = s->slot_weight;
 }
 
-/* Only the routed half of a layer needs these. */
+/* What a router needs, a twin's too. */
+static void carve_router_scratch(const moe_layer *layer, moei_arena *arena, moei_extent extent,
+                                 moei_scratch *s) {
+    const moe_layer_desc *d = &layer->desc;
+    const int64_t E = d->num_experts, slots = extent.tokens * layer->router.n_slots;
+    s->route = moei_route_scratch_carve(&layer->router, arena, extent);
+    s->loss = moei_loss_carve(d, layer->router.dtype, arena, extent);
+    carve_plan_rows(layer, arena, extent, s);
+    if (layer->twin)
+        s->tile_count = moei_arena_array(arena, moei_plan_tiles(slots), E, sizeof *s->tile_count);
+    if (extent.mode != MOE_TRAIN) return;
+    s->drow_weight =
+        moei_arena_array(arena, max_rows(layer, extent), 1, moe_dtype_bytes(moei_wide(d->dtype)));
+    s->dweight = moei_arena_array(arena, slots, 1, moe_dtype_bytes(layer->router.dtype));
+    if (layer->twin) s->aux_grad = moei_arena_array(arena, E + 1, 1, sizeof *s->aux_grad);
+}
+
+/* What the routed experts need. */
 static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, moei_extent extent,
                                  moei_scratch *s) {
     const moe_layer_desc *d = &layer->desc;
@@ -82,19 +101,12 @@ static void carve_routed_scratch(const moe_layer *layer, moei_arena *arena, moei
     const size_t real = moe_dtype_bytes(d->dtype);
     const int64_t d_in = moei_expert_in(d), d_out = moei_expert_out(d);
     const bool train = mode == MOE_TRAIN, gathers = moei_layer_gathers(layer);
-    s->route = moei_route_scratch_carve(&layer->router, arena, extent);
-    s->loss = moei_loss_carve(d, layer->router.dtype, arena, extent);
-    carve_plan_rows(layer, arena, extent, s);
     s->rows = moei_arena_array(arena, R, d_in > d_out ? d_in : d_out, real);
     if (gathers) s->in_rows = moei_arena_array(arena, R, d_in, real);
     if (train && gathers) s->dout_rows = moei_arena_array(arena, R, d_out, real);
     if (train && d->latent_size > 0) {
         s->dlatent_in = moei_arena_array(arena, T, d->latent_size, real);
         s->dlatent_out = moei_arena_array(arena, T, d->latent_size, real);
-    }
-    if (train) {
-        s->drow_weight = moei_arena_array(arena, R, 1, moe_dtype_bytes(moei_wide(d->dtype)));
-        s->dweight = moei_arena_array(arena, T, layer->router.n_slots, moe_dtype_bytes(layer->router.dtype));
     }
     s->experts = moei_arena_take(arena, layer->experts.ops->scratch_bytes(layer->experts.self, R, mode));
 }
@@ -103,10 +115,11 @@ moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena,
     const int64_t T = extent.tokens;
     const moe_mode mode = extent.mode;
     moei_scratch s = {0};
+    if (layer->desc.num_experts > 0) carve_router_scratch(layer, arena, extent, &s);
     if (layer->experts.ops) carve_routed_scratch(layer, arena, extent, &s);
     if (layer->shared.ops) {
         s.shared = moei_arena_take(arena, layer->shared.ops->scratch_bytes(layer->shared.self, T, mode));
-        s.shared_offset = moei_arena_array(arena, 2, 1, sizeof(int64_t));
+        s.shared_offset[1] = T;
         if (layer->desc.shared_expert_gate && mode == MOE_TRAIN)
             s.shared_dgate = moei_arena_array(arena, T, 1, moe_dtype_bytes(moei_wide(layer->desc.dtype)));
     }
@@ -160,7 +173,7 @@ moe_layer_bytes moe_layer_measure(const moe_layer *layer, int64_t max_tokens, mo
 
 static void free_grads(moe_layer *layer) {
     for (int32_t i = 0; i < layer->n_params; ++i) {
-        moe_ctx_free(layer->ctx, layer->param[i].grad, layer->param[i].grad_bytes);
+        moei_memory_free(layer->ctx, layer->param[i].grad, layer->param[i].grad_bytes);
         layer->param[i].grad = NULL;
     }
 }
@@ -184,12 +197,11 @@ static moe_status allocate_grads(moe_layer *layer) {
     for (int32_t i = 0; i < layer->n_params; ++i) {
         moei_layer_param *param = &layer->param[i];
         if (!is_trained(param)) continue;
-        param->grad = moe_ctx_alloc(layer->ctx, param->grad_bytes);
-        if (!param->grad) {
+        param->grad = moei_memory_alloc(layer->ctx, param->grad_bytes);
+        if (!param->grad || moei_memory_clear(layer->ctx, param->grad, param->grad_bytes) != MOE_OK) {
             free_grads(layer);
             return MOE_ERR_MEMORY;
         }
-        memset(param->grad, 0, param->grad_bytes);
     }
     bind_grads(layer);
     return MOE_OK;
@@ -226,13 +238,13 @@ static moe_status check_reserve(const moe_layer *layer, int64_t max_tokens, moe_
 
 /* A block of `bytes`, the present one where it is large enough; NULL when it does not fit. */
 static void *block_of(moe_ctx *ctx, void *have, size_t have_bytes, size_t bytes) {
-    return have && bytes <= have_bytes ? have : moe_ctx_alloc(ctx, bytes);
+    return have && bytes <= have_bytes ? have : moei_memory_alloc(ctx, bytes);
 }
 
 /* Puts `fresh` in place of *block, whose contents are not wanted any more. */
 static void replace_block(moe_ctx *ctx, void **block, size_t *have, void *fresh, size_t bytes) {
     if (fresh == *block) return;
-    moe_ctx_free(ctx, *block, *have);
+    moei_memory_free(ctx, *block, *have);
     *block = fresh;
     *have = bytes;
 }
@@ -250,8 +262,8 @@ static moe_status allocate(moe_layer *layer, const moe_layer_bytes *bytes, moe_m
     }
     if (status == MOE_OK && mode == MOE_TRAIN) status = allocate_grads(layer);
     if (status != MOE_OK) {
-        if (scratch != layer->scratch_block) moe_ctx_free(ctx, scratch, bytes->scratch);
-        if (saved != layer->saved_block) moe_ctx_free(ctx, saved, bytes->saved);
+        if (scratch != layer->scratch_block) moei_memory_free(ctx, scratch, bytes->scratch);
+        if (saved != layer->saved_block) moei_memory_free(ctx, saved, bytes->saved);
         return status;
     }
     replace_block(ctx, &layer->saved_block, &layer->saved_bytes, saved, bytes->saved);
@@ -275,6 +287,7 @@ moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode
     const moei_extent extent = extent_of(layer, max_tokens, mode);
     moei_arena arena = {layer->saved_block, 0};
     moei_layer_carve_saved(layer, &arena, extent);
+    if (layer->twin) MOEI_TRY(moei_twin_reserve(layer, max_tokens, mode));
     layer->max_tokens = max_tokens;
     layer->reserved_sequences = extent.sequences;
     layer->mode = mode;
@@ -292,7 +305,8 @@ moe_status moe_layer_limit_sequences(moe_layer *layer, int64_t max_sequences) {
 }
 
 bool moei_layer_by_sequence(const moe_layer *layer) {
-    return layer->experts.ops && (layer->capacity.by_sequence || moei_loss_by_sequence(&layer->desc));
+    return layer->desc.num_experts > 0 &&
+           (layer->capacity.by_sequence || moei_loss_by_sequence(&layer->desc));
 }
 
 moe_status moe_layer_share_scratch(moe_layer *layer, moe_layer *owner) {

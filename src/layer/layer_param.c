@@ -34,9 +34,13 @@ moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void *
     if (!place) return MOE_ERR_MEMORY;
     moei_layer_param entry = {.own = *shape, .grad_slot = grad};
     moei_layer_count_param(&entry, shape);
-    entry.own.value = moe_ctx_alloc(layer->ctx, entry.bytes);
+    entry.own.value = moei_memory_alloc(layer->ctx, entry.bytes);
     if (!entry.own.value) return MOE_ERR_MEMORY;
-    memset(entry.own.value, 0, entry.bytes);
+    const moe_status cleared = moei_memory_clear(layer->ctx, entry.own.value, entry.bytes);
+    if (cleared != MOE_OK) {
+        moei_memory_free(layer->ctx, entry.own.value, entry.bytes);
+        return cleared;
+    }
     snprintf(entry.name, sizeof entry.name, "%s", shape->name);
     *value = entry.own.value;
     *place = entry;
@@ -73,5 +77,6 @@ moe_status moe_layer_param_by_name(const moe_layer *layer, const char *name, moe
 
 void moe_layer_zero_grad(moe_layer *layer) {
     for (int32_t i = 0; i < layer->n_params; ++i)
-        if (layer->param[i].grad) memset(layer->param[i].grad, 0, layer->param[i].grad_bytes);
+        if (layer->param[i].grad)
+            moei_memory_clear(layer->ctx, layer->param[i].grad, layer->param[i].grad_bytes);
 }

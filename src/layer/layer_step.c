@@ -2,7 +2,7 @@
  * rows[E], quantile[E] added up over training forwards -> selection and quantile biases.
  * Source: route/bias_update.c has the rules.
  */
-#include "layer/layer.h"
+#include "layer/layer_path.h"
 
 #include <string.h>
 
@@ -24,7 +24,8 @@ void moei_layer_count_step(moe_layer *layer) {
 
 moe_status moe_layer_end_step(moe_layer *layer, const int64_t *counts) {
     const moe_layer_desc *d = &layer->desc;
-    if (!layer->experts.ops) return MOE_OK;
+    if (d->num_experts == 0) return MOE_OK;
+    if (layer->twin) return moei_twin_end_step(layer, counts);
     const moe_dtype dtype = moei_gate_dtype(&layer->router, true);
     if (d->selection_bias && d->selection_bias_update_rate > 0)
         moei_selection_bias_update(dtype, d->num_experts, counts ? counts : layer->step.rows,

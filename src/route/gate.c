@@ -60,7 +60,8 @@ static void multiply(const moei_route_job *job, moe_mat in, const void *gate, vo
     job->ctx->kernels[in.dtype]->gemm_rows(&job->ctx->team,
                                            &(moe_gemm_rows_args){.dtype = in.dtype,
                                                                  .n_groups = 1,
-                                                                 .offset = offset,
+                                                                 .offset = moei_one_group(job->ctx, offset),
+                                                                 .n_rows = in.rows,
                                                                  .n = job->router->n_experts,
                                                                  .k = job->router->d_model,
                                                                  .a = in.data,
@@ -107,15 +108,16 @@ static void gather_units(const moei_route_job *job, void *dlogits) {
     moei_parallel(&job->ctx->team, job->router->n_experts, sum_task, &sums);
 }
 
-static void add_bias_token(const moei_route_job *job, const void *arg, int64_t t, double *room) {
+/* logits[t, :] += bias */
+static void add_bias(const moei_route_job *job) {
     const int64_t E = job->router->n_experts;
     const moe_dtype dtype = job->routing->dtype;
-    (void)arg;
-    (void)room;
-    for (int64_t e = 0; e < E; ++e)
-        moei_real_store(dtype, job->routing->logits, t * E + e,
-                        moei_real_load(dtype, job->routing->logits, t * E + e) +
-                            moei_real_load(dtype, job->gate->bias, e));
+    job->ctx->kernels[dtype]->add_bias(&job->ctx->team, &(moei_bias_args){.dtype = dtype,
+                                                                          .rows = job->routing->n_tokens,
+                                                                          .n = E,
+                                                                          .bias = job->gate->bias,
+                                                                          .mat = job->routing->logits,
+                                                                          .ld = E});
 }
 
 /* The random router's logits: N(0,1), and a bias drawn once an expert. */
@@ -142,7 +144,7 @@ void moei_gate_forward(const moei_route_job *job) {
     const moe_mat in = gate_input(job);
     multiply(job, in, gate->weight, job->routing->logits);
     spread_units(job, job->routing->logits);
-    if (gate->bias) moei_each_token(job, add_bias_token, NULL);
+    if (gate->bias) add_bias(job);
     if (job->router->kind.forced) force_logits(job);
     if (!gate->noise) return;
     multiply(job, in, gate->noise, job->routing->noise_std);
@@ -156,7 +158,8 @@ static void weight_gradient(const moei_route_job *job, moe_mat in, const void *d
     job->ctx->kernels[in.dtype]->gemm_outer(&job->ctx->team,
                                             &(moe_gemm_outer_args){.dtype = in.dtype,
                                                                    .n_groups = 1,
-                                                                   .offset = offset,
+                                                                   .offset = moei_one_group(job->ctx, offset),
+                                                                   .n_rows = in.rows,
                                                                    .m = job->router->n_experts,
                                                                    .n = job->router->d_model,
                                                                    .a = dlogits,
@@ -175,7 +178,8 @@ static void input_gradient(const moei_route_job *job, const void *gate, const vo
     job->ctx->kernels[out.dtype]->gemm_rows(&job->ctx->team,
                                             &(moe_gemm_rows_args){.dtype = out.dtype,
                                                                   .n_groups = 1,
-                                                                  .offset = offset,
+                                                                  .offset = moei_one_group(job->ctx, offset),
+                                                                  .n_rows = out.rows,
                                                                   .n = job->router->d_model,
                                                                   .k = job->router->n_experts,
                                                                   .a = dlogits,
@@ -191,14 +195,16 @@ static void input_gradient(const moei_route_job *job, const void *gate, const vo
 static void bias_gradient(const moei_route_job *job, int64_t rows, const void *dlogits, void *dbias) {
     const int64_t E = job->router->n_experts, offset[2] = {0, rows};
     const moe_dtype dtype = job->routing->dtype;
-    job->ctx->kernels[dtype]->colsum(&job->ctx->team, &(moe_colsum_args){.dtype = dtype,
-                                                                         .n_groups = 1,
-                                                                         .offset = offset,
-                                                                         .n = E,
-                                                                         .a = dlogits,
-                                                                         .lda = E,
-                                                                         .out = dbias,
-                                                                         .accumulate = true});
+    job->ctx->kernels[dtype]->colsum(&job->ctx->team,
+                                     &(moe_colsum_args){.dtype = dtype,
+                                                        .n_groups = 1,
+                                                        .offset = moei_one_group(job->ctx, offset),
+                                                        .n_rows = rows,
+                                                        .n = E,
+                                                        .a = dlogits,
+                                                        .lda = E,
+                                                        .out = dbias,
+                                                        .accumulate = true});
 }
 
 static void add_row(moe_dtype dtype, const void *from, int64_t from_at, double factor, void *to,

@@ -138,6 +138,11 @@ moe_status moei_route_forward(const moei_route_job *job);
 void moei_route_backward(const moei_route_job *job, const void *dweight, const moei_route_loss_grad *loss,
                          const moei_gate *grad, moe_mat dx);
 
+/* The part of both that a device's router shares: routing->logits from the batch, and from their gradient in
+ * scratch.logits the gate's and dx's. */
+void moei_gate_forward(const moei_route_job *job);
+void moei_gate_backward(const moei_route_job *job, const moei_gate *grad, moe_mat dx);
+
 /* Once an optimizer step. bias[e] += rate * sign(mean - count[e]), DeepSeek-V3's; `recenter` then takes the
  * mean off. */
 void moei_selection_bias_update(moe_dtype dtype, int32_t n_experts, const int64_t *count, double rate,

@@ -1,0 +1,31 @@
+/* cuda.h: what a CUDA context has beyond the others. No CUDA header is needed: a stream is a cudaStream_t.
+ *
+ * A context made with moe_ctx_desc.device = MOE_CUDA computes on one GPU (compute capability 8.0 or newer).
+ *   - Pointers of matrices, parameters, gradients and of every array of moe_call, moe_draws and
+ *     moe_routing_view are device memory (moe_memory_alloc, or the caller's cudaMalloc); descriptors,
+ *     moe_stats and moe_param itself are the host's.
+ *   - Calls queue on the context's stream and return. Forward and backward of a layer whose routing is the
+ *     device's (moe_layer_routes_on_device) neither wait nor allocate and can be captured in a CUDA graph,
+ *     as long as forward is not asked for moe_stats: filling them waits.
+ *   - What a kernel finds wrong (a NaN or infinite logit) is told by the next call that looks, at the latest
+ *     by moe_ctx_wait; the token concerned was left out as if it were masked.
+ *   - MOE_F32 is served; f64 is not.
+ */
+#ifndef MOEKIT_CUDA_H
+#define MOEKIT_CUDA_H
+
+#include <moekit/moe.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The cudaStream_t that later calls queue on, of the context's GPU; NULL: the context's own. */
+MOE_API moe_status moe_cuda_set_stream(moe_ctx *ctx, void *stream);
+/* The one in use; NULL for a context on the CPU. */
+MOE_API void *moe_cuda_stream(const moe_ctx *ctx);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,42 @@
+/* memory.h: the memory that a context's device computes in, and the table a device is behind.
+ * On the CPU it is the context's own. On another device pointers are the device's: the host touches them
+ * through these calls only, and kernels queue on the device's stream.
+ */
+#ifndef MOEI_MEMORY_H
+#define MOEI_MEMORY_H
+
+#include <moekit/moe.h>
+
+/* One row a device. `open` prepares ctx->device_state from ctx->desc and tells failures by moe_ctx_fail. */
+typedef struct moei_device {
+    const char *name;
+    moe_status (*open)(moe_ctx *ctx);
+    void (*close)(moe_ctx *ctx);
+    void *(*alloc)(moe_ctx *ctx, size_t bytes); /* NULL, with a text recorded, when it does not fit */
+    void (*free)(moe_ctx *ctx, void *ptr, size_t bytes);
+    /* Either side may be the host's; queued, but what the host holds is read, or written, on return. */
+    moe_status (*copy)(moe_ctx *ctx, void *to, const void *from, size_t bytes);
+    moe_status (*clear)(moe_ctx *ctx, void *ptr, size_t bytes); /* to zeros; queued */
+    moe_status (*wait)(moe_ctx *ctx);  /* until all that was queued is done; what the device reported */
+    moe_status (*check)(moe_ctx *ctx); /* the same of what is known already, without waiting */
+} moei_device;
+
+extern const moei_device moei_device_cpu;
+
+/* What a kernel found wrong, in host memory that the device writes; `set` is written last. */
+typedef enum moei_fault_kind { MOEI_FAULT_LOGIT = 0, MOEI_FAULT_REPLAY } moei_fault_kind;
+typedef struct moei_fault {
+    int32_t set, what, layer, token;
+} moei_fault;
+
+void *moei_memory_alloc(moe_ctx *ctx, size_t bytes);
+void moei_memory_free(moe_ctx *ctx, void *ptr, size_t bytes);
+moe_status moei_memory_clear(moe_ctx *ctx, void *ptr, size_t bytes);
+moe_status moei_memory_copy(moe_ctx *ctx, void *to, const void *from, size_t bytes);
+
+/* A block of device memory for the host to fill: the block itself on the CPU, else a copy beside it. NULL
+ * when there is no room. Every opened view is closed; that puts its bytes in place. */
+void *moei_memory_open(moe_ctx *ctx, void *ptr, size_t bytes);
+moe_status moei_memory_close(moe_ctx *ctx, void *ptr, void *view, size_t bytes);
+
+#endif

@@ -1,0 +1,141 @@
+/* device_cuda.c: memory, copies and the stream of a CUDA context, through the CUDA runtime.
+ * One state a context: the stream its kernels queue on, and a word of host memory that they report in.
+ * Source: CUDA Runtime API; a stream of our own that does not wait for the legacy default stream.
+ */
+#include "core/ctx.h"
+#include "device/device.h"
+
+#include <moekit/cuda.h>
+
+#include <cuda_runtime_api.h>
+
+typedef struct cuda_state {
+    cudaStream_t own; /* made by us; ctx->team.stream may be the caller's */
+    int index;
+} cuda_state;
+
+static moe_status told(moe_ctx *ctx, cudaError_t error, const char *what) {
+    if (error == cudaSuccess) return MOE_OK;
+    return moe_ctx_fail(ctx, error == cudaErrorMemoryAllocation ? MOE_ERR_MEMORY : MOE_ERR_DEVICE,
+                        "device cuda: %s: %s", what, cudaGetErrorString(error));
+}
+
+static moe_status choose(moe_ctx *ctx, cuda_state *state) {
+    int count = 0, major = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess || count == 0)
+        return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED,
+                            "device cuda: this machine has no CUDA GPU that works (%s)",
+                            error != cudaSuccess ? cudaGetErrorString(error) : "none found");
+    if (ctx->desc.device_index < 0 || ctx->desc.device_index >= count)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "device_index: %d is outside 0 .. %d, the GPUs of this machine",
+                            ctx->desc.device_index, count - 1);
+    state->index = ctx->desc.device_index;
+    MOEI_TRY(told(ctx, cudaSetDevice(state->index), "cudaSetDevice"));
+    MOEI_TRY(told(ctx, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, state->index),
+                  "cudaDeviceGetAttribute"));
+    if (major >= 8) return MOE_OK;
+    return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED,
+                        "device cuda: GPU %d has compute capability %d; 8.0 (Ampere) or newer is needed",
+                        state->index, major);
+}
+
+static void cuda_close(moe_ctx *ctx) {
+    cuda_state *state = ctx->device_state;
+    if (!state) return;
+    if (state->own) cudaStreamDestroy(state->own);
+    if (ctx->fault) cudaFreeHost(ctx->fault);
+    moe_ctx_free(ctx, state, sizeof *state);
+    ctx->device_state = NULL;
+}
+
+static moe_status cuda_open(moe_ctx *ctx) {
+    cuda_state *state = moe_ctx_alloc(ctx, sizeof *state);
+    if (!state) return MOE_ERR_MEMORY;
+    *state = (cuda_state){0};
+    ctx->device_state = state;
+    MOEI_TRY(choose(ctx, state));
+    MOEI_TRY(told(ctx, cudaStreamCreateWithFlags(&state->own, cudaStreamNonBlocking), "cudaStreamCreate"));
+    MOEI_TRY(told(ctx, cudaHostAlloc((void **)&ctx->fault, sizeof *ctx->fault, cudaHostAllocMapped),
+                  "cudaHostAlloc"));
+    *ctx->fault = (moei_fault){0};
+    ctx->team.stream = state->own;
+    return MOE_OK;
+}
+
+static void *cuda_alloc(moe_ctx *ctx, size_t bytes) {
+    void *ptr = NULL;
+    if (cudaMalloc(&ptr, bytes ? bytes : 1) == cudaSuccess) return ptr;
+    size_t available = 0, total = 0;
+    cudaGetLastError(); /* a refused allocation is no fault of the device */
+    cudaMemGetInfo(&available, &total);
+    moe_ctx_fail(ctx, MOE_ERR_MEMORY, "device cuda: cannot allocate %zu bytes; %zu of %zu are free", bytes,
+                 available, total);
+    return NULL;
+}
+
+static void cuda_free(moe_ctx *ctx, void *ptr, size_t bytes) {
+    (void)ctx;
+    (void)bytes;
+    cudaFree(ptr); /* waits for what still uses it */
+}
+
+/* Copies to pageable memory return when they are done, copies from it when the source has been read. */
+static moe_status cuda_copy(moe_ctx *ctx, void *to, const void *from, size_t bytes) {
+    const cudaStream_t stream = ctx->team.stream;
+    MOEI_TRY(told(ctx, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "copy"));
+    return MOE_OK;
+}
+
+static moe_status cuda_clear(moe_ctx *ctx, void *ptr, size_t bytes) {
+    return told(ctx, cudaMemsetAsync(ptr, 0, bytes, ctx->team.stream), "clear");
+}
+
+/* What a kernel reported is told once. */
+static moe_status cuda_check(moe_ctx *ctx) {
+    MOEI_TRY(told(ctx, cudaGetLastError(), "a kernel failed"));
+    const moei_fault fault = *(volatile moei_fault *)ctx->fault;
+    if (!fault.set) return MOE_OK;
+    *ctx->fault = (moei_fault){0};
+    if (fault.what == MOEI_FAULT_REPLAY)
+        return moe_ctx_fail(
+            ctx, MOE_ERR_ARGUMENT,
+            "replay_expert of layer %d: token %d names an expert that is not there, or one twice; "
+            "it was left out",
+            fault.layer, fault.token);
+    return moe_ctx_fail(
+        ctx, MOE_ERR_NUMERIC,
+        "router of layer %d: token %d has a NaN or infinite logit or bias and was left out; look "
+        "for NaN or infinity in the layer's input or in gate.weight",
+        fault.layer, fault.token);
+}
+
+static moe_status cuda_wait(moe_ctx *ctx) {
+    MOEI_TRY(told(ctx, cudaStreamSynchronize(ctx->team.stream), "what was queued failed"));
+    return cuda_check(ctx);
+}
+
+const moei_device moei_device_cuda = {.name = "cuda",
+                                      .open = cuda_open,
+                                      .close = cuda_close,
+                                      .alloc = cuda_alloc,
+                                      .free = cuda_free,
+                                      .copy = cuda_copy,
+                                      .clear = cuda_clear,
+                                      .wait = cuda_wait,
+                                      .check = cuda_check};
+
+moe_status moe_cuda_set_stream(moe_ctx *ctx, void *stream) {
+    const cuda_state *state = ctx->device_state;
+    if (!state)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "moe_cuda_set_stream: this context is on the CPU; make it with "
+                            "device MOE_CUDA");
+    ctx->team.stream = stream ? stream : state->own;
+    return MOE_OK;
+}
+
+void *moe_cuda_stream(const moe_ctx *ctx) {
+    return ctx->team.stream;
+}

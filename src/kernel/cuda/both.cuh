@@ -1,0 +1,18 @@
+/* both.cuh: the small C functions that kernels of the CPU and of the GPU share, compiled for both.
+ * Their headers say `static inline`; here that also means __host__ __device__. What they include comes first.
+ */
+#ifndef MOEI_BOTH_CUH
+#define MOEI_BOTH_CUH
+
+#include <math.h>
+
+extern "C" {
+#include "kernel/stage.h"
+}
+
+#define inline __host__ __device__ __inline__
+#include "core/philox.h"
+#include "kernel/act.h"
+#undef inline
+
+#endif

@@ -1,0 +1,84 @@
+/* portable.cuh: what the portable CUDA kernels (sm_80 and newer) share: numbers of any dtype as f32,
+ * launches. A kernel gets the same argument struct as on the CPU, with device pointers; team->stream is where
+ * it queues.
+ */
+#ifndef MOEI_PORTABLE_CUH
+#define MOEI_PORTABLE_CUH
+
+extern "C" {
+#include "kernel/kernel_list.h"
+}
+
+#include <cuda_runtime.h>
+
+namespace moei {
+
+__host__ __device__ __forceinline__ int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+static inline cudaStream_t stream_of(const moei_team *team) {
+    return (cudaStream_t)team->stream;
+}
+
+/* The activations the products fuse, in f32: value and derivatives (kernel/act.h has them in f64). */
+struct ActPoint {
+    float value, d_gate, d_up;
+};
+__device__ __forceinline__ ActPoint act_point(moe_act act, float gate, float up) {
+    if (act == MOE_ACT_SWIGLU) {
+        const float s = 1.f / (1.f + expf(-gate)), silu = gate * s;
+        return {silu * up, up * s * (1.f + gate * (1.f - s)), silu};
+    }
+    if (act == MOE_ACT_GELU) {
+        const float cdf = 0.5f * erfcf(-gate * 0.70710678f),
+                    density = 0.39894228f * expf(-0.5f * gate * gate);
+        return {gate * cdf, cdf + gate * density, 0.f};
+    }
+    if (act == MOE_ACT_RELU) return {fmaxf(gate, 0.f), gate > 0.f ? 1.f : 0.f, 0.f};
+    return {gate, 1.f, 0.f};
+}
+
+/* Rows [first, end) of group g, of at most `rows` each. */
+struct RowTile {
+    int32_t group;
+    int64_t first, end;
+};
+
+/* Row tile number `tile` of all groups, found by one warp; group -1: there are fewer. offset NULL: one
+ * group of n_rows rows. */
+__device__ __forceinline__ RowTile find_row_tile(const int64_t *offset, int32_t n_groups, int64_t n_rows,
+                                                 int64_t tile, int rows) {
+    const int lane = threadIdx.x & 31;
+    if (!offset) return {tile * rows < n_rows ? 0 : -1, tile * rows, n_rows};
+    for (int32_t g0 = 0; g0 < n_groups; g0 += 32) {
+        const int32_t g = g0 + lane;
+        const int64_t begin = g < n_groups ? offset[g] : 0, end = g < n_groups ? offset[g + 1] : 0;
+        const int64_t own = ceil_div(end - begin, rows);
+        int64_t upto = own;
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            const int64_t below = __shfl_up_sync(~0u, upto, d);
+            if (lane >= d) upto += below;
+        }
+        const unsigned past = __ballot_sync(~0u, upto > tile);
+        if (past) {
+            const int at = __ffs(past) - 1;
+            const int64_t before = __shfl_sync(~0u, upto - own, at);
+            return {g0 + at, __shfl_sync(~0u, begin, at) + (tile - before) * rows, __shfl_sync(~0u, end, at)};
+        }
+        tile -= __shfl_sync(~0u, upto, 31);
+    }
+    return {-1, 0, 0};
+}
+
+/* Sum over the 32 lanes, the same bits in each, every time. */
+template <class V> __device__ __forceinline__ V warp_sum(V v) {
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(~0u, v, d);
+    return v;
+}
+
+} // namespace moei
+
+#endif

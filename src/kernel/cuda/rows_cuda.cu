@@ -1,0 +1,175 @@
+/* rows_cuda.cu: what moves and sums rows, for any NVIDIA GPU from sm_80: gather and sum, sums of columns,
+ * biases, a gate over rows, dot products of rows, copies. Formulas: moekit/op.h, kernel/stage.h.
+ * All are bound by memory; each sum has one order.
+ */
+#include "kernel/cuda/portable.cuh"
+
+namespace moei {
+
+enum { THREADS = 256, COLS = 32, LANES = THREADS / COLS };
+
+/* A thread has one column of one token. */
+static __global__ void gather_sum_kernel(const moe_gather_sum_args p) {
+    const int64_t t = blockIdx.x, j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
+    if (j >= p.n) return;
+    float *out = (float *)p.out + t * p.ld_out + j;
+    float sum = p.accumulate ? *out : 0.f;
+    for (int64_t slot = t * p.top_k; slot < (t + 1) * p.top_k; ++slot) {
+        const int32_t r = __ldg(p.row_of + slot);
+        if (r < 0) continue;
+        const float w = p.weight ? __ldg((const float *)p.weight + slot) : 1.f;
+        sum = fmaf(w, __ldg((const float *)p.rows + r * p.ld_rows + j), sum);
+    }
+    *out = sum;
+}
+
+/* 32 columns of a group a block: eight lanes take every eighth row, and their sums are added in order. */
+static __global__ void colsum_kernel(const moe_colsum_args p) {
+    __shared__ double part[LANES][COLS];
+    const int32_t g = (int32_t)blockIdx.y;
+    const int64_t begin = p.offset ? p.offset[g] : 0, end = p.offset ? p.offset[g + 1] : p.n_rows;
+    const int lane = threadIdx.x / COLS, c = threadIdx.x % COLS;
+    const int64_t j = (int64_t)blockIdx.x * COLS + c;
+    double sum = 0;
+    for (int64_t r = begin + lane; r < end && j < p.n; r += LANES) {
+        const double w = p.row_weight ? (double)((const float *)p.row_weight)[r] : 1.0;
+        sum = fma(w, (double)((const float *)p.a)[(p.a_row ? p.a_row[r] : r) * p.lda + j], sum);
+    }
+    part[lane][c] = sum;
+    __syncthreads();
+    if (lane > 0 || j >= p.n) return;
+    float *out = (float *)p.out + g * p.n + j;
+    sum = p.accumulate ? (double)*out : 0;
+    for (int i = 0; i < LANES; ++i) sum += part[i][c];
+    *out = (float)sum;
+}
+
+static __global__ void add_bias_kernel(const moei_bias_args p) {
+    const int64_t r = blockIdx.x, j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
+    if (j < p.n && (!p.mask || p.mask[r])) ((float *)p.mat)[r * p.ld + j] += ((const float *)p.bias)[j];
+}
+
+static __global__ void bias_grad_kernel(const moei_bias_args p) {
+    __shared__ double part[LANES][COLS];
+    const int lane = threadIdx.x / COLS, c = threadIdx.x % COLS;
+    const int64_t j = (int64_t)blockIdx.x * COLS + c;
+    double sum = 0;
+    for (int64_t r = lane; r < p.rows && j < p.n; r += LANES)
+        if (!p.mask || p.mask[r]) sum += (double)((const float *)p.mat)[r * p.ld + j];
+    part[lane][c] = sum;
+    __syncthreads();
+    if (lane > 0 || j >= p.n) return;
+    sum = (double)((const float *)p.bias)[j];
+    for (int i = 0; i < LANES; ++i) sum += part[i][c];
+    ((float *)p.bias)[j] = (float)sum;
+}
+
+static __global__ void sigmoid_kernel(float *gate, int64_t rows) {
+    const int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (r < rows) gate[r] = 1.f / (1.f + expf(-gate[r]));
+}
+
+static __global__ void scale_rows_kernel(const moei_sigmoid_gate_args p) {
+    const int64_t r = blockIdx.x, j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
+    if (j < p.n) ((float *)p.y)[r * p.ld + j] *= ((const float *)p.gate)[r];
+}
+
+static __global__ void sigmoid_grad_kernel(const moei_sigmoid_gate_args p) {
+    const int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (r >= p.rows) return;
+    const float g = ((const float *)p.gate)[r];
+    ((float *)p.dgate)[r] *= g * (1.f - g);
+}
+
+static __global__ void add_scaled_kernel(const moei_sigmoid_gate_args p) {
+    const int64_t r = blockIdx.x, j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
+    if (j >= p.n) return;
+    float *y = (float *)p.y + r * p.ld + j;
+    *y = fmaf(((const float *)p.dgate)[r], ((const float *)p.weight)[j], *y);
+}
+
+/* A warp a row; the group is found by bisection where b has a row a group. */
+static __global__ void row_dot_kernel(const moei_row_dot_args p) {
+    const int64_t r = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x & 31;
+    const int64_t rows = p.offset ? p.offset[p.n_groups] : p.n_rows;
+    if (r >= rows) return;
+    int32_t g = 0;
+    for (int32_t past = p.n_groups; p.b_by_group && past - g > 1;) {
+        const int32_t middle = (g + past) / 2;
+        if (p.offset[middle] <= r)
+            g = middle;
+        else
+            past = middle;
+    }
+    const float *a = (const float *)p.a + (p.a_row ? p.a_row[r] : r) * p.lda;
+    const float *b = (const float *)p.b + (p.b_by_group ? g : p.b_row ? p.b_row[r] : r) * p.ldb;
+    float sum = 0.f;
+    for (int64_t j = lane; j < p.n; j += 32) sum = fmaf(a[j], b[j], sum);
+    sum = warp_sum(sum);
+    float *out = (float *)p.out + r;
+    if (lane == 0) *out = (p.accumulate ? *out : 0.f) + sum;
+}
+
+static __global__ void copy_rows_kernel(const moei_copy_rows_args p) {
+    const int64_t r = blockIdx.x, j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
+    if (j >= p.n) return;
+    float value = 0.f;
+    if (p.from && (!p.slot || p.slot[r] >= 0)) {
+        const float w = p.weight ? ((const float *)p.weight)[r] : 1.f;
+        value = w * ((const float *)p.from)[(p.row ? p.row[r] : r) * p.ld_from + j];
+    }
+    ((float *)p.to)[r * p.ld_to + j] = value;
+}
+
+/* A block a row (or token), and further ones across its columns. */
+static dim3 by_row(int64_t rows, int64_t n) {
+    return dim3((unsigned)rows, (unsigned)ceil_div(n, THREADS));
+}
+
+} // namespace moei
+
+using namespace moei;
+
+extern "C" void moei_gather_sum__cuda(const moei_team *team, const moe_gather_sum_args *args) {
+    if (args->n_tokens > 0 && args->n > 0)
+        gather_sum_kernel<<<by_row(args->n_tokens, args->n), THREADS, 0, stream_of(team)>>>(*args);
+}
+
+extern "C" void moei_colsum__cuda(const moei_team *team, const moe_colsum_args *args) {
+    const dim3 grid((unsigned)ceil_div(args->n, COLS), (unsigned)args->n_groups);
+    if (args->n_groups > 0 && args->n > 0) colsum_kernel<<<grid, THREADS, 0, stream_of(team)>>>(*args);
+}
+
+extern "C" void moei_add_bias__cuda(const moei_team *team, const moei_bias_args *args) {
+    if (args->rows > 0 && args->n > 0)
+        add_bias_kernel<<<by_row(args->rows, args->n), THREADS, 0, stream_of(team)>>>(*args);
+}
+
+extern "C" void moei_bias_grad__cuda(const moei_team *team, const moei_bias_args *args) {
+    if (args->n > 0)
+        bias_grad_kernel<<<(unsigned)ceil_div(args->n, COLS), THREADS, 0, stream_of(team)>>>(*args);
+}
+
+extern "C" void moei_sigmoid_gate__cuda(const moei_team *team, const moei_sigmoid_gate_args *args) {
+    if (args->rows == 0) return;
+    sigmoid_kernel<<<(unsigned)ceil_div(args->rows, THREADS), THREADS, 0, stream_of(team)>>>(
+        (float *)args->gate, args->rows);
+    scale_rows_kernel<<<by_row(args->rows, args->n), THREADS, 0, stream_of(team)>>>(*args);
+}
+
+extern "C" void moei_sigmoid_gate_grad__cuda(const moei_team *team, const moei_sigmoid_gate_args *args) {
+    if (args->rows == 0) return;
+    sigmoid_grad_kernel<<<(unsigned)ceil_div(args->rows, THREADS), THREADS, 0, stream_of(team)>>>(*args);
+    if (args->y) add_scaled_kernel<<<by_row(args->rows, args->n), THREADS, 0, stream_of(team)>>>(*args);
+}
+
+extern "C" void moei_row_dot__cuda(const moei_team *team, const moei_row_dot_args *args) {
+    if (args->n_rows > 0)
+        row_dot_kernel<<<(unsigned)ceil_div(args->n_rows * 32, THREADS), THREADS, 0, stream_of(team)>>>(
+            *args);
+}
+
+extern "C" void moei_copy_rows__cuda(const moei_team *team, const moei_copy_rows_args *args) {
+    if (args->rows > 0 && args->n > 0)
+        copy_rows_kernel<<<by_row(args->rows, args->n), THREADS, 0, stream_of(team)>>>(*args);
+}

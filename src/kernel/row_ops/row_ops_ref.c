@@ -1,0 +1,133 @@
+/* row_ops_ref.c: biases, a gate over rows, dot products of rows and copies of rows, plainly.
+ * Formulas: kernel/stage.h. A task is some rows, or one column where columns are summed.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "core/real.h"
+#include "kernel/kernel_list.h"
+
+enum { ROWS_PER_TASK = 64 };
+
+static int64_t tasks_of(int64_t rows) {
+    return (rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
+}
+
+static int64_t end_of(int64_t task, int64_t rows) {
+    const int64_t end = (task + 1) * ROWS_PER_TASK;
+    return end < rows ? end : rows;
+}
+
+static void add_bias_task(void *arg, int64_t task, void *scratch) {
+    const moei_bias_args *args = arg;
+    (void)scratch;
+    for (int64_t r = task * ROWS_PER_TASK; r < end_of(task, args->rows); ++r)
+        for (int64_t j = 0; (!args->mask || args->mask[r]) && j < args->n; ++j) {
+            const int64_t i = r * args->ld + j;
+            moei_real_store(args->dtype, args->mat, i,
+                            moei_real_load(args->dtype, args->mat, i) +
+                                moei_real_load(args->dtype, args->bias, j));
+        }
+}
+
+void moei_add_bias__ref(const moei_team *team, const moei_bias_args *args) {
+    moei_parallel(team, tasks_of(args->rows), add_bias_task, (void *)args);
+}
+
+static void bias_grad_task(void *arg, int64_t j, void *scratch) {
+    const moei_bias_args *args = arg;
+    const moe_dtype wide = moei_wide(args->dtype);
+    double sum = moei_real_load(wide, args->bias, j);
+    (void)scratch;
+    for (int64_t r = 0; r < args->rows; ++r)
+        if (!args->mask || args->mask[r]) sum += moei_real_load(args->dtype, args->mat, r * args->ld + j);
+    moei_real_store(wide, args->bias, j, sum);
+}
+
+void moei_bias_grad__ref(const moei_team *team, const moei_bias_args *args) {
+    moei_parallel(team, args->n, bias_grad_task, (void *)args);
+}
+
+static void sigmoid_gate_task(void *arg, int64_t task, void *scratch) {
+    const moei_sigmoid_gate_args *args = arg;
+    const moe_dtype wide = moei_wide(args->dtype);
+    (void)scratch;
+    for (int64_t r = task * ROWS_PER_TASK; r < end_of(task, args->rows); ++r) {
+        const double g = 1 / (1 + exp(-moei_real_load(wide, args->gate, r)));
+        moei_real_store(wide, args->gate, r, g);
+        for (int64_t j = 0; j < args->n; ++j) {
+            const int64_t i = r * args->ld + j;
+            moei_real_store(args->dtype, args->y, i, g * moei_real_load(args->dtype, args->y, i));
+        }
+    }
+}
+
+void moei_sigmoid_gate__ref(const moei_team *team, const moei_sigmoid_gate_args *args) {
+    moei_parallel(team, tasks_of(args->rows), sigmoid_gate_task, (void *)args);
+}
+
+static void sigmoid_gate_grad_task(void *arg, int64_t task, void *scratch) {
+    const moei_sigmoid_gate_args *args = arg;
+    const moe_dtype wide = moei_wide(args->dtype);
+    (void)scratch;
+    for (int64_t r = task * ROWS_PER_TASK; r < end_of(task, args->rows); ++r) {
+        const double g = moei_real_load(wide, args->gate, r);
+        moei_real_store(wide, args->dgate, r, moei_real_load(wide, args->dgate, r) * g * (1 - g));
+        const double dgate = moei_real_load(wide, args->dgate, r);
+        for (int64_t j = 0; args->y && j < args->n; ++j) {
+            const int64_t i = r * args->ld + j;
+            moei_real_store(args->dtype, args->y, i,
+                            moei_real_load(args->dtype, args->y, i) +
+                                dgate * moei_real_load(args->dtype, args->weight, j));
+        }
+    }
+}
+
+void moei_sigmoid_gate_grad__ref(const moei_team *team, const moei_sigmoid_gate_args *args) {
+    moei_parallel(team, tasks_of(args->rows), sigmoid_gate_grad_task, (void *)args);
+}
+
+static void row_dot_task(void *arg, int64_t task, void *scratch) {
+    const moei_row_dot_args *args = arg;
+    const moe_dtype wide = moei_wide(args->dtype);
+    const int64_t first = args->offset[0], rows = args->offset[args->n_groups];
+    int32_t g = 0;
+    (void)scratch;
+    for (int64_t r = first + task * ROWS_PER_TASK; r < end_of(task, rows - first) + first; ++r) {
+        while (r >= args->offset[g + 1]) ++g;
+        const int64_t a = (args->a_row ? args->a_row[r] : r) * args->lda;
+        const int64_t b = (args->b_by_group ? g : args->b_row ? args->b_row[r] : r) * args->ldb;
+        double sum = args->accumulate ? moei_real_load(wide, args->out, r) : 0;
+        for (int64_t j = 0; j < args->n; ++j)
+            sum += moei_real_load(args->dtype, args->a, a + j) * moei_real_load(args->dtype, args->b, b + j);
+        moei_real_store(wide, args->out, r, sum);
+    }
+}
+
+void moei_row_dot__ref(const moei_team *team, const moei_row_dot_args *args) {
+    moei_parallel(team, tasks_of(args->offset[args->n_groups] - args->offset[0]), row_dot_task, (void *)args);
+}
+
+static void copy_rows_task(void *arg, int64_t task, void *scratch) {
+    const moei_copy_rows_args *args = arg;
+    (void)scratch;
+    for (int64_t r = task * ROWS_PER_TASK; r < end_of(task, args->rows); ++r) {
+        const int64_t from = (args->row ? args->row[r] : r) * args->ld_from;
+        const bool padding = !args->from || (args->slot && args->slot[r] < 0);
+        void *to = moei_real_at(args->dtype, args->to, r * args->ld_to);
+        const size_t bytes = (size_t)args->n * moe_dtype_bytes(args->dtype);
+        if (padding) {
+            memset(to, 0, bytes);
+        } else if (!args->weight) {
+            memcpy(to, (const char *)args->from + (size_t)from * moe_dtype_bytes(args->dtype), bytes);
+        } else {
+            const double w = moei_real_load(moei_wide(args->dtype), args->weight, r);
+            for (int64_t j = 0; j < args->n; ++j)
+                moei_real_store(args->dtype, to, j, w * moei_real_load(args->dtype, args->from, from + j));
+        }
+    }
+}
+
+void moei_copy_rows__ref(const moei_team *team, const moei_copy_rows_args *args) {
+    moei_parallel(team, tasks_of(args->rows), copy_rows_task, (void *)args);
+}

@@ -1,0 +1,181 @@
+/* stage.h: what the stages do to single numbers, as kernels: argument structs of operations inside the
+ * library, beside the public ones of moekit/op.h. "wide": f32 for bf16, else of `dtype`.
+ * The router's and the plan's have rows on devices only: on the CPU the stages are plain C.
+ */
+#ifndef MOEI_STAGE_H
+#define MOEI_STAGE_H
+
+#include <moekit/op.h>
+
+#include "core/memory.h"
+
+/* Rows with mask 0 are left out; mask NULL: none.
+ *   add_bias   mat[r, :] += bias
+ *   bias_grad  bias += sum over r of mat[r, :], wide */
+typedef struct moei_bias_args {
+    moe_dtype dtype;
+    int64_t rows, n;
+    const uint8_t *mask; /* [rows] */
+    void *bias;          /* [n] */
+    void *mat;           /* [rows, n] */
+    int64_t ld;
+} moei_bias_args;
+
+/* sigmoid_gate       gate[r] = sigmoid(gate[r]); y[r, :] *= gate[r]
+ * sigmoid_gate_grad  dgate[r] *= gate[r] (1 - gate[r]); y[r, :] += dgate[r] weight, where y is not NULL */
+typedef struct moei_sigmoid_gate_args {
+    moe_dtype dtype;
+    int64_t rows, n;
+    void *gate; /* wide [rows] */
+    void *y;    /* [rows, n] */
+    int64_t ld;
+    void *dgate;        /* wide [rows] */
+    const void *weight; /* [n] */
+} moei_sigmoid_gate_args;
+
+/* out[r] (+)= <a[a_row[r]], b[b_row[r]]>; or, b_by_group, with row g of b for the rows of group g. */
+typedef struct moei_row_dot_args {
+    moe_dtype dtype;
+    int32_t n_groups;
+    int64_t n_rows;        /* as of moe_gemm_rows_args */
+    const int64_t *offset; /* [n_groups + 1] */
+    int64_t n;
+    const void *a;
+    int64_t lda;
+    const int32_t *a_row; /* [R]; NULL: r */
+    const void *b;
+    int64_t ldb;
+    const int32_t *b_row;
+    bool b_by_group;
+    void *out; /* wide [R] */
+    bool accumulate;
+} moei_row_dot_args;
+
+/* to[r] = weight[r] * from[row[r]]; zeros where slot[r] is negative, and all zeros where from is NULL. */
+typedef struct moei_copy_rows_args {
+    moe_dtype dtype;
+    int64_t rows, n;
+    const void *from;
+    int64_t ld_from;
+    const int32_t *row;  /* NULL: r */
+    const void *weight;  /* wide [rows]; NULL: 1 */
+    const int32_t *slot; /* NULL: none is negative */
+    void *to;
+    int64_t ld_to;
+} moei_copy_rows_args;
+
+/* The functions inside the activations: of v alone, or of the gate. */
+typedef enum moei_curve {
+    MOEI_CURVE_RELU = 0,
+    MOEI_CURVE_LEAKY_RELU,
+    MOEI_CURVE_RELU2,
+    MOEI_CURVE_SWISH,
+    MOEI_CURVE_GELU,
+    MOEI_CURVE_GELU_TANH
+} moei_curve;
+
+/* An activation with its numbers: f(min(g, limit)) * (clamp(u, +-limit) + offset) of gate and up where gated,
+ * else f(v). limit 0: no clamp. */
+typedef struct moei_act_rule {
+    moei_curve curve;
+    bool gated, interleaved; /* interleaved: even columns of Z gate, odd ones up; else halves */
+    double alpha, limit, offset;
+} moei_act_rule;
+typedef struct moei_act_point {
+    double value, d_gate, d_up;
+} moei_act_point;
+moei_act_point moei_act_at(const moei_act_rule *rule, double gate, double up);
+
+/* An activation as a pass of its own, for what the products do not fuse, row by row:
+ *   act_pass       A = act(Z) m, with m = 0 or 1 / (1 - dropout)
+ *   act_pass_grad  a holds dA', the gradient of w A: dZ = w m act'(Z) dA' over Z, w A over a,
+ *                  drow_weight[r] = <dA', A> */
+typedef struct moei_act_pass_args {
+    moe_dtype dtype;
+    moei_act_rule rule;
+    int64_t n_rows, n;
+    void *z;                /* [R, n or 2n] */
+    void *a;                /* [R, n] */
+    const void *row_weight; /* wide [R]; NULL: 1 */
+    void *drow_weight;      /* wide [R]; NULL: not wanted */
+    double dropout;         /* 0: none */
+    uint64_t seed;
+    uint32_t layer;
+    uint64_t step;
+    const int32_t *row_slot;     /* [R] which draws are row r's, negative: none; NULL: r */
+    const uint8_t *dropout_keep; /* [slots, n]; NULL: drawn */
+} moei_act_pass_args;
+enum { MOEI_DRAWS_OF_SLOT = 1 << 18 }; /* four numbers of A a draw */
+
+/* Scores, the K best, weights: the router of route/ for router_type top_k, one token like the next. */
+typedef enum moei_router_score {
+    MOEI_ROUTER_SOFTMAX,
+    MOEI_ROUTER_SIGMOID,
+    MOEI_ROUTER_SQRTSOFTPLUS
+} moei_router_score;
+typedef struct moei_router_args {
+    int64_t n_tokens;
+    int32_t n_experts, top_k;
+    moei_router_score score;
+    bool score_before_topk, norm_topk_prob;
+    bool rank_logits;     /* select by logits, else by scores */
+    bool bias_in_weights; /* weights from the biased scores */
+    bool normalise_prob;  /* prob: scores divided by their sum */
+    double norm_eps, scale;
+    int32_t n_groups, group_top_k, group_best; /* group_top_k 0: off; group_best: experts summed of a group */
+    int32_t layer;
+    const uint8_t *mask;          /* [T]; NULL: all real */
+    const float *selection_bias;  /* [E]; NULL: none */
+    const int32_t *replay_expert; /* [T, K]; NULL: select */
+    const float *replay_weight;   /* [T, K]; NULL: live */
+    const float *logits;          /* [T, E] */
+    float *prob, *lse;            /* [T, E], [T] */
+    int32_t *expert;              /* [T, K] */
+    float *weight;                /* [T, K] */
+    float *entropy;               /* [T]; NULL: not wanted */
+    moei_fault *fault;            /* where a bad token is told */
+    /* gradient only */
+    const int32_t *row_of;    /* [T, K] */
+    const float *drow_weight; /* [R] */
+    const double *aux_grad;   /* [E] d loss / d prob[t,e]; NULL: none */
+    const double *z_grad;     /* [1] d loss / d lse(t) = z_grad * lse(t); NULL: none */
+    float *dlogits;           /* [T, E] */
+} moei_router_args;
+
+/* Where each routed row stands: dispatch/plan.c on a device. Rows past offset[E] are padding.
+ *   plan        fills all that is not const
+ *   plan_index  row_token, row_slot and row_weight again, from offset and row_of */
+typedef struct moei_plan_args {
+    int64_t n_tokens, n_rows; /* n_rows: that the row arrays hold */
+    int32_t n_experts, top_k;
+    bool rank_major;    /* an expert's rows: all first choices, then all second ones; else by token */
+    bool keep_heaviest; /* of a full expert, ties to the earlier slot; else the first in that order */
+    bool pad;
+    const uint8_t *mask;
+    const int32_t *capacity_of; /* [T + 1] rows an expert may take of so many real tokens; NULL: dropless */
+    const int32_t *expert;
+    const float *weight;
+    int64_t *n_valid;  /* [1] real tokens */
+    int64_t *capacity; /* [1] */
+    int64_t *offset, *routed, *kept;
+    int32_t *row_token, *row_slot, *row_of;
+    float *row_weight;
+    int32_t *tile_count; /* scratch [moei_plan_tiles(T * K), E] */
+    int64_t *step_rows;  /* [E] kept is added; NULL: nobody asks */
+} moei_plan_args;
+enum { MOEI_PLAN_TILE = 1024 };
+static inline int64_t moei_plan_tiles(int64_t n_slots) {
+    return (n_slots + MOEI_PLAN_TILE - 1) / MOEI_PLAN_TILE;
+}
+
+/* What the Switch and z losses ask of the router. */
+typedef struct moei_balance_args {
+    int32_t n_experts;
+    const int64_t *routed;  /* [E] */
+    const int64_t *n_valid; /* [1] */
+    double aux, z;          /* scale times coefficient */
+    double *aux_grad;       /* [E] */
+    double *z_grad;         /* [1] */
+} moei_balance_args;
+
+#endif

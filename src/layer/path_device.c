@@ -1,0 +1,167 @@
+/* path_device.c: routing, losses and the router's way back by kernels of the layer's device.
+ * logits[T,E] by the product of route/gate.c, then one kernel each for the router, the plan and their
+ * gradients; nothing waits and nothing is copied, but for stats, which the twin counts.
+ * Source: the same formulas as route/, dispatch/ and loss/, for the settings moei_path_device_serves lists.
+ */
+#include "kernel/kernel.h"
+#include "layer/layer_desc.h"
+#include "layer/layer_path.h"
+
+enum { MOST_EXPERTS = 4096, MOST_GROUPS = 64 };
+
+static bool router_serves(const moe_layer_desc *d) {
+    return moei_is(d->router_type, "top_k") && moei_is(d->routing_unit, "token") &&
+           d->input_jitter_eps <= 0 && d->expert_dropout <= 0 && d->top_k_min == 0 &&
+           d->num_groups <= MOST_GROUPS && !*d->expert_kinds && d->num_experts <= MOST_EXPERTS;
+}
+
+static bool losses_serve(const moe_layer_desc *d) {
+    return d->seq_aux_loss_coeff <= 0 && d->global_aux_loss_coeff <= 0 && d->gshard_loss_coeff <= 0 &&
+           d->importance_loss_coeff <= 0 && d->load_loss_coeff <= 0 && d->entropy_loss_coeff <= 0 &&
+           moei_is(d->aux_map, "actual");
+}
+
+bool moei_path_device_serves(const moe_layer *layer) {
+    const moei_kernels *kernels = layer->ctx->kernels[layer->desc.dtype];
+    return kernels->router && layer->router.dtype == MOE_F32 && !layer->capacity.by_sequence &&
+           router_serves(&layer->desc) && losses_serve(&layer->desc);
+}
+
+static moei_router_args router_args(const moe_layer *layer, const moei_scratch *s) {
+    const moei_router *router = &layer->router;
+    const moei_routing *routing = &layer->routing;
+    const int32_t best[] = {[MOEI_GROUP_MAX] = 1,
+                            [MOEI_GROUP_TOP2_SUM] = 2,
+                            [MOEI_GROUP_TOPN_SUM] =
+                                router->top_k / (layer->desc.group_top_k > 0 ? layer->desc.group_top_k : 1)};
+    return (moei_router_args){.n_tokens = routing->n_tokens,
+                              .n_experts = router->n_experts,
+                              .top_k = router->top_k,
+                              .score = (moei_router_score)router->score,
+                              .score_before_topk = router->score_before_topk,
+                              .norm_topk_prob = router->norm_topk_prob,
+                              .rank_logits = router->rank_logits,
+                              .bias_in_weights = layer->desc.selection_bias_in_weights,
+                              .normalise_prob =
+                                  router->score != MOEI_SOFTMAX && !moei_is(layer->desc.aux_scores, "raw"),
+                              .norm_eps = router->norm_eps,
+                              .scale = router->scale,
+                              .n_groups = layer->desc.num_groups,
+                              .group_top_k = layer->desc.group_top_k,
+                              .group_best = best[router->group_score],
+                              .layer = layer->desc.layer_index,
+                              .mask = layer->batch.mask,
+                              .selection_bias = layer->gate.selection_bias,
+                              .replay_expert = layer->batch.replay_expert,
+                              .replay_weight = layer->batch.replay_weight,
+                              .logits = routing->logits,
+                              .prob = routing->prob,
+                              .lse = routing->lse,
+                              .expert = routing->expert,
+                              .weight = routing->weight,
+                              .entropy = s->route.entropy,
+                              .fault = layer->ctx->fault};
+}
+
+static moei_plan_args plan_args(const moe_layer *layer, const moei_scratch *s) {
+    const moei_plan *plan = &layer->plan;
+    const moei_capacity *capacity = &layer->capacity;
+    const bool limited = capacity->factor[layer->batch.mode] > 0;
+    return (moei_plan_args){.n_tokens = plan->n_tokens,
+                            .n_rows = plan->n_rows,
+                            .n_experts = plan->n_experts,
+                            .top_k = plan->top_k,
+                            .rank_major = capacity->drop == MOEI_DROP_RANK_MAJOR,
+                            .keep_heaviest = capacity->drop == MOEI_DROP_PROBS,
+                            .pad = limited && capacity->pad,
+                            .mask = layer->batch.mask,
+                            .capacity_of = limited ? layer->device.capacity_of[layer->batch.mode] : NULL,
+                            .expert = layer->routing.expert,
+                            .weight = layer->routing.weight,
+                            .n_valid = layer->device.n_valid,
+                            .capacity = plan->capacity,
+                            .offset = plan->offset,
+                            .routed = plan->routed,
+                            .kept = plan->kept,
+                            .row_token = plan->row_token,
+                            .row_slot = plan->row_slot,
+                            .row_of = plan->row_of,
+                            .row_weight = plan->row_weight,
+                            .tile_count = s->tile_count,
+                            .step_rows = layer->batch.mode == MOE_TRAIN ? layer->device.step_rows : NULL};
+}
+
+static void build_plan(moe_layer *layer, const moei_scratch *s) {
+    moei_plan *plan = &layer->plan;
+    const bool limited = layer->capacity.factor[layer->batch.mode] > 0;
+    plan->n_tokens = layer->batch.x.rows;
+    plan->n_groups = 1;
+    const moei_extent extent = {plan->n_tokens, 1, layer->batch.mode};
+    plan->n_rows =
+        moei_plan_max_rows(limited ? &layer->capacity : NULL, extent, plan->top_k, plan->n_experts);
+    moei_layer_plan_rows(layer, s);
+    const moei_plan_args args = plan_args(layer, s);
+    layer->ctx->kernels[layer->desc.dtype]->plan(&layer->ctx->team, &args);
+}
+
+static moe_status index_rows(moe_layer *layer, const moei_scratch *s) {
+    moei_layer_plan_rows(layer, s);
+    const moei_plan_args args = plan_args(layer, s);
+    layer->ctx->kernels[layer->desc.dtype]->plan_index(&layer->ctx->team, &args);
+    return MOE_OK;
+}
+
+static moe_status route(moe_layer *layer, const moei_scratch *s) {
+    layer->routing.n_tokens = layer->batch.x.rows;
+    if (layer->batch.replay_weight && !layer->batch.replay_expert)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                            "replay_weight without replay_expert: whose weights?");
+    if (!layer->router.keeps_logits) layer->routing.logits = s->route.logits;
+    const moei_route_job job = moei_layer_route_job(layer, s);
+    moei_gate_forward(&job);
+    const moei_router_args args = router_args(layer, s);
+    layer->ctx->kernels[layer->desc.dtype]->router(&layer->ctx->team, &args);
+    build_plan(layer, s);
+    return MOE_OK;
+}
+
+/* The twin counts what the kernels wrote; what the step counts is the device's own. */
+static moe_status measure(moe_layer *layer, const moei_scratch *s, moe_stats *stats) {
+    moe_layer *twin = layer->twin;
+    if (!stats) return MOE_OK;
+    MOEI_TRY(layer->ctx->device->wait(layer->ctx));
+    MOEI_TRY(moei_twin_fetch_routing(layer));
+    const moei_scratch ours = moei_layer_scratch(twin);
+    MOEI_TRY(moei_memory_copy(layer->ctx, ours.route.entropy, s->route.entropy,
+                              (size_t)layer->batch.x.rows * sizeof(float)));
+    stats->n_tokens = twin->batch.n_valid;
+    return moei_path_cpu.measure(twin, &ours, stats);
+}
+
+static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx) {
+    const moe_layer_desc *d = &layer->desc;
+    const moei_kernels *kernels = layer->ctx->kernels[d->dtype];
+    const bool has_losses = d->aux_loss_coeff > 0 || d->z_loss_coeff > 0;
+    moei_router_args args = router_args(layer, s);
+    args.row_of = layer->plan.row_of;
+    args.drow_weight = s->drow_weight;
+    args.dlogits = s->route.logits;
+    if (has_losses) {
+        const moei_balance_args balance = {.n_experts = d->num_experts,
+                                           .routed = layer->plan.routed,
+                                           .n_valid = layer->device.n_valid,
+                                           .aux = layer->loss_scale * (double)d->aux_loss_coeff,
+                                           .z = layer->loss_scale * (double)d->z_loss_coeff,
+                                           .aux_grad = s->aux_grad,
+                                           .z_grad = s->aux_grad + d->num_experts};
+        kernels->balance_grad(&layer->ctx->team, &balance);
+        args.aux_grad = balance.aux_grad;
+        args.z_grad = balance.z_grad;
+    }
+    kernels->router_grad(&layer->ctx->team, &args);
+    const moei_route_job job = moei_layer_route_job(layer, s);
+    moei_gate_backward(&job, &layer->gate_grad, dx);
+    return MOE_OK;
+}
+
+const moei_layer_path moei_path_device = {"device", route, measure, index_rows, route_backward};

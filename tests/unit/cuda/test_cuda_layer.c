@@ -1,0 +1,403 @@
+/* test_cuda_layer.c: the layer on a GPU against the f64 layer on the CPU: forward, backward, statistics,
+ * steps. Odd shapes, fresh random numbers (the seed is printed), poisoned outputs; norm(difference) /
+ * norm(f64) <= 1e-5, gradients <= 2e-5. Skipped by name where there is no GPU or no CUDA.
+ */
+#include "support/layer_fixture.h"
+
+#include <moekit/cuda.h>
+
+typedef struct problem {
+    const char *name, *settings;
+    int64_t tokens;
+    bool masked, on_device; /* on_device: the device's kernels are to route it */
+    int64_t sequence;
+} problem;
+
+/* NULL where there is no GPU: the caller says so by name. */
+static moe_ctx *cuda_ctx(void) {
+    moe_ctx_desc desc = {.size = sizeof desc, .device = MOE_CUDA, .seed = test_seed()};
+    moe_ctx *ctx = NULL;
+    moe_error error = {0};
+    if (moe_ctx_create(&desc, &ctx, &error) == MOE_OK) return ctx;
+    assert_int_equal(error.status, MOE_ERR_UNSUPPORTED);
+    fprintf(stderr, "not run here: %s\n", error.text);
+    return NULL;
+}
+
+static double *widened(moe_dtype dtype, const void *from, int64_t n) {
+    double *value = malloc((size_t)(n + 1) * sizeof *value);
+    assert_non_null(value);
+    for (int64_t i = 0; i < n; ++i)
+        value[i] = dtype == MOE_F64 ? ((const double *)from)[i] : (double)((const float *)from)[i];
+    return value;
+}
+
+static int64_t numbers(const moe_param *param) {
+    return param->dim[0] * param->dim[1] * param->dim[2];
+}
+
+/* Device memory as doubles on the host. */
+static double *fetched(moe_ctx *ctx, const void *device, int64_t n) {
+    float *host = malloc((size_t)(n + 1) * sizeof *host);
+    assert_non_null(host);
+    must(ctx, moe_memory_copy(ctx, host, device, (size_t)n * sizeof *host));
+    double *value = widened(MOE_F32, host, n);
+    free(host);
+    return value;
+}
+
+static void close_to(const char *what, const problem *p, const double *got, const double *wanted, int64_t n,
+                     double bound) {
+    double difference = 0, size = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        if (isnan(got[i]))
+            fail_msg("%s, %s: number %lld is NaN (seed %llu)", p->name, what, (long long)i,
+                     (unsigned long long)test_seed());
+        difference += (got[i] - wanted[i]) * (got[i] - wanted[i]);
+        size += wanted[i] * wanted[i];
+    }
+    const double relative = sqrt(difference) / (sqrt(size) + 1e-30);
+    if (size > 0 ? relative > bound : difference > 0)
+        fail_msg("%s, %s: off by %.3g, bound %.3g (seed %llu)", p->name, what, relative, bound,
+                 (unsigned long long)test_seed());
+}
+
+/* One layer in both places, the same f32 numbers in each. */
+typedef struct pair {
+    moe_ctx *cpu, *gpu;
+    moe_layer *exact, *layer;
+    float *x, *dy; /* host */
+    double *x64, *dy64;
+    void *d_x, *d_y, *d_dy, *d_dx, *d_mask;
+    uint8_t *mask;
+    int64_t d, n_in, n_out;
+} pair;
+
+static void copy_params(const pair *p) {
+    for (int32_t i = 0; i < moe_layer_param_count(p->layer); ++i) {
+        moe_param ours = {.size = sizeof ours}, theirs = {.size = sizeof theirs};
+        must(p->gpu, moe_layer_param(p->layer, i, &ours));
+        must(p->cpu, moe_layer_param(p->exact, i, &theirs));
+        assert_string_equal(ours.name, theirs.name);
+        const int64_t n = numbers(&ours);
+        float *drawn = malloc((size_t)(n + 1) * sizeof *drawn);
+        assert_non_null(drawn);
+        moe_random_normal(test_seed(), MOE_DRAW_TEST, 100 + (uint32_t)i, 0, MOE_F32, drawn, n,
+                          ours.buffer      ? 0.05
+                          : ours.n_dim > 1 ? 0.4
+                                           : 0.1);
+        must(p->gpu, moe_memory_copy(p->gpu, ours.value, drawn, (size_t)n * sizeof *drawn));
+        for (int64_t j = 0; j < n; ++j) ((double *)theirs.value)[j] = (double)drawn[j];
+        free(drawn);
+    }
+}
+
+static void *upload(moe_ctx *ctx, const void *from, size_t bytes) {
+    void *device = moe_memory_alloc(ctx, bytes + 1);
+    assert_non_null(device);
+    must(ctx, moe_memory_copy(ctx, device, from, bytes));
+    return device;
+}
+
+static moe_layer_desc described(const problem *p) {
+    moe_layer_desc desc = {
+        .size = sizeof desc, .d_model = 24, .num_experts = 8, .top_k = 2, .expert_hidden_size = 20};
+    static char text[400]; /* names of kinds point into it */
+    char *rest = text;
+    snprintf(text, sizeof text, "%s", p->settings);
+    for (char *key; (key = strtok_r(rest, " ", &rest)) != NULL;) {
+        char *value = strchr(key, '=');
+        moe_error error = {0};
+        assert_non_null(value);
+        *value++ = 0;
+        if (moe_layer_desc_set(&desc, key, value, &error) != MOE_OK) fail_msg("%s: %s", p->name, error.text);
+    }
+    return desc;
+}
+
+static pair open_pair(moe_ctx *gpu, const problem *p) {
+    pair both = {.gpu = gpu, .cpu = test_ctx("ref", 1)};
+    moe_layer_desc desc = described(p);
+    both.d = desc.d_model;
+    const int32_t d_out = desc.output_size ? desc.output_size : desc.d_model;
+    desc.dtype = MOE_F64;
+    must(both.cpu, moe_layer_create(both.cpu, &desc, &both.exact));
+    must(both.cpu, moe_layer_reserve(both.exact, p->tokens, MOE_TRAIN));
+    desc.dtype = MOE_F32;
+    must(gpu, moe_layer_create(gpu, &desc, &both.layer));
+    must(gpu, moe_layer_reserve(both.layer, p->tokens, MOE_TRAIN));
+    copy_params(&both);
+    both.n_in = p->tokens * desc.d_model;
+    both.n_out = p->tokens * d_out;
+    both.x = test_random(MOE_F32, p->tokens, desc.d_model, 1).data;
+    both.dy = test_random(MOE_F32, p->tokens, d_out, 2).data;
+    both.x64 = widened(MOE_F32, both.x, both.n_in);
+    both.dy64 = widened(MOE_F32, both.dy, both.n_out);
+    both.d_x = upload(gpu, both.x, (size_t)both.n_in * sizeof(float));
+    both.d_dy = upload(gpu, both.dy, (size_t)both.n_out * sizeof(float));
+    float *poison = test_output(MOE_F32, p->tokens, desc.d_model > d_out ? desc.d_model : d_out).data;
+    both.d_y = upload(gpu, poison, (size_t)both.n_out * sizeof(float));
+    both.d_dx = upload(gpu, poison, (size_t)both.n_in * sizeof(float));
+    free(poison);
+    both.mask = malloc((size_t)p->tokens + 1);
+    assert_non_null(both.mask);
+    for (int64_t t = 0; t < p->tokens; ++t) both.mask[t] = t % 5 != 2;
+    both.d_mask = upload(gpu, both.mask, (size_t)p->tokens);
+    return both;
+}
+
+static void close_pair(pair *both) {
+    void *device[] = {both->d_x, both->d_y, both->d_dy, both->d_dx, both->d_mask};
+    for (size_t i = 0; i < sizeof device / sizeof *device; ++i) moe_memory_free(both->gpu, device[i], 1);
+    moe_layer_destroy(both->layer);
+    moe_layer_destroy(both->exact);
+    moe_ctx_destroy(both->cpu);
+    free(both->x), free(both->dy), free(both->x64), free(both->dy64), free(both->mask);
+}
+
+static void compare_stats(const problem *p, const moe_stats *got, const moe_stats *wanted) {
+    assert_int_equal(got->n_tokens, wanted->n_tokens);
+    assert_int_equal(got->n_routed, wanted->n_routed);
+    assert_int_equal(got->n_kept, wanted->n_kept);
+    assert_int_equal(got->n_dead, wanted->n_dead);
+    close_to("loss", p, &got->loss, &wanted->loss, 1, 1e-5);
+    close_to("aux_loss", p, &got->aux_loss, &wanted->aux_loss, 1, 1e-5);
+    close_to("z_loss", p, &got->z_loss, &wanted->z_loss, 1, 1e-5);
+    close_to("router_entropy", p, &got->router_entropy, &wanted->router_entropy, 1, 1e-5);
+}
+
+static void run(moe_ctx *gpu, const problem *p) {
+    pair both = open_pair(gpu, p);
+    const int64_t T = p->tokens, d = both.d, d_out = T > 0 ? both.n_out / T : d;
+    moe_call call = {.size = sizeof call,
+                     .mode = MOE_TRAIN,
+                     .step = 3,
+                     .loss_scale = 1.5f,
+                     .sequence_length = p->sequence};
+    moe_stats got = {.size = sizeof got}, wanted = {.size = sizeof wanted};
+    double *y = malloc((size_t)(both.n_out + 1) * sizeof *y),
+           *dx = malloc((size_t)(both.n_in + 1) * sizeof *dx);
+    assert_true(y && dx);
+    assert_int_equal(moe_layer_routes_on_device(both.layer), p->on_device);
+    if (p->masked) call.token_mask = both.mask;
+    must(both.cpu, moe_layer_forward(both.exact, (moe_mat){both.x64, T, d, 0, MOE_F64},
+                                     (moe_mat){y, T, d_out, 0, MOE_F64}, &call, &wanted));
+    must(both.cpu,
+         moe_layer_backward(both.exact, (moe_mat){both.x64, T, d, 0, MOE_F64},
+                            (moe_mat){both.dy64, T, d_out, 0, MOE_F64}, (moe_mat){dx, T, d, 0, MOE_F64}));
+    if (p->masked) call.token_mask = both.d_mask;
+    must(gpu, moe_layer_forward(both.layer, (moe_mat){both.d_x, T, d, 0, MOE_F32},
+                                (moe_mat){both.d_y, T, d_out, 0, MOE_F32}, &call, &got));
+    must(gpu, moe_layer_backward(both.layer, (moe_mat){both.d_x, T, d, 0, MOE_F32},
+                                 (moe_mat){both.d_dy, T, d_out, 0, MOE_F32},
+                                 (moe_mat){both.d_dx, T, d, 0, MOE_F32}));
+    must(gpu, moe_ctx_wait(gpu));
+    double *y32 = fetched(gpu, both.d_y, both.n_out), *dx32 = fetched(gpu, both.d_dx, both.n_in);
+    close_to("y", p, y32, y, both.n_out, 1e-5);
+    close_to("dx", p, dx32, dx, both.n_in, 2e-5);
+    free(y), free(dx), free(y32), free(dx32);
+    compare_stats(p, &got, &wanted);
+    must(gpu, moe_layer_end_step(both.layer, NULL));
+    must(both.cpu, moe_layer_end_step(both.exact, NULL));
+    for (int32_t i = 0; i < moe_layer_param_count(both.layer); ++i) {
+        moe_param ours = {.size = sizeof ours}, theirs = {.size = sizeof theirs};
+        must(gpu, moe_layer_param(both.layer, i, &ours));
+        must(both.cpu, moe_layer_param(both.exact, i, &theirs));
+        assert_int_equal(ours.grad != NULL, theirs.grad != NULL);
+        double *value = fetched(gpu, ours.value, numbers(&ours));
+        close_to(ours.name, p, value, theirs.value, numbers(&ours), 1e-6);
+        free(value);
+        if (!ours.grad) continue;
+        double *grad = fetched(gpu, ours.grad, numbers(&ours));
+        close_to(ours.name, p, grad, theirs.grad, numbers(&ours), 2e-5);
+        free(grad);
+    }
+    close_pair(&both);
+}
+
+/* Beyond d_model 24, num_experts 8, top_k 2, expert_hidden_size 20. */
+static const problem problems[] = {
+    {.name = "swiglu",                                                                                        .tokens = 37,      .on_device = true,                                                                                                                         .settings = "aux_loss_coeff=0.3 z_loss_coeff=0.2"},
+    {.name = "masked",
+     .tokens = 41,
+     .on_device = true,
+     .masked = true,
+     .settings = "aux_loss_coeff=0.3 z_loss_coeff=0.2"},
+    {.name = "relu, odd widths",
+     .tokens = 131,
+     .on_device = true,
+     .settings =
+         "d_model=67 num_experts=5 top_k=3 expert_hidden_size=131 activation=relu score_before_topk=true "
+         "norm_topk_prob=true aux_loss_coeff=0.1"},
+    {.name = "gelu, biases",
+     .tokens = 53,
+     .on_device = true,
+     .settings = "activation=gelu expert_bias=true router_bias=true z_loss_coeff=0.1"},
+    {.name = "sigmoid, groups, bias",
+     .tokens = 77,
+     .on_device = true,
+     .settings =
+         "num_experts=12 top_k=3 score_function=sigmoid norm_topk_prob=true routed_scaling_factor=2.5 "
+         "num_groups=4 group_top_k=2 selection_bias=true selection_bias_update_rate=0.01 aux_loss_coeff=0.2"},
+    {.name = "sqrtsoftplus, raw scores",
+     .tokens = 29,
+     .on_device = true,
+     .settings = "score_function=sqrtsoftplus aux_scores=raw aux_loss_coeff=0.2 z_loss_coeff=0.1"},
+    {.name = "biased weights",
+     .tokens = 33,
+     .on_device = true,
+     .settings =
+         "score_function=sigmoid selection_bias=true selection_bias_in_weights=true aux_loss_coeff=0.2"},
+    {.name = "capacity by weight",
+     .tokens = 90,
+     .on_device = true,
+     .masked = true,
+     .settings = "capacity_factor=0.7 aux_loss_coeff=0.1"},
+    {.name = "capacity by place",
+     .tokens = 90,
+     .on_device = true,
+     .settings = "capacity_factor=0.6 drop_policy=position"},
+    {.name = "capacity by rank, padded",
+     .tokens = 90,
+     .on_device = true,
+     .masked = true,
+     .settings = "capacity_factor=0.6 drop_policy=rank_major pad_to_capacity=true"},
+    {.name = "shared expert with gate",
+     .tokens = 45,
+     .on_device = true,
+     .masked = true,
+     .settings =
+         "num_shared_experts=2 shared_expert_hidden_size=12 shared_expert_gate=true output_bias=true"},
+    {.name = "latent",
+     .tokens = 45,
+     .on_device = true,
+     .settings = "latent_size=10 expert_bias=true output_size=30"},
+    {.name = "dense",
+     .tokens = 45,
+     .settings =
+         "num_experts=0 top_k=0 expert_hidden_size=0 num_shared_experts=1 shared_expert_hidden_size=40"                                                                                                                                                                                                                                                       },
+    {.name = "one expert",
+     .tokens = 45,
+     .on_device = true,
+     .masked = true,
+     .settings = "num_experts=1 top_k=1 score_function=sigmoid"},
+    {.name = "weight at the input",
+     .tokens = 45,
+     .on_device = true,
+     .settings = "top_k=1 score_function=sigmoid weight_apply=input"},
+    {.name = "clamped, interleaved",
+     .tokens = 45,
+     .on_device = true,
+     .settings = "activation=quick_geglu expert_bias=true"},
+    {.name = "dropout, recompute",
+     .tokens = 45,
+     .on_device = true,
+     .settings = "dropout=0.3 recompute=layer"},
+    {.name = "identity",
+     .tokens = 45,
+     .on_device = true,
+     .settings = "expert=identity score_before_topk=true"},
+    {.name = "mixed kinds",
+     .tokens = 60,
+     .settings = "num_experts=5 expert_kinds=20,20,7,identity,zero expert_hidden_size=0"                                                                                                                                                                           },
+    {.name = "many tokens",
+     .tokens = 3001,
+     .on_device = true,
+     .settings =
+         "d_model=40 num_experts=37 top_k=4 expert_hidden_size=33 capacity_factor=1.1 aux_loss_coeff=0.1"},
+    {.name = "no tokens",                                                                                            .tokens = 0,                                                                                                          .on_device = true,                                                                                                                                                                                                                 .settings = "aux_loss_coeff=0.1"},
+    {.name = "expert choice",                                                                            .tokens = 40,                                                                                                               .settings = "router_type=expert_choice"                                                                                                                                                                                                                                                    },
+    {.name = "noisy top-k",
+     .tokens = 40,
+     .masked = true,
+     .settings = "router_type=noisy_top_k load_loss_coeff=0.1 importance_loss_coeff=0.1"},
+    {.name = "two levels",
+     .tokens = 48,
+     .settings = "router_type=gshard_top2 num_groups_outer=2 gshard_loss_coeff=0.1"                                                                                                                                                                                         },
+    {.name = "sinkhorn",                     .tokens = 40,                                      .settings = "router_type=sinkhorn"},
+    {.name = "losses by sequence",
+     .tokens = 40,
+     .sequence = 10,
+     .masked = true,
+     .settings = "seq_aux_loss_coeff=0.2 entropy_loss_coeff=0.1"},
+    {.name = "jitter, router in f64", .tokens = 40,.settings = "input_jitter_eps=0.1 router_dtype=f64"},
+};
+
+static void layers_are_those_of_the_cpu(void **state) {
+    (void)state;
+    moe_ctx *gpu = cuda_ctx();
+    if (!gpu) return;
+    const char *only = getenv("MOEKIT_TEST_PROBLEM");
+    for (size_t i = 0; i < sizeof problems / sizeof *problems; ++i) {
+        if (only && strcmp(only, problems[i].name) != 0) continue;
+        run(gpu, &problems[i]);
+        fprintf(stderr, "  %s\n", problems[i].name);
+    }
+    moe_ctx_destroy(gpu);
+}
+
+static void a_bad_logit_is_told(void **state) {
+    (void)state;
+    moe_ctx *gpu = cuda_ctx();
+    if (!gpu) return;
+    const problem p = problems[0];
+    pair both = open_pair(gpu, &p);
+    both.x[5 * both.d + 3] = NAN;
+    must(gpu, moe_memory_copy(gpu, both.d_x, both.x, (size_t)both.n_in * sizeof(float)));
+    const moe_mat x = {both.d_x, p.tokens, both.d, 0, MOE_F32}, y = {both.d_y, p.tokens, both.d, 0, MOE_F32};
+    /* The first call that sees it tells it: forward itself, where the device was quick. */
+    moe_status status = moe_layer_forward(both.layer, x, y, &test_train_call, NULL);
+    if (status == MOE_OK) status = moe_ctx_wait(gpu);
+    assert_int_equal(status, MOE_ERR_NUMERIC);
+    assert_non_null(strstr(moe_ctx_error(gpu), "token 5"));
+    must(gpu, moe_ctx_wait(gpu));
+    close_pair(&both);
+    moe_ctx_destroy(gpu);
+}
+
+/* The same bits from run to run. */
+static void runs_repeat(void **state) {
+    (void)state;
+    moe_ctx *gpu = cuda_ctx();
+    if (!gpu) return;
+    const problem p = {.name = "repeat", .tokens = 700, .settings = "capacity_factor=0.9 aux_loss_coeff=0.1"};
+    pair both = open_pair(gpu, &p);
+    const moe_mat x = {both.d_x, p.tokens, both.d, 0, MOE_F32}, y = {both.d_y, p.tokens, both.d, 0, MOE_F32};
+    const moe_mat dy = {both.d_dy, p.tokens, both.d, 0, MOE_F32},
+                  dx = {both.d_dx, p.tokens, both.d, 0, MOE_F32};
+    float *first = NULL;
+    for (int round = 0; round < 5; ++round) {
+        moe_param up = {.size = sizeof up};
+        moe_layer_zero_grad(both.layer);
+        must(gpu, moe_layer_forward(both.layer, x, y, &test_train_call, NULL));
+        must(gpu, moe_layer_backward(both.layer, x, dy, dx));
+        must(gpu, moe_layer_param_by_name(both.layer, "experts.up.weight", &up));
+        const size_t bytes = (size_t)both.n_in * sizeof(float),
+                     weights = (size_t)numbers(&up) * sizeof(float);
+        float *now = malloc(2 * bytes + weights);
+        assert_non_null(now);
+        must(gpu, moe_memory_copy(gpu, now, both.d_y, bytes));
+        must(gpu, moe_memory_copy(gpu, (char *)now + bytes, both.d_dx, bytes));
+        must(gpu, moe_memory_copy(gpu, (char *)now + 2 * bytes, up.grad, weights));
+        if (first) assert_memory_equal(now, first, 2 * bytes + weights);
+        if (first)
+            free(now);
+        else
+            first = now;
+    }
+    free(first);
+    close_pair(&both);
+    moe_ctx_destroy(gpu);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(layers_are_those_of_the_cpu),
+        cmocka_unit_test(a_bad_logit_is_told),
+        cmocka_unit_test(runs_repeat),
+    };
+    moe_ctx *gpu = cuda_ctx();
+    if (!gpu) return 77;
+    moe_ctx_destroy(gpu);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
