@@ -9,10 +9,6 @@
 
 #include <string.h>
 
-static bool has_jitter(const moei_route_job *job) {
-    return job->router->jitter_eps > 0 && job->batch->mode == MOE_TRAIN;
-}
-
 /* in[s] = mean over the real tokens of sequence s; 0 where there are none. */
 static void mean_sequence(const moei_route_job *job, int64_t s) {
     const moei_batch *batch = job->batch;
@@ -43,7 +39,7 @@ static void gather_tasks(const moei_route_job *job) {
 static moe_mat gate_input(const moei_route_job *job) {
     const moei_router *router = job->router;
     const moe_mat x = job->batch->x;
-    if (router->unit == MOEI_UNIT_TOKEN && !has_jitter(job)) return x;
+    if (router->unit == MOEI_UNIT_TOKEN && !moei_has_jitter(job)) return x;
     if (router->unit == MOEI_UNIT_SEQUENCE)
         moei_parallel(&job->ctx->team, job->batch->n_sequences, sequence_task, (void *)(uintptr_t)job);
     else if (router->unit == MOEI_UNIT_TASK)
@@ -54,7 +50,7 @@ static moe_mat gate_input(const moei_route_job *job) {
     return (moe_mat){job->scratch.in, rows, router->d_model, router->d_model, x.dtype};
 }
 
-/* out[rows,E] = in gate^T */
+/* out[rows,E] = in gate^T, real */
 static void multiply(const moei_route_job *job, moe_mat in, const void *gate, void *out) {
     const int64_t offset[2] = {0, in.rows};
     job->ctx->kernels[in.dtype]->gemm_rows(&job->ctx->team,
@@ -70,7 +66,8 @@ static void multiply(const moei_route_job *job, moe_mat in, const void *gate, vo
                                                                  .ldb = job->router->d_model,
                                                                  .b_trans = true,
                                                                  .c = out,
-                                                                 .ldc = job->router->n_experts});
+                                                                 .ldc = job->router->n_experts,
+                                                                 .c_wide = in.dtype != job->routing->dtype});
 }
 
 /* [U,E] -> [T,E] in place: the last token first, so that a row is read before it is written. */

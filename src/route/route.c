@@ -178,7 +178,7 @@ static moe_status forward(const moei_route_job *job) {
 moe_status moei_route_forward(const moei_route_job *job) {
     moei_wide_job wide;
     MOEI_TRY(check_batch(job));
-    return forward(moei_widen(job, &wide));
+    return forward(moei_widen_forward(job, &wide));
 }
 
 typedef struct backward_arg {

@@ -52,6 +52,10 @@ void moei_levels_backward(const moei_route_job *job, const void *dweight, const 
 /* What is wrong with slot k of a token's recorded slots; NULL: nothing. */
 const char *moei_levels_replay_fault(const moei_route_job *job, const int32_t *token, int64_t k);
 moei_levels moei_levels_carve(const moei_router *router, moei_arena *arena, moei_extent extent);
+static inline bool moei_has_jitter(const moei_route_job *job) {
+    return job->router->jitter_eps > 0 && job->batch->mode == MOE_TRAIN;
+}
+
 static inline bool moei_two_levels(const moei_router *router) {
     return router->desc->num_groups_outer > 0;
 }
@@ -65,6 +69,8 @@ typedef struct moei_wide_job {
     moei_gate gate;
 } moei_wide_job;
 const moei_route_job *moei_widen(const moei_route_job *job, moei_wide_job *wide);
+/* The same for a forward, where a product of bf16 tokens with a bf16 gate has f32 logits without copies. */
+const moei_route_job *moei_widen_forward(const moei_route_job *job, moei_wide_job *wide);
 void moei_widen_gradients(const moei_route_job *job, moei_gate *grad, moe_mat *dx);
 void moei_narrow_gradients(const moei_route_job *job, const moei_gate *from, moe_mat from_dx,
                            const moei_gate *grad, moe_mat dx);

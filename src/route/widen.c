@@ -24,17 +24,29 @@ static moe_dtype grad_dtype(const moei_router *router) {
     return moei_wide(router->desc->dtype);
 }
 
+/* Whether kernels take tokens and gate as they are stored and give wide logits; what else the router reads of
+ * the tokens (jitter, sequences, inner gates) it computes with. */
+static bool has_wide_product(const moei_router *router) {
+    return router->desc->dtype == MOE_BF16 && router->dtype == MOE_F32 && router->unit == MOEI_UNIT_TOKEN &&
+           !moei_two_levels(router);
+}
+
+static bool is_factor(const moei_gate_param *param) {
+    return param->offset == offsetof(moei_gate, weight) || param->offset == offsetof(moei_gate, noise);
+}
+
 moei_route_wide moei_route_wide_carve(const moei_router *router, moei_arena *arena, int64_t T, bool train) {
     moei_route_wide wide = {0};
     moei_gate_param param[MOEI_GATE_PARAMS];
     const int32_t count = moei_router_params(router, param);
     const size_t real = moe_dtype_bytes(router->dtype);
     if (router->dtype == router->desc->dtype) return wide;
-    wide.x = moei_arena_array(arena, T, router->d_model, real);
+    const bool factors = train || !has_wide_product(router);
+    if (factors) wide.x = moei_arena_array(arena, T, router->d_model, real);
     if (train) wide.dx = moei_arena_array(arena, T, router->d_model, real);
     for (int32_t i = 0; i < count; ++i) {
         const moe_mat shape = matrix_of(&param[i], NULL, router->dtype);
-        if (moei_gate_dtype(router, param[i].buffer) != router->dtype)
+        if (moei_gate_dtype(router, param[i].buffer) != router->dtype && (factors || !is_factor(&param[i])))
             *field_of(&wide.gate, &param[i]) = moei_arena_array(arena, shape.rows, shape.cols, real);
         if (train && !param[i].buffer && grad_dtype(router) != router->dtype)
             *field_of(&wide.grad, &param[i]) = moei_arena_array(arena, shape.rows, shape.cols, real);
@@ -81,19 +93,21 @@ static void convert(const moei_route_job *job, moe_mat from, moe_mat to, bool ad
     moei_parallel(&job->ctx->team, to.rows, convert_row, &convert);
 }
 
-const moei_route_job *moei_widen(const moei_route_job *job, moei_wide_job *wide) {
+static const moei_route_job *widen(const moei_route_job *job, moei_wide_job *wide, bool factors) {
     const moei_router *router = job->router;
     const moe_mat x = job->batch->x;
     moei_gate_param param[MOEI_GATE_PARAMS];
     const int32_t count = moei_router_params(router, param);
     if (router->dtype == router->desc->dtype) return job;
     wide->batch = *job->batch;
-    wide->batch.x = (moe_mat){job->scratch.wide.x, x.rows, x.cols, x.cols, router->dtype};
-    convert(job, x, wide->batch.x, false);
+    if (factors) {
+        wide->batch.x = (moe_mat){job->scratch.wide.x, x.rows, x.cols, x.cols, router->dtype};
+        convert(job, x, wide->batch.x, false);
+    }
     wide->gate = *job->gate;
     for (int32_t i = 0; i < count; ++i) {
         void *copy = value_of(&job->scratch.wide.gate, &param[i]);
-        if (!copy) continue;
+        if (!copy || (!factors && is_factor(&param[i]))) continue;
         const moe_dtype own = moei_gate_dtype(router, param[i].buffer);
         convert(job, matrix_of(&param[i], value_of(job->gate, &param[i]), own),
                 matrix_of(&param[i], copy, router->dtype), false);
@@ -107,6 +121,14 @@ const moei_route_job *moei_widen(const moei_route_job *job, moei_wide_job *wide)
 
 static void clear(moe_mat mat) {
     memset(mat.data, 0, (size_t)(mat.rows * mat.cols) * moe_dtype_bytes(mat.dtype));
+}
+
+const moei_route_job *moei_widen(const moei_route_job *job, moei_wide_job *wide) {
+    return widen(job, wide, true);
+}
+
+const moei_route_job *moei_widen_forward(const moei_route_job *job, moei_wide_job *wide) {
+    return widen(job, wide, !has_wide_product(job->router) || moei_has_jitter(job));
 }
 
 void moei_widen_gradients(const moei_route_job *job, moei_gate *grad, moe_mat *dx) {
