@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "kernel/kernel_list.h"
@@ -50,10 +51,19 @@ static void fail(const char *text) {
     exit(1);
 }
 
+/* In huge pages, as a context's own allocator does it. */
+static void *memory(size_t bytes) {
+    enum { HUGE = 2 << 20 };
+    size_t whole = (bytes + HUGE - 1) / HUGE * HUGE;
+    void *p = aligned_alloc(HUGE, whole ? whole : HUGE);
+    if (!p) fail("the problem does not fit in memory");
+    madvise(p, whole, MADV_HUGEPAGE);
+    return p;
+}
+
 static void *numbers(moe_dtype dtype, int64_t n) {
     int64_t some = n < 1 << 20 ? n : 1 << 20, real = (int64_t)moe_dtype_bytes(dtype);
-    char *p = aligned_alloc(64, (size_t)(n * real + 63) / 64 * 64);
-    if (!p) fail("the problem does not fit in memory");
+    char *p = memory((size_t)(n * real));
     moe_random_normal(1, MOE_DRAW_TEST, 0, (uint64_t)n, dtype, p, some, 1.0);
     for (int64_t i = some; i < n; i += some)
         memcpy(p + i * real, p, (size_t)((n - i < some ? n - i : some) * real));
@@ -76,7 +86,7 @@ static void setup(bench *b) {
     int64_t rows = b->rows = s->tokens * s->k;
     b->offset = malloc((size_t)(s->experts + 1) * sizeof *b->offset);
     b->a_row = malloc((size_t)rows * sizeof *b->a_row);
-    b->team.scratch = aligned_alloc(64, (size_t)b->team.n_threads * MOEI_THREAD_SCRATCH);
+    b->team.scratch = memory((size_t)b->team.n_threads * MOEI_THREAD_SCRATCH);
     b->team.pool = malloc(moei_pool_bytes(b->team.n_threads));
     if (!b->offset || !b->a_row || !b->team.scratch || !b->team.pool)
         fail("the problem does not fit in memory");

@@ -57,8 +57,9 @@ bool moei_isa_supported(moei_isa isa) {
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (isa == MOEI_ISA_AVX512) return avx512;
-    if (isa == MOEI_ISA_AVX512BF16) return avx512 && __builtin_cpu_supports("avx512bf16");
-    if (isa == MOEI_ISA_AMX) return avx512 && has_amx();
+    bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    if (isa == MOEI_ISA_AVX512BF16) return bf16;
+    if (isa == MOEI_ISA_AMX) return bf16 && has_amx();
 #endif
     return false;
 }

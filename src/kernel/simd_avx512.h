@@ -45,6 +45,11 @@ static inline vf vf_load_bf16_n(const uint16_t *p, int64_t n) {
     __m256i half = _mm256_maskz_loadu_epi16(vm_first(n), p);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
+#if defined(__AVX512BF16__)
+static inline __m256i vf_to_bf16(vf a) { /* numbers below 2^-126 become 0 */
+    return (__m256i)_mm512_cvtneps_pbh(a);
+}
+#else
 static inline __m256i vf_to_bf16(vf a) {
     __m512i bits = _mm512_castps_si512(a), high = _mm512_srli_epi32(bits, 16);
     __m512i even = _mm512_and_si512(high, _mm512_set1_epi32(1));
@@ -53,6 +58,7 @@ static inline __m256i vf_to_bf16(vf a) {
     __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
     return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), nan, quiet));
 }
+#endif
 static inline void vf_store_bf16(uint16_t *p, vf a) {
     _mm256_storeu_si256((__m256i *)(void *)p, vf_to_bf16(a));
 }

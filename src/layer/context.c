@@ -11,10 +11,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
+/* Large blocks ask for huge pages: a matrix product touches hundreds of small ones at once, and looking each
+ * up costs more than reading what is in it. The system may refuse. */
 static void *host_alloc(void *user, size_t bytes, size_t align) {
+    enum { HUGE = 2 << 20 };
     (void)user;
-    return aligned_alloc(align, (bytes + align - 1) / align * align);
+    if (bytes >= HUGE && align < HUGE) align = HUGE;
+    const size_t whole = (bytes + align - 1) / align * align;
+    void *ptr = aligned_alloc(align, whole);
+    if (ptr && align == HUGE) madvise(ptr, whole, MADV_HUGEPAGE);
+    return ptr;
 }
 
 static void host_free(void *user, void *ptr, size_t bytes) {
