@@ -152,7 +152,7 @@ static const moe_option options[] = {
      "threads; results do not depend on it; 0: one per core"},
     {"run.isa", "",
      MOE_OPT_TEXT, AT(run.isa), "", 0, 16, NULL,
-     "instruction set of the kernels: ref, avx2, avx512; empty: the best found"},
+     "instruction set of the kernels: ref, avx2, avx512, avx512bf16, amx, neon; empty: the best found"},
     {"run.resume_any_isa", "",
      MOE_OPT_BOOL, AT(run.resume_any_isa), "false", 0, 0, NULL,
      "resume a checkpoint of another instruction set, though the bits then differ from an unbroken run's"},

@@ -13,8 +13,8 @@
 
 enum {
     NR = 32,
-    KC = 512,         /* 32 rows of packed A, 33 KiB, stay in L1 */
-    NB = 512,         /* columns of a task: KC x NB of packed B is 512 KiB, a quarter of a 2 MiB L2 */
+    KC = 256,         /* 32 rows of packed A, 18 KiB, and a panel of B, 16 KiB, share an L1 of 48 KiB */
+    NB = 512,         /* columns of a task: KC x NB of packed B is 256 KiB, next to its sums in L2 */
     A_LD = KC + 32,   /* the padding keeps rows off the same cache sets */
     SUM_LD = NB + 16, /* likewise */
     STRIP_K = 64,     /* pairs are made of STRIP_K x NR numbers at a time: 4 KiB */

@@ -10,7 +10,7 @@
 #define MOEI_GEMM_TILE_H
 
 enum {
-    MR = VF_N == 16 ? 14 : 6, /* 28 of 32 or 12 of 16 registers hold the tile */
+    MR = VF_N == 8 ? 6 : 14, /* 12 of 16 registers hold the tile, or 28 of 32 */
     NV = 2,
     NR = NV * VF_N,
     KC = 256,

@@ -113,6 +113,7 @@ typedef enum moei_isa {
     MOEI_ISA_AVX512,
     MOEI_ISA_AVX512BF16,
     MOEI_ISA_AMX,
+    MOEI_ISA_NEON,
     MOEI_ISA_COUNT,
     MOEI_ISA_CUDA /* a device of its own: its rows serve its contexts, and no others do */
 } moei_isa;

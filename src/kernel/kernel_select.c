@@ -29,7 +29,8 @@ const char *moei_isa_name(moei_isa isa) {
     static const char *const names[] = {
         [MOEI_ISA_REF] = "ref",       [MOEI_ISA_AVX2] = "avx2",
         [MOEI_ISA_AVX512] = "avx512", [MOEI_ISA_AVX512BF16] = "avx512bf16",
-        [MOEI_ISA_AMX] = "amx",       [MOEI_ISA_CUDA] = "cuda",
+        [MOEI_ISA_AMX] = "amx",       [MOEI_ISA_NEON] = "neon",
+        [MOEI_ISA_CUDA] = "cuda",
     };
     return names[isa];
 }
@@ -60,6 +61,8 @@ bool moei_isa_supported(moei_isa isa) {
     bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
     if (isa == MOEI_ISA_AVX512BF16) return bf16;
     if (isa == MOEI_ISA_AMX) return bf16 && has_amx();
+#elif defined(__aarch64__)
+    if (isa == MOEI_ISA_NEON) return true; /* part of the base architecture */
 #endif
     return false;
 }

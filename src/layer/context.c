@@ -43,7 +43,7 @@ static moe_status choose_isa(const char *name, int *isa, moe_error *error) {
             return moei_error_set(error, MOE_ERR_UNSUPPORTED, "isa: this machine cannot run '%s'", name);
         }
     return moei_error_set(error, MOE_ERR_ARGUMENT,
-                          "isa: '%s' is not one of: ref, avx2, avx512, avx512bf16, amx", name);
+                          "isa: '%s' is not one of: ref, avx2, avx512, avx512bf16, amx, neon", name);
 }
 
 static moe_status choose_threads(int32_t wanted, int32_t *n_threads, moe_error *error) {

@@ -22,7 +22,8 @@ const cli_option cli_common_options[] = {
 
 const cli_option cli_context_options[] = {
     {"threads", 't', "N",    "threads; 0: MOEKIT_NUM_THREADS, OMP_NUM_THREADS, else one per core"},
-    {"isa",     0,   "NAME", "kernels: ref, avx2 or avx512; else MOEKIT_ISA, else the best found"},
+    {"isa",     0,   "NAME",
+     "kernels: ref, avx2, avx512, avx512bf16, amx or neon; else MOEKIT_ISA, else the best found" },
     {NULL,      0,   NULL,   NULL                                                                }
 };
 

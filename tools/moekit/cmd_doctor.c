@@ -47,7 +47,7 @@ static void examine_memory(doctor *self) {
 
 /* Every level the machine runs, worst first. */
 static void examine_isa(doctor *self) {
-    static const char *const levels[] = {"ref", "avx2", "avx512"};
+    static const char *const levels[] = {"ref", "avx2", "avx512", "avx512bf16", "amx", "neon"};
     char text[64] = "";
     size_t used = 0;
     for (size_t i = 0; i < sizeof levels / sizeof *levels; ++i) {

@@ -15,7 +15,7 @@ static const cli_option options[] = {
     {"sequences", 0,   "N",    "sequences the tokens belong to, which must divide them (1)"         },
     {"preset",    0,   "NAME", "the layer of another system: mixtral, deepseek_v3, ..., before keys"},
     {"dtype",     0,   "TYPE", "determinism: what the layer stores, f32 or bf16 (f32)"              },
-    {"isa",       0,   "NAME", "determinism: kernels to check: ref, avx2, avx512; else the best"    },
+    {"isa",       0,   "NAME", "determinism: kernels to check, as in MOEKIT_ISA; else the best"     },
     {NULL,        0,   NULL,   NULL                                                                 }
 };
 

@@ -15,8 +15,8 @@
 
 #include "kernel/kernel_list.h"
 
-/* A product keeps TILE_ROWS x TILE_VECS sums in registers: 16 of 32 in AVX-512, 8 of 16 in AVX2. */
-enum { LANES = 64, BLOCK = 64, TILE_ROWS = 4, TILE_VECS = VF_N == 16 ? 4 : 2 };
+/* A product keeps TILE_ROWS x TILE_VECS sums in registers: 16 of 32, or 8 of 16 in AVX2. */
+enum { LANES = 64, BLOCK = 64, TILE_ROWS = 4, TILE_VECS = VF_N == 8 ? 2 : 4 };
 
 static float scale_of(const moe_attention_args *a) {
     return a->scale != 0.0F ? a->scale : (float)(1.0 / sqrt((double)a->head_dim));

@@ -28,8 +28,9 @@ static void pack_a(const moei_rows *a, int64_t i0, int64_t rows, int64_t k0, int
     for (int64_t k = 0; k < kc; ++k) {
         int64_t from = row_start(a, k0 + k) + i0;
         for (int64_t i = 0; i < rows; i += MR) {
-            vf x = vf_get(a->bf16, a->base, from + i, moei_min(MR, rows - i));
-            vf_store(out + i / MR * A_PANEL + k * MR, x);
+            int64_t n = moei_min(MR, rows - i);
+            for (int64_t v = 0; v < n; v += VF_N)
+                vf_store(out + i / MR * A_PANEL + k * MR + v, vf_get(a->bf16, a->base, from + i + v, n - v));
         }
     }
 }
