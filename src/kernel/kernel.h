@@ -119,6 +119,7 @@ typedef enum moei_isa {
 } moei_isa;
 const char *moei_isa_name(moei_isa isa);
 bool moei_isa_supported(moei_isa isa); /* this machine runs it and this build has it */
+moei_isa moei_isa_best(void);          /* the fastest of them */
 
 /* The dtypes of a row of kernel.def: a bit for each moe_dtype. */
 enum {

@@ -67,6 +67,16 @@ bool moei_isa_supported(moei_isa isa) {
     return false;
 }
 
+moei_isa moei_isa_best(void) {
+    int best = MOEI_ISA_COUNT - 1;
+    while (best > MOEI_ISA_REF && !moei_isa_supported((moei_isa)best)) --best;
+#if defined(__x86_64__)
+    /* Intel issues fewer than one bf16 dot product in two cycles: f32 is faster there. */
+    if (best == MOEI_ISA_AVX512BF16 && __builtin_cpu_is("intel")) return MOEI_ISA_AVX512;
+#endif
+    return (moei_isa)best;
+}
+
 static bool row_serves(const moei_kernel_row *row, moei_isa isa, moe_dtype dtype) {
     if (!(row->serves >> dtype & 1)) return false;
     if (isa == MOEI_ISA_CUDA || row->isa == MOEI_ISA_CUDA) return row->isa == isa;

@@ -34,7 +34,7 @@ static void host_free(void *user, void *ptr, size_t bytes) {
 static moe_status choose_isa(const char *name, int *isa, moe_error *error) {
     if (!name || !*name) name = getenv("MOEKIT_ISA");
     if (!name || !*name) {
-        for (*isa = MOEI_ISA_COUNT - 1; *isa > 0 && !moei_isa_supported((moei_isa)*isa);) --*isa;
+        *isa = moei_isa_best();
         return MOE_OK;
     }
     for (*isa = 0; *isa < MOEI_ISA_COUNT; ++*isa)
