@@ -8,10 +8,18 @@
 
 #include <ctype.h>
 
-enum { FACTORS = 128, VALUES_EACH = 16, REASON = 200, REPAIR_STEPS = 20000, TRIES = 3, QUICK = 30 };
+enum {
+    FACTORS = 128,
+    VALUES_EACH = 16,
+    REASON = 200,
+    REPAIR_STEPS = 20000,
+    TRIES = 3,
+    QUICK = 30,
+    SEEN = 1 << 16
+};
 
-/* Values of numbers and free names, the ordinary one first; a row that lacks them fails the test. Choices
- * and switches bring their own. */
+/* Values of numbers and free names, the ordinary one first; a row that lacks them fails the test. Choices,
+ * switches and MOE_ZERO bring their own. */
 static const struct {
     const char *key, *value[6];
 } tried[] = {
@@ -103,7 +111,10 @@ typedef struct builder {
     int *factor_of;        /* [V] */
     reason *reason;        /* as many as differ */
     uint64_t seed, block;
-    int64_t steps; /* left of a search */
+    int64_t steps;       /* left of a search */
+    uint64_t search;     /* its number */
+    uint64_t seen[SEEN]; /* hashes of what searches have looked at, 0: none */
+    int n_seen;
 } builder;
 
 static uint32_t word_of(builder *b, uint32_t purpose) {
@@ -139,6 +150,10 @@ static void list_values(factor *f) {
     if (row->choices) f->value[f->n_values++] = row->initial;
     for (; *value && f->n_values < VALUES_EACH; ++value)
         if (!row->choices || strcmp(*value, row->initial) != 0) f->value[f->n_values++] = *value;
+    const bool number = row->type == MOE_OPT_INT || row->type == MOE_OPT_FLOAT;
+    /* Without a tolerance Sinkhorn runs all of its 10000 iterations: too slow for differences. */
+    const bool slow = strcmp(row->key, "moe.sinkhorn_tol") == 0;
+    if (number && row->min == MOE_ZERO && !slow && f->n_values < VALUES_EACH) f->value[f->n_values++] = "-1";
 }
 
 static void add_factor(builder *b, const moe_option *row, size_t base) {
@@ -210,13 +225,34 @@ static bool names(const char *text, const char *key) {
     return false;
 }
 
+static void begin_search(builder *b, int64_t steps) {
+    b->steps = steps;
+    ++b->search;
+    if (b->n_seen + steps < SEEN / 2) return;
+    memset(b->seen, 0, sizeof b->seen);
+    b->n_seen = 0;
+}
+
+/* Whether this search has been at the choice before, by another order of the same changes. */
+static bool been_at(builder *b, const choice *c) {
+    uint64_t hash = 14695981039346656037u ^ b->search;
+    for (int i = 0; i < b->n_factors; ++i) hash = (hash ^ c->value[i]) * 1099511628211u;
+    hash |= 1;
+    uint64_t at = hash >> 32;
+    for (at %= SEEN; b->seen[at]; at = (at + 1) % SEEN)
+        if (b->seen[at] == hash) return true;
+    b->seen[at] = hash;
+    ++b->n_seen;
+    return false;
+}
+
 /* Changes factors that are not locked and that the refusal names until nothing is refused. Depth first; a
  * factor changes once, so the search ends. */
 static bool repair(builder *b, choice *c, const bool *locked) {
     moe_error error = {0};
+    if (been_at(b, c) || --b->steps < 0) return false;
     const char *text = refusal(b, c, &error);
     if (!text) return true;
-    if (--b->steps < 0) return false;
     for (int i = 0; i < b->n_factors; ++i) {
         const factor *f = &b->factor[i];
         if (locked[i] || !names(text, f->row.key)) continue;
@@ -243,7 +279,7 @@ static bool complete(builder *b, int one, int two, choice *c) {
     c->value[f] = (uint8_t)(one - b->factor[f].first);
     c->value[g] = (uint8_t)(two - b->factor[g].first);
     locked[f] = locked[g] = true;
-    b->steps = REPAIR_STEPS;
+    begin_search(b, REPAIR_STEPS);
     if (repair(b, c, locked)) return true;
     if (b->steps < 0)
         fail_msg("%s %s, %s %s: no end to the refusals", b->factor[f].row.key,
@@ -305,7 +341,7 @@ static void improve(builder *b, choice *c, int i, const bool *locked) {
         if (v < 0 || gain[v] == 0 || v == c->value[i]) return;
         below = gain[v], after = v;
         next.value[i] = (uint8_t)v;
-        b->steps = QUICK;
+        begin_search(b, QUICK);
         if (!repair(b, &next, locked)) continue;
         *c = next;
         return;
@@ -458,7 +494,7 @@ int cover_draw(const cover_set *set, uint64_t number, cover_problem *problem, ch
     do {
         c = draw_choice(b, number);
         number += 1u << 20;
-        b->steps = QUICK * 10;
+        begin_search(b, QUICK * 10);
     } while (!repair(b, &c, free_all));
     *problem = problem_of(b, &c);
     text[0] = '\0';
