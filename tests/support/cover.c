@@ -18,64 +18,6 @@ enum {
     SEEN = 1 << 16
 };
 
-/* Values of numbers and free names, the ordinary one first; a row that lacks them fails the test. Choices,
- * switches and MOE_ZERO bring their own. */
-static const struct {
-    const char *key, *value[6];
-} tried[] = {
-    {"moe.d_model",                    {"5", "2"}                                                    },
-    {"moe.output_size",                {"0", "3"}                                                    },
-    {"moe.num_experts",                {"4", "6", "1", "0"}                                          },
-    {"moe.num_groups_outer",           {"0", "2", "3"}                                               },
-    {"moe.top_k",                      {"0", "1", "3", "4"}                                          },
-    {"moe.top_k_min",                  {"0", "1", "2"}                                               },
-    {"moe.expert_hidden_size",         {"3", "4"}                                                    },
-    {"moe.latent_size",                {"0", "3"}                                                    },
-    {"moe.expert",                     {"ffn", "identity", "zero"}                                   },
-    {"moe.expert_kinds",               {"", "3,identity,zero,2", "3,3,2,identity,zero,3", "identity"}},
-    {"moe.activation_alpha",           {"0", "1.1"}                                                  },
-    {"moe.activation_limit",           {"0", "0.8"}                                                  },
-    {"moe.glu_linear_offset",          {"0", "0.5"}                                                  },
-    {"moe.dropout",                    {"0", "0.3"}                                                  },
-    {"moe.num_shared_experts",         {"0", "1", "2"}                                               },
-    {"moe.shared_expert_hidden_size",  {"0", "2"}                                                    },
-    {"moe.shared_expert_activation",   {"", "relu2", "geglu", "quick_gelu"}                          },
-    {"moe.input_jitter_eps",           {"0", "0.1"}                                                  },
-    {"moe.num_tasks",                  {"0", "3"}                                                    },
-    {"moe.routed_scaling_factor",      {"1", "2.5"}                                                  },
-    {"moe.num_groups",                 {"0", "2", "3"}                                               },
-    {"moe.group_top_k",                {"0", "1", "2"}                                               },
-    {"moe.selection_bias_update_rate", {"0", "0.01"}                                                 },
-    {"moe.expert_dropout",             {"0", "0.3"}                                                  },
-    {"moe.second_threshold_train",     {"0", "0.4"}                                                  },
-    {"moe.second_threshold_eval",      {"0", "0.4"}                                                  },
-    {"moe.noise_epsilon",              {"0", "0.3"}                                                  },
-    {"moe.sinkhorn_iters",             {"0", "2"}                                                    },
-    {"moe.sinkhorn_tol",               {"0", "0.01"}                                                 },
-    {"moe.quantile_ema",               {"0", "0.5"}                                                  },
-    {"moe.fake_noise",                 {"0", "0.5"}                                                  },
-    {"moe.fake_skip_first",            {"0", "1"}                                                    },
-    {"moe.force_bias_std",             {"0", "0.5"}                                                  },
-    {"moe.capacity_factor",            {"0", "0.75", "1.25"}                                         },
-    {"moe.capacity_factor_eval",       {"0", "2"}                                                    },
-    {"moe.capacity_factor_inner",      {"0", "1.5"}                                                  },
-    {"moe.min_capacity",               {"0", "2"}                                                    },
-    {"moe.capacity_multiple",          {"0", "2"}                                                    },
-    {"moe.aux_loss_coeff",             {"0", "0.7"}                                                  },
-    {"moe.seq_aux_loss_coeff",         {"0", "0.6"}                                                  },
-    {"moe.global_aux_loss_coeff",      {"0", "0.5"}                                                  },
-    {"moe.gshard_loss_coeff",          {"0", "0.4"}                                                  },
-    {"moe.importance_loss_coeff",      {"0", "0.3"}                                                  },
-    {"moe.load_loss_coeff",            {"0", "0.4"}                                                  },
-    {"moe.entropy_loss_coeff",         {"0", "0.5"}                                                  },
-    {"moe.z_loss_coeff",               {"0", "0.2"}                                                  },
-    {"moe.init_std",                   {"0.4", "0.02"}                                               },
-    {"moe.init_std_down",              {"0", "0.3"}                                                  },
-    {"moe.init_std_scale",             {"0", "0.5"}                                                  },
-    {"call.tokens",                    {"12", "6", "1"}                                              },
-    {"call.sequences",                 {"1", "2"}                                                    },
-};
-
 #define CALL_INT(field, max) MOE_OPT_INT, offsetof(cover_problem, field), "1", 1, max, NULL
 #define CALL_BOOL(field)     MOE_OPT_BOOL, offsetof(cover_problem, field), "false", 0, 0, NULL
 static const moe_option call_rows[] = {
@@ -133,19 +75,13 @@ static size_t field_bytes(moe_option_type type) {
     return type == MOE_OPT_INT ? sizeof(int32_t) : sizeof(float);
 }
 
-static const char *const *values_tried(const char *key) {
-    for (size_t i = 0; i < sizeof tried / sizeof *tried; ++i)
-        if (strcmp(tried[i].key, key) == 0) return tried[i].value;
-    return NULL;
-}
-
 static void list_values(factor *f) {
     static const char *const truth[] = {"false", "true", NULL};
     const moe_option *row = &f->row;
     const char *const *value = row->choices;
     if (row->type == MOE_OPT_BOOL) value = truth;
-    if (!value) value = values_tried(row->key);
-    if (!value) fail_msg("%s: no values to try; give it some in tests/support/cover.c", row->key);
+    if (!value) value = cover_values(row->key);
+    if (!value) fail_msg("%s: no values to try; give it some in tests/support/cover_values.c", row->key);
     /* The default goes first. */
     if (row->choices) f->value[f->n_values++] = row->initial;
     for (; *value && f->n_values < VALUES_EACH; ++value)
@@ -527,7 +463,7 @@ void cover_describe(const cover_problem *problem, char text[COVER_TEXT]) {
     text[0] = '\0';
     for (size_t i = 0; i < count; ++i) {
         char value[64];
-        const char *const *values = values_tried(row[i].key);
+        const char *const *values = cover_values(row[i].key);
         moei_option_get(&row[i], &problem->desc, value, sizeof value);
         if (strcmp(value, values ? values[0] : row[i].initial) == 0 || used >= COVER_TEXT) continue;
         used +=

@@ -22,6 +22,10 @@ typedef struct cover_set {
     void *inside;
 } cover_set;
 
+/* The values tried of a number or a free name, NULL-terminated; NULL: there are none, which fails the test.
+ * Choices, switches and MOE_ZERO bring their own. */
+const char *const *cover_values(const char *key);
+
 /* Makes the set; a fault of the table of options fails the test by name. The same seed, the same set. */
 cover_set cover_make(uint64_t seed);
 void cover_free(cover_set *set);
