@@ -53,7 +53,7 @@ static void check_shape(checker *c, const moe_layer_desc *d) {
     rule(c, !moei_is(d->weight_apply, "output"), routed, "weight_apply",
          "is of the routed experts, and num_experts is 0");
     rule(c, moei_is(d->weight_apply, "input"), d->top_k == 1, "weight_apply",
-         "input needs top_k 1: with more, a token has no one weight");
+         "input needs top_k 1, or num_experts 1: with more, a token has no one weight");
 }
 
 /* Fields that differ from their defaults, of rows from `first` up to `end` (offsets). */

@@ -364,6 +364,7 @@ cover_set cover_make(uint64_t seed) {
 
 void cover_free(cover_set *set) {
     builder *b = set->inside;
+    if (!b) return; /* making it failed */
     free(b->pair), free(b->single), free(b->factor_of), free(b->reason), free(b);
     free(set->problem);
 }
