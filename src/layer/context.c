@@ -34,7 +34,7 @@ static void host_free(void *user, void *ptr, size_t bytes) {
 static moe_status choose_isa(const char *name, int *isa, moe_error *error) {
     if (!name || !*name) name = getenv("MOEKIT_ISA");
     if (!name || !*name) {
-        *isa = moei_isa_best();
+        *isa = (int)moei_isa_best();
         return MOE_OK;
     }
     for (*isa = 0; *isa < MOEI_ISA_COUNT; ++*isa)
