@@ -74,6 +74,26 @@ static void test_logits(void **state) {
     }
 }
 
+/* The same checkpoint rounded to bf16 (4e-3 a number) and computed in it, by every instruction set. */
+static void test_logits_bf16(void **state) {
+    (void)state;
+    static const char *const sets[] = {"ref", "avx2", "avx512", "avx512bf16", "amx"};
+    int32_t ids[ROWS];
+    read_ids("input_ids", ids, ROWS);
+    for (int i = 0; i < 5; ++i) {
+        moe_ctx *ctx = test_ctx_if_supported(sets[i]);
+        if (!ctx) continue;
+        moe_lm *lm = NULL;
+        must(ctx, moe_lm_load_as(ctx, GOLDEN, "bf16", &lm));
+        must(ctx, moe_lm_reserve(lm, SEQS, LENGTH, MOE_INFER));
+        float logits[ROWS * VOCAB];
+        must(ctx, moe_lm_logits(lm, ids, SEQS, LENGTH, logits));
+        assert_near("logits", logits, ROWS * VOCAB, 3e-2);
+        moe_lm_destroy(lm);
+        moe_ctx_destroy(ctx);
+    }
+}
+
 static void test_greedy(void **state) {
     (void)state;
     enum { PROMPT = 6, NEW = 16 };
@@ -167,6 +187,7 @@ static void test_balance_has_their_scale(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_logits),
+        cmocka_unit_test(test_logits_bf16),
         cmocka_unit_test(test_greedy),
         cmocka_unit_test_setup_teardown(test_gradients, scratch_setup, scratch_teardown),
         cmocka_unit_test(test_balance_has_their_scale),
