@@ -272,6 +272,8 @@ typedef struct moe_layer_alias {
     const char *advice;            /* NULL, or why it cannot be set here and what to do instead */
 } moe_layer_alias;
 MOE_API const moe_layer_alias *moe_layer_aliases(size_t *count);
+/* The first entry of a name (its last part counts), whatever the value; NULL: none. */
+MOE_API const moe_layer_alias *moe_layer_alias_named(const char *name);
 /* The entry for a name (its last part counts) and a value; *alias NULL: no such name. A value that cannot be
  * had is MOE_ERR_ARGUMENT, and the text says what can. */
 MOE_API moe_status moe_layer_alias_find(const char *name, const char *value, const moe_layer_alias **alias,

@@ -1,10 +1,9 @@
-/* config.c: settings by name: made, set, read from the environment, found and listed.
+/* config.c: settings by name: made, set, found and listed.
  * One table of rows (our own, then the layer's moe.*) with offsets from the start of moe_lm_config.
  * Source: precedence is the order of calls; names and aliases stand in the tables.
  */
 #include "config/config.h"
 
-#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -194,30 +193,6 @@ void moelm_config_settle(moe_lm_config *config, moelm_config_copy *copy, moe_sta
         memcpy(config->origin, copy->origin, config->count * sizeof *copy->origin);
     }
     free(copy->origin);
-}
-
-static moe_status set_from_environment(moe_lm_config *config, moe_error *error) {
-    for (size_t i = 0; i < config->count; ++i) {
-        char name[96];
-        size_t used = (size_t)snprintf(name, sizeof name, "MOEKIT_%s", config->row[i].key);
-        for (size_t j = 0; j < used && j < sizeof name; ++j)
-            name[j] = name[j] == '.' ? '_' : (char)toupper((unsigned char)name[j]);
-        const char *value = getenv(name);
-        if (!value) continue;
-        moe_error inner;
-        moe_status status = moe_lm_config_set(config, config->row[i].key, value, name, &inner);
-        if (status != MOE_OK)
-            return moei_error_set(error, status, "environment variable %s: %s", name, inner.text);
-    }
-    return MOE_OK;
-}
-
-moe_status moe_lm_config_environment(moe_lm_config *config, moe_error *error) {
-    moelm_config_copy copy;
-    MOEI_TRY(moelm_config_keep(config, &copy, error));
-    moe_status status = set_from_environment(config, error);
-    moelm_config_settle(config, &copy, status);
-    return status;
 }
 
 size_t moe_lm_config_count(const moe_lm_config *config) {

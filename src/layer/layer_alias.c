@@ -114,7 +114,9 @@ static const char *word_of(const char *value) {
         {"yes", "true" },
         {"on",  "true" },
         {"no",  "false"},
-        {"off", "false"}
+        {"off", "false"},
+        {"null", ""    },
+        {"~",    ""    }
     };
     for (size_t i = 0; i < sizeof words / sizeof *words; ++i)
         if (strcasecmp(value, words[i][0]) == 0) return words[i][1];
@@ -138,6 +140,13 @@ static moe_status unknown_value(const char *name, const char *value, moe_error *
         if (n > 0 && used + (size_t)n < sizeof list) used += (size_t)n;
     }
     return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: '%s' is not one of: %s", name, value, list);
+}
+
+const moe_layer_alias *moe_layer_alias_named(const char *name) {
+    const char *dot = strrchr(name, '.'), *last = dot ? dot + 1 : name;
+    for (size_t i = 0; i < sizeof table / sizeof *table; ++i)
+        if (strcmp(table[i].name, last) == 0) return &table[i];
+    return NULL;
 }
 
 moe_status moe_layer_alias_find(const char *name, const char *value, const moe_layer_alias **alias,

@@ -53,6 +53,12 @@ says out 'probs, position'
 says out 'MOEKIT_MOE_DROP_POLICY'
 expect 0 "$MOEKIT" config explain --json moe.top_k
 json out
+expect 0 "$MOEKIT" config explain hidden_act moe.moe_router_load_balancing_type
+says out '^hidden_act$'
+says out 'gelu: moe\.activation geglu_exact'
+says out 'sinkhorn: moe\.router_type sinkhorn'
+expect 0 "$MOEKIT" config explain --json hidden_act gate_precision
+json out
 expect 2 "$MOEKIT" config explain nonsense.key
 says err 'unknown key'
 expect 2 "$MOEKIT" config explode
@@ -101,6 +107,40 @@ expect 3 "$MOEKIT" config check missing.yaml
 says err 'missing\.yaml'
 expect 0 "$MOEKIT" config check first.yaml
 says out 'first.yaml: good'
+# names of other systems with values of their own: the same on the command line and in the environment
+for setting in moe.hidden_act=gelu hidden_act=gelu --moe.hidden_act=gelu --hidden-act=gelu; do
+    expect 0 "$MOEKIT" config show --changed "$setting"
+    says out '^moe\.activation=geglu_exact$'
+done
+expect 0 "$MOEKIT" config show --changed --moe.hidden_act gelu
+says out '^moe\.activation=geglu_exact$'
+expect 0 "$MOEKIT" config show --changed moe.moe_router_load_balancing_type=sinkhorn
+says out '^moe\.router_type=sinkhorn$'
+expect 0 "$MOEKIT" config show moe.moe_expert_capacity_factor=null
+says out '^moe\.capacity_factor=0$'
+expect 2 "$MOEKIT" config show hidden_act=tanh
+says err "hidden_act: 'tanh' is not one of: silu"
+for setting in MOEKIT_MOE_HIDDEN_ACT MOEKIT_HIDDEN_ACT; do
+    expect 0 env $setting=gelu "$MOEKIT" config show --origin
+    says out "^$setting +moe\.activation=geglu_exact$"
+done
+for setting in MOEKIT_MOE_K MOEKIT_MOE_MOE_ROUTER_TOPK MOEKIT_MOE_ROUTER_TOPK MOEKIT_MODEL_MOE_ROUTER_TOPK; do
+    expect 0 env $setting=3 "$MOEKIT" config show --origin
+    says out "^$setting +moe\.top_k=3$"
+done
+expect 0 env MOEKIT_MOE_PRESET=deepseek_v3 MOEKIT_MOE_NUM_GROUPS=4 MOEKIT_MOE_EXPERT_BIAS=1 "$MOEKIT" config show
+says out '^moe\.num_groups=4$'
+says out '^moe\.expert_bias=true$'
+
+# a variable that names nothing is refused, like a key that does
+expect 2 env MOEKIT_MOE_TOPK=3 "$MOEKIT" config show
+says err "MOEKIT_MOE_TOPK: unknown key 'moe.topk'; the nearest is 'moe.top_k'"
+expect 2 env MOEKIT_TRAIN_STEP=9 "$MOEKIT" config show
+says err "MOEKIT_TRAIN_STEP: .*'train.steps'"
+expect 2 env MOEKIT_MOE_K=3 MOEKIT_MOE_TOP_K=2 "$MOEKIT" config show
+says err 'MOEKIT_MOE_TOP_K: sets moe.top_k, which MOEKIT_MOE_K has set already'
+expect 0 env MOEKIT_ISA=ref MOEKIT_NUM_THREADS=1 MOEKIT_TEST_SEED=3 MOEKIT_PYTHON=python3 "$MOEKIT" config show --changed
+silent out
 expect 2 env MOEKIT_TRAIN_STEPS=soon "$MOEKIT" config show
 says err 'MOEKIT_TRAIN_STEPS'
 finish

@@ -57,11 +57,7 @@ static int train(cli_args *args, const char *run_dir, const bench_training *trai
 
 static int load_settings(cli_args *args, const bench_training *training) {
     moe_error error;
-    if (training->preset) {
-        moe_lm_config_entry preset;
-        moe_lm_config_find(args->config, "moe.preset", &preset, NULL);
-        args->set[args->n_set++] = (struct cli_assignment){preset.option, training->preset};
-    }
+    if (training->preset) args->set[args->n_set++] = (struct cli_assignment){"moe.preset", training->preset};
     int code = cli_settings_load(args, args->operand + 1, args->n_operands - 1);
     if (training->preset) --args->n_set;
     for (const bench_setting *set = training->setting; code == 0 && set->key; ++set) {
@@ -174,7 +170,7 @@ static bool is_of_the_place(const char *option) {
 void bench_page_command(FILE *out, const cli_args *args) {
     fprintf(out, "moekit bench");
     for (int i = 0; i < args->n_operands; ++i) fprintf(out, " %s", args->operand[i]);
-    for (int i = 0; i < args->n_set; ++i) fprintf(out, " %s=%s", args->set[i].key->key, args->set[i].value);
+    for (int i = 0; i < args->n_set; ++i) fprintf(out, " %s=%s", args->set[i].key, args->set[i].value);
     for (int i = 0; i < args->n_given; ++i) {
         const cli_option *option = args->given[i].option;
         if (is_of_the_place(option->name)) continue;

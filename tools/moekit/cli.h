@@ -45,9 +45,9 @@ struct cli_args {
         const char *value;
     } * given; /* options in their order; the last of a name wins */
     struct cli_assignment {
-        const moe_option *key;
+        const char *key; /* ours, or another system's name whose values are its own */
         const char *value;
-    } * set; /* keys in their order */
+    } * set; /* in their order */
     const char **operand;
     int n_given, n_set, n_operands;
 

@@ -74,16 +74,31 @@ static bool key_wanted(const cli_verb *verb, const char *key) {
     return false;
 }
 
-/* The row of a key the verb takes. Dashes may stand for underscores. */
-static const moe_option *find_key(const cli_args *args, const char *name, size_t length) {
-    char key[LONGEST + 1];
-    if (length == 0 || length > LONGEST || args->n_keys == 0) return NULL;
-    for (size_t i = 0; i < length; ++i) key[i] = name[i] == '-' ? '_' : name[i];
-    key[length] = '\0';
-    if (args->verb->keys == CLI_KEYS_LAYER) return moe_option_find(args->key, args->n_keys, key);
+/* The row of a key the verb takes, by any of its names. */
+static const moe_option *find_row(const cli_args *args, const char *key) {
+    if (args->verb->keys == CLI_KEYS_LAYER) {
+        const moe_option *row = moe_option_find(args->key, args->n_keys, key);
+        const bool in_section = strncmp(key, "moe.", 4) == 0;
+        return row || !in_section ? row : moe_option_find(args->key, args->n_keys, key + 4);
+    }
     moe_lm_config_entry entry;
     if (moe_lm_config_find(args->config, key, &entry, NULL) != MOE_OK) return NULL;
     return key_wanted(args->verb, entry.option->key) ? entry.option : NULL;
+}
+
+/* A key the verb takes, by a name with dashes or underscores: our name of it, or another system's where that
+ * has values of its own. NULL: none; *is_switch: true or false is all it can be. */
+static const char *find_key(const cli_args *args, const char *name, size_t length, bool *is_switch) {
+    char key[LONGEST + 1];
+    *is_switch = false;
+    if (length == 0 || length > LONGEST || args->n_keys == 0) return NULL;
+    for (size_t i = 0; i < length; ++i) key[i] = name[i] == '-' ? '_' : name[i];
+    key[length] = '\0';
+    const moe_layer_alias *alias = moe_layer_alias_named(key);
+    if (alias) return key_wanted(args->verb, "moe.") ? alias->name : NULL;
+    const moe_option *row = find_row(args, key);
+    *is_switch = row && row->type == MOE_OPT_BOOL;
+    return row ? row->key : NULL;
 }
 
 const char *cli_nearest(const moe_option *row, size_t count, const char *name) {
@@ -120,7 +135,7 @@ static int unknown_name(cli_args *args, const char *dashes, const char *name, si
                     bare, nearest ? hint : ";", args->verb->name);
 }
 
-static void assign(cli_args *args, const moe_option *key, const char *value) {
+static void assign(cli_args *args, const char *key, const char *value) {
     args->set[args->n_set++] = (struct cli_assignment){key, value};
 }
 
@@ -128,7 +143,8 @@ static void assign(cli_args *args, const moe_option *key, const char *value) {
 static int parse_assignment(cli_args *args, const char *text) {
     size_t length = strcspn(text, "=");
     if (text[length] != '=') return cli_fail(args, MOE_ERR_ARGUMENT, "'%s' is not KEY=VALUE", text);
-    const moe_option *key = find_key(args, text, length);
+    bool is_switch;
+    const char *key = find_key(args, text, length, &is_switch);
     if (!key) return unknown_name(args, "", text, length);
     assign(args, key, text + length + 1);
     return 0;
@@ -141,12 +157,13 @@ static int parse_long(cli_args *args, int argc, char **argv, int *i) {
     const char *value = name[length] ? name + length + 1 : NULL;
     const char *next = *i + 1 < argc ? argv[*i + 1] : NULL;
     const cli_option *option = find_long(args, name, length);
-    const moe_option *key = option ? NULL : find_key(args, name, length);
+    bool is_switch = false;
+    const char *key = option ? NULL : find_key(args, name, length, &is_switch);
     if (!option && !key) return unknown_name(args, "--", name, length);
     if (option && !option->value && value)
         return cli_fail(args, MOE_ERR_ARGUMENT, "--%s takes no value", option->name);
     bool needs_value = option ? option->value != NULL : true;
-    if (key && key->type == MOE_OPT_BOOL && !value && (!next || next[0] == '-')) value = "true";
+    if (is_switch && !value && (!next || next[0] == '-')) value = "true";
     if (needs_value && !value) {
         if (!next) return cli_fail(args, MOE_ERR_ARGUMENT, "--%.*s needs a value", (int)length, name);
         value = next;

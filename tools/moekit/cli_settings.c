@@ -45,8 +45,8 @@ static int set_context_keys(cli_args *args) {
 static int set_keys(cli_args *args, bool presets) {
     int code = 0;
     for (int i = 0; i < args->n_set && code == 0; ++i)
-        if ((strcmp(args->set[i].key->key, "moe.preset") == 0) == presets)
-            code = set_key(args, args->set[i].key->key, args->set[i].value);
+        if ((strcmp(args->set[i].key, "moe.preset") == 0) == presets)
+            code = set_key(args, args->set[i].key, args->set[i].value);
     return code;
 }
 

@@ -95,20 +95,61 @@ static void print_explanation(const moe_option *row) {
     if (*row->aliases) printf("    also known as %s\n", row->aliases);
 }
 
+/* What another system's setting does here, as text: "moe.router_type sinkhorn, ...". */
+static void describe_alias(const moe_layer_alias *alias, char *text, size_t size) {
+    size_t used = 0;
+    snprintf(text, size, "%s", alias->advice ? alias->advice : "nothing: it is so here");
+    for (size_t i = 0; i < MOE_ALIAS_SETTINGS && alias->setting[i].key && used < size; ++i)
+        used +=
+            (size_t)snprintf(text + used, size - used, "%smoe.%s %s", i ? ", " : "", alias->setting[i].key,
+                             alias->setting[i].value ? alias->setting[i].value : "the same");
+}
+
+static const char *alias_value(const moe_layer_alias *alias) {
+    if (!alias->value) return "any other";
+    return *alias->value ? alias->value : "null";
+}
+
+/* A name of another system with values of its own: what each of them sets. */
+static void print_alias(const cli_args *args, const moe_layer_alias *named) {
+    size_t count;
+    const moe_layer_alias *alias = moe_layer_aliases(&count);
+    bool first = true;
+    printf(args->json ? "{\"key\":\"%s\",\"system\":\"%s\",\"values\":[" : "%s\n    of %s\n", named->name,
+           named->system);
+    for (size_t i = 0; i < count; ++i) {
+        char text[512];
+        if (strcmp(alias[i].name, named->name) != 0) continue;
+        describe_alias(&alias[i], text, sizeof text);
+        if (args->json) {
+            printf("%s{\"value\":\"%s\",\"sets\":", first ? "" : ",", alias_value(&alias[i]));
+            cli_json_string(stdout, text);
+            printf("}");
+        } else {
+            printf("    %s: %s\n", alias_value(&alias[i]), text);
+        }
+        first = false;
+    }
+    if (args->json) printf("]}");
+}
+
 static int explain(cli_args *args) {
     moe_lm_config_entry entry;
     moe_error error;
     if (args->n_operands < 2)
         return cli_fail(args, MOE_ERR_ARGUMENT, "name the keys: moekit config explain KEY...");
     for (int i = 1; i < args->n_operands; ++i) {
+        const moe_layer_alias *alias = moe_layer_alias_named(args->operand[i]);
         moe_status status = moe_lm_config_find(args->config, args->operand[i], &entry, &error);
-        if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
+        if (status != MOE_OK && !alias) return cli_fail(args, status, "%s", error.text);
         if (i > 1) printf(args->json ? ",\n " : "\n");
         if (args->json && i == 1) printf("[");
-        if (args->json)
+        if (status == MOE_OK && args->json)
             print_option_json(entry.option);
-        else
+        else if (status == MOE_OK)
             print_explanation(entry.option);
+        if (status == MOE_OK && alias) printf(args->json ? ",\n " : "\n");
+        if (alias) print_alias(args, alias);
     }
     if (args->json) printf("]\n");
     return 0;
@@ -125,21 +166,6 @@ static int check(cli_args *args) {
     for (int i = 1; i < args->n_operands && !args->json; ++i) printf("%s: good\n", args->operand[i]);
     if (args->json) printf("{\"good\":true}\n");
     return 0;
-}
-
-/* What another system's setting does here, as text: "moe.router_type sinkhorn, ...". */
-static void describe_alias(const moe_layer_alias *alias, char *text, size_t size) {
-    size_t used = 0;
-    snprintf(text, size, "%s", alias->advice ? alias->advice : "nothing: it is so here");
-    for (size_t i = 0; i < MOE_ALIAS_SETTINGS && alias->setting[i].key && used < size; ++i)
-        used +=
-            (size_t)snprintf(text + used, size - used, "%smoe.%s %s", i ? ", " : "", alias->setting[i].key,
-                             alias->setting[i].value ? alias->setting[i].value : "the same");
-}
-
-static const char *alias_value(const moe_layer_alias *alias) {
-    if (!alias->value) return "any other";
-    return *alias->value ? alias->value : "null";
 }
 
 static void print_alias_table(void) {

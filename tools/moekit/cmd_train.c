@@ -26,7 +26,7 @@ static bool should_stop(void *user) {
 static const char *run_of_command_line(const cli_args *args) {
     const char *run = cli_text(args, "run");
     for (int i = args->n_set; i-- > 0 && !run;)
-        if (strcmp(args->set[i].key->key, "run.dir") == 0) run = args->set[i].value;
+        if (strcmp(args->set[i].key, "run.dir") == 0) run = args->set[i].value;
     return run;
 }
 

@@ -38,7 +38,7 @@ static int describe_layer(cli_args *args, bool wide, moe_layer_desc *desc) {
     const char *preset = cli_text(args, "preset");
     if (status == MOE_OK && preset) status = moe_layer_desc_preset(desc, preset, &error);
     for (int i = 0; i < args->n_set && status == MOE_OK; ++i)
-        status = moe_layer_desc_set(desc, args->set[i].key->key, args->set[i].value, &error);
+        status = moe_layer_desc_set(desc, args->set[i].key, args->set[i].value, &error);
     return status == MOE_OK ? 0 : cli_fail(args, status, "%s", error.text);
 }
 
