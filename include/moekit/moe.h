@@ -292,7 +292,7 @@ MOE_API moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name,
 MOE_API const char *const *moe_layer_presets(void); /* NULL-terminated */
 /* Whether presets speak of a setting ("moe.top_k"): not of sizes, kinds of experts, deviations and memory. */
 MOE_API bool moe_layer_preset_sets(const char *key);
-/* Sets one field from text. `key` is canonical (with or without "moe.") or an alias; an unknown one is
+/* Sets one field from text. `key` is canonical or an alias, with or without "moe."; an unknown one is
  * MOE_ERR_ARGUMENT and names the nearest. `value` of "expert" must outlive the descriptor. */
 MOE_API moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value,
                                       moe_error *error);

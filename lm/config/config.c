@@ -127,6 +127,29 @@ static moe_status layer_width(const moe_lm_config *config, const char *value, mo
                           value, config->model.d_model);
 }
 
+static bool is_by_preset(const moe_lm_config *config, size_t i) {
+    char mark[64];
+    snprintf(mark, sizeof mark, ", preset %.40s", config->preset);
+    const size_t length = strlen(config->origin[i]), end = strlen(mark);
+    return length > end && strcmp(config->origin[i] + length - end, mark) == 0;
+}
+
+/* A preset may look at sizes, and one of them has come after it: what is still the preset's is said again. */
+static moe_status repeat_preset(moe_lm_config *config, moe_error *error) {
+    if (!config->preset || !*config->preset) return MOE_OK;
+    moe_layer_desc desc = config->moe;
+    MOEI_TRY(moe_layer_desc_preset(&desc, config->preset, error));
+    for (size_t i = 0; i < config->count; ++i) {
+        char text[MOELM_ORIGIN];
+        moe_option row = config->row[i];
+        if (strncmp(row.key, "moe.", 4) != 0 || !is_by_preset(config, i)) continue;
+        row.offset -= offsetof(moe_lm_config, moe);
+        moei_option_get(&row, &desc, text, sizeof text);
+        MOEI_TRY(moei_option_set(&config->row[i], config, text, error));
+    }
+    return MOE_OK;
+}
+
 moe_status moelm_config_preset(moe_lm_config *config, const char *name, const char *origin,
                                moe_error *error) {
     moe_layer_desc desc = config->moe;
@@ -174,7 +197,8 @@ moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char 
     }
     MOEI_TRY(moei_option_set(row, config, value, error));
     snprintf(config->origin[row - config->row], MOELM_ORIGIN, "%s", origin);
-    return MOE_OK;
+    const bool is_size = strncmp(row->key, "moe.", 4) == 0 && !moe_layer_preset_sets(row->key);
+    return is_size ? repeat_preset(config, error) : MOE_OK;
 }
 
 moe_status moelm_config_keep(const moe_lm_config *config, moelm_config_copy *copy, moe_error *error) {

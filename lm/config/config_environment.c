@@ -21,8 +21,8 @@ typedef struct variable {
 
 /* Of the context and of our own tests, and no settings. One that ends with _ stands for all that begin so. */
 static bool is_foreign(const char *name) {
-    static const char *const names[] = {"MOEKIT_ISA", "MOEKIT_NUM_THREADS", "MOEKIT_LIB", "MOEKIT_PYTHON",
-                                        "MOEKIT_PYTHON_USED", "MOEKIT_TEST_"};
+    static const char *const names[] = {"MOEKIT_ISA",    "MOEKIT_NUM_THREADS", "MOEKIT_LIB",
+                                        "MOEKIT_PYTHON", "MOEKIT_PYTHON_USED", "MOEKIT_TEST_"};
     for (size_t i = 0; i < sizeof names / sizeof *names; ++i) {
         const size_t length = strlen(names[i]);
         const bool all = names[i][length - 1] == '_';
@@ -50,7 +50,8 @@ static void find_key(const moe_lm_config *config, const char *name, char *key, s
     }
 }
 
-static moe_status read_variable(const moe_lm_config *config, const char *text, variable *v, moe_error *error) {
+static moe_status read_variable(const moe_lm_config *config, const char *text, variable *v,
+                                moe_error *error) {
     char bare[sizeof v->name];
     const size_t length = strcspn(text, "=");
     if (length >= sizeof v->name || text[length] != '=')
@@ -73,7 +74,8 @@ static int compare(const void *a, const void *b) {
 static moe_status check_once(const moe_lm_config *config, const variable *v, moe_error *error) {
     moe_lm_config_entry entry;
     if (moe_lm_config_find(config, v->key, &entry, NULL) != MOE_OK) return MOE_OK;
-    const bool by_variable = strncmp(entry.origin, prefix, sizeof prefix - 1) == 0 && !strchr(entry.origin, ',');
+    const bool by_variable =
+        strncmp(entry.origin, prefix, sizeof prefix - 1) == 0 && !strchr(entry.origin, ',');
     if (!by_variable || strcmp(entry.origin, v->name) == 0) return MOE_OK;
     return moei_error_set(error, MOE_ERR_ARGUMENT, "sets %s, which %s has set already", entry.option->key,
                           entry.origin);

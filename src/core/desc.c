@@ -9,7 +9,8 @@
 static moe_status read_size(const void *given, size_t our_size, const char *name, size_t *size,
                             moe_error *error) {
     *size = 0;
-    if (given) memcpy(size, given, sizeof *size);
+    if (!given) return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: the pointer is NULL", name);
+    memcpy(size, given, sizeof *size);
     if (*size > sizeof *size && *size <= 16 * our_size) return MOE_OK;
     return moei_error_set(error, MOE_ERR_ARGUMENT, "%s.size is %zu; set it to sizeof(%s) = %zu", name, *size,
                           name, our_size);

@@ -109,14 +109,14 @@ const moe_layer_alias *moe_layer_aliases(size_t *count) {
 /* The words that set a switch of ours set theirs. */
 static const char *word_of(const char *value) {
     static const char *const words[][2] = {
-        {"1",   "true" },
-        {"0",   "false"},
-        {"yes", "true" },
-        {"on",  "true" },
-        {"no",  "false"},
-        {"off", "false"},
-        {"null", ""    },
-        {"~",    ""    }
+        {"1",    "true" },
+        {"0",    "false"},
+        {"yes",  "true" },
+        {"on",   "true" },
+        {"no",   "false"},
+        {"off",  "false"},
+        {"null", ""     },
+        {"~",    ""     }
     };
     for (size_t i = 0; i < sizeof words / sizeof *words; ++i)
         if (strcasecmp(value, words[i][0]) == 0) return words[i][1];

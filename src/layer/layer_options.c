@@ -246,6 +246,7 @@ moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char 
     const moei_option_table table = moei_layer_option_table();
     const moe_option *row = moe_option_find(table.row, table.count, key);
     const moe_layer_alias *alias;
+    if (!row && strncmp(key, "moe.", 4) == 0) row = moe_option_find(table.row, table.count, key + 4);
     MOEI_TRY(moe_layer_alias_find(key, value, &alias, error));
     if (alias) return set_alias(desc, alias, value, error);
     if (!row) {

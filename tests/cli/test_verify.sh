@@ -18,6 +18,12 @@ expect 2 "$MOEKIT" verify grad moe.top_k=9 moe.num_experts=3
 says err 'top_k'
 expect 2 "$MOEKIT" verify grad --moe.activation tanh
 says err 'swiglu'
+expect 0 "$MOEKIT" verify grad moe.hidden_act=gelu moe.k=3 --moe.num_moe_experts 4
+expect 2 "$MOEKIT" verify grad moe.hidden_act=tanh
+says err "'tanh' is not one of: silu"
+expect 0 "$MOEKIT" verify grad moe.num_experts=16 moe.preset=deepseek_v3
+says out '^shared.down.weight .*ok'
+expect 0 "$MOEKIT" verify grad moe.preset=t2t_top2 moe.num_groups_outer=2 moe.num_experts=4 moe.top_k=2
 expect 2 "$MOEKIT" verify
 says err 'verify grad'
 expect 2 "$MOEKIT" verify grad train.steps=3

@@ -20,7 +20,7 @@ typedef struct cli_option {
 typedef enum cli_keys {
     CLI_KEYS_NONE,
     CLI_KEYS_LM,   /* those of moe_lm_config whose name begins with one of key_prefixes */
-    CLI_KEYS_LAYER /* those of moe_layer_options */
+    CLI_KEYS_LAYER /* those of moe_layer_options, and moe.preset */
 } cli_keys;
 
 typedef struct cli_args cli_args;

@@ -211,10 +211,14 @@ static int parse_operand(cli_args *args, const char *text) {
 static int collect_keys(cli_args *args) {
     size_t n_layer = 0, n_config = moe_lm_config_count(args->config);
     const moe_option *layer = moe_layer_options(&n_layer);
-    args->key = calloc(n_layer + n_config, sizeof *args->key);
+    args->key = calloc(n_layer + n_config + 1, sizeof *args->key);
     if (!args->key) return cli_fail(args, MOE_ERR_MEMORY, "out of memory");
-    if (args->verb->keys == CLI_KEYS_LAYER)
+    if (args->verb->keys == CLI_KEYS_LAYER) {
+        moe_lm_config_entry preset;
         for (size_t i = 0; i < n_layer; ++i) args->key[args->n_keys++] = layer[i];
+        if (moe_lm_config_find(args->config, "moe.preset", &preset, NULL) == MOE_OK)
+            args->key[args->n_keys++] = *preset.option;
+    }
     if (args->verb->keys == CLI_KEYS_LM)
         for (size_t i = 0; i < n_config; ++i) {
             moe_lm_config_entry entry;

@@ -19,6 +19,26 @@ static const cli_option options[] = {
     {NULL,        0,   NULL,   NULL                                                                 }
 };
 
+static bool is_preset(const char *key) {
+    return strcmp(key, "moe.preset") == 0;
+}
+
+/* As a key or as --preset; the key goes over the option. NULL: none. */
+static const char *preset_of(const cli_args *args) {
+    const char *preset = cli_text(args, "preset");
+    for (int i = 0; i < args->n_set; ++i)
+        if (is_preset(args->set[i].key)) preset = args->set[i].value;
+    return preset && *preset ? preset : NULL;
+}
+
+static moe_status set_keys(const cli_args *args, moe_layer_desc *desc, moe_error *error) {
+    moe_status status = MOE_OK;
+    for (int i = 0; i < args->n_set && status == MOE_OK; ++i)
+        if (!is_preset(args->set[i].key))
+            status = moe_layer_desc_set(desc, args->set[i].key, args->set[i].value, error);
+    return status;
+}
+
 /* Small, odd widths and both losses on; the command line changes what it names. */
 static int describe_layer(cli_args *args, bool wide, moe_layer_desc *desc) {
     static const char *const small[][2] = {
@@ -35,10 +55,11 @@ static int describe_layer(cli_args *args, bool wide, moe_layer_desc *desc) {
         status = moe_layer_desc_set(desc, small[i][0], small[i][1], &error);
     if (status == MOE_OK && wide) status = moe_layer_desc_set(desc, "moe.d_model", "61", &error);
     if (status == MOE_OK && wide) status = moe_layer_desc_set(desc, "moe.expert_hidden_size", "83", &error);
-    const char *preset = cli_text(args, "preset");
+    const char *preset = preset_of(args);
+    /* a preset looks at sizes, and the keys go over it */
+    if (status == MOE_OK && preset) status = set_keys(args, desc, &error);
     if (status == MOE_OK && preset) status = moe_layer_desc_preset(desc, preset, &error);
-    for (int i = 0; i < args->n_set && status == MOE_OK; ++i)
-        status = moe_layer_desc_set(desc, args->set[i].key, args->set[i].value, &error);
+    if (status == MOE_OK) status = set_keys(args, desc, &error);
     return status == MOE_OK ? 0 : cli_fail(args, status, "%s", error.text);
 }
 

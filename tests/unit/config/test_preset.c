@@ -40,6 +40,27 @@ static void set(moe_lm_config *config, const char *key, const char *value) {
     assert_ok(moe_lm_config_set(config, key, value, "test", &error), &error);
 }
 
+/* A preset looks at num_groups_outer, whichever comes first and whoever says it. */
+static void test_final_sizes(void **state) {
+    static const char *const files[] = {
+        "moe: {num_groups_outer: 2, num_experts: 8, preset: t2t_top2}\n",
+        "moe: {preset: t2t_top2, num_experts: 8, num_groups_outer: 2}\n",
+    };
+    for (size_t i = 0; i < sizeof files / sizeof *files; ++i) {
+        moe_lm_config *config = make();
+        load(state, config, files[i]);
+        assert_string_equal(value_of(config, "moe.capacity_factor_inner"), "1");
+        assert_non_null(strstr(origin_of(config, "moe.capacity_factor_inner"), "preset t2t_top2"));
+        set(config, "num_groups_outer", "0");
+        assert_string_equal(value_of(config, "moe.capacity_factor_inner"), "0");
+        assert_string_equal(value_of(config, "moe.capacity_factor"), "1.25");
+        set(config, "moe.capacity_factor_inner", "1.5");
+        set(config, "moe.num_groups_outer", "2");
+        assert_string_equal(value_of(config, "moe.capacity_factor_inner"), "1.5"); /* the user's stays */
+        moe_lm_config_destroy(config);
+    }
+}
+
 /* Wherever it stands in a file, the file's other keys override it, and it overrides earlier files. */
 static void test_levels(void **state) {
     moe_lm_config *config = make();
@@ -143,6 +164,7 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_final_sizes, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_levels, scratch_setup, scratch_teardown),
         cmocka_unit_test(test_unknown),
         cmocka_unit_test_setup_teardown(test_written_and_read, scratch_setup, scratch_teardown),

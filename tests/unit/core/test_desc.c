@@ -71,6 +71,8 @@ static void outputs_without_a_size_are_refused_untouched(void **state) {
     assert_int_equal(moei_desc_write(&out, &ours, sizeof ours, "sized", &error), MOE_ERR_ARGUMENT);
     assert_string_equal(error.text, "sized.size is 0; set it to sizeof(sized) = 16");
     assert_true(out.size == 0 && out.a == 1 && out.b == 2);
+    assert_int_equal(moei_desc_check_out(NULL, sizeof ours, "sized", &error), MOE_ERR_ARGUMENT);
+    assert_string_equal(error.text, "sized: the pointer is NULL");
 }
 
 int main(void) {

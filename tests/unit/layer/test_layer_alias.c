@@ -155,6 +155,18 @@ static void a_coefficient_cannot_go_where_one_is(void **state) {
     assert_non_null(strstr(error.text, "set one of the two"));
 }
 
+static void a_section_changes_no_name(void **state) {
+    (void)state;
+    moe_layer_desc d = plain();
+    moe_error error;
+    assert_int_equal(moe_layer_desc_set(&d, "moe.k", "3", &error), MOE_OK);
+    assert_int_equal(d.top_k, 3);
+    assert_int_equal(moe_layer_desc_set(&d, "moe.hidden_act", "gelu", &error), MOE_OK);
+    assert_string_equal(d.activation, "geglu_exact");
+    assert_string_equal(moe_layer_alias_named("moe.hidden_act")->system, "Hugging Face");
+    assert_null(moe_layer_alias_named("top_k"));
+}
+
 /* Every entry names rows of ours, and values they take. */
 static void the_table_is_right(void **state) {
     (void)state;
@@ -178,6 +190,7 @@ int main(void) {
         cmocka_unit_test(names_and_values_mean_ours),
         cmocka_unit_test(what_has_no_equivalent_is_explained),
         cmocka_unit_test(a_coefficient_cannot_go_where_one_is),
+        cmocka_unit_test(a_section_changes_no_name),
         cmocka_unit_test(the_table_is_right),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
