@@ -1,7 +1,7 @@
 /* bench_decode.cu: time of one layer (router, experts, combine) for small batches, bf16, swiglu, beside the
  * time that reading the chosen experts' weights takes at the rate of a plain read measured in the same run.
  * Steps have tokens of their own, so that weights come from memory; all steps of a batch size are one CUDA
- * graph. Run: make bench-gpu, or build/release/gpu/bench_decode.
+ * graph. Run: make bench-gpu, or build/release/gpu/bench_decode [BATCH].
  */
 #include "gpu_common.cuh"
 
@@ -131,7 +131,8 @@ static double read_rate(const Buffer<bf16> &from) {
     return 2. * (double)from.n / median(ms) * 1e-9; /* TB/s */
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    const int64_t only = argc > 1 ? atoi(argv[1]) : 0; /* batch */
     cudaDeviceProp prop;
     CUDA_OK(cudaGetDeviceProperties(&prop, 0));
     printf("%s, medians of %d replays of %d steps\n", prop.name, (int)ROUNDS, (int)STEPS);
@@ -140,13 +141,15 @@ int main(void) {
         const double rate = read_rate(layer.w1);
         printf("%s: d %d, n %d, E %d, K %d; plain read %.2f TB/s\n", shape.name, (int)shape.d, (int)shape.n,
                shape.experts, shape.top_k, rate);
-        for (int64_t batch = 1; batch <= MAX_BATCH; batch *= 2)
+        for (int64_t batch = 1; batch <= MAX_BATCH; batch *= 2) {
+            if (only && batch != only) continue;
             for (int few = batch <= MOEI_CUDA_DECODE_TOKENS; few >= 0; --few) {
                 const double us = time_steps(layer, batch, few), bytes = layer.weight_bytes(batch);
                 printf("  batch %3d %-8s %8.1f us, %7.1f MB of weights, %.2f TB/s, %4.1f %% of plain read\n",
                        (int)batch, few ? "decode" : "general", us, bytes * 1e-6, bytes / us * 1e-6,
                        100 * bytes / us * 1e-6 / rate);
             }
+        }
     }
     return 0;
 }

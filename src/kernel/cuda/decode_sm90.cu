@@ -28,6 +28,9 @@ __device__ __forceinline__ void add_product(float (&acc)[8], uint4 w, float x) {
         acc[2 * i + 1] = fmaf(x, bf16_high(pair[i]), acc[2 * i + 1]);
     }
 }
+__device__ __forceinline__ void prefetch_line(const bf16 *from) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
 __device__ __forceinline__ uint4 load_once(const bf16 *from, bool valid) {
     return valid ? __ldcs((const uint4 *)from) : make_uint4(0, 0, 0, 0);
 }
@@ -83,6 +86,18 @@ __device__ __forceinline__ void find_rows(const moei_cuda_decode_args &p, int ow
     if (lane == 0) s.n_rows = first ? n_rows : 0;
 }
 
+/* The tokens of `rows` choices from r0 on, k0 .. k1, as floats; zeros up to the pitch. */
+template <int MAX_ROWS>
+__device__ __forceinline__ void put_tokens(const moei_cuda_decode_args &p, const UpShared<MAX_ROWS> &s,
+                                           float *x, int r0, int rows, int k0, int k1, int pitch) {
+    for (int i = threadIdx.x; i < rows * pitch; i += DECODE_THREADS) {
+        const int r = i / pitch, k = k0 + i % pitch;
+        const bool valid = k < k1 && (MAX_ROWS == 1 || r0 + r < s.n_rows);
+        const int64_t token = MAX_ROWS > 1 && valid ? s.choice[r0 + r] / p.top_k : 0;
+        x[i] = valid ? __bfloat162float(((const bf16 *)p.x)[token * p.d + k]) : 0;
+    }
+}
+
 /* Rows `r0` .. of the block's choices: their part of z in `out`. */
 template <int ROWS, bool GATED, int MAX_ROWS>
 __device__ __forceinline__ void up_part(const moei_cuda_decode_args &p, UpShared<MAX_ROWS> &s, float *x,
@@ -90,11 +105,7 @@ __device__ __forceinline__ void up_part(const moei_cuda_decode_args &p, UpShared
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = (int)(blockIdx.x / UP_SPLIT) * SLICE;
     const int64_t width = GATED ? 2 * p.n : p.n, expert = p.expert[s.choice[0]],
                   col = column + (lane & 7) * 8;
-    for (int i = threadIdx.x; i < ROWS * pitch; i += DECODE_THREADS) {
-        const int r = i / pitch, k = k0 + i % pitch;
-        const bool valid = r0 + r < s.n_rows && k < k1;
-        x[i] = valid ? __bfloat162float(((const bf16 *)p.x)[s.choice[r0 + r] / p.top_k * p.d + k]) : 0;
-    }
+    if (MAX_ROWS > 1) put_tokens(p, s, x, r0, ROWS, k0, k1, pitch);
     __syncthreads();
     float gate[ROWS][8] = {}, up[GATED ? ROWS : 1][8] = {};
     const bf16 *w = (const bf16 *)p.w1 + expert * p.d * width + col;
@@ -128,9 +139,12 @@ __global__ void __cluster_dims__(UP_SPLIT, 1, 1) __launch_bounds__(DECODE_THREAD
     const int rank = (int)cluster_rank(), column = (int)(blockIdx.x / UP_SPLIT) * SLICE;
     const int k0 = (int)(p.d * rank / UP_SPLIT), k1 = (int)(p.d * (rank + 1) / UP_SPLIT);
     const int pitch = (k1 - k0 + AHEAD * STEP - 1) / (AHEAD * STEP) * (AHEAD * STEP);
+    if (MAX_ROWS == 1) put_tokens(p, s, x, 0, 1, k0, k1, pitch); /* x was there before the router */
     await_earlier();
     let_next_start();
-    if (threadIdx.x < 32) find_rows(p, (int)blockIdx.y, s);
+    if (MAX_ROWS > 1 && threadIdx.x < 32) find_rows(p, (int)blockIdx.y, s);
+    if (MAX_ROWS == 1 && threadIdx.x == 0)
+        s.choice[0] = (int)blockIdx.y, s.n_rows = p.expert[blockIdx.y] >= 0;
     __syncthreads();
     for (int r0 = 0; r0 < s.n_rows; r0 += MAX_ROWS) {
         const int rows = min(MAX_ROWS, s.n_rows - r0);
@@ -193,17 +207,21 @@ __global__ void __cluster_dims__(DOWN_SPLIT, 1, 1) __launch_bounds__(DECODE_THRE
     const int column = (int)(blockIdx.x / DOWN_SPLIT) * SLICE, col = column + (lane & 7) * 8;
     const bf16 *w2 = (const bf16 *)p.w2;
     list_experts(p, s);
-    const int64_t total = (int64_t)s.n_experts * p.n;
-    const int64_t begin = total * rank / DOWN_SPLIT, end = total * (rank + 1) / DOWN_SPLIT;
-    for (int64_t at = begin + threadIdx.x; at < end; at += DECODE_THREADS) /* while h is still being made */
-        asm volatile(
-            "prefetch.global.L2 [%0];" ::"l"(w2 + (s.expert[at / p.n] * p.n + at % p.n) * p.d + column));
+    const int n = (int)p.n, total = s.n_experts * n;
+    const int begin = (int)((int64_t)total * rank / DOWN_SPLIT),
+              end = (int)((int64_t)total * (rank + 1) / DOWN_SPLIT);
+    const auto prefetch = [&](int from) {
+        for (int at = from + (int)threadIdx.x; at < min(from + CHUNK, end); at += DECODE_THREADS)
+            prefetch_line(w2 + (s.expert[at / n] * p.n + at % n) * p.d + column);
+    };
+    prefetch(begin); /* while h is still being made */
+    prefetch(begin + CHUNK);
     await_earlier();
     let_next_start();
     float acc[TOKENS][8] = {};
-    for (int64_t at = begin; at < end;) {
-        const int e = (int)(at / p.n), k0 = (int)(at - e * p.n);
-        const int length = (int)min(min(end - at, p.n - k0), (int64_t)CHUNK);
+    for (int at = begin; at < end;) {
+        const int e = at / n, k0 = at - e * n, length = min(min(end - at, n - k0), (int)CHUNK);
+        prefetch(at + 2 * CHUNK);
         __syncthreads();
         for (int i = threadIdx.x; i < TOKENS * CHUNK; i += DECODE_THREADS) {
             const int t = i / CHUNK, k = i % CHUNK, slot = s.slot[e][t];
@@ -238,6 +256,7 @@ __global__ void __cluster_dims__(DOWN_SPLIT, 1, 1) __launch_bounds__(DECODE_THRE
 
 /* Router: a cluster's warps share the experts; its first block selects. */
 enum { ROUTE_RANKS = 8, ROUTE_EXPERTS = 256 };
+template <int TOKENS>
 __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1) __launch_bounds__(512, 1)
     route_few_kernel(const __grid_constant__ moei_cuda_route_args p) {
     __shared__ float own[DECODE_TOKENS][ROUTE_EXPERTS / ROUTE_RANKS], logits[DECODE_TOKENS][ROUTE_EXPERTS];
@@ -246,15 +265,14 @@ __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1) __launch_bounds__(512, 1)
     let_next_start();
     for (int i = warp; i < each && rank * each + i < p.n_experts; i += n_warps) {
         const bf16 *gate = (const bf16 *)p.gate + (int64_t)(rank * each + i) * p.d;
-        float sum[DECODE_TOKENS] = {};
-#pragma unroll 4
+        float sum[TOKENS] = {};
+#pragma unroll(TOKENS == 1 ? 8 : 2)
         for (int64_t k = lane * 8; k < p.d; k += 256) {
             const uint4 g = __ldg((const uint4 *)(gate + k));
             const uint32_t gp[4] = {g.x, g.y, g.z, g.w};
 #pragma unroll
-            for (int t = 0; t < DECODE_TOKENS; ++t) {
-                if (t >= tokens) break;
-                const uint4 v = __ldg((const uint4 *)((const bf16 *)p.x + t * p.d + k));
+            for (int t = 0; t < TOKENS; ++t) {
+                const uint4 v = __ldg((const uint4 *)((const bf16 *)p.x + min(t, tokens - 1) * p.d + k));
                 const uint32_t vp[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
@@ -264,18 +282,18 @@ __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1) __launch_bounds__(512, 1)
             }
         }
 #pragma unroll
-        for (int t = 0; t < DECODE_TOKENS; ++t) {
+        for (int t = 0; t < TOKENS; ++t) {
             sum[t] = warp_sum(sum[t]);
             if (lane == 0) own[t][i] = sum[t];
         }
     }
     cluster_sync();
     if (rank == 0) {
-        for (int i = threadIdx.x; i < DECODE_TOKENS * p.n_experts; i += 512) {
+        for (int i = threadIdx.x; i < tokens * p.n_experts; i += 512) {
             const int t = i / p.n_experts, e = i % p.n_experts;
             const float logit = load_of_rank(smem_address(&own[t][e % each]), (uint32_t)(e / each));
             logits[t][e] = logit;
-            if (p.logits && t < tokens) p.logits[(int64_t)t * p.n_experts + e] = logit;
+            if (p.logits) p.logits[(int64_t)t * p.n_experts + e] = logit;
         }
         __syncthreads();
         if (2 * warp < tokens) {
@@ -328,7 +346,10 @@ int moei_cuda_route_few(const moei_cuda_route_args *args, moei_stream stream) {
         args->top_k > args->n_experts)
         return cudaErrorNotSupported;
     if (args->n_tokens == 0) return cudaSuccess;
-    route_few_kernel<<<ROUTE_RANKS, 512, 0, stream>>>(*args);
+    if (args->n_tokens == 1)
+        route_few_kernel<1><<<ROUTE_RANKS, 512, 0, stream>>>(*args);
+    else
+        route_few_kernel<DECODE_TOKENS><<<ROUTE_RANKS, 512, 0, stream>>>(*args);
     return cudaGetLastError();
 }
 

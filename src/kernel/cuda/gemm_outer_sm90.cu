@@ -42,7 +42,6 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorM
     const uint32_t to = (chunk >> 3) * 8192 + row0 * 128 + (((chunk & 7) ^ (row0 & 7)) << 4);
     const int total = p.n_groups * p.pairs_m * p.n_tiles_n;
     const uint32_t lda16 = (uint32_t)(p.lda / 8); /* rows start at 16-byte pieces: 32 bits reach 64 GiB */
-    const uint64_t keep = keep_in_l2();
     Ring<S::STAGES> ring;
     for (int u = first; u < total; u += step) {
         const OuterTile tile = outer_tile(p, u, S::TILE_M, S::TILE_N, rank);
@@ -78,7 +77,7 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorM
 #pragma unroll
             for (int i = 0; i < 8; ++i)
                 cp_async16(pipe.a(ring.stage) + to + i * 1024, from[i],
-                           columns_valid && k0 + row0 + 8 * i < tile.row_end, keep);
+                           columns_valid && k0 + row0 + 8 * i < tile.row_end);
             cp_async_arrive(pipe.full_at(ring.stage));
         }
     }

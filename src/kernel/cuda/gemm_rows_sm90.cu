@@ -66,7 +66,6 @@ __device__ __forceinline__ void gather_tiles(const RowsArgs &p, const CUtensorMa
     constexpr int N_ROWS = S::TILE_M / 16;
     const int chunk = threadIdx.x & 7, row0 = threadIdx.x >> 3;
     const uint32_t to = row0 * 128 + ((chunk ^ (row0 & 7)) << 4);
-    const uint64_t keep = keep_in_l2();
     Ring<S::STAGES> ring;
     for (int u = first, total = tiles.count(); u < total; u += step) {
         const Tile tile = tiles.at(u);
@@ -89,8 +88,7 @@ __device__ __forceinline__ void gather_tiles(const RowsArgs &p, const CUtensorMa
                 const bool valid = kb * TILE_K + chunk * 8 < p.k;
 #pragma unroll
                 for (int i = 0; i < N_ROWS; ++i)
-                    cp_async16(pipe.a(ring.stage) + to + i * 2048, src[i] + (valid ? kb * TILE_K : 0), valid,
-                               keep);
+                    cp_async16(pipe.a(ring.stage) + to + i * 2048, src[i] + (valid ? kb * TILE_K : 0), valid);
             }
             cp_async_arrive(pipe.full_at(ring.stage));
         }

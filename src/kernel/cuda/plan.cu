@@ -9,6 +9,7 @@
 namespace moei {
 
 enum { PLAN_THREADS = 256, PLAN_EXPERTS = 256, PLAN_TILE = MOEI_CUDA_ROUTE_TILE };
+enum { PLAN_BATCH = 8 }; /* loads of a thread in flight */
 
 /* before[e]: rows of e in the tiles before this one. total[e]: in all. Four experts a word. */
 __device__ __forceinline__ void sum_tiles(const moei_cuda_plan_args &p, int n_tiles, int *before,
@@ -16,22 +17,28 @@ __device__ __forceinline__ void sum_tiles(const moei_cuda_plan_args &p, int n_ti
     const int words = (p.n_experts + 3) / 4, lanes = PLAN_THREADS / words, word = threadIdx.x % words;
     const int lane = threadIdx.x / words;
     int sum[4] = {0}, sum_before[4] = {0};
-    if (lane < lanes) {
-#pragma unroll 8
-        for (int tile = lane; tile < n_tiles; tile += lanes) {
-            const uint32_t four = __ldg((const uint32_t *)p.tile_count + (int64_t)tile * words + word);
+    if (lane >= lanes) return;
+    for (int first = lane; first < n_tiles; first += PLAN_BATCH * lanes) {
+        uint32_t four[PLAN_BATCH];
+#pragma unroll
+        for (int b = 0; b < PLAN_BATCH; ++b) {
+            const int tile = first + b * lanes;
+            four[b] =
+                tile < n_tiles ? __ldg((const uint32_t *)p.tile_count + (int64_t)tile * words + word) : 0;
+        }
+#pragma unroll
+        for (int b = 0; b < PLAN_BATCH; ++b)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const int count = (int)(four >> (8 * i) & 255);
+                const int count = (int)(four[b] >> (8 * i) & 255);
                 sum[i] += count;
-                if (tile < (int)blockIdx.x) sum_before[i] += count;
+                sum_before[i] += first + b * lanes < (int)blockIdx.x ? count : 0;
             }
-        }
+    }
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            atomicAdd(total + 4 * word + i, sum[i]);
-            atomicAdd(before + 4 * word + i, sum_before[i]);
-        }
+    for (int i = 0; i < 4; ++i) {
+        atomicAdd(total + 4 * word + i, sum[i]);
+        atomicAdd(before + 4 * word + i, sum_before[i]);
     }
 }
 
@@ -72,18 +79,28 @@ __global__ void __launch_bounds__(PLAN_THREADS) plan_kernel(const __grid_constan
     __syncthreads();
     scan_experts(p, total, before);
     __syncthreads();
-    for (int i = threadIdx.x; i < slots; i += PLAN_THREADS) {
-        const int t = i / p.top_k, e = p.expert[first + i];
-        if (e < 0) {
-            p.row_of[first + i] = -1;
-            continue;
+    for (int base = threadIdx.x; base < slots; base += PLAN_BATCH * PLAN_THREADS) {
+        int expert[PLAN_BATCH];
+        float weight[PLAN_BATCH];
+#pragma unroll
+        for (int b = 0; b < PLAN_BATCH; ++b) {
+            const int i = base + b * PLAN_THREADS;
+            expert[b] = i < slots ? p.expert[first + i] : -1;
+            weight[b] = i < slots ? p.weight[first + i] : 0;
         }
-        int rank = __popc(member[e][t / 32] & ((1u << (t & 31)) - 1));
-        for (int word = 0; word < t / 32; ++word) rank += __popc(member[e][word]);
-        const int row = before[e] + rank;
-        p.row_of[first + i] = row;
-        p.row_token[row] = (int)(blockIdx.x * PLAN_TILE) + t;
-        p.row_weight[row] = p.weight[first + i];
+#pragma unroll
+        for (int b = 0; b < PLAN_BATCH; ++b) {
+            const int i = base + b * PLAN_THREADS, t = i / p.top_k, e = expert[b];
+            if (i >= slots) break;
+            int row = -1;
+            if (e >= 0) {
+                row = before[e] + __popc(member[e][t / 32] & ((1u << (t & 31)) - 1));
+                for (int word = 0; word < t / 32; ++word) row += __popc(member[e][word]);
+                p.row_token[row] = (int)(blockIdx.x * PLAN_TILE) + t;
+                p.row_weight[row] = weight[b];
+            }
+            p.row_of[first + i] = row;
+        }
     }
 }
 

@@ -24,30 +24,37 @@ __device__ __forceinline__ float warp_sum(float x) {
     return x;
 }
 
-/* Two tokens at a time, so that one's reductions overlap the other's. Lane l holds experts l, l + 32, ..;
- * of equal scores the lower expert wins. After the search lane k has the k-th choice. */
+/* Two tokens at a time, so that one's reductions overlap the other's. Lane l has experts l, l + 32, ..; it
+ * sorts them once, and each choice is then the best of 32 heads. Of equal scores the lower expert wins. After
+ * the search lane k has the k-th choice. */
 template <int N> struct Selection {
     static constexpr int PER_LANE = N / 32, TOKENS = 2;
-    uint32_t key[TOKENS][PER_LANE];
+    uint32_t key[TOKENS][PER_LANE], expert[TOKENS][PER_LANE];
 
-    __device__ __forceinline__ uint32_t best(int t) const {
-        uint32_t m = 0;
+    /* By falling key. Neighbours change places only if they must, so equal ones keep their order. */
+    __device__ __forceinline__ void sort(int t) {
 #pragma unroll
-        for (int j = 0; j < PER_LANE; ++j) m = max(m, key[t][j]);
-        return __reduce_max_sync(~0u, m);
+        for (int last = PER_LANE - 1; last > 0; --last)
+#pragma unroll
+            for (int j = 0; j < last; ++j) {
+                const uint32_t k = key[t][j], e = expert[t][j];
+                const bool swap = key[t][j + 1] > k;
+                key[t][j] = swap ? key[t][j + 1] : k, expert[t][j] = swap ? expert[t][j + 1] : e;
+                key[t][j + 1] = swap ? k : key[t][j + 1], expert[t][j + 1] = swap ? e : expert[t][j + 1];
+            }
     }
-    /* The lowest expert with this key, which is no candidate any longer. */
+    __device__ __forceinline__ uint32_t best(int t) const {
+        return __reduce_max_sync(~0u, key[t][0]);
+    }
+    /* The lowest expert with the best key; it leaves its lane's list. */
     __device__ __forceinline__ uint32_t take(int t, uint32_t wanted) {
-        const uint32_t lane = threadIdx.x & 31;
-        uint32_t expert = ~0u;
+        const uint32_t chosen = __reduce_min_sync(~0u, key[t][0] == wanted ? expert[t][0] : ~0u);
+        if (expert[t][0] == chosen) {
 #pragma unroll
-        for (int j = 0; j < PER_LANE; ++j)
-            if (key[t][j] == wanted) expert = min(expert, 32 * j + lane);
-        expert = __reduce_min_sync(~0u, expert);
-#pragma unroll
-        for (int j = 0; j < PER_LANE; ++j)
-            if (expert == 32 * j + lane) key[t][j] = 0;
-        return expert;
+            for (int j = 0; j + 1 < PER_LANE; ++j) key[t][j] = key[t][j + 1], expert[t][j] = expert[t][j + 1];
+            key[t][PER_LANE - 1] = 0;
+        }
+        return chosen;
     }
     /* logits: of the two tokens, `pitch` floats apart. count: rows per expert, or NULL. */
     __device__ __forceinline__ void run(const moei_cuda_route_args &p, const float *logits, int pitch,
@@ -59,26 +66,29 @@ template <int N> struct Selection {
 #pragma unroll
         for (int t = 0; t < TOKENS; ++t) {
             float logit[PER_LANE];
-            finite[t] = true, sum[t] = 0, chosen[t] = chosen_key[t] = 0;
+            finite[t] = true, chosen[t] = chosen_key[t] = 0;
 #pragma unroll
             for (int j = 0; j < PER_LANE; ++j) {
                 const bool valid = 32 * j + lane < p.n_experts;
                 logit[j] = logits[t * pitch + 32 * j + lane];
                 finite[t] &= !valid || fabsf(logit[j]) < INFINITY;
-                key[t][j] = valid ? key_of(logit[j]) : 0;
+                key[t][j] = valid ? key_of(logit[j]) : 0, expert[t][j] = 32 * j + lane;
             }
+            float sum_t = 0;
+            sort(t);
             max_logit[t] = key_score(best(t));
 #pragma unroll
-            for (int j = 0; j < PER_LANE; ++j) sum[t] += key[t][j] ? __expf(logit[j] - max_logit[t]) : 0;
-            sum[t] = warp_sum(sum[t]);
+            for (int j = 0; j < PER_LANE; ++j)
+                sum_t += 32 * j + lane < p.n_experts ? __expf(logit[j] - max_logit[t]) : 0;
+            sum[t] = warp_sum(sum_t);
             finite[t] = __all_sync(~0u, finite[t]);
         }
 #pragma unroll 1
         for (int k = 0; k < p.top_k; ++k)
 #pragma unroll
             for (int t = 0; t < TOKENS; ++t) {
-                const uint32_t wanted = best(t), expert = take(t, wanted);
-                if (lane == k) chosen[t] = expert, chosen_key[t] = wanted;
+                const uint32_t wanted = best(t), taken = take(t, wanted);
+                if (lane == k) chosen[t] = taken, chosen_key[t] = wanted;
             }
 #pragma unroll
         for (int t = 0; t < TOKENS; ++t) {

@@ -90,20 +90,14 @@ __device__ __forceinline__ void fence_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/* What L2 keeps when it must choose: rows that several experts read, before what is read or written once. */
-__device__ __forceinline__ uint64_t keep_in_l2() {
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
+/* Policy of what L2 need not keep: stored once, read by a later kernel when it is long gone. */
 __device__ __forceinline__ uint64_t pass_through_l2() {
     uint64_t policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
-__device__ __forceinline__ void cp_async16(uint32_t dst, const void *src, bool valid, uint64_t policy) {
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(dst), "l"(src),
-                 "r"(valid ? 16 : 0), "l"(policy)
+__device__ __forceinline__ void cp_async16(uint32_t dst, const void *src, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0)
                  : "memory");
 }
 /* Arrives at a barrier once all copies of this thread so far have landed. */
