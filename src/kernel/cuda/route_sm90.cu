@@ -1,6 +1,7 @@
 /* route_sm90.cu: router in one kernel: logits[T,E] = x gate^T, softmax, exact top-k, rows per expert.
  * A block takes 128 tokens: a loading warp streams x and the gate, two warpgroups multiply, then each of
- * their warps selects for one pair of tokens after another. Source: DESIGN section 2.
+ * their warps selects for one pair of tokens after another. Two blocks are a cluster: either loads half of
+ * each tile of the gate for both, which halves what L2 must deliver of it. Source: DESIGN section 2.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/gemm_core.cuh"
@@ -18,20 +19,21 @@ template <int N> struct RouteLayout {
     static constexpr int LOGIT_BYTES = ROUTE_M * PITCH * 4;
     static constexpr int COUNT = STAGES * STAGE_BYTES > LOGIT_BYTES ? STAGES *STAGE_BYTES : LOGIT_BYTES;
     static constexpr int BARRIERS = COUNT + N * 4;
-    static constexpr int BYTES = BARRIERS + 16 * STAGES + 1024;
+    static constexpr int BYTES = BARRIERS + 16 * STAGES;
 };
 
 template <int N>
 __device__ __forceinline__ void stream_operands(const CUtensorMap *map_x, const CUtensorMap *map_gate,
-                                                uint32_t base, uint32_t bars, int k_blocks) {
+                                                uint32_t base, uint32_t bars, int k_blocks, int rank) {
     typedef RouteLayout<N> Layout;
+    constexpr int HALF = N / PAIR;
     Ring<Layout::STAGES> ring;
     for (int kb = 0; kb < k_blocks; ++kb, ring.next()) {
         const uint32_t full = bars + 16 * ring.stage, to = base + ring.stage * Layout::STAGE_BYTES;
         mbar_wait(full + 8, ring.phase ^ 1);
         mbar_arrive_expect(full, Layout::STAGE_BYTES);
         tma_load(to, map_x, full, kb * TILE_K, blockIdx.x * ROUTE_M);
-        tma_load(to + ROUTE_M * 128, map_gate, full, kb * TILE_K, 0);
+        tma_load_pair(to + (ROUTE_M + rank * HALF) * 128, map_gate, full, kb * TILE_K, rank * HALF, 0);
     }
 }
 
@@ -52,7 +54,7 @@ __device__ __forceinline__ void compute_logits(uint32_t base, uint32_t bars, int
                                         matrix_descriptor(at + ROUTE_M * 128 + k16 * 32, 0), (kb | k16) != 0);
         wgmma_commit();
         wgmma_wait<0>();
-        if (lane == 0) mbar_arrive(full + 8);
+        release_stage(full + 8);
     }
     named_barrier(1, SELECTORS);
     float *row = logits + (group * 64 + warp * 16 + (lane >> 2)) * Layout::PITCH + (lane & 3) * 2;
@@ -65,32 +67,13 @@ __device__ __forceinline__ void compute_logits(uint32_t base, uint32_t bars, int
     named_barrier(1, SELECTORS);
 }
 
+/* What the block's tokens choose, their logits, and how many rows that makes. */
 template <int N>
-__global__ void __launch_bounds__(ROUTE_THREADS, N == 256 ? 1 : 2)
-    route_kernel(const __grid_constant__ moei_cuda_route_args p, const __grid_constant__ CUtensorMap map_x,
-                 const __grid_constant__ CUtensorMap map_gate) {
+__device__ __forceinline__ void select_tokens(const moei_cuda_route_args &p, const float *logits,
+                                              uint32_t *count) {
     typedef RouteLayout<N> Layout;
-    extern __shared__ uint8_t raw[];
-    const uint32_t base = (smem_address(raw) + 1023) & ~1023u, bars = base + Layout::BARRIERS;
-    uint8_t *memory = raw + (base - smem_address(raw));
-    float *logits = (float *)memory;
-    uint32_t *count = (uint32_t *)(memory + Layout::COUNT);
-    const int k_blocks = (int)((p.d + TILE_K - 1) / TILE_K), thread = threadIdx.x;
-    if (thread == 0) {
-        for (int s = 0; s < Layout::STAGES; ++s) {
-            mbar_init(bars + 16 * s, 1);
-            mbar_init(bars + 16 * s + 8, SELECTORS / 32);
-        }
-        mbar_init_done();
-    }
-    if (thread < N) count[thread] = 0;
-    __syncthreads();
-    if (thread >= SELECTORS) {
-        if (thread == SELECTORS) stream_operands<N>(&map_x, &map_gate, base, bars, k_blocks);
-        return;
-    }
-    compute_logits<N>(base, bars, k_blocks, logits);
     const int64_t first = (int64_t)blockIdx.x * ROUTE_M;
+    const int thread = threadIdx.x, pitch = (p.n_experts + 3) / 4 * 4;
     Selection<N> selection;
 #pragma unroll 1
     for (int r = thread / 32 * selection.TOKENS; r < ROUTE_M; r += SELECTORS / 32 * selection.TOKENS)
@@ -103,22 +86,53 @@ __global__ void __launch_bounds__(ROUTE_THREADS, N == 256 ? 1 : 2)
                 p.logits[(first + r) * p.n_experts + e] = logits[r * Layout::PITCH + e];
         }
     named_barrier(1, SELECTORS);
-    const int pitch = (p.n_experts + 3) / 4 * 4;
-    if (thread < pitch)
+    if (thread < pitch && first < p.n_tokens)
         p.tile_count[(int64_t)blockIdx.x * pitch + thread] =
             thread < p.n_experts ? (uint8_t)count[thread] : 0;
+}
+
+template <int N>
+__global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(ROUTE_THREADS, N == 256 ? 1 : 2)
+    route_kernel(const __grid_constant__ moei_cuda_route_args p, const __grid_constant__ CUtensorMap map_x,
+                 const __grid_constant__ CUtensorMap map_gate) {
+    typedef RouteLayout<N> Layout;
+    extern __shared__ __align__(1024) uint8_t raw[];
+    const uint32_t base = smem_address(raw), bars = base + Layout::BARRIERS;
+    float *logits = (float *)raw;
+    uint32_t *count = (uint32_t *)(raw + Layout::COUNT);
+    const int k_blocks = (int)((p.d + TILE_K - 1) / TILE_K), thread = threadIdx.x;
+    if (thread == 0) {
+        for (int s = 0; s < Layout::STAGES; ++s) {
+            mbar_init(bars + 16 * s, 1);
+            mbar_init(bars + 16 * s + 8, PAIR * SELECTORS / 32);
+        }
+        mbar_init_done();
+    }
+    if (thread < N) count[thread] = 0;
+    __syncthreads();
+    cluster_sync();
+    if (thread < SELECTORS) {
+        compute_logits<N>(base, bars, k_blocks, logits);
+        select_tokens<N>(p, logits, count);
+    } else if (thread == SELECTORS) {
+        stream_operands<N>(&map_x, &map_gate, base, bars, k_blocks, (int)cluster_rank());
+    }
+    __syncwarp();
+    cluster_sync(); /* the other block may still write here */
 }
 
 template <int N> static cudaError_t launch_route(const moei_cuda_route_args *args, moei_stream stream) {
     CUtensorMap map_x, map_gate;
     cudaError_t error = make_map(&map_x, args->x, args->d, args->n_tokens, 1, args->d, ROUTE_M, false);
-    if (!error) error = make_map(&map_gate, args->gate, args->d, args->n_experts, 1, args->d, N, false);
+    if (!error) error = make_map(&map_gate, args->gate, args->d, args->n_experts, 1, args->d, N / PAIR, true);
     if (!error)
         error = cudaFuncSetAttribute(route_kernel<N>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                      RouteLayout<N>::BYTES);
     if (error) return error;
     const unsigned blocks = (unsigned)((args->n_tokens + ROUTE_M - 1) / ROUTE_M);
-    route_kernel<N><<<blocks, ROUTE_THREADS, RouteLayout<N>::BYTES, stream>>>(*args, map_x, map_gate);
+    if (blocks == 0) return cudaSuccess;
+    route_kernel<N><<<(blocks + 1) / PAIR * PAIR, ROUTE_THREADS, RouteLayout<N>::BYTES, stream>>>(
+        *args, map_x, map_gate);
     return cudaGetLastError();
 }
 
