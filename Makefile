@@ -51,6 +51,7 @@ bench-gpu:
 	@cmake --build --preset release --target cuda
 	build/release/gpu/check_moe
 	build/release/gpu/bench_moe
+	build/release/gpu/bench_decode
 
 format:
 	@scripts/check-format.sh --fix

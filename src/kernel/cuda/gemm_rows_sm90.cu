@@ -260,9 +260,7 @@ static cudaError_t launch_act(const moei_cuda_gemm_rows_args *args, moei_stream 
 
 static cudaError_t launch_act_grad(const moei_cuda_gemm_rows_args *args, moei_stream stream) {
     if (!args->a_row || !args->b_trans) return cudaErrorNotSupported;
-    /* A short sum leaves the epilogue in the open, so it must run beside the other warpgroup's product. */
-    const bool narrow = args->schedule == MOEI_SCHEDULE_PINGPONG || args->n <= 128 ||
-                        (args->schedule == MOEI_SCHEDULE_AUTO && args->k < 1536);
+    const bool narrow = args->schedule == MOEI_SCHEDULE_PINGPONG || args->n <= 128;
     if (args->act == MOE_ACT_SWIGLU)
         return narrow ? launch<PingPong128, true, true, EPI_ACT_GRAD_GATED>(args, stream)
                       : launch<Cooperative256, true, true, EPI_ACT_GRAD_GATED>(args, stream);
