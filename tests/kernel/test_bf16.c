@@ -1,5 +1,5 @@
-/* test_bf16.c: the operations other than products in bf16: every variant against the reference on the same
- * bf16 numbers, odd shapes, and the same bits for any number of threads.
+/* test_bf16.c: the operations other than products in bf16, and the pass of activations in f32 too: every
+ * variant against the reference on the same numbers, odd shapes, and the same bits for any number of threads.
  * A result may be off by what its f32 twin may be, and then round to the neighbour.
  */
 #include "kernel/guarded.h"
@@ -132,6 +132,46 @@ static double sum_squares(const moei_kernels *k, const moei_team *team, uint64_t
     return 1e-12;
 }
 
+/* Every curve, gated or not, clamped, interleaved, with dropout drawn or given. Seed parity: backward. */
+static double act_pass_of(moe_dtype dtype, const moei_kernels *k, const moei_team *team, uint64_t seed,
+                          call *c) {
+    static const int64_t widths[] = {1, 3, 4, 5, 8, 15, 16, 17, 33, 67, 130};
+    test_random random = {seed};
+    int64_t n = random_of(&random, widths, COUNT(widths)), rows = random_below(&random, 50);
+    int32_t slot[50];
+    bool gated = random_below(&random, 2), backward = seed % 2;
+    moei_act_pass_args a = {.dtype = dtype, .n_rows = rows, .n = n, .seed = seed, .layer = 3, .step = 5};
+    a.rule = (moei_act_rule){.curve = (moei_curve)(seed / 2 % 6),
+                             .gated = gated,
+                             .interleaved = seed % 3 == 0,
+                             .alpha = 1.7,
+                             .limit = seed % 5 ? 0 : 0.5,
+                             .offset = seed % 5 ? 0 : 1};
+    a.dropout = seed % 4 < 2 ? 0 : 0.25;
+    for (int i = 0; i < 50; ++i) slot[i] = (int32_t)random_below(&random, 40) - 1;
+    a.row_slot = seed % 7 ? slot : NULL;
+    uint8_t *keep = malloc((size_t)(50 * n));
+    for (int64_t i = 0; i < 50 * n; ++i) keep[i] = (uint8_t)random_below(&random, 2);
+    a.dropout_keep = seed % 8 < 3 ? keep : NULL;
+    if (seed % 6) a.row_weight = add(c, &random, moei_wide(dtype), rows);
+    a.drow_weight = add(c, &random, moei_wide(dtype), rows);
+    a.z = add(c, &random, dtype, rows * n * (gated ? 2 : 1));
+    a.a = add(c, &random, dtype, rows * n), c->n_out = backward ? 3 : 1;
+    if (backward)
+        k->act_pass_grad(team, &a);
+    else
+        k->act_pass(team, &a);
+    free(keep);
+    return 2e-6 * sqrt((double)n) + 4e-6;
+}
+
+static double act_pass_bf16(const moei_kernels *k, const moei_team *team, uint64_t seed, call *c) {
+    return act_pass_of(MOE_BF16, k, team, seed, c);
+}
+static double act_pass_f32(const moei_kernels *k, const moei_team *team, uint64_t seed, call *c) {
+    return act_pass_of(MOE_F32, k, team, seed, c);
+}
+
 static void compare(const call *got, const call *want, double unit, const char *isa, uint64_t seed) {
     for (int b = got->n - got->n_out; b < got->n; ++b) {
         const guarded *g = &got->buffer[b], *w = &want->buffer[b];
@@ -142,7 +182,7 @@ static void compare(const call *got, const call *want, double unit, const char *
     }
 }
 
-static void check(operation *op, uint64_t n_seeds) {
+static void check(operation *op, moe_dtype dtype, uint64_t n_seeds) {
     moei_kernels ref[MOEI_DTYPES], table[MOEI_DTYPES];
     moei_team one = team_new(1), three = team_new(3);
     moei_kernel_select(MOEI_ISA_REF, ref);
@@ -151,9 +191,9 @@ static void check(operation *op, uint64_t n_seeds) {
         moei_kernel_select((moei_isa)isa, table);
         for (uint64_t seed = 1; seed <= n_seeds; ++seed) {
             call want = {.n = 0}, got = {.n = 0}, many = {.n = 0};
-            op(&ref[MOE_BF16], &one, seed, &want);
-            double unit = op(&table[MOE_BF16], &one, seed, &got);
-            op(&table[MOE_BF16], &three, seed, &many);
+            op(&ref[dtype], &one, seed, &want);
+            double unit = op(&table[dtype], &one, seed, &got);
+            op(&table[dtype], &three, seed, &many);
             compare(&got, &want, unit, moei_isa_name((moei_isa)isa), seed);
             for (int b = 0; b < got.n; ++b)
                 assert_memory_equal(got.buffer[b].data, many.buffer[b].data,
@@ -166,30 +206,36 @@ static void check(operation *op, uint64_t n_seeds) {
 
 static void test_rmsnorm(void **state) {
     (void)state;
-    check(rmsnorm, 120);
+    check(rmsnorm, MOE_BF16, 120);
 }
 static void test_rope(void **state) {
     (void)state;
-    check(rope, 80);
+    check(rope, MOE_BF16, 80);
 }
 static void test_cross_entropy(void **state) {
     (void)state;
-    check(cross_entropy, 90);
+    check(cross_entropy, MOE_BF16, 90);
 }
 static void test_attention(void **state) {
     (void)state;
-    check(attention, 60);
+    check(attention, MOE_BF16, 60);
 }
 static void test_sum_squares(void **state) {
     (void)state;
-    check(sum_squares, 20);
+    check(sum_squares, MOE_BF16, 20);
+}
+
+static void test_act_pass(void **state) {
+    (void)state;
+    check(act_pass_bf16, MOE_BF16, 240);
+    check(act_pass_f32, MOE_F32, 240);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rmsnorm),       cmocka_unit_test(test_rope),
         cmocka_unit_test(test_cross_entropy), cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_sum_squares),
+        cmocka_unit_test(test_sum_squares),   cmocka_unit_test(test_act_pass),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
