@@ -143,6 +143,7 @@ static moe_status repeat_preset(moe_lm_config *config, moe_error *error) {
         char text[MOELM_ORIGIN];
         moe_option row = config->row[i];
         if (strncmp(row.key, "moe.", 4) != 0 || !is_by_preset(config, i)) continue;
+        if (row.type == MOE_OPT_CHOICE && !row.choices) continue; /* a free name: no size changes it */
         row.offset -= offsetof(moe_lm_config, moe);
         moei_option_get(&row, &desc, text, sizeof text);
         MOEI_TRY(moei_option_set(&config->row[i], config, text, error));

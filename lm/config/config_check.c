@@ -124,6 +124,44 @@ static moe_status check_experts(const moe_lm_config *config, moe_error *error) {
     return MOE_OK;
 }
 
+/* Whether a setting of the layer has a say where no layer has routed experts: those of an FFN, and the sizes
+ * that its width may come from. */
+static bool acts_when_dense(const moe_lm_config *config, const moe_option *row) {
+    static const char *const kept[] = {
+        "moe.num_experts", "moe.top_k",       "moe.expert_hidden_size", "moe.num_shared_experts",
+        "moe.activation",  "moe.glu_layout",  "moe.activation_alpha",   "moe.activation_limit",
+        "moe.output_size", "moe.expert_bias", "moe.expert_up_bias",     "moe.glu_linear_offset",
+        "moe.init_scheme", "moe.init_std",    "moe.init_std_down",      "moe.recompute"};
+    if (strncmp(row->key, "moe.", 4) != 0) return true;
+    if (strcmp(row->key, "moe.shared_expert_hidden_size") == 0) return config->moe.num_shared_experts > 0;
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; ++i)
+        if (strcmp(row->key, kept[i]) == 0) return true;
+    return false;
+}
+
+/* A dense model is told nothing that it would ignore. */
+static moe_status check_dense(const moe_lm_config *config, moe_error *error) {
+    const char *why = config->model.moe_layer_freq > 0 ? "moe.num_experts" : "model.moe_layer_freq";
+    for (size_t i = 0; i < config->count && !is_routed(config, 0); ++i) {
+        const moe_option *row = &config->row[i];
+        moe_lm_config_entry entry;
+        moe_lm_config_entry_get(config, i, &entry);
+        if (acts_when_dense(config, row) || strcmp(entry.value, row->initial) == 0) continue;
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "%s: %.100s is of routed experts, and %s 0 leaves none; leave it out", row->key,
+                              entry.value, why);
+    }
+    return MOE_OK;
+}
+
+moe_status moe_lm_config_make_dense(moe_lm_config *config, const char *origin, moe_error *error) {
+    MOEI_TRY(moe_lm_config_set(config, "model.moe_layer_freq", "0", origin, error));
+    for (size_t i = 0; i < config->count; ++i)
+        if (!acts_when_dense(config, &config->row[i]))
+            MOEI_TRY(moei_option_set(&config->row[i], config, config->row[i].initial, error));
+    return MOE_OK;
+}
+
 /* The mean of a sequence holds the tokens that the model is to predict. */
 static moe_status check_router(const moe_lm_config *config, moe_error *error) {
     const char *unit = config->moe.routing_unit;
@@ -139,6 +177,10 @@ typedef struct rule {
     const char *text;
 } rule;
 
+static bool is_one_of(const char *value, const char *a, const char *b, const char *c) {
+    return value && (strcmp(value, a) == 0 || strcmp(value, b) == 0 || strcmp(value, c) == 0);
+}
+
 /* An alarm that cannot ring, or an action that cannot happen, is no protection. */
 static moe_status check_alarms(const moe_lm_config *config, moe_error *error) {
     const moelm_train_config *train = &config->train;
@@ -146,21 +188,29 @@ static moe_status check_alarms(const moe_lm_config *config, moe_error *error) {
     const bool bound = train->alarm_entropy > 0 || train->alarm_dropped > 0;
     const bool dead = train->alarm_dead_steps > 0, revive = strcmp(train->alarm_action, "revive") == 0;
     const bool limited = moe->capacity_factor > 0 || moe->capacity_factor_eval > 0;
+    /* clang-format off */
     const rule rules[] = {
-        {dead || bound,                                                                                  is_routed(config, 0),                    "alarm_*: there are no routed experts to watch"},
-        {train->alarm_steps > 1,                                                                                              bound,                                                                                         "alarm_steps: needs train.alarm_entropy or train.alarm_dropped"           },
-        {train->alarm_dropped > 0,                                                                                              limited,
+        {dead || bound, is_routed(config, 0), "alarm_*: there are no routed experts to watch"},
+        {train->alarm_steps > 1, bound, "alarm_steps: needs train.alarm_entropy or train.alarm_dropped"},
+        {train->alarm_dropped > 0, limited,
          "alarm_dropped: needs moe.capacity_factor: a dropless layer drops nothing"},
-        {strcmp(train->alarm_action,                                                                                              "warn") != 0,                                                                                     dead || bound,
+        {strcmp(train->alarm_action, "warn") != 0, dead || bound,
          "alarm_action: needs train.alarm_dead_steps, train.alarm_entropy or train.alarm_dropped"},
-        {revive,       dead,                       "alarm_action: revive needs train.alarm_dead_steps"                                      },
-        {revive,                                           !moe->expert_kinds || !*moe->expert_kinds,
-         "alarm_action: revive copies one expert over another, but moe.expert_kinds makes them unequal"              },
+        {revive, dead, "alarm_action: revive needs train.alarm_dead_steps"},
+        {revive, !moe->expert_kinds || !*moe->expert_kinds,
+         "alarm_action: revive copies one expert over another, but moe.expert_kinds makes them unequal"},
+        {revive, !is_one_of(moe->expert, "identity", "zero", ""),
+         "alarm_action: revive copies one expert over another, but those of moe.expert identity and zero have "
+         "nothing to copy"},
+        {revive, !is_one_of(moe->router_type, "hash", "random", "balanced"),
+         "alarm_action: revive changes the router, but moe.router_type hash, random and balanced do not read "
+         "it: the expert would stay dead"},
         {revive, !moe->router_frozen,
-         "alarm_action: revive changes the router, which moe.router_frozen keeps"                  },
-        {revive,                       moe->num_groups_outer == 0,
-         "alarm_action: revive needs one level of experts, not moe.num_groups_outer"                                    },
+         "alarm_action: revive changes the router, which moe.router_frozen keeps"},
+        {revive, moe->num_groups_outer == 0,
+         "alarm_action: revive needs one level of experts, not moe.num_groups_outer"},
     };
+    /* clang-format on */
     for (size_t i = 0; i < sizeof rules / sizeof *rules; ++i)
         if (rules[i].used && !rules[i].right)
             return moei_error_set(error, MOE_ERR_ARGUMENT, "train.%s", rules[i].text);
@@ -185,6 +235,7 @@ static moe_status check_layers(const moe_lm_config *config, moe_error *error) {
 moe_status moe_lm_config_check(const moe_lm_config *config, moe_error *error) {
     const moelm_train_config *train = &config->train;
     MOEI_TRY(check_heads(&config->model, error));
+    MOEI_TRY(check_dense(config, error));
     MOEI_TRY(check_experts(config, error));
     MOEI_TRY(check_router(config, error));
     MOEI_TRY(check_alarms(config, error));

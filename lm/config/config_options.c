@@ -123,7 +123,7 @@ static const moe_option options[] = {
      "metrics.jsonl tells losses and load of every layer, not only of the whole model"},
     {"train.alarm_dead_steps", "",
      MOE_OPT_INT64, AT(train.alarm_dead_steps), "0", 0, 1e12, NULL,
-     "alarm: steps in a row without a row make an expert dead; 0: off"},
+     "alarm: steps in a row without a row make an expert dead, but for those of moe.fake_skip_first; 0: off"},
     {"train.alarm_entropy", "",
      MOE_OPT_DOUBLE, AT(train.alarm_entropy), "0", 0, 1, NULL,
      "alarm: the entropy of a layer's load, as a share of its maximum, is below this; 0: off"},

@@ -100,6 +100,14 @@ printf 'moe: {num_experts: 8\ntrain: [\n' >broken.yaml
 code=$?
 [ $code -eq 2 ] || [ $code -eq 3 ] || complain "a broken YAML file is exit code 2 or 3, not $code"
 says err 'broken\.yaml:[0-9]+:[0-9]+'
+echo 'moe: {expert: bogus}' >kind.yaml
+expect 2 "$MOEKIT" config check kind.yaml
+says err "moe\.expert: 'bogus'"
+echo 'moe: {expert_kinds: "64,64,64,64,64,64,identity,foo"}' >kinds.yaml
+expect 2 "$MOEKIT" config check kinds.yaml
+says err "'foo'"
+echo 'moe: {expert_kinds: "64,64,64,64,64,64,identity,zero"}' >kinds.yaml
+expect 0 "$MOEKIT" config check kinds.yaml
 printf 'moe: {num_experts: 2, top_k: 3}\n' >combination.yaml
 expect 2 "$MOEKIT" config check combination.yaml
 says err 'top_k.*3.*2'

@@ -42,6 +42,12 @@ expect 0 "$MOEKIT" eval --run run --replay-routes routes.safetensors --record-ro
 bits='s/.*"bits_per_byte":\([0-9.]*\).*/\1/p'
 [ "$(sed -n "$bits" first)" = "$(sed -n "$bits" out)" ] || complain 'the replay costs other bits than its recording'
 cmp routes.safetensors again.safetensors || complain 'the replay was recorded as another trace'
+# and is no analysis of the run's own
+expect 0 "$MOEKIT" eval --run run
+cp run/eval.json own.json
+expect 0 "$MOEKIT" eval --run run --replay-routes routes.safetensors
+says err 'left alone: this is a replay'
+cmp own.json run/eval.json || complain 'a replay changed eval.json'
 expect 3 "$MOEKIT" eval --run run --text train.txt --replay-routes routes.safetensors
 says err 'another text_sha256'
 head -c 2000 routes.safetensors >cut.safetensors

@@ -82,8 +82,8 @@ static bench_training training_of(const plan *p, int model, const char *name, co
         .on_progress = on_progress,
         .user = curve
     };
-    if (model > 0) training.setting[4] = (bench_setting){"model.moe_layer_freq", "0"};
-    if (model > 1) training.setting[5] = (bench_setting){"model.ffn_hidden_size", p->total_width};
+    training.dense = model > 0;
+    if (model > 1) training.setting[4] = (bench_setting){"model.ffn_hidden_size", p->total_width};
     return training;
 }
 

@@ -64,6 +64,10 @@ static int load_settings(cli_args *args, const bench_training *training) {
         moe_status status = moe_lm_config_set(args->config, set->key, set->value, "bench", &error);
         if (status != MOE_OK) code = cli_fail(args, status, "%s: %s", training->name, error.text);
     }
+    if (code == 0 && training->dense) {
+        moe_status status = moe_lm_config_make_dense(args->config, "bench", &error);
+        if (status != MOE_OK) code = cli_fail(args, status, "%s: %s", training->name, error.text);
+    }
     return code;
 }
 

@@ -16,6 +16,7 @@ typedef struct bench_training {
     const char *name;                      /* of the run directory and in messages */
     const char *preset;                    /* moe.preset under what the command line says; NULL: theirs */
     bench_setting setting[BENCH_SETTINGS]; /* over everything else; ends with a NULL key */
+    bool dense;                            /* without routed experts */
     /* Every step and event of the training, with its context. Beside each other, trainings are processes:
      * what `user` points to must come from bench_shared. */
     void (*on_progress)(void *user, moe_ctx *ctx, const moe_lm_progress *now);

@@ -2,6 +2,7 @@
  */
 #include "cli.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static const cli_option options[] = {
@@ -155,6 +156,32 @@ static int explain(cli_args *args) {
     return 0;
 }
 
+/* Whether the kinds of expert are there: a context knows, so a small layer of them is made. */
+static int check_kinds(cli_args *args) {
+    char expert[1024], kinds[1024], number[1024], freq[1024];
+    moe_ctx *ctx;
+    moe_layer *layer = NULL;
+    int code = cli_setting(args, args->config, "moe.expert", expert);
+    if (code == 0) code = cli_setting(args, args->config, "moe.expert_kinds", kinds);
+    if (code == 0) code = cli_setting(args, args->config, "moe.num_experts", number);
+    if (code == 0) code = cli_setting(args, args->config, "model.moe_layer_freq", freq);
+    if (code || strcmp(number, "0") == 0 || strcmp(freq, "0") == 0) return code;
+    const moe_layer_desc desc = {.size = sizeof desc,
+                                 .d_model = 1,
+                                 .num_experts = (int32_t)strtol(number, NULL, 10),
+                                 .top_k = 1,
+                                 .expert_hidden_size = 1,
+                                 .expert = expert,
+                                 .expert_kinds = kinds};
+    code = cli_context_create(args, NULL, 1, &ctx);
+    if (code) return code;
+    moe_status status = moe_layer_create(ctx, &desc, &layer);
+    if (status != MOE_OK) code = cli_fail(args, status, "moe.%s", moe_ctx_error(ctx));
+    moe_layer_destroy(layer);
+    moe_ctx_destroy(ctx);
+    return code;
+}
+
 static int check(cli_args *args) {
     moe_error error;
     if (args->n_operands < 2)
@@ -163,6 +190,8 @@ static int check(cli_args *args) {
     if (code) return code;
     moe_status status = moe_lm_config_check(args->config, &error);
     if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
+    code = check_kinds(args);
+    if (code) return code;
     for (int i = 1; i < args->n_operands && !args->json; ++i) printf("%s: good\n", args->operand[i]);
     if (args->json) printf("{\"good\":true}\n");
     return 0;

@@ -36,11 +36,12 @@ static int find_own_analysis(cli_args *args, evaluation *eval) {
     char own[RUN_PATH];
     int code = run_files_setting(args, run, "data.eval", own);
     if (code) return code;
-    const bool own_text = run_files_same(eval->text, own);
-    if (own_text && run_files_is_newest(&eval->files))
-        return run_files_path(args, run, "eval.json", eval->json);
-    cli_say(args, "%s/eval.json is left alone: this is another %s than the run's; -o FILE writes an analysis",
-            run, own_text ? "checkpoint" : "text");
+    const char *other = NULL;
+    if (!run_files_is_newest(&eval->files)) other = "another checkpoint than the run's";
+    if (!run_files_same(eval->text, own)) other = "another text than the run's";
+    if (cli_text(args, "replay-routes")) other = "a replay and not the run's own routing";
+    if (!other) return run_files_path(args, run, "eval.json", eval->json);
+    cli_say(args, "%s/eval.json is left alone: this is %s; -o FILE writes an analysis", run, other);
     return 0;
 }
 
@@ -161,16 +162,18 @@ const cli_verb cmd_eval = {
     .name = "eval",
     .operands = "",
     .summary = "bits per byte of a text, beside gzip, bzip2 and xz",
-    .about = "Predicts every byte of the text once and prints the mean number of bits a byte costs. The\n"
-             "same text under gzip -9, bzip2 -9 and xz -9 stands beside it; those that are not installed\n"
-             "are named.\n"
-             "\n"
-             "--record-routes writes a route trace, a safetensors file that docs/routes.md describes;\n"
-             "--replay-routes evaluates the same text along such a trace, with the recorded weights.\n"
-             "\n"
-             "With --run the analysis of what the experts did (load, mutual information, typical tokens)\n"
-             "is written to eval.json of the run, where 'moekit report' finds it. Of another text, or with\n"
-             "-m another checkpoint than the newest of the run, it is written with -o only.\n",
+    .about =
+        "Predicts every byte of the text once and prints the mean number of bits a byte costs. The\n"
+        "same text under gzip -9, bzip2 -9 and xz -9 stands beside it; those that are not installed\n"
+        "are named.\n"
+        "\n"
+        "--record-routes writes a route trace, a safetensors file that docs/routes.md describes;\n"
+        "--replay-routes evaluates the same text along such a trace, with the recorded weights.\n"
+        "\n"
+        "With --run the analysis of what the experts did (load, mutual information, typical tokens)\n"
+        "is written to eval.json of the run, where 'moekit report' finds it. Of another text,\n"
+        "along replayed routes, or with -m another checkpoint than the newest of the run, it is written\n"
+        "with -o only.\n",
     .examples = "moekit eval --run runs/demo\n"
                 "moekit eval -m runs/demo/checkpoints/step-00001200 --text other.txt --json\n"
                 "moekit eval --run runs/demo --bytes 20000 --record-routes routes.safetensors\n",

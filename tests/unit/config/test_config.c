@@ -349,14 +349,20 @@ static void test_check(void **state) {
     static const struct {
         const char *pairs[7], *words;
     } cases[] = {
-        {{"n_heads", "3"},                                       "model.n_heads: 3 heads do not divide"},
-        {{"head_dim", "7"},                                      "model.head_dim: 7 is odd"            },
-        {{"n_kv_heads", "3"},                                    "model.n_kv_heads: 3 do not divide"   },
-        {{"top_k", "9"},                                         "moe.top_k: 9 is more than"           },
-        {{"expert_hidden_size", "0"},                            "moe.expert_hidden_size: 0"           },
-        {{"norm_topk_prob", "true"},                             "moe.norm_topk_prob"                  },
-        {{"train.length", "257"},                                "train.length: 257 tokens do not fit" },
-        {{"moe_layer_freq", "0", "moe.expert_hidden_size", "0"}, "model.ffn_hidden_size: 0"            },
+        {{"n_heads", "3"},                                          "model.n_heads: 3 heads do not divide"},
+        {{"head_dim", "7"},                                         "model.head_dim: 7 is odd"            },
+        {{"n_kv_heads", "3"},                                       "model.n_kv_heads: 3 do not divide"   },
+        {{"top_k", "9"},                                            "moe.top_k: 9 is more than"           },
+        {{"expert_hidden_size", "0"},                               "moe.expert_hidden_size: 0"           },
+        {{"norm_topk_prob", "true"},                                "moe.norm_topk_prob"                  },
+        {{"train.length", "257"},                                   "train.length: 257 tokens do not fit" },
+        {{"moe_layer_freq", "0", "moe.expert_hidden_size", "0"},    "model.ffn_hidden_size: 0"            },
+        {{"moe_layer_freq", "0", "moe.capacity_factor", "1"},       "model.moe_layer_freq 0 leaves none"  },
+        {{"moe_layer_freq", "0", "moe.preset", "deepseek_v3"},      "moe.preset: deepseek_v3 is of routed"},
+        {{"num_experts", "0", "moe.router_type", "sinkhorn"},       "moe.num_experts 0 leaves none"       },
+        {{"num_experts", "0", "moe.dropout", "0.5"},                "moe.dropout: 0.5 is of routed"       },
+        {{"num_experts", "0", "moe.init_std_scale", "2"},           "moe.init_std_scale: 2"               },
+        {{"moe_layer_freq", "0", "shared_expert_hidden_size", "7"}, "moe.shared_expert_hidden_size: 7"    },
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
@@ -367,6 +373,29 @@ static void test_check(void **state) {
         assert_fails(moe_lm_config_check(config, &error), MOE_ERR_ARGUMENT, &error, cases[i].words);
         moe_lm_config_destroy(config);
     }
+}
+
+/* What only routed experts have goes with them; what an FFN has stays. */
+static void test_dense(void **state) {
+    (void)state;
+    moe_lm_config *config = make();
+    moe_error error;
+    static const char *const pairs[][2] = {
+        {"moe.preset",          "deepseek_v3"},
+        {"moe.capacity_factor", "1.25"       },
+        {"moe.activation",      "relu"       },
+        {"moe.top_k",           "3"          }
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; ++i)
+        assert_ok(moe_lm_config_set(config, pairs[i][0], pairs[i][1], "x", &error), &error);
+    assert_ok(moe_lm_config_check(config, &error), &error);
+    assert_ok(moe_lm_config_make_dense(config, "y", &error), &error);
+    assert_ok(moe_lm_config_check(config, &error), &error);
+    assert_string_equal(value_of(config, "moe.capacity_factor"), "0");
+    assert_string_equal(value_of(config, "moe.preset"), "");
+    assert_string_equal(value_of(config, "moe.activation"), "relu");
+    assert_string_equal(value_of(config, "moe.top_k"), "3");
+    moe_lm_config_destroy(config);
 }
 
 static void test_layer_descriptors(void **state) {
@@ -457,6 +486,7 @@ int main(void) {
         cmocka_unit_test(test_limits),
         cmocka_unit_test_setup_teardown(test_round_trip, scratch_setup, scratch_teardown),
         cmocka_unit_test(test_check),
+        cmocka_unit_test(test_dense),
         cmocka_unit_test(test_layer_descriptors),
         cmocka_unit_test(test_products_and_true_limits),
         cmocka_unit_test_setup_teardown(test_refused_whole, scratch_setup, scratch_teardown),

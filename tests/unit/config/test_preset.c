@@ -52,6 +52,10 @@ static void test_final_sizes(void **state) {
         assert_string_equal(value_of(config, "moe.capacity_factor_inner"), "1");
         assert_non_null(strstr(origin_of(config, "moe.capacity_factor_inner"), "preset t2t_top2"));
         set(config, "num_groups_outer", "0");
+        assert_string_equal(value_of(config, "moe.shared_expert_activation"), "");
+        assert_ptr_not_equal(config->moe.shared_expert_activation, NULL);
+        moe_error error;
+        assert_ok(moe_lm_config_check(config, &error), &error);
         assert_string_equal(value_of(config, "moe.capacity_factor_inner"), "0");
         assert_string_equal(value_of(config, "moe.capacity_factor"), "1.25");
         set(config, "moe.capacity_factor_inner", "1.5");
@@ -147,6 +151,10 @@ static void test_refusals(void **state) {
         {{"train.alarm_dead_steps", "5", "model.moe_layer_freq", "0"},                                 "no routed experts to watch"                      },
         {{"train.alarm_dead_steps", "5", "train.alarm_action", "revive", "moe.router_frozen", "true"},
          "moe.router_frozen"                                                                                                                             },
+        {{"train.alarm_dead_steps", "5", "train.alarm_action", "revive", "moe.router_type", "hash"},
+         "the expert would stay dead"                                                                                                                    },
+        {{"train.alarm_dead_steps", "5", "train.alarm_action", "revive", "moe.expert", "identity"},
+         "have nothing to copy"                                                                                                                          },
         {{"train.alarm_dead_steps", "5", "train.alarm_action", "revive", "moe.expert_kinds", "4,4"},
          "moe.expert_kinds"                                                                                                                              },
         {{"train.alarm_dead_steps", "5", "train.alarm_action", "revive", "moe.num_groups_outer", "2"},
