@@ -121,7 +121,8 @@ typedef struct moei_cuda_plan_args {
 int moei_cuda_plan(const moei_cuda_plan_args *args, moei_stream stream);
 
 /* The experts of few tokens, forward only, without a plan: y[t] = sum_k weight[t,k] f_expert[t,k](x[t]).
- * expert -1: nothing. */
+ * expert -1: nothing. Sooner than the general kernels up to 4 tokens. x must be complete when the kernel just
+ * ahead in the stream (the router) starts. */
 enum { MOEI_CUDA_DECODE_TOKENS = 8, MOEI_CUDA_DECODE_CHOICES = 128 };
 typedef struct moei_cuda_decode_args {
     int64_t n_tokens, d, n; /* n_tokens at most 8, n_tokens * top_k at most 128 */

@@ -216,8 +216,7 @@ __global__ void __cluster_dims__(DOWN_SPLIT, 1, 1) __launch_bounds__(DECODE_THRE
     };
     prefetch(begin); /* while h is still being made */
     prefetch(begin + CHUNK);
-    await_earlier();
-    let_next_start();
+    await_earlier(); /* the next kernel waits for this one's end: it may read y before it awaits anything */
     float acc[TOKENS][8] = {};
     for (int at = begin; at < end;) {
         const int e = at / n, k0 = at - e * n, length = min(min(end - at, n - k0), (int)CHUNK);
