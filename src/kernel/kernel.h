@@ -75,6 +75,7 @@ typedef void moei_bias_fn(const moei_team *team, const moei_bias_args *args);
 typedef void moei_sigmoid_gate_fn(const moei_team *team, const moei_sigmoid_gate_args *args);
 typedef void moei_row_dot_fn(const moei_team *team, const moei_row_dot_args *args);
 typedef void moei_copy_rows_fn(const moei_team *team, const moei_copy_rows_args *args);
+typedef void moei_convert_fn(const moei_team *team, const moei_convert_args *args);
 typedef void moei_act_pass_fn(const moei_team *team, const moei_act_pass_args *args);
 typedef void moei_router_fn(const moei_team *team, const moei_router_args *args);
 typedef void moei_plan_fn(const moei_team *team, const moei_plan_args *args);
@@ -99,6 +100,7 @@ typedef struct moei_kernels {
     moei_sigmoid_gate_fn *sigmoid_gate, *sigmoid_gate_grad;
     moei_row_dot_fn *row_dot;
     moei_copy_rows_fn *copy_rows;
+    moei_convert_fn *convert;
     moei_act_pass_fn *act_pass, *act_pass_grad;
     /* On devices only: NULL on the CPU, where the stages do it. */
     moei_router_fn *router, *router_grad;

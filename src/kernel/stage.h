@@ -64,6 +64,17 @@ typedef struct moei_copy_rows_args {
     int64_t ld_to;
 } moei_copy_rows_args;
 
+/* to[r, :] (+)= from[r, :], rounded once. */
+typedef struct moei_convert_args {
+    moe_dtype dtype, from_dtype; /* of to, of from */
+    int64_t rows, n;
+    const void *from;
+    int64_t ld_from;
+    void *to;
+    int64_t ld_to;
+    bool accumulate;
+} moei_convert_args;
+
 /* The functions inside the activations: of v alone, or of the gate. */
 typedef enum moei_curve {
     MOEI_CURVE_RELU = 0,

@@ -118,7 +118,7 @@ static moe_status route(moe_layer *layer, const moei_scratch *s) {
                             "replay_weight without replay_expert: whose weights?");
     if (!layer->router.keeps_logits) layer->routing.logits = s->route.logits;
     const moei_route_job job = moei_layer_route_job(layer, s);
-    moei_gate_forward(&job);
+    moei_route_logits(&job);
     const moei_router_args args = router_args(layer, s);
     layer->ctx->kernels[layer->desc.dtype]->router(&layer->ctx->team, &args);
     build_plan(layer, s);
@@ -160,7 +160,7 @@ static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_ma
     }
     kernels->router_grad(&layer->ctx->team, &args);
     const moei_route_job job = moei_layer_route_job(layer, s);
-    moei_gate_backward(&job, &layer->gate_grad, dx);
+    moei_route_logits_backward(&job, &layer->gate_grad, dx);
     return MOE_OK;
 }
 

@@ -169,7 +169,7 @@ static moe_status copy_gate_grads(const moe_layer *layer, bool to_twin) {
         const moei_layer_param *theirs = &layer->param[i], *ours = &layer->twin->param[i];
         if (ours->grad)
             MOEI_TRY(moei_memory_copy(layer->ctx, to_twin ? ours->grad : theirs->grad,
-                                      to_twin ? theirs->grad : ours->grad, ours->bytes));
+                                      to_twin ? theirs->grad : ours->grad, ours->grad_bytes));
     }
     return MOE_OK;
 }

@@ -181,6 +181,20 @@ moe_status moei_route_forward(const moei_route_job *job) {
     return forward(moei_widen_forward(job, &wide));
 }
 
+void moei_route_logits(const moei_route_job *job) {
+    moei_wide_job wide;
+    moei_gate_forward(moei_widen(job, &wide));
+}
+
+void moei_route_logits_backward(const moei_route_job *job, const moei_gate *grad, moe_mat dx) {
+    moei_wide_job wide;
+    moei_gate real = *grad;
+    moe_mat real_dx = dx;
+    moei_widen_gradients(job, &real, &real_dx);
+    moei_gate_backward(moei_widen(job, &wide), &real, real_dx);
+    moei_narrow_gradients(job, &real, real_dx, grad, dx);
+}
+
 typedef struct backward_arg {
     const void *dweight;
     const moei_route_loss_grad *loss;

@@ -140,8 +140,8 @@ void moei_route_backward(const moei_route_job *job, const void *dweight, const m
 
 /* The part of both that a device's router shares: routing->logits from the batch, and from their gradient in
  * scratch.logits the gate's and dx's. */
-void moei_gate_forward(const moei_route_job *job);
-void moei_gate_backward(const moei_route_job *job, const moei_gate *grad, moe_mat dx);
+void moei_route_logits(const moei_route_job *job);
+void moei_route_logits_backward(const moei_route_job *job, const moei_gate *grad, moe_mat dx);
 
 /* Once an optimizer step. bias[e] += rate * sign(mean - count[e]), DeepSeek-V3's; `recenter` then takes the
  * mean off. */

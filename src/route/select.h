@@ -76,6 +76,9 @@ void moei_narrow_gradients(const moei_route_job *job, const moei_gate *from, moe
                            const moei_gate *grad, moe_mat dx);
 moei_route_wide moei_route_wide_carve(const moei_router *router, moei_arena *arena, int64_t T, bool train);
 
+/* gate.c: routing->logits, and the way back from dlogits (scratch.logits). */
+void moei_gate_forward(const moei_route_job *job);
+void moei_gate_backward(const moei_route_job *job, const moei_gate *grad, moe_mat dx);
 /* noisy.c: logits = clean + noise; load; and their gradients into dlogits and scratch.noise. */
 void moei_noise_add(const moei_route_job *job);
 void moei_noise_load(const moei_route_job *job);

@@ -2,9 +2,9 @@
  * converted, gradients come out rounded once. x[T,d], gate -> real copies; real gradients -> added to the
  * layer's. Source: moe_router_dtype of Megatron core, which casts at the same two places.
  */
+#include "core/memory.h"
+#include "kernel/kernel.h"
 #include "route/select.h"
-
-#include <string.h>
 
 static void **field_of(moei_gate *gate, const moei_gate_param *param) {
     return (void **)(void *)((char *)gate + param->offset);
@@ -54,43 +54,17 @@ moei_route_wide moei_route_wide_carve(const moei_router *router, moei_arena *are
     return wide;
 }
 
-typedef struct convert_job {
-    moe_mat from, to;
-    bool add;
-} convert_job;
-
-/* The pairs of a bf16 layer, which converts every token: plain loops, for the compiler to make vectors of. */
-static void widen_bf16(const uint16_t *from, float *to, int64_t n) {
-    for (int64_t j = 0; j < n; ++j) to[j] = moei_bf16_value(from[j]);
-}
-
-static void add_to_bf16(const float *from, uint16_t *to, int64_t n) {
-    for (int64_t j = 0; j < n; ++j) to[j] = moei_bf16_round(moei_bf16_value(to[j]) + from[j]);
-}
-
-static void convert_row(void *arg, int64_t r, void *scratch) {
-    (void)scratch;
-    const convert_job *job = arg;
-    const moe_mat from = job->from, to = job->to;
-    if (from.dtype == MOE_BF16 && to.dtype == MOE_F32 && !job->add) {
-        widen_bf16((const uint16_t *)from.data + r * from.stride, (float *)to.data + r * to.stride, to.cols);
-        return;
-    }
-    if (from.dtype == MOE_F32 && to.dtype == MOE_BF16 && job->add) {
-        add_to_bf16((const float *)from.data + r * from.stride, (uint16_t *)to.data + r * to.stride, to.cols);
-        return;
-    }
-    for (int64_t j = 0; j < to.cols; ++j) {
-        const double before = job->add ? moei_real_load(to.dtype, to.data, r * to.stride + j) : 0;
-        moei_real_store(to.dtype, to.data, r * to.stride + j,
-                        before + moei_real_load(from.dtype, from.data, r * from.stride + j));
-    }
-}
-
 /* to (+)= from */
 static void convert(const moei_route_job *job, moe_mat from, moe_mat to, bool add) {
-    convert_job convert = {from, to, add};
-    moei_parallel(&job->ctx->team, to.rows, convert_row, &convert);
+    job->ctx->kernels[to.dtype]->convert(&job->ctx->team, &(moei_convert_args){.dtype = to.dtype,
+                                                                               .from_dtype = from.dtype,
+                                                                               .rows = to.rows,
+                                                                               .n = to.cols,
+                                                                               .from = from.data,
+                                                                               .ld_from = from.stride,
+                                                                               .to = to.data,
+                                                                               .ld_to = to.stride,
+                                                                               .accumulate = add});
 }
 
 static const moei_route_job *widen(const moei_route_job *job, moei_wide_job *wide, bool factors) {
@@ -119,8 +93,8 @@ static const moei_route_job *widen(const moei_route_job *job, moei_wide_job *wid
     return &wide->job;
 }
 
-static void clear(moe_mat mat) {
-    memset(mat.data, 0, (size_t)(mat.rows * mat.cols) * moe_dtype_bytes(mat.dtype));
+static void clear(const moei_route_job *job, moe_mat mat) {
+    moei_memory_clear(job->ctx, mat.data, (size_t)(mat.rows * mat.cols) * moe_dtype_bytes(mat.dtype));
 }
 
 const moei_route_job *moei_widen(const moei_route_job *job, moei_wide_job *wide) {
@@ -139,12 +113,12 @@ void moei_widen_gradients(const moei_route_job *job, moei_gate *grad, moe_mat *d
     for (int32_t i = 0; i < count; ++i) {
         void *copy = value_of(&job->scratch.wide.grad, &param[i]);
         if (!copy || !value_of(grad, &param[i])) continue;
-        clear(matrix_of(&param[i], copy, router->dtype));
+        clear(job, matrix_of(&param[i], copy, router->dtype));
         *field_of(grad, &param[i]) = copy;
     }
     if (!dx->data) return;
     *dx = (moe_mat){job->scratch.wide.dx, dx->rows, dx->cols, dx->cols, router->dtype};
-    clear(*dx);
+    clear(job, *dx);
 }
 
 void moei_narrow_gradients(const moei_route_job *job, const moei_gate *from, moe_mat from_dx,

@@ -27,29 +27,30 @@ __device__ __forceinline__ void dropout_factors(const moei_act_pass_args &p, int
     }
 }
 
-template <bool GRAD> __global__ void __launch_bounds__(THREADS) act_pass_kernel(const moei_act_pass_args p) {
+template <class T, bool GRAD>
+__global__ void __launch_bounds__(THREADS) act_pass_kernel(const moei_act_pass_args p) {
     const int64_t r = ((int64_t)blockIdx.x * THREADS + threadIdx.x) / 32;
     if (r >= p.n_rows) return;
     const bool pairs = p.rule.gated && p.rule.interleaved;
-    float *z = (float *)p.z + r * (p.rule.gated ? 2 * p.n : p.n), *a = (float *)p.a + r * p.n;
+    const int64_t z = r * (p.rule.gated ? 2 * p.n : p.n), a = r * p.n;
     const double weight = GRAD && p.row_weight ? (double)((const float *)p.row_weight)[r] : 1;
     double dweight = 0, factor[4];
     for (int64_t j0 = (threadIdx.x & 31) * 4; j0 < p.n; j0 += 128) {
         dropout_factors(p, r, j0, factor);
         for (int i = 0; i < 4 && j0 + i < p.n; ++i) {
             const int64_t j = j0 + i, gate = pairs ? 2 * j : j, up = pairs ? 2 * j + 1 : p.n + j;
-            const moei_act_point point =
-                moei_act_rule_at(&p.rule, (double)z[gate], p.rule.gated ? (double)z[up] : 0);
+            const moei_act_point point = moei_act_rule_at(&p.rule, (double)load<T>(p.z, z + gate),
+                                                          p.rule.gated ? (double)load<T>(p.z, z + up) : 0);
             const double value = point.value * factor[i];
             if (!GRAD) {
-                a[j] = (float)value;
+                store<T>(p.a, a + j, (float)value);
                 continue;
             }
-            const double da = (double)a[j], through = weight * factor[i] * da;
+            const double da = (double)load<T>(p.a, a + j), through = weight * factor[i] * da;
             dweight += da * value;
-            z[gate] = (float)(through * point.d_gate);
-            if (p.rule.gated) z[up] = (float)(through * point.d_up);
-            a[j] = (float)(weight * value);
+            store<T>(p.z, z + gate, (float)(through * point.d_gate));
+            if (p.rule.gated) store<T>(p.z, z + up, (float)(through * point.d_up));
+            store<T>(p.a, a + j, (float)(weight * value));
         }
     }
     if (!GRAD || !p.drow_weight) return;
@@ -57,14 +58,21 @@ template <bool GRAD> __global__ void __launch_bounds__(THREADS) act_pass_kernel(
     if ((threadIdx.x & 31) == 0) ((float *)p.drow_weight)[r] = (float)dweight;
 }
 
+template <bool GRAD> static void launch(const moei_team *team, const moei_act_pass_args *args) {
+    const unsigned blocks = (unsigned)ceil_div(args->n_rows * 32, THREADS);
+    if (blocks == 0) return;
+    if (args->dtype == MOE_F32)
+        act_pass_kernel<float, GRAD><<<blocks, THREADS, 0, stream_of(team)>>>(*args);
+    else
+        act_pass_kernel<bf16, GRAD><<<blocks, THREADS, 0, stream_of(team)>>>(*args);
+}
+
 } // namespace moei
 
 extern "C" void moei_act_pass__cuda(const moei_team *team, const moei_act_pass_args *args) {
-    const unsigned blocks = (unsigned)moei::ceil_div(args->n_rows * 32, moei::THREADS);
-    if (blocks > 0) moei::act_pass_kernel<false><<<blocks, moei::THREADS, 0, moei::stream_of(team)>>>(*args);
+    moei::launch<false>(team, args);
 }
 
 extern "C" void moei_act_pass_grad__cuda(const moei_team *team, const moei_act_pass_args *args) {
-    const unsigned blocks = (unsigned)moei::ceil_div(args->n_rows * 32, moei::THREADS);
-    if (blocks > 0) moei::act_pass_kernel<true><<<blocks, moei::THREADS, 0, moei::stream_of(team)>>>(*args);
+    moei::launch<true>(team, args);
 }

@@ -9,12 +9,29 @@ extern "C" {
 #include "kernel/kernel_list.h"
 }
 
+#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 namespace moei {
 
 __host__ __device__ __forceinline__ int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
+}
+
+typedef __nv_bfloat16 bf16;
+
+/* Element i of an array of T, as f32 and back (to nearest, ties to even). */
+template <class T> __device__ __forceinline__ float load(const void *from, int64_t i) {
+    return (float)((const T *)from)[i];
+}
+template <class T> __device__ __forceinline__ void store(void *to, int64_t i, float value) {
+    ((T *)to)[i] = (T)value;
+}
+__device__ __forceinline__ float as_float(float value) {
+    return value;
+}
+__device__ __forceinline__ float as_float(bf16 value) {
+    return __bfloat162float(value);
 }
 
 static inline cudaStream_t stream_of(const moei_team *team) {

@@ -9,22 +9,21 @@ namespace moei {
 enum { THREADS = 256, COLS = 32, LANES = THREADS / COLS };
 
 /* A thread has one column of one token. */
-static __global__ void gather_sum_kernel(const moe_gather_sum_args p) {
+template <class T> __global__ void gather_sum_kernel(const moe_gather_sum_args p) {
     const int64_t t = blockIdx.x, j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
     if (j >= p.n) return;
-    float *out = (float *)p.out + t * p.ld_out + j;
-    float sum = p.accumulate ? *out : 0.f;
+    float sum = p.accumulate ? load<T>(p.out, t * p.ld_out + j) : 0.f;
     for (int64_t slot = t * p.top_k; slot < (t + 1) * p.top_k; ++slot) {
         const int32_t r = __ldg(p.row_of + slot);
         if (r < 0) continue;
         const float w = p.weight ? __ldg((const float *)p.weight + slot) : 1.f;
-        sum = fmaf(w, __ldg((const float *)p.rows + r * p.ld_rows + j), sum);
+        sum = fmaf(w, load<T>(p.rows, r * p.ld_rows + j), sum);
     }
-    *out = sum;
+    store<T>(p.out, t * p.ld_out + j, sum);
 }
 
 /* 32 columns of a group a block: eight lanes take every eighth row, and their sums are added in order. */
-static __global__ void colsum_kernel(const moe_colsum_args p) {
+template <class T> __global__ void colsum_kernel(const moe_colsum_args p) {
     __shared__ double part[LANES][COLS];
     const int32_t g = (int32_t)blockIdx.y;
     const int64_t begin = p.offset ? p.offset[g] : 0, end = p.offset ? p.offset[g + 1] : p.n_rows;
@@ -33,7 +32,7 @@ static __global__ void colsum_kernel(const moe_colsum_args p) {
     double sum = 0;
     for (int64_t r = begin + lane; r < end && j < p.n; r += LANES) {
         const double w = p.row_weight ? (double)((const float *)p.row_weight)[r] : 1.0;
-        sum = fma(w, (double)((const float *)p.a)[(p.a_row ? p.a_row[r] : r) * p.lda + j], sum);
+        sum = fma(w, (double)load<T>(p.a, (p.a_row ? p.a_row[r] : r) * p.lda + j), sum);
     }
     part[lane][c] = sum;
     __syncthreads();
@@ -44,18 +43,19 @@ static __global__ void colsum_kernel(const moe_colsum_args p) {
     *out = (float)sum;
 }
 
-static __global__ void add_bias_kernel(const moei_bias_args p) {
+template <class T> __global__ void add_bias_kernel(const moei_bias_args p) {
     const int64_t r = blockIdx.x, j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
-    if (j < p.n && (!p.mask || p.mask[r])) ((float *)p.mat)[r * p.ld + j] += ((const float *)p.bias)[j];
+    if (j >= p.n || (p.mask && !p.mask[r])) return;
+    store<T>(p.mat, r * p.ld + j, load<T>(p.mat, r * p.ld + j) + load<T>(p.bias, j));
 }
 
-static __global__ void bias_grad_kernel(const moei_bias_args p) {
+template <class T> __global__ void bias_grad_kernel(const moei_bias_args p) {
     __shared__ double part[LANES][COLS];
     const int lane = threadIdx.x / COLS, c = threadIdx.x % COLS;
     const int64_t j = (int64_t)blockIdx.x * COLS + c;
     double sum = 0;
     for (int64_t r = lane; r < p.rows && j < p.n; r += LANES)
-        if (!p.mask || p.mask[r]) sum += (double)((const float *)p.mat)[r * p.ld + j];
+        if (!p.mask || p.mask[r]) sum += (double)load<T>(p.mat, r * p.ld + j);
     part[lane][c] = sum;
     __syncthreads();
     if (lane > 0 || j >= p.n) return;
@@ -64,14 +64,15 @@ static __global__ void bias_grad_kernel(const moei_bias_args p) {
     ((float *)p.bias)[j] = (float)sum;
 }
 
-static __global__ void sigmoid_kernel(float *gate, int64_t rows) {
+static __global__ void sigmoid_kernel(const moei_sigmoid_gate_args p) {
     const int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (r < rows) gate[r] = 1.f / (1.f + expf(-gate[r]));
+    float *gate = (float *)p.gate;
+    if (r < p.rows) gate[r] = 1.f / (1.f + expf(-gate[r]));
 }
 
-static __global__ void scale_rows_kernel(const moei_sigmoid_gate_args p) {
+template <class T> __global__ void scale_rows_kernel(const moei_sigmoid_gate_args p) {
     const int64_t r = blockIdx.x, j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
-    if (j < p.n) ((float *)p.y)[r * p.ld + j] *= ((const float *)p.gate)[r];
+    if (j < p.n) store<T>(p.y, r * p.ld + j, load<T>(p.y, r * p.ld + j) * ((const float *)p.gate)[r]);
 }
 
 static __global__ void sigmoid_grad_kernel(const moei_sigmoid_gate_args p) {
@@ -81,15 +82,15 @@ static __global__ void sigmoid_grad_kernel(const moei_sigmoid_gate_args p) {
     ((float *)p.dgate)[r] *= g * (1.f - g);
 }
 
-static __global__ void add_scaled_kernel(const moei_sigmoid_gate_args p) {
+template <class T> __global__ void add_scaled_kernel(const moei_sigmoid_gate_args p) {
     const int64_t r = blockIdx.x, j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
     if (j >= p.n) return;
-    float *y = (float *)p.y + r * p.ld + j;
-    *y = fmaf(((const float *)p.dgate)[r], ((const float *)p.weight)[j], *y);
+    const int64_t at = r * p.ld + j;
+    store<T>(p.y, at, fmaf(((const float *)p.dgate)[r], load<T>(p.weight, j), load<T>(p.y, at)));
 }
 
 /* A warp a row; the group is found by bisection where b has a row a group. */
-static __global__ void row_dot_kernel(const moei_row_dot_args p) {
+template <class T> __global__ void row_dot_kernel(const moei_row_dot_args p) {
     const int64_t r = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x & 31;
     const int64_t rows = p.offset ? p.offset[p.n_groups] : p.n_rows;
     if (r >= rows) return;
@@ -101,24 +102,31 @@ static __global__ void row_dot_kernel(const moei_row_dot_args p) {
         else
             past = middle;
     }
-    const float *a = (const float *)p.a + (p.a_row ? p.a_row[r] : r) * p.lda;
-    const float *b = (const float *)p.b + (p.b_by_group ? g : p.b_row ? p.b_row[r] : r) * p.ldb;
+    const int64_t a = (p.a_row ? p.a_row[r] : r) * p.lda;
+    const int64_t b = (p.b_by_group ? g : p.b_row ? p.b_row[r] : r) * p.ldb;
     float sum = 0.f;
-    for (int64_t j = lane; j < p.n; j += 32) sum = fmaf(a[j], b[j], sum);
+    for (int64_t j = lane; j < p.n; j += 32) sum = fmaf(load<T>(p.a, a + j), load<T>(p.b, b + j), sum);
     sum = warp_sum(sum);
     float *out = (float *)p.out + r;
     if (lane == 0) *out = (p.accumulate ? *out : 0.f) + sum;
 }
 
-static __global__ void copy_rows_kernel(const moei_copy_rows_args p) {
+template <class T> __global__ void copy_rows_kernel(const moei_copy_rows_args p) {
     const int64_t r = blockIdx.x, j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
     if (j >= p.n) return;
     float value = 0.f;
     if (p.from && (!p.slot || p.slot[r] >= 0)) {
         const float w = p.weight ? ((const float *)p.weight)[r] : 1.f;
-        value = w * ((const float *)p.from)[(p.row ? p.row[r] : r) * p.ld_from + j];
+        value = w * load<T>(p.from, (p.row ? p.row[r] : r) * p.ld_from + j);
     }
-    ((float *)p.to)[r * p.ld_to + j] = value;
+    store<T>(p.to, r * p.ld_to + j, value);
+}
+
+template <class F, class T> __global__ void convert_kernel(const moei_convert_args p) {
+    const int64_t r = blockIdx.x, j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
+    if (j >= p.n) return;
+    const float before = p.accumulate ? load<T>(p.to, r * p.ld_to + j) : 0.f;
+    store<T>(p.to, r * p.ld_to + j, before + load<F>(p.from, r * p.ld_from + j));
 }
 
 /* A block a row (or token), and further ones across its columns. */
@@ -126,50 +134,67 @@ static dim3 by_row(int64_t rows, int64_t n) {
     return dim3((unsigned)rows, (unsigned)ceil_div(n, THREADS));
 }
 
+/* A block 32 columns of a group. */
+static dim3 by_columns(int64_t n, int32_t groups) {
+    return dim3((unsigned)ceil_div(n, COLS), (unsigned)groups);
+}
+
+/* Queues the kernel of the arguments' dtype. */
+template <class Args>
+static void launch(void (*f32)(Args), void (*narrow)(Args), dim3 grid, const moei_team *team,
+                   const Args *args) {
+    if (grid.x == 0 || grid.y == 0) return;
+    if (args->dtype == MOE_F32)
+        f32<<<grid, THREADS, 0, stream_of(team)>>>(*args);
+    else
+        narrow<<<grid, THREADS, 0, stream_of(team)>>>(*args);
+}
+
 } // namespace moei
 
 using namespace moei;
 
 extern "C" void moei_gather_sum__cuda(const moei_team *team, const moe_gather_sum_args *args) {
-    if (args->n_tokens > 0 && args->n > 0)
-        gather_sum_kernel<<<by_row(args->n_tokens, args->n), THREADS, 0, stream_of(team)>>>(*args);
+    launch(gather_sum_kernel<float>, gather_sum_kernel<bf16>, by_row(args->n_tokens, args->n), team, args);
 }
 
 extern "C" void moei_colsum__cuda(const moei_team *team, const moe_colsum_args *args) {
-    const dim3 grid((unsigned)ceil_div(args->n, COLS), (unsigned)args->n_groups);
-    if (args->n_groups > 0 && args->n > 0) colsum_kernel<<<grid, THREADS, 0, stream_of(team)>>>(*args);
+    launch(colsum_kernel<float>, colsum_kernel<bf16>, by_columns(args->n, args->n_groups), team, args);
 }
 
 extern "C" void moei_add_bias__cuda(const moei_team *team, const moei_bias_args *args) {
-    if (args->rows > 0 && args->n > 0)
-        add_bias_kernel<<<by_row(args->rows, args->n), THREADS, 0, stream_of(team)>>>(*args);
+    launch(add_bias_kernel<float>, add_bias_kernel<bf16>, by_row(args->rows, args->n), team, args);
 }
 
 extern "C" void moei_bias_grad__cuda(const moei_team *team, const moei_bias_args *args) {
-    if (args->n > 0)
-        bias_grad_kernel<<<(unsigned)ceil_div(args->n, COLS), THREADS, 0, stream_of(team)>>>(*args);
+    launch(bias_grad_kernel<float>, bias_grad_kernel<bf16>, by_columns(args->n, 1), team, args);
 }
 
 extern "C" void moei_sigmoid_gate__cuda(const moei_team *team, const moei_sigmoid_gate_args *args) {
-    if (args->rows == 0) return;
-    sigmoid_kernel<<<(unsigned)ceil_div(args->rows, THREADS), THREADS, 0, stream_of(team)>>>(
-        (float *)args->gate, args->rows);
-    scale_rows_kernel<<<by_row(args->rows, args->n), THREADS, 0, stream_of(team)>>>(*args);
+    launch(sigmoid_kernel, sigmoid_kernel, dim3((unsigned)ceil_div(args->rows, THREADS)), team, args);
+    launch(scale_rows_kernel<float>, scale_rows_kernel<bf16>, by_row(args->rows, args->n), team, args);
 }
 
 extern "C" void moei_sigmoid_gate_grad__cuda(const moei_team *team, const moei_sigmoid_gate_args *args) {
-    if (args->rows == 0) return;
-    sigmoid_grad_kernel<<<(unsigned)ceil_div(args->rows, THREADS), THREADS, 0, stream_of(team)>>>(*args);
-    if (args->y) add_scaled_kernel<<<by_row(args->rows, args->n), THREADS, 0, stream_of(team)>>>(*args);
+    launch(sigmoid_grad_kernel, sigmoid_grad_kernel, dim3((unsigned)ceil_div(args->rows, THREADS)), team,
+           args);
+    if (args->y)
+        launch(add_scaled_kernel<float>, add_scaled_kernel<bf16>, by_row(args->rows, args->n), team, args);
 }
 
 extern "C" void moei_row_dot__cuda(const moei_team *team, const moei_row_dot_args *args) {
-    if (args->n_rows > 0)
-        row_dot_kernel<<<(unsigned)ceil_div(args->n_rows * 32, THREADS), THREADS, 0, stream_of(team)>>>(
-            *args);
+    const dim3 grid((unsigned)ceil_div(args->n_rows * 32, THREADS));
+    launch(row_dot_kernel<float>, row_dot_kernel<bf16>, grid, team, args);
 }
 
 extern "C" void moei_copy_rows__cuda(const moei_team *team, const moei_copy_rows_args *args) {
-    if (args->rows > 0 && args->n > 0)
-        copy_rows_kernel<<<by_row(args->rows, args->n), THREADS, 0, stream_of(team)>>>(*args);
+    launch(copy_rows_kernel<float>, copy_rows_kernel<bf16>, by_row(args->rows, args->n), team, args);
+}
+
+extern "C" void moei_convert__cuda(const moei_team *team, const moei_convert_args *args) {
+    const dim3 grid = by_row(args->rows, args->n);
+    if (args->from_dtype == MOE_F32)
+        launch(convert_kernel<float, float>, convert_kernel<float, bf16>, grid, team, args);
+    else
+        launch(convert_kernel<bf16, float>, convert_kernel<bf16, bf16>, grid, team, args);
 }

@@ -4,6 +4,8 @@
  */
 #include "support/layer_fixture.h"
 
+#include "core/real.h"
+
 #include <moekit/cuda.h>
 
 typedef struct problem {
@@ -27,9 +29,19 @@ static moe_ctx *cuda_ctx(void) {
 static double *widened(moe_dtype dtype, const void *from, int64_t n) {
     double *value = malloc((size_t)(n + 1) * sizeof *value);
     assert_non_null(value);
-    for (int64_t i = 0; i < n; ++i)
-        value[i] = dtype == MOE_F64 ? ((const double *)from)[i] : (double)((const float *)from)[i];
+    for (int64_t i = 0; i < n; ++i) value[i] = moei_real_load(dtype, from, i);
     return value;
+}
+
+/* N(0, std^2), rounded to `dtype`. */
+static void *drawn(moe_dtype dtype, uint32_t purpose, int64_t n, double std) {
+    float *exact = malloc((size_t)(n + 1) * sizeof *exact);
+    void *rounded = malloc((size_t)(n + 1) * moe_dtype_bytes(dtype));
+    assert_true(exact && rounded);
+    moe_random_normal(test_seed(), MOE_DRAW_TEST, purpose, 0, MOE_F32, exact, n, std);
+    for (int64_t i = 0; i < n; ++i) moei_real_store(dtype, rounded, i, (double)exact[i]);
+    free(exact);
+    return rounded;
 }
 
 static int64_t numbers(const moe_param *param) {
@@ -37,11 +49,12 @@ static int64_t numbers(const moe_param *param) {
 }
 
 /* Device memory as doubles on the host. */
-static double *fetched(moe_ctx *ctx, const void *device, int64_t n) {
-    float *host = malloc((size_t)(n + 1) * sizeof *host);
+static double *fetched(moe_ctx *ctx, moe_dtype dtype, const void *device, int64_t n) {
+    const size_t bytes = (size_t)n * moe_dtype_bytes(dtype);
+    void *host = malloc(bytes + 1);
     assert_non_null(host);
-    must(ctx, moe_memory_copy(ctx, host, device, (size_t)n * sizeof *host));
-    double *value = widened(MOE_F32, host, n);
+    must(ctx, moe_memory_copy(ctx, host, device, bytes));
+    double *value = widened(dtype, host, n);
     free(host);
     return value;
 }
@@ -62,11 +75,12 @@ static void close_to(const char *what, const problem *p, const double *got, cons
                  (unsigned long long)test_seed());
 }
 
-/* One layer in both places, the same f32 numbers in each. */
+/* One layer in both places, the same numbers in each. */
 typedef struct pair {
     moe_ctx *cpu, *gpu;
     moe_layer *exact, *layer;
-    float *x, *dy; /* host */
+    moe_dtype dtype;
+    void *x, *dy; /* host */
     double *x64, *dy64;
     void *d_x, *d_y, *d_dy, *d_dx, *d_mask;
     uint8_t *mask;
@@ -80,15 +94,13 @@ static void copy_params(const pair *p) {
         must(p->cpu, moe_layer_param(p->exact, i, &theirs));
         assert_string_equal(ours.name, theirs.name);
         const int64_t n = numbers(&ours);
-        float *drawn = malloc((size_t)(n + 1) * sizeof *drawn);
-        assert_non_null(drawn);
-        moe_random_normal(test_seed(), MOE_DRAW_TEST, 100 + (uint32_t)i, 0, MOE_F32, drawn, n,
-                          ours.buffer      ? 0.05
-                          : ours.n_dim > 1 ? 0.4
-                                           : 0.1);
-        must(p->gpu, moe_memory_copy(p->gpu, ours.value, drawn, (size_t)n * sizeof *drawn));
-        for (int64_t j = 0; j < n; ++j) ((double *)theirs.value)[j] = (double)drawn[j];
-        free(drawn);
+        void *value = drawn(ours.dtype, 100 + (uint32_t)i, n,
+                            ours.buffer      ? 0.05
+                            : ours.n_dim > 1 ? 0.4
+                                             : 0.1);
+        must(p->gpu, moe_memory_copy(p->gpu, ours.value, value, (size_t)n * moe_dtype_bytes(ours.dtype)));
+        for (int64_t j = 0; j < n; ++j) ((double *)theirs.value)[j] = moei_real_load(ours.dtype, value, j);
+        free(value);
     }
 }
 
@@ -115,29 +127,30 @@ static moe_layer_desc described(const problem *p) {
     return desc;
 }
 
-static pair open_pair(moe_ctx *gpu, const problem *p) {
-    pair both = {.gpu = gpu, .cpu = test_ctx("ref", 1)};
+static pair open_pair(moe_ctx *gpu, const problem *p, moe_dtype dtype) {
+    pair both = {.gpu = gpu, .cpu = test_ctx("ref", 1), .dtype = dtype};
     moe_layer_desc desc = described(p);
-    both.d = desc.d_model;
     const int32_t d_out = desc.output_size ? desc.output_size : desc.d_model;
+    const size_t real = moe_dtype_bytes(dtype);
+    both.d = desc.d_model;
     desc.dtype = MOE_F64;
     must(both.cpu, moe_layer_create(both.cpu, &desc, &both.exact));
     must(both.cpu, moe_layer_reserve(both.exact, p->tokens, MOE_TRAIN));
-    desc.dtype = MOE_F32;
+    desc.dtype = dtype;
     must(gpu, moe_layer_create(gpu, &desc, &both.layer));
     must(gpu, moe_layer_reserve(both.layer, p->tokens, MOE_TRAIN));
     copy_params(&both);
     both.n_in = p->tokens * desc.d_model;
     both.n_out = p->tokens * d_out;
-    both.x = test_random(MOE_F32, p->tokens, desc.d_model, 1).data;
-    both.dy = test_random(MOE_F32, p->tokens, d_out, 2).data;
-    both.x64 = widened(MOE_F32, both.x, both.n_in);
-    both.dy64 = widened(MOE_F32, both.dy, both.n_out);
-    both.d_x = upload(gpu, both.x, (size_t)both.n_in * sizeof(float));
-    both.d_dy = upload(gpu, both.dy, (size_t)both.n_out * sizeof(float));
-    float *poison = test_output(MOE_F32, p->tokens, desc.d_model > d_out ? desc.d_model : d_out).data;
-    both.d_y = upload(gpu, poison, (size_t)both.n_out * sizeof(float));
-    both.d_dx = upload(gpu, poison, (size_t)both.n_in * sizeof(float));
+    both.x = drawn(dtype, 1, both.n_in, 1);
+    both.dy = drawn(dtype, 2, both.n_out, 1);
+    both.x64 = widened(dtype, both.x, both.n_in);
+    both.dy64 = widened(dtype, both.dy, both.n_out);
+    both.d_x = upload(gpu, both.x, (size_t)both.n_in * real);
+    both.d_dy = upload(gpu, both.dy, (size_t)both.n_out * real);
+    void *poison = test_output(dtype, p->tokens, desc.d_model > d_out ? desc.d_model : d_out).data;
+    both.d_y = upload(gpu, poison, (size_t)both.n_out * real);
+    both.d_dx = upload(gpu, poison, (size_t)both.n_in * real);
     free(poison);
     both.mask = malloc((size_t)p->tokens + 1);
     assert_non_null(both.mask);
@@ -166,8 +179,25 @@ static void compare_stats(const problem *p, const moe_stats *got, const moe_stat
     close_to("router_entropy", p, &got->router_entropy, &wanted->router_entropy, 1, 1e-5);
 }
 
-static void run(moe_ctx *gpu, const problem *p) {
-    pair both = open_pair(gpu, p);
+static void compare_params(const problem *p, const pair *both, double bound) {
+    for (int32_t i = 0; i < moe_layer_param_count(both->layer); ++i) {
+        moe_param ours = {.size = sizeof ours}, theirs = {.size = sizeof theirs};
+        must(both->gpu, moe_layer_param(both->layer, i, &ours));
+        must(both->cpu, moe_layer_param(both->exact, i, &theirs));
+        assert_int_equal(ours.grad != NULL, theirs.grad != NULL);
+        double *value = fetched(both->gpu, ours.dtype, ours.value, numbers(&ours));
+        close_to(ours.name, p, value, theirs.value, numbers(&ours), 1e-6);
+        free(value);
+        if (!ours.grad) continue;
+        double *grad = fetched(both->gpu, MOE_F32, ours.grad, numbers(&ours));
+        close_to(ours.name, p, grad, theirs.grad, numbers(&ours), 2 * bound);
+        free(grad);
+    }
+}
+
+static void run(moe_ctx *gpu, const problem *p, moe_dtype dtype) {
+    pair both = open_pair(gpu, p, dtype);
+    const double bound = dtype == MOE_F32 ? 1e-5 : 1e-2;
     const int64_t T = p->tokens, d = both.d, d_out = T > 0 ? both.n_out / T : d;
     moe_call call = {.size = sizeof call,
                      .mode = MOE_TRAIN,
@@ -177,41 +207,26 @@ static void run(moe_ctx *gpu, const problem *p) {
     moe_stats got = {.size = sizeof got}, wanted = {.size = sizeof wanted};
     double *y = malloc((size_t)(both.n_out + 1) * sizeof *y),
            *dx = malloc((size_t)(both.n_in + 1) * sizeof *dx);
+    const moe_mat x64 = {both.x64, T, d, 0, MOE_F64}, dy64 = {both.dy64, T, d_out, 0, MOE_F64};
+    const moe_mat x = {both.d_x, T, d, 0, dtype}, dy = {both.d_dy, T, d_out, 0, dtype};
     assert_true(y && dx);
     assert_int_equal(moe_layer_routes_on_device(both.layer), p->on_device);
     if (p->masked) call.token_mask = both.mask;
-    must(both.cpu, moe_layer_forward(both.exact, (moe_mat){both.x64, T, d, 0, MOE_F64},
-                                     (moe_mat){y, T, d_out, 0, MOE_F64}, &call, &wanted));
-    must(both.cpu,
-         moe_layer_backward(both.exact, (moe_mat){both.x64, T, d, 0, MOE_F64},
-                            (moe_mat){both.dy64, T, d_out, 0, MOE_F64}, (moe_mat){dx, T, d, 0, MOE_F64}));
+    must(both.cpu, moe_layer_forward(both.exact, x64, (moe_mat){y, T, d_out, 0, MOE_F64}, &call, &wanted));
+    must(both.cpu, moe_layer_backward(both.exact, x64, dy64, (moe_mat){dx, T, d, 0, MOE_F64}));
     if (p->masked) call.token_mask = both.d_mask;
-    must(gpu, moe_layer_forward(both.layer, (moe_mat){both.d_x, T, d, 0, MOE_F32},
-                                (moe_mat){both.d_y, T, d_out, 0, MOE_F32}, &call, &got));
-    must(gpu, moe_layer_backward(both.layer, (moe_mat){both.d_x, T, d, 0, MOE_F32},
-                                 (moe_mat){both.d_dy, T, d_out, 0, MOE_F32},
-                                 (moe_mat){both.d_dx, T, d, 0, MOE_F32}));
+    must(gpu, moe_layer_forward(both.layer, x, (moe_mat){both.d_y, T, d_out, 0, dtype}, &call, &got));
+    must(gpu, moe_layer_backward(both.layer, x, dy, (moe_mat){both.d_dx, T, d, 0, dtype}));
     must(gpu, moe_ctx_wait(gpu));
-    double *y32 = fetched(gpu, both.d_y, both.n_out), *dx32 = fetched(gpu, both.d_dx, both.n_in);
-    close_to("y", p, y32, y, both.n_out, 1e-5);
-    close_to("dx", p, dx32, dx, both.n_in, 2e-5);
-    free(y), free(dx), free(y32), free(dx32);
+    double *y_got = fetched(gpu, dtype, both.d_y, both.n_out),
+           *dx_got = fetched(gpu, dtype, both.d_dx, both.n_in);
+    close_to("y", p, y_got, y, both.n_out, bound);
+    close_to("dx", p, dx_got, dx, both.n_in, 2 * bound);
+    free(y), free(dx), free(y_got), free(dx_got);
     compare_stats(p, &got, &wanted);
     must(gpu, moe_layer_end_step(both.layer, NULL));
     must(both.cpu, moe_layer_end_step(both.exact, NULL));
-    for (int32_t i = 0; i < moe_layer_param_count(both.layer); ++i) {
-        moe_param ours = {.size = sizeof ours}, theirs = {.size = sizeof theirs};
-        must(gpu, moe_layer_param(both.layer, i, &ours));
-        must(both.cpu, moe_layer_param(both.exact, i, &theirs));
-        assert_int_equal(ours.grad != NULL, theirs.grad != NULL);
-        double *value = fetched(gpu, ours.value, numbers(&ours));
-        close_to(ours.name, p, value, theirs.value, numbers(&ours), 1e-6);
-        free(value);
-        if (!ours.grad) continue;
-        double *grad = fetched(gpu, ours.grad, numbers(&ours));
-        close_to(ours.name, p, grad, theirs.grad, numbers(&ours), 2e-5);
-        free(grad);
-    }
+    compare_params(p, &both, bound);
     close_pair(&both);
 }
 
@@ -289,7 +304,8 @@ static void layers_are_those_of_the_cpu(void **state) {
     const char *only = getenv("MOEKIT_TEST_PROBLEM");
     for (size_t i = 0; i < sizeof problems / sizeof *problems; ++i) {
         if (only && strcmp(only, problems[i].name) != 0) continue;
-        run(gpu, &problems[i]);
+        run(gpu, &problems[i], MOE_F32);
+        run(gpu, &problems[i], MOE_BF16);
         fprintf(stderr, "  %s\n", problems[i].name);
     }
     moe_ctx_destroy(gpu);
@@ -300,8 +316,8 @@ static void a_bad_logit_is_told(void **state) {
     moe_ctx *gpu = cuda_ctx();
     if (!gpu) return;
     const problem p = problems[0];
-    pair both = open_pair(gpu, &p);
-    both.x[5 * both.d + 3] = NAN;
+    pair both = open_pair(gpu, &p, MOE_F32);
+    ((float *)both.x)[5 * both.d + 3] = NAN;
     must(gpu, moe_memory_copy(gpu, both.d_x, both.x, (size_t)both.n_in * sizeof(float)));
     const moe_mat x = {both.d_x, p.tokens, both.d, 0, MOE_F32}, y = {both.d_y, p.tokens, both.d, 0, MOE_F32};
     /* The first call that sees it tells it: forward itself, where the device was quick. */
@@ -320,7 +336,7 @@ static void runs_repeat(void **state) {
     moe_ctx *gpu = cuda_ctx();
     if (!gpu) return;
     const problem p = {.name = "repeat", .tokens = 700, .settings = "capacity_factor=0.9 aux_loss_coeff=0.1"};
-    pair both = open_pair(gpu, &p);
+    pair both = open_pair(gpu, &p, MOE_F32);
     const moe_mat x = {both.d_x, p.tokens, both.d, 0, MOE_F32}, y = {both.d_y, p.tokens, both.d, 0, MOE_F32};
     const moe_mat dy = {both.d_dy, p.tokens, both.d, 0, MOE_F32},
                   dx = {both.d_dx, p.tokens, both.d, 0, MOE_F32};
