@@ -3,6 +3,7 @@
  * gradients; nothing waits and nothing is copied, but for stats, which the twin counts.
  * Source: the same formulas as route/, dispatch/ and loss/, for the settings moei_path_device_serves lists.
  */
+#include "core/desc.h"
 #include "kernel/kernel.h"
 #include "layer/layer_desc.h"
 #include "layer/layer_path.h"
@@ -150,8 +151,8 @@ static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_ma
         const moei_balance_args balance = {.n_experts = d->num_experts,
                                            .routed = layer->plan.routed,
                                            .n_valid = layer->device.n_valid,
-                                           .aux = layer->loss_scale * (double)d->aux_loss_coeff,
-                                           .z = layer->loss_scale * (double)d->z_loss_coeff,
+                                           .aux = layer->loss_scale * moei_number(d->aux_loss_coeff, 0),
+                                           .z = layer->loss_scale * moei_number(d->z_loss_coeff, 0),
                                            .aux_grad = s->aux_grad,
                                            .z_grad = s->aux_grad + d->num_experts};
         kernels->balance_grad(&layer->ctx->team, &balance);
