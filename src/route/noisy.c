@@ -49,6 +49,11 @@ void moei_noise_add(const moei_route_job *job) {
     moei_each_token(job, add_token, NULL);
 }
 
+/* Of P = (1 + erf(below / width)) / 2: a little more than the noise's, which may have underflowed to 0. */
+static double width_of(double std) {
+    return sqrt(2) * std + 1e-20;
+}
+
 /* Of token t: the experts whose noisy logits are the K-th and (K+1)-th largest. */
 static void thresholds(const moei_route_job *job, int64_t t, double *noisy, int32_t *kth, int32_t *next) {
     const int32_t E = job->routing->n_experts;
@@ -73,7 +78,7 @@ static void load_token(const moei_route_job *job, const void *arg, int64_t t, do
         if (next >= 0) {
             const double threshold = noisy[noisy[e] > noisy[next] ? next : kth];
             const double below = load_at(job, routing->clean, t * E + e) - threshold;
-            p = 0.5 * (1 + erf(below / (sqrt(2) * load_at(job, routing->noise_std, t * E + e) + 1e-20)));
+            p = 0.5 * (1 + erf(below / width_of(load_at(job, routing->noise_std, t * E + e))));
         }
         store_at(job, job->scratch.noise, t * E + e, p);
     }
@@ -93,23 +98,24 @@ void moei_noise_load(const moei_route_job *job) {
     moei_parallel(&job->ctx->team, job->routing->n_experts, sum_load, (void *)(uintptr_t)job);
 }
 
-/* d load into dclean, dstd and, at the thresholds, dnoisy. */
+/* d load into dclean, dstd and, at the thresholds, dnoisy. Without noise P is a step, which has no slope. */
 static void load_gradient(const moei_route_job *job, int64_t t, const double *dload, double *noisy,
                           double *dnoisy, double *dclean, double *dstd) {
     const moei_routing *routing = job->routing;
     const int64_t E = routing->n_experts;
-    const double density_at_0 = 0.39894228040143267794;
+    const double one_over_sqrt_pi = 0.56418958354775628695;
     int32_t kth, next;
     thresholds(job, t, noisy, &kth, &next);
     if (next < 0) return;
     for (int64_t e = 0; e < E; ++e) {
         const int32_t threshold = noisy[e] > noisy[next] ? next : kth;
         const double std = load_at(job, routing->noise_std, t * E + e);
-        const double z = (load_at(job, routing->clean, t * E + e) - noisy[threshold]) / std;
-        const double slope = dload[e] * density_at_0 * exp(-0.5 * z * z) / std;
+        if (std == 0) continue;
+        const double z = (load_at(job, routing->clean, t * E + e) - noisy[threshold]) / width_of(std);
+        const double slope = dload[e] * one_over_sqrt_pi * exp(-z * z) / width_of(std);
         dclean[e] += slope;
         dnoisy[threshold] -= slope;
-        dstd[e] -= slope * z;
+        dstd[e] -= slope * z * sqrt(2);
     }
 }
 

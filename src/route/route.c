@@ -61,13 +61,16 @@ static void mark_bad_rank(const moei_route_job *job, const void *arg, int64_t t,
 /* NaN has no place in an order. The logits are finite, so a bias brought it, or a plan that overflowed. */
 static moe_status check_selection(const moei_route_job *job) {
     const moei_routing *routing = job->routing;
+    const char *cause =
+        job->router->kind.transports
+            ? "the transport plan of router_type sinkhorn overflowed; the logits are too large"
+            : "look for NaN or infinity in the biases of the selection";
     moei_each_token(job, mark_bad_rank, NULL);
     for (int64_t t = 0; t < routing->n_tokens; ++t)
         if (isnan(moei_real_load(routing->dtype, routing->lse, t)))
-            return moe_ctx_fail(job->ctx, MOE_ERR_NUMERIC,
-                                "router of layer %u: token %lld ranks expert %lld by NaN; look for NaN or "
-                                "infinity in the biases of the selection",
-                                job->router->layer_index, (long long)t, (long long)first_bad_rank(job, t));
+            return moe_ctx_fail(
+                job->ctx, MOE_ERR_NUMERIC, "router of layer %u: token %lld ranks expert %lld by NaN; %s",
+                job->router->layer_index, (long long)t, (long long)first_bad_rank(job, t), cause);
     return MOE_OK;
 }
 

@@ -7,6 +7,7 @@
 
 #include "core/desc.h"
 
+#include <float.h>
 #include <math.h>
 
 enum { DEFAULT_ITERS = 3, MEGATRON_ITERS = 10000, PER_TASK = 16 };
@@ -17,7 +18,7 @@ typedef struct plan {
     int64_t first, n, n_real, E;
     double *a, *b;
     double sign, row, column; /* of the logarithmic forms */
-    double max, *change;      /* of megatron: the largest logit, and how far a[E] moved */
+    double *max, *change;     /* of megatron: [n] the largest logit of a row, and how far a[E] moved */
 } plan;
 
 /* One half step: a number of a or of b from all of the other, so its order of sums is its own. */
@@ -100,20 +101,25 @@ static void solve_log(plan *p, int32_t iters, bool sigma) {
 static const double megatron_eps = 1e-8; /* in each denominator */
 
 static void largest_of_row(const plan *p, int64_t i) {
-    p->b[i] = -INFINITY;
-    for (int64_t e = 0; e < p->E && !skipped(p, i); ++e) p->b[i] = fmax(p->b[i], logit(p, i, e));
+    p->max[i] = -INFINITY;
+    for (int64_t e = 0; e < p->E && !skipped(p, i); ++e) p->max[i] = fmax(p->max[i], logit(p, i, e));
+}
+
+static double above_zero(double sum) {
+    return fmax(sum, DBL_MIN);
 }
 
 static void megatron_row(const plan *p, int64_t i) {
     double sum = 0;
-    for (int64_t e = 0; e < p->E && !skipped(p, i); ++e) sum += p->a[e] * exp(logit(p, i, e) - p->max);
-    p->b[i] = 1 / (double)p->n_real / (sum + megatron_eps * exp(-p->max));
+    if (skipped(p, i)) return;
+    for (int64_t e = 0; e < p->E; ++e) sum += p->a[e] * exp(logit(p, i, e) - p->max[i]);
+    p->b[i] = 1 / (double)p->n_real / above_zero(sum + megatron_eps * exp(-p->max[i]));
 }
 
 static void megatron_column(const plan *p, int64_t e) {
     double sum = 0;
     for (int64_t i = 0; i < p->n; ++i)
-        if (!skipped(p, i)) sum += p->b[i] * exp(logit(p, i, e) - p->max);
+        if (!skipped(p, i)) sum += p->b[i] * exp(logit(p, i, e) - p->max[i]);
     const double a = 1 / (double)p->E / (sum + megatron_eps);
     p->change[e] = fabs(a - p->a[e]);
     p->a[e] = a;
@@ -121,17 +127,15 @@ static void megatron_column(const plan *p, int64_t e) {
 
 static void megatron_result(const plan *p, int64_t i) {
     for (int64_t e = 0; e < p->E && !skipped(p, i); ++e)
-        store(p, i, e, p->a[e] * exp(logit(p, i, e) - p->max) * p->b[i]);
+        store(p, i, e, p->a[e] * exp(logit(p, i, e) - p->max[i]) * p->b[i]);
 }
 
-/* Megatron's potentials of exp(logit): a of experts, b of tokens. All exponentials are taken below the
- * largest, which moves into b and the token side's 1e-8; so the plan is the same number for number and cannot
- * overflow. */
+/* Megatron's potentials of exp(logit): a of experts, b of tokens. The exponentials of a row are taken below
+ * its largest, which moves into b and its 1e-8; so the plan is the same number for number, and cannot
+ * overflow: a is at most 1e8, b at most 1 / DBL_MIN, and a column sums to at most 1 / E. */
 static void solve_megatron(plan *p, int32_t iters, double tol) {
     double change = INFINITY;
     for_all(p, p->n, largest_of_row);
-    p->max = -INFINITY;
-    for (int64_t i = 0; i < p->n; ++i) p->max = fmax(p->max, p->b[i]);
     for (int64_t e = 0; e < p->E; ++e) p->a[e] = 1;
     for (int32_t iter = 0; iter < iters && change > tol; ++iter) {
         for_all(p, p->n, megatron_row);
@@ -147,6 +151,7 @@ static void solve(const moei_route_job *job, int64_t first, int64_t n) {
     const int64_t E = job->routing->n_experts;
     double *work = job->scratch.work;
     plan p = {.job = job, .first = first, .n = n, .E = E, .a = work, .change = work + E, .b = work + 2 * E};
+    p.max = p.b + n;
     p.n_real = moei_real_tokens(job->batch, first, n);
     if (p.n_real == 0) return;
     const int32_t iters = desc->sinkhorn_iters;

@@ -87,11 +87,33 @@ static void noise_is_keyed_by_step(void **state) {
     route_end(&b);
 }
 
+/* Without a least width the noise may underflow, to 0 or to what is hardly above it: P is a step there. */
+static void noise_that_underflows(void **state) {
+    static const double raw[] = {-240, -720, -760};
+    (void)state;
+    float noise[T * E];
+    for (size_t i = 0; i < sizeof raw / sizeof *raw; ++i) {
+        moe_layer_desc desc = {.top_k = 2, .noise_epsilon = MOE_ZERO, .load_loss_coeff = 1};
+        route_bench b = begin(desc, noise);
+        moe_mat dy = test_random(MOE_F64, T, 2 * E, 3), dx = test_output(MOE_F64, T, 2 * E);
+        for (int64_t t = 0; t < T; ++t)
+            for (int64_t e = 0; e < E; ++e)
+                ((double *)b.logits.data)[t * 2 * E + E + e] = e % 2 ? raw[i] : table(t, e);
+        route_run(&b, &route_train);
+        must(b.ctx, moe_layer_backward(b.layer, b.logits, dy, dx));
+        for (int64_t k = 0; k < T * 2 * E; ++k) assert_true(isfinite(((double *)dx.data)[k]));
+        assert_true(isfinite(b.stats.loss));
+        free(dy.data), free(dx.data);
+        route_end(&b);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(recorded_numbers),
         cmocka_unit_test(evaluation_has_no_noise),
         cmocka_unit_test(noise_is_keyed_by_step),
+        cmocka_unit_test(noise_that_underflows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -130,11 +130,40 @@ static void large_logits_and_masks(void **state) {
     }
 }
 
+/* A row far below another is balanced as if it stood alone with its like: no exponential is lost. Without a
+ * tolerance the potentials drift for all iterations there are. */
+static void rows_far_apart(void **state) {
+    (void)state;
+    for (int i = 0; i < 2; ++i) {
+        const moe_layer_desc desc = {.top_k = 1,
+                                     .router_type = "sinkhorn",
+                                     .sinkhorn_variant = "megatron",
+                                     .sinkhorn_tol = i ? (float)MOE_ZERO : 0};
+        moe_mat far = golden_logits(12, 4, offset);
+        for (int e = 0; e < 4; ++e) {
+            ((double *)far.data)[e] += 5000;
+            ((double *)far.data)[4 + e] -= 5000;
+            ((double *)far.data)[8 + e] = e == 1 ? 9000 : -9000;
+        }
+        route_bench b = route_begin(desc, far);
+        route_run(&b, &route_train);
+        for (int64_t k = 0; k < 12 * 4; ++k) assert_true(isfinite(((const double *)b.view.selection)[k]));
+        assert_int_equal(route_set(&b, 2), 1u << 1);
+        for (int64_t t = 0; t < 12 && i == 0; ++t) {
+            double row = 0;
+            for (int64_t e = 0; e < 4; ++e) row += ((const double *)b.view.selection)[t * 4 + e];
+            if (t != 1) assert_true(row > 0.5 / 12 && row < 2.0 / 12);
+        }
+        route_end(&b);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(megatron_plan),        cmocka_unit_test(evaluation_ranks_by_scores),
         cmocka_unit_test(sigma_moe_as_it_is),   cmocka_unit_test(sigma_moe_balances_sequences),
         cmocka_unit_test(standard_is_balanced), cmocka_unit_test(large_logits_and_masks),
+        cmocka_unit_test(rows_far_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
