@@ -363,7 +363,7 @@ typedef struct moe_call {
     float loss_scale;        /* multiplies the gradient of the layer's own losses; 0: 1; or MOE_ZERO */
     int64_t sequence_length; /* tokens of one sequence, dividing T; 0: the batch is one sequence */
     const int32_t *task;     /* [sequences] of routing_unit task */
-    const int32_t *token_id; /* [T] what hash routing hashes; NULL: the token's number */
+    const int32_t *token_id; /* [T] hashed by router_type hash, routing_unit token; NULL: the unit's number */
     /* [T, slots of moe_routing_view] the `expert` of a recorded view, or another's choice: each expert at
      * most once a token, -1 a slot that is not routed; of expert_choice slot e holds only e or -1. On the
      * same x and parameters a replay is the record to the bit. NULL: select */

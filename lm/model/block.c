@@ -10,12 +10,13 @@ static moe_mat rows_of(const moe_lm *lm, void *data, int64_t rows) {
     return (moe_mat){.data = data, .rows = rows, .cols = lm->d, .dtype = lm->dtype};
 }
 
-/* The pass's call as this layer takes it: token numbers where its router hashes them, recorded routes where
+/* The pass's call as this layer takes it: token numbers where its router hashes each, recorded routes where
  * there are some. */
 static moe_call call_of(const moe_lm *lm, const moelm_pass *pass, int32_t index) {
     const moe_layer_desc *desc = moe_layer_get_desc(lm->blocks[index].ffn);
     moe_call call = pass->call;
-    if (desc->num_experts > 0 && strcmp(desc->router_type, "hash") == 0) call.token_id = pass->tokens;
+    const bool hashes = desc->num_experts > 0 && strcmp(desc->router_type, "hash") == 0;
+    if (hashes && strcmp(desc->routing_unit, "token") == 0) call.token_id = pass->tokens;
     if (!pass->replay || pass->replay[index].slots == 0) return call;
     const moelm_route *route = &pass->replay[index];
     call.replay_expert = route->expert + pass->replay_row * route->slots;

@@ -40,6 +40,8 @@ moe_status moei_layer_call_check(const moe_layer *layer, const moe_call *call, c
         {call->task, moei_is(d->routing_unit, "task"),             "moe_call.task",                        "needs routing_unit task"},
         {call->token_id,          moei_router_kind_of(d).hashes,                    "moe_call.token_id",
          "needs router_type hash: no other router looks at it"},
+        {call->token_id, moei_is(d->routing_unit, "token"), "moe_call.token_id",
+         "is of single tokens; needs routing_unit token"},
         {call->replay_expert,          routed,               "moe_call.replay_expert",                   "there is no router: num_experts is 0"                  },
         {call->replay_weight,          routed,               "moe_call.replay_weight",                   "there is no router: num_experts is 0"},
     };

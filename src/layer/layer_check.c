@@ -159,12 +159,16 @@ static void check_experts(checker *c, const moe_layer_desc *d) {
 
 static void check_scores(checker *c, const moe_layer_desc *d) {
     const bool softmax = moei_is(d->score_function, "softmax"), late = softmax && !d->score_before_topk;
-    const bool by_task = moei_is(d->routing_unit, "task");
+    const bool by_unit = !moei_is(d->routing_unit, "token"), by_task = moei_is(d->routing_unit, "task");
     rule(c, d->norm_topk_prob, !late, "norm_topk_prob",
          "weights scored after the selection already sum to 1; set score_before_topk or leave "
          "norm_topk_prob off");
     rule(c, moei_is(d->router_dtype, "f32") || moei_is(d->router_dtype, "fp32"), d->dtype != MOE_F64,
          "router_dtype", "f32 is narrower than this f64 layer; leave it at auto");
+    rule(c, by_unit, !moei_is(d->router_type, "balanced"), "routing_unit",
+         "router_type balanced hands out experts by the token; needs routing_unit token");
+    rule(c, by_unit, !moei_router_kind_of(d).by_expert, "routing_unit",
+         "router_type expert_choice lets experts take single tokens; needs routing_unit token");
     rule(c, by_task, d->num_tasks > 0, "routing_unit", "task needs num_tasks");
     rule(c, d->num_tasks > 0, by_task, "num_tasks", "needs routing_unit task");
     rule(c, d->input_jitter_eps > 0, moei_is(d->routing_unit, "token"), "input_jitter_eps",

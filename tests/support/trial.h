@@ -129,7 +129,8 @@ static inline trial_inputs trial_begin(trial *d, moe_dtype dtype) {
 
 /* Points the call to what this router looks at. */
 static inline void trial_tell(const trial *d, trial_inputs *in) {
-    if (trial_is(d->desc.router_type, "hash") && d->desc.num_experts > 0) in->call.token_id = in->id;
+    const bool hashes = trial_is(d->desc.router_type, "hash") && d->desc.num_experts > 0;
+    if (hashes && trial_is(d->desc.routing_unit, "token")) in->call.token_id = in->id;
     if (d->desc.num_tasks > 0) in->call.task = in->task;
 }
 

@@ -177,7 +177,8 @@ static const char *why_not_alone(const moe_layer_desc *desc) {
 
 static moe_status compare_batches(subject *s, determinism_result *result, moe_error *error) {
     const moe_layer_desc *desc = moe_layer_get_desc(s->layer);
-    const bool hashes = desc->num_experts > 0 && strcmp(desc->router_type, "hash") == 0;
+    const bool hashes = desc->num_experts > 0 && strcmp(desc->router_type, "hash") == 0 &&
+                        strcmp(desc->routing_unit, "token") == 0;
     moe_call call = {.size = sizeof call, .mode = MOE_INFER};
     determinism_row *row = add_row(result);
     snprintf(row->what, sizeof row->what, "each token alone and in the batch");

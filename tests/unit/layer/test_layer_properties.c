@@ -140,6 +140,35 @@ static bool masking_is_removing(trial *d) {
     return true;
 }
 
+/* The first token of token t's unit that is not masked: the one its whole unit goes with. */
+static int first_of_unit(const trial *d, const trial_inputs *in, int t) {
+    const int length = (int)in->call.sequence_length;
+    for (int s = 0; s < T; ++s) {
+        if (in->call.token_mask && !in->mask[s]) continue;
+        const bool task = trial_is(d->desc.routing_unit, "task");
+        if (task ? in->task[s / length] == in->task[t / length] : s / length == t / length) return s;
+    }
+    return t;
+}
+
+/* What was chosen, whatever became of it: capacities drop single tokens. */
+static bool units_stay_together(trial *d) {
+    if (!by_sequence(&d->problem->desc) || d->problem->desc.num_experts == 0) return false;
+    trial_inputs in = trial_begin(d, MOE_F64);
+    trial_tell_all(d, &in);
+    trial_outcome o = trial_step(d, 1, &in.call, in.x, in.dy);
+    for (int t = 0; t < T; ++t) {
+        if (in.call.token_mask && !in.mask[t]) continue;
+        const int32_t *first = o.expert + first_of_unit(d, &in, t) * o.slots, *mine = o.expert + t * o.slots;
+        for (int32_t k = 0; k < o.slots; ++k)
+            if (mine[k] != first[k])
+                fail_msg("slot %d of token %d is %d, not %d as of its unit:%s", k, t, mine[k], first[k],
+                         d->settings);
+    }
+    trial_forget(&o), trial_end(&in);
+    return true;
+}
+
 static bool recompute_changes_no_bit(trial *d) {
     trial_inputs in = trial_begin(d, d->number % 2 ? MOE_F64 : MOE_F32);
     trial other = *d;
@@ -195,6 +224,10 @@ static void masks(void **state) {
     (void)state;
     trial_holds("masking is removing", masking_is_removing, 1);
 }
+static void units(void **state) {
+    (void)state;
+    trial_holds("units stay together", units_stay_together, 20);
+}
 static void recomputes(void **state) {
     (void)state;
     trial_holds("recompute", recompute_changes_no_bit, 2);
@@ -210,8 +243,9 @@ static void threads(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(order),      cmocka_unit_test(batch),   cmocka_unit_test(masks),
-        cmocka_unit_test(recomputes), cmocka_unit_test(replays), cmocka_unit_test(threads),
+        cmocka_unit_test(order),   cmocka_unit_test(batch),      cmocka_unit_test(masks),
+        cmocka_unit_test(units),   cmocka_unit_test(recomputes), cmocka_unit_test(replays),
+        cmocka_unit_test(threads),
     };
     return cmocka_run_group_tests(tests, trial_make_set, trial_free_set);
 }

@@ -114,6 +114,22 @@ static void hash_follows_the_token(void **state) {
     route_end(&b);
 }
 
+/* A unit is one to the hash: ids of single tokens are refused, its own number serves. */
+static void hash_of_units(void **state) {
+    (void)state;
+    static const int32_t id[12] = {3, 3, 3, 1, 2, 2, 3, 3, 0, 0, 1, 1};
+    const moe_layer_desc desc = {.top_k = 1, .router_type = "hash", .routing_unit = "sequence"};
+    route_bench b = route_begin(desc, golden_logits(12, 6, NULL));
+    moe_call call = route_train;
+    call.sequence_length = 4;
+    route_run(&b, &call);
+    for (int t = 0; t < 12; ++t) assert_int_equal(b.view.expert[t], b.view.expert[t / 4 * 4]);
+    call.token_id = id;
+    assert_int_equal(moe_layer_forward(b.layer, b.logits, b.y, &call, NULL), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(moe_ctx_error(b.ctx), "routing_unit token"));
+    route_end(&b);
+}
+
 /* Forced logits do not depend on x, and their gradient goes straight through to the gate. */
 static void random_passes_gradients_through(void **state) {
     (void)state;
@@ -166,7 +182,7 @@ int main(void) {
         cmocka_unit_test(balanced_is_round_robin),     cmocka_unit_test(balanced_with_noise),
         cmocka_unit_test(balanced_looks_past_padding), cmocka_unit_test(quantile_looks_past_padding),
         cmocka_unit_test(hash_follows_the_token),      cmocka_unit_test(random_passes_gradients_through),
-        cmocka_unit_test(quantile_statistic),
+        cmocka_unit_test(quantile_statistic),          cmocka_unit_test(hash_of_units),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
