@@ -248,6 +248,13 @@ static void test_memory(void **state) {
     assert_int_equal(2 * a.params, b.params);
     assert_int_equal(a.grads, b.grads);
     assert_int_equal(b.saved - a.saved, 2 * z);
+    /* with the caller's x, 2Td + 4TKn and 12 bytes a routed row; besides, what the router's gradient needs
+     * (prob and lse), counts of experts, and the ends of cache lines */
+    const size_t rows = (size_t)(p.n_tokens * p.top_k), E = (size_t)p.n_experts;
+    const size_t router = 4 * (size_t)p.n_tokens * (E + 1), rest = 4 * 8 * E + 16 * 64;
+    if (a.saved > 2 * z + 12 * rows + router + rest)
+        fail_msg("%zu bytes are kept beside Z, %zu a routed row", a.saved - 2 * z,
+                 (a.saved - 2 * z - router) / rows);
     close_subject(&narrow);
     close_subject(&wide);
 }
