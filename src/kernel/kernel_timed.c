@@ -53,6 +53,20 @@ static void colsum(const moei_team *team, const moe_colsum_args *args) {
     add(timed, MOEI_TIME_COLSUM, began);
 }
 
+static void act_pass(const moei_team *team, const moei_act_pass_args *args) {
+    timed_kernels *timed = timed_of(team);
+    const double began = moei_timing_now();
+    timed->inner[args->dtype]->act_pass(team, args);
+    add(timed, MOEI_TIME_ACT_PASS, began);
+}
+
+static void act_pass_grad(const moei_team *team, const moei_act_pass_args *args) {
+    timed_kernels *timed = timed_of(team);
+    const double began = moei_timing_now();
+    timed->inner[args->dtype]->act_pass_grad(team, args);
+    add(timed, MOEI_TIME_ACT_PASS, began);
+}
+
 static void rmsnorm(const moei_team *team, const moe_rmsnorm_args *args) {
     timed_kernels *timed = timed_of(team);
     const double began = moei_timing_now();
@@ -116,6 +130,8 @@ static void wrap(const moei_kernels *inner, moei_kernels *table) {
     table->gemm_outer = gemm_outer;
     table->gather_sum = gather_sum;
     table->colsum = colsum;
+    table->act_pass = act_pass;
+    table->act_pass_grad = act_pass_grad;
     table->rmsnorm = rmsnorm;
     table->rmsnorm_backward = rmsnorm_backward;
     table->rope = rope;
@@ -128,17 +144,12 @@ static void wrap(const moei_kernels *inner, moei_kernels *table) {
 
 moe_status moe_time_start(moe_ctx *ctx) {
     static const char *const name[MOEI_TIME_ROWS] = {
-        [MOEI_TIME_ROUTE] = "route",
-        [MOEI_TIME_GEMM_ROWS] = "gemm_rows",
-        [MOEI_TIME_GEMM_OUTER] = "gemm_outer",
-        [MOEI_TIME_GATHER_SUM] = "gather_sum",
-        [MOEI_TIME_COLSUM] = "colsum",
-        [MOEI_TIME_RMSNORM] = "rmsnorm",
-        [MOEI_TIME_ROPE] = "rope",
-        [MOEI_TIME_ATTENTION] = "attention",
-        [MOEI_TIME_CROSS_ENTROPY] = "cross_entropy",
-        [MOEI_TIME_ADAMW] = "adamw",
-        [MOEI_TIME_SUM_SQUARES] = "sum_squares",
+        [MOEI_TIME_ROUTE] = "route",           [MOEI_TIME_GEMM_ROWS] = "gemm_rows",
+        [MOEI_TIME_GEMM_OUTER] = "gemm_outer", [MOEI_TIME_GATHER_SUM] = "gather_sum",
+        [MOEI_TIME_COLSUM] = "colsum",         [MOEI_TIME_ACT_PASS] = "act_pass",
+        [MOEI_TIME_RMSNORM] = "rmsnorm",       [MOEI_TIME_ROPE] = "rope",
+        [MOEI_TIME_ATTENTION] = "attention",   [MOEI_TIME_CROSS_ENTROPY] = "cross_entropy",
+        [MOEI_TIME_ADAMW] = "adamw",           [MOEI_TIME_SUM_SQUARES] = "sum_squares",
     };
     if (ctx->desc.device != MOE_CPU)
         return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED,

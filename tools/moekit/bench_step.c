@@ -34,6 +34,7 @@ typedef struct share {
 static const share shares[] = {
     {"matrix products",       " gemm_rows gemm_outer "},
     {"attention, rotary",     " attention rope "      },
+    {"activations alone",     " act_pass "            },
     {"norms",                 " rmsnorm "             },
     {"cross-entropy",         " cross_entropy "       },
     {"optimizer",             " adamw sum_squares "   },

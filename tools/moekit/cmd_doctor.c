@@ -67,6 +67,8 @@ static void examine_context(doctor *self) {
                                       "gemm_outer",
                                       "gather_sum",
                                       "colsum",
+                                      "act_pass",
+                                      "act_pass_grad",
                                       "topk",
                                       "topk_grad",
                                       "rmsnorm",
@@ -77,7 +79,19 @@ static void examine_context(doctor *self) {
                                       "cross_entropy",
                                       "adamw",
                                       "sum_squares",
-                                      "peak"};
+                                      "peak",
+                                      "add_bias",
+                                      "balance_grad",
+                                      "bias_grad",
+                                      "convert",
+                                      "copy_rows",
+                                      "plan",
+                                      "plan_index",
+                                      "router",
+                                      "router_grad",
+                                      "row_dot",
+                                      "sigmoid_gate",
+                                      "sigmoid_gate_grad"};
     char text[64], key[64];
     moe_ctx *ctx;
     moe_error error;
