@@ -35,8 +35,23 @@ moe_status moelm_json_load(const char *path, json_t **root, moe_error *error) {
     return status;
 }
 
+/* The numbers in as few digits as bring all of them back: 0.1, not 0.10000000000000001. NULL: out of memory.
+ */
+static char *shortest(const json_t *root) {
+    char *text = NULL;
+    bool same = false;
+    for (size_t digits = 9; digits <= 17 && !same; digits += 4) {
+        free(text);
+        text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(digits));
+        json_t *back = text ? json_loads(text, 0, NULL) : NULL;
+        same = !text || json_equal(back, root);
+        json_decref(back);
+    }
+    return text;
+}
+
 moe_status moelm_json_save(const char *path, const json_t *root, moe_error *error) {
-    char *text = json_dumps(root, JSON_INDENT(2));
+    char *text = shortest(root);
     if (!text) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", path);
     size_t length = strlen(text);
     text[length] = '\n'; /* in place of the NUL, which nobody reads from here on */

@@ -24,6 +24,12 @@ moe_status moe_expert_register(moe_ctx *ctx, const moe_expert_ops *given) {
     if (!ops->name || !*ops->name)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
                             "moe_expert_ops.name is empty; a kind is found by its name");
+    if (strpbrk(ops->name, ", \t\n") || strspn(ops->name, "0123456789") > 0)
+        return moe_ctx_fail(
+            ctx, MOE_ERR_ARGUMENT,
+            "expert '%s': expert_kinds takes a comma or a space for an end and a first digit for "
+            "a width; choose a name without them",
+            ops->name);
     if (!ops->create || !ops->destroy || !ops->param_count || !ops->param || !ops->bind_grad ||
         !ops->saved_bytes || !ops->scratch_bytes || !ops->forward)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "expert '%s': every function but backward is required",

@@ -58,6 +58,16 @@ static void gather_input(moe_layer *layer, const moei_scratch *s, moe_expert_io 
                      moei_layer_weighs_input(layer) ? layer->plan.row_weight : NULL, io->in);
 }
 
+/* A kind may fail without a word; the text must then not be that of an earlier failure. */
+static moe_status run_experts(const moe_layer *layer, bool forward, const moe_expert_io *io) {
+    const moe_expert_ops *ops = layer->experts.ops;
+    layer->ctx->error.status = MOE_OK;
+    const moe_status status = (forward ? ops->forward : ops->backward)(layer->experts.self, io);
+    if (status == MOE_OK || layer->ctx->error.status != MOE_OK) return status;
+    return moe_ctx_fail(layer->ctx, status, "expert '%s': its %s failed and did not say why (%s)", ops->name,
+                        forward ? "forward" : "backward", moe_status_name(status));
+}
+
 static moe_status routed_forward(moe_layer *layer, const moei_scratch *s, moe_mat y) {
     const moei_around *w = &layer->around;
     const bool shared = layer->shared.ops != NULL;
@@ -73,7 +83,7 @@ static moe_status routed_forward(moe_layer *layer, const moei_scratch *s, moe_ma
     moe_expert_io io = routed_io(layer, s);
     io.out = rows;
     if (moei_layer_gathers(layer)) gather_input(layer, s, &io);
-    MOEI_TRY(layer->experts.ops->forward(layer->experts.self, &io));
+    MOEI_TRY(run_experts(layer, true, &io));
     if (layer->desc.latent_size > 0) {
         const moe_mat out = latent(layer, layer->saved.latent_out);
         moei_combine(layer->ctx, &layer->plan, weight, rows, out, false);
@@ -158,7 +168,7 @@ static moe_status rows_backward(moe_layer *layer, const moei_scratch *s, moe_mat
     io.din = drows;
     io.drow_weight = s->drow_weight;
     if (moei_layer_gathers(layer)) gather_gradient(layer, s, dout, &io);
-    MOEI_TRY(layer->experts.ops->backward(layer->experts.self, &io));
+    MOEI_TRY(run_experts(layer, false, &io));
     if (at_input)
         moei_rows_weight_gradient(layer->ctx, &layer->plan, expert_input(layer), drows, s->drow_weight);
     if (!din.data) return MOE_OK;

@@ -24,6 +24,11 @@ says err "'tanh' is not one of: silu"
 expect 0 "$MOEKIT" verify grad moe.num_experts=16 moe.preset=deepseek_v3
 says out '^shared.down.weight .*ok'
 expect 0 "$MOEKIT" verify grad moe.preset=t2t_top2 moe.num_groups_outer=2 moe.num_experts=4 moe.top_k=2
+expect 0 "$MOEKIT" verify grad moe.z_loss_coeff=1e6
+expect 2 "$MOEKIT" verify grad moe.d_model=0
+says err 'moe\.d_model: 0'
+expect 2 "$MOEKIT" verify grad --preset deepseek_v3
+says err 'moe\.num_groups: does not divide num_experts'
 expect 2 "$MOEKIT" verify
 says err 'verify grad'
 expect 2 "$MOEKIT" verify grad train.steps=3

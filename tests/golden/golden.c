@@ -53,6 +53,26 @@ static void dispatch(golden_case *c) {
     golden_fail(c, "system '%s' is not known", name);
 }
 
+static const golden_tensor *tensor_named(const golden_case *c, const char *name) {
+    for (size_t i = 0; i < c->n_tensors; ++i)
+        if (strcmp(strchr(c->tensor[i].recorded->name, '/') + 1, name) == 0) return &c->tensor[i];
+    return NULL;
+}
+
+/* A gradient has the shape of what it is of: d_x of x, dout of out. */
+static void check_shapes(golden_case *c) {
+    for (size_t i = 0; !c->failed && i < c->n_tensors; ++i) {
+        const moelm_st_tensor *grad = c->tensor[i].recorded;
+        const char *name = strchr(grad->name, '/') + 1;
+        const char *of = strncmp(name, "d_", 2) == 0 ? name + 2 : strcmp(name, "dout") == 0 ? "out" : "";
+        const golden_tensor *value = tensor_named(c, of);
+        if (!value) continue;
+        bool same = grad->n_dim == value->recorded->n_dim;
+        for (int32_t j = 0; same && j < grad->n_dim; ++j) same = grad->dim[j] == value->recorded->dim[j];
+        if (!same) golden_fail(c, "'%s' has another shape than '%s'", name, of);
+    }
+}
+
 /* Nothing recorded may go unseen. */
 static void check_all_used(golden_case *c) {
     for (size_t i = 0; !c->failed && i < c->n_tensors; ++i)
@@ -95,6 +115,7 @@ static bool run_case(const moelm_safetensors *file, const char *name, const char
         golden_fail(&c, "the metadata is not a JSON object");
     else
         dispatch(&c);
+    check_shapes(&c);
     check_all_used(&c);
     print_line(&c);
     close_case(&c);
@@ -126,13 +147,17 @@ static int count_orphans(const moelm_safetensors *file) {
 
 int main(int argc, char **argv) {
     int passed = 0, failed = 0;
-    if (argc < 2) {
-        fprintf(stderr, "usage: golden FILE...\n");
-        return MOE_ERR_ARGUMENT;
+    const bool help = argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0);
+    if (argc < 2 || help) {
+        fprintf(help ? stdout : stderr,
+                "usage: golden FILE...\n"
+                "Repeats the recorded runs in safetensors files and compares every number.\n");
+        return help ? 0 : MOE_ERR_ARGUMENT;
     }
     for (int f = 1; f < argc; ++f) {
         moelm_safetensors *file = NULL;
         moe_error error = {0};
+        const int before = passed + failed;
         if (moelm_safetensors_open(argv[f], &file, &error) != MOE_OK) {
             printf("FAIL %s\n", error.text);
             ++failed;
@@ -146,6 +171,10 @@ int main(int argc, char **argv) {
                 ++*(run_case(file, pair.key, pair.value) ? &passed : &failed);
         }
         failed += count_orphans(file);
+        if (passed + failed == before) {
+            printf("FAIL %s: no case in it\n", argv[f]);
+            ++failed;
+        }
         moelm_safetensors_close(file);
     }
     printf("%d passed, %d failed\n", passed, failed);

@@ -62,6 +62,8 @@ static void read_options(golden_case *c, sigma *run) {
         .expert_dropout = run->training ? expert_dropout : 0,
         .entropy_loss_coeff = 1,
     };
+    if (run->desc.top_k < 1)
+        golden_fail(c, "option 'k' is %d; a token has at least one expert", run->desc.top_k);
     golden_skip(c, "weight_std_scale"); /* of the initial weights, which are recorded */
     golden_choice(c, "objective", objectives[0], objectives);
 }

@@ -60,6 +60,8 @@ static int describe_layer(cli_args *args, bool wide, moe_layer_desc *desc) {
     if (status == MOE_OK && preset) status = set_keys(args, desc, &error);
     if (status == MOE_OK && preset) status = moe_layer_desc_preset(desc, preset, &error);
     if (status == MOE_OK) status = set_keys(args, desc, &error);
+    if (status == MOE_OK && (status = moe_layer_desc_check(desc, &error)) != MOE_OK)
+        return cli_fail(args, status, "%s%s", strncmp(error.text, "moe.", 4) == 0 ? "" : "moe.", error.text);
     return status == MOE_OK ? 0 : cli_fail(args, status, "%s", error.text);
 }
 

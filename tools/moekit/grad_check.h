@@ -22,7 +22,7 @@ typedef struct grad_check_tensor {
     int64_t checked;
     int64_t skipped; /* the objective has a kink within reach: another routing, a ReLU at 0 */
     double largest;  /* largest |finite difference| */
-    double error;    /* largest |gradient - finite difference| / max(largest, 1e-3) */
+    double error;    /* largest |gradient - finite difference| / max(largest, 1e-3 max(1, losses)) */
 } grad_check_tensor;
 
 typedef struct grad_check_result {

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "unit/format/scratch.h"
 
+#include "format/file.h"
 #include "format/json.h"
 
 static json_t *parse(const char *text) {
@@ -69,6 +70,11 @@ static void test_save_and_load(void **state) {
     assert_ok(moelm_json_save(path, root, &error), &error);
     assert_ok(moelm_json_load(path, &again, &error), &error);
     assert_true(json_equal(root, again));
+    char *text;
+    size_t bytes;
+    assert_ok(moelm_file_read(path, 1, 1000, &text, &bytes, &error), &error);
+    assert_non_null(strstr(text, "\"z\": 0.1,")); /* no digit more than brings it back */
+    free(text);
     assert_fails(moelm_json_save(below, root, &error), MOE_ERR_IO, &error, "Not a directory");
     json_decref(root);
     json_decref(again);

@@ -248,6 +248,39 @@ static void identity_experts_make_the_identity(void **state) {
     }
 }
 
+static moe_status silent_forward(void *self, const moe_expert_io *io) {
+    (void)self;
+    (void)io;
+    return MOE_ERR_INTERNAL;
+}
+
+/* A kind that fails without a word is named, not the failure before it; names that a list cannot hold are
+ * refused. */
+static void silent_experts_are_named(void **state) {
+    (void)state;
+    static const char *const unfit[] = {"a b", "a,b", "64"};
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_expert_ops ops = identity_ops;
+    for (size_t i = 0; i < sizeof unfit / sizeof *unfit; ++i) {
+        ops.name = unfit[i];
+        assert_int_equal(moe_expert_register(ctx, &ops), MOE_ERR_ARGUMENT);
+        assert_non_null(strstr(moe_ctx_error(ctx), "choose a name"));
+    }
+    ops.name = "silent";
+    ops.forward = silent_forward;
+    must(ctx, moe_expert_register(ctx, &ops));
+    moe_layer_desc desc = base_desc();
+    desc.expert = "silent";
+    moe_layer *layer = test_layer(ctx, &desc, 8);
+    moe_mat x = test_random(MOE_F32, 8, 37, 2), y = test_output(MOE_F32, 8, 37);
+    assert_int_equal(moe_layer_forward(layer, x, y, &test_train_call, NULL), MOE_ERR_INTERNAL);
+    if (!strstr(moe_ctx_error(ctx), "expert 'silent': its forward failed"))
+        fail_msg("%s", moe_ctx_error(ctx));
+    free(x.data), free(y.data);
+    moe_layer_destroy(layer);
+    moe_ctx_destroy(ctx);
+}
+
 /* --- bits ------------------------------------------------------------------------------------------- */
 
 typedef struct run {
@@ -517,6 +550,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layer_is_its_definition),
         cmocka_unit_test(identity_experts_make_the_identity),
+        cmocka_unit_test(silent_experts_are_named),
         cmocka_unit_test(same_bits_for_any_thread_count),
         cmocka_unit_test(outputs_do_not_depend_on_company),
         cmocka_unit_test(kept_and_dropped_make_all),
