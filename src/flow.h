@@ -73,8 +73,9 @@ typedef enum moei_drop { MOEI_DROP_PROBS, MOEI_DROP_POSITION, MOEI_DROP_RANK_MAJ
  * hierarchical router asks it too, for its outer and inner experts. */
 typedef struct moei_capacity {
     const struct moei_capacity_formula *formula;
-    /* C of a group of `n` tokens; factor <= 0: -1, dropless */
-    int64_t (*rows)(const struct moei_capacity *rule, float factor, int64_t n, int32_t K, int32_t E);
+    /* C of a group of `n` tokens, of the inner experts of two levels or the others; -1: dropless */
+    int64_t (*rows)(const struct moei_capacity *rule, moe_mode mode, bool inner, int64_t n, int32_t K,
+                    int32_t E);
     float factor[2], factor_inner[2]; /* by moe_mode */
     int32_t minimum, multiple;
     int32_t top_k;    /* K that the formulas count by; expert_choice has more slots than that */
@@ -107,7 +108,7 @@ static inline int64_t moei_capacity_most(const moei_capacity *capacity, int32_t 
         g = T / n < G ? T / n : G;
         for (int mode = MOE_INFER; mode <= MOE_TRAIN; ++mode) {
             const int64_t rows =
-                capacity->rows(capacity, capacity->factor[mode], n, capacity->top_k, n_experts);
+                capacity->rows(capacity, (moe_mode)mode, false, n, capacity->top_k, n_experts);
             if ((rows < n ? rows : n) * g > most) most = (rows < n ? rows : n) * g;
         }
     }

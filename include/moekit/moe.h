@@ -208,7 +208,8 @@ typedef struct moe_layer_desc {
     float capacity_factor_eval;   /* 0: capacity_factor; MOE_ZERO: dropless */
     float capacity_factor_inner;  /* hierarchical; 0: capacity_factor; MOE_ZERO: dropless */
     const char *capacity_formula; /* NULL: "megatron"; src/dispatch/capacity.c lists them */
-    int32_t min_capacity;         /* least rows of an expert; 0: the formula's own; MOE_ZERO: none */
+    int32_t min_capacity;         /* least rows of an expert; 0: the formula's own, 1 or more in MOE_INFER;
+                                   * MOE_ZERO: none */
     int32_t capacity_multiple;    /* rounded up to a multiple of this; 0: 1 */
     const char *capacity_group;   /* NULL: "batch" or "sequence" */
     const char *drop_policy; /* NULL: "probs"; "position" "rank_major" (all first choices, then all second) */

@@ -86,10 +86,19 @@ static int64_t round_up(int64_t value, int64_t multiple) {
     return multiple > 1 ? ceil_div(value, multiple) * multiple : value;
 }
 
-static int64_t rows_of(const moei_capacity *rule, float factor, int64_t n, int32_t K, int32_t E) {
+/* The formulas count for training, where a batch is large. Decoding comes with one token, of which those that
+ * round down leave nothing: a model without experts. So in inference an expert takes 1 row at least. */
+static int64_t minimum_of(const moei_capacity *rule, moe_mode mode) {
+    if (rule->minimum != 0) return rule->minimum; /* MOE_ZERO: below any */
+    return rule->formula->minimum > 0 || mode == MOE_TRAIN ? rule->formula->minimum : 1;
+}
+
+static int64_t rows_of(const moei_capacity *rule, moe_mode mode, bool inner, int64_t n, int32_t K,
+                       int32_t E) {
+    const float factor = (inner ? rule->factor_inner : rule->factor)[mode];
     if (factor <= 0) return -1;
     const struct moei_capacity_formula *formula = rule->formula;
-    const int64_t minimum = rule->minimum == 0 ? formula->minimum : rule->minimum; /* MOE_ZERO: below any */
+    const int64_t minimum = minimum_of(rule, mode);
     int64_t rows = formula->rows(n, K, E, decimal_of(factor));
     if (rows > n) rows = n;
     if (rows < minimum) rows = minimum;

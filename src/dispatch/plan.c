@@ -24,8 +24,8 @@ static void group_capacities(moei_plan *plan, const moei_batch *batch, const moe
     const int64_t n = plan->n_tokens / plan->n_groups;
     for (int64_t g = 0; g < plan->n_groups; ++g)
         plan->capacity[g] =
-            capacity ? capacity->rows(capacity, capacity->factor[batch->mode],
-                                      moei_real_tokens(batch, g * n, n), capacity->top_k, plan->n_experts)
+            capacity ? capacity->rows(capacity, batch->mode, false, moei_real_tokens(batch, g * n, n),
+                                      capacity->top_k, plan->n_experts)
                      : -1;
 }
 

@@ -173,7 +173,7 @@ static const moe_option options[] = {
     {"moe.capacity_formula", "", CHOICE(capacity_formula, "megatron", moei_capacity_formulas),
      "rows of an expert from factor, tokens, top_k and experts, as the named system counts them"},
     {"moe.min_capacity", "", INT(min_capacity, "0", MOE_ZERO, 1 << 30),
-     "least rows of an expert; 0: the formula's own; -1: none"},
+     "least rows of an expert; 0: the formula's own, but 1 at least outside training; -1: none"},
     {"moe.capacity_multiple", "", INT(capacity_multiple, "0", 0, 1 << 20),
      "rows of an expert are rounded up to a multiple of this; 0: 1"},
     {"moe.capacity_group", "", CHOICE(capacity_group, "batch", capacity_groups),

@@ -66,7 +66,7 @@ static moe_status fill_capacities(moe_layer *layer, int64_t T) {
         int32_t *table = moei_arena_take(&arena, bytes), *view = moei_memory_open(layer->ctx, table, bytes);
         if (!view) return MOE_ERR_MEMORY;
         for (int64_t n = 0; n <= T; ++n)
-            view[n] = (int32_t)layer->capacity.rows(&layer->capacity, layer->capacity.factor[mode], n,
+            view[n] = (int32_t)layer->capacity.rows(&layer->capacity, (moe_mode)mode, false, n,
                                                     layer->capacity.top_k, layer->desc.num_experts);
         MOEI_TRY(moei_memory_close(layer->ctx, table, view, bytes));
         device->capacity_of[mode] = table;

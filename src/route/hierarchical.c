@@ -165,7 +165,7 @@ static void make_rows(const moei_route_job *job) {
     int64_t *count = (int64_t *)(void *)job->scratch.work, row = 0;
     for (int64_t g = 0; g < G; ++g) {
         const int64_t valid = moei_real_tokens(job->batch, g * z.group_tokens, z.group_tokens);
-        const int64_t limit = capacity->rows(capacity, capacity->factor[job->batch->mode], valid, 2, z.Eo);
+        const int64_t limit = capacity->rows(capacity, job->batch->mode, false, valid, 2, z.Eo);
         levels->valid[g] = valid;
         levels->places[g] = limit < 0 ? valid : limit;
         memset(count, 0, (size_t)z.Eo * sizeof *count);
@@ -258,8 +258,8 @@ static void take_inner_places(const moei_route_job *job, int64_t segment) {
     moei_routing *routing = job->routing;
     const moei_levels *levels = &routing->levels;
     const moei_capacity *capacity = job->router->capacity;
-    const int64_t limit = capacity->rows(capacity, capacity->factor_inner[job->batch->mode],
-                                         levels->places[segment % z.n_groups], 2, z.Ei);
+    const int64_t limit =
+        capacity->rows(capacity, job->batch->mode, true, levels->places[segment % z.n_groups], 2, z.Ei);
     int64_t *count = (int64_t *)(void *)job->scratch.work;
     if (limit > routing->levels.capacity) routing->levels.capacity = limit;
     memset(count, 0, (size_t)z.Ei * sizeof *count);

@@ -6,7 +6,7 @@
 
 int64_t moei_expert_choice_rows(const moei_router *router, moe_mode mode, int64_t n) {
     const moei_capacity *rule = router->capacity;
-    const int64_t rows = rule->rows(rule, rule->factor[mode], n, rule->top_k, router->n_experts);
+    const int64_t rows = rule->rows(rule, mode, false, n, rule->top_k, router->n_experts);
     return rows < n ? rows : n;
 }
 

@@ -12,7 +12,7 @@ typedef struct sizes {
 
 static int64_t rows(moe_layer_desc desc, sizes s) {
     const moei_capacity rule = moei_capacity_of(&desc);
-    return rule.rows(&rule, rule.factor[MOE_TRAIN], s.n, s.K, s.E);
+    return rule.rows(&rule, MOE_TRAIN, false, s.n, s.K, s.E);
 }
 
 static int64_t by_name(const char *formula, float factor, int64_t n, int32_t K, int32_t E) {
@@ -73,6 +73,25 @@ static void factors_of_train_and_eval(void **state) {
     assert_int_equal(by_name("tutel", 0, 10, 2, 4), -1);
 }
 
+/* Decoding: of one token every formula leaves an expert its row, unless none is asked for. */
+static void inference_keeps_a_row(void **state) {
+    (void)state;
+    for (int formula = 0; moei_capacity_formulas[formula]; ++formula) {
+        moe_layer_desc desc = {.capacity_formula = moei_capacity_formulas[formula],
+                               .capacity_factor = 1,
+                               .capacity_factor_inner = 0.5f};
+        moei_capacity rule = moei_capacity_of(&desc);
+        for (int inner = 0; inner < 2; ++inner) {
+            assert_true(rule.rows(&rule, MOE_INFER, inner, 1, 2, 6) >= 1);
+            assert_true(rule.rows(&rule, MOE_INFER, inner, 1, 1, 1000) >= 1);
+        }
+        desc.min_capacity = MOE_ZERO;
+        rule = moei_capacity_of(&desc);
+        assert_int_equal(rule.rows(&rule, MOE_INFER, false, 1, 2, 6),
+                         rule.rows(&rule, MOE_TRAIN, false, 1, 2, 6));
+    }
+}
+
 /* Between 0 and n, more with more tokens or a larger factor, a multiple where nothing is cut off. */
 static void promises_of_all(void **state) {
     (void)state;
@@ -116,9 +135,10 @@ static void truncation_is_the_references(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(formulas_by_hand),     cmocka_unit_test(decimals_are_exact),
-        cmocka_unit_test(minimum_and_multiple), cmocka_unit_test(factors_of_train_and_eval),
-        cmocka_unit_test(promises_of_all),      cmocka_unit_test(truncation_is_the_references),
+        cmocka_unit_test(formulas_by_hand),      cmocka_unit_test(decimals_are_exact),
+        cmocka_unit_test(minimum_and_multiple),  cmocka_unit_test(factors_of_train_and_eval),
+        cmocka_unit_test(promises_of_all),       cmocka_unit_test(truncation_is_the_references),
+        cmocka_unit_test(inference_keeps_a_row),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -122,7 +122,7 @@ static void check_group(const bench *b, int32_t e, int64_t g) {
     const int64_t K = b->routing.top_k, n = b->routing.n_tokens / b->plan.n_groups, C = b->capacity[g];
     int64_t asked = 0, kept = 0, valid = 0;
     for (int64_t t = g * n; t < (g + 1) * n; ++t) valid += b->mask[t];
-    hold(b, C == b->rule.rows(&b->rule, b->desc.capacity_factor, valid, (int32_t)K, b->routing.n_experts));
+    hold(b, C == b->rule.rows(&b->rule, b->batch.mode, false, valid, (int32_t)K, b->routing.n_experts));
     for (int64_t a = g * n * K; a < (g + 1) * n * K; ++a) {
         if (b->expert[a] != e) continue;
         ++asked;
@@ -272,11 +272,25 @@ static void padding_changes_nothing(void **state) {
     }
 }
 
+/* A token alone, as decoding brings it: formulas that round down would leave it no expert. */
+static void decoding_drops_nothing(void **state) {
+    (void)state;
+    const moe_call infer = {.size = sizeof infer};
+    for (int formula = 0; moei_capacity_formulas[formula]; ++formula) {
+        const moe_layer_desc desc = {
+            .top_k = 2, .capacity_factor = 1, .capacity_formula = moei_capacity_formulas[formula]};
+        route_bench b = route_begin(desc, golden_logits(1, 6, NULL));
+        route_run(&b, &infer);
+        assert_int_equal(b.stats.n_kept, 2);
+        route_end(&b);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plans_keep_their_promises), cmocka_unit_test(gathered_padding_is_zero),
         cmocka_unit_test(nothing_to_plan),           cmocka_unit_test(drop_by_probability_as_recorded),
-        cmocka_unit_test(padding_changes_nothing),
+        cmocka_unit_test(padding_changes_nothing),   cmocka_unit_test(decoding_drops_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
