@@ -24,7 +24,8 @@ MOE_API moe_status moe_lm_config_load(moe_lm_config *config, const char *yaml_pa
 /* Reads MOEKIT_<NAME> for every name of a key: dots become underscores, letters upper case. A variable that
  * names no key is MOE_ERR_ARGUMENT, but for those of the context (MOEKIT_ISA, MOEKIT_NUM_THREADS). */
 MOE_API moe_status moe_lm_config_environment(moe_lm_config *config, moe_error *error);
-/* Makes every layer dense, and sets back what only routed experts have: the model to compare this one with. */
+/* Makes every layer dense, and sets back what only routed experts have: the model to compare this one with.
+ */
 MOE_API moe_status moe_lm_config_make_dense(moe_lm_config *config, const char *origin, moe_error *error);
 /* Checks combinations (heads divide d_model, context fits, ...) without making anything. */
 MOE_API moe_status moe_lm_config_check(const moe_lm_config *config, moe_error *error);

@@ -7,6 +7,8 @@
 
 #include <string.h>
 
+enum { MOST_EXPERTS = 65535 }; /* blocks along a grid's second and third axes */
+
 /* --- making and reserving ------------------------------------------------------------------------------- */
 
 moe_status moei_twin_tell(const moe_layer *layer, moe_status status) {
@@ -19,6 +21,9 @@ static size_t counts_bytes(const moe_layer *layer) {
 }
 
 moe_status moei_twin_create(moe_layer *layer) {
+    if (layer->desc.num_experts > MOST_EXPERTS)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED, "num_experts: %d; on a device %d are served",
+                            layer->desc.num_experts, MOST_EXPERTS);
     moe_layer *twin = moe_ctx_alloc(layer->ctx, sizeof *twin);
     if (!twin) return MOE_ERR_MEMORY;
     *twin =
