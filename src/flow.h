@@ -20,7 +20,7 @@ typedef struct moei_batch {
     const int32_t *task;                  /* [n_sequences]; NULL: none */
     const int32_t *token_id;              /* [T]; NULL: the token's number */
     const int32_t *replay_expert;         /* [T, K]; NULL: select */
-    const float *replay_weight;           /* [T, K]; NULL: live weights */
+    const void *replay_weight;            /* real [T, K]; NULL: live weights */
     const moe_draws *draws;               /* NULL: drawn */
 } moei_batch;
 

@@ -87,7 +87,8 @@ typedef struct moe_ctx_desc {
     size_t size;
     moe_device device;
     int32_t n_threads;  /* 0: MOEKIT_NUM_THREADS, else OMP_NUM_THREADS, else one per core */
-    const char *isa;    /* NULL: MOEKIT_ISA, else the best found. "ref" "avx2" "avx512" */
+    const char *isa;    /* NULL: MOEKIT_ISA, else the best found. "ref" "avx2" "avx512" "avx512bf16" "amx"
+                           "neon" */
     uint64_t seed;      /* of initialisation and of every random draw */
     moe_allocator host; /* all NULL: aligned_alloc and free */
     void (*log)(void *user, moe_log_level level, const char *text);
@@ -142,7 +143,7 @@ typedef struct moe_layer_desc {
     int32_t num_groups_outer;   /* hierarchical: outer experts Eo, E = Eo * Ei; 0: one level */
     int32_t top_k;              /* K; 0: 2, or E where E is smaller */
     int32_t top_k_min;          /* training: each token draws its K from top_k_min .. top_k; 0: off */
-    int32_t expert_hidden_size; /* n */
+    int32_t expert_hidden_size; /* n, required where there are routed experts of one width */
     int32_t latent_size;        /* routed experts work in this width between two projections; 0: off */
 
     /* experts */
@@ -186,7 +187,8 @@ typedef struct moe_layer_desc {
                                         "expert_choice" "hash" "random" "balanced" */
     int32_t num_groups, group_top_k; /* keep group_top_k of num_groups groups; 0: off */
     const char *group_score;         /* NULL: "top2_sum"; "max" "topn_sum" (top K / group_top_k) */
-    bool selection_bias;             /* a bias [E] on the selection scores only (loss-free balancing) */
+    bool selection_bias; /* a bias [E] on the selection scores only (loss-free balancing). -inf: that
+                            expert cannot be chosen; where fewer than K can, slots stay empty */
     float selection_bias_update_rate;
     bool selection_bias_recenter;   /* subtract its mean at each update */
     bool selection_bias_in_weights; /* weights from the biased scores, as one Automodel option */
@@ -249,12 +251,14 @@ typedef enum moe_option_type {
     MOE_OPT_CHOICE, /* const char *: one of `choices`, or the caller's own string where there are none */
     MOE_OPT_TEXT    /* char[max]: copied */
 } moe_option_type;
+/* Tables are arrays of it, so it stays as it is: what more there is to know of a row is told by calls. */
 typedef struct moe_option {
     const char *key;     /* canonical name, e.g. "moe.num_experts" */
     const char *aliases; /* space-separated names of other systems; "" if none */
     moe_option_type type;
     size_t offset;              /* of the field in the descriptor */
-    const char *initial;        /* default, as text */
+    const char *initial;        /* default, as text. A descriptor's field left at 0 means the same, but for
+                                   num_experts (0: none) and expert_hidden_size (0: none given) */
     double min, max;            /* inclusive limits of numbers */
     const char *const *choices; /* NULL-terminated; NULL: free */
     const char *help;           /* one line */
@@ -262,21 +266,30 @@ typedef struct moe_option {
 MOE_API const moe_option *moe_layer_options(size_t *count);
 /* Settings of other systems whose names or values differ from ours, with what they say here. Those that only
  * have another name stand in moe_option.aliases. */
-enum { MOE_ALIAS_SETTINGS = 3 };
 typedef struct moe_layer_alias {
     const char *system; /* "NeMo" */
     const char *name;   /* "moe_router_load_balancing_type" */
-    const char *value;  /* "sinkhorn", case aside; NULL: any other value */
-    struct {
-        const char *key, *value;   /* ours: "router_type", "sinkhorn"; value NULL: the one given */
-    } setting[MOE_ALIAS_SETTINGS]; /* key NULL ends them; none: it is so here whatever is set */
-    const char *advice;            /* NULL, or why it cannot be set here and what to do instead */
+    const char *value;  /* "sinkhorn", case aside; "negative": a number below 0; NULL: any other value */
+    const char *advice; /* NULL, or why it cannot be set here and what to do instead */
 } moe_layer_alias;
-MOE_API const moe_layer_alias *moe_layer_aliases(size_t *count);
-/* The first entry of a name (its last part counts), whatever the value; NULL: none. */
+/* One of our settings that it sets. */
+typedef struct moe_alias_setting {
+    const char *key;   /* "router_type" */
+    const char *value; /* "sinkhorn"; NULL: the one given; "-": the one given without its minus sign */
+    const char *where; /* NULL, or it is set only where all of this holds: "router_type=random top_k!=1" */
+} moe_alias_setting;
+/* The entries in their order, and what an entry sets (nothing: it is so here whatever is set); NULL past the
+ * last. */
+MOE_API const moe_layer_alias *moe_layer_alias_at(size_t index);
+MOE_API const moe_alias_setting *moe_layer_alias_setting(const moe_layer_alias *alias, size_t index);
+/* The value that a setting now gives this descriptor where theirs is `given`, which may be what is returned;
+ * NULL: none, its condition does not hold. */
+MOE_API const char *moe_alias_setting_value(const moe_alias_setting *setting, const moe_layer_desc *desc,
+                                            const char *given);
+/* The first entry of a name (bare, or below "moe." or "model."), whatever the value; NULL: none. */
 MOE_API const moe_layer_alias *moe_layer_alias_named(const char *name);
-/* The entry for a name (its last part counts) and a value; *alias NULL: no such name. A value that cannot be
- * had is MOE_ERR_ARGUMENT, and the text says what can. */
+/* The entry for a name (likewise) and a value; *alias NULL: no such name. A value that cannot be had is
+ * MOE_ERR_ARGUMENT, and the text says what can. */
 MOE_API moe_status moe_layer_alias_find(const char *name, const char *value, const moe_layer_alias **alias,
                                         moe_error *error);
 /* The row of a key, of its last part ("top_k" of "moe.top_k") or of an alias; NULL: none. Keys win over last
@@ -294,7 +307,8 @@ MOE_API const char *const *moe_layer_presets(void); /* NULL-terminated */
 /* Whether presets speak of a setting ("moe.top_k"): not of sizes, kinds of experts, deviations and memory. */
 MOE_API bool moe_layer_preset_sets(const char *key);
 /* Sets one field from text. `key` is canonical or an alias, with or without "moe."; an unknown one is
- * MOE_ERR_ARGUMENT and names the nearest. `value` of "expert" must outlive the descriptor. */
+ * MOE_ERR_ARGUMENT and names the nearest. `value` of "expert", "expert_kinds" and
+ * "shared_expert_activation" must outlive the descriptor. */
 MOE_API moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value,
                                       moe_error *error);
 /* Whether a layer could be made of it: limits, and settings that go together. The text names the option.
@@ -305,10 +319,11 @@ MOE_API moe_status moe_layer_desc_check(const moe_layer_desc *desc, moe_error *e
 typedef struct moe_layer moe_layer;
 typedef enum moe_mode { MOE_INFER = 0, MOE_TRAIN = 1 } moe_mode;
 
-/* Makes the layer and its parameters, drawn from N(0, init_std^2) with the context's seed. */
+/* Makes the layer and its parameters, drawn from N(0, init_std^2) with the context's seed. The descriptor and
+ * its strings are copied. */
 MOE_API moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer **layer);
 MOE_API void moe_layer_destroy(moe_layer *layer);
-/* The descriptor with every default filled in. */
+/* The descriptor with every default filled in. Its strings are the layer's: they go with it. */
 MOE_API const moe_layer_desc *moe_layer_get_desc(const moe_layer *layer);
 
 /* Of a layer on a CUDA context: true where its kernels do the routing and the losses, so that forward and
@@ -319,6 +334,7 @@ MOE_API bool moe_layer_routes_on_device(const moe_layer *layer);
 
 /* Memory, in bytes, for batches of up to max_tokens. */
 typedef struct moe_layer_bytes {
+    size_t size;
     size_t params, grads;
     size_t saved;   /* kept from forward to backward: Z and routing (x stays the caller's) */
     size_t scratch; /* free again when the call returns */
@@ -327,7 +343,8 @@ typedef struct moe_layer_bytes {
  * as the rows of capacity_group sequence with pad_to_capacity, then takes memory for no more. 0, as at first:
  * any number, down to sequences of one token. Holds from the next measure and reserve on. */
 MOE_API moe_status moe_layer_limit_sequences(moe_layer *layer, int64_t max_sequences);
-MOE_API moe_layer_bytes moe_layer_measure(const moe_layer *layer, int64_t max_tokens, moe_mode mode);
+MOE_API moe_status moe_layer_measure(const moe_layer *layer, int64_t max_tokens, moe_mode mode,
+                                     moe_layer_bytes *bytes);
 /* Allocates for batches of up to max_tokens; MOE_TRAIN also allocates zeroed gradients. May be
  * called again with a larger size: parameters and gradients keep their values. */
 MOE_API moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode);
@@ -341,7 +358,7 @@ typedef struct moe_draws {
     size_t size;
     const float *second_policy;       /* [T] U(0,1) of gshard_top2's second choice */
     const float *second_policy_inner; /* [Eo, sequences, C_outer] of the inner gates */
-    const float *expert_dropout;      /* [T,E] U(0,1): dropped where below the rate */
+    const float *expert_dropout;      /* [T,E] U(0,1), training: dropped where below the rate */
     const float *noise;               /* [T,E] N(0,1) of noisy_top_k */
     const uint8_t *dropout_keep;      /* [T,K,n] 1: kept */
 } moe_draws;
@@ -369,8 +386,9 @@ typedef struct moe_call {
      * most once a token, -1 a slot that is not routed; of expert_choice slot e holds only e or -1. On the
      * same x and parameters a replay is the record to the bit. NULL: select */
     const int32_t *replay_expert;
-    /* [T,K] with replay_expert: weights too, without gradient; NULL: live scores */
-    const float *replay_weight;
+    /* [T, slots] of moe_routing_view.dtype, with replay_expert: the `weight` of a recorded view, to the bit,
+     * or finite weights of the caller's own; they get no gradient. NULL: live scores */
+    const void *replay_weight;
     const moe_draws *draws;
 } moe_call;
 
@@ -424,7 +442,9 @@ MOE_API moe_status moe_layer_param_by_name(const moe_layer *layer, const char *n
 
 /* Once an optimizer step: updates the selection bias from the rows counted since the last call
  * (bias += rate * sign(mean - rows), DeepSeek-V3), quantile balancing's too, and restarts the counts of
- * the global balance loss. `counts` [E] replaces the layer's own (say, summed over ranks); NULL: its own. */
+ * the global balance loss with the next training forward. `counts` [E], only of a layer whose selection bias
+ * is updated, replaces the layer's own (say, summed over ranks); NULL: its own. Call it after the backward:
+ * with selection_bias_in_weights one that comes later would see the new bias. */
 MOE_API moe_status moe_layer_end_step(moe_layer *layer, const int64_t *counts);
 
 /* 7. What the router did in the last forward. Pointers are the layer's, valid until the next. */

@@ -165,11 +165,12 @@ moe_status moelm_config_preset(moe_lm_config *config, const char *name, const ch
 /* A setting whose name and value are another system's. */
 static moe_status set_alias(moe_lm_config *config, const moe_layer_alias *alias, const char *value,
                             const char *origin, moe_error *error) {
-    for (size_t i = 0; i < MOE_ALIAS_SETTINGS && alias->setting[i].key; ++i) {
+    const moe_alias_setting *setting;
+    for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i) {
         char key[64];
-        snprintf(key, sizeof key, "moe.%s", alias->setting[i].key);
-        const char *ours = alias->setting[i].value ? alias->setting[i].value : value;
-        MOEI_TRY(moe_lm_config_set(config, key, ours, origin, error));
+        snprintf(key, sizeof key, "moe.%s", setting->key);
+        const char *ours = moe_alias_setting_value(setting, &config->moe, value);
+        if (ours) MOEI_TRY(moe_lm_config_set(config, key, ours, origin, error));
     }
     return MOE_OK;
 }

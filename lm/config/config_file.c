@@ -38,8 +38,10 @@ static moe_status check_once(const load_state *state, const char *key, const cha
     const moe_layer_alias *alias;
     if (moe_layer_alias_find(key, value, &alias, NULL) != MOE_OK || !alias)
         return check_row(state, key, key, NULL, line, error);
-    for (size_t i = 0; i < MOE_ALIAS_SETTINGS && alias->setting[i].key; ++i)
-        MOEI_TRY(check_row(state, key, alias->setting[i].key, alias->setting[i].value, line, error));
+    const moe_alias_setting *setting;
+    for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i)
+        if (moe_alias_setting_value(setting, &state->config->moe, value))
+            MOEI_TRY(check_row(state, key, setting->key, setting->value, line, error));
     return MOE_OK;
 }
 

@@ -20,7 +20,9 @@ static moe_call call_of(const moe_lm *lm, const moelm_pass *pass, int32_t index)
     if (!pass->replay || pass->replay[index].slots == 0) return call;
     const moelm_route *route = &pass->replay[index];
     call.replay_expert = route->expert + pass->replay_row * route->slots;
-    if (route->weight) call.replay_weight = route->weight + pass->replay_row * route->slots;
+    if (route->weight)
+        call.replay_weight = (const char *)route->weight +
+                             (size_t)(pass->replay_row * route->slots) * moe_dtype_bytes(route->dtype);
     return call;
 }
 

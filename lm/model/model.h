@@ -119,7 +119,8 @@ struct moe_lm {
 typedef struct moelm_route {
     int32_t slots;         /* of a token: moe_routing_view.top_k; 0: a dense layer */
     const int32_t *expert; /* [rows, slots] */
-    const float *weight;   /* [rows, slots]; NULL: the router's own */
+    moe_dtype dtype;       /* of the router: moe_routing_view.dtype */
+    const void *weight;    /* [rows, slots] of dtype; NULL: the router's own */
 } moelm_route;
 
 /* One pass over tokens[n_seq * length]. With a cache: one sequence, continued at cache->n. */

@@ -1,7 +1,7 @@
 /* routes.c: route traces: copied from the layers after each forward, written and read as safetensors.
- * expert: I32, negative where a slot went nowhere, and why (moe_routing_view); weight: F32. A dense
- * layer has no tensors. Source: docs/routes.md; router replay as in Megatron core and Automodel, but with the
- * weights.
+ * expert: I32, negative where a slot went nowhere, and why (moe_routing_view); weight: F32, or F64 of a
+ * router that computes so. A dense layer has no tensors. Source: docs/routes.md; router replay as in Megatron
+ * core and Automodel, but with the weights.
  */
 #include "train/routes.h"
 
@@ -22,24 +22,32 @@ static int32_t slots_of(const moe_layer_desc *desc) {
     return desc->num_groups_outer > 0 ? 4 : desc->top_k;
 }
 
+/* The dtype of its weights, as moe_routing_view tells it after a forward. */
+static moe_dtype dtype_of(const moe_layer_desc *desc) {
+    const bool wide = strcmp(desc->router_dtype, "f64") == 0 || strcmp(desc->router_dtype, "fp64") == 0;
+    return wide || desc->dtype == MOE_F64 ? MOE_F64 : MOE_F32;
+}
+
 moe_status moelm_routes_create(moe_lm *lm, const moelm_routes_text *text, moelm_routes *routes,
                                moe_error *error) {
     *routes = (moelm_routes){.n_layers = lm->n_layers, .rows = text->n_windows * text->length};
     int64_t slots = 0;
     routes->layer = calloc((size_t)lm->n_layers, sizeof *routes->layer);
     for (int32_t l = 0; routes->layer && l < lm->n_layers; ++l) {
-        routes->layer[l].slots = slots_of(moe_layer_get_desc(moe_lm_layer(lm, l)));
+        const moe_layer_desc *desc = moe_layer_get_desc(moe_lm_layer(lm, l));
+        routes->layer[l].slots = slots_of(desc);
+        routes->layer[l].dtype = dtype_of(desc);
         slots += routes->layer[l].slots;
     }
     const size_t n = (size_t)(routes->rows * slots);
-    if (routes->layer) routes->block = malloc(n * (sizeof(int32_t) + sizeof(float)) + 1);
+    if (routes->layer) routes->block = malloc(n * (sizeof(double) + sizeof(int32_t)) + 1);
     if (!routes->block) {
         moelm_routes_destroy(routes);
         return moei_error_set(error, MOE_ERR_MEMORY, "no memory for the routes of %lld tokens",
                               (long long)routes->rows);
     }
-    int32_t *expert = routes->block;
-    float *weight = (float *)(void *)(expert + n);
+    double *weight = routes->block; /* room for the widest */
+    int32_t *expert = (int32_t *)(void *)(weight + n);
     for (int32_t l = 0; l < lm->n_layers; ++l) {
         routes->layer[l].expert = expert;
         routes->layer[l].weight = weight;
@@ -61,9 +69,10 @@ static int32_t *experts_at(const moelm_routes *routes, int32_t layer, int64_t ro
     return (int32_t *)routes->block + (route->expert - (const int32_t *)routes->block) + row * route->slots;
 }
 
-static float *weights_at(const moelm_routes *routes, int32_t layer, int64_t row) {
+static void *weights_at(const moelm_routes *routes, int32_t layer, int64_t row) {
     const moelm_route *route = &routes->layer[layer];
-    return (float *)routes->block + (route->weight - (const float *)routes->block) + row * route->slots;
+    const size_t first = (size_t)((const char *)route->weight - (const char *)routes->block);
+    return (char *)routes->block + first + (size_t)(row * route->slots) * moe_dtype_bytes(route->dtype);
 }
 
 moe_status moelm_routes_add(void *user, moe_lm *lm, const moelm_windows *w) {
@@ -73,10 +82,9 @@ moe_status moelm_routes_add(void *user, moe_lm *lm, const moelm_windows *w) {
         if (routes->layer[l].slots == 0) continue;
         moe_routing_view view = {.size = sizeof view};
         MOEI_TRY(moe_layer_routing(moe_lm_layer(lm, l), &view));
-        const int64_t n = view.n_tokens * view.top_k;
-        float *weight = weights_at(routes, l, row);
-        memcpy(experts_at(routes, l, row), view.expert, (size_t)n * sizeof(int32_t));
-        for (int64_t i = 0; i < n; ++i) weight[i] = (float)moei_real_load(view.dtype, view.weight, i);
+        const size_t n = (size_t)(view.n_tokens * view.top_k);
+        memcpy(experts_at(routes, l, row), view.expert, n * sizeof(int32_t));
+        memcpy(weights_at(routes, l, row), view.weight, n * moe_dtype_bytes(view.dtype));
     }
     return MOE_OK;
 }
@@ -133,6 +141,10 @@ static moelm_st_tensor tensor_of(const char *name, moelm_st_dtype dtype, int64_t
     };
 }
 
+static moelm_st_dtype weight_type(const moelm_route *route) {
+    return route->dtype == MOE_F64 ? MOELM_ST_F64 : MOELM_ST_F32;
+}
+
 moe_status moelm_routes_save(const moelm_routes *routes, const char *path, const moelm_routes_text *text,
                              moe_error *error) {
     const size_t most = 2 * (size_t)routes->n_layers;
@@ -146,7 +158,7 @@ moe_status moelm_routes_save(const moelm_routes *routes, const char *path, const
         snprintf(name[n], NAME_BYTES, "layer.%d.expert", l);
         tensor[n] = tensor_of(name[n], MOELM_ST_I32, routes->rows, route->slots, route->expert);
         snprintf(name[n + 1], NAME_BYTES, "layer.%d.weight", l);
-        tensor[n + 1] = tensor_of(name[n + 1], MOELM_ST_F32, routes->rows, route->slots, route->weight);
+        tensor[n + 1] = tensor_of(name[n + 1], weight_type(route), routes->rows, route->slots, route->weight);
         n += 2;
     }
     list_facts(routes, text, &facts);
@@ -159,16 +171,41 @@ moe_status moelm_routes_save(const moelm_routes *routes, const char *path, const
 
 /* 3. Reading. */
 
-static moe_status read_tensor(const moelm_safetensors *file, const char *path, const char *name,
-                              moelm_st_dtype dtype, int64_t rows, int32_t slots, void *data,
-                              moe_error *error) {
-    const int64_t dim[] = {rows, slots};
+static moe_status wrong_type(const char *path, const moelm_st_tensor *tensor, const char *right,
+                             moe_error *error) {
+    return moei_error_set(error, MOE_ERR_INPUT, "%s: %s is %s, not %s", path, tensor->name,
+                          moelm_st_dtype_name(tensor->dtype), right);
+}
+
+static moe_status read_experts(const moelm_safetensors *file, const char *path, const char *name,
+                               const moelm_routes *routes, int32_t layer, moe_error *error) {
+    const int64_t dim[] = {routes->rows, routes->layer[layer].slots};
     const moelm_st_tensor *tensor;
     MOEI_TRY(moelm_safetensors_get(file, name, 2, dim, &tensor, error));
-    if (tensor->dtype != dtype)
-        return moei_error_set(error, MOE_ERR_INPUT, "%s: %s is %s, not %s", path, name,
-                              moelm_st_dtype_name(tensor->dtype), moelm_st_dtype_name(dtype));
-    memcpy(data, tensor->data, tensor->bytes);
+    if (tensor->dtype != MOELM_ST_I32) return wrong_type(path, tensor, "I32", error);
+    memcpy(experts_at(routes, layer, 0), tensor->data, tensor->bytes);
+    return MOE_OK;
+}
+
+/* Into the type of this layer's router, whichever recorded them. */
+static moe_status read_weights(const moelm_safetensors *file, const char *path, const char *name,
+                               const moelm_routes *routes, int32_t layer, moe_error *error) {
+    const moelm_route *route = &routes->layer[layer];
+    const int64_t dim[] = {routes->rows, route->slots};
+    const moelm_st_tensor *tensor;
+    MOEI_TRY(moelm_safetensors_get(file, name, 2, dim, &tensor, error));
+    const bool wide = tensor->dtype == MOELM_ST_F64;
+    if (!wide && tensor->dtype != MOELM_ST_F32) return wrong_type(path, tensor, "F32 or F64", error);
+    void *weight = weights_at(routes, layer, 0);
+    for (int64_t i = 0; i < routes->rows * route->slots; ++i) {
+        double d;
+        float f;
+        if (wide)
+            memcpy(&d, (const char *)tensor->data + (size_t)i * sizeof d, sizeof d);
+        else
+            memcpy(&f, (const char *)tensor->data + (size_t)i * sizeof f, sizeof f);
+        moei_real_store(route->dtype, weight, i, wide ? d : (double)f);
+    }
     return MOE_OK;
 }
 
@@ -190,13 +227,10 @@ static moe_status read_layer(const moelm_safetensors *file, const char *path, mo
     char name[NAME_BYTES];
     moelm_route *route = &routes->layer[layer];
     snprintf(name, sizeof name, "layer.%d.expert", layer);
-    MOEI_TRY(read_tensor(file, path, name, MOELM_ST_I32, routes->rows, route->slots,
-                         experts_at(routes, layer, 0), error));
+    MOEI_TRY(read_experts(file, path, name, routes, layer, error));
     MOEI_TRY(check_experts(path, name, route->expert, routes->rows, route->slots, n_experts, error));
     snprintf(name, sizeof name, "layer.%d.weight", layer);
-    if (moelm_safetensors_find(file, name))
-        return read_tensor(file, path, name, MOELM_ST_F32, routes->rows, route->slots,
-                           weights_at(routes, layer, 0), error);
+    if (moelm_safetensors_find(file, name)) return read_weights(file, path, name, routes, layer, error);
     route->weight = NULL;
     return MOE_OK;
 }

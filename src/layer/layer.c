@@ -213,6 +213,24 @@ static moe_status create_parts(moe_layer *layer) {
     return create_around(layer);
 }
 
+/* Names that no table lists are kept by the layer: the caller's may go when the layer is made. */
+static moe_status keep_names(moe_layer *layer) {
+    moe_layer_desc *d = &layer->desc;
+    const char **name[MOEI_LAYER_NAMES] = {&d->expert, &d->expert_kinds};
+    for (int i = 0; i < MOEI_LAYER_NAMES; ++i) {
+        const size_t bytes = strlen(*name[i]) + 1;
+        layer->name[i] = moe_ctx_alloc(layer->ctx, bytes);
+        if (!layer->name[i]) return MOE_ERR_MEMORY;
+        *name[i] = memcpy(layer->name[i], *name[i], bytes);
+    }
+    return MOE_OK;
+}
+
+static void free_names(moe_layer *layer) {
+    for (int i = 0; i < MOEI_LAYER_NAMES; ++i)
+        if (layer->name[i]) moe_ctx_free(layer->ctx, layer->name[i], strlen(layer->name[i]) + 1);
+}
+
 moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer **out) {
     moe_layer_desc filled;
     moe_error error;
@@ -224,7 +242,8 @@ moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer 
     moe_layer *layer = moe_ctx_alloc(ctx, sizeof *layer);
     if (!layer) return MOE_ERR_MEMORY;
     *layer = (moe_layer){.ctx = ctx, .desc = filled, .path = &moei_path_cpu, .max_tokens = -1};
-    moe_status status = create_parts(layer);
+    moe_status status = keep_names(layer);
+    if (status == MOE_OK) status = create_parts(layer);
     if (status != MOE_OK) {
         moe_layer_destroy(layer);
         return status;
@@ -241,10 +260,9 @@ void moe_layer_destroy(moe_layer *layer) {
     if (!layer) return;
     moe_ctx *ctx = layer->ctx;
     moei_twin_destroy(layer);
-    for (int32_t i = 0; i < layer->n_params; ++i) {
-        moei_memory_free(ctx, layer->param[i].grad, layer->param[i].bytes);
+    moei_layer_free_grads(layer);
+    for (int32_t i = 0; i < layer->n_params; ++i)
         moei_memory_free(ctx, layer->param[i].own.value, layer->param[i].bytes);
-    }
     destroy_experts(&layer->experts);
     destroy_experts(&layer->shared);
     moe_ctx_free(ctx, layer->step.rows, history_bytes(&layer->desc));
@@ -253,6 +271,7 @@ void moe_layer_destroy(moe_layer *layer) {
     moe_ctx_free(ctx, layer->param, (size_t)layer->n_params_max * sizeof *layer->param);
     moei_memory_free(ctx, layer->saved_block, layer->saved_bytes);
     if (!layer->scratch_owner) moei_memory_free(ctx, layer->scratch_block, layer->scratch_bytes);
+    free_names(layer);
     moe_ctx_free(ctx, layer, sizeof *layer);
 }
 

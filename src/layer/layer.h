@@ -21,7 +21,7 @@ typedef struct moei_experts {
     const char *prefix; /* of parameter names */
 } moei_experts;
 
-enum { MOEI_PARAM_NAME = 64 };
+enum { MOEI_PARAM_NAME = 64, MOEI_LAYER_NAMES = 2 };
 
 typedef struct moei_layer_param {
     char name[MOEI_PARAM_NAME];
@@ -90,7 +90,7 @@ typedef struct moei_layer_device {
     uint8_t *mask;
     void *x, *dx; /* these and what follows only of a layer whose twin routes */
     int32_t *task, *token_id, *replay_expert;
-    float *replay_weight;
+    void *replay_weight; /* of routing.dtype */
 } moei_layer_device;
 
 typedef struct moei_layer_path moei_layer_path;
@@ -101,6 +101,8 @@ struct moe_layer {
     moe_layer *twin;             /* on a device; else NULL */
     moei_layer_device device;
     moe_layer_desc desc; /* complete */
+    char
+        *name[MOEI_LAYER_NAMES]; /* strings of desc that no table lists; NULL in a twin, which borrows them */
     moei_router router;
     moei_capacity capacity;
     moei_experts experts, shared;
@@ -138,6 +140,7 @@ void moei_layer_carve_saved(moe_layer *layer, moei_arena *arena, moei_extent ext
 moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena, moei_extent extent);
 /* The scratch of layer->batch. */
 moei_scratch moei_layer_scratch(const moe_layer *layer);
+void moei_layer_free_grads(moe_layer *layer);
 /* Whether anything of the layer takes memory by the sequence. */
 bool moei_layer_by_sequence(const moe_layer *layer);
 

@@ -10,100 +10,182 @@
 #include <stdio.h>
 #include <strings.h>
 
+enum { SETTINGS = 4, KEY = 64 };
+
+typedef struct alias_entry {
+    moe_layer_alias alias;               /* first: an alias found is its entry */
+    moe_alias_setting setting[SETTINGS]; /* key NULL ends them */
+} alias_entry;
+
 #define NEMO "NeMo"
 #define AUTO "Automodel"
 #define HUGG "Hugging Face"
 #define SIGM "sigma-MoE"
 #define TENS "tensor2tensor"
 
-/* A line an entry reads better than aligned columns. */
+/* Entries read better than aligned columns. What switches off sets back what switching on set, and no more:
+ * in one file of theirs the other switches keep what they said. */
 /* clang-format off */
-static const moe_layer_alias table[] = {
-    {NEMO, "moe_router_load_balancing_type", "aux_loss", {{"aux_loss_type", "batch"}}, NULL},
-    {NEMO, "moe_router_load_balancing_type", "seq_aux_loss", {{"aux_loss_type", "sequence"}}, NULL},
-    {NEMO, "moe_router_load_balancing_type", "global_aux_loss", {{"aux_loss_type", "global"}}, NULL},
-    {NEMO, "moe_router_load_balancing_type", "none", {{"aux_loss_type", "none"}}, NULL},
-    {NEMO, "moe_router_load_balancing_type", "sinkhorn",
-     {{"router_type", "sinkhorn"}, {"sinkhorn_variant", "megatron"}, {"aux_loss_type", "none"}}, NULL},
-    {NEMO, "moe_router_load_balancing_type", "quantile_balancing",
-     {{"router_type", "quantile"}, {"aux_loss_type", "none"}}, NULL},
-    {NEMO, "moe_expert_capacity_factor", "", {{"capacity_factor", "0"}}, NULL},
-    {NEMO, "moe_expert_capacity_factor", "none", {{"capacity_factor", "0"}}, NULL},
-    {NEMO, "moe_apply_probs_on_input", "true", {{"weight_apply", "input"}}, NULL},
-    {NEMO, "moe_apply_probs_on_input", "false", {{0}}, NULL},
-    {NEMO, "moe_router_force_load_balancing", "true", {{"router_type", "random"}}, NULL},
-    {NEMO, "moe_router_force_load_balancing", "false", {{0}}, NULL},
-    {NEMO, "moe_router_force_biased", NULL, {{"router_type", "random"}, {"force_bias_std", NULL}}, NULL},
-    {NEMO, "moe_shared_expert_intermediate_size", "", {{"num_shared_experts", "0"}}, NULL},
-    {NEMO, "moe_shared_expert_intermediate_size", NULL,
-     {{"num_shared_experts", "1"}, {"shared_expert_hidden_size", NULL}}, NULL},
-    {NEMO, "moe_layer_recompute", "true", {{"recompute", "layer"}}, NULL},
-    {NEMO, "moe_layer_recompute", "false", {{"recompute", "none"}}, NULL},
-    {NEMO, "moe_token_dropping", "false", {{0}}, NULL},
-    {NEMO, "moe_token_dropping", NULL, {{0}},
-     "set capacity_factor, and drop_policy: what exceeds a capacity is dropped"},
-    {NEMO, "moe_token_dispatcher_type", NULL, {{0}},
-     "leave it out: all experts are on one machine, and no token is sent"},
-    {NEMO, "moe_grouped_gemm", "true", {{0}}, NULL},
-    {NEMO, "moe_grouped_gemm", NULL, {{0}}, "leave it out: experts are always one grouped product"},
-    {NEMO, "moe_permute_fusion", "true", {{0}}, NULL},
-    {NEMO, "moe_permute_fusion", NULL, {{0}}, "leave it out: tokens are always gathered while packed"},
-    {NEMO, "expert_model_parallel_size", "1", {{0}}, NULL},
-    {NEMO, "expert_model_parallel_size", NULL, {{0}}, "leave it out: all experts are on one machine"},
+static const alias_entry table[] = {
+    {{NEMO, "moe_router_load_balancing_type", "aux_loss", NULL},
+     {{"aux_loss_type", "batch", NULL}, {"router_type", "top_k", "router_type=sinkhorn"},
+      {"router_type", "top_k", "router_type=quantile"},
+      {"sinkhorn_variant", "standard", "sinkhorn_variant=megatron"}}},
+    {{NEMO, "moe_router_load_balancing_type", "seq_aux_loss", NULL},
+     {{"aux_loss_type", "sequence", NULL}, {"router_type", "top_k", "router_type=sinkhorn"},
+      {"router_type", "top_k", "router_type=quantile"},
+      {"sinkhorn_variant", "standard", "sinkhorn_variant=megatron"}}},
+    {{NEMO, "moe_router_load_balancing_type", "global_aux_loss", NULL},
+     {{"aux_loss_type", "global", NULL}, {"router_type", "top_k", "router_type=sinkhorn"},
+      {"router_type", "top_k", "router_type=quantile"},
+      {"sinkhorn_variant", "standard", "sinkhorn_variant=megatron"}}},
+    {{NEMO, "moe_router_load_balancing_type", "none", NULL},
+     {{"aux_loss_type", "none", NULL}, {"router_type", "top_k", "router_type=sinkhorn"},
+      {"router_type", "top_k", "router_type=quantile"},
+      {"sinkhorn_variant", "standard", "sinkhorn_variant=megatron"}}},
+    {{NEMO, "moe_router_load_balancing_type", "sinkhorn", NULL},
+     {{"router_type", "sinkhorn", NULL}, {"sinkhorn_variant", "megatron", NULL},
+      {"aux_loss_type", "none", NULL}}},
+    {{NEMO, "moe_router_load_balancing_type", "quantile_balancing", NULL},
+     {{"router_type", "quantile", NULL}, {"aux_loss_type", "none", NULL},
+      {"sinkhorn_variant", "standard", "sinkhorn_variant=megatron"}}},
+    {{NEMO, "moe_expert_capacity_factor", "", NULL}, {{"capacity_factor", "0", NULL}}},
+    {{NEMO, "moe_expert_capacity_factor", "none", NULL}, {{"capacity_factor", "0", NULL}}},
+    {{NEMO, "moe_apply_probs_on_input", "true", NULL}, {{"weight_apply", "input", NULL}}},
+    {{NEMO, "moe_apply_probs_on_input", "false", NULL}, {{"weight_apply", "output", "weight_apply=input"}}},
+    {{NEMO, "moe_router_force_load_balancing", "true", NULL}, {{"router_type", "random", NULL}}},
+    {{NEMO, "moe_router_force_load_balancing", "false", NULL},
+     {{"router_type", "top_k", "router_type=random force_bias_std=0"}}},
+    {{NEMO, "moe_router_force_biased", "", NULL}, {{"force_bias_std", "0", NULL}}},
+    {{NEMO, "moe_router_force_biased", "0", NULL},
+     {{"router_type", "random", NULL}, {"force_bias_std", "0", NULL}}},
+    {{NEMO, "moe_router_force_biased", "negative", NULL},
+     {{"router_type", "random", NULL}, {"force_bias_std", "-", NULL}}},
+    {{NEMO, "moe_router_force_biased", NULL,
+      "its bias is drawn anew at every call; that of a negative number is drawn once: set router_type random "
+      "and force_bias_std"}, {{0}}},
+    {{NEMO, "moe_shared_expert_intermediate_size", "", NULL},
+     {{"num_shared_experts", "0", NULL}, {"shared_expert_hidden_size", "0", NULL}}},
+    {{NEMO, "moe_shared_expert_intermediate_size", "0", NULL},
+     {{"num_shared_experts", "0", NULL}, {"shared_expert_hidden_size", "0", NULL}}},
+    {{NEMO, "moe_shared_expert_intermediate_size", NULL, NULL},
+     {{"num_shared_experts", "1", NULL}, {"shared_expert_hidden_size", NULL, NULL}}},
+    {{NEMO, "moe_layer_recompute", "true", NULL}, {{"recompute", "layer", NULL}}},
+    {{NEMO, "moe_layer_recompute", "false", NULL}, {{"recompute", "none", NULL}}},
+    {{NEMO, "moe_token_dropping", "false", NULL}, {{0}}},
+    {{NEMO, "moe_token_dropping", NULL,
+      "set capacity_factor, and drop_policy: what exceeds a capacity is dropped"}, {{0}}},
+    {{NEMO, "moe_token_dispatcher_type", NULL,
+      "leave it out: all experts are on one machine, and no token is sent"}, {{0}}},
+    {{NEMO, "moe_grouped_gemm", "true", NULL}, {{0}}},
+    {{NEMO, "moe_grouped_gemm", NULL, "leave it out: experts are always one grouped product"}, {{0}}},
+    {{NEMO, "moe_permute_fusion", "true", NULL}, {{0}}},
+    {{NEMO, "moe_permute_fusion", NULL, "leave it out: tokens are always gathered while packed"}, {{0}}},
+    {{NEMO, "expert_model_parallel_size", "1", NULL}, {{0}}},
+    {{NEMO, "expert_model_parallel_size", NULL, "leave it out: all experts are on one machine"}, {{0}}},
 
-    {AUTO, "gate_bias_update_factor", "0", {{"selection_bias_update_rate", "0"}}, NULL},
-    {AUTO, "gate_bias_update_factor", NULL,
-     {{"selection_bias", "true"}, {"selection_bias_update_rate", NULL}}, NULL},
-    {AUTO, "force_e_score_correction_bias", "true", {{"selection_bias", "true"}}, NULL},
-    {AUTO, "force_e_score_correction_bias", "false", {{0}}, NULL},
-    {AUTO, "apply_router_weight_after_down", "true", {{"weight_apply", "output"}}, NULL},
-    {AUTO, "apply_router_weight_after_down", "false", {{"weight_apply", "hidden"}}, NULL},
-    {AUTO, "train_gate", "true", {{"router_frozen", "false"}}, NULL},
-    {AUTO, "train_gate", "false", {{"router_frozen", "true"}}, NULL},
-    {AUTO, "fake_balanced_gate", "true", {{"router_type", "balanced"}}, NULL},
-    {AUTO, "fake_balanced_gate", "false", {{0}}, NULL},
-    {AUTO, "gate_precision", "", {{"router_dtype", "auto"}}, NULL},
-    {AUTO, "enable_routing_replay", NULL, {{0}},
-     "leave it out: a call replays what moe_call.replay_expert says, and moekit eval --record-routes records"},
+    {{AUTO, "gate_bias_update_factor", "0", NULL},
+     {{"selection_bias", "false", "selection_bias_update_rate!=0"},
+      {"selection_bias_update_rate", "0", NULL}}},
+    {{AUTO, "gate_bias_update_factor", NULL, NULL},
+     {{"selection_bias", "true", NULL}, {"selection_bias_update_rate", NULL, NULL}}},
+    {{AUTO, "force_e_score_correction_bias", "true", NULL}, {{"selection_bias", "true", NULL}}},
+    {{AUTO, "force_e_score_correction_bias", "false", NULL},
+     {{"selection_bias", "false", "selection_bias_update_rate=0"}}},
+    {{AUTO, "apply_router_weight_after_down", "true", NULL}, {{"weight_apply", "output", NULL}}},
+    {{AUTO, "apply_router_weight_after_down", "false", NULL}, {{"weight_apply", "hidden", NULL}}},
+    {{AUTO, "train_gate", "true", NULL}, {{"router_frozen", "false", NULL}}},
+    {{AUTO, "train_gate", "false", NULL}, {{"router_frozen", "true", NULL}}},
+    {{AUTO, "fake_balanced_gate", "true", NULL}, {{"router_type", "balanced", NULL}}},
+    {{AUTO, "fake_balanced_gate", "false", NULL}, {{"router_type", "top_k", "router_type=balanced"}}},
+    {{AUTO, "gate_precision", "", NULL}, {{"router_dtype", "auto", NULL}}},
+    {{AUTO, "enable_routing_replay", NULL,
+      "leave it out: a call replays what moe_call.replay_expert says, and moekit eval --record-routes "
+      "records"}, {{0}}},
 
-    {HUGG, "hidden_act", "silu", {{"activation", "swiglu"}}, NULL},
-    {HUGG, "hidden_act", "swish", {{"activation", "swiglu"}}, NULL},
-    {HUGG, "hidden_act", "gelu", {{"activation", "geglu_exact"}}, NULL},
-    {HUGG, "hidden_act", "gelu_pytorch_tanh", {{"activation", "geglu"}}, NULL},
-    {HUGG, "hidden_act", "gelu_new", {{"activation", "geglu"}}, NULL},
-    {HUGG, "hidden_act", "relu", {{"activation", "reglu"}}, NULL},
-    {HUGG, "topk_method", "greedy", {{0}}, NULL},
-    {HUGG, "topk_method", "group_limited_greedy", {{"group_score", "max"}}, NULL},
-    {HUGG, "topk_method", "noaux_tc", {{"selection_bias", "true"}, {"group_score", "top2_sum"}}, NULL},
-    {HUGG, "seq_aux", "true", {{"aux_loss_type", "sequence"}}, NULL},
-    {HUGG, "seq_aux", "false", {{"aux_loss_type", "batch"}}, NULL},
-    {HUGG, "shared_expert_intermediate_size", NULL,
-     {{"num_shared_experts", "1"}, {"shared_expert_hidden_size", NULL}, {"shared_expert_gate", "true"}}, NULL},
-    {HUGG, "mlp_only_layers", NULL, {{0}},
-     "set moe_layer_freq: layers without experts come at equal distances"},
-    {HUGG, "first_k_dense_replace", "0", {{0}}, NULL},
-    {HUGG, "first_k_dense_replace", NULL, {{0}},
-     "set moe_layer_freq: layers without experts come at equal distances"},
+    {{HUGG, "hidden_act", "silu", NULL}, {{"activation", "swiglu", NULL}}},
+    {{HUGG, "hidden_act", "swish", NULL}, {{"activation", "swiglu", NULL}}},
+    {{HUGG, "hidden_act", "gelu", NULL}, {{"activation", "geglu_exact", NULL}}},
+    {{HUGG, "hidden_act", "gelu_pytorch_tanh", NULL}, {{"activation", "geglu", NULL}}},
+    {{HUGG, "hidden_act", "gelu_new", NULL}, {{"activation", "geglu", NULL}}},
+    {{HUGG, "hidden_act", "relu", NULL}, {{"activation", "reglu", NULL}}},
+    {{HUGG, "topk_method", "greedy", NULL},
+     {{"group_score", "top2_sum", "group_score=max"},
+      {"selection_bias", "false", "selection_bias_update_rate=0"}}},
+    {{HUGG, "topk_method", "group_limited_greedy", NULL},
+     {{"group_score", "max", NULL}, {"selection_bias", "false", "selection_bias_update_rate=0"}}},
+    {{HUGG, "topk_method", "noaux_tc", NULL},
+     {{"selection_bias", "true", NULL}, {"group_score", "top2_sum", NULL}}},
+    {{HUGG, "seq_aux", "true", NULL}, {{"aux_loss_type", "sequence", NULL}}},
+    {{HUGG, "seq_aux", "false", NULL}, {{"aux_loss_type", "batch", NULL}}},
+    {{HUGG, "shared_expert_intermediate_size", "0", NULL},
+     {{"num_shared_experts", "0", NULL}, {"shared_expert_hidden_size", "0", NULL},
+      {"shared_expert_gate", "false", NULL}}},
+    {{HUGG, "shared_expert_intermediate_size", NULL, NULL},
+     {{"num_shared_experts", "1", NULL}, {"shared_expert_hidden_size", NULL, NULL},
+      {"shared_expert_gate", "true", NULL}}},
+    {{HUGG, "mlp_only_layers", NULL,
+      "set moe_layer_freq: layers without experts come at equal distances"}, {{0}}},
+    {{HUGG, "first_k_dense_replace", "0", NULL}, {{0}}},
+    {{HUGG, "first_k_dense_replace", NULL,
+      "set moe_layer_freq: layers without experts come at equal distances"}, {{0}}},
 
-    {SIGM, "selection_mode", "softmax", {{"score_function", "softmax"}, {"score_before_topk", "true"}}, NULL},
-    {SIGM, "selection_mode", "sigmoid", {{"score_function", "sigmoid"}, {"score_before_topk", "true"}}, NULL},
-    {SIGM, "selection_mode", "sinkmoid",
-     {{"score_function", "sigmoid"}, {"router_type", "sinkhorn"}, {"sinkhorn_variant", "sigma_moe"}}, NULL},
-    {SIGM, "activation_after_topk", "true", {{"score_before_topk", "false"}}, NULL},
-    {SIGM, "activation_after_topk", "false", {{"score_before_topk", "true"}}, NULL},
-    {SIGM, "bias", "true", {{"expert_up_bias", "true"}, {"output_bias", "true"}}, NULL},
-    {SIGM, "bias", "false", {{0}}, NULL},
+    {{SIGM, "selection_mode", "softmax", NULL},
+     {{"score_function", "softmax", NULL}, {"score_before_topk", "true", NULL},
+      {"router_type", "top_k", "router_type=sinkhorn sinkhorn_variant=sigma_moe"},
+      {"sinkhorn_variant", "standard", "sinkhorn_variant=sigma_moe"}}},
+    {{SIGM, "selection_mode", "sigmoid", NULL},
+     {{"score_function", "sigmoid", NULL}, {"score_before_topk", "true", NULL},
+      {"router_type", "top_k", "router_type=sinkhorn sinkhorn_variant=sigma_moe"},
+      {"sinkhorn_variant", "standard", "sinkhorn_variant=sigma_moe"}}},
+    {{SIGM, "selection_mode", "sinkmoid", NULL},
+     {{"score_function", "sigmoid", NULL}, {"score_before_topk", "false", NULL},
+      {"router_type", "sinkhorn", NULL},
+      {"sinkhorn_variant", "sigma_moe", NULL}}},
+    {{SIGM, "activation_after_topk", "true", NULL}, {{"score_before_topk", "false", NULL}}},
+    {{SIGM, "activation_after_topk", "false", NULL}, {{"score_before_topk", "true", NULL}}},
+    {{SIGM, "bias", "true", NULL}, {{"expert_up_bias", "true", NULL}, {"output_bias", "true", NULL}}},
+    {{SIGM, "bias", "false", NULL}, {{"expert_up_bias", "false", NULL}, {"output_bias", "false", NULL}}},
 
-    {TENS, "noisy_gating", "true", {{"router_type", "noisy_top_k"}}, NULL},
-    {TENS, "noisy_gating", "false", {{0}}, NULL},
-    {TENS, "moe_group_size", NULL, {{0}},
-     "set capacity_group sequence: the tokens that share a capacity are those of one sequence"},
+    {{TENS, "noisy_gating", "true", NULL}, {{"router_type", "noisy_top_k", NULL}}},
+    {{TENS, "noisy_gating", "false", NULL}, {{"router_type", "top_k", "router_type=noisy_top_k"}}},
+    {{TENS, "moe_group_size", NULL,
+      "set capacity_group sequence: the tokens that share a capacity are those of one sequence"}, {{0}}},
 };
 /* clang-format on */
 
-const moe_layer_alias *moe_layer_aliases(size_t *count) {
-    *count = sizeof table / sizeof *table;
-    return table;
+enum { ENTRIES = sizeof table / sizeof *table };
+
+const moe_layer_alias *moe_layer_alias_at(size_t index) {
+    return index < ENTRIES ? &table[index].alias : NULL;
+}
+
+const moe_alias_setting *moe_layer_alias_setting(const moe_layer_alias *alias, size_t index) {
+    const alias_entry *entry = (const alias_entry *)(const void *)alias;
+    return index < SETTINGS && entry->setting[index].key ? &entry->setting[index] : NULL;
+}
+
+/* One word of a condition, "key=value" or "key!=value". */
+static bool holds(const moe_layer_desc *desc, const char *word, size_t length) {
+    const moei_option_table options = moei_layer_option_table();
+    const char *equals = memchr(word, '=', length);
+    const bool differs = equals[-1] == '!';
+    char key[KEY], value[KEY], wanted[KEY];
+    snprintf(key, sizeof key, "%.*s", (int)(equals - word - differs), word);
+    snprintf(wanted, sizeof wanted, "%.*s", (int)(word + length - equals - 1), equals + 1);
+    moei_option_get(moe_option_find(options.row, options.count, key), desc, value, sizeof value);
+    return (strcmp(value, wanted) == 0) != differs;
+}
+
+const char *moe_alias_setting_value(const moe_alias_setting *setting, const moe_layer_desc *desc,
+                                    const char *given) {
+    const char *word = setting->where ? setting->where : "";
+    for (size_t length; *word; word += length + (word[length] == ' ')) {
+        length = strcspn(word, " ");
+        if (!holds(desc, word, length)) return NULL;
+    }
+    if (!setting->value) return given;
+    return strcmp(setting->value, "-") == 0 ? given + strcspn(given, "-") + 1 : setting->value;
 }
 
 /* The words that set a switch of ours set theirs. */
@@ -125,47 +207,59 @@ static const char *word_of(const char *value) {
 
 /* Equal as words, case aside, or as numbers. */
 static bool is_value(const char *value, const char *wanted) {
-    if (strcasecmp(word_of(value), wanted) == 0) return true;
     char *end, *wanted_end;
     const double a = moei_real_parse(value, &end), b = moei_real_parse(wanted, &wanted_end);
-    return end != value && !*end && wanted_end != wanted && !*wanted_end && a == b;
+    const bool number = end != value && !*end;
+    if (strcmp(wanted, "negative") == 0) return number && a < 0;
+    if (strcasecmp(word_of(value), wanted) == 0) return true;
+    return number && wanted_end != wanted && !*wanted_end && a == b;
 }
 
 static moe_status unknown_value(const char *name, const char *value, moe_error *error) {
     char list[256] = "";
     size_t used = 0;
-    for (size_t i = 0; i < sizeof table / sizeof *table; ++i) {
-        if (strcmp(table[i].name, name) != 0 || !*table[i].value) continue;
-        const int n = snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", table[i].value);
+    for (size_t i = 0; i < ENTRIES; ++i) {
+        const moe_layer_alias *alias = &table[i].alias;
+        if (strcmp(alias->name, name) != 0 || !*alias->value) continue;
+        const int n = snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", alias->value);
         if (n > 0 && used + (size_t)n < sizeof list) used += (size_t)n;
     }
     return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: '%s' is not one of: %s", name, value, list);
 }
 
+/* The name without the section that it may stand in, ours or theirs; NULL: in another. */
+static const char *bare_name(const char *name) {
+    static const char *const sections[] = {"moe.", "model."};
+    for (size_t i = 0; i < sizeof sections / sizeof *sections; ++i)
+        if (strncmp(name, sections[i], strlen(sections[i])) == 0) name += strlen(sections[i]);
+    return strchr(name, '.') ? NULL : name;
+}
+
 const moe_layer_alias *moe_layer_alias_named(const char *name) {
-    const char *dot = strrchr(name, '.'), *last = dot ? dot + 1 : name;
-    for (size_t i = 0; i < sizeof table / sizeof *table; ++i)
-        if (strcmp(table[i].name, last) == 0) return &table[i];
+    const char *bare = bare_name(name);
+    for (size_t i = 0; bare && i < ENTRIES; ++i)
+        if (strcmp(table[i].alias.name, bare) == 0) return &table[i].alias;
     return NULL;
 }
 
 moe_status moe_layer_alias_find(const char *name, const char *value, const moe_layer_alias **alias,
                                 moe_error *error) {
-    const char *dot = strrchr(name, '.'), *last = dot ? dot + 1 : name;
+    const char *bare = bare_name(name);
     size_t n_rows;
     const moe_option *row = moe_layer_options(&n_rows);
     bool known = false;
     *alias = NULL;
-    for (size_t i = 0; i < sizeof table / sizeof *table; ++i) {
-        if (strcmp(table[i].name, last) != 0) continue;
+    for (size_t i = 0; bare && i < ENTRIES; ++i) {
+        const moe_layer_alias *entry = &table[i].alias;
+        if (strcmp(entry->name, bare) != 0) continue;
         known = true;
-        if (table[i].value && !is_value(value, table[i].value)) continue;
-        if (table[i].advice)
+        if (entry->value && !is_value(value, entry->value)) continue;
+        if (entry->advice)
             return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: %s is no option here; %s", name,
-                                  table[i].system, table[i].advice);
-        *alias = &table[i];
+                                  entry->system, entry->advice);
+        *alias = entry;
         return MOE_OK;
     }
     /* of a name that is also that of a row only some values are told here */
-    return !known || moe_option_find(row, n_rows, last) ? MOE_OK : unknown_value(last, value, error);
+    return !known || moe_option_find(row, n_rows, bare) ? MOE_OK : unknown_value(bare, value, error);
 }

@@ -18,17 +18,33 @@ static moe_status check_rules(moe_ctx *ctx, const told_rule *rule, size_t count)
     return MOE_OK;
 }
 
-static moe_status check_draws(moe_ctx *ctx, const moe_layer_desc *d, const moe_draws *draws) {
-    const moei_router_kind kind = moei_router_kind_of(d);
+/* Where second choices go by chance. */
+static bool draws_second(const moe_layer_desc *d, moe_mode mode) {
+    const char *policy = mode == MOE_TRAIN ? d->second_policy_train : d->second_policy_eval;
+    return moei_router_kind_of(d).top2 && (moei_is(policy, "random") || moei_is(policy, "sample"));
+}
+
+/* A rule has its text below its field: aligned, the lines would be too long. */
+/* clang-format off */
+static moe_status check_draws(moe_ctx *ctx, const moe_layer_desc *d, const moe_call *call,
+                              const moe_draws *draws) {
+    const bool train = call->mode == MOE_TRAIN, selects = !call->replay_expert;
+    const bool second = draws_second(d, call->mode);
     const told_rule rules[] = {
-        {draws->second_policy,       kind.top2,               "moe_draws.second_policy",       "needs router_type gshard_top2"},
-        {draws->second_policy_inner, d->num_groups_outer > 0, "moe_draws.second_policy_inner",
-         "is of two levels; needs num_groups_outer"                                                                           },
-        {draws->expert_dropout,      d->expert_dropout > 0,   "moe_draws.expert_dropout",      "needs expert_dropout"         },
-        {draws->noise,               kind.noisy,              "moe_draws.noise",               "needs router_type noisy_top_k"},
-        {draws->dropout_keep,        d->dropout > 0,          "moe_draws.dropout_keep",        "needs dropout"                },
-        {draws->dropout_keep,        !*d->expert_kinds,       "moe_draws.dropout_keep",
-         "has one width for all experts, [T,K,n]; those of expert_kinds have widths of their own"                             },
+        {draws->second_policy, second && selects, "moe_draws.second_policy",
+         "needs router_type gshard_top2, second_policy random or sample in this mode, and no replay"},
+        {draws->second_policy_inner, second && selects && d->num_groups_outer > 0,
+         "moe_draws.second_policy_inner",
+         "is of two levels; needs num_groups_outer, second_policy random or sample in this mode, and no "
+         "replay"},
+        {draws->expert_dropout, train && selects && d->expert_dropout > 0, "moe_draws.expert_dropout",
+         "needs expert_dropout, MOE_TRAIN, and no replay"},
+        {draws->noise, train && moei_router_kind_of(d).noisy, "moe_draws.noise",
+         "needs router_type noisy_top_k and MOE_TRAIN"},
+        {draws->dropout_keep, !*d->expert_kinds, "moe_draws.dropout_keep",
+         "has one width for all experts, [T,K,n]; those of expert_kinds have widths of their own"},
+        {draws->dropout_keep, train && d->dropout > 0, "moe_draws.dropout_keep",
+         "needs dropout and MOE_TRAIN"},
     };
     return check_rules(ctx, rules, sizeof rules / sizeof *rules);
 }
@@ -37,14 +53,17 @@ moe_status moei_layer_call_check(const moe_layer *layer, const moe_call *call, c
     const moe_layer_desc *d = &layer->desc;
     const bool routed = d->num_experts > 0;
     const told_rule rules[] = {
-        {call->task, moei_is(d->routing_unit, "task"),             "moe_call.task",                        "needs routing_unit task"},
-        {call->token_id,          moei_router_kind_of(d).hashes,                    "moe_call.token_id",
+        {call->task, moei_is(d->routing_unit, "task"), "moe_call.task", "needs routing_unit task"},
+        {call->token_id, moei_router_kind_of(d).hashes, "moe_call.token_id",
          "needs router_type hash: no other router looks at it"},
         {call->token_id, moei_is(d->routing_unit, "token"), "moe_call.token_id",
          "is of single tokens; needs routing_unit token"},
-        {call->replay_expert,          routed,               "moe_call.replay_expert",                   "there is no router: num_experts is 0"                  },
-        {call->replay_weight,          routed,               "moe_call.replay_weight",                   "there is no router: num_experts is 0"},
+        {call->replay_expert, routed, "moe_call.replay_expert", "there is no router: num_experts is 0"},
+        {call->replay_weight, routed, "moe_call.replay_weight", "there is no router: num_experts is 0"},
+        {call->loss_scale != 0 ? &call->loss_scale : NULL, call->mode == MOE_TRAIN, "moe_call.loss_scale",
+         "multiplies gradients; needs MOE_TRAIN"},
     };
     MOEI_TRY(check_rules(layer->ctx, rules, sizeof rules / sizeof *rules));
-    return draws ? check_draws(layer->ctx, d, draws) : MOE_OK;
+    return draws ? check_draws(layer->ctx, d, call, draws) : MOE_OK;
 }
+/* clang-format on */

@@ -22,9 +22,9 @@ static void rule(checker *c, bool used, bool right, const char *option, const ch
 
 static void check_shape(checker *c, const moe_layer_desc *d) {
     const bool routed = d->num_experts > 0, shared = d->num_shared_experts > 0;
-    if (routed && (d->top_k < 1 || d->top_k > d->num_experts))
-        c->status = moei_error_set(c->error, MOE_ERR_ARGUMENT, "top_k: %d is outside 1 .. num_experts = %d",
-                                   d->top_k, d->num_experts);
+    char outside[64];
+    snprintf(outside, sizeof outside, "%d is outside 1 .. num_experts = %d", d->top_k, d->num_experts);
+    rule(c, routed, d->top_k >= 1 && d->top_k <= d->num_experts, "top_k", outside);
     const bool all_kinds = *d->expert_kinds;
     rule(c, true, d->dtype == MOE_F32 || d->dtype == MOE_F64 || d->dtype == MOE_BF16, "dtype",
          "is not MOE_F32, MOE_F64 or MOE_BF16");
@@ -108,9 +108,9 @@ static void check_activation(checker *c, const moe_layer_desc *d) {
 }
 
 static void check_kind(checker *c, const moe_layer_desc *d, const char *option, const moei_kind *kind) {
-    if (c->status == MOE_OK && kind->is_width && (kind->width < 1 || kind->width > MOEI_KIND_WIDTH_MAX))
-        c->status = moei_error_set(c->error, MOE_ERR_ARGUMENT, "%s: a width of %s is outside 1 .. %d", option,
-                                   kind->name, MOEI_KIND_WIDTH_MAX);
+    char outside[96];
+    snprintf(outside, sizeof outside, "a width of %s is outside 1 .. %d", kind->name, MOEI_KIND_WIDTH_MAX);
+    rule(c, kind->is_width, kind->width >= 1 && kind->width <= MOEI_KIND_WIDTH_MAX, option, outside);
     rule(c, moei_is(kind->name, "identity"), moei_expert_in(d) == moei_expert_out(d), option,
          "identity gives back what it reads; set output_size to d_model, or a latent_size");
 }
@@ -126,11 +126,10 @@ static void check_kinds(checker *c, const moe_layer_desc *d) {
         return;
     }
     for (; moei_kind_next(&list, &kind); ++n) check_kind(c, d, "expert_kinds", &kind);
-    if (c->status == MOE_OK && (*list || n != d->num_experts))
-        c->status = moei_error_set(c->error, MOE_ERR_ARGUMENT,
-                                   "expert_kinds: '%s' must have one entry for each of the %d experts of "
-                                   "num_experts",
-                                   d->expert_kinds, d->num_experts);
+    char count[400];
+    snprintf(count, sizeof count, "'%s' must have one entry for each of the %d experts of num_experts",
+             d->expert_kinds, d->num_experts);
+    rule(c, true, !*list && n == d->num_experts, "expert_kinds", count);
 }
 
 static void check_experts(checker *c, const moe_layer_desc *d) {

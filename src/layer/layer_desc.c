@@ -5,6 +5,7 @@
 #include "layer/layer_desc.h"
 
 #include "core/desc.h"
+#include "experts/activation.h"
 #include "experts/experts.h"
 #include "route/route.h"
 
@@ -23,12 +24,22 @@ bool moei_experts_plain(const moe_layer_desc *desc) {
     return true;
 }
 
+static void own_string(const char **field, const char *const *choices) {
+    const int32_t place = choices ? moei_option_place(*field, choices) : -1;
+    if (place >= 0) *field = choices[place];
+}
+
+/* The table's own strings, so that a caller's may go. Names that no table lists stay the caller's. */
 static void fill_choices(moe_layer_desc *d) {
     const moei_option_table table = moei_layer_option_table();
     for (size_t i = 0; i < table.count; ++i) {
-        const char **field = (const char **)(void *)((char *)d + table.row[i].offset);
-        if (table.row[i].type == MOE_OPT_CHOICE && !*field) *field = table.row[i].initial;
+        const moe_option *row = &table.row[i];
+        const char **field = (const char **)(void *)((char *)d + row->offset);
+        if (row->type != MOE_OPT_CHOICE) continue;
+        if (!*field) *field = row->initial;
+        own_string(field, row->choices);
     }
+    own_string(&d->shared_expert_activation, moei_activation_names); /* may be empty, so it is free text */
 }
 
 static void fill_router(moe_layer_desc *d) {
@@ -39,7 +50,7 @@ static void fill_router(moe_layer_desc *d) {
     if (top2 && d->second_threshold_train == 0) d->second_threshold_train = 0.2f;
     if (top2 && d->second_threshold_eval == 0) d->second_threshold_eval = 0.2f;
     if (d->capacity_multiple == 0) d->capacity_multiple = 1;
-    if (d->num_groups == 1 && d->group_top_k == 1) d->num_groups = d->group_top_k = 0;
+    if (d->num_groups == 1 && d->group_top_k <= 1) d->num_groups = d->group_top_k = 0;
     if (kind.noisy && d->noise_epsilon == 0) d->noise_epsilon = 0.01f;
     if (kind.transports) {
         const bool megatron = moei_is(d->sinkhorn_variant, "megatron");

@@ -96,14 +96,12 @@ static moe_status routed_forward(moe_layer *layer, const moei_scratch *s, moe_ma
     return MOE_OK;
 }
 
-/* A gated shared expert has its gate as the weight of its rows. */
 static moe_expert_io shared_io(const moe_layer *layer, const moei_scratch *s) {
     return (moe_expert_io){.size = sizeof(moe_expert_io),
                            .mode = layer->batch.mode,
                            .n_experts = 1,
                            .n_rows = layer->batch.x.rows,
                            .offset = moei_one_group(layer->ctx, s->shared_offset),
-                           .row_weight = layer->saved.shared_gate,
                            .in = layer->batch.x,
                            .step = layer->batch.step,
                            .saved = layer->saved.shared_rows,
@@ -135,6 +133,7 @@ static moe_status shared_backward(moe_layer *layer, const moei_scratch *s, moe_m
     moe_expert_io io = shared_io(layer, s);
     io.dout = dy;
     io.din = dx;
+    io.row_weight = layer->saved.shared_gate; /* of a gated one: its gate is the weight of its rows */
     io.drow_weight = s->shared_dgate;
     MOEI_TRY(layer->shared.ops->backward(layer->shared.self, &io));
     if (!layer->desc.shared_expert_gate) return MOE_OK;

@@ -147,7 +147,7 @@ static moei_extent extent_of(const moe_layer *layer, int64_t max_tokens, moe_mod
 
 static moe_layer_bytes measure(moe_layer *layer, moei_extent extent) {
     const moe_mode mode = extent.mode;
-    moe_layer_bytes bytes = {0};
+    moe_layer_bytes bytes = {.size = sizeof bytes};
     for (int32_t i = 0; i < layer->n_params; ++i) {
         bytes.params += layer->param[i].bytes;
         if (mode == MOE_TRAIN && is_trained(&layer->param[i])) bytes.grads += layer->param[i].grad_bytes;
@@ -166,12 +166,12 @@ static moe_layer_bytes measure(moe_layer *layer, moei_extent extent) {
     return bytes;
 }
 
-moe_layer_bytes moe_layer_measure(const moe_layer *layer, int64_t max_tokens, moe_mode mode) {
+static moe_layer_bytes measure_batches(const moe_layer *layer, int64_t max_tokens, moe_mode mode) {
     moe_layer copy = *layer; /* carving writes pointers, so it carves a copy */
     return measure(&copy, extent_of(layer, max_tokens, mode));
 }
 
-static void free_grads(moe_layer *layer) {
+void moei_layer_free_grads(moe_layer *layer) {
     for (int32_t i = 0; i < layer->n_params; ++i) {
         moei_memory_free(layer->ctx, layer->param[i].grad, layer->param[i].grad_bytes);
         layer->param[i].grad = NULL;
@@ -199,7 +199,7 @@ static moe_status allocate_grads(moe_layer *layer) {
         if (!is_trained(param)) continue;
         param->grad = moei_memory_alloc(layer->ctx, param->grad_bytes);
         if (!param->grad || moei_memory_clear(layer->ctx, param->grad, param->grad_bytes) != MOE_OK) {
-            free_grads(layer);
+            moei_layer_free_grads(layer);
             return MOE_ERR_MEMORY;
         }
     }
@@ -216,10 +216,11 @@ static const char *forward_only(const moe_layer *layer) {
 }
 
 static moe_status check_reserve(const moe_layer *layer, int64_t max_tokens, moe_mode mode) {
-    if (max_tokens < 0 || max_tokens > INT32_MAX / (layer->router.n_slots > 0 ? layer->router.n_slots : 1))
-        return moe_ctx_fail(
-            layer->ctx, MOE_ERR_ARGUMENT, "max_tokens: %lld is outside 0 .. %d (rows are counted in 32 bits)",
-            (long long)max_tokens, INT32_MAX / (layer->router.n_slots > 0 ? layer->router.n_slots : 1));
+    const int32_t slots = layer->router.n_slots, most = INT32_MAX / (slots > 0 ? slots : 1);
+    if (max_tokens < 0 || max_tokens > most)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                            "max_tokens: %lld is outside 0 .. %d (rows are counted in 32 bits)",
+                            (long long)max_tokens, most);
     if (max_rows(layer, extent_of(layer, max_tokens, mode)) > INT32_MAX)
         return moe_ctx_fail(
             layer->ctx, MOE_ERR_ARGUMENT,
@@ -279,9 +280,16 @@ static moe_status check_shared_scratch(const moe_layer *layer, size_t bytes) {
                         layer->scratch_owner->scratch_bytes, bytes);
 }
 
+moe_status moe_layer_measure(const moe_layer *layer, int64_t max_tokens, moe_mode mode,
+                             moe_layer_bytes *bytes) {
+    MOEI_TRY(check_reserve(layer, max_tokens, mode));
+    const moe_layer_bytes measured = measure_batches(layer, max_tokens, mode);
+    return moei_ctx_desc_write(layer->ctx, bytes, &measured, sizeof measured, "moe_layer_bytes");
+}
+
 moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode) {
     MOEI_TRY(check_reserve(layer, max_tokens, mode));
-    const moe_layer_bytes bytes = moe_layer_measure(layer, max_tokens, mode);
+    const moe_layer_bytes bytes = measure_batches(layer, max_tokens, mode);
     MOEI_TRY(check_shared_scratch(layer, bytes.scratch));
     MOEI_TRY(allocate(layer, &bytes, mode));
     const moei_extent extent = extent_of(layer, max_tokens, mode);

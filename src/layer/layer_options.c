@@ -67,8 +67,10 @@ static const moe_option options[] = {
      "gate and up columns of a gated activation; auto: interleaved for quick_geglu, else halves, gate first"},
     {"moe.activation_alpha", "", FLOAT_OR_ZERO(activation_alpha, "0", 1e3),
      "slope inside the sigmoid of quick_geglu, quick_gelu and swigluoai; 0: 1.702; -1: 0"},
-    {"moe.activation_limit", "swiglu_limit activation_func_clamp_value", FLOAT_OR_ZERO(activation_limit, "0", 1e6),
-     "clamps gate from above and up on both sides; 0: the activation's own, 7 for quick_geglu and swigluoai; -1: no clamp"},
+    {"moe.activation_limit", "swiglu_limit activation_func_clamp_value",
+     FLOAT_OR_ZERO(activation_limit, "0", 1e6),
+     "clamps gate from above and up on both sides; 0: the activation's own, 7 for quick_geglu and "
+     "swigluoai; -1: no clamp"},
     {"moe.glu_linear_offset", "", FLOAT_OR_ZERO(glu_linear_offset, "0", 1e3),
      "added to up; 0: the activation's own, 1 for quick_geglu and swigluoai; -1: 0"},
     {"moe.expert_bias", "", BOOL(expert_bias),
@@ -111,7 +113,8 @@ static const moe_option options[] = {
     {"moe.score_before_topk", "moe_router_pre_softmax softmax_before_topk", BOOL(score_before_topk),
      "score all experts, then select; else select, then score the selected"},
     {"moe.norm_topk_prob", "", BOOL(norm_topk_prob),
-     "divide the selected weights by their sum; with softmax it needs score_before_topk; ignored for top_k 1"},
+     "divide the selected weights by their sum; with softmax it needs score_before_topk; ignored for "
+     "top_k 1"},
     {"moe.routed_scaling_factor", "moe_router_topk_scaling_factor route_scale",
      FLOAT_OR_ZERO(routed_scaling_factor, "1", 1e6),
      "multiplies the routing weights; 0: 1; -1: 0"},
@@ -124,7 +127,8 @@ static const moe_option options[] = {
      INT(group_top_k, "0", 0, EXPERTS_MAX),
      "groups a token may use"},
     {"moe.group_score", "", CHOICE(group_score, "top2_sum", moei_group_scores),
-     "score of a group: its two best summed, its best, or its top_k / group_top_k best summed"},
+     "score of a group: its two best summed, its best (Automodel's sigmoid without a selection bias), or its "
+     "top_k / group_top_k best summed"},
     {"moe.selection_bias", "moe_router_enable_expert_bias", BOOL(selection_bias),
      "a bias on the scores that select, not on the weights: balancing without a loss"},
     {"moe.selection_bias_update_rate", "moe_router_bias_update_rate",
@@ -140,9 +144,11 @@ static const moe_option options[] = {
     {"moe.second_policy_train", "moe_second_policy_train",
      CHOICE(second_policy_train, "random", moei_second_policies),
      "gshard_top2, training: which second choices stay"},
-    {"moe.second_policy_eval", "moe_second_policy_eval", CHOICE(second_policy_eval, "all", moei_second_policies),
+    {"moe.second_policy_eval", "moe_second_policy_eval",
+     CHOICE(second_policy_eval, "all", moei_second_policies),
      "gshard_top2, else: which second choices stay"},
-    {"moe.second_threshold_train", "moe_second_threshold_train", FLOAT_OR_ZERO(second_threshold_train, "0", 1),
+    {"moe.second_threshold_train", "moe_second_threshold_train",
+     FLOAT_OR_ZERO(second_threshold_train, "0", 1),
      "of second_policy_train threshold and random; 0: 0.2; -1: 0"},
     {"moe.second_threshold_eval", "moe_second_threshold_eval", FLOAT_OR_ZERO(second_threshold_eval, "0", 1),
      "of second_policy_eval threshold and random; 0: 0.2; -1: 0"},
@@ -168,7 +174,8 @@ static const moe_option options[] = {
      "how full an expert may get, by capacity_formula; 0: dropless"},
     {"moe.capacity_factor_eval", "moe_capacity_factor_eval", FLOAT_OR_ZERO(capacity_factor_eval, "0", 1e6),
      "the same outside training; 0: capacity_factor; -1: dropless"},
-    {"moe.capacity_factor_inner", "moe_capacity_factor_second_level", FLOAT_OR_ZERO(capacity_factor_inner, "0", 1e6),
+    {"moe.capacity_factor_inner", "moe_capacity_factor_second_level",
+     FLOAT_OR_ZERO(capacity_factor_inner, "0", 1e6),
      "two levels: the same for the inner experts; 0: capacity_factor; -1: dropless"},
     {"moe.capacity_formula", "", CHOICE(capacity_formula, "megatron", moei_capacity_formulas),
      "rows of an expert from factor, tokens, top_k and experts, as the named system counts them"},
@@ -183,11 +190,12 @@ static const moe_option options[] = {
     {"moe.pad_to_capacity", "moe_pad_expert_input_to_capacity", BOOL(pad_to_capacity),
      "every expert computes exactly its capacity of rows"},
 
-    {"moe.aux_loss_coeff", "moe_aux_loss_coeff router_aux_loss_coef aux_loss_alpha", FLOAT(aux_loss_coeff, "0", 1e6),
+    {"moe.aux_loss_coeff", "moe_aux_loss_coeff router_aux_loss_coef aux_loss_alpha",
+     FLOAT(aux_loss_coeff, "0", 1e6),
      "coefficient of the Switch load-balancing loss over the batch"},
     {"moe.aux_loss_type", "", CHOICE(aux_loss_type, "batch", aux_types),
-     "what aux_loss_coeff is of: batch, or it is seq_aux_loss_coeff or global_aux_loss_coeff by another name; "
-     "none: it counts for nothing"},
+     "what aux_loss_coeff is of: batch, or it is seq_aux_loss_coeff or global_aux_loss_coeff by another "
+     "name; none: it counts for nothing"},
     {"moe.seq_aux_loss_coeff", "", FLOAT(seq_aux_loss_coeff, "0", 1e6),
      "the same loss by sequence, averaged"},
     {"moe.global_aux_loss_coeff", "", FLOAT(global_aux_loss_coeff, "0", 1e6),
@@ -234,10 +242,11 @@ const moe_option *moe_layer_options(size_t *count) {
 static moe_status set_alias(moe_layer_desc *desc, const moe_layer_alias *alias, const char *value,
                             moe_error *error) {
     const moei_option_table table = moei_layer_option_table();
-    for (size_t i = 0; i < MOE_ALIAS_SETTINGS && alias->setting[i].key; ++i) {
-        const moe_option *row = moe_option_find(table.row, table.count, alias->setting[i].key);
-        const char *ours = alias->setting[i].value ? alias->setting[i].value : value;
-        MOEI_TRY(moei_option_set(row, desc, ours, error));
+    const moe_alias_setting *setting;
+    for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i) {
+        const char *ours = moe_alias_setting_value(setting, desc, value);
+        const moe_option *row = moe_option_find(table.row, table.count, setting->key);
+        if (ours) MOEI_TRY(moei_option_set(row, desc, ours, error));
     }
     return MOE_OK;
 }

@@ -67,7 +67,6 @@ static const preset presets[] = {
         {"moe.capacity_factor", "1.25"},
         {"moe.capacity_factor_eval", "2"},
         {"moe.capacity_formula", "gshard"},
-        {"moe.min_capacity", "4"},
         {"moe.capacity_group", "sequence"},
         {"moe.drop_policy", "rank_major"},
         {"moe.gshard_loss_coeff", "0.01"}}},
@@ -124,9 +123,11 @@ static moe_status reset(moe_layer_desc *desc, moe_error *error) {
     return MOE_OK;
 }
 
-/* tensor2tensor fills the second of two levels more tightly than the first. */
+/* tensor2tensor fills the second of two levels more tightly than the first, and gives both a least capacity.
+ */
 static moe_status set_levels(moe_layer_desc *desc, const char *name, moe_error *error) {
     if (desc->num_groups_outer == 0 || strcmp(name, "t2t_top2") != 0) return MOE_OK;
+    MOEI_TRY(moe_layer_desc_set(desc, "moe.min_capacity", "4", error));
     return moe_layer_desc_set(desc, "moe.capacity_factor_inner", "1", error);
 }
 

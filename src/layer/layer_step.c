@@ -11,7 +11,7 @@ void moei_layer_clear_step(moe_layer *layer) {
     memset(layer->step.rows, 0, E * sizeof *layer->step.rows);
     memset(layer->step.quantile, 0, E * sizeof *layer->step.quantile);
     layer->step.n_quantile = 0;
-    moei_loss_history_clear(&layer->history, layer->desc.num_experts);
+    layer->history.ended = true;
 }
 
 void moei_layer_count_step(moe_layer *layer) {
@@ -22,12 +22,29 @@ void moei_layer_count_step(moe_layer *layer) {
     ++layer->step.n_quantile;
 }
 
+static bool moves_selection_bias(const moe_layer_desc *d) {
+    return d->num_experts > 0 && d->selection_bias && d->selection_bias_update_rate > 0;
+}
+
+static moe_status check_counts(const moe_layer *layer, const int64_t *counts) {
+    if (counts && !moves_selection_bias(&layer->desc))
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                            "counts: only an update of the selection bias reads them; this layer has none "
+                            "(selection_bias with selection_bias_update_rate), so give NULL");
+    for (int32_t e = 0; counts && e < layer->desc.num_experts; ++e)
+        if (counts[e] < 0)
+            return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "counts: expert %d has %lld rows; at least 0",
+                                e, (long long)counts[e]);
+    return MOE_OK;
+}
+
 moe_status moe_layer_end_step(moe_layer *layer, const int64_t *counts) {
     const moe_layer_desc *d = &layer->desc;
+    MOEI_TRY(check_counts(layer, counts));
     if (d->num_experts == 0) return MOE_OK;
     if (layer->twin) return moei_twin_end_step(layer, counts);
     const moe_dtype dtype = moei_gate_dtype(&layer->router, true);
-    if (d->selection_bias && d->selection_bias_update_rate > 0)
+    if (moves_selection_bias(d))
         moei_selection_bias_update(dtype, d->num_experts, counts ? counts : layer->step.rows,
                                    (double)d->selection_bias_update_rate, d->selection_bias_recenter,
                                    layer->gate.selection_bias);

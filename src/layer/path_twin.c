@@ -58,7 +58,8 @@ static void carve_host(moe_layer *layer, moei_arena *arena, int64_t T, moe_mode 
     device->task = moei_arena_array(arena, T, 1, sizeof *device->task);
     device->token_id = moei_arena_array(arena, T, 1, sizeof *device->token_id);
     device->replay_expert = moei_arena_array(arena, T, layer->router.n_slots, sizeof *device->replay_expert);
-    device->replay_weight = moei_arena_array(arena, T, layer->router.n_slots, sizeof *device->replay_weight);
+    device->replay_weight =
+        moei_arena_array(arena, T, layer->router.n_slots, moe_dtype_bytes(layer->router.dtype));
 }
 
 /* Capacities of every number of real tokens, so that the device need not know the formulas. */
@@ -142,7 +143,7 @@ static moe_status fetch_batch(moe_layer *layer) {
         {device->task,          batch->task,          (size_t)batch->n_sequences * sizeof(int32_t)},
         {device->token_id,      batch->token_id,      T * sizeof(int32_t)                         },
         {device->replay_expert, batch->replay_expert, slots * sizeof(int32_t)                     },
-        {device->replay_weight, batch->replay_weight, slots * sizeof(float)                       }
+        {device->replay_weight, batch->replay_weight, slots * moe_dtype_bytes(layer->router.dtype)}
     };
     MOEI_TRY(copy_pieces(layer, list, sizeof list / sizeof *list));
     *ours = *batch;

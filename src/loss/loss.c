@@ -142,11 +142,10 @@ void moei_loss_count(moei_loss_job *job) {
 }
 
 void moei_loss_history_add(const moei_loss_job *job, moei_loss_history *history) {
-    for (int32_t e = 0; e < job->routing->n_experts; ++e) history->count[e] += job->scratch.total[e];
-}
-
-void moei_loss_history_clear(moei_loss_history *history, int32_t n_experts) {
-    memset(history->count, 0, (size_t)n_experts * sizeof *history->count);
+    const int32_t E = job->routing->n_experts;
+    if (history->ended) memset(history->count, 0, (size_t)E * sizeof *history->count);
+    history->ended = false;
+    for (int32_t e = 0; e < E; ++e) history->count[e] += job->scratch.total[e];
 }
 
 int64_t moei_loss_groups_used(const moei_loss_job *job) {

@@ -13,6 +13,8 @@
 /* Selections counted since the last moe_layer_end_step, for the global balance loss. */
 typedef struct moei_loss_history {
     int64_t *count; /* [E] */
+    bool ended;     /* the step is over: the next training forward starts anew. Till then the backward of the
+                       last one may still ask for its counts. */
 } moei_loss_history;
 
 /* Memory of one call. */
@@ -58,9 +60,8 @@ typedef struct moei_loss_grad {
 
 /* Counts the selections of a batch; every loss of the job reads them. */
 void moei_loss_count(moei_loss_job *job);
-/* Once a training forward: adds what was counted to the history. */
+/* Once a training forward: adds what was counted to the history, or starts it with that. */
 void moei_loss_history_add(const moei_loss_job *job, moei_loss_history *history);
-void moei_loss_history_clear(moei_loss_history *history, int32_t n_experts);
 /* Fills the losses of `stats`; `loss` is their sum with the coefficients. After moei_loss_count. */
 void moei_loss_values(const moei_loss_job *job, moe_stats *stats);
 /* Gradient of scale * loss. After moei_loss_count. */

@@ -128,11 +128,37 @@ static moe_status replay(const moei_route_job *job) {
     return check_replayed_shares(job);
 }
 
-static void replay_weights(const moei_route_job *job) {
+static moe_status replay_weights(const moei_route_job *job) {
     moei_routing *routing = job->routing;
-    for (int64_t slot = 0; slot < routing->n_tokens * routing->top_k; ++slot)
-        moei_real_store(routing->dtype, routing->weight, slot,
-                        routing->expert[slot] < 0 ? 0 : (double)job->batch->replay_weight[slot]);
+    const int64_t K = routing->top_k;
+    for (int64_t slot = 0; slot < routing->n_tokens * K; ++slot) {
+        const bool routed = routing->expert[slot] >= 0;
+        const double weight = moei_real_load(routing->dtype, job->batch->replay_weight, slot);
+        if (routed && !isfinite(weight))
+            return moe_ctx_fail(job->ctx, MOE_ERR_NUMERIC,
+                                "replay_weight: token %lld, slot %lld has weight %g; it must be finite",
+                                (long long)(slot / K), (long long)(slot % K), weight);
+        moei_real_store(routing->dtype, routing->weight, slot, routed ? weight : 0);
+    }
+    return MOE_OK;
+}
+
+/* Draws handed in, `each` a token. Random numbers of our own are finite; an order of others must be too. */
+static moe_status check_draws(const moei_route_job *job, const char *name, const float *draw, int64_t each) {
+    for (int64_t i = 0; draw && i < job->routing->n_tokens * each; ++i)
+        if (!isfinite(draw[i]) && !moei_masked(job->batch, i / each))
+            return moe_ctx_fail(job->ctx, MOE_ERR_NUMERIC,
+                                "moe_draws.%s: number %lld of token %lld is %g; it must be finite", name,
+                                (long long)(i % each), (long long)(i / each), (double)draw[i]);
+    return MOE_OK;
+}
+
+static moe_status check_numbers(const moei_route_job *job) {
+    const moe_draws *draws = job->batch->draws;
+    if (!draws) return MOE_OK;
+    MOEI_TRY(check_draws(job, "second_policy", draws->second_policy, 1));
+    MOEI_TRY(check_draws(job, "expert_dropout", draws->expert_dropout, job->routing->n_experts));
+    return check_draws(job, "noise", draws->noise, job->routing->n_experts);
 }
 
 static moe_status check_batch(const moei_route_job *job) {
@@ -160,8 +186,7 @@ static moe_status forward(const moei_route_job *job) {
     if (batch->replay_expert) MOEI_TRY(replay(job));
     if (moei_two_levels(job->router) || job->router->fused) {
         MOEI_TRY(moei_two_levels(job->router) ? moei_levels_forward(job) : fused_forward(job));
-        if (batch->replay_weight) replay_weights(job);
-        return MOE_OK;
+        return batch->replay_weight ? replay_weights(job) : MOE_OK;
     }
     moei_gate_forward(job);
     MOEI_TRY(moei_score_forward(job));
@@ -171,7 +196,7 @@ static moe_status forward(const moei_route_job *job) {
         MOEI_TRY(selector->select(job));
     }
     if (batch->replay_weight)
-        replay_weights(job);
+        MOEI_TRY(replay_weights(job));
     else
         selector->weigh(job);
     if (job->routing->load) moei_noise_load(job);
@@ -181,6 +206,7 @@ static moe_status forward(const moei_route_job *job) {
 moe_status moei_route_forward(const moei_route_job *job) {
     moei_wide_job wide;
     MOEI_TRY(check_batch(job));
+    MOEI_TRY(check_numbers(job));
     return forward(moei_widen_forward(job, &wide));
 }
 

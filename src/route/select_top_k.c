@@ -62,11 +62,12 @@ static void drop_experts(const moei_route_job *job, int64_t t, double *z, double
         for (int32_t e = 0; e < E; ++e) u[e] = (double)draws->expert_dropout[t * E + e];
     else
         moei_draw_uniform(job, MOE_DRAW_EXPERT_DROPOUT, job->batch->step, moei_draw_row(job, t), E, u);
-    for (int32_t e = 0; e < E; ++e) live += u[e] >= rate;
+    for (int32_t e = 0; e < E; ++e) live += u[e] >= rate && z[e] != -INFINITY;
     for (; live < job->router->top_k; ++live) {
         int32_t nearest = -1;
         for (int32_t e = 0; e < E; ++e)
-            if (u[e] < rate && (nearest < 0 || u[e] > u[nearest])) nearest = e;
+            if (u[e] < rate && z[e] != -INFINITY && (nearest < 0 || u[e] > u[nearest])) nearest = e;
+        if (nearest < 0) break; /* a bias of -inf leaves fewer than K */
         u[nearest] = 1;
     }
     for (int32_t e = 0; e < E; ++e)

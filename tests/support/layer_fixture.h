@@ -92,6 +92,12 @@ static inline moe_layer *test_layer(moe_ctx *ctx, const moe_layer_desc *desc, in
     return layer;
 }
 
+static inline moe_layer_bytes test_measure(moe_ctx *ctx, const moe_layer *layer, int64_t max_tokens) {
+    moe_layer_bytes bytes = {.size = sizeof bytes};
+    must(ctx, moe_layer_measure(layer, max_tokens, MOE_TRAIN, &bytes));
+    return bytes;
+}
+
 /* To the bit; field by field, as between fields anything may stand. */
 static inline bool test_same_stats(const moe_stats *a, const moe_stats *b) {
     const int64_t count[][2] = {

@@ -113,7 +113,8 @@ static double mib(double bytes) {
 /* What a training layer holds, beside the caller's x and the design's Td + 2TKn numbers (TKn ungated). */
 static void print_memory(const bench *b) {
     const bench_problem *p = &b->problem;
-    const moe_layer_bytes bytes = moe_layer_measure(b->layer, p->n_tokens, MOE_TRAIN);
+    moe_layer_bytes bytes = {.size = sizeof bytes};
+    if (moe_layer_measure(b->layer, p->n_tokens, MOE_TRAIN, &bytes) != MOE_OK) return;
     const double number = (double)moe_dtype_bytes(p->dtype), T = (double)p->n_tokens;
     const double x = number * T * p->d_model;
     const double z = z_bytes(p);

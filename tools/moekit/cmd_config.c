@@ -100,10 +100,14 @@ static void print_explanation(const moe_option *row) {
 static void describe_alias(const moe_layer_alias *alias, char *text, size_t size) {
     size_t used = 0;
     snprintf(text, size, "%s", alias->advice ? alias->advice : "nothing: it is so here");
-    for (size_t i = 0; i < MOE_ALIAS_SETTINGS && alias->setting[i].key && used < size; ++i)
+    const moe_alias_setting *setting;
+    for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)) && used < size; ++i) {
+        const char *value = setting->value ? setting->value : "the same";
+        if (strcmp(value, "-") == 0) value = "the same without its sign";
         used +=
-            (size_t)snprintf(text + used, size - used, "%smoe.%s %s", i ? ", " : "", alias->setting[i].key,
-                             alias->setting[i].value ? alias->setting[i].value : "the same");
+            (size_t)snprintf(text + used, size - used, "%smoe.%s %s%s%s", i ? ", " : "", setting->key, value,
+                             setting->where ? " where " : "", setting->where ? setting->where : "");
+    }
 }
 
 static const char *alias_value(const moe_layer_alias *alias) {
@@ -113,21 +117,20 @@ static const char *alias_value(const moe_layer_alias *alias) {
 
 /* A name of another system with values of its own: what each of them sets. */
 static void print_alias(const cli_args *args, const moe_layer_alias *named) {
-    size_t count;
-    const moe_layer_alias *alias = moe_layer_aliases(&count);
+    const moe_layer_alias *alias;
     bool first = true;
     printf(args->json ? "{\"key\":\"%s\",\"system\":\"%s\",\"values\":[" : "%s\n    of %s\n", named->name,
            named->system);
-    for (size_t i = 0; i < count; ++i) {
+    for (size_t i = 0; (alias = moe_layer_alias_at(i)); ++i) {
         char text[512];
-        if (strcmp(alias[i].name, named->name) != 0) continue;
-        describe_alias(&alias[i], text, sizeof text);
+        if (strcmp(alias->name, named->name) != 0) continue;
+        describe_alias(alias, text, sizeof text);
         if (args->json) {
-            printf("%s{\"value\":\"%s\",\"sets\":", first ? "" : ",", alias_value(&alias[i]));
+            printf("%s{\"value\":\"%s\",\"sets\":", first ? "" : ",", alias_value(alias));
             cli_json_string(stdout, text);
             printf("}");
         } else {
-            printf("    %s: %s\n", alias_value(&alias[i]), text);
+            printf("    %s: %s\n", alias_value(alias), text);
         }
         first = false;
     }
@@ -198,14 +201,13 @@ static int check(cli_args *args) {
 }
 
 static void print_alias_table(void) {
-    size_t count;
-    const moe_layer_alias *alias = moe_layer_aliases(&count);
+    const moe_layer_alias *alias;
     printf("\n## Settings of other systems with values of their own\n\n"
            "| setting | of | value | sets |\n|---|---|---|---|\n");
-    for (size_t i = 0; i < count; ++i) {
-        char text[256];
-        describe_alias(&alias[i], text, sizeof text);
-        printf("| `%s` | %s | %s | %s |\n", alias[i].name, alias[i].system, alias_value(&alias[i]), text);
+    for (size_t i = 0; (alias = moe_layer_alias_at(i)); ++i) {
+        char text[512];
+        describe_alias(alias, text, sizeof text);
+        printf("| `%s` | %s | %s | %s |\n", alias->name, alias->system, alias_value(alias), text);
     }
 }
 

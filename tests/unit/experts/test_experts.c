@@ -234,7 +234,7 @@ static run_result run_layer(moe_ctx *ctx, const moe_layer_desc *d) {
     run_result r = {.y = test_output(d->dtype, T, D),
                     .dx = test_output(d->dtype, T, D),
                     .stats = {.size = sizeof r.stats}};
-    r.saved = moe_layer_measure(layer, T, MOE_TRAIN).saved;
+    r.saved = test_measure(ctx, layer, T).saved;
     must(ctx, moe_layer_forward(layer, x, r.y, &test_train_call, &r.stats));
     must(ctx, moe_layer_backward(layer, x, dy, r.dx));
     r.grad = NULL;

@@ -21,27 +21,33 @@ static void set_all(moe_layer_desc *d, const char *settings, bool backwards) {
     }
 }
 
-/* The complete descriptor of a layer, every setting as text. */
-static void spell(const char *settings, bool backwards, char *text, size_t size) {
-    moe_ctx *ctx = test_ctx(NULL, 1);
-    moe_layer *layer = NULL;
-    moe_layer_desc d = plain();
+/* Every setting as text; a choice not made is its default. */
+static void spell_desc(const moe_layer_desc *desc, char *text, size_t size) {
     size_t count, used = 0;
     const moe_option *row = moe_layer_options(&count);
-    set_all(&d, settings, backwards);
-    if (moe_layer_create(ctx, &d, &layer) != MOE_OK) fail_msg("%s: %s", settings, moe_ctx_error(ctx));
-    const char *base = (const char *)moe_layer_get_desc(layer);
     for (size_t i = 0; i < count; ++i) {
-        const char *at = base + row[i].offset;
+        const char *at = (const char *)desc + row[i].offset;
         if (row[i].type == MOE_OPT_BOOL) used += (size_t)snprintf(text + used, size - used, "%d ", *at);
         if (row[i].type == MOE_OPT_INT)
             used += (size_t)snprintf(text + used, size - used, "%d ", *(const int32_t *)(const void *)at);
         if (row[i].type == MOE_OPT_FLOAT)
             used +=
                 (size_t)snprintf(text + used, size - used, "%g ", (double)*(const float *)(const void *)at);
-        if (row[i].type == MOE_OPT_CHOICE)
-            used += (size_t)snprintf(text + used, size - used, "%s ", *(const char *const *)(const void *)at);
+        if (row[i].type == MOE_OPT_CHOICE) {
+            const char *choice = *(const char *const *)(const void *)at;
+            used += (size_t)snprintf(text + used, size - used, "%s ", choice ? choice : row[i].initial);
+        }
     }
+}
+
+/* The complete descriptor of a layer. */
+static void spell(const char *settings, bool backwards, char *text, size_t size) {
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_layer *layer = NULL;
+    moe_layer_desc d = plain();
+    set_all(&d, settings, backwards);
+    if (moe_layer_create(ctx, &d, &layer) != MOE_OK) fail_msg("%s: %s", settings, moe_ctx_error(ctx));
+    spell_desc(moe_layer_get_desc(layer), text, size);
     moe_layer_destroy(layer);
     moe_ctx_destroy(ctx);
 }
@@ -69,8 +75,15 @@ static const char *const same[][2] = {
      "top_k=1 weight_apply=input"},
     {"moe_router_force_load_balancing=True",
      "router_type=random"},
-    {"moe_router_force_biased=0.5",
+    {"moe_router_force_biased=-0.5 moe_router_force_load_balancing=false",
      "router_type=random force_bias_std=0.5"},
+    {"moe_router_force_biased=null moe_router_force_load_balancing=true",
+     "router_type=random"},
+    {"moe_router_load_balancing_type=sinkhorn moe_router_force_load_balancing=false noisy_gating=false "
+     "fake_balanced_gate=false",
+     "router_type=sinkhorn sinkhorn_variant=megatron"},
+    {"moe_shared_expert_intermediate_size=0 shared_expert_intermediate_size=0",
+     "moe.top_k=2"},
     {"moe_shared_expert_intermediate_size=12 moe_layer_recompute=true",
      "num_shared_experts=1 shared_expert_hidden_size=12 recompute=layer"},
     {"moe_router_score_function=sigmoid moe_router_pre_softmax=true moe_router_enable_expert_bias=true "
@@ -138,6 +151,7 @@ static void what_has_no_equivalent_is_explained(void **state) {
     refused("moe_grouped_gemm", "false", "NeMo");
     refused("mlp_only_layers", "[1]", "moe_layer_freq");
     refused("moe_group_size", "1024", "capacity_group");
+    refused("moe_router_force_biased", "0.5", "drawn anew at every call");
     refused("moe_router_load_balancing_type", "mystery",
             "is not one of: aux_loss, seq_aux_loss, global_aux_loss, none, sinkhorn, quantile_balancing");
     refused("hidden_act", "tanh", "is not one of: silu");
@@ -167,21 +181,66 @@ static void a_section_changes_no_name(void **state) {
     assert_null(moe_layer_alias_named("top_k"));
 }
 
+/* A value that an entry is of. */
+static const char *sample(const moe_layer_alias *alias) {
+    if (!alias->value) return "3";
+    return strcmp(alias->value, "negative") == 0 ? "-3" : alias->value;
+}
+
 /* Every entry names rows of ours, and values they take. */
 static void the_table_is_right(void **state) {
     (void)state;
-    size_t n_alias, n_row;
-    const moe_layer_alias *alias = moe_layer_aliases(&n_alias);
+    size_t n_row;
     const moe_option *row = moe_layer_options(&n_row);
-    for (size_t i = 0; i < n_alias; ++i) {
+    const moe_layer_alias *alias;
+    const moe_alias_setting *setting;
+    for (size_t i = 0; (alias = moe_layer_alias_at(i)); ++i) {
         moe_layer_desc d = plain();
         moe_error error;
-        for (size_t j = 0; j < MOE_ALIAS_SETTINGS && alias[i].setting[j].key; ++j)
-            assert_non_null(moe_option_find(row, n_row, alias[i].setting[j].key));
-        const char *value = alias[i].value ? alias[i].value : "3";
-        const moe_status right = alias[i].advice ? MOE_ERR_ARGUMENT : MOE_OK;
-        if (moe_layer_desc_set(&d, alias[i].name, value, &error) != right)
-            fail_msg("%s %s: %s", alias[i].name, value, error.text);
+        for (size_t j = 0; (setting = moe_layer_alias_setting(alias, j)); ++j)
+            assert_non_null(moe_option_find(row, n_row, setting->key));
+        const moe_status right = alias->advice ? MOE_ERR_ARGUMENT : MOE_OK;
+        if (moe_layer_desc_set(&d, alias->name, sample(alias), &error) != right)
+            fail_msg("%s %s: %s", alias->name, sample(alias), error.text);
+    }
+}
+
+/* A file, then a command line that says otherwise: as if the file had said so. */
+static void the_last_value_counts(void **state) {
+    (void)state;
+    const moe_layer_alias *first, *second;
+    int pairs = 0;
+    for (size_t i = 0; (first = moe_layer_alias_at(i)); ++i)
+        for (size_t j = 0; (second = moe_layer_alias_at(j)); ++j) {
+            if (strcmp(first->name, second->name) != 0 || first->advice || second->advice) continue;
+            moe_layer_desc both = plain(), alone = plain();
+            char got[4096], want[4096];
+            assert_int_equal(moe_layer_desc_set(&both, first->name, sample(first), NULL), MOE_OK);
+            assert_int_equal(moe_layer_desc_set(&both, first->name, sample(second), NULL), MOE_OK);
+            assert_int_equal(moe_layer_desc_set(&alone, first->name, sample(second), NULL), MOE_OK);
+            spell_desc(&both, got, sizeof got);
+            spell_desc(&alone, want, sizeof want);
+            /* null leaves the router as forced balancing may have made it */
+            const bool unforced = strcmp(first->name, "moe_router_force_biased") == 0 && !*second->value;
+            if (!unforced && strcmp(got, want) != 0)
+                fail_msg("%s %s, then %s:\n%s\n%s", first->name, sample(first), sample(second), got, want);
+            ++pairs;
+        }
+    assert_true(pairs > 100);
+}
+
+/* Bare, or in the section of ours or theirs; elsewhere such a name is a mistake. */
+static void a_name_stands_in_its_section(void **state) {
+    (void)state;
+    static const char *const good[] = {"noisy_gating", "moe.noisy_gating", "model.noisy_gating"};
+    static const char *const bad[] = {"nonsense.bias", "optimizer.bias", "data.noisy_gating",
+                                      "data.moe.noisy_gating"};
+    moe_layer_desc d = plain();
+    moe_error error;
+    for (int i = 0; i < 3; ++i) assert_int_equal(moe_layer_desc_set(&d, good[i], "true", &error), MOE_OK);
+    for (int i = 0; i < 4; ++i) {
+        assert_int_equal(moe_layer_desc_set(&d, bad[i], "true", &error), MOE_ERR_ARGUMENT);
+        assert_non_null(strstr(error.text, "unknown option"));
     }
 }
 
@@ -192,6 +251,8 @@ int main(void) {
         cmocka_unit_test(a_coefficient_cannot_go_where_one_is),
         cmocka_unit_test(a_section_changes_no_name),
         cmocka_unit_test(the_table_is_right),
+        cmocka_unit_test(the_last_value_counts),
+        cmocka_unit_test(a_name_stands_in_its_section),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

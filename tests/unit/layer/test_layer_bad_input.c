@@ -363,7 +363,7 @@ static void memory_is_what_was_measured(void **state) {
     moe_layer_desc desc = good_desc();
     moe_layer *layer = NULL;
     must(ctx, moe_layer_create(ctx, &desc, &layer));
-    moe_layer_bytes bytes = moe_layer_measure(layer, 100, MOE_TRAIN);
+    moe_layer_bytes bytes = test_measure(ctx, layer, 100);
     before = left;
     must(ctx, moe_layer_reserve(layer, 100, MOE_TRAIN));
     assert_int_equal(before - left, bytes.grads + bytes.saved + bytes.scratch);

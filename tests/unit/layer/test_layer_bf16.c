@@ -242,8 +242,9 @@ static void test_memory(void **state) {
     const moe_layer_desc desc = bench_problem_layer(&p);
     subject narrow = open_subject(&desc, MOE_BF16, p.n_tokens, 1),
             wide = open_subject(&desc, MOE_F32, p.n_tokens, 1);
-    const moe_layer_bytes a = moe_layer_measure(narrow.layer, p.n_tokens, MOE_TRAIN);
-    const moe_layer_bytes b = moe_layer_measure(wide.layer, p.n_tokens, MOE_TRAIN);
+    moe_layer_bytes a = {.size = sizeof a}, b = {.size = sizeof b};
+    assert_int_equal(moe_layer_measure(narrow.layer, p.n_tokens, MOE_TRAIN, &a), MOE_OK);
+    assert_int_equal(moe_layer_measure(wide.layer, p.n_tokens, MOE_TRAIN, &b), MOE_OK);
     const size_t z = (size_t)(p.n_tokens * p.top_k * 2 * p.hidden); /* numbers */
     assert_int_equal(2 * a.params, b.params);
     assert_int_equal(a.grads, b.grads);

@@ -138,7 +138,9 @@ static bool fingerprint(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer_desc
         return false;
     }
     *complete = *moe_layer_get_desc(layer);
-    const moe_layer_bytes bytes = moe_layer_measure(layer, T, MOE_TRAIN);
+    complete->expert = desc->expert ? desc->expert : "ffn"; /* the layer's own strings go with it */
+    complete->expert_kinds = desc->expert_kinds ? desc->expert_kinds : "";
+    const moe_layer_bytes bytes = test_measure(ctx, layer, T);
     mix(hash, &bytes, sizeof bytes);
     must(ctx, moe_layer_reserve(layer, T, MOE_TRAIN));
     fill_biases(ctx, layer);

@@ -40,8 +40,8 @@ static moe_layer *make(moe_ctx *ctx, const moe_layer_desc *desc, int64_t limit) 
     return layer;
 }
 
-static size_t bytes_of(const moe_layer *layer) {
-    const moe_layer_bytes bytes = moe_layer_measure(layer, T, MOE_TRAIN);
+static size_t bytes_of(moe_ctx *ctx, const moe_layer *layer) {
+    const moe_layer_bytes bytes = test_measure(ctx, layer, T);
     return bytes.saved + bytes.scratch;
 }
 
@@ -63,7 +63,7 @@ static void a_limit_changes_no_bit(void **state) {
         moe_ctx *ctx = test_ctx(NULL, 2);
         const moe_layer_desc d = desc_of(by_sequence[kind]);
         moe_layer *any = make(ctx, &d, 0), *few = make(ctx, &d, 4);
-        if (bytes_of(few) >= bytes_of(any)) fail_msg("%s: no less memory", by_sequence[kind]);
+        if (bytes_of(ctx, few) >= bytes_of(ctx, any)) fail_msg("%s: no less memory", by_sequence[kind]);
         for (int64_t length = 1; length <= T; ++length)
             for (int64_t n = 1; n <= 4 && n * length <= T; ++n) {
                 moe_mat y[2], dx[2];
@@ -113,7 +113,7 @@ static void what_is_kept_beside_z(void **state) {
     const moe_layer_desc d = {
         .size = sizeof d, .d_model = 128, .num_experts = EXPERTS, .top_k = K, .expert_hidden_size = HIDDEN};
     must(ctx, moe_layer_create(ctx, &d, &layer));
-    const size_t saved = moe_layer_measure(layer, TOKENS, MOE_TRAIN).saved;
+    const size_t saved = test_measure(ctx, layer, TOKENS).saved;
     const size_t z = (size_t)TOKENS * K * 2 * HIDDEN * sizeof(float), beside = saved - z;
     const size_t routing =
         (size_t)TOKENS * (EXPERTS + 1 + K) * sizeof(float) + /* scores, lse, weight */

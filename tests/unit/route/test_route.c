@@ -6,25 +6,27 @@
 enum { T = 24, E = 8, K = 3 };
 
 /* One of each router and of each way to score. */
+/* clang-format off */
 static const moe_layer_desc routers[] = {
-    {.top_k = K                       },
-    {                                                         .top_k = K,        .score_before_topk = true, .norm_topk_prob = true, .routed_scaling_factor = 2.5f},
-    {                                   .top_k = K,                                 .score_before_topk = true, .selection_bias = true},
-    {                                             .top_k = K,           .score_function = "sigmoid", .norm_topk_prob = true, .num_groups = 4, .group_top_k = 2},
-    {                                                                   .top_k = K,.score_function = "sqrtsoftplus", .expert_dropout = 0.4f},
-    {                              .top_k = K,                 .top_k_min = 1},
-    {                                                                         .top_k = K,      .router_bias = true, .score_function = "sigmoid"},
-    {                                        .top_k = K,                        .router_type = "sinkhorn"},
-    {                    .top_k = K,                        .router_type = "sinkhorn", .sinkhorn_variant = "megatron"},
-    {.top_k = K,                                 .router_type = "sinkhorn", .sinkhorn_variant = "sigma_moe", .score_function = "sigmoid"},
-    {                                        .top_k = K,                                 .router_type = "quantile"},
-    {                                                            .top_k = K,   .router_type = "noisy_top_k"},
-    {                                                           .top_k = K,.router_type = "expert_choice", .score_before_topk = true},
-    { .top_k = K,                                 .router_type = "hash"},
-    {                                        .top_k = K,                                 .router_type = "random"},
-    {                    .top_k = K,                                 .router_type = "balanced", .fake_noise = 0.2f},
-    {                     .top_k = 2,        .router_type = "gshard_top2"}
+    {.top_k = K},
+    {.top_k = K, .score_before_topk = true, .norm_topk_prob = true, .routed_scaling_factor = 2.5f},
+    {.top_k = K, .score_before_topk = true, .selection_bias = true},
+    {.top_k = K, .score_function = "sigmoid", .norm_topk_prob = true, .num_groups = 4, .group_top_k = 2},
+    {.top_k = K, .score_function = "sqrtsoftplus", .expert_dropout = 0.4f},
+    {.top_k = K, .top_k_min = 1},
+    {.top_k = K, .router_bias = true, .score_function = "sigmoid"},
+    {.top_k = K, .router_type = "sinkhorn"},
+    {.top_k = K, .router_type = "sinkhorn", .sinkhorn_variant = "megatron"},
+    {.top_k = K, .router_type = "sinkhorn", .sinkhorn_variant = "sigma_moe", .score_function = "sigmoid"},
+    {.top_k = K, .router_type = "quantile"},
+    {.top_k = K, .router_type = "noisy_top_k"},
+    {.top_k = K, .router_type = "expert_choice", .score_before_topk = true},
+    {.top_k = K, .router_type = "hash"},
+    {.top_k = K, .router_type = "random"},
+    {.top_k = K, .router_type = "balanced", .fake_noise = 0.2f},
+    {.top_k = 2, .router_type = "gshard_top2"}
 };
+/* clang-format on */
 enum { N_ROUTERS = sizeof routers / sizeof *routers };
 
 /* Router i with every loss that it allows. */
@@ -89,17 +91,20 @@ static void replayed_weights_are_constants(void **state) {
     (void)state;
     route_bench b = route_begin(routers[0], test_random(MOE_F64, T, E, 20));
     int32_t expert[T * K];
-    float weight[T * K];
+    double weight[T * K];
     for (int i = 0; i < T * K; ++i) {
         expert[i] = i % 5 == 4 ? -1 : i % E;
-        weight[i] = 0.25f * (float)(i % 7);
+        weight[i] = 0.1 * (i % 7); /* no float is that */
     }
     moe_call call = route_train;
     call.replay_expert = expert;
     call.replay_weight = weight;
     const outcome o = step(&b, &call);
-    for (int i = 0; i < T * K; ++i) near(o.weight[i], expert[i] < 0 ? 0 : (double)weight[i]);
+    for (int i = 0; i < T * K; ++i) assert_true(o.weight[i] == (expert[i] < 0 ? 0 : weight[i]));
     for (int i = 0; i < E * E; ++i) assert_true(o.dgate[i] == 0);
+    weight[7] = NAN;
+    assert_int_equal(moe_layer_forward(b.layer, b.logits, b.y, &call, NULL), MOE_ERR_NUMERIC);
+    assert_non_null(strstr(moe_ctx_error(b.ctx), "replay_weight: token 2, slot 1"));
     expert[7] = E;
     assert_int_equal(moe_layer_forward(b.layer, b.logits, b.y, &call, NULL), MOE_ERR_ARGUMENT);
     assert_non_null(strstr(moe_ctx_error(b.ctx), "token 2, slot 1"));

@@ -96,8 +96,9 @@ static const char *const noisy[] = {"moe.preset", "t2t_noisy", NULL};
 static const char *const expert_choice[] = {"moe.router_type", "expert_choice", NULL};
 static const char *const hash[] = {"moe.router_type", "hash", "moe.top_k", "1", NULL};
 static const char *const full[] = {"moe.capacity_factor", "0.7", "moe.router_bias", "true", NULL};
-static const char *const *const routers[] = {NULL,  deepseek,      lucidrains, sigma,
-                                             noisy, expert_choice, hash,       full};
+static const char *const wide[] = {"moe.router_dtype", "f64", NULL};
+static const char *const *const routers[] = {NULL,          deepseek, lucidrains, sigma, noisy,
+                                             expert_choice, hash,     full,       wide};
 
 /* The same bits a byte, and recording the replay writes the same file. */
 static void test_replay_is_record(void **state) {
