@@ -376,7 +376,8 @@ typedef struct moe_call {
     uint64_t step;
     /* [T], 1 = real token, 0 = padding: not routed, not counted, no output bias. What serves every token sees
      * padding too, as in NeMo Automodel: shared experts and the biases of latent projections give it a y, and
-     * its dy reaches their gradients. NULL: all real. */
+     * its dy reaches their gradients. Draws and the round robin of router_type balanced go by a token's
+     * number in the batch, so to mask a token is not to leave it out there. NULL: all real. */
     const uint8_t *token_mask;
     float loss_scale;        /* multiplies the gradient of the layer's own losses; 0: 1; or MOE_ZERO */
     int64_t sequence_length; /* tokens of one sequence, dividing T; 0: the batch is one sequence */
@@ -462,7 +463,8 @@ typedef struct moe_routing_view {
     /* [T,E] what was ranked, where that is not the score: logits - bias of quantile; of sinkhorn in training
      * the plan (megatron) or its logarithm. NULL elsewhere, and of no meaning in a replay. */
     const void *selection;
-    int64_t capacity;      /* rows an expert may take of one capacity group; -1: dropless */
+    int64_t capacity;      /* rows an expert may take of one capacity group: more than its tokens where
+                              min_capacity, capacity_multiple or a formula says so; -1: dropless */
     const void *weight;    /* [T,K] of dtype */
     const int32_t *row_of; /* [T,K] row in expert order; -1: masked or dropped */
     const int64_t *routed; /* [E] rows per expert before capacity; of two levels, which fill their capacities

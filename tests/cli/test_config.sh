@@ -100,6 +100,9 @@ printf 'moe: {num_experts: 8\ntrain: [\n' >broken.yaml
 code=$?
 [ $code -eq 2 ] || [ $code -eq 3 ] || complain "a broken YAML file is exit code 2 or 3, not $code"
 says err 'broken\.yaml:[0-9]+:[0-9]+'
+# a dry run makes nothing, and so needs no directory
+expect 0 "$MOEKIT" train --dry-run moe.num_experts=4
+says out '^parameters '
 echo 'moe: {expert: bogus}' >kind.yaml
 expect 2 "$MOEKIT" config check kind.yaml
 says err "moe\.expert: 'bogus'"

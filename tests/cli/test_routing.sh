@@ -56,6 +56,8 @@ says err 'cut.safetensors'
 expect 2 "$MOEKIT" eval --run run --record-routes run
 
 # every preset learns, and the page tells how
+expect 2 "$MOEKIT" bench presets small.yaml moe.preset=mixtral
+says err 'moe.preset: presets are what is compared'
 expect 0 "$MOEKIT" bench presets small.yaml moe.num_experts=8 -o presets.md --run presets -q
 for preset in mixtral deepseek_v3 megatron automodel lucidrains t2t_top2 t2t_noisy sigma_moe; do
     says presets.md "^\| $preset \| [0-9.]+ \| [0-9.]+ \| [0-9.]+ \|"

@@ -155,6 +155,9 @@ static int write_results(cli_args *args, const outcome *outcomes, size_t n) {
 
 int bench_presets(cli_args *args, int64_t jobs) {
     bench_training trainings[MOST_PRESETS];
+    for (int i = 0; i < args->n_set; ++i)
+        if (strcmp(args->set[i].key, "moe.preset") == 0)
+            return cli_fail(args, MOE_ERR_ARGUMENT, "moe.preset: presets are what is compared; leave it out");
     outcome *outcomes = bench_shared(MOST_PRESETS * sizeof *outcomes);
     if (!outcomes) return cli_fail(args, MOE_ERR_MEMORY, "no memory for the outcomes");
     size_t n = 0;

@@ -73,7 +73,7 @@ static int load_settings(cli_args *args, char *run_dir) {
 }
 
 static int dry_run(cli_args *args, moe_ctx *ctx, const char *run_dir) {
-    if (cli_file_exists(run_dir) && !cli_flag(args, "resume") && !cli_flag(args, "move-old"))
+    if (*run_dir && cli_file_exists(run_dir) && !cli_flag(args, "resume") && !cli_flag(args, "move-old"))
         return cli_fail(
             args, MOE_ERR_ARGUMENT,
             "%s exists already, and a run is never overwritten; resume it, or name another directory",
@@ -91,7 +91,7 @@ static int dry_run(cli_args *args, moe_ctx *ctx, const char *run_dir) {
                (long long)info.params_active);
         return 0;
     }
-    printf("run            %s (not made: dry run)\n", run_dir);
+    if (*run_dir) printf("run            %s (not made: dry run)\n", run_dir);
     printf("parameters     %lld, of which a token meets %lld\n", (long long)info.params_total,
            (long long)info.params_active);
     return 0;
@@ -153,7 +153,7 @@ static int run(cli_args *args) {
     moe_ctx *ctx;
     int code = load_settings(args, run_dir);
     if (code) return code;
-    if (!*run_dir)
+    if (!*run_dir && !cli_flag(args, "dry-run"))
         return cli_fail(args, MOE_ERR_ARGUMENT, "name the directory to make: --run DIR (the key run.dir)");
     if (cli_flag(args, "resume") && cli_flag(args, "move-old"))
         return cli_fail(args, MOE_ERR_ARGUMENT,
