@@ -384,7 +384,8 @@ static void test_clock_ends_a_run(void **state) {
 }
 
 static void test_dense_model(void **state) {
-    static const char *const dense[] = {"moe_layer_freq", "0", NULL};
+    static const char *const dense[] = {
+        "moe_layer_freq", "0", "moe.input_jitter_eps", "0", "moe.capacity_factor", "0", NULL};
     train_result whole = train_run(state, &(train_setup){.dir = "a", .pairs = dense});
     train_must(&whole);
     assert_int_equal(whole.last.n_dead, 0);
