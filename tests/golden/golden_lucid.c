@@ -152,6 +152,7 @@ static void compare_slots(golden_case *c, const lucid *run) {
 static void compare_inference(golden_case *c, lucid *run, moe_layer *layer) {
     moe_call call = run->call;
     call.mode = MOE_INFER;
+    call.loss_scale = 0; /* of gradients */
     if (golden_forward(c, layer, &call, &run->pass))
         golden_compare(c, "out", run->pass.y, run->pass.n_tokens * run->d, GOLDEN_VALUE);
 }

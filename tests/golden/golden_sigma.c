@@ -249,6 +249,7 @@ void golden_sigma(golden_case *c) {
         reference_picks(c, &run);
         run.call.replay_expert = replay_short_tokens(c, &run);
         order_masks(c, &run, run.call.replay_expert ? run.call.replay_expert : run.pass.view.expert);
+        if (run.call.replay_expert) run.draws.expert_dropout = NULL; /* nobody selects */
     }
     if (!golden_forward(c, layer, &run.call, &run.pass)) return;
     golden_compare(c, "out", run.pass.y, run.pass.n_tokens * run.pass.d_out, GOLDEN_VALUE);
