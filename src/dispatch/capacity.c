@@ -8,7 +8,6 @@
 #include "core/desc.h"
 
 #include <math.h>
-#include <string.h>
 
 /* A factor as the decimal fraction its author wrote: over / under. */
 typedef struct decimal {
@@ -81,6 +80,7 @@ static const struct moei_capacity_formula formulas[] = {
 };
 
 const char *const moei_drop_policies[] = {"probs", "position", "rank_major", NULL};
+const char *const moei_capacity_scopes[] = {"batch", "sequence", NULL};
 
 static int64_t round_up(int64_t value, int64_t multiple) {
     return multiple > 1 ? ceil_div(value, multiple) * multiple : value;
@@ -106,30 +106,34 @@ static int64_t rows_of(const moei_capacity *rule, moe_mode mode, bool inner, int
     return rows > n && !formula->minimum_wins ? n : rows;
 }
 
-/* NULL: the first name. The options let no other through than those of the list. */
-static int32_t position_of(const char *name, const char *const *names) {
+/* NULL: the first name. The place of any other in its list, *lost where it has none: the options let no such
+ * name through. */
+static int32_t place_of(const char *name, const char *const *names, const char **lost) {
     const int32_t place = name ? moei_option_place(name, names) : 0;
+    if (place < 0) *lost = name;
     return place < 0 ? 0 : place;
 }
 
-moei_capacity moei_capacity_of(const moe_layer_desc *desc) {
-    /* Where experts choose, a capacity is what they choose by: without a factor it is that of factor 1. */
-    const bool by_expert = desc->router_type && strcmp(desc->router_type, "expert_choice") == 0;
+moe_status moei_capacity_init(const moe_layer_desc *desc, bool by_expert, moei_capacity *capacity,
+                              moe_error *error) {
+    const char *lost = NULL;
     const float inner = desc->capacity_factor_inner;
     const float train = by_expert && desc->capacity_factor == 0 ? 1 : desc->capacity_factor;
     const float eval = (float)moei_number(desc->capacity_factor_eval, (double)train);
-    moei_capacity rule = {.formula = &formulas[position_of(desc->capacity_formula, moei_capacity_formulas)],
-                          .rows = rows_of,
-                          .minimum = desc->min_capacity,
-                          .multiple = desc->capacity_multiple,
-                          .top_k = desc->top_k,
-                          .by_sequence =
-                              desc->capacity_group && strcmp(desc->capacity_group, "sequence") == 0,
-                          .pad = desc->pad_to_capacity,
-                          .drop = (moei_drop)position_of(desc->drop_policy, moei_drop_policies)};
-    rule.factor[MOE_TRAIN] = train;
-    rule.factor[MOE_INFER] = eval;
-    rule.factor_inner[MOE_TRAIN] = (float)moei_number(inner, (double)train);
-    rule.factor_inner[MOE_INFER] = (float)moei_number(inner, (double)eval);
-    return rule;
+    *capacity =
+        (moei_capacity){.formula = &formulas[place_of(desc->capacity_formula, moei_capacity_formulas, &lost)],
+                        .rows = rows_of,
+                        .minimum = desc->min_capacity,
+                        .multiple = desc->capacity_multiple,
+                        .top_k = desc->top_k,
+                        .by_sequence = place_of(desc->capacity_group, moei_capacity_scopes, &lost) > 0,
+                        .pad = desc->pad_to_capacity,
+                        .drop = (moei_drop)place_of(desc->drop_policy, moei_drop_policies, &lost)};
+    capacity->factor[MOE_TRAIN] = train;
+    capacity->factor[MOE_INFER] = eval;
+    capacity->factor_inner[MOE_TRAIN] = (float)moei_number(inner, (double)train);
+    capacity->factor_inner[MOE_INFER] = (float)moei_number(inner, (double)eval);
+    if (!lost) return MOE_OK;
+    return moei_error_set(error, MOE_ERR_INTERNAL, "capacity: '%s' is in the options, but not built in",
+                          lost);
 }

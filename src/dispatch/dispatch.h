@@ -7,12 +7,15 @@
 #include "core/ctx.h"
 #include "flow.h"
 
-/* Names of the capacity formulas and of the drop policies, NULL-terminated. */
+/* Names of the capacity formulas, of what a capacity counts by, and of the drop policies, NULL-terminated. */
 extern const char *const moei_capacity_formulas[];
+extern const char *const moei_capacity_scopes[];
 extern const char *const moei_drop_policies[];
 
-/* The capacity of a layer, its names looked up. */
-moei_capacity moei_capacity_of(const moe_layer_desc *desc);
+/* The capacity of a layer, its names looked up; a name that is not built in is MOE_ERR_INTERNAL.
+ * `by_expert`: experts choose by it, so that without a factor it is that of factor 1. */
+moe_status moei_capacity_init(const moe_layer_desc *desc, bool by_expert, moei_capacity *capacity,
+                              moe_error *error);
 
 /* Fills the plan from a routing. Rows of one expert stand group by group; inside a group in token order,
  * or with rank_major all first choices before all second ones. `capacity` NULL: dropless. */

@@ -55,7 +55,9 @@ static moe_status create_gate_params(moe_layer *layer) {
 
 moe_status moei_layer_create_gate(moe_layer *layer) {
     const moe_layer_desc *d = &layer->desc;
-    layer->capacity = moei_capacity_of(d);
+    moe_error error;
+    if (moei_capacity_init(d, moei_router_kind_of(d).by_expert, &layer->capacity, &error) != MOE_OK)
+        return moe_ctx_fail(layer->ctx, error.status, "%s", error.text);
     MOEI_TRY(moei_router_init(layer->ctx, d, &layer->capacity, &layer->router));
     MOEI_TRY(create_gate_params(layer));
     layer->history.count = moe_ctx_alloc(layer->ctx, history_bytes(d));

@@ -13,7 +13,6 @@
 
 static const char *const glu_layouts[] = {"auto", "halves", "interleaved", NULL};
 static const char *const weight_points[] = {"output", "hidden", "input", NULL};
-static const char *const capacity_groups[] = {"batch", "sequence", NULL};
 static const char *const aux_types[] = {"batch", "sequence", "global", "none", NULL};
 static const char *const aux_scores[] = {"normalized", "raw", NULL};
 static const char *const aux_maps[] = {"actual", "plain", NULL};
@@ -183,7 +182,7 @@ static const moe_option options[] = {
      "least rows of an expert; 0: the formula's own, but 1 at least outside training; -1: none"},
     {"moe.capacity_multiple", "", INT(capacity_multiple, "0", 0, 1 << 20),
      "rows of an expert are rounded up to a multiple of this; 0: 1"},
-    {"moe.capacity_group", "", CHOICE(capacity_group, "batch", capacity_groups),
+    {"moe.capacity_group", "", CHOICE(capacity_group, "batch", moei_capacity_scopes),
      "tokens that share a capacity: the batch, or one sequence"},
     {"moe.drop_policy", "moe_token_drop_policy", CHOICE(drop_policy, "probs", moei_drop_policies),
      "who stays in a full expert: the largest weights, the first tokens, or first choices first"},

@@ -10,8 +10,15 @@ typedef struct sizes {
     int32_t K, E;
 } sizes;
 
+static moei_capacity rule_of(const moe_layer_desc *desc, bool by_expert) {
+    moei_capacity rule;
+    moe_error error = {0};
+    if (moei_capacity_init(desc, by_expert, &rule, &error) != MOE_OK) fail_msg("%s", error.text);
+    return rule;
+}
+
 static int64_t rows(moe_layer_desc desc, sizes s) {
-    const moei_capacity rule = moei_capacity_of(&desc);
+    const moei_capacity rule = rule_of(&desc, false);
     return rule.rows(&rule, MOE_TRAIN, false, s.n, s.K, s.E);
 }
 
@@ -65,7 +72,7 @@ static void factors_of_train_and_eval(void **state) {
     const moe_layer_desc desc = {
         .capacity_factor = 1.25f, .capacity_factor_eval = 2, .capacity_factor_inner = 3};
     const moe_layer_desc one = {.capacity_factor = 1.25f};
-    const moei_capacity both = moei_capacity_of(&desc), same = moei_capacity_of(&one);
+    const moei_capacity both = rule_of(&desc, false), same = rule_of(&one, false);
     (void)state;
     assert_true(both.factor[MOE_TRAIN] == 1.25f && both.factor[MOE_INFER] == 2);
     assert_true(both.factor_inner[MOE_TRAIN] == 3 && both.factor_inner[MOE_INFER] == 3);
@@ -80,15 +87,36 @@ static void inference_keeps_a_row(void **state) {
         moe_layer_desc desc = {.capacity_formula = moei_capacity_formulas[formula],
                                .capacity_factor = 1,
                                .capacity_factor_inner = 0.5f};
-        moei_capacity rule = moei_capacity_of(&desc);
+        moei_capacity rule = rule_of(&desc, false);
         for (int inner = 0; inner < 2; ++inner) {
             assert_true(rule.rows(&rule, MOE_INFER, inner, 1, 2, 6) >= 1);
             assert_true(rule.rows(&rule, MOE_INFER, inner, 1, 1, 1000) >= 1);
         }
         desc.min_capacity = MOE_ZERO;
-        rule = moei_capacity_of(&desc);
+        rule = rule_of(&desc, false);
         assert_int_equal(rule.rows(&rule, MOE_INFER, false, 1, 2, 6),
                          rule.rows(&rule, MOE_TRAIN, false, 1, 2, 6));
+    }
+}
+
+/* Without a factor a capacity is none, but where experts choose by it. */
+static void experts_choose_by_factor_one(void **state) {
+    const moe_layer_desc none = {.capacity_factor_eval = 2}, half = {.capacity_factor = 0.5f};
+    (void)state;
+    assert_true(rule_of(&none, false).factor[MOE_TRAIN] == 0);
+    assert_true(rule_of(&none, true).factor[MOE_TRAIN] == 1 && rule_of(&none, true).factor[MOE_INFER] == 2);
+    assert_true(rule_of(&half, true).factor[MOE_TRAIN] == 0.5f);
+}
+
+static void unknown_names_are_told(void **state) {
+    const moe_layer_desc desc[] = {
+        {.capacity_formula = "megatorn"}, {.capacity_group = "megatorn"}, {.drop_policy = "megatorn"}};
+    (void)state;
+    for (int i = 0; i < 3; ++i) {
+        moei_capacity rule;
+        moe_error error = {0};
+        assert_int_equal(moei_capacity_init(&desc[i], false, &rule, &error), MOE_ERR_INTERNAL);
+        assert_non_null(strstr(error.text, "megatorn"));
     }
 }
 
@@ -135,9 +163,14 @@ static void truncation_is_the_references(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(formulas_by_hand),      cmocka_unit_test(decimals_are_exact),
-        cmocka_unit_test(minimum_and_multiple),  cmocka_unit_test(factors_of_train_and_eval),
-        cmocka_unit_test(promises_of_all),       cmocka_unit_test(truncation_is_the_references),
+        cmocka_unit_test(formulas_by_hand),
+        cmocka_unit_test(decimals_are_exact),
+        cmocka_unit_test(minimum_and_multiple),
+        cmocka_unit_test(factors_of_train_and_eval),
+        cmocka_unit_test(experts_choose_by_factor_one),
+        cmocka_unit_test(unknown_names_are_told),
+        cmocka_unit_test(promises_of_all),
+        cmocka_unit_test(truncation_is_the_references),
         cmocka_unit_test(inference_keeps_a_row),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

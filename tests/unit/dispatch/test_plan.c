@@ -50,7 +50,7 @@ static void draw_bench(bench *b, uint64_t i, int formula, int drop, bool sequenc
                                .capacity_group = sequences ? "sequence" : "batch",
                                .drop_policy = moei_drop_policies[drop],
                                .pad_to_capacity = pad};
-    b->rule = moei_capacity_of(&b->desc);
+    assert_int_equal(moei_capacity_init(&b->desc, false, &b->rule, NULL), MOE_OK);
     b->routing = (moei_routing){.n_tokens = n * length,
                                 .n_experts = E,
                                 .top_k = K,
