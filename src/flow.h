@@ -27,6 +27,8 @@ typedef struct moei_batch {
 /* What the hierarchical router keeps for its way back. Rows: (token, outer slot) pairs at an inner gate, by
  * outer expert, then group, then place; a segment is those of one outer expert and group. */
 typedef struct moei_levels {
+    int32_t n_outer;      /* Eo */
+    int64_t n_groups;     /* of capacities and losses */
     int32_t *outer;       /* [T, 2] outer experts chosen; -1 where masked */
     int32_t *row_of;      /* [T, 2] their rows; -1: taken back, dropped or masked */
     void *outer_prob;     /* real [T, Eo] */
@@ -64,7 +66,6 @@ typedef struct moei_routing {
     double *quantile;  /* [E] statistic of this batch, quantile, training */
     int64_t n_dropped; /* slots a router with capacities of its own (hierarchical) dropped */
     moei_levels levels;
-    double level_loss; /* and the GShard losses of its two levels, summed */
 } moei_routing;
 
 typedef enum moei_drop { MOEI_DROP_PROBS, MOEI_DROP_POSITION, MOEI_DROP_RANK_MAJOR } moei_drop;

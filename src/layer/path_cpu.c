@@ -53,7 +53,8 @@ static moei_route_loss_grad losses_backward(const moe_layer *layer, const moei_s
                                   .weight = grad.weight,
                                   .load = grad.load,
                                   .usage = grad.usage,
-                                  .levels = grad.levels};
+                                  .outer = grad.outer,
+                                  .inner = grad.inner};
 }
 
 static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx) {

@@ -60,7 +60,7 @@ static bool counts_plain(const moe_layer_desc *desc) {
 
 moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moe_dtype dtype, moei_arena *arena,
                                   moei_extent extent) {
-    const int64_t E = desc->num_experts, T = extent.tokens;
+    const int64_t E = desc->num_experts, T = extent.tokens, Eo = desc->num_groups_outer;
     const int64_t G = moei_loss_by_sequence(desc) ? extent.sequences : 1;
     moei_loss_scratch s = {.offset = moei_arena_array(arena, G + 1, 1, sizeof(int64_t)),
                            .valid = moei_arena_array(arena, G, 1, sizeof(int64_t)),
@@ -73,6 +73,10 @@ moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moe_dtype dtype, m
                            .load = moei_arena_array(arena, E, 1, sizeof(double)),
                            .usage = moei_arena_array(arena, E, 1, sizeof(double))};
     if (desc->gshard_loss_coeff != 0) s.first = moei_arena_array(arena, G, E, sizeof(int64_t));
+    if (desc->gshard_loss_coeff != 0 && Eo > 0) {
+        s.gate = moei_arena_array(arena, G, 1 + Eo, sizeof(double));
+        s.outer = moei_arena_array(arena, G, Eo, sizeof(double));
+    }
     if (counts_plain(desc)) s.plain = moei_arena_array(arena, T, desc->top_k, sizeof(int32_t));
     return s;
 }

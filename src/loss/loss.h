@@ -19,15 +19,17 @@ typedef struct moei_loss_history {
 
 /* Memory of one call. */
 typedef struct moei_loss_scratch {
-    int64_t *offset;               /* [G + 1] first token of a group */
-    int64_t *valid;                /* [G] real tokens of a group */
-    int64_t *count;                /* [G, E] selections by the map of desc.aux_map */
-    int64_t *total;                /* [E] their sum over the groups */
-    int64_t *first;                /* [G, E] first choices, of the GShard loss */
-    int32_t *plain;                /* [T, K] the plain map; NULL: the actual one is counted */
-    void *prob_sum;                /* real [G, E] */
-    double *mean;                  /* [E] */
-    double *prob;                  /* [G, E] the gradients */
+    int64_t *offset; /* [G + 1] first token of a group */
+    int64_t *valid;  /* [G] real tokens of a group */
+    int64_t *count;  /* [G, E] selections by the map of desc.aux_map */
+    int64_t *total;  /* [E] their sum over the groups */
+    int64_t *first;  /* [G, E] first choices, of the GShard loss */
+    int32_t *plain;  /* [T, K] the plain map; NULL: the actual one is counted */
+    void *prob_sum;  /* real [G, E] */
+    double *mean;    /* [E] */
+    double *gate;    /* [groups * (1 + Eo)] of two levels: what each gate adds to the GShard loss, */
+    double *outer;   /* [groups, Eo] and its gradient; that of the inner gates lies in prob */
+    double *prob;    /* [G, E] the gradients */
     double *weight, *load, *usage; /* [E] */
 } moei_loss_scratch;
 
@@ -55,7 +57,8 @@ typedef struct moei_loss_grad {
     double *weight;   /* [E] d / d every routed weight of expert e */
     double *load;     /* [E] d / d load[e] of noisy_top_k */
     double *usage;    /* [E] d / d softmax(logits)[t,e] */
-    double levels;    /* d / d level_loss of the hierarchical router */
+    double *outer;    /* [groups, Eo] two levels: d / d outer_prob of every token of a group, */
+    double *inner;    /* [Eo * groups, Ei] and d / d inner_prob of every clear first row of a segment */
 } moei_loss_grad;
 
 /* Counts the selections of a batch; every loss of the job reads them. */
@@ -84,6 +87,12 @@ double moei_loss_entropy(const moei_loss_job *job);
 void moei_loss_entropy_gradient(const moei_loss_job *job, double scale, moei_loss_grad *grad);
 double moei_loss_z(const moei_loss_job *job);
 void moei_loss_z_gradient(const moei_loss_job *job, double scale, moei_loss_grad *grad);
+
+/* The GShard loss of one gate: n * sum_e count[e] sum[e] / size^2; and grad[e] += scale * d / d sum[e]. */
+double moei_gate_balance(const int64_t *count, const double *sum, int32_t n, int64_t size);
+void moei_gate_balance_gradient(const int64_t *count, int32_t n, int64_t size, double scale, double *grad);
+/* count[G,E]: choices number k, whatever a policy made of them. */
+void moei_loss_count_choice(const moei_loss_job *job, int64_t k, int64_t *count);
 
 /* E * sum_e share_e P_e with share_e = count_e / sum of counts, P_e = mean prob over the batch's real tokens:
  * what the Switch loss and its global form have in common. 1 when balanced. */

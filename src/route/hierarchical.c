@@ -319,40 +319,6 @@ static void inner_level(const moei_route_job *job, moei_second second) {
     for (int64_t segment = 0; segment < z.Eo * z.n_groups; ++segment) take_inner_places(job, segment);
 }
 
-/* d and P of one group: first[n] counts, prob[n] sums; sum of their products over n, both divided by `size`.
- */
-static double product(const double *first, const double *prob, int32_t n, double size) {
-    double sum = 0;
-    for (int32_t e = 0; e < n; ++e) sum += first[e] * prob[e];
-    return size > 0 ? sum / (size * size) : 0;
-}
-
-/* The GShard losses of both levels: E^2 times the mean of d P. Rows that are no clear first choice are left
- * out of the inner sums, but not of the places they are divided by. */
-static double level_loss(const moei_route_job *job) {
-    const moei_level_sizes z = moei_level_sizes_of(job);
-    const moei_routing *routing = job->routing;
-    const moei_levels *levels = &routing->levels;
-    double *first = job->scratch.work, *prob = first + routing->n_experts, outer = 0, inner = 0;
-    for (int64_t g = 0; g < z.n_groups; ++g) {
-        moei_outer_first(job, g, first);
-        memset(prob, 0, (size_t)z.Eo * sizeof *prob);
-        for (int64_t i = g * z.group_tokens * z.Eo; i < (g + 1) * z.group_tokens * z.Eo; ++i)
-            prob[i % z.Eo] += moei_real_load(routing->dtype, levels->outer_prob, i);
-        outer += product(first, prob, z.Eo, (double)levels->valid[g]);
-    }
-    for (int64_t segment = 0; segment < z.Eo * z.n_groups; ++segment) {
-        moei_inner_first(job, segment, first);
-        memset(prob, 0, (size_t)z.Ei * sizeof *prob);
-        for (int64_t row = levels->segment[segment]; row < levels->segment[segment + 1]; ++row)
-            for (int32_t e = 0; e < z.Ei && levels->clear_first[row]; ++e)
-                prob[e] += moei_real_load(routing->dtype, levels->inner_prob, row * z.Ei + e);
-        inner += product(first, prob, z.Ei, (double)levels->places[segment % z.n_groups]);
-    }
-    const double groups = (double)moei_level_groups_used(job);
-    return groups > 0 ? (z.Eo * outer + z.Ei * inner / z.Eo) / groups : 0;
-}
-
 static moe_status find_bad(const moei_route_job *job) {
     const moei_routing *routing = job->routing;
     const int32_t Ei = moei_level_sizes_of(job).Ei;
@@ -382,6 +348,8 @@ moe_status moei_levels_forward(const moei_route_job *job) {
     moei_routing *routing = job->routing;
     const moei_second second = job->router->second[job->batch->mode];
     const int64_t slots = 4 * routing->n_tokens;
+    routing->levels.n_outer = moei_level_sizes_of(job).Eo;
+    routing->levels.n_groups = moei_level_sizes_of(job).n_groups;
     routing->levels.capacity = -1;
     for (int64_t slot = 0; slot < slots && !job->batch->replay_expert; ++slot) routing->expert[slot] = -1;
     memset(routing->weight, 0, (size_t)slots * moe_dtype_bytes(routing->dtype));
@@ -391,7 +359,6 @@ moe_status moei_levels_forward(const moei_route_job *job) {
     index_rows(job);
     inner_logits(job);
     inner_level(job, second);
-    routing->level_loss = level_loss(job);
     routing->n_dropped = 0;
     for (int64_t slot = 0; slot < slots; ++slot)
         routing->n_dropped += routing->expert[slot] <= moei_dropped(0, routing->n_experts);

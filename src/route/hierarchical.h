@@ -14,11 +14,4 @@ typedef struct moei_level_sizes {
 } moei_level_sizes;
 moei_level_sizes moei_level_sizes_of(const moei_route_job *job);
 
-/* Groups with a real token. */
-int64_t moei_level_groups_used(const moei_route_job *job);
-/* first[Eo]: tokens of group g by first choice. first[Ei]: clear first choices of a segment (outer expert,
- * group), by their first inner choice. */
-void moei_outer_first(const moei_route_job *job, int64_t g, double *first);
-void moei_inner_first(const moei_route_job *job, int64_t segment, double *first);
-
 #endif

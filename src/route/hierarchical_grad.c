@@ -7,34 +7,11 @@
 
 #include <string.h>
 
-int64_t moei_level_groups_used(const moei_route_job *job) {
-    int64_t used = 0;
-    for (int64_t g = 0; g < moei_level_sizes_of(job).n_groups; ++g) used += job->routing->levels.valid[g] > 0;
-    return used;
-}
-
-void moei_outer_first(const moei_route_job *job, int64_t g, double *first) {
-    const moei_level_sizes z = moei_level_sizes_of(job);
-    memset(first, 0, (size_t)z.Eo * sizeof *first);
-    for (int64_t t = g * z.group_tokens; t < (g + 1) * z.group_tokens; ++t) {
-        const int32_t o = job->routing->levels.outer[2 * t];
-        if (o >= 0) ++first[o];
-    }
-}
-
-void moei_inner_first(const moei_route_job *job, int64_t segment, double *first) {
-    const moei_levels *levels = &job->routing->levels;
-    memset(first, 0, (size_t)moei_level_sizes_of(job).Ei * sizeof *first);
-    for (int64_t row = levels->segment[segment]; row < levels->segment[segment + 1]; ++row)
-        if (levels->clear_first[row] && levels->inner[2 * row] >= 0) ++first[levels->inner[2 * row]];
-}
-
 typedef struct back_job {
     const moei_route_job *job;
     const void *dweight;
     const moei_route_loss_grad *loss;
     double *douter; /* [T, 2] gradient of the outer weights */
-    double used;    /* groups */
 } back_job;
 
 /* ds of two weights g / (g1 + g2 + eps) of scores s[choice]; choice -1: that one is no part of it. Returns
@@ -88,13 +65,11 @@ static void inner_task(void *arg, int64_t segment, void *scratch) {
     const moei_routing *routing = b->job->routing;
     const moei_levels *levels = &routing->levels;
     const moei_level_sizes z = moei_level_sizes_of(b->job);
-    double *first = scratch, *s = first + z.Ei, *ds = s + z.Ei;
-    const double places = (double)levels->places[segment % z.n_groups];
-    const double each = places > 0 ? b->loss->levels * z.Ei / (z.Eo * b->used * places * places) : 0;
-    moei_inner_first(b->job, segment, first);
+    const double *asked = b->loss->inner ? b->loss->inner + segment * z.Ei : NULL;
+    double *s = scratch, *ds = s + z.Ei;
     for (int64_t row = levels->segment[segment]; row < levels->segment[segment + 1]; ++row) {
         load_row(routing->dtype, levels->inner_prob, row * z.Ei, z.Ei, s);
-        for (int32_t e = 0; e < z.Ei; ++e) ds[e] = levels->clear_first[row] ? each * first[e] : 0;
+        for (int32_t e = 0; e < z.Ei; ++e) ds[e] = asked && levels->clear_first[row] ? asked[e] : 0;
         inner_row_backward(b, row, s, ds);
         through_softmax(routing->dtype, s, ds, 0, z.Ei, b->job->scratch.inner, row * z.Ei);
     }
@@ -105,16 +80,14 @@ static void outer_task(void *arg, int64_t g, void *scratch) {
     const moei_routing *routing = b->job->routing;
     const moei_levels *levels = &routing->levels;
     const moei_level_sizes z = moei_level_sizes_of(b->job);
-    double *first = scratch, *s = first + z.Eo, *ds = s + z.Eo;
-    const double valid = (double)levels->valid[g];
-    const double each = valid > 0 ? b->loss->levels * z.Eo / (b->used * valid * valid) : 0;
-    moei_outer_first(b->job, g, first);
+    const double *asked = b->loss->outer ? b->loss->outer + g * z.Eo : NULL;
+    double *s = scratch, *ds = s + z.Eo;
     for (int64_t t = g * z.group_tokens; t < (g + 1) * z.group_tokens; ++t) {
         const int32_t *choice = levels->outer + 2 * t, *row_of = levels->row_of + 2 * t;
         const double v[2] = {row_of[0] < 0 ? 0 : b->douter[2 * t], row_of[1] < 0 ? 0 : b->douter[2 * t + 1]};
         const double lse = moei_real_load(routing->dtype, routing->lse, t);
         load_row(routing->dtype, levels->outer_prob, t * z.Eo, z.Eo, s);
-        for (int32_t e = 0; e < z.Eo; ++e) ds[e] = each * first[e];
+        for (int32_t e = 0; e < z.Eo; ++e) ds[e] = asked ? asked[e] : 0;
         through_pair(s, choice, v, ds);
         through_softmax(routing->dtype, s, ds, b->loss->z * lse, z.Eo, b->job->scratch.logits, t * z.Eo);
     }
@@ -192,7 +165,7 @@ static void input_gradient(const moei_route_job *job, moe_mat dx) {
 void moei_levels_backward(const moei_route_job *job, const void *dweight, const moei_route_loss_grad *loss,
                           const moei_gate *grad, moe_mat dx) {
     const moei_level_sizes z = moei_level_sizes_of(job);
-    back_job b = {job, dweight, loss, job->scratch.work, (double)moei_level_groups_used(job)};
+    back_job b = {job, dweight, loss, job->scratch.work};
     moei_parallel(&job->ctx->team, z.Eo * z.n_groups, inner_task, &b);
     moei_parallel(&job->ctx->team, z.n_groups, outer_task, &b);
     gate_gradients(job, grad);

@@ -128,7 +128,9 @@ typedef struct moei_route_loss_grad {
     const double *weight; /* [E] added to the gradient of every routed weight of expert e */
     const double *load;   /* [E] d loss / d load[e], noisy_top_k */
     const double *usage;  /* [E] d loss / d softmax(logits)[t,e], whatever the score function */
-    double levels;        /* d loss / d routing->level_loss, hierarchical */
+    const double *outer;  /* [groups, Eo] d loss / d levels.outer_prob of every token of a group, */
+    const double
+        *inner; /* [Eo * groups, Ei] and of levels.inner_prob of every clear first row of a segment */
 } moei_route_loss_grad;
 
 /* Fills job->routing. A NaN or infinite logit is MOE_ERR_NUMERIC and names the token. */
