@@ -322,7 +322,8 @@ static void check_capacity(checker *c, const moe_layer_desc *d) {
 static void check_losses(checker *c, const moe_layer_desc *d) {
     const bool balance = d->aux_loss_coeff > 0 || d->seq_aux_loss_coeff > 0 || d->global_aux_loss_coeff > 0;
     static const char loss[] =
-        "needs a balance loss: aux_loss_coeff, seq_aux_loss_coeff or global_aux_loss_coeff";
+        "needs a balance loss: aux_loss_coeff (but for aux_loss_type none), seq_aux_loss_coeff or "
+        "global_aux_loss_coeff";
     const bool one_sigmoid = moei_is(d->sinkhorn_variant, "megatron") && d->top_k == 1;
     const bool moved = moei_is(d->aux_loss_type, "sequence") || moei_is(d->aux_loss_type, "global");
     rule(c, moved, d->aux_loss_coeff == 0, "aux_loss_type",

@@ -60,21 +60,19 @@ static void fill_router(moe_layer_desc *d) {
     }
 }
 
-/* Puts Megatron's one coefficient where its type says. Without one, or where that loss has its own, the type
- * stays and is refused. */
+/* Puts Megatron's one coefficient where its type says: of none, nowhere, so that what needs a balance loss is
+ * refused. Without a coefficient, or where that loss has its own, the types of other losses stay and are
+ * refused. */
 static void fill_balance(moe_layer_desc *d) {
     float *loss = NULL;
+    if (moei_is(d->aux_loss_type, "none")) {
+        d->aux_loss_coeff = 0;
+        d->aux_loss_type = "batch";
+    }
     if (moei_is(d->aux_loss_type, "sequence")) loss = &d->seq_aux_loss_coeff;
     if (moei_is(d->aux_loss_type, "global")) loss = &d->global_aux_loss_coeff;
     if (!loss || *loss != 0 || d->aux_loss_coeff == 0) return;
     *loss = d->aux_loss_coeff;
-    d->aux_loss_coeff = 0;
-    d->aux_loss_type = "batch";
-}
-
-/* The coefficient was checked like any other; now the type says that it counts for nothing. */
-static void drop_balance(moe_layer_desc *d) {
-    if (!moei_is(d->aux_loss_type, "none")) return;
     d->aux_loss_coeff = 0;
     d->aux_loss_type = "batch";
 }
@@ -116,7 +114,6 @@ moe_status moei_layer_desc_fill(const moe_layer_desc *given, moe_layer_desc *fil
     MOEI_TRY(check_limits(&d, error));
     fill_defaults(&d);
     MOEI_TRY(moei_layer_desc_check(&d, error));
-    drop_balance(&d);
     *filled = d;
     return MOE_OK;
 }
