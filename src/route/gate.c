@@ -39,15 +39,16 @@ static void gather_tasks(const moei_route_job *job) {
 static moe_mat gate_input(const moei_route_job *job) {
     const moei_router *router = job->router;
     const moe_mat x = job->batch->x;
+    const int64_t rows = router->unit == MOEI_UNIT_TOKEN ? x.rows : job->batch->n_sequences;
+    const moe_mat in = {job->scratch.in, rows, router->d_model, router->d_model, x.dtype};
     if (router->unit == MOEI_UNIT_TOKEN && !moei_has_jitter(job)) return x;
     if (router->unit == MOEI_UNIT_SEQUENCE)
         moei_parallel(&job->ctx->team, job->batch->n_sequences, sequence_task, (void *)(uintptr_t)job);
     else if (router->unit == MOEI_UNIT_TASK)
         gather_tasks(job);
     else
-        moei_jitter(job->ctx, router, job->batch, job->scratch.in);
-    const int64_t rows = router->unit == MOEI_UNIT_TOKEN ? x.rows : job->batch->n_sequences;
-    return (moe_mat){job->scratch.in, rows, router->d_model, router->d_model, x.dtype};
+        moei_jitter(job, x, in, false);
+    return in;
 }
 
 /* out[rows,E] = in gate^T, real */
@@ -218,7 +219,7 @@ static void hand_back(const moei_route_job *job, const moei_gate *grad, moe_mat 
     const void *din = job->scratch.in;
     const int64_t d = job->router->d_model, length = batch->sequence_length;
     if (job->router->unit == MOEI_UNIT_TOKEN) {
-        moei_jitter_backward(job->ctx, job->router, batch, din, dx);
+        moei_jitter(job, (moe_mat){job->scratch.in, dx.rows, d, d, dx.dtype}, dx, true);
         return;
     }
     for (int64_t s = 0; s < batch->n_sequences; ++s) {

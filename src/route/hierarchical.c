@@ -40,26 +40,6 @@ moei_level_sizes moei_level_sizes_of(const moei_route_job *job) {
                               .group_tokens = job->routing->n_tokens / groups};
 }
 
-/* z[n] = logits, s[n] = softmax of them. The lse, or NaN where a logit is bad. */
-static double softmax(moe_dtype dtype, const void *logits, int64_t at, int32_t n, double *z, double *s) {
-    double max = -INFINITY, sum = 0;
-    for (int32_t e = 0; e < n; ++e) {
-        z[e] = moei_real_load(dtype, logits, at + e);
-        if (!isfinite(z[e])) return NAN;
-        max = fmax(max, z[e]);
-    }
-    for (int32_t e = 0; e < n; ++e) sum += s[e] = exp(z[e] - max);
-    for (int32_t e = 0; e < n; ++e) s[e] /= sum;
-    return max + log(sum);
-}
-
-static double entropy_of(const double *s, int32_t n) {
-    double sum = 0;
-    for (int32_t e = 0; e < n; ++e)
-        if (s[e] > 0) sum -= s[e] * log(s[e]);
-    return sum;
-}
-
 static void store_row(moe_dtype dtype, void *to, int64_t at, const double *from, int32_t n) {
     for (int32_t i = 0; i < n; ++i) moei_real_store(dtype, to, at + i, from ? from[i] : 0);
 }
@@ -126,15 +106,17 @@ static void outer_token(const moei_route_job *job, const void *arg, int64_t t, d
     moei_routing *routing = job->routing;
     const moei_levels *levels = &routing->levels;
     const int32_t Eo = moei_level_sizes_of(job).Eo;
-    double *z = room, *s = room + Eo, weight[2] = {0, 0}, lse = 0;
+    double *z = room, *s = room + Eo, weight[2] = {0, 0}, lse = 0, entropy = 0;
     for (int64_t slot = 2 * t; slot < 2 * t + 2; ++slot) levels->outer[slot] = levels->row_of[slot] = -1;
-    if (!moei_masked(job->batch, t)) lse = softmax(routing->dtype, job->scratch.logits, t * Eo, Eo, z, s);
+    if (!moei_masked(job->batch, t))
+        lse = moei_softmax_row(routing->dtype, job->scratch.logits, t * Eo, Eo, s, &entropy);
     const bool routed = !moei_masked(job->batch, t) && !isnan(lse);
+    moei_load_row(routing->dtype, job->scratch.logits, t * Eo, Eo, z);
     if (routed) choose_outer(job, *(const moei_second *)arg, t, z, s, weight);
     store_row(routing->dtype, levels->outer_prob, t * Eo, routed ? s : NULL, Eo);
     store_row(routing->dtype, levels->outer_weight, 2 * t, weight, 2);
     moei_real_store(routing->dtype, routing->lse, t, lse);
-    moei_real_store(routing->dtype, job->scratch.entropy, t, routed ? entropy_of(s, Eo) : 0);
+    moei_real_store(routing->dtype, job->scratch.entropy, t, entropy);
 }
 
 /* Takes places of the outer experts for one rank of one group; count[Eo] goes on from the rank before. */
@@ -212,10 +194,12 @@ static void inner_row(const moei_route_job *job, moei_second second, int64_t seg
     const moei_levels *levels = &routing->levels;
     const int64_t slot = levels->row_slot[row];
     const double outer = moei_real_load(routing->dtype, levels->outer_weight, slot);
-    double *z = room, *s = room + n.Ei, weight[2];
+    double *z = room, *s = room + n.Ei, weight[2], entropy;
     int32_t *choice = levels->inner + 2 * row, *expert = routing->expert + 2 * slot;
     choice[0] = choice[1] = -1;
-    if (isnan(softmax(routing->dtype, job->scratch.inner, row * n.Ei, n.Ei, z, s))) s[0] = NAN;
+    moei_load_row(routing->dtype, job->scratch.inner, row * n.Ei, n.Ei, z);
+    if (isnan(moei_softmax_row(routing->dtype, job->scratch.inner, row * n.Ei, n.Ei, s, &entropy)))
+        s[0] = NAN;
     store_row(routing->dtype, levels->inner_prob, row * n.Ei, s, n.Ei);
     levels->clear_first[row] = outer > 0.5;
     if (isnan(s[0])) return;

@@ -14,4 +14,9 @@ typedef struct moei_level_sizes {
 } moei_level_sizes;
 moei_level_sizes moei_level_sizes_of(const moei_route_job *job);
 
+/* to[n] = the numbers from `at`. */
+static inline void moei_load_row(moe_dtype dtype, const void *from, int64_t at, int32_t n, double *to) {
+    for (int32_t i = 0; i < n; ++i) to[i] = moei_real_load(dtype, from, at + i);
+}
+
 #endif

@@ -27,16 +27,12 @@ static void through_pair(const double *s, const int32_t choice[2], const double 
         if (choice[j] >= 0) ds[choice[j]] += v[j] / sum - mean / (sum * sum);
 }
 
-/* dlogits[n] = s (ds - <ds, s> + z) */
+/* dlogits[n] from ds[n] through the softmax s[n], and z times the gradient of its lse; dl[n] is room. */
 static void through_softmax(moe_dtype dtype, const double *s, const double *ds, double z, int32_t n,
-                            void *dlogits, int64_t at) {
-    double mean = 0;
-    for (int32_t e = 0; e < n; ++e) mean += ds[e] * s[e];
-    for (int32_t e = 0; e < n; ++e) moei_real_store(dtype, dlogits, at + e, s[e] * (ds[e] - mean + z));
-}
-
-static void load_row(moe_dtype dtype, const void *from, int64_t at, int32_t n, double *to) {
-    for (int32_t e = 0; e < n; ++e) to[e] = moei_real_load(dtype, from, at + e);
+                            double *dl, void *dlogits, int64_t at) {
+    memset(dl, 0, (size_t)n * sizeof *dl);
+    moei_softmax_backward(s, ds, z, n, dl);
+    for (int32_t e = 0; e < n; ++e) moei_real_store(dtype, dlogits, at + e, dl[e]);
 }
 
 /* One row: v[2] of its inner weights; its share of the outer weight's gradient. */
@@ -68,10 +64,10 @@ static void inner_task(void *arg, int64_t segment, void *scratch) {
     const double *asked = b->loss->inner ? b->loss->inner + segment * z.Ei : NULL;
     double *s = scratch, *ds = s + z.Ei;
     for (int64_t row = levels->segment[segment]; row < levels->segment[segment + 1]; ++row) {
-        load_row(routing->dtype, levels->inner_prob, row * z.Ei, z.Ei, s);
+        moei_load_row(routing->dtype, levels->inner_prob, row * z.Ei, z.Ei, s);
         for (int32_t e = 0; e < z.Ei; ++e) ds[e] = asked && levels->clear_first[row] ? asked[e] : 0;
         inner_row_backward(b, row, s, ds);
-        through_softmax(routing->dtype, s, ds, 0, z.Ei, b->job->scratch.inner, row * z.Ei);
+        through_softmax(routing->dtype, s, ds, 0, z.Ei, ds + z.Ei, b->job->scratch.inner, row * z.Ei);
     }
 }
 
@@ -86,10 +82,11 @@ static void outer_task(void *arg, int64_t g, void *scratch) {
         const int32_t *choice = levels->outer + 2 * t, *row_of = levels->row_of + 2 * t;
         const double v[2] = {row_of[0] < 0 ? 0 : b->douter[2 * t], row_of[1] < 0 ? 0 : b->douter[2 * t + 1]};
         const double lse = moei_real_load(routing->dtype, routing->lse, t);
-        load_row(routing->dtype, levels->outer_prob, t * z.Eo, z.Eo, s);
+        moei_load_row(routing->dtype, levels->outer_prob, t * z.Eo, z.Eo, s);
         for (int32_t e = 0; e < z.Eo; ++e) ds[e] = asked ? asked[e] : 0;
         through_pair(s, choice, v, ds);
-        through_softmax(routing->dtype, s, ds, b->loss->z * lse, z.Eo, b->job->scratch.logits, t * z.Eo);
+        through_softmax(routing->dtype, s, ds, b->loss->z * lse, z.Eo, ds + z.Eo, b->job->scratch.logits,
+                        t * z.Eo);
     }
 }
 

@@ -153,13 +153,6 @@ void moei_selection_bias_update(moe_dtype dtype, int32_t n_experts, const int64_
 void moei_quantile_bias_update(moe_dtype dtype, int32_t n_experts, const double *statistic, double ema,
                                void *bias);
 
-/* out[T,d] = x * factor, where factor is U(1-eps, 1+eps), one draw a number, keyed by (seed, layer, step,
- * token): the same each time it is asked for. */
-void moei_jitter(moe_ctx *ctx, const moei_router *router, const moei_batch *batch, void *out);
-/* dx += dout[T,d] * factor. */
-void moei_jitter_backward(moe_ctx *ctx, const moei_router *router, const moei_batch *batch, const void *dout,
-                          moe_mat dx);
-
 /* Standard deviation of the gate's weights by router_init; and what normal_fan_in_renorm does to them once
  * drawn. */
 double moei_gate_init_std(const moe_layer_desc *desc);

@@ -52,21 +52,28 @@ static void write_masked(const moei_route_job *job, int64_t t, double lse) {
     moei_real_store(routing->dtype, job->scratch.entropy, t, 0);
 }
 
-/* max, then sum of exp(l - max); NaN where a logit is bad */
-static double row_lse(const moei_routing *routing, int64_t t, double *entropy) {
+double moei_softmax_row(moe_dtype dtype, const void *logits, int64_t at, int32_t n, double *s,
+                        double *entropy) {
     double max = -INFINITY, sum = 0, below = 0;
-    for (int64_t e = 0; e < routing->n_experts; ++e) {
-        double l = logit(routing, t, e);
-        if (!isfinite(l)) return NAN;
-        max = fmax(max, l);
+    for (int32_t e = 0; e < n; ++e) {
+        s[e] = moei_real_load(dtype, logits, at + e);
+        if (!isfinite(s[e])) return NAN;
+        max = fmax(max, s[e]);
     }
-    for (int64_t e = 0; e < routing->n_experts; ++e) {
-        double depth = max - logit(routing, t, e), y = exp(-depth);
-        sum += y;
-        if (y > 0) below += y * depth;
+    for (int32_t e = 0; e < n; ++e) {
+        const double depth = max - s[e];
+        sum += s[e] = exp(-depth);
+        if (s[e] > 0) below += s[e] * depth;
     }
+    for (int32_t e = 0; e < n; ++e) s[e] /= sum;
     *entropy = log(sum) + below / sum;
     return max + log(sum);
+}
+
+void moei_softmax_backward(const double *s, const double *ds, double z, int32_t n, double *dl) {
+    double mean = 0;
+    for (int32_t e = 0; e < n && ds; ++e) mean += ds[e] * s[e];
+    for (int32_t e = 0; e < n; ++e) dl[e] += s[e] * ((ds ? ds[e] - mean : 0) + z);
 }
 
 static void score_forward_token(const moei_route_job *job, const void *arg, int64_t t, double *s) {
@@ -74,15 +81,14 @@ static void score_forward_token(const moei_route_job *job, const void *arg, int6
     const int64_t E = routing->n_experts;
     double entropy = 0, sum = 0;
     (void)arg;
-    double lse = moei_masked(job->batch, t) ? 0 : row_lse(routing, t, &entropy);
+    double lse = 0;
+    if (!moei_masked(job->batch, t))
+        lse = moei_softmax_row(routing->dtype, routing->logits, t * E, routing->n_experts, s, &entropy);
     if (moei_masked(job->batch, t) || isnan(lse)) {
         write_masked(job, t, lse);
         return;
     }
-    if (job->router->score == MOEI_SOFTMAX)
-        for (int64_t e = 0; e < E; ++e) s[e] = exp(logit(routing, t, e) - lse);
-    else
-        moei_score_token(job, t, s);
+    if (job->router->score != MOEI_SOFTMAX) moei_score_token(job, t, s);
     for (int64_t e = 0; e < E; ++e) sum += s[e];
     if (!normalises(job->router)) sum = 1;
     for (int64_t e = 0; e < E; ++e)
@@ -121,10 +127,8 @@ static void prob_gradient(const moei_route_job *job, int64_t t, const moei_route
 static void through_score(const moei_route_job *job, int64_t t, const double *s, const double *ds,
                           double *dl) {
     const moei_routing *routing = job->routing;
-    double mean = 0;
     if (job->router->score == MOEI_SOFTMAX) {
-        for (int64_t e = 0; e < routing->n_experts; ++e) mean += ds[e] * s[e];
-        for (int64_t e = 0; e < routing->n_experts; ++e) dl[e] += s[e] * (ds[e] - mean);
+        moei_softmax_backward(s, ds, 0, routing->n_experts, dl);
         return;
     }
     for (int64_t e = 0; e < routing->n_experts; ++e) {
@@ -138,24 +142,19 @@ static void through_score(const moei_route_job *job, int64_t t, const double *s,
     }
 }
 
-/* dl[E] += usage through softmax, and the z-loss */
+/* dl[E] += usage through softmax, and the z-loss; `room` [E] holds the softmax where scores are another. */
 static void softmax_gradient(const moei_route_job *job, int64_t t, const moei_route_loss_grad *loss,
-                             const double *s, double *dl) {
+                             const double *s, double *room, double *dl) {
     const moei_routing *routing = job->routing;
-    const bool softmax = job->router->score == MOEI_SOFTMAX;
     const double lse = moei_real_load(routing->dtype, routing->lse, t);
-    double mean = 0;
-    for (int64_t e = 0; e < routing->n_experts && loss->usage; ++e)
-        mean += loss->usage[e] * (softmax ? s[e] : exp(logit(routing, t, e) - lse));
-    for (int64_t e = 0; e < routing->n_experts; ++e) {
-        double q = softmax ? s[e] : exp(logit(routing, t, e) - lse);
-        dl[e] += q * ((loss->usage ? loss->usage[e] - mean : 0) + loss->z * lse);
-    }
+    const bool softmax = job->router->score == MOEI_SOFTMAX;
+    for (int64_t e = 0; e < routing->n_experts && !softmax; ++e) room[e] = exp(logit(routing, t, e) - lse);
+    moei_softmax_backward(softmax ? s : room, loss->usage, loss->z * lse, routing->n_experts, dl);
 }
 
 void moei_score_backward_token(const moei_route_job *job, int64_t t, const moei_route_loss_grad *loss,
                                const double *s, double *ds, double *dl) {
     if (loss->prob) prob_gradient(job, t, loss, s, ds);
     through_score(job, t, s, ds, dl);
-    if (loss->usage || loss->z != 0) softmax_gradient(job, t, loss, s, dl);
+    if (loss->usage || loss->z != 0) softmax_gradient(job, t, loss, s, ds, dl);
 }

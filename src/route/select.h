@@ -79,6 +79,9 @@ moei_route_wide moei_route_wide_carve(const moei_router *router, moei_arena *are
 /* gate.c: routing->logits, and the way back from dlogits (scratch.logits). */
 void moei_gate_forward(const moei_route_job *job);
 void moei_gate_backward(const moei_route_job *job, const moei_gate *grad, moe_mat dx);
+/* jitter.c: to[T,d] = from * factor, or that added; the factor is U(1-eps, 1+eps), one draw a number, keyed by
+ * (seed, layer, step, token): the same each time it is asked for. */
+void moei_jitter(const moei_route_job *job, moe_mat from, moe_mat to, bool adds);
 /* noisy.c: logits = clean + noise; load; and their gradients into dlogits and scratch.noise. */
 void moei_noise_add(const moei_route_job *job);
 void moei_noise_load(const moei_route_job *job);
@@ -88,7 +91,14 @@ moe_status moei_score_forward(const moei_route_job *job);
 moe_status moei_route_bad_token(const moei_route_job *job, int64_t t); /* route.c tells it */
 /* Writes s[E] of token t: the score function of its logits, with the selection bias where weights want it. */
 void moei_score_token(const moei_route_job *job, int64_t t, double *s);
-/* Adds to dl[E] what ds[E], the gradient of s[E] from moei_score_token, and the losses ask for. */
+/* s[n] = softmax of the logits from `at`, and its entropy; the lse, or NaN where a logit is bad. */
+double moei_softmax_row(moe_dtype dtype, const void *logits, int64_t at, int32_t n, double *s,
+                        double *entropy);
+/* dl[n] += s (ds - <ds, s>) + z s: through a softmax s[n], and z times the gradient of its lse. ds NULL: 0.
+ */
+void moei_softmax_backward(const double *s, const double *ds, double z, int32_t n, double *dl);
+/* Adds to dl[E] what ds[E], the gradient of s[E] from moei_score_token, and the losses ask for; ds is spent.
+ */
 void moei_score_backward_token(const moei_route_job *job, int64_t t, const moei_route_loss_grad *loss,
                                const double *s, double *ds, double *dl);
 /* weight.c */
