@@ -71,13 +71,32 @@ static void multiply(const moei_route_job *job, moe_mat in, const void *gate, vo
                                                                  .c_wide = in.dtype != job->routing->dtype});
 }
 
-/* [U,E] -> [T,E] in place: the last token first, so that a row is read before it is written. */
+enum { COLUMNS_PER_TASK = 16 };
+
+typedef struct unit_rows {
+    const moei_route_job *job;
+    void *logits;
+} unit_rows;
+
+/* A few columns: the last token first, so that a row is read before it is written. */
+static void spread_task(void *arg, int64_t task, void *scratch) {
+    (void)scratch;
+    const unit_rows *rows = arg;
+    const int64_t E = rows->job->router->n_experts, length = rows->job->batch->sequence_length;
+    const int64_t first = task * COLUMNS_PER_TASK, left = E - first;
+    const size_t real = moe_dtype_bytes(rows->job->routing->dtype);
+    const size_t bytes = (size_t)(left < COLUMNS_PER_TASK ? left : COLUMNS_PER_TASK) * real;
+    char *columns = (char *)rows->logits + (size_t)first * real;
+    for (int64_t t = rows->job->routing->n_tokens - 1; t >= 0; --t)
+        memmove(columns + (size_t)(t * E) * real, columns + (size_t)(t / length * E) * real, bytes);
+}
+
+/* [U,E] -> [T,E] in place. */
 static void spread_units(const moei_route_job *job, void *logits) {
-    const size_t row = (size_t)job->router->n_experts * moe_dtype_bytes(job->routing->dtype);
+    unit_rows rows = {job, logits};
     if (job->router->unit == MOEI_UNIT_TOKEN) return;
-    for (int64_t t = job->routing->n_tokens - 1; t >= 0; --t)
-        memmove((char *)logits + (size_t)t * row,
-                (const char *)logits + (size_t)(t / job->batch->sequence_length) * row, row);
+    moei_parallel(&job->ctx->team, (job->router->n_experts + COLUMNS_PER_TASK - 1) / COLUMNS_PER_TASK,
+                  spread_task, &rows);
 }
 
 typedef struct unit_sums {

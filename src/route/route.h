@@ -103,6 +103,7 @@ typedef struct moei_route_scratch {
     int32_t *taken;  /* [rows] expert_choice: tokens that the experts of a group have taken */
     void *inner;     /* real [2T,Ei] logits of the inner gates of two levels, and their gradient */
     void *entropy;   /* real [T] H(softmax(logits)), 0 where masked */
+    double *columns; /* [E, T] quantile, training: what the tokens of an expert are ranked by */
     double *work;    /* [2T + 2E] of the selectors that look at all tokens at once */
     moei_route_wide wide;
 } moei_route_scratch;
@@ -124,6 +125,8 @@ typedef struct moei_route_job {
 typedef struct moei_route_loss_grad {
     const double *prob;   /* [n_groups, E] d loss / d prob[t,e], the same for every real token of a group */
     int64_t group_tokens; /* tokens of a group; 0: one group, the batch */
+    const double *second; /* [n_groups, E] likewise of prob[t,e] as a share of all but the first choice's,
+                           * which has none: over their sum + moei_rest_eps */
     double z;             /* d loss / d lse(t) = z * lse(t) */
     const double *weight; /* [E] added to the gradient of every routed weight of expert e */
     const double *load;   /* [E] d loss / d load[e], noisy_top_k */

@@ -161,6 +161,7 @@ moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_aren
     s.entropy = moei_arena_array(arena, T, 1, real);
     if (!router->fused || router->kind.forced)
         s.work = moei_arena_array(arena, 2 * T + 2 * E, 1, sizeof(double));
+    if (router->kind.quantile && train) s.columns = moei_arena_array(arena, E, T, sizeof(double));
     if (router->kind.by_expert)
         s.taken = moei_arena_array(arena, moei_router_max_rows(router, extent), 1, sizeof(int32_t));
     s.wide = moei_route_wide_carve(router, arena, T, train);

@@ -58,24 +58,23 @@ static double select_largest(double *v, int64_t n, int64_t rank) {
 }
 
 /* quantile[e]: what must come off the logits of expert e so that its fair share m K / E of the m tokens would
- * rank it above their alpha. */
-static void measure(const moei_route_job *job) {
+ * rank it above their alpha. Its column of scratch.columns is reordered. */
+static void measure_task(void *arg, int64_t e, void *scratch) {
+    const moei_route_job *job = arg;
     const moei_routing *routing = job->routing;
-    const int64_t E = routing->n_experts, m = job->batch->n_valid;
-    const double *alpha = job->scratch.work;
-    double *above = job->scratch.work + routing->n_tokens;
-    for (int64_t e = 0; e < E; ++e) {
-        int64_t n = 0;
-        for (int64_t t = 0; t < routing->n_tokens; ++t)
-            if (!moei_masked(job->batch, t))
-                above[n++] = moei_real_load(routing->dtype, routing->logits, t * E + e) - alpha[t];
-        routing->quantile[e] = select_largest(above, n, m * job->router->top_k / E);
-    }
+    const int64_t E = routing->n_experts, T = routing->n_tokens, m = job->batch->n_valid;
+    double *above = job->scratch.columns + e * T;
+    int64_t n = 0;
+    (void)scratch;
+    for (int64_t t = 0; t < T; ++t)
+        if (!moei_masked(job->batch, t))
+            above[n++] = moei_real_load(routing->dtype, routing->logits, t * E + e) - job->scratch.work[t];
+    routing->quantile[e] = select_largest(above, n, m * job->router->top_k / E);
 }
 
 void moei_rank_quantile(const moei_route_job *job) {
     moei_each_token(job, rank_token, NULL);
     if (job->batch->mode != MOE_TRAIN || job->batch->n_valid == 0) return;
     moei_each_token(job, alpha_token, NULL);
-    measure(job);
+    moei_parallel(&job->ctx->team, job->routing->n_experts, measure_task, (void *)(uintptr_t)job);
 }
