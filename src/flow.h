@@ -145,6 +145,9 @@ static inline int32_t moei_removed(int32_t e) {
 static inline int32_t moei_dropped(int32_t e, int32_t n_experts) {
     return -2 - n_experts - e;
 }
+/* Beside the sum of a token's scores without its first choice's, which the others are divided by. */
+static const double moei_rest_eps = 1e-9;
+
 /* The expert that a slot names, whatever became of it; -1: none. */
 static inline int32_t moei_named(int32_t slot, int32_t n_experts) {
     if (slot >= -1) return slot;

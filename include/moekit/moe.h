@@ -224,6 +224,8 @@ typedef struct moe_layer_desc {
     float seq_aux_loss_coeff;    /* the same by sequence, averaged */
     float global_aux_loss_coeff; /* the same with counts accumulated since moe_layer_end_step */
     float gshard_loss_coeff;     /* Lepikhin et al. 2020: first choices only, by sequence, times E^2 */
+    float
+        second_place_loss_coeff; /* tensor2tensor: the same of second choices, before a policy removes any */
     float importance_loss_coeff; /* CV^2 of summed weights, Shazeer et al. 2017 */
     float load_loss_coeff;       /* CV^2 of the smooth load, noisy_top_k */
     float entropy_loss_coeff;    /* negative entropy of mean usage, sigma-MoE */
@@ -403,7 +405,7 @@ typedef struct moe_stats {
     double aux_loss, z_loss;             /* without their coefficients; 1.0 is perfect balance for aux */
     double seq_aux_loss, global_aux_loss, gshard_loss; /* likewise, but 0 where their coefficient is 0;
                                                           global: of the batch alone in MOE_INFER */
-    double importance_loss, load_loss, entropy_loss;
+    double second_place_loss, importance_loss, load_loss, entropy_loss;
     double load_cv;        /* standard deviation / mean of the rows per expert (population) */
     double load_max;       /* largest rows per expert / mean */
     double load_entropy;   /* H(rows per expert) / ln E, in [0, 1] */

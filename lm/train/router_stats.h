@@ -5,7 +5,7 @@
 
 #include <moekit/moe.h>
 
-enum { MOELM_OPTIONAL_LOSSES = 6 };
+enum { MOELM_OPTIONAL_LOSSES = 7 };
 
 typedef struct moelm_router_stats {
     double aux_loss, z_loss, entropy; /* losses without their coefficients */

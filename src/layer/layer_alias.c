@@ -147,6 +147,10 @@ static const alias_entry table[] = {
     {{SIGM, "bias", "true", NULL}, {{"expert_up_bias", "true", NULL}, {"output_bias", "true", NULL}}},
     {{SIGM, "bias", "false", NULL}, {{"expert_up_bias", "false", NULL}, {"output_bias", "false", NULL}}},
 
+    {{TENS, "moe_use_second_place_loss", "0", NULL}, {{"second_place_loss_coeff", "0", NULL}}},
+    {{TENS, "moe_use_second_place_loss", "false", NULL}, {{"second_place_loss_coeff", "0", NULL}}},
+    {{TENS, "moe_use_second_place_loss", NULL,
+      "set second_place_loss_coeff to half of gshard_loss_coeff"}, {{0}}},
     {{TENS, "noisy_gating", "true", NULL}, {{"router_type", "noisy_top_k", NULL}}},
     {{TENS, "noisy_gating", "false", NULL}, {{"router_type", "top_k", "router_type=noisy_top_k"}}},
     {{TENS, "moe_group_size", NULL,

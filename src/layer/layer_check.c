@@ -285,6 +285,9 @@ static void check_top2(checker *c, const moe_layer_desc *d) {
     rule(c, Eo > 0, !limited || moei_is(d->drop_policy, "rank_major"), "num_groups_outer",
          "two levels fill their capacities by drop_policy rank_major");
     rule(c, Eo > 0, !d->pad_to_capacity, "pad_to_capacity", "is not for two levels");
+    rule(c, d->second_place_loss_coeff > 0, top2, "second_place_loss_coeff", "needs router_type gshard_top2");
+    rule(c, d->second_place_loss_coeff > 0, Eo == 0, "second_place_loss_coeff",
+         "is not for two levels; needs num_groups_outer 0");
     rule(c, Eo > 0, !d->router_bias, "router_bias", "is not for two levels");
     rule(c, Eo > 0, d->input_jitter_eps == 0, "input_jitter_eps", "is not for two levels");
     rule(c, Eo > 0,

@@ -49,6 +49,7 @@ static moei_route_loss_grad losses_backward(const moe_layer *layer, const moei_s
     const moei_loss_grad grad = moei_loss_gradient(&job, layer->loss_scale);
     return (moei_route_loss_grad){.prob = grad.prob,
                                   .group_tokens = layer->batch.x.rows / grad.n_groups,
+                                  .second = grad.second,
                                   .z = grad.z,
                                   .weight = grad.weight,
                                   .load = grad.load,

@@ -18,8 +18,8 @@ static bool router_serves(const moe_layer_desc *d) {
 
 static bool losses_serve(const moe_layer_desc *d) {
     return d->seq_aux_loss_coeff <= 0 && d->global_aux_loss_coeff <= 0 && d->gshard_loss_coeff <= 0 &&
-           d->importance_loss_coeff <= 0 && d->load_loss_coeff <= 0 && d->entropy_loss_coeff <= 0 &&
-           moei_is(d->aux_map, "actual");
+           d->second_place_loss_coeff <= 0 && d->importance_loss_coeff <= 0 && d->load_loss_coeff <= 0 &&
+           d->entropy_loss_coeff <= 0 && moei_is(d->aux_map, "actual");
 }
 
 bool moei_path_device_serves(const moe_layer *layer) {

@@ -33,6 +33,8 @@ static const loss_row losses[] = {
      moei_loss_global, moei_loss_global_gradient},
     {COEFF(gshard_loss_coeff), STAT(gshard_loss), false, false,
      moei_loss_gshard, moei_loss_gshard_gradient},
+    {COEFF(second_place_loss_coeff), STAT(second_place_loss), false, true,
+     moei_loss_second, moei_loss_second_gradient},
     {COEFF(importance_loss_coeff), STAT(importance_loss), false, false,
      moei_loss_importance, moei_loss_importance_gradient},
     {COEFF(load_loss_coeff), STAT(load_loss), false, false,
@@ -51,7 +53,8 @@ static double coefficient(const moei_loss_job *job, const loss_row *row) {
 }
 
 bool moei_loss_by_sequence(const moe_layer_desc *desc) {
-    return desc->seq_aux_loss_coeff != 0 || desc->gshard_loss_coeff != 0;
+    return desc->seq_aux_loss_coeff != 0 || desc->gshard_loss_coeff != 0 ||
+           desc->second_place_loss_coeff != 0;
 }
 
 static bool counts_plain(const moe_layer_desc *desc) {
@@ -76,6 +79,11 @@ moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moe_dtype dtype, m
     if (desc->gshard_loss_coeff != 0 && Eo > 0) {
         s.gate = moei_arena_array(arena, G, 1 + Eo, sizeof(double));
         s.outer = moei_arena_array(arena, G, Eo, sizeof(double));
+    }
+    if (desc->second_place_loss_coeff != 0) {
+        s.place = moei_arena_array(arena, G, E, sizeof(int64_t));
+        s.rest = moei_arena_array(arena, T, 1, sizeof(double));
+        s.second = moei_arena_array(arena, G, E, sizeof(double));
     }
     if (counts_plain(desc)) s.plain = moei_arena_array(arena, T, desc->top_k, sizeof(int32_t));
     return s;

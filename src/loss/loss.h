@@ -24,6 +24,9 @@ typedef struct moei_loss_scratch {
     int64_t *count;  /* [G, E] selections by the map of desc.aux_map */
     int64_t *total;  /* [E] their sum over the groups */
     int64_t *first;  /* [G, E] first choices, of the GShard loss */
+    int64_t *place;  /* [G, E] second choices, of the second-place loss, */
+    double *rest;    /* [T] the scores of all but a token's first choice */
+    double *second;  /* [G, E] and its gradient */
     int32_t *plain;  /* [T, K] the plain map; NULL: the actual one is counted */
     void *prob_sum;  /* real [G, E] */
     double *mean;    /* [E] */
@@ -53,6 +56,7 @@ typedef struct moei_loss_job {
 typedef struct moei_loss_grad {
     double *prob;     /* [G, E] d / d prob[t,e], the same for every real token of a group */
     int64_t n_groups; /* G */
+    double *second;   /* [G, E] likewise of its share of all but the first choice's */
     double z;         /* d / d lse(t) = z * lse(t) */
     double *weight;   /* [E] d / d every routed weight of expert e */
     double *load;     /* [E] d / d load[e] of noisy_top_k */
@@ -79,6 +83,8 @@ double moei_loss_global(const moei_loss_job *job);
 void moei_loss_global_gradient(const moei_loss_job *job, double scale, moei_loss_grad *grad);
 double moei_loss_gshard(const moei_loss_job *job);
 void moei_loss_gshard_gradient(const moei_loss_job *job, double scale, moei_loss_grad *grad);
+double moei_loss_second(const moei_loss_job *job);
+void moei_loss_second_gradient(const moei_loss_job *job, double scale, moei_loss_grad *grad);
 double moei_loss_importance(const moei_loss_job *job);
 void moei_loss_importance_gradient(const moei_loss_job *job, double scale, moei_loss_grad *grad);
 double moei_loss_load(const moei_loss_job *job);

@@ -123,6 +123,23 @@ static void prob_gradient(const moei_route_job *job, int64_t t, const moei_route
     for (int64_t e = 0; e < E; ++e) ds[e] += u[e] / sum - mean / (sum * sum);
 }
 
+/* ds[E] += what the loss on the shares of second choices asks: r over (sum of r + eps), r = s without the
+ * first choice's. */
+static void second_gradient(const moei_route_job *job, int64_t t, const moei_route_loss_grad *loss,
+                            const double *s, double *ds) {
+    const int64_t E = job->routing->n_experts;
+    const int32_t first = moei_chosen(job->routing, t)[0];
+    const double *u = loss->second + (loss->group_tokens > 0 ? t / loss->group_tokens : 0) * E;
+    double sum = moei_rest_eps, mean = 0;
+    for (int64_t e = 0; e < E; ++e) {
+        if (e == first) continue;
+        sum += s[e];
+        mean += u[e] * s[e];
+    }
+    for (int64_t e = 0; e < E; ++e)
+        if (e != first) ds[e] += u[e] / sum - mean / (sum * sum);
+}
+
 /* dl[E] += ds[E] through the score function */
 static void through_score(const moei_route_job *job, int64_t t, const double *s, const double *ds,
                           double *dl) {
@@ -155,6 +172,7 @@ static void softmax_gradient(const moei_route_job *job, int64_t t, const moei_ro
 void moei_score_backward_token(const moei_route_job *job, int64_t t, const moei_route_loss_grad *loss,
                                const double *s, double *ds, double *dl) {
     if (loss->prob) prob_gradient(job, t, loss, s, ds);
+    if (loss->second) second_gradient(job, t, loss, s, ds);
     through_score(job, t, s, ds, dl);
     if (loss->usage || loss->z != 0) softmax_gradient(job, t, loss, s, ds, dl);
 }

@@ -49,6 +49,7 @@ static const struct {
     {"moe.seq_aux_loss_coeff",         {"0", "0.6"}                                                  },
     {"moe.global_aux_loss_coeff",      {"0", "0.5"}                                                  },
     {"moe.gshard_loss_coeff",          {"0", "0.4"}                                                  },
+    {"moe.second_place_loss_coeff",    {"0", "0.6"}                                                  },
     {"moe.importance_loss_coeff",      {"0", "0.3"}                                                  },
     {"moe.load_loss_coeff",            {"0", "0.4"}                                                  },
     {"moe.entropy_loss_coeff",         {"0", "0.5"}                                                  },

@@ -108,19 +108,20 @@ static inline bool test_same_stats(const moe_stats *a, const moe_stats *b) {
         {a->n_dead,    b->n_dead   }
     };
     const double real[][2] = {
-        {a->loss,            b->loss           },
-        {a->aux_loss,        b->aux_loss       },
-        {a->z_loss,          b->z_loss         },
-        {a->seq_aux_loss,    b->seq_aux_loss   },
-        {a->global_aux_loss, b->global_aux_loss},
-        {a->gshard_loss,     b->gshard_loss    },
-        {a->importance_loss, b->importance_loss},
-        {a->load_loss,       b->load_loss      },
-        {a->entropy_loss,    b->entropy_loss   },
-        {a->load_cv,         b->load_cv        },
-        {a->load_max,        b->load_max       },
-        {a->load_entropy,    b->load_entropy   },
-        {a->router_entropy,  b->router_entropy }
+        {a->loss,              b->loss             },
+        {a->aux_loss,          b->aux_loss         },
+        {a->z_loss,            b->z_loss           },
+        {a->seq_aux_loss,      b->seq_aux_loss     },
+        {a->global_aux_loss,   b->global_aux_loss  },
+        {a->gshard_loss,       b->gshard_loss      },
+        {a->second_place_loss, b->second_place_loss},
+        {a->importance_loss,   b->importance_loss  },
+        {a->load_loss,         b->load_loss        },
+        {a->entropy_loss,      b->entropy_loss     },
+        {a->load_cv,           b->load_cv          },
+        {a->load_max,          b->load_max         },
+        {a->load_entropy,      b->load_entropy     },
+        {a->router_entropy,    b->router_entropy   }
     };
     bool same = true;
     for (size_t i = 0; i < sizeof count / sizeof *count; ++i) same = same && count[i][0] == count[i][1];

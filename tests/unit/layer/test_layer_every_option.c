@@ -74,9 +74,9 @@ static void mix_params(moe_ctx *ctx, const moe_layer *layer, uint64_t *hash) {
 static void mix_stats(const moe_stats *s, uint64_t *hash) {
     const int64_t count[] = {s->n_tokens, s->n_routed, s->n_kept, s->n_dropped, s->n_dead};
     const double real[] = {
-        s->loss,        s->aux_loss,        s->z_loss,        s->seq_aux_loss, s->global_aux_loss,
-        s->gshard_loss, s->importance_loss, s->load_loss,     s->entropy_loss, s->load_cv,
-        s->load_max,    s->load_entropy,    s->router_entropy};
+        s->loss,        s->aux_loss,          s->z_loss,          s->seq_aux_loss,  s->global_aux_loss,
+        s->gshard_loss, s->second_place_loss, s->importance_loss, s->load_loss,     s->entropy_loss,
+        s->load_cv,     s->load_max,          s->load_entropy,    s->router_entropy};
     mix(hash, count, sizeof count);
     mix(hash, real, sizeof real);
 }

@@ -170,21 +170,22 @@ typedef struct loss_case {
 #define COEFF(name) #name, offsetof(moe_layer_desc, name)
 
 static const loss_case cases[] = {
-    {COEFF(aux_loss_coeff),        "top_k",       "softmax"     },
-    {COEFF(aux_loss_coeff),        "top_k",       "sqrtsoftplus"},
-    {COEFF(seq_aux_loss_coeff),    "top_k",       "softmax"     },
-    {COEFF(seq_aux_loss_coeff),    "top_k",       "sigmoid"     },
-    {COEFF(global_aux_loss_coeff), "top_k",       "softmax"     },
-    {COEFF(gshard_loss_coeff),     "top_k",       "softmax"     },
-    {COEFF(gshard_loss_coeff),     "gshard_top2", "softmax"     },
-    {COEFF(importance_loss_coeff), "top_k",       "softmax"     },
-    {COEFF(importance_loss_coeff), "top_k",       "sigmoid"     },
-    {COEFF(importance_loss_coeff), "gshard_top2", "softmax"     },
-    {COEFF(load_loss_coeff),       "noisy_top_k", "softmax"     },
-    {COEFF(entropy_loss_coeff),    "top_k",       "softmax"     },
-    {COEFF(entropy_loss_coeff),    "top_k",       "sigmoid"     },
-    {COEFF(z_loss_coeff),          "top_k",       "softmax"     },
-    {COEFF(z_loss_coeff),          "top_k",       "sigmoid"     },
+    {COEFF(aux_loss_coeff),          "top_k",       "softmax"     },
+    {COEFF(aux_loss_coeff),          "top_k",       "sqrtsoftplus"},
+    {COEFF(seq_aux_loss_coeff),      "top_k",       "softmax"     },
+    {COEFF(seq_aux_loss_coeff),      "top_k",       "sigmoid"     },
+    {COEFF(global_aux_loss_coeff),   "top_k",       "softmax"     },
+    {COEFF(gshard_loss_coeff),       "top_k",       "softmax"     },
+    {COEFF(gshard_loss_coeff),       "gshard_top2", "softmax"     },
+    {COEFF(second_place_loss_coeff), "gshard_top2", "softmax"     },
+    {COEFF(importance_loss_coeff),   "top_k",       "softmax"     },
+    {COEFF(importance_loss_coeff),   "top_k",       "sigmoid"     },
+    {COEFF(importance_loss_coeff),   "gshard_top2", "softmax"     },
+    {COEFF(load_loss_coeff),         "noisy_top_k", "softmax"     },
+    {COEFF(entropy_loss_coeff),      "top_k",       "softmax"     },
+    {COEFF(entropy_loss_coeff),      "top_k",       "sigmoid"     },
+    {COEFF(z_loss_coeff),            "top_k",       "softmax"     },
+    {COEFF(z_loss_coeff),            "top_k",       "sigmoid"     },
 };
 
 enum { CASES = sizeof cases / sizeof *cases };

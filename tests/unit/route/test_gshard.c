@@ -65,6 +65,35 @@ static void policies_by_definition(void **state) {
     }
 }
 
+/* The loss of second choices by its definition, of two sequences; what a policy removes still counts. */
+static void second_place_by_definition(void **state) {
+    const moe_call call = {.size = sizeof call, .mode = MOE_TRAIN, .sequence_length = T / 2};
+    (void)state;
+    for (int p = 0; p < 2; ++p) {
+        moe_layer_desc desc = top2(policies[p]);
+        desc.second_place_loss_coeff = 0.5f;
+        route_bench b = route_begin(desc, golden_logits(T, E, NULL));
+        route_run(&b, &call);
+        double loss = 0;
+        for (int64_t g = 0; g < 2; ++g) {
+            double count[E] = {0}, share[E] = {0};
+            for (int64_t t = g * T / 2; t < (g + 1) * T / 2; ++t) {
+                double s[E];
+                int best[2];
+                softmax_of(&b, t, s);
+                two_best(s, best);
+                count[best[1]] += 2.0 / T;
+                for (int e = 0; e < E; ++e)
+                    share[e] += e == best[0] ? 0 : s[e] / (1 - s[best[0]] + 1e-9) * 2 / T;
+            }
+            for (int e = 0; e < E; ++e) loss += E * count[e] * share[e] / 2;
+        }
+        near(b.stats.second_place_loss, loss);
+        near(b.stats.loss, b.stats.gshard_loss + 0.5 * loss);
+        route_end(&b);
+    }
+}
+
 /* The second expert in proportion to its share of the rest. */
 static void sample_by_share(void **state) {
     enum { DRAWS = 4000 };
@@ -422,11 +451,15 @@ static void combinations_are_refused_with_reason(void **state) {
     desc = two;
     desc.input_jitter_eps = 0.1f;
     route_refused(desc, "input_jitter_eps");
+    desc = two;
+    desc.second_place_loss_coeff = 0.5f;
+    route_refused(desc, "num_groups_outer 0");
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(policies_by_definition),
+        cmocka_unit_test(second_place_by_definition),
         cmocka_unit_test(sample_by_share),
         cmocka_unit_test(mode_and_step_decide),
         cmocka_unit_test(gradients),
