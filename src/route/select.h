@@ -79,8 +79,8 @@ moei_route_wide moei_route_wide_carve(const moei_router *router, moei_arena *are
 /* gate.c: routing->logits, and the way back from dlogits (scratch.logits). */
 void moei_gate_forward(const moei_route_job *job);
 void moei_gate_backward(const moei_route_job *job, const moei_gate *grad, moe_mat dx);
-/* jitter.c: to[T,d] = from * factor, or that added; the factor is U(1-eps, 1+eps), one draw a number, keyed by
- * (seed, layer, step, token): the same each time it is asked for. */
+/* jitter.c: to[T,d] = from * factor, or that added; the factor is U(1-eps, 1+eps), one draw a number, keyed
+ * by (seed, layer, step, token): the same each time it is asked for. */
 void moei_jitter(const moei_route_job *job, moe_mat from, moe_mat to, bool adds);
 /* noisy.c: logits = clean + noise; load; and their gradients into dlogits and scratch.noise. */
 void moei_noise_add(const moei_route_job *job);
