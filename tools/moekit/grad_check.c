@@ -27,7 +27,7 @@ typedef struct bench {
     bool routed, rerouted;
     bool restarts;   /* counts of the global balance loss begin anew with each forward */
     double *buffers; /* what restarting would move, one after another */
-    double scale; /* of the losses, at least 1: rounding of the objective grows with them */
+    double scale;    /* of the losses, at least 1: rounding of the objective grows with them */
     moe_call call;
 } bench;
 
