@@ -223,7 +223,8 @@ typedef struct moe_layer_desc {
                                     below; "none": it counts for nothing (Megatron's load balancing types) */
     float seq_aux_loss_coeff;    /* the same by sequence, averaged */
     float global_aux_loss_coeff; /* the same with counts accumulated since moe_layer_end_step */
-    float gshard_loss_coeff;     /* Lepikhin et al. 2020: first choices only, by sequence, times E^2 */
+    float gshard_loss_coeff;     /* Lepikhin et al. 2020: first choices only, by sequence, times E^2; of two
+                                  * levels by capacity_group */
     float
         second_place_loss_coeff; /* tensor2tensor: the same of second choices, before a policy removes any */
     float importance_loss_coeff; /* CV^2 of summed weights, Shazeer et al. 2017 */

@@ -200,7 +200,7 @@ static const moe_option options[] = {
     {"moe.global_aux_loss_coeff", "", FLOAT(global_aux_loss_coeff, "0", 1e6),
      "the same loss with loads counted over the whole optimizer step"},
     {"moe.gshard_loss_coeff", "loss_coef moe_loss_coef", FLOAT(gshard_loss_coeff, "0", 1e6),
-     "coefficient of GShard's loss: first choices only, by sequence"},
+     "coefficient of GShard's loss: first choices only, by sequence; of two levels by capacity_group"},
     {"moe.second_place_loss_coeff", "", FLOAT(second_place_loss_coeff, "0", 1e6),
      "gshard_top2: coefficient of the same loss of second choices, before a policy removes any"},
     {"moe.importance_loss_coeff", "", FLOAT(importance_loss_coeff, "0", 1e6),

@@ -1,29 +1,35 @@
 /* test_numbers.c: numbers that the reference systems gave for logits Lg(t,e) = 2 sin(0.9 t (e + 1) + 0.4 e).
  * Those of whole layers are here: slots, losses, two levels, and what a layer does not show. The others:
  * Source: runs of Megatron core (MC), sigma-MoE (SM), lucidrains (LU), Automodel (AM), tensor2tensor (T2T).
- *
- * MC softmax after the selection, z-loss      unit/route/test_select_top_k.c   softmax_after_and_before
- * MC softmax before it: weights               unit/route/test_select_top_k.c   softmax_after_and_before
- *    counts and loss                          here                             softmax_before_counts
- * MC seq_aux                                  here                             balance_by_sequence
- * MC sigmoid, sqrtsoftplus                    unit/route/test_select_top_k.c   sigmoid_and_sqrtsoftplus
- * MC drop by probability, factors 1 and 0.5   unit/dispatch/test_plan.c drop_by_probability_as_recorded MC
- * sigmoid with a bias, and its update      unit/route/test_select_top_k.c   selection_bias_and_its_update MC
- * group-limited sigmoid                    unit/route/test_select_top_k.c   groups_limit_the_choice MC
- * quantile statistic: centred              unit/route/test_select_hash.c    quantile_statistic before
- * centring                          here                             quantile_before_centring MC sinkhorn:
- * counts, picks, weights         unit/route/test_select_sinkhorn.c megatron_plan plain top-2 counts
- * unit/route/test_select_sinkhorn.c evaluation_ranks_by_scores plain argmax                             here
- * sinkhorn_plain_argmax SM sinkmoid: counts, picks, ln z            unit/route/test_select_sinkhorn.c
- * sigma_moe_as_it_is SM entropy loss                             here entropy_of_usage LU top-2 of one group
- * here                             top2_of_one_group policy none                              here
- * top2_without_second_choices factor 2                                 here top2_with_room LU hierarchical,
- * outer and both levels      here                             outer_level, two_levels AM softmax, before and
- * after, sigmoid and sqrtsoftplus, two tokens masked unit/route/test_select_top_k.c   automodel_scores AM
- * fake gate                                unit/route/test_select_hash.c    balanced_is_round_robin T2T noisy
- * top-2: gates, CV^2                unit/route/test_noisy.c          recorded_numbers importance, P of token
- * 0, load           here                             noisy_importance_and_load
  */
+/* clang-format off */
+/* Number | file | test
+ * MC softmax after the selection, z-loss     unit/route/test_select_top_k.c    softmax_after_and_before
+ * MC softmax before it: weights              unit/route/test_select_top_k.c    softmax_after_and_before
+ *    counts and loss                         here                              softmax_before_counts
+ * MC seq_aux                                 here                              balance_by_sequence
+ * MC sigmoid, sqrtsoftplus                   unit/route/test_select_top_k.c    sigmoid_and_sqrtsoftplus
+ * MC drop by probability, factors 1 and 0.5  unit/dispatch/test_plan.c         drop_by_probability_as_recorded
+ * MC sigmoid with a bias, and its update     unit/route/test_select_top_k.c    selection_bias_and_its_update
+ * MC group-limited sigmoid                   unit/route/test_select_top_k.c    groups_limit_the_choice
+ * MC quantile statistic: centred             unit/route/test_select_hash.c     quantile_statistic
+ *    before centring                         here                              quantile_before_centring
+ * MC sinkhorn: counts, picks, weights        unit/route/test_select_sinkhorn.c megatron_plan
+ *    plain top-2 counts                      unit/route/test_select_sinkhorn.c evaluation_ranks_by_scores
+ *    plain argmax                            here                              sinkhorn_plain_argmax
+ * SM sinkmoid: counts, picks, ln z           unit/route/test_select_sinkhorn.c sigma_moe_as_it_is
+ * SM entropy loss                            here                              entropy_of_usage
+ * LU top-2 of one group                      here                              top2_of_one_group
+ *    policy none                             here                              top2_without_second_choices
+ *    factor 2                                here                              top2_with_room
+ * LU hierarchical, outer and both levels     here                              outer_level, two_levels
+ * AM softmax before and after, sigmoid and   unit/route/test_select_top_k.c    automodel_scores
+ *    sqrtsoftplus, two tokens masked
+ * AM fake gate                               unit/route/test_select_hash.c     balanced_is_round_robin
+ * T2T noisy top-2: gates, CV^2               unit/route/test_noisy.c           recorded_numbers
+ *    importance, P of token 0, load          here                              noisy_importance_and_load
+ */
+/* clang-format on */
 #include "support/route_fixture.h"
 
 #include "layer/layer.h"

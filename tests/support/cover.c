@@ -65,8 +65,7 @@ static uint32_t word_of(builder *b, uint32_t purpose) {
     return word[0];
 }
 
-/* --- factors ----------------------------------------------------------------------------------------------
- */
+/* --- factors ------------------------------------------------------------ */
 
 static size_t field_bytes(moe_option_type type) {
     if (type == MOE_OPT_BOOL) return sizeof(bool);
@@ -136,8 +135,7 @@ static cover_problem problem_of(const builder *b, const choice *c) {
     return p;
 }
 
-/* --- what goes together -----------------------------------------------------------------------------------
- */
+/* --- what goes together ------------------------------------------------------------ */
 
 /* NULL: nothing is wrong; else the refusal, in `error`. */
 static const char *refusal(const builder *b, const choice *c, moe_error *error) {
@@ -244,8 +242,7 @@ static void note_refusal(builder *b, int one, int two) {
     ++b->reason[i].pairs;
 }
 
-/* --- the greedy choice ------------------------------------------------------------------------------------
- */
+/* --- the greedy choice ------------------------------------------------------------ */
 
 /* Pairs of value v of factor i with the others of the choice that no problem has yet. */
 static int gain_of(const builder *b, const choice *c, int i, int v) {
@@ -380,13 +377,27 @@ int cover_print_refused(const cover_set *set) {
     return b->n_reasons;
 }
 
-static bool holds_value(const cover_set *set, const bool *good, const cover_problem *single,
-                        const moe_option *row) {
-    for (int i = 0; i < set->n_problems; ++i)
-        if (good[i] && memcmp((const char *)&set->problem[i] + row->offset,
-                              (const char *)single + row->offset, field_bytes(row->type)) == 0)
-            return true;
-    return false;
+static bool holds_value(const builder *b, const cover_problem *p, int number) {
+    const moe_option *row = &b->factor[b->factor_of[number]].row;
+    const char *held = (const char *)p, *value = (const char *)&b->single[number];
+    return memcmp(held + row->offset, value + row->offset, field_bytes(row->type)) == 0;
+}
+
+static bool any_holds(const cover_set *set, const bool *good, int one, int two) {
+    bool held = false;
+    for (const cover_problem *p = set->problem; p < set->problem + set->n_problems && !held; ++p)
+        held = good[p - set->problem] && holds_value(set->inside, p, one) && holds_value(set->inside, p, two);
+    return held;
+}
+
+int64_t cover_pairs(const cover_set *set, const bool *good) {
+    const builder *b = set->inside;
+    int64_t pairs = 0;
+    for (int i = 0; i < b->n_values * b->n_values; ++i) {
+        const int one = i / b->n_values, two = i % b->n_values;
+        pairs += two < one && b->factor_of[one] != b->factor_of[two] && any_holds(set, good, one, two);
+    }
+    return pairs;
 }
 
 int cover_missing(const cover_set *set, const bool *good,
@@ -396,15 +407,14 @@ int cover_missing(const cover_set *set, const bool *good,
     for (int number = 0; number < b->n_values; ++number) {
         const factor *f = &b->factor[b->factor_of[number]];
         const char *value = f->value[number - f->first];
-        if (holds_value(set, good, &b->single[number], &f->row) || excused(f->row.key, value)) continue;
+        if (any_holds(set, good, number, number) || excused(f->row.key, value)) continue;
         fprintf(stderr, "in no such problem: %s '%s'\n", f->row.key, value);
         ++missing;
     }
     return missing;
 }
 
-/* --- problems at random -----------------------------------------------------------------------------------
- */
+/* --- problems at random ------------------------------------------------------------ */
 
 static choice draw_choice(builder *b, uint64_t number) {
     choice c = {{0}};
@@ -446,8 +456,7 @@ int cover_draw(const cover_set *set, uint64_t number, cover_problem *problem, ch
     return wrong;
 }
 
-/* --- use --------------------------------------------------------------------------------------------------
- */
+/* --- use ------------------------------------------------------------ */
 
 moe_layer_desc cover_desc(const cover_problem *problem, moe_dtype dtype) {
     moe_layer_desc desc = problem->desc;

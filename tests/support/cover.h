@@ -33,6 +33,9 @@ void cover_free(cover_set *set);
 /* One line for each reason of a refusal, with the number of pairs it parts; returns how many reasons. */
 int cover_print_refused(const cover_set *set);
 
+/* How many pairs of values the problems with good[i] hold. */
+int64_t cover_pairs(const cover_set *set, const bool *good);
+
 /* Prints and counts the values that none of the problems with good[i] holds, but for the excused. */
 int cover_missing(const cover_set *set, const bool *good,
                   bool (*excused)(const char *key, const char *value));

@@ -4,6 +4,8 @@
  */
 #include "support/trial.h"
 
+#include "layer/layer.h"
+
 enum { T = TRIAL_TOKENS };
 
 /* A layer of the trial, with its inputs, ready to run. */
@@ -83,18 +85,25 @@ static void check_counts(const trial *d, const bench *b) {
     hold(d, b->stats.n_dead == dead);
 }
 
-/* No group gives an expert more than the capacity, and one that drops is full. The capacity told is that of
- * the fullest group: with a mask others may have less. */
+/* No group gives an expert more than its capacity, by the formula and its real tokens; one that drops is
+ * full. The capacity told is that of the fullest group. */
 static void check_capacity(const trial *d, const bench *b) {
-    const bool by_group = trial_is(d->desc.capacity_group, "sequence");
-    const int64_t n = by_group ? b->in.call.sequence_length : T;
+    const moei_capacity *rule = &b->layer->capacity;
+    const int64_t n = rule->by_sequence ? b->in.call.sequence_length : T;
+    int64_t most = 0;
     if (b->view.capacity < 0 || d->desc.num_groups_outer > 0) return;
-    for (int64_t first = 0; first < T; first += n)
+    for (int64_t first = 0; first < T; first += n) {
+        int64_t real = n;
+        for (int64_t t = first; b->in.call.token_mask && t < first + n; ++t) real -= !b->in.mask[t];
+        const int64_t C = rule->rows(rule, b->in.call.mode, false, real, moe_layer_get_desc(b->layer)->top_k,
+                                     b->view.n_experts);
+        if (C > most) most = C;
         for (int32_t e = 0; e < b->view.n_experts; ++e) {
             const int64_t asked = rows_of(b, first, n, e, false), kept = rows_of(b, first, n, e, true);
-            hold(d, kept <= b->view.capacity);
-            hold(d, kept == asked || n < T || kept == b->view.capacity);
+            hold(d, kept <= C && (kept == asked || kept == C));
         }
+    }
+    hold(d, b->view.capacity == most);
 }
 
 static void check_masked(const trial *d, const bench *b) {

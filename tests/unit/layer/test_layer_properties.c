@@ -107,13 +107,16 @@ static bool serves_all(const moe_layer_desc *desc) {
     return desc->num_shared_experts > 0 || (desc->latent_size > 0 && desc->expert_bias);
 }
 
-/* Masks tokens at random, but the last ones where numbers key draws; returns how many are left, in from[]. */
-static int64_t mask_some(const trial *d, trial_inputs *in, int from[T]) {
+/* Masks as many tokens of each sequence, at random places, but the last ones of one sequence where numbers
+ * key draws; returns how many are left, in from[]. */
+static int64_t mask_some(const trial *d, trial_inputs *in, int n_sequences, int from[T]) {
+    const int length = T / n_sequences;
     int64_t n = 0;
     for (int t = 0; t < T; ++t) {
         uint32_t word[4];
-        moe_random(test_seed(), MOE_DRAW_TEST, 930, (uint64_t)d->number, (uint64_t)t, word);
-        in->mask[t] = counts_tokens(&d->desc) ? t < T - 5 : word[0] % 4 != 0;
+        moe_random(test_seed(), MOE_DRAW_TEST, 930, (uint64_t)d->number, (uint64_t)(t / length), word);
+        const int place = (t + (int)(word[0] % 4)) % length;
+        in->mask[t] = counts_tokens(&d->desc) ? t < T - 5 : place % 4 != 0;
         if (in->mask[t]) from[n++] = t;
         for (int64_t c = 0; c < in->dy.cols && !in->mask[t] && serves_all(&d->desc); ++c)
             ((double *)in->dy.data)[t * in->dy.cols + c] = 0;
@@ -124,10 +127,13 @@ static int64_t mask_some(const trial *d, trial_inputs *in, int from[T]) {
 static bool masking_is_removing(trial *d) {
     trial_inputs in = trial_begin(d, MOE_F64);
     int from[T];
-    const int64_t n = mask_some(d, &in, from);
+    const int sequences = counts_tokens(&d->desc) ? 1 : d->problem->n_sequences;
+    const int64_t n = mask_some(d, &in, sequences, from);
     trial_inputs left = rearranged(d, &in, from, n);
     trial_tell(d, &in), trial_tell(d, &left);
     in.call.token_mask = in.mask;
+    in.call.sequence_length = T / sequences;
+    left.call.sequence_length = n / sequences;
     trial_outcome a = trial_step(d, 1, &in.call, in.x, in.dy),
                   b = trial_step(d, 1, &left.call, left.x, left.dy);
     for (int64_t t = 0; t < n; ++t) same_row(d, "masked: y", a.y, from[t], b.y, t);
