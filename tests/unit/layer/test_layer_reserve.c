@@ -9,8 +9,8 @@ static const char *const by_sequence[] = {
     "capacity_factor=1.25 capacity_group=sequence pad_to_capacity=true capacity_formula=deepspeed",
     "router_type=expert_choice capacity_group=sequence capacity_factor=1.5",
     "seq_aux_loss_coeff=0.1",
-    "router_type=gshard_top2 num_groups_outer=2 capacity_group=sequence capacity_factor=1 "
-    "drop_policy=rank_major",
+    ("router_type=gshard_top2 num_groups_outer=2 capacity_group=sequence capacity_factor=1 "
+     "drop_policy=rank_major"),
 };
 enum { KINDS = sizeof by_sequence / sizeof *by_sequence };
 
