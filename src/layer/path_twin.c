@@ -105,8 +105,7 @@ moe_status moei_twin_reserve(moe_layer *layer, int64_t T, moe_mode mode) {
     return fill_capacities(layer, T);
 }
 
-/* --- copies -----------------------------------------------------------------------------------------------
- */
+/* --- copies --- */
 
 static moe_status copy_matrix(const moe_layer *layer, moe_mat to, moe_mat from) {
     const size_t real = moe_dtype_bytes(to.dtype), row = (size_t)to.cols * real;
@@ -238,8 +237,7 @@ moe_status moei_twin_fetch_routing(moe_layer *layer) {
     return copy_pieces(layer, list, sizeof list / sizeof *list);
 }
 
-/* --- the path ---------------------------------------------------------------------------------------------
- */
+/* --- the path --- */
 
 static moei_scratch twin_scratch(const moe_layer *layer) {
     return moei_layer_scratch(layer->twin);
@@ -281,8 +279,7 @@ static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_ma
 
 const moei_layer_path moei_path_twin = {"twin", route, measure, index_rows, route_backward};
 
-/* --- once a step ------------------------------------------------------------------------------------------
- */
+/* --- once a step --- */
 
 moe_status moei_twin_end_step(moe_layer *layer, const int64_t *counts) {
     moe_layer *twin = layer->twin;

@@ -22,8 +22,7 @@ void moei_gate_balance_gradient(const int64_t *count, int32_t n, int64_t size, d
         grad[e] += scale * n * (double)count[e] / ((double)size * (double)size);
 }
 
-/* --- one level --------------------------------------------------------------------------------------------
- */
+/* --- one level --- */
 
 void moei_loss_count_choice(const moei_loss_job *job, int64_t k, int64_t *count) {
     const moei_routing *routing = job->routing;
@@ -60,9 +59,7 @@ static void one_level_gradient(const moei_loss_job *job, double scale, moei_loss
         moei_gate_balance_gradient(s->first + g * E, E, s->valid[g], each, prob + g * E);
 }
 
-/* --- two levels: gate number i is the outer one of group i, then the inner one of segment i - groups
- * --------
- */
+/* --- two levels: gate number i is the outer one of group i, then the inner one of segment i - groups --- */
 
 typedef struct levels_job {
     const moei_loss_job *job;

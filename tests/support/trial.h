@@ -20,8 +20,7 @@ static inline bool trial_is(const char *value, const char *name) {
     return strcmp(value, name) == 0;
 }
 
-/* --- one step of a layer, kept ----------------------------------------------------------------------------
- */
+/* --- one step of a layer, kept --- */
 
 typedef struct trial_outcome {
     moe_mat y, dx;
@@ -101,8 +100,7 @@ static inline void trial_same_bits(const trial *d, const char *what, const trial
         fail_msg("%s: other bits:%s", what, d->settings);
 }
 
-/* --- inputs -----------------------------------------------------------------------------------------------
- */
+/* --- inputs --- */
 
 typedef struct trial_inputs {
     moe_mat x, dy;
@@ -145,8 +143,7 @@ static inline void trial_end(trial_inputs *in) {
     free(in->x.data), free(in->dy.data);
 }
 
-/* --- the set, one by one ----------------------------------------------------------------------------------
- */
+/* --- the set, one by one --- */
 
 static cover_set trial_set; /* made once a program, by trial_make_set */
 

@@ -11,8 +11,7 @@ static moe_layer_desc contract_desc(void) {
         .size = sizeof(moe_layer_desc), .d_model = D, .num_experts = E, .top_k = K, .expert_hidden_size = 3};
 }
 
-/* --- memory ----------------------------------------------------------------------------------------------
- */
+/* --- memory --- */
 
 /* Keeps the size in front of each block. */
 typedef struct ledger {
@@ -64,8 +63,7 @@ static void memory_goes_back_as_it_came(void **state) {
     }
 }
 
-/* --- strings ---------------------------------------------------------------------------------------------
- */
+/* --- strings --- */
 
 enum { TEXT = 32 };
 
@@ -107,8 +105,7 @@ static void strings_may_go(void **state) {
     moe_ctx_destroy(ctx);
 }
 
-/* --- one layer, calls that are refused -------------------------------------------------------------------
- */
+/* --- one layer, calls that are refused --- */
 
 typedef struct bench {
     moe_ctx *ctx;
@@ -266,8 +263,7 @@ static void noise_needs_training(void **state) {
     bench_end(&b);
 }
 
-/* --- the end of a step -----------------------------------------------------------------------------------
- */
+/* --- the end of a step --- */
 
 static void counts_need_a_bias_that_moves(void **state) {
     (void)state;
@@ -309,8 +305,7 @@ static void the_global_loss_outlives_its_step(void **state) {
     bench_end(&b);
 }
 
-/* --- defaults --------------------------------------------------------------------------------------------
- */
+/* --- defaults --- */
 
 /* A field left at 0 is its row's default, but for the two that the header names. */
 static void zero_fields_are_the_defaults(void **state) {

@@ -24,8 +24,7 @@ static void no_legal_layer_holds_a_refused_pair(void **state) {
     }
 }
 
-/* --- moe_layer_desc_check and moe_layer_create ------------------------------------------------------------
- */
+/* --- moe_layer_desc_check and moe_layer_create --- */
 
 /* Refusals begin with the option's name, with or without "moe.", or with a field that is no option. */
 static bool names_an_option(const char *text) {

@@ -57,8 +57,7 @@ static bool all_finite(moe_mat mat) {
         if (!(what)) fail_msg("%s:%s", #what, (d)->settings);                                                \
     } while (0)
 
-/* --- capacity ---------------------------------------------------------------------------------------------
- */
+/* --- capacity --- */
 
 /* Rows of expert e among the tokens of one capacity group, kept or all. */
 static int64_t rows_of(const bench *b, int64_t first, int64_t n, int32_t e, bool kept) {
@@ -127,8 +126,7 @@ static bool capacity_is_kept(trial *d) {
     return true;
 }
 
-/* --- ties -------------------------------------------------------------------------------------------------
- */
+/* --- ties --- */
 
 static void clear_gate(bench *b) {
     for (int32_t i = 0; i < moe_layer_param_count(b->layer); ++i) {
@@ -168,8 +166,7 @@ static bool ties_go_to_the_lower_expert(trial *d) {
     return true;
 }
 
-/* --- numbers that are none --------------------------------------------------------------------------------
- */
+/* --- numbers that are none --- */
 
 static bool poisoned(moe_mat mat) {
     const unsigned char *byte = mat.data;
@@ -200,8 +197,7 @@ static bool nan_names_its_token(trial *d) {
     return true;
 }
 
-/* --- padding only -----------------------------------------------------------------------------------------
- */
+/* --- padding only --- */
 
 /* Nothing is routed, no loss and no gradient of the router or its experts. */
 static bool padding_only(trial *d) {

@@ -61,8 +61,7 @@ static trial_inputs rearranged(trial *d, const trial_inputs *in, const int *from
     return out;
 }
 
-/* --- properties: each tells whether it applies to the layer -----------------------------------------------
- */
+/* --- properties: each tells whether it applies to the layer --- */
 
 static bool order_does_not_matter(trial *d) {
     const moe_layer_desc *desc = &d->problem->desc;
