@@ -272,7 +272,8 @@ MOE_API const moe_option *moe_layer_options(size_t *count);
 typedef struct moe_layer_alias {
     const char *system; /* "NeMo" */
     const char *name;   /* "moe_router_load_balancing_type" */
-    const char *value;  /* "sinkhorn", case aside; "negative": a number below 0; NULL: any other value */
+    const char *value;  /* "sinkhorn", case aside; "negative": a number below 0; "list": several values,
+                           with commas; "": null or an empty list; NULL: any other value */
     const char *advice; /* NULL, or why it cannot be set here and what to do instead */
 } moe_layer_alias;
 /* One of our settings that it sets. */
@@ -280,6 +281,7 @@ typedef struct moe_alias_setting {
     const char *key;   /* "router_type" */
     const char *value; /* "sinkhorn"; NULL: the one given; "-": the one given without its minus sign */
     const char *where; /* NULL, or it is set only where all of this holds: "router_type=random top_k!=1" */
+    bool yields; /* another name beside it may say otherwise: it is set first, and only over a default */
 } moe_alias_setting;
 /* The entries in their order, and what an entry sets (nothing: it is so here whatever is set); NULL past the
  * last. */
@@ -289,6 +291,8 @@ MOE_API const moe_alias_setting *moe_layer_alias_setting(const moe_layer_alias *
  * NULL: none, its condition does not hold. */
 MOE_API const char *moe_alias_setting_value(const moe_alias_setting *setting, const moe_layer_desc *desc,
                                             const char *given);
+/* Whether a name and value set what yields, so that they come before the other names of their source. */
+MOE_API bool moe_layer_alias_yields(const char *name, const char *value);
 /* The first entry of a name (bare, or below "moe." or "model."), whatever the value; NULL: none. */
 MOE_API const moe_layer_alias *moe_layer_alias_named(const char *name);
 /* The entry for a name (likewise) and a value; *alias NULL: no such name. A value that cannot be had is

@@ -103,6 +103,11 @@ bool moelm_config_is_preset(const moe_lm_config *config, const char *key) {
     return row && row->offset == offsetof(moe_lm_config, preset);
 }
 
+int moelm_config_turn(const moe_lm_config *config, const char *key, const char *value) {
+    if (moelm_config_is_preset(config, key)) return 0;
+    return moe_layer_alias_yields(key, value) ? 1 : 2;
+}
+
 static moe_status unknown_key(const moe_lm_config *config, const char *key, moe_error *error) {
     size_t distance, length = strlen(key);
     for (size_t i = 0; i < config->count; ++i)
@@ -184,6 +189,7 @@ moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char 
     MOEI_TRY(moe_layer_alias_find(key, value, &alias, error));
     if (alias) return set_alias(config, alias, value, origin, error);
     if (!row) return unknown_key(config, key, error);
+    value = moelm_config_word(row->key, value);
     const bool preset = moelm_config_is_preset(config, key);
     if (preset && *value != '\0') MOEI_TRY(moelm_config_preset(config, value, origin, error));
     if (preset && *value == '\0') return MOE_OK; /* nobody's: it changes nothing */

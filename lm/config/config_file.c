@@ -11,11 +11,16 @@
 #include "format/file.h"
 #include "format/yaml.h"
 
+typedef struct load_place {
+    char key[64];
+    int line; /* 0: not yet */
+} load_place;
+
 typedef struct load_state {
     moe_lm_config *config;
     const char *path;
-    bool presets; /* reading them alone: they come before the keys that override them */
-    int *line;    /* [config->count] where row i was set in this file, 0: not yet */
+    int turn;          /* of keys: those that others override are read before them */
+    load_place *place; /* [config->count] what set row i in this file */
     moe_error *error;
 } load_state;
 
@@ -24,11 +29,12 @@ static moe_status check_row(const load_state *state, const char *key, const char
                             int line, moe_error *error) {
     moe_lm_config_entry entry;
     if (moe_lm_config_find(state->config, ours, &entry, NULL) != MOE_OK) return MOE_OK;
-    int *before = &state->line[entry.option - state->config->row];
-    if (*before && !(value && strcmp(entry.value, value) == 0))
-        return moei_error_set(error, MOE_ERR_ARGUMENT, "%s sets %s, which line %d has set already", key,
-                              entry.option->key, *before);
-    *before = line;
+    load_place *before = &state->place[entry.option - state->config->row];
+    if (before->line && !(value && strcmp(entry.value, value) == 0))
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "%s sets %s, which %s of line %d has set already", key,
+                              entry.option->key, before->key, before->line);
+    before->line = line;
+    snprintf(before->key, sizeof before->key, "%s", key);
     return MOE_OK;
 }
 
@@ -40,14 +46,14 @@ static moe_status check_once(const load_state *state, const char *key, const cha
         return check_row(state, key, key, NULL, line, error);
     const moe_alias_setting *setting;
     for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i)
-        if (moe_alias_setting_value(setting, &state->config->moe, value))
+        if (!setting->yields && moe_alias_setting_value(setting, &state->config->moe, value))
             MOEI_TRY(check_row(state, key, setting->key, setting->value, line, error));
     return MOE_OK;
 }
 
 static moe_status set_pair(void *user, const char *key, const char *value, int line, int column) {
     const load_state *state = user;
-    if (moelm_config_is_preset(state->config, key) != state->presets) return MOE_OK;
+    if (moelm_config_turn(state->config, key, value) != state->turn) return MOE_OK;
     char origin[MOELM_ORIGIN];
     size_t length = strlen(state->path);
     size_t most = sizeof origin - 24; /* room for the line; of a long path the end says more */
@@ -61,19 +67,16 @@ static moe_status set_pair(void *user, const char *key, const char *value, int l
 }
 
 moe_status moe_lm_config_load(moe_lm_config *config, const char *yaml_path, moe_error *error) {
-    load_state state = {config, yaml_path, true, calloc(config->count, sizeof *state.line), error};
-    if (!state.line) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", yaml_path);
+    load_state state = {config, yaml_path, 0, calloc(config->count, sizeof *state.place), error};
+    if (!state.place) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", yaml_path);
     moelm_config_copy copy;
     moe_status status = moelm_config_keep(config, &copy, error);
-    if (status != MOE_OK) {
-        free(state.line);
-        return status;
+    if (status == MOE_OK) {
+        for (; state.turn < MOELM_CONFIG_TURNS && status == MOE_OK; ++state.turn)
+            status = moelm_yaml_load(yaml_path, set_pair, &state, error);
+        moelm_config_settle(config, &copy, status);
     }
-    status = moelm_yaml_load(yaml_path, set_pair, &state, error);
-    state.presets = false;
-    if (status == MOE_OK) status = moelm_yaml_load(yaml_path, set_pair, &state, error);
-    moelm_config_settle(config, &copy, status);
-    free(state.line);
+    free(state.place);
     return status;
 }
 

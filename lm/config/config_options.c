@@ -5,6 +5,7 @@
 #include "config/config.h"
 
 #include <stddef.h>
+#include <string.h>
 
 #define AT(field) offsetof(moe_lm_config, field)
 
@@ -177,4 +178,24 @@ static const moelm_config_override overrides[] = {
 const moelm_config_override *moelm_config_overrides(size_t *count) {
     *count = sizeof overrides / sizeof *overrides;
     return overrides;
+}
+
+const char *moelm_config_word(const char *key, const char *value) {
+    static const struct {
+        const char *key, *theirs, *ours;
+    } words[] = {
+        {"model.dtype",      "float32",        "f32" },
+        {"model.dtype",      "torch.float32",  "f32" },
+        {"model.dtype",      "fp32",           "f32" },
+        {"model.dtype",      "32",             "f32" },
+        {"model.dtype",      "32-true",        "f32" },
+        {"model.dtype",      "bfloat16",       "bf16"},
+        {"model.dtype",      "torch.bfloat16", "bf16"},
+        {"model.dtype",      "bf16-mixed",     "bf16"},
+        {"model.n_kv_heads", "",               "0"   },
+        {"model.head_dim",   "",               "0"   },
+    };
+    for (size_t i = 0; i < sizeof words / sizeof *words; ++i)
+        if (strcmp(key, words[i].key) == 0 && strcmp(value, words[i].theirs) == 0) return words[i].ours;
+    return value;
 }

@@ -9,6 +9,7 @@
 #include "core/status.h"
 #include "format/safetensors.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -205,6 +206,10 @@ static moe_status read_weights(const moelm_safetensors *file, const char *path, 
         else
             memcpy(&f, (const char *)tensor->data + (size_t)i * sizeof f, sizeof f);
         moei_real_store(route->dtype, weight, i, wide ? d : (double)f);
+        if (!isfinite(moei_real_load(route->dtype, weight, i)))
+            return moei_error_set(
+                error, MOE_ERR_INPUT, "%s: %s[%lld, %lld] is %g; a routing weight is finite", path, name,
+                (long long)(i / route->slots), (long long)(i % route->slots), wide ? d : (double)f);
     }
     return MOE_OK;
 }
@@ -235,6 +240,26 @@ static moe_status read_layer(const moelm_safetensors *file, const char *path, mo
     return MOE_OK;
 }
 
+/* Routes of a layer that is dense here, or that is not, would be lost. */
+static moe_status check_names(const moelm_safetensors *file, const char *path, const moelm_routes *routes,
+                              moe_error *error) {
+    for (size_t i = 0; i < moelm_safetensors_count(file); ++i) {
+        const char *found = moelm_safetensors_at(file, i)->name;
+        bool known = false;
+        for (int32_t l = 0; l < routes->n_layers && !known; ++l) {
+            char expert[NAME_BYTES], weight[NAME_BYTES];
+            snprintf(expert, sizeof expert, "layer.%d.expert", l);
+            snprintf(weight, sizeof weight, "layer.%d.weight", l);
+            known = routes->layer[l].slots > 0 && (strcmp(found, expert) == 0 || strcmp(found, weight) == 0);
+        }
+        if (!known)
+            return moei_error_set(error, MOE_ERR_INPUT,
+                                  "%s: tensor '%.80s' belongs to no layer with experts of this model", path,
+                                  found);
+    }
+    return MOE_OK;
+}
+
 static moe_status read_layers(const moelm_safetensors *file, const char *path, moe_lm *lm,
                               moelm_routes *routes, moe_error *error) {
     for (int32_t l = 0; l < routes->n_layers; ++l)
@@ -253,6 +278,7 @@ moe_status moelm_routes_load(const char *path, moe_lm *lm, const moelm_routes_te
     if (status == MOE_OK) {
         list_facts(routes, text, &facts);
         status = check_facts(file, path, &facts, error);
+        if (status == MOE_OK) status = check_names(file, path, routes, error);
         if (status == MOE_OK) status = read_layers(file, path, lm, routes, error);
         if (status != MOE_OK) moelm_routes_destroy(routes);
     }

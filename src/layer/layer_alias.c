@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <strings.h>
 
-enum { SETTINGS = 4, KEY = 64 };
+enum { SETTINGS = 5, KEY = 64 };
 
 typedef struct alias_entry {
     moe_layer_alias alias;               /* first: an alias found is its entry */
@@ -49,6 +49,19 @@ static const alias_entry table[] = {
     {{NEMO, "moe_router_load_balancing_type", "quantile_balancing", NULL},
      {{"router_type", "quantile", NULL}, {"aux_loss_type", "none", NULL},
       {"sinkhorn_variant", "standard", "sinkhorn_variant=megatron"}}},
+    {{NEMO, "moe_router_load_balancing_type", "list",
+      "set aux_loss_coeff, seq_aux_loss_coeff and global_aux_loss_coeff: each loss has its own"}, {{0}}},
+    {{NEMO, "moe_aux_loss_coeff", "list",
+      "set aux_loss_coeff, seq_aux_loss_coeff and global_aux_loss_coeff: each loss has its own"}, {{0}}},
+    {{NEMO, "moe_aux_loss_coeff", "", NULL}, {{"aux_loss_coeff", "0", NULL}}},
+    {{NEMO, "moe_z_loss_coeff", "", NULL}, {{"z_loss_coeff", "0", NULL}}},
+    {{NEMO, "moe_router_dtype", "", NULL}, {{"router_dtype", "auto", NULL}}},
+    {{NEMO, "moe_router_topk_scaling_factor", "", NULL}, {{"routed_scaling_factor", "1", NULL}}},
+    {{NEMO, "moe_router_num_groups", "", NULL}, {{"num_groups", "0", NULL}}},
+    {{NEMO, "moe_router_group_topk", "", NULL}, {{"group_top_k", "0", NULL}}},
+    {{NEMO, "moe_input_jitter_eps", "", NULL}, {{"input_jitter_eps", "0", NULL}}},
+    {{NEMO, "moe_latent_size", "", NULL}, {{"latent_size", "0", NULL}}},
+    {{NEMO, "activation_func_clamp_value", "", NULL}, {{"activation_limit", "-1", NULL}}},
     {{NEMO, "moe_expert_capacity_factor", "", NULL}, {{"capacity_factor", "0", NULL}}},
     {{NEMO, "moe_expert_capacity_factor", "none", NULL}, {{"capacity_factor", "0", NULL}}},
     {{NEMO, "moe_apply_probs_on_input", "true", NULL}, {{"weight_apply", "input", NULL}}},
@@ -83,6 +96,29 @@ static const alias_entry table[] = {
     {{NEMO, "moe_permute_fusion", NULL, "leave it out: tokens are always gathered while packed"}, {{0}}},
     {{NEMO, "expert_model_parallel_size", "1", NULL}, {{0}}},
     {{NEMO, "expert_model_parallel_size", NULL, "leave it out: all experts are on one machine"}, {{0}}},
+    {{NEMO, "expert_tensor_parallel_size", "", NULL}, {{0}}},
+    {{NEMO, "expert_tensor_parallel_size", "1", NULL}, {{0}}},
+    {{NEMO, "expert_tensor_parallel_size", NULL, "leave it out: every expert is whole, on one machine"}, {{0}}},
+    {{NEMO, "moe_router_fusion", "true", NULL}, {{0}}},
+    {{NEMO, "moe_router_fusion", "false", NULL}, {{0}}},
+    {{NEMO, "moe_shared_expert_overlap", "false", NULL}, {{0}}},
+    {{NEMO, "moe_shared_expert_overlap", NULL,
+      "leave it out: on one machine there is no exchange of tokens to overlap with"}, {{0}}},
+    {{NEMO, "moe_enable_routing_replay", "false", NULL}, {{0}}},
+    {{NEMO, "moe_enable_routing_replay", NULL,
+      "leave it out: a call replays what moe_call.replay_expert says, and moekit eval --record-routes "
+      "records"}, {{0}}},
+    {{NEMO, "moe_router_topk_limited_devices", "", NULL}, {{0}}},
+    {{NEMO, "moe_router_topk_limited_devices", NULL,
+      "set num_groups and group_top_k: a group takes the place of a device"}, {{0}}},
+    {{NEMO, "gated_linear_unit", NULL, "set activation: swiglu, geglu and reglu are gated"}, {{0}}},
+    {{NEMO, "activation_func", NULL,
+      "set activation: silu is swiglu where gated_linear_unit is true, and silu where it is false"}, {{0}}},
+    {{NEMO, "frozen_expert_bias", "false", NULL}, {{0}}},
+    {{NEMO, "frozen_expert_bias", NULL,
+      "set selection_bias_update_rate 0: the selection bias stays as it is"}, {{0}}},
+    {{NEMO, "moe_use_upcycling", "false", NULL}, {{0}}},
+    {{NEMO, "moe_use_upcycling", NULL, "leave it out: experts are not made of a dense model's FFN"}, {{0}}},
 
     {{AUTO, "gate_bias_update_factor", "0", NULL},
      {{"selection_bias", "false", "selection_bias_update_rate!=0"},
@@ -99,6 +135,21 @@ static const alias_entry table[] = {
     {{AUTO, "fake_balanced_gate", "true", NULL}, {{"router_type", "balanced", NULL}}},
     {{AUTO, "fake_balanced_gate", "false", NULL}, {{"router_type", "top_k", "router_type=balanced"}}},
     {{AUTO, "gate_precision", "", NULL}, {{"router_dtype", "auto", NULL}}},
+    {{AUTO, "gate_precision", "float32", NULL}, {{"router_dtype", "f32", NULL}}},
+    {{AUTO, "gate_precision", "torch.float32", NULL}, {{"router_dtype", "f32", NULL}}},
+    {{AUTO, "gate_precision", "float64", NULL}, {{"router_dtype", "f64", NULL}}},
+    {{AUTO, "gate_precision", "torch.float64", NULL}, {{"router_dtype", "f64", NULL}}},
+    {{AUTO, "score_func", "softmax_with_bias", NULL},
+     {{"score_function", "softmax", NULL}, {"score_before_topk", "true", NULL},
+      {"selection_bias", "true", NULL}}},
+    {{AUTO, "score_func", "sigmoid_with_bias", NULL},
+     {{"score_function", "sigmoid", NULL}, {"score_before_topk", "true", NULL},
+      {"selection_bias", "true", NULL}}},
+    {{AUTO, "router_weights_fp32", "true", NULL}, {{0}}},
+    {{AUTO, "router_weights_fp32", NULL, "leave it out: routing weights are never narrower than f32"}, {{0}}},
+    {{AUTO, "ignore_router_for_ac", "true", NULL}, {{0}}},
+    {{AUTO, "ignore_router_for_ac", "false", NULL}, {{0}}},
+    {{AUTO, "enable_routing_replay", "false", NULL}, {{0}}},
     {{AUTO, "enable_routing_replay", NULL,
       "leave it out: a call replays what moe_call.replay_expert says, and moekit eval --record-routes "
       "records"}, {{0}}},
@@ -110,12 +161,15 @@ static const alias_entry table[] = {
     {{HUGG, "hidden_act", "gelu_new", NULL}, {{"activation", "geglu", NULL}}},
     {{HUGG, "hidden_act", "relu", NULL}, {{"activation", "reglu", NULL}}},
     {{HUGG, "topk_method", "greedy", NULL},
-     {{"group_score", "top2_sum", "group_score=max"},
-      {"selection_bias", "false", "selection_bias_update_rate=0"}}},
+     {{"group_score", "top2_sum", "group_score=max"}, {"selection_bias", "false", NULL},
+      {"selection_bias_update_rate", "0", NULL}}},
     {{HUGG, "topk_method", "group_limited_greedy", NULL},
-     {{"group_score", "max", NULL}, {"selection_bias", "false", "selection_bias_update_rate=0"}}},
+     {{"group_score", "max", NULL}, {"selection_bias", "false", NULL},
+      {"selection_bias_update_rate", "0", NULL}}},
     {{HUGG, "topk_method", "noaux_tc", NULL},
-     {{"selection_bias", "true", NULL}, {"group_score", "top2_sum", NULL}}},
+     {{"selection_bias", "true", NULL}, {"group_score", "top2_sum", NULL},
+      {"selection_bias_update_rate", "0.001", NULL, .yields = true},
+      {"aux_loss_coeff", "0", NULL, .yields = true}, {"z_loss_coeff", "0", NULL, .yields = true}}},
     {{HUGG, "seq_aux", "true", NULL}, {{"aux_loss_type", "sequence", NULL}}},
     {{HUGG, "seq_aux", "false", NULL}, {{"aux_loss_type", "batch", NULL}}},
     {{HUGG, "shared_expert_intermediate_size", "0", NULL},
@@ -124,18 +178,24 @@ static const alias_entry table[] = {
     {{HUGG, "shared_expert_intermediate_size", NULL, NULL},
      {{"num_shared_experts", "1", NULL}, {"shared_expert_hidden_size", NULL, NULL},
       {"shared_expert_gate", "true", NULL}}},
+    {{HUGG, "mlp_only_layers", "", NULL}, {{0}}},
     {{HUGG, "mlp_only_layers", NULL,
       "set moe_layer_freq: layers without experts come at equal distances"}, {{0}}},
+    {{HUGG, "decoder_sparse_step", "1", NULL}, {{0}}},
+    {{HUGG, "decoder_sparse_step", NULL,
+      "set moe_layer_freq: layer i has experts where i % moe_layer_freq is 0, not where i + 1 is"}, {{0}}},
     {{HUGG, "first_k_dense_replace", "0", NULL}, {{0}}},
     {{HUGG, "first_k_dense_replace", NULL,
       "set moe_layer_freq: layers without experts come at equal distances"}, {{0}}},
 
     {{SIGM, "selection_mode", "softmax", NULL},
-     {{"score_function", "softmax", NULL}, {"score_before_topk", "true", NULL},
+     {{"score_function", "softmax", NULL},
+      {"score_before_topk", "true", NULL, .yields = true},
       {"router_type", "top_k", "router_type=sinkhorn sinkhorn_variant=sigma_moe"},
       {"sinkhorn_variant", "standard", "sinkhorn_variant=sigma_moe"}}},
     {{SIGM, "selection_mode", "sigmoid", NULL},
-     {{"score_function", "sigmoid", NULL}, {"score_before_topk", "true", NULL},
+     {{"score_function", "sigmoid", NULL},
+      {"score_before_topk", "true", NULL, .yields = true},
       {"router_type", "top_k", "router_type=sinkhorn sinkhorn_variant=sigma_moe"},
       {"sinkhorn_variant", "standard", "sinkhorn_variant=sigma_moe"}}},
     {{SIGM, "selection_mode", "sinkmoid", NULL},
@@ -144,6 +204,7 @@ static const alias_entry table[] = {
       {"sinkhorn_variant", "sigma_moe", NULL}}},
     {{SIGM, "activation_after_topk", "true", NULL}, {{"score_before_topk", "false", NULL}}},
     {{SIGM, "activation_after_topk", "false", NULL}, {{"score_before_topk", "true", NULL}}},
+    {{SIGM, "v_dim", "", NULL}, {{"output_size", "0", NULL}}},
     {{SIGM, "bias", "true", NULL}, {{"expert_up_bias", "true", NULL}, {"output_bias", "true", NULL}}},
     {{SIGM, "bias", "false", NULL}, {{"expert_up_bias", "false", NULL}, {"output_bias", "false", NULL}}},
 
@@ -153,6 +214,9 @@ static const alias_entry table[] = {
       "set second_place_loss_coeff to half of gshard_loss_coeff"}, {{0}}},
     {{TENS, "noisy_gating", "true", NULL}, {{"router_type", "noisy_top_k", NULL}}},
     {{TENS, "noisy_gating", "false", NULL}, {{"router_type", "top_k", "router_type=noisy_top_k"}}},
+    {{TENS, "moe_overhead_train", NULL, "set capacity_factor"}, {{0}}},
+    {{TENS, "moe_overhead_eval", NULL, "set capacity_factor_eval"}, {{0}}},
+    {{TENS, "moe_gating", NULL, "set router_type: gshard_top2 is its top_2, noisy_top_k its noisy gating"}, {{0}}},
     {{TENS, "moe_group_size", NULL,
       "set capacity_group sequence: the tokens that share a capacity are those of one sequence"}, {{0}}},
 };
@@ -202,6 +266,7 @@ static const char *word_of(const char *value) {
         {"no",   "false"},
         {"off",  "false"},
         {"null", ""     },
+        {"[]",   ""     },
         {"~",    ""     }
     };
     for (size_t i = 0; i < sizeof words / sizeof *words; ++i)
@@ -215,8 +280,18 @@ static bool is_value(const char *value, const char *wanted) {
     const double a = moei_real_parse(value, &end), b = moei_real_parse(wanted, &wanted_end);
     const bool number = end != value && !*end;
     if (strcmp(wanted, "negative") == 0) return number && a < 0;
+    if (strcmp(wanted, "list") == 0) return strchr(value, ',') != NULL;
     if (strcasecmp(word_of(value), wanted) == 0) return true;
     return number && wanted_end != wanted && !*wanted_end && a == b;
+}
+
+bool moe_layer_alias_yields(const char *name, const char *value) {
+    const moe_layer_alias *alias;
+    if (moe_layer_alias_find(name, value, &alias, NULL) != MOE_OK || !alias) return false;
+    const moe_alias_setting *setting;
+    for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i)
+        if (setting->yields) return true;
+    return false;
 }
 
 static moe_status unknown_value(const char *name, const char *value, moe_error *error) {
@@ -224,7 +299,7 @@ static moe_status unknown_value(const char *name, const char *value, moe_error *
     size_t used = 0;
     for (size_t i = 0; i < ENTRIES; ++i) {
         const moe_layer_alias *alias = &table[i].alias;
-        if (strcmp(alias->name, name) != 0 || !*alias->value) continue;
+        if (strcmp(alias->name, name) != 0 || !*alias->value || alias->advice) continue;
         const int n = snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", alias->value);
         if (n > 0 && used + (size_t)n < sizeof list) used += (size_t)n;
     }
@@ -259,8 +334,8 @@ moe_status moe_layer_alias_find(const char *name, const char *value, const moe_l
         known = true;
         if (entry->value && !is_value(value, entry->value)) continue;
         if (entry->advice)
-            return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: %s is no option here; %s", name,
-                                  entry->system, entry->advice);
+            return moei_error_set(error, MOE_ERR_ARGUMENT, "%s (%s) cannot be '%.40s' here; %s", name,
+                                  entry->system, value, entry->advice);
         *alias = entry;
         return MOE_OK;
     }

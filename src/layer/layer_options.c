@@ -240,6 +240,13 @@ const moe_option *moe_layer_options(size_t *count) {
     return options;
 }
 
+/* A setting that yields does so to any that is not the default's. */
+static bool is_said(const moe_option *row, const moe_layer_desc *desc) {
+    char value[64];
+    moei_option_get(row, desc, value, sizeof value);
+    return strcmp(value, row->initial) != 0;
+}
+
 static moe_status set_alias(moe_layer_desc *desc, const moe_layer_alias *alias, const char *value,
                             moe_error *error) {
     const moei_option_table table = moei_layer_option_table();
@@ -247,7 +254,8 @@ static moe_status set_alias(moe_layer_desc *desc, const moe_layer_alias *alias, 
     for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i) {
         const char *ours = moe_alias_setting_value(setting, desc, value);
         const moe_option *row = moe_option_find(table.row, table.count, setting->key);
-        if (ours) MOEI_TRY(moei_option_set(row, desc, ours, error));
+        if (ours && !(setting->yields && is_said(row, desc)))
+            MOEI_TRY(moei_option_set(row, desc, ours, error));
     }
     return MOE_OK;
 }

@@ -67,7 +67,7 @@ says err 'show, explain, check or options'
 # one setting under two names, settings without a value, sections and far names
 printf 'moe:\n  num_experts: 8\nnum_moe_experts: 4\n' >twice.yaml
 expect 2 "$MOEKIT" config check twice.yaml
-says err 'twice\.yaml:3:[0-9]+: num_moe_experts sets moe\.num_experts, which line 2 has set already'
+says err 'twice\.yaml:3:[0-9]+: num_moe_experts sets moe\.num_experts, which moe.num_experts of line 2 has set already'
 for nothing in null '~' '' '""'; do
     printf 'moe:\n  top_k: %s\n' "$nothing" >null.yaml
     expect 2 "$MOEKIT" config check null.yaml
@@ -142,6 +142,40 @@ done
 expect 0 env MOEKIT_MOE_PRESET=deepseek_v3 MOEKIT_MOE_NUM_GROUPS=4 MOEKIT_MOE_EXPERT_BIAS=1 "$MOEKIT" config show
 says out '^moe\.num_groups=4$'
 says out '^moe\.expert_bias=true$'
+
+# sigma-MoE's two keys of scoring, in any order and at any level
+for keys in 'selection_mode: sigmoid, activation_after_topk: true' 'activation_after_topk: true, selection_mode: sigmoid'; do
+    echo "moe: {$keys}" >sigma.yaml
+    expect 0 "$MOEKIT" config show sigma.yaml
+    says out '^moe\.score_function=sigmoid$'
+    says out '^moe\.score_before_topk=false$'
+done
+expect 0 "$MOEKIT" config show activation_after_topk=true selection_mode=sigmoid
+says out '^moe\.score_before_topk=false$'
+expect 0 env MOEKIT_ACTIVATION_AFTER_TOPK=true MOEKIT_SELECTION_MODE=sigmoid "$MOEKIT" config show
+says out '^moe\.score_before_topk=false$'
+expect 0 "$MOEKIT" config show selection_mode=sigmoid
+says out '^moe\.score_before_topk=true$'
+
+# DeepSeek-V3's router balances without a loss, unless its file says otherwise
+echo '{"moe": {"aux_loss_alpha": 0.003, "topk_method": "noaux_tc"}, "torch_dtype": "bfloat16"}' >v3.yaml
+expect 0 "$MOEKIT" config show v3.yaml
+says out '^moe\.selection_bias_update_rate=0\.001$'
+says out '^moe\.aux_loss_coeff=0\.003$'
+says out '^moe\.z_loss_coeff=0$'
+says out '^model\.dtype=bf16$'
+echo 'topk_method: noaux_tc' >v3.yaml
+expect 0 "$MOEKIT" config show v3.yaml
+says out '^moe\.aux_loss_coeff=0$'
+
+# null is what its system means by it, and a refusal names the setting
+printf 'moe: {moe_z_loss_coeff: null, moe_aux_loss_coeff: null, mlp_only_layers: []}\nhead_dim: null\n' >nemo.yaml
+expect 0 "$MOEKIT" config show nemo.yaml torch_dtype=torch.float32
+says out '^moe\.z_loss_coeff=0$'
+says out '^model\.dtype=f32$'
+echo 'moe: {moe_router_load_balancing_type: [aux_loss, seq_aux_loss]}' >list.yaml
+expect 2 "$MOEKIT" config check list.yaml
+says err "list\.yaml:1:.*\(NeMo\) cannot be 'aux_loss,seq_aux_loss' here; set aux_loss_coeff"
 
 # a variable that names nothing is refused, like a key that does
 expect 2 env MOEKIT_MOE_TOPK=3 "$MOEKIT" config show

@@ -41,12 +41,18 @@ static int set_context_keys(cli_args *args) {
     return code == 0 && isa ? set_key(args, "run.isa", isa) : code;
 }
 
-/* A preset comes before the keys of its level that override it. */
-static int set_keys(cli_args *args, bool presets) {
+/* A preset comes before the keys of its level that override it, and so does what yields to other names. */
+static int turn_of(const char *key, const char *value) {
+    if (strcmp(key, "moe.preset") == 0) return 0;
+    return moe_layer_alias_yields(key, value) ? 1 : 2;
+}
+
+static int set_keys(cli_args *args) {
     int code = 0;
-    for (int i = 0; i < args->n_set && code == 0; ++i)
-        if ((strcmp(args->set[i].key, "moe.preset") == 0) == presets)
-            code = set_key(args, args->set[i].key, args->set[i].value);
+    for (int turn = 0; turn < 3; ++turn)
+        for (int i = 0; i < args->n_set && code == 0; ++i)
+            if (turn_of(args->set[i].key, args->set[i].value) == turn)
+                code = set_key(args, args->set[i].key, args->set[i].value);
     return code;
 }
 
@@ -61,8 +67,7 @@ int cli_settings_load(cli_args *args, const char *const *files, int n_files) {
     if (code) return code;
     moe_status status = moe_lm_config_environment(args->config, &error);
     if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
-    if (args->verb->keys == CLI_KEYS_LM) code = set_keys(args, true);
-    if (args->verb->keys == CLI_KEYS_LM && code == 0) code = set_keys(args, false);
+    if (args->verb->keys == CLI_KEYS_LM) code = set_keys(args);
     return code ? code : set_context_keys(args);
 }
 

@@ -118,6 +118,24 @@ static const char *const same[][2] = {
      "router_type=sinkhorn sinkhorn_variant=sigma_moe score_function=sigmoid sinkhorn_iters=5"},
     {"selection_mode=softmax",
      "score_before_topk=true"},
+    {"topk_method=noaux_tc scoring_func=sigmoid",
+     "selection_bias=true selection_bias_update_rate=0.001 score_function=sigmoid"},
+    {"topk_method=noaux_tc moe_router_bias_update_rate=0.01",
+     "selection_bias=true selection_bias_update_rate=0.01"},
+    {"score_func=sigmoid_with_bias gate_bias_update_factor=0.001 gate_precision=torch.float32",
+     "score_function=sigmoid score_before_topk=true selection_bias=true selection_bias_update_rate=0.001 "
+     "router_dtype=f32"},
+    {"score_func=softmax_with_bias gate_precision=float64",
+     "score_before_topk=true selection_bias=true router_dtype=f64"},
+    {"moe_z_loss_coeff=null moe_router_dtype=null moe_router_topk_scaling_factor=null moe_aux_loss_coeff=null "
+     "moe_router_num_groups=null moe_router_group_topk=null moe_input_jitter_eps=null v_dim=null "
+     "moe_latent_size=null",
+     "moe.top_k=2"},
+    {"activation_func_clamp_value=null", "activation_limit=-1"},
+    {"enable_routing_replay=false moe_enable_routing_replay=False mlp_only_layers=[] decoder_sparse_step=1 "
+     "expert_tensor_parallel_size=1 moe_router_fusion=true moe_shared_expert_overlap=false "
+     "moe_use_upcycling=false router_weights_fp32=true ignore_router_for_ac=false frozen_expert_bias=false",
+     "moe.top_k=2"},
     {"noisy_gating=true moe_k=3",
      "router_type=noisy_top_k top_k=3"},
 };
@@ -151,6 +169,16 @@ static void what_has_no_equivalent_is_explained(void **state) {
     refused("moe_grouped_gemm", "false", "NeMo");
     refused("mlp_only_layers", "[1]", "moe_layer_freq");
     refused("moe_group_size", "1024", "capacity_group");
+    refused("moe_token_dropping", "true", "moe_token_dropping (NeMo) cannot be 'true' here; set");
+    refused("moe_router_load_balancing_type", "aux_loss,seq_aux_loss",
+            "set aux_loss_coeff, seq_aux_loss_coeff");
+    refused("moe_aux_loss_coeff", "0.01,0.02", "each loss has its own");
+    refused("expert_tensor_parallel_size", "2", "one machine");
+    refused("moe_router_topk_limited_devices", "2", "group_top_k");
+    refused("enable_routing_replay", "true", "--record-routes");
+    refused("decoder_sparse_step", "2", "moe_layer_freq");
+    refused("moe_overhead_eval", "2", "capacity_factor_eval");
+    refused("activation_func", "silu", "swiglu");
     refused("moe_router_force_biased", "0.5", "drawn anew at every call");
     refused("moe_router_load_balancing_type", "mystery",
             "is not one of: aux_loss, seq_aux_loss, global_aux_loss, none, sinkhorn, quantile_balancing");
@@ -184,6 +212,7 @@ static void a_section_changes_no_name(void **state) {
 /* A value that an entry is of. */
 static const char *sample(const moe_layer_alias *alias) {
     if (!alias->value) return "3";
+    if (strcmp(alias->value, "list") == 0) return "3,4";
     return strcmp(alias->value, "negative") == 0 ? "-3" : alias->value;
 }
 
@@ -229,6 +258,19 @@ static void the_last_value_counts(void **state) {
     assert_true(pairs > 100);
 }
 
+/* sigma-MoE says both, and the second speaks of the first's scores. */
+static void the_selection_mode_yields(void **state) {
+    (void)state;
+    moe_layer_desc d = plain();
+    set_all(&d, "selection_mode=sigmoid activation_after_topk=true", false);
+    assert_string_equal(d.score_function, "sigmoid");
+    assert_false(d.score_before_topk);
+    assert_true(moe_layer_alias_yields("moe.selection_mode", "softmax"));
+    assert_false(moe_layer_alias_yields("selection_mode", "sinkmoid"));
+    assert_false(moe_layer_alias_yields("activation_after_topk", "true"));
+    assert_false(moe_layer_alias_yields("top_k", "2"));
+}
+
 /* Bare, or in the section of ours or theirs; elsewhere such a name is a mistake. */
 static void a_name_stands_in_its_section(void **state) {
     (void)state;
@@ -252,6 +294,7 @@ int main(void) {
         cmocka_unit_test(a_section_changes_no_name),
         cmocka_unit_test(the_table_is_right),
         cmocka_unit_test(the_last_value_counts),
+        cmocka_unit_test(the_selection_mode_yields),
         cmocka_unit_test(a_name_stands_in_its_section),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

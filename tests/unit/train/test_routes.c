@@ -168,14 +168,16 @@ static void test_file(void **state) {
     free(text), free(path);
 }
 
-/* Writes `from` again without `leave_out`, and with the first expert of layer 0 set. */
-static void forge(const char *from, const char *to, const char *leave_out, int32_t expert) {
+/* Writes `from` again without `leave_out`, and with the first expert and weight of layer 0 where they are not
+ * 0. */
+static void forge(const char *from, const char *to, const char *leave_out, int32_t expert, float weight) {
     moelm_safetensors *file;
     moelm_st_tensor tensor[8];
     moelm_st_pair pair[8];
     moe_error error;
     size_t n = 0, n_pairs = 0;
     static int32_t changed[1 << 16];
+    static float weights[1 << 16];
     assert_ok(moelm_safetensors_open(from, &file, &error), &error);
     for (size_t i = 0; i < moelm_safetensors_count(file); ++i) {
         tensor[n] = *moelm_safetensors_at(file, i);
@@ -185,6 +187,12 @@ static void forge(const char *from, const char *to, const char *leave_out, int32
             memcpy(changed, tensor[n].data, tensor[n].bytes);
             if (expert) changed[0] = expert;
             tensor[n].data = changed;
+        }
+        if (strcmp(tensor[n].name, "layer.0.weight") == 0) {
+            assert_true(tensor[n].bytes <= sizeof weights);
+            memcpy(weights, tensor[n].data, tensor[n].bytes);
+            if (weight != 0) weights[0] = weight;
+            tensor[n].data = weights;
         }
         ++n;
     }
@@ -213,18 +221,22 @@ static void test_wrong_files(void **state) {
     must_refuse(ctx, lm, other, path, "another text_sha256");
     must_refuse(ctx, lm, text, text, "");
     must_refuse(ctx, lm, text, "missing.safetensors", "missing.safetensors");
-    forge(path, bad, "format", 0);
+    forge(path, bad, "format", 0, 0);
     must_refuse(ctx, lm, text, bad, "no file of routes: its metadata lacks 'format'");
-    forge(path, bad, "layer.2.expert", 0);
+    forge(path, bad, "layer.2.expert", 0, 0);
     must_refuse(ctx, lm, text, bad, "layer.2.expert");
-    forge(path, bad, "", 99);
+    forge(path, bad, "", 99, 0);
     must_refuse(ctx, lm, text, bad, "layer.0.expert[0, 0] is 99; this layer has experts 0 .. 7");
-    forge(path, bad, "", -77);
+    forge(path, bad, "", -77, 0);
     must_refuse(ctx, lm, text, bad, "is -77");
-    forge(path, bad, "layer.2.weight", 0); /* the router weighs what is chosen */
+    forge(path, bad, "", 0, NAN);
+    must_refuse(ctx, lm, text, bad, "bad: layer.0.weight[0, 0] is nan; a routing weight is finite");
+    forge(path, bad, "", 0, -INFINITY);
+    must_refuse(ctx, lm, text, bad, "bad: layer.0.weight[0, 0] is -inf");
+    forge(path, bad, "layer.2.weight", 0, 0); /* the router weighs what is chosen */
     must_eval(ctx, lm, text, NULL, bad, &again);
     assert_true(fabs(again - bits) < 1e-5);
-    forge(path, bad, "", 0);
+    forge(path, bad, "", 0, 0);
     assert_int_equal(truncate(bad, 3000), 0);
     must_refuse(ctx, lm, text, bad, "bad: ");
     moe_lm_destroy(lm);
@@ -234,12 +246,13 @@ static void test_wrong_files(void **state) {
 
 static void test_other_models(void **state) {
     static const char *const settings[][2] = {
+        {"moe_layer_freq",  "3" },
         {"moe.top_k",       "1" },
         {"model.n_layers",  "4" },
         {"moe.num_experts", "4" },
         {"model.context",   "16"}
     };
-    static const char *const words[] = {"layer.0.expert", "another layers: 3",
+    static const char *const words[] = {"routes: tensor 'layer.2.", "layer.0.expert", "another layers: 3",
                                         "this layer has experts 0 .. 3", "another window: 32"};
     char *text = put_text(state, "text", 1), *path = scratch_path(state, "routes");
     moe_ctx *ctx = make_ctx(3);
