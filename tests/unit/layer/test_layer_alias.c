@@ -100,7 +100,8 @@ static const char *const same[][2] = {
     {"hidden_act=gelu num_local_experts=4 num_experts_per_tok=1 router_aux_loss_coef=0.02",
      "activation=geglu_exact num_experts=4 top_k=1 aux_loss_coeff=0.02"},
     {"topk_method=noaux_tc scoring_func=sigmoid n_group=4 topk_group=2 seq_aux=true aux_loss_alpha=0.001",
-     "selection_bias=true score_function=sigmoid num_groups=4 group_top_k=2 seq_aux_loss_coeff=0.001"},
+     "selection_bias=true selection_bias_update_rate=0.001 score_function=sigmoid num_groups=4 group_top_k=2 "
+     "seq_aux_loss_coeff=0.001"},
     {"topk_method=group_limited_greedy n_group=4 topk_group=2",
      "group_score=max num_groups=4 group_top_k=2"},
     {"shared_expert_intermediate_size=7",
