@@ -280,8 +280,8 @@ typedef struct moe_layer_alias {
 typedef struct moe_alias_setting {
     const char *key;   /* "router_type" */
     const char *value; /* "sinkhorn"; NULL: the one given; "-": the one given without its minus sign */
-    const char *where; /* NULL, or it is set only where all of this holds: "router_type=random top_k!=1" */
-    bool yields; /* another name beside it may say otherwise: it is set first, and only over a default */
+    const char *where; /* NULL, or it is set only where all of this holds: "router_type=random top_k!=1";
+                        * "unset": it yields to other names: set before them, and over a default only */
 } moe_alias_setting;
 /* The entries in their order, and what an entry sets (nothing: it is so here whatever is set); NULL past the
  * last. */
@@ -291,6 +291,8 @@ MOE_API const moe_alias_setting *moe_layer_alias_setting(const moe_layer_alias *
  * NULL: none, its condition does not hold. */
 MOE_API const char *moe_alias_setting_value(const moe_alias_setting *setting, const moe_layer_desc *desc,
                                             const char *given);
+/* Whether a setting yields to what other names say. */
+MOE_API bool moe_alias_setting_yields(const moe_alias_setting *setting);
 /* Whether a name and value set what yields, so that they come before the other names of their source. */
 MOE_API bool moe_layer_alias_yields(const char *name, const char *value);
 /* The first entry of a name (bare, or below "moe." or "model."), whatever the value; NULL: none. */

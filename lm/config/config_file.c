@@ -46,7 +46,8 @@ static moe_status check_once(const load_state *state, const char *key, const cha
         return check_row(state, key, key, NULL, line, error);
     const moe_alias_setting *setting;
     for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i)
-        if (!setting->yields && moe_alias_setting_value(setting, &state->config->moe, value))
+        if (!moe_alias_setting_yields(setting) &&
+            moe_alias_setting_value(setting, &state->config->moe, value))
             MOEI_TRY(check_row(state, key, setting->key, setting->value, line, error));
     return MOE_OK;
 }

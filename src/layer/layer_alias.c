@@ -168,8 +168,8 @@ static const alias_entry table[] = {
       {"selection_bias_update_rate", "0", NULL}}},
     {{HUGG, "topk_method", "noaux_tc", NULL},
      {{"selection_bias", "true", NULL}, {"group_score", "top2_sum", NULL},
-      {"selection_bias_update_rate", "0.001", NULL, .yields = true},
-      {"aux_loss_coeff", "0", NULL, .yields = true}, {"z_loss_coeff", "0", NULL, .yields = true}}},
+      {"selection_bias_update_rate", "0.001", "unset"},
+      {"aux_loss_coeff", "0", "unset"}, {"z_loss_coeff", "0", "unset"}}},
     {{HUGG, "seq_aux", "true", NULL}, {{"aux_loss_type", "sequence", NULL}}},
     {{HUGG, "seq_aux", "false", NULL}, {{"aux_loss_type", "batch", NULL}}},
     {{HUGG, "shared_expert_intermediate_size", "0", NULL},
@@ -190,12 +190,12 @@ static const alias_entry table[] = {
 
     {{SIGM, "selection_mode", "softmax", NULL},
      {{"score_function", "softmax", NULL},
-      {"score_before_topk", "true", NULL, .yields = true},
+      {"score_before_topk", "true", "unset"},
       {"router_type", "top_k", "router_type=sinkhorn sinkhorn_variant=sigma_moe"},
       {"sinkhorn_variant", "standard", "sinkhorn_variant=sigma_moe"}}},
     {{SIGM, "selection_mode", "sigmoid", NULL},
      {{"score_function", "sigmoid", NULL},
-      {"score_before_topk", "true", NULL, .yields = true},
+      {"score_before_topk", "true", "unset"},
       {"router_type", "top_k", "router_type=sinkhorn sinkhorn_variant=sigma_moe"},
       {"sinkhorn_variant", "standard", "sinkhorn_variant=sigma_moe"}}},
     {{SIGM, "selection_mode", "sinkmoid", NULL},
@@ -245,9 +245,13 @@ static bool holds(const moe_layer_desc *desc, const char *word, size_t length) {
     return (strcmp(value, wanted) == 0) != differs;
 }
 
+bool moe_alias_setting_yields(const moe_alias_setting *setting) {
+    return setting->where && strcmp(setting->where, "unset") == 0;
+}
+
 const char *moe_alias_setting_value(const moe_alias_setting *setting, const moe_layer_desc *desc,
                                     const char *given) {
-    const char *word = setting->where ? setting->where : "";
+    const char *word = setting->where && !moe_alias_setting_yields(setting) ? setting->where : "";
     for (size_t length; *word; word += length + (word[length] == ' ')) {
         length = strcspn(word, " ");
         if (!holds(desc, word, length)) return NULL;
@@ -290,7 +294,7 @@ bool moe_layer_alias_yields(const char *name, const char *value) {
     if (moe_layer_alias_find(name, value, &alias, NULL) != MOE_OK || !alias) return false;
     const moe_alias_setting *setting;
     for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i)
-        if (setting->yields) return true;
+        if (moe_alias_setting_yields(setting)) return true;
     return false;
 }
 

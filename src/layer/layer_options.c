@@ -254,7 +254,7 @@ static moe_status set_alias(moe_layer_desc *desc, const moe_layer_alias *alias, 
     for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i) {
         const char *ours = moe_alias_setting_value(setting, desc, value);
         const moe_option *row = moe_option_find(table.row, table.count, setting->key);
-        if (ours && !(setting->yields && is_said(row, desc)))
+        if (ours && !(moe_alias_setting_yields(setting) && is_said(row, desc)))
             MOEI_TRY(moei_option_set(row, desc, ours, error));
     }
     return MOE_OK;

@@ -104,9 +104,9 @@ static void describe_alias(const moe_layer_alias *alias, char *text, size_t size
     for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)) && used < size; ++i) {
         const char *value = setting->value ? setting->value : "the same";
         if (strcmp(value, "-") == 0) value = "the same without its sign";
-        used += (size_t)snprintf(text + used, size - used, "%smoe.%s %s%s%s%s", i ? ", " : "", setting->key,
-                                 value, setting->where ? " where " : "", setting->where ? setting->where : "",
-                                 setting->yields ? " unless it is set too" : "");
+        used +=
+            (size_t)snprintf(text + used, size - used, "%smoe.%s %s%s%s", i ? ", " : "", setting->key, value,
+                             setting->where ? " where " : "", setting->where ? setting->where : "");
     }
 }
 
