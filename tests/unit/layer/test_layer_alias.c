@@ -121,8 +121,8 @@ static const char *const same[][2] = {
      "score_before_topk=true"},
     {"topk_method=noaux_tc scoring_func=sigmoid",
      "selection_bias=true selection_bias_update_rate=0.001 score_function=sigmoid"},
-    {"topk_method=noaux_tc moe_router_bias_update_rate=0.01",
-     "selection_bias=true selection_bias_update_rate=0.01"},
+    {"topk_method=noaux_tc scoring_func=sigmoid moe_router_bias_update_rate=0.01",
+     "score_function=sigmoid selection_bias=true selection_bias_update_rate=0.01"},
     {"score_func=sigmoid_with_bias gate_bias_update_factor=0.001 gate_precision=torch.float32",
      "score_function=sigmoid score_before_topk=true selection_bias=true selection_bias_update_rate=0.001 "
      "router_dtype=f32"},
