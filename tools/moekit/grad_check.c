@@ -212,7 +212,7 @@ static moe_status prepare(bench *b, const grad_check_options *options) {
     b->y = calloc(outputs, sizeof *b->y);
     b->dx = calloc(numbers, sizeof *b->dx);
     b->g = calloc(outputs, sizeof *b->g);
-    b->restarts = desc.global_aux_loss_coeff > 0;
+    b->restarts = moe_layer_get_desc(b->layer)->global_aux_loss_coeff > 0;
     b->buffers = calloc((size_t)copy_buffers(b, false) + 1, sizeof *b->buffers);
     if (!b->x || !b->y || !b->dx || !b->g || !b->buffers) return MOE_ERR_MEMORY;
     status = draw_inputs(b, options->seed);
