@@ -230,7 +230,7 @@ typedef struct moe_layer_desc {
     float importance_loss_coeff; /* CV^2 of summed weights, Shazeer et al. 2017 */
     float load_loss_coeff;       /* CV^2 of the smooth load, noisy_top_k */
     float entropy_loss_coeff;    /* negative entropy of mean usage, sigma-MoE */
-    float z_loss_coeff;          /* router z-loss, Zoph et al. 2022, eq. 5 */
+    float z_loss_coeff;          /* router z-loss, Zoph et al. 2022, eq. 5; of two levels the outer gate's */
     const char *aux_scores;      /* NULL: "normalized" or "raw" (Automodel without norm_topk_prob) */
     const char *aux_map;         /* NULL: "actual" selection or "plain" top-k of the scores (Megatron) */
 
@@ -365,11 +365,13 @@ MOE_API moe_status moe_layer_share_scratch(moe_layer *layer, moe_layer *owner);
  * fields are drawn as always. */
 typedef struct moe_draws {
     size_t size;
-    const float *second_policy;       /* [T] U(0,1) of gshard_top2's second choice */
-    const float *second_policy_inner; /* [Eo, sequences, C_outer] of the inner gates */
-    const float *expert_dropout;      /* [T,E] U(0,1), training: dropped where below the rate */
-    const float *noise;               /* [T,E] N(0,1) of noisy_top_k */
-    const uint8_t *dropout_keep;      /* [T,K,n] 1: kept */
+    const float *second_policy; /* [T] U(0,1) of gshard_top2's second choice */
+    /* [Eo, groups, places] of the inner gates: groups of capacity, places an outer expert has in the group of
+     * most (its real tokens where dropless). */
+    const float *second_policy_inner;
+    const float *expert_dropout; /* [T,E] U(0,1), training: dropped where below the rate */
+    const float *noise;          /* [T,E] N(0,1) of noisy_top_k */
+    const uint8_t *dropout_keep; /* [T,K,n] 1: kept */
 } moe_draws;
 
 /* What a call may say beyond its tensors; NULL means all defaults. The arrays it points to are read again by

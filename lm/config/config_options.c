@@ -171,7 +171,7 @@ const moe_option *moelm_config_options(size_t *count) {
 
 static const moelm_config_override overrides[] = {
     {"moe.aux_loss_coeff", "0.01",  "coefficient of the Switch load-balancing loss over the batch"                },
-    {"moe.z_loss_coeff",   "0.001", "coefficient of the router z-loss"                                            },
+    {"moe.z_loss_coeff",   "0.001", "coefficient of the router z-loss; of two levels, the outer gate's"           },
     {"moe.init_std",       "0",     "standard deviation of the experts' initial weights; 0: model.init_std; -1: 0"},
 };
 

@@ -210,7 +210,7 @@ static const moe_option options[] = {
     {"moe.entropy_loss_coeff", "", FLOAT(entropy_loss_coeff, "0", 1e6),
      "coefficient of the negative entropy of the mean softmax over the batch"},
     {"moe.z_loss_coeff", "moe_z_loss_coeff router_z_loss_coef", FLOAT(z_loss_coeff, "0", 1e6),
-     "coefficient of the router z-loss"},
+     "coefficient of the router z-loss; of two levels, the outer gate's"},
     {"moe.aux_scores", "", CHOICE(aux_scores, "normalized", aux_scores),
      "scores of the balance losses: summing to 1 over the experts, or as they are"},
     {"moe.aux_map", "", CHOICE(aux_map, "actual", aux_maps),
