@@ -410,6 +410,7 @@ typedef struct moe_stats {
     int64_t n_routed, n_kept, n_dropped; /* rows; kept + dropped = routed, K * n_tokens
                                             less what policies and random K leave out */
     int32_t n_dead;                      /* experts without a single row */
+    int32_t reserved;                    /* 0: no padding, so every byte written is told */
     double loss;                         /* sum of coeff * loss, what training adds to the main loss */
     double aux_loss, z_loss;             /* without their coefficients; 1.0 is perfect balance for aux */
     double seq_aux_loss, global_aux_loss, gshard_loss; /* likewise, but 0 where their coefficient is 0;
@@ -446,6 +447,7 @@ typedef struct moe_param {
     void *value;
     void *grad;           /* NULL until reserved for training, and of buffers and frozen routers */
     bool buffer;          /* saved with the layer but not trained: the selection bias */
+    uint8_t reserved[3];  /* 0: no padding, as in moe_stats */
     moe_dtype grad_dtype; /* f32 where dtype is bf16, else dtype */
 } moe_param;
 MOE_API int32_t moe_layer_param_count(const moe_layer *layer);
@@ -466,7 +468,8 @@ typedef struct moe_routing_view {
     int32_t n_experts;
     /* K: slots of a token: desc.top_k; E of expert_choice (slot e: expert e); 4 of two levels. */
     int32_t top_k;
-    moe_dtype dtype; /* of the router: desc.router_dtype */
+    moe_dtype dtype;  /* of the router: desc.router_dtype */
+    int32_t reserved; /* 0: no padding, as in moe_stats */
     /* [T,K] descending by selection score. Negative where not routed: -1 (masked, fewer than K); -2 - e where
      * expert e was chosen and the second policy removed it; of two levels -2 - E - e where e was full. A
      * replay has to know these. An outer expert that was not asked further stands for its first inner one. */
