@@ -8,6 +8,7 @@
 #define MOEI_FLOW_H
 
 #include <moekit/moe.h>
+#include <string.h>
 
 /* What the layer was given. Pointers are the caller's and live until backward. */
 typedef struct moei_batch {
@@ -49,13 +50,15 @@ typedef struct moei_levels {
 typedef struct moei_routing {
     int64_t n_tokens;
     int32_t n_experts;
-    int32_t top_k;     /* slots of a token: desc.top_k, but E for expert_choice and 4 for two levels */
-    moe_dtype dtype;   /* of every "real"; at least as wide as the layer's */
-    bool softmax;      /* prob is softmax(logits) */
-    void *logits;      /* real [T, E] what is scored: after bias, forced draws, noise */
-    void *prob;        /* real [T, E] what balance losses see: scores, normalised over E; 0 where masked */
-    void *lse;         /* real [T] log-sum-exp of the logits; 0 where masked */
-    void *selection;   /* real [T, E] what was ranked; -inf: cannot be chosen */
+    int32_t top_k;   /* slots of a token: desc.top_k, but E for expert_choice and 4 for two levels */
+    moe_dtype dtype; /* of every "real"; at least as wide as the layer's */
+    bool softmax;    /* prob is softmax(logits) */
+    void *logits;    /* real [T, E] what is scored: after bias, forced draws, noise */
+    void *prob;      /* real [T, E] what balance losses see: scores, normalised over E; 0 where masked */
+    void *saved_logits, *saved_prob; /* where they lie in training if backward reads them; else NULL, and they
+                                        lie in the scratch of a call */
+    void *lse;                       /* real [T] log-sum-exp of the logits; 0 where masked */
+    void *selection;                 /* real [T, E] what was ranked; -inf: cannot be chosen */
     int32_t *choice;   /* [T, K] chosen before the router's own policy removed it (then expert is
                           moei_removed(choice)); NULL: as `expert` */
     int32_t *expert;   /* [T, K] ranked descending, ties to the lower index; negative: not routed */
@@ -134,6 +137,7 @@ typedef struct moei_plan {
     moe_dtype weight_dtype; /* wide */
     void *row_weight;       /* of weight_dtype [R] routing weight of row r. Padding: 0 */
     void *slot_weight;      /* of weight_dtype [T, K] the routing's weights; NULL where those are of it */
+    int32_t *part_count;    /* [moei_plan_parts(T * K), E] scratch of making it */
 } moei_plan;
 
 /* How `expert` tells that e was chosen, but removed by a policy: -2 - e; or dropped by a router with
@@ -147,6 +151,15 @@ static inline int32_t moei_dropped(int32_t e, int32_t n_experts) {
 }
 /* Beside the sum of a token's scores without its first choice's, which the others are divided by. */
 static const double moei_rest_eps = 1e-9;
+
+/* Whether balance losses count the plain top-K of the scores instead of the router's choices. */
+static inline bool moei_aux_plain(const moe_layer_desc *desc) {
+    return desc->aux_map && strcmp(desc->aux_map, "plain") == 0;
+}
+
+static inline bool moei_has_levels(const moei_routing *routing) {
+    return routing->levels.n_outer > 0;
+}
 
 /* The expert that a slot names, whatever became of it; -1: none. */
 static inline int32_t moei_named(int32_t slot, int32_t n_experts) {

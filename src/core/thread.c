@@ -117,6 +117,23 @@ void moei_parallel(const moei_team *team, int64_t n_tasks, moei_task_fn fn, void
     if (shared) close_job(team->pool);
 }
 
+typedef struct blocks {
+    moei_block_fn fn;
+    void *arg;
+    int64_t n, block;
+} blocks;
+
+static void block_task(void *arg, int64_t task, void *scratch) {
+    const blocks *all = arg;
+    const int64_t first = task * all->block, left = all->n - first;
+    all->fn(all->arg, first, first + (left < all->block ? left : all->block), scratch);
+}
+
+void moei_parallel_blocks(const moei_team *team, int64_t n, int64_t block, moei_block_fn fn, void *arg) {
+    blocks all = {fn, arg, n, block};
+    moei_parallel(team, (n + block - 1) / block, block_task, &all);
+}
+
 size_t moei_pool_bytes(int32_t n_threads) {
     return sizeof(moei_pool) + (size_t)n_threads * sizeof(worker);
 }

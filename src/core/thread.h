@@ -24,6 +24,11 @@ typedef void (*moei_task_fn)(void *arg, int64_t task, void *scratch);
 /* Runs fn(arg, 0 .. n_tasks-1, scratch of the thread); returns when all have run. Not from inside a task. */
 void moei_parallel(const moei_team *team, int64_t n_tasks, moei_task_fn fn, void *arg);
 
+/* The same where a number is too little work for a task: fn takes numbers first .. end-1, up to `block` of
+ * 0 .. n-1 and beginning at a multiple of it. */
+typedef void (*moei_block_fn)(void *arg, int64_t first, int64_t end, void *scratch);
+void moei_parallel_blocks(const moei_team *team, int64_t n, int64_t block, moei_block_fn fn, void *arg);
+
 /* Threads of this machine: cores in the process's affinity mask. */
 int32_t moei_thread_cores(void);
 

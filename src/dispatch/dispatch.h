@@ -19,12 +19,15 @@ moe_status moei_capacity_init(const moe_layer_desc *desc, bool by_expert, moei_c
 
 /* Fills the plan from a routing. Rows of one expert stand group by group; inside a group in token order,
  * or with rank_major all first choices before all second ones. `capacity` NULL: dropless. */
-void moei_plan_build(moei_plan *plan, const moei_batch *batch, const moei_routing *routing,
-                     const moei_capacity *capacity);
+void moei_plan_build(const moei_team *team, moei_plan *plan, const moei_batch *batch,
+                     const moei_routing *routing, const moei_capacity *capacity);
+
+/* How many parts of n_slots = T * K slots are counted on their own; grows with n_slots. */
+int64_t moei_plan_parts(int64_t n_slots);
 
 /* Fills row_token, row_slot, row_weight and slot_weight of a plan from its offset and row_of: what
  * moei_plan_build made there. */
-void moei_plan_index(moei_plan *plan, const moei_routing *routing);
+void moei_plan_index(const moei_team *team, moei_plan *plan, const moei_routing *routing);
 
 /* The most rows that the plan of a call no larger than `extent` has. */
 int64_t moei_plan_max_rows(const moei_capacity *capacity, moei_extent extent, int32_t top_k,
@@ -49,6 +52,7 @@ void moei_rows_weight_gradient(moe_ctx *ctx, const moei_plan *plan, moe_mat dy, 
                                void *drow_weight);
 
 /* by_row[R] of plan->weight_dtype -> by_slot[T,K] of `dtype`; slots without a row get 0. */
-void moei_rows_to_slots(const moei_plan *plan, const void *by_row, moe_dtype dtype, void *by_slot);
+void moei_rows_to_slots(const moei_team *team, const moei_plan *plan, const void *by_row, moe_dtype dtype,
+                        void *by_slot);
 
 #endif

@@ -34,9 +34,27 @@ void moei_rows_weight_gradient(moe_ctx *ctx, const moei_plan *plan, moe_mat dy, 
                                                                      .out = drow_weight});
 }
 
-void moei_rows_to_slots(const moei_plan *plan, const void *by_row, moe_dtype dtype, void *by_slot) {
-    for (int64_t slot = 0; slot < plan->n_tokens * plan->top_k; ++slot) {
-        int32_t r = plan->row_of[slot];
-        moei_real_store(dtype, by_slot, slot, r < 0 ? 0 : moei_real_load(plan->weight_dtype, by_row, r));
+enum { SLOTS_PER_TASK = 1024 };
+
+typedef struct to_slots {
+    const moei_plan *plan;
+    const void *by_row;
+    moe_dtype dtype;
+    void *by_slot;
+} to_slots;
+
+static void slots_task(void *arg, int64_t first, int64_t end, void *scratch) {
+    const to_slots *to = arg;
+    (void)scratch;
+    for (int64_t slot = first; slot < end; ++slot) {
+        const int32_t r = to->plan->row_of[slot];
+        moei_real_store(to->dtype, to->by_slot, slot,
+                        r < 0 ? 0 : moei_real_load(to->plan->weight_dtype, to->by_row, r));
     }
+}
+
+void moei_rows_to_slots(const moei_team *team, const moei_plan *plan, const void *by_row, moe_dtype dtype,
+                        void *by_slot) {
+    to_slots to = {plan, by_row, dtype, by_slot};
+    moei_parallel_blocks(team, plan->n_tokens * plan->top_k, SLOTS_PER_TASK, slots_task, &to);
 }

@@ -47,6 +47,7 @@ typedef struct moei_scratch {
     moei_route_scratch route;
     moei_loss_scratch loss;
     int32_t *row_token, *row_slot;  /* [R] of the plan */
+    int32_t *part_count;            /* of making it */
     void *row_weight, *slot_weight; /* [R], and [T,K] where the routing's are of another type */
     void *rows;                     /* [R,d] expert outputs; input gradients in backward */
     void *in_rows;                  /* [R,d] gathered tokens, where experts want them so */

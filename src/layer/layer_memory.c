@@ -1,6 +1,7 @@
 /* layer_memory.c: how much memory a layer takes, taking it, and the map of what lies where.
- * saved: prob[T,E] lse[T] expert,weight,row_of[T,K] Z[R,..]; scratch: logits[T,E] row_*[R] rows[R,d] ...
- * Source: zstd's workspace phases; measure and carve are the same code, so they cannot disagree.
+ * saved: prob[T,E] or logits[T,E], lse[T] expert,weight,row_of[T,K] Z[R,..]; scratch: logits[T,E] row_*[R]
+ * rows[R,d] ... Source: zstd's workspace phases; measure and carve are the same code, so they cannot
+ * disagree.
  */
 #include "core/real.h"
 #include "experts/experts.h"
@@ -73,6 +74,7 @@ void moei_layer_plan_rows(moe_layer *layer, const moei_scratch *s) {
     layer->plan.row_slot = s->row_slot;
     layer->plan.row_weight = s->row_weight;
     layer->plan.slot_weight = s->slot_weight;
+    layer->plan.part_count = s->part_count;
 }
 
 /* What a router needs, a twin's too. */
@@ -85,6 +87,8 @@ static void carve_router_scratch(const moe_layer *layer, moei_arena *arena, moei
     carve_plan_rows(layer, arena, extent, s);
     if (layer->twin)
         s->tile_count = moei_arena_array(arena, moei_plan_tiles(slots), E, sizeof *s->tile_count);
+    else
+        s->part_count = moei_arena_array(arena, moei_plan_parts(slots), E, sizeof *s->part_count);
     if (extent.mode != MOE_TRAIN) return;
     s->drow_weight =
         moei_arena_array(arena, max_rows(layer, extent), 1, moe_dtype_bytes(moei_wide(d->dtype)));

@@ -117,7 +117,7 @@ static moe_status route(moe_layer *layer, const moei_scratch *s) {
     if (layer->batch.replay_weight && !layer->batch.replay_expert)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
                             "replay_weight without replay_expert: whose weights?");
-    if (!layer->router.keeps_logits) layer->routing.logits = s->route.logits;
+    moei_routing_open(&layer->router, &s->route, layer->batch.mode, &layer->routing);
     const moei_route_job job = moei_layer_route_job(layer, s);
     moei_route_logits(&job);
     const moei_router_args args = router_args(layer, s);

@@ -179,6 +179,10 @@ static moe_status copy_gate_grads(const moe_layer *layer, bool to_twin) {
     return MOE_OK;
 }
 
+static moei_scratch twin_scratch(const moe_layer *layer) {
+    return moei_layer_scratch(layer->twin);
+}
+
 /* What stands by row (and the combining weights), to where the experts look. */
 static moe_status send_rows(moe_layer *layer, const moei_scratch *s) {
     const moei_plan *plan = &layer->twin->plan;
@@ -224,6 +228,9 @@ moe_status moei_twin_fetch_routing(moe_layer *layer) {
     const moei_routing *from = &layer->routing;
     const size_t T = (size_t)from->n_tokens, E = (size_t)from->n_experts, slots = T * (size_t)from->top_k;
     const size_t real = moe_dtype_bytes(from->dtype);
+    MOEI_TRY(fetch_batch(layer));
+    const moei_scratch ours = twin_scratch(layer);
+    moei_routing_open(&twin->router, &ours.route, twin->batch.mode, &twin->routing);
     const piece list[] = {
         {twin->routing.expert, from->expert,       slots * sizeof(int32_t)},
         {twin->routing.weight, from->weight,       slots * real           },
@@ -232,16 +239,11 @@ moe_status moei_twin_fetch_routing(moe_layer *layer) {
         {twin->plan.routed,    layer->plan.routed, E * sizeof(int64_t)    },
         {twin->plan.kept,      layer->plan.kept,   E * sizeof(int64_t)    }
     };
-    MOEI_TRY(fetch_batch(layer));
     twin->routing.n_tokens = twin->plan.n_tokens = from->n_tokens;
     return copy_pieces(layer, list, sizeof list / sizeof *list);
 }
 
 /* --- the path --- */
-
-static moei_scratch twin_scratch(const moe_layer *layer) {
-    return moei_layer_scratch(layer->twin);
-}
 
 static moe_status route(moe_layer *layer, const moei_scratch *s) {
     MOEI_TRY(fetch_batch(layer));

@@ -10,8 +10,6 @@
 #include <stddef.h>
 #include <string.h>
 
-enum { TOKENS_PER_TASK = 64 };
-
 typedef struct loss_row {
     size_t coeff, stat; /* fields of moe_layer_desc (float) and moe_stats (double) */
     bool always;        /* told even where its coefficient is 0 */
@@ -57,10 +55,6 @@ bool moei_loss_by_sequence(const moe_layer_desc *desc) {
            desc->second_place_loss_coeff != 0;
 }
 
-static bool counts_plain(const moe_layer_desc *desc) {
-    return desc->aux_map && strcmp(desc->aux_map, "plain") == 0;
-}
-
 moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moe_dtype dtype, moei_arena *arena,
                                   moei_extent extent) {
     const int64_t E = desc->num_experts, T = extent.tokens, Eo = desc->num_groups_outer;
@@ -85,7 +79,7 @@ moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moe_dtype dtype, m
         s.rest = moei_arena_array(arena, T, 1, sizeof(double));
         s.second = moei_arena_array(arena, G, E, sizeof(double));
     }
-    if (counts_plain(desc)) s.plain = moei_arena_array(arena, T, desc->top_k, sizeof(int32_t));
+    if (moei_aux_plain(desc)) s.plain = moei_arena_array(arena, T, desc->top_k, sizeof(int32_t));
     return s;
 }
 
@@ -110,11 +104,11 @@ static void plain_token(const moei_loss_job *job, int64_t t) {
     }
 }
 
-static void plain_task(void *arg, int64_t task, void *scratch) {
+static void plain_task(void *arg, int64_t first, int64_t end, void *scratch) {
     (void)scratch;
     const moei_loss_job *job = arg;
-    const int64_t end = (task + 1) * TOKENS_PER_TASK, T = job->routing->n_tokens, K = job->desc->top_k;
-    for (int64_t t = task * TOKENS_PER_TASK; t < end && t < T; ++t) {
+    const int64_t K = job->desc->top_k;
+    for (int64_t t = first; t < end; ++t) {
         if (!moei_masked(job->batch, t))
             plain_token(job, t);
         else
@@ -144,12 +138,11 @@ static void mark_groups(moei_loss_job *job) {
 
 void moei_loss_count(moei_loss_job *job) {
     mark_groups(job);
-    if (!job->scratch.plain || !job->routing->prob) {
+    if (!job->scratch.plain) {
         count_map(job, job->routing->expert, job->routing->top_k);
         return;
     }
-    moei_parallel(&job->ctx->team, (job->routing->n_tokens + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK,
-                  plain_task, job);
+    moei_parallel_blocks(&job->ctx->team, job->routing->n_tokens, MOEI_LOSS_TOKENS, plain_task, job);
     count_map(job, job->scratch.plain, job->desc->top_k);
 }
 
@@ -168,7 +161,7 @@ int64_t moei_loss_groups_used(const moei_loss_job *job) {
 
 void moei_loss_values(const moei_loss_job *job, moe_stats *stats) {
     const moei_routing *routing = job->routing;
-    if (routing->prob)
+    if (!moei_has_levels(routing))
         job->ctx->kernels[routing->dtype]->colsum(&job->ctx->team,
                                                   &(moe_colsum_args){.dtype = routing->dtype,
                                                                      .n_groups = (int32_t)job->n_groups,
@@ -183,7 +176,7 @@ void moei_loss_values(const moei_loss_job *job, moe_stats *stats) {
         const double coeff = coefficient(job, row);
         double *stat = (double *)((char *)stats + row->stat);
         *stat = 0;
-        if ((coeff == 0 && !row->always) || (row->by_scores && !routing->prob)) continue;
+        if ((coeff == 0 && !row->always) || (row->by_scores && moei_has_levels(routing))) continue;
         *stat = job->batch->n_valid > 0 ? row->value(job) : 0;
         stats->loss += coeff * *stat;
     }

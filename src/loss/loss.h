@@ -42,6 +42,8 @@ moei_loss_scratch moei_loss_carve(const moe_layer_desc *desc, moe_dtype dtype, m
 /* Whether a loss looks at each sequence on its own. */
 bool moei_loss_by_sequence(const moe_layer_desc *desc);
 
+enum { MOEI_LOSS_TOKENS = 64 }; /* of a task where tokens are worked on one by one */
+
 typedef struct moei_loss_job {
     moe_ctx *ctx;
     const moe_layer_desc *desc;

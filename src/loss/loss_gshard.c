@@ -139,12 +139,12 @@ static void two_levels_gradient(const moei_loss_job *job, double scale, moei_los
 }
 
 double moei_loss_gshard(const moei_loss_job *job) {
-    return job->routing->prob ? one_level(job) : two_levels(job);
+    return moei_has_levels(job->routing) ? two_levels(job) : one_level(job);
 }
 
 void moei_loss_gshard_gradient(const moei_loss_job *job, double scale, moei_loss_grad *grad) {
-    if (job->routing->prob)
-        one_level_gradient(job, scale, grad);
-    else
+    if (moei_has_levels(job->routing))
         two_levels_gradient(job, scale, grad);
+    else
+        one_level_gradient(job, scale, grad);
 }

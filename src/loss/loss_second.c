@@ -8,23 +8,21 @@
 
 #include <string.h>
 
-enum { TOKENS_PER_TASK = 64 };
-
 static int32_t first_of(const moei_routing *routing, int64_t t) {
     return (routing->choice ? routing->choice : routing->expert)[t * routing->top_k];
 }
 
 /* rest[t] = what the shares of token t are of. */
-static void rest_task(void *arg, int64_t task, void *scratch) {
+static void rest_task(void *arg, int64_t first, int64_t end, void *scratch) {
     const moei_loss_job *job = arg;
     const moei_routing *routing = job->routing;
-    const int64_t E = routing->n_experts, end = (task + 1) * TOKENS_PER_TASK;
+    const int64_t E = routing->n_experts;
     (void)scratch;
-    for (int64_t t = task * TOKENS_PER_TASK; t < end && t < routing->n_tokens; ++t) {
-        const int32_t first = first_of(routing, t);
+    for (int64_t t = first; t < end; ++t) {
+        const int32_t best = first_of(routing, t);
         double sum = moei_rest_eps;
         for (int64_t e = 0; e < E; ++e)
-            sum += e == first ? 0 : moei_real_load(routing->dtype, routing->prob, t * E + e);
+            sum += e == best ? 0 : moei_real_load(routing->dtype, routing->prob, t * E + e);
         job->scratch.rest[t] = sum;
     }
 }
@@ -47,12 +45,11 @@ static void share_task(void *arg, int64_t e, void *scratch) {
 
 double moei_loss_second(const moei_loss_job *job) {
     const moei_loss_scratch *s = &job->scratch;
-    const int64_t T = job->routing->n_tokens;
     const int32_t E = job->routing->n_experts;
     double sum = 0;
     moei_loss_count_choice(job, 1, s->place);
-    moei_parallel(&job->ctx->team, (T + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, rest_task,
-                  (void *)(uintptr_t)job);
+    moei_parallel_blocks(&job->ctx->team, job->routing->n_tokens, MOEI_LOSS_TOKENS, rest_task,
+                         (void *)(uintptr_t)job);
     moei_parallel(&job->ctx->team, E, share_task, (void *)(uintptr_t)job);
     for (int64_t g = 0; g < job->n_groups; ++g)
         sum += moei_gate_balance(s->place + g * E, s->second + g * E, E, s->valid[g]);

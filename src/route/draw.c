@@ -15,17 +15,14 @@ typedef struct token_loop {
     const void *arg;
 } token_loop;
 
-static void block_task(void *arg, int64_t task, void *scratch) {
+static void tokens_task(void *arg, int64_t first, int64_t end, void *scratch) {
     const token_loop *loop = arg;
-    const int64_t n = loop->job->routing->n_tokens;
-    for (int64_t t = task * TOKENS_PER_TASK; t < n && t < (task + 1) * TOKENS_PER_TASK; ++t)
-        loop->fn(loop->job, loop->arg, t, scratch);
+    for (int64_t t = first; t < end; ++t) loop->fn(loop->job, loop->arg, t, scratch);
 }
 
 void moei_each_token(const moei_route_job *job, moei_token_fn *fn, const void *arg) {
     token_loop loop = {job, fn, arg};
-    moei_parallel(&job->ctx->team, (job->routing->n_tokens + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK,
-                  block_task, &loop);
+    moei_parallel_blocks(&job->ctx->team, job->routing->n_tokens, TOKENS_PER_TASK, tokens_task, &loop);
 }
 
 static void draw_words(const moei_route_job *job, moe_purpose purpose, uint64_t step, int64_t block,

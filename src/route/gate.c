@@ -79,13 +79,11 @@ typedef struct unit_rows {
 } unit_rows;
 
 /* A few columns: the last token first, so that a row is read before it is written. */
-static void spread_task(void *arg, int64_t task, void *scratch) {
+static void spread_task(void *arg, int64_t first, int64_t end, void *scratch) {
     (void)scratch;
     const unit_rows *rows = arg;
     const int64_t E = rows->job->router->n_experts, length = rows->job->batch->sequence_length;
-    const int64_t first = task * COLUMNS_PER_TASK, left = E - first;
-    const size_t real = moe_dtype_bytes(rows->job->routing->dtype);
-    const size_t bytes = (size_t)(left < COLUMNS_PER_TASK ? left : COLUMNS_PER_TASK) * real;
+    const size_t real = moe_dtype_bytes(rows->job->routing->dtype), bytes = (size_t)(end - first) * real;
     char *columns = (char *)rows->logits + (size_t)first * real;
     for (int64_t t = rows->job->routing->n_tokens - 1; t >= 0; --t)
         memmove(columns + (size_t)(t * E) * real, columns + (size_t)(t / length * E) * real, bytes);
@@ -95,8 +93,7 @@ static void spread_task(void *arg, int64_t task, void *scratch) {
 static void spread_units(const moei_route_job *job, void *logits) {
     unit_rows rows = {job, logits};
     if (job->router->unit == MOEI_UNIT_TOKEN) return;
-    moei_parallel(&job->ctx->team, (job->router->n_experts + COLUMNS_PER_TASK - 1) / COLUMNS_PER_TASK,
-                  spread_task, &rows);
+    moei_parallel_blocks(&job->ctx->team, job->router->n_experts, COLUMNS_PER_TASK, spread_task, &rows);
 }
 
 typedef struct unit_sums {

@@ -15,7 +15,8 @@ moei_levels moei_levels_carve(const moei_router *router, moei_arena *arena, moei
     const int64_t Eo = router->desc->num_groups_outer, Ei = router->n_experts / Eo;
     const int64_t T = extent.tokens, groups = moei_capacity_groups(router->capacity, extent);
     const size_t real = moe_dtype_bytes(router->dtype);
-    return (moei_levels){.outer = moei_arena_array(arena, T, 2, sizeof(int32_t)),
+    return (moei_levels){.n_outer = (int32_t)Eo,
+                         .outer = moei_arena_array(arena, T, 2, sizeof(int32_t)),
                          .row_of = moei_arena_array(arena, T, 2, sizeof(int32_t)),
                          .outer_prob = moei_arena_array(arena, T, Eo, real),
                          .outer_weight = moei_arena_array(arena, T, 2, real),
@@ -332,7 +333,6 @@ moe_status moei_levels_forward(const moei_route_job *job) {
     moei_routing *routing = job->routing;
     const moei_second second = job->router->second[job->batch->mode];
     const int64_t slots = 4 * routing->n_tokens;
-    routing->levels.n_outer = moei_level_sizes_of(job).Eo;
     routing->levels.n_groups = moei_level_sizes_of(job).n_groups;
     routing->levels.capacity = -1;
     for (int64_t slot = 0; slot < slots && !job->batch->replay_expert; ++slot) routing->expert[slot] = -1;

@@ -181,8 +181,7 @@ static moe_status check_batch(const moei_route_job *job) {
 static moe_status forward(const moei_route_job *job) {
     const moei_selector *selector = job->router->selector;
     const moei_batch *batch = job->batch;
-    if (!job->router->keeps_logits) job->routing->logits = job->scratch.logits;
-    if (!job->router->kind.ranks_plans) job->routing->selection = job->scratch.selection;
+    moei_routing_open(job->router, &job->scratch, batch->mode, job->routing);
     if (batch->replay_expert) MOEI_TRY(replay(job));
     if (moei_two_levels(job->router) || job->router->fused) {
         MOEI_TRY(moei_two_levels(job->router) ? moei_levels_forward(job) : fused_forward(job));

@@ -51,6 +51,7 @@ typedef struct moei_router {
     moei_second second[2]; /* by moe_mode */
     float jitter_eps;
     bool keeps_logits; /* for backward; softmax needs none: prob and weight tell all */
+    bool keeps_prob;   /* likewise: other scores come from the logits again */
     bool fused;        /* the kernels score, select and weigh: plain softmax top-k */
 } moei_router;
 
@@ -96,6 +97,7 @@ typedef struct moei_route_wide {
 /* Memory of a call, free again when it returns. */
 typedef struct moei_route_scratch {
     void *logits; /* real [T,E]: the logits where routing does not keep them; dlogits in backward */
+    void *prob;   /* real [T,E] where routing does not keep it */
     void *in; /* real [T,d]: what the gate reads where that is not x; its gradient in backward. [2T,d] of the
                * rows of two levels */
     void *selection; /* real [T,E] of routers that do not show it */
@@ -110,6 +112,10 @@ typedef struct moei_route_scratch {
 /* Both on an arena without memory measure. */
 moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, moei_extent extent);
 moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_arena *arena, moei_extent extent);
+
+/* Points routing->logits, prob and selection to where they lie in a call of this mode. */
+void moei_routing_open(const moei_router *router, const moei_route_scratch *scratch, moe_mode mode,
+                       moei_routing *routing);
 
 /* One call of the router. */
 typedef struct moei_route_job {

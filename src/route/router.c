@@ -43,6 +43,7 @@ static void derive(const moe_layer_desc *d, moei_router *router) {
     router->rank_logits = (router->score == MOEI_SOFTMAX && !router->score_before_topk) ||
                           (!d->selection_bias && !sums && !router->kind.by_expert);
     router->keeps_logits = router->score != MOEI_SOFTMAX || router->kind.noisy;
+    router->keeps_prob = router->score == MOEI_SOFTMAX || moei_aux_plain(d);
     router->fused = router->kind.fuses && router->score == MOEI_SOFTMAX && d->group_top_k == 0 &&
                     !d->selection_bias && d->expert_dropout == 0 && d->top_k_min == 0;
 }
@@ -120,26 +121,34 @@ moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, mo
     const moe_dtype dtype = router->dtype;
     const int64_t E = router->n_experts, K = router->n_slots;
     const size_t real = moe_dtype_bytes(dtype);
+    const bool train = extent.mode == MOE_TRAIN;
     moei_routing routing = {.n_experts = (int32_t)E, .top_k = (int32_t)K, .dtype = dtype};
     routing.softmax = router->score == MOEI_SOFTMAX;
     if (moei_two_levels(router))
         routing.levels = moei_levels_carve(router, arena, extent);
-    else
-        routing.prob = moei_arena_array(arena, T, E, real);
+    else if (train && router->keeps_prob)
+        routing.saved_prob = moei_arena_array(arena, T, E, real);
     routing.lse = moei_arena_array(arena, T, 1, real);
     routing.expert = moei_arena_array(arena, T, K, sizeof(int32_t));
     routing.weight = moei_arena_array(arena, T, K, real);
     if (moei_two_levels(router)) return routing;
     if (router->kind.top2) routing.choice = moei_arena_array(arena, T, K, sizeof(int32_t));
-    if (router->keeps_logits) routing.logits = moei_arena_array(arena, T, E, real);
+    if (train && router->keeps_logits) routing.saved_logits = moei_arena_array(arena, T, E, real);
     if (router->kind.ranks_plans) routing.selection = moei_arena_array(arena, T, E, real);
-    if (router->kind.quantile && extent.mode == MOE_TRAIN)
-        routing.quantile = moei_arena_array(arena, E, 1, sizeof(double));
+    if (router->kind.quantile && train) routing.quantile = moei_arena_array(arena, E, 1, sizeof(double));
     if (!router->kind.noisy) return routing;
     routing.clean = moei_arena_array(arena, T, E, real);
     routing.noise_std = moei_arena_array(arena, T, E, real);
     routing.load = moei_arena_array(arena, E, 1, sizeof(double));
     return routing;
+}
+
+void moei_routing_open(const moei_router *router, const moei_route_scratch *scratch, moe_mode mode,
+                       moei_routing *routing) {
+    const bool train = mode == MOE_TRAIN;
+    routing->logits = train && router->keeps_logits ? routing->saved_logits : scratch->logits;
+    routing->prob = train && router->keeps_prob ? routing->saved_prob : scratch->prob;
+    if (!router->kind.ranks_plans) routing->selection = scratch->selection;
 }
 
 moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_arena *arena,
@@ -148,7 +157,9 @@ moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_aren
     const size_t real = moe_dtype_bytes(router->dtype);
     const bool train = extent.mode == MOE_TRAIN;
     moei_route_scratch s = {0};
-    if (train || !router->keeps_logits) s.logits = moei_arena_array(arena, T, E, real);
+    s.logits = moei_arena_array(arena, T, E, real);
+    if (!moei_two_levels(router) && !(train && router->keeps_prob))
+        s.prob = moei_arena_array(arena, T, E, real);
     if (moei_two_levels(router)) {
         s.inner = moei_arena_array(arena, 2 * T, E / router->desc->num_groups_outer, real);
         if (train) s.in = moei_arena_array(arena, 2 * T, d, real);

@@ -26,18 +26,17 @@ typedef void half_step(const plan *p, int64_t i);
 typedef struct half_steps {
     const plan *plan;
     half_step *fn;
-    int64_t n;
 } half_steps;
 
-static void half_task(void *arg, int64_t task, void *scratch) {
+static void half_task(void *arg, int64_t first, int64_t end, void *scratch) {
     (void)scratch;
     const half_steps *all = arg;
-    for (int64_t i = task * PER_TASK; i < all->n && i < (task + 1) * PER_TASK; ++i) all->fn(all->plan, i);
+    for (int64_t i = first; i < end; ++i) all->fn(all->plan, i);
 }
 
 static void for_all(const plan *p, int64_t n, half_step *fn) {
-    half_steps all = {p, fn, n};
-    moei_parallel(&p->job->ctx->team, (n + PER_TASK - 1) / PER_TASK, half_task, &all);
+    half_steps all = {p, fn};
+    moei_parallel_blocks(&p->job->ctx->team, n, PER_TASK, half_task, &all);
 }
 
 static bool skipped(const plan *p, int64_t i) {

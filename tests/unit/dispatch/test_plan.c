@@ -5,19 +5,24 @@
 
 #include "dispatch/dispatch.h"
 
+enum { TOKENS = 1536, ROWS = 16 * TOKENS, LONG = 24 /* makes a sequence long enough for several parts */ };
+
 typedef struct bench {
     moe_layer_desc desc;
     moei_capacity rule;
     moei_batch batch;
     moei_routing routing;
     moei_plan plan;
-    uint8_t mask[64];
-    int32_t expert[256];
-    double weight[256];
-    int64_t capacity[64], offset[17], routed[16], kept[16];
-    int32_t row_token[2048], row_slot[2048], row_of[256];
-    double row_weight[2048];
+    uint8_t mask[TOKENS];
+    int32_t expert[4 * TOKENS];
+    double weight[4 * TOKENS];
+    int64_t capacity[TOKENS], offset[17], routed[16], kept[16];
+    int32_t part_count[6 * 16];
+    int32_t row_token[ROWS], row_slot[ROWS], row_of[4 * TOKENS];
+    double row_weight[ROWS];
 } bench;
+
+static const moei_team alone = {.n_threads = 1};
 
 static uint32_t word_of(uint64_t i, int which) {
     uint32_t word[4];
@@ -39,9 +44,9 @@ static void draw_routing(bench *b, uint64_t i) {
     }
 }
 
-static void draw_bench(bench *b, uint64_t i, int formula, int drop, bool sequences, bool pad) {
+static void draw_bench(bench *b, uint64_t i, int64_t times, int formula, int drop, bool sequences, bool pad) {
     static const int lengths[] = {1, 2, 3, 5, 8};
-    const int64_t length = lengths[word_of(i, 0) % 5], n = 1 + word_of(i, 1) % 8;
+    const int64_t length = times * lengths[word_of(i, 0) % 5], n = 1 + word_of(i, 1) % 8;
     const int32_t E = 4 + (int32_t)(word_of(i, 2) % 13), K = 1 + (int32_t)(word_of(i, 3) % 4);
     memset(b, 0, sizeof *b);
     b->desc = (moe_layer_desc){.top_k = K,
@@ -66,9 +71,10 @@ static void draw_bench(bench *b, uint64_t i, int formula, int drop, bool sequenc
                           .row_slot = b->row_slot,
                           .row_of = b->row_of,
                           .weight_dtype = MOE_F64,
-                          .row_weight = b->row_weight};
+                          .row_weight = b->row_weight,
+                          .part_count = b->part_count};
     draw_routing(b, i);
-    moei_plan_build(&b->plan, &b->batch, &b->routing, &b->rule);
+    moei_plan_build(&alone, &b->plan, &b->batch, &b->routing, &b->rule);
 }
 
 #define hold(b, what)                                                                                        \
@@ -146,6 +152,13 @@ static void check_padding(const bench *b) {
     for (int32_t e = 0; e < b->routing.n_experts; ++e) hold(b, b->offset[e + 1] - b->offset[e] == rows);
 }
 
+static void check(const bench *b) {
+    check_rows(b);
+    for (int32_t e = 0; e < b->routing.n_experts; ++e)
+        for (int64_t g = 0; g < b->plan.n_groups; ++g) check_group(b, e, g);
+    if (b->desc.pad_to_capacity) check_padding(b);
+}
+
 static void plans_keep_their_promises(void **state) {
     static bench b;
     uint64_t i = 0;
@@ -154,12 +167,42 @@ static void plans_keep_their_promises(void **state) {
         for (int drop = 0; moei_drop_policies[drop]; ++drop)
             for (int mode = 0; mode < 4; ++mode)
                 for (int again = 0; again < 6; ++again) {
-                    draw_bench(&b, ++i, formula, drop, mode % 2 == 1, mode / 2 == 1);
-                    check_rows(&b);
-                    for (int32_t e = 0; e < b.routing.n_experts; ++e)
-                        for (int64_t g = 0; g < b.plan.n_groups; ++g) check_group(&b, e, g);
-                    if (b.desc.pad_to_capacity) check_padding(&b);
+                    draw_bench(&b, ++i, 1, formula, drop, mode % 2 == 1, mode / 2 == 1);
+                    check(&b);
                 }
+}
+
+/* Several parts: the same promises, and the same plan by any number of threads, made or made again. */
+static void threads_make_one_plan(void **state) {
+    static bench b, other;
+    moe_ctx *ctx = test_ctx("ref", 3);
+    int64_t parts = 0;
+    (void)state;
+    for (uint64_t i = 0; i < 36; ++i) {
+        draw_bench(&b, i, LONG, (int)i % 8, (int)i % 3, i % 2 == 1, i % 4 > 1);
+        const size_t rows = (size_t)b.plan.n_rows;
+        check(&b);
+        draw_bench(&other, i, LONG, (int)i % 8, (int)i % 3, i % 2 == 1, i % 4 > 1);
+        for (int again = 0; again < 2; ++again) {
+            if (again)
+                moei_plan_index(&ctx->team, &other.plan, &other.routing);
+            else
+                moei_plan_build(&ctx->team, &other.plan, &other.batch, &other.routing, &other.rule);
+            assert_int_equal(other.plan.n_rows, b.plan.n_rows);
+            assert_memory_equal(other.offset, b.offset, sizeof b.offset);
+            assert_memory_equal(other.routed, b.routed, sizeof b.routed);
+            assert_memory_equal(other.kept, b.kept, sizeof b.kept);
+            assert_memory_equal(other.row_of, b.row_of, sizeof b.row_of);
+            assert_memory_equal(other.row_slot, b.row_slot, rows * sizeof *b.row_slot);
+            assert_memory_equal(other.row_token, b.row_token, rows * sizeof *b.row_token);
+            assert_memory_equal(other.row_weight, b.row_weight, rows * sizeof *b.row_weight);
+            memset(other.row_slot, 0, sizeof other.row_slot);
+            memset(other.row_token, 0, sizeof other.row_token);
+        }
+        parts += moei_plan_parts(b.plan.n_tokens * b.plan.top_k);
+    }
+    assert_true(parts > 36);
+    moe_ctx_destroy(ctx);
 }
 
 /* Experts that want their rows in a block get their tokens, and zeros for padding. */
@@ -170,7 +213,7 @@ static void gathered_padding_is_zero(void **state) {
     int64_t padding = 0;
     (void)state;
     for (uint64_t i = 0; i < 20; ++i) {
-        draw_bench(&b, i, 0, 0, i % 2 == 1, true);
+        draw_bench(&b, i, 1, 0, 0, i % 2 == 1, true);
         moei_rows_gather(ctx, &b.plan, x, NULL, rows);
         for (int64_t r = 0; r < b.plan.n_rows; ++r)
             for (int64_t j = 0; j < 3; ++j)
@@ -187,12 +230,12 @@ static void gathered_padding_is_zero(void **state) {
 static void nothing_to_plan(void **state) {
     static bench b;
     (void)state;
-    draw_bench(&b, 1, 0, 0, true, true);
+    draw_bench(&b, 1, 1, 0, 0, true, true);
     b.routing.n_tokens = 0;
     b.batch.n_sequences = 0;
     b.batch.sequence_length = 8;
     memset(b.mask, 1, sizeof b.mask);
-    moei_plan_build(&b.plan, &b.batch, &b.routing, &b.rule);
+    moei_plan_build(&alone, &b.plan, &b.batch, &b.routing, &b.rule);
     assert_int_equal(b.plan.n_rows, 0);
     assert_int_equal(moei_plan_capacity(&b.plan), 0);
 }
@@ -291,6 +334,7 @@ int main(void) {
         cmocka_unit_test(plans_keep_their_promises), cmocka_unit_test(gathered_padding_is_zero),
         cmocka_unit_test(nothing_to_plan),           cmocka_unit_test(drop_by_probability_as_recorded),
         cmocka_unit_test(padding_changes_nothing),   cmocka_unit_test(decoding_drops_nothing),
+        cmocka_unit_test(threads_make_one_plan),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

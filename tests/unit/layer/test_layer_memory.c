@@ -165,8 +165,38 @@ static void inference_only_kinds_are_not_reserved_for_training(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+static size_t saved_bytes(moe_ctx *ctx, const moe_layer_desc *desc, moe_mode mode) {
+    moe_layer_bytes bytes = {.size = sizeof bytes};
+    moe_layer *layer = NULL;
+    must(ctx, moe_layer_create(ctx, desc, &layer));
+    must(ctx, moe_layer_measure(layer, LARGER, mode, &bytes));
+    moe_layer_destroy(layer);
+    return bytes.saved;
+}
+
+/* Of the two arrays [T,E] that a router makes, training keeps the one that its gradient reads, and inference
+ * none: softmax its scores, others their logits, and only the plain map of a balance loss asks for both. */
+static void only_what_backward_reads_is_kept(void **state) {
+    (void)state;
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_layer_desc softmax = good_desc();
+    softmax.num_experts = 16;
+    softmax.score_before_topk = true;
+    moe_layer_desc sigmoid = softmax, plain = softmax;
+    sigmoid.score_function = plain.score_function = "sigmoid";
+    plain.aux_map = "plain";
+    plain.aux_loss_coeff = 0.1f;
+    const size_t array = LARGER * 16 * sizeof(float), kept = saved_bytes(ctx, &softmax, MOE_TRAIN);
+    assert_int_equal(saved_bytes(ctx, &sigmoid, MOE_TRAIN), kept);
+    assert_int_equal(saved_bytes(ctx, &plain, MOE_TRAIN), kept + array);
+    assert_true(saved_bytes(ctx, &softmax, MOE_INFER) < array);
+    assert_true(saved_bytes(ctx, &sigmoid, MOE_INFER) < array);
+    moe_ctx_destroy(ctx);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(only_what_backward_reads_is_kept),
         cmocka_unit_test(a_refused_reserve_changes_nothing),
         cmocka_unit_test(inference_only_kinds_are_not_reserved_for_training),
     };
