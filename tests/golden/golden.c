@@ -1,5 +1,6 @@
-/* golden.c: golden FILE...: repeats recorded runs of other systems and compares every number.
- * One line a case, with its largest error; closes with "N passed, N failed"; exits 1 if any failed.
+/* golden.c: golden [--device cuda] FILE...: repeats recorded runs of other systems and compares every number.
+ * One line a case, with its largest error; closes with "N passed, N failed"; exits 1 if any failed, and 77
+ * where there is no such device.
  * Source: files as golden_shared.safetensors beside this; golden.h says what is compared how.
  */
 #include "golden.h"
@@ -94,6 +95,8 @@ static void print_line(const golden_case *c) {
 
 static void close_case(golden_case *c) {
     for (int i = 0; i < c->n_layers; ++i) moe_layer_destroy(c->layer[i]);
+    for (size_t i = 0; i < c->n_sent; ++i) moe_memory_free(c->ctx, c->sent[i].memory, c->sent[i].bytes);
+    free(c->sent);
     moe_ctx_destroy(c->ctx);
     json_decref(c->option);
     for (size_t i = 0; i < c->n_blocks; ++i) free(c->block[i]);
@@ -101,10 +104,11 @@ static void close_case(golden_case *c) {
 }
 
 /* Returns whether the case passed. */
-static bool run_case(const moelm_safetensors *file, const char *name, const char *options) {
-    golden_case c = {.name = name};
+static bool run_case(const moelm_safetensors *file, moe_device device, const char *name,
+                     const char *options) {
+    golden_case c = {.name = name, .on_device = device != MOE_CPU};
     moe_error error = {0};
-    const moe_ctx_desc desc = {.size = sizeof desc, .seed = 1};
+    const moe_ctx_desc desc = {.size = sizeof desc, .device = device, .seed = 1};
     collect_tensors(&c, file);
     if (!options)
         golden_fail(&c, "no metadata for these tensors");
@@ -139,44 +143,75 @@ static int count_orphans(const moelm_safetensors *file) {
         snprintf(head, sizeof head, "%.*s", (int)strcspn(name, "/"), name);
         if (strcmp(head, last) == 0 || moelm_safetensors_metadata(file, head)) continue;
         memcpy(last, head, sizeof last);
-        run_case(file, head, NULL);
+        run_case(file, MOE_CPU, head, NULL);
         ++n_failed;
     }
     return n_failed;
 }
 
+typedef struct tally {
+    int passed, failed;
+} tally;
+
+static void run_file(const char *path, moe_device device, tally *all) {
+    const int before = all->passed + all->failed;
+    moelm_safetensors *file = NULL;
+    moe_error error = {0};
+    if (moelm_safetensors_open(path, &file, &error) != MOE_OK) {
+        printf("FAIL %s\n", error.text);
+        ++all->failed;
+        return;
+    }
+    for (size_t i = 0; i < moelm_safetensors_metadata_count(file); ++i) {
+        const moelm_st_pair pair = moelm_safetensors_metadata_at(file, i);
+        if (is_remark(file, pair))
+            printf("     %s: no case: \"%s\"\n", pair.key, pair.value);
+        else
+            ++*(run_case(file, device, pair.key, pair.value) ? &all->passed : &all->failed);
+    }
+    all->failed += count_orphans(file);
+    if (all->passed + all->failed == before) {
+        printf("FAIL %s: no case in it\n", path);
+        ++all->failed;
+    }
+    moelm_safetensors_close(file);
+}
+
+static int print_usage(bool asked) {
+    fprintf(asked ? stdout : stderr,
+            "usage: golden [--device cpu|cuda] FILE...\n"
+            "Repeats the recorded runs in safetensors files and compares every number.\n");
+    return asked ? 0 : MOE_ERR_ARGUMENT;
+}
+
+/* 0, or the exit code: 77, as of a skipped test, where this machine or build has no such device. */
+static int try_device(moe_device device) {
+    const moe_ctx_desc desc = {.size = sizeof desc, .device = device};
+    moe_ctx *ctx = NULL;
+    moe_error error = {0};
+    const moe_status status = moe_ctx_create(&desc, &ctx, &error);
+    moe_ctx_destroy(ctx);
+    if (status == MOE_OK) return 0;
+    fprintf(stderr, "not run here: %s\n", error.text);
+    return status == MOE_ERR_UNSUPPORTED ? 77 : (int)status;
+}
+
 int main(int argc, char **argv) {
-    int passed = 0, failed = 0;
-    const bool help = argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0);
-    if (argc < 2 || help) {
-        fprintf(help ? stdout : stderr,
-                "usage: golden FILE...\n"
-                "Repeats the recorded runs in safetensors files and compares every number.\n");
-        return help ? 0 : MOE_ERR_ARGUMENT;
+    moe_device device = MOE_CPU;
+    int first = 1;
+    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) return print_usage(true);
+    if (argc > 2 && strcmp(argv[1], "--device") == 0) {
+        if (strcmp(argv[2], "cuda") == 0)
+            device = MOE_CUDA;
+        else if (strcmp(argv[2], "cpu") != 0)
+            return print_usage(false);
+        first = 3;
     }
-    for (int f = 1; f < argc; ++f) {
-        moelm_safetensors *file = NULL;
-        moe_error error = {0};
-        const int before = passed + failed;
-        if (moelm_safetensors_open(argv[f], &file, &error) != MOE_OK) {
-            printf("FAIL %s\n", error.text);
-            ++failed;
-            continue;
-        }
-        for (size_t i = 0; i < moelm_safetensors_metadata_count(file); ++i) {
-            const moelm_st_pair pair = moelm_safetensors_metadata_at(file, i);
-            if (is_remark(file, pair))
-                printf("     %s: no case: \"%s\"\n", pair.key, pair.value);
-            else
-                ++*(run_case(file, pair.key, pair.value) ? &passed : &failed);
-        }
-        failed += count_orphans(file);
-        if (passed + failed == before) {
-            printf("FAIL %s: no case in it\n", argv[f]);
-            ++failed;
-        }
-        moelm_safetensors_close(file);
-    }
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0;
+    if (first == argc) return print_usage(false);
+    const int code = try_device(device);
+    if (code) return code;
+    tally all = {0};
+    for (int i = first; i < argc; ++i) run_file(argv[i], device, &all);
+    printf("%d passed, %d failed\n", all.passed, all.failed);
+    return all.failed > 0;
 }

@@ -1,6 +1,7 @@
 /* golden.h: recorded runs of other systems, repeated through the public interface and compared.
  * A file: tensors "case/tensor", and in __metadata__ one JSON object a case. Everything that is recorded
  * must be an input, a compared output or a known option; what is left over fails the case by its name.
+ * Numbers of a case are the host's; what a layer reads or writes is copied to and from its device's memory.
  */
 #ifndef MOEKIT_TEST_GOLDEN_H
 #define MOEKIT_TEST_GOLDEN_H
@@ -31,6 +32,7 @@ typedef enum golden_bound {
 typedef struct golden_case {
     const char *name;
     moe_ctx *ctx;
+    bool on_device;
     json_t *option; /* what the metadata said and nobody has asked for yet */
     golden_tensor *tensor;
     size_t n_tensors;
@@ -38,6 +40,11 @@ typedef struct golden_case {
     int n_layers;
     void **block; /* freed with the case */
     size_t n_blocks;
+    struct golden_sent {
+        void *memory;
+        size_t bytes;
+    } * sent; /* the same of the device's memory */
+    size_t n_sent;
     bool undefined_allowed; /* the reference made NaN where its own rule breaks: those are left out */
     int64_t n_undefined;
     double worst; /* largest error, and where */
@@ -77,7 +84,13 @@ int64_t golden_dim(const golden_tensor *tensor, int axis); /* axis < 0: from the
 void golden_compare(golden_case *c, const char *name, const double *got, int64_t count, golden_bound bound);
 void golden_compare_one(golden_case *c, const char *name, double got, golden_bound bound);
 
-/* 4. The layer. */
+/* 4. Memory of the device (of the host, for a context on the CPU). */
+/* A copy there, and one on the host; both live as long as the case. NULL of NULL. */
+void *golden_send(golden_case *c, const void *from, size_t bytes);
+void *golden_fetch(golden_case *c, const void *from, size_t bytes);
+void golden_copy(golden_case *c, void *to, const void *from, size_t bytes); /* a failure fails the case */
+
+/* 5. The layer. */
 moe_layer *golden_layer(golden_case *c, const moe_layer_desc *desc, int64_t n_tokens);
 
 /* How a recorded tensor holds a layer's parameter [B, rows, width]. */
@@ -99,7 +112,7 @@ void golden_compare_grads(golden_case *c, moe_layer *layer, const golden_param *
 /* gate.weight = identity: the tokens are the logits. */
 bool golden_identity_gate(golden_case *c, moe_layer *layer);
 
-/* One call forward, and backward where dy is not NULL. Rows of all are tokens. */
+/* One call forward, and backward where dy is not NULL. Rows of all are tokens; all of it is the host's. */
 typedef struct golden_pass {
     int64_t n_tokens, d_in, d_out;
     const double *x, *dy; /* [T, d_in], [T, d_out] */
@@ -116,21 +129,20 @@ double *golden_counts(golden_case *c, const int64_t *count, int64_t n);
 float *golden_floats(golden_case *c, const golden_tensor *tensor);
 uint8_t *golden_bytes(golden_case *c, const golden_tensor *tensor);
 
-/* 5. Experts of the recorded runs that moekit has not built in. */
+/* 6. Experts of the recorded runs that moekit has not built in. */
 /* Expert e of E = d_out answers with the unit vector e, so y is the dense matrix of weights. */
 bool golden_register_unit(golden_case *c);
 /* Keeps the rows it is given, in expert order. Answers zeros. */
 typedef struct golden_rows {
     int64_t n_rows, width, n_experts;
     double *in;      /* [R, width] */
-    double *weight;  /* [R]; NaN where the layer tells no weights */
     int64_t *offset; /* [E + 1] */
 } golden_rows;
 bool golden_register_recorder(golden_case *c, golden_rows *rows);
 /* Three matrices without biases, the activation after the first two. */
 bool golden_register_three(golden_case *c);
 
-/* 6. The systems. */
+/* 7. The systems. */
 void golden_lucid(golden_case *c);
 void golden_lucid_hierarchical(golden_case *c);
 void golden_sigma(golden_case *c);

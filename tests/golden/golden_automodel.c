@@ -341,8 +341,9 @@ static void compare_bias(golden_case *c, automodel *run, moe_layer *layer) {
         golden_fail(c, "bias update: %s", moe_ctx_error(c->ctx));
         return;
     }
+    const float *updated = golden_fetch(c, bias.value, (size_t)bias.dim[0] * sizeof *updated);
     double *value = golden_alloc(c, (size_t)bias.dim[0], sizeof *value);
-    for (int64_t e = 0; e < bias.dim[0]; ++e) value[e] = (double)((const float *)bias.value)[e];
+    for (int64_t e = 0; e < bias.dim[0]; ++e) value[e] = (double)updated[e];
     golden_compare(c, "bias_after_update", value, bias.dim[0], GOLDEN_VALUE);
 }
 
