@@ -178,7 +178,8 @@ typedef struct moe_layer_desc {
 
     /* router: scores and weights */
     const char *score_function; /* NULL: "softmax"; "sigmoid" "sqrtsoftplus" */
-    bool score_before_topk; /* score all E, then select; else select by logits, then score the K selected */
+    bool score_before_topk; /* score all E, then select; else select by logits, then score the K selected.
+                               gshard_top2, expert_choice and megatron's sinkhorn always score first */
     bool norm_topk_prob;    /* divide the K weights by their sum; ignored for K = 1, where it would be 1 */
     float routed_scaling_factor; /* multiplies the weights; 0: 1; or MOE_ZERO */
 
@@ -237,7 +238,7 @@ typedef struct moe_layer_desc {
     /* initialisation, memory */
     const char *init_scheme; /* NULL: "normal"; "lucid_uniform" "sigma_moe" "megatron_scaled" */
     const char *router_init; /* NULL: "normal"; "normal_unit" "normal_fan_in_renorm" "zeros" */
-    float init_std;          /* 0: 0.02; or MOE_ZERO */
+    float init_std;          /* 0: 0.02; or MOE_ZERO; of all matrices but those with a rule of their own */
     float init_std_down;     /* of the down projections; 0: init_std; or MOE_ZERO */
     float init_std_scale;    /* of sigma_moe; 0: 1; or MOE_ZERO */
     const char *recompute;   /* NULL: "none" or "layer": backward runs the up projection again */
@@ -323,6 +324,10 @@ MOE_API moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, con
 /* Whether a layer could be made of it: limits, and settings that go together. The text names the option.
  * Names of registered experts are the context's, and are not looked up. */
 MOE_API moe_status moe_layer_desc_check(const moe_layer_desc *desc, moe_error *error);
+
+/* `desc` with every default filled in, as a layer made of it holds it: a field that stays 0 has no use there.
+ * Refuses what moe_layer_desc_check refuses, and then leaves `filled` (its size set) as it is. */
+MOE_API moe_status moe_layer_desc_fill(const moe_layer_desc *desc, moe_layer_desc *filled, moe_error *error);
 
 /* 5. The layer. */
 typedef struct moe_layer moe_layer;

@@ -44,10 +44,20 @@ static moe_layer_desc dense_desc(const moe_layer_desc *routed, int32_t width) {
                             .num_shared_experts = 1,
                             .shared_expert_hidden_size = width,
                             .init_scheme = routed->init_scheme,
-                            .init_std = routed->init_std,
                             .init_std_down = routed->init_std_down,
                             .recompute = routed->recompute,
                             .layer_index = routed->layer_index};
+}
+
+static float init_std(const moe_lm_config *config) {
+    if (config->moe.init_std != 0) return config->moe.init_std;
+    return config->model.init_std > 0 ? config->model.init_std : MOE_ZERO;
+}
+
+/* A layer that has no use for a deviation refuses it. One with other faults tells them when it is checked. */
+static bool draws_by_std(const moe_layer_desc *desc) {
+    moe_layer_desc filled = {.size = sizeof filled};
+    return moe_layer_desc_fill(desc, &filled, NULL) == MOE_OK && filled.init_std != 0;
 }
 
 void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_desc *desc) {
@@ -56,12 +66,11 @@ void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_de
     desc->dtype = moelm_config_dtype(config);
     desc->d_model = config->model.d_model;
     desc->layer_index = index;
-    const float std = config->model.init_std;
-    if (desc->init_std == 0) desc->init_std = std > 0 ? std : MOE_ZERO;
+    const float std = init_std(config);
     if (desc->init_std_down == 0 && desc->init_scheme && strcmp(desc->init_scheme, "megatron_scaled") == 0)
-        desc->init_std_down =
-            desc->init_std > 0 ? desc->init_std / sqrtf(2.0f * (float)config->model.n_layers) : MOE_ZERO;
+        desc->init_std_down = std > 0 ? std / sqrtf(2.0f * (float)config->model.n_layers) : MOE_ZERO;
     if (!is_routed(config, index)) *desc = dense_desc(desc, (int32_t)dense_width(config));
+    if (desc->init_std == 0 && draws_by_std(desc)) desc->init_std = std;
 }
 
 moe_dtype moelm_config_dtype(const moe_lm_config *config) {

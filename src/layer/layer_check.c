@@ -144,6 +144,10 @@ static void check_experts(checker *c, const moe_layer_desc *d) {
          "is built into ffn experts only; set expert ffn or num_shared_experts");
     rule(c, d->expert_up_bias, ffn || d->num_shared_experts > 0, "expert_up_bias",
          "is built into ffn experts only; set expert ffn or num_shared_experts");
+    rule(
+        c, d->init_std != 0, moei_draws_by_std(d), "init_std",
+        "draws nothing here: needs router_init normal, init_scheme normal or megatron_scaled, latent_size or "
+        "shared_expert_gate");
     rule(c, megatron, d->init_std_down != 0, "init_scheme",
          "megatron_scaled needs init_std_down: init_std / sqrt(2 * layers) of the whole model");
     rule(c, d->init_std_down != 0, normal || megatron, "init_std_down",
@@ -208,7 +212,7 @@ static void check_router(checker *c, const moe_layer_desc *d) {
     const bool top_k = moei_is(type, "top_k"), noisy = moei_router_kind_of(d).noisy;
     const bool sinkhorn = moei_router_kind_of(d).transports,
                megatron = moei_is(d->sinkhorn_variant, "megatron");
-    const bool balanced = moei_is(type, "balanced"), quantile = moei_router_kind_of(d).quantile;
+    const bool quantile = moei_router_kind_of(d).quantile;
     rule(c, d->top_k_min > 0, top_k, "top_k_min", "needs router_type top_k");
     rule(c, d->top_k_min > 0, d->top_k_min <= d->top_k, "top_k_min", "is more than top_k");
     rule(c, d->selection_bias, top_k, "selection_bias", "needs router_type top_k");
@@ -223,6 +227,21 @@ static void check_router(checker *c, const moe_layer_desc *d) {
     rule(c, d->sinkhorn_tol != 0, sinkhorn && megatron, "sinkhorn_tol",
          "needs router_type sinkhorn with sinkhorn_variant megatron; the others count iterations");
     rule(c, d->quantile_ema > 0, quantile, "quantile_ema", "needs router_type quantile");
+    rule(c, quantile, d->top_k < d->num_experts, "router_type",
+         "quantile needs top_k below num_experts: else there is nothing to balance");
+    rule(c, d->force_bias_std > 0, moei_router_kind_of(d).forced, "force_bias_std",
+         "needs router_type random");
+}
+
+/* The gate of this router decides nothing: only losses look at it. */
+static void check_balanced(checker *c, const moe_layer_desc *d) {
+    const bool balanced = moei_is(d->router_type, "balanced");
+    const bool seen = d->aux_loss_coeff > 0 || d->seq_aux_loss_coeff > 0 || d->global_aux_loss_coeff > 0 ||
+                      d->gshard_loss_coeff > 0 || d->entropy_loss_coeff > 0 || d->z_loss_coeff > 0;
+    static const char blind[] =
+        "router_type balanced looks at no score; needs a loss that does: aux_loss_coeff (but for "
+        "aux_loss_type none), seq_aux_loss_coeff, global_aux_loss_coeff, gshard_loss_coeff, "
+        "entropy_loss_coeff or z_loss_coeff";
     rule(c, d->fake_noise > 0, balanced, "fake_noise", "needs router_type balanced");
     rule(c, d->fake_skip_first > 0, balanced, "fake_skip_first", "needs router_type balanced");
     rule(c, balanced, d->num_experts - d->fake_skip_first >= d->top_k, "fake_skip_first",
@@ -235,10 +254,12 @@ static void check_router(checker *c, const moe_layer_desc *d) {
          "the weights of router_type balanced are no scores");
     rule(c, balanced, d->importance_loss_coeff == 0, "importance_loss_coeff",
          "the weights of router_type balanced are constants: nothing learns from them");
-    rule(c, quantile, d->top_k < d->num_experts, "router_type",
-         "quantile needs top_k below num_experts: else there is nothing to balance");
-    rule(c, d->force_bias_std > 0, moei_router_kind_of(d).forced, "force_bias_std",
-         "needs router_type random");
+    if (!balanced) return;
+    rule(c, !moei_is(d->score_function, "softmax"), seen, "score_function", blind);
+    rule(c, !moei_is(d->router_dtype, "auto"), seen, "router_dtype", blind);
+    rule(c, !moei_is(d->router_init, "normal"), seen, "router_init", blind);
+    rule(c, d->router_bias, seen, "router_bias", blind);
+    rule(c, d->input_jitter_eps > 0, seen, "input_jitter_eps", blind);
 }
 
 /* Two Sinkhorn routers have weights of their own. */
@@ -374,6 +395,7 @@ moe_status moei_layer_desc_check(const moe_layer_desc *d, moe_error *error) {
         check_scores(&c, d);
         check_groups(&c, d);
         check_router(&c, d);
+        check_balanced(&c, d);
         check_sinkhorn(&c, d);
         check_top2(&c, d);
         check_capacity(&c, d);

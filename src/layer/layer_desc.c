@@ -47,6 +47,8 @@ static void fill_router(moe_layer_desc *d) {
     const bool top2 = kind.top2;
     if (d->top_k == 0) d->top_k = d->num_experts < 2 ? d->num_experts : 2;
     if (top2) d->score_before_topk = d->norm_topk_prob = true; /* that is what this router does */
+    if (kind.by_expert)
+        d->score_before_topk = true; /* experts compare tokens by their scores, not by logits */
     if (top2 && d->second_threshold_train == 0) d->second_threshold_train = 0.2f;
     if (top2 && d->second_threshold_eval == 0) d->second_threshold_eval = 0.2f;
     if (d->capacity_multiple == 0) d->capacity_multiple = 1;
@@ -54,7 +56,7 @@ static void fill_router(moe_layer_desc *d) {
     if (kind.noisy && d->noise_epsilon == 0) d->noise_epsilon = 0.01f;
     if (kind.transports) {
         const bool megatron = moei_is(d->sinkhorn_variant, "megatron");
-        if (megatron) d->score_before_topk = true; /* likewise */
+        if (megatron) d->score_before_topk = true; /* of all experts too */
         if (!megatron && d->sinkhorn_iters == 0) d->sinkhorn_iters = 3;
         if (megatron && d->sinkhorn_tol == 0) d->sinkhorn_tol = 1e-4f;
     }
@@ -77,6 +79,13 @@ static void fill_balance(moe_layer_desc *d) {
     d->aux_loss_type = "batch";
 }
 
+bool moei_draws_by_std(const moe_layer_desc *d) {
+    const bool gate = d->num_experts > 0 && moei_is(d->router_init, "normal");
+    const bool hidden = (d->num_experts > 0 && !moei_experts_plain(d)) || d->num_shared_experts > 0;
+    const bool normal = moei_is(d->init_scheme, "normal") || moei_is(d->init_scheme, "megatron_scaled");
+    return gate || (hidden && normal) || d->latent_size > 0 || d->shared_expert_gate;
+}
+
 static void fill_defaults(moe_layer_desc *d) {
     fill_choices(d);
     if (d->output_size == 0) d->output_size = d->d_model;
@@ -89,7 +98,7 @@ static void fill_defaults(moe_layer_desc *d) {
         if (d->shared_expert_hidden_size == 0) d->shared_expert_hidden_size = d->expert_hidden_size;
         if (!*d->shared_expert_activation) d->shared_expert_activation = d->activation;
     }
-    if (d->init_std == 0) d->init_std = 0.02f;
+    if (d->init_std == 0 && moei_draws_by_std(d)) d->init_std = 0.02f;
     if (d->init_std_down == 0 && moei_is(d->init_scheme, "normal")) d->init_std_down = d->init_std;
     if (d->init_std_scale == 0 &&
         (moei_is(d->init_scheme, "sigma_moe") || moei_is(d->router_init, "normal_fan_in_renorm")))
@@ -116,6 +125,13 @@ moe_status moei_layer_desc_fill(const moe_layer_desc *given, moe_layer_desc *fil
     MOEI_TRY(moei_layer_desc_check(&d, error));
     *filled = d;
     return MOE_OK;
+}
+
+moe_status moe_layer_desc_fill(const moe_layer_desc *desc, moe_layer_desc *filled, moe_error *error) {
+    moe_layer_desc d;
+    MOEI_TRY(moei_desc_check_out(filled, sizeof d, "moe_layer_desc", error));
+    MOEI_TRY(moei_layer_desc_fill(desc, &d, error));
+    return moei_desc_write(filled, &d, sizeof d, "moe_layer_desc", error);
 }
 
 moe_status moe_layer_desc_check(const moe_layer_desc *desc, moe_error *error) {

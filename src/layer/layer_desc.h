@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+/* Whether init_std draws anything: the gate, experts, the latent projections or the shared experts' gate. */
+bool moei_draws_by_std(const moe_layer_desc *desc);
 moe_status moei_layer_desc_fill(const moe_layer_desc *given, moe_layer_desc *filled, moe_error *error);
 
 moei_option_table moei_layer_option_table(void);

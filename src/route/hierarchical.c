@@ -176,14 +176,38 @@ static void index_rows(const moei_route_job *job) {
     }
 }
 
+/* Places of the draws handed in; groups with masked tokens may have fewer. */
+static int64_t most_places(const moei_route_job *job) {
+    const moei_levels *levels = &job->routing->levels;
+    int64_t most = 0;
+    for (int64_t g = 0; g < levels->n_groups; ++g)
+        if (levels->places[g] > most) most = levels->places[g];
+    return most;
+}
+
 static double inner_draw(const moei_route_job *job, int64_t segment, int64_t place, int64_t slot) {
-    const moei_level_sizes z = moei_level_sizes_of(job);
     const moe_draws *draws = job->batch->draws;
     if (!draws || !draws->second_policy_inner) return draw(job, slot / 2, 1 + slot % 2);
-    int64_t most = 0; /* groups with masked tokens may have fewer places */
-    for (int64_t g = 0; g < z.n_groups; ++g)
-        if (job->routing->levels.places[g] > most) most = job->routing->levels.places[g];
-    return (double)draws->second_policy_inner[segment * most + place];
+    return (double)draws->second_policy_inner[segment * most_places(job) + place];
+}
+
+/* Those of places that nobody took may be anything. */
+static moe_status check_inner_draws(const moei_route_job *job) {
+    const moei_level_sizes z = moei_level_sizes_of(job);
+    const moei_levels *levels = &job->routing->levels;
+    if (!job->batch->draws || !job->batch->draws->second_policy_inner) return MOE_OK;
+    for (int64_t segment = 0; segment < z.Eo * z.n_groups; ++segment)
+        for (int64_t row = levels->segment[segment]; row < levels->segment[segment + 1]; ++row) {
+            const int64_t place = row - levels->segment[segment];
+            const double draw = inner_draw(job, segment, place, levels->row_slot[row]);
+            if (!isfinite(draw))
+                return moe_ctx_fail(job->ctx, MOE_ERR_NUMERIC,
+                                    "moe_draws.second_policy_inner: place %lld of outer expert %lld in group "
+                                    "%lld is %g; it must be finite",
+                                    (long long)place, (long long)(segment / z.n_groups),
+                                    (long long)(segment % z.n_groups), draw);
+        }
+    return MOE_OK;
 }
 
 /* One row at its inner gate. A clear first choice of the outer level may go to two inner experts, others go
@@ -341,6 +365,7 @@ moe_status moei_levels_forward(const moei_route_job *job) {
     moei_each_token(job, outer_token, &second);
     make_rows(job);
     index_rows(job);
+    MOEI_TRY(check_inner_draws(job));
     inner_logits(job);
     inner_level(job, second);
     routing->n_dropped = 0;

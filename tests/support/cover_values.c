@@ -54,7 +54,7 @@ static const struct {
     {"moe.load_loss_coeff",            {"0", "0.4"}                                                  },
     {"moe.entropy_loss_coeff",         {"0", "0.5"}                                                  },
     {"moe.z_loss_coeff",               {"0", "0.2"}                                                  },
-    {"moe.init_std",                   {"0.4", "0.02"}                                               },
+    {"moe.init_std",                   {"0.4", "0.02", "0"}                                          },
     {"moe.init_std_down",              {"0", "0.3"}                                                  },
     {"moe.init_std_scale",             {"0", "0.5"}                                                  },
     {"call.tokens",                    {"12", "6", "1"}                                              },

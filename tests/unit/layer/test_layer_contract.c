@@ -178,6 +178,25 @@ static void numbers_handed_in_are_finite(void **state) {
     }
 }
 
+/* Of two levels: those of places that a token took. A dropless layer has T places an outer expert. */
+static void inner_draws_are_finite(void **state) {
+    (void)state;
+    enum { EO = 2 };
+    bench b;
+    moe_layer_desc desc = contract_desc();
+    float draw[EO * T];
+    desc.router_type = "gshard_top2";
+    desc.num_groups_outer = EO;
+    bench_begin(&b, &desc);
+    for (int i = 0; i < EO * T; ++i) draw[i] = 0.5f;
+    b.draws.second_policy_inner = draw;
+    must(b.ctx, bench_forward(&b));
+    draw[0] = NAN; /* one of the two has a first token */
+    draw[T] = NAN;
+    refused(&b, MOE_ERR_NUMERIC, "moe_draws.second_policy_inner: place 0 of outer expert ");
+    bench_end(&b);
+}
+
 /* -inf in the selection bias takes an expert out, and expert dropout gives back none but the others. */
 static void experts_can_be_taken_out(void **state) {
     (void)state;
@@ -336,6 +355,31 @@ static void zero_fields_are_the_defaults(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+/* Fills what has a use, is its own fixed point, and writes no more than the caller's struct holds. */
+static void a_descriptor_is_filled(void **state) {
+    (void)state;
+    moe_layer_desc desc = contract_desc(), filled = {.size = sizeof filled}, again = {.size = sizeof again};
+    moe_error error;
+    desc.router_init = "normal_unit";
+    assert_int_equal(moe_layer_desc_fill(&desc, &filled, &error), MOE_OK);
+    assert_true(filled.init_std > 0.0199f && filled.init_std < 0.0201f && filled.output_size == desc.d_model);
+    assert_int_equal(moe_layer_desc_fill(&filled, &again, &error), MOE_OK);
+    assert_memory_equal(&filled, &again, sizeof again);
+    desc.init_scheme = "lucid_uniform"; /* now nothing is drawn by a deviation */
+    assert_int_equal(moe_layer_desc_fill(&desc, &filled, &error), MOE_OK);
+    assert_true(filled.init_std == 0);
+    desc.top_k = desc.num_experts + 1;
+    assert_int_equal(moe_layer_desc_fill(&desc, &again, &error), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(error.text, "top_k"));
+    assert_true(again.init_std > 0 && again.top_k <= again.num_experts);
+    filled = (moe_layer_desc){.size = offsetof(moe_layer_desc, output_size)}; /* of an older caller */
+    desc.top_k = 1;
+    assert_int_equal(moe_layer_desc_fill(&desc, &filled, &error), MOE_OK);
+    assert_true(filled.d_model == desc.d_model && filled.output_size == 0);
+    filled.size = 0;
+    assert_int_equal(moe_layer_desc_fill(&desc, &filled, &error), MOE_ERR_ARGUMENT);
+}
+
 /* One group is no limit, said in full or not. */
 static void one_group_is_none(void **state) {
     (void)state;
@@ -377,6 +421,7 @@ int main(void) {
         cmocka_unit_test(memory_goes_back_as_it_came),
         cmocka_unit_test(strings_may_go),
         cmocka_unit_test(numbers_handed_in_are_finite),
+        cmocka_unit_test(inner_draws_are_finite),
         cmocka_unit_test(experts_can_be_taken_out),
         cmocka_unit_test(draws_that_nobody_reads_are_refused),
         cmocka_unit_test(second_draws_need_a_policy_that_draws),
@@ -384,6 +429,7 @@ int main(void) {
         cmocka_unit_test(counts_need_a_bias_that_moves),
         cmocka_unit_test(the_global_loss_outlives_its_step),
         cmocka_unit_test(zero_fields_are_the_defaults),
+        cmocka_unit_test(a_descriptor_is_filled),
         cmocka_unit_test(one_group_is_none),
         cmocka_unit_test(a_measure_is_checked_and_sized),
     };

@@ -230,6 +230,13 @@ static const char *const refusals[][2] = {
     {"router_type balanced score_before_topk true", "no scores"},
     {"init_std -0.5 top_k 9", "init_std"},
     {"router_type balanced importance_loss_coeff 1", "constants"},
+    {"router_type balanced score_function sigmoid", "looks at no score"},
+    {"router_type balanced router_bias true", "z_loss_coeff"},
+    {"router_type balanced router_init zeros", "looks at no score"},
+    {"router_type balanced router_dtype f64", "looks at no score"},
+    {"router_type balanced input_jitter_eps 0.1", "looks at no score"},
+    {"init_scheme lucid_uniform router_init normal_unit init_std 0.1", "draws nothing"},
+    {"expert identity router_init zeros init_std 0.1", "draws nothing"},
     {"aux_loss_coeff 1 aux_scores raw", "sigmoid"},
     {"activation swiglo", "swiglo"},
 };

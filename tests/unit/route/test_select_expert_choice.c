@@ -1,5 +1,6 @@
 /* test_select_expert_choice.c: every expert takes its C best tokens, and no other.
  * Random logits; C = ceil(T K / E) without a factor, by batch or by sequence, masked tokens never.
+ * Source: Zhou et al. 2022: tokens are compared and weighed by softmax over the experts.
  */
 #include "support/route_fixture.h"
 
@@ -7,8 +8,18 @@ static int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
+/* What an expert compares tokens by, and a token's weight: its score among all experts. */
+static double score_of(const route_bench *b, bool softmax, int64_t t, int64_t e) {
+    const double *l = (const double *)b->logits.data + t * b->view.n_experts;
+    double sum = 0;
+    if (!softmax) return 1 / (1 + exp(-l[e]));
+    for (int64_t i = 0; i < b->view.n_experts; ++i) sum += exp(l[i] - l[e]);
+    return 1 / sum;
+}
+
 /* No token left out by an expert ranks above one that it took, within tokens first .. first + n - 1. */
-static void check_group(const route_bench *b, const uint8_t *mask, int64_t first, int64_t n, int64_t K) {
+static void check_group(const route_bench *b, bool softmax, const uint8_t *mask, int64_t first, int64_t n,
+                        int64_t K) {
     const int64_t E = b->view.n_experts;
     int64_t real = 0;
     for (int64_t t = first; t < first + n; ++t) real += mask[t];
@@ -16,13 +27,14 @@ static void check_group(const route_bench *b, const uint8_t *mask, int64_t first
         double worst = INFINITY, best_left = -INFINITY;
         int64_t taken = 0;
         for (int64_t t = first; t < first + n; ++t) {
-            const double l = ((double *)b->logits.data)[t * E + e];
+            const double score = score_of(b, softmax, t, e);
             const bool took = b->view.expert[t * E + e] == e;
             assert_true(took || b->view.expert[t * E + e] == -1);
             assert_true(mask[t] || !took);
             taken += took;
-            if (took) worst = fmin(worst, l);
-            if (!took && mask[t]) best_left = fmax(best_left, l);
+            if (took) near(((const double *)b->view.weight)[t * E + e], score);
+            if (took) worst = fmin(worst, score);
+            if (!took && mask[t]) best_left = fmax(best_left, score);
         }
         assert_int_equal(taken, ceil_div(real * K, E));
         assert_true(worst >= best_left);
@@ -40,14 +52,15 @@ static int64_t largest_share(const uint8_t *mask, int64_t n_tokens, int64_t n, i
     return ceil_div(most * K, E);
 }
 
-/* With sigmoid an expert ranks tokens as their logits do. */
 static void takes_the_best(void **state) {
     (void)state;
     enum { T = 36, E = 5, K = 2 };
     uint8_t mask[T];
     for (int t = 0; t < T; ++t) mask[t] = t % 7 != 3;
-    for (int by_sequence = 0; by_sequence < 2; ++by_sequence) {
-        moe_layer_desc desc = {.top_k = K, .router_type = "expert_choice", .score_function = "sigmoid"};
+    for (int way = 0; way < 4; ++way) {
+        const bool by_sequence = way % 2, softmax = way < 2;
+        moe_layer_desc desc = {.top_k = K, .router_type = "expert_choice"};
+        desc.score_function = softmax ? "softmax" : "sigmoid";
         desc.capacity_factor = 1;
         desc.capacity_group = by_sequence ? "sequence" : "batch";
         moe_call call = route_train;
@@ -57,7 +70,7 @@ static void takes_the_best(void **state) {
         route_run(&b, &call);
         assert_int_equal(b.view.top_k, E);
         for (int64_t first = 0; first < T; first += by_sequence ? 12 : T)
-            check_group(&b, mask, first, by_sequence ? 12 : T, K);
+            check_group(&b, softmax, mask, first, by_sequence ? 12 : T, K);
         assert_int_equal(b.view.capacity, largest_share(mask, T, by_sequence ? 12 : T, K, E));
         for (int e = 0; e < E; ++e) assert_int_equal(b.view.routed[e], b.view.kept[e]);
         assert_int_equal(b.stats.n_dropped, 0);
