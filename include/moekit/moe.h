@@ -178,9 +178,9 @@ typedef struct moe_layer_desc {
 
     /* router: scores and weights */
     const char *score_function; /* NULL: "softmax"; "sigmoid" "sqrtsoftplus" */
-    bool score_before_topk; /* score all E, then select; else select by logits, then score the K selected.
-                               gshard_top2, expert_choice and megatron's sinkhorn always score first */
-    bool norm_topk_prob;    /* divide the K weights by their sum; ignored for K = 1, where it would be 1 */
+    bool score_before_topk;     /* score all E, then select; else select by logits, then score the K selected.
+                                   gshard_top2, expert_choice and megatron's sinkhorn always score first */
+    bool norm_topk_prob; /* divide the K weights by their sum; ignored for K = 1, where it would be 1 */
     float routed_scaling_factor; /* multiplies the weights; 0: 1; or MOE_ZERO */
 
     /* router: selection */

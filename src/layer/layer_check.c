@@ -193,12 +193,15 @@ static void check_scores(checker *c, const moe_layer_desc *d) {
 static void check_groups(checker *c, const moe_layer_desc *d) {
     const int32_t G = d->num_groups, kept = d->group_top_k, each = G > 0 ? d->num_experts / G : 0;
     const bool on = G > 0 || kept > 0;
+    char limits[96], divide[64], held[128];
+    snprintf(limits, sizeof limits, "is %d of num_groups %d; it must be in 1 .. num_groups", kept, G);
+    snprintf(divide, sizeof divide, "%d groups do not divide num_experts %d", G, d->num_experts);
+    snprintf(held, sizeof held, "is %d, more than the %d experts that group_top_k %d of num_groups %d hold",
+             d->top_k, kept * each, kept, G);
     rule(c, !moei_is(d->group_score, "top2_sum"), on, "group_score", "needs num_groups");
-    rule(c, on, G >= 1 && kept >= 1 && kept <= G, "group_top_k",
-         "set num_groups, and 1 <= group_top_k <= num_groups");
-    rule(c, on, each * G == d->num_experts, "num_groups", "does not divide num_experts");
-    rule(c, on, d->top_k <= kept * each, "top_k",
-         "is more than group_top_k groups of num_experts / num_groups experts hold");
+    rule(c, on, G >= 1 && kept >= 1 && kept <= G, "group_top_k", limits);
+    rule(c, on, each * G == d->num_experts, "num_groups", divide);
+    rule(c, on, d->top_k <= kept * each, "top_k", held);
     rule(c, on, moei_is(d->router_type, "top_k"), "num_groups", "needs router_type top_k");
     rule(
         c, moei_is(d->group_score, "topn_sum"), kept <= d->top_k, "group_score",

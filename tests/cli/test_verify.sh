@@ -28,7 +28,7 @@ expect 0 "$MOEKIT" verify grad moe.z_loss_coeff=1e6
 expect 2 "$MOEKIT" verify grad moe.d_model=0
 says err 'moe\.d_model: 0'
 expect 2 "$MOEKIT" verify grad --preset deepseek_v3
-says err 'moe\.num_groups: does not divide num_experts'
+says err 'moe\.num_groups: 8 groups do not divide num_experts'
 expect 2 "$MOEKIT" verify
 says err 'verify grad'
 expect 2 "$MOEKIT" verify grad train.steps=3

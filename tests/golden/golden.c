@@ -90,7 +90,9 @@ static void print_line(const golden_case *c) {
                c->worst_name);
     else
         printf("ok   %-34s %2d compared exactly", c->name, c->n_compared);
-    printf(c->note[0] ? " (%s)\n" : "%s\n", c->note);
+    if (c->note[0]) printf(" (%s)", c->note);
+    if (c->absent[0]) printf(" (not recorded: %s)", c->absent);
+    printf("\n");
 }
 
 static void close_case(golden_case *c) {

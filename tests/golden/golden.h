@@ -52,6 +52,7 @@ typedef struct golden_case {
     int n_compared;
     bool failed;
     char why[GOLDEN_TEXT], note[GOLDEN_TEXT];
+    char absent[GOLDEN_TEXT]; /* what could be compared, but is not recorded */
 } golden_case;
 
 void golden_fail(golden_case *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -80,6 +81,8 @@ const golden_tensor *golden_find(golden_case *c, const char *name); /* NULL: not
 /* dim: -1 fits any size. NULL, and the case has failed, where it is missing or of another shape. */
 const golden_tensor *golden_need(golden_case *c, const char *name, int n_dim, const int64_t *dim);
 int64_t golden_dim(const golden_tensor *tensor, int axis); /* axis < 0: from the end */
+/* Says on the case's line that an output is not recorded. */
+void golden_absent(golden_case *c, const char *name);
 /* Compares with the recorded tensor, if there is one. */
 void golden_compare(golden_case *c, const char *name, const double *got, int64_t count, golden_bound bound);
 void golden_compare_one(golden_case *c, const char *name, double got, golden_bound bound);

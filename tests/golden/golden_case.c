@@ -269,9 +269,17 @@ static void compare_by_norm(golden_case *c, const golden_tensor *tensor, const c
     if (!(error <= limit)) golden_fail(c, "%s: error %.2e, allowed %.0e", name, error, limit);
 }
 
+void golden_absent(golden_case *c, const char *name) {
+    const size_t length = strlen(c->absent);
+    snprintf(c->absent + length, sizeof c->absent - length, "%s%s", length ? ", " : "", name);
+}
+
 void golden_compare(golden_case *c, const char *name, const double *got, int64_t count, golden_bound bound) {
     const golden_tensor *tensor = golden_find(c, name);
-    if (!tensor) return;
+    if (!tensor) {
+        golden_absent(c, name);
+        return;
+    }
     ++c->n_compared;
     if (tensor->count != count)
         golden_fail(c, "%s: %" PRId64 " numbers, recorded %" PRId64, name, count, tensor->count);

@@ -86,8 +86,20 @@ typedef struct piece {
     int64_t blocks, rows, width, first, columns;
 } piece;
 
-static bool find_piece(golden_case *c, moe_layer *layer, const golden_param *row, int64_t recorded_count,
-                       piece *found) {
+/* Whether the recorded shape is [blocks, rows, columns] or its transpose. Blocks may be several dimensions
+ * (experts of two levels), and dimensions of 1 missing in front. */
+static bool has_shape(const golden_tensor *recorded, int form, const piece *p) {
+    const bool transposed = form & GOLDEN_TRANSPOSED;
+    const int32_t n = recorded->recorded->n_dim;
+    int64_t blocks = 1;
+    for (int32_t i = 0; i < n - 2; ++i) blocks *= golden_dim(recorded, i);
+    return blocks == p->blocks &&
+           (n > 0 ? golden_dim(recorded, -1) : 1) == (transposed ? p->rows : p->columns) &&
+           (n > 1 ? golden_dim(recorded, -2) : 1) == (transposed ? p->columns : p->rows);
+}
+
+static bool find_piece(golden_case *c, moe_layer *layer, const golden_param *row,
+                       const golden_tensor *recorded, piece *found) {
     if (moe_layer_param_by_name(layer, row->param, &found->param) != MOE_OK) {
         golden_fail(c, "recorded '%s': %s", row->recorded, moe_ctx_error(c->ctx));
         return false;
@@ -99,10 +111,12 @@ static bool find_piece(golden_case *c, moe_layer *layer, const golden_param *row
     found->blocks = param->n_dim > 2 ? param->dim[0] : 1;
     found->columns = found->width / parts;
     found->first = row->form & GOLDEN_SECOND_HALF ? found->columns : 0;
-    if (found->blocks * found->rows * found->columns == recorded_count && found->width % parts == 0)
-        return true;
-    golden_fail(c, "recorded '%s' has %lld numbers, which do not fit parameter '%s'", row->recorded,
-                (long long)recorded_count, row->param);
+    if (found->width % parts == 0 && has_shape(recorded, row->form, found)) return true;
+    golden_fail(c,
+                "recorded '%s' has another shape than parameter '%s': %lld blocks of %lld rows and %lld "
+                "columns%s",
+                row->recorded, row->param, (long long)found->blocks, (long long)found->rows,
+                (long long)found->columns, row->form & GOLDEN_TRANSPOSED ? ", transposed" : "");
     return false;
 }
 
@@ -132,7 +146,7 @@ bool golden_set_params(golden_case *c, moe_layer *layer, const golden_param *tab
     for (size_t i = 0; i < count; ++i) {
         const golden_tensor *recorded = golden_find(c, table[i].recorded);
         piece p = {.param = {.size = sizeof p.param}};
-        if (!recorded || !find_piece(c, layer, &table[i], recorded->count, &p)) continue;
+        if (!recorded || !find_piece(c, layer, &table[i], recorded, &p)) continue;
         float *value = fetch_param(c, &p.param);
         for (int64_t j = 0; j < recorded->count; ++j)
             value[place(&p, table[i].form, j)] = (float)recorded->value[j];
@@ -155,7 +169,8 @@ void golden_compare_grads(golden_case *c, moe_layer *layer, const golden_param *
         snprintf(name, sizeof name, "d_%s", table[i].recorded);
         const golden_tensor *recorded = golden_find(c, name);
         piece p = {.param = {.size = sizeof p.param}};
-        if (!recorded || !find_piece(c, layer, &table[i], recorded->count, &p)) continue;
+        if (!recorded && golden_find(c, table[i].recorded)) golden_absent(c, name);
+        if (!recorded || !find_piece(c, layer, &table[i], recorded, &p)) continue;
         if (!p.param.grad) {
             golden_fail(c, "%s: parameter '%s' has no gradient", name, table[i].param);
             continue;

@@ -141,7 +141,8 @@ static void test_refusals(void **state) {
     } cases[] = {
         {{"moe.routing_unit", "sequence"},                                                             "yet to be predicted"                             },
         {{"moe.routing_unit", "task", "moe.num_tasks", "2"},                                           "a text has no tasks"                             },
-        {{"moe.num_groups", "3", "moe.group_top_k", "1"},                                              "moe.num_groups: does not divide num_experts"     },
+        {{"moe.num_groups", "3", "moe.group_top_k", "1"},
+         "moe.num_groups: 3 groups do not divide num_experts 8"                                                                                          },
         {{"moe.noise_epsilon", "0.5"},                                                                 "moe.noise_epsilon: needs router_type noisy_top_k"},
         {{"train.alarm_action", "stop"},                                                               "train.alarm_action: needs"                       },
         {{"train.alarm_steps", "3"},                                                                   "train.alarm_steps: needs"                        },
