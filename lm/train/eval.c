@@ -26,12 +26,13 @@ static moe_status write_json(const moe_lm_eval_options *options, const char *tex
     const char *slash = strrchr(text_path, '/');
     json_t *layers = moelm_analysis_layers(analysis);
     json_t *root =
-        !layers ? NULL
-                : json_pack("{s:i, s:s, s:s, s:s, s:I, s:f, s:f, s:o, s:o}", "schema", 1, "checkpoint",
-                            options->checkpoint ? options->checkpoint : "", "text",
-                            slash ? slash + 1 : text_path, "text_sha256", sha256, "bytes",
-                            (json_int_t)result->n_bytes, "bits_per_byte", result->bits_per_byte, "seconds",
-                            result->seconds, "baselines", baselines_object(options), "layers", layers);
+        !layers
+            ? NULL
+            : json_pack("{s:i, s:s, s:s, s:s, s:s?, s:I, s:f, s:f, s:o, s:o}", "schema", 1, "checkpoint",
+                        options->checkpoint ? options->checkpoint : "", "text", slash ? slash + 1 : text_path,
+                        "text_sha256", sha256, "replayed_routes", options->replay_routes, "bytes",
+                        (json_int_t)result->n_bytes, "bits_per_byte", result->bits_per_byte, "seconds",
+                        result->seconds, "baselines", baselines_object(options), "layers", layers);
     if (!root)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "%s: cannot be made: out of memory, or a name in it is not UTF-8",

@@ -48,6 +48,9 @@ cp run/eval.json own.json
 expect 0 "$MOEKIT" eval --run run --replay-routes routes.safetensors
 says err 'left alone: this is a replay'
 cmp own.json run/eval.json || complain 'a replay changed eval.json'
+says own.json '"replayed_routes": *null'
+expect 0 "$MOEKIT" eval --run run --replay-routes routes.safetensors -o replayed.json
+says replayed.json '"replayed_routes": *"routes\.safetensors"'
 expect 3 "$MOEKIT" eval --run run --text train.txt --replay-routes routes.safetensors
 says err 'another text_sha256'
 head -c 2000 routes.safetensors >cut.safetensors

@@ -24,6 +24,7 @@ typedef struct evaluation {
     run_files files;
     char text[RUN_PATH]; /* path of the text */
     char json[RUN_PATH]; /* path of the analysis; "": none */
+    const char *replay;  /* path of the routes to go along; NULL: none */
     int64_t max_bytes;
     int64_t n_bytes; /* of the text as far as it is read */
     baselines baselines;
@@ -39,7 +40,7 @@ static int find_own_analysis(cli_args *args, evaluation *eval) {
     const char *other = NULL;
     if (!run_files_is_newest(&eval->files)) other = "another checkpoint than the run's";
     if (!run_files_same(eval->text, own)) other = "another text than the run's";
-    if (cli_text(args, "replay-routes")) other = "a replay and not the run's own routing";
+    if (eval->replay) other = "a replay and not the run's own routing";
     if (!other) return run_files_path(args, run, "eval.json", eval->json);
     cli_say(args, "%s/eval.json is left alone: this is %s; -o FILE writes an analysis", run, other);
     return 0;
@@ -47,6 +48,7 @@ static int find_own_analysis(cli_args *args, evaluation *eval) {
 
 static int find_files(cli_args *args, evaluation *eval) {
     const char *text = cli_text(args, "text"), *output = cli_text(args, "output");
+    eval->replay = cli_text(args, "replay-routes");
     int code = run_files_find(args, &eval->files);
     if (code) return code;
     const char *run = eval->files.run;
@@ -95,7 +97,7 @@ static int evaluate(cli_args *args, evaluation *eval) {
                                         .baselines = eval->baselines.found,
                                         .n_baselines = eval->baselines.n_found,
                                         .record_routes = cli_text(args, "record-routes"),
-                                        .replay_routes = cli_text(args, "replay-routes")};
+                                        .replay_routes = eval->replay};
     eval->result.size = sizeof eval->result;
     moe_status status = moe_lm_eval(lm, eval->text, &eval_options, &eval->result);
     if (status != MOE_OK) code = cli_fail(args, status, "%s", moe_ctx_error(ctx));
@@ -109,6 +111,11 @@ static void print_json(const evaluation *eval) {
     cli_json_string(stdout, eval->files.checkpoint);
     printf(",\"text\":");
     cli_json_string(stdout, eval->text);
+    printf(",\"replayed_routes\":");
+    if (eval->replay)
+        cli_json_string(stdout, eval->replay);
+    else
+        printf("null");
     printf(",\"bytes\":%lld,\"bits_per_byte\":", (long long)eval->result.n_bytes);
     cli_json_number(stdout, eval->result.bits_per_byte);
     printf(",\"seconds\":");
