@@ -4,7 +4,7 @@ DEMO_CONFIG := configs/demo.yaml
 DEMO_RUN := runs/demo
 DEMO_PROMPT := And it came to pass
 
-.PHONY: help build demo check check-arm fuzz bench bench-gpu format clean
+.PHONY: help build demo check check-arm fuzz bench bench-peers bench-gpu format clean
 
 help:
 	@echo 'make build      the libraries and the command, in build/release, and build/tests/golden'
@@ -13,6 +13,7 @@ help:
 	@echo 'make check-arm  kernels and layer on 64-bit Arm: cross-compiled, tested under qemu-user'
 	@echo 'make fuzz       every reader of foreign files under libFuzzer, 60 s each'
 	@echo 'make bench      speed of the kernels and of the layer on this machine'
+	@echo 'make bench-peers  the layer beside oneDNN, OpenBLAS, PyTorch and others found here: docs/peers.md'
 	@echo 'make bench-gpu  the CUDA kernels, checked and timed on an H100 (needs nvcc 12.5 or newer)'
 	@echo 'make format     clang-format over the tree'
 	@echo 'make clean      removes build/'
@@ -44,6 +45,11 @@ fuzz:
 
 bench: build
 	$(MOEKIT) bench
+
+# $$MOEKIT_PYTHON, else python3, needs numpy; torch, transformers and kt-kernel are peers where it has them.
+bench-peers: build
+	@cmake --build --preset release --target peers
+	python3 bench/peers/bench_peers.py --build build/release --page
 
 bench-gpu:
 	@scripts/install-deps.sh build

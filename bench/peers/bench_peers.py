@@ -1,0 +1,221 @@
+#!/usr/bin/env python3
+"""Our layer and its peers on the same numbers: checked first, then timed in turns; writes docs/peers.md.
+
+  bench_peers.py --build BUILD [--cpus 0,1] [--turns N] [--seconds S] [--only PEER,...] [--problem STRING=PASS]...
+                 [--page]
+
+Each peer has a process of its own; the processes take turns, and between turns the machine's ceilings are measured.
+--page saves the results in bench/results/ and writes the page from all that lie there; a table is printed always.
+Runs under $MOEKIT_PYTHON where that is set. Exit code 77: numpy is not installed.
+"""
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+
+python = os.environ.get("MOEKIT_PYTHON")
+if python and os.environ.get("MOEKIT_PYTHON_USED") != python:
+    os.environ["MOEKIT_PYTHON_USED"] = python
+    os.execvp(python, [python, *sys.argv])
+try:
+    import numpy
+except ImportError:
+    print(f"skipped: bench_peers.py: no module named 'numpy' in {sys.executable}")
+    sys.exit(77)
+
+import peer_page
+from peer_problem import BOUND, Problem, draw, right, save
+from peer_process import PEERS
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+OURS = "moekit"
+PASSES = ("forward", "step", "decode")
+# Expert sizes of real models; fewer experts where their number is not what matters, so that all peers fit in memory.
+DEFAULT = [
+    (f"{shape},{dtype}", work) for shape, work, dtypes in (
+        ("e16,t2048,d2048,n768,k2", "forward", ("bf16", "f32")),  # Qwen3-30B's experts, 256 rows each
+        ("e16,t2048,d2048,n768,k2", "step", ("bf16", "f32")),
+        ("e16,t2048,d2048,n768,k2,skew=zipf1.0", "forward", ("bf16",)),
+        ("e64,t2048,d1536,n256,k8", "forward", ("bf16", "f32")),  # the finest 7B of SonicMoE, 256 rows each
+        ("e64,t2048,d1536,n256,k8", "step", ("bf16",)),
+        ("e16,t512,d2048,n768,k2", "forward", ("bf16",)),  # 64 and 16 rows each
+        ("e16,t128,d2048,n768,k2", "forward", ("bf16", "f32")),
+        ("e32,t32,d2048,n768,k8", "decode", ("bf16",)),  # a token at a time
+    ) for dtype in dtypes
+]
+
+
+class Process:
+    """A peer's process. An answer is what was asked for, or None and why not."""
+
+    def __init__(self, name, environment, log):
+        self.name = name
+        self.child = subprocess.Popen([sys.executable, os.path.join(HERE, "peer_process.py"), name], env=environment,
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+
+    def ask(self, **order):
+        try:
+            print(json.dumps(order), file=self.child.stdin, flush=True)
+            line = self.child.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        answer = json.loads(line) if line else {"failed": f"its process ended with {self.child.wait()}"}
+        self.failed = "failed" in answer
+        return answer.get("ok"), answer.get("absent") or answer.get("failed")
+
+    def end(self):
+        self.child.stdin.close()
+        self.child.wait()
+
+
+def physical_cores():
+    """Of the cores this process may use the first thread of each."""
+    first = set()
+    for cpu in sorted(os.sched_getaffinity(0)):
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", encoding="ascii") as file:
+                siblings = [int(part) for part in file.read().replace("-", ",").split(",")]
+        except OSError:
+            siblings = [cpu]
+        first.add(min(siblings) if min(siblings) in os.sched_getaffinity(0) else cpu)
+    return sorted(first)
+
+
+class Bench:
+    def __init__(self, options, folder):
+        self.options, self.folder = options, folder
+        self.environment = os.environ | {
+            "PEERS_FOLDER": os.path.join(options.build, "bench", "peers"), "OMP_NUM_THREADS": str(len(options.cpus)),
+            "MOEKIT_NUM_THREADS": str(len(options.cpus)), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.log = open(os.path.join(folder, "log"), "w+", encoding="utf-8")
+        names = [OURS, *(name for name in options.only if name != OURS)]
+        self.processes = [Process(name, self.environment, self.log) for name in names]
+        self.about, self.notes = {}, []
+
+    def ceilings(self, problem):
+        """Operations a second in registers and bytes a second from memory, as `moekit bench layer` finds them."""
+        command = [os.path.join(self.options.build, "moekit"), "bench", "layer", f"e1,t1,d64,n64,k1,{problem.dtype}",
+                   "--json", "--repeat", "3"]
+        told = json.loads(subprocess.run(command, env=self.environment, check=True, capture_output=True).stdout)
+        self.isa = told["isa"]
+        return told["peak_gflops"] * 1e9, told["bandwidth_gbs"] * 1e9
+
+    def admit(self, problem, work):
+        """The processes that have this problem's layer and make of it what is right, and their errors."""
+        admitted, errors = [], {}
+        tokens = 1 if work == "decode" else problem.T
+        for process in self.processes:
+            about, why = process.ask(do="open", problem=problem.text, folder=self.folder, backward=work == "step",
+                                     tokens=tokens, threads=len(self.options.cpus))
+            if not why:
+                self.about[process.name] = about
+                found, why = process.ask(do="check")
+            if why:
+                self.note(problem, work, process, why)
+                continue
+            errors[process.name] = found
+            if all(error < BOUND[problem.dtype] for error in found.values()):
+                admitted.append(process)
+            else:
+                process.failed = True
+                self.note(problem, work, process, f"its numbers are off: {found}")
+        return admitted, errors
+
+    def note(self, problem, work, process, why):
+        self.notes.append({"problem": problem.text, "work": work, "peer": process.name, "why": why,
+                           "failed": process.failed})
+        print(f"  {process.name}: {why}", flush=True)
+
+    def measure(self, problem, work):
+        print(f"{problem.text} {work}", flush=True)
+        numbers = draw(problem)
+        save(self.folder, numbers)
+        save(self.folder, right(problem, numbers, work == "step"))
+        met = len(numpy.unique(numbers["expert"]))
+        del numbers
+        admitted, errors = self.admit(problem, work)
+        turns = {process.name: [] for process in admitted}
+        peak = bandwidth = 0
+        for _ in range(self.options.turns):
+            ceilings = self.ceilings(problem)
+            peak, bandwidth = max(peak, ceilings[0]), max(bandwidth, ceilings[1])
+            for process in list(admitted):
+                times, why = process.ask(do="turn", seconds=self.options.seconds)
+                if why:
+                    self.note(problem, work, process, why)
+                    admitted.remove(process)
+                    del turns[process.name]
+                else:
+                    turns[process.name].append(statistics.median(times))
+        for process in self.processes:
+            process.ask(do="close")
+        result = {"problem": problem.text, "work": work, "peak": peak, "bandwidth": bandwidth, "isa": self.isa,
+                  "bound": self.bound(problem, work, met, peak, bandwidth), "errors": errors, "turns": turns}
+        for name, times in turns.items():
+            print(f"  {name:20s} {1e3 * statistics.median(times):10.3f} ms", flush=True)
+        return result
+
+    @staticmethod
+    def bound(problem, work, met, peak, bandwidth):
+        """Seconds that a run takes at least: its operations at the peak, or its weights, read once (with backward twice
+        and f32 gradients written) at the rate of reading, whichever is longer."""
+        if work == "decode":
+            flop, moved = problem.flop(1), problem.K * problem.expert_bytes()
+        else:
+            flop, moved = problem.flop(problem.T), met * problem.expert_bytes()
+        if work == "step":
+            flop, moved = 3 * flop, 2 * moved + met * 3 * problem.d * problem.n * 4
+        return max(flop / peak, moved / bandwidth)
+
+    def run(self):
+        results = [self.measure(Problem.parse(text), work) for text, work in self.options.problem]
+        for process in self.processes:
+            process.end()
+        return {"date": datetime.date.today().isoformat(), "cpu": peer_page.cpu_name(),
+                "threads": len(self.options.cpus), "turns": self.options.turns, "about": self.about,
+                "notes": self.notes, "results": results}
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", required=True, help="build folder with moekit and bench/peers")
+    parser.add_argument("--cpus", help="0,1: the processor's numbers to run on; default: one thread of every core")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of a turn, after a run that does not count")
+    parser.add_argument("--only", default=",".join(PEERS), help="names of peers: " + ", ".join(PEERS))
+    parser.add_argument("--problem", action="append", help="like e16,t512,d2048,n768,k2,bf16=forward (step, decode)")
+    parser.add_argument("--page", action="store_true", help="save the results and write docs/peers.md")
+    options = parser.parse_args()
+    options.cpus = [int(cpu) for cpu in options.cpus.split(",")] if options.cpus else physical_cores()
+    options.only = options.only.split(",")
+    options.problem = [tuple(text.rsplit("=", 1)) for text in options.problem] if options.problem else DEFAULT
+    for name in options.only:
+        if name not in PEERS:
+            parser.error(f"no peer '{name}': " + ", ".join(PEERS))
+    for problem in options.problem:
+        if len(problem) != 2 or problem[1] not in PASSES:
+            parser.error(f"'{'='.join(problem)}' does not end in =forward, =step or =decode")
+    return options
+
+
+def main():
+    options = parse()
+    os.sched_setaffinity(0, options.cpus)  # the processes started from here inherit it
+    shared = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(dir=shared) as folder:
+        bench = Bench(options, folder)
+        run = bench.run()
+        if any(note["failed"] for note in run["notes"]):
+            bench.log.seek(0)
+            sys.stderr.write(bench.log.read())
+    if options.page:
+        peer_page.publish(run)
+    print(peer_page.machine(run))
+    return int(any(note["peer"] == OURS for note in run["notes"]))
+
+
+sys.exit(main())

@@ -1,0 +1,142 @@
+"""docs/peers.md from the results in bench/results/peers-*.json: a chapter a machine."""
+import glob
+import json
+import os
+import re
+import statistics
+
+from peer_problem import BOUND, Problem
+from peer_process import PEERS
+
+TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+OURS = "moekit"
+# what has to be shown: dtype, pass, the peer, times as fast at 256 rows an expert or more
+GOALS = [("bf16", "forward", "oneDNN", 2.0), ("bf16", "step", "PyTorch loop", 2.5), ("f32", "forward", "OpenBLAS", 1.0)]
+WORK = {"forward": "forward", "step": "forward, backward", "decode": "decode"}
+
+HEAD = """# Peers
+
+Our layer beside other ways to run the same experts on a CPU. Written by `make bench-peers` (`bench/peers/`), a
+chapter for each machine it ran on.
+
+Every peer gets the same x, weights, routes and routing weights, in a process of its own. What it makes of them is
+compared with direct sums first (to {f32:g} of the norm in f32, {bf16:g} in bf16; y, dx and the gradients of the
+weights); one that differs is not timed. Then the processes take turns: each runs once unmeasured and then for a
+while, and between turns the ceilings are measured. A time is the median over turns of the median of a turn. Weights
+are laid out beforehand as the peer likes them; time stops when all outputs lie in memory.
+
+- moekit: `moe_layer_forward` and `moe_layer_backward`, its router's scores included.
+- oneDNN, OpenBLAS, libxsmm: one product an expert, between them loops of our own in `bench/peers/peer_gemm.c` (gather,
+  swiglu, weighted sum) on all threads. For inference oneDNN reorders its weights once. OpenBLAS and libxsmm as Debian
+  has them offer no bf16 product of whole matrices.
+- PyTorch loop: rows sorted by expert, two `linear` an expert. PyTorch grouped_mm: one call for all experts.
+- Mixtral block (`eager`), Qwen3-MoE block (`grouped_mm`): the sparse blocks of transformers, their routers replaced
+  by the given routes.
+- kt-kernel: `AMXBF16_MOE`, inference alone.
+
+A cell has milliseconds, and how many times ours that is. "Bound" is our share of what the machine allows: operations
+at the peak of the unit, or weights at the rate of reading memory, whichever takes longer. In a problem e, t, d, n, k
+are experts, tokens, model width, hidden width and experts a token; routes are even where no skew is told.
+"""
+
+
+def cpu_name():
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        found = re.search(r"^model name\s*: (.*)$", file.read(), re.MULTILINE)
+    return found[1] if found else "unknown processor"
+
+
+def median(result, name):
+    return statistics.median(result["turns"][name]) if name in result["turns"] else None
+
+
+def ratio(result, name):
+    """Of the peer's time to ours, turn by turn, so that a busy moment meets both."""
+    pairs = zip(result["turns"].get(name, []), result["turns"].get(OURS, []))
+    return statistics.median(theirs / ours for theirs, ours in pairs)
+
+
+def cell(result, name):
+    time = median(result, name)
+    if time is None:
+        return ""
+    text = f"{1e3 * time:.4g}"
+    return text if name == OURS or OURS not in result["turns"] else f"{text} ({ratio(result, name):.2f})"
+
+
+def table(run):
+    names = [name for name in PEERS if any(name in result["turns"] for result in run["results"])]
+    lines = ["| problem | pass | rows | bound | " + " | ".join(names) + " |", "|---" * (4 + len(names)) + "|"]
+    for result in run["results"]:
+        problem = Problem.parse(result["problem"])
+        rows = problem.K if result["work"] == "decode" else problem.rows() / problem.E
+        share = f"{100 * result['bound'] / median(result, OURS):.0f} %" if OURS in result["turns"] else ""
+        each = "1" if result["work"] == "decode" else f"{rows:g}"
+        lines.append(f"| {result['problem']} | {WORK[result['work']]} | {each} | {share} | "
+                     + " | ".join(cell(result, name) for name in names) + " |")
+    return "\n".join(lines)
+
+
+def goals(run):
+    lines = []
+    for dtype, work, peer, goal in GOALS:
+        found = []
+        for result in run["results"]:
+            problem = Problem.parse(result["problem"])
+            many = problem.rows() / problem.E >= 256
+            if problem.dtype == dtype and result["work"] == work and many and {peer, OURS} <= result["turns"].keys():
+                found.append(ratio(result, peer))
+        if found:
+            verdict = "met" if min(found) >= goal else "met in part" if max(found) >= goal else "missed"
+            lines.append(f"- {dtype}, {WORK[work]}, 256 rows an expert: {min(found):.2f} to {max(found):.2f} times as "
+                         f"fast as {peer}; the goal, {goal:g}, is {verdict}.")
+    return "\n".join(lines)
+
+
+def absent(run):
+    """Why a peer was not timed, once where it is the same for all problems."""
+    why = {}
+    for note in run["notes"]:
+        why.setdefault((note["peer"], note["why"]), []).append(f"{note['problem']} {note['work']}")
+    lines = []
+    for (peer, reason), where in why.items():
+        everywhere = len(where) == len(run["results"])
+        lines.append(f"- {peer}: {reason}" + ("" if everywhere else f" ({len(where)} of {len(run['results'])} rows)"))
+    return "\n".join(lines)
+
+
+def ceilings(run):
+    best = {}
+    for result in run["results"]:
+        dtype = Problem.parse(result["problem"]).dtype
+        peak, bandwidth, _ = best.get(dtype, (0, 0, ""))
+        best[dtype] = max(peak, result["peak"]), max(bandwidth, result["bandwidth"]), result["isa"]
+    return "; ".join(f"{dtype} {peak * 1e-9:.0f} GFLOP/s in registers, {bandwidth * 1e-9:.1f} GB/s read, `{isa}`"
+                     for dtype, (peak, bandwidth, isa) in best.items())
+
+
+def machine(run):
+    versions = "; ".join(dict.fromkeys(", ".join(run["about"].values()).split(", ")))
+    parts = [f"## {run['cpu']}, {run['threads']} threads, {run['date']}",
+             f"{run['turns']} turns. Ceilings: {ceilings(run)}.", table(run), goals(run), f"Versions: {versions}."]
+    if run["notes"]:
+        parts.append("Not timed:\n\n" + absent(run))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def publish(run):
+    folder = os.path.join(TREE, "bench", "results")
+    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*?\)", "", run["cpu"]).lower()).strip("-")
+    with open(os.path.join(folder, f"peers-{slug}.json"), "w", encoding="utf-8") as file:
+        json.dump(run, file, indent=1)
+        file.write("\n")
+    write_page(folder)
+
+
+def write_page(folder):
+    chapters = []
+    for path in sorted(glob.glob(os.path.join(folder, "peers-*.json"))):
+        with open(path, encoding="utf-8") as file:
+            chapters.append(machine(json.load(file)))
+    with open(os.path.join(TREE, "docs", "peers.md"), "w", encoding="utf-8") as file:
+        file.write(HEAD.format(**BOUND) + "\n" + "\n".join(chapters))

@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""The comparison with peers (bench/peers) works here: our layer passes its check, wrong weights do not.
+
+Tiny problems; of the peers only ours and those made of C libraries, which start quickly.
+Runs under $MOEKIT_PYTHON where that is set. Exit code 77: numpy is not installed.
+"""
+import os
+import subprocess
+import sys
+
+python = os.environ.get("MOEKIT_PYTHON")
+if python and os.environ.get("MOEKIT_PYTHON_USED") != python:
+    os.environ["MOEKIT_PYTHON_USED"] = python
+    os.execvp(python, [python, *sys.argv])
+try:
+    import numpy as np
+except ImportError:
+    print(f"skipped: tests/python/test_peers.py: no module named 'numpy' in {sys.executable}")
+    sys.exit(77)
+
+TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BUILD = os.path.dirname(os.environ["MOEKIT"])
+sys.path.insert(0, os.path.join(TREE, "bench", "peers"))
+sys.dont_write_bytecode = True
+os.environ["PEERS_FOLDER"] = os.path.join(BUILD, "bench", "peers")
+
+if not os.path.exists(os.path.join(os.environ["PEERS_FOLDER"], "peer_moekit.so")):
+    print("skipped: tests/python/test_peers.py: built for a sanitizer or another machine, without bench/peers")
+    sys.exit(77)
+
+from peer_c import CPeer  # noqa: E402
+from peer_problem import BOUND, Problem, distance, draw, right  # noqa: E402
+
+PROBLEMS = ("e5,t37,d24,n20,k2,skew=zipf1.0,f32", "e5,t37,d24,n20,k2,bf16")
+
+
+def errors(text, spoil):
+    problem = Problem.parse(text)
+    numbers = draw(problem)
+    wanted = right(problem, numbers, backward=True)
+    if spoil:
+        numbers["w1"] = np.roll(numbers["w1"], 1, axis=0)
+    peer = CPeer("moekit", problem, numbers, True, problem.T, 2)
+    peer.run(0)
+    found = {name: distance(value, wanted[name]) for name, value in peer.outputs().items()}
+    peer.close()
+    return found
+
+
+for text in PROBLEMS:
+    bound = BOUND[Problem.parse(text).dtype]
+    found = errors(text, spoil=False)
+    assert found.keys() == {"y", "dx", "dw1", "dw2"} and max(found.values()) < bound, (text, found)
+    assert min(errors(text, spoil=True).values()) > bound, f"{text}: weights of other experts passed"
+    print(f"ok: {text}: off by {max(found.values()):.1e} at most, wrong weights are found out")
+
+told = subprocess.run(
+    [sys.executable, os.path.join(TREE, "bench", "peers", "bench_peers.py"), "--build", BUILD, "--turns", "1",
+     "--seconds", "0", "--only", "moekit,oneDNN,OpenBLAS,libxsmm", *(f"--problem={text}=step" for text in PROBLEMS),
+     "--problem=e5,t6,d24,n20,k2,f32=decode"], stdout=subprocess.PIPE, text=True, check=True).stdout
+print(told)
+rows = [line.split("|") for line in told.splitlines() if line.startswith("| e5")]
+assert len(rows) == 3 and all(float(row[5].split()[0]) > 0 for row in rows), "a time of ours in every row"
+assert "numbers are off" not in told
