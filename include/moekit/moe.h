@@ -129,8 +129,8 @@ typedef struct moe_mat {
     moe_dtype dtype;
 } moe_mat;
 
-/* 4. The layer, described. Names of choices are strings found in tables; moe_layer_options lists
- * them all with defaults, limits and one line of help; docs/options.md tells each at length.
+/* 4. The layer, described. Names of choices are strings found in tables; moe_layer_option_at
+ * lists them all with defaults, limits and one line of help; docs/options.md tells each at length.
  * A combination that would be ignored is refused with the reason. */
 typedef struct moe_layer_desc {
     size_t size;
@@ -255,7 +255,6 @@ typedef enum moe_option_type {
     MOE_OPT_CHOICE, /* const char *: one of `choices`, or the caller's own string where there are none */
     MOE_OPT_TEXT    /* char[max]: copied */
 } moe_option_type;
-/* Tables are arrays of it, so it stays as it is: what more there is to know of a row is told by calls. */
 typedef struct moe_option {
     const char *key;     /* canonical name, e.g. "moe.num_experts" */
     const char *aliases; /* space-separated names of other systems; "" if none */
@@ -267,7 +266,15 @@ typedef struct moe_option {
     const char *const *choices; /* NULL-terminated; NULL: free */
     const char *help;           /* one line */
 } moe_option;
-MOE_API const moe_option *moe_layer_options(size_t *count);
+/* The layer's rows in their order; NULL past the last. What is handed out is a row and never an array, so
+ * rows may grow. */
+MOE_API const moe_option *moe_layer_option_at(size_t index);
+/* The row of a key, of its last part ("top_k" of "moe.top_k") or of an alias, which may stand below "moe.";
+ * NULL: none. Keys win over last parts, these over aliases. */
+MOE_API const moe_option *moe_layer_option_find(const char *key);
+/* How far `key` is from the nearest of a row's names, its key and its aliases: letters to insert, delete or
+ * replace, case aside. A key without a dot is compared with the last part of the row's. */
+MOE_API size_t moe_option_distance(const moe_option *row, const char *key);
 /* Settings of other systems whose names or values differ from ours, with what they say here. Those that only
  * have another name stand in moe_option.aliases. */
 typedef struct moe_layer_alias {
@@ -302,13 +309,6 @@ MOE_API const moe_layer_alias *moe_layer_alias_named(const char *name);
  * MOE_ERR_ARGUMENT, and the text says what can. */
 MOE_API moe_status moe_layer_alias_find(const char *name, const char *value, const moe_layer_alias **alias,
                                         moe_error *error);
-/* The row of a key, of its last part ("top_k" of "moe.top_k") or of an alias; NULL: none. Keys win over last
- * parts, these over aliases. */
-MOE_API const moe_option *moe_option_find(const moe_option *row, size_t count, const char *key);
-/* The row with the name nearest to `key`: *distance insertions, deletions and replacements of letters away,
- * case aside. NULL where there are no rows. */
-MOE_API const moe_option *moe_option_nearest(const moe_option *row, size_t count, const char *key,
-                                             size_t *distance);
 /* Names and settings of a preset ("mixtral" "deepseek_v3" "megatron" "automodel" "lucidrains" "t2t_top2"
  * "t2t_noisy" "sigma_moe"): sets the fields that make the layer that system's, and all others of which
  * moe_layer_preset_sets says so to their defaults. t2t_top2 looks at num_groups_outer. */

@@ -20,13 +20,13 @@ static bool is_shown(const moe_option *row) {
 }
 
 static void add_layer_rows(moe_lm_config *config) {
-    size_t n_layer, n_override;
-    const moe_option *layer = moe_layer_options(&n_layer);
+    size_t n_override;
+    const moe_option *layer;
     const moelm_config_override *override = moelm_config_overrides(&n_override);
-    for (size_t i = 0; i < n_layer; ++i) {
-        if (!is_shown(&layer[i])) continue;
+    for (size_t i = 0; (layer = moe_layer_option_at(i)); ++i) {
+        if (!is_shown(layer)) continue;
         moe_option *row = &config->row[config->count++];
-        *row = layer[i];
+        *row = *layer;
         row->offset += offsetof(moe_lm_config, moe);
         for (size_t j = 0; j < n_override; ++j)
             if (strcmp(row->key, override[j].key) == 0) {
@@ -36,10 +36,14 @@ static void add_layer_rows(moe_lm_config *config) {
     }
 }
 
+static moei_option_table table_of(const moe_lm_config *config) {
+    return (moei_option_table){config->row, config->count};
+}
+
 moe_status moe_lm_config_create(moe_lm_config **config, moe_error *error) {
-    size_t n_own, n_layer;
+    size_t n_own, n_layer = 0;
     const moe_option *own = moelm_config_options(&n_own);
-    moe_layer_options(&n_layer);
+    while (moe_layer_option_at(n_layer)) ++n_layer;
     moe_lm_config *made = calloc(1, sizeof *made);
     if (made) made->row = calloc(n_own + n_layer, sizeof *made->row);
     if (made) made->origin = calloc(n_own + n_layer, sizeof *made->origin);
@@ -52,7 +56,7 @@ moe_status moe_lm_config_create(moe_lm_config **config, moe_error *error) {
     made->row[n_own - 1].choices = moe_layer_presets(); /* moe.preset stands last, before the layer's own */
     add_layer_rows(made);
     made->moe.size = sizeof made->moe;
-    moe_status status = moei_option_defaults((moei_option_table){made->row, made->count}, made, error);
+    moe_status status = moei_option_defaults(table_of(made), made, error);
     if (status != MOE_OK) {
         moe_lm_config_destroy(made);
         return status;
@@ -89,10 +93,10 @@ static const char *keep_text(moe_lm_config *config, const char *value, moe_error
 
 /* NeMo and others write foreign names below their own sections: model.num_moe_experts. */
 static const moe_option *find_row(const moe_lm_config *config, const char *key) {
-    const moe_option *row = moe_option_find(config->row, config->count, key);
+    const moe_option *row = moei_option_find(table_of(config), key);
     const char *dot = strchr(key, '.');
     if (row || !dot) return row;
-    row = moe_option_find(config->row, config->count, dot + 1);
+    row = moei_option_find(table_of(config), dot + 1);
     if (!row || strchr(dot + 1, '.')) return NULL;
     const char *last = strchr(row->key, '.') + 1;
     return strcmp(last, dot + 1) == 0 ? NULL : row; /* our own names belong to our own sections only */
@@ -115,7 +119,7 @@ static moe_status unknown_key(const moe_lm_config *config, const char *key, moe_
             return moei_error_set(error, MOE_ERR_ARGUMENT,
                                   "%s is a section, not a setting; name one of its keys: %s", key,
                                   config->row[i].key);
-    const moe_option *nearest = moe_option_nearest(config->row, config->count, key, &distance);
+    const moe_option *nearest = moei_option_nearest(table_of(config), key, &distance);
     if (distance > length / 2)
         return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown key '%s'; 'moekit config options' lists all",
                               key);

@@ -1,5 +1,5 @@
 /* config_options.c: every setting of the model, its training, its data and the run: one row a field.
- * Rows name a field of moe_lm_config by offset; moe.* rows come from moe_layer_options.
+ * Rows name a field of moe_lm_config by offset; moe.* rows come from moe_layer_option_at.
  * Source: the aliases are names of NeMo and Megatron, Hugging Face and lucidrains in the same sense.
  */
 #include "config/config.h"

@@ -33,13 +33,13 @@ static bool has_alias(const moe_option *row, const char *key) {
     return false;
 }
 
-const moe_option *moe_option_find(const moe_option *row, size_t count, const char *key) {
-    for (size_t i = 0; i < count; ++i)
-        if (strcmp(row[i].key, key) == 0) return &row[i];
-    for (size_t i = 0; i < count; ++i)
-        if (strcmp(last_part(row[i].key), key) == 0) return &row[i];
-    for (size_t i = 0; i < count; ++i)
-        if (has_alias(&row[i], key)) return &row[i];
+const moe_option *moei_option_find(moei_option_table table, const char *key) {
+    for (size_t i = 0; i < table.count; ++i)
+        if (strcmp(table.row[i].key, key) == 0) return &table.row[i];
+    for (size_t i = 0; i < table.count; ++i)
+        if (strcmp(last_part(table.row[i].key), key) == 0) return &table.row[i];
+    for (size_t i = 0; i < table.count; ++i)
+        if (has_alias(&table.row[i], key)) return &table.row[i];
     return NULL;
 }
 
@@ -66,24 +66,28 @@ static size_t edit_distance(const char *a, const char *b) {
     return row[length_b];
 }
 
-const moe_option *moe_option_nearest(const moe_option *row, size_t count, const char *key, size_t *distance) {
+size_t moe_option_distance(const moe_option *row, const char *key) {
+    const char *word = row->aliases;
+    size_t nearest = edit_distance(strchr(key, '.') ? row->key : last_part(row->key), key);
+    for (size_t length; (length = next_word(&word)) > 0; word += length) {
+        char alias[LONGEST_KEY + 1];
+        if (length > LONGEST_KEY) continue;
+        memcpy(alias, word, length);
+        alias[length] = '\0';
+        const size_t distance = edit_distance(alias, key);
+        if (distance < nearest) nearest = distance;
+    }
+    return nearest;
+}
+
+const moe_option *moei_option_nearest(moei_option_table table, const char *key, size_t *distance) {
     const moe_option *best = NULL;
     *distance = SIZE_MAX;
-    bool dotted = strchr(key, '.') != NULL;
-    for (size_t i = 0; i < count; ++i) {
-        const char *name = dotted ? row[i].key : last_part(row[i].key), *word = row[i].aliases;
-        size_t nearest = edit_distance(name, key);
-        for (size_t length; (length = next_word(&word)) > 0; word += length) {
-            char alias[LONGEST_KEY + 1];
-            if (length > LONGEST_KEY) continue;
-            memcpy(alias, word, length);
-            alias[length] = '\0';
-            size_t d = edit_distance(alias, key);
-            if (d < nearest) nearest = d;
-        }
+    for (size_t i = 0; i < table.count; ++i) {
+        const size_t nearest = moe_option_distance(&table.row[i], key);
         if (nearest >= *distance) continue;
         *distance = nearest;
-        best = &row[i];
+        best = &table.row[i];
     }
     return best;
 }

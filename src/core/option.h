@@ -13,6 +13,13 @@ typedef struct moei_option_table {
     size_t count;
 } moei_option_table;
 
+/* The row of a key, of its last part or of an alias; NULL: none. Keys win over last parts, these over
+ * aliases.
+ */
+const moe_option *moei_option_find(moei_option_table table, const char *key);
+/* The row of least moe_option_distance to `key`; NULL where there are no rows. */
+const moe_option *moei_option_nearest(moei_option_table table, const char *key, size_t *distance);
+
 /* Parses `value` into the row's field of `base`; a wrong one names the key, the value and what is right. */
 moe_status moei_option_set(const moe_option *row, void *base, const char *value, moe_error *error);
 

@@ -235,13 +235,12 @@ const moe_alias_setting *moe_layer_alias_setting(const moe_layer_alias *alias, s
 
 /* One word of a condition, "key=value" or "key!=value". */
 static bool holds(const moe_layer_desc *desc, const char *word, size_t length) {
-    const moei_option_table options = moei_layer_option_table();
     const char *equals = memchr(word, '=', length);
     const bool differs = equals[-1] == '!';
     char key[KEY], value[KEY], wanted[KEY];
     snprintf(key, sizeof key, "%.*s", (int)(equals - word - differs), word);
     snprintf(wanted, sizeof wanted, "%.*s", (int)(word + length - equals - 1), equals + 1);
-    moei_option_get(moe_option_find(options.row, options.count, key), desc, value, sizeof value);
+    moei_option_get(moe_layer_option_find(key), desc, value, sizeof value);
     return (strcmp(value, wanted) == 0) != differs;
 }
 
@@ -328,8 +327,6 @@ const moe_layer_alias *moe_layer_alias_named(const char *name) {
 moe_status moe_layer_alias_find(const char *name, const char *value, const moe_layer_alias **alias,
                                 moe_error *error) {
     const char *bare = bare_name(name);
-    size_t n_rows;
-    const moe_option *row = moe_layer_options(&n_rows);
     bool known = false;
     *alias = NULL;
     for (size_t i = 0; bare && i < ENTRIES; ++i) {
@@ -344,5 +341,5 @@ moe_status moe_layer_alias_find(const char *name, const char *value, const moe_l
         return MOE_OK;
     }
     /* of a name that is also that of a row only some values are told here */
-    return !known || moe_option_find(row, n_rows, bare) ? MOE_OK : unknown_value(bare, value, error);
+    return !known || moe_layer_option_find(bare) ? MOE_OK : unknown_value(bare, value, error);
 }

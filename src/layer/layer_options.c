@@ -235,9 +235,14 @@ moei_option_table moei_layer_option_table(void) {
     return (moei_option_table){options, sizeof options / sizeof *options};
 }
 
-const moe_option *moe_layer_options(size_t *count) {
-    *count = sizeof options / sizeof *options;
-    return options;
+const moe_option *moe_layer_option_at(size_t index) {
+    return index < sizeof options / sizeof *options ? &options[index] : NULL;
+}
+
+const moe_option *moe_layer_option_find(const char *key) {
+    const moei_option_table table = moei_layer_option_table();
+    const moe_option *row = moei_option_find(table, key);
+    return row || strncmp(key, "moe.", 4) != 0 ? row : moei_option_find(table, key + 4);
 }
 
 /* A setting that yields does so to any that is not the default's. */
@@ -249,11 +254,10 @@ static bool is_said(const moe_option *row, const moe_layer_desc *desc) {
 
 static moe_status set_alias(moe_layer_desc *desc, const moe_layer_alias *alias, const char *value,
                             moe_error *error) {
-    const moei_option_table table = moei_layer_option_table();
     const moe_alias_setting *setting;
     for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i) {
         const char *ours = moe_alias_setting_value(setting, desc, value);
-        const moe_option *row = moe_option_find(table.row, table.count, setting->key);
+        const moe_option *row = moe_layer_option_find(setting->key);
         if (ours && !(moe_alias_setting_yields(setting) && is_said(row, desc)))
             MOEI_TRY(moei_option_set(row, desc, ours, error));
     }
@@ -261,15 +265,13 @@ static moe_status set_alias(moe_layer_desc *desc, const moe_layer_alias *alias, 
 }
 
 moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value, moe_error *error) {
-    const moei_option_table table = moei_layer_option_table();
-    const moe_option *row = moe_option_find(table.row, table.count, key);
+    const moe_option *row = moe_layer_option_find(key);
     const moe_layer_alias *alias;
-    if (!row && strncmp(key, "moe.", 4) == 0) row = moe_option_find(table.row, table.count, key + 4);
     MOEI_TRY(moe_layer_alias_find(key, value, &alias, error));
     if (alias) return set_alias(desc, alias, value, error);
     if (!row) {
         size_t distance;
-        const moe_option *nearest = moe_option_nearest(table.row, table.count, key, &distance);
+        const moe_option *nearest = moei_option_nearest(moei_layer_option_table(), key, &distance);
         return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown option '%s'; the nearest is '%s'", key,
                               nearest->key);
     }

@@ -121,9 +121,8 @@ static void fill_singles(builder *b) {
 }
 
 static void list_factors(builder *b) {
-    size_t count;
-    const moe_option *row = moe_layer_options(&count);
-    for (size_t i = 0; i < count; ++i) add_factor(b, &row[i], offsetof(cover_problem, desc));
+    const moe_option *row;
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) add_factor(b, row, offsetof(cover_problem, desc));
     for (size_t i = 0; i < sizeof call_rows / sizeof *call_rows; ++i) add_factor(b, &call_rows[i], 0);
     fill_singles(b);
 }
@@ -468,16 +467,15 @@ moe_layer_desc cover_desc(const cover_problem *problem, moe_dtype dtype) {
 }
 
 void cover_describe(const cover_problem *problem, char text[COVER_TEXT]) {
-    size_t count, used = 0;
-    const moe_option *row = moe_layer_options(&count);
+    size_t used = 0;
+    const moe_option *row;
     text[0] = '\0';
-    for (size_t i = 0; i < count; ++i) {
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
         char value[64];
-        const char *const *values = cover_values(row[i].key);
-        moei_option_get(&row[i], &problem->desc, value, sizeof value);
-        if (strcmp(value, values ? values[0] : row[i].initial) == 0 || used >= COVER_TEXT) continue;
-        used +=
-            (size_t)snprintf(text + used, COVER_TEXT - used, " %s %s", strchr(row[i].key, '.') + 1, value);
+        const char *const *values = cover_values(row->key);
+        moei_option_get(row, &problem->desc, value, sizeof value);
+        if (strcmp(value, values ? values[0] : row->initial) == 0 || used >= COVER_TEXT) continue;
+        used += (size_t)snprintf(text + used, COVER_TEXT - used, " %s %s", strchr(row->key, '.') + 1, value);
     }
     if (used < COVER_TEXT)
         snprintf(text + used, COVER_TEXT - used, " tokens %d sequences %d%s%s", problem->n_tokens,

@@ -1,5 +1,5 @@
 /* cover.h: layers in which every two values of options that go together meet at least once.
- * A problem is a descriptor and what a call tells it; each option of moe_layer_options is a factor of it.
+ * A problem is a descriptor and what a call tells it; each option of moe_layer_option_at is a factor of it.
  * Source: Cohen, Dalal, Fredman, Patton, "The AETG system", 1997, for the greedy choice of pairs.
  */
 #ifndef MOEKIT_TEST_COVER_H

@@ -1,6 +1,6 @@
 /* cover_values.c: the values of numbers and free names that the covering set tries.
  * The ordinary one first; small layers, so that thousands of them run in a second.
- * Source: the limits and defaults of moe_layer_options.
+ * Source: the limits and defaults of moe_layer_option_at.
  */
 #include "support/cover.h"
 

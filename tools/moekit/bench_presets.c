@@ -39,10 +39,9 @@ static void on_progress(void *user, moe_ctx *ctx, const moe_lm_progress *now) {
 
 /* NULL: no such option of the layer. */
 static const char *layer_default(const char *key) {
-    size_t count;
-    const moe_option *row = moe_layer_options(&count);
-    for (size_t i = 0; i < count; ++i)
-        if (strcmp(row[i].key, key) == 0) return row[i].initial;
+    const moe_option *row;
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i)
+        if (strcmp(row->key, key) == 0) return row->initial;
     return NULL;
 }
 

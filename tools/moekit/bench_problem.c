@@ -67,9 +67,7 @@ static bool parse_size(const char *word, size_t length, bench_problem *problem) 
 
 /* The layer's own name of an activation; NULL: it has none such. */
 static const char *activation_find(const char *word, size_t length) {
-    size_t count;
-    const moe_option *rows = moe_layer_options(&count);
-    const moe_option *row = moe_option_find(rows, count, "moe.activation");
+    const moe_option *row = moe_layer_option_find("moe.activation");
     for (const char *const *name = row ? row->choices : NULL; name && *name; ++name)
         if (is_word(word, length, *name)) return *name;
     return NULL;

@@ -18,7 +18,7 @@ typedef enum bench_skew {
 typedef struct bench_problem {
     int32_t n_experts, d_model, hidden, top_k, n_shared;
     int64_t n_tokens;
-    const char *activation; /* as moe_layer_options lists them */
+    const char *activation; /* as moe_layer_option_at lists them */
     bool bias;
     bench_skew skew;
     double exponent;

@@ -20,7 +20,7 @@ typedef struct cli_option {
 typedef enum cli_keys {
     CLI_KEYS_NONE,
     CLI_KEYS_LM,   /* those of moe_lm_config whose name begins with one of key_prefixes */
-    CLI_KEYS_LAYER /* those of moe_layer_options, and moe.preset */
+    CLI_KEYS_LAYER /* those of moe_layer_option_at, and moe.preset */
 } cli_keys;
 
 typedef struct cli_args cli_args;
@@ -51,8 +51,8 @@ struct cli_args {
     const char **operand;
     int n_given, n_set, n_operands;
 
-    moe_lm_config *config; /* the settings being resolved; defaults until cli_settings_load */
-    moe_option *key;       /* rows the verb takes */
+    moe_lm_config *config;  /* the settings being resolved; defaults until cli_settings_load */
+    const moe_option **key; /* rows the verb takes: those of the layer or of `config` */
     size_t n_keys;
     const char *command; /* the whole line, for run.json */
 
@@ -79,8 +79,13 @@ bool cli_flag(const cli_args *args, const char *option);
 /* `*number` keeps its value where the option was not given. */
 int cli_integer(cli_args *args, const char *option, int64_t min, int64_t max, int64_t *number);
 int cli_real(cli_args *args, const char *option, double min, double max, double *number);
-/* The key of the row that a misspelt name is nearest to; NULL: more than half of it is wrong. */
-const char *cli_nearest(const moe_option *row, size_t count, const char *name);
+/* The nearest of names met so far to one that is misspelt. */
+typedef struct cli_guess {
+    const char *name; /* NULL: more than half of it is wrong */
+    size_t distance;
+} cli_guess;
+void cli_guess_row(cli_guess *guess, const moe_option *row, const char *name);
+void cli_guess_word(cli_guess *guess, const char *word, const char *name);
 
 /* 3. Help, from the rows. */
 void cli_help_program(FILE *out);

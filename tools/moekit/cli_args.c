@@ -77,12 +77,13 @@ static bool key_wanted(const cli_verb *verb, const char *key) {
 /* The row of a key the verb takes, by any of its names. */
 static const moe_option *find_row(const cli_args *args, const char *key) {
     if (args->verb->keys == CLI_KEYS_LAYER) {
-        const moe_option *row = moe_option_find(args->key, args->n_keys, key);
-        const bool in_section = strncmp(key, "moe.", 4) == 0;
-        return row || !in_section ? row : moe_option_find(args->key, args->n_keys, key + 4);
+        const moe_option *row = moe_layer_option_find(key);
+        if (row) return row;
     }
     moe_lm_config_entry entry;
     if (moe_lm_config_find(args->config, key, &entry, NULL) != MOE_OK) return NULL;
+    if (args->verb->keys == CLI_KEYS_LAYER)
+        return strcmp(entry.option->key, "moe.preset") == 0 ? entry.option : NULL;
     return key_wanted(args->verb, entry.option->key) ? entry.option : NULL;
 }
 
@@ -101,27 +102,26 @@ static const char *find_key(const cli_args *args, const char *name, size_t lengt
     return row ? row->key : NULL;
 }
 
-const char *cli_nearest(const moe_option *row, size_t count, const char *name) {
-    size_t distance;
-    const moe_option *nearest = moe_option_nearest(row, count, name, &distance);
-    return nearest && distance <= strlen(name) / 2 ? nearest->key : NULL;
+void cli_guess_row(cli_guess *guess, const moe_option *row, const char *name) {
+    const size_t distance = moe_option_distance(row, name);
+    if (distance > strlen(name) / 2 || (guess->name && distance >= guess->distance)) return;
+    *guess = (cli_guess){row->key, distance};
+}
+
+void cli_guess_word(cli_guess *guess, const char *word, const char *name) {
+    cli_guess_row(guess, &(moe_option){.key = word, .aliases = ""}, name);
 }
 
 /* What was probably meant by an unknown name: an option, or else a key; NULL: nothing is near. */
 static const char *nearest_name(const cli_args *args, const char *name) {
-    enum { MOST = 64 };
     const cli_option *tables[3];
-    moe_option row[MOST];
-    size_t n_rows = 0, of_option, of_key;
+    cli_guess guess = {0};
     int n = tables_of(args->verb, tables);
     for (int i = 0; i < n; ++i)
-        for (const cli_option *option = tables[i]; option->name && n_rows < MOST; ++option)
-            row[n_rows++] = (moe_option){.key = option->name, .aliases = ""};
-    const char *option = cli_nearest(row, n_rows, name), *key = cli_nearest(args->key, args->n_keys, name);
-    if (!option || !key) return option ? option : key;
-    moe_option_nearest(row, n_rows, name, &of_option);
-    moe_option_nearest(args->key, args->n_keys, name, &of_key);
-    return of_option <= of_key ? option : key;
+        for (const cli_option *option = tables[i]; option->name; ++option)
+            cli_guess_word(&guess, option->name, name);
+    for (size_t i = 0; i < args->n_keys; ++i) cli_guess_row(&guess, args->key[i], name);
+    return guess.name;
 }
 
 static int unknown_name(cli_args *args, const char *dashes, const char *name, size_t length) {
@@ -209,21 +209,22 @@ static int parse_operand(cli_args *args, const char *text) {
 }
 
 static int collect_keys(cli_args *args) {
-    size_t n_layer = 0, n_config = moe_lm_config_count(args->config);
-    const moe_option *layer = moe_layer_options(&n_layer);
+    size_t n_layer = 0;
+    const size_t n_config = moe_lm_config_count(args->config);
+    while (moe_layer_option_at(n_layer)) ++n_layer;
     args->key = calloc(n_layer + n_config + 1, sizeof *args->key);
     if (!args->key) return cli_fail(args, MOE_ERR_MEMORY, "out of memory");
     if (args->verb->keys == CLI_KEYS_LAYER) {
         moe_lm_config_entry preset;
-        for (size_t i = 0; i < n_layer; ++i) args->key[args->n_keys++] = layer[i];
+        for (size_t i = 0; i < n_layer; ++i) args->key[args->n_keys++] = moe_layer_option_at(i);
         if (moe_lm_config_find(args->config, "moe.preset", &preset, NULL) == MOE_OK)
-            args->key[args->n_keys++] = *preset.option;
+            args->key[args->n_keys++] = preset.option;
     }
     if (args->verb->keys == CLI_KEYS_LM)
         for (size_t i = 0; i < n_config; ++i) {
             moe_lm_config_entry entry;
             moe_lm_config_entry_get(args->config, i, &entry);
-            if (key_wanted(args->verb, entry.option->key)) args->key[args->n_keys++] = *entry.option;
+            if (key_wanted(args->verb, entry.option->key)) args->key[args->n_keys++] = entry.option;
         }
     return 0;
 }

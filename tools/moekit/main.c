@@ -20,12 +20,9 @@ const cli_verb *cli_verb_find(const char *name) {
 }
 
 const char *cli_verb_nearest(const char *name) {
-    enum { MOST = 32 };
-    moe_option row[MOST];
-    size_t n = 0;
-    for (const cli_verb *const *verb = cli_verbs; *verb && n < MOST; ++verb)
-        row[n++] = (moe_option){.key = (*verb)->name, .aliases = ""};
-    return cli_nearest(row, n, name);
+    cli_guess guess = {0};
+    for (const cli_verb *const *verb = cli_verbs; *verb; ++verb) cli_guess_word(&guess, (*verb)->name, name);
+    return guess.name;
 }
 
 /* Arguments before the verb that belong to it: options every verb knows. */

@@ -63,12 +63,11 @@ static bool fits(const moe_lm_config *config) {
     const moe_layer_desc *moe = &config->moe;
     if (config->model.n_layers > 1 && config->model.moe_layer_freq != 1) return false;
     if (config->model.moe_layer_freq < 1 || moe->num_experts < 1) return false;
-    size_t count;
-    const moe_option *row = moe_layer_options(&count);
-    for (size_t i = 0; i < count; ++i) {
+    const moe_option *row;
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
         char value[1024];
-        moei_option_get(&row[i], moe, value, sizeof value);
-        if (!is_carried(row[i].key) && strcmp(value, row[i].initial) != 0) return false;
+        moei_option_get(row, moe, value, sizeof value);
+        if (!is_carried(row->key) && strcmp(value, row->initial) != 0) return false;
     }
     if (moe->norm_topk_prob && chosen_k(config) == 1) return false; /* one weight is not renormalised */
     return moe->score_before_topk == moe->norm_topk_prob;

@@ -31,14 +31,14 @@ static const moei_option_table table = {rows, sizeof rows / sizeof *rows};
 
 static void keys_parts_and_aliases_are_found(void **state) {
     (void)state;
-    assert_ptr_equal(moe_option_find(rows, table.count, "a.small"), &rows[1]);
-    assert_ptr_equal(moe_option_find(rows, table.count, "small"), &rows[1]);
-    assert_ptr_equal(moe_option_find(rows, table.count, "tiny"), &rows[1]);
-    assert_ptr_equal(moe_option_find(rows, table.count, "wee"), &rows[1]);
-    assert_ptr_equal(moe_option_find(rows, table.count, "colour"), &rows[5]);
-    assert_null(moe_option_find(rows, table.count, "we"));
-    assert_null(moe_option_find(rows, table.count, ""));
-    assert_null(moe_option_find(rows, table.count, "tiny wee"));
+    assert_ptr_equal(moei_option_find(table, "a.small"), &rows[1]);
+    assert_ptr_equal(moei_option_find(table, "small"), &rows[1]);
+    assert_ptr_equal(moei_option_find(table, "tiny"), &rows[1]);
+    assert_ptr_equal(moei_option_find(table, "wee"), &rows[1]);
+    assert_ptr_equal(moei_option_find(table, "colour"), &rows[5]);
+    assert_null(moei_option_find(table, "we"));
+    assert_null(moei_option_find(table, ""));
+    assert_null(moei_option_find(table, "tiny wee"));
 }
 
 static void values_are_parsed_and_bounded(void **state) {
@@ -74,7 +74,7 @@ static void values_are_parsed_and_bounded(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
         moe_status status =
-            moei_option_set(moe_option_find(rows, table.count, cases[i].key), &s, cases[i].value, &error);
+            moei_option_set(moei_option_find(table, cases[i].key), &s, cases[i].value, &error);
         if ((status == MOE_OK) != cases[i].good) fail_msg("%s = '%s'", cases[i].key, cases[i].value);
         if (!cases[i].good) assert_non_null(strstr(error.text, cases[i].key));
     }
@@ -111,36 +111,35 @@ static void printing_round_trips(void **state) {
 static void the_nearest_key_is_offered(void **state) {
     (void)state;
     size_t distance;
-    assert_ptr_equal(moe_option_nearest(rows, table.count, "smal", &distance), &rows[1]);
+    assert_ptr_equal(moei_option_nearest(table, "smal", &distance), &rows[1]);
     assert_int_equal(distance, 1);
-    assert_ptr_equal(moe_option_nearest(rows, table.count, "b.choise", &distance), &rows[5]);
-    assert_ptr_equal(moe_option_nearest(rows, table.count, "B.CHOICE", &distance), &rows[5]);
-    assert_int_equal(distance, 0);                                                         /* case aside */
-    assert_ptr_equal(moe_option_nearest(rows, table.count, "color", &distance), &rows[5]); /* its alias */
+    assert_ptr_equal(moei_option_nearest(table, "b.choise", &distance), &rows[5]);
+    assert_ptr_equal(moei_option_nearest(table, "B.CHOICE", &distance), &rows[5]);
+    assert_int_equal(distance, 0);                                              /* case aside */
+    assert_ptr_equal(moei_option_nearest(table, "color", &distance), &rows[5]); /* its alias */
     assert_int_equal(distance, 1);
-    assert_null(moe_option_nearest(rows, 0, "color", &distance));
+    assert_null(moei_option_nearest((moei_option_table){rows, 0}, "color", &distance));
     static const moe_option sitting = {.key = "sitting", .aliases = ""};
-    assert_non_null(moe_option_nearest(&sitting, 1, "kitten", &distance));
-    assert_int_equal(distance, 3);
-    assert_non_null(moe_option_nearest(&sitting, 1, "", &distance));
-    assert_int_equal(distance, 7);
+    assert_int_equal(moe_option_distance(&sitting, "kitten"), 3);
+    assert_int_equal(moe_option_distance(&sitting, ""), 7);
 }
 
 /* The layer's own table: keys are unique, defaults parse, aliases are not keys. */
 static void the_layer_table_is_sound(void **state) {
     (void)state;
-    moei_option_table layer = {0};
-    layer.row = moe_layer_options(&layer.count);
+    const moe_option *row;
     moe_layer_desc desc = {.size = sizeof desc};
-    for (size_t i = 0; i < layer.count; ++i) {
-        assert_int_equal(moei_option_set(&layer.row[i], &desc, layer.row[i].initial, NULL), MOE_OK);
-        assert_ptr_equal(moe_option_find(layer.row, layer.count, layer.row[i].key), &layer.row[i]);
-        assert_true(strlen(layer.row[i].help) > 10);
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
+        assert_int_equal(moei_option_set(row, &desc, row->initial, NULL), MOE_OK);
+        assert_ptr_equal(moe_layer_option_find(row->key), row);
+        assert_true(strlen(row->help) > 10);
         char aliases[256], *rest = aliases;
-        snprintf(aliases, sizeof aliases, "%s", layer.row[i].aliases);
+        snprintf(aliases, sizeof aliases, "%s", row->aliases);
         for (char *word; (word = strtok_r(rest, " ", &rest));)
-            assert_ptr_equal(moe_option_find(layer.row, layer.count, word), &layer.row[i]);
+            assert_ptr_equal(moe_layer_option_find(word), row);
     }
+    assert_ptr_equal(moe_layer_option_find("moe.n_routed_experts"), moe_layer_option_find("num_experts"));
+    assert_null(moe_layer_option_find("moe.no_such_option"));
 }
 
 /* A default that does not parse is told, and not left as whatever the memory held. */

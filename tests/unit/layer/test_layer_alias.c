@@ -23,19 +23,19 @@ static void set_all(moe_layer_desc *d, const char *settings, bool backwards) {
 
 /* Every setting as text; a choice not made is its default. */
 static void spell_desc(const moe_layer_desc *desc, char *text, size_t size) {
-    size_t count, used = 0;
-    const moe_option *row = moe_layer_options(&count);
-    for (size_t i = 0; i < count; ++i) {
-        const char *at = (const char *)desc + row[i].offset;
-        if (row[i].type == MOE_OPT_BOOL) used += (size_t)snprintf(text + used, size - used, "%d ", *at);
-        if (row[i].type == MOE_OPT_INT)
+    size_t used = 0;
+    const moe_option *row;
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
+        const char *at = (const char *)desc + row->offset;
+        if (row->type == MOE_OPT_BOOL) used += (size_t)snprintf(text + used, size - used, "%d ", *at);
+        if (row->type == MOE_OPT_INT)
             used += (size_t)snprintf(text + used, size - used, "%d ", *(const int32_t *)(const void *)at);
-        if (row[i].type == MOE_OPT_FLOAT)
+        if (row->type == MOE_OPT_FLOAT)
             used +=
                 (size_t)snprintf(text + used, size - used, "%g ", (double)*(const float *)(const void *)at);
-        if (row[i].type == MOE_OPT_CHOICE) {
+        if (row->type == MOE_OPT_CHOICE) {
             const char *choice = *(const char *const *)(const void *)at;
-            used += (size_t)snprintf(text + used, size - used, "%s ", choice ? choice : row[i].initial);
+            used += (size_t)snprintf(text + used, size - used, "%s ", choice ? choice : row->initial);
         }
     }
 }
@@ -220,15 +220,13 @@ static const char *sample(const moe_layer_alias *alias) {
 /* Every entry names rows of ours, and values they take. */
 static void the_table_is_right(void **state) {
     (void)state;
-    size_t n_row;
-    const moe_option *row = moe_layer_options(&n_row);
     const moe_layer_alias *alias;
     const moe_alias_setting *setting;
     for (size_t i = 0; (alias = moe_layer_alias_at(i)); ++i) {
         moe_layer_desc d = plain();
         moe_error error;
         for (size_t j = 0; (setting = moe_layer_alias_setting(alias, j)); ++j)
-            assert_non_null(moe_option_find(row, n_row, setting->key));
+            assert_non_null(moe_layer_option_find(setting->key));
         const moe_status right = alias->advice ? MOE_ERR_ARGUMENT : MOE_OK;
         if (moe_layer_desc_set(&d, alias->name, sample(alias), &error) != right)
             fail_msg("%s %s: %s", alias->name, sample(alias), error.text);

@@ -71,30 +71,30 @@ enum { TEXT = 32 };
 static void strings_may_go(void **state) {
     (void)state;
     moe_ctx *ctx = test_ctx(NULL, 1);
-    size_t count;
-    const moe_option *row = moe_layer_options(&count);
+    const moe_option *row;
+    size_t count = 0;
+    while (moe_layer_option_at(count)) ++count;
     char(*text)[TEXT] = calloc(count, TEXT), *kinds = strdup("2,3,identity,zero,2,1");
     assert_non_null(text);
     moe_layer_desc desc = contract_desc();
     moe_layer *layer = NULL;
     desc.num_shared_experts = 1;
-    for (size_t i = 0; i < count; ++i) {
-        const char **field = (const char **)(void *)((char *)&desc + row[i].offset);
-        if (row[i].type != MOE_OPT_CHOICE) continue;
-        snprintf(text[i], TEXT, "%s", row[i].initial);
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
+        const char **field = (const char **)(void *)((char *)&desc + row->offset);
+        if (row->type != MOE_OPT_CHOICE) continue;
+        snprintf(text[i], TEXT, "%s", row->initial);
         *field = text[i];
     }
     desc.expert_kinds = kinds;
     must(ctx, moe_layer_create(ctx, &desc, &layer));
     memset(text, 'x', count * TEXT);
     memset(kinds, 'x', strlen(kinds));
-    for (size_t i = 0; i < count; ++i) {
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
         const char *const *kept =
-            (const char *const *)(const void *)((const char *)moe_layer_get_desc(layer) + row[i].offset);
-        const bool activation = strcmp(row[i].key, "moe.shared_expert_activation") == 0;
-        const char *want =
-            strcmp(row[i].key, "moe.expert_kinds") == 0 ? "2,3,identity,zero,2,1" : row[i].initial;
-        if (row[i].type == MOE_OPT_CHOICE) assert_string_equal(*kept, activation ? "swiglu" : want);
+            (const char *const *)(const void *)((const char *)moe_layer_get_desc(layer) + row->offset);
+        const bool activation = strcmp(row->key, "moe.shared_expert_activation") == 0;
+        const char *want = strcmp(row->key, "moe.expert_kinds") == 0 ? "2,3,identity,zero,2,1" : row->initial;
+        if (row->type == MOE_OPT_CHOICE) assert_string_equal(*kept, activation ? "swiglu" : want);
     }
     free(text), free(kinds);
     must(ctx, moe_layer_reserve(layer, T, MOE_TRAIN));
@@ -332,23 +332,21 @@ static void zero_fields_are_the_defaults(void **state) {
     moe_ctx *ctx = test_ctx(NULL, 1);
     moe_layer *plain = NULL, *told = NULL;
     moe_layer_desc desc = contract_desc(), spelt = contract_desc();
-    size_t count;
-    const moe_option *row = moe_layer_options(&count);
-    for (size_t i = 0; i < count; ++i) {
-        const bool given = strcmp(row[i].key, "moe.d_model") == 0 ||
-                           strcmp(row[i].key, "moe.num_experts") == 0 ||
-                           strcmp(row[i].key, "moe.expert_hidden_size") == 0;
-        if (!given) assert_int_equal(moe_layer_desc_set(&spelt, row[i].key, row[i].initial, NULL), MOE_OK);
+    const moe_option *row;
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
+        const bool given = strcmp(row->key, "moe.d_model") == 0 || strcmp(row->key, "moe.num_experts") == 0 ||
+                           strcmp(row->key, "moe.expert_hidden_size") == 0;
+        if (!given) assert_int_equal(moe_layer_desc_set(&spelt, row->key, row->initial, NULL), MOE_OK);
     }
     must(ctx, moe_layer_create(ctx, &desc, &plain));
     must(ctx, moe_layer_create(ctx, &spelt, &told));
-    for (size_t i = 0; i < count; ++i) {
-        const char *a = (const char *)moe_layer_get_desc(plain) + row[i].offset;
-        const char *b = (const char *)moe_layer_get_desc(told) + row[i].offset;
-        if (row[i].type == MOE_OPT_CHOICE)
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
+        const char *a = (const char *)moe_layer_get_desc(plain) + row->offset;
+        const char *b = (const char *)moe_layer_get_desc(told) + row->offset;
+        if (row->type == MOE_OPT_CHOICE)
             assert_string_equal(*(const char *const *)(const void *)a, *(const char *const *)(const void *)b);
-        else if (memcmp(a, b, row[i].type == MOE_OPT_BOOL ? sizeof(bool) : sizeof(int32_t)) != 0)
-            fail_msg("%s: 0 is not %s", row[i].key, row[i].initial);
+        else if (memcmp(a, b, row->type == MOE_OPT_BOOL ? sizeof(bool) : sizeof(int32_t)) != 0)
+            fail_msg("%s: 0 is not %s", row->key, row->initial);
     }
     moe_layer_destroy(plain);
     moe_layer_destroy(told);

@@ -28,12 +28,10 @@ static void no_legal_layer_holds_a_refused_pair(void **state) {
 
 /* Refusals begin with the option's name, with or without "moe.", or with a field that is no option. */
 static bool names_an_option(const char *text) {
-    size_t count;
-    const moe_option *row = moe_layer_options(&count);
     char name[64];
     const size_t length = strcspn(text, ": ");
     snprintf(name, sizeof name, "%.*s", (int)length, text);
-    return strlen(text) > length + 2 && (moe_option_find(row, count, name) || strcmp(name, "dtype") == 0);
+    return strlen(text) > length + 2 && (moe_layer_option_find(name) || strcmp(name, "dtype") == 0);
 }
 
 /* What the check lets pass: names that only a context knows, and what memory there is. */
@@ -123,15 +121,15 @@ static void break_field(moe_layer_desc *desc, const moe_option *row, uint32_t wh
 static void broken_descriptors_are_told(void **state) {
     (void)state;
     moe_ctx *ctx = small_ctx();
-    size_t count;
-    const moe_option *row = moe_layer_options(&count);
+    size_t count = 0;
     int legal = 0;
+    while (moe_layer_option_at(count)) ++count;
     for (uint32_t i = 0; i < 6000; ++i) {
         cover_problem p = trial_set.problem[i % (uint32_t)trial_set.n_problems];
         uint32_t word[4];
         moe_random(test_seed(), MOE_DRAW_TEST, 950, 0, i, word);
-        break_field(&p.desc, &row[word[0] % count], word[1]);
-        if (i % 3 == 0) break_field(&p.desc, &row[word[2] % count], word[3]);
+        break_field(&p.desc, moe_layer_option_at(word[0] % count), word[1]);
+        if (i % 3 == 0) break_field(&p.desc, moe_layer_option_at(word[2] % count), word[3]);
         if (i % 97 == 0) p.desc.dtype = (moe_dtype)(word[3] % 7);
         legal += check_as_create(ctx, &p);
     }

@@ -205,21 +205,20 @@ static bool has_effect(moe_ctx *ctx, const moe_option *row, const moe_layer_desc
 
 static int try_base(moe_ctx *ctx, const char *settings, const char *router, size_t *tried, size_t *effects) {
     int ignored = 0;
-    size_t count;
-    const moe_option *row = moe_layer_options(&count);
+    const moe_option *row;
     char text[256];
     snprintf(text, sizeof text, "%s", settings);
     const moe_layer_desc base = base_desc(text, router);
     moe_layer_desc complete;
     uint64_t before;
     if (!fingerprint(ctx, &base, &complete, &before)) return 0;
-    for (size_t i = 0; i < count; ++i) {
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
         int accepted = 0;
-        const bool effect = has_effect(ctx, &row[i], &base, &complete, before, &accepted);
+        const bool effect = has_effect(ctx, row, &base, &complete, before, &accepted);
         ++*tried;
         *effects += effect;
-        if (effect || accepted == 0 || excepted(row[i].key, settings)) continue;
-        fprintf(stderr, "%s: accepted and ignored by router_type %s of '%s'\n", row[i].key, router, settings);
+        if (effect || accepted == 0 || excepted(row->key, settings)) continue;
+        fprintf(stderr, "%s: accepted and ignored by router_type %s of '%s'\n", row->key, router, settings);
         ++ignored;
     }
     return ignored;
@@ -228,9 +227,8 @@ static int try_base(moe_ctx *ctx, const char *settings, const char *router, size
 static void every_option_has_an_effect_or_is_refused(void **state) {
     (void)state;
     moe_ctx *ctx = test_ctx("ref", 1);
-    size_t count, tried = 0, effects = 0;
-    const moe_option *row = moe_layer_options(&count);
-    row = moe_option_find(row, count, "moe.router_type");
+    size_t tried = 0, effects = 0;
+    const moe_option *row = moe_layer_option_find("moe.router_type");
     int ignored = 0;
     for (size_t b = 0; b < sizeof bases / sizeof *bases; ++b)
         for (const char *const *router = row->choices; *router; ++router)

@@ -32,15 +32,14 @@ static void run_both_ways(moe_ctx *ctx, moe_layer *layer, const char *name) {
 }
 
 static void same_settings(const moe_layer_desc *a, const moe_layer_desc *b) {
-    size_t count;
-    const moe_option *row = moe_layer_options(&count);
-    for (size_t i = 0; i < count; ++i) {
-        const char *p = (const char *)a + row[i].offset, *q = (const char *)b + row[i].offset;
-        if (row[i].type == MOE_OPT_CHOICE) {
+    const moe_option *row;
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
+        const char *p = (const char *)a + row->offset, *q = (const char *)b + row->offset;
+        if (row->type == MOE_OPT_CHOICE) {
             const char *one = *(char *const *)(const void *)p, *two = *(char *const *)(const void *)q;
-            assert_string_equal(one ? one : row[i].initial, two ? two : row[i].initial);
+            assert_string_equal(one ? one : row->initial, two ? two : row->initial);
         } else
-            assert_memory_equal(p, q, row[i].type == MOE_OPT_BOOL ? sizeof(bool) : 4);
+            assert_memory_equal(p, q, row->type == MOE_OPT_BOOL ? sizeof(bool) : 4);
     }
 }
 
@@ -113,10 +112,9 @@ static void defaults_agree_with_zero(void **state) {
     (void)state;
     moe_ctx *ctx = test_ctx(NULL, 1);
     moe_layer_desc zero = good_desc(), told = {.size = sizeof told};
-    size_t count;
-    const moe_option *row = moe_layer_options(&count);
-    for (size_t i = 0; i < count; ++i)
-        assert_int_equal(moe_layer_desc_set(&told, row[i].key, row[i].initial, NULL), MOE_OK);
+    const moe_option *row;
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i)
+        assert_int_equal(moe_layer_desc_set(&told, row->key, row->initial, NULL), MOE_OK);
     told.d_model = D, told.num_experts = 16, told.expert_hidden_size = 6;
     moe_layer *a = NULL, *b = NULL;
     must(ctx, moe_layer_create(ctx, &zero, &a));
@@ -331,23 +329,22 @@ static void what_would_be_ignored_is_refused(void **state) {
 static void limits_hold_without_the_parser(void **state) {
     (void)state;
     moe_ctx *ctx = test_ctx(NULL, 1);
-    size_t count, tried = 0;
-    const moe_option *row = moe_layer_options(&count);
-    for (size_t i = 0; i < count; ++i) {
+    size_t tried = 0;
+    const moe_option *row;
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
         moe_layer_desc d = good_desc();
         moe_layer *layer = NULL;
-        if (row[i].type == MOE_OPT_INT)
-            *(int32_t *)(void *)((char *)&d + row[i].offset) = -2;
-        else if (row[i].type == MOE_OPT_FLOAT)
-            *(float *)(void *)((char *)&d + row[i].offset) = NAN;
-        else if (row[i].type == MOE_OPT_CHOICE && row[i].choices)
-            *(const char **)(void *)((char *)&d + row[i].offset) = "no such choice";
+        if (row->type == MOE_OPT_INT)
+            *(int32_t *)(void *)((char *)&d + row->offset) = -2;
+        else if (row->type == MOE_OPT_FLOAT)
+            *(float *)(void *)((char *)&d + row->offset) = NAN;
+        else if (row->type == MOE_OPT_CHOICE && row->choices)
+            *(const char **)(void *)((char *)&d + row->offset) = "no such choice";
         else
             continue;
         ++tried;
         assert_int_equal(moe_layer_create(ctx, &d, &layer), MOE_ERR_ARGUMENT);
-        if (!strstr(moe_ctx_error(ctx), row[i].key))
-            fail_msg("'%s' lacks %s", moe_ctx_error(ctx), row[i].key);
+        if (!strstr(moe_ctx_error(ctx), row->key)) fail_msg("'%s' lacks %s", moe_ctx_error(ctx), row->key);
     }
     assert_true(tried > 60);
     moe_ctx_destroy(ctx);

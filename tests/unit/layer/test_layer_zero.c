@@ -264,20 +264,20 @@ static void deviations_of_the_weights(void **state) {
 /* The text of 0 itself is -1, no other negative number is one, and a filled descriptor says it again. */
 static void every_field_that_takes_it(void **state) {
     (void)state;
-    size_t count, found = 0;
-    const moe_option *row = moe_layer_options(&count);
-    for (size_t i = 0; i < count; ++i) {
+    size_t found = 0;
+    const moe_option *row;
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
         moe_layer_desc d = base();
         moe_error error;
-        if (row[i].min >= 0) continue;
+        if (row->min >= 0) continue;
         ++found;
-        assert_true(row[i].min == MOE_ZERO && strstr(row[i].help, "; -1: "));
-        assert_int_equal(moe_layer_desc_set(&d, row[i].key, "-1", &error), MOE_OK);
-        assert_int_equal(moe_layer_desc_set(&d, row[i].key, "-2", &error), MOE_ERR_ARGUMENT);
-        if (row[i].type != MOE_OPT_FLOAT) continue;
-        assert_int_equal(moe_layer_desc_set(&d, row[i].key, "-0.5", &error), MOE_OK);
+        assert_true(row->min == MOE_ZERO && strstr(row->help, "; -1: "));
+        assert_int_equal(moe_layer_desc_set(&d, row->key, "-1", &error), MOE_OK);
+        assert_int_equal(moe_layer_desc_set(&d, row->key, "-2", &error), MOE_ERR_ARGUMENT);
+        if (row->type != MOE_OPT_FLOAT) continue;
+        assert_int_equal(moe_layer_desc_set(&d, row->key, "-0.5", &error), MOE_OK);
         assert_int_equal(moe_layer_desc_check(&d, &error), MOE_ERR_ARGUMENT);
-        assert_non_null(strstr(error.text, row[i].key));
+        assert_non_null(strstr(error.text, row->key));
         assert_non_null(strstr(error.text, "MOE_ZERO"));
     }
     assert_int_equal(found, 14); /* each has a test above */

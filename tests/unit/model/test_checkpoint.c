@@ -43,18 +43,17 @@ static void assert_same_settings(moe_ctx *ctx, moe_lm *a, moe_lm *b) {
     moe_lm_get_info(a, &x);
     moe_lm_get_info(b, &y);
     assert_memory_equal(&x, &y, sizeof x);
-    size_t count;
-    const moe_option *row = moe_layer_options(&count);
+    const moe_option *row;
     for (int32_t i = 0; i < x.n_layers; ++i) {
         const char *p = (const char *)moe_layer_get_desc(moe_lm_layer(a, i));
         const char *q = (const char *)moe_layer_get_desc(moe_lm_layer(b, i));
-        for (size_t o = 0; o < count; ++o) {
-            if (row[o].type == MOE_OPT_CHOICE)
-                assert_string_equal(*(char *const *)(p + row[o].offset), *(char *const *)(q + row[o].offset));
-            else if (row[o].type == MOE_OPT_BOOL)
-                assert_memory_equal(p + row[o].offset, q + row[o].offset, sizeof(bool));
+        for (size_t o = 0; (row = moe_layer_option_at(o)); ++o) {
+            if (row->type == MOE_OPT_CHOICE)
+                assert_string_equal(*(char *const *)(p + row->offset), *(char *const *)(q + row->offset));
+            else if (row->type == MOE_OPT_BOOL)
+                assert_memory_equal(p + row->offset, q + row->offset, sizeof(bool));
             else
-                assert_memory_equal(p + row[o].offset, q + row[o].offset, 4);
+                assert_memory_equal(p + row->offset, q + row->offset, 4);
         }
     }
     assert_int_equal(moe_lm_param_count(a), moe_lm_param_count(b));

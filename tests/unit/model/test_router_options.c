@@ -92,14 +92,13 @@ static void round_trip(void **state, const char *name, const char *const *pairs,
     saved_type(path, found, sizeof found);
     if (strcmp(found, type) != 0) fail_msg("%s: saved as %s", name, found);
     moe_lm *back = model_load(ctx, path);
-    size_t count;
-    const moe_option *row = moe_layer_options(&count);
+    const moe_option *row;
     for (int32_t l = 0; l < 2; ++l)
-        for (size_t i = 0; i < count; ++i) {
+        for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
             char p[1024], q[1024];
-            moei_option_get(&row[i], moe_layer_get_desc(moe_lm_layer(lm, l)), p, sizeof p);
-            moei_option_get(&row[i], moe_layer_get_desc(moe_lm_layer(back, l)), q, sizeof q);
-            if (strcmp(p, q) != 0) fail_msg("%s: layer %d: %s: %s, then %s", name, l, row[i].key, p, q);
+            moei_option_get(row, moe_layer_get_desc(moe_lm_layer(lm, l)), p, sizeof p);
+            moei_option_get(row, moe_layer_get_desc(moe_lm_layer(back, l)), q, sizeof q);
+            if (strcmp(p, q) != 0) fail_msg("%s: layer %d: %s: %s, then %s", name, l, row->key, p, q);
         }
     assert_int_equal(moe_lm_param_count(lm), moe_lm_param_count(back));
     for (int32_t i = 0; i < moe_lm_param_count(lm); ++i) {
