@@ -43,7 +43,7 @@ typedef struct moei_levels {
     uint8_t *clear_first; /* [2T] outer weight above 1/2: may go to two inner experts */
     int32_t *inner;       /* [2T, 2] inner experts chosen; -1: none */
     void *inner_prob;     /* real [2T, Ei] */
-    int64_t capacity;     /* of an inner expert, of one segment; -1: dropless */
+    int64_t *capacity;    /* [groups] rows an inner expert may take of a segment; -1: dropless */
 } moei_levels;
 
 /* Written by route, read by every stage after it. What the router has no use for is NULL. */

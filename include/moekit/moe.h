@@ -489,6 +489,10 @@ typedef struct moe_routing_view {
     const int64_t *routed; /* [E] rows per expert before capacity; of two levels, which fill their capacities
                               while they route, after both */
     const int64_t *kept;   /* [E] and after */
+    int64_t n_groups;      /* capacity groups: the sequences of capacity_group sequence, else 1 */
+    /* [n_groups] the capacity of each; `capacity` is the largest. It differs where tokens are masked. Of two
+     * levels, that of an inner expert. */
+    const int64_t *group_capacity;
 } moe_routing_view;
 MOE_API moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view);
 

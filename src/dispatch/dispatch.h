@@ -36,9 +36,6 @@ int64_t moei_plan_max_rows(const moei_capacity *capacity, moei_extent extent, in
 /* [T,K] of plan->weight_dtype: what combine weighs by. */
 const void *moei_plan_slot_weight(const moei_plan *plan, const moei_routing *routing);
 
-/* The largest capacity of a group; -1: dropless. */
-int64_t moei_plan_capacity(const moei_plan *plan);
-
 /* Marks in row_of the slots that exceed `capacity` with -1; those kept are left alone.
  * slots[n]: the t*K+k of one group that chose one expert, in the order of the plan; overwritten. */
 void moei_drop_slots(const moei_routing *routing, int64_t capacity, moei_drop drop, int32_t *slots, int64_t n,

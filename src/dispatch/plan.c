@@ -264,13 +264,6 @@ void moei_plan_build(const moei_team *team, moei_plan *plan, const moei_batch *b
     index_rows(&job);
 }
 
-int64_t moei_plan_capacity(const moei_plan *plan) {
-    int64_t largest = -1;
-    for (int64_t g = 0; g < plan->n_groups; ++g)
-        if (plan->capacity[g] > largest) largest = plan->capacity[g];
-    return largest;
-}
-
 int64_t moei_plan_max_rows(const moei_capacity *capacity, moei_extent extent, int32_t top_k,
                            int32_t n_experts) {
     const int64_t routed = extent.tokens * top_k;

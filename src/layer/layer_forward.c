@@ -127,13 +127,22 @@ moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_c
     return stats ? moei_ctx_desc_write(layer->ctx, stats, &measured, sizeof measured, "moe_stats") : MOE_OK;
 }
 
+/* [*n] capacities of the groups: the plan's, or of two levels those of the inner experts. */
+static const int64_t *group_capacities(const moe_layer *layer, int64_t *n) {
+    const bool levels = moei_has_levels(&layer->routing);
+    *n = levels ? layer->routing.levels.n_groups : layer->plan.n_groups;
+    return levels ? layer->routing.levels.capacity : layer->plan.capacity;
+}
+
 /* The largest capacity of a group, -1: dropless; where the device's kernels plan, they know it. */
-static moe_status capacity_of(const moe_layer *layer, int64_t *capacity) {
-    const moe_layer *counts = layer->twin ? layer->twin : layer;
+static moe_status largest_capacity(const moe_layer *layer, int64_t *largest) {
+    int64_t n;
+    const int64_t *capacity = group_capacities(layer->twin ? layer->twin : layer, &n);
     if (layer->path == &moei_path_device)
-        return moei_memory_copy(layer->ctx, capacity, layer->plan.capacity, sizeof *capacity);
-    *capacity = layer->desc.num_groups_outer > 0 ? counts->routing.levels.capacity
-                                                 : moei_plan_capacity(&counts->plan);
+        return moei_memory_copy(layer->ctx, largest, layer->plan.capacity, sizeof *largest);
+    *largest = -1;
+    for (int64_t g = 0; g < n; ++g)
+        if (capacity[g] > *largest) *largest = capacity[g];
     return MOE_OK;
 }
 
@@ -142,8 +151,9 @@ moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
         return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED, "routing: this layer has no routed experts");
     if (!layer->has_routing)
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE, "routing: no forward has succeeded since the reserve");
-    int64_t capacity = -1;
-    MOEI_TRY(capacity_of(layer, &capacity));
+    int64_t capacity, n_groups;
+    const int64_t *group_capacity = group_capacities(layer, &n_groups);
+    MOEI_TRY(largest_capacity(layer, &capacity));
     const moe_routing_view seen =
         (moe_routing_view){.n_tokens = layer->routing.n_tokens,
                            .n_experts = layer->routing.n_experts,
@@ -155,6 +165,8 @@ moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
                            .weight = layer->routing.weight,
                            .row_of = layer->plan.row_of,
                            .routed = layer->plan.routed,
-                           .kept = layer->plan.kept};
+                           .kept = layer->plan.kept,
+                           .n_groups = n_groups,
+                           .group_capacity = group_capacity};
     return moei_ctx_desc_write(layer->ctx, view, &seen, sizeof seen, "moe_routing_view");
 }

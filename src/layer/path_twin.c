@@ -208,14 +208,17 @@ static moe_status send_routing(moe_layer *layer, const moei_scratch *s) {
     const size_t T = (size_t)from->n_tokens, E = (size_t)from->n_experts, slots = T * (size_t)from->top_k;
     const size_t real = moe_dtype_bytes(from->dtype);
     const piece list[] = {
-        {to->expert,    from->expert, slots * sizeof(int32_t)  },
-        {to->weight,    from->weight, slots * real             },
-        {to->selection, selection,    T * E * real             },
-        {sent->offset,  plan->offset, (E + 1) * sizeof(int64_t)},
-        {sent->routed,  plan->routed, E * sizeof(int64_t)      },
-        {sent->kept,    plan->kept,   E * sizeof(int64_t)      },
-        {sent->row_of,  plan->row_of, slots * sizeof(int32_t)  }
+        {to->expert,          from->expert,          slots * sizeof(int32_t)                        },
+        {to->weight,          from->weight,          slots * real                                   },
+        {to->selection,       selection,             T * E * real                                   },
+        {sent->offset,        plan->offset,          (E + 1) * sizeof(int64_t)                      },
+        {sent->routed,        plan->routed,          E * sizeof(int64_t)                            },
+        {sent->kept,          plan->kept,            E * sizeof(int64_t)                            },
+        {sent->capacity,      plan->capacity,        (size_t)plan->n_groups * sizeof(int64_t)       },
+        {to->levels.capacity, from->levels.capacity, (size_t)from->levels.n_groups * sizeof(int64_t)},
+        {sent->row_of,        plan->row_of,          slots * sizeof(int32_t)                        }
     };
+    to->levels.n_groups = from->levels.n_groups;
     to->n_tokens = sent->n_tokens = from->n_tokens;
     sent->n_rows = plan->n_rows;
     sent->n_groups = plan->n_groups;

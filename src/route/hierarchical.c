@@ -22,6 +22,7 @@ moei_levels moei_levels_carve(const moei_router *router, moei_arena *arena, moei
                          .outer_weight = moei_arena_array(arena, T, 2, real),
                          .valid = moei_arena_array(arena, groups, 1, sizeof(int64_t)),
                          .places = moei_arena_array(arena, groups, 1, sizeof(int64_t)),
+                         .capacity = moei_arena_array(arena, groups, 1, sizeof(int64_t)),
                          .offset = moei_arena_array(arena, Eo + 1, 1, sizeof(int64_t)),
                          .segment = moei_arena_array(arena, Eo * groups + 1, 1, sizeof(int64_t)),
                          .row_token = moei_arena_array(arena, T, 2, sizeof(int32_t)),
@@ -270,7 +271,7 @@ static void take_inner_places(const moei_route_job *job, int64_t segment) {
     const int64_t limit =
         capacity->rows(capacity, job->batch->mode, true, levels->places[segment % z.n_groups], 2, z.Ei);
     int64_t *count = (int64_t *)(void *)job->scratch.work;
-    if (limit > routing->levels.capacity) routing->levels.capacity = limit;
+    levels->capacity[segment % z.n_groups] = limit;
     memset(count, 0, (size_t)z.Ei * sizeof *count);
     for (int32_t j = 0; j < 2 && limit >= 0 && !job->batch->replay_expert; ++j)
         for (int64_t row = levels->segment[segment]; row < levels->segment[segment + 1]; ++row) {
@@ -358,7 +359,6 @@ moe_status moei_levels_forward(const moei_route_job *job) {
     const moei_second second = job->router->second[job->batch->mode];
     const int64_t slots = 4 * routing->n_tokens;
     routing->levels.n_groups = moei_level_sizes_of(job).n_groups;
-    routing->levels.capacity = -1;
     for (int64_t slot = 0; slot < slots && !job->batch->replay_expert; ++slot) routing->expert[slot] = -1;
     memset(routing->weight, 0, (size_t)slots * moe_dtype_bytes(routing->dtype));
     outer_logits(job);

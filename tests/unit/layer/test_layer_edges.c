@@ -97,12 +97,13 @@ static void check_capacity(const trial *d, const bench *b) {
         const int64_t C = rule->rows(rule, b->in.call.mode, false, real, moe_layer_get_desc(b->layer)->top_k,
                                      b->view.n_experts);
         if (C > most) most = C;
+        hold(d, b->view.group_capacity[first / n] == C);
         for (int32_t e = 0; e < b->view.n_experts; ++e) {
             const int64_t asked = rows_of(b, first, n, e, false), kept = rows_of(b, first, n, e, true);
             hold(d, kept <= C && (kept == asked || kept == C));
         }
     }
-    hold(d, b->view.capacity == most);
+    hold(d, b->view.capacity == most && b->view.n_groups == T / n);
 }
 
 static void check_masked(const trial *d, const bench *b) {
