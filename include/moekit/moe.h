@@ -266,8 +266,7 @@ typedef struct moe_option {
     const char *const *choices; /* NULL-terminated; NULL: free */
     const char *help;           /* one line */
 } moe_option;
-/* The layer's rows in their order; NULL past the last. What is handed out is a row and never an array, so
- * rows may grow. */
+/* The layer's rows in their order, one by one, so that rows may grow; NULL past the last. */
 MOE_API const moe_option *moe_layer_option_at(size_t index);
 /* The row of a key, of its last part ("top_k" of "moe.top_k") or of an alias, which may stand below "moe.";
  * NULL: none. Keys win over last parts, these over aliases. */
@@ -482,17 +481,16 @@ typedef struct moe_routing_view {
     /* [T,E] what was ranked, where that is not the score: logits - bias of quantile; of sinkhorn in training
      * the plan (megatron) or its logarithm. NULL elsewhere, and of no meaning in a replay. */
     const void *selection;
-    int64_t capacity;      /* rows an expert may take of one capacity group: more than its tokens where
-                              min_capacity, capacity_multiple or a formula says so; -1: dropless */
+    int64_t capacity;      /* rows an expert (of two levels an inner one) may take of one capacity group: more
+                              than its tokens where min_capacity, capacity_multiple or a formula says so; -1:
+                              dropless */
     const void *weight;    /* [T,K] of dtype */
     const int32_t *row_of; /* [T,K] row in expert order; -1: masked or dropped */
     const int64_t *routed; /* [E] rows per expert before capacity; of two levels, which fill their capacities
                               while they route, after both */
     const int64_t *kept;   /* [E] and after */
-    int64_t n_groups;      /* capacity groups: the sequences of capacity_group sequence, else 1 */
-    /* [n_groups] the capacity of each; `capacity` is the largest. It differs where tokens are masked. Of two
-     * levels, that of an inner expert. */
-    const int64_t *group_capacity;
+    int64_t n_groups;      /* of capacity: the sequences of capacity_group sequence, else 1 */
+    const int64_t *group_capacity; /* [n_groups], of which `capacity` is the largest */
 } moe_routing_view;
 MOE_API moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view);
 
