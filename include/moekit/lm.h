@@ -4,7 +4,7 @@
 #ifndef MOEKIT_LM_H
 #define MOEKIT_LM_H
 
-#include <moekit/moe.h>
+#include <moekit/option.h>
 
 #ifdef __cplusplus
 extern "C" {

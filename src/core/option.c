@@ -155,16 +155,14 @@ static moe_status set_choice(const moe_option *row, const char **field, const ch
         *field = row->initial;
         return MOE_OK;
     }
-    char list[256] = "";
-    size_t used = 0;
-    for (const char *const *choice = row->choices; *choice; ++choice) {
-        if (strcmp(*choice, value) == 0) {
-            *field = *choice;
-            return MOE_OK;
-        }
-        int n = snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", *choice);
-        if (n > 0 && used + (size_t)n < sizeof list) used += (size_t)n;
+    const int32_t place = moei_option_place(value, row->choices);
+    if (place >= 0) {
+        *field = row->choices[place];
+        return MOE_OK;
     }
+    char list[256] = "";
+    for (const char *const *choice = row->choices; *choice; ++choice)
+        moei_list_add(list, sizeof list, *choice);
     return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: '%s' is not one of: %s", row->key, value, list);
 }
 
@@ -243,8 +241,20 @@ moe_status moei_option_defaults(moei_option_table table, void *base, moe_error *
     return MOE_OK;
 }
 
+void moei_list_add(char *list, size_t size, const char *word) {
+    const size_t used = strlen(list);
+    const int n = snprintf(list + used, size - used, "%s%s", used ? ", " : "", word);
+    if (n < 0 || used + (size_t)n >= size) list[used] = '\0';
+}
+
 int32_t moei_option_place(const char *name, const char *const *names) {
     for (int32_t i = 0; names[i]; ++i)
         if (strcmp(names[i], name) == 0) return i;
     return -1;
+}
+
+int32_t moei_option_resolve(const char *name, const char *const *names, const char **lost) {
+    const int32_t place = name ? moei_option_place(name, names) : 0;
+    if (place < 0) *lost = name;
+    return place < 0 ? 0 : place;
 }

@@ -4,7 +4,7 @@
 #ifndef MOEI_OPTION_H
 #define MOEI_OPTION_H
 
-#include <moekit/moe.h>
+#include <moekit/option.h>
 
 #include "core/status.h"
 
@@ -26,8 +26,14 @@ moe_status moei_option_set(const moe_option *row, void *base, const char *value,
 /* Writes the field as text that moei_option_set reads back to the same value. */
 void moei_option_get(const moe_option *row, const void *base, char *text, size_t size);
 
+/* Adds a word to a list for a text, "a, b", where it still fits. */
+void moei_list_add(char *list, size_t size, const char *word);
+
 /* The place of a name in a NULL-terminated list; -1: it is not there. */
 int32_t moei_option_place(const char *name, const char *const *names);
+/* The same where the name went through the options; NULL is the first. *lost becomes one that the list lacks
+ * all the same. */
+int32_t moei_option_resolve(const char *name, const char *const *names, const char **lost);
 
 /* Sets every field of the table to its default. One that does not parse is a fault of the table. */
 moe_status moei_option_defaults(moei_option_table table, void *base, moe_error *error);

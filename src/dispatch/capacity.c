@@ -64,23 +64,42 @@ struct moei_capacity_formula {
     bool minimum_wins; /* the minimum may exceed the group */
 };
 
-const char *const moei_capacity_formulas[] = {"megatron", "deepspeed", "megablocks", "lucidrains", "gshard",
-                                              "switch",   "tutel",     "fastmoe",    NULL};
+typedef enum formula_name {
+    MEGATRON,
+    DEEPSPEED,
+    MEGABLOCKS,
+    LUCIDRAINS,
+    GSHARD,
+    SWITCH,
+    TUTEL,
+    FASTMOE,
+    FORMULAS
+} formula_name;
 
-/* In the order of their names. */
-static const struct moei_capacity_formula formulas[] = {
-    {assignments_up,      0, false},
-    {assignments_up,      4, false},
-    {assignments_down,    0, false},
-    {tokens_down,         4, true },
-    {tokens_down,         0, false},
-    {tokens_up,           0, false},
-    {share_times_k,       0, false},
-    {rounded_tokens_down, 0, false},
+const char *const moei_capacity_formulas[] = {
+    [MEGATRON] = "megatron",     [DEEPSPEED] = "deepspeed", [MEGABLOCKS] = "megablocks",
+    [LUCIDRAINS] = "lucidrains", [GSHARD] = "gshard",       [SWITCH] = "switch",
+    [TUTEL] = "tutel",           [FASTMOE] = "fastmoe",     [FORMULAS] = NULL};
+
+/* clang-format off */
+static const struct moei_capacity_formula formulas[FORMULAS] = {
+    [MEGATRON]   = {assignments_up,      0, false},
+    [DEEPSPEED]  = {assignments_up,      4, false},
+    [MEGABLOCKS] = {assignments_down,    0, false},
+    [LUCIDRAINS] = {tokens_down,         4, true },
+    [GSHARD]     = {tokens_down,         0, false},
+    [SWITCH]     = {tokens_up,           0, false},
+    [TUTEL]      = {share_times_k,       0, false},
+    [FASTMOE]    = {rounded_tokens_down, 0, false},
 };
+/* clang-format on */
 
-const char *const moei_drop_policies[] = {"probs", "position", "rank_major", NULL};
-const char *const moei_capacity_scopes[] = {"batch", "sequence", NULL};
+const char *const moei_drop_policies[] = {[MOEI_DROP_PROBS] = "probs",
+                                          [MOEI_DROP_POSITION] = "position",
+                                          [MOEI_DROP_RANK_MAJOR] = "rank_major",
+                                          NULL};
+enum { SCOPE_BATCH, SCOPE_SEQUENCE };
+const char *const moei_capacity_scopes[] = {[SCOPE_BATCH] = "batch", [SCOPE_SEQUENCE] = "sequence", NULL};
 
 static int64_t round_up(int64_t value, int64_t multiple) {
     return multiple > 1 ? ceil_div(value, multiple) * multiple : value;
@@ -106,29 +125,22 @@ static int64_t rows_of(const moei_capacity *rule, moe_mode mode, bool inner, int
     return rows > n && !formula->minimum_wins ? n : rows;
 }
 
-/* NULL: the first name. The place of any other in its list, *lost where it has none: the options let no such
- * name through. */
-static int32_t place_of(const char *name, const char *const *names, const char **lost) {
-    const int32_t place = name ? moei_option_place(name, names) : 0;
-    if (place < 0) *lost = name;
-    return place < 0 ? 0 : place;
-}
-
 moe_status moei_capacity_init(const moe_layer_desc *desc, bool by_expert, moei_capacity *capacity,
                               moe_error *error) {
     const char *lost = NULL;
     const float inner = desc->capacity_factor_inner;
     const float train = by_expert && desc->capacity_factor == 0 ? 1 : desc->capacity_factor;
     const float eval = (float)moei_number(desc->capacity_factor_eval, (double)train);
-    *capacity =
-        (moei_capacity){.formula = &formulas[place_of(desc->capacity_formula, moei_capacity_formulas, &lost)],
-                        .rows = rows_of,
-                        .minimum = desc->min_capacity,
-                        .multiple = desc->capacity_multiple,
-                        .top_k = desc->top_k,
-                        .by_sequence = place_of(desc->capacity_group, moei_capacity_scopes, &lost) > 0,
-                        .pad = desc->pad_to_capacity,
-                        .drop = (moei_drop)place_of(desc->drop_policy, moei_drop_policies, &lost)};
+    *capacity = (moei_capacity){
+        .formula = &formulas[moei_option_resolve(desc->capacity_formula, moei_capacity_formulas, &lost)],
+        .rows = rows_of,
+        .minimum = desc->min_capacity,
+        .multiple = desc->capacity_multiple,
+        .top_k = desc->top_k,
+        .by_sequence =
+            moei_option_resolve(desc->capacity_group, moei_capacity_scopes, &lost) == SCOPE_SEQUENCE,
+        .pad = desc->pad_to_capacity,
+        .drop = (moei_drop)moei_option_resolve(desc->drop_policy, moei_drop_policies, &lost)};
     capacity->factor[MOE_TRAIN] = train;
     capacity->factor[MOE_INFER] = eval;
     capacity->factor_inner[MOE_TRAIN] = (float)moei_number(inner, (double)train);

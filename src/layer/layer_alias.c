@@ -23,8 +23,8 @@ typedef struct alias_entry {
 #define SIGM "sigma-MoE"
 #define TENS "tensor2tensor"
 
-/* Entries read better than aligned columns. What switches off sets back what switching on set, and no more:
- * in one file of theirs the other switches keep what they said. */
+/* Entries read better than aligned columns. What switches off sets back what switching on set, where it did,
+ * and no more: in one file of theirs the other switches keep what they said. */
 /* clang-format off */
 static const alias_entry table[] = {
     {{NEMO, "moe_router_load_balancing_type", "aux_loss", NULL},
@@ -162,10 +162,10 @@ static const alias_entry table[] = {
     {{HUGG, "hidden_act", "relu", NULL}, {{"activation", "reglu", NULL}}},
     {{HUGG, "topk_method", "greedy", NULL},
      {{"group_score", "top2_sum", "group_score=max"}, {"selection_bias", "false", NULL},
-      {"selection_bias_update_rate", "0", NULL}}},
+      {"selection_bias_update_rate", "0", "selection_bias_update_rate!=0"}}},
     {{HUGG, "topk_method", "group_limited_greedy", NULL},
      {{"group_score", "max", NULL}, {"selection_bias", "false", NULL},
-      {"selection_bias_update_rate", "0", NULL}}},
+      {"selection_bias_update_rate", "0", "selection_bias_update_rate!=0"}}},
     {{HUGG, "topk_method", "noaux_tc", NULL},
      {{"selection_bias", "true", NULL}, {"group_score", "top2_sum", NULL},
       {"selection_bias_update_rate", "0.001", "unset"},
@@ -199,7 +199,7 @@ static const alias_entry table[] = {
       {"router_type", "top_k", "router_type=sinkhorn sinkhorn_variant=sigma_moe"},
       {"sinkhorn_variant", "standard", "sinkhorn_variant=sigma_moe"}}},
     {{SIGM, "selection_mode", "sinkmoid", NULL},
-     {{"score_function", "sigmoid", NULL}, {"score_before_topk", "false", NULL},
+     {{"score_function", "sigmoid", NULL}, {"score_before_topk", "false", "score_before_topk=true"},
       {"router_type", "sinkhorn", NULL},
       {"sinkhorn_variant", "sigma_moe", NULL}}},
     {{SIGM, "activation_after_topk", "true", NULL}, {{"score_before_topk", "false", NULL}}},
@@ -299,12 +299,10 @@ bool moe_layer_alias_yields(const char *name, const char *value) {
 
 static moe_status unknown_value(const char *name, const char *value, moe_error *error) {
     char list[256] = "";
-    size_t used = 0;
     for (size_t i = 0; i < ENTRIES; ++i) {
         const moe_layer_alias *alias = &table[i].alias;
-        if (strcmp(alias->name, name) != 0 || !*alias->value || alias->advice) continue;
-        const int n = snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", alias->value);
-        if (n > 0 && used + (size_t)n < sizeof list) used += (size_t)n;
+        if (strcmp(alias->name, name) == 0 && *alias->value && !alias->advice)
+            moei_list_add(list, sizeof list, alias->value);
     }
     return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: '%s' is not one of: %s", name, value, list);
 }

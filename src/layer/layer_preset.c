@@ -1,5 +1,5 @@
 /* layer_preset.c: systems as bundles of settings: what makes a layer theirs, sizes left alone.
- * A preset is a list of "key value" pairs through moe_layer_desc_set, so it cannot say what a user cannot.
+ * A preset is a list of keys and values as a user writes them, so it cannot say what a user cannot.
  * What it does not name is at its default, so one preset after another is the other. Source: the defaults of
  * each system's own configuration class.
  */
@@ -9,17 +9,31 @@
 
 enum { SETTINGS = 14 };
 
-typedef struct preset {
-    const char *name;
-    const char *setting[SETTINGS][2]; /* key, value; NULL ends it */
+typedef enum preset {
+    MIXTRAL,
+    DEEPSEEK_V3,
+    MEGATRON,
+    AUTOMODEL,
+    LUCIDRAINS,
+    T2T_TOP2,
+    T2T_NOISY,
+    SIGMA_MOE,
+    PRESETS
 } preset;
 
+static const char *const names[] = {
+    [MIXTRAL] = "mixtral",     [DEEPSEEK_V3] = "deepseek_v3", [MEGATRON] = "megatron",
+    [AUTOMODEL] = "automodel", [LUCIDRAINS] = "lucidrains",   [T2T_TOP2] = "t2t_top2",
+    [T2T_NOISY] = "t2t_noisy", [SIGMA_MOE] = "sigma_moe",     [PRESETS] = NULL,
+};
+
 /* clang-format off */
-static const preset presets[] = {
-    {"mixtral", {
+/* key, value; NULL ends them */
+static const char *const settings[PRESETS][SETTINGS][2] = {
+    [MIXTRAL] = {
         {"moe.activation", "swiglu"},
-        {"moe.aux_loss_coeff", "0.02"}}},
-    {"deepseek_v3", {
+        {"moe.aux_loss_coeff", "0.02"}},
+    [DEEPSEEK_V3] = {
         {"moe.activation", "swiglu"},
         {"moe.num_shared_experts", "1"},
         {"moe.score_function", "sigmoid"},
@@ -30,14 +44,14 @@ static const preset presets[] = {
         {"moe.group_top_k", "4"},
         {"moe.selection_bias", "true"},
         {"moe.selection_bias_update_rate", "0.001"},
-        {"moe.seq_aux_loss_coeff", "0.0001"}}},
-    {"megatron", {
+        {"moe.seq_aux_loss_coeff", "0.0001"}},
+    [MEGATRON] = {
         {"moe.activation", "swiglu"},
         {"moe.weight_apply", "hidden"},
         {"moe.aux_loss_coeff", "0.01"},
         {"moe.z_loss_coeff", "0.001"},
-        {"moe.aux_map", "plain"}}},
-    {"automodel", {
+        {"moe.aux_map", "plain"}},
+    [AUTOMODEL] = {
         {"moe.activation", "swiglu"},
         {"moe.weight_apply", "hidden"},
         {"moe.score_function", "sigmoid"},
@@ -45,8 +59,8 @@ static const preset presets[] = {
         {"moe.norm_topk_prob", "true"},
         {"moe.selection_bias", "true"},
         {"moe.selection_bias_update_rate", "0.001"},
-        {"moe.aux_loss_coeff", "0.001"}}},
-    {"lucidrains", {
+        {"moe.aux_loss_coeff", "0.001"}},
+    [LUCIDRAINS] = {
         {"moe.activation", "relu"},
         {"moe.router_type", "gshard_top2"},
         {"moe.second_policy_train", "random"},
@@ -58,8 +72,8 @@ static const preset presets[] = {
         {"moe.drop_policy", "rank_major"},
         {"moe.gshard_loss_coeff", "0.01"},
         {"moe.init_scheme", "lucid_uniform"},
-        {"moe.router_init", "normal_unit"}}},
-    {"t2t_top2", {
+        {"moe.router_init", "normal_unit"}},
+    [T2T_TOP2] = {
         {"moe.activation", "relu"},
         {"moe.router_type", "gshard_top2"},
         {"moe.second_policy_train", "random"},
@@ -69,27 +83,24 @@ static const preset presets[] = {
         {"moe.capacity_formula", "gshard"},
         {"moe.capacity_group", "sequence"},
         {"moe.drop_policy", "rank_major"},
-        {"moe.gshard_loss_coeff", "0.01"}}},
-    {"t2t_noisy", {
+        {"moe.gshard_loss_coeff", "0.01"}},
+    [T2T_NOISY] = {
         {"moe.activation", "relu"},
         {"moe.router_type", "noisy_top_k"},
         {"moe.noise_epsilon", "0.01"},
         {"moe.importance_loss_coeff", "0.01"},
         {"moe.load_loss_coeff", "0.01"},
-        {"moe.router_init", "zeros"}}},
-    {"sigma_moe", {
+        {"moe.router_init", "zeros"}},
+    [SIGMA_MOE] = {
         {"moe.activation", "relu"},
         {"moe.score_function", "sigmoid"},
         {"moe.score_before_topk", "true"},
         {"moe.expert_dropout", "0.05"},
         {"moe.entropy_loss_coeff", "0.001"},
         {"moe.init_scheme", "sigma_moe"},
-        {"moe.router_init", "normal_fan_in_renorm"}}},
+        {"moe.router_init", "normal_fan_in_renorm"}},
 };
 /* clang-format on */
-
-static const char *const names[] = {"mixtral",  "deepseek_v3", "megatron",  "automodel", "lucidrains",
-                                    "t2t_top2", "t2t_noisy",   "sigma_moe", NULL};
 
 const char *const *moe_layer_presets(void) {
     return names;
@@ -119,30 +130,34 @@ static moe_status reset(moe_layer_desc *desc, moe_error *error) {
     const moei_option_table table = moei_layer_option_table();
     for (size_t i = 0; i < table.count; ++i)
         if (moe_layer_preset_sets(table.row[i].key))
-            MOEI_TRY(moei_option_set(&table.row[i], desc, table.row[i].initial, error));
+            MOEI_TRY(moei_layer_desc_set_row(desc, &table.row[i], table.row[i].initial, false, error));
     return MOE_OK;
+}
+
+/* A preset's settings are nobody's word: what other names imply goes before them where they are defaults. */
+static moe_status set(moe_layer_desc *desc, const char *const setting[2], moe_error *error) {
+    return moei_layer_desc_set_row(desc, moe_layer_option_find(setting[0]), setting[1], false, error);
 }
 
 /* tensor2tensor fills the second of two levels more tightly than the first, and gives both a least capacity.
  */
-static moe_status set_levels(moe_layer_desc *desc, const char *name, moe_error *error) {
-    if (desc->num_groups_outer == 0 || strcmp(name, "t2t_top2") != 0) return MOE_OK;
-    MOEI_TRY(moe_layer_desc_set(desc, "moe.min_capacity", "4", error));
-    return moe_layer_desc_set(desc, "moe.capacity_factor_inner", "1", error);
+static moe_status set_levels(moe_layer_desc *desc, moe_error *error) {
+    static const char *const levels[][2] = {
+        {"moe.min_capacity",          "4"},
+        {"moe.capacity_factor_inner", "1"}
+    };
+    for (size_t i = 0; i < sizeof levels / sizeof *levels; ++i) MOEI_TRY(set(desc, levels[i], error));
+    return MOE_OK;
 }
 
 moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name, moe_error *error) {
-    for (size_t i = 0; i < sizeof presets / sizeof *presets; ++i) {
-        if (strcmp(presets[i].name, name) != 0) continue;
-        MOEI_TRY(reset(desc, error));
-        for (size_t s = 0; s < SETTINGS && presets[i].setting[s][0]; ++s)
-            MOEI_TRY(moe_layer_desc_set(desc, presets[i].setting[s][0], presets[i].setting[s][1], error));
-        return set_levels(desc, name, error);
-    }
+    const int32_t place = moei_option_place(name, names);
     char list[256] = "";
-    for (size_t i = 0; names[i]; ++i) {
-        if (i) strncat(list, ", ", sizeof list - strlen(list) - 1);
-        strncat(list, names[i], sizeof list - strlen(list) - 1);
-    }
-    return moei_error_set(error, MOE_ERR_ARGUMENT, "preset: '%s' is not one of: %s", name, list);
+    for (size_t i = 0; i < PRESETS; ++i) moei_list_add(list, sizeof list, names[i]);
+    if (place < 0)
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "preset: '%s' is not one of: %s", name, list);
+    MOEI_TRY(reset(desc, error));
+    for (size_t i = 0; i < SETTINGS && settings[place][i][0]; ++i)
+        MOEI_TRY(set(desc, settings[place][i], error));
+    return place == T2T_TOP2 && desc->num_groups_outer > 0 ? set_levels(desc, error) : MOE_OK;
 }

@@ -10,8 +10,9 @@
 
 enum { MOST_EXPERTS = 4096, MOST_GROUPS = 64 };
 
-static bool router_serves(const moe_layer_desc *d) {
-    return moei_is(d->router_type, "top_k") && moei_is(d->routing_unit, "token") &&
+static bool router_serves(const moe_layer *layer) {
+    const moe_layer_desc *d = &layer->desc;
+    return layer->router.type == MOEI_ROUTER_TOP_K && layer->router.unit == MOEI_UNIT_TOKEN &&
            d->input_jitter_eps <= 0 && d->expert_dropout <= 0 && d->top_k_min == 0 &&
            d->num_groups <= MOST_GROUPS && !*d->expert_kinds && d->num_experts <= MOST_EXPERTS;
 }
@@ -19,13 +20,13 @@ static bool router_serves(const moe_layer_desc *d) {
 static bool losses_serve(const moe_layer_desc *d) {
     return d->seq_aux_loss_coeff <= 0 && d->global_aux_loss_coeff <= 0 && d->gshard_loss_coeff <= 0 &&
            d->second_place_loss_coeff <= 0 && d->importance_loss_coeff <= 0 && d->load_loss_coeff <= 0 &&
-           d->entropy_loss_coeff <= 0 && moei_is(d->aux_map, "actual");
+           d->entropy_loss_coeff <= 0 && !moei_aux_plain(d);
 }
 
 bool moei_path_device_serves(const moe_layer *layer) {
     const moei_kernels *kernels = layer->ctx->kernels[layer->desc.dtype];
     return kernels->router && layer->router.dtype == MOE_F32 && !layer->capacity.by_sequence &&
-           router_serves(&layer->desc) && losses_serve(&layer->desc);
+           router_serves(layer) && losses_serve(&layer->desc);
 }
 
 static moei_router_args router_args(const moe_layer *layer, const moei_scratch *s) {
@@ -43,8 +44,7 @@ static moei_router_args router_args(const moe_layer *layer, const moei_scratch *
                               .norm_topk_prob = router->norm_topk_prob,
                               .rank_logits = router->rank_logits,
                               .bias_in_weights = layer->desc.selection_bias_in_weights,
-                              .normalise_prob =
-                                  router->score != MOEI_SOFTMAX && !moei_is(layer->desc.aux_scores, "raw"),
+                              .normalise_prob = moei_router_normalises(router),
                               .norm_eps = router->norm_eps,
                               .scale = router->scale,
                               .n_groups = layer->desc.num_groups,

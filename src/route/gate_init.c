@@ -3,17 +3,27 @@
  * Source: sigma-MoE's "renorm keeping std" of the expert selection matrix (Csordas et al. 2023).
  */
 #include "core/desc.h"
+#include "core/option.h"
 #include "core/real.h"
 #include "route/route.h"
 
 #include <math.h>
-#include <string.h>
+
+static moei_gate_init init_of(const moe_layer_desc *desc) {
+    return (moei_gate_init)moei_option_place(desc->router_init, moei_router_inits);
+}
 
 double moei_gate_init_std(const moe_layer_desc *desc) {
-    if (strcmp(desc->router_init, "normal_unit") == 0) return 1;
-    if (strcmp(desc->router_init, "zeros") == 0) return 0;
-    if (strcmp(desc->router_init, "normal_fan_in_renorm") == 0)
+    switch (init_of(desc)) {
+    case MOEI_INIT_NORMAL_UNIT:
+        return 1;
+    case MOEI_INIT_ZEROS:
+        return 0;
+    case MOEI_INIT_FAN_IN_RENORM:
         return moei_number(desc->init_std_scale, 0) / sqrt((double)desc->d_model);
+    case MOEI_INIT_NORMAL:
+        break;
+    }
     return moei_number(desc->init_std, 0);
 }
 
@@ -31,7 +41,7 @@ static void scale_numbers(moe_dtype dtype, void *x, int64_t first, int64_t n, do
 }
 
 void moei_gate_renorm(const moe_layer_desc *desc, void *weight) {
-    if (strcmp(desc->router_init, "normal_fan_in_renorm") != 0) return;
+    if (init_of(desc) != MOEI_INIT_FAN_IN_RENORM) return;
     const int64_t E = desc->num_experts, d = desc->d_model;
     const double before = deviation(desc->dtype, weight, E * d);
     for (int64_t e = 0; e < E; ++e) {

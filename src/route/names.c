@@ -17,7 +17,14 @@ const char *const moei_units[] = {
     [MOEI_UNIT_TOKEN] = "token", [MOEI_UNIT_SEQUENCE] = "sequence", [MOEI_UNIT_TASK] = "task", NULL};
 const char *const moei_scores[] = {
     [MOEI_SOFTMAX] = "softmax", [MOEI_SIGMOID] = "sigmoid", [MOEI_SQRTSOFTPLUS] = "sqrtsoftplus", NULL};
-const char *const moei_router_dtypes[] = {"auto", "f32", "f64", "fp32", "fp64", NULL};
+const char *const moei_router_dtypes[] = {
+    [MOEI_ROUTER_AUTO] = "auto", [MOEI_ROUTER_F32] = "f32",   [MOEI_ROUTER_F64] = "f64",
+    [MOEI_ROUTER_FP32] = "fp32", [MOEI_ROUTER_FP64] = "fp64", NULL};
+const char *const moei_router_inits[] = {[MOEI_INIT_NORMAL] = "normal",
+                                         [MOEI_INIT_NORMAL_UNIT] = "normal_unit",
+                                         [MOEI_INIT_FAN_IN_RENORM] = "normal_fan_in_renorm",
+                                         [MOEI_INIT_ZEROS] = "zeros",
+                                         NULL};
 const char *const moei_group_scores[] = {
     [MOEI_GROUP_TOP2_SUM] = "top2_sum", [MOEI_GROUP_MAX] = "max", [MOEI_GROUP_TOPN_SUM] = "topn_sum", NULL};
 const char *const moei_second_policies[] = {

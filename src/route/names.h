@@ -18,6 +18,20 @@ typedef enum moei_router_type {
 } moei_router_type;
 typedef enum moei_unit { MOEI_UNIT_TOKEN, MOEI_UNIT_SEQUENCE, MOEI_UNIT_TASK } moei_unit;
 typedef enum moei_score { MOEI_SOFTMAX, MOEI_SIGMOID, MOEI_SQRTSOFTPLUS } moei_score;
+typedef enum moei_router_dtype { /* fp32 and fp64 are NeMo's words */
+                                 MOEI_ROUTER_AUTO,
+                                 MOEI_ROUTER_F32,
+                                 MOEI_ROUTER_F64,
+                                 MOEI_ROUTER_FP32,
+                                 MOEI_ROUTER_FP64
+} moei_router_dtype;
+/* How the gate is drawn. */
+typedef enum moei_gate_init {
+    MOEI_INIT_NORMAL,
+    MOEI_INIT_NORMAL_UNIT,
+    MOEI_INIT_FAN_IN_RENORM,
+    MOEI_INIT_ZEROS
+} moei_gate_init;
 typedef enum moei_group_score { MOEI_GROUP_TOP2_SUM, MOEI_GROUP_MAX, MOEI_GROUP_TOPN_SUM } moei_group_score;
 /* Whether a second choice stays. */
 typedef enum moei_second_policy {
@@ -36,7 +50,8 @@ typedef enum moei_sinkhorn {
 extern const char *const moei_router_types[];
 extern const char *const moei_units[];
 extern const char *const moei_scores[];
-extern const char *const moei_router_dtypes[]; /* in the order of router.c */
+extern const char *const moei_router_dtypes[];
+extern const char *const moei_router_inits[];
 extern const char *const moei_group_scores[];
 extern const char *const moei_second_policies[];
 extern const char *const moei_sinkhorns[];

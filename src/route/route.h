@@ -35,6 +35,7 @@ typedef struct moei_router {
     const moe_layer_desc *desc;    /* complete; outlives the router */
     const moei_capacity *capacity; /* asked by routers that count rows themselves; outlives the router */
     const struct moei_selector *selector;
+    moei_router_type type;
     moei_router_kind kind;
     moe_dtype dtype; /* of all it computes; what it reads and gives back is of the layer's, and converted */
     int32_t d_model, n_experts, top_k;
@@ -59,6 +60,8 @@ typedef struct moei_router {
  */
 moe_status moei_router_init(moe_ctx *ctx, const moe_layer_desc *desc, const moei_capacity *capacity,
                             moei_router *router);
+/* Losses read softmax as it is; other scores divided by their sum, unless asked for raw. */
+bool moei_router_normalises(const moei_router *router);
 /* Rows that a batch of T tokens can ask for at most. */
 int64_t moei_router_max_rows(const moei_router *router, moei_extent extent);
 

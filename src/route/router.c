@@ -9,21 +9,18 @@
 
 #include <stddef.h>
 
-/* The place of a name in its list, *lost where it has none: the options let no such name through. */
-static int32_t place_of(const char *name, const char *const *names, const char **lost) {
-    const int32_t place = moei_option_place(name, names);
-    if (place < 0) *lost = name;
-    return place < 0 ? 0 : place;
-}
-
 /* Never narrower than the layer's. */
 static moe_dtype dtype_of(const moe_layer_desc *d, const char **lost) {
-    const moe_dtype dtypes[] = {moei_wide(d->dtype), MOE_F32, MOE_F64, MOE_F32, MOE_F64};
-    return dtypes[place_of(d->router_dtype, moei_router_dtypes, lost)];
+    const moe_dtype dtypes[] = {[MOEI_ROUTER_AUTO] = moei_wide(d->dtype),
+                                [MOEI_ROUTER_F32] = MOE_F32,
+                                [MOEI_ROUTER_F64] = MOE_F64,
+                                [MOEI_ROUTER_FP32] = MOE_F32,
+                                [MOEI_ROUTER_FP64] = MOE_F64};
+    return dtypes[moei_option_resolve(d->router_dtype, moei_router_dtypes, lost)];
 }
 
 static moei_second second_of(const char *policy, float threshold, const char **lost) {
-    return (moei_second){(moei_second_policy)place_of(policy, moei_second_policies, lost),
+    return (moei_second){(moei_second_policy)moei_option_resolve(policy, moei_second_policies, lost),
                          moei_number(threshold, 0)};
 }
 
@@ -50,25 +47,25 @@ static void derive(const moe_layer_desc *d, moei_router *router) {
 
 moe_status moei_router_init(moe_ctx *ctx, const moe_layer_desc *d, const moei_capacity *capacity,
                             moei_router *router) {
-    const moei_selector *selector = moei_selector_find(d->router_type);
-    const char *lost = selector ? NULL : d->router_type;
-    *router =
-        (moei_router){.desc = d,
-                      .capacity = capacity,
-                      .selector = selector,
-                      .kind = moei_router_kind_of(d),
-                      .dtype = dtype_of(d, &lost),
-                      .d_model = d->d_model,
-                      .n_experts = d->num_experts,
-                      .top_k = d->top_k,
-                      .layer_index = (uint32_t)d->layer_index,
-                      .unit = (moei_unit)place_of(d->routing_unit, moei_units, &lost),
-                      .score = (moei_score)place_of(d->score_function, moei_scores, &lost),
-                      .score_before_topk = d->score_before_topk,
-                      .scale = moei_number(d->routed_scaling_factor, 1),
-                      .group_score = (moei_group_score)place_of(d->group_score, moei_group_scores, &lost),
-                      .sinkhorn = (moei_sinkhorn)place_of(d->sinkhorn_variant, moei_sinkhorns, &lost),
-                      .jitter_eps = d->input_jitter_eps};
+    const char *lost = NULL;
+    *router = (moei_router){
+        .desc = d,
+        .capacity = capacity,
+        .selector = moei_selector_find(d->router_type),
+        .type = (moei_router_type)moei_option_resolve(d->router_type, moei_router_types, &lost),
+        .kind = moei_router_kind_of(d),
+        .dtype = dtype_of(d, &lost),
+        .d_model = d->d_model,
+        .n_experts = d->num_experts,
+        .top_k = d->top_k,
+        .layer_index = (uint32_t)d->layer_index,
+        .unit = (moei_unit)moei_option_resolve(d->routing_unit, moei_units, &lost),
+        .score = (moei_score)moei_option_resolve(d->score_function, moei_scores, &lost),
+        .score_before_topk = d->score_before_topk,
+        .scale = moei_number(d->routed_scaling_factor, 1),
+        .group_score = (moei_group_score)moei_option_resolve(d->group_score, moei_group_scores, &lost),
+        .sinkhorn = (moei_sinkhorn)moei_option_resolve(d->sinkhorn_variant, moei_sinkhorns, &lost),
+        .jitter_eps = d->input_jitter_eps};
     router->second[MOE_TRAIN] = second_of(d->second_policy_train, d->second_threshold_train, &lost);
     router->second[MOE_INFER] = second_of(d->second_policy_eval, d->second_threshold_eval, &lost);
     if (lost)

@@ -27,8 +27,7 @@ static double logit(const moei_routing *routing, int64_t t, int64_t e) {
     return moei_real_load(routing->dtype, routing->logits, t * routing->n_experts + e);
 }
 
-/* Losses read softmax as it is; other scores divided by their sum, unless asked for raw. */
-static bool normalises(const moei_router *router) {
+bool moei_router_normalises(const moei_router *router) {
     return router->score != MOEI_SOFTMAX && strcmp(router->desc->aux_scores, "raw") != 0;
 }
 
@@ -90,7 +89,7 @@ static void score_forward_token(const moei_route_job *job, const void *arg, int6
     }
     if (job->router->score != MOEI_SOFTMAX) moei_score_token(job, t, s);
     for (int64_t e = 0; e < E; ++e) sum += s[e];
-    if (!normalises(job->router)) sum = 1;
+    if (!moei_router_normalises(job->router)) sum = 1;
     for (int64_t e = 0; e < E; ++e)
         moei_real_store(routing->dtype, routing->prob, t * E + e, s[e] / (sum + sum_eps));
     moei_real_store(routing->dtype, routing->lse, t, lse);
@@ -111,7 +110,7 @@ static void prob_gradient(const moei_route_job *job, int64_t t, const moei_route
     const int64_t E = job->routing->n_experts;
     const double *u = loss->prob + (loss->group_tokens > 0 ? t / loss->group_tokens : 0) * E;
     double sum = 0, mean = 0;
-    if (!normalises(job->router)) {
+    if (!moei_router_normalises(job->router)) {
         for (int64_t e = 0; e < E; ++e) ds[e] += u[e];
         return;
     }

@@ -14,6 +14,7 @@
 #include <moekit/expert.h>
 #include <moekit/moe.h>
 #include <moekit/op.h>
+#include <moekit/option.h>
 
 #include <math.h>
 #include <stdio.h>

@@ -5,6 +5,7 @@
 #include "bench_problem.h"
 
 #include <moekit/op.h>
+#include <moekit/option.h>
 
 #include <errno.h>
 #include <math.h>

@@ -119,6 +119,14 @@ static const char *const same[][2] = {
      "router_type=sinkhorn sinkhorn_variant=sigma_moe score_function=sigmoid sinkhorn_iters=5"},
     {"selection_mode=softmax",
      "score_before_topk=true"},
+    {"selection_mode=softmax activation_after_topk=true",
+     "moe.top_k=2"},
+    {"selection_mode=sigmoid activation_after_topk=true",
+     "score_function=sigmoid"},
+    {"selection_mode=softmax score_before_topk=false",
+     "moe.top_k=2"},
+    {"topk_method=noaux_tc scoring_func=sigmoid moe_router_bias_update_rate=0",
+     "score_function=sigmoid selection_bias=true"},
     {"topk_method=noaux_tc scoring_func=sigmoid",
      "selection_bias=true selection_bias_update_rate=0.001 score_function=sigmoid"},
     {"topk_method=noaux_tc scoring_func=sigmoid moe_router_bias_update_rate=0.01",
@@ -257,17 +265,29 @@ static void the_last_value_counts(void **state) {
     assert_true(pairs > 100);
 }
 
-/* sigma-MoE says both, and the second speaks of the first's scores. */
+/* sigma-MoE says both it and activation_after_topk, and the second speaks of the first's scores. */
 static void the_selection_mode_yields(void **state) {
     (void)state;
-    moe_layer_desc d = plain();
-    set_all(&d, "selection_mode=sigmoid activation_after_topk=true", false);
-    assert_string_equal(d.score_function, "sigmoid");
-    assert_false(d.score_before_topk);
     assert_true(moe_layer_alias_yields("moe.selection_mode", "softmax"));
     assert_false(moe_layer_alias_yields("selection_mode", "sinkmoid"));
     assert_false(moe_layer_alias_yields("activation_after_topk", "true"));
     assert_false(moe_layer_alias_yields("top_k", "2"));
+}
+
+/* A preset is nobody's word, so after one what a name implies is set again; and a descriptor of an older
+ * header, which ends before `said`, is written no further. */
+static void words_are_remembered(void **state) {
+    (void)state;
+    moe_layer_desc d = plain(), older = plain();
+    set_all(&d, "activation_after_topk=true", false);
+    assert_true((d.said[0] | d.said[1]) != 0);
+    assert_int_equal(moe_layer_desc_preset(&d, "mixtral", NULL), MOE_OK);
+    assert_true((d.said[0] | d.said[1]) == 0);
+    set_all(&d, "selection_mode=softmax", false);
+    assert_true(d.score_before_topk);
+    older.size = offsetof(moe_layer_desc, said);
+    set_all(&older, "activation_after_topk=true", false);
+    assert_true((older.said[0] | older.said[1]) == 0);
 }
 
 /* Bare, or in the section of ours or theirs; elsewhere such a name is a mistake. */
@@ -294,6 +314,7 @@ int main(void) {
         cmocka_unit_test(the_table_is_right),
         cmocka_unit_test(the_last_value_counts),
         cmocka_unit_test(the_selection_mode_yields),
+        cmocka_unit_test(words_are_remembered),
         cmocka_unit_test(a_name_stands_in_its_section),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
