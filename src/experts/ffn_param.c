@@ -50,19 +50,28 @@ static void fill_uniform(const moei_ffn *f, uint64_t stream, void *x, int64_t n,
     }
 }
 
+/* Weights of one parameter, on the host while they are drawn. */
+typedef struct draw {
+    const moei_ffn *f;
+    int32_t index;
+    const moe_param *param;
+    void *value;
+} draw;
+
 /* Expert e draws from a stream of its own, so the weights do not depend on who holds which expert. */
-static void init_weights(const moei_ffn *f, int32_t index, const moe_param *param, void *value) {
+static void draw_expert(void *arg, int64_t e, void *scratch) {
+    const draw *w = arg;
+    const moei_ffn *f = w->f;
     const bool uniform = f->desc.init_scheme && strcmp(f->desc.init_scheme, "lucid_uniform") == 0;
-    const int64_t numbers = param->dim[1] * param->dim[2];
-    for (int32_t e = 0; e < f->desc.n_experts; ++e) {
-        uint64_t stream = (f->desc.stream * MOEI_FFN_PARAMS + (uint64_t)index) << 32 | (uint32_t)e;
-        void *weights = moei_real_at(param->dtype, value, e * numbers);
-        if (uniform)
-            fill_uniform(f, stream, weights, numbers, 1 / sqrt((double)param->dim[2]));
-        else
-            moe_random_normal(f->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)f->desc.layer_index, stream,
-                              param->dtype, weights, numbers, normal_std(&f->desc, index == MOEI_FFN_DOWN));
-    }
+    const int64_t numbers = w->param->dim[1] * w->param->dim[2];
+    const uint64_t stream = (f->desc.stream * MOEI_FFN_PARAMS + (uint64_t)w->index) << 32 | (uint32_t)e;
+    void *weights = moei_real_at(w->param->dtype, w->value, e * numbers);
+    (void)scratch;
+    if (uniform)
+        fill_uniform(f, stream, weights, numbers, 1 / sqrt((double)w->param->dim[2]));
+    else
+        moe_random_normal(f->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)f->desc.layer_index, stream,
+                          w->param->dtype, weights, numbers, normal_std(&f->desc, w->index == MOEI_FFN_DOWN));
 }
 
 void moei_ffn_destroy(void *self) {
@@ -87,7 +96,8 @@ static moe_status create_param(moei_ffn *f, int32_t index) {
         return moei_memory_clear(f->ctx, f->value[index], bytes);
     void *view = moei_memory_open(f->ctx, f->value[index], bytes);
     if (!view) return MOE_ERR_MEMORY;
-    init_weights(f, index, &param, view);
+    draw job = {f, index, &param, view};
+    moe_parallel(f->ctx->host ? f->ctx->host : f->ctx, f->desc.n_experts, draw_expert, &job);
     return moei_memory_close(f->ctx, f->value[index], view, bytes);
 }
 
