@@ -97,7 +97,7 @@ static moe_status create_param(moei_ffn *f, int32_t index) {
     void *view = moei_memory_open(f->ctx, f->value[index], bytes);
     if (!view) return MOE_ERR_MEMORY;
     draw job = {f, index, &param, view};
-    moe_parallel(f->ctx->host ? f->ctx->host : f->ctx, f->desc.n_experts, draw_expert, &job);
+    moe_parallel(f->ctx, f->desc.n_experts, draw_expert, &job);
     return moei_memory_close(f->ctx, f->value[index], view, bytes);
 }
 

@@ -94,7 +94,7 @@ static moe_status check_offset(moe_ctx *ctx, const char *op, const int64_t *offs
 }
 
 void moe_parallel(moe_ctx *ctx, int64_t n_tasks, moe_task_fn fn, void *arg) {
-    moei_parallel(&ctx->team, n_tasks, fn, arg);
+    moei_parallel(ctx->host ? &ctx->host->team : &ctx->team, n_tasks, fn, arg);
 }
 
 size_t moe_thread_scratch_bytes(void) {

@@ -4,6 +4,7 @@
 #ifndef MOEKIT_BENCH_H
 #define MOEKIT_BENCH_H
 
+#include "bench_gpu.h"
 #include "bench_problem.h"
 #include "cli.h"
 
@@ -16,6 +17,8 @@ typedef struct bench {
     int64_t repeats;
     double peak, bandwidth; /* best so far: operations and bytes a second */
     void *sweep;            /* what the bandwidth is read from */
+    bench_gpu *gpu;         /* NULL: on the CPU */
+    bool graph;             /* what a GPU runs is replayed */
     bool inference;         /* no training */
     bool first_line;
     struct bench_block {
@@ -28,20 +31,26 @@ typedef struct bench {
     int32_t *expert;      /* [T, K] of a skew; NULL: the router decides */
 } bench;
 
-/* One thing that is timed. `run` may write the seconds that count; else those from call to return do. */
+/* One thing that is timed. `run` may write the seconds that count; else those from call to return do, or
+ * those on the stream of a GPU. */
 typedef struct bench_line {
     const char *what;
-    moe_status (*run)(void *arg, double *seconds);
+    moe_status (*run)(void *arg, double *seconds); /* NULL: not on this device */
     void *arg;
+    int64_t parts;      /* a run is so many equal pieces, of which one is told; 0: 1 */
+    void *graph;        /* bench_gpu_time's */
     double flop, bytes; /* of one run; 0: not told */
     double time[BENCH_REPEATS];
 } bench_line;
 
 /* bench_time.c */
-/* Memory that lives as long as the bench: zeros, or random numbers of the problem's dtype; NULL: no room. */
+/* Memory of the device that lives as long as the bench: as it is, or random numbers of the problem's dtype;
+ * NULL: no room. */
 void *bench_take(bench *b, size_t bytes);
 void *bench_numbers(bench *b, int64_t count);
 void bench_free(bench *b);
+/* Opens the clock of the context's GPU, if it has one. */
+moe_status bench_open_device(bench *b);
 /* Runs all lines once to warm up, then `repeats` times in turns with a look at the ceilings. */
 moe_status bench_measure(bench *b, bench_line *lines, int n_lines);
 /* A line whose every repeat took what those of two others took. */

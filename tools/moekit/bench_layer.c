@@ -5,6 +5,7 @@
  */
 #include "bench.h"
 
+#include <moekit/expert.h>
 #include <moekit/op.h>
 
 #include <math.h>
@@ -17,11 +18,27 @@ moe_status bench_forward(const bench *b, moe_mode mode, moe_stats *stats) {
     return moe_layer_forward(b->layer, b->x, b->y, &call, stats);
 }
 
+/* The routes of a skew, from the host to where the layer reads them. */
+static moe_status send_routes(bench *b) {
+    const bench_problem *p = &b->problem;
+    const size_t bytes = (size_t)p->n_tokens * (size_t)p->top_k * sizeof *b->expert;
+    int32_t *host = moe_ctx_alloc(b->ctx, bytes);
+    b->expert = host ? bench_take(b, bytes) : NULL;
+    moe_status status = MOE_ERR_MEMORY;
+    if (b->expert) {
+        bench_problem_route(p, host);
+        status = moe_memory_copy(b->ctx, b->expert, host, bytes);
+    }
+    moe_ctx_free(b->ctx, host, bytes);
+    return status;
+}
+
 moe_status bench_make_layer(bench *b) {
     const bench_problem *p = &b->problem;
     const moe_layer_desc desc = bench_problem_layer(p);
     moe_mat *const mats[] = {&b->x, &b->y, &b->dy, &b->dx};
-    moe_status status = moe_layer_create(b->ctx, &desc, &b->layer);
+    moe_status status = bench_open_device(b);
+    if (status == MOE_OK) status = moe_layer_create(b->ctx, &desc, &b->layer);
     if (status == MOE_OK)
         status = moe_layer_reserve(b->layer, p->n_tokens, b->inference ? MOE_INFER : MOE_TRAIN);
     if (status != MOE_OK) return status;
@@ -31,10 +48,7 @@ moe_status bench_make_layer(bench *b) {
         if (!mats[i]->data) return MOE_ERR_MEMORY;
     }
     if (p->skew == BENCH_RANDOM) return MOE_OK;
-    b->expert = bench_take(b, (size_t)p->n_tokens * (size_t)p->top_k * sizeof *b->expert);
-    if (!b->expert) return MOE_ERR_MEMORY;
-    bench_problem_route(p, b->expert);
-    return MOE_OK;
+    return send_routes(b);
 }
 
 static moe_status run_inference(void *arg, double *seconds) {
@@ -62,7 +76,7 @@ typedef struct decode {
 static moe_status run_decode(void *arg, double *seconds) {
     decode *d = arg;
     const bench *b = d->b;
-    const double began = cli_seconds();
+    (void)seconds;
     for (int64_t i = 0; i < d->n; ++i, d->next = (d->next + 1) % b->problem.n_tokens) {
         const int64_t at = d->next * b->problem.d_model * (int64_t)moe_dtype_bytes(b->problem.dtype);
         moe_mat x = b->x, y = b->y;
@@ -74,11 +88,11 @@ static moe_status run_decode(void *arg, double *seconds) {
         moe_status status = moe_layer_forward(b->layer, x, y, &call, NULL);
         if (status != MOE_OK) return status;
     }
-    *seconds = (cli_seconds() - began) / (double)d->n;
     return MOE_OK;
 }
 
-/* The router's and the plan's share of a forward that routes itself. */
+/* The router's and the plan's share of a forward that routes itself. Kernels of a GPU are not told one by
+ * one. */
 static moe_status run_route(void *arg, double *seconds) {
     const bench *b = arg;
     size_t count;
@@ -95,8 +109,14 @@ static moe_status run_route(void *arg, double *seconds) {
 static moe_status count_experts(const bench *b, double *met) {
     moe_routing_view view = {.size = sizeof view};
     moe_status status = moe_layer_routing(b->layer, &view);
+    if (status != MOE_OK) return status;
+    const size_t bytes = (size_t)view.n_experts * sizeof *view.kept;
+    int64_t *kept = moe_ctx_alloc(b->ctx, bytes);
+    if (!kept) return MOE_ERR_MEMORY;
+    status = moe_memory_copy(b->ctx, kept, view.kept, bytes);
     *met = b->problem.n_shared;
-    for (int32_t e = 0; status == MOE_OK && e < view.n_experts; ++e) *met += view.kept[e] > 0;
+    for (int32_t e = 0; status == MOE_OK && e < view.n_experts; ++e) *met += kept[e] > 0;
+    moe_ctx_free(b->ctx, kept, bytes);
     return status;
 }
 
@@ -144,18 +164,27 @@ static void fill_lines(bench *b, decode *one, double met, bench_line *lines) {
         [DECODE] = {.what = "decode, 1 token",
                      .run = run_decode,
                      .arg = one,
+                     .parts = one->n,
                      .flop = bench_problem_flop(p, 1),
                      .bytes = weights * (p->top_k + p->n_shared)},
-        [ROUTE] = {.what = "route"},
-        [TRAIN_FORWARD] = {.what = "forward for training",              .run = run_training, .flop = flop     },
-        [BACKWARD] = {.what = "backward",                .run = run_backward,                .flop = 2 * flop},
+        [ROUTE] = {.what = "route"     },
+        [TRAIN_FORWARD] = {.what = "forward for training",                    .run = run_training, .flop = flop},
+        [BACKWARD] = {.what = "backward",.run = run_backward,            .flop = 2 * flop        },
     };
     memcpy(lines, filled, sizeof filled);
-    lines[ROUTE].run = run_route;
+    lines[ROUTE].run = b->gpu ? NULL : run_route;
     lines[TRAIN_FORWARD].bytes = lines[FORWARD].bytes + z;
     lines[BACKWARD].bytes = 2 * met * weights + 3 * tokens + z;
     for (int i = 0; i < N_LINES; ++i)
         if (!lines[i].arg) lines[i].arg = b;
+}
+
+static void print_route(const bench *b, const bench_line *line, const bench_line *forward) {
+    const double route = bench_median(b, line), share = route / bench_median(b, forward);
+    if (b->args->json)
+        printf(",\"route_ms\":%.6g,\"route_share\":%.4g", route * 1e3, share);
+    else
+        printf("%-22s %9.3f ms, %.1f%% of the forward\n", "router and plan", route * 1e3, 100 * share);
 }
 
 moe_status bench_layer(bench *b) {
@@ -178,11 +207,8 @@ moe_status bench_layer(bench *b) {
         bench_print_line(b, &sum);
     }
     bench_print_line(b, &lines[DECODE]);
-    const double route = bench_median(b, &lines[ROUTE]), share = route / bench_median(b, &lines[FORWARD]);
-    if (b->args->json)
-        printf("],\"route_ms\":%.6g,\"route_share\":%.4g", route * 1e3, share);
-    else
-        printf("%-22s %9.3f ms, %.1f%% of the forward\n", "router and plan", route * 1e3, 100 * share);
+    if (b->args->json) printf("]");
+    if (lines[ROUTE].run) print_route(b, &lines[ROUTE], &lines[FORWARD]);
     print_memory(b);
     if (b->args->json) printf("}\n");
     return MOE_OK;

@@ -1,9 +1,10 @@
 /* bench_time.c: lines timed in turns, so that a busy minute meets all of them alike; medians count.
  * Between two turns the ceilings are measured: multiply-adds in registers, and reading memory that no cache
- * holds. Of a ceiling the best counts.
+ * holds; on a GPU before every line, a dense product and a copy. Of a ceiling the best counts.
  */
 #include "bench.h"
 
+#include <moekit/cuda.h>
 #include <moekit/expert.h>
 #include <moekit/op.h>
 
@@ -12,26 +13,53 @@
 #include <string.h>
 
 static const size_t sweep_bytes = (size_t)256 << 20; /* more than any L3 share of a few cores */
-enum { SWEEP_TASK = 1 << 20 };
+enum { SWEEP_TASK = 1 << 20, DRAW_TASK = 1 << 16 };
 
 void *bench_take(bench *b, size_t bytes) {
-    void *memory = b->n_blocks < BENCH_BLOCKS ? moe_ctx_alloc(b->ctx, bytes) : NULL;
-    if (!memory) return NULL;
-    memset(memory, 0, bytes);
-    b->block[b->n_blocks++] = (struct bench_block){memory, bytes};
+    void *memory = b->n_blocks < BENCH_BLOCKS ? moe_memory_alloc(b->ctx, bytes) : NULL;
+    if (memory) b->block[b->n_blocks++] = (struct bench_block){memory, bytes};
     return memory;
 }
 
+/* Numbers on the host, drawn by all threads: every task has a stream of its own. */
+typedef struct drawing {
+    const bench *b;
+    char *numbers;
+    int64_t count;
+} drawing;
+
+static void draw_task(void *arg, int64_t task, void *scratch) {
+    const drawing *d = arg;
+    const int64_t at = task * DRAW_TASK, left = d->count - at;
+    const moe_dtype dtype = d->b->problem.dtype;
+    (void)scratch;
+    moe_random_normal(1, MOE_DRAW_TEST, (uint32_t)d->b->n_blocks, (uint64_t)task, dtype,
+                      d->numbers + (size_t)at * moe_dtype_bytes(dtype), left < DRAW_TASK ? left : DRAW_TASK,
+                      0.3);
+}
+
 void *bench_numbers(bench *b, int64_t count) {
-    void *numbers = bench_take(b, (size_t)count * moe_dtype_bytes(b->problem.dtype));
-    if (numbers)
-        moe_random_normal(1, MOE_DRAW_TEST, (uint32_t)b->n_blocks, 9, b->problem.dtype, numbers, count, 0.3);
-    return numbers;
+    const size_t bytes = (size_t)count * moe_dtype_bytes(b->problem.dtype);
+    void *memory = bench_take(b, bytes), *host = b->gpu && memory ? moe_ctx_alloc(b->ctx, bytes) : memory;
+    if (!host) return NULL;
+    drawing d = {b, host, count};
+    moe_parallel(b->ctx, (count + DRAW_TASK - 1) / DRAW_TASK, draw_task, &d);
+    if (host == memory) return memory;
+    const moe_status status = moe_memory_copy(b->ctx, memory, host, bytes);
+    moe_ctx_free(b->ctx, host, bytes);
+    return status == MOE_OK ? memory : NULL;
+}
+
+moe_status bench_open_device(bench *b) {
+    return moe_cuda_stream(b->ctx) ? bench_gpu_open(b->ctx, b->problem.dtype, &b->gpu) : MOE_OK;
 }
 
 void bench_free(bench *b) {
-    for (int i = 0; i < b->n_blocks; ++i) moe_ctx_free(b->ctx, b->block[i].memory, b->block[i].bytes);
+    for (int i = 0; i < b->n_blocks; ++i) moe_memory_free(b->ctx, b->block[i].memory, b->block[i].bytes);
     moe_layer_destroy(b->layer);
+    bench_gpu_close(b->gpu);
+    b->gpu = NULL;
+    b->peak = b->bandwidth = 0; /* of another dtype, perhaps */
     b->n_blocks = 0;
     b->layer = NULL;
     b->sweep = NULL;
@@ -54,8 +82,11 @@ static moe_status measure_ceilings(bench *b) {
     moe_status status = moe_peak(b->ctx, b->problem.dtype, 0.005, &peak);
     if (status != MOE_OK) return status;
     b->peak = fmax(b->peak, peak);
-    if (!b->sweep) b->sweep = bench_take(b, sweep_bytes);
-    if (!b->sweep) return MOE_ERR_MEMORY;
+    if (!b->sweep) {
+        b->sweep = bench_take(b, sweep_bytes);
+        if (!b->sweep) return MOE_ERR_MEMORY;
+        memset(b->sweep, 0, sweep_bytes); /* pages that are there */
+    }
     const double began = cli_seconds();
     moe_parallel(b->ctx, (int64_t)(sweep_bytes / SWEEP_TASK), sweep_task, b->sweep);
     b->bandwidth = fmax(b->bandwidth, (double)sweep_bytes / (cli_seconds() - began));
@@ -64,7 +95,17 @@ static moe_status measure_ceilings(bench *b) {
 
 /* 2. Lines. */
 
-static moe_status run_line(const bench_line *line, double *seconds) {
+static moe_status run_on_gpu(bench *b, bench_line *line, double *seconds) {
+    bench_gpu_times times = {0};
+    moe_status status = bench_gpu_time(b->gpu, line->run, line->arg, b->graph ? &line->graph : NULL, &times);
+    if (status != MOE_OK) return status;
+    b->peak = fmax(b->peak, bench_gpu_flop(b->gpu) / times.product);
+    b->bandwidth = fmax(b->bandwidth, bench_gpu_bytes(b->gpu) / times.copy);
+    *seconds = times.run;
+    return MOE_OK;
+}
+
+static moe_status run_on_cpu(const bench_line *line, double *seconds) {
     double told = -1;
     const double began = cli_seconds();
     moe_status status = line->run(line->arg, &told);
@@ -72,17 +113,24 @@ static moe_status run_line(const bench_line *line, double *seconds) {
     return status;
 }
 
-moe_status bench_measure(bench *b, bench_line *lines, int n_lines) {
-    for (int64_t i = -1; i < b->repeats; ++i) { /* turn -1 warms caches and threads */
-        moe_status status = measure_ceilings(b);
-        for (int j = 0; j < n_lines && status == MOE_OK; ++j) {
-            double seconds;
-            status = run_line(&lines[j], &seconds);
-            if (i >= 0) lines[j].time[i] = seconds;
-        }
-        if (status != MOE_OK) return status;
+static moe_status run_turn(bench *b, int64_t turn, bench_line *lines, int n_lines) {
+    moe_status status = b->gpu ? MOE_OK : measure_ceilings(b);
+    for (int i = 0; i < n_lines && status == MOE_OK; ++i) {
+        double seconds = 0;
+        if (!lines[i].run) continue;
+        status = b->gpu ? run_on_gpu(b, &lines[i], &seconds) : run_on_cpu(&lines[i], &seconds);
+        if (turn >= 0) lines[i].time[turn] = lines[i].parts > 0 ? seconds / (double)lines[i].parts : seconds;
     }
-    return MOE_OK;
+    return status;
+}
+
+moe_status bench_measure(bench *b, bench_line *lines, int n_lines) {
+    moe_status status = MOE_OK;
+    /* turn -1 warms caches and threads */
+    for (int64_t turn = -1; turn < b->repeats && status == MOE_OK; ++turn)
+        status = run_turn(b, turn, lines, n_lines);
+    for (int i = 0; i < n_lines && b->gpu; ++i) bench_gpu_drop(b->gpu, lines[i].graph);
+    return status;
 }
 
 void bench_add(const bench *b, const bench_line *first, const bench_line *second, bench_line *sum) {
@@ -109,21 +157,36 @@ double bench_median(const bench *b, const bench_line *line) {
 
 /* 3. Print. */
 
+static void print_head_json(const bench *b) {
+    if (b->gpu) {
+        printf("\"device\":\"%s\",\"product\":\"%s\",\"graph\":%s,", bench_gpu_name(b->gpu),
+               bench_gpu_product(b->gpu), b->graph ? "true" : "false");
+        return;
+    }
+    printf("\"isa\":\"%s\",\"threads\":%d,", moe_ctx_isa(b->ctx), moe_ctx_threads(b->ctx));
+}
+
 void bench_print_head(bench *b, const char *subject, const moe_stats *stats) {
     char text[160];
     bench_problem_print(&b->problem, text, sizeof text);
     b->first_line = true;
-    if (b->args->json)
-        printf("{\"bench\":\"%s\",\"problem\":\"%s\",\"isa\":\"%s\",\"threads\":%d,\"kernel\":\"%s\","
-               "\"peak_gflops\":%.6g,\"bandwidth_gbs\":%.6g,\"load_max\":%.4g,\"load_cv\":%.4g,\"results\":[",
-               subject, text, moe_ctx_isa(b->ctx), moe_ctx_threads(b->ctx),
+    if (b->args->json) {
+        printf("{\"bench\":\"%s\",\"problem\":\"%s\",", subject, text);
+        print_head_json(b);
+        printf("\"kernel\":\"%s\",\"peak_gflops\":%.6g,\"bandwidth_gbs\":%.6g,\"load_max\":%.4g,"
+               "\"load_cv\":%.4g,\"results\":[",
                moe_ctx_kernel(b->ctx, "gemm_rows"), b->peak * 1e-9, b->bandwidth * 1e-9, stats->load_max,
                stats->load_cv);
+        return;
+    }
+    printf("%s %s\n", subject, text);
+    if (b->gpu)
+        printf("%s%s; ceilings %.1f TFLOP/s (8192^3 by %s), %.0f GB/s copied", bench_gpu_name(b->gpu),
+               b->graph ? ", graphs" : "", b->peak * 1e-12, bench_gpu_product(b->gpu), b->bandwidth * 1e-9);
     else
-        printf("%s %s\n%s, %d threads; ceilings %.1f GFLOP/s in registers, %.1f GB/s read; busiest expert "
-               "%.2f x mean\n",
-               subject, text, moe_ctx_isa(b->ctx), moe_ctx_threads(b->ctx), b->peak * 1e-9,
-               b->bandwidth * 1e-9, stats->load_max);
+        printf("%s, %d threads; ceilings %.1f GFLOP/s in registers, %.1f GB/s read", moe_ctx_isa(b->ctx),
+               moe_ctx_threads(b->ctx), b->peak * 1e-9, b->bandwidth * 1e-9);
+    printf("; busiest expert %.2f x mean\n", stats->load_max);
 }
 
 void bench_print_line(bench *b, const bench_line *line) {
@@ -136,10 +199,12 @@ void bench_print_line(bench *b, const bench_line *line) {
                b->first_line ? "" : ",", line->what, median * 1e3, time[0] * 1e3, flops * 1e-9,
                flops / b->peak, bytes * 1e-9, bytes / b->bandwidth);
     } else {
-        printf("%-22s %9.3f ms (best %.3f) %9.2f GFLOP/s, %3.0f%% of the peak", line->what, median * 1e3,
-               time[0] * 1e3, flops * 1e-9, 100 * flops / b->peak);
+        printf("%-22s %9.3f ms (best %.3f) %9.2f %s, %3.0f%% of the peak", line->what, median * 1e3,
+               time[0] * 1e3, flops * (b->gpu ? 1e-12 : 1e-9), b->gpu ? "TFLOP/s" : "GFLOP/s",
+               100 * flops / b->peak);
         if (line->bytes > 0)
-            printf("; %6.2f GB/s, %3.0f%% of reading", bytes * 1e-9, 100 * bytes / b->bandwidth);
+            printf("; %6.2f GB/s, %3.0f%% of %s", bytes * 1e-9, 100 * bytes / b->bandwidth,
+                   b->gpu ? "copying" : "reading");
         printf("\n");
     }
     b->first_line = false;

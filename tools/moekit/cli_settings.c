@@ -97,7 +97,12 @@ int cli_context_create(cli_args *args, const char *isa, int32_t threads, moe_ctx
     if (!isa && *config_isa) isa = config_isa;
     if (threads == 0) threads = (int32_t)strtol(config_threads, NULL, 10);
     moe_error error;
+    const char *device = cli_text(args, "device"); /* of verbs that have it */
+    const bool cuda = device && strcmp(device, "cuda") == 0;
+    if (device && !cuda && strcmp(device, "cpu") != 0)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "--device: '%s' is not one of: cpu, cuda", device);
     moe_ctx_desc desc = {.size = sizeof desc,
+                         .device = cuda ? MOE_CUDA : MOE_CPU,
                          .n_threads = threads,
                          .isa = isa,
                          .seed = strtoull(config_seed, NULL, 10),

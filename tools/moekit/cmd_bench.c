@@ -5,12 +5,16 @@
 #include "bench_sparsity.h"
 #include "bench_step.h"
 
+#include <moekit/cuda.h>
+
 #include <string.h>
 #include <unistd.h>
 
 static const cli_option options[] = {
     {"repeat",    'r', "N",    "layer, gemm: timed runs, of which the median counts (7); step: timed steps (20)"},
     {"inference", 0,   NULL,   "layer, gemm: no training, so no gradients in memory"                            },
+    {"device",    0,   "NAME", "layer: cpu or cuda, a GPU that the layer runs on (cpu)"                         },
+    {"graph",     0,   NULL,   "layer, on cuda: what is timed is captured once and replayed as a CUDA graph"    },
     {"seeds",     0,   "N",    "sparsity: trainings of each model (3)"                                          },
     {"jobs",      'j', "N",    "presets, sparsity: trainings beside each other, each with --threads threads (1)"},
     {"run",       0,   "DIR",
@@ -26,7 +30,7 @@ static int check_memory(const bench *b) {
     const double numbers = (double)bench_problem_weights(p) * (p->n_experts + p->n_shared);
     const double need = numbers * (double)moe_dtype_bytes(p->dtype) * (b->inference ? 1 : 2);
     const double have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    if (need <= have) return 0;
+    if (need <= have || moe_cuda_stream(b->ctx)) return 0; /* a GPU's memory tells for itself */
     return cli_fail(
         b->args, MOE_ERR_MEMORY,
         "the weights%s of this layer take %.1f GiB, and this machine has %.1f; fewer experts (say, e%d, "
@@ -63,14 +67,31 @@ static int run_problems(cli_args *args, bench *b, bool layer, bool products) {
     return code;
 }
 
+/* A GPU runs layers; its products, alone, are bench/gpu's. */
+static int check_device(cli_args *args, const char *subject) {
+    const char *device = cli_text(args, "device");
+    const bool cuda = device && strcmp(device, "cuda") == 0;
+    if (cuda && strcmp(subject, "layer") != 0)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "--device cuda is for 'layer'; '%s' runs on the CPU",
+                        *subject ? subject : "gemm");
+    if (cli_flag(args, "graph") && !cuda)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "--graph replays CUDA graphs: it goes with --device cuda");
+    return 0;
+}
+
 static int run(cli_args *args) {
-    bench b = {.args = args, .repeats = 7, .inference = cli_flag(args, "inference")};
+    bench b = {.args = args,
+               .repeats = 7,
+               .inference = cli_flag(args, "inference"),
+               .graph = cli_flag(args, "graph")};
     const char *subject = args->n_operands > 0 ? args->operand[0] : "";
     int64_t jobs = 1, seeds = 3, steps = 20;
     int code = cli_integer(args, "jobs", 1, 1024, &jobs);
     if (code == 0) code = cli_integer(args, "seeds", 1, SPARSITY_SEEDS, &seeds);
     if (code == 0) code = cli_integer(args, "repeat", 1, BENCH_REPEATS, &b.repeats);
     if (code == 0) code = cli_integer(args, "repeat", 1, BENCH_REPEATS, &steps);
+    if (code) return code;
+    code = check_device(args, subject);
     if (code) return code;
     if (strcmp(subject, "presets") == 0) return bench_presets(args, jobs);
     if (strcmp(subject, "step") == 0) return bench_step(args, steps);
@@ -102,7 +123,9 @@ const cli_verb cmd_bench = {
         "layer times forward, backward and the decoding of single tokens, and tells what the router\n"
         "costs and what training keeps. gemm times the grouped products alone. Runs take turns and\n"
         "medians count. Shares are of two ceilings measured between the turns: multiply-adds in\n"
-        "registers by the unit that the products use, and reading 256 MiB.\n"
+        "registers by the unit that the products use, and reading 256 MiB. With --device cuda times are\n"
+        "those of the stream's events, and the ceilings a dense product of 8192 (cuBLAS's where it is\n"
+        "found, else our own) and a copy.\n"
         "\n"
         "presets trains the model of the files once with every preset (moe.preset) and prints a page\n"
         "with loss, bits per byte, balance, dropped rows and idle experts of each. The page tells\n"
@@ -115,6 +138,7 @@ const cli_verb cmd_bench = {
         "bits per byte, and the steps and seconds to reach the dense model's figure.\n",
     .examples = "moekit bench layer e8,t4096,d256,n256,k2\n"
                 "moekit bench layer olmoe,t512,skew=even olmoe,t512,skew=zipf1.0\n"
+                "moekit bench layer fine-7b,t24576,bf16 qwen3-30b,t8,bf16 --device cuda --graph\n"
                 "moekit bench gemm e64,t8192,d512,n256,k4,skew=zipf1.0 --threads 1 --isa avx2\n"
                 "moekit bench step configs/demo.yaml\n"
                 "moekit bench presets configs/demo.yaml train.steps=400 -o docs/presets.md\n"

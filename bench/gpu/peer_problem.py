@@ -1,0 +1,150 @@
+"""A layer to time, the numbers drawn for it, and what it has to make of them.
+
+T tokens, d model width, n expert width, E experts, K of them a token. Numbers, bf16: x, dy [T, d], gate [E, d],
+w1 [E, d, 2n] gate columns first (relu: [E, d, n]), w2 [E, n, d]. The shapes are SonicMoE's twelve and six more; FLOPs
+are those of the experts' products, 6 T n d K forward and 12 backward (relu: 4 and 8), as its authors count them.
+"""
+import math
+from dataclasses import dataclass
+
+import torch
+
+SEED = 20261122
+BOUND, OURS = 2e-2, 1e-2  # norm(difference) / norm(f32); other layers round what moekit keeps in f32
+PLANTED = 12.0  # the chosen experts' logits; those of the others are about N(0, 1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    name: str
+    T: int
+    d: int
+    n: int
+    E: int
+    K: int
+    act: str = "swiglu"
+    zipf: float = 0.0
+
+    def wide(self):
+        """Columns of w1."""
+        return 2 * self.n if self.act == "swiglu" else self.n
+
+    def flop(self):
+        """Of one forward; backward takes twice that."""
+        return 2 * self.T * self.K * self.d * (self.wide() + self.n)
+
+    def text(self):
+        skew = f", zipf {self.zipf:g}" if self.zipf else ""
+        return f"{self.name}: T {self.T}, d {self.d}, n {self.n}, E {self.E}, K {self.K}, {self.act}{skew}"
+
+
+PROBLEMS = [
+    Problem("1.4B-n256", 40960, 768, 256, 128, 8), Problem("1.4B-n512", 40960, 768, 512, 64, 4),
+    Problem("1.4B-n1024", 40960, 768, 1024, 32, 2), Problem("7B-n256", 24576, 1536, 256, 128, 8),
+    Problem("7B-n512", 24576, 1536, 512, 64, 4), Problem("7B-n1024", 24576, 1536, 1024, 32, 2),
+    Problem("30B-n256", 32768, 4096, 256, 256, 16), Problem("30B-n512", 32768, 4096, 512, 128, 8),
+    Problem("30B-n1024", 32768, 4096, 1024, 64, 4), Problem("120B-n512", 32768, 4096, 512, 256, 16),
+    Problem("120B-n1024", 32768, 4096, 1024, 128, 8), Problem("120B-n2048", 32768, 4096, 2048, 64, 4),
+    Problem("olmoe", 32768, 2048, 1024, 64, 8), Problem("qwen3-30b", 32768, 2048, 768, 128, 8),
+    Problem("mixtral", 16384, 4096, 14336, 8, 2), Problem("e128-d4096", 32768, 4096, 1024, 128, 8),
+    Problem("sigma-e64", 32768, 1024, 128, 64, 4, "relu"), Problem("sigma-e16", 32768, 512, 128, 16, 4, "relu"),
+]
+SHORT = ["7B-n256", "7B-n1024", "30B-n1024"]
+
+# Forward and backward TFLOP/s that SonicMoE's authors print for one H100 (arXiv 2512.14080, figure 14).
+PUBLISHED = {
+    "sonicmoe": [(338, 366), (399, 400), (405, 436), (363, 404), (434, 438), (466, 466), (427, 459), (502, 511),
+                 (551, 553), (517, 526), (558, 566), (596, 586)],
+    "scattermoe": [(182, 205), (203, 244), (235, 269), (205, 212), (233, 248), (265, 280), (260, 236), (324, 302),
+                   (367, 339), (335, 315), (380, 352), (384, 369)],
+    "momoe": [(150, 167), (207, 227), (235, 254), (192, 184), (261, 244), (306, 280), (240, 197), (345, 275),
+              (410, 317), (337, 266), (423, 335), (466, 367)],
+}
+
+
+def published(peer, problem):
+    """(forward, backward), or None where its authors print nothing for the shape."""
+    names = [p.name for p in PROBLEMS[:12]]
+    return PUBLISHED[peer][names.index(problem.name)] if peer in PUBLISHED and problem.name in names else None
+
+
+def choose(problem, device, random):
+    """Experts [T, K], none twice for a token: round robin, or drawn with probability ~ 1 / (e + 1)^zipf (the K largest of
+    log p(e) + Gumbel noise, Kool et al. 2019)."""
+    T, K, E = problem.T, problem.K, problem.E
+    if not problem.zipf:
+        return torch.arange(T * K, device=device).remainder(E).view(T, K)
+    noise = -torch.log(-torch.log(torch.rand(T, E, device=device, generator=random)))
+    share = problem.zipf * torch.log(torch.arange(1, E + 1, device=device))
+    return (noise - share).topk(K, -1).indices
+
+
+def draw(problem, device):
+    """Numbers whose router chooses what `choose` says by a wide margin, so that layers that round logits to bf16 route
+    as the reference does, and differences are those of the products."""
+    random = torch.Generator(device).manual_seed(SEED)
+    T, d, n, E = problem.T, problem.d, problem.n, problem.E
+
+    def normal(*shape, scale=1.0):
+        return (torch.randn(*shape, device=device, generator=random) * scale).bfloat16()
+
+    numbers = {"gate": normal(E, d, scale=d**-0.5), "dy": normal(T, d), "w1": normal(E, d, problem.wide(), scale=d**-0.5),
+               "w2": normal(E, n, d, scale=n**-0.5)}
+    gate = numbers["gate"].float()
+    direction = gate / gate.square().sum(1, keepdim=True)
+    x, chosen = normal(T, d).float(), choose(problem, device, random)
+    for k in range(problem.K):
+        x += PLANTED * direction[chosen[:, k]]
+    numbers["x"] = x.bfloat16()
+    return numbers
+
+
+def reference(problem, numbers):
+    """y and the gradients in f32 (the device's full f32, no tf32), expert by expert; routing weights are the softmax of the
+    K largest logits, or (relu) their sigmoids, as sigma-MoE has it."""
+    x, gate, w1, w2, dy = (numbers[key].float() for key in ("x", "gate", "w1", "w2", "dy"))
+    n, (value, chosen) = problem.n, (x @ gate.T).topk(problem.K, -1)
+    weight = value.softmax(-1) if problem.act == "swiglu" else value.sigmoid()
+    out = {"y": torch.zeros_like(x), "dx": torch.zeros_like(x), "dw1": torch.zeros_like(w1), "dw2": torch.zeros_like(w2)}
+    dweight = torch.zeros_like(weight)
+    for e in range(problem.E):
+        token, slot = (chosen == e).nonzero(as_tuple=True)
+        rows, drows, w = x[token], dy[token], weight[token, slot, None]
+        z = rows @ w1[e]
+        if problem.act == "swiglu":
+            sigmoid = z[:, :n].sigmoid()
+            a, silu = z[:, :n] * sigmoid * z[:, n:], z[:, :n] * sigmoid
+        else:
+            a = z.relu()
+        da = drows @ w2[e].T
+        dweight[token, slot] = (da * a).sum(1)
+        out["dw2"][e] = (w * a).T @ drows
+        da *= w
+        if problem.act == "swiglu":
+            dz = torch.cat([da * z[:, n:] * (sigmoid + silu * (1 - sigmoid)), da * silu], 1)
+        else:
+            dz = da * (z > 0)
+        out["dw1"][e] = rows.T @ dz
+        out["y"].index_add_(0, token, w * (a @ w2[e]))
+        out["dx"].index_add_(0, token, dz @ w1[e].T)
+    if problem.act == "swiglu":
+        dvalue = weight * (dweight - (weight * dweight).sum(-1, keepdim=True))
+    else:
+        dvalue = weight * (1 - weight) * dweight
+    dlogits = torch.zeros(problem.T, problem.E, device=x.device).scatter_(1, chosen, dvalue)
+    out["dgate"] = dlogits.T @ x
+    out["dx"] += dlogits @ gate
+    return out
+
+
+def errors(got, want):
+    """norm(difference) / norm(want) by name; NaN where numbers are missing or not finite."""
+    found = {}
+    for name, value in want.items():
+        error = ((got[name].to(value.device).float() - value).norm() / value.norm()).item() if name in got else math.nan
+        found[name] = error
+    return found
+
+
+def agrees(found, bound):
+    return all(error <= bound for error in found.values())  # NaN is not

@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+"""peers.py: one MoE layer, ours beside others on one GPU: forward and backward, router included, bf16.
+
+Every peer's y and gradients are first compared with an f32 reference; one that differs, or cannot run, is not timed,
+and its authors' figure stands in its place where there is one, marked so. Then all take turns in one process, each
+behind an 8192^3 product that keeps the GPU busy while they launch (and tells what the card does in that minute) and a
+write of 256 MiB that empties L2; medians count. Backward is a step less a forward, as SonicMoE's authors count it.
+Needs torch; the peers are whatever is installed. MOEKIT_LIBRARY says which libmoekit.so.
+"""
+import argparse
+import datetime
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from peer_layers import PEERS, missing
+from peer_problem import BOUND, OURS, PROBLEMS, SHORT, Problem, agrees, draw, errors, published, reference
+
+BUSY = 8192  # of the product between the turns
+FLUSH = 256 << 20  # bytes: more than any L2
+
+
+@dataclass
+class Result:
+    problem: Problem
+    peer: str
+    forward: list = field(default_factory=list)  # seconds, one a round
+    step: list = field(default_factory=list)
+    error: dict = field(default_factory=dict)
+    note: str = ""
+
+    def times(self):
+        """Medians of forward, backward and both."""
+        forward, step = statistics.median(self.forward), statistics.median(self.step)
+        return forward, step - forward, step
+
+
+class Gpu:
+    """Times on the device's own clock."""
+
+    def __init__(self):
+        self.a, self.b, self.c = (torch.randn(BUSY, BUSY, device="cuda").bfloat16() for _ in range(3))
+        self.sweep = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
+        self.rates = []
+
+    def time(self, run):
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
+        torch.mm(self.a, self.b, out=self.c)
+        marks[0].record()
+        torch.mm(self.a, self.b, out=self.c)
+        marks[1].record()
+        self.sweep.zero_()
+        marks[2].record()
+        run()
+        marks[3].record()
+        torch.cuda.synchronize()
+        self.rates.append(2 * BUSY**3 / (marks[0].elapsed_time(marks[1]) * 1e-3))
+        return marks[2].elapsed_time(marks[3]) * 1e-3
+
+    def about(self):
+        return f"8192^3 product {statistics.median(self.rates) * 1e-12:.0f} TFLOP/s"
+
+    def release(self):
+        torch.cuda.empty_cache()
+
+
+class Cpu:
+    """For trying this program where there is no GPU."""
+
+    def time(self, run):
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
+
+    def about(self):
+        return "on the CPU: a trial, no measurement"
+
+    def release(self):
+        pass
+
+
+def parse_problem(text):
+    """A name, or T,d,n,E,K[,relu]."""
+    for problem in PROBLEMS:
+        if problem.name == text:
+            return problem
+    words = text.split(",")
+    try:
+        sizes = [int(word) for word in words[:5]]
+    except ValueError:
+        sizes = []
+    if len(sizes) != 5 or words[5:] not in ([], ["relu"], ["swiglu"]) or min(sizes) < 1 or sizes[4] > sizes[3]:
+        raise SystemExit(f"peers.py: '{text}' is neither of {', '.join(p.name for p in PROBLEMS)} nor like "
+                         "24576,1536,256,128,8 (T, d, n, E, K; a sixth word relu: not gated)")
+    return Problem(text, *sizes, *words[5:])
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="problems: all, short or names of --list")
+    parser.add_argument("problem", nargs="*", default=SHORT, help=f"what to time (default: {' '.join(SHORT)})")
+    parser.add_argument("--peers", default=",".join(PEERS), help="which, with commas (default: all)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each, of which the median counts (7)")
+    parser.add_argument("--zipf", type=float, default=0, help="uneven load: expert e with probability ~ 1/(e+1)^ZIPF")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a trial of this program")
+    parser.add_argument("--output", help="a file that gets what is printed, too")
+    parser.add_argument("--list", action="store_true", help="the problems, and which peers are installed; no GPU needed")
+    args = parser.parse_args()
+    names = []
+    for word in args.problem:
+        names += {"all": [p.name for p in PROBLEMS], "short": SHORT}.get(word, [word])
+    args.problems = [replace(parse_problem(name), zipf=args.zipf) for name in dict.fromkeys(names)]
+    args.peers = args.peers.split(",")
+    for name in args.peers:
+        if name not in PEERS:
+            parser.error(f"no peer '{name}'; there are {', '.join(PEERS)}")
+    if args.rounds < 1:
+        parser.error("--rounds is at least 1")
+    return args
+
+
+def print_list():
+    for problem in PROBLEMS:
+        print(problem.text())
+    for name in PEERS:
+        print(f"{name:11} {missing(name) or 'installed'}")
+
+
+def reason(error):
+    return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0][:160]
+
+
+def prepare(name, problem, numbers, want, results):
+    """The peer, checked; None where it cannot run or differs, and the result says why."""
+    result = Result(problem, name)
+    if problem.act not in PEERS[name].acts:
+        return None
+    results.append(result)
+    result.note = missing(name)
+    if result.note:
+        return None
+    try:
+        peer = PEERS[name](problem, numbers)
+        result.note = peer.about()
+        if name != "bound":
+            result.error = errors(peer.outputs(), want)
+    except (RuntimeError, ImportError, AttributeError, TypeError, ValueError, AssertionError, OSError) as error:
+        result.note = reason(error)
+        return None
+    if result.error and not agrees(result.error, OURS if name == "moekit" else BOUND):
+        peer.close()
+        result.note = f"differs from the reference: {result.error}"
+        return None
+    return peer
+
+
+def run_problem(problem, args, clock, say):
+    numbers, results = draw(problem, args.device), []
+    want, peers = reference(problem, numbers), {}
+    for name in args.peers:
+        peer = prepare(name, problem, numbers, want, results)
+        if peer:
+            peers[name] = peer
+        clock.release()
+    del want
+    clock.release()
+    timed = [result for result in results if result.peer in peers]
+    for i in range(-1, args.rounds):  # turn -1 warms
+        for result in timed:
+            peer = peers[result.peer]
+            forward, step = clock.time(peer.forward), clock.time(peer.step)
+            if i >= 0:
+                result.forward.append(forward)
+                result.step.append(step)
+    for peer in peers.values():
+        peer.close()
+    say(f"{problem.text()}; {clock.about()}")
+    for result in results:
+        spread = f", forward {min(result.forward) * 1e3:.3f} to {max(result.forward) * 1e3:.3f} ms" if result.forward else ""
+        worst = f", errors {', '.join(f'{k} {v:.1e}' for k, v in result.error.items())}" if result.forward else ""
+        say(f"  {result.peer}: {result.note}{spread}{worst}")
+    return results
+
+
+def print_table(results, say):
+    """Times of one problem together; 'of bound' and 'moekit is' are of forward and backward together."""
+    say(f"\n{'problem':22} {'peer':11} {'forward':>9} {'TFLOP/s':>8} {'backward':>9} {'TFLOP/s':>8} {'both':>8} "
+        f"{'of bound':>8} {'moekit is':>10}")
+    both = {(r.problem, r.peer): r.times()[2] for r in results if r.forward}
+    for result in results:
+        problem, head = result.problem, f"{result.problem.name:22} {result.peer:11}"
+        figures = published(result.peer, problem)
+        if result.forward:
+            forward, backward, step = result.times()
+            bound, ours = both.get((problem, "bound")), both.get((problem, "moekit"))
+            flop = problem.flop() * 1e-12
+            say(f"{head} {forward * 1e3:6.3f} ms {flop / forward:8.1f} {backward * 1e3:6.3f} ms {2 * flop / backward:8.1f} "
+                f"{3 * flop / step:8.1f} {100 * bound / step if bound else float('nan'):6.1f} % "
+                f"{step / ours if ours else float('nan'):8.2f} x")
+        elif figures:
+            say(f"{head} {'':9} {figures[0]:8} {'':9} {figures[1]:8}   as published, not run here: {result.note}")
+        else:
+            say(f"{head} not run: {result.note}")
+
+
+def main():
+    args = parse_args()
+    if args.list:
+        print_list()
+        return 0
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("not run here: peers.py needs a CUDA GPU that torch sees (--device cpu tries the program itself)")
+        return 77
+    output = open(args.output, "w", encoding="utf-8") if args.output else None
+
+    def say(line):
+        print(line, flush=True)
+        if output:
+            print(line, file=output, flush=True)
+
+    card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
+    say(f"# peers.py, {datetime.date.today()}, {card}, torch {torch.__version__}, CUDA {torch.version.cuda}; errors at most "
+        f"{BOUND:g} (moekit {OURS:g}); {args.rounds} rounds")
+    results = []
+    # never the legacy stream: NULL means moekit's own
+    with torch.cuda.stream(torch.cuda.Stream() if args.device == "cuda" else None):
+        clock = Gpu() if args.device == "cuda" else Cpu()
+        for problem in args.problems:
+            results += run_problem(problem, args, clock, say)
+            clock.release()
+    print_table(results, say)
+    ours = [result for result in results if result.peer == "moekit"]
+    return 0 if all(result.forward for result in ours) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
