@@ -99,7 +99,8 @@ int cli_settings_load(cli_args *args, const char *const *files, int n_files);
 int cli_setting(cli_args *args, const moe_lm_config *config, const char *key, char *text);
 bool cli_user_config_path(char *path, size_t size);
 extern const char *const cli_system_config_path;
-/* A context as --threads, --isa, --device (of verbs that have it) and run.* say. isa NULL and threads 0: those. */
+/* A context as --threads, --isa, --device (of verbs that have it) and run.* say. isa NULL and threads 0:
+ * those. */
 int cli_context_create(cli_args *args, const char *isa, int32_t threads, moe_ctx **ctx);
 
 /* 5. Voice. Each prints "moekit VERB: ..." on stderr; cli_fail returns `status` as the exit code. */

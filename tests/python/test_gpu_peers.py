@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""bench/gpu/peers.py on a CPU: its list, what it refuses, and that our layer agrees with its reference, both activations.
+
+Runs under $MOEKIT_PYTHON where that is set. Exit code 77: torch is not installed.
+"""
+import os
+import subprocess
+import sys
+
+python = os.environ.get("MOEKIT_PYTHON", sys.executable)
+if subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode:
+    print(f"skipped: tests/python/test_gpu_peers.py: no module named 'torch' in {python}")
+    sys.exit(77)
+
+build = os.path.dirname(os.path.abspath(os.environ["MOEKIT"]))
+environment = dict(os.environ, MOEKIT_LIBRARY=os.path.join(build, "libmoekit.so"))
+n_expected, failed = 0, 0
+
+
+def run(*words):
+    return subprocess.run([python, "bench/gpu/peers.py", *words], capture_output=True, text=True, env=environment,
+                          check=False)
+
+
+def expect(what, right, answer):
+    global n_expected, failed
+    n_expected += 1
+    if not right:
+        failed += 1
+        print(f"FAIL {what}: exit {answer.returncode}\n{answer.stdout}{answer.stderr}")
+
+
+answer = run("--list")
+expect("list", answer.returncode == 0 and "7B-n256: T 24576, d 1536, n 256, E 128, K 8, swiglu" in answer.stdout, answer)
+for words, text in ((["7b"], "neither of"), (["8,8,8,2,3"], "neither of"), (["--peers", "theirs"], "no peer 'theirs'")):
+    answer = run(*words)
+    expect(f"refusal of {words}", answer.returncode != 0 and text in answer.stderr, answer)
+answer = run("--device", "cpu", "--rounds", "1", "--peers", "moekit,bound,sigma", "96,64,32,8,2", "96,64,32,8,3,relu")
+timed = [line.split()[:2] for line in answer.stdout.splitlines() if " ms " in line and line.endswith("x")]
+expect("trial", answer.returncode == 0 and timed == [["96,64,32,8,2", "moekit"], ["96,64,32,8,2", "bound"],
+                                                     ["96,64,32,8,3,relu", "moekit"], ["96,64,32,8,3,relu", "bound"]],
+       answer)
+answer = run("--device", "cpu", "--rounds", "1", "--peers", "moekit", "--zipf", "1", "96,64,32,8,2")
+expect("zipf", answer.returncode == 0 and "zipf 1" in answer.stdout, answer)
+print(f"{'FAIL' if failed else 'ok'}: {n_expected - failed} passed, {failed} failed")
+sys.exit(failed > 0)
