@@ -137,6 +137,9 @@ static void test_variants_training(void **state) {
                             (shape){2, lengths[i], lengths[i], lengths[i], 4, i % 2 ? 2 : 1, dims[j]}, true);
         check_shape(&k, &ref, (shape){1, 9, 9, 9, 3, 3, MOEI_HEAD_DIM_MAX}, true);
         check_shape(&k, &ref, (shape){0, 5, 5, 5, 2, 2, 8}, true);
+        /* Long ones, whose dq does not fit beside the other blocks of a thread. */
+        check_shape(&k, &ref, (shape){1, 97, 97, 97, 2, 1, MOEI_HEAD_DIM_MAX}, true);
+        check_shape(&k, &ref, (shape){2, 131, 131, 131, 2, 2, MOEI_HEAD_DIM_MAX - 9}, true);
     }
 }
 
@@ -191,8 +194,9 @@ static void assert_same_bits(const tensors *a, const tensors *b, bool backward) 
 static void test_threads(void **state) {
     (void)state;
     static const shape shapes[] = {
-        {2, 131, 131, 131, 4,  2, 24},
-        {3, 1,   131, 140, 20, 2, 24}
+        {2, 131, 131, 131, 4,  2, 24  },
+        {2, 131, 131, 131, 2,  1, 1000},
+        {3, 1,   131, 140, 20, 2, 24  }
     };
     moei_kernels k;
     for (int isa = MOEI_ISA_REF; isa < MOEI_ISA_COUNT; ++isa) {

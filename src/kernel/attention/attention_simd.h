@@ -2,11 +2,11 @@
  * q, out [n_seq*q_len, heads*head_dim], k, v [n_seq*kv_stride, kv_heads*head_dim], lse, delta
  * [n_seq*q_len, heads]. Source: Milakov & Gimelshein 2018 (online softmax), Dao et al. 2022 (blocks).
  *
- * A task owns a block of up to LANES rows of one head, kept transposed: column d of all rows is one run
- * of lanes. The other side passes by in blocks of BLOCK rows and is read where it lies, one number
- * broadcast at a time. So every product is the same one (block_product), maxima and sums of the softmax
- * run down lanes, and only the owned rows are ever packed. Forward and dq own queries; dk and dv own
- * keys. Include after simd_avx2.h or simd_avx512.h.
+ * Up to LANES rows of one head are owned and kept transposed: column d of all rows is one run of lanes. The
+ * other side passes by in blocks of BLOCK rows and is read where it lies, one number broadcast at a time. So
+ * every product is the same one (block_product), and maxima and sums of the softmax run down lanes. Forward
+ * owns queries, backward keys. Where a block crosses the diagonal, each vector of lanes takes only the rows
+ * that some lane of it sees or is seen by. Include after simd_avx2.h or simd_avx512.h.
  */
 #ifndef MOEI_ATTENTION_SIMD_H
 #define MOEI_ATTENTION_SIMD_H
@@ -15,8 +15,9 @@
 
 #include "kernel/kernel_list.h"
 
-/* A product keeps TILE_ROWS x TILE_VECS sums in registers: 16 of 32, or 8 of 16 in AVX2. */
-enum { LANES = 64, BLOCK = 64, TILE_ROWS = 4, TILE_VECS = VF_N == 8 ? 2 : 4 };
+/* A product keeps rows x vectors of sums in registers: 4 x 4 or 8 x 2 of 32, or 4 x 2 of 16 in AVX2; where
+ * one vector of lanes is left, 8 rows of it, or each sum would wait for its own last step. */
+enum { LANES = 64, BLOCK = LANES, TILE_VECS = VF_N == 8 ? 2 : 4, TALL = 8 };
 
 static float scale_of(const moe_attention_args *a) {
     return a->scale != 0.0F ? a->scale : (float)(1.0 / sqrt((double)a->head_dim));
@@ -83,42 +84,43 @@ static inline strided turned(strided x) {
     return (strided){x.x, x.by_step, x.by_row};
 }
 
-/* c[row][lane] = (c[row][lane] if add) + sum over steps, ascending, of x(row, step) * y[step][lane]. */
-__attribute__((always_inline)) static inline void tile(strided x, const float *y, int64_t steps, float *c,
-                                                       bool add, int rows, int vecs) {
-    vf sum[TILE_ROWS][TILE_VECS];
+/* c[row][lane] = (c[row][lane] if add) + sum over steps, ascending, of x(row, step) * y[step][lane]. Rows of
+ * c and y are `ld` numbers apart. */
+MOEI_INLINE void tile(strided x, const float *y, int64_t ld, int64_t steps, float *c, bool add,
+                      const int rows, const int vecs) {
+    vf sum[TALL][TILE_VECS];
     for (int r = 0; r < rows; ++r)
-        for (int v = 0; v < vecs; ++v) sum[r][v] = add ? vf_load(c + r * LANES + v * VF_N) : vf_zero();
+        for (int v = 0; v < vecs; ++v) sum[r][v] = add ? vf_load(c + r * ld + v * VF_N) : vf_zero();
     for (int64_t t = 0; t < steps; ++t)
         for (int r = 0; r < rows; ++r) {
             vf one = vf_set1(x.x[r * x.by_row + t * x.by_step]);
-            for (int v = 0; v < vecs; ++v)
-                sum[r][v] = vf_fma(one, vf_load(y + t * LANES + v * VF_N), sum[r][v]);
+            for (int v = 0; v < vecs; ++v) sum[r][v] = vf_fma(one, vf_load(y + t * ld + v * VF_N), sum[r][v]);
         }
     for (int r = 0; r < rows; ++r)
-        for (int v = 0; v < vecs; ++v) vf_store(c + r * LANES + v * VF_N, sum[r][v]);
+        for (int v = 0; v < vecs; ++v) vf_store(c + r * ld + v * VF_N, sum[r][v]);
 }
 
-/* The same over any number of rows and the first `vecs` vectors of lanes. */
-static void block_product(strided x, int64_t rows, const float *y, int64_t steps, float *c, bool add,
-                          int64_t vecs) {
-    for (int64_t r = 0; r < rows; r += rows - r < TILE_ROWS ? 1 : TILE_ROWS) {
-        strided at = {x.x + r * x.by_row, x.by_row, x.by_step};
-        bool tall = rows - r >= TILE_ROWS;
-        for (int64_t v = 0; v < vecs; v += vecs - v < TILE_VECS ? 1 : TILE_VECS) {
-            const float *from = y + v * VF_N;
-            float *to = c + r * LANES + v * VF_N;
-            bool wide = vecs - v >= TILE_VECS;
-            if (tall && wide)
-                tile(at, from, steps, to, add, TILE_ROWS, TILE_VECS);
-            else if (tall)
-                tile(at, from, steps, to, add, TILE_ROWS, 1);
-            else if (wide)
-                tile(at, from, steps, to, add, 1, TILE_VECS);
-            else
-                tile(at, from, steps, to, add, 1, 1);
-        }
+/* The same over any number of rows, of `vecs` vectors of lanes. */
+MOEI_INLINE void tile_rows(strided x, int64_t rows, const float *y, int64_t ld, int64_t steps, float *c,
+                           bool add, const int vecs) {
+    const int tall = vecs == TILE_VECS ? 4 : TALL;
+    for (int64_t r = 0; r < rows; r += rows - r < tall ? 1 : tall) {
+        const strided at = {x.x + r * x.by_row, x.by_row, x.by_step};
+        if (rows - r >= tall)
+            tile(at, y, ld, steps, c + r * ld, add, tall, vecs);
+        else
+            tile(at, y, ld, steps, c + r * ld, add, 1, vecs);
     }
+}
+
+/* And of any number of vectors. */
+static void block_product(strided x, int64_t rows, const float *y, int64_t ld, int64_t steps, float *c,
+                          bool add, int64_t vecs) {
+    int64_t v = 0;
+    for (; v + TILE_VECS <= vecs; v += TILE_VECS)
+        tile_rows(x, rows, y + v * VF_N, ld, steps, c + v * VF_N, add, TILE_VECS);
+    for (; v + 2 <= vecs; v += 2) tile_rows(x, rows, y + v * VF_N, ld, steps, c + v * VF_N, add, 2);
+    for (; v < vecs; ++v) tile_rows(x, rows, y + v * VF_N, ld, steps, c + v * VF_N, add, 1);
 }
 
 static void fill_run(float *x, int64_t n, float value) {
@@ -153,6 +155,23 @@ typedef struct forward_scratch {
     float k[MOEI_HEAD_DIM_MAX * BLOCK], v[MOEI_HEAD_DIM_MAX * BLOCK]; /* widened bf16 */
 } forward_scratch;
 
+/* `vecs` vectors of queries from `lane` on against n keys. first_seen: of key 0 the first lane that sees it,
+ * so that a lane before first_seen + i does not see key i. */
+static void forward_lanes(forward_scratch *s, strided k, strided v, int64_t n, int64_t dim, int64_t lane,
+                          int64_t vecs, int64_t first_seen) {
+    block_product(k, n, s->q + lane, LANES, dim, s->score + lane, false, vecs);
+    for (int64_t i = 0; i < n; ++i)
+        fill_run(s->score + i * LANES + lane, moei_min(vecs * VF_N, first_seen + i - lane), -INFINITY);
+    for (int64_t end = lane + vecs * VF_N, at = lane; at < end; at += VF_N) {
+        vf shrink = softmax_block(s->score + at, n, s->state.max + at, s->state.sum + at);
+        for (int64_t d = 0; d < dim; ++d) {
+            float *out = s->out + d * LANES + at;
+            vf_store(out, vf_mul(vf_load(out), shrink));
+        }
+    }
+    block_product(turned(v), dim, s->score + lane, LANES, n, s->out + lane, true, vecs);
+}
+
 /* Queries first .. first+n-1 of sequence `seq` against all keys they see. */
 static void forward_block(const moe_attention_args *a, int64_t seq, int64_t head, int64_t first, int64_t n,
                           forward_scratch *s) {
@@ -166,18 +185,11 @@ static void forward_block(const moe_attention_args *a, int64_t seq, int64_t head
         int64_t keys = moei_min(BLOCK, position + n - j);
         int64_t at = (seq * a->kv_stride + j) * a->ldkv + kv_head * dim;
         strided k = pass_by(rows_of(a, a->k, at, a->ldkv), keys, dim, s->k);
-        strided v = turned(pass_by(rows_of(a, a->v, at, a->ldkv), keys, dim, s->v));
-        block_product(k, keys, s->q, dim, s->score, false, vecs);
-        for (int64_t i = 0; i < keys; ++i) /* a lane before the key does not see it */
-            fill_run(s->score + i * LANES, moei_min(n, j + i - position), -INFINITY);
-        for (int64_t lane = 0; lane < vecs * VF_N; lane += VF_N) {
-            vf shrink = softmax_block(s->score + lane, keys, s->state.max + lane, s->state.sum + lane);
-            for (int64_t d = 0; d < dim; ++d) {
-                float *out = s->out + d * LANES + lane;
-                vf_store(out, vf_mul(vf_load(out), shrink));
-            }
-        }
-        block_product(v, dim, s->score, keys, s->out, true, vecs);
+        strided v = pass_by(rows_of(a, a->v, at, a->ldkv), keys, dim, s->v);
+        int64_t together = j + keys <= position + 1 ? vecs : 1; /* all see all keys: no vector goes alone */
+        for (int64_t lane = 0; lane < n; lane += together * VF_N)
+            forward_lanes(s, k, v, moei_min(keys, position - j + lane + together * VF_N), dim, lane, together,
+                          j - position);
     }
     for (int64_t lane = 0; lane < vecs * VF_N; lane += VF_N)
         for (int64_t d = 0; d < dim; ++d) {
@@ -267,7 +279,7 @@ static void decode_heads(const moe_attention_args *a, int64_t seq, int64_t head,
         pack_lanes(s->k, rows_of(a, a->k, at, a->ldkv), keys, dim, 1.0F);
         for (int64_t h = 0; h < n; ++h) {
             strided one = {s->q + h * dim, 0, 1};
-            block_product(one, 1, s->k, dim, s->score, false, (keys + VF_N - 1) / VF_N);
+            block_product(one, 1, s->k, LANES, dim, s->score, false, (keys + VF_N - 1) / VF_N);
             vf shrink = decode_softmax(s->score, keys, s->max[h], s->sum[h]);
             if (bf16)
                 decode_output(true, s->out + h * dim, dim, shrink, s->score, v, keys);
@@ -301,14 +313,45 @@ static inline void attention_forward(const moei_team *team, const moe_attention_
                       (void *)args);
 }
 
-typedef struct backward_scratch {
-    float weight[BLOCK * LANES], dscore[BLOCK * LANES];
-    float lse[LANES], delta[LANES];
-    float x[MOEI_HEAD_DIM_MAX * LANES], y[MOEI_HEAD_DIM_MAX * LANES]; /* q, dout or k, v */
-    float dx[MOEI_HEAD_DIM_MAX * LANES], dy[MOEI_HEAD_DIM_MAX * LANES];
-    float pass_x[MOEI_HEAD_DIM_MAX * BLOCK], pass_y[MOEI_HEAD_DIM_MAX * BLOCK]; /* widened bf16 */
-} backward_scratch;
-_Static_assert(sizeof(backward_scratch) <= MOEI_THREAD_SCRATCH, "attention's blocks fit a thread's scratch");
+/* A backward task's blocks, and where they lie in a thread's scratch. */
+typedef struct grad_blocks {
+    int64_t columns;        /* head_dim in whole vectors */
+    float *weight, *dscore; /* [BLOCK][LANES] */
+    float *k, *v, *dk, *dv; /* [head_dim][LANES] of the keys owned */
+    float *k_row;           /* [LANES][columns] of them */
+    float *q, *dout;        /* [BLOCK][head_dim]: room for widened bf16 */
+    float *dq;              /* [..][columns], whatever room is left */
+} grad_blocks;
+
+static int64_t whole_vectors(int64_t n) {
+    return (n + VF_N - 1) / VF_N * VF_N;
+}
+
+static grad_blocks grad_blocks_in(const moe_attention_args *a, float *scratch) {
+    const int64_t columns = whole_vectors(a->head_dim), block = LANES * columns;
+    float *of_dim = scratch + 2 * BLOCK * LANES;
+    return (grad_blocks){columns,
+                         scratch,
+                         scratch + BLOCK * LANES,
+                         of_dim,
+                         of_dim + block,
+                         of_dim + 2 * block,
+                         of_dim + 3 * block,
+                         of_dim + 4 * block,
+                         of_dim + 5 * block,
+                         of_dim + 6 * block,
+                         of_dim + 7 * block};
+}
+_Static_assert((2 * BLOCK + 7 * MOEI_HEAD_DIM_MAX) * LANES * sizeof(float) <= MOEI_THREAD_SCRATCH,
+               "attention's blocks fit a thread's scratch");
+
+/* Whether dq of a whole sequence fits too, for all heads of a group. A matter of the shape alone, so that the
+ * bits depend on nothing else. */
+static bool dq_fits(const moe_attention_args *a) {
+    const int64_t rows = 7 * LANES + a->heads / a->kv_heads * a->q_len;
+    const int64_t numbers = 2 * BLOCK * LANES + rows * whole_vectors(a->head_dim);
+    return numbers * (int64_t)sizeof(float) <= MOEI_THREAD_SCRATCH;
+}
 
 /* weight = exp(score - lse) in place of the score; dscore = weight * (dweight - delta) in place of dweight.
  */
@@ -318,83 +361,138 @@ static inline void grad_vector(float *score, float *dweight, vf lse, vf delta) {
     vf_store(dweight, vf_mul(p, vf_sub(vf_load(dweight), delta)));
 }
 
-/* dq of queries first .. first+n-1: lanes are queries, keys pass by. */
-static void query_grad_block(const moe_attention_args *a, int64_t seq, int64_t head, int64_t first, int64_t n,
-                             backward_scratch *s) {
-    int64_t dim = a->head_dim, vecs = (n + VF_N - 1) / VF_N, row = seq * a->q_len + first;
-    int64_t kv_head = head / (a->heads / a->kv_heads);
-    pack_lanes(s->x, rows_of(a, a->q, row * a->ldq + head * dim, a->ldq), n, dim, scale_of(a));
-    pack_lanes(s->y, rows_of(a, a->dout, row * a->ldo + head * dim, a->ldo), n, dim, 1.0F);
-    fill_run(s->dx, dim * LANES, 0.0F);
-    for (int64_t i = 0; i < LANES; ++i) {
-        int64_t at = (row + (i < n ? i : 0)) * a->heads + head; /* lanes past n: any finite number */
-        s->lse[i] = ((const float *)a->lse)[at];
-        s->delta[i] = ((const float *)a->delta)[at];
-    }
-    for (int64_t j = 0; j < first + n; j += BLOCK) {
-        int64_t keys = moei_min(BLOCK, first + n - j),
-                at = (seq * a->kv_stride + j) * a->ldkv + kv_head * dim;
-        strided k = pass_by(rows_of(a, a->k, at, a->ldkv), keys, dim, s->pass_x);
-        strided v = pass_by(rows_of(a, a->v, at, a->ldkv), keys, dim, s->pass_y);
-        block_product(k, keys, s->x, dim, s->weight, false, vecs);
-        block_product(v, keys, s->y, dim, s->dscore, false, vecs);
-        for (int64_t i = 0; i < keys; ++i) {
-            float *score = s->weight + i * LANES, *dweight = s->dscore + i * LANES;
-            fill_run(score, moei_min(n, j + i - first), -INFINITY);
-            for (int64_t lane = 0; lane < vecs * VF_N; lane += VF_N)
-                grad_vector(score + lane, dweight + lane, vf_load(s->lse + lane), vf_load(s->delta + lane));
-        }
-        block_product(turned(k), dim, s->dscore, keys, s->dx, true, vecs);
-    }
-    unpack_lanes(rows_of(a, a->dq, row * a->ldq + head * dim, a->ldq), s->dx, n, dim, scale_of(a));
+/* A head of one sequence. */
+typedef struct grad_place {
+    int64_t seq, head, kv_head;
+} grad_place;
+
+static void own_keys(const moe_attention_args *a, grad_place at, int64_t first, int64_t n,
+                     const grad_blocks *s) {
+    const int64_t dim = a->head_dim, row = (at.seq * a->kv_stride + first) * a->ldkv + at.kv_head * dim;
+    const lane_rows k = rows_of(a, a->k, row, a->ldkv);
+    pack_lanes(s->k, k, n, dim, scale_of(a));
+    pack_lanes(s->v, rows_of(a, a->v, row, a->ldkv), n, dim, 1.0F);
+    for (int64_t r = 0; r < n; ++r)
+        for (int64_t c = 0; c < dim; c += VF_N)
+            vf_store(s->k_row + r * s->columns + c, vf_get(k.bf16, k.base, k.at + r * k.ld + c, dim - c));
 }
 
-/* dk and dv of keys first .. first+n-1: lanes are keys, the queries of all heads of the group pass by. */
-static void key_grad_block(const moe_attention_args *a, int64_t seq, int64_t kv_head, int64_t first,
-                           int64_t n, backward_scratch *s) {
-    int64_t dim = a->head_dim, vecs = (n + VF_N - 1) / VF_N, group = a->heads / a->kv_heads;
-    int64_t mine = (seq * a->kv_stride + first) * a->ldkv + kv_head * dim;
-    pack_lanes(s->x, rows_of(a, a->k, mine, a->ldkv), n, dim, scale_of(a));
-    pack_lanes(s->y, rows_of(a, a->v, mine, a->ldkv), n, dim, 1.0F);
-    fill_run(s->dx, dim * LANES, 0.0F);
-    fill_run(s->dy, dim * LANES, 0.0F);
-    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
+/* Weights and gradients of scores of some queries for `vecs` vectors of keys from `lane` on. hidden: of the
+ * first query the first lane it does not see; each later one sees a lane more. lse and delta are the first
+ * query's. */
+static void score_grads(const moe_attention_args *a, const grad_blocks *s, strided q, strided dout,
+                        int64_t row, int64_t queries, int64_t lane, int64_t vecs, int64_t hidden,
+                        const float *lse, const float *delta) {
+    float *weight = s->weight + row * LANES + lane, *dscore = s->dscore + row * LANES + lane;
+    block_product(q, queries, s->k + lane, LANES, a->head_dim, weight, false, vecs);
+    block_product(dout, queries, s->v + lane, LANES, a->head_dim, dscore, false, vecs);
+    for (int64_t r = 0; r < queries; ++r, weight += LANES, dscore += LANES) {
+        const int64_t seen = hidden + r - lane;
+        const vf norm = vf_set1(lse[r * a->heads]), mean = vf_set1(delta[r * a->heads]);
+        if (seen < vecs * VF_N) fill_run(weight + seen, vecs * VF_N - seen, -INFINITY);
+        for (int64_t v = 0; v < vecs * VF_N; v += VF_N) grad_vector(weight + v, dscore + v, norm, mean);
+    }
+}
+
+/* Queries i .. i+queries-1 of a head against the keys first .. first+n-1, which are owned: adds to dk and dv
+ * if `keys`, and to dq[queries][columns] unless NULL. Blocks meet on the diagonal or not at all: i >= first.
+ */
+static void grad_pair(const moe_attention_args *a, grad_place at, int64_t first, int64_t n, int64_t i,
+                      int64_t queries, const grad_blocks *s, float *dq, bool keys) {
+    const int64_t dim = a->head_dim, row = at.seq * a->q_len + i, vecs = (n + VF_N - 1) / VF_N;
+    const float *lse = (const float *)a->lse + row * a->heads + at.head;
+    const float *delta = (const float *)a->delta + row * a->heads + at.head;
+    strided q = pass_by(rows_of(a, a->q, row * a->ldq + at.head * dim, a->ldq), queries, dim, s->q);
+    strided dout = pass_by(rows_of(a, a->dout, row * a->ldo + at.head * dim, a->ldo), queries, dim, s->dout);
+    const bool diagonal = i == first;
+    const int64_t together = diagonal ? 1 : vecs;
+    for (int64_t lane = 0; lane < n; lane += together * VF_N) {
+        const int64_t r = diagonal ? lane : 0, rows = queries - r; /* those that see a lane of these */
+        strided q_seeing = {q.x + r * q.by_row, q.by_row, q.by_step};
+        strided dout_seeing = {dout.x + r * dout.by_row, dout.by_row, dout.by_step};
+        score_grads(a, s, q_seeing, dout_seeing, r, rows, lane, together, i - first + r + 1,
+                    lse + r * a->heads, delta + r * a->heads);
+        if (!keys) continue;
+        const int64_t corner = r * LANES + lane;
+        block_product(turned(dout_seeing), dim, s->weight + corner, LANES, rows, s->dv + lane, true,
+                      together);
+        block_product(turned(q_seeing), dim, s->dscore + corner, LANES, rows, s->dk + lane, true, together);
+    }
+    const int64_t tall = diagonal ? VF_N : queries;
+    for (int64_t r = 0; dq && r < queries; r += tall) {
+        strided dscore = {s->dscore + r * LANES, LANES, 1};
+        block_product(dscore, moei_min(tall, queries - r), s->k_row, s->columns,
+                      diagonal ? moei_min(n, r + tall) : n, dq + r * s->columns, true, s->columns / VF_N);
+    }
+}
+
+static void store_dq(const moe_attention_args *a, grad_place at, int64_t i, int64_t queries, const float *dq,
+                     int64_t columns) {
+    const vf scale = vf_set1(scale_of(a));
+    for (int64_t r = 0; r < queries; ++r) {
+        const int64_t to = (at.seq * a->q_len + i + r) * a->ldq + at.head * a->head_dim;
+        for (int64_t c = 0; c < a->head_dim; c += VF_N)
+            vf_put(a->dtype == MOE_BF16, a->dq, to + c, vf_mul(vf_load(dq + r * columns + c), scale),
+                   a->head_dim - c);
+    }
+}
+
+/* dk and dv of the keys from `first` on; dq of all queries that see them is added to s->dq if `queries_too`.
+ */
+static void key_block(const moe_attention_args *a, grad_place at, int64_t first, const grad_blocks *s,
+                      bool queries_too) {
+    const int64_t dim = a->head_dim, n = moei_min(LANES, a->kv_len - first), group = a->heads / a->kv_heads;
+    const int64_t row = (at.seq * a->kv_stride + first) * a->ldkv + at.kv_head * dim;
+    own_keys(a, at, first, n, s);
+    fill_run(s->dk, dim * LANES, 0.0F);
+    fill_run(s->dv, dim * LANES, 0.0F);
+    for (int64_t h = 0; h < group; ++h)
         for (int64_t i = first; i < a->q_len; i += BLOCK) {
-            int64_t queries = moei_min(BLOCK, a->q_len - i), row = seq * a->q_len + i;
-            lane_rows q_rows = rows_of(a, a->q, row * a->ldq + head * dim, a->ldq);
-            lane_rows dout_rows = rows_of(a, a->dout, row * a->ldo + head * dim, a->ldo);
-            strided q = pass_by(q_rows, queries, dim, s->pass_x);
-            strided dout = pass_by(dout_rows, queries, dim, s->pass_y);
-            block_product(q, queries, s->x, dim, s->weight, false, vecs);
-            block_product(dout, queries, s->y, dim, s->dscore, false, vecs);
-            for (int64_t r = 0; r < queries; ++r) {
-                float *score = s->weight + r * LANES, *dweight = s->dscore + r * LANES;
-                vf lse = vf_set1(((const float *)a->lse)[(row + r) * a->heads + head]);
-                vf delta = vf_set1(((const float *)a->delta)[(row + r) * a->heads + head]);
-                int64_t seen = i + r - first + 1; /* lanes after the query's own position are not seen */
-                fill_run(score + seen, n - seen, -INFINITY);
-                for (int64_t lane = 0; lane < vecs * VF_N; lane += VF_N)
-                    grad_vector(score + lane, dweight + lane, lse, delta);
-            }
-            block_product(turned(dout), dim, s->weight, queries, s->dy, true, vecs);
-            block_product(turned(q), dim, s->dscore, queries, s->dx, true, vecs);
+            at.head = at.kv_head * group + h;
+            float *dq = queries_too ? s->dq + (h * a->q_len + i) * s->columns : NULL;
+            grad_pair(a, at, first, n, i, moei_min(BLOCK, a->q_len - i), s, dq, true);
         }
-    unpack_lanes(rows_of(a, a->dk, mine, a->ldkv), s->dx, n, dim, scale_of(a));
-    unpack_lanes(rows_of(a, a->dv, mine, a->ldkv), s->dy, n, dim, 1.0F);
+    unpack_lanes(rows_of(a, a->dk, row, a->ldkv), s->dk, n, dim, scale_of(a));
+    unpack_lanes(rows_of(a, a->dv, row, a->ldkv), s->dv, n, dim, 1.0F);
 }
 
-static void query_grad_task(void *arg, int64_t task, void *scratch) {
+/* All gradients of a group of heads in one pass. */
+static void group_grad_task(void *arg, int64_t task, void *scratch) {
     const moe_attention_args *a = arg;
-    int64_t blocks = (a->q_len + LANES - 1) / LANES, pairs = a->n_seq * a->heads;
-    int64_t first = (blocks - 1 - task / pairs) * LANES, pair = task % pairs;
-    query_grad_block(a, pair / a->heads, pair % a->heads, first, moei_min(LANES, a->q_len - first), scratch);
+    const int64_t group = a->heads / a->kv_heads;
+    grad_place at = {task / a->kv_heads, 0, task % a->kv_heads};
+    grad_blocks s = grad_blocks_in(a, scratch);
+    fill_run(s.dq, group * a->q_len * s.columns, 0.0F);
+    for (int64_t first = 0; first < a->kv_len; first += LANES) key_block(a, at, first, &s, true);
+    for (int64_t h = 0; h < group; ++h) {
+        at.head = at.kv_head * group + h;
+        store_dq(a, at, 0, a->q_len, s.dq + h * a->q_len * s.columns, s.columns);
+    }
 }
 
+/* Of long sequences dk and dv alone, a block of keys a task, */
 static void key_grad_task(void *arg, int64_t task, void *scratch) {
     const moe_attention_args *a = arg;
-    int64_t pairs = a->n_seq * a->kv_heads, first = task / pairs * LANES, pair = task % pairs;
-    key_grad_block(a, pair / a->kv_heads, pair % a->kv_heads, first, moei_min(LANES, a->kv_len - first),
-                   scratch);
+    const int64_t pairs = a->n_seq * a->kv_heads, pair = task % pairs;
+    const grad_place at = {pair / a->kv_heads, 0, pair % a->kv_heads};
+    const grad_blocks s = grad_blocks_in(a, scratch);
+    key_block(a, at, task / pairs * LANES, &s, false);
+}
+
+/* and dq, a block of queries a task; it takes the room of dk. Late queries see the most keys and go first. */
+static void query_grad_task(void *arg, int64_t task, void *scratch) {
+    const moe_attention_args *a = arg;
+    const int64_t blocks = (a->q_len + BLOCK - 1) / BLOCK, pairs = a->n_seq * a->heads, pair = task % pairs;
+    const int64_t i = (blocks - 1 - task / pairs) * BLOCK, queries = moei_min(BLOCK, a->q_len - i);
+    const grad_place at = {pair / a->heads, pair % a->heads, pair % a->heads / (a->heads / a->kv_heads)};
+    const grad_blocks s = grad_blocks_in(a, scratch);
+    fill_run(s.dk, queries * s.columns, 0.0F);
+    for (int64_t first = 0; first <= i; first += LANES) {
+        const int64_t n = moei_min(LANES, a->kv_len - first);
+        own_keys(a, at, first, n, &s);
+        grad_pair(a, at, first, n, i, queries, &s, s.dk, false);
+    }
+    store_dq(a, at, i, queries, s.dk, s.columns);
 }
 
 /* delta = <dout, out>, which is the sum over keys of weight * dweight. */
@@ -414,11 +512,14 @@ static void delta_task(void *arg, int64_t row, void *scratch) {
 }
 
 static inline void attention_backward(const moei_team *team, const moe_attention_args *args) {
+    const int64_t blocks = (args->q_len + BLOCK - 1) / BLOCK;
     moei_parallel(team, args->n_seq * args->q_len, delta_task, (void *)args);
-    moei_parallel(team, (args->q_len + LANES - 1) / LANES * args->n_seq * args->heads, query_grad_task,
-                  (void *)args);
-    moei_parallel(team, (args->kv_len + LANES - 1) / LANES * args->n_seq * args->kv_heads, key_grad_task,
-                  (void *)args);
+    if (dq_fits(args)) {
+        moei_parallel(team, args->n_seq * args->kv_heads, group_grad_task, (void *)args);
+    } else {
+        moei_parallel(team, blocks * args->n_seq * args->heads, query_grad_task, (void *)args);
+        moei_parallel(team, blocks * args->n_seq * args->kv_heads, key_grad_task, (void *)args);
+    }
 }
 
 #endif
