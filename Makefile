@@ -4,13 +4,14 @@ DEMO_CONFIG := configs/demo.yaml
 DEMO_RUN := runs/demo
 DEMO_PROMPT := And it came to pass
 
-.PHONY: help build demo check check-arm fuzz bench bench-peers bench-gpu format clean
+.PHONY: help build demo check check-arm check-isa fuzz bench bench-peers bench-gpu format clean
 
 help:
 	@echo 'make build      the libraries and the command, in build/release, and build/tests/golden'
 	@echo 'make demo       from nothing to a trained, measured and explained language model: runs/demo/report.html'
 	@echo 'make check      all tests and checks; the last line is "N passed, N failed"'
 	@echo 'make check-arm  kernels and layer on 64-bit Arm: cross-compiled, tested under qemu-user'
+	@echo 'make check-isa  kernels and layer on processors without AVX2, without AVX-512: under qemu-user'
 	@echo 'make fuzz       every reader of foreign files under libFuzzer, 60 s each'
 	@echo 'make bench      speed of the kernels and of the layer on this machine'
 	@echo 'make bench-peers  the layer beside oneDNN, OpenBLAS, PyTorch and others found here: docs/peers.md'
@@ -37,6 +38,9 @@ check:
 
 check-arm:
 	@scripts/check-arm.sh
+
+check-isa:
+	@scripts/check-isa.sh
 
 fuzz:
 	@scripts/install-deps.sh check

@@ -1,7 +1,8 @@
 /* gemm_pairs.h: bf16 operands packed in pairs along the sum, as vdpbf16ps and AMX tiles read them.
- * A: rows of A_LD numbers, the sum along a row. B: panels of NR columns, a panel [kc/2][NR][2]: one pair row
- * is two vectors, sixteen of them are two AMX tiles. Include after simd_avx512.h and K_STEP, the multiple to
- * which a sum is padded with zeros.
+ * A: a strip of MR rows by up to KC steps. B: panels of NR columns, PANEL numbers apart; a pair row of a
+ * panel is two vectors. Where in a strip or a panel a number stands is the tile's matter: it defines K_STEP
+ * (a sum is padded with zeros to a multiple of it), NB (columns of a task), a_at, pair_at and SECOND_HALF,
+ * and then includes this, after simd_avx512.h.
  *
  * The sum of an element is one chain along k in the order of the instruction, whatever the blocks: a tile
  * goes on from the sums of the block before. So a row has the same bits whatever stands beside it.
@@ -12,17 +13,13 @@
 #include <string.h>
 
 enum {
-    NR = 32,
-    KC = 256,         /* 32 rows of packed A, 18 KiB, and a panel of B, 16 KiB, share an L1 of 48 KiB */
-    NB = 512,         /* columns of a task: KC x NB of packed B is 256 KiB, next to its sums in L2 */
-    A_LD = KC + 32,   /* the padding keeps rows off the same cache sets */
-    SUM_LD = NB + 16, /* likewise */
-    STRIP_K = 64,     /* pairs are made of STRIP_K x NR numbers at a time: 4 KiB */
+    PANEL = KC * NR + 64, /* of whole KC; the padding keeps panels off the same cache sets */
+    SUM_LD = NB + 16,     /* likewise rows */
+    STRIP_K = 64,         /* few rows use B in strips of STRIP_K x NR numbers: 4 KiB */
+    AHEAD_BYTES = 3072,   /* how far reading runs ahead of packing, in each of two rows */
 };
 
 #include "kernel/gemm_block.h"
-
-typedef uint16_t moei_packed;
 
 static inline int64_t padded(int64_t k) {
     return moei_ceil_div(k, K_STEP) * K_STEP;
@@ -43,68 +40,88 @@ static inline void interleave(__m512i even, __m512i odd, uint16_t *out) {
     const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
     __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
     _mm512_storeu_si512(out, _mm512_permutex2var_epi64(low, first, high));
-    _mm512_storeu_si512(out + 32, _mm512_permutex2var_epi64(low, second, high));
+    _mm512_storeu_si512(out + SECOND_HALF, _mm512_permutex2var_epi64(low, second, high));
+}
+
+/* A pair row of a panel out of two rows of B from `column` on; NULL: a row of zeros. */
+static inline void pack_pair(const uint16_t *even, const uint16_t *odd, int64_t column, int64_t width,
+                             uint16_t *out) {
+    const __m512i zero = _mm512_setzero_si512();
+    interleave(even ? load_bf16(even + column, width) : zero, odd ? load_bf16(odd + column, width) : zero,
+               out);
 }
 
 /* B[k0 .. k0+kc, column .. column+width] -> a strip of a panel, kc <= STRIP_K and width <= NR; zeros up to
  * padded(kc). */
-static void pack_strip(const moei_rows *b, int64_t column, int64_t width, int64_t k0, int64_t kc,
-                       uint16_t *out) {
-    int64_t k = 0;
-    if (!b->index && width >= NR) { /* the common case, free of what the edges need */
-        const uint16_t *from = bf16_at(b, k0) + column;
-        for (; k + 2 <= kc; k += 2, from += 2 * b->ld, out += 2 * NR)
-            interleave(_mm512_loadu_si512(from), _mm512_loadu_si512(from + b->ld), out);
-    }
-    for (; k < padded(kc); k += 2, out += 2 * NR) {
-        __m512i even = _mm512_setzero_si512(), odd = even;
-        if (k < kc) even = load_bf16(bf16_at(b, k0 + k) + column, width);
-        if (k + 1 < kc) odd = load_bf16(bf16_at(b, k0 + k + 1) + column, width);
-        interleave(even, odd, out);
-    }
+static inline void pack_strip(const moei_rows *b, int64_t column, int64_t width, int64_t k0, int64_t kc,
+                              uint16_t *out) {
+    for (int64_t k = 0; k < padded(kc); k += 2)
+        pack_pair(k < kc ? bf16_at(b, k0 + k) : NULL, k + 1 < kc ? bf16_at(b, k0 + k + 1) : NULL, column,
+                  width, out + pair_at(k / 2));
 }
 
-/* The same of B stored as [n, k]: there a pair is one 32-bit number already. */
-static void pack_strip_trans(const moei_rows *b, int64_t column, int64_t width, int64_t k0, int64_t kc,
-                             uint16_t *out) {
+/* Sixteen columns of B stored as [n, k], `width` of which exist, and up to 32 steps: half of sixteen pair
+ * rows. There a pair is one 32-bit number already. */
+static void pack_turned(const moei_rows *b, int64_t column, int64_t width, int64_t k0, int64_t kc,
+                        uint16_t *out) {
+    vf block[VF_N];
+    for (int64_t i = 0; i < VF_N; ++i) {
+        bool inside = i < width;
+        const uint16_t *from = bf16_at(b, inside ? column + i : column) + k0;
+        block[i] = _mm512_castsi512_ps(load_bf16(from, inside ? kc : 0));
+    }
+    vf_transpose(block);
+    for (int64_t i = 0; i < moei_min(VF_N, padded(kc) / 2); ++i)
+        vf_store((float *)(void *)(out + pair_at(i)), block[i]);
+}
+
+static inline void pack_strip_trans(const moei_rows *b, int64_t column, int64_t width, int64_t k0, int64_t kc,
+                                    uint16_t *out) {
     for (int64_t k = 0; k < kc; k += 32) {
-        for (int64_t j = 0; j < NR; j += VF_N) {
-            vf block[VF_N];
-            for (int64_t i = 0; i < VF_N; ++i) {
-                bool inside = j + i < width;
-                const uint16_t *from = bf16_at(b, inside ? column + j + i : column) + k0 + k;
-                block[i] = _mm512_castsi512_ps(load_bf16(from, inside ? kc - k : 0));
+        uint16_t *to = out + pair_at(k / 2);
+        int64_t first = moei_min(width, VF_N);
+        pack_turned(b, column, first, k0 + k, kc - k, to);
+        pack_turned(b, column + first, width - first, k0 + k, kc - k, to + SECOND_HALF);
+    }
+}
+
+/* B[k0 .. k0+kc, columns] -> panels. Rows are read whole, so memory is read in order, and asked for before
+ * their turn, as hardware does not follow runs of a few hundred bytes. */
+static void pack_b(const moei_rows *b, const moei_columns *cols, int64_t k0, int64_t kc, uint16_t *out) {
+    int64_t ahead = 2 * moei_ceil_div(AHEAD_BYTES, 2 * cols->n_runs * cols->width), last = k0 + kc - 1;
+    for (int64_t k = k0; k < k0 + padded(kc); k += 2) {
+        const uint16_t *even = k <= last ? bf16_at(b, k) : NULL, *odd = k < last ? bf16_at(b, k + 1) : NULL;
+        const uint16_t *next[2] = {bf16_at(b, moei_min(k + ahead, last)),
+                                   bf16_at(b, moei_min(k + ahead + 1, last))};
+        uint16_t *to = out + pair_at((k - k0) / 2);
+        for (int32_t run = 0; run < cols->n_runs; ++run) {
+            for (int64_t j = 0; j < cols->width; j += NR, to += PANEL) {
+                int64_t column = cols->first[run] + j;
+                _mm_prefetch((const char *)(next[0] + column), _MM_HINT_T0);
+                _mm_prefetch((const char *)(next[1] + column), _MM_HINT_T0);
+                pack_pair(even, odd, column, cols->width - j, to);
             }
-            vf_transpose(block);
-            uint16_t *to = out + k * NR + 2 * j;
-            for (int64_t i = 0; i < moei_min(VF_N, (padded(kc) - k) / 2); ++i)
-                vf_store((float *)(void *)(to + 2 * i * NR), block[i]);
         }
     }
 }
 
-static void pack_strip_any(const moei_rows *b, bool trans, int64_t column, int64_t width, int64_t k0,
-                           int64_t kc, uint16_t *out) {
-    if (trans)
-        pack_strip_trans(b, column, width, k0, kc, out);
-    else
-        pack_strip(b, column, width, k0, kc, out);
-}
-
-/* B[k0 .. k0+kc, columns] -> panels of [padded(kc)/2][NR][2]. */
-static void pack_b(const moei_rows *b, bool trans, const moei_columns *cols, int64_t k0, int64_t kc,
-                   uint16_t *out) {
-    for (int64_t k = 0; k < kc; k += STRIP_K) {
-        for (int64_t p = 0; p < cols->n_runs * cols->panels; ++p) {
-            int64_t j = p % cols->panels * NR;
-            pack_strip_any(b, trans, cols->first[p / cols->panels] + j, moei_min(NR, cols->width - j), k0 + k,
-                           moei_min(STRIP_K, kc - k), out + p * padded(kc) * NR + k * NR);
+/* The same of B stored as [n, k]: sixteen of its rows at a time, the next sixteen asked for. */
+static inline void pack_b_trans(const moei_rows *b, const moei_columns *cols, int64_t k0, int64_t kc,
+                                uint16_t *out) {
+    for (int64_t j = 0; j < cols->n_runs * cols->panels * NR; j += VF_N) {
+        int64_t in_run = j % (cols->panels * NR), left = cols->width - in_run;
+        int64_t column = cols->first[j / (cols->panels * NR)] + moei_min(in_run, cols->width - 1);
+        uint16_t *to = out + j / NR * PANEL + (j % NR ? SECOND_HALF : 0);
+        for (int64_t k = 0; k < kc; k += 32) {
+            for (int64_t i = VF_N; i < moei_min(2 * VF_N, left); ++i)
+                _mm_prefetch((const char *)(bf16_at(b, column + i) + k0 + k), _MM_HINT_T0);
+            pack_turned(b, column, moei_min(left, VF_N), k0 + k, kc - k, to + pair_at(k / 2));
         }
     }
 }
 
-/* A block of B that will be packed soon, asked for a few cache lines at a time while tiles are multiplied:
- * reading it at once would wait for every line, as packing has too few of them under way. */
+/* Rows that will be read soon, asked for a few cache lines at a time while tiles are multiplied: reading them
+ * at once would wait for every line. */
 typedef struct moei_fetch {
     moei_rows rows;
     int64_t row, end;      /* rows still to ask for */
@@ -113,7 +130,14 @@ typedef struct moei_fetch {
     int64_t second;        /* elements from the first run of columns to the second; 0: there is none */
 } moei_fetch;
 
-static moei_fetch fetch_of(const moei_rows *b, bool trans, const moei_columns *cols, int64_t k0, int64_t kc) {
+/* A[row .. end, k0 .. k0+kc] */
+static inline moei_fetch fetch_a(const moei_rows *a, int64_t row, int64_t end, int64_t k0, int64_t kc) {
+    return (moei_fetch){.rows = *a, .row = row, .end = end, .column = k0, .bytes = 2 * kc};
+}
+
+/* B[k0 .. k0+kc, columns] */
+static inline moei_fetch fetch_b(const moei_rows *b, bool trans, const moei_columns *cols, int64_t k0,
+                                 int64_t kc) {
     int64_t second = cols->n_runs == 2 ? cols->first[1] - cols->first[0] : 0;
     if (trans)
         return (moei_fetch){*b, cols->first[0], cols->first[0] + cols->width, k0, 2 * kc, 0, second * b->ld};
@@ -132,8 +156,7 @@ static inline void fetch_lines(moei_fetch *f, int64_t lines) {
     }
 }
 
-/* Lines to ask for in every FETCH_K steps of a sum, so that the block is there after `tiles` tiles of kc
- * steps. */
+/* Lines to ask for in every FETCH_K steps of a sum, so that all are there after `tiles` tiles of kc steps. */
 enum { FETCH_K = 32 };
 static inline int64_t fetch_share(const moei_fetch *f, int64_t tiles, int64_t kc) {
     int64_t lines = (f->end - f->row) * moei_ceil_div(f->bytes, LINE);

@@ -1,53 +1,65 @@
-/* gemm_tile_amx.h: the tile of bf16 pairs in AMX: 32 x 32 sums in four tile registers, fed by two of A and
- * two of B, so that every tile that is loaded serves two products. Operands as in gemm_pairs.h, which it
- * includes. Source: Intel 64 and IA-32 Architectures Optimization Reference Manual, chapter on AMX.
+/* gemm_tile_amx.h: the tile of bf16 pairs in AMX: 32 x 32 sums, made as two halves of 32 x 16.
+ * Operands as in gemm_pairs.h, which it includes, and in the order of tiles: 32 steps of a strip of A, or of
+ * a panel, are two tiles of 1 KiB one after the other. Source: Intel 64 and IA-32 Architectures Optimization
+ * Reference Manual, chapter on AMX; which registers: docs/kernels.md.
  */
 #ifndef MOEI_GEMM_TILE_AMX_H
 #define MOEI_GEMM_TILE_AMX_H
 
 enum {
-    K_STEP = 32,      /* numbers of a tile's row; FETCH_K */
-    MR = 32,          /* rows past the last are computed too, and not used */
-    STREAM_ROWS = 16, /* one tile of A: then B is packed a strip at a time, straight before its use */
+    TILE = 512,  /* numbers of bf16 in a tile, sixteen rows of 64 bytes */
+    K_STEP = 32, /* of a tile; FETCH_K */
+    MR = 32,     /* rows past the last are computed too, and not used */
+    NR = 32,
+    KC = 256, /* a strip of A and half a panel of B, 24 KiB, stay in an L1 of 48 KiB */
+    NB = 768, /* columns of a task: KC x NB of packed B is 384 KiB, next to its sums in L2 */
+    MB = 288, /* rows of a task at most */
+    A_STRIP = MR * KC,
+    SECOND_HALF = TILE, /* numbers from a pair row's first vector to its second */
+    STREAM_ROWS = 16,   /* one tile of A: then B is packed a strip at a time, straight before its use */
 };
+
+/* Where in a strip of A row i's number k is, k a multiple of 32, and where in a panel a pair row is. */
+static inline int64_t a_at(int64_t i, int64_t k) {
+    return k / K_STEP * (2 * TILE) + i * K_STEP;
+}
+static inline int64_t pair_at(int64_t pair) {
+    return pair / 16 * (2 * TILE) + pair % 16 * 32;
+}
 
 #include "kernel/gemm_amx.h"
 #include "kernel/gemm_pairs.h"
 
-static void tile_2x2(const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add,
+enum { SUM_BYTES = 4 * SUM_LD };
+
+/* 32 x 16 sums. Four of the eight registers, and one for all of A: where a neighbour shares the core, those
+ * in use leave none to rename, and every load waits. */
+static void tile_2x1(const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add,
                      moei_fetch *fetch, int64_t share) {
-    enum { A_BYTES = 2 * A_LD, B_BYTES = 4 * NR, SUM_BYTES = 4 * SUM_LD };
     if (add) {
         _tile_loadd(0, sum, SUM_BYTES);
-        _tile_loadd(1, sum + 16, SUM_BYTES);
-        _tile_loadd(2, sum + 16 * SUM_LD, SUM_BYTES);
-        _tile_loadd(3, sum + 16 * SUM_LD + 16, SUM_BYTES);
+        _tile_loadd(1, sum + 16 * SUM_LD, SUM_BYTES);
     } else {
         _tile_zero(0);
         _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
     }
-    for (int64_t k = 0; k < kc; k += K_STEP, a += K_STEP, b += K_STEP * NR) {
-        _tile_loadd(4, a, A_BYTES);
-        _tile_loadd(6, b, B_BYTES);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, b + NR, B_BYTES);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a + 16 * A_LD, A_BYTES);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+    const char *next = (const char *)(sum + 16); /* sums of the next half, four rows of them a step */
+    for (int64_t k = 0; k < kc; k += K_STEP, a += 2 * TILE, b += 2 * TILE) {
+        _tile_loadd(2, b, LINE);
+        _tile_loadd(3, a, LINE);
+        _tile_dpbf16ps(0, 3, 2);
+        _tile_loadd(3, a + TILE, LINE);
+        _tile_dpbf16ps(1, 3, 2);
         fetch_lines(fetch, share);
+        for (int i = 0; i < MR * K_STEP / KC; ++i, next += SUM_BYTES) _mm_prefetch(next, _MM_HINT_T0);
     }
     _tile_stored(0, sum, SUM_BYTES);
-    _tile_stored(1, sum + 16, SUM_BYTES);
-    _tile_stored(2, sum + 16 * SUM_LD, SUM_BYTES);
-    _tile_stored(3, sum + 16 * SUM_LD + 16, SUM_BYTES);
+    _tile_stored(1, sum + 16 * SUM_LD, SUM_BYTES);
 }
 
+/* 16 x 32 sums. */
 static void tile_1x2(const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add,
                      moei_fetch *fetch, int64_t share) {
-    enum { A_BYTES = 2 * A_LD, B_BYTES = 4 * NR, SUM_BYTES = 4 * SUM_LD };
     if (add) {
         _tile_loadd(0, sum, SUM_BYTES);
         _tile_loadd(1, sum + 16, SUM_BYTES);
@@ -55,26 +67,28 @@ static void tile_1x2(const uint16_t *a, const uint16_t *b, int64_t kc, float *su
         _tile_zero(0);
         _tile_zero(1);
     }
-    for (int64_t k = 0; k < kc; k += K_STEP, a += K_STEP, b += K_STEP * NR) {
-        _tile_loadd(4, a, A_BYTES);
-        _tile_loadd(6, b, B_BYTES);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, b + NR, B_BYTES);
-        _tile_dpbf16ps(1, 4, 7);
+    for (int64_t k = 0; k < kc; k += K_STEP, a += 2 * TILE, b += 2 * TILE) {
+        _tile_loadd(2, a, LINE);
+        _tile_loadd(3, b, LINE);
+        _tile_dpbf16ps(0, 2, 3);
+        _tile_loadd(3, b + TILE, LINE);
+        _tile_dpbf16ps(1, 2, 3);
         fetch_lines(fetch, share);
     }
     _tile_stored(0, sum, SUM_BYTES);
     _tile_stored(1, sum + 16, SUM_BYTES);
 }
 
-/* sum[mr, NR] (+)= A B, A packed with stride A_LD; mr up to MR, kc a multiple of K_STEP. Meanwhile `share`
+/* sum[mr, NR] (+)= A B, a strip of A and a panel; mr up to MR, kc a multiple of K_STEP. Meanwhile `share`
  * lines are fetched in every FETCH_K steps: spread, as a burst would keep the tiles from their own lines. */
 static inline void tile_pairs(int mr, const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add,
                               moei_fetch *fetch, int64_t share) {
-    if (mr > 16)
-        tile_2x2(a, b, kc, sum, add, fetch, share);
-    else
+    if (mr <= 16) {
         tile_1x2(a, b, kc, sum, add, fetch, share);
+        return;
+    }
+    tile_2x1(a, b, kc, sum, add, fetch, share);
+    tile_2x1(a, b + TILE, kc, sum + 16, add, fetch, share);
 }
 
 #endif

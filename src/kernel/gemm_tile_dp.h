@@ -6,9 +6,26 @@
 
 enum {
     K_STEP = 2,
-    MR = 14,         /* 28 of 32 registers hold the tile */
-    STREAM_ROWS = 4, /* up to so many rows B is packed a strip at a time, straight before its use */
+    MR = 14, /* 28 of 32 registers hold the tile */
+    NR = 32,
+    KC = 256,
+    NB = 512,            /* columns of a task: KC x NB of packed B is 256 KiB */
+    MB = 448,            /* rows of a task at most: whole tiles, also when halved twice */
+    A_LD = KC + 32,      /* row stride of packed A; the padding keeps rows off the same cache sets */
+    A_STRIP = 16 * A_LD, /* rows are made in eights */
+    SECOND_HALF = NR,    /* numbers from a pair row's first vector to its second */
+    STREAM_ROWS = 4,     /* up to so many rows B is packed a strip at a time, straight before its use */
 };
+
+typedef uint16_t moei_packed;
+
+/* Where in a strip of A row i's number k is, k a multiple of 32, and where in a panel a pair row is. */
+static inline int64_t a_at(int64_t i, int64_t k) {
+    return i * A_LD + k;
+}
+static inline int64_t pair_at(int64_t pair) {
+    return pair * 2 * NR;
+}
 
 #include "kernel/gemm_pairs.h"
 
@@ -41,7 +58,7 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_packed *a, const int64_t a_
 
 #include "kernel/gemm_tile_any.h"
 
-/* sum[mr, NR] (+)= A B, A packed with stride A_LD; `share` lines are fetched for every FETCH_K steps. */
+/* sum[mr, NR] (+)= A B, a strip of A and a panel; `share` lines are fetched for every FETCH_K steps. */
 static __attribute__((noinline)) void tile_pairs(int mr, const uint16_t *a, const uint16_t *b, int64_t kc,
                                                  float *sum, bool add, moei_fetch *fetch, int64_t share) {
     fetch_lines(fetch, share * moei_ceil_div(kc, FETCH_K));

@@ -4,13 +4,13 @@
  */
 #include <moekit/op.h>
 
-enum { MB = 448, MB_MIN = 96 };
+enum { MB_MIN = 96 /* rows of a task at least, where threads would have nothing to do */ };
 
 #include "kernel/gemm_outer/gemm_outer_task.h"
 
 typedef struct moei_outer_pairs_scratch {
-    _Alignas(64) uint16_t b[KC * NB];
-    uint16_t a[MR * A_LD];
+    _Alignas(64) uint16_t b[NB / NR * PANEL];
+    uint16_t a[A_STRIP];
     float sum[(MB + MR) * SUM_LD];
 } moei_outer_pairs_scratch;
 _Static_assert(sizeof(moei_outer_pairs_scratch) <= MOEI_THREAD_SCRATCH,
@@ -32,7 +32,8 @@ static inline __m512i four_rows(const moei_rows *a, int64_t first, int64_t end, 
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
-/* A[k0 .. k0+32, i0 .. i0+8] -> eight rows of 32: each 128-bit lane turns a block of 8 x 8. */
+/* A[k0 .. k0+32, i0 .. i0+8] -> eight rows of 32, n of which exist: each 128-bit lane turns a block of 8 x 8.
+ */
 static inline void turn_block(const moei_rows *a, int64_t k0, int64_t end, int64_t i0, int64_t n,
                               uint16_t *out) {
     __m512i r[8], t[8];
@@ -48,31 +49,16 @@ static inline void turn_block(const moei_rows *a, int64_t k0, int64_t end, int64
         r[4 * i + 3] = _mm512_unpackhi_epi32(t[4 * i + 1], t[4 * i + 3]);
     }
     for (int i = 0; i < 4; ++i) {
-        _mm512_storeu_si512(out + 2 * i * A_LD, _mm512_unpacklo_epi64(r[i], r[4 + i]));
-        _mm512_storeu_si512(out + (2 * i + 1) * A_LD, _mm512_unpackhi_epi64(r[i], r[4 + i]));
+        _mm512_storeu_si512(out + a_at(2 * i, 0), _mm512_unpacklo_epi64(r[i], r[4 + i]));
+        _mm512_storeu_si512(out + a_at(2 * i + 1, 0), _mm512_unpackhi_epi64(r[i], r[4 + i]));
     }
 }
 
-/* A[k0 .. k0+kc, i0 .. i0+mr] -> mr rows of A_LD numbers, zeros up to padded(kc). */
+/* A[k0 .. k0+kc, i0 .. i0+mr] -> a strip of mr rows and of zeros up to the next eight, zeros up to
+ * padded(kc). */
 static void turn_a(const moei_rows *a, int64_t i0, int mr, int64_t k0, int64_t kc, uint16_t *out) {
-    uint16_t edge[8 * A_LD];
-    for (int i = 0; i < mr; i += 8) {
-        uint16_t *to = mr - i < 8 ? edge : out + i * A_LD;
-        for (int64_t k = 0; k < kc; k += 32) turn_block(a, k0 + k, k0 + kc, i0 + i, mr - i, to + k);
-        if (to == edge) memcpy(out + i * A_LD, edge, (size_t)(mr - i) * A_LD * sizeof *out);
-    }
-}
-
-/* The rows of B that this thread packs after those from k0 on: see gemm_rows_pairs.h. */
-static moei_fetch next_block(const moei_outer_job *job, int64_t number, const moei_outer_task *task,
-                             const moei_rows *b, int64_t k0) {
-    const moe_gemm_outer_args *args = job->args;
-    int64_t end = args->offset[task->group + 1], k1 = k0 + KC;
-    if (k1 < end) return fetch_of(b, false, &task->cols, k1, moei_min(KC, end - k1));
-    if (number + job->n_threads >= job->n_tasks) return (moei_fetch){.end = 0};
-    moei_outer_task next = find_task(job, number + job->n_threads);
-    int64_t first = args->offset[next.group], left = args->offset[next.group + 1] - first;
-    return fetch_of(b, false, &next.cols, first, moei_min(KC, left));
+    for (int i = 0; i < mr; i += 8)
+        for (int64_t k = 0; k < kc; k += 32) turn_block(a, k0 + k, k0 + kc, i0 + i, mr - i, out + a_at(i, k));
 }
 
 static void outer_task(void *arg, int64_t number, void *memory) {
@@ -87,14 +73,15 @@ static void outer_task(void *arg, int64_t number, void *memory) {
     tiles_begin();
     for (int64_t k0 = first; k0 < end; k0 += KC) {
         int64_t kc = moei_min(KC, end - k0);
-        pack_b(&b, false, &task.cols, k0, kc, scratch->b);
-        moei_fetch fetch = next_block(job, number, &task, &b, k0);
-        int64_t share = fetch_share(&fetch, task.cols.panels * moei_ceil_div(task.rows, MR), kc);
+        pack_b(&b, &task.cols, k0, kc, scratch->b);
         for (int64_t i = 0; i < task.rows; i += MR) {
             int mr = (int)moei_min(MR, task.rows - i);
+            moei_fetch fetch = {.end = 0};
+            if (i + MR < task.rows) fetch = fetch_a(&a, k0, k0 + kc, task.i0 + i + MR, MR);
+            int64_t share = fetch_share(&fetch, task.cols.panels, kc);
             turn_a(&a, task.i0 + i, mr, k0, kc, scratch->a);
             for (int64_t p = 0; p < task.cols.panels; ++p)
-                tile_pairs(mr, scratch->a, scratch->b + p * padded(kc) * NR, padded(kc),
+                tile_pairs(mr, scratch->a, scratch->b + p * PANEL, padded(kc),
                            scratch->sum + i * SUM_LD + p * NR, k0 > first, &fetch, share);
         }
     }

@@ -12,8 +12,6 @@
 typedef struct moei_outer_job {
     const moe_gemm_outer_args *args;
     int64_t block_rows, block_width;
-    int32_t n_threads;
-    int64_t n_tasks;
 } moei_outer_job;
 
 /* Task -> group, rows i0 .. i0+rows and columns of C_g. */
@@ -64,9 +62,7 @@ static void run_outer(const moei_team *team, const moe_gemm_outer_args *args, mo
         .args = args, .block_rows = even_block(args->m, MB, MR), .block_width = even_block(args->n, NB, NR)};
     while (job.block_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads)
         job.block_rows = moei_ceil_div(job.block_rows / 2, MR) * MR;
-    job.n_threads = team->n_threads;
-    job.n_tasks = count_tasks(&job);
-    moei_parallel(team, job.n_tasks, task, &job);
+    moei_parallel(team, count_tasks(&job), task, &job);
 }
 
 #endif

@@ -19,8 +19,6 @@ typedef struct moei_rows_job {
     int64_t block_width; /* of one block */
     int64_t block_rows;
     bool bf16, c_bf16; /* storage of tensors, and of C */
-    int32_t n_threads;
-    int64_t n_tasks;
 } moei_rows_job;
 
 typedef struct moei_rows_task {
@@ -280,11 +278,9 @@ static void run_rows(const moei_team *team, const moe_gemm_rows_args *args, moe_
                          .block_width = moei_ceil_div(even, COLUMN_ALIGN) * COLUMN_ALIGN,
                          .block_rows = MB,
                          .bf16 = args->dtype == MOE_BF16,
-                         .c_bf16 = args->dtype == MOE_BF16 && !args->c_wide,
-                         .n_threads = team->n_threads};
+                         .c_bf16 = args->dtype == MOE_BF16 && !args->c_wide};
     while (job.block_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads) job.block_rows /= 2;
-    job.n_tasks = count_tasks(&job);
-    moei_parallel(team, job.n_tasks, task, &job);
+    moei_parallel(team, count_tasks(&job), task, &job);
     if (args->epilogue == MOE_EPI_ACT_GRAD && args->dweight) {
         int64_t rows = args->offset[args->n_groups] - args->offset[0];
         moei_parallel(team, moei_ceil_div(rows, DWEIGHT_ROWS), dweight_task, (void *)args);
