@@ -69,10 +69,13 @@ done
 expect 2 "$MOEKIT" bench presets small.yaml moe.num_experts=8 --run presets -q
 says err 'exists already'
 expect 2 "$MOEKIT" bench layer moe.top_k=3
-expect 2 "$MOEKIT" bench layer --device gpu
-expect 2 "$MOEKIT" bench gemm --device cuda
-expect 2 "$MOEKIT" bench layer --graph
 says err 'takes problems'
+expect 2 "$MOEKIT" bench layer --device gpu
+says err 'not one of: cpu, cuda'
+expect 2 "$MOEKIT" bench gemm --device cuda
+says err "is for 'layer'"
+expect 2 "$MOEKIT" bench layer --graph
+says err 'goes with --device cuda'
 
 # where a step's time goes, and experts against dense models, trained beside each other
 expect 0 "$MOEKIT" bench step small.yaml --repeat 2 -q
