@@ -10,6 +10,7 @@
 
 #include "core/real.h"
 #include "core/thread.h"
+#include "kernel/product.h"
 #include "kernel/stage.h"
 
 /* dweight of ACT_GRAD is summed in parts of so many columns: moe_dweight_parts(n) of them a row. */

@@ -3,10 +3,10 @@
  * described. Source: Automodel and Megatron core (latent experts, shared gate); sigma-MoE (output bias).
  */
 #include "layer/layer_experts.h"
+#include "kernel/kernel.h"
 
 #include "combine/combine.h"
 #include "core/real.h"
-#include "layer/layer_around.h"
 #include "layer/layer_desc.h"
 
 bool moei_layer_weighs_input(const moe_layer *layer) {
@@ -112,6 +112,28 @@ static moe_mat gate_column(const moe_layer *layer, void *data) {
     return (moe_mat){data, layer->batch.x.rows, 1, 1, moei_wide(layer->desc.dtype)};
 }
 
+/* wide gate[T,1] = sigmoid(gate); y[t] *= gate[t] */
+static void apply_gate(moe_ctx *ctx, moe_mat gate, moe_mat y) {
+    ctx->kernels[y.dtype]->sigmoid_gate(
+        &ctx->team,
+        &(moei_sigmoid_gate_args){
+            .dtype = y.dtype, .rows = y.rows, .n = y.cols, .gate = gate.data, .y = y.data, .ld = y.stride});
+}
+
+/* wide dgate[T,1] *= gate (1 - gate); then dweight[d] += dgate^T x and, where wanted, dx += dgate weight. */
+static void gate_backward(moe_ctx *ctx, moe_mat gate, moe_mat dgate, moe_mat x, const void *weight,
+                          void *dweight, moe_mat dx) {
+    ctx->kernels[x.dtype]->sigmoid_gate_grad(&ctx->team, &(moei_sigmoid_gate_args){.dtype = x.dtype,
+                                                                                   .rows = x.rows,
+                                                                                   .n = x.cols,
+                                                                                   .gate = gate.data,
+                                                                                   .dgate = dgate.data,
+                                                                                   .weight = weight,
+                                                                                   .y = dx.data,
+                                                                                   .ld = dx.stride});
+    moei_column_sums(ctx, x, dgate.data, dweight);
+}
+
 static moe_status shared_forward(moe_layer *layer, const moei_scratch *s, moe_mat y) {
     moe_expert_io io = shared_io(layer, s);
     io.out = y;
@@ -119,7 +141,7 @@ static moe_status shared_forward(moe_layer *layer, const moei_scratch *s, moe_ma
     if (!layer->desc.shared_expert_gate) return MOE_OK;
     const moe_mat gate = gate_column(layer, layer->saved.shared_gate);
     moei_product(layer->ctx, layer->batch.x, layer->around.shared_gate, true, gate, false);
-    moei_shared_gate_apply(layer->ctx, gate, y);
+    apply_gate(layer->ctx, gate, y);
     return MOE_OK;
 }
 
@@ -137,9 +159,9 @@ static moe_status shared_backward(moe_layer *layer, const moei_scratch *s, moe_m
     io.drow_weight = s->shared_dgate;
     MOEI_TRY(layer->shared.ops->backward(layer->shared.self, &io));
     if (!layer->desc.shared_expert_gate) return MOE_OK;
-    moei_shared_gate_backward(layer->ctx, gate_column(layer, layer->saved.shared_gate),
-                              gate_column(layer, s->shared_dgate), x, layer->around.shared_gate,
-                              layer->around_grad.shared_gate, dx);
+    gate_backward(layer->ctx, gate_column(layer, layer->saved.shared_gate),
+                  gate_column(layer, s->shared_dgate), x, layer->around.shared_gate,
+                  layer->around_grad.shared_gate, dx);
     return MOE_OK;
 }
 

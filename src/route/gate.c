@@ -51,24 +51,10 @@ static moe_mat gate_input(const moei_route_job *job) {
     return in;
 }
 
-/* out[rows,E] = in gate^T, real */
-static void multiply(const moei_route_job *job, moe_mat in, const void *gate, void *out) {
-    const int64_t offset[2] = {0, in.rows};
-    job->ctx->kernels[in.dtype]->gemm_rows(&job->ctx->team,
-                                           &(moe_gemm_rows_args){.dtype = in.dtype,
-                                                                 .n_groups = 1,
-                                                                 .offset = moei_one_group(job->ctx, offset),
-                                                                 .n_rows = in.rows,
-                                                                 .n = job->router->n_experts,
-                                                                 .k = job->router->d_model,
-                                                                 .a = in.data,
-                                                                 .lda = in.stride,
-                                                                 .b = gate,
-                                                                 .ldb = job->router->d_model,
-                                                                 .b_trans = true,
-                                                                 .c = out,
-                                                                 .ldc = job->router->n_experts,
-                                                                 .c_wide = in.dtype != job->routing->dtype});
+/* logits, or their gradient, of `rows` rows */
+static moe_mat by_expert(const moei_route_job *job, int64_t rows, void *data) {
+    const int64_t E = job->router->n_experts;
+    return (moe_mat){data, rows, E, E, job->routing->dtype};
 }
 
 enum { COLUMNS_PER_TASK = 16 };
@@ -122,18 +108,6 @@ static void gather_units(const moei_route_job *job, void *dlogits) {
     moei_parallel(&job->ctx->team, job->router->n_experts, sum_task, &sums);
 }
 
-/* logits[t, :] += bias */
-static void add_bias(const moei_route_job *job) {
-    const int64_t E = job->router->n_experts;
-    const moe_dtype dtype = job->routing->dtype;
-    job->ctx->kernels[dtype]->add_bias(&job->ctx->team, &(moei_bias_args){.dtype = dtype,
-                                                                          .rows = job->routing->n_tokens,
-                                                                          .n = E,
-                                                                          .bias = job->gate->bias,
-                                                                          .mat = job->routing->logits,
-                                                                          .ld = E});
-}
-
 /* The random router's logits: N(0,1), and a bias drawn once an expert. */
 static void force_token(const moei_route_job *job, const void *arg, int64_t t, double *room) {
     const int64_t E = job->router->n_experts;
@@ -155,70 +129,17 @@ static void force_logits(const moei_route_job *job) {
 
 void moei_gate_forward(const moei_route_job *job) {
     const moei_gate *gate = job->gate;
+    const moei_routing *routing = job->routing;
     const moe_mat in = gate_input(job);
-    multiply(job, in, gate->weight, job->routing->logits);
-    spread_units(job, job->routing->logits);
-    if (gate->bias) add_bias(job);
+    moei_product(job->ctx, in, gate->weight, true, by_expert(job, in.rows, routing->logits), false);
+    spread_units(job, routing->logits);
+    if (gate->bias)
+        moei_add_bias(job->ctx, NULL, gate->bias, by_expert(job, routing->n_tokens, routing->logits));
     if (job->router->kind.forced) force_logits(job);
     if (!gate->noise) return;
-    multiply(job, in, gate->noise, job->routing->noise_std);
-    spread_units(job, job->routing->noise_std);
+    moei_product(job->ctx, in, gate->noise, true, by_expert(job, in.rows, routing->noise_std), false);
+    spread_units(job, routing->noise_std);
     moei_noise_add(job);
-}
-
-/* dgate[E,d] += dlogits^T in */
-static void weight_gradient(const moei_route_job *job, moe_mat in, const void *dlogits, void *dgate) {
-    const int64_t offset[2] = {0, in.rows};
-    job->ctx->kernels[in.dtype]->gemm_outer(&job->ctx->team,
-                                            &(moe_gemm_outer_args){.dtype = in.dtype,
-                                                                   .n_groups = 1,
-                                                                   .offset = moei_one_group(job->ctx, offset),
-                                                                   .n_rows = in.rows,
-                                                                   .m = job->router->n_experts,
-                                                                   .n = job->router->d_model,
-                                                                   .a = dlogits,
-                                                                   .lda = job->router->n_experts,
-                                                                   .b = in.data,
-                                                                   .ldb = in.stride,
-                                                                   .c = dgate,
-                                                                   .ldc = job->router->d_model,
-                                                                   .accumulate = true});
-}
-
-/* out (+)= dlogits gate */
-static void input_gradient(const moei_route_job *job, const void *gate, const void *dlogits, moe_mat out,
-                           bool accumulate) {
-    const int64_t offset[2] = {0, out.rows};
-    job->ctx->kernels[out.dtype]->gemm_rows(&job->ctx->team,
-                                            &(moe_gemm_rows_args){.dtype = out.dtype,
-                                                                  .n_groups = 1,
-                                                                  .offset = moei_one_group(job->ctx, offset),
-                                                                  .n_rows = out.rows,
-                                                                  .n = job->router->d_model,
-                                                                  .k = job->router->n_experts,
-                                                                  .a = dlogits,
-                                                                  .lda = job->router->n_experts,
-                                                                  .b = gate,
-                                                                  .ldb = job->router->d_model,
-                                                                  .c = out.data,
-                                                                  .ldc = out.stride,
-                                                                  .accumulate = accumulate});
-}
-
-/* dbias[E] += column sums of dlogits */
-static void bias_gradient(const moei_route_job *job, int64_t rows, const void *dlogits, void *dbias) {
-    const int64_t E = job->router->n_experts, offset[2] = {0, rows};
-    const moe_dtype dtype = job->routing->dtype;
-    job->ctx->kernels[dtype]->colsum(&job->ctx->team,
-                                     &(moe_colsum_args){.dtype = dtype,
-                                                        .n_groups = 1,
-                                                        .offset = moei_one_group(job->ctx, offset),
-                                                        .n_rows = rows,
-                                                        .n = E,
-                                                        .a = dlogits,
-                                                        .lda = E,
-                                                        .out = dbias,
-                                                        .accumulate = true});
 }
 
 static void add_row(moe_dtype dtype, const void *from, int64_t from_at, double factor, void *to,
@@ -252,18 +173,19 @@ static void hand_back(const moei_route_job *job, const moei_gate *grad, moe_mat 
 void moei_gate_backward(const moei_route_job *job, const moei_gate *grad, moe_mat dx) {
     const moei_route_scratch *s = &job->scratch;
     const moe_mat in = gate_input(job);
+    const moe_mat dlogits = by_expert(job, in.rows, s->logits), dnoise = by_expert(job, in.rows, s->noise);
     gather_units(job, s->logits);
-    if (grad->weight) weight_gradient(job, in, s->logits, grad->weight);
-    if (grad->bias) bias_gradient(job, in.rows, s->logits, grad->bias);
+    if (grad->weight) moei_product_weight(job->ctx, dlogits, in, grad->weight);
+    if (grad->bias) moei_column_sums(job->ctx, dlogits, NULL, grad->bias);
     if (job->gate->noise) gather_units(job, s->noise);
-    if (grad->noise) weight_gradient(job, in, s->noise, grad->noise);
+    if (grad->noise) moei_product_weight(job->ctx, dnoise, in, grad->noise);
     const bool direct = in.data == job->batch->x.data;
     const bool wanted = job->router->unit == MOEI_UNIT_TASK ? grad->task != NULL : dx.data != NULL;
     if (!wanted) return;
     /* A copy that the gate read has done its work: its memory now holds the gradient of that copy. */
     const moe_mat din = direct ? dx : (moe_mat){s->in, in.rows, in.cols, in.cols, in.dtype};
-    input_gradient(job, job->gate->weight, s->logits, din, direct);
-    if (job->gate->noise) input_gradient(job, job->gate->noise, s->noise, din, true);
+    moei_product(job->ctx, dlogits, job->gate->weight, false, din, direct);
+    if (job->gate->noise) moei_product(job->ctx, dnoise, job->gate->noise, false, din, true);
     if (direct) return;
     dx.dtype = in.dtype;
     hand_back(job, grad, dx);

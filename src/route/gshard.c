@@ -51,6 +51,7 @@ static void second_token(const moei_route_job *job, const void *arg, int64_t t, 
     const moei_second *second = arg;
     moei_routing *routing = job->routing;
     int32_t *choice = routing->choice + 2 * t, *expert = routing->expert + 2 * t;
+    double share[2];
     choice[0] = expert[0];
     choice[1] = expert[1];
     if (moei_masked(job->batch, t)) return;
@@ -58,8 +59,8 @@ static void second_token(const moei_route_job *job, const void *arg, int64_t t, 
     moei_score_token(job, t, s);
     if (second->policy == MOEI_SECOND_SAMPLE)
         choice[1] = expert[1] = moei_second_sample(s, routing->n_experts, choice[0], u);
-    const double weight = s[choice[1]] / (s[choice[0]] + s[choice[1]] + job->router->norm_eps);
-    if (!moei_second_stays(*second, weight, u)) expert[1] = moei_removed(choice[1]);
+    moei_shares(s, choice, 2, job->router->norm_eps, share);
+    if (!moei_second_stays(*second, share[1], u)) expert[1] = moei_removed(choice[1]);
 }
 
 moe_status moei_select_gshard(const moei_route_job *job) {

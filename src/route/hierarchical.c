@@ -58,13 +58,6 @@ static double outer_draw(const moei_route_job *job, int64_t t) {
     return draws && draws->second_policy ? (double)draws->second_policy[t] : draw(job, t, 0);
 }
 
-/* Weights of two choices by their scores; -1: no part of it. */
-static void weigh_pair(const double *s, const int32_t choice[2], double weight[2]) {
-    double sum = 0;
-    for (int j = 0; j < 2; ++j) sum += weight[j] = choice[j] < 0 ? 0 : s[choice[j]];
-    for (int j = 0; j < 2; ++j) weight[j] /= sum + moei_level_eps;
-}
-
 /* The second expert by z, or by a draw. */
 static int32_t choose_second(moei_second second, const double *z, const double *s, int32_t n, int32_t first,
                              double u) {
@@ -75,30 +68,30 @@ static int32_t choose_second(moei_second second, const double *z, const double *
 /* The recorded slots of (token, outer slot) name an outer expert; true: they also stand for a row at its
  * inner gate. */
 static bool recorded_outer(const moei_route_job *job, int64_t slot, int32_t *outer) {
-    const moei_level_sizes n = moei_level_sizes_of(job);
+    const moei_level_sizes size = moei_level_sizes_of(job);
     const int32_t *code = job->batch->replay_expert + 2 * slot;
     const int32_t e = moei_named(code[code[0] == -1], job->routing->n_experts);
-    *outer = e < 0 ? -1 : e / n.Ei;
+    *outer = e < 0 ? -1 : e / size.Ei;
     return code[0] >= 0 || code[1] != -1;
 }
 
 /* outer[t] and row_of[t] (0: wanted, -1: not) of one token, and their weights. */
 static void choose_outer(const moei_route_job *job, moei_second second, int64_t t, const double *z,
                          const double *s, double weight[2]) {
-    const moei_level_sizes n = moei_level_sizes_of(job);
+    const moei_level_sizes size = moei_level_sizes_of(job);
     const moei_levels *levels = &job->routing->levels;
     int32_t *choice = levels->outer + 2 * t, *row_of = levels->row_of + 2 * t;
     if (job->batch->replay_expert) {
         for (int64_t o = 0; o < 2; ++o) row_of[o] = recorded_outer(job, 2 * t + o, &choice[o]) ? 0 : -1;
-        weigh_pair(s, choice, weight);
+        moei_shares(s, choice, 2, moei_level_eps, weight);
     } else {
         const double u = outer_draw(job, t);
-        choice[0] = moei_next_best(z, n.Eo, -1);
-        choice[1] = choose_second(second, z, s, n.Eo, choice[0], u);
-        weigh_pair(s, choice, weight);
+        choice[0] = moei_next_best(z, size.Eo, -1);
+        choice[1] = choose_second(second, z, s, size.Eo, choice[0], u);
+        moei_shares(s, choice, 2, moei_level_eps, weight);
         row_of[0] = 0;
         row_of[1] = moei_second_stays(second, weight[1], u) ? 0 : -1;
-        if (row_of[1] < 0) job->routing->expert[4 * t + 2] = moei_removed(choice[1] * n.Ei);
+        if (row_of[1] < 0) job->routing->expert[4 * t + 2] = moei_removed(choice[1] * size.Ei);
     }
     for (int64_t o = 0; o < 2; ++o)
         if (row_of[o] < 0) weight[o] = 0;
@@ -123,10 +116,10 @@ static void outer_token(const moei_route_job *job, const void *arg, int64_t t, d
 
 /* Takes places of the outer experts for one rank of one group; count[Eo] goes on from the rank before. */
 static void take_places(const moei_route_job *job, int64_t g, int32_t rank, int64_t limit, int64_t *count) {
-    const moei_level_sizes z = moei_level_sizes_of(job);
+    const moei_level_sizes size = moei_level_sizes_of(job);
     moei_routing *routing = job->routing;
     if (job->batch->replay_expert) limit = -1; /* those that found no place are not wanted */
-    for (int64_t t = g * z.group_tokens; t < (g + 1) * z.group_tokens; ++t) {
+    for (int64_t t = g * size.group_tokens; t < (g + 1) * size.group_tokens; ++t) {
         int32_t *row = &routing->levels.row_of[2 * t + rank];
         if (*row < 0) continue;
         const int32_t o = routing->levels.outer[2 * t + rank];
@@ -136,29 +129,29 @@ static void take_places(const moei_route_job *job, int64_t g, int32_t rank, int6
         }
         *row = -1;
         moei_real_store(routing->dtype, routing->levels.outer_weight, 2 * t + rank, 0);
-        routing->expert[4 * t + 2 * rank] = moei_dropped(o * z.Ei, routing->n_experts);
+        routing->expert[4 * t + 2 * rank] = moei_dropped(o * size.Ei, routing->n_experts);
     }
 }
 
 /* Rows at the inner gates: outer experts in order, their groups in order, places in order. */
 static void make_rows(const moei_route_job *job) {
-    const moei_level_sizes z = moei_level_sizes_of(job);
+    const moei_level_sizes size = moei_level_sizes_of(job);
     moei_levels *levels = &job->routing->levels;
     const moei_capacity *capacity = job->router->capacity;
-    const int64_t G = z.n_groups;
+    const int64_t G = size.n_groups;
     int64_t *count = (int64_t *)(void *)job->scratch.work, row = 0;
     for (int64_t g = 0; g < G; ++g) {
-        const int64_t valid = moei_real_tokens(job->batch, g * z.group_tokens, z.group_tokens);
-        const int64_t limit = capacity->rows(capacity, job->batch->mode, false, valid, 2, z.Eo);
+        const int64_t valid = moei_real_tokens(job->batch, g * size.group_tokens, size.group_tokens);
+        const int64_t limit = capacity->rows(capacity, job->batch->mode, false, valid, 2, size.Eo);
         levels->valid[g] = valid;
         levels->places[g] = limit < 0 ? valid : limit;
-        memset(count, 0, (size_t)z.Eo * sizeof *count);
+        memset(count, 0, (size_t)size.Eo * sizeof *count);
         take_places(job, g, 0, limit, count);
         take_places(job, g, 1, limit, count);
-        for (int64_t o = 0; o < z.Eo; ++o) levels->segment[o * G + g] = count[o];
+        for (int64_t o = 0; o < size.Eo; ++o) levels->segment[o * G + g] = count[o];
     }
-    for (int64_t i = 0; i <= z.Eo * G; ++i) {
-        const int64_t rows = i < z.Eo * G ? levels->segment[i] : 0;
+    for (int64_t i = 0; i <= size.Eo * G; ++i) {
+        const int64_t rows = i < size.Eo * G ? levels->segment[i] : 0;
         levels->segment[i] = row;
         if (i % G == 0) levels->offset[i / G] = row;
         row += rows;
@@ -166,11 +159,11 @@ static void make_rows(const moei_route_job *job) {
 }
 
 static void index_rows(const moei_route_job *job) {
-    const moei_level_sizes z = moei_level_sizes_of(job);
+    const moei_level_sizes size = moei_level_sizes_of(job);
     moei_levels *levels = &job->routing->levels;
     for (int64_t slot = 0; slot < 2 * job->routing->n_tokens; ++slot) {
         if (levels->row_of[slot] < 0) continue;
-        const int64_t segment = levels->outer[slot] * z.n_groups + slot / 2 / z.group_tokens;
+        const int64_t segment = levels->outer[slot] * size.n_groups + slot / 2 / size.group_tokens;
         levels->row_of[slot] += (int32_t)levels->segment[segment];
         levels->row_slot[levels->row_of[slot]] = (int32_t)slot;
         levels->row_token[levels->row_of[slot]] = (int32_t)(slot / 2);
@@ -194,10 +187,10 @@ static double inner_draw(const moei_route_job *job, int64_t segment, int64_t pla
 
 /* Those of places that nobody took may be anything. */
 static moe_status check_inner_draws(const moei_route_job *job) {
-    const moei_level_sizes z = moei_level_sizes_of(job);
+    const moei_level_sizes size = moei_level_sizes_of(job);
     const moei_levels *levels = &job->routing->levels;
     if (!job->batch->draws || !job->batch->draws->second_policy_inner) return MOE_OK;
-    for (int64_t segment = 0; segment < z.Eo * z.n_groups; ++segment)
+    for (int64_t segment = 0; segment < size.Eo * size.n_groups; ++segment)
         for (int64_t row = levels->segment[segment]; row < levels->segment[segment + 1]; ++row) {
             const int64_t place = row - levels->segment[segment];
             const double draw = inner_draw(job, segment, place, levels->row_slot[row]);
@@ -205,8 +198,8 @@ static moe_status check_inner_draws(const moei_route_job *job) {
                 return moe_ctx_fail(job->ctx, MOE_ERR_NUMERIC,
                                     "moe_draws.second_policy_inner: place %lld of outer expert %lld in group "
                                     "%lld is %g; it must be finite",
-                                    (long long)place, (long long)(segment / z.n_groups),
-                                    (long long)(segment % z.n_groups), draw);
+                                    (long long)place, (long long)(segment / size.n_groups),
+                                    (long long)(segment % size.n_groups), draw);
         }
     return MOE_OK;
 }
@@ -215,33 +208,33 @@ static moe_status check_inner_draws(const moei_route_job *job) {
  * to their best one alone, by the rules of a second choice. */
 static void inner_row(const moei_route_job *job, moei_second second, int64_t segment, int64_t row,
                       double *room) {
-    const moei_level_sizes n = moei_level_sizes_of(job);
+    const moei_level_sizes size = moei_level_sizes_of(job);
     moei_routing *routing = job->routing;
     const moei_levels *levels = &routing->levels;
     const int64_t slot = levels->row_slot[row];
     const double outer = moei_real_load(routing->dtype, levels->outer_weight, slot);
-    double *z = room, *s = room + n.Ei, weight[2], entropy;
+    double *z = room, *s = room + size.Ei, weight[2], entropy;
     int32_t *choice = levels->inner + 2 * row, *expert = routing->expert + 2 * slot;
     choice[0] = choice[1] = -1;
-    moei_load_row(routing->dtype, job->scratch.inner, row * n.Ei, n.Ei, z);
-    if (isnan(moei_softmax_row(routing->dtype, job->scratch.inner, row * n.Ei, n.Ei, s, &entropy)))
+    moei_load_row(routing->dtype, job->scratch.inner, row * size.Ei, size.Ei, z);
+    if (isnan(moei_softmax_row(routing->dtype, job->scratch.inner, row * size.Ei, size.Ei, s, &entropy)))
         s[0] = NAN;
-    store_row(routing->dtype, levels->inner_prob, row * n.Ei, s, n.Ei);
+    store_row(routing->dtype, levels->inner_prob, row * size.Ei, s, size.Ei);
     levels->clear_first[row] = outer > 0.5;
     if (isnan(s[0])) return;
     if (job->batch->replay_expert) {
         for (int j = 0; j < 2; ++j)
-            if (expert[j] != -1) choice[j] = moei_named(expert[j], routing->n_experts) % n.Ei;
-        weigh_pair(s, choice, weight);
+            if (expert[j] != -1) choice[j] = moei_named(expert[j], routing->n_experts) % size.Ei;
+        moei_shares(s, choice, 2, moei_level_eps, weight);
     } else {
         const double u = inner_draw(job, segment, row - levels->segment[segment], slot);
-        if (outer > 0.5) choice[0] = moei_next_best(z, n.Ei, -1);
-        if (outer > 0) choice[1] = choose_second(second, z, s, n.Ei, choice[0], u);
-        weigh_pair(s, choice, weight);
+        if (outer > 0.5) choice[0] = moei_next_best(z, size.Ei, -1);
+        if (outer > 0) choice[1] = choose_second(second, z, s, size.Ei, choice[0], u);
+        moei_shares(s, choice, 2, moei_level_eps, weight);
         for (int j = 0; j < 2; ++j)
-            if (choice[j] >= 0) expert[j] = levels->outer[slot] * n.Ei + choice[j];
+            if (choice[j] >= 0) expert[j] = levels->outer[slot] * size.Ei + choice[j];
         if (choice[1] < 0)
-            expert[0] = moei_removed(levels->outer[slot] * n.Ei);
+            expert[0] = moei_removed(levels->outer[slot] * size.Ei);
         else if (!moei_second_stays(second, weight[1], u))
             expert[1] = moei_removed(expert[1]);
     }
@@ -264,20 +257,20 @@ static void inner_task(void *arg, int64_t segment, void *scratch) {
 
 /* Places of the inner experts of one segment: all first choices, then all second ones. */
 static void take_inner_places(const moei_route_job *job, int64_t segment) {
-    const moei_level_sizes z = moei_level_sizes_of(job);
+    const moei_level_sizes size = moei_level_sizes_of(job);
     moei_routing *routing = job->routing;
     const moei_levels *levels = &routing->levels;
     const moei_capacity *capacity = job->router->capacity;
     const int64_t limit =
-        capacity->rows(capacity, job->batch->mode, true, levels->places[segment % z.n_groups], 2, z.Ei);
+        capacity->rows(capacity, job->batch->mode, true, levels->places[segment % size.n_groups], 2, size.Ei);
     int64_t *count = (int64_t *)(void *)job->scratch.work;
-    levels->capacity[segment % z.n_groups] = limit;
-    memset(count, 0, (size_t)z.Ei * sizeof *count);
+    levels->capacity[segment % size.n_groups] = limit;
+    memset(count, 0, (size_t)size.Ei * sizeof *count);
     for (int32_t j = 0; j < 2 && limit >= 0 && !job->batch->replay_expert; ++j)
         for (int64_t row = levels->segment[segment]; row < levels->segment[segment + 1]; ++row) {
             const int64_t slot = 2 * (int64_t)levels->row_slot[row] + j;
             int32_t *expert = &routing->expert[slot];
-            if (*expert < 0 || count[*expert % z.Ei]++ < limit) continue;
+            if (*expert < 0 || count[*expert % size.Ei]++ < limit) continue;
             *expert = moei_dropped(*expert, routing->n_experts);
             moei_real_store(routing->dtype, routing->weight, slot, 0);
         }
@@ -286,47 +279,35 @@ static void take_inner_places(const moei_route_job *job, int64_t segment) {
 static void outer_logits(const moei_route_job *job) {
     const moe_mat x = job->batch->x;
     const int32_t Eo = moei_level_sizes_of(job).Eo;
-    const int64_t all[2] = {0, x.rows};
-    const moe_gemm_rows_args args = {.dtype = x.dtype,
-                                     .n_groups = 1,
-                                     .offset = all,
-                                     .n = Eo,
-                                     .k = job->router->d_model,
-                                     .a = x.data,
-                                     .lda = x.stride,
-                                     .b = job->gate->weight,
-                                     .ldb = job->router->d_model,
-                                     .b_trans = true,
-                                     .c = job->scratch.logits,
-                                     .ldc = Eo};
-    job->ctx->kernels[x.dtype]->gemm_rows(&job->ctx->team, &args);
+    moei_product(job->ctx, x, job->gate->weight, true,
+                 (moe_mat){job->scratch.logits, x.rows, Eo, Eo, job->routing->dtype}, false);
 }
 
 static void inner_logits(const moei_route_job *job) {
-    const moei_level_sizes z = moei_level_sizes_of(job);
+    const moei_level_sizes size = moei_level_sizes_of(job);
     const moe_mat x = job->batch->x;
     const moe_gemm_rows_args args = {.dtype = x.dtype,
-                                     .n_groups = z.Eo,
+                                     .n_groups = size.Eo,
                                      .offset = job->routing->levels.offset,
-                                     .n = z.Ei,
+                                     .n = size.Ei,
                                      .k = job->router->d_model,
                                      .a = x.data,
                                      .lda = x.stride,
                                      .a_row = job->routing->levels.row_token,
                                      .b = job->gate->inner,
                                      .ldb = job->router->d_model,
-                                     .b_group = (int64_t)z.Ei * job->router->d_model,
+                                     .b_group = (int64_t)size.Ei * job->router->d_model,
                                      .b_trans = true,
                                      .c = job->scratch.inner,
-                                     .ldc = z.Ei};
+                                     .ldc = size.Ei};
     job->ctx->kernels[x.dtype]->gemm_rows(&job->ctx->team, &args);
 }
 
 static void inner_level(const moei_route_job *job, moei_second second) {
-    const moei_level_sizes z = moei_level_sizes_of(job);
+    const moei_level_sizes size = moei_level_sizes_of(job);
     inner_job inner = {job, second};
-    moei_parallel(&job->ctx->team, z.Eo * z.n_groups, inner_task, &inner);
-    for (int64_t segment = 0; segment < z.Eo * z.n_groups; ++segment) take_inner_places(job, segment);
+    moei_parallel(&job->ctx->team, size.Eo * size.n_groups, inner_task, &inner);
+    for (int64_t segment = 0; segment < size.Eo * size.n_groups; ++segment) take_inner_places(job, segment);
 }
 
 static moe_status find_bad(const moei_route_job *job) {

@@ -14,19 +14,6 @@ typedef struct back_job {
     double *douter; /* [T, 2] gradient of the outer weights */
 } back_job;
 
-/* ds of two weights g / (g1 + g2 + eps) of scores s[choice]; choice -1: that one is no part of it. Returns
- * nothing for the rest. */
-static void through_pair(const double *s, const int32_t choice[2], const double v[2], double *ds) {
-    double sum = moei_level_eps, mean = 0;
-    for (int32_t j = 0; j < 2; ++j) {
-        if (choice[j] < 0) continue;
-        sum += s[choice[j]];
-        mean += v[j] * s[choice[j]];
-    }
-    for (int32_t j = 0; j < 2; ++j)
-        if (choice[j] >= 0) ds[choice[j]] += v[j] / sum - mean / (sum * sum);
-}
-
 /* dlogits[n] from ds[n] through the softmax s[n], and z times the gradient of its lse; dl[n] is room. */
 static void through_softmax(moe_dtype dtype, const double *s, const double *ds, double z, int32_t n,
                             double *dl, void *dlogits, int64_t at) {
@@ -42,8 +29,8 @@ static void inner_row_backward(const back_job *b, int64_t row, const double *s, 
     const int64_t slot = levels->row_slot[row];
     const int32_t *choice = levels->inner + 2 * row;
     const double outer = moei_real_load(routing->dtype, levels->outer_weight, slot);
-    double v[2] = {0, 0}, sum = moei_level_eps;
-    for (int32_t j = 0; j < 2; ++j) sum += choice[j] < 0 ? 0 : s[choice[j]];
+    double v[2] = {0, 0}, share[2];
+    moei_shares(s, choice, 2, moei_level_eps, share);
     b->douter[slot] = 0;
     for (int32_t j = 0; j < 2; ++j) {
         const int32_t e = routing->expert[2 * slot + j];
@@ -51,23 +38,24 @@ static void inner_row_backward(const back_job *b, int64_t row, const double *s, 
         const double dw = b->job->router->scale * (moei_real_load(routing->dtype, b->dweight, 2 * slot + j) +
                                                    (b->loss->weight ? b->loss->weight[e] : 0));
         v[j] = dw * outer;
-        b->douter[slot] += dw * s[choice[j]] / sum;
+        b->douter[slot] += dw * share[j];
     }
-    through_pair(s, choice, v, ds);
+    moei_shares_backward(s, choice, 2, moei_level_eps, v, ds);
 }
 
 static void inner_task(void *arg, int64_t segment, void *scratch) {
     const back_job *b = arg;
     const moei_routing *routing = b->job->routing;
     const moei_levels *levels = &routing->levels;
-    const moei_level_sizes z = moei_level_sizes_of(b->job);
-    const double *asked = b->loss->inner ? b->loss->inner + segment * z.Ei : NULL;
-    double *s = scratch, *ds = s + z.Ei;
+    const moei_level_sizes size = moei_level_sizes_of(b->job);
+    const double *asked = b->loss->inner ? b->loss->inner + segment * size.Ei : NULL;
+    double *s = scratch, *ds = s + size.Ei;
     for (int64_t row = levels->segment[segment]; row < levels->segment[segment + 1]; ++row) {
-        moei_load_row(routing->dtype, levels->inner_prob, row * z.Ei, z.Ei, s);
-        for (int32_t e = 0; e < z.Ei; ++e) ds[e] = asked && levels->clear_first[row] ? asked[e] : 0;
+        moei_load_row(routing->dtype, levels->inner_prob, row * size.Ei, size.Ei, s);
+        for (int32_t e = 0; e < size.Ei; ++e) ds[e] = asked && levels->clear_first[row] ? asked[e] : 0;
         inner_row_backward(b, row, s, ds);
-        through_softmax(routing->dtype, s, ds, 0, z.Ei, ds + z.Ei, b->job->scratch.inner, row * z.Ei);
+        through_softmax(routing->dtype, s, ds, 0, size.Ei, ds + size.Ei, b->job->scratch.inner,
+                        row * size.Ei);
     }
 }
 
@@ -75,78 +63,66 @@ static void outer_task(void *arg, int64_t g, void *scratch) {
     const back_job *b = arg;
     const moei_routing *routing = b->job->routing;
     const moei_levels *levels = &routing->levels;
-    const moei_level_sizes z = moei_level_sizes_of(b->job);
-    const double *asked = b->loss->outer ? b->loss->outer + g * z.Eo : NULL;
-    double *s = scratch, *ds = s + z.Eo;
-    for (int64_t t = g * z.group_tokens; t < (g + 1) * z.group_tokens; ++t) {
+    const moei_level_sizes size = moei_level_sizes_of(b->job);
+    const double *asked = b->loss->outer ? b->loss->outer + g * size.Eo : NULL;
+    double *s = scratch, *ds = s + size.Eo;
+    for (int64_t t = g * size.group_tokens; t < (g + 1) * size.group_tokens; ++t) {
         const int32_t *choice = levels->outer + 2 * t, *row_of = levels->row_of + 2 * t;
         const double v[2] = {row_of[0] < 0 ? 0 : b->douter[2 * t], row_of[1] < 0 ? 0 : b->douter[2 * t + 1]};
         const double lse = moei_real_load(routing->dtype, routing->lse, t);
-        moei_load_row(routing->dtype, levels->outer_prob, t * z.Eo, z.Eo, s);
-        for (int32_t e = 0; e < z.Eo; ++e) ds[e] = asked ? asked[e] : 0;
-        through_pair(s, choice, v, ds);
-        through_softmax(routing->dtype, s, ds, b->loss->z * lse, z.Eo, ds + z.Eo, b->job->scratch.logits,
-                        t * z.Eo);
+        moei_load_row(routing->dtype, levels->outer_prob, t * size.Eo, size.Eo, s);
+        for (int32_t e = 0; e < size.Eo; ++e) ds[e] = asked ? asked[e] : 0;
+        moei_shares_backward(s, choice, 2, moei_level_eps, v, ds);
+        through_softmax(routing->dtype, s, ds, b->loss->z * lse, size.Eo, ds + size.Eo,
+                        b->job->scratch.logits, t * size.Eo);
     }
 }
 
+static moe_mat outer_gradient(const moei_route_job *job) {
+    const int32_t Eo = moei_level_sizes_of(job).Eo;
+    return (moe_mat){job->scratch.logits, job->batch->x.rows, Eo, Eo, job->routing->dtype};
+}
+
 static void gate_gradients(const moei_route_job *job, const moei_gate *grad) {
-    const moei_level_sizes z = moei_level_sizes_of(job);
+    const moei_level_sizes size = moei_level_sizes_of(job);
     const moe_mat x = job->batch->x;
-    const int64_t d = job->router->d_model, all[2] = {0, x.rows};
-    const moe_gemm_outer_args outer = {.dtype = x.dtype,
-                                       .n_groups = 1,
-                                       .offset = all,
-                                       .m = z.Eo,
+    const int64_t d = job->router->d_model;
+    const moe_gemm_outer_args inner = {.dtype = x.dtype,
+                                       .n_groups = size.Eo,
+                                       .offset = job->routing->levels.offset,
+                                       .m = size.Ei,
                                        .n = d,
-                                       .a = job->scratch.logits,
-                                       .lda = z.Eo,
+                                       .a = job->scratch.inner,
+                                       .lda = size.Ei,
                                        .b = x.data,
                                        .ldb = x.stride,
-                                       .c = grad->weight,
+                                       .b_row = job->routing->levels.row_token,
+                                       .c = grad->inner,
                                        .ldc = d,
+                                       .c_group = size.Ei * d,
                                        .accumulate = true};
-    moe_gemm_outer_args inner = outer;
-    inner.n_groups = z.Eo;
-    inner.offset = job->routing->levels.offset;
-    inner.m = inner.lda = z.Ei;
-    inner.a = job->scratch.inner;
-    inner.b_row = job->routing->levels.row_token;
-    inner.c = grad->inner;
-    inner.c_group = z.Ei * d;
-    if (grad->weight) job->ctx->kernels[x.dtype]->gemm_outer(&job->ctx->team, &outer);
+    if (grad->weight) moei_product_weight(job->ctx, outer_gradient(job), x, grad->weight);
     if (grad->inner) job->ctx->kernels[x.dtype]->gemm_outer(&job->ctx->team, &inner);
 }
 
 /* dx += dlogits of the outer gate through it, and the rows' own, gathered back to their tokens. */
 static void input_gradient(const moei_route_job *job, moe_mat dx) {
-    const moei_level_sizes z = moei_level_sizes_of(job);
+    const moei_level_sizes size = moei_level_sizes_of(job);
     const moei_kernels *kernels = job->ctx->kernels[job->routing->dtype];
-    const int64_t d = job->router->d_model, all[2] = {0, dx.rows};
-    const moe_gemm_rows_args outer = {.dtype = job->routing->dtype,
-                                      .n_groups = 1,
-                                      .offset = all,
-                                      .n = d,
-                                      .k = z.Eo,
-                                      .a = job->scratch.logits,
-                                      .lda = z.Eo,
-                                      .b = job->gate->weight,
-                                      .ldb = d,
-                                      .c = dx.data,
-                                      .ldc = dx.stride,
-                                      .accumulate = true};
-    moe_gemm_rows_args inner = outer;
-    inner.n_groups = z.Eo;
-    inner.offset = job->routing->levels.offset;
-    inner.k = inner.lda = z.Ei;
-    inner.a = job->scratch.inner;
-    inner.b = job->gate->inner;
-    inner.b_group = z.Ei * d;
-    inner.c = job->scratch.in;
-    inner.ldc = d;
-    inner.accumulate = false;
-    kernels->gemm_rows(&job->ctx->team, &outer);
-    kernels->gemm_rows(&job->ctx->team, &inner);
+    const int64_t d = job->router->d_model;
+    moei_product(job->ctx, outer_gradient(job), job->gate->weight, false, dx, true);
+    kernels->gemm_rows(&job->ctx->team, &(moe_gemm_rows_args){.dtype = job->routing->dtype,
+                                                              .n_groups = size.Eo,
+                                                              .offset = job->routing->levels.offset,
+                                                              .n = d,
+                                                              .k = size.Ei,
+                                                              .a = job->scratch.inner,
+                                                              .lda = size.Ei,
+                                                              .b = job->gate->inner,
+                                                              .ldb = d,
+                                                              .b_group = size.Ei * d,
+                                                              .c = job->scratch.in,
+                                                              .ldc = d});
     kernels->gather_sum(&job->ctx->team, &(moe_gather_sum_args){.dtype = job->routing->dtype,
                                                                 .n_tokens = dx.rows,
                                                                 .n = d,
@@ -161,10 +137,10 @@ static void input_gradient(const moei_route_job *job, moe_mat dx) {
 
 void moei_levels_backward(const moei_route_job *job, const void *dweight, const moei_route_loss_grad *loss,
                           const moei_gate *grad, moe_mat dx) {
-    const moei_level_sizes z = moei_level_sizes_of(job);
+    const moei_level_sizes size = moei_level_sizes_of(job);
     back_job b = {job, dweight, loss, job->scratch.work};
-    moei_parallel(&job->ctx->team, z.Eo * z.n_groups, inner_task, &b);
-    moei_parallel(&job->ctx->team, z.n_groups, outer_task, &b);
+    moei_parallel(&job->ctx->team, size.Eo * size.n_groups, inner_task, &b);
+    moei_parallel(&job->ctx->team, size.n_groups, outer_task, &b);
     gate_gradients(job, grad);
     if (dx.data) input_gradient(job, dx);
 }

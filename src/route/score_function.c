@@ -104,39 +104,36 @@ moe_status moei_score_forward(const moei_route_job *job) {
     return MOE_OK;
 }
 
-/* ds[E] += what the losses on prob ask */
-static void prob_gradient(const moei_route_job *job, int64_t t, const moei_route_loss_grad *loss,
-                          const double *s, double *ds) {
-    const int64_t E = job->routing->n_experts;
-    const double *u = loss->prob + (loss->group_tokens > 0 ? t / loss->group_tokens : 0) * E;
-    double sum = 0, mean = 0;
-    if (!moei_router_normalises(job->router)) {
-        for (int64_t e = 0; e < E; ++e) ds[e] += u[e];
-        return;
-    }
-    for (int64_t e = 0; e < E; ++e) {
+/* ds[E] += what u[E] asks of the scores as shares of their sum + eps, the one of `left_out` not among them.
+ */
+static void share_gradient(const double *s, const double *u, int32_t E, int32_t left_out, double eps,
+                           double *ds) {
+    double sum = eps, mean = 0;
+    for (int32_t e = 0; e < E; ++e) {
+        if (e == left_out) continue;
         sum += s[e];
         mean += u[e] * s[e];
     }
-    sum += sum_eps;
-    for (int64_t e = 0; e < E; ++e) ds[e] += u[e] / sum - mean / (sum * sum);
+    for (int32_t e = 0; e < E; ++e)
+        if (e != left_out) ds[e] += u[e] / sum - mean / (sum * sum);
 }
 
-/* ds[E] += what the loss on the shares of second choices asks: r over (sum of r + eps), r = s without the
- * first choice's. */
-static void second_gradient(const moei_route_job *job, int64_t t, const moei_route_loss_grad *loss,
-                            const double *s, double *ds) {
-    const int64_t E = job->routing->n_experts;
-    const int32_t first = moei_chosen(job->routing, t)[0];
-    const double *u = loss->second + (loss->group_tokens > 0 ? t / loss->group_tokens : 0) * E;
-    double sum = moei_rest_eps, mean = 0;
-    for (int64_t e = 0; e < E; ++e) {
-        if (e == first) continue;
-        sum += s[e];
-        mean += u[e] * s[e];
-    }
-    for (int64_t e = 0; e < E; ++e)
-        if (e != first) ds[e] += u[e] / sum - mean / (sum * sum);
+/* The gradient of every token of the group of token t. */
+static const double *of_group(const moei_route_job *job, const moei_route_loss_grad *loss, const double *grad,
+                              int64_t t) {
+    return grad + (loss->group_tokens > 0 ? t / loss->group_tokens : 0) * job->routing->n_experts;
+}
+
+/* ds[E] += what the losses on prob, and on the shares of second choices, ask */
+static void loss_gradient(const moei_route_job *job, int64_t t, const moei_route_loss_grad *loss,
+                          const double *s, double *ds) {
+    const int32_t E = job->routing->n_experts;
+    const double *u = loss->prob ? of_group(job, loss, loss->prob, t) : NULL;
+    if (u && moei_router_normalises(job->router)) share_gradient(s, u, E, -1, sum_eps, ds);
+    for (int32_t e = 0; e < E && u && !moei_router_normalises(job->router); ++e) ds[e] += u[e];
+    if (loss->second)
+        share_gradient(s, of_group(job, loss, loss->second, t), E, moei_chosen(job->routing, t)[0],
+                       moei_rest_eps, ds);
 }
 
 /* dl[E] += ds[E] through the score function */
@@ -170,8 +167,7 @@ static void softmax_gradient(const moei_route_job *job, int64_t t, const moei_ro
 
 void moei_score_backward_token(const moei_route_job *job, int64_t t, const moei_route_loss_grad *loss,
                                const double *s, double *ds, double *dl) {
-    if (loss->prob) prob_gradient(job, t, loss, s, ds);
-    if (loss->second) second_gradient(job, t, loss, s, ds);
+    loss_gradient(job, t, loss, s, ds);
     through_score(job, t, s, ds, dl);
     if (loss->usage || loss->z != 0) softmax_gradient(job, t, loss, s, ds, dl);
 }

@@ -16,10 +16,10 @@ typedef struct moei_selector {
     /* Fills expert (and choice) from selection. */
     moe_status (*select)(const moei_route_job *job);
     void (*weigh)(const moei_route_job *job);
-    /* What dweight[K] of one token asks: added to ds[E] (through the scores s[E]) or dl[E] (straight to the
-     * logits). NULL: the weights are constants. */
-    void (*weigh_backward)(const moei_route_job *job, int64_t t, const double *s, const double *dweight,
-                           double *ds, double *dl);
+    /* What dweight[K] of one token asks, which is spent: added to ds[E] (through the scores s[E]) or dl[E]
+     * (straight to the logits). NULL: the weights are constants. */
+    void (*weigh_backward)(const moei_route_job *job, int64_t t, const double *s, double *dweight, double *ds,
+                           double *dl);
 } moei_selector;
 const moei_selector *moei_selector_find(const char *name);
 
@@ -103,9 +103,14 @@ void moei_score_backward_token(const moei_route_job *job, int64_t t, const moei_
                                const double *s, double *ds, double *dl);
 /* weight.c */
 void moei_weigh(const moei_route_job *job);
-/* Adds to ds[E] (through the scores) or dl[E] (straight to the logits). dweight[K] holds the losses' too. */
-void moei_weigh_backward_token(const moei_route_job *job, int64_t t, const double *s, const double *dweight,
+/* Adds to ds[E] (through the scores) or dl[E] (straight to the logits). dweight[K] holds the losses' too, and
+ * is spent. */
+void moei_weigh_backward_token(const moei_route_job *job, int64_t t, const double *s, double *dweight,
                                double *ds, double *dl);
+/* share[K] = s[chosen] over their sum + eps, 0 of no choice (-1); and ds[chosen] += what dshare[K] asks. */
+void moei_shares(const double *s, const int32_t *chosen, int32_t K, double eps, double *share);
+void moei_shares_backward(const double *s, const int32_t *chosen, int32_t K, double eps, const double *dshare,
+                          double *ds);
 
 /* Runs fn for every token, many at a time. `room` is the thread's own: 4 E doubles, for the most experts that
  * the options allow (65536), fill it. */

@@ -12,28 +12,49 @@ static bool softmax_over_chosen(const moei_router *router) {
     return router->score == MOEI_SOFTMAX && !router->score_before_topk;
 }
 
+void moei_shares(const double *s, const int32_t *chosen, int32_t K, double eps, double *share) {
+    double sum = eps;
+    for (int32_t k = 0; k < K; ++k) sum += share[k] = chosen[k] < 0 ? 0 : s[chosen[k]];
+    for (int32_t k = 0; k < K; ++k) share[k] /= sum;
+}
+
+void moei_shares_backward(const double *s, const int32_t *chosen, int32_t K, double eps, const double *dshare,
+                          double *ds) {
+    double sum = eps, mean = 0;
+    for (int32_t k = 0; k < K; ++k) {
+        if (chosen[k] < 0) continue;
+        sum += s[chosen[k]];
+        mean += dshare[k] * s[chosen[k]];
+    }
+    for (int32_t k = 0; k < K; ++k)
+        if (chosen[k] >= 0) ds[chosen[k]] += dshare[k] / sum - mean / (sum * sum);
+}
+
+/* w[K] = softmax over the logits of the chosen of token t. */
+static void softmax_of_chosen(const moei_routing *routing, int64_t t, double *w) {
+    const int32_t *chosen = moei_chosen(routing, t);
+    double max = -INFINITY, sum = 0;
+    for (int32_t k = 0; k < routing->top_k; ++k) {
+        if (chosen[k] < 0) continue;
+        w[k] = moei_real_load(routing->dtype, routing->logits, t * routing->n_experts + chosen[k]);
+        max = fmax(max, w[k]);
+    }
+    for (int32_t k = 0; k < routing->top_k; ++k)
+        if (chosen[k] >= 0) sum += w[k] = exp(w[k] - max);
+    for (int32_t k = 0; k < routing->top_k; ++k)
+        if (chosen[k] >= 0) w[k] /= sum;
+}
+
 /* w[K]: unscaled weights of the chosen of token t. */
 static void chosen_weights(const moei_route_job *job, int64_t t, const double *s, double *w) {
     const moei_routing *routing = job->routing;
     const int32_t *chosen = moei_chosen(routing, t);
-    const int64_t E = routing->n_experts;
-    const bool over_chosen = softmax_over_chosen(job->router);
-    double max = -INFINITY, sum = 0;
-    for (int32_t k = 0; k < routing->top_k; ++k) {
-        if (chosen[k] < 0) continue;
-        w[k] =
-            over_chosen ? moei_real_load(routing->dtype, routing->logits, t * E + chosen[k]) : s[chosen[k]];
-        max = fmax(max, w[k]);
-    }
-    for (int32_t k = 0; k < routing->top_k; ++k) {
-        if (chosen[k] < 0) continue;
-        if (over_chosen) w[k] = exp(w[k] - max);
-        sum += w[k];
-    }
-    if (!over_chosen && !job->router->norm_topk_prob) return;
-    sum += over_chosen ? 0 : job->router->norm_eps;
-    for (int32_t k = 0; k < routing->top_k; ++k)
-        if (chosen[k] >= 0) w[k] /= sum;
+    if (softmax_over_chosen(job->router))
+        softmax_of_chosen(routing, t, w);
+    else if (job->router->norm_topk_prob)
+        moei_shares(s, chosen, routing->top_k, job->router->norm_eps, w);
+    else
+        for (int32_t k = 0; k < routing->top_k; ++k) w[k] = chosen[k] < 0 ? 0 : s[chosen[k]];
 }
 
 static void weigh_token(const moei_route_job *job, const void *arg, int64_t t, double *room) {
@@ -60,27 +81,28 @@ static double share_of(const moei_route_job *job, int64_t slot) {
     return job->router->scale == 0 ? 0 : weight / job->router->scale;
 }
 
-void moei_weigh_backward_token(const moei_route_job *job, int64_t t, const double *s, const double *dweight,
-                               double *ds, double *dl) {
-    const moei_router *router = job->router;
+/* Softmax over the chosen is what the weights already are, and needs no logits kept. v[K]: their gradient. */
+static void softmax_backward(const moei_route_job *job, int64_t t, const double *v, double *dl) {
     const moei_routing *routing = job->routing;
     const int32_t *chosen = moei_chosen(routing, t);
     const int64_t first = t * routing->top_k;
-    /* Softmax over the chosen is what the weights already are, and needs no logits kept. */
-    const bool over_chosen = softmax_over_chosen(router);
-    double sum = router->norm_eps, mean = 0;
-    for (int64_t k = 0; k < routing->top_k; ++k) {
-        if (chosen[k] < 0) continue;
-        const double w = over_chosen ? share_of(job, first + k) : s[chosen[k]];
-        sum += w;
-        mean += w * router->scale * dweight[k];
-    }
-    for (int64_t k = 0; k < routing->top_k; ++k) {
-        if (chosen[k] < 0) continue;
-        const double v = router->scale * dweight[k];
-        if (over_chosen)
-            dl[chosen[k]] += share_of(job, first + k) * (v - mean);
-        else
-            ds[chosen[k]] += router->norm_topk_prob ? v / sum - mean / (sum * sum) : v;
-    }
+    double mean = 0;
+    for (int64_t k = 0; k < routing->top_k; ++k)
+        if (chosen[k] >= 0) mean += share_of(job, first + k) * v[k];
+    for (int64_t k = 0; k < routing->top_k; ++k)
+        if (chosen[k] >= 0) dl[chosen[k]] += share_of(job, first + k) * (v[k] - mean);
+}
+
+void moei_weigh_backward_token(const moei_route_job *job, int64_t t, const double *s, double *dweight,
+                               double *ds, double *dl) {
+    const moei_router *router = job->router;
+    const int32_t K = job->routing->top_k, *chosen = moei_chosen(job->routing, t);
+    for (int32_t k = 0; k < K; ++k) dweight[k] *= router->scale;
+    if (softmax_over_chosen(router))
+        softmax_backward(job, t, dweight, dl);
+    else if (router->norm_topk_prob)
+        moei_shares_backward(s, chosen, K, router->norm_eps, dweight, ds);
+    else
+        for (int32_t k = 0; k < K; ++k)
+            if (chosen[k] >= 0) ds[chosen[k]] += dweight[k];
 }

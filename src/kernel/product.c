@@ -1,8 +1,7 @@
-/* layer_around.c: whole products, the output bias and the shared experts' gate.
- * in[T,k] b[k,n] -> out[T,n]. Source: Automodel's shared_expert_gate; sigma-MoE's o_bias.
+/* product.c: what stages ask of whole matrices: the operations with one group of rows.
+ * in[T,k] b[k,n] -> out[T,n]; bias[n]. Source: the contracts of kernel.h; moei_one_group tells a device.
  */
-#include "layer/layer_around.h"
-
+#include "core/ctx.h"
 #include "kernel/kernel.h"
 
 void moei_product(moe_ctx *ctx, moe_mat in, const void *b, bool transposed, moe_mat out, bool accumulate) {
@@ -64,32 +63,16 @@ void moei_bias_backward(moe_ctx *ctx, const uint8_t *mask, moe_mat dy, void *dbi
                                                                     .ld = dy.stride});
 }
 
-void moei_shared_gate_apply(moe_ctx *ctx, moe_mat gate, moe_mat y) {
-    ctx->kernels[y.dtype]->sigmoid_gate(
-        &ctx->team,
-        &(moei_sigmoid_gate_args){
-            .dtype = y.dtype, .rows = y.rows, .n = y.cols, .gate = gate.data, .y = y.data, .ld = y.stride});
-}
-
-void moei_shared_gate_backward(moe_ctx *ctx, moe_mat gate, moe_mat dgate, moe_mat x, const void *weight,
-                               void *dweight, moe_mat dx) {
-    const int64_t offset[2] = {0, x.rows};
-    ctx->kernels[x.dtype]->sigmoid_gate_grad(&ctx->team, &(moei_sigmoid_gate_args){.dtype = x.dtype,
-                                                                                   .rows = x.rows,
-                                                                                   .n = x.cols,
-                                                                                   .gate = gate.data,
-                                                                                   .dgate = dgate.data,
-                                                                                   .weight = weight,
-                                                                                   .y = dx.data,
-                                                                                   .ld = dx.stride});
-    ctx->kernels[x.dtype]->colsum(&ctx->team, &(moe_colsum_args){.dtype = x.dtype,
-                                                                 .n_groups = 1,
-                                                                 .offset = moei_one_group(ctx, offset),
-                                                                 .n_rows = x.rows,
-                                                                 .n = x.cols,
-                                                                 .a = x.data,
-                                                                 .lda = x.stride,
-                                                                 .row_weight = dgate.data,
-                                                                 .out = dweight,
-                                                                 .accumulate = true});
+void moei_column_sums(moe_ctx *ctx, moe_mat in, const void *row_weight, void *out) {
+    const int64_t offset[2] = {0, in.rows};
+    ctx->kernels[in.dtype]->colsum(&ctx->team, &(moe_colsum_args){.dtype = in.dtype,
+                                                                  .n_groups = 1,
+                                                                  .offset = moei_one_group(ctx, offset),
+                                                                  .n_rows = in.rows,
+                                                                  .n = in.cols,
+                                                                  .a = in.data,
+                                                                  .lda = in.stride,
+                                                                  .row_weight = row_weight,
+                                                                  .out = out,
+                                                                  .accumulate = true});
 }
