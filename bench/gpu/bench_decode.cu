@@ -36,24 +36,47 @@ struct Layer {
     Shape s;
     Buffer<bf16> x, gate, w1, w2, h, y_rows, y;
     Buffer<float> h_few, lse, weight, row_weight;
-    Buffer<int> expert, bad, offset, row_token, row_of;
-    Buffer<uint8_t> count;
+    Buffer<int> expert, row_token, row_slot, row_of;
+    Buffer<int64_t> offset, count; /* count: routed, kept, real tokens, capacity */
+    Buffer<uint8_t> tile_count;
+    Buffer<moei_fault> fault;
     explicit Layer(const Shape &shape)
         : s(shape), x(STEPS * MAX_BATCH * s.d), gate(s.experts * s.d), w1(s.experts * s.d * 2 * s.n),
           w2(s.experts * s.n * s.d), h(MAX_BATCH * s.top_k * s.n), y_rows(MAX_BATCH * s.top_k * s.d),
           y(MAX_BATCH * s.d), h_few(MOEI_CUDA_DECODE_CHOICES * s.n), lse(MAX_BATCH),
           weight(MAX_BATCH * s.top_k), row_weight(MAX_BATCH * s.top_k), expert(STEPS * MAX_BATCH * s.top_k),
-          bad(1), offset(s.experts + 1), row_token(MAX_BATCH * s.top_k), row_of(MAX_BATCH * s.top_k),
-          count((s.experts + 3) / 4 * 4) {
+          row_token(MAX_BATCH * s.top_k), row_slot(MAX_BATCH * s.top_k), row_of(MAX_BATCH * s.top_k),
+          offset(s.experts + 1), count(2 * s.experts + 2),
+          tile_count((int64_t)moei_plan_scratch_bytes(MAX_BATCH, MAX_BATCH * s.top_k, s.experts)), fault(1) {
         x.random(1, 1), gate.random(2, 1 / sqrtf((float)s.d)), w1.random(3, 1 / sqrtf((float)s.d));
         w2.random(4, 1 / sqrtf((float)s.n));
+    }
+    moei_router_args route_args(const bf16 *tokens, int *chosen, int64_t batch) {
+        moei_router_args a = {};
+        a.dtype = MOE_BF16, a.n_tokens = batch, a.d = a.ldx = s.d, a.n_experts = s.experts;
+        a.top_k = s.top_k, a.scale = 1, a.x = tokens, a.gate = gate.data, a.lse = lse.data;
+        a.expert = chosen, a.weight = weight.data, a.tile_count = tile_count.data, a.fault = fault.data;
+        return a;
+    }
+    moei_plan_args plan_args(const int *chosen, int64_t batch) {
+        moei_plan_args a = {};
+        a.n_tokens = batch, a.n_rows = batch * s.top_k, a.n_experts = s.experts, a.top_k = s.top_k;
+        a.expert = chosen, a.weight = weight.data, a.offset = offset.data, a.routed = count.data;
+        a.kept = count.data + s.experts, a.n_valid = count.data + 2 * s.experts, a.capacity = a.n_valid + 1;
+        a.row_token = row_token.data, a.row_slot = row_slot.data, a.row_of = row_of.data;
+        a.row_weight = row_weight.data, a.tile_count = tile_count.data, a.counted = true;
+        return a;
+    }
+    moe_gemm_rows_args rows_args(int64_t n, int64_t k, const bf16 *b, int64_t batch) {
+        moe_gemm_rows_args a = {};
+        a.dtype = MOE_BF16, a.n_groups = s.experts, a.offset = offset.data, a.n_rows = batch * s.top_k;
+        a.n = n, a.k = k, a.b = b, a.ldb = n, a.b_group = n * k;
+        return a;
     }
     void step(int i, int64_t batch, bool few, moei_stream stream) {
         const bf16 *tokens = x.data + i * MAX_BATCH * s.d;
         int *chosen = expert.data + i * MAX_BATCH * s.top_k;
-        const moei_cuda_route_args route = {batch,     s.d,    s.experts,   s.top_k,    tokens,
-                                            gate.data, false,  false,       1,          NULL,
-                                            lse.data,  chosen, weight.data, count.data, bad.data};
+        const moei_router_args route = route_args(tokens, chosen, batch);
         if (few) {
             const moei_cuda_decode_args decode = {batch,       s.d,        s.n,     s.experts,      s.top_k,
                                                   tokens,      w1.data,    w2.data, MOE_ACT_SWIGLU, chosen,
@@ -62,22 +85,23 @@ struct Layer {
             CUDA_OK(moei_cuda_decode(&decode, stream));
             return;
         }
-        const moei_cuda_plan_args plan = {batch,       s.experts,      s.top_k,     chosen,
-                                          weight.data, count.data,     offset.data, row_token.data,
-                                          row_of.data, row_weight.data};
-        const moei_cuda_gather_sum_args combine = {batch,       s.d,         s.top_k, y_rows.data,
-                                                   row_of.data, weight.data, y.data,  false};
-        moei_cuda_gemm_rows_args r = {};
-        r.n_groups = s.experts, r.offset = offset.data, r.max_rows = batch * s.top_k;
-        r.n = s.n, r.k = s.d, r.a = tokens, r.lda = s.d, r.a_row = row_token.data, r.b = w1.data;
+        const moei_plan_args plan = plan_args(chosen, batch);
+        const moei_team team = team_of(stream);
+        moe_gemm_rows_args r = rows_args(2 * s.n, s.d, w1.data, batch);
+        r.a = tokens, r.lda = s.d, r.a_row = row_token.data;
         r.epilogue = MOE_EPI_ACT, r.act = MOE_ACT_SWIGLU, r.h = h.data, r.ldh = s.n;
         CUDA_OK(moei_cuda_route(&route, stream));
-        CUDA_OK(moei_cuda_plan(&plan, stream));
-        CUDA_OK(moei_cuda_gemm_rows(&r, stream));
-        r.n = s.d, r.k = s.n, r.a = h.data, r.lda = s.n, r.a_row = NULL, r.b = w2.data;
-        r.epilogue = MOE_EPI_STORE, r.c = y_rows.data, r.ldc = s.d;
-        CUDA_OK(moei_cuda_gemm_rows(&r, stream));
-        CUDA_OK(moei_cuda_gather_sum(&combine, stream));
+        moei_plan__cuda(&team, &plan);
+        CUDA_OK(moei_cuda_gemm_rows(&r, MOEI_SCHEDULE_AUTO, stream));
+        r = rows_args(s.d, s.n, w2.data, batch);
+        r.a = h.data, r.lda = s.n, r.c = y_rows.data, r.ldc = s.d;
+        CUDA_OK(moei_cuda_gemm_rows(&r, MOEI_SCHEDULE_AUTO, stream));
+        moe_gather_sum_args sum = {};
+        sum.dtype = MOE_BF16, sum.n_tokens = batch, sum.n = sum.ld_rows = sum.ld_out = s.d;
+        sum.top_k = s.top_k, sum.rows = y_rows.data, sum.row_of = row_of.data, sum.weight = weight.data;
+        sum.out = y.data;
+        moei_gather_sum__cuda(&team, &sum);
+        CUDA_OK(cudaGetLastError());
     }
     double weight_bytes(int64_t batch) const {
         const std::vector<int> chosen = expert.get();

@@ -30,7 +30,7 @@ template <class T> static double distance(const std::vector<T> &got, const std::
 }
 
 static __global__ void product_ref(const bf16 *a, int64_t lda, const int *a_row, const bf16 *b, bool trans,
-                                   const int *offset, int groups, int64_t n, int64_t k, float *out) {
+                                   const int64_t *offset, int groups, int64_t n, int64_t k, float *out) {
     const int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x, r = i / n, j = i % n;
     if (r >= offset[groups]) return;
     int g = 0;
@@ -42,12 +42,12 @@ static __global__ void product_ref(const bf16 *a, int64_t lda, const int *a_row,
     out[i] = sum;
 }
 static __global__ void outer_ref(const bf16 *a, int64_t lda, const int *a_row, const bf16 *b, int64_t ldb,
-                                 const int *offset, int64_t m, int64_t n, float *out) {
+                                 const int64_t *offset, int64_t m, int64_t n, float *out) {
     const int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x;
     const int g = blockIdx.y;
     if (i >= m * n) return;
     float sum = 0;
-    for (int r = offset[g]; r < offset[g + 1]; ++r)
+    for (int64_t r = offset[g]; r < offset[g + 1]; ++r)
         sum +=
             __bfloat162float(a[(a_row ? a_row[r] : r) * lda + i / n]) * __bfloat162float(b[r * ldb + i % n]);
     out[g * m * n + i] = sum;
@@ -57,7 +57,7 @@ struct Case {
     int groups, rows, tokens, d, n;
     int load; /* 0 even, 1 random with empties, 2 Zipf, 3 all in one */
 };
-static std::vector<int> offsets_of(const Case &c) {
+static std::vector<int64_t> offsets_of(const Case &c) {
     std::vector<double> share((size_t)c.groups);
     for (int g = 0; g < c.groups; ++g)
         share[(size_t)g] = c.load == 0 ? 1
@@ -66,10 +66,10 @@ static std::vector<int> offsets_of(const Case &c) {
                            : c.load == 2 ? 1.0 / (g + 1)
                                          : (g == c.groups / 2);
     double total = std::accumulate(share.begin(), share.end(), 1e-9), run = 0;
-    std::vector<int> offset(1, 0);
+    std::vector<int64_t> offset(1, 0);
     for (int g = 0; g < c.groups; ++g) {
         run += share[(size_t)g];
-        offset.push_back((int)(run / total * c.rows));
+        offset.push_back((int64_t)(run / total * c.rows));
     }
     offset.back() = c.rows;
     return offset;
@@ -77,7 +77,8 @@ static std::vector<int> offsets_of(const Case &c) {
 
 struct Problem {
     Case c;
-    Buffer<int> offset, row;
+    Buffer<int64_t> offset;
+    Buffer<int> row;
     Buffer<bf16> x, h, w1, w2;
     Buffer<float> row_weight;
     explicit Problem(const Case &cc)
@@ -108,6 +109,15 @@ struct Problem {
     }
 };
 
+/* The product of group g, [k, n] or transposed, and what all calls have in common. */
+static moe_gemm_rows_args rows_args(const Problem &p, int64_t n, int64_t k, const bf16 *b, bool trans) {
+    moe_gemm_rows_args args = {};
+    args.dtype = MOE_BF16, args.n_groups = p.c.groups, args.offset = p.offset.data, args.n_rows = p.c.rows;
+    args.n = n, args.k = k, args.b = b, args.b_trans = trans, args.ldb = trans ? k : n;
+    args.b_group = n * k;
+    return args;
+}
+
 static void check_store(Problem &p, bool gather, bool trans, moei_schedule schedule, bool accumulate) {
     /* Gathered x[d] -> 2n or n; contiguous h[n] -> d. */
     const int64_t k = gather ? p.c.d : p.c.n, n = gather ? (trans ? p.c.n : 2 * p.c.n) : p.c.d;
@@ -118,11 +128,10 @@ static void check_store(Problem &p, bool gather, bool trans, moei_schedule sched
     Buffer<bf16> c(p.c.rows * n);
     std::vector<bf16> before;
     if (accumulate) c.random(seed + 9, 1), before = c.get();
-    moei_cuda_gemm_rows_args args = {};
-    args.n_groups = p.c.groups, args.offset = p.offset.data, args.max_rows = p.c.rows, args.n = n, args.k = k;
-    args.a = a, args.lda = k, args.a_row = gather ? p.row.data : NULL, args.b = b, args.b_trans = trans;
-    args.schedule = schedule, args.c = c.data, args.ldc = n, args.accumulate = accumulate;
-    CUDA_OK(moei_cuda_gemm_rows(&args, 0));
+    moe_gemm_rows_args args = rows_args(p, n, k, b, trans);
+    args.a = a, args.lda = k, args.a_row = gather ? p.row.data : NULL;
+    args.c = c.data, args.ldc = n, args.accumulate = accumulate;
+    CUDA_OK(moei_cuda_gemm_rows(&args, schedule, 0));
     CUDA_OK(cudaDeviceSynchronize());
     std::vector<float> ref = p.product(a, k, args.a_row, b, trans, n, k);
     std::vector<double> want(ref.begin(), ref.end());
@@ -146,18 +155,46 @@ static Act act_eval(moe_act act, double g, double u) {
     return {g * s * u, u * s * (1 + g * (1 - s)), g * s};
 }
 
-static void check_act(Problem &p, moe_act act, moei_schedule schedule, bool keep) {
+/* f32 out of bf16, as logits are: contiguous rows, B transposed; without offsets the rows are one group's. */
+static void check_store_wide(Problem &p, bool one_group, bool accumulate) {
+    const int64_t k = p.c.n, n = p.c.d;
+    Buffer<float> c(p.c.rows * n);
+    Buffer<int64_t> whole(2);
+    std::vector<float> before;
+    if (accumulate) c.random(seed + 9, 1), before = c.get();
+    moe_gemm_rows_args args = rows_args(p, n, k, p.w1.data, true);
+    args.a = p.h.data, args.lda = k, args.c = c.data, args.ldc = n, args.accumulate = accumulate;
+    args.c_wide = true;
+    if (one_group) args.offset = NULL, args.n_groups = 1;
+    CUDA_OK(moei_cuda_gemm_rows(&args, MOEI_SCHEDULE_AUTO, 0));
+    CUDA_OK(cudaDeviceSynchronize());
+    Buffer<float> ref(p.c.rows * n);
+    whole.put({0, p.c.rows});
+    product_ref<<<(unsigned)((p.c.rows * n + 255) / 256), 256>>>(p.h.data, k, NULL, p.w1.data, true,
+                                                                 one_group ? whole.data : p.offset.data,
+                                                                 args.n_groups, n, k, ref.data);
+    CUDA_OK(cudaDeviceSynchronize());
+    const std::vector<float> plain = ref.get();
+    std::vector<double> want(plain.begin(), plain.end());
+    for (size_t i = 0; i < before.size(); ++i) want[i] += (double)before[i];
+    char what[80];
+    snprintf(what, sizeof what, "store wide one group %d add %d", one_group, accumulate);
+    verdict(p.name(what).c_str(), distance(c.get(), want), 1e-5, c.guard_intact());
+}
+
+static void check_act(Problem &p, moe_act act, moei_schedule schedule, bool keep, bool gather) {
     const bool gated = act == MOE_ACT_SWIGLU;
     const int64_t n = p.c.n, width = gated ? 2 * n : n;
     Buffer<bf16> z(p.c.rows * width), h(p.c.rows * n);
-    moei_cuda_gemm_rows_args args = {};
-    args.n_groups = p.c.groups, args.offset = p.offset.data, args.n = n, args.k = p.c.d;
-    args.a = p.x.data, args.lda = p.c.d, args.a_row = p.row.data, args.b = p.w1.data;
-    args.epilogue = MOE_EPI_ACT, args.act = act, args.schedule = schedule;
-    args.z = keep ? z.data : NULL, args.ldz = width, args.h = h.data, args.ldh = n;
-    CUDA_OK(moei_cuda_gemm_rows(&args, 0));
+    const int *row = gather ? p.row.data : NULL;
+    if (!gather && p.c.tokens < p.c.rows) return;
+    moe_gemm_rows_args args = rows_args(p, width, p.c.d, p.w1.data, false);
+    args.a = p.x.data, args.lda = p.c.d, args.a_row = row;
+    args.epilogue = MOE_EPI_ACT, args.act = act;
+    args.c = keep ? z.data : NULL, args.ldc = width, args.h = h.data, args.ldh = n;
+    CUDA_OK(moei_cuda_gemm_rows(&args, schedule, 0));
     CUDA_OK(cudaDeviceSynchronize());
-    std::vector<float> ref = p.product(p.x.data, p.c.d, p.row.data, p.w1.data, false, width, p.c.d);
+    std::vector<float> ref = p.product(p.x.data, p.c.d, row, p.w1.data, false, width, p.c.d);
     std::vector<double> want_h((size_t)(p.c.rows * n));
     for (int64_t r = 0; r < p.c.rows; ++r)
         for (int64_t j = 0; j < n; ++j)
@@ -165,32 +202,33 @@ static void check_act(Problem &p, moe_act act, moei_schedule schedule, bool keep
                 act_eval(act, ref[(size_t)(r * width + j)], gated ? ref[(size_t)(r * width + n + j)] : 0)
                     .value;
     char what[80];
-    snprintf(what, sizeof what, "act %d schedule %d keep %d", act, schedule, keep);
+    snprintf(what, sizeof what, "act %d schedule %d keep %d gather %d", act, schedule, keep, gather);
     verdict(p.name(what).c_str(), distance(h.get(), want_h), 5e-3, h.guard_intact());
     if (keep)
         verdict(p.name("  its z").c_str(), distance(z.get(), std::vector<double>(ref.begin(), ref.end())),
                 4e-3, z.guard_intact());
 }
 
-static void check_act_grad(Problem &p, moe_act act, moei_schedule schedule, bool in_place) {
+static void check_act_grad(Problem &p, moe_act act, moei_schedule schedule, bool in_place, bool gather) {
     const bool gated = act == MOE_ACT_SWIGLU;
-    const int64_t n = p.c.n, width = gated ? 2 * n : n, parts = moei_cuda_dweight_parts(n);
+    const int64_t n = p.c.n, width = gated ? 2 * n : n;
+    const int *row = gather ? p.row.data : NULL;
+    if (!gather && p.c.tokens < p.c.rows) return;
     Buffer<bf16> z(p.c.rows * width), dz(p.c.rows * width), wa(p.c.rows * n);
-    Buffer<float> part(p.c.rows * parts);
+    Buffer<float> part(p.c.rows * moe_dweight_parts(n)), dweight(p.c.rows);
     z.random(seed + 11, 1);
     const std::vector<bf16> z_old = z.get();
-    moei_cuda_gemm_rows_args args = {};
-    args.n_groups = p.c.groups, args.offset = p.offset.data, args.n = n, args.k = p.c.d;
-    args.a = p.x.data, args.lda = p.c.d, args.a_row = p.row.data, args.b = p.w2.data, args.b_trans = true;
-    args.epilogue = MOE_EPI_ACT_GRAD, args.act = act, args.schedule = schedule;
-    args.z = z.data, args.dz = in_place ? z.data : dz.data, args.ldz = width, args.h = wa.data, args.ldh = n;
-    args.row_weight = p.row_weight.data, args.dweight_part = part.data;
-    CUDA_OK(moei_cuda_gemm_rows(&args, 0));
+    moe_gemm_rows_args args = rows_args(p, n, p.c.d, p.w2.data, true);
+    args.a = p.x.data, args.lda = p.c.d, args.a_row = row;
+    args.epilogue = MOE_EPI_ACT_GRAD, args.act = act;
+    args.z = z.data, args.dz = in_place ? z.data : dz.data, args.ldz = width, args.wa = wa.data,
+    args.ldwa = n;
+    args.row_weight = p.row_weight.data, args.dweight = dweight.data, args.dweight_part = part.data;
+    CUDA_OK(moei_cuda_gemm_rows(&args, schedule, 0));
     CUDA_OK(cudaDeviceSynchronize());
-    std::vector<float> da = p.product(p.x.data, p.c.d, p.row.data, p.w2.data, true, n, p.c.d);
-    std::vector<float> w = p.row_weight.get(), got_part = part.get();
+    std::vector<float> da = p.product(p.x.data, p.c.d, row, p.w2.data, true, n, p.c.d);
+    std::vector<float> w = p.row_weight.get();
     std::vector<double> want_z(z_old.size()), want_a(da.size()), want_w((size_t)p.c.rows);
-    std::vector<float> got_w((size_t)p.c.rows);
     for (int64_t r = 0; r < p.c.rows; ++r) {
         for (int64_t j = 0; j < n; ++j) {
             const size_t at = (size_t)(r * width + j), i = (size_t)(r * n + j);
@@ -201,33 +239,37 @@ static void check_act_grad(Problem &p, moe_act act, moei_schedule schedule, bool
             want_a[i] = w[(size_t)r] * a.value;
             want_w[(size_t)r] += da[i] * a.value;
         }
-        for (int64_t i = 0; i < parts; ++i) got_w[(size_t)r] += got_part[(size_t)(r * parts + i)];
     }
     Buffer<bf16> &out = in_place ? z : dz;
     char what[80];
-    snprintf(what, sizeof what, "act_grad %d schedule %d in place %d", act, schedule, in_place);
+    snprintf(what, sizeof what, "act_grad %d schedule %d in place %d gather %d", act, schedule, in_place,
+             gather);
     verdict(p.name(what).c_str(), distance(out.get(), want_z), 5e-3, out.guard_intact());
     verdict(p.name("  its weighted A").c_str(), distance(wa.get(), want_a), 5e-3, wa.guard_intact());
-    verdict(p.name("  its dweight").c_str(), distance(got_w, want_w), 3e-3, part.guard_intact());
+    verdict(p.name("  its dweight").c_str(), distance(dweight.get(), want_w), 3e-3,
+            part.guard_intact() && dweight.guard_intact());
 }
 
-static void check_outer(Problem &p, bool trans, bool gather, bool accumulate) {
+/* Gathered: the rows of x, or turned, of what is on the other side. T: C's numbers. */
+template <class T> static void check_outer(Problem &p, bool trans, bool gather, bool accumulate) {
     const int64_t m = p.c.d, n = p.c.n;
-    const bf16 *a = p.x.data;
-    if (!gather && p.c.tokens < p.c.rows) return;
-    Buffer<bf16> c(p.c.groups * m * n);
-    std::vector<bf16> before;
+    const int *row = gather ? p.row.data : NULL;
+    if (!gather && (trans || p.c.tokens < p.c.rows)) return;
+    Buffer<T> c(p.c.groups * m * n);
+    std::vector<T> before;
     if (accumulate) c.random(seed + 9, 1), before = c.get();
-    moei_cuda_gemm_outer_args args = {};
-    args.n_groups = p.c.groups, args.offset = p.offset.data, args.max_rows = p.c.rows + 1, args.m = m,
-    args.n = n;
-    args.a = a, args.lda = m, args.a_row = gather ? p.row.data : NULL, args.b = p.h.data, args.ldb = n;
-    args.c = c.data, args.c_trans = trans, args.accumulate = accumulate;
-    CUDA_OK(moei_cuda_gemm_outer(&args, 0));
+    moe_gemm_outer_args args = {};
+    args.dtype = MOE_BF16, args.n_groups = p.c.groups, args.offset = p.offset.data, args.n_rows = p.c.rows;
+    args.m = trans ? n : m, args.n = trans ? m : n;
+    args.a = trans ? p.h.data : p.x.data, args.lda = args.m, args.a_row = trans ? NULL : row;
+    args.b = trans ? p.x.data : p.h.data, args.ldb = args.n, args.b_row = trans ? row : NULL;
+    args.c = c.data, args.ldc = args.n, args.c_group = m * n;
+    args.accumulate = accumulate, args.c_wide = sizeof(T) == sizeof(float);
+    CUDA_OK(moei_cuda_gemm_outer(&args, 0, 0));
     CUDA_OK(cudaDeviceSynchronize());
     Buffer<float> ref(p.c.groups * m * n);
     outer_ref<<<dim3((unsigned)((m * n + 255) / 256), (unsigned)p.c.groups), 256>>>(
-        a, m, args.a_row, p.h.data, n, p.offset.data, m, n, ref.data);
+        p.x.data, m, row, p.h.data, n, p.offset.data, m, n, ref.data);
     CUDA_OK(cudaDeviceSynchronize());
     const std::vector<float> plain = ref.get();
     std::vector<double> want(plain.size());
@@ -239,8 +281,9 @@ static void check_outer(Problem &p, bool trans, bool gather, bool accumulate) {
                            (accumulate ? (double)(float)before[to] : 0);
             }
     char what[80];
-    snprintf(what, sizeof what, "outer trans %d gather %d add %d", trans, gather, accumulate);
-    verdict(p.name(what).c_str(), distance(c.get(), want), 4e-3, c.guard_intact());
+    snprintf(what, sizeof what, "outer trans %d gather %d add %d bytes %d", trans, gather, accumulate,
+             (int)sizeof(T));
+    verdict(p.name(what).c_str(), distance(c.get(), want), args.c_wide ? 1e-5 : 4e-3, c.guard_intact());
 }
 
 static void check_gather_sum(int64_t tokens, int top_k, int64_t n, bool weighted, bool accumulate) {
@@ -256,9 +299,12 @@ static void check_gather_sum(int64_t tokens, int top_k, int64_t n, bool weighted
     row_of.put(index);
     std::vector<bf16> before;
     if (accumulate) out.random(seed + 9, 1), before = out.get();
-    const moei_cuda_gather_sum_args args = {
-        tokens, n, top_k, in.data, row_of.data, weighted ? weight.data : NULL, out.data, accumulate};
-    CUDA_OK(moei_cuda_gather_sum(&args, 0));
+    const moe_gather_sum_args args = {MOE_BF16, tokens, n,           top_k,
+                                      in.data,  n,      row_of.data, weighted ? weight.data : NULL,
+                                      out.data, n,      accumulate};
+    const moei_team team = team_of(0);
+    moei_gather_sum__cuda(&team, &args);
+    CUDA_OK(cudaGetLastError());
     CUDA_OK(cudaDeviceSynchronize());
     const std::vector<bf16> v = in.get();
     const std::vector<float> w = weight.get();
@@ -284,42 +330,57 @@ static void check_gather_sum(int64_t tokens, int top_k, int64_t n, bool weighted
 static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool before, bool norm, bool ties,
                         bool few) {
     Buffer<bf16> x(tokens * d), gate(experts * d);
-    const int pitch = (experts + 3) / 4 * 4, tiles = (int)((tokens + 127) / 128);
-    Buffer<float> logits(tokens * experts), lse(tokens), weight(tokens * top_k), row_weight(tokens * top_k);
-    Buffer<int> expert(tokens * top_k), bad(1), offset(experts + 1), token(tokens * top_k),
-        row_of(tokens * top_k);
-    Buffer<uint8_t> count((int64_t)tiles * pitch);
+    const int64_t slots = tokens * top_k;
+    Buffer<float> logits(tokens * experts), prob(tokens * experts), lse(tokens), entropy(tokens),
+        weight(slots), row_weight(slots);
+    Buffer<int> expert(slots), token(slots), row_of(slots), row_slot(slots);
+    Buffer<int64_t> offset(experts + 1), count(2 * experts + 2);
+    Buffer<uint8_t> tile_count((int64_t)moei_plan_scratch_bytes(tokens, slots, experts));
+    Buffer<moei_fault> fault(1);
     x.random(seed, 1), gate.random(seed + 1, 1 / sqrtf((float)d));
     if (ties) { /* half of the experts twice */
         std::vector<bf16> g = gate.get();
         for (int e = 0; e + 1 < experts; e += 2) std::copy_n(g.begin() + e * d, d, g.begin() + (e + 1) * d);
         gate.put(g);
     }
-    bad.put({INT32_MAX});
-    const moei_cuda_route_args route = {tokens,    d,           experts,     top_k,      x.data,
-                                        gate.data, before,      norm,        1.5f,       logits.data,
-                                        lse.data,  expert.data, weight.data, count.data, bad.data};
-    const moei_cuda_plan_args plan = {tokens,     experts,     top_k,      expert.data, weight.data,
-                                      count.data, offset.data, token.data, row_of.data, row_weight.data};
+    fault.put({
+        {0, 0, 0, 0}
+    });
+    moei_router_args route = {};
+    route.dtype = MOE_BF16, route.n_tokens = tokens, route.n_experts = experts, route.top_k = top_k;
+    route.d = route.ldx = d, route.x = x.data, route.gate = gate.data;
+    route.score_before_topk = before, route.norm_topk_prob = norm, route.scale = 1.5;
+    route.logits = logits.data, route.prob = prob.data, route.lse = lse.data, route.entropy = entropy.data;
+    route.expert = expert.data, route.weight = weight.data, route.tile_count = tile_count.data;
+    route.fault = fault.data;
+    moei_plan_args plan = {};
+    plan.n_tokens = tokens, plan.n_rows = slots, plan.n_experts = experts, plan.top_k = top_k;
+    plan.expert = expert.data, plan.weight = weight.data, plan.offset = offset.data;
+    plan.routed = count.data, plan.kept = count.data + experts, plan.n_valid = count.data + 2 * experts;
+    plan.capacity = plan.n_valid + 1, plan.row_token = token.data, plan.row_slot = row_slot.data;
+    plan.row_of = row_of.data, plan.row_weight = row_weight.data, plan.tile_count = tile_count.data;
+    plan.counted = !few || tokens % 2; /* else it counts itself */
     CUDA_OK(few ? moei_cuda_route_few(&route, 0) : moei_cuda_route(&route, 0));
-    if (!few) CUDA_OK(moei_cuda_plan(&plan, 0));
+    if (!moei_cuda_plan_dropless(&plan, 0)) ++n_failed;
+    CUDA_OK(cudaGetLastError());
     CUDA_OK(cudaDeviceSynchronize());
-    std::vector<int> zero = {0, (int)tokens};
-    Buffer<int> one(2);
-    one.put(zero);
+    Buffer<int64_t> one(2);
+    one.put({0, tokens});
     Buffer<float> ref(tokens * experts);
     product_ref<<<(unsigned)((tokens * experts + 255) / 256), 256>>>(x.data, d, NULL, gate.data, true,
                                                                      one.data, 1, experts, d, ref.data);
     CUDA_OK(cudaDeviceSynchronize());
     const std::vector<float> l = logits.get(), r = ref.get(), w = weight.get(), s = lse.get(),
                              rw = row_weight.get();
-    const std::vector<int> e = expert.get(), o = offset.get(), rt = token.get(), ro = row_of.get();
+    const std::vector<float> p = prob.get(), h = entropy.get();
+    const std::vector<int> e = expert.get(), rt = token.get(), ro = row_of.get(), rs = row_slot.get();
+    const std::vector<int64_t> o = offset.get(), counts = count.get();
     char what[100];
     snprintf(what, sizeof what, "route T %d E %d K %d d %d before %d norm %d ties %d few %d", (int)tokens,
              experts, top_k, (int)d, before, norm, ties, few);
     verdict(what, distance(l, std::vector<double>(r.begin(), r.end())), 1e-5, logits.guard_intact());
-    int64_t wrong = bad.get()[0] != INT32_MAX, wrong_plan = 0;
-    std::vector<double> want_w, want_s;
+    int64_t wrong = fault.get()[0].set, wrong_plan = 0;
+    std::vector<double> want_w, want_s, want_p, want_h;
     std::vector<int> rows((size_t)experts, 0), order((size_t)experts);
     for (int64_t t = 0; t < tokens; ++t) {
         const float *row = &l[(size_t)(t * experts)];
@@ -329,6 +390,11 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
         for (int i = 0; i < experts; ++i) sum += exp((double)row[i] - row[order[0]]);
         for (int k = 0; k < top_k; ++k) chosen += exp((double)row[order[(size_t)k]] - row[order[0]]);
         want_s.push_back(row[order[0]] + log(sum));
+        want_h.push_back(0);
+        for (int i = 0; i < experts; ++i) {
+            want_p.push_back(exp((double)row[i] - want_s.back()));
+            want_h.back() -= want_p.back() * ((double)row[i] - want_s.back());
+        }
         for (int k = 0; k < top_k; ++k) {
             wrong += e[(size_t)(t * top_k + k)] != order[(size_t)k];
             want_w.push_back(1.5 * exp((double)row[order[(size_t)k]] - row[order[0]]) /
@@ -339,16 +405,21 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
     verdict("  its selection (wrong entries)", (double)wrong, 0, expert.guard_intact());
     verdict("  its weights", distance(w, want_w), 1e-5, weight.guard_intact());
     verdict("  its lse", distance(s, want_s), 1e-5, lse.guard_intact());
-    if (few) return;
+    verdict("  its scores", distance(p, want_p), 1e-5, prob.guard_intact());
+    verdict("  its entropy", distance(h, want_h), 1e-5, entropy.guard_intact());
     std::vector<int> next(1, 0);
     for (int i = 0; i < experts; ++i) next.push_back(next.back() + rows[(size_t)i]);
     for (int i = 0; i <= experts; ++i) wrong_plan += o[(size_t)i] != next[(size_t)i];
+    for (int i = 0; i < 2 * experts; ++i) wrong_plan += counts[(size_t)i] != rows[(size_t)(i % experts)];
+    wrong_plan += counts[(size_t)(2 * experts)] != tokens || counts[(size_t)(2 * experts + 1)] != -1;
     for (int64_t i = 0; i < tokens * top_k && wrong == 0; ++i) {
         const int at = next[(size_t)e[(size_t)i]]++;
-        wrong_plan += ro[(size_t)i] != at || rt[(size_t)at] != i / top_k || rw[(size_t)at] != w[(size_t)i];
+        wrong_plan += ro[(size_t)i] != at || rt[(size_t)at] != i / top_k || rs[(size_t)at] != i ||
+                      rw[(size_t)at] != w[(size_t)i];
     }
     verdict("  its plan (wrong entries)", (double)wrong_plan, 0,
-            row_of.guard_intact() && token.guard_intact() && offset.guard_intact());
+            row_of.guard_intact() && token.guard_intact() && offset.guard_intact() && count.guard_intact() &&
+                tile_count.guard_intact());
 }
 
 /* Experts may repeat between tokens and be missing (-1). */
@@ -406,30 +477,32 @@ static void check_same_bits(Problem &p) {
     int64_t different = 0;
     for (int run = 0; run < 3; ++run) {
         Buffer<bf16> z(rows * 2 * n), h(rows * n), c(rows * d), w(groups * d * n), wt(groups * d * n);
-        Buffer<float> part(rows * moei_cuda_dweight_parts(n));
-        moei_cuda_gemm_rows_args r = {};
-        r.n_groups = p.c.groups, r.offset = p.offset.data, r.max_rows = rows;
-        r.n = n, r.k = d, r.a = p.x.data, r.lda = d, r.a_row = p.row.data, r.b = p.w1.data;
-        r.epilogue = MOE_EPI_ACT, r.act = MOE_ACT_SWIGLU, r.z = z.data, r.ldz = 2 * n, r.h = h.data,
+        Buffer<float> part(rows * moe_dweight_parts(n)), dweight(rows);
+        moe_gemm_rows_args r = rows_args(p, 2 * n, d, p.w1.data, false);
+        r.a = p.x.data, r.lda = d, r.a_row = p.row.data;
+        r.epilogue = MOE_EPI_ACT, r.act = MOE_ACT_SWIGLU, r.c = z.data, r.ldc = 2 * n, r.h = h.data,
         r.ldh = n;
-        CUDA_OK(moei_cuda_gemm_rows(&r, 0));
-        r.epilogue = MOE_EPI_ACT_GRAD, r.dz = z.data, r.b = p.w2.data, r.b_trans = true;
-        r.row_weight = p.row_weight.data, r.dweight_part = part.data;
-        CUDA_OK(moei_cuda_gemm_rows(&r, 0));
-        r.epilogue = MOE_EPI_STORE, r.n = d, r.k = n, r.a = h.data, r.lda = n, r.a_row = NULL,
-        r.b = p.w2.data;
-        r.b_trans = false, r.c = c.data, r.ldc = d;
-        CUDA_OK(moei_cuda_gemm_rows(&r, 0));
-        moei_cuda_gemm_outer_args o = {};
-        o.n_groups = p.c.groups, o.offset = p.offset.data, o.max_rows = rows, o.m = d, o.n = n,
-        o.a = p.x.data;
-        o.lda = d, o.a_row = p.row.data, o.b = h.data, o.ldb = n, o.c = w.data;
-        CUDA_OK(moei_cuda_gemm_outer(&o, 0));
-        o.c = wt.data, o.c_trans = true;
-        CUDA_OK(moei_cuda_gemm_outer(&o, 0));
+        CUDA_OK(moei_cuda_gemm_rows(&r, MOEI_SCHEDULE_AUTO, 0));
+        r = rows_args(p, n, d, p.w2.data, true);
+        r.a = p.x.data, r.lda = d, r.a_row = p.row.data;
+        r.epilogue = MOE_EPI_ACT_GRAD, r.act = MOE_ACT_SWIGLU, r.z = r.dz = z.data, r.ldz = 2 * n;
+        r.wa = h.data, r.ldwa = n, r.row_weight = p.row_weight.data;
+        r.dweight = dweight.data, r.dweight_part = part.data;
+        CUDA_OK(moei_cuda_gemm_rows(&r, MOEI_SCHEDULE_AUTO, 0));
+        r = rows_args(p, d, n, p.w2.data, false);
+        r.a = h.data, r.lda = n, r.c = c.data, r.ldc = d;
+        CUDA_OK(moei_cuda_gemm_rows(&r, MOEI_SCHEDULE_AUTO, 0));
+        moe_gemm_outer_args o = {};
+        o.dtype = MOE_BF16, o.n_groups = p.c.groups, o.offset = p.offset.data, o.n_rows = rows;
+        o.m = d, o.n = o.ldc = o.ldb = n, o.c_group = d * n, o.a = p.x.data, o.lda = d, o.a_row = p.row.data;
+        o.b = h.data, o.c = w.data;
+        CUDA_OK(moei_cuda_gemm_outer(&o, 0, 0));
+        o.m = n, o.n = o.ldc = o.ldb = d, o.a = h.data, o.lda = n, o.a_row = NULL;
+        o.b = p.x.data, o.b_row = p.row.data, o.c = wt.data;
+        CUDA_OK(moei_cuda_gemm_outer(&o, 0, 0));
         CUDA_OK(cudaDeviceSynchronize());
         const std::vector<std::vector<bf16>> now = {z.get(), h.get(), c.get(), w.get(), wt.get()};
-        const std::vector<float> now_part = part.get();
+        const std::vector<float> now_part = dweight.get();
         if (run == 0) first = now, first_part = now_part;
         for (size_t i = 0; i < now.size(); ++i)
             different += memcmp(first[i].data(), now[i].data(), now[i].size() * sizeof(bf16)) != 0;
@@ -444,17 +517,23 @@ static void check_case(const Case &c) {
     for (moei_schedule schedule : both) {
         check_store(p, false, false, schedule, false);
         check_store(p, false, true, schedule, true);
-        check_act(p, MOE_ACT_SWIGLU, schedule, true);
-        check_act_grad(p, MOE_ACT_SWIGLU, schedule, true);
+        check_act(p, MOE_ACT_SWIGLU, schedule, true, true);
+        check_act_grad(p, MOE_ACT_SWIGLU, schedule, true, true);
     }
     check_store(p, true, false, MOEI_SCHEDULE_AUTO, false);
     check_store(p, true, true, MOEI_SCHEDULE_AUTO, false);
-    check_act(p, MOE_ACT_SWIGLU, MOEI_SCHEDULE_AUTO, false);
-    check_act(p, MOE_ACT_RELU, MOEI_SCHEDULE_AUTO, true);
-    check_act(p, MOE_ACT_GELU, MOEI_SCHEDULE_AUTO, true);
-    check_act_grad(p, MOE_ACT_RELU, MOEI_SCHEDULE_AUTO, false);
-    check_act_grad(p, MOE_ACT_GELU, MOEI_SCHEDULE_AUTO, false);
-    for (int i = 0; i < 4; ++i) check_outer(p, i & 1, i >> 1, i >= 2);
+    check_store_wide(p, false, false);
+    check_store_wide(p, true, true);
+    check_act(p, MOE_ACT_SWIGLU, MOEI_SCHEDULE_AUTO, false, true);
+    for (int act = MOE_ACT_RELU; act <= MOE_ACT_SWIGLU; ++act)
+        for (bool gather : {false, true}) {
+            check_act(p, (moe_act)act, MOEI_SCHEDULE_AUTO, true, gather);
+            check_act_grad(p, (moe_act)act, MOEI_SCHEDULE_AUTO, false, gather);
+        }
+    for (int i = 0; i < 8; ++i) {
+        check_outer<bf16>(p, i & 1, i >> 1 & 1, i >> 2);
+        check_outer<float>(p, i & 1, i >> 1 & 1, i >> 2);
+    }
     check_same_bits(p);
 }
 

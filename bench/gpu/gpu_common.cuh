@@ -2,6 +2,10 @@
 #ifndef BENCH_GPU_COMMON_CUH
 #define BENCH_GPU_COMMON_CUH
 
+extern "C" {
+#include "kernel/kernel_list.h"
+}
+
 #include "kernel/cuda/cuda_kernel.h"
 
 #include <algorithm>
@@ -96,6 +100,12 @@ struct Timer {
         return ms;
     }
 };
+/* A team whose kernels queue on `stream`. */
+inline moei_team team_of(cudaStream_t stream) {
+    moei_team team = {};
+    team.stream = stream;
+    return team;
+}
 inline double median(std::vector<double> v) {
     if (v.empty()) return 0;
     std::sort(v.begin(), v.end());

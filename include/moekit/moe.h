@@ -88,7 +88,7 @@ typedef struct moe_ctx_desc {
     moe_device device;
     int32_t n_threads;  /* 0: MOEKIT_NUM_THREADS, else OMP_NUM_THREADS, else one per core */
     const char *isa;    /* NULL: MOEKIT_ISA, else the best found. "ref" "avx2" "avx512" "avx512bf16" "amx"
-                           "neon" */
+                           "neon"; of a GPU's kernels "cuda" "sm90", while its CPU's are then the best */
     uint64_t seed;      /* of initialisation and of every random draw */
     moe_allocator host; /* all NULL: aligned_alloc and free */
     void (*log)(void *user, moe_log_level level, const char *text);
@@ -121,6 +121,9 @@ typedef enum moe_dtype {
     MOE_BF16 = 2 /* uint16_t in memory; summed in f32, as are gradients of parameters */
 } moe_dtype;
 MOE_API size_t moe_dtype_bytes(moe_dtype dtype);
+/* moe_ctx_kernel for any dtype. A kernel of isa "sm90" hands arguments that it is not made for to "cuda"'s.
+ */
+MOE_API const char *moe_ctx_kernel_of(const moe_ctx *ctx, const char *op, moe_dtype dtype);
 
 typedef struct moe_mat {
     void *data;

@@ -22,7 +22,10 @@ const char *moe_ctx_isa(const moe_ctx *ctx) {
     return ctx->desc.isa;
 }
 const char *moe_ctx_kernel(const moe_ctx *ctx, const char *op) {
-    return ctx->kernel_name(ctx->isa, op);
+    return moe_ctx_kernel_of(ctx, op, MOE_F32);
+}
+const char *moe_ctx_kernel_of(const moe_ctx *ctx, const char *op, moe_dtype dtype) {
+    return ctx->kernel_name(ctx->isa, op, dtype);
 }
 
 moe_status moe_ctx_fail(moe_ctx *ctx, moe_status status, const char *format, ...) {

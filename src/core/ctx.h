@@ -28,7 +28,7 @@ struct moe_ctx {
     moe_ctx *host; /* on a device: the CPU context that does what the device cannot; else NULL */
     int isa;       /* moei_isa; kernels above it are not used */
     const struct moei_kernels *kernels[MOEI_DTYPES]; /* indexed by moe_dtype */
-    const char *(*kernel_name)(int isa, const char *op);
+    const char *(*kernel_name)(int isa, const char *op, moe_dtype dtype);
     moei_expert_entry *experts; /* registered by the caller */
     struct moei_timing *timing; /* timing.h; NULL: nobody asked */
     moe_error error;

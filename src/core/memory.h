@@ -12,6 +12,7 @@ typedef struct moei_device {
     const char *name;
     moe_status (*open)(moe_ctx *ctx);
     void (*close)(moe_ctx *ctx);
+    int32_t (*capability)(const moe_ctx *ctx);  /* once open: 10 * major + minor; NULL on the CPU */
     void *(*alloc)(moe_ctx *ctx, size_t bytes); /* NULL, with a text recorded, when it does not fit */
     void (*free)(moe_ctx *ctx, void *ptr, size_t bytes);
     /* Either side may be the host's; queued, but what the host holds is read, or written, on return. */

@@ -11,7 +11,7 @@
 
 typedef struct cuda_state {
     cudaStream_t own; /* made by us; ctx->team.stream may be the caller's */
-    int index;
+    int index, capability;
 } cuda_state;
 
 static moe_status told(moe_ctx *ctx, cudaError_t error, const char *what) {
@@ -21,7 +21,7 @@ static moe_status told(moe_ctx *ctx, cudaError_t error, const char *what) {
 }
 
 static moe_status choose(moe_ctx *ctx, cuda_state *state) {
-    int count = 0, major = 0;
+    int count = 0, major = 0, minor = 0;
     const cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess || count == 0)
         return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED,
@@ -35,10 +35,18 @@ static moe_status choose(moe_ctx *ctx, cuda_state *state) {
     MOEI_TRY(told(ctx, cudaSetDevice(state->index), "cudaSetDevice"));
     MOEI_TRY(told(ctx, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, state->index),
                   "cudaDeviceGetAttribute"));
+    MOEI_TRY(told(ctx, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, state->index),
+                  "cudaDeviceGetAttribute"));
+    state->capability = 10 * major + minor;
     if (major >= 8) return MOE_OK;
     return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED,
                         "device cuda: GPU %d has compute capability %d; 8.0 (Ampere) or newer is needed",
                         state->index, major);
+}
+
+static int32_t cuda_capability(const moe_ctx *ctx) {
+    const cuda_state *state = ctx->device_state;
+    return state->capability;
 }
 
 static void cuda_close(moe_ctx *ctx) {
@@ -119,6 +127,7 @@ static moe_status cuda_wait(moe_ctx *ctx) {
 const moei_device moei_device_cuda = {.name = "cuda",
                                       .open = cuda_open,
                                       .close = cuda_close,
+                                      .capability = cuda_capability,
                                       .alloc = cuda_alloc,
                                       .free = cuda_free,
                                       .copy = cuda_copy,

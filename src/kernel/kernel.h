@@ -79,6 +79,9 @@ typedef void moei_copy_rows_fn(const moei_team *team, const moei_copy_rows_args 
 typedef void moei_convert_fn(const moei_team *team, const moei_convert_args *args);
 typedef void moei_act_pass_fn(const moei_team *team, const moei_act_pass_args *args);
 typedef void moei_router_fn(const moei_team *team, const moei_router_args *args);
+/* The same from x and the gate, logits included. False: not for these arguments, and nothing was done. */
+typedef bool moei_route_fn(const moei_team *team, const moei_router_args *args);
+typedef bool moei_gate_grad_fn(const moei_team *team, const moei_gate_grad_args *args); /* likewise */
 typedef void moei_plan_fn(const moei_team *team, const moei_plan_args *args);
 typedef void moei_balance_fn(const moei_team *team, const moei_balance_args *args);
 
@@ -103,7 +106,9 @@ typedef struct moei_kernels {
     moei_copy_rows_fn *copy_rows;
     moei_convert_fn *convert;
     moei_act_pass_fn *act_pass, *act_pass_grad;
-    /* On devices only: NULL on the CPU, where the stages do it. */
+    /* On devices only: NULL on the CPU, where the stages do it. These two may be NULL on devices too. */
+    moei_route_fn *route;
+    moei_gate_grad_fn *gate_grad;
     moei_router_fn *router, *router_grad;
     moei_plan_fn *plan, *plan_index;
     moei_balance_fn *balance_grad;
@@ -118,11 +123,18 @@ typedef enum moei_isa {
     MOEI_ISA_AMX,
     MOEI_ISA_NEON,
     MOEI_ISA_COUNT,
-    MOEI_ISA_CUDA /* a device of its own: its rows serve its contexts, and no others do */
+    /* A device's: its rows serve its contexts, and no others do. */
+    MOEI_ISA_CUDA, /* any NVIDIA GPU from compute capability 8.0 */
+    MOEI_ISA_SM90, /* Hopper, compute capability 9.0 and no other */
+    MOEI_ISA_END
 } moei_isa;
 const char *moei_isa_name(moei_isa isa);
-bool moei_isa_supported(moei_isa isa); /* this machine runs it and this build has it */
-moei_isa moei_isa_best(void);          /* the fastest of them */
+bool moei_isa_supported(moei_isa isa);           /* this CPU runs it and this build has it */
+moei_isa moei_isa_best(void);                    /* the fastest of them */
+moei_isa moei_isa_best_cuda(int32_t capability); /* the fastest of a GPU: 90 for compute capability 9.0 */
+static inline bool moei_isa_is_cuda(moei_isa isa) {
+    return isa > MOEI_ISA_COUNT;
+}
 
 /* The dtypes of a row of kernel.def: a bit for each moe_dtype. */
 enum {
@@ -147,7 +159,7 @@ const moei_kernel_row *moei_kernel_rows(size_t *count);
 void moei_kernel_select(moei_isa isa, moei_kernels table[MOEI_DTYPES]);
 /* Whether a row of exactly this instruction set serves `op` in `dtype`. */
 bool moei_kernel_serves(moei_isa isa, const char *op, moe_dtype dtype);
-/* Name of the row chosen for `op` in f32, NULL if there is no such op. */
-const char *moei_kernel_chosen(moei_isa isa, const char *op);
+/* Name of the row chosen for `op` in `dtype`, NULL if there is no such op. */
+const char *moei_kernel_chosen(moei_isa isa, const char *op, moe_dtype dtype);
 
 #endif

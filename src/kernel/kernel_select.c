@@ -30,7 +30,7 @@ const char *moei_isa_name(moei_isa isa) {
         [MOEI_ISA_REF] = "ref",       [MOEI_ISA_AVX2] = "avx2",
         [MOEI_ISA_AVX512] = "avx512", [MOEI_ISA_AVX512BF16] = "avx512bf16",
         [MOEI_ISA_AMX] = "amx",       [MOEI_ISA_NEON] = "neon",
-        [MOEI_ISA_CUDA] = "cuda",
+        [MOEI_ISA_CUDA] = "cuda",     [MOEI_ISA_SM90] = "sm90",
     };
     return names[isa];
 }
@@ -77,10 +77,15 @@ moei_isa moei_isa_best(void) {
     return (moei_isa)best;
 }
 
+moei_isa moei_isa_best_cuda(int32_t capability) {
+    return capability == 90 ? MOEI_ISA_SM90 : MOEI_ISA_CUDA;
+}
+
 static bool row_serves(const moei_kernel_row *row, moei_isa isa, moe_dtype dtype) {
-    if (!(row->serves >> dtype & 1)) return false;
-    if (isa == MOEI_ISA_CUDA || row->isa == MOEI_ISA_CUDA) return row->isa == isa;
-    return row->isa <= isa && moei_isa_supported(row->isa);
+    if (!(row->serves >> dtype & 1) || row->isa > isa) return false;
+    if (moei_isa_is_cuda(isa) || moei_isa_is_cuda(row->isa))
+        return moei_isa_is_cuda(isa) && moei_isa_is_cuda(row->isa);
+    return moei_isa_supported(row->isa);
 }
 
 /* A slot holds a pointer to a function of the row's own type; all function pointers look alike in memory. */
@@ -107,11 +112,11 @@ bool moei_kernel_serves(moei_isa isa, const char *op, moe_dtype dtype) {
     return false;
 }
 
-const char *moei_kernel_chosen(moei_isa isa, const char *op) {
+const char *moei_kernel_chosen(moei_isa isa, const char *op, moe_dtype dtype) {
     const moei_kernel_row *best = NULL;
     for (size_t i = 0; i < N_ROWS; ++i) {
         const moei_kernel_row *row = &kernel_rows[i];
-        if (strcmp(row->op, op) != 0 || !row_serves(row, isa, MOE_F32)) continue;
+        if (strcmp(row->op, op) != 0 || !row_serves(row, isa, dtype)) continue;
         if (!best || row->isa >= best->isa) best = row;
     }
     return best ? best->name : NULL;

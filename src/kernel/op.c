@@ -46,7 +46,8 @@ static moe_status check_needs(moe_ctx *ctx, const char *op, const need *needs, s
 /* The CPU serves every operation in every dtype; a device has the rows of kernel.def. */
 static moe_status check_dtype(moe_ctx *ctx, const char *op, moe_dtype dtype) {
     if (dtype == MOE_F32 || dtype == MOE_F64 || dtype == MOE_BF16) {
-        if (ctx->isa != MOEI_ISA_CUDA || moei_kernel_serves(MOEI_ISA_CUDA, op + strlen("moe_"), dtype))
+        if (!moei_isa_is_cuda((moei_isa)ctx->isa) ||
+            moei_kernel_serves(MOEI_ISA_CUDA, op + strlen("moe_"), dtype))
             return MOE_OK;
         return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED,
                             "%s: not built for dtype %d on CUDA; a CPU context has it", op, (int)dtype);
@@ -75,7 +76,7 @@ static moe_status check_offset(moe_ctx *ctx, const char *op, const int64_t *offs
     const limit told[] = {
         {"n_rows", n_rows, 0, INT32_MAX}
     };
-    if (ctx->isa == MOEI_ISA_CUDA) {
+    if (moei_isa_is_cuda((moei_isa)ctx->isa)) {
         *rows = n_rows;
         MOEI_TRY(check_limits(ctx, op, told, COUNT(told)));
         return check_needs(ctx, op, needs, n_groups != 1 ? COUNT(needs) : 0);

@@ -139,12 +139,17 @@ typedef struct moei_router_args {
     const float *selection_bias;  /* [E]; NULL: none */
     const int32_t *replay_expert; /* [T, K]; NULL: select */
     const float *replay_weight;   /* [T, K]; NULL: live */
-    const float *logits;          /* [T, E] */
-    float *prob, *lse;            /* [T, E], [T] */
-    int32_t *expert;              /* [T, K] */
-    float *weight;                /* [T, K] */
-    float *entropy;               /* [T]; NULL: not wanted */
-    moei_fault *fault;            /* where a bad token is told */
+    moe_dtype dtype;              /* of x and gate, which only `route` reads */
+    int64_t d, ldx;
+    const void *x, *gate; /* [T, d], [E, d] */
+    float *logits;        /* [T, E]; `route` writes it, NULL: not wanted */
+    uint8_t
+        *tile_count;   /* `route` writes what the plan begins with: moei_plan_scratch_bytes; NULL: nothing */
+    float *prob, *lse; /* [T, E], [T] */
+    int32_t *expert;   /* [T, K] */
+    float *weight;     /* [T, K] */
+    float *entropy;    /* [T]; NULL: not wanted */
+    moei_fault *fault; /* where a bad token is told */
     /* gradient only */
     const int32_t *row_of;    /* [T, K] */
     const float *drow_weight; /* [R] */
@@ -152,6 +157,39 @@ typedef struct moei_router_args {
     const double *z_grad;     /* [1] d loss / d lse(t) = z_grad * lse(t); NULL: none */
     float *dlogits;           /* [T, E] */
 } moei_router_args;
+
+/* The gate's way back: dgate += dlogits^T x, dx += dlogits gate. */
+typedef struct moei_gate_grad_args {
+    moe_dtype dtype; /* of x, gate, dx */
+    int64_t n_tokens, d;
+    int32_t n_experts;
+    const float *dlogits; /* [T, E] */
+    const void *x, *gate; /* [T, d], [E, d] */
+    int64_t ldx;
+    float *dgate; /* [E, d]; NULL: not wanted */
+    void *dx;     /* [T, d]; NULL: not wanted */
+    int64_t ld_dx;
+    void *scratch; /* of moei_gate_grad_carve */
+} moei_gate_grad_args;
+/* Where its arrays begin in the scratch, and bytes of all: dlogits as two bf16 numbers [T, 2E], the gate
+ * twice [2E, d], sums over chunks of tokens f32 [chunks, 2E, d], tokens of a chunk int64_t [chunks + 1]. */
+typedef struct moei_gate_grad_scratch {
+    int64_t chunks;
+    size_t gate, part, offset, bytes;
+} moei_gate_grad_scratch;
+static inline moei_gate_grad_scratch moei_gate_grad_carve(int64_t n_tokens, int64_t n_experts, int64_t d) {
+    const int64_t line = 256, pairs = 66; /* of multiprocessors: each has a tile of 256 x 256 of the sums */
+    const int64_t tiles = (2 * n_experts + 255) / 256 * ((d + 255) / 256);
+    const int64_t chunks = tiles > 0 && tiles < pairs ? pairs / tiles : 1;
+    const int64_t gate = (4 * n_tokens * n_experts + line - 1) / line * line;
+    const int64_t part = gate + (4 * n_experts * d + line - 1) / line * line;
+    const int64_t offset = part + (8 * chunks * n_experts * d + line - 1) / line * line;
+    return (moei_gate_grad_scratch){.chunks = chunks,
+                                    .gate = (size_t)gate,
+                                    .part = (size_t)part,
+                                    .offset = (size_t)offset,
+                                    .bytes = (size_t)(offset + 8 * (chunks + 1))};
+}
 
 /* Where each routed row stands: dispatch/plan.c on a device. Rows past offset[E] are padding.
  *   plan        fills all that is not const
@@ -171,12 +209,22 @@ typedef struct moei_plan_args {
     int64_t *offset, *routed, *kept;
     int32_t *row_token, *row_slot, *row_of;
     float *row_weight;
-    int32_t *tile_count; /* scratch [moei_plan_tiles(T * K), E] */
-    int64_t *step_rows;  /* [E] kept is added; NULL: nobody asks */
+    void *tile_count; /* scratch of moei_plan_scratch_bytes: rows of each expert in each tile */
+    bool counted; /* `route` has filled it: uint8_t [tiles of MOEI_ROUTE_TILE tokens, E rounded up to 4] */
+    int64_t *step_rows; /* [E] kept is added; NULL: nobody asks */
 } moei_plan_args;
-enum { MOEI_PLAN_TILE = 1024 };
+enum { MOEI_PLAN_TILE = 1024, MOEI_ROUTE_TILE = 128 };
 static inline int64_t moei_plan_tiles(int64_t n_slots) {
     return (n_slots + MOEI_PLAN_TILE - 1) / MOEI_PLAN_TILE;
+}
+static inline int64_t moei_route_tiles(int64_t n_tokens) {
+    return (n_tokens + MOEI_ROUTE_TILE - 1) / MOEI_ROUTE_TILE;
+}
+/* Counts of tiles of slots are 32 bits, those of tiles of tokens 8. */
+static inline size_t moei_plan_scratch_bytes(int64_t n_tokens, int64_t n_slots, int64_t n_experts) {
+    const int64_t by_slot = moei_plan_tiles(n_slots) * n_experts * (int64_t)sizeof(int32_t);
+    const int64_t by_token = moei_route_tiles(n_tokens) * ((n_experts + 3) / 4 * 4);
+    return (size_t)(by_slot > by_token ? by_slot : by_token);
 }
 
 /* What the Switch and z losses ask of the router. */

@@ -31,19 +31,33 @@ static void host_free(void *user, void *ptr, size_t bytes) {
     free(ptr);
 }
 
-static moe_status choose_isa(const char *name, int *isa, moe_error *error) {
-    if (!name || !*name) name = getenv("MOEKIT_ISA");
-    if (!name || !*name) {
-        *isa = (int)moei_isa_best();
-        return MOE_OK;
-    }
-    for (*isa = 0; *isa < MOEI_ISA_COUNT; ++*isa)
-        if (strcmp(name, moei_isa_name((moei_isa)*isa)) == 0) {
-            if (moei_isa_supported((moei_isa)*isa)) return MOE_OK;
+/* A name lowers the CPU's kernels or the GPU's; the other's are the best it has. MOEI_ISA_END: the GPU's
+ * best, which is known once it is opened. */
+typedef struct isa_choice {
+    moei_isa cpu, gpu;
+} isa_choice;
+
+static moe_status choose_isa(const moe_ctx_desc *desc, isa_choice *choice, moe_error *error) {
+    const char *name = desc->isa && *desc->isa ? desc->isa : getenv("MOEKIT_ISA");
+    *choice = (isa_choice){moei_isa_best(), MOEI_ISA_END};
+    if (!name || !*name) return MOE_OK;
+    for (moei_isa isa = MOEI_ISA_REF; isa < MOEI_ISA_COUNT; ++isa)
+        if (strcmp(name, moei_isa_name(isa)) == 0) {
+            choice->cpu = isa;
+            if (moei_isa_supported(isa)) return MOE_OK;
             return moei_error_set(error, MOE_ERR_UNSUPPORTED, "isa: this machine cannot run '%s'", name);
         }
+    for (moei_isa isa = MOEI_ISA_CUDA; isa < MOEI_ISA_END; ++isa)
+        if (strcmp(name, moei_isa_name(isa)) == 0) {
+            choice->gpu = isa;
+            if (desc->device == MOE_CUDA) return MOE_OK;
+            return moei_error_set(error, MOE_ERR_ARGUMENT,
+                                  "isa: '%s' is for a GPU, but this context is on the CPU", name);
+        }
     return moei_error_set(error, MOE_ERR_ARGUMENT,
-                          "isa: '%s' is not one of: ref, avx2, avx512, avx512bf16, amx, neon", name);
+                          "isa: '%s' is not one of: ref, avx2, avx512, avx512bf16, amx, neon; on a GPU: "
+                          "cuda, sm90",
+                          name);
 }
 
 static moe_status choose_threads(int32_t wanted, int32_t *n_threads, moe_error *error) {
@@ -85,18 +99,24 @@ static moe_status start_threads(moe_ctx *ctx) {
     return MOE_OK;
 }
 
-static const char *kernel_name(int isa, const char *op) {
-    return moei_kernel_chosen((moei_isa)isa, op);
+static const char *kernel_name(int isa, const char *op, moe_dtype dtype) {
+    return moei_kernel_chosen((moei_isa)isa, op, dtype);
 }
 
 /* On a device the CPU's threads and kernels are those of a context inside, for what the device cannot do. */
-static moe_status open_device(moe_ctx *ctx, int isa, int32_t n_threads) {
+static moe_status open_device(moe_ctx *ctx, isa_choice isa, int32_t n_threads) {
     if (ctx->device == &moei_device_cpu) return MOE_OK;
     MOEI_TRY(ctx->device->open(ctx));
+    const moei_isa best = moei_isa_best_cuda(ctx->device->capability(ctx));
+    if (isa.gpu != MOEI_ISA_END && isa.gpu > best)
+        return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED, "isa: this GPU cannot run '%s'; '%s' is its best",
+                            moei_isa_name(isa.gpu), moei_isa_name(best));
+    ctx->isa = (int)(isa.gpu == MOEI_ISA_END ? best : isa.gpu);
     moe_ctx_desc desc = ctx->desc;
     moe_error error;
+    ctx->desc.isa = moei_isa_name((moei_isa)ctx->isa);
     desc.device = MOE_CPU;
-    desc.isa = moei_isa_name((moei_isa)isa);
+    desc.isa = moei_isa_name(isa.cpu);
     desc.n_threads = n_threads;
     if (moe_ctx_create(&desc, &ctx->host, &error) != MOE_OK)
         return moe_ctx_fail(ctx, error.status, "%s", error.text);
@@ -104,7 +124,8 @@ static moe_status open_device(moe_ctx *ctx, int isa, int32_t n_threads) {
     return MOE_OK;
 }
 
-static moe_status read_desc(const moe_ctx_desc *desc, moe_ctx_desc *filled, int *isa, moe_error *error) {
+static moe_status read_desc(const moe_ctx_desc *desc, moe_ctx_desc *filled, isa_choice *isa,
+                            moe_error *error) {
     *filled = (moe_ctx_desc){.size = sizeof *filled};
     if (desc) MOEI_TRY(moei_desc_read(filled, sizeof *filled, desc, "moe_ctx_desc", error));
     if (filled->device != MOE_CPU && filled->device != MOE_CUDA)
@@ -114,26 +135,25 @@ static moe_status read_desc(const moe_ctx_desc *desc, moe_ctx_desc *filled, int 
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "host allocator: give both alloc and free, or neither");
     if (!filled->host.alloc) filled->host = (moe_allocator){host_alloc, host_free, NULL};
-    MOEI_TRY(choose_isa(filled->isa, isa, error));
+    MOEI_TRY(choose_isa(filled, isa, error));
     return choose_threads(filled->n_threads, &filled->n_threads, error);
 }
 
 moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **out, moe_error *error) {
     moe_ctx_desc filled;
-    int isa = 0;
+    isa_choice isa;
     MOEI_TRY(read_desc(desc, &filled, &isa, error));
     const bool on_cpu = filled.device == MOE_CPU;
-    const int own_isa = on_cpu ? isa : MOEI_ISA_CUDA;
-    filled.isa = moei_isa_name((moei_isa)own_isa);
+    filled.isa = moei_isa_name(isa.cpu); /* until a GPU is opened */
 
     moe_ctx *ctx = filled.host.alloc(filled.host.user, sizeof *ctx, 64);
     if (!ctx) return moei_error_set(error, MOE_ERR_MEMORY, "cannot allocate a context");
-    *ctx = (moe_ctx){.desc = filled, .isa = own_isa, .kernel_name = kernel_name};
+    *ctx = (moe_ctx){.desc = filled, .isa = (int)isa.cpu, .kernel_name = kernel_name};
     ctx->device = on_cpu ? &moei_device_cpu : &moei_device_cuda;
     ctx->team.n_threads = on_cpu ? filled.n_threads : 1;
     ctx->team.scratch = moe_ctx_alloc(ctx, (size_t)ctx->team.n_threads * MOEI_THREAD_SCRATCH);
-    if (!ctx->team.scratch || attach_kernels(ctx) != MOE_OK || start_threads(ctx) != MOE_OK ||
-        open_device(ctx, isa, filled.n_threads) != MOE_OK) {
+    if (!ctx->team.scratch || open_device(ctx, isa, filled.n_threads) != MOE_OK ||
+        attach_kernels(ctx) != MOE_OK || start_threads(ctx) != MOE_OK) {
         const moe_status status = moei_error_set(error, ctx->error.status, "%s", ctx->error.text);
         moe_ctx_destroy(ctx);
         return status;

@@ -86,14 +86,17 @@ static void carve_router_scratch(const moe_layer *layer, moei_arena *arena, moei
     s->loss = moei_loss_carve(d, layer->router.dtype, arena, extent);
     carve_plan_rows(layer, arena, extent, s);
     if (layer->twin)
-        s->tile_count = moei_arena_array(arena, moei_plan_tiles(slots), E, sizeof *s->tile_count);
+        s->tile_count = moei_arena_take(arena, moei_plan_scratch_bytes(extent.tokens, slots, E));
     else
         s->part_count = moei_arena_array(arena, moei_plan_parts(slots), E, sizeof *s->part_count);
     if (extent.mode != MOE_TRAIN) return;
     s->drow_weight =
         moei_arena_array(arena, max_rows(layer, extent), 1, moe_dtype_bytes(moei_wide(d->dtype)));
     s->dweight = moei_arena_array(arena, slots, 1, moe_dtype_bytes(layer->router.dtype));
-    if (layer->twin) s->aux_grad = moei_arena_array(arena, E + 1, 1, sizeof *s->aux_grad);
+    if (!layer->twin) return;
+    s->aux_grad = moei_arena_array(arena, E + 1, 1, sizeof *s->aux_grad);
+    if (layer->ctx->kernels[d->dtype]->gate_grad)
+        s->gate_grad = moei_arena_take(arena, moei_gate_grad_carve(extent.tokens, E, d->d_model).bytes);
 }
 
 /* What the routed experts need. */

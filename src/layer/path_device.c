@@ -55,6 +55,11 @@ static moei_router_args router_args(const moe_layer *layer, const moei_scratch *
                               .selection_bias = layer->gate.selection_bias,
                               .replay_expert = layer->batch.replay_expert,
                               .replay_weight = layer->batch.replay_weight,
+                              .dtype = layer->batch.x.dtype,
+                              .d = layer->batch.x.cols,
+                              .ldx = layer->batch.x.stride,
+                              .x = layer->batch.x.data,
+                              .gate = layer->gate.weight,
                               .logits = routing->logits,
                               .prob = routing->prob,
                               .lse = routing->lse,
@@ -64,7 +69,7 @@ static moei_router_args router_args(const moe_layer *layer, const moei_scratch *
                               .fault = layer->ctx->fault};
 }
 
-static moei_plan_args plan_args(const moe_layer *layer, const moei_scratch *s) {
+static moei_plan_args plan_args(const moe_layer *layer, const moei_scratch *s, bool counted) {
     const moei_plan *plan = &layer->plan;
     const moei_capacity *capacity = &layer->capacity;
     const bool limited = capacity->factor[layer->batch.mode] > 0;
@@ -89,10 +94,11 @@ static moei_plan_args plan_args(const moe_layer *layer, const moei_scratch *s) {
                             .row_of = plan->row_of,
                             .row_weight = plan->row_weight,
                             .tile_count = s->tile_count,
+                            .counted = counted,
                             .step_rows = layer->batch.mode == MOE_TRAIN ? layer->device.step_rows : NULL};
 }
 
-static void build_plan(moe_layer *layer, const moei_scratch *s) {
+static void build_plan(moe_layer *layer, const moei_scratch *s, bool counted) {
     moei_plan *plan = &layer->plan;
     const bool limited = layer->capacity.factor[layer->batch.mode] > 0;
     plan->n_tokens = layer->batch.x.rows;
@@ -101,15 +107,25 @@ static void build_plan(moe_layer *layer, const moei_scratch *s) {
     plan->n_rows =
         moei_plan_max_rows(limited ? &layer->capacity : NULL, extent, plan->top_k, plan->n_experts);
     moei_layer_plan_rows(layer, s);
-    const moei_plan_args args = plan_args(layer, s);
+    const moei_plan_args args = plan_args(layer, s, counted);
     layer->ctx->kernels[layer->desc.dtype]->plan(&layer->ctx->team, &args);
 }
 
 static moe_status index_rows(moe_layer *layer, const moei_scratch *s) {
     moei_layer_plan_rows(layer, s);
-    const moei_plan_args args = plan_args(layer, s);
+    const moei_plan_args args = plan_args(layer, s, false);
     layer->ctx->kernels[layer->desc.dtype]->plan_index(&layer->ctx->team, &args);
     return MOE_OK;
+}
+
+/* Logits, scores and choices by one kernel, where the device has one for this router. */
+static bool route_in_one(const moe_layer *layer, const moei_scratch *s) {
+    const moei_kernels *kernels = layer->ctx->kernels[layer->desc.dtype];
+    if (!kernels->route || layer->gate.bias || layer->router.keeps_logits) return false;
+    moei_router_args args = router_args(layer, s);
+    args.logits = NULL; /* nobody asks */
+    args.tile_count = s->tile_count;
+    return kernels->route(&layer->ctx->team, &args);
 }
 
 static moe_status route(moe_layer *layer, const moei_scratch *s) {
@@ -118,11 +134,14 @@ static moe_status route(moe_layer *layer, const moei_scratch *s) {
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
                             "replay_weight without replay_expert: whose weights?");
     moei_routing_open(&layer->router, &s->route, layer->batch.mode, &layer->routing);
-    const moei_route_job job = moei_layer_route_job(layer, s);
-    moei_route_logits(&job);
-    const moei_router_args args = router_args(layer, s);
-    layer->ctx->kernels[layer->desc.dtype]->router(&layer->ctx->team, &args);
-    build_plan(layer, s);
+    const bool fused = route_in_one(layer, s);
+    if (!fused) {
+        const moei_route_job job = moei_layer_route_job(layer, s);
+        moei_route_logits(&job);
+        const moei_router_args args = router_args(layer, s);
+        layer->ctx->kernels[layer->desc.dtype]->router(&layer->ctx->team, &args);
+    }
+    build_plan(layer, s, fused);
     return MOE_OK;
 }
 
@@ -137,6 +156,25 @@ static moe_status measure(moe_layer *layer, const moei_scratch *s, moe_stats *st
                               (size_t)layer->batch.x.rows * sizeof(float)));
     stats->n_tokens = twin->batch.n_valid;
     return moei_path_cpu.measure(twin, &ours, stats);
+}
+
+/* The gate's way back by one kernel, where the device has one for this router. */
+static bool gate_backward_in_one(const moe_layer *layer, const moei_scratch *s, moe_mat dx) {
+    const moei_kernels *kernels = layer->ctx->kernels[layer->desc.dtype];
+    const moe_mat x = layer->batch.x;
+    if (!kernels->gate_grad || layer->gate.bias) return false;
+    return kernels->gate_grad(&layer->ctx->team, &(moei_gate_grad_args){.dtype = x.dtype,
+                                                                        .n_tokens = x.rows,
+                                                                        .d = x.cols,
+                                                                        .n_experts = layer->router.n_experts,
+                                                                        .dlogits = s->route.logits,
+                                                                        .x = x.data,
+                                                                        .gate = layer->gate.weight,
+                                                                        .ldx = x.stride,
+                                                                        .dgate = layer->gate_grad.weight,
+                                                                        .dx = dx.data,
+                                                                        .ld_dx = dx.stride,
+                                                                        .scratch = s->gate_grad});
 }
 
 static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx) {
@@ -160,6 +198,7 @@ static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_ma
         args.z_grad = balance.z_grad;
     }
     kernels->router_grad(&layer->ctx->team, &args);
+    if (gate_backward_in_one(layer, s, dx)) return MOE_OK;
     const moei_route_job job = moei_layer_route_job(layer, s);
     moei_route_logits_backward(&job, &layer->gate_grad, dx);
     return MOE_OK;

@@ -211,7 +211,7 @@ moe_status moei_route_forward(const moei_route_job *job) {
 
 void moei_route_logits(const moei_route_job *job) {
     moei_wide_job wide;
-    moei_gate_forward(moei_widen(job, &wide));
+    moei_gate_forward(moei_widen_forward(job, &wide));
 }
 
 void moei_route_logits_backward(const moei_route_job *job, const moei_gate *grad, moe_mat dx) {

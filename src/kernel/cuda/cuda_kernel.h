@@ -1,12 +1,12 @@
-/* cuda_kernel.h: the CUDA kernels' launchers: one argument struct and one function an operation.
- * All pointers are device memory; matrices are bf16 unless said otherwise, row-major, 16-byte aligned, with
- * widths and strides that are multiples of 8. A launcher queues on `stream`, allocates nothing, and
- * returns 0 or the CUDA error. Operations as in moekit/op.h and kernel/kernel.h.
+/* cuda_kernel.h: launchers that CUDA kernels share: those behind the rows of MOEI_ISA_SM90, for those who
+ * choose what the rows leave to a table (checks and benchmarks), and what the layer has no operation for.
+ * Arguments are those of the operation, all pointers device memory. A launcher queues on `stream`, allocates
+ * nothing, and returns 0 or the CUDA error: cudaErrorNotSupported for arguments that its kernels do not take.
  */
 #ifndef MOEI_CUDA_KERNEL_H
 #define MOEI_CUDA_KERNEL_H
 
-#include <moekit/op.h>
+#include "kernel/stage.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -14,7 +14,7 @@ extern "C" {
 
 typedef struct CUstream_st *moei_stream;
 
-/* Groups a grouped product can have. */
+/* Groups a grouped product over rows can have. */
 enum { MOEI_CUDA_GROUPS_MAX = 512 };
 
 /* Tile schedules. 0 lets the launcher choose by shape. */
@@ -24,101 +24,20 @@ typedef enum moei_schedule {
     MOEI_SCHEDULE_PINGPONG     /* 128 x 192 (ACT, ACT_GRAD: 128 x 128): one stores while the other computes */
 } moei_schedule;
 
-/* Grouped product over ragged rows, moe_gemm_rows: C[r] = A[a_row[r]] B_g, then the epilogue.
- * A row holds k values. n: columns of C, and of H where gated ACT makes B 2n wide (gate first).
- *   STORE     c [R, n], `accumulate` adds to it
- *   ACT       z [R, n or 2n] or NULL, h [R, n]
- *   ACT_GRAD  z -> dz (may be z), h = weight * A, dweight_part [R, moei_cuda_dweight_parts(n)] */
-typedef struct moei_cuda_gemm_rows_args {
-    int32_t n_groups;
-    const int32_t *offset; /* [n_groups + 1] */
-    int64_t max_rows;      /* rows that a (without a_row) has at least */
-    int64_t n, k;
-    const void *a;
-    int64_t lda;
-    const int32_t *a_row; /* NULL: r */
-    const void *b;        /* group g: [k, columns], or [columns, k] where b_trans; dense */
-    bool b_trans;
-    moe_epilogue epilogue;
-    moe_act act;
-    moei_schedule schedule;
-    void *c;
-    int64_t ldc;
-    bool accumulate;
-    void *z, *dz;
-    int64_t ldz;
-    void *h;
-    int64_t ldh;
-    const float *row_weight; /* [R]; NULL: 1 */
-    float *dweight_part;     /* NULL: not wanted */
-} moei_cuda_gemm_rows_args;
-int moei_cuda_gemm_rows(const moei_cuda_gemm_rows_args *args, moei_stream stream);
-int64_t moei_cuda_dweight_parts(int64_t n);
+/* Both: bf16, dense weights without bias, widths and strides that are multiples of 8, 16-byte aligned; C in
+ * f32 where c_wide (of gemm_rows: not gathered, B transposed). */
+int moei_cuda_gemm_rows(const moe_gemm_rows_args *args, moei_schedule schedule, moei_stream stream);
+/* One of a_row and b_row at most. free_sms: multiprocessors left to other streams. */
+int moei_cuda_gemm_outer(const moe_gemm_outer_args *args, int32_t free_sms, moei_stream stream);
 
-/* Grouped product over a ragged sum: C_g[m, n] (+)= sum over the group's rows r of A[a_row[r], m] B[r, n].
- * c_trans: C_g is stored as [n, m]. */
-typedef struct moei_cuda_gemm_outer_args {
-    int32_t n_groups;
-    const int32_t *offset;
-    int64_t max_rows; /* rows that b has */
-    int64_t m, n;
-    const void *a;
-    int64_t lda;
-    const int32_t *a_row;
-    const void *b;
-    int64_t ldb;
-    void *c; /* [n_groups, m, n] or [n_groups, n, m] */
-    bool c_trans, accumulate;
-    int32_t free_sms; /* multiprocessors left to other streams */
-} moei_cuda_gemm_outer_args;
-int moei_cuda_gemm_outer(const moei_cuda_gemm_outer_args *args, moei_stream stream);
+/* `route` of kernel.h: plain softmax top-k over up to 256 experts, 32 of them a token; the second one for up
+ * to MOEI_CUDA_DECODE_TOKENS tokens, sooner. */
+bool moei_cuda_route_fits(const moei_router_args *args);
+int moei_cuda_route(const moei_router_args *args, moei_stream stream);
+int moei_cuda_route_few(const moei_router_args *args, moei_stream stream);
 
-/* out[t] = sum_k weight[t,k] * rows[row_of[t,k]], k ascending in f32; weight NULL: 1; row_of -1: nothing. */
-typedef struct moei_cuda_gather_sum_args {
-    int64_t n_tokens, n;
-    int32_t top_k;
-    const void *rows; /* [R, n] */
-    const int32_t *row_of;
-    const float *weight;
-    void *out; /* [T, n] */
-    bool accumulate;
-} moei_cuda_gather_sum_args;
-int moei_cuda_gather_sum(const moei_cuda_gather_sum_args *args, moei_stream stream);
-
-/* Router: logits = x gate^T, top-k with exact order, weights, rows per expert of each tile of tokens. */
-enum { MOEI_CUDA_ROUTE_TILE = 128 };
-typedef struct moei_cuda_route_args {
-    int64_t n_tokens, d;
-    int32_t n_experts, top_k; /* n_experts at most 256, top_k at most 32 */
-    const void *x;            /* [T, d] */
-    const void *gate;         /* [E, d] */
-    bool score_before_topk, norm_topk_prob;
-    float scale;
-    float *logits;       /* [T, E] or NULL */
-    float *lse;          /* [T] */
-    int32_t *expert;     /* [T, K] */
-    float *weight;       /* [T, K] */
-    uint8_t *tile_count; /* [tiles, E rounded up to 4] */
-    int32_t *first_bad;  /* lowest token with a NaN or infinite logit; the caller sets INT32_MAX before */
-} moei_cuda_route_args;
-int moei_cuda_route(const moei_cuda_route_args *args, moei_stream stream);
-
-/* The same for up to MOEI_CUDA_DECODE_TOKENS tokens, sooner; tile_count is not written. */
-int moei_cuda_route_few(const moei_cuda_route_args *args, moei_stream stream);
-
-/* Where each routed row stands, rows of an expert by ascending token. */
-typedef struct moei_cuda_plan_args {
-    int64_t n_tokens;
-    int32_t n_experts, top_k;
-    const int32_t *expert;     /* [T, K] */
-    const float *weight;       /* [T, K] */
-    const uint8_t *tile_count; /* of moei_cuda_route */
-    int32_t *offset;           /* [E + 1] */
-    int32_t *row_token;        /* [R] */
-    int32_t *row_of;           /* [T, K] */
-    float *row_weight;         /* [R] */
-} moei_cuda_plan_args;
-int moei_cuda_plan(const moei_cuda_plan_args *args, moei_stream stream);
+/* The plan where nothing is dropped, up to 256 experts, on any GPU. False: not for these arguments. */
+bool moei_cuda_plan_dropless(const moei_plan_args *args, moei_stream stream);
 
 /* The experts of few tokens, forward only, without a plan: y[t] = sum_k weight[t,k] f_expert[t,k](x[t]).
  * expert -1: nothing. Sooner than the general kernels up to 4 tokens. x must be complete when the kernel just

@@ -4,12 +4,11 @@
  * through shared memory. A cluster shares one sum; its parts are added in the order of ranks, so bits do not
  * change. Source: performance.md section 5, after FlashInfer's two kernels for small batches.
  */
+#include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/select.cuh"
 #include "kernel/cuda/sm90.cuh"
 
 namespace moei {
-
-typedef __nv_bfloat16 bf16;
 
 enum { DECODE_TOKENS = MOEI_CUDA_DECODE_TOKENS, DECODE_CHOICES = MOEI_CUDA_DECODE_CHOICES };
 enum { DECODE_THREADS = 256, DECODE_WARPS = DECODE_THREADS / 32 };
@@ -257,8 +256,9 @@ __global__ void __cluster_dims__(DOWN_SPLIT, 1, 1) __launch_bounds__(DECODE_THRE
 enum { ROUTE_RANKS = 8, ROUTE_EXPERTS = 256 };
 template <int TOKENS>
 __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1) __launch_bounds__(512, 1)
-    route_few_kernel(const __grid_constant__ moei_cuda_route_args p) {
+    route_few_kernel(const __grid_constant__ moei_router_args p) {
     __shared__ float own[DECODE_TOKENS][ROUTE_EXPERTS / ROUTE_RANKS], logits[DECODE_TOKENS][ROUTE_EXPERTS];
+    __shared__ uint32_t count[ROUTE_EXPERTS];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = 16, rank = (int)cluster_rank();
     const int tokens = (int)p.n_tokens, each = (p.n_experts + ROUTE_RANKS - 1) / ROUTE_RANKS;
     let_next_start();
@@ -271,7 +271,7 @@ __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1) __launch_bounds__(512, 1)
             const uint32_t gp[4] = {g.x, g.y, g.z, g.w};
 #pragma unroll
             for (int t = 0; t < TOKENS; ++t) {
-                const uint4 v = __ldg((const uint4 *)((const bf16 *)p.x + min(t, tokens - 1) * p.d + k));
+                const uint4 v = __ldg((const uint4 *)((const bf16 *)p.x + min(t, tokens - 1) * p.ldx + k));
                 const uint32_t vp[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
@@ -294,11 +294,15 @@ __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1) __launch_bounds__(512, 1)
             logits[t][e] = logit;
             if (p.logits) p.logits[(int64_t)t * p.n_experts + e] = logit;
         }
+        if (threadIdx.x < ROUTE_EXPERTS) count[threadIdx.x] = 0;
         __syncthreads();
         if (2 * warp < tokens) {
             Selection<ROUTE_EXPERTS> selection;
-            selection.run(p, logits[2 * warp], ROUTE_EXPERTS, 2 * warp, NULL);
+            selection.run(p, logits[2 * warp], ROUTE_EXPERTS, 2 * warp, count);
         }
+        __syncthreads();
+        if (p.tile_count && (int)threadIdx.x < (p.n_experts + 3) / 4 * 4)
+            p.tile_count[threadIdx.x] = (uint8_t)count[threadIdx.x];
     }
     cluster_sync(); /* the first has read */
 }
@@ -340,11 +344,8 @@ template <int TOKENS> static cudaError_t launch_down(const moei_cuda_decode_args
 
 using namespace moei;
 
-int moei_cuda_route_few(const moei_cuda_route_args *args, moei_stream stream) {
-    if (args->n_tokens > DECODE_TOKENS || args->n_experts > ROUTE_EXPERTS || args->top_k > 32 ||
-        args->top_k > args->n_experts)
-        return cudaErrorNotSupported;
-    if (args->n_tokens == 0) return cudaSuccess;
+int moei_cuda_route_few(const moei_router_args *args, moei_stream stream) {
+    if (args->n_tokens > DECODE_TOKENS || !moei_cuda_route_fits(args)) return cudaErrorNotSupported;
     if (args->n_tokens == 1)
         route_few_kernel<1><<<ROUTE_RANKS, 512, 0, stream>>>(*args);
     else

@@ -21,7 +21,8 @@ struct EpilogueArgs {
     bool accumulate, keep_z;
     int m, n; /* rows (outer product only) and columns; of H where gated */
     int act;
-    bf16 *z, *dz, *h; /* gradient only */
+    const bf16 *z; /* this and what follows: gradient only */
+    bf16 *dz, *h;
     int64_t ldz, ldh;
     const float *row_weight;
     float *dweight_part;
@@ -52,13 +53,30 @@ __device__ __forceinline__ void stage_line(uint32_t stage, const float *acc) {
     }
 }
 
+/* 32 columns in f32, likewise. */
+__device__ __forceinline__ void stage_wide_line(uint32_t stage, const float *acc) {
+    const int lane = threadIdx.x & 31, row = lane >> 2, quarter = lane & 3;
+#pragma unroll
+    for (int j = 0; j < LINE / 16; ++j)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int chunk = (2 * j + (quarter >> 1)) ^ row;
+            shared_store8(stage + (row + 8 * half) * 128 + (chunk << 4) + (quarter & 1) * 8,
+                          acc[4 * j + 2 * half], acc[4 * j + 2 * half + 1]);
+        }
+}
+
 /* A line of accumulators -> rows `span`, columns column.. of the map's half. Takes the two lines in turn. */
+template <bool WIDE = false>
 __device__ __forceinline__ void send_line(uint32_t &stage, const float *acc, const CUtensorMap *map, bool add,
                                           RowSpan span, int column, int half) {
     const bool leader = (threadIdx.x & 31) == 0;
     if (leader) tma_store_wait<1>();
     __syncwarp();
-    stage_line(stage, acc);
+    if constexpr (WIDE)
+        stage_wide_line(stage, acc);
+    else
+        stage_line(stage, acc);
     fence_async();
     __syncwarp();
     if (leader) {
@@ -71,17 +89,19 @@ __device__ __forceinline__ void send_line(uint32_t &stage, const float *acc, con
     stage ^= LINE_BYTES;
 }
 
-template <int M, int N>
+template <int M, int N, bool WIDE>
 __device__ __forceinline__ void epilogue_store(const float (&acc)[M][N / 2], uint32_t stage, RowSpan span,
                                                int column, const EpilogueArgs &e, const OutMaps &maps) {
+    constexpr int COLUMNS = WIDE ? LINE / 2 : LINE;
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         const RowSpan block = {span.row + 64 * m, span.row_end};
         if (block.row >= block.row_end) return;
 #pragma unroll
-        for (int c = 0; c < N / LINE; ++c)
-            if (column + c * LINE < e.n)
-                send_line(stage, acc[m] + c * LINE / 2, &maps.out, e.accumulate, block, column + c * LINE, 0);
+        for (int c = 0; c < N / COLUMNS; ++c)
+            if (column + c * COLUMNS < e.n)
+                send_line<WIDE>(stage, acc[m] + c * COLUMNS / 2, &maps.out, e.accumulate, block,
+                                column + c * COLUMNS, 0);
     }
 }
 
@@ -280,34 +300,61 @@ template <int M, int N, bool GATED> struct ActGrad {
     }
 };
 
-/* C transposed: the tile's columns are rows of C, which end at row_end. A warpgroup puts 64 by 64 together,
- * in two blocks of shared memory in turn; its first thread drives the copy engine. */
-template <int N>
+/* A warp's share of 64 columns, turned: rows of 64 in bf16. */
+__device__ __forceinline__ void stage_turned(uint32_t stage, const float *acc, int warp) {
+    const int lane = threadIdx.x & 31, row = (lane & 7) + (lane >> 4) * 8;
+    const uint32_t to = stage + row * 128 + (((warp * 2 + (lane >> 3 & 1)) ^ (row & 7)) << 4);
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+        const float *a = acc + 4 * j;
+        const uint32_t v[4] = {bf16_pack(a[0], a[1]), bf16_pack(a[2], a[3]), bf16_pack(a[4], a[5]),
+                               bf16_pack(a[6], a[7])};
+        stmatrix_transposed(to + j * 8 * 128, v);
+    }
+}
+
+/* 32 columns in f32, turned: two blocks of 32 rows of 32. */
+__device__ __forceinline__ void stage_turned_wide(uint32_t stage, const float *acc, int warp) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int m = (warp & 1) * 16 + (lane >> 2) + 8 * (i >> 1), low = 2 * (lane & 3) + (i & 1);
+            const uint32_t block = stage + (warp >> 1) * 2 * LINE_BYTES;
+            shared_store4(block + (8 * j + low) * 128 + (((m >> 2) ^ low) << 4) + (m & 3) * 4,
+                          acc[4 * j + i]);
+        }
+}
+
+/* C transposed: the tile's columns are rows of C, which end at row_end. A warpgroup puts 64 by 64 together
+ * (in f32 32 by 64), in two blocks of shared memory in turn; its first thread drives the copy engine. */
+template <int N, bool WIDE>
 __device__ __forceinline__ void epilogue_store_transposed(const float (&acc)[1][N / 2], uint32_t stage,
                                                           int barrier, RowSpan span, int column, bool add,
                                                           const OutMaps &maps) {
-    const int lane = threadIdx.x & 31, thread = threadIdx.x & 127, warp = thread >> 5;
-    const int row = (lane & 7) + (lane >> 4) * 8;
+    constexpr int ROWS = WIDE ? LINE / 2 : LINE;
+    const int thread = threadIdx.x & 127, warp = thread >> 5;
 #pragma unroll
-    for (int j0 = 0; j0 < N / 8; j0 += 8) {
-        if (span.row + j0 * 8 >= span.row_end) return;
+    for (int n = 0; n < N; n += ROWS) {
+        if (span.row + n >= span.row_end) return;
         if (thread == 0) tma_store_wait<1>();
         named_barrier(barrier, 128);
-        const uint32_t to = stage + row * 128 + (((warp * 2 + (lane >> 3 & 1)) ^ (row & 7)) << 4);
-#pragma unroll
-        for (int j = 0; j < 8; j += 2) {
-            const float *a = acc[0] + 4 * (j0 + j);
-            const uint32_t v[4] = {bf16_pack(a[0], a[1]), bf16_pack(a[2], a[3]), bf16_pack(a[4], a[5]),
-                                   bf16_pack(a[6], a[7])};
-            stmatrix_transposed(to + j * 8 * 128, v);
-        }
+        if constexpr (WIDE)
+            stage_turned_wide(stage, acc[0] + n / 2, warp);
+        else
+            stage_turned(stage, acc[0] + n / 2, warp);
         fence_async();
         named_barrier(barrier, 128);
         if (thread == 0) {
-            if (add)
-                tma_add_ragged(&maps.out, stage, column, 0, span.row + j0 * 8, span.row_end);
-            else
-                tma_store_ragged(&maps.out, stage, column, 0, span.row + j0 * 8, span.row_end);
+#pragma unroll
+            for (int half = 0; half < (WIDE ? 2 : 1); ++half) {
+                const uint32_t from = stage + half * 2 * LINE_BYTES;
+                if (add)
+                    tma_add_ragged(&maps.out, from, column + half * ROWS, 0, span.row + n, span.row_end);
+                else
+                    tma_store_ragged(&maps.out, from, column + half * ROWS, 0, span.row + n, span.row_end);
+            }
             tma_store_commit();
         }
         stage ^= 4 * LINE_BYTES;

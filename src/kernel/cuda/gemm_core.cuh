@@ -7,12 +7,11 @@
 #define MOEI_GEMM_CORE_CUH
 
 #include "kernel/cuda/cuda_kernel.h"
+#include "kernel/cuda/portable.cuh"
 #include "kernel/cuda/sm90.cuh"
 #include "kernel/cuda/wgmma.cuh"
 
 namespace moei {
-
-typedef __nv_bfloat16 bf16;
 
 enum { PAIR = 2 };    /* blocks of a cluster */
 enum { TILE_K = 64 }; /* values of the sum in a stage: one 128-byte swizzle row */
@@ -60,6 +59,15 @@ template <int STAGES> struct Ring {
     }
 };
 
+/* Where the rows of the groups begin and end; without offsets they are all one group's. */
+struct Offsets {
+    const int64_t *at; /* [n_groups + 1] or NULL */
+    int rows;
+    __device__ __forceinline__ int operator[](int g) const {
+        return at ? (int)__ldg(at + g) : g > 0 ? rows : 0;
+    }
+};
+
 /* Tiles of the ragged rows: pair u of tiles -> group, first row, tile of columns. */
 struct Tile {
     int group, row, row_end, column;
@@ -67,7 +75,7 @@ struct Tile {
 };
 
 /* first[g] = pairs of row tiles before group g. Called by one whole warp. */
-__device__ inline void count_row_tiles(const int *offset, int n_groups, int tile_m, int *first) {
+__device__ inline void count_row_tiles(const Offsets &offset, int n_groups, int tile_m, int *first) {
     const int lane = threadIdx.x & 31, rows = PAIR * tile_m;
     int before = 0;
     for (int base = 0; base < n_groups; base += 32) {
@@ -84,7 +92,8 @@ __device__ inline void count_row_tiles(const int *offset, int n_groups, int tile
 }
 
 struct RowTiles {
-    const int *offset, *first;
+    Offsets offset;
+    const int *first;
     int n_groups, n_tiles_n, tile_m, tile_n, rank;
     int group = 0;
     __device__ __forceinline__ int count() const { return first[n_groups] * n_tiles_n; }
@@ -98,8 +107,8 @@ struct RowTiles {
         const int pair = band * BAND + inside % height;
         Tile tile;
         tile.group = group;
-        tile.row_end = __ldg(offset + group + 1);
-        tile.row = __ldg(offset + group) + (pair * PAIR + rank) * tile_m;
+        tile.row_end = offset[group + 1];
+        tile.row = offset[group] + (pair * PAIR + rank) * tile_m;
         tile.column = inside / height * tile_n;
         tile.live = tile.row < tile.row_end;
         return tile;

@@ -8,7 +8,7 @@
 namespace moei {
 
 struct OuterArgs {
-    const int *offset;
+    Offsets offset;
     int n_groups, pairs_m, n_tiles_n;
     const bf16 *a, *b;
     int64_t lda, ldb;
@@ -26,8 +26,8 @@ __device__ __forceinline__ OuterTile outer_tile(const OuterArgs &p, int u, int t
     const int band = local / (BAND * p.n_tiles_n), inside = local - band * BAND * p.n_tiles_n;
     const int height = min((int)BAND, p.pairs_m - band * BAND);
     const int pair = band * BAND + inside % height;
-    return {group, (pair * PAIR + rank) * tile_m, inside / height * tile_n, __ldg(p.offset + group),
-            __ldg(p.offset + group + 1)};
+    return {group, (pair * PAIR + rank) * tile_m, inside / height * tile_n, p.offset[group],
+            p.offset[group + 1]};
 }
 
 /* A warp copies 16 of the 64 rows of a stage, two at a time; lane j < 16 knows where the j-th starts. Indices
@@ -83,7 +83,7 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorM
     }
 }
 
-template <class S, bool TRANS>
+template <class S, bool TRANS, bool WIDE>
 __device__ __forceinline__ void compute_outer(const OuterArgs &p, const Pipeline<S> &pipe, uint32_t store,
                                               int rank, int first, int step, const OutMaps &maps) {
     const int group = threadIdx.x / 128 - 1, warp = (threadIdx.x / 32) % 4;
@@ -92,6 +92,7 @@ __device__ __forceinline__ void compute_outer(const OuterArgs &p, const Pipeline
     for (int u = first; u < total; u += step) {
         const OuterTile tile = outer_tile(p, u, S::TILE_M, S::TILE_N, rank);
         const int k_blocks = tile.k_blocks();
+        if (k_blocks == 0 && p.e.accumulate) continue;
         float acc[1][S::TILE_N / 2];
         if (k_blocks == 0)
 #pragma unroll
@@ -99,16 +100,16 @@ __device__ __forceinline__ void compute_outer(const OuterArgs &p, const Pipeline
         multiply<S, true, true, true>(acc, pipe, ring, k_blocks, group * 8192, [] {});
         const int m = tile.m + group * 64, height = TRANS ? p.e.n : p.e.m, end = (tile.group + 1) * height;
         if constexpr (TRANS)
-            epilogue_store_transposed<S::TILE_N>(acc, store + group * 4 * WARP_BYTES, 1 + group,
-                                                 {end - height + tile.n, end}, m, p.e.accumulate, maps);
+            epilogue_store_transposed<S::TILE_N, WIDE>(acc, store + group * 4 * WARP_BYTES, 1 + group,
+                                                       {end - height + tile.n, end}, m, p.e.accumulate, maps);
         else
-            epilogue_store<1, S::TILE_N>(acc, store + (group * 4 + warp) * WARP_BYTES,
-                                         {end - height + m + warp * 16, end}, tile.n, p.e, maps);
+            epilogue_store<1, S::TILE_N, WIDE>(acc, store + (group * 4 + warp) * WARP_BYTES,
+                                               {end - height + m + warp * 16, end}, tile.n, p.e, maps);
     }
     tma_store_wait<0>();
 }
 
-template <class S, bool TRANS>
+template <class S, bool TRANS, bool WIDE>
 __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
     gemm_outer_kernel(const __grid_constant__ OuterArgs p, const __grid_constant__ CUtensorMap map_b,
                       const __grid_constant__ OutMaps maps) {
@@ -125,7 +126,7 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
         gather_outer<S>(p, &map_b, pipe, rank, pair, step);
     } else {
         registers_raise<224>();
-        compute_outer<S, TRANS>(p, pipe, base + Layout::STORE, rank, pair, step, maps);
+        compute_outer<S, TRANS, WIDE>(p, pipe, base + Layout::STORE, rank, pair, step, maps);
     }
     __syncwarp();
     cluster_sync(); /* the other block may still write here */
@@ -134,43 +135,77 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
 typedef Shape<false, 64, 256, 4> Outer256;
 typedef Shape<false, 64, 128, 4> Outer128; /* narrow experts */
 
-template <class S, bool TRANS>
-static cudaError_t launch(const moei_cuda_gemm_outer_args *args, moei_stream stream) {
-    const int m = (int)args->m, n = (int)args->n;
+/* C_g[m, n], or where TRANS [n, m], from A by index and B in order. */
+struct OuterJob {
+    const moe_gemm_outer_args *args;
+    int m, n;
+    const void *a, *b;
+    int64_t lda, ldb;
+    const int32_t *a_row;
+    int free_sms;
+};
+
+template <class S, bool TRANS, bool WIDE>
+static cudaError_t launch(const OuterJob &job, cudaStream_t stream) {
+    const moe_gemm_outer_args *args = job.args;
     OuterArgs p = {};
-    p.offset = args->offset;
+    p.offset = {args->offset, (int)args->n_rows};
     p.n_groups = args->n_groups;
-    p.pairs_m = (m + PAIR * S::TILE_M - 1) / (PAIR * S::TILE_M);
-    p.n_tiles_n = (n + S::TILE_N - 1) / S::TILE_N;
-    p.a = (const bf16 *)args->a;
-    p.b = (const bf16 *)args->b;
-    p.lda = args->lda;
-    p.ldb = args->ldb;
-    p.a_row = args->a_row;
+    p.pairs_m = (int)ceil_div(job.m, PAIR * S::TILE_M);
+    p.n_tiles_n = (int)ceil_div(job.n, S::TILE_N);
+    p.a = (const bf16 *)job.a;
+    p.b = (const bf16 *)job.b;
+    p.lda = job.lda;
+    p.ldb = job.ldb;
+    p.a_row = job.a_row;
     p.e.accumulate = args->accumulate;
-    p.e.m = m;
-    p.e.n = n;
+    p.e.m = job.m;
+    p.e.n = job.n;
+    const int rows = TRANS ? (WIDE ? LINE / 2 : LINE) : 16;
     CUtensorMap map_b;
     OutMaps maps = {};
-    cudaError_t error = make_ragged_map(&map_b, args->b, n, 0, args->ldb, TILE_K / PAIR);
-    if (!error) error = make_ragged_map(&maps.out, args->c, TRANS ? m : n, 1, TRANS ? m : n, TRANS ? 64 : 16);
+    cudaError_t error = make_ragged_map(&map_b, job.b, job.n, 0, job.ldb, TILE_K / PAIR, false);
+    if (!error) error = make_ragged_map(&maps.out, args->c, args->n, 1, args->n, (uint32_t)rows, WIDE);
     int n_sm = 0;
     if (!error) error = multiprocessors(&n_sm);
     if (error) return error;
-    auto *kernel = gemm_outer_kernel<S, TRANS>;
+    auto *kernel = gemm_outer_kernel<S, TRANS, WIDE>;
     const int bytes = Shared<S>::bytes(0);
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;
-    kernel<<<(n_sm - args->free_sms) / PAIR * PAIR, THREADS, bytes, stream>>>(p, map_b, maps);
+    kernel<<<(n_sm - job.free_sms) / PAIR * PAIR, THREADS, bytes, stream>>>(p, map_b, maps);
     return cudaGetLastError();
+}
+
+template <class S> static cudaError_t launch_as(const OuterJob &job, bool trans, cudaStream_t stream) {
+    if (job.args->c_wide)
+        return trans ? launch<S, true, true>(job, stream) : launch<S, false, true>(job, stream);
+    return trans ? launch<S, true, false>(job, stream) : launch<S, false, false>(job, stream);
+}
+
+static bool fits(const moe_gemm_outer_args *a) {
+    return a->dtype == MOE_BF16 && !(a->a_row && a->b_row) && a->n_rows > 0 && a->n_groups >= 1 && a->m > 0 &&
+           a->n > 0 && a->m % 8 == 0 && a->n % 8 == 0 && a->lda % 8 == 0 && a->ldb % 8 == 0 &&
+           a->ldc == a->n && (a->n_groups == 1 || a->c_group == a->m * a->n) &&
+           a->n_groups * (a->m > a->n ? a->m : a->n) < RAGGED_ROWS / 2 && a->n_rows < RAGGED_ROWS / 2 &&
+           aligned16(a->a) && aligned16(a->b) && aligned16(a->c);
 }
 
 } // namespace moei
 
 using namespace moei;
 
-int moei_cuda_gemm_outer(const moei_cuda_gemm_outer_args *args, moei_stream stream) {
-    if (args->n <= 128)
-        return args->c_trans ? launch<Outer128, true>(args, stream) : launch<Outer128, false>(args, stream);
-    return args->c_trans ? launch<Outer256, true>(args, stream) : launch<Outer256, false>(args, stream);
+int moei_cuda_gemm_outer(const moe_gemm_outer_args *args, int32_t free_sms, moei_stream stream) {
+    if (!fits(args)) return cudaErrorNotSupported;
+    const bool trans = args->b_row != NULL; /* rows by index can only be A's, which is then B of the call */
+    OuterJob job = {args,      (int)args->m, (int)args->n, args->a, args->b,
+                    args->lda, args->ldb,    args->a_row,  free_sms};
+    if (trans)
+        job = {args,      (int)args->n, (int)args->m, args->b, args->a,
+               args->ldb, args->lda,    args->b_row,  free_sms};
+    return job.n <= 128 ? launch_as<Outer128>(job, trans, stream) : launch_as<Outer256>(job, trans, stream);
+}
+
+extern "C" void moei_gemm_outer__sm90(const moei_team *team, const moe_gemm_outer_args *args) {
+    if (moei_cuda_gemm_outer(args, 0, stream_of(team)) != cudaSuccess) moei_gemm_outer__cuda(team, args);
 }

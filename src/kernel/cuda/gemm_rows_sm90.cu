@@ -7,10 +7,10 @@
 
 namespace moei {
 
-enum Epilogue { EPI_STORE, EPI_ACT, EPI_ACT_GATED, EPI_ACT_GRAD, EPI_ACT_GRAD_GATED };
+enum Epilogue { EPI_STORE, EPI_STORE_WIDE, EPI_ACT, EPI_ACT_GATED, EPI_ACT_GRAD, EPI_ACT_GRAD_GATED };
 
 struct RowsArgs {
-    const int *offset;
+    Offsets offset;
     int n_groups, n_tiles_n, k_blocks, k;
     const bf16 *a;
     int64_t lda;
@@ -133,8 +133,8 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
             } else {
                 multiply<S, false, !B_TRANS, GATHER>(acc, pipe, ring, p.k_blocks, a_offset,
                                                      [group] { pass_turn<S>(group); });
-                if constexpr (EPI == EPI_STORE)
-                    epilogue_store<M, N>(acc, stage, span, tile.column, p.e, maps);
+                if constexpr (EPI == EPI_STORE || EPI == EPI_STORE_WIDE)
+                    epilogue_store<M, N, EPI == EPI_STORE_WIDE>(acc, stage, span, tile.column, p.e, maps);
                 else
                     epilogue_act<M, N, EPI == EPI_ACT_GATED>(acc, stage, span, tile.column, p.e, maps);
             }
@@ -184,38 +184,60 @@ typedef Shape<false, 64, 256, 4> Cooperative256;
 typedef Shape<true, 128, 192, 4> PingPong192;
 typedef Shape<true, 128, 128, 6> PingPong128;
 
+static int64_t parts_of(int64_t n) {
+    return ceil_div(n, DWEIGHT_COLUMNS);
+}
+
+template <int EPI> static EpilogueArgs epilogue_of(const moe_gemm_rows_args *args, int n) {
+    EpilogueArgs e = {};
+    e.accumulate = args->accumulate;
+    e.keep_z = EPI != EPI_STORE && EPI != EPI_STORE_WIDE && args->c;
+    e.n = n;
+    e.act = args->act;
+    if (EPI < EPI_ACT_GRAD) return e;
+    e.z = (const bf16 *)args->z;
+    e.dz = (bf16 *)args->dz;
+    e.h = (bf16 *)args->wa;
+    e.ldz = args->ldz;
+    e.ldh = args->ldwa;
+    e.row_weight = (const float *)args->row_weight;
+    e.n_parts = (int)parts_of(n);
+    /* The only part is the sum. */
+    if (args->dweight) e.dweight_part = (float *)(e.n_parts > 1 ? args->dweight_part : args->dweight);
+    return e;
+}
+
+template <int EPI> static cudaError_t maps_of(const moe_gemm_rows_args *args, int n, OutMaps *maps) {
+    if (EPI >= EPI_ACT_GRAD) return cudaSuccess;
+    if (EPI == EPI_STORE || EPI == EPI_STORE_WIDE)
+        return make_ragged_map(&maps->out, args->c, n, 1, args->ldc, 16, EPI == EPI_STORE_WIDE);
+    const cudaError_t error = make_ragged_map(&maps->out, args->h, n, 1, args->ldh, 16, false);
+    if (error || !args->c) return error;
+    return make_ragged_map(&maps->z, args->c, n, EPI == EPI_ACT_GATED ? 2 : 1, args->ldc, 16, false);
+}
+
 template <class S, bool GATHER, bool B_TRANS, int EPI>
-static cudaError_t launch(const moei_cuda_gemm_rows_args *args, moei_stream stream) {
+static cudaError_t launch(const moe_gemm_rows_args *args, cudaStream_t stream) {
     constexpr int TILE_COLUMNS = TWO_HALVES<EPI> ? S::TILE_N / 2 : S::TILE_N;
-    const int n = (int)args->n, k = (int)args->k, n_tiles = (n + TILE_COLUMNS - 1) / TILE_COLUMNS;
-    RowsArgs p = {
-        args->offset,
+    const int columns = (int)args->n, n = TWO_HALVES<EPI> ? columns / 2 : columns, k = (int)args->k;
+    const RowsArgs p = {
+        {args->offset, (int)args->n_rows},
         args->n_groups,
-        n_tiles,
-        (k + TILE_K - 1) / TILE_K,
+        (int)ceil_div(n, TILE_COLUMNS),
+        (int)ceil_div(k, TILE_K),
         k,
         (const bf16 *)args->a,
         args->lda,
         args->a_row,
-        {args->accumulate, args->z != NULL, 0, n, args->act, (bf16 *)args->z, (bf16 *)args->dz,
-                 (bf16 *)args->h, args->ldz, args->ldh, args->row_weight, args->dweight_part,
-                 (int)moei_cuda_dweight_parts(n)}
+        epilogue_of<EPI>(args, n)
     };
-    const int columns = TWO_HALVES<EPI> ? 2 * n : n;
     CUtensorMap map_a = {}, map_b;
+    OutMaps maps = {};
     cudaError_t error =
         B_TRANS ? make_map(&map_b, args->b, k, columns, args->n_groups, k, S::TILE_N / PAIR, true)
                 : make_map(&map_b, args->b, columns, k, args->n_groups, columns, TILE_K / PAIR, true);
-    if (!error && !GATHER)
-        error = make_map(&map_a, args->a, k, args->max_rows, 1, args->lda, S::TILE_M, false);
-    OutMaps maps = {};
-    if (!error && EPI < EPI_ACT_GRAD) {
-        const bool store = EPI == EPI_STORE;
-        error =
-            make_ragged_map(&maps.out, store ? args->c : args->h, n, 1, store ? args->ldc : args->ldh, 16);
-        if (!error && !store && args->z)
-            error = make_ragged_map(&maps.z, args->z, n, EPI == EPI_ACT_GATED ? 2 : 1, args->ldz, 16);
-    }
+    if (!error && !GATHER) error = make_map(&map_a, args->a, k, args->n_rows, 1, args->lda, S::TILE_M, false);
+    if (!error) error = maps_of<EPI>(args, n, &maps);
     int n_sm = 0;
     if (!error) error = multiprocessors(&n_sm);
     if (error) return error;
@@ -227,17 +249,13 @@ static cudaError_t launch(const moei_cuda_gemm_rows_args *args, moei_stream stre
     return cudaGetLastError();
 }
 
-} // namespace moei
-
-using namespace moei;
-
-int64_t moei_cuda_dweight_parts(int64_t n) {
-    return (n + DWEIGHT_COLUMNS - 1) / DWEIGHT_COLUMNS;
-}
-
-static cudaError_t launch_store(const moei_cuda_gemm_rows_args *args, moei_stream stream) {
-    const bool pingpong = args->schedule == MOEI_SCHEDULE_PINGPONG ||
-                          (args->schedule == MOEI_SCHEDULE_AUTO && args->k < 1024 && args->n % 192 == 0);
+static cudaError_t launch_store(const moe_gemm_rows_args *args, moei_schedule schedule, cudaStream_t stream) {
+    const bool pingpong = schedule == MOEI_SCHEDULE_PINGPONG ||
+                          (schedule == MOEI_SCHEDULE_AUTO && args->k < 1024 && args->n % 192 == 0);
+    if (args->c_wide) {
+        if (args->a_row || !args->b_trans) return cudaErrorNotSupported;
+        return launch<PingPong128, false, true, EPI_STORE_WIDE>(args, stream);
+    }
     if (args->a_row)
         return args->b_trans ? launch<Cooperative256, true, true, EPI_STORE>(args, stream)
                              : launch<Cooperative256, true, false, EPI_STORE>(args, stream);
@@ -248,33 +266,88 @@ static cudaError_t launch_store(const moei_cuda_gemm_rows_args *args, moei_strea
                     : launch<Cooperative256, false, false, EPI_STORE>(args, stream);
 }
 
-static cudaError_t launch_act(const moei_cuda_gemm_rows_args *args, moei_stream stream) {
-    if (!args->a_row || args->b_trans) return cudaErrorNotSupported;
-    const bool narrow = args->schedule == MOEI_SCHEDULE_PINGPONG || args->n <= 64;
-    if (args->act == MOE_ACT_SWIGLU)
+static cudaError_t launch_act(const moe_gemm_rows_args *args, moei_schedule schedule, cudaStream_t stream) {
+    const bool gated = args->act == MOE_ACT_SWIGLU;
+    const int64_t n = gated ? args->n / 2 : args->n;
+    const bool narrow = schedule == MOEI_SCHEDULE_PINGPONG || n <= (gated ? 64 : 128);
+    if (!args->a_row)
+        return gated ? launch<Cooperative256, false, false, EPI_ACT_GATED>(args, stream)
+                     : launch<Cooperative256, false, false, EPI_ACT>(args, stream);
+    if (gated)
         return narrow ? launch<PingPong128, true, false, EPI_ACT_GATED>(args, stream)
                       : launch<Cooperative256, true, false, EPI_ACT_GATED>(args, stream);
-    return narrow || args->n <= 128 ? launch<PingPong128, true, false, EPI_ACT>(args, stream)
-                                    : launch<Cooperative256, true, false, EPI_ACT>(args, stream);
+    return narrow ? launch<PingPong128, true, false, EPI_ACT>(args, stream)
+                  : launch<Cooperative256, true, false, EPI_ACT>(args, stream);
 }
 
-static cudaError_t launch_act_grad(const moei_cuda_gemm_rows_args *args, moei_stream stream) {
-    if (!args->a_row || !args->b_trans) return cudaErrorNotSupported;
-    const bool narrow = args->schedule == MOEI_SCHEDULE_PINGPONG || args->n <= 128;
-    if (args->act == MOE_ACT_SWIGLU)
-        return narrow ? launch<PingPong128, true, true, EPI_ACT_GRAD_GATED>(args, stream)
-                      : launch<Cooperative256, true, true, EPI_ACT_GRAD_GATED>(args, stream);
-    return launch<PingPong128, true, true, EPI_ACT_GRAD>(args, stream);
+static cudaError_t launch_act_grad(const moe_gemm_rows_args *args, moei_schedule schedule,
+                                   cudaStream_t stream) {
+    const bool gated = args->act == MOE_ACT_SWIGLU;
+    const bool narrow = schedule == MOEI_SCHEDULE_PINGPONG || args->n <= 128;
+    if (!args->a_row)
+        return gated ? launch<Cooperative256, false, true, EPI_ACT_GRAD_GATED>(args, stream)
+                     : launch<PingPong128, false, true, EPI_ACT_GRAD>(args, stream);
+    if (!gated) return launch<PingPong128, true, true, EPI_ACT_GRAD>(args, stream);
+    return narrow ? launch<PingPong128, true, true, EPI_ACT_GRAD_GATED>(args, stream)
+                  : launch<Cooperative256, true, true, EPI_ACT_GRAD_GATED>(args, stream);
 }
 
-int moei_cuda_gemm_rows(const moei_cuda_gemm_rows_args *args, moei_stream stream) {
+/* dweight[r] = the sum of its parts, first to last. */
+static __global__ void sum_parts_kernel(const float *part, Offsets offset, int n_groups, int parts,
+                                        float *dweight) {
+    const int r = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (r >= offset[n_groups]) return;
+    float sum = 0.f;
+    for (int i = 0; i < parts; ++i) sum += part[(int64_t)r * parts + i];
+    dweight[r] = sum;
+}
+
+/* What every tile asks: bf16, 16-byte pieces, dense weights, no bias. */
+static bool fits(const moe_gemm_rows_args *a) {
+    const bool dense =
+        a->ldb == (a->b_trans ? a->k : a->n) && (a->n_groups == 1 || a->b_group == a->n * a->k);
+    return a->dtype == MOE_BF16 && !a->bias && dense && a->n_groups >= 1 &&
+           a->n_groups <= MOEI_CUDA_GROUPS_MAX && a->n_rows > 0 && a->n_rows < RAGGED_ROWS / 2 && a->k > 0 &&
+           a->n > 0 && a->n % 8 == 0 && a->k % 8 == 0 && a->lda % 8 == 0 && aligned16(a->a) &&
+           aligned16(a->b);
+}
+
+static bool act_fits(const moe_gemm_rows_args *a) {
+    return a->act != MOE_ACT_NONE && !a->b_trans && (a->act != MOE_ACT_SWIGLU || a->n % 16 == 0) &&
+           a->ldc % 8 == 0 && a->ldh % 8 == 0 && aligned16(a->c) && aligned16(a->h);
+}
+
+static bool act_grad_fits(const moe_gemm_rows_args *a) {
+    return a->act != MOE_ACT_NONE && a->b_trans && a->ldz % 8 == 0 && a->ldwa % 8 == 0 && aligned16(a->z) &&
+           aligned16(a->dz) && aligned16(a->wa);
+}
+
+} // namespace moei
+
+using namespace moei;
+
+int moei_cuda_gemm_rows(const moe_gemm_rows_args *args, moei_schedule schedule, moei_stream stream) {
+    if (!fits(args)) return cudaErrorNotSupported;
     switch (args->epilogue) {
     case MOE_EPI_STORE:
-        return launch_store(args, stream);
+        if (args->ldc % 8 || !aligned16(args->c)) return cudaErrorNotSupported;
+        return launch_store(args, schedule, stream);
     case MOE_EPI_ACT:
-        return launch_act(args, stream);
+        return act_fits(args) ? launch_act(args, schedule, stream) : cudaErrorNotSupported;
     case MOE_EPI_ACT_GRAD:
-        return launch_act_grad(args, stream);
+        break;
     }
-    return cudaErrorInvalidValue;
+    if (!act_grad_fits(args)) return cudaErrorNotSupported;
+    const cudaError_t error = launch_act_grad(args, schedule, stream);
+    const int parts = (int)parts_of(args->n);
+    if (error || !args->dweight || parts == 1) return error;
+    const Offsets offset = {args->offset, (int)args->n_rows};
+    sum_parts_kernel<<<(unsigned)ceil_div(args->n_rows, 256), 256, 0, stream>>>(
+        (const float *)args->dweight_part, offset, args->n_groups, parts, (float *)args->dweight);
+    return cudaGetLastError();
+}
+
+extern "C" void moei_gemm_rows__sm90(const moei_team *team, const moe_gemm_rows_args *args) {
+    if (moei_cuda_gemm_rows(args, MOEI_SCHEDULE_AUTO, stream_of(team)) != cudaSuccess)
+        moei_gemm_rows__cuda(team, args);
 }

@@ -3,11 +3,16 @@
  * Tiles of 1024 slots are counted, the counts summed by expert and by tile, and each slot finds its rank
  * among those of its tile; so rows stand in the order of dispatch/plan.c, whatever runs first.
  */
+#include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/portable.cuh"
 
 namespace moei {
 
 enum { TILE = MOEI_PLAN_TILE };
+
+__device__ __forceinline__ int32_t *counts_of(const moei_plan_args &p) {
+    return (int32_t *)p.tile_count;
+}
 
 /* The slot that stands at place i of the order: rank_major puts all first choices first. */
 __device__ __forceinline__ int64_t slot_at(const moei_plan_args &p, int64_t i) {
@@ -30,7 +35,7 @@ static __global__ void __launch_bounds__(TILE) count_kernel(const moei_plan_args
     if (own >= 0) atomicAdd(&count[own], 1);
     __syncthreads();
     for (int32_t e = threadIdx.x; e < p.n_experts; e += TILE)
-        p.tile_count[(int64_t)blockIdx.x * p.n_experts + e] = count[e];
+        counts_of(p)[(int64_t)blockIdx.x * p.n_experts + e] = count[e];
 }
 
 /* A thread an expert: its tiles' counts become the rows before each tile; `total` gets their sum. */
@@ -39,7 +44,7 @@ static __global__ void scan_tiles_kernel(const moei_plan_args p, int64_t n_tiles
     if (e >= p.n_experts) return;
     int32_t sum = 0;
     for (int64_t i = 0; i < n_tiles; ++i) {
-        int32_t *at = p.tile_count + i * p.n_experts + e;
+        int32_t *at = counts_of(p) + i * p.n_experts + e;
         const int32_t own = *at;
         *at = sum;
         sum += own;
@@ -97,7 +102,7 @@ static __global__ void __launch_bounds__(TILE) scatter_kernel(const moei_plan_ar
         p.row_of[slot] = -1;
         return;
     }
-    const int64_t r = p.offset[own] + p.tile_count[(int64_t)blockIdx.x * p.n_experts + own] + rank;
+    const int64_t r = p.offset[own] + counts_of(p)[(int64_t)blockIdx.x * p.n_experts + own] + rank;
     p.row_of[slot] = (int32_t)r;
     p.row_slot[r] = (int32_t)slot;
     p.row_token[r] = (int32_t)(slot / p.top_k);
@@ -205,6 +210,7 @@ extern "C" void moei_plan__cuda(const moei_team *team, const moei_plan_args *arg
     using namespace moei;
     const cudaStream_t stream = stream_of(team);
     const unsigned experts = (unsigned)args->n_experts;
+    if (moei_cuda_plan_dropless(args, stream)) return;
     sort_slots(args, stream, args->routed, false, false);
     if (args->capacity_of) {
         drop_kernel<<<experts, 256, 0, stream>>>(*args);

@@ -34,6 +34,11 @@ __device__ __forceinline__ float as_float(bf16 value) {
     return __bfloat162float(value);
 }
 
+/* Whether 16 bytes may be moved at once from there. */
+static inline bool aligned16(const void *pointer) {
+    return ((uintptr_t)pointer & 15) == 0;
+}
+
 static inline cudaStream_t stream_of(const moei_team *team) {
     return (cudaStream_t)team->stream;
 }
@@ -94,6 +99,15 @@ template <class V> __device__ __forceinline__ V warp_sum(V v) {
 #pragma unroll
     for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(~0u, v, d);
     return v;
+}
+
+/* Tells the host what is wrong with a token. */
+static __device__ void tell(const moei_router_args &p, int64_t t, moei_fault_kind what) {
+    p.fault->what = what;
+    p.fault->layer = p.layer;
+    p.fault->token = (int32_t)t;
+    __threadfence_system();
+    p.fault->set = 1;
 }
 
 } // namespace moei

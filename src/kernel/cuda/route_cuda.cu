@@ -95,14 +95,6 @@ static __device__ uint64_t keep_groups(const Token &token) {
     return kept;
 }
 
-static __device__ void tell(const moei_router_args &p, int64_t t, moei_fault_kind what) {
-    p.fault->what = what;
-    p.fault->layer = p.layer;
-    p.fault->token = (int32_t)t;
-    __threadfence_system();
-    p.fault->set = 1;
-}
-
 /* lse: 0 of a masked token, NaN of a bad one, by which the gradient knows it. */
 static __device__ void leave_out(const Token &token, float lse) {
     const moei_router_args &p = token.p;

@@ -10,7 +10,7 @@
 
 namespace moei {
 
-enum { ROUTE_THREADS = 288, SELECTORS = 256, ROUTE_M = MOEI_CUDA_ROUTE_TILE };
+enum { ROUTE_THREADS = 288, SELECTORS = 256, ROUTE_M = MOEI_ROUTE_TILE };
 
 template <int N> struct RouteLayout {
     static constexpr int STAGES = N == 256 ? 4 : 3;
@@ -69,7 +69,7 @@ __device__ __forceinline__ void compute_logits(uint32_t base, uint32_t bars, int
 
 /* What the block's tokens choose, their logits, and how many rows that makes. */
 template <int N>
-__device__ __forceinline__ void select_tokens(const moei_cuda_route_args &p, const float *logits,
+__device__ __forceinline__ void select_tokens(const moei_router_args &p, const float *logits,
                                               uint32_t *count) {
     typedef RouteLayout<N> Layout;
     const int64_t first = (int64_t)blockIdx.x * ROUTE_M;
@@ -86,14 +86,14 @@ __device__ __forceinline__ void select_tokens(const moei_cuda_route_args &p, con
                 p.logits[(first + r) * p.n_experts + e] = logits[r * Layout::PITCH + e];
         }
     named_barrier(1, SELECTORS);
-    if (thread < pitch && first < p.n_tokens)
+    if (p.tile_count && thread < pitch && first < p.n_tokens)
         p.tile_count[(int64_t)blockIdx.x * pitch + thread] =
             thread < p.n_experts ? (uint8_t)count[thread] : 0;
 }
 
 template <int N>
 __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(ROUTE_THREADS, N == 256 ? 1 : 2)
-    route_kernel(const __grid_constant__ moei_cuda_route_args p, const __grid_constant__ CUtensorMap map_x,
+    route_kernel(const __grid_constant__ moei_router_args p, const __grid_constant__ CUtensorMap map_x,
                  const __grid_constant__ CUtensorMap map_gate) {
     typedef RouteLayout<N> Layout;
     extern __shared__ __align__(1024) uint8_t raw[];
@@ -121,9 +121,9 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(ROUTE_THREADS, N 
     cluster_sync(); /* the other block may still write here */
 }
 
-template <int N> static cudaError_t launch_route(const moei_cuda_route_args *args, moei_stream stream) {
+template <int N> static cudaError_t launch_route(const moei_router_args *args, moei_stream stream) {
     CUtensorMap map_x, map_gate;
-    cudaError_t error = make_map(&map_x, args->x, args->d, args->n_tokens, 1, args->d, ROUTE_M, false);
+    cudaError_t error = make_map(&map_x, args->x, args->d, args->n_tokens, 1, args->ldx, ROUTE_M, false);
     if (!error) error = make_map(&map_gate, args->gate, args->d, args->n_experts, 1, args->d, N / PAIR, true);
     if (!error)
         error = cudaFuncSetAttribute(route_kernel<N>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -138,10 +138,23 @@ template <int N> static cudaError_t launch_route(const moei_cuda_route_args *arg
 
 } // namespace moei
 
-int moei_cuda_route(const moei_cuda_route_args *args, moei_stream stream) {
-    if (args->n_experts > 256 || args->top_k > 32 || args->top_k > args->n_experts)
-        return cudaErrorNotSupported;
+/* Plain softmax over bf16 products, chosen among all experts. */
+bool moei_cuda_route_fits(const moei_router_args *a) {
+    return a->dtype == MOE_BF16 && a->score == MOEI_ROUTER_SOFTMAX && a->group_top_k == 0 &&
+           !a->selection_bias && !a->replay_expert && a->n_tokens > 0 && a->n_experts <= 256 &&
+           a->top_k <= 32 && a->top_k <= a->n_experts && a->d % 8 == 0 && a->ldx % 8 == 0 &&
+           moei::aligned16(a->x) && moei::aligned16(a->gate);
+}
+
+int moei_cuda_route(const moei_router_args *args, moei_stream stream) {
+    if (!moei_cuda_route_fits(args)) return cudaErrorNotSupported;
     if (args->n_experts <= 64) return moei::launch_route<64>(args, stream);
     return args->n_experts <= 128 ? moei::launch_route<128>(args, stream)
                                   : moei::launch_route<256>(args, stream);
+}
+
+extern "C" bool moei_route__sm90(const moei_team *team, const moei_router_args *args) {
+    const cudaStream_t stream = moei::stream_of(team);
+    const bool few = args->n_tokens <= MOEI_CUDA_DECODE_TOKENS;
+    return (few ? moei_cuda_route_few(args, stream) : moei_cuda_route(args, stream)) == cudaSuccess;
 }

@@ -1,5 +1,5 @@
-/* rows_cuda.cu: what moves and sums rows, for any NVIDIA GPU from sm_80: gather and sum, sums of columns,
- * biases, a gate over rows, dot products of rows, copies. Formulas: moekit/op.h, kernel/stage.h.
+/* rows_cuda.cu: what moves and sums rows, for any NVIDIA GPU from sm_80: sums of columns, biases, a gate over
+ * rows, dot products of rows, copies. Formulas: moekit/op.h, kernel/stage.h.
  * All are bound by memory; each sum has one order.
  */
 #include "kernel/cuda/portable.cuh"
@@ -7,20 +7,6 @@
 namespace moei {
 
 enum { THREADS = 256, COLS = 32, LANES = THREADS / COLS };
-
-/* A thread has one column of one token. */
-template <class T> __global__ void gather_sum_kernel(const moe_gather_sum_args p) {
-    const int64_t t = blockIdx.x, j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
-    if (j >= p.n) return;
-    float sum = p.accumulate ? load<T>(p.out, t * p.ld_out + j) : 0.f;
-    for (int64_t slot = t * p.top_k; slot < (t + 1) * p.top_k; ++slot) {
-        const int32_t r = __ldg(p.row_of + slot);
-        if (r < 0) continue;
-        const float w = p.weight ? __ldg((const float *)p.weight + slot) : 1.f;
-        sum = fmaf(w, load<T>(p.rows, r * p.ld_rows + j), sum);
-    }
-    store<T>(p.out, t * p.ld_out + j, sum);
-}
 
 /* 32 columns of a group a block: eight lanes take every eighth row, and their sums are added in order. */
 template <class T> __global__ void colsum_kernel(const moe_colsum_args p) {
@@ -129,7 +115,7 @@ template <class F, class T> __global__ void convert_kernel(const moei_convert_ar
     store<T>(p.to, r * p.ld_to + j, before + load<F>(p.from, r * p.ld_from + j));
 }
 
-/* A block a row (or token), and further ones across its columns. */
+/* A block a row, and further ones across its columns. */
 static dim3 by_row(int64_t rows, int64_t n) {
     return dim3((unsigned)rows, (unsigned)ceil_div(n, THREADS));
 }
@@ -153,10 +139,6 @@ static void launch(void (*f32)(Args), void (*narrow)(Args), dim3 grid, const moe
 } // namespace moei
 
 using namespace moei;
-
-extern "C" void moei_gather_sum__cuda(const moei_team *team, const moe_gather_sum_args *args) {
-    launch(gather_sum_kernel<float>, gather_sum_kernel<bf16>, by_row(args->n_tokens, args->n), team, args);
-}
 
 extern "C" void moei_colsum__cuda(const moei_team *team, const moe_colsum_args *args) {
     launch(colsum_kernel<float>, colsum_kernel<bf16>, by_columns(args->n, args->n_groups), team, args);

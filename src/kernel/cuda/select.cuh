@@ -4,10 +4,9 @@
 #ifndef MOEI_SELECT_CUH
 #define MOEI_SELECT_CUH
 
-#include "kernel/cuda/cuda_kernel.h"
+#include "kernel/cuda/portable.cuh"
 
 #include <math.h>
-#include <stdint.h>
 
 namespace moei {
 
@@ -18,10 +17,6 @@ __device__ __forceinline__ uint32_t key_of(float score) {
 }
 __device__ __forceinline__ float key_score(uint32_t key) {
     return __uint_as_float(key & 0x80000000u ? key & 0x7FFFFFFFu : ~key);
-}
-__device__ __forceinline__ float warp_sum(float x) {
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
-    return x;
 }
 
 /* Two tokens at a time, so that one's reductions overlap the other's. Lane l has experts l, l + 32, ..; it
@@ -56,11 +51,25 @@ template <int N> struct Selection {
         }
         return chosen;
     }
+    /* What is left of a token that is masked or has a bad logit: lse 0 or NaN, by which the gradient knows.
+     */
+    __device__ __forceinline__ void leave_out(const moei_router_args &p, int64_t token, bool masked) const {
+        const int lane = threadIdx.x & 31;
+        for (int e = lane; p.prob && e < p.n_experts; e += 32) p.prob[token * p.n_experts + e] = 0.f;
+        if (lane < p.top_k) {
+            p.expert[token * p.top_k + lane] = -1;
+            p.weight[token * p.top_k + lane] = 0.f;
+        }
+        if (lane != 0) return;
+        p.lse[token] = masked ? 0.f : NAN;
+        if (p.entropy) p.entropy[token] = 0.f;
+        if (!masked) tell(p, token, MOEI_FAULT_LOGIT);
+    }
     /* logits: of the two tokens, `pitch` floats apart. count: rows per expert, or NULL. */
-    __device__ __forceinline__ void run(const moei_cuda_route_args &p, const float *logits, int pitch,
+    __device__ __forceinline__ void run(const moei_router_args &p, const float *logits, int pitch,
                                         int64_t token, uint32_t *count) {
         const int lane = threadIdx.x & 31;
-        float sum[TOKENS], max_logit[TOKENS];
+        float sum[TOKENS], below[TOKENS], max_logit[TOKENS], share[TOKENS][PER_LANE];
         uint32_t chosen[TOKENS], chosen_key[TOKENS];
         bool finite[TOKENS];
 #pragma unroll
@@ -74,13 +83,18 @@ template <int N> struct Selection {
                 finite[t] &= !valid || fabsf(logit[j]) < INFINITY;
                 key[t][j] = valid ? key_of(logit[j]) : 0, expert[t][j] = 32 * j + lane;
             }
-            float sum_t = 0;
+            float sum_t = 0, below_t = 0;
             sort(t);
             max_logit[t] = key_score(best(t));
 #pragma unroll
-            for (int j = 0; j < PER_LANE; ++j)
-                sum_t += 32 * j + lane < p.n_experts ? __expf(logit[j] - max_logit[t]) : 0;
+            for (int j = 0; j < PER_LANE; ++j) {
+                const float depth = max_logit[t] - logit[j];
+                share[t][j] = 32 * j + lane < p.n_experts ? __expf(-depth) : 0;
+                sum_t += share[t][j];
+                below_t += share[t][j] > 0 ? share[t][j] * depth : 0;
+            }
             sum[t] = warp_sum(sum_t);
+            below[t] = warp_sum(below_t);
             finite[t] = __all_sync(~0u, finite[t]);
         }
 #pragma unroll 1
@@ -93,17 +107,27 @@ template <int N> struct Selection {
 #pragma unroll
         for (int t = 0; t < TOKENS; ++t) {
             const bool mine = lane < p.top_k;
-            const float share = mine ? __expf(key_score(chosen_key[t]) - max_logit[t]) : 0;
-            const float divisor = p.score_before_topk && !p.norm_topk_prob ? sum[t] : warp_sum(share);
+            const float own = mine ? __expf(key_score(chosen_key[t]) - max_logit[t]) : 0, all = warp_sum(own);
+            const float eps = p.score_before_topk ? (float)p.norm_eps * sum[t] : 0;
+            const float divisor = p.score_before_topk && !p.norm_topk_prob ? sum[t] : all + eps;
             const int64_t to = token + t;
             if (to >= p.n_tokens) return;
+            const bool masked = p.mask && !p.mask[to];
+            if (masked || !finite[t]) {
+                leave_out(p, to, masked);
+                continue;
+            }
             if (mine) {
                 p.expert[to * p.top_k + lane] = (int32_t)chosen[t];
-                p.weight[to * p.top_k + lane] = p.scale * share / divisor;
+                p.weight[to * p.top_k + lane] = (float)p.scale * own / divisor;
                 if (count) atomicAdd(count + chosen[t], 1);
             }
+#pragma unroll
+            for (int j = 0; j < PER_LANE; ++j)
+                if (p.prob && 32 * j + lane < p.n_experts)
+                    p.prob[to * p.n_experts + 32 * j + lane] = share[t][j] / sum[t];
             if (lane == 0) p.lse[to] = max_logit[t] + __logf(sum[t]);
-            if (lane == 0 && !finite[t]) atomicMin(p.first_bad, (int)to);
+            if (lane == 0 && p.entropy) p.entropy[to] = __logf(sum[t]) + below[t] / sum[t];
         }
     }
 };

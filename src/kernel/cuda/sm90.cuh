@@ -213,6 +213,13 @@ __device__ __forceinline__ void shared_store16(uint32_t dst, uint4 v) {
                  : "memory");
 }
 
+__device__ __forceinline__ void shared_store8(uint32_t dst, float a, float b) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(dst), "f"(a), "f"(b) : "memory");
+}
+__device__ __forceinline__ void shared_store4(uint32_t dst, float a) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(dst), "f"(a) : "memory");
+}
+
 __device__ __forceinline__ uint32_t bf16_pack(float low, float high) {
     __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
     return *(const uint32_t *)&v;

@@ -7,7 +7,7 @@
 
 #include <cuda_runtime_api.h>
 
-enum { TOKENS = 203, WIDTH = 36, NUMBERS = TOKENS * WIDTH };
+enum { TOKENS = 203, WIDTH = 40, NUMBERS = TOKENS * WIDTH };
 
 static void capture(moe_ctx *ctx, moe_layer *layer, moe_mat x, moe_mat y, moe_mat dy, moe_mat dx,
                     cudaGraphExec_t *exec) {
@@ -21,56 +21,75 @@ static void capture(moe_ctx *ctx, moe_layer *layer, moe_mat x, moe_mat y, moe_ma
     assert_int_equal(cudaGraphDestroy(graph), cudaSuccess);
 }
 
+typedef struct variant {
+    const char *isa;
+    moe_dtype dtype;
+} variant;
+
+static moe_ctx *cuda_ctx(const char *isa) {
+    const moe_ctx_desc desc = {.size = sizeof desc, .device = MOE_CUDA, .isa = isa, .seed = test_seed()};
+    moe_error error = {0};
+    moe_ctx *ctx = NULL;
+    if (moe_ctx_create(&desc, &ctx, &error) == MOE_OK) return ctx;
+    assert_int_equal(error.status, MOE_ERR_UNSUPPORTED);
+    fprintf(stderr, "not run here: %s\n", error.text);
+    return NULL;
+}
+
+static moe_mat part(char *device, int i, moe_dtype dtype) {
+    return (moe_mat){device + (size_t)i * NUMBERS * moe_dtype_bytes(dtype), TOKENS, WIDTH, 0, dtype};
+}
+
 static void replays_are_calls(void **state) {
-    moe_ctx *ctx = *state;
+    const variant *v = *state;
+    moe_ctx *ctx = cuda_ctx(v->isa);
+    if (!ctx) skip();
     const moe_layer_desc desc = {.size = sizeof desc,
+                                 .dtype = v->dtype,
                                  .d_model = WIDTH,
                                  .num_experts = 9,
                                  .top_k = 3,
                                  .expert_hidden_size = 40,
-                                 .capacity_factor = 1.1f,
+                                 .capacity_factor = v->dtype == MOE_F32 ? 1.1f : 0,
                                  .aux_loss_coeff = 0.1f,
                                  .z_loss_coeff = 0.1f,
                                  .num_shared_experts = 1};
+    const size_t bytes = 2 * NUMBERS * moe_dtype_bytes(v->dtype);
     moe_layer *layer = test_layer(ctx, &desc, TOKENS);
-    float *device = moe_memory_alloc(ctx, 4 * NUMBERS * sizeof *device);
-    float *called = malloc(2 * NUMBERS * sizeof *called), *replayed = malloc(2 * NUMBERS * sizeof *replayed);
+    char *device = moe_memory_alloc(ctx, 2 * bytes), *called = malloc(bytes), *replayed = malloc(bytes);
     cudaGraphExec_t exec;
     assert_true(device && called && replayed);
-    const moe_mat x = {device, TOKENS, WIDTH, 0, MOE_F32}, dy = {device + NUMBERS, TOKENS, WIDTH, 0, MOE_F32};
-    const moe_mat y = {device + 2 * NUMBERS, TOKENS, WIDTH, 0, MOE_F32},
-                  dx = {device + 3 * NUMBERS, TOKENS, WIDTH, 0, MOE_F32};
+    const moe_mat x = part(device, 0, v->dtype), dy = part(device, 1, v->dtype),
+                  y = part(device, 2, v->dtype), dx = part(device, 3, v->dtype);
     assert_true(moe_layer_routes_on_device(layer));
     for (uint32_t round = 0; round < 3; ++round) {
-        moe_mat host = test_random(MOE_F32, 2 * TOKENS, WIDTH, 10 + round);
-        must(ctx, moe_memory_copy(ctx, device, host.data, 2 * NUMBERS * sizeof(float)));
+        moe_mat host = test_random(v->dtype, 2 * TOKENS, WIDTH, 10 + round);
+        must(ctx, moe_memory_copy(ctx, device, host.data, bytes));
         free(host.data);
         must(ctx, moe_layer_forward(layer, x, y, &test_train_call, NULL));
         must(ctx, moe_layer_backward(layer, x, dy, dx));
-        must(ctx, moe_memory_copy(ctx, called, y.data, 2 * NUMBERS * sizeof(float)));
+        must(ctx, moe_memory_copy(ctx, called, y.data, bytes));
         if (round == 0) capture(ctx, layer, x, y, dy, dx, &exec);
-        memset(replayed, 0xff, 2 * NUMBERS * sizeof *replayed);
-        must(ctx, moe_memory_copy(ctx, y.data, replayed, 2 * NUMBERS * sizeof(float)));
+        memset(replayed, 0xff, bytes);
+        must(ctx, moe_memory_copy(ctx, y.data, replayed, bytes));
         assert_int_equal(cudaGraphLaunch(exec, moe_cuda_stream(ctx)), cudaSuccess);
-        must(ctx, moe_memory_copy(ctx, replayed, y.data, 2 * NUMBERS * sizeof(float)));
-        assert_memory_equal(called, replayed, 2 * NUMBERS * sizeof(float));
+        must(ctx, moe_memory_copy(ctx, replayed, y.data, bytes));
+        assert_memory_equal(called, replayed, bytes);
     }
     cudaGraphExecDestroy(exec);
     free(called), free(replayed);
-    moe_memory_free(ctx, device, 4 * NUMBERS * sizeof *device);
+    moe_memory_free(ctx, device, 2 * bytes);
     moe_layer_destroy(layer);
+    moe_ctx_destroy(ctx);
 }
 
 int main(void) {
-    const moe_ctx_desc desc = {.size = sizeof desc, .device = MOE_CUDA, .seed = test_seed()};
-    moe_error error = {0};
-    moe_ctx *ctx = NULL;
-    if (moe_ctx_create(&desc, &ctx, &error) != MOE_OK) {
-        fprintf(stderr, "not run here: %s\n", error.text);
-        return error.status == MOE_ERR_UNSUPPORTED ? 77 : 1;
-    }
-    const struct CMUnitTest tests[] = {cmocka_unit_test_prestate(replays_are_calls, ctx)};
-    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    variant f32 = {"cuda", MOE_F32}, bf16 = {"cuda", MOE_BF16}, hopper = {"sm90", MOE_BF16};
+    moe_ctx *ctx = cuda_ctx(NULL);
+    if (!ctx) return 77;
     moe_ctx_destroy(ctx);
-    return failed;
+    const struct CMUnitTest tests[] = {cmocka_unit_test_prestate(replays_are_calls, &f32),
+                                       cmocka_unit_test_prestate(replays_are_calls, &bf16),
+                                       cmocka_unit_test_prestate(replays_are_calls, &hopper)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,7 @@
 /* test_cuda_layer.c: the layer on a GPU against the f64 layer on the CPU: forward, backward, statistics,
- * steps. Odd shapes, fresh random numbers (the seed is printed), poisoned outputs; norm(difference) /
- * norm(f64) <= 1e-5, gradients <= 2e-5. Skipped by name where there is no GPU or no CUDA.
+ * steps, with the kernels of every GPU and, in bf16, with Hopper's. Odd shapes, fresh random numbers (the
+ * seed is printed), poisoned outputs; norm(difference) / norm(f64) <= 1e-5, gradients <= 2e-5, a thousand
+ * times that in bf16. Skipped by name where there is no GPU, no CUDA or no Hopper.
  */
 #include "support/layer_fixture.h"
 
@@ -15,9 +16,9 @@ typedef struct problem {
     int64_t sequence;
 } problem;
 
-/* NULL where there is no GPU: the caller says so by name. */
-static moe_ctx *cuda_ctx(void) {
-    moe_ctx_desc desc = {.size = sizeof desc, .device = MOE_CUDA, .seed = test_seed()};
+/* With the kernels of `isa`; NULL where there is no such GPU: the caller says so by name. */
+static moe_ctx *cuda_ctx(const char *isa) {
+    moe_ctx_desc desc = {.size = sizeof desc, .device = MOE_CUDA, .isa = isa, .seed = test_seed()};
     moe_ctx *ctx = NULL;
     moe_error error = {0};
     if (moe_ctx_create(&desc, &ctx, &error) == MOE_OK) return ctx;
@@ -280,6 +281,23 @@ static const problem problems[] = {
     {.name = "many tokens", .tokens = 3001, .on_device = true,
      .settings = "d_model=40 num_experts=37 top_k=4 expert_hidden_size=33 capacity_factor=1.1 "
                  "aux_loss_coeff=0.1"},
+    {.name = "wide experts", .tokens = 700, .on_device = true,
+     .settings = "d_model=192 num_experts=12 top_k=3 expert_hidden_size=264 aux_loss_coeff=0.1 "
+                 "z_loss_coeff=0.1 score_before_topk=true norm_topk_prob=true"},
+    {.name = "narrow experts", .tokens = 515, .on_device = true, .masked = true,
+     .settings = "d_model=136 num_experts=40 top_k=5 expert_hidden_size=24 aux_loss_coeff=0.1 "
+                 "routed_scaling_factor=2.5"},
+    {.name = "few tokens", .tokens = 5, .on_device = true, .masked = true,
+     .settings = "d_model=320 num_experts=64 top_k=6 expert_hidden_size=72"},
+    {.name = "relu, whole lines", .tokens = 300, .on_device = true,
+     .settings = "d_model=256 num_experts=7 top_k=2 expert_hidden_size=128 activation=relu "
+                 "score_function=sigmoid aux_loss_coeff=0.1"},
+    {.name = "gelu, shared, capacity", .tokens = 300, .on_device = true, .masked = true,
+     .settings = "d_model=72 num_experts=260 top_k=3 expert_hidden_size=200 activation=gelu "
+                 "num_shared_experts=2 shared_expert_hidden_size=88 capacity_factor=1.1 router_bias=true"},
+    {.name = "shared, latent, gate", .tokens = 310, .on_device = true,
+     .settings = "d_model=160 latent_size=64 num_experts=9 top_k=3 expert_hidden_size=48 "
+                 "num_shared_experts=1 shared_expert_hidden_size=208 shared_expert_gate=true"},
     {.name = "no tokens", .tokens = 0, .on_device = true,
      .settings = "aux_loss_coeff=0.1"},
     {.name = "expert choice", .tokens = 40,
@@ -297,14 +315,18 @@ static const problem problems[] = {
 };
 /* clang-format on */
 
+/* In f32 Hopper has the kernels of every GPU. */
+static bool is_hopper(const moe_ctx *gpu) {
+    return strcmp(moe_ctx_isa(gpu), "sm90") == 0;
+}
+
 static void layers_are_those_of_the_cpu(void **state) {
-    (void)state;
-    moe_ctx *gpu = cuda_ctx();
-    if (!gpu) return;
+    moe_ctx *gpu = cuda_ctx(*state);
+    if (!gpu) skip();
     const char *only = getenv("MOEKIT_TEST_PROBLEM");
     for (size_t i = 0; i < sizeof problems / sizeof *problems; ++i) {
         if (only && strcmp(only, problems[i].name) != 0) continue;
-        run(gpu, &problems[i], MOE_F32);
+        if (!is_hopper(gpu)) run(gpu, &problems[i], MOE_F32);
         run(gpu, &problems[i], MOE_BF16);
         fprintf(stderr, "  %s\n", problems[i].name);
     }
@@ -312,14 +334,14 @@ static void layers_are_those_of_the_cpu(void **state) {
 }
 
 static void a_bad_logit_is_told(void **state) {
-    (void)state;
-    moe_ctx *gpu = cuda_ctx();
-    if (!gpu) return;
+    moe_ctx *gpu = cuda_ctx(*state);
+    if (!gpu) skip();
+    const moe_dtype dtype = is_hopper(gpu) ? MOE_BF16 : MOE_F32;
     const problem p = problems[0];
-    pair both = open_pair(gpu, &p, MOE_F32);
-    ((float *)both.x)[5 * both.d + 3] = NAN;
-    must(gpu, moe_memory_copy(gpu, both.d_x, both.x, (size_t)both.n_in * sizeof(float)));
-    const moe_mat x = {both.d_x, p.tokens, both.d, 0, MOE_F32}, y = {both.d_y, p.tokens, both.d, 0, MOE_F32};
+    pair both = open_pair(gpu, &p, dtype);
+    moei_real_store(dtype, both.x, 5 * both.d + 3, (double)NAN);
+    must(gpu, moe_memory_copy(gpu, both.d_x, both.x, (size_t)both.n_in * moe_dtype_bytes(dtype)));
+    const moe_mat x = {both.d_x, p.tokens, both.d, 0, dtype}, y = {both.d_y, p.tokens, both.d, 0, dtype};
     /* The first call that sees it tells it: forward itself, where the device was quick. */
     moe_status status = moe_layer_forward(both.layer, x, y, &test_train_call, NULL);
     if (status == MOE_OK) status = moe_ctx_wait(gpu);
@@ -330,49 +352,80 @@ static void a_bad_logit_is_told(void **state) {
     moe_ctx_destroy(gpu);
 }
 
+/* y, dx and the gradient of W1, as they lie in memory. */
+static void *bytes_of_a_step(const pair *both, const problem *p, size_t *bytes) {
+    const moe_mat x = {both->d_x, p->tokens, both->d, 0, both->dtype},
+                  y = {both->d_y, p->tokens, both->d, 0, both->dtype},
+                  dy = {both->d_dy, p->tokens, both->d, 0, both->dtype},
+                  dx = {both->d_dx, p->tokens, both->d, 0, both->dtype};
+    moe_param up = {.size = sizeof up};
+    moe_layer_zero_grad(both->layer);
+    must(both->gpu, moe_layer_forward(both->layer, x, y, &test_train_call, NULL));
+    must(both->gpu, moe_layer_backward(both->layer, x, dy, dx));
+    must(both->gpu, moe_layer_param_by_name(both->layer, "experts.up.weight", &up));
+    const size_t matrix = (size_t)both->n_in * moe_dtype_bytes(both->dtype),
+                 weights = (size_t)numbers(&up) * sizeof(float);
+    char *now = malloc(2 * matrix + weights);
+    assert_non_null(now);
+    must(both->gpu, moe_memory_copy(both->gpu, now, both->d_y, matrix));
+    must(both->gpu, moe_memory_copy(both->gpu, now + matrix, both->d_dx, matrix));
+    must(both->gpu, moe_memory_copy(both->gpu, now + 2 * matrix, up.grad, weights));
+    *bytes = 2 * matrix + weights;
+    return now;
+}
+
 /* The same bits from run to run. */
 static void runs_repeat(void **state) {
-    (void)state;
-    moe_ctx *gpu = cuda_ctx();
-    if (!gpu) return;
-    const problem p = {.name = "repeat", .tokens = 700, .settings = "capacity_factor=0.9 aux_loss_coeff=0.1"};
-    pair both = open_pair(gpu, &p, MOE_F32);
-    const moe_mat x = {both.d_x, p.tokens, both.d, 0, MOE_F32}, y = {both.d_y, p.tokens, both.d, 0, MOE_F32};
-    const moe_mat dy = {both.d_dy, p.tokens, both.d, 0, MOE_F32},
-                  dx = {both.d_dx, p.tokens, both.d, 0, MOE_F32};
-    float *first = NULL;
-    for (int round = 0; round < 5; ++round) {
-        moe_param up = {.size = sizeof up};
-        moe_layer_zero_grad(both.layer);
-        must(gpu, moe_layer_forward(both.layer, x, y, &test_train_call, NULL));
-        must(gpu, moe_layer_backward(both.layer, x, dy, dx));
-        must(gpu, moe_layer_param_by_name(both.layer, "experts.up.weight", &up));
-        const size_t bytes = (size_t)both.n_in * sizeof(float),
-                     weights = (size_t)numbers(&up) * sizeof(float);
-        float *now = malloc(2 * bytes + weights);
-        assert_non_null(now);
-        must(gpu, moe_memory_copy(gpu, now, both.d_y, bytes));
-        must(gpu, moe_memory_copy(gpu, (char *)now + bytes, both.d_dx, bytes));
-        must(gpu, moe_memory_copy(gpu, (char *)now + 2 * bytes, up.grad, weights));
-        if (first) assert_memory_equal(now, first, 2 * bytes + weights);
-        if (first)
+    moe_ctx *gpu = cuda_ctx(*state);
+    if (!gpu) skip();
+    static const problem repeated[] = {
+        {.name = "repeat",       .tokens = 700, .settings = "capacity_factor=0.9 aux_loss_coeff=0.1"},
+        {.name = "repeat, wide",
+         .tokens = 700,
+         .settings = "d_model=192 num_experts=12 top_k=3 expert_hidden_size=264 aux_loss_coeff=0.1" },
+    };
+    for (size_t i = 0; i < sizeof repeated / sizeof *repeated; ++i) {
+        pair both = open_pair(gpu, &repeated[i], is_hopper(gpu) ? MOE_BF16 : MOE_F32);
+        size_t bytes;
+        void *first = bytes_of_a_step(&both, &repeated[i], &bytes);
+        for (int round = 1; round < 5; ++round) {
+            void *now = bytes_of_a_step(&both, &repeated[i], &bytes);
+            assert_memory_equal(now, first, bytes);
             free(now);
-        else
-            first = now;
+        }
+        free(first);
+        close_pair(&both);
     }
-    free(first);
-    close_pair(&both);
+    moe_ctx_destroy(gpu);
+}
+
+/* Which kernels a context has, by its isa; one that the GPU lacks is refused, one of the CPU lowers nothing.
+ */
+static void isa_names_the_kernels(void **state) {
+    moe_ctx *gpu = cuda_ctx(*state);
+    if (!gpu) skip();
+    assert_string_equal(moe_ctx_isa(gpu), *state);
+    assert_string_equal(moe_ctx_kernel_of(gpu, "gemm_rows", MOE_BF16),
+                        is_hopper(gpu) ? "gemm_rows__sm90" : "gemm_rows__cuda");
+    assert_string_equal(moe_ctx_kernel(gpu, "gemm_rows"), "gemm_rows__cuda");
+    assert_string_equal(moe_ctx_kernel_of(gpu, "plan", MOE_BF16), "plan__cuda");
     moe_ctx_destroy(gpu);
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(layers_are_those_of_the_cpu),
-        cmocka_unit_test(a_bad_logit_is_told),
-        cmocka_unit_test(runs_repeat),
-    };
-    moe_ctx *gpu = cuda_ctx();
+    char *families[] = {"cuda", "sm90"};
+    moe_ctx *gpu = cuda_ctx(families[0]);
     if (!gpu) return 77;
     moe_ctx_destroy(gpu);
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = 0;
+    for (size_t i = 0; i < sizeof families / sizeof *families; ++i) {
+        const struct CMUnitTest tests[] = {
+            cmocka_unit_test_prestate(isa_names_the_kernels, families[i]),
+            cmocka_unit_test_prestate(layers_are_those_of_the_cpu, families[i]),
+            cmocka_unit_test_prestate(a_bad_logit_is_told, families[i]),
+            cmocka_unit_test_prestate(runs_repeat, families[i]),
+        };
+        failed += cmocka_run_group_tests_name(families[i], tests, NULL, NULL);
+    }
+    return failed;
 }
