@@ -331,8 +331,8 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
                         bool few) {
     Buffer<bf16> x(tokens * d), gate(experts * d);
     const int64_t slots = tokens * top_k;
-    Buffer<float> logits(tokens * experts), prob(tokens * experts), lse(tokens), entropy(tokens),
-        weight(slots), row_weight(slots);
+    Buffer<float> logits(tokens * experts), prob(tokens * experts), lse(tokens), weight(slots),
+        row_weight(slots);
     Buffer<int> expert(slots), token(slots), row_of(slots), row_slot(slots);
     Buffer<int64_t> offset(experts + 1), count(2 * experts + 2);
     Buffer<uint8_t> tile_count((int64_t)moei_plan_scratch_bytes(tokens, slots, experts));
@@ -350,7 +350,7 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
     route.dtype = MOE_BF16, route.n_tokens = tokens, route.n_experts = experts, route.top_k = top_k;
     route.d = route.ldx = d, route.x = x.data, route.gate = gate.data;
     route.score_before_topk = before, route.norm_topk_prob = norm, route.scale = 1.5;
-    route.logits = logits.data, route.prob = prob.data, route.lse = lse.data, route.entropy = entropy.data;
+    route.logits = logits.data, route.prob = prob.data, route.lse = lse.data;
     route.expert = expert.data, route.weight = weight.data, route.tile_count = tile_count.data;
     route.fault = fault.data;
     moei_plan_args plan = {};
@@ -372,7 +372,7 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
     CUDA_OK(cudaDeviceSynchronize());
     const std::vector<float> l = logits.get(), r = ref.get(), w = weight.get(), s = lse.get(),
                              rw = row_weight.get();
-    const std::vector<float> p = prob.get(), h = entropy.get();
+    const std::vector<float> p = prob.get();
     const std::vector<int> e = expert.get(), rt = token.get(), ro = row_of.get(), rs = row_slot.get();
     const std::vector<int64_t> o = offset.get(), counts = count.get();
     char what[100];
@@ -380,7 +380,7 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
              experts, top_k, (int)d, before, norm, ties, few);
     verdict(what, distance(l, std::vector<double>(r.begin(), r.end())), 1e-5, logits.guard_intact());
     int64_t wrong = fault.get()[0].set, wrong_plan = 0;
-    std::vector<double> want_w, want_s, want_p, want_h;
+    std::vector<double> want_w, want_s, want_p;
     std::vector<int> rows((size_t)experts, 0), order((size_t)experts);
     for (int64_t t = 0; t < tokens; ++t) {
         const float *row = &l[(size_t)(t * experts)];
@@ -390,11 +390,7 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
         for (int i = 0; i < experts; ++i) sum += exp((double)row[i] - row[order[0]]);
         for (int k = 0; k < top_k; ++k) chosen += exp((double)row[order[(size_t)k]] - row[order[0]]);
         want_s.push_back(row[order[0]] + log(sum));
-        want_h.push_back(0);
-        for (int i = 0; i < experts; ++i) {
-            want_p.push_back(exp((double)row[i] - want_s.back()));
-            want_h.back() -= want_p.back() * ((double)row[i] - want_s.back());
-        }
+        for (int i = 0; i < experts; ++i) want_p.push_back(exp((double)row[i] - want_s.back()));
         for (int k = 0; k < top_k; ++k) {
             wrong += e[(size_t)(t * top_k + k)] != order[(size_t)k];
             want_w.push_back(1.5 * exp((double)row[order[(size_t)k]] - row[order[0]]) /
@@ -406,7 +402,6 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
     verdict("  its weights", distance(w, want_w), 1e-5, weight.guard_intact());
     verdict("  its lse", distance(s, want_s), 1e-5, lse.guard_intact());
     verdict("  its scores", distance(p, want_p), 1e-5, prob.guard_intact());
-    verdict("  its entropy", distance(h, want_h), 1e-5, entropy.guard_intact());
     std::vector<int> next(1, 0);
     for (int i = 0; i < experts; ++i) next.push_back(next.back() + rows[(size_t)i]);
     for (int i = 0; i <= experts; ++i) wrong_plan += o[(size_t)i] != next[(size_t)i];

@@ -121,8 +121,7 @@ typedef enum moe_dtype {
     MOE_BF16 = 2 /* uint16_t in memory; summed in f32, as are gradients of parameters */
 } moe_dtype;
 MOE_API size_t moe_dtype_bytes(moe_dtype dtype);
-/* moe_ctx_kernel for any dtype. A kernel of isa "sm90" hands arguments that it is not made for to "cuda"'s.
- */
+/* moe_ctx_kernel for any dtype; an "sm90" one hands what it is not made for to the "cuda" one. */
 MOE_API const char *moe_ctx_kernel_of(const moe_ctx *ctx, const char *op, moe_dtype dtype);
 
 typedef struct moe_mat {

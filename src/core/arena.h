@@ -7,14 +7,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MOEI_ALIGN = 64 }; /* a cache line, and the widest vector */
+enum { MOEI_ALIGN = 256 }; /* two of the lines that a GPU stores at once; a CPU would be content with 64 */
 
 typedef struct moei_arena {
     char *base; /* NULL: measuring */
     size_t used;
 } moei_arena;
 
-/* Next `bytes` of the arena, 64-byte aligned; NULL while measuring. */
+/* Next `bytes` of the arena, MOEI_ALIGN aligned; NULL while measuring. */
 void *moei_arena_take(moei_arena *arena, size_t bytes);
 
 /* The same for [rows, cols] of `element` bytes. */

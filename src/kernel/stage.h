@@ -148,7 +148,7 @@ typedef struct moei_router_args {
     float *prob, *lse; /* [T, E], [T] */
     int32_t *expert;   /* [T, K] */
     float *weight;     /* [T, K] */
-    float *entropy;    /* [T]; NULL: not wanted */
+    float *entropy;    /* [T]; NULL: not wanted; `route` leaves it alone */
     moei_fault *fault; /* where a bad token is told */
     /* gradient only */
     const int32_t *row_of;    /* [T, K] */

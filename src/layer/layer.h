@@ -58,9 +58,9 @@ typedef struct moei_scratch {
     void *dweight;                  /* [T,K] of routing.dtype */
     void *experts, *shared;         /* their own scratch */
     int64_t shared_offset[2];
-    void *tile_count;    /* of a device's plan kernel */
-    void *gate_grad;     /* of a device's kernel for the gate's way back */
-    double *aux_grad;    /* [E + 1] of a device's losses: those of prob, then the z-loss's */
+    void *tile_count; /* of a device's plan kernel */
+    void *gate_grad;  /* of a device's kernel for the gate's way back */
+    double *aux_grad; /* [E + 1] of a device's losses: those of prob, then the z-loss's */
 } moei_scratch;
 
 /* What training forwards add up until moe_layer_end_step; NULL where nobody asks. */

@@ -8,6 +8,8 @@
 #include "layer/layer_desc.h"
 #include "layer/layer_path.h"
 
+#include <math.h>
+
 enum { MOST_EXPERTS = 4096, MOST_GROUPS = 64 };
 
 static bool router_serves(const moe_layer *layer) {
@@ -145,6 +147,17 @@ static moe_status route(moe_layer *layer, const moei_scratch *s) {
     return MOE_OK;
 }
 
+/* H of the scores, which of softmax are all that it takes. */
+static void fill_entropy(const moei_routing *routing, float *entropy) {
+    for (int64_t t = 0; t < routing->n_tokens; ++t) {
+        const float *prob = (const float *)routing->prob + t * routing->n_experts;
+        double sum = 0;
+        for (int32_t e = 0; e < routing->n_experts; ++e)
+            if (prob[e] > 0) sum -= (double)prob[e] * log((double)prob[e]);
+        entropy[t] = (float)sum;
+    }
+}
+
 /* The twin counts what the kernels wrote; what the step counts is the device's own. */
 static moe_status measure(moe_layer *layer, const moei_scratch *s, moe_stats *stats) {
     moe_layer *twin = layer->twin;
@@ -152,8 +165,11 @@ static moe_status measure(moe_layer *layer, const moei_scratch *s, moe_stats *st
     MOEI_TRY(layer->ctx->device->wait(layer->ctx));
     MOEI_TRY(moei_twin_fetch_routing(layer));
     const moei_scratch ours = moei_layer_scratch(twin);
-    MOEI_TRY(moei_memory_copy(layer->ctx, ours.route.entropy, s->route.entropy,
-                              (size_t)layer->batch.x.rows * sizeof(float)));
+    if (layer->routing.softmax)
+        fill_entropy(&twin->routing, ours.route.entropy);
+    else
+        MOEI_TRY(moei_memory_copy(layer->ctx, ours.route.entropy, s->route.entropy,
+                                  (size_t)layer->batch.x.rows * sizeof(float)));
     stats->n_tokens = twin->batch.n_valid;
     return moei_path_cpu.measure(twin, &ours, stats);
 }

@@ -62,14 +62,13 @@ template <int N> struct Selection {
         }
         if (lane != 0) return;
         p.lse[token] = masked ? 0.f : NAN;
-        if (p.entropy) p.entropy[token] = 0.f;
         if (!masked) tell(p, token, MOEI_FAULT_LOGIT);
     }
     /* logits: of the two tokens, `pitch` floats apart. count: rows per expert, or NULL. */
     __device__ __forceinline__ void run(const moei_router_args &p, const float *logits, int pitch,
                                         int64_t token, uint32_t *count) {
         const int lane = threadIdx.x & 31;
-        float sum[TOKENS], below[TOKENS], max_logit[TOKENS], share[TOKENS][PER_LANE];
+        float sum[TOKENS], max_logit[TOKENS], share[TOKENS][PER_LANE];
         uint32_t chosen[TOKENS], chosen_key[TOKENS];
         bool finite[TOKENS];
 #pragma unroll
@@ -83,18 +82,15 @@ template <int N> struct Selection {
                 finite[t] &= !valid || fabsf(logit[j]) < INFINITY;
                 key[t][j] = valid ? key_of(logit[j]) : 0, expert[t][j] = 32 * j + lane;
             }
-            float sum_t = 0, below_t = 0;
+            float sum_t = 0;
             sort(t);
             max_logit[t] = key_score(best(t));
 #pragma unroll
             for (int j = 0; j < PER_LANE; ++j) {
-                const float depth = max_logit[t] - logit[j];
-                share[t][j] = 32 * j + lane < p.n_experts ? __expf(-depth) : 0;
+                share[t][j] = 32 * j + lane < p.n_experts ? __expf(logit[j] - max_logit[t]) : 0;
                 sum_t += share[t][j];
-                below_t += share[t][j] > 0 ? share[t][j] * depth : 0;
             }
             sum[t] = warp_sum(sum_t);
-            below[t] = warp_sum(below_t);
             finite[t] = __all_sync(~0u, finite[t]);
         }
 #pragma unroll 1
@@ -111,6 +107,7 @@ template <int N> struct Selection {
             const float eps = p.score_before_topk ? (float)p.norm_eps * sum[t] : 0;
             const float divisor = p.score_before_topk && !p.norm_topk_prob ? sum[t] : all + eps;
             const int64_t to = token + t;
+            const float inverse = 1.f / sum[t];
             if (to >= p.n_tokens) return;
             const bool masked = p.mask && !p.mask[to];
             if (masked || !finite[t]) {
@@ -125,9 +122,8 @@ template <int N> struct Selection {
 #pragma unroll
             for (int j = 0; j < PER_LANE; ++j)
                 if (p.prob && 32 * j + lane < p.n_experts)
-                    p.prob[to * p.n_experts + 32 * j + lane] = share[t][j] / sum[t];
+                    p.prob[to * p.n_experts + 32 * j + lane] = share[t][j] * inverse;
             if (lane == 0) p.lse[to] = max_logit[t] + __logf(sum[t]);
-            if (lane == 0 && p.entropy) p.entropy[to] = __logf(sum[t]) + below[t] / sum[t];
         }
     }
 };

@@ -16,14 +16,18 @@ typedef CUresult EncodeTiled(CUtensorMap *, CUtensorMapDataType, cuuint32_t, voi
                              CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
                              CUtensorMapFloatOOBfill);
 
-/* The driver's function, so that nothing links against the driver. */
-inline EncodeTiled *encode_tiled() {
+/* The driver's function, asked for once, so that nothing links against the driver. */
+inline EncodeTiled *find_encode_tiled() {
     void *fn = NULL;
     cudaDriverEntryPointQueryResult found;
     if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &fn, 12000, cudaEnableDefault, &found) !=
         cudaSuccess)
         return NULL;
     return found == cudaDriverEntryPointSuccess ? (EncodeTiled *)fn : NULL;
+}
+static inline EncodeTiled *encode_tiled() {
+    static EncodeTiled *const encode = find_encode_tiled();
+    return encode;
 }
 
 inline cudaError_t make_map(CUtensorMap *map, const void *data, int64_t columns, int64_t rows, int64_t groups,

@@ -35,7 +35,8 @@ static bool is_timed(const char *op) {
     static const char *const untimed[] = {
         "topk",         "topk_grad",    "peak",      "add_bias",          "bias_grad",
         "sigmoid_gate", "row_dot",      "copy_rows", "sigmoid_gate_grad", "router",
-        "router_grad",  "balance_grad", "plan",      "plan_index",        "convert"};
+        "router_grad",  "balance_grad", "plan",      "plan_index",        "convert",
+        "route",        "gate_grad"};
     for (size_t i = 0; i < sizeof untimed / sizeof *untimed; ++i)
         if (strcmp(op, untimed[i]) == 0) return false;
     return true;
