@@ -5,8 +5,9 @@
 #include "core/arena.h"
 
 void *moei_arena_take(moei_arena *arena, size_t bytes) {
-    size_t start = arena->used;
-    arena->used += (bytes + MOEI_ALIGN - 1) / MOEI_ALIGN * MOEI_ALIGN;
+    const size_t align = bytes < MOEI_LARGE ? MOEI_ALIGN : MOEI_ALIGN_LARGE;
+    const size_t start = (arena->used + align - 1) / align * align;
+    arena->used = start + (bytes + MOEI_ALIGN - 1) / MOEI_ALIGN * MOEI_ALIGN;
     return arena->base ? arena->base + start : NULL;
 }
 

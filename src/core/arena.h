@@ -7,14 +7,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MOEI_ALIGN = 256 }; /* two of the lines that a GPU stores at once; a CPU would be content with 64 */
+/* Arrays begin at cache lines; large ones at whole lines of a GPU's memory, whose blocks begin at one too. */
+enum { MOEI_ALIGN = 64, MOEI_ALIGN_LARGE = 256, MOEI_LARGE = 1 << 16 };
 
 typedef struct moei_arena {
     char *base; /* NULL: measuring */
     size_t used;
 } moei_arena;
 
-/* Next `bytes` of the arena, MOEI_ALIGN aligned; NULL while measuring. */
+/* Next `bytes` of the arena, aligned; NULL while measuring. */
 void *moei_arena_take(moei_arena *arena, size_t bytes);
 
 /* The same for [rows, cols] of `element` bytes. */

@@ -198,11 +198,11 @@ static size_t mixed_saved_bytes(const void *self, int64_t max_rows) {
     for (int32_t i = 0; i < m->n_parts; ++i) {
         const size_t bytes = m->part[i].ops->saved_bytes(m->part[i].self, max_rows);
         if (m->part[i].ops != &moei_expert_ffn)
-            others += bytes + MOEI_ALIGN;
+            others += bytes + MOEI_ALIGN_LARGE;
         else if (bytes > most)
             most = bytes;
     }
-    return most + others + (size_t)m->n_parts * MOEI_ALIGN;
+    return most + others + (size_t)m->n_parts * MOEI_ALIGN_LARGE;
 }
 
 /* Parts run one after another and share it. */

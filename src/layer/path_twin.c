@@ -84,7 +84,7 @@ moe_status moei_twin_reserve(moe_layer *layer, int64_t T, moe_mode mode) {
     moei_layer_device *device = &layer->device;
     moe_layer *twin = layer->twin;
     moei_arena host = {0};
-    const size_t bytes = 3 * MOEI_ALIGN + 2 * (size_t)(T + 1) * sizeof(int32_t);
+    const size_t bytes = 3 * MOEI_ALIGN_LARGE + 2 * (size_t)(T + 1) * sizeof(int32_t);
     twin->max_sequences = layer->max_sequences;
     MOEI_TRY(moei_twin_tell(layer, moe_layer_reserve(twin, T, mode)));
     carve_host(layer, &host, T, mode);
