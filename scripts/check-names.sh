@@ -23,10 +23,10 @@ declared() { # the name is the last word before the first parenthesis of a decla
 }
 
 layer=$(exported "$build/libmoekit.so")
-complain "declared in moe.h, option.h, expert.h, op.h or cuda.h, not exported by libmoekit" \
-    "$(comm -23 <(declared include/moekit/{moe,option,expert,op,cuda}.h) <(echo "$layer"))"
+complain "declared in moe.h, option.h, expert.h, op.h, quant.h or cuda.h, not exported by libmoekit" \
+    "$(comm -23 <(declared include/moekit/{moe,option,expert,op,quant,cuda}.h) <(echo "$layer"))"
 complain "exported by libmoekit, declared in no header" \
-    "$(comm -13 <(declared include/moekit/{moe,option,expert,op,cuda}.h) <(echo "$layer"))"
+    "$(comm -13 <(declared include/moekit/{moe,option,expert,op,quant,cuda}.h) <(echo "$layer"))"
 static=$(global "$build/libmoekit_static.a")
 if [ -e "$build/libmoekit-lm.so" ]; then
     models=$(exported "$build/libmoekit-lm.so")

@@ -291,9 +291,10 @@ MOE_API bool moe_layer_routes_on_device(const moe_layer *layer);
 /* Memory, in bytes, for batches of up to max_tokens. */
 typedef struct moe_layer_bytes {
     size_t size;
-    size_t params, grads;
-    size_t saved;   /* kept from forward to backward: Z and routing (x stays the caller's) */
-    size_t scratch; /* free again when the call returns */
+    size_t params, grads; /* less the weights that moe_layer_quantize gave back */
+    size_t saved;         /* kept from forward to backward: Z and routing (x stays the caller's) */
+    size_t scratch;       /* free again when the call returns */
+    size_t packed;        /* of moe_layer_quantize */
 } moe_layer_bytes;
 /* Calls bring at most so many sequences (moe_call.sequence_length): what a layer keeps by the sequence, such
  * as the rows of capacity_group sequence with pad_to_capacity, then takes memory for no more. 0, as at first:

@@ -12,6 +12,7 @@
 #define MOEKIT_OP_H
 
 #include <moekit/moe.h>
+#include <moekit/quant.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -70,6 +71,9 @@ typedef struct moe_gemm_rows_args {
     int64_t ldwa;
     void *dweight;      /* wide [R] or NULL */
     void *dweight_part; /* wide scratch [R, moe_dweight_parts(n)], needed with dweight */
+    /* B packed, of the same dtype, n_groups, k and n; two runs where ACT is gated, else one. Then b, ldb,
+     * b_group and b_trans are not read. Not with ACT_GRAD. NULL: b */
+    const moe_packed *b_packed;
 } moe_gemm_rows_args;
 MOE_API moe_status moe_gemm_rows(moe_ctx *ctx, const moe_gemm_rows_args *args);
 MOE_API int64_t moe_dweight_parts(int64_t n);

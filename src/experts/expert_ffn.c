@@ -53,6 +53,7 @@ static moe_status up_product(const moei_ffn *f, const moe_expert_io *io, void *z
                                                        .b = f->value[MOEI_FFN_UP],
                                                        .ldb = f->d_z,
                                                        .b_group = (int64_t)d->d_in * f->d_z,
+                                                       .b_packed = f->packed[MOEI_FFN_UP],
                                                        .bias = f->value[MOEI_FFN_UP_BIAS],
                                                        .c = z,
                                                        .ldc = f->d_z,
@@ -76,6 +77,7 @@ static moe_status down_product(const moei_ffn *f, const moe_expert_io *io, const
                                                        .b = f->value[MOEI_FFN_DOWN],
                                                        .ldb = d->d_out,
                                                        .b_group = (int64_t)d->d_hidden * d->d_out,
+                                                       .b_packed = f->packed[MOEI_FFN_DOWN],
                                                        .bias = f->value[MOEI_FFN_DOWN_BIAS],
                                                        .c = io->out.data,
                                                        .ldc = io->out.stride});

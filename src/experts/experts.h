@@ -4,6 +4,8 @@
 
 #include "core/ctx.h"
 
+#include <moekit/quant.h>
+
 /* The kind registered with this context, or built in, under `name`; NULL: none. Lives as long as ctx. */
 const moe_expert_ops *moei_expert_find(const moe_ctx *ctx, const char *name);
 
@@ -19,6 +21,12 @@ typedef struct moei_kind {
 } moei_kind;
 /* The next entry of the list; false at its end, and where a name does not fit. */
 bool moei_kind_next(const char **list, moei_kind *kind);
+
+/* Of moei_expert_ffn, weights in few bits: made, or not at all; then put in place, the old ones destroyed
+ * (all NULL: its own weights again), and, where `drop`, its own given back. */
+enum { MOEI_FFN_MATRICES = 2 }; /* up and down, which are its first parameters */
+moe_status moei_ffn_pack(const void *self, const moe_quant_desc *desc, moe_packed *made[MOEI_FFN_MATRICES]);
+void moei_ffn_use_packed(void *self, moe_packed *const packed[MOEI_FFN_MATRICES], bool drop);
 
 /* Of moei_expert_mixed: the first of its kinds that has no backward; NULL: all have. */
 const char *moei_expert_mixed_forward_only(const void *self);

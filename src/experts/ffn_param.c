@@ -74,14 +74,19 @@ static void draw_expert(void *arg, int64_t e, void *scratch) {
                           w->param->dtype, weights, numbers, normal_std(&f->desc, w->index == MOEI_FFN_DOWN));
 }
 
+void moei_ffn_drop(void *self, int32_t index) {
+    moei_ffn *f = self;
+    moe_param param;
+    param_shape(f, index, &param);
+    moei_memory_free(f->ctx, f->value[index], param_bytes(&param));
+    f->value[index] = NULL;
+}
+
 void moei_ffn_destroy(void *self) {
     moei_ffn *f = self;
     if (!f) return;
-    for (int32_t i = 0; i < f->n_params; ++i) {
-        moe_param param;
-        param_shape(f, i, &param);
-        moei_memory_free(f->ctx, f->value[i], param_bytes(&param));
-    }
+    for (int32_t i = 0; i < f->n_params; ++i) moei_ffn_drop(f, i);
+    for (int i = 0; i < MOEI_FFN_MATRICES; ++i) moe_packed_destroy(f->packed[i]);
     moe_ctx_free(f->ctx, f, sizeof *f);
 }
 

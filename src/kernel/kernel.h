@@ -88,6 +88,7 @@ typedef void moei_balance_fn(const moei_team *team, const moei_balance_args *arg
 /* The kernels of one dtype, filled once per context by moei_kernel_select. */
 typedef struct moei_kernels {
     moei_gemm_rows_fn *gemm_rows;
+    moei_gemm_rows_fn *gemm_packed; /* the same where B is packed; NULL: this device has none */
     moei_gemm_outer_fn *gemm_outer;
     moei_gather_sum_fn *gather_sum;
     moei_colsum_fn *colsum;

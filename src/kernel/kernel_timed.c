@@ -32,6 +32,13 @@ static void gemm_rows(const moei_team *team, const moe_gemm_rows_args *args) {
     add(timed, MOEI_TIME_GEMM_ROWS, began);
 }
 
+static void gemm_packed(const moei_team *team, const moe_gemm_rows_args *args) {
+    timed_kernels *timed = timed_of(team);
+    const double began = moei_timing_now();
+    timed->inner[args->dtype]->gemm_packed(team, args);
+    add(timed, MOEI_TIME_GEMM_ROWS, began);
+}
+
 static void gemm_outer(const moei_team *team, const moe_gemm_outer_args *args) {
     timed_kernels *timed = timed_of(team);
     const double began = moei_timing_now();
@@ -127,6 +134,7 @@ static double sum_squares(const moei_team *team, moe_dtype dtype, const void *x,
 static void wrap(const moei_kernels *inner, moei_kernels *table) {
     *table = *inner;
     table->gemm_rows = gemm_rows;
+    table->gemm_packed = gemm_packed;
     table->gemm_outer = gemm_outer;
     table->gather_sum = gather_sum;
     table->colsum = colsum;

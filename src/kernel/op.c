@@ -8,6 +8,7 @@
 #include "core/ctx.h"
 #include "core/timing.h"
 #include "kernel/kernel.h"
+#include "kernel/packed.h"
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
@@ -181,26 +182,48 @@ static moe_status check_epilogue(moe_ctx *ctx, const char *op, const moe_gemm_ro
     return check_needs(ctx, op, needs, COUNT(needs));
 }
 
+/* B packed in few bits is this product's. */
+static moe_status check_packed(moe_ctx *ctx, const char *op, const moe_gemm_rows_args *a) {
+    const moe_packed *p = a->b_packed;
+    const int32_t runs = a->epilogue == MOE_EPI_ACT && moe_act_gated(a->act) ? 2 : 1;
+    const limit limits[] = {
+        {"dtype",           a->dtype,    p->dtype,    p->dtype   },
+        {"n_groups",        a->n_groups, p->n_groups, p->n_groups},
+        {"n",               a->n,        p->n,        p->n       },
+        {"k",               a->k,        p->k,        p->k       },
+        {"b_packed.n_runs", p->n_runs,   runs,        runs       },
+        {"epilogue",        a->epilogue, 0,           MOE_EPI_ACT}
+    };
+    MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    if (ctx->kernels[a->dtype]->gemm_packed) return MOE_OK;
+    return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED, "%s: packed weights are not served on %s in dtype %d", op,
+                        ctx->device->name, (int)a->dtype);
+}
+
 moe_status moe_gemm_rows(moe_ctx *ctx, const moe_gemm_rows_args *args) {
     const char *op = "moe_gemm_rows";
+    const moe_packed *packed = args->b_packed;
     int64_t rows;
     MOEI_TRY(check_dtype(ctx, op, args->dtype));
     MOEI_TRY(check_offset(ctx, op, args->offset, args->n_groups, args->n_rows, &rows));
+    const int64_t row_of_b = args->b_trans ? args->k : args->n;
     const limit limits[] = {
-        {"n",   args->n,   0,                                 INT64_MAX},
-        {"k",   args->k,   1,                                 INT64_MAX},
-        {"lda", args->lda, args->k,                           INT64_MAX},
-        {"ldb", args->ldb, args->b_trans ? args->k : args->n, INT64_MAX}
+        {"n",   args->n,                       0,        INT64_MAX},
+        {"k",   args->k,                       1,        INT64_MAX},
+        {"lda", args->lda,                     args->k,  INT64_MAX},
+        {"ldb", packed ? row_of_b : args->ldb, row_of_b, INT64_MAX}
     };
     MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
+    if (packed) MOEI_TRY(check_packed(ctx, op, args));
     if (rows == 0 || args->n == 0) return MOE_OK;
     const need needs[] = {
-        {"a", args->a},
-        {"b", args->b}
+        {"a", args->a                                },
+        {"b", packed ? (const void *)packed : args->b}
     };
     MOEI_TRY(check_needs(ctx, op, needs, COUNT(needs)));
     MOEI_TRY(check_epilogue(ctx, op, args));
-    ctx->kernels[args->dtype]->gemm_rows(&ctx->team, args);
+    const moei_kernels *kernels = ctx->kernels[args->dtype];
+    (packed ? kernels->gemm_packed : kernels->gemm_rows)(&ctx->team, args);
     return MOE_OK;
 }
 

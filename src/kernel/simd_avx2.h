@@ -152,6 +152,39 @@ static inline void vf_transpose(vf r[static 8]) {
     }
 }
 
+/* Codes of packed weights (kernel/packed.h): vu holds VF_N words of 32 bits, vt the numbers of 16 codes. */
+typedef __m256i vu;
+typedef struct vt {
+    __m256 low, high;
+} vt;
+static inline vu vu_load(const void *p) {
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+static inline vt vt_load(const float table[16]) {
+    return (vt){_mm256_loadu_ps(table), _mm256_loadu_ps(table + 8)};
+}
+/* The number of code i of 8 in each word: its low three bits choose in both halves, the fourth between them.
+ */
+static inline vf vf_nibble(vt table, vu words, int i) {
+    __m256i code = _mm256_srli_epi32(words, 4 * i), top = _mm256_slli_epi32(words, 28 - 4 * i);
+    __m256 low = _mm256_permutevar8x32_ps(table.low, code);
+    __m256 high = _mm256_permutevar8x32_ps(table.high, code);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(top));
+}
+/* Signed byte i of 4. */
+static inline vf vf_byte(vu words, int i) {
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(words, 24 - 8 * i), 24));
+}
+/* Scales: finite f16 of at least zero, and powers of two. */
+static inline vf vf_load_f16(const void *p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(wide, 13)), _mm256_set1_ps(0x1p112f));
+}
+static inline vf vf_load_exponent(const void *p) {
+    __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 23));
+}
+
 static inline vd vd_zero(void) {
     return _mm256_setzero_pd();
 }

@@ -154,6 +154,32 @@ static inline void vf_transpose(vf r[static 16]) {
     }
 }
 
+/* Codes of packed weights (kernel/packed.h): vu holds VF_N words of 32 bits, vt the numbers of 16 codes. */
+typedef __m512i vu;
+typedef __m512 vt;
+static inline vu vu_load(const void *p) {
+    return _mm512_loadu_si512(p);
+}
+static inline vt vt_load(const float table[16]) {
+    return _mm512_loadu_ps(table);
+}
+/* The number of code i of 8 in each word. */
+static inline vf vf_nibble(vt table, vu words, int i) {
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(words, (unsigned)(4 * i)), table);
+}
+/* Signed byte i of 4. */
+static inline vf vf_byte(vu words, int i) {
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(words, (unsigned)(24 - 8 * i)), 24));
+}
+/* Scales: finite f16 of at least zero, and powers of two. */
+static inline vf vf_load_f16(const void *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline vf vf_load_exponent(const void *p) {
+    __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 23));
+}
+
 static inline vd vd_zero(void) {
     return _mm512_setzero_pd();
 }

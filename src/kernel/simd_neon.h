@@ -142,6 +142,42 @@ static inline void vf_transpose(vf r[static 4]) {
     r[3] = vcombine_f32(vget_high_f32(b), vget_high_f32(d));
 }
 
+/* Codes of packed weights (kernel/packed.h): vu holds VF_N words of 32 bits, vt the numbers of 16 codes. */
+typedef uint32x4_t vu;
+typedef uint8x16x4_t vt;
+static inline vu vu_load(const void *p) {
+    return vreinterpretq_u32_u8(vld1q_u8((const uint8_t *)p));
+}
+static inline vt vt_load(const float table[16]) {
+    vt t;
+    for (int i = 0; i < 4; ++i) t.val[i] = vreinterpretq_u8_f32(vld1q_f32(table + 4 * i));
+    return t;
+}
+/* The number of code i of 8 in each word: its four bytes are those from four times the code on. */
+static inline vf vf_nibble(vt table, vu words, int i) {
+    uint32x4_t code = vandq_u32(vshlq_u32(words, vdupq_n_s32(-4 * i)), vdupq_n_u32(15));
+    uint32x4_t bytes = vmlaq_n_u32(vdupq_n_u32(0x03020100), code, 0x04040404);
+    return vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(bytes)));
+}
+/* Signed byte i of 4. */
+static inline vf vf_byte(vu words, int i) {
+    int32x4_t top = vreinterpretq_s32_u32(vshlq_u32(words, vdupq_n_s32(24 - 8 * i)));
+    return vcvtq_f32_s32(vshrq_n_s32(top, 24));
+}
+/* Scales: finite f16 of at least zero, and powers of two. */
+static inline vf vf_load_f16(const void *p) {
+    uint16_t half[VF_N];
+    memcpy(half, p, sizeof half);
+    uint32x4_t bits = vshll_n_u16(vld1_u16(half), 13);
+    return vmulq_n_f32(vreinterpretq_f32_u32(bits), 0x1p112f);
+}
+static inline vf vf_load_exponent(const void *p) {
+    const uint8_t *e = (const uint8_t *)p;
+    const uint32_t bits[VF_N] = {(uint32_t)e[0] << 23, (uint32_t)e[1] << 23, (uint32_t)e[2] << 23,
+                                 (uint32_t)e[3] << 23};
+    return vreinterpretq_f32_u32(vld1q_u32(bits));
+}
+
 static inline vd vd_zero(void) {
     return vdupq_n_f64(0);
 }

@@ -18,16 +18,17 @@ typedef struct moei_experts {
     const moe_expert_ops *ops; /* NULL: the layer has none */
     void *self;
     int32_t n_experts;
-    const char *prefix; /* of parameter names */
+    const char *prefix;  /* of parameter names */
+    size_t packed_bytes; /* of weights in few bits; 0: it has none */
 } moei_experts;
 
 enum { MOEI_PARAM_NAME = 64, MOEI_LAYER_NAMES = 2 };
 
 typedef struct moei_layer_param {
     char name[MOEI_PARAM_NAME];
-    moei_experts *experts; /* NULL: the layer's own */
-    int32_t index;         /* within its owner */
-    size_t bytes, grad_bytes;
+    moei_experts *experts;    /* NULL: the layer's own */
+    int32_t index;            /* within its owner */
+    size_t bytes, grad_bytes; /* bytes 0: given back by moe_layer_quantize */
     void *grad;
     moe_param own;    /* the layer's own: shape, value */
     void **grad_slot; /* where the layer's own look for their gradient; NULL: nowhere */
@@ -108,6 +109,7 @@ struct moe_layer {
     moei_router router;
     moei_capacity capacity;
     moei_experts experts, shared;
+    bool packed, dropped; /* their weights are in few bits, and nothing else is left of them */
     moei_gate gate, gate_grad;
     moei_around around, around_grad;
     moei_step_counts step;

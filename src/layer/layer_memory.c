@@ -159,6 +159,7 @@ static moe_layer_bytes measure(moe_layer *layer, moei_extent extent) {
         bytes.params += layer->param[i].bytes;
         if (mode == MOE_TRAIN && is_trained(&layer->param[i])) bytes.grads += layer->param[i].grad_bytes;
     }
+    bytes.packed = layer->experts.packed_bytes + layer->shared.packed_bytes;
     moei_arena saved = {0}, scratch = {0};
     moei_layer_carve_saved(layer, &saved, extent);
     moei_layer_carve_scratch(layer, &scratch, extent);
@@ -237,6 +238,10 @@ static moe_status check_reserve(const moe_layer *layer, int64_t max_tokens, moe_
     if (mode != MOE_INFER && mode != MOE_TRAIN)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "mode: %d is neither MOE_INFER nor MOE_TRAIN",
                             (int)mode);
+    if (mode == MOE_TRAIN && layer->packed)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
+                            "mode: moe_layer_quantize has packed the weights of this layer's experts for "
+                            "inference; reserve for MOE_INFER, or give its weights back to it first");
     const char *kind = mode == MOE_TRAIN ? forward_only(layer) : NULL;
     if (kind)
         return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED,

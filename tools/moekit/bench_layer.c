@@ -41,6 +41,9 @@ moe_status bench_make_layer(bench *b) {
     if (status == MOE_OK) status = moe_layer_create(b->ctx, &desc, &b->layer);
     if (status == MOE_OK)
         status = moe_layer_reserve(b->layer, p->n_tokens, b->inference ? MOE_INFER : MOE_TRAIN);
+    const moe_quant_desc packed = {
+        .size = sizeof packed, .format = p->format, .group = p->group, .drop_weights = true};
+    if (status == MOE_OK && p->format) status = moe_layer_quantize(b->layer, &packed);
     if (status != MOE_OK) return status;
     for (size_t i = 0; i < sizeof mats / sizeof *mats; ++i) {
         *mats[i] = (moe_mat){NULL, p->n_tokens, p->d_model, p->d_model, p->dtype};
@@ -120,6 +123,16 @@ static moe_status count_experts(const bench *b, double *met) {
     return status;
 }
 
+/* Bytes of one expert's matrices, in memory. */
+static moe_status expert_bytes(const bench *b, double *bytes) {
+    const bench_problem *p = &b->problem;
+    moe_layer_bytes measured = {.size = sizeof measured};
+    const moe_status status = moe_layer_measure(b->layer, p->n_tokens, MOE_INFER, &measured);
+    *bytes = p->format ? (double)measured.packed / (p->n_experts + p->n_shared)
+                       : (double)moe_dtype_bytes(p->dtype) * (double)bench_problem_weights(p);
+    return status;
+}
+
 /* Pre-activations: of every matrix of an expert but the last, a number a row and column. */
 static double z_bytes(const bench_problem *p) {
     const double columns = (double)bench_problem_weights(p) / p->d_model - p->hidden;
@@ -134,7 +147,7 @@ static double mib(double bytes) {
 static void print_memory(const bench *b) {
     const bench_problem *p = &b->problem;
     moe_layer_bytes bytes = {.size = sizeof bytes};
-    if (moe_layer_measure(b->layer, p->n_tokens, MOE_TRAIN, &bytes) != MOE_OK) return;
+    if (p->format || moe_layer_measure(b->layer, p->n_tokens, MOE_TRAIN, &bytes) != MOE_OK) return;
     const double number = (double)moe_dtype_bytes(p->dtype), T = (double)p->n_tokens;
     const double x = number * T * p->d_model;
     const double z = z_bytes(p);
@@ -149,10 +162,9 @@ static void print_memory(const bench *b) {
                mib(kept), kept / (x + z), mib(x + z), mib((double)bytes.scratch), mib(peak));
 }
 
-static void fill_lines(bench *b, decode *one, double met, bench_line *lines) {
+static void fill_lines(bench *b, decode *one, double met, double weights, bench_line *lines) {
     const bench_problem *p = &b->problem;
     const double number = (double)moe_dtype_bytes(p->dtype);
-    const double weights = number * (double)bench_problem_weights(p);
     const double tokens = number * (double)p->n_tokens * p->d_model,
                  flop = bench_problem_flop(p, p->n_tokens);
     const double z = z_bytes(p);
@@ -191,11 +203,12 @@ moe_status bench_layer(bench *b) {
     bench_line lines[N_LINES], sum = {.what = "forward and backward"};
     moe_stats stats = {.size = sizeof stats};
     decode one = {b, 0, b->problem.n_tokens < 32 ? b->problem.n_tokens : 32};
-    double met;
+    double met, weights;
     moe_status status = bench_forward(b, MOE_INFER, &stats);
     if (status == MOE_OK) status = count_experts(b, &met);
+    if (status == MOE_OK) status = expert_bytes(b, &weights);
     if (status != MOE_OK) return status;
-    fill_lines(b, &one, met, lines);
+    fill_lines(b, &one, met, weights, lines);
     status = bench_measure(b, lines, b->inference ? TRAIN_FORWARD : N_LINES);
     if (status != MOE_OK) return status;
     bench_print_head(b, "layer", &stats);

@@ -87,6 +87,21 @@ static moe_status parse_skew(const char *word, size_t length, bench_problem *pro
     return refuse(error, "the exponent is a number from 0 to 10", word, length);
 }
 
+/* "int4g32", "nf4": packed experts; false: another kind of word. */
+static bool parse_format(const char *word, size_t length, bench_problem *problem) {
+    for (const char *const *name = moe_packed_formats(); *name; ++name) {
+        const size_t n = strlen(*name);
+        if (length < n || memcmp(word, *name, n) != 0) continue;
+        char *end = NULL;
+        const long group = length > n + 1 && word[n] == 'g' ? strtol(word + n + 1, &end, 10) : 0;
+        if (length != n && (end != word + length || group < 1 || group > 1024)) return false;
+        problem->format = *name;
+        problem->group = (int32_t)group;
+        return true;
+    }
+    return false;
+}
+
 static moe_status parse_word(const char *word, size_t length, bench_problem *problem, moe_error *error) {
     for (int i = 0; i < 3; ++i)
         if (is_word(word, length, dtype_name[i])) {
@@ -104,6 +119,7 @@ static moe_status parse_word(const char *word, size_t length, bench_problem *pro
         problem->activation = found;
         return MOE_OK;
     }
+    if (parse_format(word, length, problem)) return MOE_OK;
     return parse_size(word, length, problem) ? MOE_OK : refuse(error, "not understood", word, length);
 }
 
@@ -141,13 +157,15 @@ moe_status bench_problem_parse(const char *text, bench_problem *problem, moe_err
 }
 
 void bench_problem_print(const bench_problem *problem, char *text, size_t size) {
-    char shared[24] = "", skew[32] = "";
+    char shared[24] = "", skew[32] = "", group[16] = "";
+    if (problem->group) snprintf(group, sizeof group, "g%d", problem->group);
     if (problem->n_shared) snprintf(shared, sizeof shared, ",shared%d", problem->n_shared);
     if (problem->skew == BENCH_EVEN) snprintf(skew, sizeof skew, ",skew=even");
     if (problem->skew == BENCH_ZIPF) snprintf(skew, sizeof skew, ",skew=zipf%g", problem->exponent);
-    snprintf(text, size, "e%d,t%lld,d%d,n%d,k%d%s,act=%s%s%s,%s", problem->n_experts,
+    snprintf(text, size, "e%d,t%lld,d%d,n%d,k%d%s,act=%s%s%s%s%s%s,%s", problem->n_experts,
              (long long)problem->n_tokens, problem->d_model, problem->hidden, problem->top_k, shared,
-             problem->activation, problem->bias ? ",bias" : "", skew, dtype_name[problem->dtype]);
+             problem->activation, problem->bias ? ",bias" : "", skew, problem->format ? "," : "",
+             problem->format ? problem->format : "", group, dtype_name[problem->dtype]);
 }
 
 moe_layer_desc bench_problem_layer(const bench_problem *problem) {

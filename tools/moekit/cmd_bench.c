@@ -40,6 +40,17 @@ static int check_memory(const bench *b) {
         b->inference ? " would fit sooner" : " or --inference would fit sooner");
 }
 
+/* Packed experts are not trained, and have no products of their own. */
+static int check_problem(bench *b, bool products) {
+    const char *format = b->problem.format;
+    b->inference = format || cli_flag(b->args, "inference");
+    if (format && products)
+        return cli_fail(b->args, MOE_ERR_ARGUMENT,
+                        "problem: '%s' packs the experts of a layer; 'moekit bench layer' times them",
+                        format);
+    return check_memory(b);
+}
+
 static moe_status bench_one(bench *b, bool layer, bool products) {
     moe_status status = bench_make_layer(b);
     if (status == MOE_OK && layer) status = bench_layer(b);
@@ -59,7 +70,7 @@ static int run_problems(cli_args *args, bench *b, bool layer, bool products) {
         if (status != MOE_OK)
             code = cli_fail(args, status, "%s", error.text);
         else
-            code = check_memory(b);
+            code = check_problem(b, products);
         if (code == 0 && (status = bench_one(b, layer, products)) != MOE_OK)
             code = cli_fail(args, status, "%s", moe_ctx_error(b->ctx));
     }
@@ -80,10 +91,7 @@ static int check_device(cli_args *args, const char *subject) {
 }
 
 static int run(cli_args *args) {
-    bench b = {.args = args,
-               .repeats = 7,
-               .inference = cli_flag(args, "inference"),
-               .graph = cli_flag(args, "graph")};
+    bench b = {.args = args, .repeats = 7, .graph = cli_flag(args, "graph")};
     const char *subject = args->n_operands > 0 ? args->operand[0] : "";
     int64_t jobs = 1, seeds = 3, steps = 20;
     int code = cli_integer(args, "jobs", 1, 1024, &jobs);
@@ -116,8 +124,9 @@ const cli_verb cmd_bench = {
     .about =
         "A problem is one string: e8,t4096,d256,n256,k2 are experts, tokens, model width, expert\n"
         "width and experts per token. More words: shared1, act=gelu, bias, bf16, f64, skew=even (exactly\n"
-        "balanced), skew=zipf1.0 (expert e is drawn with probability ~ 1/(e+1)). What is left out\n"
-        "is as in the example. A model's name stands for its layer, and later words change it:\n"
+        "balanced), skew=zipf1.0 (expert e is drawn with probability ~ 1/(e+1)), int8, int4g128, nf4,\n"
+        "mxfp4 (layer: inference with experts packed in so few bits, a scale for each 128). What is left\n"
+        "out is as in the example. A model's name stands for its layer, and later words change it:\n"
         "mixtral, olmoe, qwen3-30b, deepseek-v3, gpt-oss, fine-7b (e128,d1536,n256,k8).\n"
         "\n"
         "layer times forward, backward and the decoding of single tokens, and tells what the router\n"

@@ -4,6 +4,7 @@
 #include "core/real.h"
 #include "kernel/act.h"
 #include "kernel/kernel_list.h"
+#include "kernel/packed.h"
 
 /* One element of A B_g (+ bias_g). */
 static double product(const moe_gemm_rows_args *args, int32_t g, int64_t r, int64_t j) {
@@ -12,8 +13,9 @@ static double product(const moe_gemm_rows_args *args, int32_t g, int64_t r, int6
     int64_t step = args->b_trans ? 1 : args->ldb;
     double sum = 0;
     for (int64_t i = 0; i < args->k; ++i)
-        sum +=
-            moei_real_load(args->dtype, args->a, a + i) * moei_real_load(args->dtype, args->b, b + i * step);
+        sum += moei_real_load(args->dtype, args->a, a + i) *
+               (args->b_packed ? moei_packed_value(args->b_packed, g, i, j)
+                               : moei_real_load(args->dtype, args->b, b + i * step));
     return args->bias ? sum + moei_real_load(args->dtype, args->bias, g * args->n + j) : sum;
 }
 

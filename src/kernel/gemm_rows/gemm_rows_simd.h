@@ -13,6 +13,7 @@ enum {
     STREAM_ROWS = 4 /* up to so many rows read B where it is: packing would cost as much as the product */
 };
 
+#include "kernel/gemm_rows/gemm_packed_simd.h"
 #include "kernel/gemm_rows/gemm_rows_task.h"
 
 typedef struct moei_rows_scratch {
@@ -23,12 +24,13 @@ typedef struct moei_rows_scratch {
 } moei_rows_scratch;
 _Static_assert(sizeof(moei_rows_scratch) <= MOEI_THREAD_SCRATCH, "a task's blocks fit the thread's scratch");
 
-/* Rows of A, one after another with stride A_LD: the tile then reads all of them from one register. */
+/* Rows of A, one after another with stride A_LD: the tile then reads all of them from one register. A
+ * multiple of eight numbers a row, as words of packed weights have; past the last they are zeros. */
 static void pack_a(const moei_rows *a, int64_t row, int mr, int64_t k0, int64_t kc, float *out) {
     for (int i = 0; i < mr; ++i) {
-        int64_t from = row_start(a, row + i) + k0;
-        for (int64_t k = 0; k < kc; k += VF_N)
-            vf_store(out + i * A_LD + k, vf_get(a->bf16, a->base, from + k, kc - k));
+        int64_t from = row_start(a, row + i) + k0, k = 0;
+        for (; k < kc; k += VF_N) vf_store(out + i * A_LD + k, vf_get(a->bf16, a->base, from + k, kc - k));
+        for (; k % 8 != 0; k += VF_N) vf_store(out + i * A_LD + k, vf_zero());
     }
 }
 
@@ -112,6 +114,25 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
     epilogue(job, task, task->row, mr, scratch->sum);
 }
 
+/* The same of packed weights. Whole panels are written, so that the second run comes after the first. */
+static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
+                          moei_rows_scratch *scratch) {
+    const moe_gemm_rows_args *args = job->args;
+    const moe_packed *p = args->b_packed;
+    const moei_columns *cols = &task->cols;
+    const int mr = (int)(task->end - task->row);
+    for (int32_t run = 0; run < cols->n_runs; ++run) {
+        for (int64_t k0 = 0; k0 < args->k; k0 += KC) {
+            const int64_t kc = moei_min(KC, args->k - k0);
+            pack_a(a, task->row, mr, k0, kc, scratch->a);
+            for (int64_t j = 0; j < cols->width; j += MOEI_PANEL)
+                packed_panel(mr, p, packed_block(p, task->group, cols->first[run] + j, k0), scratch->a, A_LD,
+                             kc, scratch->sum + run * cols->panels * NR + j, k0 > 0);
+        }
+    }
+    epilogue(job, task, task->row, mr, scratch->sum);
+}
+
 static void rows_task(void *arg, int64_t number, void *memory) {
     const moei_rows_job *job = arg;
     const moe_gemm_rows_args *args = job->args;
@@ -119,13 +140,20 @@ static void rows_task(void *arg, int64_t number, void *memory) {
     moei_rows_task task = find_task(job, number);
     const moei_rows a = {args->a, args->lda, args->a_row, job->bf16};
     const moei_rows b = {byte_at(job->bf16, args->b, task.group * args->b_group), args->ldb, NULL, job->bf16};
-    if (!args->b_trans && task.end - task.row <= STREAM_ROWS) {
+    const bool few = task.end - task.row <= STREAM_ROWS;
+    if (few && args->b_packed) {
+        stream_packed(job, &task, &a, scratch);
+        return;
+    }
+    if (few && !args->b_trans) {
         stream_task(job, &task, &a, &b, scratch);
         return;
     }
     for (int64_t k0 = 0; k0 == 0 || k0 < args->k; k0 += KC) {
         int64_t kc = moei_min(KC, args->k - k0);
-        if (args->b_trans)
+        if (args->b_packed)
+            unpack_b(args->b_packed, task.group, &task.cols, k0, kc, scratch->b);
+        else if (args->b_trans)
             pack_b_trans(&b, &task.cols, k0, kc, scratch->b);
         else
             pack_b(&b, &task.cols, k0, kc, scratch->b);

@@ -32,6 +32,10 @@ static void test_words(void **state) {
     assert_string_equal(p.activation, "geglu");
     assert_true(p.bias && p.skew == BENCH_ZIPF && p.exponent == 0.5 && p.dtype == MOE_F64);
     assert_int_equal(bench_problem_weights(&p), 3 * 13 * 17);
+    assert_null(p.format);
+    assert_string_equal(parse("nf4,e4").format, "nf4");
+    assert_string_equal(parse("int4g128").format, "int4");
+    assert_int_equal(parse("int4g128").group, 128);
     assert_true(bench_problem_flop(&p, 11) == 2.0 * 11 * 5 * 3 * 13 * 17);
 }
 
@@ -59,8 +63,9 @@ static void test_shapes(void **state) {
 static void test_refusals(void **state) {
     (void)state;
     static const char *const wrong[] = {
-        "e8,wide",     "e4,k5",    "t0",  "e",      "e-1", "skew=odd",     "skew=zipf", "skew=zipf11",
-        "skew=zipf1x", "act=tanh", "f16", "mixtra", "k",   "e99999999999", "d0"};
+        "e8,wide",   "e4,k5",        "t0",          "e",        "e-1",    "skew=odd",
+        "skew=zipf", "skew=zipf11",  "skew=zipf1x", "act=tanh", "f16",    "mixtra",
+        "k",         "e99999999999", "d0",          "int4g",    "int4g0", "int4x"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; ++i) {
         bench_problem problem = {.n_experts = -7};
         moe_error error = {.status = MOE_OK};

@@ -1,0 +1,270 @@
+/* packed.c: packs weights in 4 or 8 bits, and reads them back.
+ * b[g]: [k, n] -> panels of blocks (packed.h). Symmetric, to nearest, ties to even codes; the scale of a
+ * group is its largest magnitude over the largest code. One task an expert: the same bytes for any threads.
+ * Source: OCP MX specification 1.0, section 6.3, for the scales of mxfp4.
+ */
+#include "kernel/packed.h"
+
+#include "core/ctx.h"
+#include "core/memory.h"
+#include "core/real.h"
+
+#include <math.h>
+
+/* nf4: quantiles of N(0, 1), scaled to [-1, 1] with an exact zero. e2m1: sign, two bits of exponent, one of
+ * mantissa. */
+/* clang-format off */
+static const moei_packed_format formats[] = {
+    {.name = "int8", .bits = 8, .most = 127, .groups = {32, 64, 128}},
+    {.name = "int4", .bits = 4, .most = 7, .groups = {32, 64, 128},
+     .value = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7}},
+    {.name = "nf4", .bits = 4, .most = 1, .groups = {64},
+     .value = {-1.0F, -0.6961928009986877F, -0.5250730514526367F, -0.39491748809814453F,
+               -0.28444138169288635F, -0.18477343022823334F, -0.09105003625154495F, 0.0F,
+               0.07958029955625534F, 0.16093020141124725F, 0.24611230194568634F, 0.33791524171829224F,
+               0.44070982933044434F, 0.5626170039176941F, 0.7229568362236023F, 1.0F}},
+    {.name = "mxfp4", .bits = 4, .exponents = true, .groups = {32},
+     .value = {0.0F, 0.5F, 1.0F, 1.5F, 2.0F, 3.0F, 4.0F, 6.0F,
+               -0.0F, -0.5F, -1.0F, -1.5F, -2.0F, -3.0F, -4.0F, -6.0F}},
+};
+/* clang-format on */
+enum { N_FORMATS = sizeof formats / sizeof *formats };
+
+const char *const *moe_packed_formats(void) {
+    static const char *const names[] = {"int8", "int4", "nf4", "mxfp4", NULL};
+    return names;
+}
+
+/* To nearest, ties to even; the largest where it is larger. x >= 0. */
+static uint16_t f16_round(double x) {
+    enum { LARGEST = 0x7bff, BIAS = 15, ONE = 1 << 10 };
+    if (x >= 65504) return LARGEST;
+    if (x < 0x1p-14) return (uint16_t)nearbyint(x * 0x1p24); /* subnormal; 1024 of them are the next number */
+    int exponent;
+    const double significand = frexp(x, &exponent); /* in [1/2, 1) */
+    return (uint16_t)((exponent - 1 + BIAS) * ONE + (int)nearbyint(significand * 2 * ONE) - ONE);
+}
+
+/* Writes a group's scale. Exponents 1 .. 254 are normal numbers of f32. */
+static void put_scale(const moei_packed_format *format, double largest, unsigned char *block,
+                      int64_t column) {
+    if (format->exponents) {
+        const int exponent = largest > 0 ? ilogb(largest) - 2 + 127 : 127;
+        block[column] = (unsigned char)(exponent < 1 ? 1 : exponent);
+        return;
+    }
+    const uint16_t half = f16_round(largest / format->most);
+    memcpy(block + 2 * column, &half, sizeof half);
+}
+
+/* The code whose value is nearest to x, of two the even one. */
+static uint32_t code_of(const moei_packed_format *format, double x) {
+    const double most = format->bits == 8 ? 127 : 8; /* no value is beyond it */
+    x = fmin(fmax(x, -most), most);
+    if (format->bits == 8) return (uint32_t)(int32_t)nearbyint(x) & 0xff;
+    uint32_t best = 0;
+    double least = fabs(x - (double)format->value[0]);
+    for (uint32_t code = 1; code < MOEI_CODES; ++code) {
+        const double off = fabs(x - (double)format->value[code]);
+        if (off > least || (off == least && (code % 2 == 1 || best % 2 == 0))) continue;
+        best = code;
+        least = off;
+    }
+    return best;
+}
+
+/* Rows [row, end) of one column into a block, zeros after them. False where a number is not finite. */
+static bool pack_column(const moe_packed *p, const void *b, int64_t row, int64_t end, int64_t j,
+                        unsigned char *block, int64_t column) {
+    const moei_packed_format *format = p->format;
+    const int64_t per = moei_packed_per(format);
+    double x[MOEI_GROUP_MAX] = {0}, largest = 0;
+    for (int64_t i = row; i < end; ++i) {
+        x[i - row] = moei_real_load(p->dtype, b, i * p->n + j);
+        if (!isfinite(x[i - row])) return false;
+        largest = fmax(largest, fabs(x[i - row]));
+    }
+    put_scale(format, largest, block, column);
+    const double scale = moei_packed_scale(format, block, column);
+    unsigned char *codes = block + moei_packed_scale_bytes(format);
+    for (int64_t i = 0; i < p->group; i += per) {
+        uint32_t word = 0;
+        for (int64_t r = 0; r < per; ++r)
+            word |= code_of(format, scale > 0 ? x[i + r] / scale : 0) << (r * format->bits);
+        for (int byte = 0; byte < 4; ++byte)
+            codes[(i / per * MOEI_PANEL + column) * 4 + byte] = (unsigned char)(word >> 8 * byte);
+    }
+    return true;
+}
+
+typedef struct pack_job {
+    const moe_packed *p;
+    const char *b;
+    unsigned char *out;
+    bool *bad; /* [n_groups] holds what is not finite */
+} pack_job;
+
+static void pack_task(void *arg, int64_t g, void *scratch) {
+    const pack_job *job = arg;
+    const moe_packed *p = job->p;
+    const char *b = job->b + (size_t)(g * p->k * p->n) * moe_dtype_bytes(p->dtype);
+    (void)scratch;
+    job->bad[g] = false;
+    for (int64_t j = 0; j < p->n; ++j) {
+        int64_t column;
+        const int64_t panel = moei_packed_panel(p, j, &column);
+        unsigned char *block = job->out + moei_packed_at(p, g, panel);
+        for (int64_t row = 0; row < p->k; row += p->group, block += p->block_bytes) {
+            const int64_t end = row + p->group < p->k ? row + p->group : p->k;
+            if (!pack_column(p, b, row, end, j, block, column)) job->bad[g] = true;
+        }
+    }
+}
+
+/* Threads for work in the host's memory. */
+static const moei_team *host_team(const moe_ctx *ctx) {
+    return ctx->host ? &ctx->host->team : &ctx->team;
+}
+
+static moe_status pack_host(moe_packed *p, const void *b, unsigned char *out) {
+    bool *bad = moe_ctx_alloc(p->ctx, (size_t)p->n_groups);
+    if (!bad) return MOE_ERR_MEMORY;
+    memset(out, 0, p->bytes); /* columns past the last of a run: scale 0 */
+    pack_job job = {p, b, out, bad};
+    moei_parallel(host_team(p->ctx), p->n_groups, pack_task, &job);
+    int32_t g = 0;
+    while (g < p->n_groups && !bad[g]) ++g;
+    moe_ctx_free(p->ctx, bad, (size_t)p->n_groups);
+    if (g == p->n_groups) return MOE_OK;
+    return moe_ctx_fail(p->ctx, MOE_ERR_NUMERIC, "%s: weights of expert %d hold a NaN or an infinity",
+                        p->format->name, g);
+}
+
+/* b comes to the host, and what is packed goes to the device, where these are not the same. */
+static moe_status pack(moe_packed *p, const void *b) {
+    moe_ctx *ctx = p->ctx;
+    const size_t b_bytes = (size_t)p->n_groups * (size_t)(p->k * p->n) * moe_dtype_bytes(p->dtype);
+    p->data = moei_memory_alloc(ctx, p->bytes);
+    if (!p->data) return MOE_ERR_MEMORY;
+    if (!ctx->host) return pack_host(p, b, p->data);
+    void *here = moe_ctx_alloc(ctx, b_bytes), *view = moei_memory_open(ctx, p->data, p->bytes);
+    moe_status status = here && view ? moei_memory_copy(ctx, here, b, b_bytes) : MOE_ERR_MEMORY;
+    if (status == MOE_OK) status = pack_host(p, here, view);
+    moe_ctx_free(ctx, here, b_bytes);
+    if (status == MOE_OK) return moei_memory_close(ctx, p->data, view, p->bytes);
+    moe_ctx_free(ctx, view, p->bytes);
+    return status;
+}
+
+static moe_status find_format(moe_ctx *ctx, const moe_packed_desc *desc, moe_packed *p) {
+    const char *name = desc->format ? desc->format : "";
+    for (const moei_packed_format *f = formats; f < formats + N_FORMATS; ++f)
+        if (strcmp(f->name, name) == 0) p->format = f;
+    if (!p->format)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "format: '%s' is not one of: int8, int4, nf4, mxfp4",
+                            name);
+    const int32_t *groups = p->format->groups;
+    for (const int32_t *g = groups; *g; ++g)
+        if (p->group == 0 && (*g == desc->group || desc->group == 0)) p->group = *g;
+    if (p->group > 0) return MOE_OK;
+    if (groups[1] == 0)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "group: %s has no groups of %d; it has %d", name,
+                            desc->group, groups[0]);
+    return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "group: %s has no groups of %d; it has %d, %d and %d", name,
+                        desc->group, groups[0], groups[1], groups[2]);
+}
+
+static moe_status check_shape(moe_ctx *ctx, const moe_packed_desc *d) {
+    if (d->dtype != MOE_F32 && d->dtype != MOE_F64 && d->dtype != MOE_BF16)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "moe_packed_desc: dtype is %d; it must be MOE_F32, MOE_F64 or "
+                            "MOE_BF16",
+                            (int)d->dtype);
+    if (d->n_groups < 1 || d->k < 1 || d->n < 1)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "moe_packed_desc: %d matrices of [%lld, %lld]; all must be at least 1",
+                            d->n_groups, (long long)d->k, (long long)d->n);
+    if (d->n_runs < 0 || d->n_runs > 2 || (d->n_runs == 2 && d->n % 2 != 0))
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "moe_packed_desc: %lld columns in %d runs; one run, or two of equal width",
+                            (long long)d->n, d->n_runs);
+    return MOE_OK;
+}
+
+static void lay_out(moe_packed *p) {
+    const moei_packed_format *f = p->format;
+    const int64_t width = p->n / p->n_runs, blocks = (p->k + p->group - 1) / p->group;
+    p->run_panels = (width + MOEI_PANEL - 1) / MOEI_PANEL;
+    p->block_bytes = moei_packed_scale_bytes(f) + (int64_t)MOEI_PANEL * p->group * f->bits / 8;
+    p->panel_bytes = blocks * p->block_bytes;
+    p->group_bytes = p->n_runs * p->run_panels * p->panel_bytes;
+    p->bytes = (size_t)(p->n_groups * p->group_bytes);
+}
+
+moe_status moe_packed_create(moe_ctx *ctx, const moe_packed_desc *given, const void *b, moe_packed **packed) {
+    moe_packed_desc desc;
+    MOEI_TRY(moei_ctx_desc_read(ctx, &desc, sizeof desc, given, "moe_packed_desc"));
+    moe_packed made = {.ctx = ctx,
+                       .dtype = desc.dtype,
+                       .n_groups = desc.n_groups,
+                       .n_runs = desc.n_runs > 0 ? desc.n_runs : 1,
+                       .k = desc.k,
+                       .n = desc.n};
+    MOEI_TRY(find_format(ctx, &desc, &made));
+    MOEI_TRY(check_shape(ctx, &desc));
+    if (!b) return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "moe_packed_create: b is NULL; this call needs it");
+    lay_out(&made);
+    moe_packed *p = moe_ctx_alloc(ctx, sizeof *p);
+    if (!p) return MOE_ERR_MEMORY;
+    *p = made;
+    const moe_status status = pack(p, b);
+    if (status != MOE_OK) {
+        moe_packed_destroy(p);
+        return status;
+    }
+    *packed = p;
+    return MOE_OK;
+}
+
+void moe_packed_destroy(moe_packed *packed) {
+    if (!packed) return;
+    moei_memory_free(packed->ctx, packed->data, packed->bytes);
+    moe_ctx_free(packed->ctx, packed, sizeof *packed);
+}
+
+size_t moe_packed_bytes(const moe_packed *packed) {
+    return packed->bytes;
+}
+
+typedef struct read_job {
+    const moe_packed *p;
+    void *out;
+} read_job;
+
+static void read_task(void *arg, int64_t row, void *scratch) {
+    const read_job *job = arg;
+    const moe_packed *p = job->p;
+    (void)scratch;
+    for (int64_t j = 0; j < p->n; ++j)
+        moei_real_store(p->dtype, job->out, row * p->n + j, moei_packed_value(p, row / p->k, row % p->k, j));
+}
+
+moe_status moe_packed_read(const moe_packed *packed, void *b) {
+    moe_ctx *ctx = packed->ctx;
+    moe_packed here = *packed;
+    const int64_t rows = packed->n_groups * packed->k;
+    const size_t b_bytes = (size_t)(rows * packed->n) * moe_dtype_bytes(packed->dtype);
+    if (!b) return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "moe_packed_read: b is NULL; this call needs it");
+    if (ctx->host) here.data = moe_ctx_alloc(ctx, packed->bytes);
+    void *view = moei_memory_open(ctx, b, b_bytes);
+    moe_status status = here.data && view ? MOE_OK : MOE_ERR_MEMORY;
+    if (status == MOE_OK && ctx->host) status = moei_memory_copy(ctx, here.data, packed->data, packed->bytes);
+    if (status == MOE_OK) {
+        read_job job = {&here, view};
+        moei_parallel(host_team(ctx), rows, read_task, &job);
+    }
+    if (ctx->host) moe_ctx_free(ctx, here.data, packed->bytes);
+    if (status == MOE_OK) return moei_memory_close(ctx, b, view, b_bytes);
+    if (view != b) moe_ctx_free(ctx, view, b_bytes);
+    return status;
+}
