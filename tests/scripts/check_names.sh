@@ -6,7 +6,7 @@ command -v gcc >/dev/null || { echo "gcc is not here"; exit 77; }
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 failed=0
-public=$(sed -n '/^MOE_API/,/;/s/.*\b\(moe_[a-z0-9_]*\)(.*/\1/p' include/moekit/{moe,expert,op,cuda}.h)
+public=$(sed -n '/^MOE_API/,/;/s/.*\b\(moe_[a-z0-9_]*\)(.*/\1/p' include/moekit/{moe,option,expert,op,quant,cuda}.h)
 if [ "$(wc -w <<<"$public")" -lt 20 ]; then
     echo "the headers must declare more than $(wc -w <<<"$public") calls"
     exit 1
