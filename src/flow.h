@@ -137,7 +137,8 @@ typedef struct moei_plan {
     moe_dtype weight_dtype; /* wide */
     void *row_weight;       /* of weight_dtype [R] routing weight of row r. Padding: 0 */
     void *slot_weight;      /* of weight_dtype [T, K] the routing's weights; NULL where those are of it */
-    int32_t *part_count;    /* [moei_plan_parts(T * K), E] scratch of making it */
+    int32_t *part_count;    /* [moei_plan_parts(T * K), E] scratch of making it, */
+    double *drop_room;      /* [T * K] and where moei_drops_by_weight */
 } moei_plan;
 
 /* How `expert` tells that e was chosen, but removed by a policy: -2 - e; or dropped by a router with

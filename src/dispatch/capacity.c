@@ -125,6 +125,11 @@ static int64_t rows_of(const moei_capacity *rule, moe_mode mode, bool inner, int
     return rows > n && !formula->minimum_wins ? n : rows;
 }
 
+bool moei_drops_by_weight(const moei_capacity *capacity) {
+    const float *factor = capacity->factor;
+    return capacity->drop == MOEI_DROP_PROBS && (factor[MOE_INFER] > 0 || factor[MOE_TRAIN] > 0);
+}
+
 moe_status moei_capacity_init(const moe_layer_desc *desc, bool by_expert, moei_capacity *capacity,
                               moe_error *error) {
     const char *lost = NULL;

@@ -37,9 +37,12 @@ int64_t moei_plan_max_rows(const moei_capacity *capacity, moei_extent extent, in
 const void *moei_plan_slot_weight(const moei_plan *plan, const moei_routing *routing);
 
 /* Marks in row_of the slots that exceed `capacity` with -1; those kept are left alone.
- * slots[n]: the t*K+k of one group that chose one expert, in the order of the plan; overwritten. */
-void moei_drop_slots(const moei_routing *routing, int64_t capacity, moei_drop drop, int32_t *slots, int64_t n,
-                     int32_t *row_of);
+ * slots[n]: the t*K+k of one group that chose one expert, in the order of the plan. room[n]: of policy probs.
+ */
+void moei_drop_slots(const moei_routing *routing, int64_t capacity, moei_drop drop, const int32_t *slots,
+                     int64_t n, double *room, int32_t *row_of);
+/* Whether plans of this capacity need moei_plan.drop_room. */
+bool moei_drops_by_weight(const moei_capacity *capacity);
 
 /* For experts that want their rows contiguous. rows[R,n] = weight[r] * x[row_token[r]] (weight NULL: 1);
  * padding is zeros. */

@@ -3,47 +3,36 @@
  * Source: Megatron core (probs, position); GShard, Lepikhin et al. 2020, algorithm 1 (rank_major). Ties:
  * lower token.
  */
+#include "core/order.h"
 #include "core/real.h"
 #include "dispatch/dispatch.h"
 
-/* Order in which slots are kept: larger weight first, then the earlier slot. Total, so any selection
- * algorithm gives the same set. */
-static bool keeps_before(const moei_routing *routing, int32_t a, int32_t b) {
-    double weight_a = moei_real_load(routing->dtype, routing->weight, a);
-    double weight_b = moei_real_load(routing->dtype, routing->weight, b);
-    return weight_a != weight_b ? weight_a > weight_b : a < b;
+#include <math.h>
+
+static double weight_of(const moei_routing *routing, int32_t slot) {
+    return moei_real_load(routing->dtype, routing->weight, slot);
 }
 
-static void swap_slots(int32_t *a, int32_t *b) {
-    int32_t slot = *a;
-    *a = *b;
-    *b = slot;
-}
-
-/* Quickselect (Hoare 1961): moves the `keep` slots that come first in the order to the front. */
-static void select_front(const moei_routing *routing, int32_t *slots, int64_t n, int64_t keep) {
-    int64_t low = 0, high = n - 1;
-    while (low < high) {
-        int32_t pivot = slots[low + (high - low) / 2];
-        int64_t i = low, j = high;
-        while (i <= j) {
-            while (keeps_before(routing, slots[i], pivot)) ++i;
-            while (keeps_before(routing, pivot, slots[j])) --j;
-            if (i <= j) swap_slots(&slots[i++], &slots[j--]);
-        }
-        if (keep <= j + 1)
-            high = j;
-        else if (keep >= i)
-            low = i;
-        else
-            return;
+/* Those stay that weigh more than the last one with a place, and of its equals the first. */
+static void drop_lightest(const moei_routing *routing, int64_t capacity, const int32_t *slots, int64_t n,
+                          double *room, int32_t *row_of) {
+    double least = INFINITY;
+    int64_t equals = capacity;
+    for (int64_t i = 0; i < n; ++i) room[i] = weight_of(routing, slots[i]);
+    if (capacity > 0) least = moei_nth_largest(room, n, capacity - 1);
+    for (int64_t i = 0; i < n; ++i) equals -= weight_of(routing, slots[i]) > least;
+    for (int64_t i = 0; i < n; ++i) {
+        const double weight = weight_of(routing, slots[i]);
+        if (weight < least || (weight == least && --equals < 0)) row_of[slots[i]] = -1;
     }
 }
 
 /* The other policies keep the front of the list: it stands in their order. */
-void moei_drop_slots(const moei_routing *routing, int64_t capacity, moei_drop drop, int32_t *slots, int64_t n,
-                     int32_t *row_of) {
+void moei_drop_slots(const moei_routing *routing, int64_t capacity, moei_drop drop, const int32_t *slots,
+                     int64_t n, double *room, int32_t *row_of) {
     if (n <= capacity) return;
-    if (drop == MOEI_DROP_PROBS) select_front(routing, slots, n, capacity);
-    for (int64_t i = capacity; i < n; ++i) row_of[slots[i]] = -1;
+    if (drop == MOEI_DROP_PROBS)
+        drop_lightest(routing, capacity, slots, n, room, row_of);
+    else
+        for (int64_t i = capacity; i < n; ++i) row_of[slots[i]] = -1;
 }

@@ -142,21 +142,18 @@ static int32_t *list_starts(const moei_plan *plan) {
     return plan->part_count;
 }
 
-/* Drops what exceeds the capacity: the slots of an expert stand group by group, so a group is a run. Who is
- * chosen to stay loses the order, so that is done on a copy, in room that rows get later. */
+/* Drops what exceeds the capacity: the slots of an expert stand group by group, so a group is a run. */
 static void drop_of_expert(const plan_job *job, int64_t e) {
     moei_plan *plan = job->plan;
     const int64_t n = plan->routed[e], group_slots = slots_of(plan) / plan->n_groups;
     const int32_t *slots = job->list + plan->offset[e];
-    int32_t *copy = plan->row_slot + plan->offset[e];
+    double *room = plan->drop_room ? plan->drop_room + plan->offset[e] : NULL;
     plan->kept[e] = 0;
     for (int64_t i = 0, next; i < n; i = next) {
         const int64_t g = slots[i] / group_slots, capacity = plan->capacity[g];
         for (next = i + 1; next < n && slots[next] / group_slots == g;) ++next;
         plan->kept[e] += next - i < capacity ? next - i : capacity;
-        if (next - i <= capacity) continue;
-        memcpy(copy + i, slots + i, (size_t)(next - i) * sizeof *copy);
-        moei_drop_slots(job->routing, capacity, job->order, copy + i, next - i, plan->row_of);
+        moei_drop_slots(job->routing, capacity, job->order, slots + i, next - i, room, plan->row_of);
     }
     list_starts(plan)[e] = (int32_t)plan->offset[e];
 }

@@ -48,7 +48,8 @@ typedef struct moei_scratch {
     moei_route_scratch route;
     moei_loss_scratch loss;
     int32_t *row_token, *row_slot;  /* [R] of the plan */
-    int32_t *part_count;            /* of making it */
+    int32_t *part_count;            /* of making it, */
+    double *drop_room;              /* [T,K] and of its capacity */
     void *row_weight, *slot_weight; /* [R], and [T,K] where the routing's are of another type */
     void *rows;                     /* [R,d] expert outputs; input gradients in backward */
     void *in_rows;                  /* [R,d] gathered tokens, where experts want them so */

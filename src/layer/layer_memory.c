@@ -75,6 +75,7 @@ void moei_layer_plan_rows(moe_layer *layer, const moei_scratch *s) {
     layer->plan.row_weight = s->row_weight;
     layer->plan.slot_weight = s->slot_weight;
     layer->plan.part_count = s->part_count;
+    layer->plan.drop_room = s->drop_room;
 }
 
 /* What a router needs, a twin's too. */
@@ -89,6 +90,8 @@ static void carve_router_scratch(const moe_layer *layer, moei_arena *arena, moei
         s->tile_count = moei_arena_take(arena, moei_plan_scratch_bytes(extent.tokens, slots, E));
     else
         s->part_count = moei_arena_array(arena, moei_plan_parts(slots), E, sizeof *s->part_count);
+    if (!layer->twin && !layer->router.kind.by_expert && moei_drops_by_weight(&layer->capacity))
+        s->drop_room = moei_arena_array(arena, slots, 1, sizeof *s->drop_room);
     if (extent.mode != MOE_TRAIN) return;
     s->drow_weight =
         moei_arena_array(arena, max_rows(layer, extent), 1, moe_dtype_bytes(moei_wide(d->dtype)));

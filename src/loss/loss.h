@@ -116,6 +116,9 @@ void moei_cv_squared_gradient(const double *v, int32_t n, double scale, double *
 /* A gradient's array: cleared and handed out at the first wish. */
 double *moei_loss_want(double **slot, double *memory, int64_t n);
 
+/* The sum of count[n]. */
+double moei_loss_selections(const int64_t *count, int32_t n);
+
 /* Groups with at least one real token. */
 int64_t moei_loss_groups_used(const moei_loss_job *job);
 

@@ -5,19 +5,12 @@
 #include "core/real.h"
 #include "loss/loss.h"
 
-static double selections_of(const moei_loss_job *job, int64_t g) {
-    const int32_t E = job->routing->n_experts;
-    int64_t sum = 0;
-    for (int32_t e = 0; e < E; ++e) sum += job->scratch.count[g * E + e];
-    return (double)sum;
-}
-
 double moei_loss_sequence(const moei_loss_job *job) {
     const int32_t E = job->routing->n_experts;
     const moei_loss_scratch *s = &job->scratch;
     double sum = 0;
     for (int64_t g = 0; g < job->n_groups; ++g) {
-        const double selections = selections_of(job, g);
+        const double selections = moei_loss_selections(s->count + g * E, E);
         for (int32_t e = 0; e < E && selections > 0; ++e)
             sum += (double)s->count[g * E + e] / selections *
                    moei_real_load(job->routing->dtype, s->prob_sum, g * E + e) / (double)s->valid[g];
@@ -31,7 +24,7 @@ void moei_loss_sequence_gradient(const moei_loss_job *job, double scale, moei_lo
     const double each = scale * E / (double)moei_loss_groups_used(job);
     double *prob = moei_loss_want(&grad->prob, s->prob, job->n_groups * E);
     for (int64_t g = 0; g < job->n_groups; ++g) {
-        const double selections = selections_of(job, g);
+        const double selections = moei_loss_selections(s->count + g * E, E);
         for (int32_t e = 0; e < E && selections > 0; ++e)
             prob[g * E + e] += each * (double)s->count[g * E + e] / (selections * (double)s->valid[g]);
     }

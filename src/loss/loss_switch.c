@@ -5,15 +5,15 @@
 #include "core/real.h"
 #include "loss/loss.h"
 
-static int64_t sum_of(const int64_t *count, int32_t n) {
+double moei_loss_selections(const int64_t *count, int32_t n) {
     int64_t sum = 0;
     for (int32_t e = 0; e < n; ++e) sum += count[e];
-    return sum;
+    return (double)sum;
 }
 
 double moei_balance(const moei_loss_job *job, const int64_t *count) {
     const int32_t E = job->routing->n_experts;
-    const double selections = (double)sum_of(count, E);
+    const double selections = moei_loss_selections(count, E);
     if (selections == 0) return 0;
     double sum = 0;
     for (int64_t g = 0; g < job->n_groups; ++g)
@@ -26,7 +26,7 @@ double moei_balance(const moei_loss_job *job, const int64_t *count) {
 void moei_balance_gradient(const moei_loss_job *job, const int64_t *count, double scale,
                            moei_loss_grad *grad) {
     const int32_t E = job->routing->n_experts;
-    const double selections = (double)sum_of(count, E);
+    const double selections = moei_loss_selections(count, E);
     double *prob = moei_loss_want(&grad->prob, job->scratch.prob, job->n_groups * E);
     if (selections == 0) return;
     for (int64_t i = 0; i < job->n_groups * E; ++i)

@@ -4,6 +4,8 @@
  */
 #include "route/select.h"
 
+#include "core/order.h"
+
 #include <math.h>
 
 static void rank_token(const moei_route_job *job, const void *arg, int64_t t, double *room) {
@@ -33,30 +35,6 @@ static void alpha_token(const moei_route_job *job, const void *arg, int64_t t, d
     job->scratch.work[t] = last < 0 ? 0 : z[last];
 }
 
-/* The (rank + 1)-th largest of v[n]: Hoare's quickselect; v is reordered. */
-static double select_largest(double *v, int64_t n, int64_t rank) {
-    int64_t low = 0, high = n - 1;
-    while (low < high) {
-        const double pivot = v[low + (high - low) / 2];
-        int64_t i = low, j = high;
-        while (i <= j) {
-            while (v[i] > pivot) ++i;
-            while (v[j] < pivot) --j;
-            if (i > j) break;
-            const double swap = v[i];
-            v[i++] = v[j];
-            v[j--] = swap;
-        }
-        if (rank <= j)
-            high = j;
-        else if (rank >= i)
-            low = i;
-        else
-            break;
-    }
-    return v[rank];
-}
-
 /* quantile[e]: what must come off the logits of expert e so that its fair share m K / E of the m tokens would
  * rank it above their alpha. Its column of scratch.columns is reordered. */
 static void measure_task(void *arg, int64_t e, void *scratch) {
@@ -69,7 +47,7 @@ static void measure_task(void *arg, int64_t e, void *scratch) {
     for (int64_t t = 0; t < T; ++t)
         if (!moei_masked(job->batch, t))
             above[n++] = moei_real_load(routing->dtype, routing->logits, t * E + e) - job->scratch.work[t];
-    routing->quantile[e] = select_largest(above, n, m * job->router->top_k / E);
+    routing->quantile[e] = moei_nth_largest(above, n, m * job->router->top_k / E);
 }
 
 void moei_rank_quantile(const moei_route_job *job) {

@@ -18,6 +18,7 @@ typedef struct bench {
     double weight[4 * TOKENS];
     int64_t capacity[TOKENS], offset[17], routed[16], kept[16];
     int32_t part_count[6 * 16];
+    double drop_room[4 * TOKENS];
     int32_t row_token[ROWS], row_slot[ROWS], row_of[4 * TOKENS];
     double row_weight[ROWS];
 } bench;
@@ -72,7 +73,8 @@ static void draw_bench(bench *b, uint64_t i, int64_t times, int formula, int dro
                           .row_of = b->row_of,
                           .weight_dtype = MOE_F64,
                           .row_weight = b->row_weight,
-                          .part_count = b->part_count};
+                          .part_count = b->part_count,
+                          .drop_room = b->drop_room};
     draw_routing(b, i);
     moei_plan_build(&alone, &b->plan, &b->batch, &b->routing, &b->rule);
 }

@@ -1,0 +1,21 @@
+/* identity_fixture.h: the layer and the instruction sets that identities of the whole layer are held on. */
+#ifndef IDENTITY_FIXTURE_H
+#define IDENTITY_FIXTURE_H
+
+#include "support/layer_fixture.h"
+
+static const char *const isas[] = {"ref", "avx2", "avx512"};
+enum { ISAS = sizeof isas / sizeof *isas };
+
+static moe_layer_desc base_desc(void) {
+    return (moe_layer_desc){.size = sizeof(moe_layer_desc),
+                            .d_model = 37,
+                            .num_experts = 7,
+                            .top_k = 3,
+                            .expert_hidden_size = 19,
+                            .expert_bias = true,
+                            .aux_loss_coeff = 0.01f,
+                            .z_loss_coeff = 0.001f};
+}
+
+#endif
