@@ -5,6 +5,7 @@
  * registers only, of the row's own instructions, the best so far, measured anew before every line, as other
  * processes come and go.
  */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -61,10 +62,11 @@ static void *memory(size_t bytes) {
     return p;
 }
 
-static void *numbers(moe_dtype dtype, int64_t n) {
+/* From N(0, std^2); of weights such that what they make is of size 1, as activations are in a model. */
+static void *numbers(moe_dtype dtype, int64_t n, double std) {
     int64_t some = n < 1 << 20 ? n : 1 << 20, real = (int64_t)moe_dtype_bytes(dtype);
     char *p = memory((size_t)(n * real));
-    moe_random_normal(1, MOE_DRAW_TEST, 0, (uint64_t)n, dtype, p, some, 1.0);
+    moe_random_normal(1, MOE_DRAW_TEST, 0, (uint64_t)n, dtype, p, some, std);
     for (int64_t i = some; i < n; i += some)
         memcpy(p + i * real, p, (size_t)((n - i < some ? n - i : some) * real));
     return p;
@@ -94,12 +96,13 @@ static void setup(bench *b) {
     spread(s, rows, b->offset);
     for (int64_t r = 0; r < rows; ++r) b->a_row[r] = (int32_t)(r * 7919 % s->tokens);
     moe_dtype t = s->dtype, wide = moei_wide(t);
-    b->x = numbers(t, s->tokens * s->d), b->dy = numbers(t, s->tokens * s->d), b->y = numbers(t, rows * s->d);
-    b->w1 = numbers(t, s->experts * s->d * 2 * s->n), b->w2 = numbers(t, s->experts * s->n * s->d);
-    b->z = numbers(t, rows * 2 * s->n), b->dz = numbers(t, rows * 2 * s->n);
-    b->h = numbers(t, rows * s->n), b->wa = numbers(t, rows * s->n);
-    b->dw2 = numbers(wide, s->experts * s->n * s->d);
-    b->dweight = numbers(wide, rows), b->part = numbers(wide, rows * moe_dweight_parts(s->n));
+    b->x = numbers(t, s->tokens * s->d, 1), b->dy = numbers(t, s->tokens * s->d, 1);
+    b->w1 = numbers(t, s->experts * s->d * 2 * s->n, 1 / sqrt((double)s->d));
+    b->w2 = numbers(t, s->experts * s->n * s->d, 1 / sqrt((double)s->n));
+    b->z = numbers(t, rows * 2 * s->n, 1), b->dz = numbers(t, rows * 2 * s->n, 1);
+    b->h = numbers(t, rows * s->n, 1), b->wa = numbers(t, rows * s->n, 1), b->y = numbers(t, rows * s->d, 1);
+    b->dw2 = numbers(wide, s->experts * s->n * s->d, 1);
+    b->dweight = numbers(wide, rows, 1), b->part = numbers(wide, rows * moe_dweight_parts(s->n), 1);
 }
 
 static moe_gemm_rows_args rows_args(const bench *b, moe_epilogue epilogue) {

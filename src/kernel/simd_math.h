@@ -43,10 +43,9 @@ static inline void vf_put(bool bf16, void *p, int64_t i, vf a, int64_t n) {
         vf_store_bf16_n((uint16_t *)p + i, a, n);
 }
 
-/* e^x to 2 ulp for every float: 0 below -104, infinity above 88.73, NaN for NaN.
+/* e^x to 2 ulp for -105 <= x <= 90.
  * x = n ln 2 + r with |r| <= ln(2)/2; ln 2 in two parts, the first exact when multiplied by n. */
-static inline vf vf_exp(vf x) {
-    x = vf_min(vf_set1(90.0f), vf_max(vf_set1(-105.0f), x));
+static inline vf vf_exp_of(vf x) {
     vf n = vf_round(vf_mul(x, vf_set1(1.44269504f)));
     vf r = vf_fnma(n, vf_set1(0.693145752f), x);
     r = vf_fnma(n, vf_set1(1.42860677e-6f), r);
@@ -59,9 +58,20 @@ static inline vf vf_exp(vf x) {
     return vf_scale2(vf_add(p, vf_set1(1.0f)), n);
 }
 
+/* e^x for every float: 0 below -104, infinity above 88.73, NaN for NaN. */
+static inline vf vf_exp(vf x) {
+    return vf_exp_of(vf_min(vf_set1(90.0f), vf_max(vf_set1(-105.0f), x)));
+}
+
+/* The same between e^-87 and e^87, for sums with numbers of ordinary size: no denormal number arises, which
+ * would take many processors a hundred cycles. */
+static inline vf vf_exp_normal(vf x) {
+    return vf_exp_of(vf_min(vf_set1(87.0f), vf_max(vf_set1(-87.0f), x)));
+}
+
 static inline vf vf_sigmoid(vf x) {
     const vf one = vf_set1(1.0f);
-    return vf_div(one, vf_add(one, vf_exp(vf_neg(x))));
+    return vf_div(one, vf_add(one, vf_exp_normal(vf_neg(x))));
 }
 
 /* Distribution function of the normal law, and its density in *density: gelu(x) = x * cdf(x) and
@@ -70,7 +80,7 @@ static inline vf vf_sigmoid(vf x) {
 static inline vf vf_normal_cdf(vf x, vf *density) {
     const vf one = vf_set1(1.0f);
     vf z = vf_mul(vf_abs(x), vf_set1(0.707106781f));
-    vf e = vf_exp(vf_neg(vf_mul(z, z)));
+    vf e = vf_exp_normal(vf_neg(vf_mul(z, z)));
     vf t = vf_div(one, vf_fma(z, vf_set1(0.3275911f), one));
     vf p = vf_set1(1.061405429f);
     p = vf_fma(p, t, vf_set1(-1.453152027f));
