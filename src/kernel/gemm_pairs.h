@@ -85,23 +85,30 @@ static inline void pack_strip_trans(const moei_rows *b, int64_t column, int64_t 
     }
 }
 
+/* One run of columns of a pair row -> its panels; the same columns of two later rows are asked for. */
+static inline void pack_run(const uint16_t *even, const uint16_t *odd, const uint16_t *const next[2],
+                            int64_t column, int64_t width, uint16_t *out) {
+    int64_t whole = even && odd ? width / NR * NR : 0; /* the common case, free of what the edges need */
+    for (int64_t j = column; j < column + whole; j += NR, out += PANEL) {
+        _mm_prefetch((const char *)(next[0] + j), _MM_HINT_T0);
+        _mm_prefetch((const char *)(next[1] + j), _MM_HINT_T0);
+        interleave(_mm512_loadu_si512(even + j), _mm512_loadu_si512(odd + j), out);
+    }
+    for (int64_t j = whole; j < width; j += NR, out += PANEL)
+        pack_pair(even, odd, column + j, width - j, out);
+}
+
 /* B[k0 .. k0+kc, columns] -> panels. Rows are read whole, so memory is read in order, and asked for before
  * their turn, as hardware does not follow runs of a few hundred bytes. */
 static void pack_b(const moei_rows *b, const moei_columns *cols, int64_t k0, int64_t kc, uint16_t *out) {
     int64_t ahead = 2 * moei_ceil_div(AHEAD_BYTES, 2 * cols->n_runs * cols->width), last = k0 + kc - 1;
     for (int64_t k = k0; k < k0 + padded(kc); k += 2) {
         const uint16_t *even = k <= last ? bf16_at(b, k) : NULL, *odd = k < last ? bf16_at(b, k + 1) : NULL;
-        const uint16_t *next[2] = {bf16_at(b, moei_min(k + ahead, last)),
-                                   bf16_at(b, moei_min(k + ahead + 1, last))};
+        const uint16_t *const next[2] = {bf16_at(b, moei_min(k + ahead, last)),
+                                         bf16_at(b, moei_min(k + ahead + 1, last))};
         uint16_t *to = out + pair_at((k - k0) / 2);
-        for (int32_t run = 0; run < cols->n_runs; ++run) {
-            for (int64_t j = 0; j < cols->width; j += NR, to += PANEL) {
-                int64_t column = cols->first[run] + j;
-                _mm_prefetch((const char *)(next[0] + column), _MM_HINT_T0);
-                _mm_prefetch((const char *)(next[1] + column), _MM_HINT_T0);
-                pack_pair(even, odd, column, cols->width - j, to);
-            }
-        }
+        for (int32_t run = 0; run < cols->n_runs; ++run)
+            pack_run(even, odd, next, cols->first[run], cols->width, to + run * cols->panels * PANEL);
     }
 }
 
