@@ -10,7 +10,10 @@
 
 #include "kernel/kernel_list.h"
 
-enum { COLUMN_ALIGN = MOEI_DWEIGHT_COLS };
+enum {
+    COLUMN_ALIGN = MOEI_DWEIGHT_COLS,
+    NB_MIN = 128, /* columns of a task at least, where threads would have nothing to do */
+};
 
 typedef struct moei_rows_job {
     const moe_gemm_rows_args *args;
@@ -38,13 +41,15 @@ static int64_t count_tasks(const moei_rows_job *job) {
     return total;
 }
 
+/* Row blocks of a group follow each other, so that those after the first find the columns of B in a cache
+ * that all threads share. */
 static moei_rows_task find_task(const moei_rows_job *job, int64_t task) {
     const moe_gemm_rows_args *args = job->args;
     int32_t g = 0;
     for (; task >= group_tasks(job, g); ++g) task -= group_tasks(job, g);
-    int64_t column_blocks = moei_ceil_div(job->width, job->block_width);
-    int64_t first = task % column_blocks * job->block_width;
-    int64_t row = args->offset[g] + task / column_blocks * job->block_rows;
+    int64_t row_blocks = moei_ceil_div(args->offset[g + 1] - args->offset[g], job->block_rows);
+    int64_t first = task / row_blocks * job->block_width;
+    int64_t row = args->offset[g] + task % row_blocks * job->block_rows;
     moei_columns cols = columns_of(first, moei_min(job->block_width, job->width - first));
     if (job->gated) {
         cols.n_runs = 2;
@@ -280,6 +285,8 @@ static void run_rows(const moei_team *team, const moe_gemm_rows_args *args, moe_
                          .bf16 = args->dtype == MOE_BF16,
                          .c_bf16 = args->dtype == MOE_BF16 && !args->c_wide};
     while (job.block_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads) job.block_rows /= 2;
+    while (job.block_width > NB_MIN && count_tasks(&job) < 2 * team->n_threads)
+        job.block_width = moei_ceil_div(job.block_width / 2, COLUMN_ALIGN) * COLUMN_ALIGN;
     moei_parallel(team, count_tasks(&job), task, &job);
     if (args->epilogue == MOE_EPI_ACT_GRAD && args->dweight) {
         int64_t rows = args->offset[args->n_groups] - args->offset[0];
