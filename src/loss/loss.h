@@ -101,6 +101,9 @@ double moei_gate_balance(const int64_t *count, const double *sum, int32_t n, int
 void moei_gate_balance_gradient(const int64_t *count, int32_t n, int64_t size, double scale, double *grad);
 /* count[G,E]: choices number k, whatever a policy made of them. */
 void moei_loss_count_choice(const moei_loss_job *job, int64_t k, int64_t *count);
+/* Those into count[G,E]; and grad[G,E] += scale * d / d sum of the mean over groups of their balance. */
+void moei_loss_choice_gradient(const moei_loss_job *job, int64_t k, int64_t *count, double scale,
+                               double *grad);
 
 /* E * sum_e share_e P_e with share_e = count_e / sum of counts, P_e = mean prob over the batch's real tokens:
  * what the Switch loss and its global form have in common. 1 when balanced. */

@@ -36,6 +36,15 @@ void moei_loss_count_choice(const moei_loss_job *job, int64_t k, int64_t *count)
         }
 }
 
+void moei_loss_choice_gradient(const moei_loss_job *job, int64_t k, int64_t *count, double scale,
+                               double *grad) {
+    const int32_t E = job->routing->n_experts;
+    const double each = scale / (double)moei_loss_groups_used(job);
+    moei_loss_count_choice(job, k, count);
+    for (int64_t g = 0; g < job->n_groups; ++g)
+        moei_gate_balance_gradient(count + g * E, E, job->scratch.valid[g], each, grad + g * E);
+}
+
 static double one_level(const moei_loss_job *job) {
     const moei_loss_scratch *s = &job->scratch;
     const int32_t E = job->routing->n_experts;
@@ -51,12 +60,8 @@ static double one_level(const moei_loss_job *job) {
 
 static void one_level_gradient(const moei_loss_job *job, double scale, moei_loss_grad *grad) {
     const moei_loss_scratch *s = &job->scratch;
-    const int32_t E = job->routing->n_experts;
-    const double each = scale / (double)moei_loss_groups_used(job);
-    double *prob = moei_loss_want(&grad->prob, s->prob, job->n_groups * E);
-    moei_loss_count_choice(job, 0, s->first);
-    for (int64_t g = 0; g < job->n_groups; ++g)
-        moei_gate_balance_gradient(s->first + g * E, E, s->valid[g], each, prob + g * E);
+    double *prob = moei_loss_want(&grad->prob, s->prob, job->n_groups * job->routing->n_experts);
+    moei_loss_choice_gradient(job, 0, s->first, scale, prob);
 }
 
 /* --- two levels: gate number i is the outer one of group i, then the inner one of segment i - groups --- */

@@ -58,10 +58,6 @@ double moei_loss_second(const moei_loss_job *job) {
 
 void moei_loss_second_gradient(const moei_loss_job *job, double scale, moei_loss_grad *grad) {
     const moei_loss_scratch *s = &job->scratch;
-    const int32_t E = job->routing->n_experts;
-    const double each = scale / (double)moei_loss_groups_used(job);
-    double *second = moei_loss_want(&grad->second, s->second, job->n_groups * E);
-    moei_loss_count_choice(job, 1, s->place);
-    for (int64_t g = 0; g < job->n_groups; ++g)
-        moei_gate_balance_gradient(s->place + g * E, E, s->valid[g], each, second + g * E);
+    double *second = moei_loss_want(&grad->second, s->second, job->n_groups * job->routing->n_experts);
+    moei_loss_choice_gradient(job, 1, s->place, scale, second);
 }

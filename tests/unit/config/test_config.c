@@ -1,33 +1,10 @@
 /* test_config.c: settings by every name they have, their precedence, their limits, and YAML both ways.
  */
 #define _XOPEN_SOURCE 700 /* nftw, setenv */
-#include "unit/format/scratch.h"
-
-#include "config/config.h"
+#include "unit/config/config_fixture.h"
 
 #include <math.h>
 #include <time.h>
-
-static moe_lm_config *make(void) {
-    moe_lm_config *config;
-    moe_error error;
-    assert_ok(moe_lm_config_create(&config, &error), &error);
-    return config;
-}
-
-static const char *value_of(const moe_lm_config *config, const char *key) {
-    static moe_lm_config_entry entry;
-    moe_error error;
-    assert_ok(moe_lm_config_find(config, key, &entry, &error), &error);
-    return entry.value;
-}
-
-static const char *origin_of(const moe_lm_config *config, const char *key) {
-    moe_lm_config_entry entry;
-    moe_error error;
-    assert_ok(moe_lm_config_find(config, key, &entry, &error), &error);
-    return entry.origin;
-}
 
 static moe_status load_text(void **state, moe_lm_config *config, const char *text, moe_error *error) {
     char *path = scratch_path(state, "c.yaml");

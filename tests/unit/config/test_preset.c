@@ -2,30 +2,7 @@
  * and alarms and routing units that a language model cannot have are refused with the reason.
  */
 #define _XOPEN_SOURCE 700 /* nftw, setenv */
-#include "unit/format/scratch.h"
-
-#include "config/config.h"
-
-static moe_lm_config *make(void) {
-    moe_lm_config *config;
-    moe_error error;
-    assert_ok(moe_lm_config_create(&config, &error), &error);
-    return config;
-}
-
-static const char *value_of(const moe_lm_config *config, const char *key) {
-    static moe_lm_config_entry entry;
-    moe_error error;
-    assert_ok(moe_lm_config_find(config, key, &entry, &error), &error);
-    return entry.value;
-}
-
-static const char *origin_of(const moe_lm_config *config, const char *key) {
-    moe_lm_config_entry entry;
-    moe_error error;
-    assert_ok(moe_lm_config_find(config, key, &entry, &error), &error);
-    return entry.origin;
-}
+#include "unit/config/config_fixture.h"
 
 static void load(void **state, moe_lm_config *config, const char *text) {
     char *path = scratch_path(state, "c.yaml");

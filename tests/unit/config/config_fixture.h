@@ -1,0 +1,30 @@
+/* config_fixture.h: a configuration, and what it says of a key. */
+#ifndef CONFIG_FIXTURE_H
+#define CONFIG_FIXTURE_H
+
+#include "unit/format/scratch.h"
+
+#include "config/config.h"
+
+static inline moe_lm_config *make(void) {
+    moe_lm_config *config;
+    moe_error error;
+    assert_ok(moe_lm_config_create(&config, &error), &error);
+    return config;
+}
+
+static inline const char *value_of(const moe_lm_config *config, const char *key) {
+    static moe_lm_config_entry entry;
+    moe_error error;
+    assert_ok(moe_lm_config_find(config, key, &entry, &error), &error);
+    return entry.value;
+}
+
+static inline const char *origin_of(const moe_lm_config *config, const char *key) {
+    moe_lm_config_entry entry;
+    moe_error error;
+    assert_ok(moe_lm_config_find(config, key, &entry, &error), &error);
+    return entry.origin;
+}
+
+#endif
