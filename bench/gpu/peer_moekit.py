@@ -56,7 +56,7 @@ def library_path():
 
 def open_library():
     library = c.CDLL(library_path())
-    for name in ("moe_ctx_error", "moe_version_string", "moe_ctx_kernel"):
+    for name in ("moe_ctx_error", "moe_version_string", "moe_ctx_kernel_of"):
         getattr(library, name).restype = c.c_char_p
     return library
 
@@ -88,7 +88,7 @@ class Moekit:
         self.call = sized(Call, mode=TRAIN)
 
     def about(self):
-        kernel = self.library.moe_ctx_kernel(self.ctx, b"gemm_rows").decode()
+        kernel = self.library.moe_ctx_kernel_of(self.ctx, b"gemm_rows", BF16).decode()
         return f"moekit {self.library.moe_version_string().decode()}, {kernel}"
 
     def told(self, status):

@@ -151,7 +151,7 @@ def prepare(name, problem, numbers, want, results):
         return None
     if result.error and not agrees(result.error, OURS if name == "moekit" else BOUND):
         peer.close()
-        result.note = f"differs from the reference: {result.error}"
+        result.note = f"differs from the reference: {' '.join(f'{k} {v:.1e}' for k, v in result.error.items())}"
         return None
     return peer
 

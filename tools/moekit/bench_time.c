@@ -175,8 +175,8 @@ void bench_print_head(bench *b, const char *subject, const moe_stats *stats) {
         print_head_json(b);
         printf("\"kernel\":\"%s\",\"peak_gflops\":%.6g,\"bandwidth_gbs\":%.6g,\"load_max\":%.4g,"
                "\"load_cv\":%.4g,\"results\":[",
-               moe_ctx_kernel(b->ctx, "gemm_rows"), b->peak * 1e-9, b->bandwidth * 1e-9, stats->load_max,
-               stats->load_cv);
+               moe_ctx_kernel_of(b->ctx, "gemm_rows", b->problem.dtype), b->peak * 1e-9, b->bandwidth * 1e-9,
+               stats->load_max, stats->load_cv);
         return;
     }
     printf("%s %s\n", subject, text);
