@@ -196,8 +196,8 @@ static void check_groups(checker *c, const moe_layer_desc *d) {
     char limits[96], divide[64], held[128];
     snprintf(limits, sizeof limits, "is %d of num_groups %d; it must be in 1 .. num_groups", kept, G);
     snprintf(divide, sizeof divide, "%d groups do not divide num_experts %d", G, d->num_experts);
-    snprintf(held, sizeof held, "is %d, more than the %d experts that group_top_k %d of num_groups %d hold",
-             d->top_k, kept * each, kept, G);
+    snprintf(held, sizeof held, "is %d, but group_top_k %d of num_groups %d hold %d of num_experts %d",
+             d->top_k, kept, G, kept * each, d->num_experts);
     rule(c, !moei_is(d->group_score, "top2_sum"), on, "group_score", "needs num_groups");
     rule(c, on, G >= 1 && kept >= 1 && kept <= G, "group_top_k", limits);
     rule(c, on, each * G == d->num_experts, "num_groups", divide);

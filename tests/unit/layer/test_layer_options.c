@@ -171,7 +171,7 @@ static const char *const refusals[][2] = {
     {"group_top_k 2", "num_groups"},
     {"num_groups 4 group_top_k 5", "5 of num_groups 4"},
     {"num_groups 3 group_top_k 2", "3 groups do not divide num_experts 16"},
-    {"num_groups 8 group_top_k 1 top_k 3", "the 2 experts that group_top_k 1 of num_groups 8"},
+    {"num_groups 8 group_top_k 1 top_k 3", "3, but group_top_k 1 of num_groups 8 hold 2 of num_experts 16"},
     {"num_groups 4 group_top_k 3 top_k 2 group_score topn_sum", "rounded down"},
     {"router_type gshard_top2 num_groups 4 group_top_k 2", "router_type top_k"},
     {"router_type gshard_top2 top_k 3", "top_k 2"},
