@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 SEED = 20261122
-BOUND, OURS = 2e-2, 1e-2  # norm(difference) / norm(f32); other layers round what moekit keeps in f32
+BOUND, OURS = 3e-2, 1e-2  # norm(difference) / norm(f32); other layers round what moekit keeps in f32
 PLANTED = 3.0  # the chosen experts' logits lie so much higher than those of the others, which are -1 .. 1
 
 

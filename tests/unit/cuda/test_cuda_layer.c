@@ -196,6 +196,28 @@ static void compare_params(const problem *p, const pair *both, double bound) {
     }
 }
 
+/* The same layers asked without training, on memory that was reserved for it. */
+static void compare_inference(const problem *p, const pair *both, const moe_mat *x64, const moe_mat *x,
+                              double bound) {
+    const int64_t T = p->tokens, d_out = T > 0 ? both->n_out / T : both->d;
+    moe_call call = {.size = sizeof call, .sequence_length = p->sequence};
+    double *y = malloc((size_t)(both->n_out + 1) * sizeof *y);
+    void *poison = test_output(both->dtype, T, d_out).data;
+    assert_non_null(y);
+    must(both->gpu,
+         moe_memory_copy(both->gpu, both->d_y, poison, (size_t)both->n_out * moe_dtype_bytes(both->dtype)));
+    free(poison);
+    if (p->masked) call.token_mask = both->mask;
+    must(both->cpu, moe_layer_forward(both->exact, *x64, (moe_mat){y, T, d_out, 0, MOE_F64}, &call, NULL));
+    if (p->masked) call.token_mask = both->d_mask;
+    must(both->gpu,
+         moe_layer_forward(both->layer, *x, (moe_mat){both->d_y, T, d_out, 0, both->dtype}, &call, NULL));
+    must(both->gpu, moe_ctx_wait(both->gpu));
+    double *got = fetched(both->gpu, both->dtype, both->d_y, both->n_out);
+    close_to("y of inference", p, got, y, both->n_out, bound);
+    free(y), free(got);
+}
+
 static void run(moe_ctx *gpu, const problem *p, moe_dtype dtype) {
     pair both = open_pair(gpu, p, dtype);
     const double bound = dtype == MOE_F32 ? 1e-5 : 1e-2;
@@ -225,6 +247,7 @@ static void run(moe_ctx *gpu, const problem *p, moe_dtype dtype) {
     close_to("dx", p, dx_got, dx, both.n_in, 2 * bound);
     free(y), free(dx), free(y_got), free(dx_got);
     compare_stats(p, &got, &wanted);
+    compare_inference(p, &both, &x64, &x, bound);
     must(gpu, moe_layer_end_step(both.layer, NULL));
     must(both.cpu, moe_layer_end_step(both.exact, NULL));
     compare_params(p, &both, bound);
