@@ -76,6 +76,13 @@ expect 2 "$MOEKIT" bench gemm --device cuda
 says err "is for 'layer'"
 expect 2 "$MOEKIT" bench layer --graph
 says err 'goes with --device cuda'
+# where there is a GPU it runs, elsewhere it says what is missing
+"$MOEKIT" bench layer --device cuda e4,t32,d32,n32,k2 --repeat 1 >out 2>err </dev/null
+case $? in
+    0) says out 'ceilings .* TFLOP/s' ;;
+    8) says err 'device cuda: this (machine|libmoekit) ' ;;
+    *) complain "bench layer --device cuda: $(cat err)" ;;
+esac
 
 # where a step's time goes, and experts against dense models, trained beside each other
 expect 0 "$MOEKIT" bench step small.yaml --repeat 2 -q
