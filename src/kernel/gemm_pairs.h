@@ -15,8 +15,8 @@
 enum {
     PANEL = KC * NR + 64, /* of whole KC; the padding keeps panels off the same cache sets */
     SUM_LD = NB + 16,     /* likewise rows */
-    STRIP_K = 64,         /* few rows use B in strips of STRIP_K x NR numbers: 4 KiB */
-    AHEAD_BYTES = 3072,   /* how far reading runs ahead of packing, in each of two rows */
+    STRIP_K = 64, /* few rows use B in strips of STRIP_K x NR numbers: 4 KiB; of KC where it is [n, k] */
+    AHEAD_BYTES = 3072, /* how far reading runs ahead of packing, in each of two rows */
 };
 
 #include "kernel/gemm_block.h"
@@ -51,28 +51,39 @@ static inline void pack_pair(const uint16_t *even, const uint16_t *odd, int64_t 
                out);
 }
 
-/* B[k0 .. k0+kc, column .. column+width] -> a strip of a panel, kc <= STRIP_K and width <= NR; zeros up to
+/* B[k0 .. k0+kc, column .. column+width] -> a strip of a panel, kc <= KC and width <= NR; zeros up to
  * padded(kc). */
 static inline void pack_strip(const moei_rows *b, int64_t column, int64_t width, int64_t k0, int64_t kc,
                               uint16_t *out) {
-    for (int64_t k = 0; k < padded(kc); k += 2)
+    int64_t k = 0;
+    if (!b->index && width >= NR) { /* the common case, free of what the edges need */
+        const uint16_t *from = bf16_at(b, k0) + column;
+        for (; k + 2 <= kc; k += 2, from += 2 * b->ld)
+            interleave(_mm512_loadu_si512(from), _mm512_loadu_si512(from + b->ld), out + pair_at(k / 2));
+    }
+    for (; k < padded(kc); k += 2)
         pack_pair(k < kc ? bf16_at(b, k0 + k) : NULL, k + 1 < kc ? bf16_at(b, k0 + k + 1) : NULL, column,
                   width, out + pair_at(k / 2));
 }
 
-/* Sixteen columns of B stored as [n, k], `width` of which exist, and up to 32 steps: half of sixteen pair
- * rows. There a pair is one 32-bit number already. */
-static void pack_turned(const moei_rows *b, int64_t column, int64_t width, int64_t k0, int64_t kc,
-                        uint16_t *out) {
+/* Sixteen columns of B stored as [n, k], `width` of which exist, none if it is not positive, and up to 32
+ * steps: half of sixteen pair rows. There a pair is one 32-bit number already. */
+static inline void turn_pairs(const moei_rows *b, int64_t column, int64_t width, int64_t k0, int64_t kc,
+                              uint16_t *out) {
+    const uint16_t *from = bf16_at(b, column) + k0;
+    int64_t pairs = moei_min(VF_N, padded(kc) / 2);
     vf block[VF_N];
-    for (int64_t i = 0; i < VF_N; ++i) {
-        bool inside = i < width;
-        const uint16_t *from = bf16_at(b, inside ? column + i : column) + k0;
-        block[i] = _mm512_castsi512_ps(load_bf16(from, inside ? kc : 0));
+    if (width >= VF_N && kc >= 32) { /* the common case, free of what the edges need */
+        for (int64_t i = 0; i < VF_N; ++i)
+            block[i] = vf_load((const float *)(const void *)(from + i * b->ld));
+    } else {
+        for (int64_t i = 0; i < VF_N; ++i) {
+            block[i] = vf_zero();
+            if (i < width) block[i] = _mm512_castsi512_ps(load_bf16(from + i * b->ld, kc));
+        }
     }
     vf_transpose(block);
-    for (int64_t i = 0; i < moei_min(VF_N, padded(kc) / 2); ++i)
-        vf_store((float *)(void *)(out + pair_at(i)), block[i]);
+    for (int64_t i = 0; i < pairs; ++i) vf_store((float *)(void *)(out + pair_at(i)), block[i]);
 }
 
 static inline void pack_strip_trans(const moei_rows *b, int64_t column, int64_t width, int64_t k0, int64_t kc,
@@ -80,8 +91,8 @@ static inline void pack_strip_trans(const moei_rows *b, int64_t column, int64_t 
     for (int64_t k = 0; k < kc; k += 32) {
         uint16_t *to = out + pair_at(k / 2);
         int64_t first = moei_min(width, VF_N);
-        pack_turned(b, column, first, k0 + k, kc - k, to);
-        pack_turned(b, column + first, width - first, k0 + k, kc - k, to + SECOND_HALF);
+        turn_pairs(b, column, first, k0 + k, kc - k, to);
+        turn_pairs(b, column + moei_min(first, width - 1), width - first, k0 + k, kc - k, to + SECOND_HALF);
     }
 }
 
@@ -112,7 +123,8 @@ static void pack_b(const moei_rows *b, const moei_columns *cols, int64_t k0, int
     }
 }
 
-/* The same of B stored as [n, k]: sixteen of its rows at a time, the next sixteen asked for. */
+/* The same of B stored as [n, k]: sixteen of its rows at a time, the next sixteen asked for; into L2, as rows
+ * a page apart would take each other's places in L1. */
 static inline void pack_b_trans(const moei_rows *b, const moei_columns *cols, int64_t k0, int64_t kc,
                                 uint16_t *out) {
     for (int64_t j = 0; j < cols->n_runs * cols->panels * NR; j += VF_N) {
@@ -121,8 +133,8 @@ static inline void pack_b_trans(const moei_rows *b, const moei_columns *cols, in
         uint16_t *to = out + j / NR * PANEL + (j % NR ? SECOND_HALF : 0);
         for (int64_t k = 0; k < kc; k += 32) {
             for (int64_t i = VF_N; i < moei_min(2 * VF_N, left); ++i)
-                _mm_prefetch((const char *)(bf16_at(b, column + i) + k0 + k), _MM_HINT_T0);
-            pack_turned(b, column, moei_min(left, VF_N), k0 + k, kc - k, to + pair_at(k / 2));
+                _mm_prefetch((const char *)(bf16_at(b, column + i) + k0 + k), _MM_HINT_T1);
+            turn_pairs(b, column, moei_min(left, VF_N), k0 + k, kc - k, to + pair_at(k / 2));
         }
     }
 }

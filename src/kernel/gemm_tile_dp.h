@@ -65,7 +65,9 @@ static __attribute__((noinline)) void tile_pairs(int mr, const uint16_t *a, cons
     tile_any(mr, a, A_LD, 1, b, kc, sum, add);
 }
 
-static inline void tiles_begin(void) {}
+static inline void tiles_begin(int rows) {
+    (void)rows;
+}
 static inline void tiles_end(void) {}
 
 #endif

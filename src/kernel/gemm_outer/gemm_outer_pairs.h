@@ -70,7 +70,7 @@ static void outer_task(void *arg, int64_t number, void *memory) {
     const moei_rows a = {args->a, args->lda, args->a_row, true}, b = {args->b, args->ldb, args->b_row, true};
     if (first == end && args->accumulate) return;
     if (first == end) memset(scratch->sum, 0, (size_t)task.rows * SUM_LD * sizeof *scratch->sum);
-    tiles_begin();
+    tiles_begin(16);
     for (int64_t k0 = first; k0 < end; k0 += KC) {
         int64_t kc = moei_min(KC, end - k0);
         pack_b(&b, &task.cols, k0, kc, scratch->b);

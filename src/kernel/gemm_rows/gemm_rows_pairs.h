@@ -11,7 +11,7 @@ enum { MB_MIN = 96 /* rows of a task at least, where threads would have nothing 
 typedef struct moei_pairs_scratch {
     _Alignas(64) uint16_t b[NB / NR * PANEL];
     uint16_t a[A_STRIP];
-    uint16_t strip[STRIP_K * NR];
+    uint16_t strip[KC * NR];
     float sum[(MB + MR) * SUM_LD];
 } moei_pairs_scratch;
 _Static_assert(sizeof(moei_pairs_scratch) <= MOEI_THREAD_SCRATCH, "a task's blocks fit the thread's scratch");
@@ -31,8 +31,11 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
     const moe_gemm_rows_args *args = job->args;
     const moei_columns *cols = &task->cols;
     int mr = (int)(task->end - task->row);
-    for (int64_t k = 0; k < args->k; k += STRIP_K) {
-        int64_t steps = moei_min(STRIP_K, args->k - k), next = moei_min(STRIP_K, args->k - k - steps);
+    int64_t strip_k = args->b_trans ? KC : STRIP_K; /* where k runs along memory, in longer pieces */
+    moei_fetch start = fetch_b(b, args->b_trans, cols, 0, moei_min(strip_k, args->k));
+    fetch_lines(&start, INT64_MAX);
+    for (int64_t k = 0; k < args->k; k += strip_k) {
+        int64_t steps = moei_min(strip_k, args->k - k), next = moei_min(strip_k, args->k - k - steps);
         moei_fetch fetch = fetch_b(b, args->b_trans, cols, k + steps, next);
         int64_t share = fetch_share(&fetch, cols->n_runs * cols->panels, steps);
         if (k % KC == 0) pack_a(a, task->row, mr, k, moei_min(KC, args->k - k), scratch->a);
@@ -93,8 +96,9 @@ static void rows_task(void *arg, int64_t number, void *memory) {
     moei_rows_task task = find_task(job, number);
     const moei_rows a = {args->a, args->lda, args->a_row, true};
     const moei_rows b = {byte_at(true, args->b, task.group * args->b_group), args->ldb, NULL, true};
-    tiles_begin();
-    if (task.end - task.row <= STREAM_ROWS)
+    bool few = task.end - task.row <= STREAM_ROWS;
+    tiles_begin(few ? (int)(task.end - task.row) : 16);
+    if (few)
         stream_task(job, &task, &a, &b, memory);
     else
         block_task(job, &task, &a, &b, memory);

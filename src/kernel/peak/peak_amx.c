@@ -9,7 +9,7 @@
 static void peak_task(void *arg, int64_t task, void *scratch) {
     const int64_t rounds = *(const int64_t *)arg;
     (void)task;
-    tiles_begin();
+    tiles_begin(16);
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
