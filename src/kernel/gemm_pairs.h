@@ -175,11 +175,10 @@ static inline void fetch_lines(moei_fetch *f, int64_t lines) {
     }
 }
 
-/* Lines to ask for in every FETCH_K steps of a sum, so that all are there after `tiles` tiles of kc steps. */
-enum { FETCH_K = 32 };
-static inline int64_t fetch_share(const moei_fetch *f, int64_t tiles, int64_t kc) {
-    int64_t lines = (f->end - f->row) * moei_ceil_div(f->bytes, LINE);
-    return moei_ceil_div(lines, tiles * moei_ceil_div(kc, FETCH_K));
+/* Lines to ask for beside each of `tiles` tiles: spread, as in a burst they would keep the tiles from theirs.
+ */
+static inline int64_t fetch_share(const moei_fetch *f, int64_t tiles) {
+    return moei_ceil_div((f->end - f->row) * moei_ceil_div(f->bytes, LINE), tiles);
 }
 
 #endif

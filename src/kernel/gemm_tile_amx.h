@@ -8,7 +8,7 @@
 
 enum {
     TILE = 512,  /* numbers of bf16 in a tile, sixteen rows of 64 bytes */
-    K_STEP = 32, /* of a tile; FETCH_K */
+    K_STEP = 32, /* of a tile */
     MR = 32,     /* rows past the last are computed too, and not used */
     NR = 32,
     KC = 256, /* a strip of A and half a panel of B, 24 KiB, stay in an L1 of 48 KiB */
@@ -32,10 +32,9 @@ static inline int64_t pair_at(int64_t pair) {
 
 enum { SUM_BYTES = 4 * SUM_LD };
 
-/* 32 x 16 sums. Four of the eight registers, and one for all of A: where a neighbour shares the core, those
- * in use leave none to rename, and every load waits. */
-static void tile_2x1(const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add,
-                     moei_fetch *fetch, int64_t share) {
+/* 32 x 16 sums in four of the eight registers, one of them for all of A: with more in use a processor whose
+ * core runs another thread has none left to rename, and every load waits for the product before it. */
+static void tile_2x1(const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add) {
     if (add) {
         _tile_loadd(0, sum, SUM_BYTES);
         _tile_loadd(1, sum + 16 * SUM_LD, SUM_BYTES);
@@ -50,7 +49,6 @@ static void tile_2x1(const uint16_t *a, const uint16_t *b, int64_t kc, float *su
         _tile_dpbf16ps(0, 3, 2);
         _tile_loadd(3, a + TILE, LINE);
         _tile_dpbf16ps(1, 3, 2);
-        fetch_lines(fetch, share);
         for (int i = 0; i < MR * K_STEP / KC; ++i, next += SUM_BYTES) _mm_prefetch(next, _MM_HINT_T0);
     }
     _tile_stored(0, sum, SUM_BYTES);
@@ -58,8 +56,7 @@ static void tile_2x1(const uint16_t *a, const uint16_t *b, int64_t kc, float *su
 }
 
 /* 16 x 32 sums. */
-static void tile_1x2(const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add,
-                     moei_fetch *fetch, int64_t share) {
+static void tile_1x2(const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add) {
     if (add) {
         _tile_loadd(0, sum, SUM_BYTES);
         _tile_loadd(1, sum + 16, SUM_BYTES);
@@ -73,22 +70,20 @@ static void tile_1x2(const uint16_t *a, const uint16_t *b, int64_t kc, float *su
         _tile_dpbf16ps(0, 2, 3);
         _tile_loadd(3, b + TILE, LINE);
         _tile_dpbf16ps(1, 2, 3);
-        fetch_lines(fetch, share);
     }
     _tile_stored(0, sum, SUM_BYTES);
     _tile_stored(1, sum + 16, SUM_BYTES);
 }
 
-/* sum[mr, NR] (+)= A B, a strip of A and a panel; mr up to MR, kc a multiple of K_STEP. Meanwhile `share`
- * lines are fetched in every FETCH_K steps: spread, as a burst would keep the tiles from their own lines. */
-static inline void tile_pairs(int mr, const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add,
-                              moei_fetch *fetch, int64_t share) {
+/* sum[mr, NR] (+)= A B, a strip of A and a panel; mr up to MR, kc a multiple of K_STEP. */
+static inline void tile_pairs(int mr, const uint16_t *a, const uint16_t *b, int64_t kc, float *sum,
+                              bool add) {
     if (mr <= 16) {
-        tile_1x2(a, b, kc, sum, add, fetch, share);
+        tile_1x2(a, b, kc, sum, add);
         return;
     }
-    tile_2x1(a, b, kc, sum, add, fetch, share);
-    tile_2x1(a, b + TILE, kc, sum + 16, add, fetch, share);
+    tile_2x1(a, b, kc, sum, add);
+    tile_2x1(a, b + TILE, kc, sum + 16, add);
 }
 
 #endif

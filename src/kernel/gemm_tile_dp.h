@@ -58,10 +58,9 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_packed *a, const int64_t a_
 
 #include "kernel/gemm_tile_any.h"
 
-/* sum[mr, NR] (+)= A B, a strip of A and a panel; `share` lines are fetched for every FETCH_K steps. */
+/* sum[mr, NR] (+)= A B, a strip of A and a panel. */
 static __attribute__((noinline)) void tile_pairs(int mr, const uint16_t *a, const uint16_t *b, int64_t kc,
-                                                 float *sum, bool add, moei_fetch *fetch, int64_t share) {
-    fetch_lines(fetch, share * moei_ceil_div(kc, FETCH_K));
+                                                 float *sum, bool add) {
     tile_any(mr, a, A_LD, 1, b, kc, sum, add);
 }
 

@@ -78,11 +78,13 @@ static void outer_task(void *arg, int64_t number, void *memory) {
             int mr = (int)moei_min(MR, task.rows - i);
             moei_fetch fetch = {.end = 0};
             if (i + MR < task.rows) fetch = fetch_a(&a, k0, k0 + kc, task.i0 + i + MR, MR);
-            int64_t share = fetch_share(&fetch, task.cols.panels, kc);
+            int64_t share = fetch_share(&fetch, task.cols.panels);
             turn_a(&a, task.i0 + i, mr, k0, kc, scratch->a);
-            for (int64_t p = 0; p < task.cols.panels; ++p)
+            for (int64_t p = 0; p < task.cols.panels; ++p) {
+                fetch_lines(&fetch, share);
                 tile_pairs(mr, scratch->a, scratch->b + p * PANEL, padded(kc),
-                           scratch->sum + i * SUM_LD + p * NR, k0 > first, &fetch, share);
+                           scratch->sum + i * SUM_LD + p * NR, k0 > first);
+            }
         }
     }
     tiles_end();

@@ -37,17 +37,18 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
     for (int64_t k = 0; k < args->k; k += strip_k) {
         int64_t steps = moei_min(strip_k, args->k - k), next = moei_min(strip_k, args->k - k - steps);
         moei_fetch fetch = fetch_b(b, args->b_trans, cols, k + steps, next);
-        int64_t share = fetch_share(&fetch, cols->n_runs * cols->panels, steps);
+        int64_t share = fetch_share(&fetch, cols->n_runs * cols->panels);
         if (k % KC == 0) pack_a(a, task->row, mr, k, moei_min(KC, args->k - k), scratch->a);
         for (int64_t p = 0; p < cols->n_runs * cols->panels; ++p) {
             int64_t j = p % cols->panels * NR, column = cols->first[p / cols->panels] + j;
             int64_t width = moei_min(NR, cols->width - j);
+            fetch_lines(&fetch, share);
             if (args->b_trans)
                 pack_strip_trans(b, column, width, k, steps, scratch->strip);
             else
                 pack_strip(b, column, width, k, steps, scratch->strip);
             tile_pairs(mr, scratch->a + a_at(0, k % KC), scratch->strip, padded(steps), scratch->sum + p * NR,
-                       k > 0, &fetch, share);
+                       k > 0);
         }
     }
     epilogue(job, task, task->row, mr, scratch->sum);
@@ -79,12 +80,13 @@ static void block_task(const moei_rows_job *job, const moei_rows_task *task, con
             int mr = (int)moei_min(MR, task->end - row);
             float *sum = args->k <= KC ? scratch->sum : scratch->sum + (row - task->row) * SUM_LD;
             moei_fetch fetch = next_rows(task, a, row, k0, args->k);
-            int64_t share = fetch_share(&fetch, panels, kc);
+            int64_t share = fetch_share(&fetch, panels);
             if (last) fetch_epilogue(job, task, row, mr);
             pack_a(a, row, mr, k0, kc, scratch->a);
-            for (int64_t p = 0; p < panels; ++p)
-                tile_pairs(mr, scratch->a, scratch->b + p * PANEL, padded(kc), sum + p * NR, k0 > 0, &fetch,
-                           share);
+            for (int64_t p = 0; p < panels; ++p) {
+                fetch_lines(&fetch, share);
+                tile_pairs(mr, scratch->a, scratch->b + p * PANEL, padded(kc), sum + p * NR, k0 > 0);
+            }
             if (last) epilogue(job, task, row, mr, sum);
         }
     }
