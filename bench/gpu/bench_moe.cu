@@ -259,7 +259,6 @@ struct PublicLayer {
         desc.num_experts = l.c.experts, desc.top_k = l.c.top_k, desc.expert_hidden_size = (int32_t)l.c.n;
         moe_error error = {};
         if (moe_ctx_create(&ctx_desc, &ctx, &error) != MOE_OK) printf("%s\n", error.text), exit(1);
-        ok(moe_cuda_set_stream(ctx, cudaStreamLegacy)); /* that of the timer */
         ok(moe_layer_create(ctx, &desc, &layer));
         ok(moe_layer_reserve(layer, l.c.tokens, MOE_TRAIN));
     }
@@ -274,12 +273,21 @@ struct PublicLayer {
     void ok(moe_status status) const {
         if (status != MOE_OK) printf("%s\n", moe_ctx_error(ctx)), exit(1);
     }
-    void forward(moe_mode mode) {
+    void forward() {
         moe_call call = {};
-        call.size = sizeof call, call.mode = mode;
+        call.size = sizeof call, call.mode = MOE_TRAIN;
         ok(moe_layer_forward(layer, x, y, &call, NULL));
     }
     void backward() { ok(moe_layer_backward(layer, x, dy, dx)); }
+    /* On the context's stream, once the default stream has done what it has. */
+    double timed(Timer &timer, void (PublicLayer::*step)()) {
+        const cudaStream_t stream = (cudaStream_t)moe_cuda_stream(ctx);
+        timer.start();
+        CUDA_OK(cudaStreamWaitEvent(stream, timer.begin, 0));
+        timer.start(stream);
+        (this->*step)();
+        return timer.stop_ms(stream);
+    }
 };
 
 struct Summary {
@@ -317,11 +325,9 @@ static Summary time_layer(Layer &layer, PublicLayer &whole, Buffer<bf16> &big, i
         now[4] = timed(
             timer, [](void *l) { ((Layer *)l)->backward(); }, &layer);
         big_product(&big);
-        now[5] = timed(
-            timer, [](void *l) { ((PublicLayer *)l)->forward(MOE_TRAIN); }, &whole);
+        now[5] = whole.timed(timer, &PublicLayer::forward);
         big_product(&big);
-        now[6] = timed(
-            timer, [](void *l) { ((PublicLayer *)l)->backward(); }, &whole);
+        now[6] = whole.timed(timer, &PublicLayer::backward);
         for (int k = layer.routed ? ROUTE : UP; k < N_KERNELS; ++k) {
             layer.y.random(6, 1);
             timer.start();

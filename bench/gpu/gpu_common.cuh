@@ -91,10 +91,10 @@ struct Timer {
         CUDA_OK(cudaEventCreate(&begin));
         CUDA_OK(cudaEventCreate(&end));
     }
-    void start() { CUDA_OK(cudaEventRecord(begin)); }
-    double stop_ms() {
+    void start(cudaStream_t stream = 0) { CUDA_OK(cudaEventRecord(begin, stream)); }
+    double stop_ms(cudaStream_t stream = 0) {
         float ms;
-        CUDA_OK(cudaEventRecord(end));
+        CUDA_OK(cudaEventRecord(end, stream));
         CUDA_OK(cudaEventSynchronize(end));
         CUDA_OK(cudaEventElapsedTime(&ms, begin, end));
         return ms;

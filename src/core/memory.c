@@ -55,6 +55,10 @@ moe_status moei_memory_copy(moe_ctx *ctx, void *to, const void *from, size_t byt
     return bytes > 0 ? ctx->device->copy(ctx, to, from, bytes) : MOE_OK;
 }
 
+void moei_beside_step(moe_ctx *ctx, moei_beside step) {
+    if (ctx->device->beside) ctx->device->beside(ctx, step);
+}
+
 void *moei_memory_open(moe_ctx *ctx, void *ptr, size_t bytes) {
     return ctx->device == &moei_device_cpu ? ptr : moe_ctx_alloc(ctx, bytes);
 }

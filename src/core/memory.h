@@ -7,6 +7,14 @@
 
 #include <moekit/moe.h>
 
+/* Steps of a queue beside the first, for work that only moves bytes while products compute. */
+typedef enum moei_beside {
+    MOEI_BESIDE_OFFER, /* what is to run there comes later; who makes its inputs may mark */
+    MOEI_BESIDE_MARK,  /* all it needs is queued: products from here on leave it room. Not offered: nothing */
+    MOEI_BESIDE_ENTER, /* calls from here on queue there, after the mark, or after all where nobody marked */
+    MOEI_BESIDE_END    /* back to the first queue, which waits for what was queued there */
+} moei_beside;
+
 /* One row a device. `open` prepares ctx->device_state from ctx->desc and tells failures by moe_ctx_fail. */
 typedef struct moei_device {
     const char *name;
@@ -18,6 +26,7 @@ typedef struct moei_device {
     /* Either side may be the host's; queued, but what the host holds is read, or written, on return. */
     moe_status (*copy)(moe_ctx *ctx, void *to, const void *from, size_t bytes);
     moe_status (*clear)(moe_ctx *ctx, void *ptr, size_t bytes); /* to zeros; queued */
+    void (*beside)(moe_ctx *ctx, moei_beside step);             /* NULL: there is no other queue */
     moe_status (*wait)(moe_ctx *ctx);  /* until all that was queued is done; what the device reported */
     moe_status (*check)(moe_ctx *ctx); /* the same of what is known already, without waiting */
 } moei_device;
@@ -34,6 +43,8 @@ void *moei_memory_alloc(moe_ctx *ctx, size_t bytes);
 void moei_memory_free(moe_ctx *ctx, void *ptr, size_t bytes);
 moe_status moei_memory_clear(moe_ctx *ctx, void *ptr, size_t bytes);
 moe_status moei_memory_copy(moe_ctx *ctx, void *to, const void *from, size_t bytes);
+
+void moei_beside_step(moe_ctx *ctx, moei_beside step);
 
 /* A block of device memory for the host to fill: the block itself on the CPU, else a copy beside it. NULL
  * when there is no room. Every opened view is closed; that puts its bytes in place. */

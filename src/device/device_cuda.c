@@ -9,8 +9,14 @@
 
 #include <cuda_runtime_api.h>
 
+enum { SPARE = 8 }; /* multiprocessors for what runs beside a product: measured in docs/kernels-cuda.md */
+
 typedef struct cuda_state {
-    cudaStream_t own; /* made by us; ctx->team.stream may be the caller's */
+    cudaStream_t own;   /* made by us; ctx->team.stream may be the caller's */
+    cudaStream_t side;  /* of lower priority */
+    cudaStream_t first; /* ctx->team.stream while calls queue on `side` */
+    cudaEvent_t mark, done;
+    bool offered, marked, entered;
     int index, capability;
 } cuda_state;
 
@@ -53,9 +59,24 @@ static void cuda_close(moe_ctx *ctx) {
     cuda_state *state = ctx->device_state;
     if (!state) return;
     if (state->own) cudaStreamDestroy(state->own);
+    if (state->side) cudaStreamDestroy(state->side);
+    if (state->mark) cudaEventDestroy(state->mark);
+    if (state->done) cudaEventDestroy(state->done);
     if (ctx->fault) cudaFreeHost(ctx->fault);
     moe_ctx_free(ctx, state, sizeof *state);
     ctx->device_state = NULL;
+}
+
+static moe_status make_streams(moe_ctx *ctx, cuda_state *state) {
+    int least = 0, greatest = 0;
+    MOEI_TRY(
+        told(ctx, cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange"));
+    MOEI_TRY(told(ctx, cudaStreamCreateWithPriority(&state->own, cudaStreamNonBlocking, greatest),
+                  "cudaStreamCreate"));
+    MOEI_TRY(told(ctx, cudaStreamCreateWithPriority(&state->side, cudaStreamNonBlocking, least),
+                  "cudaStreamCreate"));
+    MOEI_TRY(told(ctx, cudaEventCreateWithFlags(&state->mark, cudaEventDisableTiming), "cudaEventCreate"));
+    return told(ctx, cudaEventCreateWithFlags(&state->done, cudaEventDisableTiming), "cudaEventCreate");
 }
 
 static moe_status cuda_open(moe_ctx *ctx) {
@@ -64,7 +85,7 @@ static moe_status cuda_open(moe_ctx *ctx) {
     *state = (cuda_state){0};
     ctx->device_state = state;
     MOEI_TRY(choose(ctx, state));
-    MOEI_TRY(told(ctx, cudaStreamCreateWithFlags(&state->own, cudaStreamNonBlocking), "cudaStreamCreate"));
+    MOEI_TRY(make_streams(ctx, state));
     MOEI_TRY(told(ctx, cudaHostAlloc((void **)&ctx->fault, sizeof *ctx->fault, cudaHostAllocMapped),
                   "cudaHostAlloc"));
     *ctx->fault = (moei_fault){0};
@@ -100,6 +121,32 @@ static moe_status cuda_clear(moe_ctx *ctx, void *ptr, size_t bytes) {
     return told(ctx, cudaMemsetAsync(ptr, 0, bytes, ctx->team.stream), "clear");
 }
 
+/* A step that fails is told by cuda_check. */
+static void cuda_beside(moe_ctx *ctx, moei_beside step) {
+    cuda_state *state = ctx->device_state;
+    if (step == MOEI_BESIDE_OFFER) state->offered = true;
+    if (step == MOEI_BESIDE_MARK && state->offered) {
+        cudaEventRecord(state->mark, ctx->team.stream);
+        state->marked = true;
+        ctx->team.spare = SPARE;
+    }
+    if (step == MOEI_BESIDE_ENTER) {
+        if (!state->marked) cudaEventRecord(state->mark, ctx->team.stream);
+        cudaStreamWaitEvent(state->side, state->mark, 0);
+        state->first = ctx->team.stream;
+        state->entered = true;
+        ctx->team.stream = state->side;
+    }
+    if (step != MOEI_BESIDE_END) return;
+    if (state->entered) {
+        cudaEventRecord(state->done, state->side);
+        ctx->team.stream = state->first;
+        cudaStreamWaitEvent(state->first, state->done, 0);
+    }
+    state->offered = state->marked = state->entered = false;
+    ctx->team.spare = 0;
+}
+
 /* What a kernel reported is told once. */
 static moe_status cuda_check(moe_ctx *ctx) {
     MOEI_TRY(told(ctx, cudaGetLastError(), "a kernel failed"));
@@ -132,6 +179,7 @@ const moei_device moei_device_cuda = {.name = "cuda",
                                       .free = cuda_free,
                                       .copy = cuda_copy,
                                       .clear = cuda_clear,
+                                      .beside = cuda_beside,
                                       .wait = cuda_wait,
                                       .check = cuda_check};
 

@@ -3,6 +3,7 @@
  * Source: Shazeer 2020 (GLU variants); SonicMoE (Guo et al. 2025) for dweight = <dA', A>.
  */
 #include "core/arena.h"
+#include "core/memory.h"
 #include "core/real.h"
 #include "experts/experts.h"
 #include "experts/ffn.h"
@@ -219,36 +220,25 @@ static moe_status up_bias_gradient(const moei_ffn *f, const moe_expert_io *io, c
                                                  .accumulate = true});
 }
 
-/* db2 += sum weight*dy, and what the down bias adds to dweight. */
+/* db2 += sum weight*dy */
 static moe_status down_bias_gradient(const moei_ffn *f, const moe_expert_io *io) {
     const moe_expert_desc *d = &f->desc;
-    MOEI_TRY(moe_colsum(f->ctx, &(moe_colsum_args){.dtype = d->dtype,
-                                                   .n_groups = io->n_experts,
-                                                   .offset = io->offset,
-                                                   .n_rows = io->n_rows,
-                                                   .n = d->d_out,
-                                                   .a = io->dout.data,
-                                                   .lda = io->dout.stride,
-                                                   .a_row = io->row_token,
-                                                   .row_weight = io->row_weight,
-                                                   .out = f->grad[MOEI_FFN_DOWN_BIAS],
-                                                   .accumulate = true}));
-    if (io->drow_weight) bias_weight_gradient(f, io);
-    return MOE_OK;
+    return moe_colsum(f->ctx, &(moe_colsum_args){.dtype = d->dtype,
+                                                 .n_groups = io->n_experts,
+                                                 .offset = io->offset,
+                                                 .n_rows = io->n_rows,
+                                                 .n = d->d_out,
+                                                 .a = io->dout.data,
+                                                 .lda = io->dout.stride,
+                                                 .a_row = io->row_token,
+                                                 .row_weight = io->row_weight,
+                                                 .out = f->grad[MOEI_FFN_DOWN_BIAS],
+                                                 .accumulate = true});
 }
 
-static moe_status ffn_backward(void *self, const moe_expert_io *io) {
-    const moei_ffn *f = self;
+/* dX = dZ W1^T, row by row */
+static moe_status input_gradient(const moei_ffn *f, const moe_expert_io *io, const void *z) {
     const moe_expert_desc *d = &f->desc;
-    moei_arena arena = {io->scratch, 0};
-    const ffn_scratch s = carve(f, &arena, io->n_rows, MOE_TRAIN);
-    void *z = d->recompute ? s.z : io->saved;
-    if (d->recompute) MOEI_TRY(up_product(f, io, z, false, NULL));
-    MOEI_TRY(hidden_gradient(f, io, z, s));
-    MOEI_TRY(weight_gradients(f, io, z, s));
-    if (f->value[MOEI_FFN_UP_BIAS]) MOEI_TRY(up_bias_gradient(f, io, z));
-    if (f->value[MOEI_FFN_DOWN_BIAS]) MOEI_TRY(down_bias_gradient(f, io));
-    if (!io->din.data) return MOE_OK;
     return moe_gemm_rows(f->ctx, &(moe_gemm_rows_args){.dtype = d->dtype,
                                                        .n_groups = io->n_experts,
                                                        .offset = io->offset,
@@ -263,6 +253,22 @@ static moe_status ffn_backward(void *self, const moe_expert_io *io) {
                                                        .b_trans = true,
                                                        .c = io->din.data,
                                                        .ldc = io->din.stride});
+}
+
+/* What the layer waits for comes first, the gradients of the parameters last. */
+static moe_status ffn_backward(void *self, const moe_expert_io *io) {
+    const moei_ffn *f = self;
+    moei_arena arena = {io->scratch, 0};
+    const ffn_scratch s = carve(f, &arena, io->n_rows, MOE_TRAIN);
+    void *z = f->desc.recompute ? s.z : io->saved;
+    if (f->desc.recompute) MOEI_TRY(up_product(f, io, z, false, NULL));
+    MOEI_TRY(hidden_gradient(f, io, z, s));
+    if (f->value[MOEI_FFN_DOWN_BIAS] && io->drow_weight) bias_weight_gradient(f, io);
+    if (io->din.data) MOEI_TRY(input_gradient(f, io, z));
+    moei_beside_step(f->ctx, MOEI_BESIDE_MARK);
+    MOEI_TRY(weight_gradients(f, io, z, s));
+    if (f->value[MOEI_FFN_UP_BIAS]) MOEI_TRY(up_bias_gradient(f, io, z));
+    return f->value[MOEI_FFN_DOWN_BIAS] ? down_bias_gradient(f, io) : MOE_OK;
 }
 
 const moe_expert_ops moei_expert_ffn = {.size = sizeof(moe_expert_ops),

@@ -7,6 +7,7 @@
 
 #include "combine/combine.h"
 #include "core/real.h"
+#include "experts/experts.h"
 #include "layer/layer_desc.h"
 
 bool moei_layer_weighs_input(const moe_layer *layer) {
@@ -178,6 +179,16 @@ static void gather_gradient(moe_layer *layer, const moei_scratch *s, moe_mat dou
                               matrix(layer, layer->saved.out_rows, plan->n_rows, dout.cols), s->drow_weight);
 }
 
+/* Beside the products of the parameters' gradients, where the device has room for both. */
+static void sum_row_gradients(const moe_layer *layer, moe_mat drows, moe_mat din, bool accumulate) {
+    const moei_plan *plan = &layer->plan;
+    moei_beside_step(layer->ctx, MOEI_BESIDE_ENTER);
+    if (moei_layer_weighs_input(layer))
+        moei_combine(layer->ctx, plan, moei_plan_slot_weight(plan, &layer->routing), drows, din, accumulate);
+    else
+        moei_combine_backward(layer->ctx, plan, drows, din, accumulate);
+}
+
 /* din[T, d_in] (+)= the rows' gradients; data NULL: only the weights' gradient is wanted. */
 static moe_status rows_backward(moe_layer *layer, const moei_scratch *s, moe_mat dout, moe_mat din,
                                 bool accumulate) {
@@ -189,16 +200,14 @@ static moe_status rows_backward(moe_layer *layer, const moei_scratch *s, moe_mat
     io.din = drows;
     io.drow_weight = s->drow_weight;
     if (moei_layer_gathers(layer)) gather_gradient(layer, s, dout, &io);
-    MOEI_TRY(run_experts(layer, false, &io));
-    if (at_input)
+    /* Of several kinds the last to mark need not be the last to write rows. */
+    if (layer->experts.ops != &moei_expert_mixed) moei_beside_step(layer->ctx, MOEI_BESIDE_OFFER);
+    const moe_status status = run_experts(layer, false, &io);
+    if (status == MOE_OK && at_input)
         moei_rows_weight_gradient(layer->ctx, &layer->plan, expert_input(layer), drows, s->drow_weight);
-    if (!din.data) return MOE_OK;
-    if (at_input)
-        moei_combine(layer->ctx, &layer->plan, moei_plan_slot_weight(&layer->plan, &layer->routing), drows,
-                     din, accumulate);
-    else
-        moei_combine_backward(layer->ctx, &layer->plan, drows, din, accumulate);
-    return MOE_OK;
+    if (status == MOE_OK && din.data) sum_row_gradients(layer, drows, din, accumulate);
+    moei_beside_step(layer->ctx, MOEI_BESIDE_END);
+    return status;
 }
 
 static moe_status routed_backward(moe_layer *layer, const moei_scratch *s, moe_mat dy, moe_mat dx) {

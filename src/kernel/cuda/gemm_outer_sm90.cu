@@ -207,5 +207,6 @@ int moei_cuda_gemm_outer(const moe_gemm_outer_args *args, int32_t free_sms, moei
 }
 
 extern "C" void moei_gemm_outer__sm90(const moei_team *team, const moe_gemm_outer_args *args) {
-    if (moei_cuda_gemm_outer(args, 0, stream_of(team)) != cudaSuccess) moei_gemm_outer__cuda(team, args);
+    if (moei_cuda_gemm_outer(args, team->spare, stream_of(team)) != cudaSuccess)
+        moei_gemm_outer__cuda(team, args);
 }

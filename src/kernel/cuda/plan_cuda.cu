@@ -124,9 +124,10 @@ static __global__ void padding_kernel(const moei_plan_args p) {
     }
 }
 
+/* Where padded all rows, for the index comes after it; else those past the last expert's. */
 static __global__ void clear_rows_kernel(const moei_plan_args p) {
     const int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (r >= p.n_rows) return;
+    if (r >= p.n_rows || (!p.pad && r < p.offset[p.n_experts])) return;
     p.row_slot[r] = -1;
     p.row_token[r] = 0;
     p.row_weight[r] = 0.f;

@@ -310,6 +310,45 @@ static __global__ void __launch_bounds__(THREADS) router_grad_kernel(const moei_
     }
 }
 
+/* The same for plain softmax, up to 32 choices: lane k has the k-th. What all experts get is stored first,
+ * then the chosen ones' again with their own. */
+static __global__ void __launch_bounds__(THREADS) softmax_grad_kernel(const moei_router_args p) {
+    const int64_t t = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
+    const int lane = (int)threadIdx.x & 31;
+    if (t >= p.n_tokens) return;
+    float *dl = p.dlogits + t * p.n_experts;
+    const float *prob = p.prob + t * p.n_experts, lse = p.lse[t];
+    const int64_t slot = t * p.top_k + lane;
+    const bool left_out = (p.mask && !p.mask[t]) || isnan(lse);
+    const int own = lane < p.top_k && !left_out ? p.expert[slot] : -1;
+    const float v = own >= 0 ? (float)p.scale * weight_gradient(p, slot) : 0.f;
+    const float score = own >= 0 ? prob[own] : 0.f;
+    float chosen = 0.f; /* of the logit where over_chosen, else of the score */
+    if (over_chosen(p)) {
+        const float share = own >= 0 ? p.weight[slot] / (float)p.scale : 0.f;
+        chosen = share * (v - warp_sum(share * v));
+    } else if (p.norm_topk_prob) {
+        const float sum = warp_sum(score) + (float)p.norm_eps, mean = warp_sum(score * v);
+        chosen = own >= 0 ? v / sum - mean / (sum * sum) : 0.f;
+    } else {
+        chosen = v;
+    }
+    float mean = over_chosen(p) ? 0.f : score * chosen;
+    for (int e = lane; e < p.n_experts && p.aux_grad; e += 32)
+        mean = fmaf((float)p.aux_grad[e], prob[e], mean);
+    const float all = (p.z_grad ? (float)*p.z_grad * lse : 0.f) - warp_sum(mean);
+    for (int e = lane; e < p.n_experts; e += 32)
+        dl[e] = left_out ? 0.f : prob[e] * (all + (p.aux_grad ? (float)p.aux_grad[e] : 0.f));
+    __syncwarp();
+    if (own < 0) return;
+    const float aux = p.aux_grad ? (float)p.aux_grad[own] : 0.f;
+    dl[own] = over_chosen(p) ? fmaf(score, all + aux, chosen) : score * (all + aux + chosen);
+}
+
+static bool is_plain_softmax(const moei_router_args *a) {
+    return a->score == MOEI_ROUTER_SOFTMAX && a->top_k <= 32 && !a->replay_weight && !a->bias_in_weights;
+}
+
 /* count of expert e times E / (selections * tokens), and 2 z / tokens; 0 without tokens. */
 static __global__ void balance_kernel(const moei_balance_args p) {
     __shared__ int64_t total;
@@ -334,8 +373,9 @@ extern "C" void moei_router__cuda(const moei_team *team, const moei_router_args 
 }
 
 extern "C" void moei_router_grad__cuda(const moei_team *team, const moei_router_args *args) {
-    if (args->n_tokens > 0)
-        router_grad_kernel<<<(unsigned)ceil_div(args->n_tokens, WARPS), THREADS, 0, stream_of(team)>>>(*args);
+    if (args->n_tokens == 0) return;
+    auto *kernel = is_plain_softmax(args) ? softmax_grad_kernel : router_grad_kernel;
+    kernel<<<(unsigned)ceil_div(args->n_tokens, WARPS), THREADS, 0, stream_of(team)>>>(*args);
 }
 
 extern "C" void moei_balance_grad__cuda(const moei_team *team, const moei_balance_args *args) {
