@@ -306,7 +306,7 @@ static __global__ void sum_parts_kernel(const float *part, Offsets offset, int n
 static bool fits(const moe_gemm_rows_args *a) {
     const bool dense =
         a->ldb == (a->b_trans ? a->k : a->n) && (a->n_groups == 1 || a->b_group == a->n * a->k);
-    return a->dtype == MOE_BF16 && !a->bias && dense && a->n_groups >= 1 &&
+    return a->dtype == MOE_BF16 && !a->bias && !a->b_packed && dense && a->n_groups >= 1 &&
            a->n_groups <= MOEI_CUDA_GROUPS_MAX && a->n_rows > 0 && a->n_rows < RAGGED_ROWS / 2 && a->k > 0 &&
            a->n > 0 && a->n % 8 == 0 && a->k % 8 == 0 && a->lda % 8 == 0 && aligned16(a->a) &&
            aligned16(a->b);
