@@ -43,8 +43,8 @@ struct Layer {
     explicit Layer(const Shape &shape)
         : s(shape), x(STEPS * MAX_BATCH * s.d), gate(s.experts * s.d), w1(s.experts * s.d * 2 * s.n),
           w2(s.experts * s.n * s.d), h(MAX_BATCH * s.top_k * s.n), y_rows(MAX_BATCH * s.top_k * s.d),
-          y(MAX_BATCH * s.d), h_few(MOEI_CUDA_DECODE_CHOICES * s.n), lse(MAX_BATCH),
-          weight(MAX_BATCH * s.top_k), row_weight(MAX_BATCH * s.top_k), expert(STEPS * MAX_BATCH * s.top_k),
+          y(MAX_BATCH * s.d), h_few(MOEI_FEW_ROWS * s.n), lse(MAX_BATCH), weight(MAX_BATCH * s.top_k),
+          row_weight(MAX_BATCH * s.top_k), expert(STEPS * MAX_BATCH * s.top_k),
           row_token(MAX_BATCH * s.top_k), row_slot(MAX_BATCH * s.top_k), row_of(MAX_BATCH * s.top_k),
           offset(s.experts + 1), count(2 * s.experts + 2),
           tile_count((int64_t)moei_plan_scratch_bytes(MAX_BATCH, MAX_BATCH * s.top_k, s.experts)), fault(1) {
@@ -78,9 +78,11 @@ struct Layer {
         int *chosen = expert.data + i * MAX_BATCH * s.top_k;
         const moei_router_args route = route_args(tokens, chosen, batch);
         if (few) {
-            const moei_cuda_decode_args decode = {batch,       s.d,        s.n,     s.experts,      s.top_k,
-                                                  tokens,      w1.data,    w2.data, MOE_ACT_SWIGLU, chosen,
-                                                  weight.data, h_few.data, y.data};
+            moei_few_args decode = {};
+            decode.dtype = MOE_BF16, decode.n_tokens = batch, decode.d = decode.ldx = decode.ldy = s.d;
+            decode.n = s.n, decode.n_experts = s.experts, decode.top_k = s.top_k, decode.x = tokens;
+            decode.w1 = w1.data, decode.w2 = w2.data, decode.act = MOE_ACT_SWIGLU, decode.expert = chosen;
+            decode.weight = weight.data, decode.h = h_few.data, decode.y = y.data;
             CUDA_OK(moei_cuda_route_few(&route, stream));
             CUDA_OK(moei_cuda_decode(&decode, stream));
             return;

@@ -433,8 +433,14 @@ static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int6
     }
     x.random(seed, 1), w1.random(seed + 1, 1 / sqrtf((float)d)), w2.random(seed + 2, 1 / sqrtf((float)n));
     weight.random(seed + 3, 1), expert.put(chosen);
-    moei_cuda_decode_args args = {tokens,  d,   n,           experts,     top_k,  x.data, w1.data,
-                                  w2.data, act, expert.data, weight.data, h.data, y.data};
+    moei_few_args args = {};
+    args.dtype = MOE_BF16, args.n_tokens = tokens, args.d = args.ldx = args.ldy = d, args.n = n;
+    args.n_experts = experts, args.top_k = top_k, args.x = x.data, args.w1 = w1.data, args.w2 = w2.data;
+    args.act = act, args.expert = expert.data, args.weight = weight.data, args.h = h.data, args.y = y.data;
+    y.random(seed + 4, 1);
+    const std::vector<bf16> was = y.get();
+    args.accumulate = tokens % 2;
+    CUDA_OK(cudaMemcpy(again.data, y.data, (size_t)(tokens * d) * sizeof(bf16), cudaMemcpyDeviceToDevice));
     CUDA_OK(moei_cuda_decode(&args, 0));
     args.y = again.data;
     CUDA_OK(moei_cuda_decode(&args, 0));
@@ -442,6 +448,7 @@ static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int6
     const std::vector<bf16> xv = x.get(), v1 = w1.get(), v2 = w2.get(), got = y.get(), twice = again.get();
     const std::vector<float> w = weight.get();
     std::vector<double> want((size_t)(tokens * d));
+    for (size_t i = 0; i < want.size() && args.accumulate; ++i) want[i] = (double)(float)was[i];
     for (int64_t i = 0; i < choices; ++i) {
         const int64_t t = i / top_k, e = chosen[(size_t)i];
         if (e < 0) continue;

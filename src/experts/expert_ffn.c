@@ -18,17 +18,21 @@ static size_t ffn_saved_bytes(const void *self, int64_t max_rows) {
     return f->desc.recompute ? 0 : rows_bytes(f, max_rows, f->d_z);
 }
 
-/* Forward needs A; backward weight*A and the partial sums of dweight; Z where nobody saves it. */
+/* Forward needs A, which few tokens have in f32; backward weight*A and the partial sums of dweight; Z where
+ * nobody saves it. */
 typedef struct ffn_scratch {
     void *a, *dweight_part, *z;
 } ffn_scratch;
 
 static ffn_scratch carve(const moei_ffn *f, moei_arena *arena, int64_t rows, moe_mode mode) {
     const bool train = mode == MOE_TRAIN, fused = f->fused != MOE_ACT_NONE;
-    ffn_scratch s = {.a = moei_arena_take(arena, rows_bytes(f, rows, f->desc.d_hidden))};
+    const size_t wide = moe_dtype_bytes(moei_wide(f->desc.dtype));
+    const int64_t few = rows < MOEI_FEW_ROWS ? rows : MOEI_FEW_ROWS;
+    const size_t a = rows_bytes(f, rows, f->desc.d_hidden),
+                 few_a = (size_t)few * (size_t)f->desc.d_hidden * wide;
+    ffn_scratch s = {.a = moei_arena_take(arena, !train && few_a > a ? few_a : a)};
     if (train && fused)
-        s.dweight_part = moei_arena_array(arena, rows, moe_dweight_parts(f->desc.d_hidden),
-                                          moe_dtype_bytes(moei_wide(f->desc.dtype)));
+        s.dweight_part = moei_arena_array(arena, rows, moe_dweight_parts(f->desc.d_hidden), wide);
     if (train ? f->desc.recompute : !fused) s.z = moei_arena_take(arena, rows_bytes(f, rows, f->d_z));
     return s;
 }
@@ -113,6 +117,23 @@ static moe_status ffn_forward(void *self, const moe_expert_io *io) {
         f->ctx->kernels[pass.dtype]->act_pass(&f->ctx->team, &pass);
     }
     return down_product(f, io, s.a);
+}
+
+bool moei_ffn_few(const void *self, const moei_few_args *given) {
+    const moei_ffn *f = self;
+    const moe_expert_desc *d = &f->desc;
+    moei_few_fn *few = f->ctx->kernels[d->dtype]->few;
+    moei_arena arena = {(char *)given->h, 0};
+    moei_few_args args = *given;
+    if (!few || f->fused == MOE_ACT_NONE || d->d_in != d->d_out || f->value[MOEI_FFN_UP_BIAS] ||
+        f->packed[MOEI_FFN_UP] || f->packed[MOEI_FFN_DOWN])
+        return false;
+    args.n = d->d_hidden;
+    args.w1 = f->value[MOEI_FFN_UP];
+    args.w2 = f->value[MOEI_FFN_DOWN];
+    args.act = f->fused;
+    args.h = carve(f, &arena, args.n_tokens * args.top_k, MOE_INFER).a;
+    return few(&f->ctx->team, &args);
 }
 
 /* dA' = gather(dy) W2^T; from it dZ (over Z), weight*A and dweight = <dA', A>. */

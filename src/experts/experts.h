@@ -3,6 +3,7 @@
 #define MOEI_EXPERTS_H
 
 #include "core/ctx.h"
+#include "kernel/stage.h"
 
 #include <moekit/quant.h>
 
@@ -27,6 +28,10 @@ bool moei_kind_next(const char **list, moei_kind *kind);
 enum { MOEI_FFN_MATRICES = 2 }; /* up and down, which are its first parameters */
 moe_status moei_ffn_pack(const void *self, const moe_quant_desc *desc, moe_packed *made[MOEI_FFN_MATRICES]);
 void moei_ffn_use_packed(void *self, moe_packed *const packed[MOEI_FFN_MATRICES], bool drop);
+
+/* Of moei_expert_ffn: `few` of kernel.h, for the tokens, the routing and the y of `args`; h is the kind's
+ * scratch of a call. False: not with these weights or on this device, and nothing was done. */
+bool moei_ffn_few(const void *self, const moei_few_args *args);
 
 /* Of moei_expert_mixed: the first of its kinds that has no backward; NULL: all have. */
 const char *moei_expert_mixed_forward_only(const void *self);

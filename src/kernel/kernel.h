@@ -82,6 +82,7 @@ typedef void moei_router_fn(const moei_team *team, const moei_router_args *args)
 /* The same from x and the gate, logits included. False: not for these arguments, and nothing was done. */
 typedef bool moei_route_fn(const moei_team *team, const moei_router_args *args);
 typedef bool moei_gate_grad_fn(const moei_team *team, const moei_gate_grad_args *args); /* likewise */
+typedef bool moei_few_fn(const moei_team *team, const moei_few_args *args);             /* likewise */
 typedef void moei_plan_fn(const moei_team *team, const moei_plan_args *args);
 typedef void moei_balance_fn(const moei_team *team, const moei_balance_args *args);
 
@@ -107,9 +108,11 @@ typedef struct moei_kernels {
     moei_copy_rows_fn *copy_rows;
     moei_convert_fn *convert;
     moei_act_pass_fn *act_pass, *act_pass_grad;
-    /* On devices only: NULL on the CPU, where the stages do it. These two may be NULL on devices too. */
+    /* On devices only: NULL on the CPU, where the stages do it. The first three may be NULL on devices too.
+     */
     moei_route_fn *route;
     moei_gate_grad_fn *gate_grad;
+    moei_few_fn *few;
     moei_router_fn *router, *router_grad;
     moei_plan_fn *plan, *plan_index;
     moei_balance_fn *balance_grad;

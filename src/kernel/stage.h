@@ -191,6 +191,28 @@ static inline moei_gate_grad_scratch moei_gate_grad_carve(int64_t n_tokens, int6
                                     .bytes = (size_t)(offset + 8 * (chunks + 1))};
 }
 
+/* The experts of few tokens in inference, without a plan: y[t] (+)= sum_k weight[t,k] f_expert[t,k](x[t]) of
+ * two-layer experts without biases; expert negative: nothing. */
+enum {
+    MOEI_FEW_TOKENS = 4, /* so many; of more the general products are the faster ones */
+    MOEI_FEW_ROWS = 128  /* n_tokens * top_k at most */
+};
+typedef struct moei_few_args {
+    moe_dtype dtype;
+    int64_t n_tokens, d, n;
+    int32_t n_experts, top_k;
+    const void *x;  /* [T, d] */
+    const void *w1; /* [E, d, n], gated [E, d, 2n], gate first */
+    const void *w2; /* [E, n, d] */
+    int64_t ldx, ldy;
+    moe_act act;
+    const int32_t *expert; /* [T, K] */
+    const float *weight;   /* [T, K] */
+    float *h;              /* scratch [T * K, n] */
+    void *y;               /* [T, d] */
+    bool accumulate;
+} moei_few_args;
+
 /* Where each routed row stands: dispatch/plan.c on a device. Rows past offset[E] are padding.
  *   plan        fills all that is not const
  *   plan_index  row_token, row_slot and row_weight again, from offset and row_of */

@@ -136,6 +136,8 @@ struct moe_layer {
     moe_draws draws;  /* of the last forward, where it brought some */
     bool has_routing; /* the last forward succeeded */
     bool can_backward;
+    bool plan_due; /* the device has not planned the last forward, which did without; who asks for the plan
+                    * has it made */
 };
 
 /* The router, its parameters and counts. */
@@ -166,6 +168,9 @@ void moei_layer_plan_rows(moe_layer *layer, const moei_scratch *s);
 void moei_layer_clear_step(moe_layer *layer);
 /* After a training forward: adds to what moe_layer_end_step reads. */
 void moei_layer_count_step(moe_layer *layer);
+
+/* Whether the routed experts of this call may do without a plan. */
+bool moei_layer_takes_few(const moe_layer *layer);
 
 /* The losses of the last forward, in this call's scratch. */
 static inline moei_loss_job moei_layer_loss_job(const moe_layer *layer, const moei_scratch *s) {

@@ -9,6 +9,7 @@
 #include "core/real.h"
 #include "experts/experts.h"
 #include "layer/layer_desc.h"
+#include "layer/layer_path.h"
 
 bool moei_layer_weighs_input(const moe_layer *layer) {
     return moei_is(layer->desc.weight_apply, "input");
@@ -69,7 +70,35 @@ static moe_status run_experts(const moe_layer *layer, bool forward, const moe_ex
                         forward ? "forward" : "backward", moe_status_name(status));
 }
 
-static moe_status routed_forward(moe_layer *layer, const moei_scratch *s, moe_mat y) {
+bool moei_layer_takes_few(const moe_layer *layer) {
+    return layer->ctx->kernels[layer->desc.dtype]->few && layer->batch.mode == MOE_INFER &&
+           layer->batch.x.rows <= MOEI_FEW_TOKENS && layer->experts.ops == &moei_expert_ffn &&
+           layer->desc.latent_size == 0 && !moei_layer_weighs_input(layer) &&
+           layer->capacity.factor[MOE_INFER] <= 0;
+}
+
+/* Experts and sum of few tokens by kernels that need no plan; false: not with these experts. */
+static bool few_forward(const moe_layer *layer, const moei_scratch *s, moe_mat y) {
+    const moe_mat x = layer->batch.x;
+    if (!layer->plan_due) return false;
+    return moei_ffn_few(layer->experts.self,
+                        &(moei_few_args){.dtype = x.dtype,
+                                         .n_tokens = x.rows,
+                                         .d = x.cols,
+                                         .n_experts = layer->routing.n_experts,
+                                         .top_k = layer->routing.top_k,
+                                         .x = x.data,
+                                         .ldx = x.stride,
+                                         .ldy = y.stride,
+                                         .expert = layer->routing.expert,
+                                         .weight = moei_plan_slot_weight(&layer->plan, &layer->routing),
+                                         .h = s->experts,
+                                         .y = y.data,
+                                         .accumulate = layer->shared.ops != NULL});
+}
+
+/* The experts' rows, and their sums. */
+static moe_status planned_forward(moe_layer *layer, const moei_scratch *s, moe_mat y) {
     const moei_around *w = &layer->around;
     const bool shared = layer->shared.ops != NULL;
     const bool keep_rows = layer->saved.out_rows && layer->batch.mode == MOE_TRAIN;
@@ -93,7 +122,16 @@ static moe_status routed_forward(moe_layer *layer, const moei_scratch *s, moe_ma
     } else {
         moei_combine(layer->ctx, &layer->plan, weight, rows, y, shared);
     }
-    if (layer->desc.output_bias) moei_add_bias(layer->ctx, layer->batch.mask, w->output_bias, y);
+    return MOE_OK;
+}
+
+static moe_status routed_forward(moe_layer *layer, const moei_scratch *s, moe_mat y) {
+    if (!few_forward(layer, s, y)) {
+        if (layer->plan_due) layer->path->plan(layer, s);
+        layer->plan_due = false;
+        MOEI_TRY(planned_forward(layer, s, y));
+    }
+    if (layer->desc.output_bias) moei_add_bias(layer->ctx, layer->batch.mask, layer->around.output_bias, y);
     return MOE_OK;
 }
 

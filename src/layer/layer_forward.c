@@ -151,6 +151,10 @@ moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
         return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED, "routing: this layer has no routed experts");
     if (!layer->has_routing)
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE, "routing: no forward has succeeded since the reserve");
+    if (layer->plan_due) {
+        const moei_scratch s = moei_layer_scratch(layer);
+        layer->path->plan(layer, &s);
+    }
     int64_t capacity, n_groups;
     const int64_t *group_capacity = group_capacities(layer, &n_groups);
     MOEI_TRY(largest_capacity(layer, &capacity));

@@ -11,6 +11,8 @@ struct moei_layer_path {
     const char *name;
     /* Fills layer->routing and layer->plan from layer->batch. */
     moe_status (*route)(moe_layer *layer, const moei_scratch *s);
+    /* Makes the plan that `route` left due; NULL: it leaves none. */
+    void (*plan)(const moe_layer *layer, const moei_scratch *s);
     /* After the experts: counts for the step, and the losses where stats are wanted (NULL: nobody asks). */
     moe_status (*measure)(moe_layer *layer, const moei_scratch *s, moe_stats *stats);
     /* At the beginning of backward: the rows of layer->plan again, which forward left in scratch. */

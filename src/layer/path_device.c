@@ -100,7 +100,7 @@ static moei_plan_args plan_args(const moe_layer *layer, const moei_scratch *s, b
                             .step_rows = layer->batch.mode == MOE_TRAIN ? layer->device.step_rows : NULL};
 }
 
-static void build_plan(moe_layer *layer, const moei_scratch *s, bool counted) {
+static void open_plan(moe_layer *layer, const moei_scratch *s) {
     moei_plan *plan = &layer->plan;
     const bool limited = layer->capacity.factor[layer->batch.mode] > 0;
     plan->n_tokens = layer->batch.x.rows;
@@ -109,8 +109,16 @@ static void build_plan(moe_layer *layer, const moei_scratch *s, bool counted) {
     plan->n_rows =
         moei_plan_max_rows(limited ? &layer->capacity : NULL, extent, plan->top_k, plan->n_experts);
     moei_layer_plan_rows(layer, s);
+}
+
+static void build_plan(const moe_layer *layer, const moei_scratch *s, bool counted) {
     const moei_plan_args args = plan_args(layer, s, counted);
     layer->ctx->kernels[layer->desc.dtype]->plan(&layer->ctx->team, &args);
+}
+
+/* By now the router's counts may be written over. */
+static void build_due_plan(const moe_layer *layer, const moei_scratch *s) {
+    build_plan(layer, s, false);
 }
 
 static moe_status index_rows(moe_layer *layer, const moei_scratch *s) {
@@ -143,7 +151,9 @@ static moe_status route(moe_layer *layer, const moei_scratch *s) {
         const moei_router_args args = router_args(layer, s);
         layer->ctx->kernels[layer->desc.dtype]->router(&layer->ctx->team, &args);
     }
-    build_plan(layer, s, fused);
+    open_plan(layer, s);
+    layer->plan_due = moei_layer_takes_few(layer);
+    if (!layer->plan_due) build_plan(layer, s, fused);
     return MOE_OK;
 }
 
@@ -162,6 +172,7 @@ static void fill_entropy(const moei_routing *routing, float *entropy) {
 static moe_status measure(moe_layer *layer, const moei_scratch *s, moe_stats *stats) {
     moe_layer *twin = layer->twin;
     if (!stats) return MOE_OK;
+    if (layer->plan_due) build_due_plan(layer, s);
     MOEI_TRY(layer->ctx->device->wait(layer->ctx));
     MOEI_TRY(moei_twin_fetch_routing(layer));
     const moei_scratch ours = moei_layer_scratch(twin);
@@ -220,4 +231,5 @@ static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_ma
     return MOE_OK;
 }
 
-const moei_layer_path moei_path_device = {"device", route, measure, index_rows, route_backward};
+const moei_layer_path moei_path_device = {"device", route,      build_due_plan,
+                                          measure,  index_rows, route_backward};

@@ -1,5 +1,5 @@
 /* cuda_kernel.h: launchers that CUDA kernels share: those behind the rows of MOEI_ISA_SM90, for those who
- * choose what the rows leave to a table (checks and benchmarks), and what the layer has no operation for.
+ * choose what the rows leave to a table (checks and benchmarks).
  * Arguments are those of the operation, all pointers device memory. A launcher queues on `stream`, allocates
  * nothing, and returns 0 or the CUDA error: cudaErrorNotSupported for arguments that its kernels do not take.
  */
@@ -39,23 +39,10 @@ int moei_cuda_route_few(const moei_router_args *args, moei_stream stream);
 /* The plan where nothing is dropped, up to 256 experts, on any GPU. False: not for these arguments. */
 bool moei_cuda_plan_dropless(const moei_plan_args *args, moei_stream stream);
 
-/* The experts of few tokens, forward only, without a plan: y[t] = sum_k weight[t,k] f_expert[t,k](x[t]).
- * expert -1: nothing. Sooner than the general kernels up to 4 tokens. x must be complete when the kernel just
- * ahead in the stream (the router) starts. */
-enum { MOEI_CUDA_DECODE_TOKENS = 8, MOEI_CUDA_DECODE_CHOICES = 128 };
-typedef struct moei_cuda_decode_args {
-    int64_t n_tokens, d, n; /* n_tokens at most 8, n_tokens * top_k at most 128 */
-    int32_t n_experts, top_k;
-    const void *x;  /* [T, d] */
-    const void *w1; /* [E, d, n], gated [E, d, 2n], gate first */
-    const void *w2; /* [E, n, d] */
-    moe_act act;
-    const int32_t *expert; /* [T, K] */
-    const float *weight;   /* [T, K] */
-    float *h;              /* scratch [T * K, n] */
-    void *y;               /* [T, d] */
-} moei_cuda_decode_args;
-int moei_cuda_decode(const moei_cuda_decode_args *args, moei_stream stream);
+/* `few` of kernel.h, up to MOEI_CUDA_DECODE_TOKENS tokens; sooner than the general kernels up to
+ * MOEI_FEW_TOKENS. x must be complete when the kernel just ahead in the stream (the router) starts. */
+enum { MOEI_CUDA_DECODE_TOKENS = 8 };
+int moei_cuda_decode(const moei_few_args *args, moei_stream stream);
 
 #ifdef __cplusplus
 }

@@ -10,7 +10,7 @@
 
 namespace moei {
 
-enum { DECODE_TOKENS = MOEI_CUDA_DECODE_TOKENS, DECODE_CHOICES = MOEI_CUDA_DECODE_CHOICES };
+enum { DECODE_TOKENS = MOEI_CUDA_DECODE_TOKENS, DECODE_CHOICES = MOEI_FEW_ROWS };
 enum { DECODE_THREADS = 256, DECODE_WARPS = DECODE_THREADS / 32 };
 enum { SLICE = 64 };                   /* columns of a block: 8 lanes of 16 bytes */
 enum { STEP = DECODE_WARPS * 4 };      /* rows of weights a block reads at once */
@@ -70,7 +70,7 @@ template <int MAX_ROWS> struct UpShared {
 
 /* The choices that name this block's expert, if its own is the first of them. Whole warp. */
 template <int MAX_ROWS>
-__device__ __forceinline__ void find_rows(const moei_cuda_decode_args &p, int own, UpShared<MAX_ROWS> &s) {
+__device__ __forceinline__ void find_rows(const moei_few_args &p, int own, UpShared<MAX_ROWS> &s) {
     const int lane = threadIdx.x & 31, n = (int)p.n_tokens * p.top_k, expert = p.expert[own];
     int n_rows = 0;
     bool first = expert >= 0;
@@ -87,20 +87,20 @@ __device__ __forceinline__ void find_rows(const moei_cuda_decode_args &p, int ow
 
 /* The tokens of `rows` choices from r0 on, k0 .. k1, as floats; zeros up to the pitch. */
 template <int MAX_ROWS>
-__device__ __forceinline__ void put_tokens(const moei_cuda_decode_args &p, const UpShared<MAX_ROWS> &s,
-                                           float *x, int r0, int rows, int k0, int k1, int pitch) {
+__device__ __forceinline__ void put_tokens(const moei_few_args &p, const UpShared<MAX_ROWS> &s, float *x,
+                                           int r0, int rows, int k0, int k1, int pitch) {
     for (int i = threadIdx.x; i < rows * pitch; i += DECODE_THREADS) {
         const int r = i / pitch, k = k0 + i % pitch;
         const bool valid = k < k1 && (MAX_ROWS == 1 || r0 + r < s.n_rows);
         const int64_t token = MAX_ROWS > 1 && valid ? s.choice[r0 + r] / p.top_k : 0;
-        x[i] = valid ? __bfloat162float(((const bf16 *)p.x)[token * p.d + k]) : 0;
+        x[i] = valid ? __bfloat162float(((const bf16 *)p.x)[token * p.ldx + k]) : 0;
     }
 }
 
 /* Rows `r0` .. of the block's choices: their part of z in `out`. */
 template <int ROWS, bool GATED, int MAX_ROWS>
-__device__ __forceinline__ void up_part(const moei_cuda_decode_args &p, UpShared<MAX_ROWS> &s, float *x,
-                                        int r0, int k0, int k1, int pitch) {
+__device__ __forceinline__ void up_part(const moei_few_args &p, UpShared<MAX_ROWS> &s, float *x, int r0,
+                                        int k0, int k1, int pitch) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = (int)(blockIdx.x / UP_SPLIT) * SLICE;
     const int64_t width = GATED ? 2 * p.n : p.n, expert = p.expert[s.choice[0]],
                   col = column + (lane & 7) * 8;
@@ -132,7 +132,7 @@ __device__ __forceinline__ void up_part(const moei_cuda_decode_args &p, UpShared
 
 template <int MAX_ROWS, bool GATED>
 __global__ void __cluster_dims__(UP_SPLIT, 1, 1) __launch_bounds__(DECODE_THREADS, MAX_ROWS == 1 ? 3 : 2)
-    decode_up_kernel(const __grid_constant__ moei_cuda_decode_args p) {
+    decode_up_kernel(const __grid_constant__ moei_few_args p) {
     extern __shared__ float x[];
     __shared__ UpShared<MAX_ROWS> s;
     const int rank = (int)cluster_rank(), column = (int)(blockIdx.x / UP_SPLIT) * SLICE;
@@ -175,7 +175,7 @@ struct DownShared {
 enum { CHUNK = AHEAD * STEP * 4 }; /* rows of weights whose factors are put together at a time */
 
 /* Whole block. */
-__device__ __forceinline__ void list_experts(const moei_cuda_decode_args &p, DownShared &s) {
+__device__ __forceinline__ void list_experts(const moei_few_args &p, DownShared &s) {
     const int n = (int)p.n_tokens * p.top_k, own = threadIdx.x;
     for (int i = threadIdx.x; i < DECODE_CHOICES * DECODE_TOKENS; i += DECODE_THREADS)
         (&s.slot[0][0])[i] = -1;
@@ -199,7 +199,7 @@ __device__ __forceinline__ void list_experts(const moei_cuda_decode_args &p, Dow
 
 template <int TOKENS>
 __global__ void __cluster_dims__(DOWN_SPLIT, 1, 1) __launch_bounds__(DECODE_THREADS, 2)
-    decode_down_kernel(const __grid_constant__ moei_cuda_decode_args p) {
+    decode_down_kernel(const __grid_constant__ moei_few_args p) {
     __shared__ DownShared s;
     __shared__ float scratch[TOKENS * (CHUNK > DECODE_WARPS * SLICE ? CHUNK : DECODE_WARPS * SLICE)];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, rank = (int)cluster_rank();
@@ -247,7 +247,9 @@ __global__ void __cluster_dims__(DOWN_SPLIT, 1, 1) __launch_bounds__(DECODE_THRE
     for (int i = threadIdx.x * DOWN_SPLIT + rank; i < TOKENS * SLICE; i += DECODE_THREADS * DOWN_SPLIT) {
         const float sum = cluster_sum<DOWN_SPLIT>(s.out + i);
         const int t = i / SLICE, c = column + i % SLICE;
-        if (t < p.n_tokens && c < p.d) ((bf16 *)p.y)[t * p.d + c] = __float2bfloat16(sum);
+        bf16 *y = (bf16 *)p.y + t * p.ldy + c;
+        if (t < p.n_tokens && c < p.d)
+            *y = __float2bfloat16((p.accumulate ? __bfloat162float(*y) : 0.f) + sum);
     }
     cluster_sync(); /* the others have read */
 }
@@ -322,7 +324,7 @@ static cudaError_t launch_early(void (*kernel)(Args), dim3 grid, int threads, in
 }
 
 template <int MAX_ROWS, bool GATED>
-static cudaError_t launch_up(const moei_cuda_decode_args *args, moei_stream stream) {
+static cudaError_t launch_up(const moei_few_args *args, moei_stream stream) {
     const int part = (int)((args->d + UP_SPLIT - 1) / UP_SPLIT), block = AHEAD * STEP;
     const int shared = MAX_ROWS * (part + block) / block * block * (int)sizeof(float);
     const unsigned slices = (unsigned)((args->n + SLICE - 1) / SLICE);
@@ -334,7 +336,7 @@ static cudaError_t launch_up(const moei_cuda_decode_args *args, moei_stream stre
                         shared, stream, *args);
 }
 
-template <int TOKENS> static cudaError_t launch_down(const moei_cuda_decode_args *args, moei_stream stream) {
+template <int TOKENS> static cudaError_t launch_down(const moei_few_args *args, moei_stream stream) {
     const unsigned slices = (unsigned)((args->d + SLICE - 1) / SLICE);
     return launch_early(decode_down_kernel<TOKENS>, dim3(slices * DOWN_SPLIT), DECODE_THREADS, 0, stream,
                         *args);
@@ -353,10 +355,15 @@ int moei_cuda_route_few(const moei_router_args *args, moei_stream stream) {
     return cudaGetLastError();
 }
 
-int moei_cuda_decode(const moei_cuda_decode_args *args, moei_stream stream) {
-    if (args->n_tokens > DECODE_TOKENS || args->n_tokens * args->top_k > DECODE_CHOICES)
-        return cudaErrorNotSupported;
-    if (args->n_tokens == 0) return cudaSuccess;
+/* A part of a token's numbers is kept as f32 in shared memory: that bounds d. */
+static bool few_fits(const moei_few_args *a) {
+    return a->dtype == MOE_BF16 && a->act != MOE_ACT_NONE && a->n_tokens > 0 &&
+           a->n_tokens <= DECODE_TOKENS && a->n_tokens * a->top_k <= DECODE_CHOICES && a->d % 8 == 0 &&
+           a->d <= 32768 && a->n % 8 == 0 && aligned16(a->w1) && aligned16(a->w2);
+}
+
+int moei_cuda_decode(const moei_few_args *args, moei_stream stream) {
+    if (!few_fits(args)) return cudaErrorNotSupported;
     const bool gated = args->act == MOE_ACT_SWIGLU, one = args->n_tokens == 1;
     cudaError_t error =
         one ? (gated ? launch_up<1, true>(args, stream) : launch_up<1, false>(args, stream))
@@ -365,4 +372,8 @@ int moei_cuda_decode(const moei_cuda_decode_args *args, moei_stream stream) {
     if (one) return launch_down<1>(args, stream);
     if (args->n_tokens <= 4) return launch_down<4>(args, stream);
     return launch_down<DECODE_TOKENS>(args, stream);
+}
+
+extern "C" bool moei_few__sm90(const moei_team *team, const moei_few_args *args) {
+    return moei_cuda_decode(args, stream_of(team)) == cudaSuccess;
 }

@@ -356,6 +356,54 @@ static void layers_are_those_of_the_cpu(void **state) {
     moe_ctx_destroy(gpu);
 }
 
+/* y of inference, and the view of its routing, whose plan few tokens do without until somebody asks. */
+static void infer(moe_ctx *gpu, const problem *p, moe_dtype dtype) {
+    pair both = open_pair(gpu, p, dtype);
+    const int64_t T = p->tokens, d = both.d;
+    moe_call call = {.size = sizeof call};
+    moe_routing_view got = {.size = sizeof got}, wanted = {.size = sizeof wanted};
+    double *y = malloc((size_t)both.n_out * sizeof *y);
+    assert_non_null(y);
+    const moe_mat x64 = {both.x64, T, d, 0, MOE_F64}, x = {both.d_x, T, d, 0, dtype};
+    if (p->masked) call.token_mask = both.mask;
+    must(both.cpu, moe_layer_forward(both.exact, x64, (moe_mat){y, T, d, 0, MOE_F64}, &call, NULL));
+    if (p->masked) call.token_mask = both.d_mask;
+    must(gpu, moe_layer_forward(both.layer, x, (moe_mat){both.d_y, T, d, 0, dtype}, &call, NULL));
+    double *y_got = fetched(gpu, dtype, both.d_y, both.n_out);
+    close_to("y", p, y_got, y, both.n_out, dtype == MOE_F32 ? 1e-5 : 1e-2);
+    must(both.cpu, moe_layer_routing(both.exact, &wanted));
+    must(gpu, moe_layer_routing(both.layer, &got));
+    const size_t slots = (size_t)(T * wanted.top_k), E = (size_t)wanted.n_experts;
+    int32_t *row_of = malloc(slots * sizeof *row_of);
+    int64_t *kept = malloc(E * sizeof *kept);
+    assert_true(row_of && kept);
+    must(gpu, moe_memory_copy(gpu, row_of, got.row_of, slots * sizeof *row_of));
+    must(gpu, moe_memory_copy(gpu, kept, got.kept, E * sizeof *kept));
+    assert_memory_equal(row_of, wanted.row_of, slots * sizeof *row_of);
+    assert_memory_equal(kept, wanted.kept, E * sizeof *kept);
+    free(y), free(y_got), free(row_of), free(kept);
+    close_pair(&both);
+}
+
+static void few_tokens_are_inferred(void **state) {
+    moe_ctx *gpu = cuda_ctx(*state);
+    if (!gpu) skip();
+    static const char *const settings[] = {
+        "d_model=320 num_experts=64 top_k=6 expert_hidden_size=72",
+        "d_model=136 num_experts=11 top_k=4 expert_hidden_size=264 activation=gelu num_shared_experts=1",
+        "d_model=64 num_experts=5 top_k=2 expert_hidden_size=48 output_bias=true activation=relu",
+        "d_model=64 num_experts=9 top_k=2 expert_hidden_size=48 expert_bias=true",
+        "d_model=64 num_experts=9 top_k=3 expert_hidden_size=48 score_function=sigmoid",
+    };
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; ++i)
+        for (int64_t tokens = 1; tokens <= 9; tokens += tokens > 4 ? 4 : 1) {
+            const problem p = {
+                .name = settings[i], .settings = settings[i], .tokens = tokens, .masked = tokens == 3};
+            infer(gpu, &p, is_hopper(gpu) ? MOE_BF16 : MOE_F32);
+        }
+    moe_ctx_destroy(gpu);
+}
+
 static void a_bad_logit_is_told(void **state) {
     moe_ctx *gpu = cuda_ctx(*state);
     if (!gpu) skip();
@@ -445,6 +493,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test_prestate(isa_names_the_kernels, families[i]),
             cmocka_unit_test_prestate(layers_are_those_of_the_cpu, families[i]),
+            cmocka_unit_test_prestate(few_tokens_are_inferred, families[i]),
             cmocka_unit_test_prestate(a_bad_logit_is_told, families[i]),
             cmocka_unit_test_prestate(runs_repeat, families[i]),
         };
