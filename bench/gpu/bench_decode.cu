@@ -1,10 +1,12 @@
-/* bench_decode.cu: time of one layer (router, experts, combine) for small batches, bf16, swiglu, beside the
- * time that reading the chosen experts' weights takes at the rate of a plain read measured in the same run.
+/* bench_decode.cu: time of one layer (router, experts, combine) for small batches, bf16, swiglu: by the two
+ * kernels for few tokens, by the general ones, and by moe_layer, whose gate is another; beside the time that
+ * reading the chosen experts' weights takes at the rate of a plain read measured in the same run.
  * Steps have tokens of their own, so that weights come from memory; all steps of a batch size are one CUDA
  * graph. Run: make bench-gpu, or build/release/gpu/bench_decode [BATCH].
  */
 #include "gpu_common.cuh"
 
+#include <moekit/cuda.h>
 #include <set>
 
 struct Shape {
@@ -116,31 +118,67 @@ struct Layer {
     }
 };
 
-static double time_steps(Layer &layer, int64_t batch, bool few) {
+/* The same through the public interface, its choice of kernels. */
+struct PublicLayer {
+    moe_ctx *ctx = NULL;
+    moe_layer *layer = NULL;
+    explicit PublicLayer(const Shape &s) {
+        moe_ctx_desc ctx_desc = {};
+        moe_layer_desc desc = {};
+        moe_error error = {};
+        ctx_desc.size = sizeof ctx_desc, ctx_desc.device = MOE_CUDA, ctx_desc.seed = 1;
+        desc.size = sizeof desc, desc.dtype = MOE_BF16, desc.d_model = (int32_t)s.d;
+        desc.num_experts = s.experts, desc.top_k = s.top_k, desc.expert_hidden_size = (int32_t)s.n;
+        if (moe_ctx_create(&ctx_desc, &ctx, &error) != MOE_OK) printf("%s\n", error.text), exit(1);
+        ok(moe_layer_create(ctx, &desc, &layer));
+        ok(moe_layer_reserve(layer, MAX_BATCH, MOE_INFER));
+    }
+    PublicLayer(const PublicLayer &) = delete;
+    ~PublicLayer() {
+        moe_layer_destroy(layer);
+        moe_ctx_destroy(ctx);
+    }
+    void ok(moe_status status) const {
+        if (status != MOE_OK) printf("%s\n", moe_ctx_error(ctx)), exit(1);
+    }
+    void step(const Layer &of, int i, int64_t batch, cudaStream_t stream) {
+        const moe_mat x = {of.x.data + i * MAX_BATCH * of.s.d, batch, of.s.d, of.s.d, MOE_BF16};
+        const moe_mat y = {of.y.data, batch, of.s.d, of.s.d, MOE_BF16};
+        ok(moe_cuda_set_stream(ctx, stream));
+        ok(moe_layer_forward(layer, x, y, NULL, NULL));
+    }
+};
+
+enum Way { GENERAL, DECODE, LAYER };
+static const char *const way_name[] = {"general", "decode", "moe_layer"};
+
+static double time_steps(Layer &layer, PublicLayer &whole, int64_t batch, Way way) {
     cudaStream_t stream;
     cudaGraph_t graph;
     cudaGraphExec_t steps;
+    const auto step = [&](int i) {
+        if (way == LAYER)
+            whole.step(layer, i, batch, stream);
+        else
+            layer.step(i, batch, way == DECODE, stream);
+    };
     CUDA_OK(cudaStreamCreate(&stream));
-    layer.step(0, batch, few, stream);
+    step(0);
     CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    for (int i = 0; i < STEPS; ++i) layer.step(i, batch, few, stream);
+    for (int i = 0; i < STEPS; ++i) step(i);
     CUDA_OK(cudaStreamEndCapture(stream, &graph));
     CUDA_OK(cudaGraphInstantiate(&steps, graph, 0));
-    cudaEvent_t begin, end;
-    CUDA_OK(cudaEventCreate(&begin));
-    CUDA_OK(cudaEventCreate(&end));
+    Timer timer;
     std::vector<double> us;
     for (int round = -1; round < ROUNDS; ++round) {
-        float ms;
-        CUDA_OK(cudaEventRecord(begin, stream));
+        timer.start(stream);
         CUDA_OK(cudaGraphLaunch(steps, stream));
-        CUDA_OK(cudaEventRecord(end, stream));
-        CUDA_OK(cudaEventSynchronize(end));
-        CUDA_OK(cudaEventElapsedTime(&ms, begin, end));
+        const double ms = timer.stop_ms(stream);
         if (round >= 0) us.push_back(1000. * ms / STEPS);
     }
     CUDA_OK(cudaGraphExecDestroy(steps));
     CUDA_OK(cudaGraphDestroy(graph));
+    whole.ok(moe_cuda_set_stream(whole.ctx, NULL));
     CUDA_OK(cudaStreamDestroy(stream));
     return median(us);
 }
@@ -164,17 +202,21 @@ int main(int argc, char **argv) {
     printf("%s, medians of %d replays of %d steps\n", prop.name, (int)ROUNDS, (int)STEPS);
     for (const Shape &shape : shapes) {
         Layer layer(shape);
+        PublicLayer whole(shape);
         const double rate = read_rate(layer.w1);
         printf("%s: d %d, n %d, E %d, K %d; plain read %.2f TB/s\n", shape.name, (int)shape.d, (int)shape.n,
                shape.experts, shape.top_k, rate);
         for (int64_t batch = 1; batch <= MAX_BATCH; batch *= 2) {
             if (only && batch != only) continue;
-            for (int few = batch <= MOEI_CUDA_DECODE_TOKENS; few >= 0; --few) {
-                const double us = time_steps(layer, batch, few), bytes = layer.weight_bytes(batch);
-                printf("  batch %3d %-8s %8.1f us, %7.1f MB of weights, %.2f TB/s, %4.1f %% of plain read\n",
-                       (int)batch, few ? "decode" : "general", us, bytes * 1e-6, bytes / us * 1e-6,
+            for (int way = batch <= MOEI_CUDA_DECODE_TOKENS ? DECODE : GENERAL; way >= 0; --way) {
+                const double us = time_steps(layer, whole, batch, (Way)way),
+                             bytes = layer.weight_bytes(batch);
+                printf("  batch %3d %-9s %8.1f us, %7.1f MB of weights, %.2f TB/s, %4.1f %% of plain read\n",
+                       (int)batch, way_name[way], us, bytes * 1e-6, bytes / us * 1e-6,
                        100 * bytes / us * 1e-6 / rate);
             }
+            printf("  batch %3d %-9s %8.1f us\n", (int)batch, way_name[LAYER],
+                   time_steps(layer, whole, batch, LAYER));
         }
     }
     return 0;
