@@ -3,7 +3,7 @@
 #define MOEI_EXPERTS_H
 
 #include "core/ctx.h"
-#include "kernel/stage.h"
+#include "kernel/kernel.h"
 
 #include <moekit/quant.h>
 
