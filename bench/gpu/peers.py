@@ -178,9 +178,14 @@ def run_problem(problem, args, clock, say):
         peer.close()
     say(f"{problem.text()}; {clock.about()}")
     for result in results:
-        spread = f", forward {min(result.forward) * 1e3:.3f} to {max(result.forward) * 1e3:.3f} ms" if result.forward else ""
-        worst = f", errors {', '.join(f'{k} {v:.1e}' for k, v in result.error.items())}" if result.forward else ""
-        say(f"  {result.peer}: {result.note}{spread}{worst}")
+        line = f"  {result.peer}: {result.note}"
+        if result.forward:
+            forward, backward, _ = result.times()
+            line += (f"; forward {forward * 1e3:.3f} ms ({min(result.forward) * 1e3:.3f} to {max(result.forward) * 1e3:.3f}), "
+                     f"backward {backward * 1e3:.3f} ms")
+        if result.forward and result.error:
+            line += f"; errors {', '.join(f'{k} {v:.1e}' for k, v in result.error.items())}"
+        say(line)
     return results
 
 
