@@ -202,8 +202,8 @@ def print_table(results, say):
             bound, ours = both.get((problem, "bound")), both.get((problem, "moekit"))
             flop = problem.flop() * 1e-12
             say(f"{head} {forward * 1e3:6.3f} ms {flop / forward:8.1f} {backward * 1e3:6.3f} ms {2 * flop / backward:8.1f} "
-                f"{3 * flop / step:8.1f} {100 * bound / step if bound else float('nan'):6.1f} % "
-                f"{step / ours if ours else float('nan'):8.2f} x")
+                f"{3 * flop / step:8.1f} {f'{100 * bound / step:.1f} %' if bound else '-':>8} "
+                f"{f'{step / ours:.2f} x' if ours else '-':>10}")
         elif figures:
             say(f"{head} {'':9} {figures[0]:8} {'':9} {figures[1]:8}   as published, not run here: {result.note}")
         else:
@@ -232,9 +232,12 @@ def main():
     # never the legacy stream: NULL means moekit's own
     with torch.cuda.stream(torch.cuda.Stream() if args.device == "cuda" else None):
         clock = Gpu() if args.device == "cuda" else Cpu()
-        for problem in args.problems:
-            results += run_problem(problem, args, clock, say)
-            clock.release()
+        try:
+            for problem in args.problems:
+                results += run_problem(problem, args, clock, say)
+                clock.release()
+        except KeyboardInterrupt:
+            say("interrupted; what was done by then:")
     print_table(results, say)
     ours = [result for result in results if result.peer == "moekit"]
     return 0 if all(result.forward for result in ours) else 1
