@@ -12,6 +12,8 @@
  *     by moe_ctx_wait; the token concerned was left out as if it were masked.
  *   - The layer is served in MOE_F32 and MOE_BF16, the operations of op.h as far as a layer needs them;
  * others are MOE_ERR_UNSUPPORTED. Custom experts say moe_expert_ops.on_device.
+ *   - Kernels are those of isa "sm90" on a Hopper GPU (in MOE_BF16), of "cuda" elsewhere: moe_ctx_isa;
+ *     moe_ctx_desc.isa or MOEKIT_ISA lowers them.
  *   - The calling thread's current GPU is the context's (cudaSetDevice), where there are several.
  */
 #ifndef MOEKIT_CUDA_H

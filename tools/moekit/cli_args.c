@@ -21,10 +21,10 @@ const cli_option cli_common_options[] = {
 };
 
 const cli_option cli_context_options[] = {
-    {"threads", 't', "N",    "threads; 0: MOEKIT_NUM_THREADS, OMP_NUM_THREADS, else one per core"},
+    {"threads", 't', "N",    "threads; 0: MOEKIT_NUM_THREADS, OMP_NUM_THREADS, else one per core"        },
     {"isa",     0,   "NAME",
-     "kernels: ref, avx2, avx512, avx512bf16, amx or neon; else MOEKIT_ISA, else the best found" },
-    {NULL,      0,   NULL,   NULL                                                                }
+     "kernels: ref, avx2, avx512, avx512bf16, amx, neon, a GPU's cuda, sm90; else MOEKIT_ISA or the best"},
+    {NULL,      0,   NULL,   NULL                                                                        }
 };
 
 static const cli_option set_option = {"set", 0, "KEY=VALUE", "sets a configuration key; same as KEY=VALUE"};

@@ -158,7 +158,8 @@ void cli_man_program(FILE *out) {
         "command line. *moekit config options* lists every key.\n\n"
         "# ENVIRONMENT\n\n"
         "*MOEKIT_NUM_THREADS*, *OMP_NUM_THREADS*\n\tthreads, where no setting says\n\n"
-        "*MOEKIT_ISA*\n\tkernels: ref, avx2, avx512, avx512bf16, amx or neon, where no setting says\n\n"
+        "*MOEKIT_ISA*\n\tkernels: ref, avx2, avx512, avx512bf16, amx or neon, a GPU's cuda or sm90, where no "
+        "setting says\n\n"
         "*NO_COLOR*\n\tno colours\n\n",
         cli_system_config_path);
     man_exit_codes(out);

@@ -70,6 +70,9 @@ static void contexts_are_checked(void **state) {
     d = (moe_ctx_desc){.size = sizeof d, .isa = "mmx"};
     assert_int_equal(moe_ctx_create(&d, &ctx, &error), MOE_ERR_ARGUMENT);
     assert_non_null(strstr(error.text, "avx512"));
+    d = (moe_ctx_desc){.size = sizeof d, .isa = "sm90"};
+    assert_int_equal(moe_ctx_create(&d, &ctx, &error), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(error.text, "CPU"));
     d = (moe_ctx_desc){.size = sizeof d, .n_threads = -3};
     assert_int_equal(moe_ctx_create(&d, &ctx, &error), MOE_ERR_ARGUMENT);
     d = (moe_ctx_desc){.size = sizeof d, .device = MOE_CUDA};
