@@ -15,8 +15,8 @@
 enum {
     PANEL = KC * NR + 64, /* of whole KC; the padding keeps panels off the same cache sets */
     SUM_LD = NB + 16,     /* likewise rows */
-    STRIP_K = 64, /* few rows use B in strips of STRIP_K x NR numbers: 4 KiB; of KC where it is [n, k] */
-    AHEAD_BYTES = 3072, /* how far reading runs ahead of packing, in each of two rows */
+    STRIP_K = 64,         /* steps of the strips of B that few rows use: 4 KiB; KC where B is [n, k] */
+    AHEAD_BYTES = 3072,   /* how far reading runs ahead of packing, in each of two rows */
 };
 
 #include "kernel/gemm_block.h"
@@ -175,8 +175,7 @@ static inline void fetch_lines(moei_fetch *f, int64_t lines) {
     }
 }
 
-/* Lines to ask for beside each of `tiles` tiles: spread, as in a burst they would keep the tiles from theirs.
- */
+/* Lines to ask for beside each of `tiles` tiles: in one burst they would keep the tiles from their own. */
 static inline int64_t fetch_share(const moei_fetch *f, int64_t tiles) {
     return moei_ceil_div((f->end - f->row) * moei_ceil_div(f->bytes, LINE), tiles);
 }
