@@ -12,6 +12,7 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -52,7 +53,8 @@ DEFAULT = [
 
 
 class Process:
-    """A peer's process. An answer is what was asked for, or None and why not."""
+    """A peer's process, stopped while it is not its turn: some libraries' threads spin when they have nothing to do. An
+    answer is what was asked for, or None and why not."""
 
     def __init__(self, name, environment, log):
         self.name = name
@@ -60,16 +62,19 @@ class Process:
                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
 
     def ask(self, **order):
+        self.child.send_signal(signal.SIGCONT)
         try:
             print(json.dumps(order), file=self.child.stdin, flush=True)
             line = self.child.stdout.readline()
         except BrokenPipeError:
             line = ""
-        answer = json.loads(line) if line else {"failed": f"its process ended with {self.child.wait()}"}
+        self.child.send_signal(signal.SIGSTOP)
+        answer = json.loads(line) if line else {"failed": f"its process ended with {self.child.poll()}"}
         self.failed = "failed" in answer
         return answer.get("ok"), answer.get("absent") or answer.get("failed")
 
     def end(self):
+        self.child.send_signal(signal.SIGCONT)
         self.child.stdin.close()
         self.child.wait()
 

@@ -3,15 +3,18 @@
 open: the problem whose numbers lie in a folder. check: run once, tell how far the outputs are from what is right. turn:
 run for some seconds, tell the seconds of each run. close.
 """
+import ctypes
 import functools
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 
 from peer_problem import INPUTS, OUTPUTS, Problem, distance, load
 
+PR_SET_PDEATHSIG = 1
 # name -> where its class is
 PEERS = {
     "moekit": "peer_c.CPeer", "oneDNN": "peer_c.CPeer", "OpenBLAS": "peer_c.CPeer", "libxsmm": "peer_c.CPeer",
@@ -61,6 +64,7 @@ class Served:
 
 
 def main():
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # stopped, it would not see the end of stdin
     answers = os.fdopen(os.dup(1), "w")  # libraries print to stdout
     os.dup2(2, 1)
     served = None
