@@ -2,7 +2,7 @@
 """Our layer and its peers on the same numbers: checked first, then timed in turns; writes docs/peers.md.
 
   bench_peers.py --build BUILD [--cpus 0,1] [--turns N] [--seconds S] [--only PEER,...] [--problem STRING=PASS]...
-                 [--page]
+                 [--remark TEXT] [--page]
 
 Each peer has a process of its own; the processes take turns, and between turns the machine's ceilings are measured.
 --page saves the results in bench/results/ and writes the page from all that lie there; a table is printed always.
@@ -98,6 +98,8 @@ class Bench:
         self.environment = os.environ | {
             "PEERS_FOLDER": os.path.join(options.build, "bench", "peers"), "OMP_NUM_THREADS": str(len(options.cpus)),
             "MOEKIT_NUM_THREADS": str(len(options.cpus)), "PYTHONDONTWRITEBYTECODE": "1"}
+        if peer_page.cpu_has("avx512f"):  # a processor that OpenBLAS does not know gets its oldest kernels
+            self.environment.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
         self.log = open(os.path.join(folder, "log"), "w+", encoding="utf-8")
         names = [OURS, *(name for name in options.only if name != OURS)]
         self.processes = [Process(name, self.environment, self.log) for name in names]
@@ -181,8 +183,8 @@ class Bench:
     def run(self):
         """All problems; what is known is published after each, so that little is lost if a later one is cut off."""
         told = {"date": datetime.date.today().isoformat(), "cpu": peer_page.cpu_name(),
-                "threads": len(self.options.cpus), "turns": self.options.turns, "about": self.about,
-                "notes": self.notes, "results": []}
+                "threads": len(self.options.cpus), "turns": self.options.turns, "remark": self.options.remark,
+                "about": self.about, "notes": self.notes, "results": []}
         for text, work in self.options.problem:
             told["results"].append(self.measure(Problem.parse(text), work))
             if self.options.page:
@@ -201,6 +203,7 @@ def parse():
     parser.add_argument("--seconds", type=float, default=0.3, help="of a turn, after a run that does not count")
     parser.add_argument("--only", default=",".join(PEERS), help="names of peers: " + ", ".join(PEERS))
     parser.add_argument("--problem", action="append", help="like e16,t512,d2048,n768,k2,bf16=forward (step, decode)")
+    parser.add_argument("--remark", default="", help="a sentence about this run, for the page")
     parser.add_argument("--page", action="store_true", help="save the results and write docs/peers.md")
     options = parser.parse_args()
     options.cpus = [int(cpu) for cpu in options.cpus.split(",")] if options.cpus else physical_cores()
