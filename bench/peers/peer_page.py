@@ -132,7 +132,8 @@ def ceilings(run):
 def machine(run):
     versions = "; ".join(dict.fromkeys(", ".join(run["about"].values()).split(", ")))
     parts = [f"## {run['cpu']}, {run['threads']} threads, {run['date']}",
-             f"{run['turns']} turns. Ceilings: {ceilings(run)}. {run['remark']}".strip(), table(run), goals(run), f"Versions: {versions}."]
+             f"{run['turns']} turns. Ceilings: {ceilings(run)}. {run['remark']}".strip(),
+             table(run), goals(run), f"Versions: {versions}."]
     if run["notes"]:
         parts.append("Not timed:\n\n" + absent(run))
     return "\n\n".join(part for part in parts if part) + "\n"
