@@ -17,6 +17,8 @@ enum {
     A_STRIP = MR * KC,
     SECOND_HALF = TILE, /* numbers from a pair row's first vector to its second */
     STREAM_ROWS = 16,   /* one tile of A: then B is packed a strip at a time, straight before its use */
+    FUSES_PACKED = 0,   /* tiles read memory */
+    A_ROW = K_STEP,
 };
 
 /* Where in a strip of A row i's number k is, k a multiple of 32, and where in a panel a pair row is. */

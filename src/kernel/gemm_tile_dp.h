@@ -15,6 +15,8 @@ enum {
     A_STRIP = 16 * A_LD, /* rows are made in eights */
     SECOND_HALF = NR,    /* numbers from a pair row's first vector to its second */
     STREAM_ROWS = 4,     /* up to so many rows B is packed a strip at a time, straight before its use */
+    FUSES_PACKED = 1,    /* so many rows multiply packed weights as they are read, */
+    A_ROW = A_LD,        /* at this distance */
 };
 
 typedef uint16_t moei_packed;

@@ -1,6 +1,6 @@
 /* test_packed.c: weights in 4 and 8 bits: what each format makes of numbers, and the products that read them.
- * A product with B packed is the product with the numbers moe_packed_read gives: to the bit in f32 where the
- * kernel of an instruction set serves both; else within the bounds of test_gemm.c.
+ * A product with B packed is the product with the numbers moe_packed_read gives: to the bit where the kernel
+ * of an instruction set serves both, in f32 or in pairs of bf16; else within the bounds of test_gemm.c.
  */
 #include "kernel/guarded.h"
 
@@ -308,17 +308,19 @@ static const moei_kernel_row *plain_twin(const moei_kernel_row *v) {
     return NULL;
 }
 
-/* The law: packed is plain with the numbers read back. The reference multiplies what f32 cannot hold. */
+/* The law: packed is plain with the numbers read back. The reference multiplies what f32 cannot hold, and of
+ * bf16 those that serve f32 too do not round the numbers. */
 static void test_same_bits_as_plain(void **state) {
     (void)state;
     for (const moei_kernel_row *v = next_variant("gemm_packed", NULL); v;
          v = next_variant("gemm_packed", v)) {
         const moei_kernel_row *plain = plain_twin(v);
-        if (!plain || v->isa == MOEI_ISA_REF || !serves(v, MOE_F32)) continue;
+        if (!plain || v->isa == MOEI_ISA_REF) continue;
+        const moe_dtype dtype = serves(v, MOE_F32) ? MOE_F32 : MOE_BF16;
         for (uint64_t seed = 1; seed <= 64; ++seed) {
             packed_case a, b;
-            make_case(&a, seed, MOE_F32);
-            make_case(&b, seed, MOE_F32);
+            make_case(&a, seed, dtype);
+            make_case(&b, seed, dtype);
             run(v, 1, &a.args);
             b.args.b_packed = NULL;
             b.args.b = b.b.data;

@@ -6,6 +6,7 @@
 
 enum { MB_MIN = 96 /* rows of a task at least, where threads would have nothing to do */ };
 
+#include "kernel/gemm_rows/gemm_packed_pairs.h"
 #include "kernel/gemm_rows/gemm_rows_task.h"
 
 typedef struct moei_pairs_scratch {
@@ -54,6 +55,30 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
     epilogue(job, task, task->row, mr, scratch->sum);
 }
 
+/* The same of packed weights, whose panels are read along the sum: the next lines are the next in memory. */
+static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
+                          moei_pairs_scratch *scratch) {
+    const moe_gemm_rows_args *args = job->args;
+    const moei_columns *cols = &task->cols;
+    int mr = (int)(task->end - task->row);
+    moei_fetch none = {.end = 0};
+    for (int64_t k0 = 0; k0 < args->k; k0 += KC) {
+        int64_t kc = moei_min(KC, args->k - k0);
+        pack_a(a, task->row, mr, k0, kc, scratch->a);
+        for (int64_t p = 0; p < cols->n_runs * cols->panels; ++p) {
+            int64_t column = cols->first[p / cols->panels] + p % cols->panels * NR;
+            moei_pairs_use sums = {.a = scratch->a, .sum = scratch->sum + p * NR, .add = k0 > 0};
+            if (FUSES_PACKED) {
+                multiply_few(mr, args->b_packed, task->group, column, k0, kc, sums);
+                continue;
+            }
+            unpack_strip(args->b_packed, task->group, column, k0, kc, scratch->strip);
+            tile_pairs(mr, scratch->a, scratch->strip, padded(kc), sums.sum, sums.add, &none, 0);
+        }
+    }
+    epilogue(job, task, task->row, mr, scratch->sum);
+}
+
 /* The rows of A that are packed after those of `row` and k0: the task's next ones, or its first ones again
  * further along. */
 static moei_fetch next_rows(const moei_rows_task *task, const moei_rows *a, int64_t row, int64_t k0,
@@ -72,7 +97,9 @@ static void block_task(const moei_rows_job *job, const moei_rows_task *task, con
     for (int64_t k0 = 0; k0 < args->k; k0 += KC) {
         int64_t kc = moei_min(KC, args->k - k0);
         bool last = k0 + KC >= args->k;
-        if (args->b_trans)
+        if (args->b_packed)
+            unpack_b(args->b_packed, task->group, cols, k0, kc, scratch->b);
+        else if (args->b_trans)
             pack_b_trans(b, cols, k0, kc, scratch->b);
         else
             pack_b(b, cols, k0, kc, scratch->b);
@@ -100,7 +127,9 @@ static void rows_task(void *arg, int64_t number, void *memory) {
     const moei_rows b = {byte_at(true, args->b, task.group * args->b_group), args->ldb, NULL, true};
     bool few = task.end - task.row <= STREAM_ROWS;
     tiles_begin(few ? (int)(task.end - task.row) : 16);
-    if (few)
+    if (few && args->b_packed)
+        stream_packed(job, &task, &a, memory);
+    else if (few)
         stream_task(job, &task, &a, &b, memory);
     else
         block_task(job, &task, &a, &b, memory);

@@ -1,0 +1,123 @@
+/* gemm_packed_pairs.h: operand B of the products of bf16 pairs out of packed weights.
+ * A number is value[code] * scale, rounded to bf16 as if it had been written back; strips and panels are
+ * those of gemm_pairs.h, which is to be included before. Layout: kernel/packed.h.
+ */
+#ifndef MOEI_GEMM_PACKED_PAIRS_H
+#define MOEI_GEMM_PACKED_PAIRS_H
+
+#include "kernel/packed.h"
+
+_Static_assert(KC % MOEI_GROUP_MAX == 0 && STRIP_K % 32 == 0, "blocks of a sum begin with whole words");
+
+/* Sixteen pairs out of the even and the odd numbers. */
+static inline __m512i pairs_of(vf even, vf odd) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23,
+                                           7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+}
+
+/* Where the pairs of a strip go: into memory, or, with `rows` of A, straight into their sums. */
+typedef struct moei_pairs_use {
+    uint16_t *out;
+    const uint16_t *a; /* rows A_ROW apart, zeros up to whole words */
+    float *sum;
+    bool add;
+} moei_pairs_use;
+
+/* Steps k0 .. k0+kc of NR columns of a panel, from `column` on -> pair rows; zeros up to padded(kc), as the
+ * last group of a panel is padded with them. */
+MOEI_INLINE void use_pairs(const int rows, const int bits, const bool exponents, const moe_packed *p,
+                           const unsigned char *panel, int64_t column, int64_t k0, int64_t kc,
+                           moei_pairs_use use) {
+    enum { HALVES = NR / VF_N };
+    const int per = 32 / bits;
+    const int64_t codes = moei_packed_scale_bytes(p->format) + 4 * column, end = k0 + padded(kc);
+    const vt table = vt_load(p->format->value);
+    vf acc[4][HALVES];
+    MOEI_UNROLL
+    for (int r = 0; r < rows; ++r)
+        for (int h = 0; h < HALVES; ++h)
+            acc[r][h] = use.add ? vf_load(use.sum + r * SUM_LD + h * VF_N) : vf_zero();
+    for (int64_t k = k0; k < end;) {
+        const unsigned char *block = panel + k / p->group * p->block_bytes;
+        const unsigned char *at = block + codes + k % p->group / per * (4 * MOEI_PANEL);
+        const int64_t stop = moei_min(end, (k / p->group + 1) * p->group);
+        vf scale[HALVES];
+        for (int h = 0; h < HALVES; ++h) {
+            const int64_t c = column + h * VF_N;
+            scale[h] = exponents ? vf_load_exponent(block + c) : vf_load_f16(block + 2 * c);
+        }
+        for (; k < stop; k += per, at += 4 * MOEI_PANEL) {
+            __builtin_prefetch(at + AHEAD_BYTES);
+            __builtin_prefetch(at + AHEAD_BYTES + LINE);
+            MOEI_UNROLL
+            for (int h = 0; h < HALVES; ++h) {
+                const vu words = vu_load(at + h * 4 * VF_N);
+                MOEI_UNROLL
+                for (int i = 0; i < per; i += 2) {
+                    const vf even = bits == 8 ? vf_byte(words, i) : vf_nibble(table, words, i);
+                    const vf odd = bits == 8 ? vf_byte(words, i + 1) : vf_nibble(table, words, i + 1);
+                    const __m512i pairs = pairs_of(vf_mul(even, scale[h]), vf_mul(odd, scale[h]));
+                    if (rows == 0)
+                        _mm512_storeu_si512(use.out + pair_at((k - k0 + i) / 2) + h * SECOND_HALF, pairs);
+                    MOEI_UNROLL
+                    for (int r = 0; r < rows; ++r) {
+                        int32_t x;
+                        memcpy(&x, use.a + r * A_ROW + k - k0 + i, sizeof x);
+                        acc[r][h] =
+                            _mm512_dpbf16_ps(acc[r][h], (__m512bh)_mm512_set1_epi32(x), (__m512bh)pairs);
+                    }
+                }
+            }
+        }
+    }
+    MOEI_UNROLL
+    for (int r = 0; r < rows; ++r)
+        for (int h = 0; h < HALVES; ++h) vf_store(use.sum + r * SUM_LD + h * VF_N, acc[r][h]);
+}
+
+MOEI_INLINE void use_column(const int rows, const moe_packed *p, int64_t g, int64_t column, int64_t k0,
+                            int64_t kc, moei_pairs_use use) {
+    int64_t in_panel;
+    const unsigned char *panel = p->data + moei_packed_at(p, g, moei_packed_panel(p, column, &in_panel));
+    if (p->format->bits == 8)
+        use_pairs(rows, 8, false, p, panel, in_panel, k0, kc, use);
+    else if (p->format->exponents)
+        use_pairs(rows, 4, true, p, panel, in_panel, k0, kc, use);
+    else
+        use_pairs(rows, 4, false, p, panel, in_panel, k0, kc, use);
+}
+
+/* pack_strip of packed weights: the same columns, which begin a strip of a panel. */
+static void unpack_strip(const moe_packed *p, int64_t g, int64_t column, int64_t k0, int64_t kc,
+                         uint16_t *out) {
+    use_column(0, p, g, column, k0, kc, (moei_pairs_use){.out = out});
+}
+
+/* sum[mr, NR] (+)= A times the same columns, mr up to 4: the chains of the tile, without a strip between. */
+static void multiply_few(int mr, const moe_packed *p, int64_t g, int64_t column, int64_t k0, int64_t kc,
+                         moei_pairs_use use) {
+    switch (mr) {
+    case 1:
+        use_column(1, p, g, column, k0, kc, use);
+        break;
+    case 2:
+        use_column(2, p, g, column, k0, kc, use);
+        break;
+    case 3:
+        use_column(3, p, g, column, k0, kc, use);
+        break;
+    default:
+        use_column(4, p, g, column, k0, kc, use);
+        break;
+    }
+}
+
+/* pack_b of packed weights. */
+static void unpack_b(const moe_packed *p, int64_t g, const moei_columns *cols, int64_t k0, int64_t kc,
+                     uint16_t *out) {
+    for (int64_t i = 0; i < cols->n_runs * cols->panels; ++i)
+        unpack_strip(p, g, cols->first[i / cols->panels] + i % cols->panels * NR, k0, kc, out + i * PANEL);
+}
+
+#endif
