@@ -69,16 +69,36 @@ template <> struct Word<TABLE> {
     }
 };
 
-/* Four scales of a block of packed weights. */
-__device__ __forceinline__ void read_scales(bool exponents, const unsigned char *block, int column,
-                                            float (&scale)[LANE_COLS]) {
+/* What a lane reads for four columns: a row of words and the scales of its block, as they are in memory. */
+struct Fetched {
+    uint4 words;
+    uint2 scales;
+};
+struct Source {
+    const unsigned char *panel; /* at the lane's columns */
+    int64_t block_bytes;
+    int group_words, scale_bytes, scale_at;
+    bool exponents;
+
+    __device__ __forceinline__ Fetched fetch(int word, int words, int64_t shift) const {
+        Fetched got = {make_uint4(0, 0, 0, 0), make_uint2(0, 0)};
+        if (word >= words) return got;
+        const unsigned char *block = panel + shift + (int64_t)(word / group_words) * block_bytes;
+        const unsigned char *scales = block + scale_at;
+        got.words = __ldcs((const uint4 *)(block + scale_bytes + word % group_words * (4 * MOEI_PANEL)));
+        if (exponents)
+            got.scales.x = __ldg((const uint32_t *)scales);
+        else
+            got.scales = __ldg((const uint2 *)scales);
+        return got;
+    }
+};
+__device__ __forceinline__ void read_scales(bool exponents, uint2 four, float (&scale)[LANE_COLS]) {
     if (exponents) {
-        const uint32_t four = __ldg((const uint32_t *)(block + column));
 #pragma unroll
-        for (int c = 0; c < LANE_COLS; ++c) scale[c] = __uint_as_float((four >> 8 * c & 255) << 23);
+        for (int c = 0; c < LANE_COLS; ++c) scale[c] = __uint_as_float((four.x >> 8 * c & 255) << 23);
         return;
     }
-    const uint2 four = __ldg((const uint2 *)(block + 2 * column));
     const __half2 low = *(const __half2 *)&four.x, high = *(const __half2 *)&four.y;
     scale[0] = __low2float(low), scale[1] = __high2float(low);
     scale[2] = __low2float(high), scale[3] = __high2float(high);
@@ -90,26 +110,43 @@ template <int ROWS> struct PackedShared {
     float table[MOEI_CODES];
 };
 
+/* Eight numbers of A as floats, those that exist. */
+template <class T> __device__ __forceinline__ void load_eight(const T *from, int64_t left, float (&x)[8]) {
+    if (left >= 8 && ((uintptr_t)from & 15) == 0) {
+        alignas(16) T eight[8];
+#pragma unroll
+        for (int i = 0; i < (int)sizeof eight / 16; ++i) ((uint4 *)eight)[i] = __ldg((const uint4 *)from + i);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[i] = as_float(eight[i]);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = i < left ? as_float(from[i]) : 0.f;
+}
+
 /* A's steps k0 .. k0+DEPTH of the tile's rows, zeros past the sum, divided as the codes want it. */
 template <class T, int CODES, int ROWS>
 __device__ __forceinline__ void put_rows(const moe_gemm_rows_args &p, const RowTile &tile, int64_t k0,
                                          PackedShared<ROWS> &s) {
-    for (int i = threadIdx.x; i < ROWS * DEPTH; i += THREADS) {
-        const int64_t r = tile.first + i / DEPTH, k = k0 + i % DEPTH;
-        float x = 0.f;
-        if (r < tile.end && k < p.k) x = load<T>(p.a, (p.a_row ? p.a_row[r] : r) * p.lda + k);
-        s.a[i / DEPTH][i % DEPTH] = x * Word<CODES>::factor(i % Word<CODES>::PER);
+#pragma unroll
+    for (int at = threadIdx.x * 8; at < ROWS * DEPTH; at += THREADS * 8) {
+        const int64_t r = tile.first + at / DEPTH, k = k0 + at % DEPTH;
+        float x[8] = {};
+        if (r < tile.end) load_eight((const T *)p.a + (p.a_row ? p.a_row[r] : r) * p.lda + k, p.k - k, x);
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+            s.a[at / DEPTH][at % DEPTH + i] = x[i] * Word<CODES>::factor(i % Word<CODES>::PER);
     }
 }
 
 /* acc += one row of words, of four columns, against A from step k on. */
 template <int CODES, int ROWS>
-__device__ __forceinline__ void add_words(const PackedShared<ROWS> &s, uint4 words,
-                                          const float (&scale)[LANE_COLS], int k, int rows,
-                                          float (&acc)[ROWS][LANE_COLS]) {
+__device__ __forceinline__ void add_words(const PackedShared<ROWS> &s, const Fetched &got, bool exponents,
+                                          int k, int rows, float (&acc)[ROWS][LANE_COLS]) {
     enum { PER = Word<CODES>::PER };
-    const uint32_t word[LANE_COLS] = {words.x, words.y, words.z, words.w};
-    float number[LANE_COLS][PER];
+    const uint32_t word[LANE_COLS] = {got.words.x, got.words.y, got.words.z, got.words.w};
+    float number[LANE_COLS][PER], scale[LANE_COLS];
+    read_scales(exponents, got.scales, scale);
 #pragma unroll
     for (int c = 0; c < LANE_COLS; ++c) Word<CODES>::read(word[c], s.table, number[c]);
 #pragma unroll
@@ -172,52 +209,53 @@ __device__ __forceinline__ void finish(const PackedArgs &args, const RowTile &ti
     }
 }
 
+/* Words are asked for a batch ahead of their use, the first ones before A is fetched. */
 template <class T, class C, int CODES, bool GATED, int ROWS>
-__global__ void __launch_bounds__(THREADS) gemm_packed_kernel(const __grid_constant__ PackedArgs args) {
-    enum { PER = Word<CODES>::PER, FLIGHT = 4 };
+__global__ void __launch_bounds__(THREADS, 2) gemm_packed_kernel(const __grid_constant__ PackedArgs args) {
+    enum { PER = Word<CODES>::PER, FLIGHT = GATED ? 2 : 4, BATCH = FLIGHT * WORDS, CHUNK = DEPTH / PER };
+    static_assert(CHUNK % BATCH == 0, "A is replaced between batches");
     __shared__ PackedShared<ROWS> s;
     const moe_gemm_rows_args &p = args.p;
     const RowTile tile = find_row_tile(p.offset, p.n_groups, p.n_rows, blockIdx.y, ROWS);
     if (tile.group < 0) return;
     const int lane = threadIdx.x & 31, column = (int)(blockIdx.x % 2) * COLS + (lane & 7) * LANE_COLS;
-    const int word0 = (threadIdx.x >> 5) * 4 + (lane >> 3),
-              rows = (int)min((int64_t)ROWS, tile.end - tile.first);
-    const int group_words = args.group / PER, scale_bytes = MOEI_PANEL * (args.exponents ? 1 : 2);
-    const unsigned char *panel =
-        args.data + tile.group * args.group_bytes + (int64_t)(blockIdx.x / 2) * args.panel_bytes;
+    const int own = (threadIdx.x >> 5) * 4 + (lane >> 3), words = (int)ceil_div(p.k, PER);
+    const int rows = (int)min((int64_t)ROWS, tile.end - tile.first);
     const int64_t second = args.run_panels * args.panel_bytes;
-    if (threadIdx.x < MOEI_CODES) s.table[threadIdx.x] = args.value[threadIdx.x];
+    Source source;
+    source.panel = args.data + tile.group * args.group_bytes + (int64_t)(blockIdx.x / 2) * args.panel_bytes;
+    source.block_bytes = args.block_bytes, source.group_words = args.group / PER;
+    source.exponents = args.exponents, source.scale_at = column * (args.exponents ? 1 : 2);
+    source.scale_bytes = MOEI_PANEL * (args.exponents ? 1 : 2) + 4 * column;
+    Fetched gates[FLIGHT], ups[GATED ? FLIGHT : 1];
     float acc[ROWS][LANE_COLS] = {}, up[GATED ? ROWS : 1][LANE_COLS] = {};
-    for (int64_t k0 = 0; k0 < p.k; k0 += DEPTH) {
-        const int words = (int)ceil_div(min((int64_t)DEPTH, p.k - k0), PER);
-        __syncthreads();
-        put_rows<T, CODES>(p, tile, k0, s);
-        __syncthreads();
-        for (int first = word0; first < words; first += FLIGHT * WORDS) {
-            uint4 gates[FLIGHT], ups[GATED ? FLIGHT : 1];
-            const unsigned char *block[FLIGHT];
+    const auto fetch = [&](int first) {
 #pragma unroll
-            for (int i = 0; i < FLIGHT; ++i) {
-                const int word = first + i * WORDS, whole = (int)(k0 / PER) + word;
-                block[i] = panel + (int64_t)(whole / group_words) * args.block_bytes;
-                const unsigned char *at =
-                    block[i] + scale_bytes + (whole % group_words * MOEI_PANEL + column) * 4;
-                gates[i] = word < words ? __ldcs((const uint4 *)at) : make_uint4(0, 0, 0, 0);
-                if (GATED)
-                    ups[i] = word < words ? __ldcs((const uint4 *)(at + second)) : make_uint4(0, 0, 0, 0);
-            }
+        for (int i = 0; i < FLIGHT; ++i) {
+            gates[i] = source.fetch(first + i * WORDS + own, words, 0);
+            if (GATED) ups[i] = source.fetch(first + i * WORDS + own, words, second);
+        }
+    };
+    fetch(0);
+    if (threadIdx.x < MOEI_CODES) s.table[threadIdx.x] = args.value[threadIdx.x];
+    for (int first = 0; first < words; first += BATCH) {
+        if (first % CHUNK == 0) {
+            __syncthreads();
+            put_rows<T, CODES>(p, tile, (int64_t)first * PER, s);
+            __syncthreads();
+        }
+        Fetched gate[FLIGHT], other[GATED ? FLIGHT : 1];
 #pragma unroll
-            for (int i = 0; i < FLIGHT; ++i) {
-                const int word = first + i * WORDS;
-                if (word >= words) break;
-                float scale[LANE_COLS];
-                read_scales(args.exponents, block[i], column, scale);
-                add_words<CODES>(s, gates[i], scale, word * PER, rows, acc);
-                if constexpr (GATED) {
-                    read_scales(args.exponents, block[i] + second, column, scale);
-                    add_words<CODES>(s, ups[i], scale, word * PER, rows, up);
-                }
-            }
+        for (int i = 0; i < FLIGHT; ++i) {
+            gate[i] = gates[i];
+            if (GATED) other[i] = ups[i];
+        }
+        fetch(first + BATCH);
+#pragma unroll
+        for (int i = 0; i < FLIGHT; ++i) { /* past the last word scales are zero */
+            const int k = (first % CHUNK + i * WORDS + own) * PER;
+            add_words<CODES>(s, gate[i], args.exponents, k, rows, acc);
+            if constexpr (GATED) add_words<CODES>(s, other[i], args.exponents, k, rows, up);
         }
     }
     put_part(acc, s.part[0]);
