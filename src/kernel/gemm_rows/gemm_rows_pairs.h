@@ -61,7 +61,6 @@ static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, 
     const moe_gemm_rows_args *args = job->args;
     const moei_columns *cols = &task->cols;
     int mr = (int)(task->end - task->row);
-    moei_fetch none = {.end = 0};
     for (int64_t k0 = 0; k0 < args->k; k0 += KC) {
         int64_t kc = moei_min(KC, args->k - k0);
         pack_a(a, task->row, mr, k0, kc, scratch->a);
@@ -73,7 +72,7 @@ static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, 
                 continue;
             }
             unpack_strip(args->b_packed, task->group, column, k0, kc, scratch->strip);
-            tile_pairs(mr, scratch->a, scratch->strip, padded(kc), sums.sum, sums.add, &none, 0);
+            tile_pairs(mr, scratch->a, scratch->strip, padded(kc), sums.sum, sums.add);
         }
     }
     epilogue(job, task, task->row, mr, scratch->sum);
