@@ -36,6 +36,7 @@ typedef struct moei_levels {
     void *outer_weight;   /* real [T, 2] */
     int64_t *valid;       /* [groups] real tokens */
     int64_t *places;      /* [groups] rows an outer expert may have */
+    int64_t most_places;  /* of a group; groups with masked tokens may have fewer */
     int64_t *offset;      /* [Eo + 1] rows of an outer expert */
     int64_t *segment;     /* [Eo * groups + 1] */
     int32_t *row_token;   /* [2T] */

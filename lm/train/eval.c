@@ -20,17 +20,22 @@ static json_t *baselines_object(const moe_lm_eval_options *options) {
     return object;
 }
 
+/* The texts of eval.json name files without their folders; NULL stays NULL. */
+static const char *last_name(const char *path) {
+    const char *slash = path ? strrchr(path, '/') : NULL;
+    return slash ? slash + 1 : path;
+}
+
 static moe_status write_json(const moe_lm_eval_options *options, const char *text_path, const char *sha256,
                              const moe_lm_eval_result *result, const moelm_analysis *analysis,
                              moe_error *error) {
-    const char *slash = strrchr(text_path, '/');
     json_t *layers = moelm_analysis_layers(analysis);
     json_t *root =
         !layers
             ? NULL
             : json_pack("{s:i, s:s, s:s, s:s, s:s?, s:I, s:f, s:f, s:o, s:o}", "schema", 1, "checkpoint",
-                        options->checkpoint ? options->checkpoint : "", "text", slash ? slash + 1 : text_path,
-                        "text_sha256", sha256, "replayed_routes", options->replay_routes, "bytes",
+                        options->checkpoint ? options->checkpoint : "", "text", last_name(text_path),
+                        "text_sha256", sha256, "replayed_routes", last_name(options->replay_routes), "bytes",
                         (json_int_t)result->n_bytes, "bits_per_byte", result->bits_per_byte, "seconds",
                         result->seconds, "baselines", baselines_object(options), "layers", layers);
     if (!root)

@@ -7,6 +7,7 @@
 #include "layer/layer_desc.h"
 #include "route/route.h"
 
+#include <inttypes.h>
 #include <stddef.h>
 #include <stdio.h>
 
@@ -191,12 +192,16 @@ static void check_scores(checker *c, const moe_layer_desc *d) {
 }
 
 static void check_groups(checker *c, const moe_layer_desc *d) {
-    const int32_t G = d->num_groups, kept = d->group_top_k, each = G > 0 ? d->num_experts / G : 0;
+    const int64_t G = d->num_groups, kept = d->group_top_k, each = G > 0 ? d->num_experts / G : 0;
     const bool on = G > 0 || kept > 0;
-    char limits[96], divide[64], held[128];
-    snprintf(limits, sizeof limits, "is %d of num_groups %d; it must be in 1 .. num_groups", kept, G);
-    snprintf(divide, sizeof divide, "%d groups do not divide num_experts %d", G, d->num_experts);
-    snprintf(held, sizeof held, "is %d, but group_top_k %d of num_groups %d hold %d of num_experts %d",
+    char limits[128], divide[80], held[160];
+    snprintf(limits, sizeof limits,
+             "is %" PRId64 " of num_groups %" PRId64 "; set num_groups, and 1 <= group_top_k <= num_groups",
+             kept, G);
+    snprintf(divide, sizeof divide, "%" PRId64 " groups do not divide num_experts %d", G, d->num_experts);
+    snprintf(held, sizeof held,
+             "is %d, but group_top_k %" PRId64 " of num_groups %" PRId64 " hold %" PRId64
+             " of num_experts %d",
              d->top_k, kept, G, kept * each, d->num_experts);
     rule(c, !moei_is(d->group_score, "top2_sum"), on, "group_score", "needs num_groups");
     rule(c, on, G >= 1 && kept >= 1 && kept <= G, "group_top_k", limits);

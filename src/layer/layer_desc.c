@@ -79,11 +79,22 @@ static void fill_balance(moe_layer_desc *d) {
     d->aux_loss_type = "batch";
 }
 
+/* Whether a registered expert is among them: it may draw as it likes. */
+static bool has_own_kind(const moe_layer_desc *d) {
+    const char *list = d->expert_kinds;
+    moei_kind kind;
+    if (!*list) return !moei_is(d->expert, "ffn") && !is_plain(d->expert);
+    while (moei_kind_next(&list, &kind))
+        if (!kind.is_width && !is_plain(kind.name)) return true;
+    return false;
+}
+
 bool moei_draws_by_std(const moe_layer_desc *d) {
-    const bool gate = d->num_experts > 0 && moei_is(d->router_init, "normal");
-    const bool hidden = (d->num_experts > 0 && !moei_experts_plain(d)) || d->num_shared_experts > 0;
+    const bool routed = d->num_experts > 0, gate = routed && moei_is(d->router_init, "normal");
+    const bool hidden = (routed && !moei_experts_plain(d)) || d->num_shared_experts > 0;
     const bool normal = moei_is(d->init_scheme, "normal") || moei_is(d->init_scheme, "megatron_scaled");
-    return gate || (hidden && normal) || d->latent_size > 0 || d->shared_expert_gate;
+    return gate || (hidden && normal) || (routed && has_own_kind(d)) || d->latent_size > 0 ||
+           d->shared_expert_gate;
 }
 
 static void fill_defaults(moe_layer_desc *d) {

@@ -140,11 +140,13 @@ static void make_rows(const moei_route_job *job) {
     const moei_capacity *capacity = job->router->capacity;
     const int64_t G = size.n_groups;
     int64_t *count = (int64_t *)(void *)job->scratch.work, row = 0;
+    levels->most_places = 0;
     for (int64_t g = 0; g < G; ++g) {
         const int64_t valid = moei_real_tokens(job->batch, g * size.group_tokens, size.group_tokens);
         const int64_t limit = capacity->rows(capacity, job->batch->mode, false, valid, 2, size.Eo);
         levels->valid[g] = valid;
         levels->places[g] = limit < 0 ? valid : limit;
+        if (levels->places[g] > levels->most_places) levels->most_places = levels->places[g];
         memset(count, 0, (size_t)size.Eo * sizeof *count);
         take_places(job, g, 0, limit, count);
         take_places(job, g, 1, limit, count);
@@ -170,19 +172,10 @@ static void index_rows(const moei_route_job *job) {
     }
 }
 
-/* Places of the draws handed in; groups with masked tokens may have fewer. */
-static int64_t most_places(const moei_route_job *job) {
-    const moei_levels *levels = &job->routing->levels;
-    int64_t most = 0;
-    for (int64_t g = 0; g < levels->n_groups; ++g)
-        if (levels->places[g] > most) most = levels->places[g];
-    return most;
-}
-
 static double inner_draw(const moei_route_job *job, int64_t segment, int64_t place, int64_t slot) {
     const moe_draws *draws = job->batch->draws;
     if (!draws || !draws->second_policy_inner) return draw(job, slot / 2, 1 + slot % 2);
-    return (double)draws->second_policy_inner[segment * most_places(job) + place];
+    return (double)draws->second_policy_inner[segment * job->routing->levels.most_places + place];
 }
 
 /* Those of places that nobody took may be anything. */

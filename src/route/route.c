@@ -88,21 +88,27 @@ static const char *replay_fault(const moei_route_job *job, const int32_t *token,
     return NULL;
 }
 
-/* Experts that choose have rows for their share of the tokens, not for all. */
+/* Experts that choose never take more than their share of the real tokens of a group; nothing would drop it.
+ */
 static moe_status check_replayed_shares(const moei_route_job *job) {
     const moei_routing *routing = job->routing;
-    const int64_t T = routing->n_tokens, E = routing->n_experts;
-    const moei_extent extent = {T, job->batch->n_sequences, job->batch->mode};
-    const int64_t share = moei_router_max_rows(job->router, extent) / E;
+    const moei_batch *batch = job->batch;
+    const int64_t T = routing->n_tokens, E = routing->n_experts,
+                  n = job->router->capacity->by_sequence ? batch->sequence_length : T;
     if (!job->router->kind.by_expert) return MOE_OK;
-    for (int64_t e = 0; e < E; ++e) {
-        int64_t given = 0;
-        for (int64_t t = 0; t < T; ++t) given += routing->expert[t * E + e] >= 0;
-        if (given > share)
-            return moe_ctx_fail(job->ctx, MOE_ERR_ARGUMENT,
-                                "replay_expert: expert %lld is given %lld tokens; its capacity is %lld of "
-                                "the %lld of this call",
-                                (long long)e, (long long)given, (long long)share, (long long)T);
+    for (int64_t first = 0; first < T; first += n) {
+        const int64_t real = moei_real_tokens(batch, first, n),
+                      share = moei_expert_choice_rows(job->router, batch->mode, real);
+        for (int64_t e = 0; e < E; ++e) {
+            int64_t given = 0;
+            for (int64_t t = first; t < first + n; ++t) given += routing->expert[t * E + e] >= 0;
+            if (given > share)
+                return moe_ctx_fail(job->ctx, MOE_ERR_ARGUMENT,
+                                    "replay_expert: expert %lld is given %lld tokens from token %lld on; its "
+                                    "capacity is %lld of the %lld real ones there",
+                                    (long long)e, (long long)given, (long long)first, (long long)share,
+                                    (long long)real);
+        }
     }
     return MOE_OK;
 }

@@ -129,8 +129,10 @@ static void loss_gradient(const moei_route_job *job, int64_t t, const moei_route
                           const double *s, double *ds) {
     const int32_t E = job->routing->n_experts;
     const double *u = loss->prob ? of_group(job, loss, loss->prob, t) : NULL;
-    if (u && moei_router_normalises(job->router)) share_gradient(s, u, E, -1, sum_eps, ds);
-    for (int32_t e = 0; e < E && u && !moei_router_normalises(job->router); ++e) ds[e] += u[e];
+    if (u && moei_router_normalises(job->router))
+        share_gradient(s, u, E, -1, sum_eps, ds);
+    else
+        for (int32_t e = 0; u && e < E; ++e) ds[e] += u[e];
     if (loss->second)
         share_gradient(s, of_group(job, loss, loss->second, t), E, moei_chosen(job->routing, t)[0],
                        moei_rest_eps, ds);

@@ -94,6 +94,30 @@ static void capacity_is_told(void **state) {
     }
 }
 
+static void refused_share(route_bench *b, const moe_call *call, const char *text) {
+    assert_int_equal(moe_layer_forward(b->layer, b->logits, b->y, call, NULL), MOE_ERR_ARGUMENT);
+    if (!strstr(moe_ctx_error(b->ctx), text)) fail_msg("'%s' and not '%s'", moe_ctx_error(b->ctx), text);
+}
+
+/* By sequence an expert has its share of each. */
+static void replay_is_held_to_each_sequence(void **state) {
+    enum { T = 12, E = 4, EACH = 4 };
+    int32_t expert[T * E];
+    moe_call call = route_train;
+    (void)state;
+    moe_layer_desc desc = {.top_k = 2, .router_type = "expert_choice", .capacity_factor = 1};
+    desc.capacity_group = "sequence";
+    route_bench b = route_begin(desc, test_random(MOE_F64, T, E, 14));
+    for (int i = 0; i < T * E; ++i) expert[i] = i / E % EACH < 2 ? i % E : -1; /* 2 of 4 in each */
+    call.replay_expert = expert;
+    call.sequence_length = EACH;
+    route_run(&b, &call);
+    for (int e = 0; e < E; ++e) assert_int_equal(b.view.kept[e], 6);
+    expert[6 * E + 3] = 3;
+    refused_share(&b, &call, "expert 3 is given 3 tokens from token 4 on; its capacity is 2 of the 4 real");
+    route_end(&b);
+}
+
 /* A replay is held to what the layer reserves: slot e is expert e's, and no expert takes more than its share.
  */
 static void replay_is_held_to_the_share(void **state) {
@@ -109,12 +133,15 @@ static void replay_is_held_to_the_share(void **state) {
     route_run(&b, &call);
     for (int e = 0; e < E; ++e) assert_int_equal(b.view.kept[e], SHARE);
     expert[SHARE * E + 1] = 1;
-    assert_int_equal(moe_layer_forward(b.layer, b.logits, b.y, &call, NULL), MOE_ERR_ARGUMENT);
-    assert_non_null(strstr(moe_ctx_error(b.ctx), "expert 1 is given 7 tokens"));
+    refused_share(&b, &call, "expert 1 is given 7 tokens");
     for (int t = 0; t < T; ++t) mask[t] = t != 0; /* a masked token takes no share */
     call.token_mask = mask;
     route_run(&b, &call);
     assert_int_equal(b.view.kept[1], SHARE);
+    for (int t = 0; t < T; ++t)
+        mask[t] = t < T / 2; /* nor is there one of it: 6 real tokens leave 3 places */
+    refused_share(&b, &call, "expert 0 is given 6 tokens from token 0 on; its capacity is 3 of the 6 real");
+    for (int t = 0; t < T; ++t) mask[t] = t != 0;
     expert[3 * E + 2] = 3;
     assert_int_equal(moe_layer_forward(b.layer, b.logits, b.y, &call, NULL), MOE_ERR_ARGUMENT);
     assert_non_null(strstr(moe_ctx_error(b.ctx), "token 3, slot 2"));
@@ -142,6 +169,7 @@ int main(void) {
         cmocka_unit_test(takes_the_best),
         cmocka_unit_test(capacity_is_told),
         cmocka_unit_test(replay_is_held_to_the_share),
+        cmocka_unit_test(replay_is_held_to_each_sequence),
         cmocka_unit_test(nothing_to_take),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
