@@ -72,14 +72,16 @@ expect 2 "$MOEKIT" bench layer moe.top_k=3
 says err 'takes problems'
 expect 2 "$MOEKIT" bench layer --device gpu
 says err 'not one of: cpu, cuda'
-expect 2 "$MOEKIT" bench gemm --device cuda
-says err "is for 'layer'"
+for subject in gemm '' e4,t16,d32,n32,k2; do # the last two: bench, with no subject named
+    expect 2 "$MOEKIT" bench $subject --device cuda
+    says err "is for 'layer' \(moekit bench layer"
+done
 expect 2 "$MOEKIT" bench layer --graph
 says err 'goes with --device cuda'
 # where there is a GPU it runs, elsewhere it says what is missing
-"$MOEKIT" bench layer --device cuda e4,t32,d32,n32,k2 --repeat 1 >out 2>err </dev/null
+"$MOEKIT" bench layer --device cuda e4,t32,d32,n32,k2 --repeat 1 --json >out 2>err </dev/null
 case $? in
-    0) says out 'ceilings .* TFLOP/s' ;;
+    0) says out '"device":".*"isa":"(cuda|sm90)","threads":[0-9]' ;;
     8) says err 'device cuda: this (machine|libmoekit) ' ;;
     *) complain "bench layer --device cuda: $(cat err)" ;;
 esac

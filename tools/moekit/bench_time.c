@@ -77,9 +77,22 @@ static void sweep_task(void *arg, int64_t task, void *scratch) {
     memcpy(scratch, sum, sizeof sum);
 }
 
+/* The kernel of the problem's products. */
+static const char *product_kernel(const bench *b) {
+    return moe_ctx_kernel_of(b->ctx, b->problem.format ? "gemm_packed" : "gemm_rows", b->problem.dtype);
+}
+
+/* Of the unit that the products run on, which for packed bf16 may be that of f32: kernels' names end in the
+ * instruction set. */
+static moe_dtype peak_dtype(const bench *b) {
+    const moe_dtype dtype = b->problem.dtype;
+    const char *peak = moe_ctx_kernel_of(b->ctx, "peak", dtype);
+    return strcmp(strstr(product_kernel(b), "__"), strstr(peak, "__")) == 0 ? dtype : MOE_F32;
+}
+
 static moe_status measure_ceilings(bench *b) {
     double peak;
-    moe_status status = moe_peak(b->ctx, b->problem.dtype, 0.005, &peak);
+    moe_status status = moe_peak(b->ctx, peak_dtype(b), 0.005, &peak);
     if (status != MOE_OK) return status;
     b->peak = fmax(b->peak, peak);
     if (!b->sweep) {
@@ -158,11 +171,9 @@ double bench_median(const bench *b, const bench_line *line) {
 /* 3. Print. */
 
 static void print_head_json(const bench *b) {
-    if (b->gpu) {
+    if (b->gpu)
         printf("\"device\":\"%s\",\"product\":\"%s\",\"graph\":%s,", bench_gpu_name(b->gpu),
                bench_gpu_product(b->gpu), b->graph ? "true" : "false");
-        return;
-    }
     printf("\"isa\":\"%s\",\"threads\":%d,", moe_ctx_isa(b->ctx), moe_ctx_threads(b->ctx));
 }
 
@@ -175,14 +186,14 @@ void bench_print_head(bench *b, const char *subject, const moe_stats *stats) {
         print_head_json(b);
         printf("\"kernel\":\"%s\",\"peak_gflops\":%.6g,\"bandwidth_gbs\":%.6g,\"load_max\":%.4g,"
                "\"load_cv\":%.4g,\"results\":[",
-               moe_ctx_kernel_of(b->ctx, "gemm_rows", b->problem.dtype), b->peak * 1e-9, b->bandwidth * 1e-9,
-               stats->load_max, stats->load_cv);
+               product_kernel(b), b->peak * 1e-9, b->bandwidth * 1e-9, stats->load_max, stats->load_cv);
         return;
     }
     printf("%s %s\n", subject, text);
     if (b->gpu)
-        printf("%s%s; ceilings %.1f TFLOP/s (8192^3 by %s), %.0f GB/s copied", bench_gpu_name(b->gpu),
-               b->graph ? ", graphs" : "", b->peak * 1e-12, bench_gpu_product(b->gpu), b->bandwidth * 1e-9);
+        printf("%s, %s%s; ceilings %.1f TFLOP/s (8192^3 by %s), %.0f GB/s copied", bench_gpu_name(b->gpu),
+               moe_ctx_isa(b->ctx), b->graph ? ", graphs" : "", b->peak * 1e-12, bench_gpu_product(b->gpu),
+               b->bandwidth * 1e-9);
     else
         printf("%s, %d threads; ceilings %.1f GFLOP/s in registers, %.1f GB/s read", moe_ctx_isa(b->ctx),
                moe_ctx_threads(b->ctx), b->peak * 1e-9, b->bandwidth * 1e-9);

@@ -83,8 +83,10 @@ static int check_device(cli_args *args, const char *subject) {
     const char *device = cli_text(args, "device");
     const bool cuda = device && strcmp(device, "cuda") == 0;
     if (cuda && strcmp(subject, "layer") != 0)
-        return cli_fail(args, MOE_ERR_ARGUMENT, "--device cuda is for 'layer'; '%s' runs on the CPU",
-                        *subject ? subject : "gemm");
+        return cli_fail(
+            args, MOE_ERR_ARGUMENT,
+            "--device cuda is for 'layer' (moekit bench layer [PROBLEM]... --device cuda); all else "
+            "runs on the CPU");
     if (cli_flag(args, "graph") && !cuda)
         return cli_fail(args, MOE_ERR_ARGUMENT, "--graph replays CUDA graphs: it goes with --device cuda");
     return 0;
