@@ -10,7 +10,11 @@ from dataclasses import dataclass
 import torch
 
 SEED = 20261122
-BOUND, OURS = 3e-2, 1e-2  # norm(difference) / norm(f32); other layers round what moekit keeps in f32
+NAMES = ("y", "dx", "dw1", "dw2", "dgate")
+# norm(difference) / norm(f32). Other layers round routing weights to bf16: a sigmoid's gradient w (1 - w), where the
+# chosen lie near w = 0.95, is then off by (2^-8 / sqrt(12)) / 0.05 = 2e-2 of itself, and so is dgate.
+OURS = dict.fromkeys(NAMES, 1e-2)
+BOUND = dict.fromkeys(NAMES, 2e-2) | {"dgate": 3e-2}
 PLANTED = 3.0  # the chosen experts' logits lie so much higher than those of the others, which are -1 .. 1
 
 
@@ -63,9 +67,10 @@ PUBLISHED = {
 
 
 def published(peer, problem):
-    """(forward, backward), or None where its authors print nothing for the shape."""
+    """(forward, backward), or None where its authors print nothing for the shape, or for uneven loads."""
     names = [p.name for p in PROBLEMS[:12]]
-    return PUBLISHED[peer][names.index(problem.name)] if peer in PUBLISHED and problem.name in names else None
+    known = peer in PUBLISHED and problem.name in names and not problem.zipf
+    return PUBLISHED[peer][names.index(problem.name)] if known else None
 
 
 def choose(problem, device, random):
@@ -145,4 +150,4 @@ def errors(got, want):
 
 
 def agrees(found, bound):
-    return all(error <= bound for error in found.values())  # NaN is not
+    return all(error <= bound[name] for name, error in found.items())  # NaN is not

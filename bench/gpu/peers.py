@@ -61,7 +61,8 @@ class Gpu:
         return marks[2].elapsed_time(marks[3]) * 1e-3
 
     def about(self):
-        return f"8192^3 product {statistics.median(self.rates) * 1e-12:.0f} TFLOP/s"
+        rate = statistics.median(self.rates) if self.rates else 0
+        return f"8192^3 product {rate * 1e-12:.0f} TFLOP/s"
 
     def release(self):
         torch.cuda.empty_cache()
@@ -141,23 +142,45 @@ def prepare(name, problem, numbers, want, results):
     result.note = missing(name)
     if result.note:
         return None
+    peer = None
     try:
         peer = PEERS[name](problem, numbers)
         result.note = peer.about()
         if name != "bound":
             result.error = errors(peer.outputs(), want)
-    except (RuntimeError, ImportError, AttributeError, TypeError, ValueError, AssertionError, OSError) as error:
+    except Exception as error:  # whatever others' code and compilers raise
         result.note = reason(error)
-        return None
-    if result.error and not agrees(result.error, OURS if name == "moekit" else BOUND):
-        peer.close()
+    else:
+        if agrees(result.error, OURS if name == "moekit" else BOUND):
+            return peer
         result.note = f"differs from the reference: {' '.join(f'{k} {v:.1e}' for k, v in result.error.items())}"
-        return None
-    return peer
+    if peer:
+        peer.close()
+    return None
 
 
-def run_problem(problem, args, clock, say):
-    numbers, results = draw(problem, args.device), []
+def take_turns(peers, results, rounds, clock):
+    """Times every peer once a round; one that fails is heard no more, and the result says why."""
+    for i in range(-1, rounds):  # turn -1 warms
+        for result in results:
+            if result.peer not in peers:
+                continue
+            peer = peers[result.peer]
+            try:
+                forward, step = clock.time(peer.forward), clock.time(peer.step)
+            except Exception as error:
+                result.forward, result.step, result.note = [], [], reason(error)
+                peers.pop(result.peer).close()
+                clock.release()
+                continue
+            if i >= 0:
+                result.forward.append(forward)
+                result.step.append(step)
+
+
+def run_problem(problem, args, clock, say, results):
+    """Fills results, which outlive what stops this."""
+    numbers = draw(problem, args.device)
     want, peers = reference(problem, numbers), {}
     for name in args.peers:
         peer = prepare(name, problem, numbers, want, results)
@@ -166,14 +189,7 @@ def run_problem(problem, args, clock, say):
         clock.release()
     del want
     clock.release()
-    timed = [result for result in results if result.peer in peers]
-    for i in range(-1, args.rounds):  # turn -1 warms
-        for result in timed:
-            peer = peers[result.peer]
-            forward, step = clock.time(peer.forward), clock.time(peer.step)
-            if i >= 0:
-                result.forward.append(forward)
-                result.step.append(step)
+    take_turns(peers, results, args.rounds, clock)
     for peer in peers.values():
         peer.close()
     say(f"{problem.text()}; {clock.about()}")
@@ -186,7 +202,6 @@ def run_problem(problem, args, clock, say):
         if result.forward and result.error:
             line += f"; errors {', '.join(f'{k} {v:.1e}' for k, v in result.error.items())}"
         say(line)
-    return results
 
 
 def print_table(results, say):
@@ -227,20 +242,23 @@ def main():
 
     card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     say(f"# peers.py, {datetime.date.today()}, {card}, torch {torch.__version__}, CUDA {torch.version.cuda}; errors at most "
-        f"{BOUND:g} (moekit {OURS:g}); {args.rounds} rounds")
-    results = []
+        f"{BOUND['y']:g}, of dgate {BOUND['dgate']:g} (moekit {OURS['y']:g}); {args.rounds} rounds")
+    results, stopped = [], False
     # never the legacy stream: NULL means moekit's own
     with torch.cuda.stream(torch.cuda.Stream() if args.device == "cuda" else None):
         clock = Gpu() if args.device == "cuda" else Cpu()
         try:
             for problem in args.problems:
-                results += run_problem(problem, args, clock, say)
+                results.append([])
+                run_problem(problem, args, clock, say, results[-1])
                 clock.release()
-        except KeyboardInterrupt:
-            say("interrupted; what was done by then:")
+        except (Exception, KeyboardInterrupt) as error:
+            stopped = True
+            say(f"stopped by {reason(error)}; what was done by then:")
+    results = sum(results, [])
     print_table(results, say)
     ours = [result for result in results if result.peer == "moekit"]
-    return 0 if all(result.forward for result in ours) else 1
+    return int(stopped or not all(result.forward for result in ours))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,35 @@ build = os.path.dirname(os.path.abspath(os.environ["MOEKIT"]))
 environment = dict(os.environ, MOEKIT_LIBRARY=os.path.join(build, "libmoekit.so"))
 n_expected, failed = 0, 0
 
+# A peer that raises what nobody expects, at its first step (when it is checked) or a later one (when it is timed).
+ODD_PEER = """
+import sys
+sys.path.insert(0, "bench/gpu")
+import peer_layers, peers
 
-def run(*words):
-    return subprocess.run([python, "bench/gpu/peers.py", *words], capture_output=True, text=True, env=environment,
-                          check=False)
+class Odd(peer_layers.Ours):
+    left = int(sys.argv.pop())
+
+    def step(self):
+        Odd.left -= 1
+        if Odd.left == 0:
+            raise KeyError("no such kernel")
+        super().step()
+
+peer_layers.PEERS["liger"] = Odd
+sys.exit(peers.main())
+"""
+EVEN_LOADS = """
+import dataclasses, sys
+sys.path.insert(0, "bench/gpu")
+from peer_problem import PROBLEMS, published
+assert published("sonicmoe", PROBLEMS[3]) == (363, 404)
+assert published("sonicmoe", dataclasses.replace(PROBLEMS[3], zipf=1.0)) is None
+"""
+
+
+def run(*words, program=("bench/gpu/peers.py",)):
+    return subprocess.run([python, *program, *words], capture_output=True, text=True, env=environment, check=False)
 
 
 def expect(what, right, answer):
@@ -42,5 +67,13 @@ expect("trial", answer.returncode == 0 and timed == [["96,64,32,8,2", "moekit"],
        answer)
 answer = run("--device", "cpu", "--rounds", "1", "--peers", "moekit", "--zipf", "1", "96,64,32,8,2")
 expect("zipf", answer.returncode == 0 and "zipf 1" in answer.stdout, answer)
+for step in ("1", "3"):
+    answer = run("--device", "cpu", "--rounds", "2", "--peers", "liger,moekit", "96,64,32,8,2", step,
+                 program=("-c", ODD_PEER))
+    rows = [line for line in answer.stdout.splitlines() if line.startswith("96,64,32,8,2 ")]
+    expect(f"a peer that fails at step {step}", answer.returncode == 0 and len(rows) == 2
+           and rows[0].endswith("not run: KeyError: 'no such kernel'") and rows[1].endswith("x"), answer)
+answer = run(program=("-c", EVEN_LOADS))
+expect("authors' figures", answer.returncode == 0, answer)
 print(f"{'FAIL' if failed else 'ok'}: {n_expected - failed} passed, {failed} failed")
 sys.exit(failed > 0)
