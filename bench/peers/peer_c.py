@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from peer_problem import to_f32
+from peer_problem import Absent, to_f32
 
 
 class ProblemStruct(ctypes.Structure):
@@ -29,7 +29,7 @@ class CPeer:
     def __init__(self, name, problem, numbers, backward, tokens, threads):
         path = os.path.join(os.environ["PEERS_FOLDER"], f"peer_{name}.so")
         if not os.path.exists(path):
-            raise LookupError("not built: the library was not found when CMake ran")
+            raise Absent("not built: its library was not found, or the target 'peers' not made")
         self.library = library = ctypes.CDLL(path)
         library.peer_create.restype = ctypes.c_void_p
         library.peer_error.restype = ctypes.c_char_p
@@ -38,7 +38,7 @@ class CPeer:
                                threads, at(numbers["w1"], 0), at(numbers["w2"], 0))
         self.peer = ctypes.c_void_p(library.peer_create(ctypes.byref(struct)))
         if not self.peer:
-            raise LookupError(library.peer_error(None).decode())
+            raise Absent(library.peer_error(None).decode())
         nan = 0x7FFF if problem.dtype == "bf16" else np.nan  # what is not written shows
         self.y, self.dx = np.full_like(numbers["x"], nan), np.full_like(numbers["x"], nan)
         self.batches = [

@@ -16,6 +16,10 @@ OUTPUTS = ("y", "dx", "dw1", "dw2")  # forward has y alone
 BOUND = {"f32": 1e-5, "bf16": 2e-2}
 
 
+class Absent(Exception):
+    """A peer is not on this machine, or has no layer for this problem; the text says why."""
+
+
 @dataclass
 class Problem:
     text: str

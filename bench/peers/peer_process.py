@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 
-from peer_problem import INPUTS, OUTPUTS, Problem, distance, load
+from peer_problem import INPUTS, OUTPUTS, Absent, Problem, distance, load
 
 PR_SET_PDEATHSIG = 1
 # name -> where its class is
@@ -73,8 +73,8 @@ def main():
         try:
             served = served or Served(sys.argv[1])
             answer = {"ok": getattr(served, order.pop("do"))(**order)}
-        except (LookupError, ImportError) as why:  # not on this machine, or not for this problem
-            answer = {"absent": str(why.args[0] if why.args else why)}
+        except (Absent, ImportError) as why:
+            answer = {"absent": str(why)}
         except Exception as why:
             answer = {"failed": f"{type(why).__name__}: {why}"}
         print(json.dumps(answer), file=answers, flush=True)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from peer_problem import Absent
+
 
 def tensor(array):
     """A copy of numpy's numbers; uint16 are bf16."""
@@ -154,7 +156,7 @@ class KTransformers:
 
     def __init__(self, problem, numbers, backward, tokens, threads):
         if backward or problem.dtype != "bf16":
-            raise LookupError("kt-kernel has bf16 inference")
+            raise Absent("kt-kernel has bf16 inference")
         import kt_kernel
 
         self.kt, ext = kt_kernel, kt_kernel.kt_kernel_ext

@@ -4,6 +4,7 @@
 Tiny problems; of the peers only ours and those made of C libraries, which start quickly.
 Runs under $MOEKIT_PYTHON where that is set. Exit code 77: numpy is not installed.
 """
+import json
 import os
 import subprocess
 import sys
@@ -54,8 +55,17 @@ for text in PROBLEMS:
     assert min(errors(text, spoil=True).values()) > bound, f"{text}: weights of other experts passed"
     print(f"ok: {text}: off by {max(found.values()):.1e} at most, wrong weights are found out")
 
+FOLDER = os.path.join(TREE, "bench", "peers")
+refused = subprocess.run([sys.executable, os.path.join(FOLDER, "bench_peers.py"), "--build", BUILD, "--turns", "0"],
+                         stderr=subprocess.PIPE, text=True)
+assert refused.returncode == 2 and "--turns is at least 1" in refused.stderr, refused
+# a KeyError is a fault, and not a peer that is not here
+answer = subprocess.run([sys.executable, os.path.join(FOLDER, "peer_process.py"), "nobody"], input='{"do": "close"}\n',
+                        stdout=subprocess.PIPE, text=True, check=True).stdout
+assert json.loads(answer) == {"failed": "KeyError: 'nobody'"}, answer
+
 told = subprocess.run(
-    [sys.executable, os.path.join(TREE, "bench", "peers", "bench_peers.py"), "--build", BUILD, "--turns", "1",
+    [sys.executable, os.path.join(FOLDER, "bench_peers.py"), "--build", BUILD, "--turns", "1",
      "--seconds", "0", "--only", "moekit,oneDNN,OpenBLAS,libxsmm", *(f"--problem={text}=step" for text in PROBLEMS),
      "--problem=e5,t6,d24,n20,k2,f32=decode"], stdout=subprocess.PIPE, text=True, check=True).stdout
 print(told)
