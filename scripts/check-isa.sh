@@ -13,7 +13,7 @@ fi
 cmake --preset release --log-level=WARNING >/dev/null
 cmake --build --preset release
 
-failed=0
+failed=0 met=0
 fail() {
     echo "FAIL $1"
     failed=$((failed + 1))
@@ -31,7 +31,7 @@ for row in Nehalem:ref:avx2 Haswell:avx2:avx512; do
     fi
     for test in $build/tests/kernel.test_* $build/tests/unit.layer.test_layer{,_bf16,_zero,_reserve}; do
         [[ $(basename "$test") =~ ${1:-.} ]] || continue
-        start=$SECONDS rc=0
+        met=$((met + 1)) start=$SECONDS rc=0
         "${emulate[@]}" "$test" >build/isa.log 2>&1 || rc=$?
         if [ $rc -eq 0 ]; then
             echo "ok   $cpu $(basename "$test") ($((SECONDS - start)) s)"
@@ -43,4 +43,5 @@ for row in Nehalem:ref:avx2 Haswell:avx2:avx512; do
         fi
     done
 done
+[ $met -gt 0 ] || fail "no test's name matches '${1:-.}'"
 [ $failed -eq 0 ]
