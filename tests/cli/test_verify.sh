@@ -65,20 +65,9 @@ says out '^layer e4,t64,'
 says out '^layer e4,t16,'
 says out '^decode, 1 token .*of reading'
 says out '^router and plan .*of the forward'
-# shares of packed products are of the peak of the unit they run on
-for dtype in f32 bf16; do
-    expect 0 "$MOEKIT" bench layer e4,t64,d128,n128,k2,int8,$dtype --repeat 3 --threads 1 --json
-    json out
-    says out '"kernel":"gemm_[a-z]*__'
-    mv out $dtype.json
-done
-json_field() {
-    sed -n "s/.*\"$2\":\"*\([^,\"]*\).*/\1/p" "$1"
-}
-if [ "$(json_field f32.json kernel)" = "$(json_field bf16.json kernel)" ]; then
-    awk -v a="$(json_field f32.json peak_gflops)" -v b="$(json_field bf16.json peak_gflops)" \
-        'BEGIN { exit !(b < 1.5 * a) }' || complain "packed bf16 against the peak of another unit: $(cat bf16.json)"
-fi
+expect 0 "$MOEKIT" bench layer e4,t64,d128,n128,k2,int8,bf16 --repeat 1 --json
+json out
+says out '"kernel":"gemm_[a-z]+__'
 expect 2 "$MOEKIT" bench layer e4,k5
 says err 'k from 1 to e'
 expect 2 "$MOEKIT" bench layer e8,wide

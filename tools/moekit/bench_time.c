@@ -82,17 +82,9 @@ static const char *product_kernel(const bench *b) {
     return moe_ctx_kernel_of(b->ctx, b->problem.format ? "gemm_packed" : "gemm_rows", b->problem.dtype);
 }
 
-/* Of the unit that the products run on, which for packed bf16 may be that of f32: kernels' names end in the
- * instruction set. */
-static moe_dtype peak_dtype(const bench *b) {
-    const moe_dtype dtype = b->problem.dtype;
-    const char *peak = moe_ctx_kernel_of(b->ctx, "peak", dtype);
-    return strcmp(strstr(product_kernel(b), "__"), strstr(peak, "__")) == 0 ? dtype : MOE_F32;
-}
-
 static moe_status measure_ceilings(bench *b) {
     double peak;
-    moe_status status = moe_peak(b->ctx, peak_dtype(b), 0.005, &peak);
+    moe_status status = moe_peak(b->ctx, b->problem.dtype, 0.005, &peak);
     if (status != MOE_OK) return status;
     b->peak = fmax(b->peak, peak);
     if (!b->sweep) {
