@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from gpu_numbers import (OTHERS, OURS, PROBLEMS, SHORT, Problem, agrees, draw, errors, published, reference,
+                         sizes)
 from peer_layers import PEERS, missing
-from peer_problem import BOUND, OURS, PROBLEMS, SHORT, Problem, agrees, draw, errors, published, reference
 
 BUSY = 8192  # of the product between the turns
 FLUSH = 256 << 20  # bytes: more than any L2
@@ -124,7 +125,7 @@ def parse_args():
 
 def print_list():
     for problem in PROBLEMS:
-        print(problem.text())
+        print(sizes(problem))
     for name in PEERS:
         print(f"{name:11} {missing(name) or 'installed'}")
 
@@ -151,7 +152,7 @@ def prepare(name, problem, numbers, want, results):
     except Exception as error:  # whatever others' code and compilers raise
         result.note = reason(error)
     else:
-        if agrees(result.error, OURS if name == "moekit" else BOUND):
+        if agrees(result.error, OURS if name == "moekit" else OTHERS):
             return peer
         result.note = f"differs from the reference: {' '.join(f'{k} {v:.1e}' for k, v in result.error.items())}"
     if peer:
@@ -192,7 +193,7 @@ def run_problem(problem, args, clock, say, results):
     take_turns(peers, results, args.rounds, clock)
     for peer in peers.values():
         peer.close()
-    say(f"{problem.text()}; {clock.about()}")
+    say(f"{sizes(problem)}; {clock.about()}")
     for result in results:
         line = f"  {result.peer}: {result.note}"
         if result.forward:
@@ -242,7 +243,7 @@ def main():
 
     card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     say(f"# peers.py, {datetime.date.today()}, {card}, torch {torch.__version__}, CUDA {torch.version.cuda}; errors at most "
-        f"{BOUND['y']:g}, of dgate {BOUND['dgate']:g} (moekit {OURS['y']:g}); {args.rounds} rounds")
+        f"{OTHERS['y']:g}, of dgate {OTHERS['dgate']:g} (moekit {OURS['y']:g}); {args.rounds} rounds")
     results, stopped = [], False
     # never the legacy stream: NULL means moekit's own
     with torch.cuda.stream(torch.cuda.Stream() if args.device == "cuda" else None):

@@ -29,7 +29,7 @@ except ImportError:
     sys.exit(77)
 
 import peer_page
-from peer_problem import BOUND, Problem, draw, right, save
+from cpu_numbers import BOUND, draw, parse, right, save
 from peer_process import PEERS
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -118,7 +118,7 @@ class Bench:
         admitted, errors = [], {}
         tokens = 1 if work == "decode" else problem.T
         for process in self.processes:
-            about, why = process.ask(do="open", problem=problem.text, folder=self.folder, backward=work == "step",
+            about, why = process.ask(do="open", problem=problem.name, folder=self.folder, backward=work == "step",
                                      tokens=tokens, threads=len(self.options.cpus))
             if not why:
                 self.about[process.name] = about
@@ -135,14 +135,14 @@ class Bench:
         return admitted, errors
 
     def note(self, problem, work, process, why):
-        self.notes.append({"problem": problem.text, "work": work, "peer": process.name, "why": why,
+        self.notes.append({"problem": problem.name, "work": work, "peer": process.name, "why": why,
                            "failed": process.failed})
         print(f"  {process.name}: {why}", flush=True)
 
     def measure(self, problem, work):
-        print(f"{problem.text} {work}", flush=True)
-        if self.drawn[0] != problem.text:
-            self.drawn = problem.text, draw(problem)
+        print(f"{problem.name} {work}", flush=True)
+        if self.drawn[0] != problem.name:
+            self.drawn = problem.name, draw(problem)
             save(self.folder, self.drawn[1])
         save(self.folder, right(problem, self.drawn[1], work == "step"))
         met = len(numpy.unique(self.drawn[1]["expert"]))
@@ -162,7 +162,7 @@ class Bench:
                     turns[process.name].append(statistics.median(times))
         for process in self.processes:
             process.ask(do="close")
-        result = {"problem": problem.text, "work": work, "peak": peak, "bandwidth": bandwidth, "isa": self.isa,
+        result = {"problem": problem.name, "work": work, "peak": peak, "bandwidth": bandwidth, "isa": self.isa,
                   "bound": self.bound(problem, work, met, peak, bandwidth), "errors": errors, "turns": turns}
         for name, times in turns.items():
             print(f"  {name:20s} {1e3 * statistics.median(times):10.3f} ms", flush=True)
@@ -187,7 +187,7 @@ class Bench:
                 "threads": len(self.options.cpus), "turns": self.options.turns, "remark": self.options.remark,
                 "about": self.about, "notes": self.notes, "results": []}
         for text, work in self.options.problem:
-            told["results"].append(self.measure(Problem.parse(text), work))
+            told["results"].append(self.measure(parse(text), work))
             if self.options.page and ours_is_right(told):
                 peer_page.publish(told)
         for process in self.processes:
@@ -199,7 +199,7 @@ def ours_is_right(run):
     return all(note["peer"] != OURS for note in run["notes"])
 
 
-def parse():
+def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--build", required=True, help="build folder with moekit and bench/peers")
     parser.add_argument("--cpus", help="0,1: the processor's numbers to run on; default: one thread of every core")
@@ -225,7 +225,7 @@ def parse():
 
 
 def main():
-    options = parse()
+    options = parse_options()
     os.sched_setaffinity(0, options.cpus)  # the processes started from here inherit it
     shared = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(dir=shared) as folder:

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from peer_problem import Absent, to_f32
+from cpu_numbers import Absent, to_f32
 
 
 class ProblemStruct(ctypes.Structure):

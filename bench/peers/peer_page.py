@@ -5,7 +5,7 @@ import os
 import re
 import statistics
 
-from peer_problem import BOUND, Problem
+from cpu_numbers import BOUND, parse
 from peer_process import PEERS
 
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -79,7 +79,7 @@ def table(run):
     names = [name for name in PEERS if any(name in result["turns"] for result in run["results"])]
     lines = ["| problem | pass | rows | bound | " + " | ".join(names) + " |", "|---" * (4 + len(names)) + "|"]
     for result in run["results"]:
-        problem = Problem.parse(result["problem"])
+        problem = parse(result["problem"])
         rows = problem.K if result["work"] == "decode" else problem.rows() / problem.E
         share = f"{100 * result['bound'] / median(result, OURS):.0f} %" if OURS in result["turns"] else ""
         each = "1" if result["work"] == "decode" else f"{rows:g}"
@@ -93,7 +93,7 @@ def goals(run):
     for dtype, work, goal, peers in GOALS:
         found = []
         for result in run["results"]:
-            problem = Problem.parse(result["problem"])
+            problem = parse(result["problem"])
             many = problem.rows() / problem.E >= 256
             timed = [ratio(result, peer) for peer in peers if {peer, OURS} <= result["turns"].keys()]
             if problem.dtype == dtype and result["work"] == work and many and timed:
@@ -122,7 +122,7 @@ def absent(run):
 def ceilings(run):
     best = {}
     for result in run["results"]:
-        dtype = Problem.parse(result["problem"]).dtype
+        dtype = parse(result["problem"]).dtype
         peak, bandwidth, _ = best.get(dtype, (0, 0, ""))
         best[dtype] = max(peak, result["peak"]), max(bandwidth, result["bandwidth"]), result["isa"]
     return "; ".join(f"{dtype} {peak * 1e-9:.0f} GFLOP/s in registers, {bandwidth * 1e-9:.1f} GB/s read, `{isa}`"

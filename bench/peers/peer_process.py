@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 
-from peer_problem import INPUTS, OUTPUTS, Absent, Problem, distance, load
+from cpu_numbers import INPUTS, OUTPUTS, Absent, distance, load, parse
 
 PR_SET_PDEATHSIG = 1
 # name -> where its class is
@@ -35,7 +35,7 @@ class Served:
     def open(self, problem, folder, backward, tokens, threads):
         self.close()
         self.folder, self.backward = folder, backward
-        problem = Problem.parse(problem)
+        problem = parse(problem)
         self.peer = self.make(problem, load(folder, INPUTS), backward, tokens, threads)
         self.n, self.next = problem.T // tokens, 0
         return self.peer.about()

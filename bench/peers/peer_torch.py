@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from peer_problem import Absent
+from cpu_numbers import Absent
 
 
 def tensor(array):

@@ -37,7 +37,7 @@ sys.exit(peers.main())
 EVEN_LOADS = """
 import dataclasses, sys
 sys.path.insert(0, "bench/gpu")
-from peer_problem import PROBLEMS, published
+from gpu_numbers import PROBLEMS, published
 assert published("sonicmoe", PROBLEMS[3]) == (363, 404)
 assert published("sonicmoe", dataclasses.replace(PROBLEMS[3], zipf=1.0)) is None
 """

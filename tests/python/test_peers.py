@@ -30,13 +30,13 @@ if not os.path.exists(os.path.join(os.environ["PEERS_FOLDER"], "peer_moekit.so")
     sys.exit(77)
 
 from peer_c import CPeer  # noqa: E402
-from peer_problem import BOUND, Problem, distance, draw, right  # noqa: E402
+from cpu_numbers import BOUND, distance, draw, parse, right  # noqa: E402
 
 PROBLEMS = ("e5,t37,d24,n20,k2,skew=zipf1.0,f32", "e5,t37,d24,n20,k2,bf16")
 
 
 def errors(text, spoil):
-    problem = Problem.parse(text)
+    problem = parse(text)
     numbers = draw(problem)
     wanted = right(problem, numbers, backward=True)
     if spoil:
@@ -49,7 +49,7 @@ def errors(text, spoil):
 
 
 for text in PROBLEMS:
-    bound = BOUND[Problem.parse(text).dtype]
+    bound = BOUND[parse(text).dtype]
     found = errors(text, spoil=False)
     assert found.keys() == {"y", "dx", "dw1", "dw2"} and max(found.values()) < bound, (text, found)
     assert min(errors(text, spoil=True).values()) > bound, f"{text}: weights of other experts passed"

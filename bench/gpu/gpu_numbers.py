@@ -1,46 +1,23 @@
-"""A layer to time, the numbers drawn for it, and what it has to make of them.
+"""The shapes timed on a GPU, the numbers drawn for one, and what a layer with its router has to make of them, in torch.
 
-T tokens, d model width, n expert width, E experts, K of them a token. Numbers, bf16: x, dy [T, d], gate [E, d],
-w1 [E, d, 2n] gate columns first (relu: [E, d, n]), w2 [E, n, d]. The shapes are SonicMoE's twelve and six more; FLOPs
-are those of the experts' products, 6 T n d K forward and 12 backward (relu: 4 and 8), as its authors count them.
+Numbers, bf16: x, dy [T, d], gate [E, d], w1, w2 as in peer_problem.py. The shapes are SonicMoE's twelve and six more;
+FLOPs are those of the experts' products, 6 T n d K forward and 12 backward (relu: 4 and 8), as its authors count them.
 """
 import math
-from dataclasses import dataclass
+import os
+import sys
 
 import torch
 
-SEED = 20261122
+sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from peer_problem import BOUND, SEED, Problem, add_experts, choose, distance
+
 NAMES = ("y", "dx", "dw1", "dw2", "dgate")
-# norm(difference) / norm(f32). Other layers round routing weights to bf16: a sigmoid's gradient w (1 - w), where the
-# chosen lie near w = 0.95, is then off by (2^-8 / sqrt(12)) / 0.05 = 2e-2 of itself, and so is dgate.
+# Of distance(). Other layers round routing weights to bf16: a sigmoid's gradient w (1 - w), where the chosen lie near
+# w = 0.95, is then off by (2^-8 / sqrt(12)) / 0.05 = 2e-2 of itself, and so is dgate.
 OURS = dict.fromkeys(NAMES, 1e-2)
-BOUND = dict.fromkeys(NAMES, 2e-2) | {"dgate": 3e-2}
+OTHERS = dict.fromkeys(NAMES, BOUND["bf16"]) | {"dgate": 3e-2}
 PLANTED = 3.0  # the chosen experts' logits lie so much higher than those of the others, which are -1 .. 1
-
-
-@dataclass(frozen=True)
-class Problem:
-    name: str
-    T: int
-    d: int
-    n: int
-    E: int
-    K: int
-    act: str = "swiglu"
-    zipf: float = 0.0
-
-    def wide(self):
-        """Columns of w1."""
-        return 2 * self.n if self.act == "swiglu" else self.n
-
-    def flop(self):
-        """Of one forward; backward takes twice that."""
-        return 2 * self.T * self.K * self.d * (self.wide() + self.n)
-
-    def text(self):
-        skew = f", zipf {self.zipf:g}" if self.zipf else ""
-        return f"{self.name}: T {self.T}, d {self.d}, n {self.n}, E {self.E}, K {self.K}, {self.act}{skew}"
-
 
 PROBLEMS = [
     Problem("1.4B-n256", 40960, 768, 256, 128, 8), Problem("1.4B-n512", 40960, 768, 512, 64, 4),
@@ -73,15 +50,10 @@ def published(peer, problem):
     return PUBLISHED[peer][names.index(problem.name)] if known else None
 
 
-def choose(problem, device, random):
-    """Experts [T, K], none twice for a token: round robin, or drawn with probability ~ 1 / (e + 1)^zipf (the K largest of
-    log p(e) + Gumbel noise, Kool et al. 2019)."""
-    T, K, E = problem.T, problem.K, problem.E
-    if not problem.zipf:
-        return torch.arange(T * K, device=device).remainder(E).view(T, K)
-    noise = -torch.log(-torch.log(torch.rand(T, E, device=device, generator=random)))
-    share = problem.zipf * torch.log(torch.arange(1, E + 1, device=device))
-    return (noise - share).topk(K, -1).indices
+def sizes(problem):
+    skew = f", zipf {problem.zipf:g}" if problem.zipf else ""
+    return (f"{problem.name}: T {problem.T}, d {problem.d}, n {problem.n}, E {problem.E}, K {problem.K}, "
+            f"{problem.act}{skew}")
 
 
 def draw(problem, device):
@@ -95,7 +67,9 @@ def draw(problem, device):
 
     gate, x = normal(E, d, scale=d**-0.5).bfloat16().float(), normal(T, d)
     logits = (normal(T, E) / 2).clamp(-1, 1)
-    logits.scatter_add_(1, choose(problem, device, random), torch.full((T, problem.K), PLANTED, device=device))
+    with torch.device(device):
+        chosen = choose(torch, problem, lambda *shape: torch.rand(*shape, generator=random))
+    logits.scatter_add_(1, chosen, torch.full((T, problem.K), PLANTED, device=device))
     x += torch.linalg.solve(gate @ gate.T, (logits - x @ gate.T).T).T @ gate
     return {"x": x.bfloat16(), "gate": gate.bfloat16(), "dy": normal(T, d).bfloat16(),
             "w1": normal(E, d, problem.wide(), scale=d**-0.5).bfloat16(),
@@ -103,33 +77,15 @@ def draw(problem, device):
 
 
 def reference(problem, numbers):
-    """y and the gradients in f32 (the device's full f32, no tf32), expert by expert; routing weights are the softmax of the
-    K largest logits, or (relu) their sigmoids, as sigma-MoE has it."""
+    """y and the gradients in f32 (the device's full f32, no tf32); routing weights are the softmax of the K largest
+    logits, or (relu) their sigmoids, as sigma-MoE has it."""
     x, gate, w1, w2, dy = (numbers[key].float() for key in ("x", "gate", "w1", "w2", "dy"))
-    n, (value, chosen) = problem.n, (x @ gate.T).topk(problem.K, -1)
+    value, chosen = (x @ gate.T).topk(problem.K, -1)
     weight = value.softmax(-1) if problem.act == "swiglu" else value.sigmoid()
-    out = {"y": torch.zeros_like(x), "dx": torch.zeros_like(x), "dw1": torch.zeros_like(w1), "dw2": torch.zeros_like(w2)}
-    dweight = torch.zeros_like(weight)
-    for e in range(problem.E):
-        token, slot = (chosen == e).nonzero(as_tuple=True)
-        rows, drows, w = x[token], dy[token], weight[token, slot, None]
-        z = rows @ w1[e]
-        if problem.act == "swiglu":
-            sigmoid = z[:, :n].sigmoid()
-            a, silu = z[:, :n] * sigmoid * z[:, n:], z[:, :n] * sigmoid
-        else:
-            a = z.relu()
-        da = drows @ w2[e].T
-        dweight[token, slot] = (da * a).sum(1)
-        out["dw2"][e] = (w * a).T @ drows
-        da *= w
-        if problem.act == "swiglu":
-            dz = torch.cat([da * z[:, n:] * (sigmoid + silu * (1 - sigmoid)), da * silu], 1)
-        else:
-            dz = da * (z > 0)
-        out["dw1"][e] = rows.T @ dz
-        out["y"].index_add_(0, token, w * (a @ w2[e]))
-        out["dx"].index_add_(0, token, dz @ w1[e].T)
+    like = {"y": x, "dx": x, "dw1": w1, "dw2": w2, "dweight": weight}
+    out = {name: torch.zeros_like(value) for name, value in like.items()}
+    add_experts(torch, problem, {"x": x, "dy": dy, "expert": chosen, "weight": weight}, lambda e: (w1[e], w2[e]), out)
+    dweight = out.pop("dweight")
     if problem.act == "swiglu":
         dvalue = weight * (dweight - (weight * dweight).sum(-1, keepdim=True))
     else:
@@ -141,12 +97,9 @@ def reference(problem, numbers):
 
 
 def errors(got, want):
-    """norm(difference) / norm(want) by name; NaN where numbers are missing or not finite."""
-    found = {}
-    for name, value in want.items():
-        error = ((got[name].to(value.device).float() - value).norm() / value.norm()).item() if name in got else math.nan
-        found[name] = error
-    return found
+    """distance() by name; NaN where numbers are missing or not finite."""
+    return {name: distance(torch, got[name].to(value.device).float(), value) if name in got else math.nan
+            for name, value in want.items()}
 
 
 def agrees(found, bound):
