@@ -50,7 +50,8 @@ MOE_API moe_status moe_lm_load(moe_ctx *ctx, const char *directory, moe_lm **lm)
 /* The same with weights and activations of `dtype`, "f32" or "bf16", whatever the file has; NULL: the file's.
  * Saved again, that is the file's type. */
 MOE_API moe_status moe_lm_load_as(moe_ctx *ctx, const char *directory, const char *dtype, moe_lm **lm);
-/* Writes config.json and model.safetensors into a new directory, atomically. */
+/* Writes config.json and model.safetensors into a new directory, atomically. MOE_ERR_STATE where a layer has
+ * given weights back (quant.h). */
 MOE_API moe_status moe_lm_save(moe_lm *lm, const char *directory);
 MOE_API void moe_lm_destroy(moe_lm *lm);
 

@@ -300,10 +300,12 @@ typedef struct moe_layer_bytes {
  * as the rows of capacity_group sequence with pad_to_capacity, then takes memory for no more. 0, as at first:
  * any number, down to sequences of one token. Holds from the next measure and reserve on. */
 MOE_API moe_status moe_layer_limit_sequences(moe_layer *layer, int64_t max_sequences);
+/* Refuses what moe_layer_reserve would. */
 MOE_API moe_status moe_layer_measure(const moe_layer *layer, int64_t max_tokens, moe_mode mode,
                                      moe_layer_bytes *bytes);
 /* Allocates for batches of up to max_tokens; MOE_TRAIN also allocates zeroed gradients. May be
- * called again with a larger size: parameters and gradients keep their values. */
+ * called again with a larger size: parameters and gradients keep their values. MOE_ERR_STATE for MOE_TRAIN
+ * of a layer whose weights are packed (quant.h). */
 MOE_API moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode);
 /* Layers of one model run one after another, so they may share one scratch block: `layer` uses that of
  * `owner`, which must be reserved first, for no fewer bytes of scratch, and must outlive it. */
@@ -391,8 +393,8 @@ typedef struct moe_param {
     const char *name;
     moe_dtype dtype;
     int32_t n_dim;
-    int64_t dim[3]; /* 1 beyond n_dim */
-    void *value;
+    int64_t dim[3];       /* 1 beyond n_dim */
+    void *value;          /* NULL where moe_layer_quantize has given it back (quant.h) */
     void *grad;           /* NULL until reserved for training, and of buffers and frozen routers */
     bool buffer;          /* saved with the layer but not trained: the selection bias */
     uint8_t reserved[3];  /* 0: no padding, as in moe_stats */

@@ -264,6 +264,21 @@ static moe_status write_config(const moe_lm *lm, const moelm_family *family, con
     return status == MOE_OK ? MOE_OK : moelm_fail(lm->ctx, &error);
 }
 
+/* A layer may have given its weights back (moe_layer_quantize); what is left is not a checkpoint. */
+static moe_status check_values(const moe_lm *lm) {
+    for (int32_t i = 0; i < moe_lm_param_count(lm); ++i) {
+        moe_param param = {.size = sizeof param};
+        MOEI_TRY(moe_lm_param(lm, i, &param));
+        if (!param.value)
+            return moe_ctx_fail(
+                lm->ctx, MOE_ERR_STATE,
+                "moe_lm_save: moe_layer_quantize has given %s back (drop_weights); save before "
+                "it, or keep the weights",
+                param.name);
+    }
+    return MOE_OK;
+}
+
 moe_status moelm_checkpoint_write(moe_lm *lm, const char *directory) {
     const moelm_family *family = moelm_family_of(lm->config);
     char *config = moelm_path_join(directory, "config.json");
@@ -281,6 +296,7 @@ moe_status moe_lm_save(moe_lm *lm, const char *directory) {
     moelm_publish *publish;
     if (moelm_file_exists(directory))
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "%s exists already; name a new directory", directory);
+    MOEI_TRY(check_values(lm));
     if (moelm_publish_begin(directory, &publish, &error) != MOE_OK) return moelm_fail(lm->ctx, &error);
     moe_status status = moelm_checkpoint_write(lm, moelm_publish_path(publish));
     if (status != MOE_OK) {

@@ -21,11 +21,11 @@ enum {
 
 #include "kernel/gemm_block.h"
 
-typedef float moei_packed;
+typedef float moei_operand;
 
 /* sum[mr, NR] (+)= A B for one block: A element (i, k) at a[i * a_i + k * a_k], B packed [kc, NR]. */
-MOEI_INLINE void tile_fixed(const int mr, const moei_packed *a, const int64_t a_i, const int64_t a_k,
-                            const moei_packed *b, int64_t kc, float *sum, bool add) {
+MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a_i, const int64_t a_k,
+                            const moei_operand *b, int64_t kc, float *sum, bool add) {
     vf acc[MR][NV];
     MOEI_UNROLL
     for (int i = 0; i < mr; ++i) {

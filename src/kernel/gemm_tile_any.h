@@ -1,13 +1,13 @@
 /* gemm_tile_any.h: a tile of any height up to MR: a body of its own for each, chosen at run time.
- * Include after tile_fixed(mr, a, a_i, a_k, b, kc, sum, add), whose operands are of type moei_packed.
+ * Include after tile_fixed(mr, a, a_i, a_k, b, kc, sum, add), whose operands hold moei_operand.
  * Source: register tiles need heights known when compiled.
  */
 #ifndef MOEI_GEMM_TILE_ANY_H
 #define MOEI_GEMM_TILE_ANY_H
 
 /* The tile with a height known at run time: a specialised body for each, none for heights over MR. */
-MOEI_INLINE void tile_any(int mr, const moei_packed *a, const int64_t a_i, const int64_t a_k,
-                          const moei_packed *b, int64_t kc, float *sum, bool add) {
+MOEI_INLINE void tile_any(int mr, const moei_operand *a, const int64_t a_i, const int64_t a_k,
+                          const moei_operand *b, int64_t kc, float *sum, bool add) {
     switch (mr) {
     case 1:
         tile_fixed(1, a, a_i, a_k, b, kc, sum, add);

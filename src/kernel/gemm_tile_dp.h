@@ -19,7 +19,7 @@ enum {
     A_ROW = A_LD,        /* at this distance */
 };
 
-typedef uint16_t moei_packed;
+typedef uint16_t moei_operand;
 
 /* Where in a strip of A row i's number k is, k a multiple of 32, and where in a panel a pair row is. */
 static inline int64_t a_at(int64_t i, int64_t k) {
@@ -32,8 +32,8 @@ static inline int64_t pair_at(int64_t pair) {
 #include "kernel/gemm_pairs.h"
 
 /* sum[mr, NR] (+)= A B: A element (i, k) at a[i * a_i + k], B a panel; a_k is 1. */
-MOEI_INLINE void tile_fixed(const int mr, const moei_packed *a, const int64_t a_i, const int64_t a_k,
-                            const moei_packed *b, int64_t kc, float *sum, bool add) {
+MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a_i, const int64_t a_k,
+                            const moei_operand *b, int64_t kc, float *sum, bool add) {
     vf acc[MR][2];
     MOEI_UNROLL
     for (int i = 0; i < mr; ++i) {

@@ -182,22 +182,36 @@ static moe_status check_epilogue(moe_ctx *ctx, const char *op, const moe_gemm_ro
     return check_needs(ctx, op, needs, COUNT(needs));
 }
 
-/* B packed in few bits is this product's. */
+/* B packed in few bits is this product's, in memory that its device reads. */
 static moe_status check_packed(moe_ctx *ctx, const char *op, const moe_gemm_rows_args *a) {
     const moe_packed *p = a->b_packed;
-    const int32_t runs = a->epilogue == MOE_EPI_ACT && moe_act_gated(a->act) ? 2 : 1;
-    const limit limits[] = {
-        {"dtype",           a->dtype,    p->dtype,    p->dtype   },
-        {"n_groups",        a->n_groups, p->n_groups, p->n_groups},
-        {"n",               a->n,        p->n,        p->n       },
-        {"k",               a->k,        p->k,        p->k       },
-        {"b_packed.n_runs", p->n_runs,   runs,        runs       },
-        {"epilogue",        a->epilogue, 0,           MOE_EPI_ACT}
+    const bool gated = a->epilogue == MOE_EPI_ACT && moe_act_gated(a->act);
+    const struct {
+        const char *field;
+        int64_t packed, call;
+    } same[] = {
+        {"dtype",    p->dtype,    a->dtype     },
+        {"n_groups", p->n_groups, a->n_groups  },
+        {"n",        p->n,        a->n         },
+        {"k",        p->k,        a->k         },
+        {"n_runs",   p->n_runs,   gated ? 2 : 1}
     };
-    MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
-    if (ctx->kernels[a->dtype]->gemm_packed) return MOE_OK;
-    return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED, "%s: packed weights are not served on %s in dtype %d", op,
-                        ctx->device->name, (int)a->dtype);
+    if (p->ctx->device != ctx->device || (ctx->host && p->ctx->desc.device_index != ctx->desc.device_index))
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "%s: b_packed was made by a context of %s, device %d; this one computes on %s, "
+                            "device %d",
+                            op, p->ctx->device->name, p->ctx->desc.device_index, ctx->device->name,
+                            ctx->desc.device_index);
+    if (a->epilogue == MOE_EPI_ACT_GRAD)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "%s: b_packed goes with MOE_EPI_STORE and MOE_EPI_ACT; MOE_EPI_ACT_GRAD needs b",
+                            op);
+    for (size_t i = 0; i < COUNT(same); ++i)
+        if (same[i].packed != same[i].call)
+            return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                                "%s: b_packed was made for %s %" PRId64 "; this call needs %" PRId64, op,
+                                same[i].field, same[i].packed, same[i].call);
+    return MOE_OK;
 }
 
 moe_status moe_gemm_rows(moe_ctx *ctx, const moe_gemm_rows_args *args) {

@@ -8,6 +8,7 @@
 #include "core/ctx.h"
 #include "core/memory.h"
 #include "core/real.h"
+#include "kernel/kernel.h"
 
 #include <math.h>
 
@@ -45,12 +46,12 @@ static uint16_t f16_round(double x) {
     return (uint16_t)((exponent - 1 + BIAS) * ONE + (int)nearbyint(significand * 2 * ONE) - ONE);
 }
 
-/* Writes a group's scale. Exponents 1 .. 254 are normal numbers of f32. */
+/* Writes a group's scale. Exponents 1 .. 254 are normal numbers of f32; f64 has numbers beyond both ends. */
 static void put_scale(const moei_packed_format *format, double largest, unsigned char *block,
                       int64_t column) {
     if (format->exponents) {
         const int exponent = largest > 0 ? ilogb(largest) - 2 + 127 : 127;
-        block[column] = (unsigned char)(exponent < 1 ? 1 : exponent);
+        block[column] = (unsigned char)(exponent < 1 ? 1 : exponent > 254 ? 254 : exponent);
         return;
     }
     const uint16_t half = f16_round(largest / format->most);
@@ -174,15 +175,32 @@ static moe_status find_format(moe_ctx *ctx, const moe_packed_desc *desc, moe_pac
                         desc->group, groups[0], groups[1], groups[2]);
 }
 
-static moe_status check_shape(moe_ctx *ctx, const moe_packed_desc *d) {
-    if (d->dtype != MOE_F32 && d->dtype != MOE_F64 && d->dtype != MOE_BF16)
+/* What no product of the context's device multiplies is not packed either. */
+static moe_status check_dtype(moe_ctx *ctx, moe_dtype dtype) {
+    if (dtype != MOE_F32 && dtype != MOE_F64 && dtype != MOE_BF16)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
                             "moe_packed_desc: dtype is %d; it must be MOE_F32, MOE_F64 or "
                             "MOE_BF16",
-                            (int)d->dtype);
+                            (int)dtype);
+    if (!moei_isa_is_cuda((moei_isa)ctx->isa) || moei_kernel_serves(MOEI_ISA_CUDA, "gemm_packed", dtype))
+        return MOE_OK;
+    return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED,
+                        "moe_packed_desc: products of dtype %d with packed weights are not built for CUDA; "
+                        "a CPU context has them",
+                        (int)dtype);
+}
+
+/* More numbers than MOST would not have their bytes counted in 64 bits: a number takes up to 8, and a column
+ * alone is padded to a panel, a row alone to a group. */
+static moe_status check_shape(moe_ctx *ctx, const moe_packed_desc *d) {
+    static const int64_t MOST = (int64_t)1 << 48;
     if (d->n_groups < 1 || d->k < 1 || d->n < 1)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
                             "moe_packed_desc: %d matrices of [%lld, %lld]; all must be at least 1",
+                            d->n_groups, (long long)d->k, (long long)d->n);
+    if (d->k > MOST / d->n || d->n_groups > MOST / (d->k * d->n))
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "moe_packed_desc: %d matrices of [%lld, %lld] are more than 2^48 numbers",
                             d->n_groups, (long long)d->k, (long long)d->n);
     if (d->n_runs < 0 || d->n_runs > 2 || (d->n_runs == 2 && d->n % 2 != 0))
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
@@ -211,6 +229,7 @@ moe_status moe_packed_create(moe_ctx *ctx, const moe_packed_desc *given, const v
                        .k = desc.k,
                        .n = desc.n};
     MOEI_TRY(find_format(ctx, &desc, &made));
+    MOEI_TRY(check_dtype(ctx, desc.dtype));
     MOEI_TRY(check_shape(ctx, &desc));
     if (!b) return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "moe_packed_create: b is NULL; this call needs it");
     lay_out(&made);

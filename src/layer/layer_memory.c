@@ -244,7 +244,9 @@ static moe_status check_reserve(const moe_layer *layer, int64_t max_tokens, moe_
     if (mode == MOE_TRAIN && layer->packed)
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
                             "mode: moe_layer_quantize has packed the weights of this layer's experts for "
-                            "inference; reserve for MOE_INFER, or give its weights back to it first");
+                            "inference; %s",
+                            layer->dropped ? "drop_weights left no others, so only a new layer can be trained"
+                                           : "choose MOE_INFER, or call it with NULL first");
     const char *kind = mode == MOE_TRAIN ? forward_only(layer) : NULL;
     if (kind)
         return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED,

@@ -4,6 +4,7 @@
  */
 #include "layer/layer.h"
 
+#include "core/memory.h"
 #include "experts/experts.h"
 
 #include <moekit/quant.h>
@@ -41,13 +42,21 @@ static size_t pair_bytes(const packed_pair *pair) {
     return bytes;
 }
 
+/* What an earlier reserve for training left goes with the weights: nobody adds to it again. */
+static void drop_grad(moe_layer *layer, moei_layer_param *param) {
+    param->experts->ops->bind_grad(param->experts->self, param->index, NULL);
+    moei_memory_free(layer->ctx, param->grad, param->grad_bytes);
+    param->grad = NULL;
+    param->bytes = 0;
+}
+
 static void use(moe_layer *layer, moei_experts *experts, const packed_pair *pair, bool drop) {
-    if (!experts->ops || experts->ops != &moei_expert_ffn) return;
+    if (experts->ops != &moei_expert_ffn) return;
     moei_ffn_use_packed(experts->self, pair->matrix, drop);
     experts->packed_bytes = pair_bytes(pair);
     for (int32_t i = 0; drop && i < layer->n_params; ++i)
         if (layer->param[i].experts == experts && layer->param[i].index < MOEI_FFN_MATRICES)
-            layer->param[i].bytes = 0;
+            drop_grad(layer, &layer->param[i]);
 }
 
 static moe_status pack(const moei_experts *experts, const moe_quant_desc *desc, packed_pair *pair) {

@@ -4,6 +4,8 @@
  */
 #include "kernel/guarded.h"
 
+#include "core/ctx.h"
+#include "core/memory.h"
 #include "kernel/act.h"
 #include "kernel/packed.h"
 
@@ -37,10 +39,10 @@ static moe_packed_desc describe(const char *format, int32_t group, moe_dtype dty
                              .n = n};
 }
 
-/* One column of f32 numbers through a format. */
-static void through(const char *format, const float *x, int64_t k, float *read) {
+/* One column of k numbers through a format. */
+static void through(const char *format, moe_dtype dtype, const void *x, int64_t k, void *read) {
     moe_ctx *ctx = new_ctx(1);
-    const moe_packed_desc desc = describe(format, 0, MOE_F32, 1, k, 1);
+    const moe_packed_desc desc = describe(format, 0, dtype, 1, k, 1);
     moe_packed *packed = pack(ctx, &desc, x);
     assert_int_equal(moe_packed_read(packed, read), MOE_OK);
     moe_packed_destroy(packed);
@@ -68,7 +70,7 @@ static void test_known_numbers(void **state) {
     };
     for (size_t i = 0; i < COUNT(known); ++i) {
         float read[10];
-        through(known[i].format, known[i].x, 10, read);
+        through(known[i].format, MOE_F32, known[i].x, 10, read);
         for (int j = 0; j < 10; ++j)
             if (read[j] != known[i].want[j])
                 fail_msg("%s: %g is read as %.9g, not %.9g", known[i].format, (double)known[i].x[j],
@@ -76,22 +78,65 @@ static void test_known_numbers(void **state) {
     }
 }
 
-static void test_extremes(void **state) {
-    (void)state;
+/* The largest number of a group is `size`: what the format reads for it, to +- `off`. */
+static double largest_read(const char *format, double size, double *off) {
+    static const struct {
+        const char *format;
+        double most;
+    } codes[] = {
+        {"int8", 127},
+        {"int4", 7  },
+        {"nf4",  1  }
+    };
+    for (size_t i = 0; i < COUNT(codes); ++i) {
+        if (strcmp(codes[i].format, format) != 0) continue;
+        const double scale = size / codes[i].most; /* as f16: ten bits, fewer below 2^-14, at most 65504 */
+        const double want = scale > 65504 ? 65504 * codes[i].most : scale < 0x1p-25 ? 0 : size;
+        *off = want > 0 ? fmax(0x1p-25 * codes[i].most, 0x1p-11 * want) : 0;
+        return want;
+    }
+    assert_string_equal(format, "mxfp4"); /* 5/4 of size at worst: e2m1 has nothing between 4 and 6 */
+    const double want = size > 6 * 0x1p127 ? 6 * 0x1p127 : size < 0x1p-128 ? 0 : size;
+    *off = size > want ? 0 : 0.25 * want;
+    return want;
+}
+
+static void check_extreme(const char *format, moe_dtype dtype, double size) {
     enum { N = 200 };
+    double x64[N], read64[N], off;
+    float x32[N], read32[N];
+    for (int i = 0; i < N; ++i) {
+        x64[i] = (i % 2 ? -1 : 1) * size * ((double)(N - i) / N);
+        x32[i] = (float)x64[i];
+    }
+    if (dtype == MOE_F64)
+        through(format, dtype, x64, N, read64);
+    else
+        through(format, dtype, x32, N, read32);
+    for (int i = 0; i < N; ++i) {
+        const double x = dtype == MOE_F64 ? x64[i] : (double)x32[i];
+        const double read = dtype == MOE_F64 ? read64[i] : (double)read32[i];
+        if (!isfinite(read) || fabs(read) > 1.25 * size || (read != 0 && (read < 0) != (x < 0)))
+            fail_msg("%s of %g: %g is read as %g", format, size, x, read);
+    }
+    const double read = dtype == MOE_F64 ? read64[0] : (double)read32[0];
+    const double want = largest_read(format, size, &off);
+    if (!(fabs(read - want) <= off))
+        fail_msg("%s of %g, dtype %d: the largest is read as %g, not %g", format, size, (int)dtype, read,
+                 want);
+}
+
+/* Numbers whose scale is subnormal, is lost, or is clamped. */
+static void test_extremes(void **state) {
+    static const double sizes[] = {0, 1e-44, 1e-30, 1e-12, 1e-6, 1e-5, 1e-3, 1, 1e6, 1e30, 3e38};
+    static const double wide[] = {1e-300, 1e39, 1e45, 1e300, 1.7e308};
+    (void)state;
     for (const char *const *format = moe_packed_formats(); *format; ++format) {
-        const float sizes[] = {0, 1e-44F, 1e-30F, 1e-12F, 1e6F, 1e30F, 3e38F};
         for (size_t s = 0; s < COUNT(sizes); ++s) {
-            float x[N], read[N];
-            for (int i = 0; i < N; ++i) x[i] = (i % 2 ? -1 : 1) * sizes[s] * ((float)(N - i) / N);
-            through(*format, x, N, read);
-            for (int i = 0; i < N; ++i) {
-                assert_true(isfinite(read[i]));
-                assert_true(fabsf(read[i]) <= 1.25F * sizes[s]); /* e2m1 has nothing between 4 and 6 */
-                assert_true(read[i] == 0 || (read[i] < 0) == (x[i] < 0));
-            }
-            if (sizes[s] == 1e6F) assert_true(read[0] > 60000); /* what f16 scales show of it */
+            check_extreme(*format, MOE_F32, sizes[s]);
+            check_extreme(*format, MOE_F64, sizes[s]);
         }
+        for (size_t s = 0; s < COUNT(wide); ++s) check_extreme(*format, MOE_F64, wide[s]);
     }
 }
 
@@ -165,6 +210,59 @@ static void test_refusals(void **state) {
     refused(ctx, bad, b, MOE_ERR_ARGUMENT, "two of equal width");
     bad = good, bad.k = 0;
     refused(ctx, bad, b, MOE_ERR_ARGUMENT, "at least 1");
+    bad = good, bad.k = (int64_t)1 << 40, bad.n = (int64_t)1 << 30; /* 2^70 numbers, then 2^49 */
+    refused(ctx, bad, b, MOE_ERR_ARGUMENT, "more than 2^48 numbers");
+    bad = good, bad.k = bad.n = (int64_t)1 << 24;
+    refused(ctx, bad, b, MOE_ERR_ARGUMENT, "2 matrices of [16777216, 16777216] are more than 2^48 numbers");
+    moe_ctx_destroy(ctx);
+}
+
+static void product_refused(moe_ctx *ctx, moe_gemm_rows_args args, const char *text) {
+    assert_int_equal(moe_gemm_rows(ctx, &args), MOE_ERR_ARGUMENT);
+    if (!strstr(moe_ctx_error(ctx), text)) fail_msg("'%s' says nothing of '%s'", moe_ctx_error(ctx), text);
+}
+
+/* A product refuses what was packed for another, and what lies on another device. */
+static void test_products_refuse(void **state) {
+    enum { K = 3, N = 4 };
+    static const int64_t offset[] = {0, 1, 2};
+    static const moei_device gpu = {.name = "cuda"};
+    const float a[2 * K] = {1, 2, 3, 4, 5, 6}, b[2 * K * N] = {1, -2, 3};
+    float c[2 * N] = {0};
+    (void)state;
+    moe_ctx *ctx = new_ctx(1);
+    const moe_packed_desc desc = describe("int8", 0, MOE_F32, 2, K, N);
+    moe_packed *packed = pack(ctx, &desc, b);
+    const moe_gemm_rows_args good = {.n_groups = 2,
+                                     .offset = offset,
+                                     .n = N,
+                                     .k = K,
+                                     .a = a,
+                                     .lda = K,
+                                     .b_packed = packed,
+                                     .c = c,
+                                     .ldc = N};
+    assert_int_equal(moe_gemm_rows(ctx, &good), MOE_OK);
+    moe_gemm_rows_args bad = good;
+    bad.n = 2;
+    product_refused(ctx, bad, "moe_gemm_rows: b_packed was made for n 4; this call needs 2");
+    bad = good, bad.k = 2;
+    product_refused(ctx, bad, "b_packed was made for k 3; this call needs 2");
+    bad = good, bad.n_groups = 1;
+    product_refused(ctx, bad, "b_packed was made for n_groups 2; this call needs 1");
+    bad = good, bad.dtype = MOE_BF16;
+    product_refused(ctx, bad, "b_packed was made for dtype 0; this call needs 2");
+    bad = good, bad.epilogue = MOE_EPI_ACT, bad.act = MOE_ACT_SWIGLU;
+    product_refused(ctx, bad, "b_packed was made for n_runs 1; this call needs 2");
+    bad = good, bad.epilogue = MOE_EPI_ACT_GRAD;
+    product_refused(ctx, bad, "MOE_EPI_ACT_GRAD needs b");
+    moe_ctx elsewhere = *ctx;
+    elsewhere.device = &gpu;
+    moe_packed far = *packed;
+    far.ctx = &elsewhere;
+    bad = good, bad.b_packed = &far;
+    product_refused(ctx, bad, "b_packed was made by a context of cuda, device 0; this one computes on cpu");
+    moe_packed_destroy(packed);
     moe_ctx_destroy(ctx);
 }
 
@@ -299,12 +397,13 @@ static void same_bits(const guarded *a, const guarded *b, const char *what, cons
     fail_msg("%s, seed %llu: %s", variant, (unsigned long long)seed, what);
 }
 
-/* The row of kernel.def with this function that serves plain products; NULL: none. */
-static const moei_kernel_row *plain_twin(const moei_kernel_row *v) {
+/* The row of kernel.def for plain products by the same instructions. */
+static const moei_kernel_row *plain_twin(const moei_kernel_row *v, moe_dtype dtype) {
     size_t count;
     const moei_kernel_row *rows = moei_kernel_rows(&count);
     for (const moei_kernel_row *row = rows; row < rows + count; ++row)
-        if (strcmp(row->op, "gemm_rows") == 0 && row->fn == v->fn) return row;
+        if (strcmp(row->op, "gemm_rows") == 0 && row->isa == v->isa && serves(row, dtype)) return row;
+    fail_msg("%s: kernel.def has no gemm_rows to hold it to", v->name);
     return NULL;
 }
 
@@ -314,9 +413,9 @@ static void test_same_bits_as_plain(void **state) {
     (void)state;
     for (const moei_kernel_row *v = next_variant("gemm_packed", NULL); v;
          v = next_variant("gemm_packed", v)) {
-        const moei_kernel_row *plain = plain_twin(v);
-        if (!plain || v->isa == MOEI_ISA_REF) continue;
+        if (v->isa == MOEI_ISA_REF) continue;
         const moe_dtype dtype = serves(v, MOE_F32) ? MOE_F32 : MOE_BF16;
+        const moei_kernel_row *plain = plain_twin(v, dtype);
         for (uint64_t seed = 1; seed <= 64; ++seed) {
             packed_case a, b;
             make_case(&a, seed, dtype);
@@ -385,6 +484,7 @@ int main(void) {
         cmocka_unit_test(test_extremes),
         cmocka_unit_test(test_error_and_idempotence),
         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_products_refuse),
         cmocka_unit_test(test_against_direct_sums),
         cmocka_unit_test(test_same_bits_as_plain),
         cmocka_unit_test(test_same_bits_for_any_threads),

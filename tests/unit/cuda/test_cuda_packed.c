@@ -178,8 +178,42 @@ static void test_rows_do_not_depend_on_the_batch(void **state) {
     moe_ctx_destroy(gpu);
 }
 
+/* What the GPU does not multiply is not packed there, and what was packed there is not read here. */
+static void test_refusals(void **state) {
+    static const int64_t offset[] = {0, 1};
+    float b[2] = {1, 2}, a[2] = {3, 4}, c = 0;
+    moe_packed_desc desc = {
+        .size = sizeof desc, .format = "int8", .dtype = MOE_F64, .n_groups = 1, .k = 2, .n = 1};
+    moe_packed *packed = NULL;
+    moe_ctx *gpu = cuda_ctx();
+    (void)state;
+    if (!gpu) skip();
+    moe_ctx *cpu = test_ctx(NULL, 1);
+    assert_int_equal(moe_packed_create(gpu, &desc, b, &packed), MOE_ERR_UNSUPPORTED);
+    assert_non_null(strstr(moe_ctx_error(gpu), "a CPU context has them"));
+    assert_null(packed);
+    void *d_b = upload(gpu, b, sizeof b);
+    desc.dtype = MOE_F32;
+    must(gpu, moe_packed_create(gpu, &desc, d_b, &packed));
+    const moe_gemm_rows_args args = {.n_groups = 1,
+                                     .offset = offset,
+                                     .n = 1,
+                                     .k = 2,
+                                     .a = a,
+                                     .lda = 2,
+                                     .b_packed = packed,
+                                     .c = &c,
+                                     .ldc = 1};
+    assert_int_equal(moe_gemm_rows(cpu, &args), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(moe_ctx_error(cpu), "b_packed was made by a context of cuda, device 0"));
+    moe_packed_destroy(packed);
+    moe_memory_free(gpu, d_b, sizeof b);
+    moe_ctx_destroy(gpu), moe_ctx_destroy(cpu);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_packed_layers),
-                                       cmocka_unit_test(test_rows_do_not_depend_on_the_batch)};
+                                       cmocka_unit_test(test_rows_do_not_depend_on_the_batch),
+                                       cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -168,6 +168,11 @@ static void test_distance_from_plain(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+static void refused(moe_ctx *ctx, moe_status got, moe_status want, const char *text) {
+    assert_int_equal(got, want);
+    if (!strstr(moe_ctx_error(ctx), text)) fail_msg("'%s' says nothing of '%s'", moe_ctx_error(ctx), text);
+}
+
 static moe_layer_bytes measured(moe_ctx *ctx, const moe_layer *layer) {
     moe_layer_bytes bytes = {.size = sizeof bytes};
     must(ctx, moe_layer_measure(layer, TOKENS, MOE_INFER, &bytes));
@@ -201,16 +206,48 @@ static void test_dropped_weights(void **state) {
     assert_null(param.value);
     must(ctx, moe_layer_param_by_name(layer, "gate.weight", &param));
     assert_non_null(param.value);
-    assert_int_equal(moe_layer_quantize(layer, NULL), MOE_ERR_STATE);
-    assert_non_null(strstr(moe_ctx_error(ctx), "drop_weights has given this layer's weights back"));
+    const char *gone = "drop_weights has given this layer's weights back", *train = "only a new layer can";
+    moe_layer_bytes bytes = {.size = sizeof bytes};
+    refused(ctx, moe_layer_quantize(layer, NULL), MOE_ERR_STATE, gone);
+    refused(ctx, moe_layer_quantize(layer, &drop), MOE_ERR_STATE, gone);
+    refused(ctx, moe_layer_reserve(layer, TOKENS, MOE_TRAIN), MOE_ERR_STATE, train);
+    refused(ctx, moe_layer_measure(layer, TOKENS, MOE_TRAIN, &bytes), MOE_ERR_STATE, train);
     free(x.data), free(y.data), free(kept.data);
     moe_layer_destroy(layer);
     moe_ctx_destroy(ctx);
 }
 
-static void refused(moe_ctx *ctx, moe_status got, moe_status want, const char *text) {
-    assert_int_equal(got, want);
-    if (!strstr(moe_ctx_error(ctx), text)) fail_msg("'%s' says nothing of '%s'", moe_ctx_error(ctx), text);
+/* A layer that was trained: the gradients of what is dropped go too, those of what stays do not. */
+static void test_trained_then_dropped(void **state) {
+    (void)state;
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_layer_desc desc = plain;
+    desc.num_shared_experts = 1, desc.expert_bias = true;
+    moe_layer *layer = test_layer(ctx, &desc, TOKENS);
+    moe_mat x = test_random(MOE_F32, TOKENS, desc.d_model, 10), y = forward(ctx, layer, x), again;
+    must(ctx, moe_layer_forward(layer, x, y, &test_train_call, NULL));
+    must(ctx, moe_layer_backward(layer, x, y, (moe_mat){0}));
+    must(ctx, moe_layer_reserve(layer, TOKENS, MOE_INFER));
+    must(ctx, moe_layer_quantize(
+                  layer,
+                  &(moe_quant_desc){.size = sizeof(moe_quant_desc), .format = "int8", .drop_weights = true}));
+    int dropped = 0;
+    for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
+        moe_param param = {.size = sizeof param};
+        must(ctx, moe_layer_param(layer, i, &param));
+        const bool matrix = strstr(param.name, "up.weight") || strstr(param.name, "down.weight");
+        if ((matrix && (param.value || param.grad)) || (!matrix && !(param.value && param.grad)))
+            fail_msg("%s: value %p, gradient %p", param.name, param.value, param.grad);
+        dropped += matrix;
+    }
+    assert_int_equal(dropped, 4);
+    moe_layer_zero_grad(layer);
+    again = forward(ctx, layer, x);
+    const double off = distance(again, y);
+    if (!(off > 0 && off < 0.02)) fail_msg("y is off by %g", off);
+    free(x.data), free(y.data), free(again.data);
+    moe_layer_destroy(layer);
+    moe_ctx_destroy(ctx);
 }
 
 static void test_refusals(void **state) {
@@ -224,7 +261,11 @@ static void test_refusals(void **state) {
     must(ctx, moe_layer_reserve(layer, TOKENS, MOE_INFER));
     refused(ctx, moe_layer_quantize(layer, &unknown), MOE_ERR_ARGUMENT, "format: 'fp4' is not one of");
     must(ctx, moe_layer_quantize(layer, &formats[0]));
-    refused(ctx, moe_layer_reserve(layer, TOKENS, MOE_TRAIN), MOE_ERR_STATE, "has packed the weights");
+    moe_layer_bytes bytes = {.size = sizeof bytes};
+    refused(ctx, moe_layer_reserve(layer, TOKENS, MOE_TRAIN), MOE_ERR_STATE,
+            "choose MOE_INFER, or call it with NULL first");
+    refused(ctx, moe_layer_measure(layer, TOKENS, MOE_TRAIN, &bytes), MOE_ERR_STATE,
+            "has packed the weights");
     moe_mat x = test_random(MOE_F32, TOKENS, plain.d_model, 9), y = forward(ctx, layer, x), again;
     refused(ctx, moe_layer_quantize(layer, &unknown), MOE_ERR_ARGUMENT, "'fp4'");
     moe_param param = {.size = sizeof param};
@@ -248,11 +289,9 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_packed_is_written_back),
-        cmocka_unit_test(test_same_bits_alone_and_together),
-        cmocka_unit_test(test_distance_from_plain),
-        cmocka_unit_test(test_dropped_weights),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_packed_is_written_back), cmocka_unit_test(test_same_bits_alone_and_together),
+        cmocka_unit_test(test_distance_from_plain),    cmocka_unit_test(test_dropped_weights),
+        cmocka_unit_test(test_trained_then_dropped),   cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,6 +8,8 @@
 #include "format/json.h"
 #include "format/safetensors.h"
 
+#include <moekit/quant.h>
+
 static const char *const mixtral[] = {"moe.z_loss_coeff",
                                       "0.003",
                                       "moe.aux_loss_coeff",
@@ -91,6 +93,30 @@ static void round_trip(void **state, const char *name, const char *const *pairs,
     moe_lm_destroy(lm);
     moe_ctx_destroy(ctx);
     free(path);
+}
+
+/* A layer that gave its weights back answers, and is refused before anything is written. */
+static void check_dropped(void **state, const char *const *pairs) {
+    const moe_quant_desc quant = {.size = sizeof quant, .format = "int8", .drop_weights = true};
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_lm *lm = model_make(ctx, pairs);
+    char *path = scratch_path(state, "dropped");
+    moe_param param = {.size = sizeof param};
+    must(ctx, moe_layer_quantize(moe_lm_layer(lm, 1), &quant));
+    must_fail(ctx, moe_lm_save(lm, path), MOE_ERR_STATE, "given blocks.1.");
+    must_fail(ctx, moe_lm_save(lm, path), MOE_ERR_STATE, "experts.up.weight back (drop_weights)");
+    assert_int_equal(scratch_count(*state), 0);
+    must(ctx, moe_layer_param_by_name(moe_lm_layer(lm, 0), "experts.up.weight", &param));
+    assert_non_null(param.value);
+    moe_lm_destroy(lm);
+    moe_ctx_destroy(ctx);
+    free(path);
+}
+
+static void test_dropped_weights(void **state) {
+    check_dropped(state, mixtral);
+    static const char *const bias[] = {"moe.expert_bias", "true", NULL}; /* our own family */
+    check_dropped(state, bias);
 }
 
 static void test_round_trips(void **state) {
@@ -431,6 +457,7 @@ static void test_nothing_there(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_round_trips, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_dropped_weights, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_golden_is_written_as_it_was, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_full_disk_leaves_nothing, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_other_number_formats, scratch_setup, scratch_teardown),
