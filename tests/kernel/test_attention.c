@@ -191,10 +191,15 @@ static void assert_same_bits(const tensors *a, const tensors *b, bool backward) 
     assert_memory_equal(a->dv, b->dv, (size_t)a->n_kv * sizeof(float));
 }
 
+/* Backward of few sequences and key heads goes another way where there are more threads: {1, 200, ..} from
+ * two on, {5, 131, ..} from four on, {2, 131, ..} with none of them. */
 static void test_threads(void **state) {
     (void)state;
     static const shape shapes[] = {
         {2, 131, 131, 131, 4,  2, 24  },
+        {1, 200, 200, 200, 4,  1, 40  },
+        {5, 131, 131, 131, 1,  1, 17  },
+        {1, 60,  60,  60,  3,  1, 24  },
         {2, 131, 131, 131, 2,  1, 1000},
         {3, 1,   131, 140, 20, 2, 24  }
     };

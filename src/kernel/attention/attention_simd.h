@@ -345,8 +345,7 @@ static grad_blocks grad_blocks_in(const moe_attention_args *a, float *scratch) {
 _Static_assert((2 * BLOCK + 7 * MOEI_HEAD_DIM_MAX) * LANES * sizeof(float) <= MOEI_THREAD_SCRATCH,
                "attention's blocks fit a thread's scratch");
 
-/* Whether dq of a whole sequence fits too, for all heads of a group. A matter of the shape alone, so that the
- * bits depend on nothing else. */
+/* Whether dq of a whole sequence fits too, for all heads of a group. */
 static bool dq_fits(const moe_attention_args *a) {
     const int64_t rows = 7 * LANES + a->heads / a->kv_heads * a->q_len;
     const int64_t numbers = 2 * BLOCK * LANES + rows * whole_vectors(a->head_dim);
@@ -470,7 +469,7 @@ static void group_grad_task(void *arg, int64_t task, void *scratch) {
     }
 }
 
-/* Of long sequences dk and dv alone, a block of keys a task, */
+/* In two passes dk and dv alone, a block of keys a task, */
 static void key_grad_task(void *arg, int64_t task, void *scratch) {
     const moe_attention_args *a = arg;
     const int64_t pairs = a->n_seq * a->kv_heads, pair = task % pairs;
@@ -511,10 +510,18 @@ static void delta_task(void *arg, int64_t row, void *scratch) {
     }
 }
 
+/* One pass makes five products of each two blocks but has few tasks, of equal length; two passes make seven
+ * and share them out among any number of threads, unless a sequence is a single block of keys. Both add up
+ * the same numbers in the same order, so that the number of threads may choose and leaves the bits alone. */
+static bool in_one_pass(const moei_team *team, const moe_attention_args *a) {
+    const int64_t tasks = a->n_seq * a->kv_heads, rounds = moei_ceil_div(tasks, team->n_threads);
+    return dq_fits(a) && (a->kv_len <= LANES || 5 * rounds * team->n_threads <= 7 * tasks);
+}
+
 static inline void attention_backward(const moei_team *team, const moe_attention_args *args) {
     const int64_t blocks = (args->q_len + BLOCK - 1) / BLOCK;
     moei_parallel(team, args->n_seq * args->q_len, delta_task, (void *)args);
-    if (dq_fits(args)) {
+    if (in_one_pass(team, args)) {
         moei_parallel(team, args->n_seq * args->kv_heads, group_grad_task, (void *)args);
     } else {
         moei_parallel(team, blocks * args->n_seq * args->heads, query_grad_task, (void *)args);
