@@ -63,24 +63,23 @@ static inline vf vf_exp(vf x) {
     return vf_exp_of(vf_min(vf_set1(90.0f), vf_max(vf_set1(-105.0f), x)));
 }
 
-/* The same between e^-87 and e^87, for sums with numbers of ordinary size: no denormal number arises, which
- * would take many processors a hundred cycles. */
-static inline vf vf_exp_normal(vf x) {
-    return vf_exp_of(vf_min(vf_set1(87.0f), vf_max(vf_set1(-87.0f), x)));
-}
-
+/* Exactly 0 below -88.73, where the exponential is infinite, and 1 above 17: so that x * sigmoid(x) is right
+ * for every finite x. Denormal only between there and -87.33: such numbers take many processors a hundred
+ * cycles. */
 static inline vf vf_sigmoid(vf x) {
     const vf one = vf_set1(1.0f);
-    return vf_div(one, vf_add(one, vf_exp_normal(vf_neg(x))));
+    vf e = vf_exp_of(vf_min(vf_set1(90.0f), vf_max(vf_set1(-87.0f), vf_neg(x))));
+    return vf_div(one, vf_add(one, e));
 }
 
 /* Distribution function of the normal law, and its density in *density: gelu(x) = x * cdf(x) and
  * gelu'(x) = cdf(x) + x * density(x). The error is absolute: in a far tail it is large beside the value, but
- * the value is next to nothing there. */
+ * the value is next to nothing there; both are 0 where e^(-x^2/2) is below e^-87, whatever x they are
+ * multiplied by. */
 static inline vf vf_normal_cdf(vf x, vf *density) {
-    const vf one = vf_set1(1.0f);
-    vf z = vf_mul(vf_abs(x), vf_set1(0.707106781f));
-    vf e = vf_exp_normal(vf_neg(vf_mul(z, z)));
+    const vf one = vf_set1(1.0f), end = vf_set1(87.0f);
+    vf z = vf_mul(vf_abs(x), vf_set1(0.707106781f)), square = vf_mul(z, z);
+    vf e = vf_select(vf_lt(end, square), vf_zero(), vf_exp_of(vf_neg(vf_min(end, square))));
     vf t = vf_div(one, vf_fma(z, vf_set1(0.3275911f), one));
     vf p = vf_set1(1.061405429f);
     p = vf_fma(p, t, vf_set1(-1.453152027f));

@@ -16,10 +16,15 @@ typedef struct vec_slope {
     vf value, slope;
 } vec_slope;
 
+/* Beyond 100 sigmoid is 0 or 1 and its slope 0, which no factor that overflowed shall turn into NaN. */
+static inline vf vec_bounded(vf x) {
+    return vf_min(vf_set1(100.0f), vf_max(vf_set1(-100.0f), x));
+}
+
 static inline vec_slope vec_swish(vf v, float alpha) {
-    const vf one = vf_set1(1.0f), a = vf_set1(alpha);
-    vf s = vf_sigmoid(vf_mul(a, v));
-    vf rest = vf_fma(vf_mul(a, v), vf_sub(one, s), one);
+    const vf one = vf_set1(1.0f);
+    vf x = vec_bounded(vf_mul(vf_set1(alpha), v)), s = vf_sigmoid(x);
+    vf rest = vf_fma(x, vf_sub(one, s), one);
     return (vec_slope){vf_mul(v, s), vf_mul(s, rest)};
 }
 
@@ -27,10 +32,10 @@ static inline vec_slope vec_swish(vf v, float alpha) {
 static inline vec_slope vec_gelu_tanh(vf v) {
     const float c = 0.797884561f, cubic = 0.044715f; /* sqrt(2 / pi) */
     const vf one = vf_set1(1.0f);
-    vf square = vf_mul(v, v);
-    vf s = vf_sigmoid(vf_mul(vf_mul(v, vf_set1(2 * c)), vf_fma(square, vf_set1(cubic), one)));
+    vf x = vec_bounded(v), square = vf_mul(x, x);
+    vf s = vf_sigmoid(vf_mul(vf_mul(x, vf_set1(2 * c)), vf_fma(square, vf_set1(cubic), one)));
     vf inner = vf_mul(vf_fma(square, vf_set1(3 * cubic), one), vf_set1(2 * c));
-    return (vec_slope){vf_mul(v, s), vf_fma(vf_mul(v, inner), vf_mul(s, vf_sub(one, s)), s)};
+    return (vec_slope){vf_mul(v, s), vf_fma(vf_mul(x, inner), vf_mul(s, vf_sub(one, s)), s)};
 }
 
 static inline vec_slope vec_curve(moei_curve curve, vf v, float alpha) {
