@@ -245,21 +245,23 @@ typedef struct moe_layer_desc {
     float init_std_scale;    /* of sigma_moe; 0: 1; or MOE_ZERO */
     const char *recompute;   /* NULL: "none" or "layer": backward runs the up projection again */
     int32_t layer_index;     /* keys the random draws, so layers differ */
-    /* Which fields moe_layer_desc_set wrote, even with their defaults; 0 at first. What names of other
-     * systems only imply yields to them, whatever the order. */
-    uint64_t said[2];
+    /* The library's: who set each field. Leave it 0, and copy it with the rest. */
+    uint8_t said[128];
 } moe_layer_desc;
 
 /* Names and settings of a preset ("mixtral" "deepseek_v3" "megatron" "automodel" "lucidrains" "t2t_top2"
  * "t2t_noisy" "sigma_moe"): sets the fields that make the layer that system's, and all others of which
- * moe_layer_preset_sets says so to their defaults. t2t_top2 looks at num_groups_outer. */
+ * moe_layer_preset_sets says so to their defaults. t2t_top2 looks at num_groups_outer. Comes before what
+ * shall hold beside it: its values yield to what moe_layer_desc_set implies. */
 MOE_API moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name, moe_error *error);
 MOE_API const char *const *moe_layer_presets(void); /* NULL-terminated */
 /* Whether presets speak of a setting ("moe.top_k"): not of sizes, kinds of experts, deviations and memory. */
 MOE_API bool moe_layer_preset_sets(const char *key);
 /* Sets one field from text. `key` is canonical or an alias, with or without "moe."; an unknown one is
- * MOE_ERR_ARGUMENT and names the nearest. The order of keys does not matter where no two say the same thing
- * of one field. `value` of "expert", "expert_kinds" and
+ * MOE_ERR_ARGUMENT and names the nearest. A name of another system may set several fields, or imply them
+ * (option.h), and takes back what the same name said before. What is implied never overrides what was said, by
+ * a key or in C by a field that is not at its default. So the order of different keys does not matter, but
+ * where two say different things of one field: then the later wins. `value` of "expert", "expert_kinds" and
  * "shared_expert_activation" must outlive the descriptor. */
 MOE_API moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value,
                                       moe_error *error);

@@ -58,22 +58,16 @@ typedef struct moe_layer_alias {
 typedef struct moe_alias_setting {
     const char *key;   /* "router_type" */
     const char *value; /* "sinkhorn"; NULL: the one given; "-": the one given without its minus sign */
-    const char *where; /* NULL, or it is set only where all of this holds: "router_type=random top_k!=1";
-                        * "unset": it yields to other names: set before them, or where nobody said another
-                        * (moe_layer_desc.said) */
+    const char *where; /* NULL: it says so. Else it only implies it, and what was said stays: "unset": where
+                          nobody said another; "noisy_top_k": likewise, and only in place of this value */
 } moe_alias_setting;
-/* The entries in their order, and what an entry sets (nothing: it is so here whatever is set); NULL past the
- * last. */
+/* The entries in their order, and what an entry sets; NULL past the last. One that sets nothing tells what is
+ * so here anyway, or takes back what another value of its name said. */
 MOE_API const moe_layer_alias *moe_layer_alias_at(size_t index);
 MOE_API const moe_alias_setting *moe_layer_alias_setting(const moe_layer_alias *alias, size_t index);
-/* The value that a setting now gives this descriptor where theirs is `given`, which may be what is returned;
- * NULL: none, its condition does not hold. */
-MOE_API const char *moe_alias_setting_value(const moe_alias_setting *setting, const moe_layer_desc *desc,
-                                            const char *given);
-/* Whether a setting yields to what other names say. */
-MOE_API bool moe_alias_setting_yields(const moe_alias_setting *setting);
-/* Whether a name and value set what yields, so that they come before the other names of their source. */
-MOE_API bool moe_layer_alias_yields(const char *name, const char *value);
+/* From here on nobody has said what the fields hold: as defaults and presets do, they yield to what names
+ * imply. For a caller with defaults of its own. */
+MOE_API void moe_layer_desc_forget(moe_layer_desc *desc);
 /* The first entry of a name (bare, or below "moe." or "model."), whatever the value; NULL: none. */
 MOE_API const moe_layer_alias *moe_layer_alias_named(const char *name);
 /* The entry for a name (likewise) and a value; *alias NULL: no such name. A value that cannot be had is

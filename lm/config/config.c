@@ -61,6 +61,7 @@ moe_status moe_lm_config_create(moe_lm_config **config, moe_error *error) {
         moe_lm_config_destroy(made);
         return status;
     }
+    moe_layer_desc_forget(&made->moe); /* a default of ours is nobody's word either */
     for (size_t i = 0; i < made->count; ++i) strcpy(made->origin[i], "default");
     *config = made;
     return MOE_OK;
@@ -105,11 +106,6 @@ static const moe_option *find_row(const moe_lm_config *config, const char *key) 
 bool moelm_config_is_preset(const moe_lm_config *config, const char *key) {
     const moe_option *row = find_row(config, key);
     return row && row->offset == offsetof(moe_lm_config, preset);
-}
-
-int moelm_config_turn(const moe_lm_config *config, const char *key, const char *value) {
-    if (moelm_config_is_preset(config, key)) return 0;
-    return moe_layer_alias_yields(key, value) ? 1 : 2;
 }
 
 static moe_status unknown_key(const moe_lm_config *config, const char *key, moe_error *error) {
@@ -171,15 +167,31 @@ moe_status moelm_config_preset(moe_lm_config *config, const char *name, const ch
     return MOE_OK;
 }
 
-/* A setting whose name and value are another system's. */
-static moe_status set_alias(moe_lm_config *config, const moe_layer_alias *alias, const char *value,
-                            const char *origin, moe_error *error) {
+static bool says(const moe_layer_alias *alias, const char *key) {
     const moe_alias_setting *setting;
     for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i) {
-        char key[64];
-        snprintf(key, sizeof key, "moe.%s", setting->key);
-        const char *ours = moe_alias_setting_value(setting, &config->moe, value);
-        if (ours) MOEI_TRY(moe_lm_config_set(config, key, ours, origin, error));
+        char ours[64];
+        snprintf(ours, sizeof ours, "moe.%s", setting->key);
+        if (!setting->where && strcmp(key, ours) == 0) return true;
+    }
+    return false;
+}
+
+/* A setting of the layer, under the name it was given if that has values of its own: the layer knows what
+ * they say, imply and take back. `row` is the one it names; NULL: only such values. */
+static moe_status set_layer(moe_lm_config *config, const char *name, const moe_option *row, const char *value,
+                            const char *origin, moe_error *error) {
+    char now[MOELM_ORIGIN], then[MOELM_ORIGIN];
+    const moe_lm_config before = *config;
+    const moe_layer_alias *alias;
+    MOEI_TRY(moe_layer_alias_find(name, value, &alias, error));
+    MOEI_TRY(moe_layer_desc_set(&config->moe, name, value, error));
+    for (size_t i = 0; i < config->count; ++i) {
+        const moe_option *other = &config->row[i];
+        moei_option_get(other, config, now, sizeof now);
+        moei_option_get(other, &before, then, sizeof then);
+        const bool said = alias ? says(alias, other->key) : other == row;
+        if (said || strcmp(now, then) != 0) snprintf(config->origin[i], MOELM_ORIGIN, "%s", origin);
     }
     return MOE_OK;
 }
@@ -191,7 +203,7 @@ moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char 
     const moe_layer_alias *alias;
     if (!origin) origin = "set";
     MOEI_TRY(moe_layer_alias_find(key, value, &alias, error));
-    if (alias) return set_alias(config, alias, value, origin, error);
+    if (alias) return set_layer(config, key, NULL, value, origin, error);
     if (!row) return unknown_key(config, key, error);
     value = moelm_config_word(row->key, value);
     const bool preset = moelm_config_is_preset(config, key);
@@ -207,10 +219,14 @@ moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char 
         value = keep_text(config, value, error);
         if (!value) return MOE_ERR_MEMORY;
     }
+    if (strncmp(row->key, "moe.", 4) == 0 && !preset) {
+        const moe_layer_alias *named = moe_layer_alias_named(key);
+        MOEI_TRY(set_layer(config, named ? named->name : row->key, row, value, origin, error));
+        return moe_layer_preset_sets(row->key) ? MOE_OK : repeat_preset(config, error);
+    }
     MOEI_TRY(moei_option_set(row, config, value, error));
     snprintf(config->origin[row - config->row], MOELM_ORIGIN, "%s", origin);
-    const bool is_size = strncmp(row->key, "moe.", 4) == 0 && !moe_layer_preset_sets(row->key);
-    return is_size ? repeat_preset(config, error) : MOE_OK;
+    return MOE_OK;
 }
 
 moe_status moelm_config_keep(const moe_lm_config *config, moelm_config_copy *copy, moe_error *error) {

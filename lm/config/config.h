@@ -108,9 +108,6 @@ void moelm_config_settle(moe_lm_config *config, moelm_config_copy *copy, moe_sta
 bool moelm_config_is_preset(const moe_lm_config *config, const char *key);
 /* Another system's word for a value of one of our own rows ("bfloat16"), as ours; any other as it is. */
 const char *moelm_config_word(const char *key, const char *value);
-/* In which of the turns a level sets a key: the preset, what yields to other names, all others. */
-enum { MOELM_CONFIG_TURNS = 3 };
-int moelm_config_turn(const moe_lm_config *config, const char *key, const char *value);
 
 /* The layer descriptor of block `index`: routed experts, or a dense FFN where the frequency says so. */
 void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_desc *desc);

@@ -81,11 +81,11 @@ static moe_status check_once(const moe_lm_config *config, const variable *v, moe
                           entry.origin);
 }
 
-static moe_status set_variables(moe_lm_config *config, const variable *v, size_t n, int turn,
+static moe_status set_variables(moe_lm_config *config, const variable *v, size_t n, bool presets,
                                 moe_error *error) {
     for (size_t i = 0; i < n; ++i) {
         moe_error inner;
-        if (moelm_config_turn(config, v[i].key, v[i].value) != turn) continue;
+        if (moelm_config_is_preset(config, v[i].key) != presets) continue;
         moe_status status = check_once(config, &v[i], &inner);
         if (status == MOE_OK) status = moe_lm_config_set(config, v[i].key, v[i].value, v[i].name, &inner);
         if (status != MOE_OK)
@@ -106,8 +106,8 @@ static moe_status set_from_environment(moe_lm_config *config, moe_error *error) 
         if (status == MOE_OK && !is_foreign(list[n].name)) n++;
     }
     qsort(list, n, sizeof *list, compare);
-    for (int turn = 0; turn < MOELM_CONFIG_TURNS && status == MOE_OK; ++turn)
-        status = set_variables(config, list, n, turn, error);
+    if (status == MOE_OK) status = set_variables(config, list, n, true, error);
+    if (status == MOE_OK) status = set_variables(config, list, n, false, error);
     free(list);
     return status;
 }

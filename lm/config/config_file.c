@@ -19,7 +19,7 @@ typedef struct load_place {
 typedef struct load_state {
     moe_lm_config *config;
     const char *path;
-    int turn;          /* of keys: those that others override are read before them */
+    bool presets;      /* the turn of presets, which the other keys override, or of these */
     load_place *place; /* [config->count] what set row i in this file */
     moe_error *error;
 } load_state;
@@ -46,15 +46,13 @@ static moe_status check_once(const load_state *state, const char *key, const cha
         return check_row(state, key, key, NULL, line, error);
     const moe_alias_setting *setting;
     for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i)
-        if (!moe_alias_setting_yields(setting) &&
-            moe_alias_setting_value(setting, &state->config->moe, value))
-            MOEI_TRY(check_row(state, key, setting->key, setting->value, line, error));
+        if (!setting->where) MOEI_TRY(check_row(state, key, setting->key, setting->value, line, error));
     return MOE_OK;
 }
 
 static moe_status set_pair(void *user, const char *key, const char *value, int line, int column) {
     const load_state *state = user;
-    if (moelm_config_turn(state->config, key, value) != state->turn) return MOE_OK;
+    if (moelm_config_is_preset(state->config, key) != state->presets) return MOE_OK;
     char origin[MOELM_ORIGIN];
     size_t length = strlen(state->path);
     size_t most = sizeof origin - 24; /* room for the line; of a long path the end says more */
@@ -68,13 +66,14 @@ static moe_status set_pair(void *user, const char *key, const char *value, int l
 }
 
 moe_status moe_lm_config_load(moe_lm_config *config, const char *yaml_path, moe_error *error) {
-    load_state state = {config, yaml_path, 0, calloc(config->count, sizeof *state.place), error};
+    load_state state = {config, yaml_path, true, calloc(config->count, sizeof *state.place), error};
     if (!state.place) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", yaml_path);
     moelm_config_copy copy;
     moe_status status = moelm_config_keep(config, &copy, error);
     if (status == MOE_OK) {
-        for (; state.turn < MOELM_CONFIG_TURNS && status == MOE_OK; ++state.turn)
-            status = moelm_yaml_load(yaml_path, set_pair, &state, error);
+        status = moelm_yaml_load(yaml_path, set_pair, &state, error);
+        state.presets = false;
+        if (status == MOE_OK) status = moelm_yaml_load(yaml_path, set_pair, &state, error);
         moelm_config_settle(config, &copy, status);
     }
     free(state.place);

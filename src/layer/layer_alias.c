@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <strings.h>
 
-enum { SETTINGS = 5, KEY = 64 };
+enum { SETTINGS = 5 };
 
 typedef struct alias_entry {
     moe_layer_alias alias;               /* first: an alias found is its entry */
@@ -23,32 +23,19 @@ typedef struct alias_entry {
 #define SIGM "sigma-MoE"
 #define TENS "tensor2tensor"
 
-/* Entries read better than aligned columns. What switches off sets back what switching on set, where it did,
- * and no more: in one file of theirs the other switches keep what they said. */
+/* Entries read better than aligned columns. What only switches off sets nothing: a name said again takes back
+ * what it said before (layer_set.c), and the other switches of a file keep what they said. */
 /* clang-format off */
 static const alias_entry table[] = {
-    {{NEMO, "moe_router_load_balancing_type", "aux_loss", NULL},
-     {{"aux_loss_type", "batch", NULL}, {"router_type", "top_k", "router_type=sinkhorn"},
-      {"router_type", "top_k", "router_type=quantile"},
-      {"sinkhorn_variant", "standard", "sinkhorn_variant=megatron"}}},
-    {{NEMO, "moe_router_load_balancing_type", "seq_aux_loss", NULL},
-     {{"aux_loss_type", "sequence", NULL}, {"router_type", "top_k", "router_type=sinkhorn"},
-      {"router_type", "top_k", "router_type=quantile"},
-      {"sinkhorn_variant", "standard", "sinkhorn_variant=megatron"}}},
-    {{NEMO, "moe_router_load_balancing_type", "global_aux_loss", NULL},
-     {{"aux_loss_type", "global", NULL}, {"router_type", "top_k", "router_type=sinkhorn"},
-      {"router_type", "top_k", "router_type=quantile"},
-      {"sinkhorn_variant", "standard", "sinkhorn_variant=megatron"}}},
-    {{NEMO, "moe_router_load_balancing_type", "none", NULL},
-     {{"aux_loss_type", "none", NULL}, {"router_type", "top_k", "router_type=sinkhorn"},
-      {"router_type", "top_k", "router_type=quantile"},
-      {"sinkhorn_variant", "standard", "sinkhorn_variant=megatron"}}},
+    {{NEMO, "moe_router_load_balancing_type", "aux_loss", NULL}, {{"aux_loss_type", "batch", NULL}}},
+    {{NEMO, "moe_router_load_balancing_type", "seq_aux_loss", NULL}, {{"aux_loss_type", "sequence", NULL}}},
+    {{NEMO, "moe_router_load_balancing_type", "global_aux_loss", NULL}, {{"aux_loss_type", "global", NULL}}},
+    {{NEMO, "moe_router_load_balancing_type", "none", NULL}, {{"aux_loss_type", "none", NULL}}},
     {{NEMO, "moe_router_load_balancing_type", "sinkhorn", NULL},
      {{"router_type", "sinkhorn", NULL}, {"sinkhorn_variant", "megatron", NULL},
       {"aux_loss_type", "none", NULL}}},
     {{NEMO, "moe_router_load_balancing_type", "quantile_balancing", NULL},
-     {{"router_type", "quantile", NULL}, {"aux_loss_type", "none", NULL},
-      {"sinkhorn_variant", "standard", "sinkhorn_variant=megatron"}}},
+     {{"router_type", "quantile", NULL}, {"aux_loss_type", "none", NULL}}},
     {{NEMO, "moe_router_load_balancing_type", "list",
       "set aux_loss_coeff, seq_aux_loss_coeff and global_aux_loss_coeff: each loss has its own"}, {{0}}},
     {{NEMO, "moe_aux_loss_coeff", "list",
@@ -65,11 +52,10 @@ static const alias_entry table[] = {
     {{NEMO, "moe_expert_capacity_factor", "", NULL}, {{"capacity_factor", "0", NULL}}},
     {{NEMO, "moe_expert_capacity_factor", "none", NULL}, {{"capacity_factor", "0", NULL}}},
     {{NEMO, "moe_apply_probs_on_input", "true", NULL}, {{"weight_apply", "input", NULL}}},
-    {{NEMO, "moe_apply_probs_on_input", "false", NULL}, {{"weight_apply", "output", "weight_apply=input"}}},
+    {{NEMO, "moe_apply_probs_on_input", "false", NULL}, {{0}}},
     {{NEMO, "moe_router_force_load_balancing", "true", NULL}, {{"router_type", "random", NULL}}},
-    {{NEMO, "moe_router_force_load_balancing", "false", NULL},
-     {{"router_type", "top_k", "router_type=random force_bias_std=0"}}},
-    {{NEMO, "moe_router_force_biased", "", NULL}, {{"force_bias_std", "0", NULL}}},
+    {{NEMO, "moe_router_force_load_balancing", "false", NULL}, {{0}}},
+    {{NEMO, "moe_router_force_biased", "", NULL}, {{0}}},
     {{NEMO, "moe_router_force_biased", "0", NULL},
      {{"router_type", "random", NULL}, {"force_bias_std", "0", NULL}}},
     {{NEMO, "moe_router_force_biased", "negative", NULL},
@@ -121,19 +107,17 @@ static const alias_entry table[] = {
     {{NEMO, "moe_use_upcycling", NULL, "leave it out: experts are not made of a dense model's FFN"}, {{0}}},
 
     {{AUTO, "gate_bias_update_factor", "0", NULL},
-     {{"selection_bias", "false", "selection_bias_update_rate!=0"},
-      {"selection_bias_update_rate", "0", NULL}}},
+     {{"selection_bias", "false", "unset"}, {"selection_bias_update_rate", "0", NULL}}},
     {{AUTO, "gate_bias_update_factor", NULL, NULL},
      {{"selection_bias", "true", NULL}, {"selection_bias_update_rate", NULL, NULL}}},
     {{AUTO, "force_e_score_correction_bias", "true", NULL}, {{"selection_bias", "true", NULL}}},
-    {{AUTO, "force_e_score_correction_bias", "false", NULL},
-     {{"selection_bias", "false", "selection_bias_update_rate=0"}}},
+    {{AUTO, "force_e_score_correction_bias", "false", NULL}, {{0}}},
     {{AUTO, "apply_router_weight_after_down", "true", NULL}, {{"weight_apply", "output", NULL}}},
     {{AUTO, "apply_router_weight_after_down", "false", NULL}, {{"weight_apply", "hidden", NULL}}},
     {{AUTO, "train_gate", "true", NULL}, {{"router_frozen", "false", NULL}}},
     {{AUTO, "train_gate", "false", NULL}, {{"router_frozen", "true", NULL}}},
     {{AUTO, "fake_balanced_gate", "true", NULL}, {{"router_type", "balanced", NULL}}},
-    {{AUTO, "fake_balanced_gate", "false", NULL}, {{"router_type", "top_k", "router_type=balanced"}}},
+    {{AUTO, "fake_balanced_gate", "false", NULL}, {{0}}},
     {{AUTO, "gate_precision", "", NULL}, {{"router_dtype", "auto", NULL}}},
     {{AUTO, "gate_precision", "float32", NULL}, {{"router_dtype", "f32", NULL}}},
     {{AUTO, "gate_precision", "torch.float32", NULL}, {{"router_dtype", "f32", NULL}}},
@@ -161,11 +145,10 @@ static const alias_entry table[] = {
     {{HUGG, "hidden_act", "gelu_new", NULL}, {{"activation", "geglu", NULL}}},
     {{HUGG, "hidden_act", "relu", NULL}, {{"activation", "reglu", NULL}}},
     {{HUGG, "topk_method", "greedy", NULL},
-     {{"group_score", "top2_sum", "group_score=max"}, {"selection_bias", "false", NULL},
-      {"selection_bias_update_rate", "0", "selection_bias_update_rate!=0"}}},
+     {{"selection_bias", "false", NULL}, {"selection_bias_update_rate", "0", "unset"}}},
     {{HUGG, "topk_method", "group_limited_greedy", NULL},
      {{"group_score", "max", NULL}, {"selection_bias", "false", NULL},
-      {"selection_bias_update_rate", "0", "selection_bias_update_rate!=0"}}},
+      {"selection_bias_update_rate", "0", "unset"}}},
     {{HUGG, "topk_method", "noaux_tc", NULL},
      {{"selection_bias", "true", NULL}, {"group_score", "top2_sum", NULL},
       {"selection_bias_update_rate", "0.001", "unset"},
@@ -189,19 +172,12 @@ static const alias_entry table[] = {
       "set moe_layer_freq: layers without experts come at equal distances"}, {{0}}},
 
     {{SIGM, "selection_mode", "softmax", NULL},
-     {{"score_function", "softmax", NULL},
-      {"score_before_topk", "true", "unset"},
-      {"router_type", "top_k", "router_type=sinkhorn sinkhorn_variant=sigma_moe"},
-      {"sinkhorn_variant", "standard", "sinkhorn_variant=sigma_moe"}}},
+     {{"score_function", "softmax", NULL}, {"score_before_topk", "true", "unset"}}},
     {{SIGM, "selection_mode", "sigmoid", NULL},
-     {{"score_function", "sigmoid", NULL},
-      {"score_before_topk", "true", "unset"},
-      {"router_type", "top_k", "router_type=sinkhorn sinkhorn_variant=sigma_moe"},
-      {"sinkhorn_variant", "standard", "sinkhorn_variant=sigma_moe"}}},
+     {{"score_function", "sigmoid", NULL}, {"score_before_topk", "true", "unset"}}},
     {{SIGM, "selection_mode", "sinkmoid", NULL},
-     {{"score_function", "sigmoid", NULL}, {"score_before_topk", "false", "score_before_topk=true"},
-      {"router_type", "sinkhorn", NULL},
-      {"sinkhorn_variant", "sigma_moe", NULL}}},
+     {{"score_function", "sigmoid", NULL}, {"score_before_topk", "false", "unset"},
+      {"router_type", "sinkhorn", NULL}, {"sinkhorn_variant", "sigma_moe", NULL}}},
     {{SIGM, "activation_after_topk", "true", NULL}, {{"score_before_topk", "false", NULL}}},
     {{SIGM, "activation_after_topk", "false", NULL}, {{"score_before_topk", "true", NULL}}},
     {{SIGM, "v_dim", "", NULL}, {{"output_size", "0", NULL}}},
@@ -213,7 +189,7 @@ static const alias_entry table[] = {
     {{TENS, "moe_use_second_place_loss", NULL,
       "set second_place_loss_coeff to half of gshard_loss_coeff"}, {{0}}},
     {{TENS, "noisy_gating", "true", NULL}, {{"router_type", "noisy_top_k", NULL}}},
-    {{TENS, "noisy_gating", "false", NULL}, {{"router_type", "top_k", "router_type=noisy_top_k"}}},
+    {{TENS, "noisy_gating", "false", NULL}, {{"router_type", "top_k", "noisy_top_k"}}},
     {{TENS, "moe_overhead_train", NULL, "set capacity_factor"}, {{0}}},
     {{TENS, "moe_overhead_eval", NULL, "set capacity_factor_eval"}, {{0}}},
     {{TENS, "moe_gating", NULL, "set router_type: gshard_top2 is its top_2, noisy_top_k its noisy gating"}, {{0}}},
@@ -223,6 +199,7 @@ static const alias_entry table[] = {
 /* clang-format on */
 
 enum { ENTRIES = sizeof table / sizeof *table };
+_Static_assert(ENTRIES < 250, "a byte of moe_layer_desc.said tells an entry");
 
 const moe_layer_alias *moe_layer_alias_at(size_t index) {
     return index < ENTRIES ? &table[index].alias : NULL;
@@ -231,32 +208,6 @@ const moe_layer_alias *moe_layer_alias_at(size_t index) {
 const moe_alias_setting *moe_layer_alias_setting(const moe_layer_alias *alias, size_t index) {
     const alias_entry *entry = (const alias_entry *)(const void *)alias;
     return index < SETTINGS && entry->setting[index].key ? &entry->setting[index] : NULL;
-}
-
-/* One word of a condition, "key=value" or "key!=value". */
-static bool holds(const moe_layer_desc *desc, const char *word, size_t length) {
-    const char *equals = memchr(word, '=', length);
-    const bool differs = equals[-1] == '!';
-    char key[KEY], value[KEY], wanted[KEY];
-    snprintf(key, sizeof key, "%.*s", (int)(equals - word - differs), word);
-    snprintf(wanted, sizeof wanted, "%.*s", (int)(word + length - equals - 1), equals + 1);
-    moei_option_get(moe_layer_option_find(key), desc, value, sizeof value);
-    return (strcmp(value, wanted) == 0) != differs;
-}
-
-bool moe_alias_setting_yields(const moe_alias_setting *setting) {
-    return setting->where && strcmp(setting->where, "unset") == 0;
-}
-
-const char *moe_alias_setting_value(const moe_alias_setting *setting, const moe_layer_desc *desc,
-                                    const char *given) {
-    const char *word = setting->where && !moe_alias_setting_yields(setting) ? setting->where : "";
-    for (size_t length; *word; word += length + (word[length] == ' ')) {
-        length = strcspn(word, " ");
-        if (!holds(desc, word, length)) return NULL;
-    }
-    if (!setting->value) return given;
-    return strcmp(setting->value, "-") == 0 ? given + strcspn(given, "-") + 1 : setting->value;
 }
 
 /* The words that set a switch of ours set theirs. */
@@ -286,15 +237,6 @@ static bool is_value(const char *value, const char *wanted) {
     if (strcmp(wanted, "list") == 0) return strchr(value, ',') != NULL;
     if (strcasecmp(word_of(value), wanted) == 0) return true;
     return number && wanted_end != wanted && !*wanted_end && a == b;
-}
-
-bool moe_layer_alias_yields(const char *name, const char *value) {
-    const moe_layer_alias *alias;
-    if (moe_layer_alias_find(name, value, &alias, NULL) != MOE_OK || !alias) return false;
-    const moe_alias_setting *setting;
-    for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i)
-        if (moe_alias_setting_yields(setting)) return true;
-    return false;
 }
 
 static moe_status unknown_value(const char *name, const char *value, moe_error *error) {

@@ -11,9 +11,9 @@ bool moei_draws_by_std(const moe_layer_desc *desc);
 moe_status moei_layer_desc_fill(const moe_layer_desc *given, moe_layer_desc *filled, moe_error *error);
 
 moei_option_table moei_layer_option_table(void);
-/* Sets the field of a row of that table, and moe_layer_desc.said of it. */
-moe_status moei_layer_desc_set_row(moe_layer_desc *desc, const moe_option *row, const char *value, bool said,
-                                   moe_error *error);
+/* Sets the field of a row of that table as nobody's word: it yields to what was or will be said. */
+moe_status moei_layer_desc_imply(moe_layer_desc *desc, const moe_option *row, const char *value,
+                                 moe_error *error);
 
 /* Whether the settings of a complete descriptor go together and each has a use; else the reason. */
 moe_status moei_layer_desc_check(const moe_layer_desc *desc, moe_error *error);

@@ -244,56 +244,5 @@ const moe_option *moe_layer_option_find(const char *key) {
     return row || strncmp(key, "moe.", 4) != 0 ? row : moei_option_find(table, key + 4);
 }
 
-_Static_assert(sizeof options / sizeof *options <= 128, "moe_layer_desc.said has a bit a row");
-
-/* The word and bit of moe_layer_desc.said that are a row's; NULL: the caller's header knows none. */
-static uint64_t *said_word(moe_layer_desc *desc, const moe_option *row, uint64_t *bit) {
-    const size_t index = (size_t)(row - options);
-    *bit = (uint64_t)1 << index % 64;
-    return desc->size >= offsetof(moe_layer_desc, said) + sizeof desc->said ? &desc->said[index / 64] : NULL;
-}
-
-/* A setting that yields does so to what was said, and to any number that is not the default's. */
-static bool is_said(const moe_option *row, moe_layer_desc *desc) {
-    char value[64];
-    uint64_t bit;
-    const uint64_t *word = said_word(desc, row, &bit);
-    moei_option_get(row, desc, value, sizeof value);
-    return (word && *word & bit) || strcmp(value, row->initial) != 0;
-}
-
-moe_status moei_layer_desc_set_row(moe_layer_desc *desc, const moe_option *row, const char *value, bool said,
-                                   moe_error *error) {
-    uint64_t bit, *word = said_word(desc, row, &bit);
-    MOEI_TRY(moei_option_set(row, desc, value, error));
-    if (word) *word = said ? *word | bit : *word & ~bit;
-    return MOE_OK;
-}
-
-/* What has a condition yields or sets back: that is nobody's word. */
-static moe_status set_alias(moe_layer_desc *desc, const moe_layer_alias *alias, const char *value,
-                            moe_error *error) {
-    const moe_alias_setting *setting;
-    for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i) {
-        const char *ours = moe_alias_setting_value(setting, desc, value);
-        const moe_option *row = moe_layer_option_find(setting->key);
-        const bool yields = moe_alias_setting_yields(setting);
-        if (ours && !(yields && is_said(row, desc)))
-            MOEI_TRY(moei_layer_desc_set_row(desc, row, ours, !setting->where, error));
-    }
-    return MOE_OK;
-}
-
-moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value, moe_error *error) {
-    const moe_option *row = moe_layer_option_find(key);
-    const moe_layer_alias *alias;
-    MOEI_TRY(moe_layer_alias_find(key, value, &alias, error));
-    if (alias) return set_alias(desc, alias, value, error);
-    if (!row) {
-        size_t distance;
-        const moe_option *nearest = moei_option_nearest(moei_layer_option_table(), key, &distance);
-        return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown option '%s'; the nearest is '%s'", key,
-                              nearest->key);
-    }
-    return moei_layer_desc_set_row(desc, row, value, true, error);
-}
+_Static_assert(sizeof options / sizeof *options <= sizeof((moe_layer_desc *)0)->said,
+               "moe_layer_desc.said has a byte a row");

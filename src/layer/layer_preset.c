@@ -10,30 +10,30 @@
 enum { SETTINGS = 14 };
 
 typedef enum preset {
-    MIXTRAL,
-    DEEPSEEK_V3,
-    MEGATRON,
-    AUTOMODEL,
-    LUCIDRAINS,
-    T2T_TOP2,
-    T2T_NOISY,
-    SIGMA_MOE,
+    PRESET_MIXTRAL,
+    PRESET_DEEPSEEK_V3,
+    PRESET_MEGATRON,
+    PRESET_AUTOMODEL,
+    PRESET_LUCIDRAINS,
+    PRESET_T2T_TOP2,
+    PRESET_T2T_NOISY,
+    PRESET_SIGMA_MOE,
     PRESETS
 } preset;
 
 static const char *const names[] = {
-    [MIXTRAL] = "mixtral",     [DEEPSEEK_V3] = "deepseek_v3", [MEGATRON] = "megatron",
-    [AUTOMODEL] = "automodel", [LUCIDRAINS] = "lucidrains",   [T2T_TOP2] = "t2t_top2",
-    [T2T_NOISY] = "t2t_noisy", [SIGMA_MOE] = "sigma_moe",     [PRESETS] = NULL,
+    [PRESET_MIXTRAL] = "mixtral",     [PRESET_DEEPSEEK_V3] = "deepseek_v3", [PRESET_MEGATRON] = "megatron",
+    [PRESET_AUTOMODEL] = "automodel", [PRESET_LUCIDRAINS] = "lucidrains",   [PRESET_T2T_TOP2] = "t2t_top2",
+    [PRESET_T2T_NOISY] = "t2t_noisy", [PRESET_SIGMA_MOE] = "sigma_moe",     [PRESETS] = NULL,
 };
 
 /* clang-format off */
 /* key, value; NULL ends them */
 static const char *const settings[PRESETS][SETTINGS][2] = {
-    [MIXTRAL] = {
+    [PRESET_MIXTRAL] = {
         {"moe.activation", "swiglu"},
         {"moe.aux_loss_coeff", "0.02"}},
-    [DEEPSEEK_V3] = {
+    [PRESET_DEEPSEEK_V3] = {
         {"moe.activation", "swiglu"},
         {"moe.num_shared_experts", "1"},
         {"moe.score_function", "sigmoid"},
@@ -45,13 +45,13 @@ static const char *const settings[PRESETS][SETTINGS][2] = {
         {"moe.selection_bias", "true"},
         {"moe.selection_bias_update_rate", "0.001"},
         {"moe.seq_aux_loss_coeff", "0.0001"}},
-    [MEGATRON] = {
+    [PRESET_MEGATRON] = {
         {"moe.activation", "swiglu"},
         {"moe.weight_apply", "hidden"},
         {"moe.aux_loss_coeff", "0.01"},
         {"moe.z_loss_coeff", "0.001"},
         {"moe.aux_map", "plain"}},
-    [AUTOMODEL] = {
+    [PRESET_AUTOMODEL] = {
         {"moe.activation", "swiglu"},
         {"moe.weight_apply", "hidden"},
         {"moe.score_function", "sigmoid"},
@@ -60,7 +60,7 @@ static const char *const settings[PRESETS][SETTINGS][2] = {
         {"moe.selection_bias", "true"},
         {"moe.selection_bias_update_rate", "0.001"},
         {"moe.aux_loss_coeff", "0.001"}},
-    [LUCIDRAINS] = {
+    [PRESET_LUCIDRAINS] = {
         {"moe.activation", "relu"},
         {"moe.router_type", "gshard_top2"},
         {"moe.second_policy_train", "random"},
@@ -73,7 +73,7 @@ static const char *const settings[PRESETS][SETTINGS][2] = {
         {"moe.gshard_loss_coeff", "0.01"},
         {"moe.init_scheme", "lucid_uniform"},
         {"moe.router_init", "normal_unit"}},
-    [T2T_TOP2] = {
+    [PRESET_T2T_TOP2] = {
         {"moe.activation", "relu"},
         {"moe.router_type", "gshard_top2"},
         {"moe.second_policy_train", "random"},
@@ -84,14 +84,14 @@ static const char *const settings[PRESETS][SETTINGS][2] = {
         {"moe.capacity_group", "sequence"},
         {"moe.drop_policy", "rank_major"},
         {"moe.gshard_loss_coeff", "0.01"}},
-    [T2T_NOISY] = {
+    [PRESET_T2T_NOISY] = {
         {"moe.activation", "relu"},
         {"moe.router_type", "noisy_top_k"},
         {"moe.noise_epsilon", "0.01"},
         {"moe.importance_loss_coeff", "0.01"},
         {"moe.load_loss_coeff", "0.01"},
         {"moe.router_init", "zeros"}},
-    [SIGMA_MOE] = {
+    [PRESET_SIGMA_MOE] = {
         {"moe.activation", "relu"},
         {"moe.score_function", "sigmoid"},
         {"moe.score_before_topk", "true"},
@@ -130,13 +130,13 @@ static moe_status reset(moe_layer_desc *desc, moe_error *error) {
     const moei_option_table table = moei_layer_option_table();
     for (size_t i = 0; i < table.count; ++i)
         if (moe_layer_preset_sets(table.row[i].key))
-            MOEI_TRY(moei_layer_desc_set_row(desc, &table.row[i], table.row[i].initial, false, error));
+            MOEI_TRY(moei_layer_desc_imply(desc, &table.row[i], table.row[i].initial, error));
     return MOE_OK;
 }
 
-/* A preset's settings are nobody's word: what other names imply goes before them where they are defaults. */
+/* A preset's settings are nobody's word: what other names imply goes before them. */
 static moe_status set(moe_layer_desc *desc, const char *const setting[2], moe_error *error) {
-    return moei_layer_desc_set_row(desc, moe_layer_option_find(setting[0]), setting[1], false, error);
+    return moei_layer_desc_imply(desc, moe_layer_option_find(setting[0]), setting[1], error);
 }
 
 /* tensor2tensor fills the second of two levels more tightly than the first, and gives both a least capacity.
@@ -159,5 +159,5 @@ moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name, moe_err
     MOEI_TRY(reset(desc, error));
     for (size_t i = 0; i < SETTINGS && settings[place][i][0]; ++i)
         MOEI_TRY(set(desc, settings[place][i], error));
-    return place == T2T_TOP2 && desc->num_groups_outer > 0 ? set_levels(desc, error) : MOE_OK;
+    return place == PRESET_T2T_TOP2 && desc->num_groups_outer > 0 ? set_levels(desc, error) : MOE_OK;
 }

@@ -18,8 +18,8 @@ const char *const moei_units[] = {
 const char *const moei_scores[] = {
     [MOEI_SOFTMAX] = "softmax", [MOEI_SIGMOID] = "sigmoid", [MOEI_SQRTSOFTPLUS] = "sqrtsoftplus", NULL};
 const char *const moei_router_dtypes[] = {
-    [MOEI_ROUTER_AUTO] = "auto", [MOEI_ROUTER_F32] = "f32",   [MOEI_ROUTER_F64] = "f64",
-    [MOEI_ROUTER_FP32] = "fp32", [MOEI_ROUTER_FP64] = "fp64", NULL};
+    [MOEI_GATE_AUTO] = "auto", [MOEI_GATE_F32] = "f32",   [MOEI_GATE_F64] = "f64",
+    [MOEI_GATE_FP32] = "fp32", [MOEI_GATE_FP64] = "fp64", NULL};
 const char *const moei_router_inits[] = {[MOEI_INIT_NORMAL] = "normal",
                                          [MOEI_INIT_NORMAL_UNIT] = "normal_unit",
                                          [MOEI_INIT_FAN_IN_RENORM] = "normal_fan_in_renorm",

@@ -19,11 +19,11 @@ typedef enum moei_router_type {
 typedef enum moei_unit { MOEI_UNIT_TOKEN, MOEI_UNIT_SEQUENCE, MOEI_UNIT_TASK } moei_unit;
 typedef enum moei_score { MOEI_SOFTMAX, MOEI_SIGMOID, MOEI_SQRTSOFTPLUS } moei_score;
 typedef enum moei_router_dtype { /* fp32 and fp64 are NeMo's words */
-                                 MOEI_ROUTER_AUTO,
-                                 MOEI_ROUTER_F32,
-                                 MOEI_ROUTER_F64,
-                                 MOEI_ROUTER_FP32,
-                                 MOEI_ROUTER_FP64
+                                 MOEI_GATE_AUTO,
+                                 MOEI_GATE_F32,
+                                 MOEI_GATE_F64,
+                                 MOEI_GATE_FP32,
+                                 MOEI_GATE_FP64
 } moei_router_dtype;
 /* How the gate is drawn. */
 typedef enum moei_gate_init {

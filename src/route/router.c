@@ -11,11 +11,11 @@
 
 /* Never narrower than the layer's. */
 static moe_dtype dtype_of(const moe_layer_desc *d, const char **lost) {
-    const moe_dtype dtypes[] = {[MOEI_ROUTER_AUTO] = moei_wide(d->dtype),
-                                [MOEI_ROUTER_F32] = MOE_F32,
-                                [MOEI_ROUTER_F64] = MOE_F64,
-                                [MOEI_ROUTER_FP32] = MOE_F32,
-                                [MOEI_ROUTER_FP64] = MOE_F64};
+    const moe_dtype dtypes[] = {[MOEI_GATE_AUTO] = moei_wide(d->dtype),
+                                [MOEI_GATE_F32] = MOE_F32,
+                                [MOEI_GATE_F64] = MOE_F64,
+                                [MOEI_GATE_FP32] = MOE_F32,
+                                [MOEI_GATE_FP64] = MOE_F64};
     return dtypes[moei_option_resolve(d->router_dtype, moei_router_dtypes, lost)];
 }
 

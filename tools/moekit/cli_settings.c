@@ -41,17 +41,12 @@ static int set_context_keys(cli_args *args) {
     return code == 0 && isa ? set_key(args, "run.isa", isa) : code;
 }
 
-/* A preset comes before the keys of its level that override it, and so does what yields to other names. */
-static int turn_of(const char *key, const char *value) {
-    if (strcmp(key, "moe.preset") == 0) return 0;
-    return moe_layer_alias_yields(key, value) ? 1 : 2;
-}
-
+/* A preset comes before the keys of its level that override it. */
 static int set_keys(cli_args *args) {
     int code = 0;
-    for (int turn = 0; turn < 3; ++turn)
+    for (int presets = 1; presets >= 0; --presets)
         for (int i = 0; i < args->n_set && code == 0; ++i)
-            if (turn_of(args->set[i].key, args->set[i].value) == turn)
+            if ((strcmp(args->set[i].key, "moe.preset") == 0) == presets)
                 code = set_key(args, args->set[i].key, args->set[i].value);
     return code;
 }

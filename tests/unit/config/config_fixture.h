@@ -1,4 +1,4 @@
-/* config_fixture.h: a configuration, and what it says of a key. */
+/* config_fixture.h: a configuration, also of a file, and what it says of a key. */
 #ifndef CONFIG_FIXTURE_H
 #define CONFIG_FIXTURE_H
 
@@ -25,6 +25,14 @@ static inline const char *origin_of(const moe_lm_config *config, const char *key
     moe_error error;
     assert_ok(moe_lm_config_find(config, key, &entry, &error), &error);
     return entry.origin;
+}
+
+static inline moe_status load_text(void **state, moe_lm_config *config, const char *text, moe_error *error) {
+    char *path = scratch_path(state, "c.yaml");
+    scratch_put(path, text, strlen(text));
+    moe_status status = moe_lm_config_load(config, path, error);
+    free(path);
+    return status;
 }
 
 #endif

@@ -6,14 +6,6 @@
 #include <math.h>
 #include <time.h>
 
-static moe_status load_text(void **state, moe_lm_config *config, const char *text, moe_error *error) {
-    char *path = scratch_path(state, "c.yaml");
-    scratch_put(path, text, strlen(text));
-    moe_status status = moe_lm_config_load(config, path, error);
-    free(path);
-    return status;
-}
-
 static void test_defaults_are_valid(void **state) {
     (void)state;
     moe_lm_config *config = make();
@@ -172,36 +164,6 @@ static void test_null_is_no_value(void **state) {
     assert_string_equal(value_of(config, "moe.capacity_factor"), "0");
     assert_ok(load_text(state, config, "data: {eval: \"\"}\n", &error), &error);
     assert_string_equal(value_of(config, "data.eval"), "");
-    moe_lm_config_destroy(config);
-}
-
-/* One setting of theirs may be several of ours; two may say the same of one. */
-static void test_settings_of_other_systems(void **state) {
-    moe_lm_config *config = make();
-    moe_error error;
-    assert_ok(load_text(state, config,
-                        "model:\n"
-                        "  moe_router_load_balancing_type: seq_aux_loss\n"
-                        "  moe_aux_loss_coeff: 0.02\n"
-                        "  moe_shared_expert_intermediate_size: 48\n"
-                        "force_e_score_correction_bias: true\n"
-                        "gate_bias_update_factor: 0.001\n"
-                        "score_func: sigmoid\n",
-                        &error),
-              &error);
-    assert_string_equal(value_of(config, "moe.aux_loss_type"), "sequence");
-    assert_string_equal(value_of(config, "moe.num_shared_experts"), "1");
-    assert_string_equal(value_of(config, "moe.shared_expert_hidden_size"), "48");
-    assert_string_equal(value_of(config, "moe.selection_bias"), "true");
-    assert_string_equal(value_of(config, "moe.selection_bias_update_rate"), "0.001");
-    assert_ok(moe_lm_config_check(config, &error), &error);
-    assert_int_equal(load_text(state, config, "moe.router_type: hash\nnoisy_gating: true\n", &error),
-                     MOE_ERR_ARGUMENT);
-    assert_non_null(strstr(error.text, ":2:"));
-    assert_non_null(
-        strstr(error.text, "noisy_gating sets moe.router_type, which moe.router_type of line 1 has"));
-    assert_int_equal(load_text(state, config, "moe_grouped_gemm: false\n", &error), MOE_ERR_ARGUMENT);
-    assert_non_null(strstr(error.text, "leave it out"));
     moe_lm_config_destroy(config);
 }
 
@@ -458,7 +420,6 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_precedence_and_origin, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_yaml_shapes, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_null_is_no_value, scratch_setup, scratch_teardown),
-        cmocka_unit_test_setup_teardown(test_settings_of_other_systems, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_unknown_keys, scratch_setup, scratch_teardown),
         cmocka_unit_test(test_layer_width_is_the_models),
         cmocka_unit_test(test_limits),

@@ -5,11 +5,8 @@
 #include "unit/config/config_fixture.h"
 
 static void load(void **state, moe_lm_config *config, const char *text) {
-    char *path = scratch_path(state, "c.yaml");
     moe_error error;
-    scratch_put(path, text, strlen(text));
-    assert_ok(moe_lm_config_load(config, path, &error), &error);
-    free(path);
+    assert_ok(load_text(state, config, text, &error), &error);
 }
 
 static void set(moe_lm_config *config, const char *key, const char *value) {

@@ -147,6 +147,14 @@ static const char *const same[][2] = {
      "moe.top_k=2"},
     {"noisy_gating=true moe_k=3",
      "router_type=noisy_top_k top_k=3"},
+    {"gate_bias_update_factor=0 topk_method=noaux_tc scoring_func=sigmoid",
+     "selection_bias=true score_function=sigmoid"},
+    {"force_e_score_correction_bias=false score_func=sigmoid_with_bias",
+     "selection_bias=true score_function=sigmoid score_before_topk=true"},
+    {"moe_router_force_load_balancing=false moe_router_force_biased=0",
+     "router_type=random"},
+    {"moe_router_load_balancing_type=aux_loss router_type=sinkhorn sinkhorn_variant=megatron",
+     "router_type=sinkhorn sinkhorn_variant=megatron"},
 };
 /* clang-format on */
 
@@ -225,7 +233,14 @@ static const char *sample(const moe_layer_alias *alias) {
     return strcmp(alias->value, "negative") == 0 ? "-3" : alias->value;
 }
 
-/* Every entry names rows of ours, and values they take. */
+static bool takes(const moe_option *row, const char *value) {
+    for (const char *const *choice = row->choices; choice && *choice; ++choice)
+        if (strcmp(*choice, value) == 0) return true;
+    return false;
+}
+
+/* Every entry names rows of ours, and values they take; what it implies, it does wherever or in one's place.
+ */
 static void the_table_is_right(void **state) {
     (void)state;
     const moe_layer_alias *alias;
@@ -233,8 +248,12 @@ static void the_table_is_right(void **state) {
     for (size_t i = 0; (alias = moe_layer_alias_at(i)); ++i) {
         moe_layer_desc d = plain();
         moe_error error;
-        for (size_t j = 0; (setting = moe_layer_alias_setting(alias, j)); ++j)
-            assert_non_null(moe_layer_option_find(setting->key));
+        for (size_t j = 0; (setting = moe_layer_alias_setting(alias, j)); ++j) {
+            const moe_option *row = moe_layer_option_find(setting->key);
+            assert_non_null(row);
+            assert_true(!setting->where || strcmp(setting->where, "unset") == 0 ||
+                        takes(row, setting->where));
+        }
         const moe_status right = alias->advice ? MOE_ERR_ARGUMENT : MOE_OK;
         if (moe_layer_desc_set(&d, alias->name, sample(alias), &error) != right)
             fail_msg("%s %s: %s", alias->name, sample(alias), error.text);
@@ -256,38 +275,177 @@ static void the_last_value_counts(void **state) {
             assert_int_equal(moe_layer_desc_set(&alone, first->name, sample(second), NULL), MOE_OK);
             spell_desc(&both, got, sizeof got);
             spell_desc(&alone, want, sizeof want);
-            /* null leaves the router as forced balancing may have made it */
-            const bool unforced = strcmp(first->name, "moe_router_force_biased") == 0 && !*second->value;
-            if (!unforced && strcmp(got, want) != 0)
+            if (strcmp(got, want) != 0)
                 fail_msg("%s %s, then %s:\n%s\n%s", first->name, sample(first), sample(second), got, want);
             ++pairs;
         }
     assert_true(pairs > 100);
 }
 
-/* sigma-MoE says both it and activation_after_topk, and the second speaks of the first's scores. */
-static void the_selection_mode_yields(void **state) {
-    (void)state;
-    assert_true(moe_layer_alias_yields("moe.selection_mode", "softmax"));
-    assert_false(moe_layer_alias_yields("selection_mode", "sinkmoid"));
-    assert_false(moe_layer_alias_yields("activation_after_topk", "true"));
-    assert_false(moe_layer_alias_yields("top_k", "2"));
+enum { WORDS = 512 };
+
+/* A name and value: an entry of another system's, or one of ours. */
+typedef struct word {
+    const char *name, *value;
+    const moe_layer_alias *alias; /* NULL: ours */
+    const moe_option *row;        /* of ours */
+    moe_layer_desc alone;         /* said to an empty descriptor */
+} word;
+
+static void add_word(word *list, int *count, word w) {
+    moe_error error;
+    w.alone = (moe_layer_desc){.size = sizeof w.alone};
+    if (moe_layer_desc_set(&w.alone, w.name, w.value, &error) != MOE_OK) fail_msg("%s", error.text);
+    assert_true(*count < WORDS);
+    list[(*count)++] = w;
 }
 
-/* A preset is nobody's word, so after one what a name implies is set again; and a descriptor of an older
- * header, which ends before `said`, is written no further. */
+/* Every entry first, then two values or more of every row of ours. Returns how many words there are. */
+static int all_words(word *list, int *n_entries) {
+    const moe_layer_alias *alias;
+    const moe_option *row;
+    int count = 0;
+    for (size_t i = 0; (alias = moe_layer_alias_at(i)); ++i)
+        if (!alias->advice) add_word(list, &count, (word){alias->name, sample(alias), alias, NULL, {0}});
+    *n_entries = count;
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
+        static const char *const flags[] = {"true", "false", NULL}, *const numbers[] = {"0", "1", NULL},
+                                 *const shares[] = {"0", "0.5", NULL}, *const names[] = {"zero", NULL};
+        const char *const *values = row->choices ? row->choices : row->max < 1 ? shares : numbers;
+        if (row->type == MOE_OPT_BOOL) values = flags;
+        if (row->type == MOE_OPT_CHOICE && !row->choices) values = names;
+        for (; *values; ++values) add_word(list, &count, (word){row->key, *values, NULL, row, {0}});
+    }
+    return count;
+}
+
+static bool same_field(const moe_option *row, const moe_layer_desc *a, const moe_layer_desc *b) {
+    const char *p = (const char *)a + row->offset, *q = (const char *)b + row->offset;
+    if (row->type == MOE_OPT_BOOL) return *p == *q;
+    if (row->type != MOE_OPT_CHOICE) return memcmp(p, q, 4) == 0; /* int32_t or float */
+    const char *left = *(const char *const *)(const void *)p, *right = *(const char *const *)(const void *)q;
+    return strcmp(left ? left : row->initial, right ? right : row->initial) == 0;
+}
+
+static bool speaks(const word *w, const moe_option *row, bool implying) {
+    const moe_alias_setting *setting;
+    for (size_t i = 0; w->alias && (setting = moe_layer_alias_setting(w->alias, i)); ++i)
+        if ((implying || !setting->where) && moe_layer_option_find(setting->key) == row) return true;
+    return w->row == row;
+}
+
+static bool share_a_field(const word *a, const word *b) {
+    const moe_option *row;
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i)
+        if (speaks(a, row, true) && speaks(b, row, true)) return true;
+    return false;
+}
+
+/* Both say, and not only imply, a value of one field, and not the same: then the later wins. */
+static bool contradict(const word *a, const word *b) {
+    const moe_option *row;
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i)
+        if (speaks(a, row, false) && speaks(b, row, false) && !same_field(row, &a->alone, &b->alone))
+            return true;
+    return false;
+}
+
+static moe_layer_desc say_three(const char *preset, const word *a, const word *b, const word *c) {
+    moe_layer_desc d = {.size = sizeof d};
+    if (preset) assert_int_equal(moe_layer_desc_preset(&d, preset, NULL), MOE_OK);
+    assert_int_equal(moe_layer_desc_set(&d, a->name, a->value, NULL), MOE_OK);
+    assert_int_equal(moe_layer_desc_set(&d, b->name, b->value, NULL), MOE_OK);
+    if (c) assert_int_equal(moe_layer_desc_set(&d, c->name, c->value, NULL), MOE_OK);
+    return d;
+}
+
+static void both_ways(const char *preset, const word *a, const word *b, const word *c) {
+    const moe_layer_desc p = say_three(preset, a, b, c), q = say_three(preset, b, a, c);
+    const moe_option *row;
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i)
+        if (!same_field(row, &p, &q))
+            fail_msg("preset %s: %s depends on the order of %s=%s and %s=%s, then %s=%s",
+                     preset ? preset : "none", row->key, a->name, a->value, b->name, b->value,
+                     c ? c->name : "", c ? c->value : "");
+}
+
+/* After every preset, and as a file of two names after which a command line says the first again. */
+static void both_ways_everywhere(const word *a, const word *b, const word *entries, int n_entries) {
+    for (const char *const *preset = moe_layer_presets(); *preset; ++preset) both_ways(*preset, a, b, NULL);
+    for (int i = 0; i < n_entries; ++i)
+        if (&entries[i] != a && strcmp(a->name, entries[i].name) == 0) both_ways(NULL, a, b, &entries[i]);
+}
+
+/* Every entry beside every other word, both ways. */
+static void the_order_does_not_matter(void **state) {
+    (void)state;
+    static word words[WORDS];
+    int n_entries, contradictions = 0, close = 0;
+    const int count = all_words(words, &n_entries);
+    for (int i = 0; i < n_entries; ++i)
+        for (int j = i + 1; j < count; ++j) {
+            const word *a = &words[i], *b = &words[j];
+            if (strcmp(a->name, b->name) == 0) continue;
+            if (contradict(a, b)) {
+                ++contradictions;
+                continue;
+            }
+            both_ways(NULL, a, b, NULL);
+            if (!share_a_field(a, b)) continue;
+            both_ways_everywhere(a, b, words, n_entries);
+            ++close;
+        }
+    assert_true(contradictions > 100 && contradictions < 500);
+    assert_true(close > 100);
+}
+
+/* What a name says is gone when it says something else, unless another has said the same. */
+static void a_name_takes_back_its_own(void **state) {
+    (void)state;
+    moe_layer_desc d = plain(), before;
+    set_all(&d, "score_func=sigmoid_with_bias score_func=softmax", false);
+    assert_true(!d.selection_bias && !d.score_before_topk);
+    set_all(&d, "moe_router_force_load_balancing=true moe_router_force_biased=-0.5", false);
+    set_all(&d, "moe_router_force_load_balancing=false", false);
+    assert_string_equal(d.router_type, "random");
+    set_all(&d, "fake_balanced_gate=true router_type=hash fake_balanced_gate=false", false);
+    assert_string_equal(d.router_type, "hash");
+    before = d;
+    assert_int_equal(moe_layer_desc_set(&d, "gate_bias_update_factor", "fast", NULL), MOE_ERR_ARGUMENT);
+    assert_memory_equal(&d, &before, sizeof d);
+}
+
+static bool nobody_spoke(const moe_layer_desc *desc) {
+    static const uint8_t nobody[sizeof desc->said];
+    return memcmp(desc->said, nobody, sizeof nobody) == 0;
+}
+
+/* Presets and what a caller has moe_layer_desc_forget are nobody's word and yield to what a name implies; a
+ * field that C wrote does not. A descriptor of an older header, which ends before `said`, is written no
+ * further. */
 static void words_are_remembered(void **state) {
     (void)state;
     moe_layer_desc d = plain(), older = plain();
     set_all(&d, "activation_after_topk=true", false);
-    assert_true((d.said[0] | d.said[1]) != 0);
+    assert_false(nobody_spoke(&d));
     assert_int_equal(moe_layer_desc_preset(&d, "mixtral", NULL), MOE_OK);
-    assert_true((d.said[0] | d.said[1]) == 0);
     set_all(&d, "selection_mode=softmax", false);
     assert_true(d.score_before_topk);
+    set_all(&d, "topk_method=noaux_tc", false);
+    assert_true(d.aux_loss_coeff == 0);
+    d = plain();
+    d.aux_loss_coeff = 0.5f;
+    d.z_loss_coeff = 0.25f;
+    set_all(&d, "topk_method=noaux_tc", false);
+    assert_true(d.aux_loss_coeff == 0.5f && d.z_loss_coeff == 0.25f);
+    moe_layer_desc_forget(&d);
+    set_all(&d, "z_loss_coeff=0.25 topk_method=noaux_tc", false);
+    assert_true(d.aux_loss_coeff == 0 && d.z_loss_coeff == 0.25f);
     older.size = offsetof(moe_layer_desc, said);
     set_all(&older, "activation_after_topk=true", false);
-    assert_true((older.said[0] | older.said[1]) == 0);
+    assert_int_equal(moe_layer_desc_preset(&older, "mixtral", NULL), MOE_OK);
+    moe_layer_desc_forget(&older);
+    assert_true(nobody_spoke(&older));
 }
 
 /* Bare, or in the section of ours or theirs; elsewhere such a name is a mistake. */
@@ -313,7 +471,8 @@ int main(void) {
         cmocka_unit_test(a_section_changes_no_name),
         cmocka_unit_test(the_table_is_right),
         cmocka_unit_test(the_last_value_counts),
-        cmocka_unit_test(the_selection_mode_yields),
+        cmocka_unit_test(the_order_does_not_matter),
+        cmocka_unit_test(a_name_takes_back_its_own),
         cmocka_unit_test(words_are_remembered),
         cmocka_unit_test(a_name_stands_in_its_section),
     };
