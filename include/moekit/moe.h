@@ -258,9 +258,9 @@ MOE_API const char *const *moe_layer_presets(void); /* NULL-terminated */
 /* Whether presets speak of a setting ("moe.top_k"): not of sizes, kinds of experts, deviations and memory. */
 MOE_API bool moe_layer_preset_sets(const char *key);
 /* Sets one field from text. `key` is canonical or an alias, with or without "moe."; an unknown one is
- * MOE_ERR_ARGUMENT and names the nearest. A name of another system may set several fields, or imply them
- * (option.h), and takes back what the same name said before. What is implied never overrides what was said, by
- * a key or in C by a field that is not at its default. So the order of different keys does not matter, but
+ * MOE_ERR_ARGUMENT and names the nearest. A name of another system may set several fields or imply them
+ * (option.h), and takes back what the same name said before. What is implied never overrides what was said,
+ * by a key or in C by a field that is not at its default. So the order of different keys does not matter, but
  * where two say different things of one field: then the later wins. `value` of "expert", "expert_kinds" and
  * "shared_expert_activation" must outlive the descriptor. */
 MOE_API moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value,
