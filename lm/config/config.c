@@ -229,6 +229,32 @@ moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char 
     return MOE_OK;
 }
 
+static moe_status row_once(const moe_lm_config *config, moelm_config_said *said, const char *key,
+                           const char *by, moe_error *error) {
+    const moe_option *row = find_row(config, key);
+    if (!row) return MOE_OK;
+    moelm_config_said *before = &said[row - config->row];
+    moe_lm_config_entry now;
+    moe_lm_config_entry_get(config, (size_t)(row - config->row), &now);
+    if (*before->by && strcmp(before->entry.value, now.value) != 0)
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "sets %s, which %s has set already", row->key,
+                              before->by);
+    before->entry = now;
+    snprintf(before->by, sizeof before->by, "%s", by);
+    return MOE_OK;
+}
+
+moe_status moelm_config_once(const moe_lm_config *config, moelm_config_said *said, const char *key,
+                             const char *value, const char *by, moe_error *error) {
+    const moe_layer_alias *alias;
+    const moe_alias_setting *setting;
+    MOEI_TRY(moe_layer_alias_find(key, value, &alias, error));
+    if (!alias) return row_once(config, said, key, by, error);
+    for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i)
+        if (!setting->where) MOEI_TRY(row_once(config, said, setting->key, by, error));
+    return MOE_OK;
+}
+
 moe_status moelm_config_keep(const moe_lm_config *config, moelm_config_copy *copy, moe_error *error) {
     copy->values = *config;
     copy->origin = malloc(config->count * sizeof *copy->origin);

@@ -106,6 +106,15 @@ moe_status moelm_config_keep(const moe_lm_config *config, moelm_config_copy *cop
 void moelm_config_settle(moe_lm_config *config, moelm_config_copy *copy, moe_status status);
 /* Whether a key names the preset, which a level sets before its other keys. */
 bool moelm_config_is_preset(const moe_lm_config *config, const char *key);
+/* What the keys of one level, a file or the environment, said of each row. */
+typedef struct moelm_config_said {
+    char by[MOELM_ORIGIN]; /* "": nobody */
+    moe_lm_config_entry entry;
+} moelm_config_said;
+/* After `by` has set a key: refuses that it said another value of a row than a key of its level had, by
+ * whatever names, since nobody knows which was meant. said [count]. */
+moe_status moelm_config_once(const moe_lm_config *config, moelm_config_said *said, const char *key,
+                             const char *value, const char *by, moe_error *error);
 /* Another system's word for a value of one of our own rows ("bfloat16"), as ours; any other as it is. */
 const char *moelm_config_word(const char *key, const char *value);
 

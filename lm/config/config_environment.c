@@ -70,24 +70,14 @@ static int compare(const void *a, const void *b) {
     return strcmp(((const variable *)a)->name, ((const variable *)b)->name);
 }
 
-/* The names of one setting are many, and which of two values was meant nobody knows. */
-static moe_status check_once(const moe_lm_config *config, const variable *v, moe_error *error) {
-    moe_lm_config_entry entry;
-    if (moe_lm_config_find(config, v->key, &entry, NULL) != MOE_OK) return MOE_OK;
-    const bool by_variable =
-        strncmp(entry.origin, prefix, sizeof prefix - 1) == 0 && !strchr(entry.origin, ',');
-    if (!by_variable || strcmp(entry.origin, v->name) == 0) return MOE_OK;
-    return moei_error_set(error, MOE_ERR_ARGUMENT, "sets %s, which %s has set already", entry.option->key,
-                          entry.origin);
-}
-
-static moe_status set_variables(moe_lm_config *config, const variable *v, size_t n, bool presets,
-                                moe_error *error) {
+static moe_status set_variables(moe_lm_config *config, moelm_config_said *said, const variable *v, size_t n,
+                                bool presets, moe_error *error) {
     for (size_t i = 0; i < n; ++i) {
         moe_error inner;
         if (moelm_config_is_preset(config, v[i].key) != presets) continue;
-        moe_status status = check_once(config, &v[i], &inner);
-        if (status == MOE_OK) status = moe_lm_config_set(config, v[i].key, v[i].value, v[i].name, &inner);
+        moe_status status = moe_lm_config_set(config, v[i].key, v[i].value, v[i].name, &inner);
+        if (status == MOE_OK)
+            status = moelm_config_once(config, said, v[i].key, v[i].value, v[i].name, &inner);
         if (status != MOE_OK)
             return moei_error_set(error, status, "environment variable %s: %s", v[i].name, inner.text);
     }
@@ -98,16 +88,19 @@ static moe_status set_from_environment(moe_lm_config *config, moe_error *error) 
     size_t n = 0, most = 0;
     while (environ && environ[most]) most++;
     variable *list = calloc(most + 1, sizeof *list);
-    if (!list) return moei_error_set(error, MOE_ERR_MEMORY, "no memory for %zu environment variables", most);
+    moelm_config_said *said = calloc(config->count, sizeof *said);
     moe_status status = MOE_OK;
+    if (!list || !said)
+        status = moei_error_set(error, MOE_ERR_MEMORY, "no memory for %zu environment variables", most);
     for (size_t i = 0; i < most && status == MOE_OK; ++i) {
         if (strncmp(environ[i], prefix, sizeof prefix - 1) != 0) continue;
         status = read_variable(config, environ[i], &list[n], error);
         if (status == MOE_OK && !is_foreign(list[n].name)) n++;
     }
-    qsort(list, n, sizeof *list, compare);
-    if (status == MOE_OK) status = set_variables(config, list, n, true, error);
-    if (status == MOE_OK) status = set_variables(config, list, n, false, error);
+    if (status == MOE_OK) qsort(list, n, sizeof *list, compare);
+    if (status == MOE_OK) status = set_variables(config, said, list, n, true, error);
+    if (status == MOE_OK) status = set_variables(config, said, list, n, false, error);
+    free(said);
     free(list);
     return status;
 }

@@ -11,44 +11,13 @@
 #include "format/file.h"
 #include "format/yaml.h"
 
-typedef struct load_place {
-    char key[64];
-    int line; /* 0: not yet */
-} load_place;
-
 typedef struct load_state {
     moe_lm_config *config;
     const char *path;
-    bool presets;      /* the turn of presets, which the other keys override, or of these */
-    load_place *place; /* [config->count] what set row i in this file */
+    bool presets;            /* the turn of presets, which the other keys override, or of these */
+    moelm_config_said *said; /* [config->count] */
     moe_error *error;
 } load_state;
-
-/* The names of one setting are many, and which of two values was meant nobody knows. */
-static moe_status check_row(const load_state *state, const char *key, const char *ours, const char *value,
-                            int line, moe_error *error) {
-    moe_lm_config_entry entry;
-    if (moe_lm_config_find(state->config, ours, &entry, NULL) != MOE_OK) return MOE_OK;
-    load_place *before = &state->place[entry.option - state->config->row];
-    if (before->line && !(value && strcmp(entry.value, value) == 0))
-        return moei_error_set(error, MOE_ERR_ARGUMENT, "%s sets %s, which %s of line %d has set already", key,
-                              entry.option->key, before->key, before->line);
-    before->line = line;
-    snprintf(before->key, sizeof before->key, "%s", key);
-    return MOE_OK;
-}
-
-/* Two switches of another system may say the same thing of one setting of ours. */
-static moe_status check_once(const load_state *state, const char *key, const char *value, int line,
-                             moe_error *error) {
-    const moe_layer_alias *alias;
-    if (moe_layer_alias_find(key, value, &alias, NULL) != MOE_OK || !alias)
-        return check_row(state, key, key, NULL, line, error);
-    const moe_alias_setting *setting;
-    for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i)
-        if (!setting->where) MOEI_TRY(check_row(state, key, setting->key, setting->value, line, error));
-    return MOE_OK;
-}
 
 static moe_status set_pair(void *user, const char *key, const char *value, int line, int column) {
     const load_state *state = user;
@@ -59,15 +28,20 @@ static moe_status set_pair(void *user, const char *key, const char *value, int l
     const char *path = length > most ? state->path + (length - most) : state->path;
     snprintf(origin, sizeof origin, "%.*s:%d", (int)most, path, line);
     moe_error inner;
-    moe_status status = check_once(state, key, value, line, &inner);
-    if (status == MOE_OK) status = moe_lm_config_set(state->config, key, value, origin, &inner);
+    moe_status status = moe_lm_config_set(state->config, key, value, origin, &inner);
+    if (status != MOE_OK)
+        return moei_error_set(state->error, status, "%s:%d:%d: %s", state->path, line, column, inner.text);
+    char by[MOELM_ORIGIN];
+    snprintf(by, sizeof by, "%.200s of line %d", key, line);
+    status = moelm_config_once(state->config, state->said, key, value, by, &inner);
     if (status == MOE_OK) return MOE_OK;
-    return moei_error_set(state->error, status, "%s:%d:%d: %s", state->path, line, column, inner.text);
+    return moei_error_set(state->error, status, "%s:%d:%d: %s %s", state->path, line, column, key,
+                          inner.text);
 }
 
 moe_status moe_lm_config_load(moe_lm_config *config, const char *yaml_path, moe_error *error) {
-    load_state state = {config, yaml_path, true, calloc(config->count, sizeof *state.place), error};
-    if (!state.place) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", yaml_path);
+    load_state state = {config, yaml_path, true, calloc(config->count, sizeof *state.said), error};
+    if (!state.said) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", yaml_path);
     moelm_config_copy copy;
     moe_status status = moelm_config_keep(config, &copy, error);
     if (status == MOE_OK) {
@@ -76,7 +50,7 @@ moe_status moe_lm_config_load(moe_lm_config *config, const char *yaml_path, moe_
         if (status == MOE_OK) status = moelm_yaml_load(yaml_path, set_pair, &state, error);
         moelm_config_settle(config, &copy, status);
     }
-    free(state.place);
+    free(state.said);
     return status;
 }
 

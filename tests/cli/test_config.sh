@@ -184,6 +184,15 @@ expect 2 env MOEKIT_TRAIN_STEP=9 "$MOEKIT" config show
 says err "MOEKIT_TRAIN_STEP: .*'train.steps'"
 expect 2 env MOEKIT_MOE_K=3 MOEKIT_MOE_TOP_K=2 "$MOEKIT" config show
 says err 'MOEKIT_MOE_TOP_K: sets moe.top_k, which MOEKIT_MOE_K has set already'
+expect 2 env MOEKIT_NOISY_GATING=true MOEKIT_MOE_ROUTER_TYPE=hash "$MOEKIT" config show
+says err 'MOEKIT_NOISY_GATING: sets moe.router_type, which MOEKIT_MOE_ROUTER_TYPE has set already'
+expect 0 env MOEKIT_SELECTION_MODE=sigmoid MOEKIT_SOFTMAX_BEFORE_TOPK=false "$MOEKIT" config show
+says out '^moe\.score_before_topk=false$'
+for keys in 'router_type: random, noisy_gating: false, fake_noise: 0.10, fake_gate_noise: 0.1' 'noisy_gating: false, moe_router_force_load_balancing: true, router_type: random'; do
+    echo "moe: {$keys}" >same.yaml
+    expect 0 "$MOEKIT" config show same.yaml
+    says out '^moe\.router_type=random$'
+done
 expect 0 env MOEKIT_ISA=ref MOEKIT_NUM_THREADS=1 MOEKIT_TEST_SEED=3 MOEKIT_PYTHON=python3 "$MOEKIT" config show --changed
 silent out
 expect 2 env MOEKIT_TRAIN_STEPS=soon "$MOEKIT" config show
