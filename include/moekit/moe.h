@@ -88,7 +88,8 @@ typedef struct moe_ctx_desc {
     moe_device device;
     int32_t n_threads;  /* 0: MOEKIT_NUM_THREADS, else OMP_NUM_THREADS, else one per core */
     const char *isa;    /* NULL: MOEKIT_ISA, else the best found. "ref" "avx2" "avx512" "avx512bf16" "amx"
-                           "neon"; of a GPU's kernels "cuda" "sm90", while its CPU's are then the best */
+                           "neon"; of a GPU's kernels "cuda" "sm90", while its CPU's are then the best. A
+                           GPU's name in MOEKIT_ISA lowers nothing on the CPU; here it is refused there */
     uint64_t seed;      /* of initialisation and of every random draw */
     moe_allocator host; /* all NULL: aligned_alloc and free */
     void (*log)(void *user, moe_log_level level, const char *text);

@@ -38,7 +38,8 @@ typedef struct isa_choice {
 } isa_choice;
 
 static moe_status choose_isa(const moe_ctx_desc *desc, isa_choice *choice, moe_error *error) {
-    const char *name = desc->isa && *desc->isa ? desc->isa : getenv("MOEKIT_ISA");
+    const bool said = desc->isa && *desc->isa;
+    const char *name = said ? desc->isa : getenv("MOEKIT_ISA");
     *choice = (isa_choice){moei_isa_best(), MOEI_ISA_END};
     if (!name || !*name) return MOE_OK;
     for (moei_isa isa = MOEI_ISA_REF; isa < MOEI_ISA_COUNT; ++isa)
@@ -50,7 +51,7 @@ static moe_status choose_isa(const moe_ctx_desc *desc, isa_choice *choice, moe_e
     for (moei_isa isa = MOEI_ISA_CUDA; isa < MOEI_ISA_END; ++isa)
         if (strcmp(name, moei_isa_name(isa)) == 0) {
             choice->gpu = isa;
-            if (desc->device == MOE_CUDA) return MOE_OK;
+            if (desc->device == MOE_CUDA || !said) return MOE_OK; /* the environment is for all contexts */
             return moei_error_set(error, MOE_ERR_ARGUMENT,
                                   "isa: '%s' is for a GPU, but this context is on the CPU", name);
         }

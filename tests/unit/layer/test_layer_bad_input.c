@@ -80,6 +80,25 @@ static void contexts_are_checked(void **state) {
     assert_null(ctx);
 }
 
+/* MOEKIT_ISA is for every context of a program: the name of a GPU's kernels lowers nothing on the CPU. */
+static void a_gpus_isa_in_the_environment_is_for_gpus(void **state) {
+    (void)state;
+    char *before = getenv("MOEKIT_ISA") ? strdup(getenv("MOEKIT_ISA")) : NULL;
+    unsetenv("MOEKIT_ISA");
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    const char *best = moe_ctx_isa(ctx);
+    setenv("MOEKIT_ISA", "sm90", 1);
+    moe_ctx *beside = test_ctx(NULL, 1);
+    assert_string_equal(moe_ctx_isa(beside), best);
+    moe_ctx_destroy(beside);
+    moe_ctx_destroy(ctx);
+    if (before)
+        setenv("MOEKIT_ISA", before, 1);
+    else
+        unsetenv("MOEKIT_ISA");
+    free(before);
+}
+
 /* An allocator that gives out after `left` bytes: every failure is a status, and nothing leaks or dies. */
 static void *limited_alloc(void *user, size_t bytes, size_t align) {
     size_t *left = user;
@@ -389,6 +408,7 @@ int main(void) {
         cmocka_unit_test(descriptors_are_checked),
         cmocka_unit_test(options_are_parsed),
         cmocka_unit_test(contexts_are_checked),
+        cmocka_unit_test(a_gpus_isa_in_the_environment_is_for_gpus),
         cmocka_unit_test(memory_may_run_out_anywhere),
         cmocka_unit_test(shapes_dtypes_and_moments),
         cmocka_unit_test(a_refused_reserve_changes_nothing),
