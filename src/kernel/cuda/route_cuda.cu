@@ -223,12 +223,17 @@ __device__ __forceinline__ float weight_gradient(const moei_router_args &p, int6
     return r < 0 ? 0.f : p.drow_weight[r];
 }
 
+/* The share that was scaled to the slot's weight; scaled by 0 it has no gradient either. */
+__device__ __forceinline__ float share_of(const moei_router_args &p, int64_t slot) {
+    return p.scale == 0 ? 0.f : p.weight[slot] / (float)p.scale;
+}
+
 /* What the weights ask, at the chosen: of their scores, or over the chosen of the logits themselves. */
 __device__ __forceinline__ float chosen_gradient(const Token &token, int k, float sum, float mean) {
     const moei_router_args &p = token.p;
     const int64_t slot = token.t * p.top_k + k;
     const float v = (float)p.scale * weight_gradient(p, slot);
-    if (over_chosen(p)) return p.weight[slot] / (float)p.scale * (v - mean);
+    if (over_chosen(p)) return share_of(p, slot) * (v - mean);
     return p.norm_topk_prob ? v / sum - mean / (sum * sum) : v;
 }
 
@@ -241,7 +246,7 @@ static __device__ void chosen_sums(const Token &token, float *sum, float *mean) 
         const int64_t slot = token.t * p.top_k + k;
         const int32_t e = p.expert[slot];
         if (e < 0) continue;
-        const float w = over_chosen(p) ? p.weight[slot] / (float)p.scale : token.score(e);
+        const float w = over_chosen(p) ? share_of(p, slot) : token.score(e);
         *sum += w;
         *mean = fmaf(w * (float)p.scale, weight_gradient(p, slot), *mean);
     }
@@ -325,7 +330,7 @@ static __global__ void __launch_bounds__(THREADS) softmax_grad_kernel(const moei
     const float score = own >= 0 ? prob[own] : 0.f;
     float chosen = 0.f; /* of the logit where over_chosen, else of the score */
     if (over_chosen(p)) {
-        const float share = own >= 0 ? p.weight[slot] / (float)p.scale : 0.f;
+        const float share = own >= 0 ? share_of(p, slot) : 0.f;
         chosen = share * (v - warp_sum(share * v));
     } else if (p.norm_topk_prob) {
         const float sum = warp_sum(score) + (float)p.norm_eps, mean = warp_sum(score * v);

@@ -310,6 +310,10 @@ static const problem problems[] = {
     {.name = "narrow experts", .tokens = 515, .on_device = true, .masked = true,
      .settings = "d_model=136 num_experts=40 top_k=5 expert_hidden_size=24 aux_loss_coeff=0.1 "
                  "routed_scaling_factor=2.5"},
+    {.name = "scaled by 0", .tokens = 61, .on_device = true, .masked = true,
+     .settings = "routed_scaling_factor=-1 aux_loss_coeff=0.1 num_shared_experts=1"},
+    {.name = "scaled by 0, many choices", .tokens = 61, .on_device = true,
+     .settings = "num_experts=40 top_k=33 routed_scaling_factor=-1 z_loss_coeff=0.1 num_shared_experts=1"},
     {.name = "few tokens", .tokens = 5, .on_device = true, .masked = true,
      .settings = "d_model=320 num_experts=64 top_k=6 expert_hidden_size=72"},
     {.name = "relu, whole lines", .tokens = 300, .on_device = true,
