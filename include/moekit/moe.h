@@ -414,7 +414,9 @@ MOE_API moe_status moe_layer_param_by_name(const moe_layer *layer, const char *n
  * with selection_bias_in_weights one that comes later would see the new bias. */
 MOE_API moe_status moe_layer_end_step(moe_layer *layer, const int64_t *counts);
 
-/* 7. What the router did in the last forward. Pointers are the layer's, valid until the next. */
+/* 7. What the router did in the last forward. Pointers are the layer's, valid until the next. On a GPU, after
+ * an inference of few tokens, which does without, it queues the kernels that find row_of and the counts: each
+ * time, so ask once a forward. */
 typedef struct moe_routing_view {
     size_t size;
     int64_t n_tokens;

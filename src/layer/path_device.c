@@ -116,9 +116,12 @@ static void build_plan(const moe_layer *layer, const moei_scratch *s, bool count
     layer->ctx->kernels[layer->desc.dtype]->plan(&layer->ctx->team, &args);
 }
 
-/* By now the router's counts may be written over. */
+/* By now the router's counts may be written over, and the caller's mask be gone: without capacities a plan
+ * only counts real tokens by it, for losses, which inference has not. */
 static void build_due_plan(const moe_layer *layer, const moei_scratch *s) {
-    build_plan(layer, s, false);
+    moei_plan_args args = plan_args(layer, s, false);
+    args.mask = NULL;
+    layer->ctx->kernels[layer->desc.dtype]->plan(&layer->ctx->team, &args);
 }
 
 static moe_status index_rows(moe_layer *layer, const moei_scratch *s) {
@@ -173,6 +176,7 @@ static moe_status measure(moe_layer *layer, const moei_scratch *s, moe_stats *st
     moe_layer *twin = layer->twin;
     if (!stats) return MOE_OK;
     if (layer->plan_due) build_due_plan(layer, s);
+    layer->plan_due = false;
     MOEI_TRY(layer->ctx->device->wait(layer->ctx));
     MOEI_TRY(moei_twin_fetch_routing(layer));
     const moei_scratch ours = moei_layer_scratch(twin);
