@@ -171,6 +171,10 @@ typedef struct moei_gate_grad_args {
     int64_t ld_dx;
     void *scratch; /* of moei_gate_grad_carve */
 } moei_gate_grad_args;
+/* Shapes that the kernel is for. */
+static inline bool moei_gate_grad_serves(int64_t n_experts, int64_t d) {
+    return n_experts % 4 == 0 && d % 8 == 0;
+}
 /* Where its arrays begin in the scratch, and bytes of all: dlogits as two bf16 numbers [T, 2E], the gate
  * twice [2E, d], sums over chunks of tokens f32 [chunks, 2E, d], tokens of a chunk int64_t [chunks + 1]. */
 typedef struct moei_gate_grad_scratch {

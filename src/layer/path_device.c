@@ -193,7 +193,7 @@ static moe_status measure(moe_layer *layer, const moei_scratch *s, moe_stats *st
 static bool gate_backward_in_one(const moe_layer *layer, const moei_scratch *s, moe_mat dx) {
     const moei_kernels *kernels = layer->ctx->kernels[layer->desc.dtype];
     const moe_mat x = layer->batch.x;
-    if (!kernels->gate_grad || layer->gate.bias) return false;
+    if (!kernels->gate_grad || !s->gate_grad) return false; /* without room: not for this router */
     return kernels->gate_grad(&layer->ctx->team, &(moei_gate_grad_args){.dtype = x.dtype,
                                                                         .n_tokens = x.rows,
                                                                         .d = x.cols,

@@ -85,7 +85,7 @@ static void input_gradient(const moei_team *team, const moei_gate_grad_args *arg
 }
 
 static bool fits(const moei_gate_grad_args *a) {
-    return a->dtype == MOE_BF16 && a->n_tokens > 0 && a->n_experts % 4 == 0 && a->d % 8 == 0 &&
+    return a->dtype == MOE_BF16 && a->n_tokens > 0 && moei_gate_grad_serves(a->n_experts, a->d) &&
            a->ldx % 8 == 0 && a->ld_dx % 8 == 0 && aligned16(a->x) && aligned16(a->dx) &&
            aligned16(a->dgate) && aligned16(a->gate);
 }
