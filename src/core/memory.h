@@ -33,10 +33,12 @@ typedef struct moei_device {
 
 extern const moei_device moei_device_cpu;
 
-/* What a kernel found wrong, in host memory that the device writes; `set` is written last. */
+/* What a kernel found wrong, a word of host memory that the device lowers: layer, token, kind, from the
+ * highest bits down, so that of many tokens the first one of the first layer is told. */
 typedef enum moei_fault_kind { MOEI_FAULT_LOGIT = 0, MOEI_FAULT_REPLAY } moei_fault_kind;
+enum { MOEI_FAULT_TOKEN_BIT = 8, MOEI_FAULT_LAYER_BIT = 40 };
 typedef struct moei_fault {
-    int32_t set, what, layer, token;
+    uint64_t first; /* UINT64_MAX: nothing */
 } moei_fault;
 
 void *moei_memory_alloc(moe_ctx *ctx, size_t bytes);

@@ -88,7 +88,7 @@ static moe_status cuda_open(moe_ctx *ctx) {
     MOEI_TRY(make_streams(ctx, state));
     MOEI_TRY(told(ctx, cudaHostAlloc((void **)&ctx->fault, sizeof *ctx->fault, cudaHostAllocMapped),
                   "cudaHostAlloc"));
-    *ctx->fault = (moei_fault){0};
+    ctx->fault->first = UINT64_MAX;
     ctx->team.stream = state->own;
     return MOE_OK;
 }
@@ -150,20 +150,21 @@ static void cuda_beside(moe_ctx *ctx, moei_beside step) {
 /* What a kernel reported is told once. */
 static moe_status cuda_check(moe_ctx *ctx) {
     MOEI_TRY(told(ctx, cudaGetLastError(), "a kernel failed"));
-    const moei_fault fault = *(volatile moei_fault *)ctx->fault;
-    if (!fault.set) return MOE_OK;
-    *ctx->fault = (moei_fault){0};
-    if (fault.what == MOEI_FAULT_REPLAY)
+    const uint64_t fault = *(volatile uint64_t *)&ctx->fault->first;
+    if (fault == UINT64_MAX) return MOE_OK;
+    ctx->fault->first = UINT64_MAX;
+    const int layer = (int)(fault >> MOEI_FAULT_LAYER_BIT), token = (int)(fault >> MOEI_FAULT_TOKEN_BIT);
+    if ((fault & 0xff) == MOEI_FAULT_REPLAY)
         return moe_ctx_fail(
             ctx, MOE_ERR_ARGUMENT,
             "replay_expert of layer %d: token %d names an expert that is not there, or one twice; "
             "it was left out",
-            fault.layer, fault.token);
+            layer, token);
     return moe_ctx_fail(
         ctx, MOE_ERR_NUMERIC,
         "router of layer %d: token %d has a NaN or infinite logit or bias and was left out; look "
         "for NaN or infinity in the layer's input or in gate.weight",
-        fault.layer, fault.token);
+        layer, token);
 }
 
 static moe_status cuda_wait(moe_ctx *ctx) {

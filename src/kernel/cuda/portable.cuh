@@ -103,11 +103,10 @@ template <class V> __device__ __forceinline__ V warp_sum(V v) {
 
 /* Tells the host what is wrong with a token. */
 static __device__ void tell(const moei_router_args &p, int64_t t, moei_fault_kind what) {
-    p.fault->what = what;
-    p.fault->layer = p.layer;
-    p.fault->token = (int32_t)t;
+    const uint64_t word =
+        (uint64_t)p.layer << MOEI_FAULT_LAYER_BIT | (uint64_t)t << MOEI_FAULT_TOKEN_BIT | (uint64_t)what;
+    atomicMin((unsigned long long *)&p.fault->first, (unsigned long long)word);
     __threadfence_system();
-    p.fault->set = 1;
 }
 
 } // namespace moei
