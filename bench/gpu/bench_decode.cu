@@ -75,7 +75,8 @@ struct Layer {
         a.n = n, a.k = k, a.b = b, a.ldb = n, a.b_group = n * k;
         return a;
     }
-    void step(int i, int64_t batch, bool few, moei_stream stream) {
+    void step(int i, int64_t batch, bool few, cudaStream_t stream) {
+        const moei_team team = team_of(stream);
         const bf16 *tokens = x.data + i * MAX_BATCH * s.d;
         int *chosen = expert.data + i * MAX_BATCH * s.top_k;
         const moei_router_args route = route_args(tokens, chosen, batch);
@@ -85,21 +86,20 @@ struct Layer {
             decode.n = s.n, decode.n_experts = s.experts, decode.top_k = s.top_k, decode.x = tokens;
             decode.w1 = w1.data, decode.w2 = w2.data, decode.act = MOE_ACT_SWIGLU, decode.expert = chosen;
             decode.weight = weight.data, decode.h = h_few.data, decode.y = y.data;
-            CUDA_OK(moei_cuda_route_few(&route, stream));
-            CUDA_OK(moei_cuda_decode(&decode, stream));
+            CUDA_OK(moei_cuda_route_few(&team, &route));
+            CUDA_OK(moei_cuda_decode(&team, &decode));
             return;
         }
         const moei_plan_args plan = plan_args(chosen, batch);
-        const moei_team team = team_of(stream);
         moe_gemm_rows_args r = rows_args(2 * s.n, s.d, w1.data, batch);
         r.a = tokens, r.lda = s.d, r.a_row = row_token.data;
         r.epilogue = MOE_EPI_ACT, r.act = MOE_ACT_SWIGLU, r.h = h.data, r.ldh = s.n;
-        CUDA_OK(moei_cuda_route(&route, stream));
+        CUDA_OK(moei_cuda_route(&team, &route));
         moei_plan__cuda(&team, &plan);
-        CUDA_OK(moei_cuda_gemm_rows(&r, MOEI_SCHEDULE_AUTO, stream));
+        CUDA_OK(moei_cuda_gemm_rows(&team, &r, MOEI_SCHEDULE_AUTO));
         r = rows_args(s.d, s.n, w2.data, batch);
         r.a = h.data, r.lda = s.n, r.c = y_rows.data, r.ldc = s.d;
-        CUDA_OK(moei_cuda_gemm_rows(&r, MOEI_SCHEDULE_AUTO, stream));
+        CUDA_OK(moei_cuda_gemm_rows(&team, &r, MOEI_SCHEDULE_AUTO));
         moe_gather_sum_args sum = {};
         sum.dtype = MOE_BF16, sum.n_tokens = batch, sum.n = sum.ld_rows = sum.ld_out = s.d;
         sum.top_k = s.top_k, sum.rows = y_rows.data, sum.row_of = row_of.data, sum.weight = weight.data;

@@ -118,7 +118,7 @@ struct Layer {
         a.b = b, a.b_trans = trans, a.ldb = trans ? k : n, a.b_group = n * k;
         return a;
     }
-    void weight_gradient(Kernel which, moei_stream stream) {
+    void weight_gradient(const moei_team *team, Kernel which) {
         moe_gemm_outer_args a = {};
         a.dtype = MOE_BF16, a.n_groups = c.experts, a.offset = offset.data, a.n_rows = rows;
         if (which == DW1) {
@@ -129,9 +129,9 @@ struct Layer {
             a.c = dw2.data;
         }
         a.ldc = a.n, a.c_group = a.m * a.n;
-        CUDA_OK(moei_cuda_gemm_outer(&a, stream ? free_sms : 0, stream));
+        CUDA_OK(moei_cuda_gemm_outer(team, &a));
     }
-    void product_of_rows(Kernel which, moei_stream stream) {
+    void product_of_rows(const moei_team *team, Kernel which) {
         moe_gemm_rows_args r = {};
         moei_schedule schedule = which == UP     ? up_schedule
                                  : which == DOWN ? down_schedule
@@ -155,13 +155,14 @@ struct Layer {
             r = rows_args(c.d, 2 * c.n, w1.data, true);
             r.a = z.data, r.lda = 2 * c.n, r.c = y_rows.data, r.ldc = c.d;
         }
-        CUDA_OK(moei_cuda_gemm_rows(&r, schedule, stream));
+        CUDA_OK(moei_cuda_gemm_rows(team, &r, schedule));
     }
-    void run(Kernel which, moei_stream stream) {
-        const moei_team team = team_of(stream);
+    void run(Kernel which, cudaStream_t stream) {
+        moei_team team = team_of(stream);
+        team.spare = stream ? free_sms : 0;
         if (which == ROUTE) {
             const moei_router_args route = route_args();
-            CUDA_OK(moei_cuda_route(&route, stream));
+            CUDA_OK(moei_cuda_route(&team, &route));
         } else if (which == PLAN) {
             const moei_plan_args plan = plan_args();
             moei_plan__cuda(&team, &plan);
@@ -170,9 +171,9 @@ struct Layer {
                 which == DX ? sum_args(NULL, dx.data) : sum_args(weight.data, y.data);
             moei_gather_sum__cuda(&team, &sum);
         } else if (which == DW1 || which == DW2) {
-            weight_gradient(which, stream);
+            weight_gradient(&team, which);
         } else {
-            product_of_rows(which, stream);
+            product_of_rows(&team, which);
         }
         CUDA_OK(cudaGetLastError());
     }

@@ -10,6 +10,7 @@
 
 static int n_failed, n_checked;
 static uint64_t seed;
+static moei_team team;
 
 static void verdict(const char *what, double error, double limit, bool guards) {
     ++n_checked;
@@ -131,7 +132,7 @@ static void check_store(Problem &p, bool gather, bool trans, moei_schedule sched
     moe_gemm_rows_args args = rows_args(p, n, k, b, trans);
     args.a = a, args.lda = k, args.a_row = gather ? p.row.data : NULL;
     args.c = c.data, args.ldc = n, args.accumulate = accumulate;
-    CUDA_OK(moei_cuda_gemm_rows(&args, schedule, 0));
+    CUDA_OK(moei_cuda_gemm_rows(&team, &args, schedule));
     CUDA_OK(cudaDeviceSynchronize());
     std::vector<float> ref = p.product(a, k, args.a_row, b, trans, n, k);
     std::vector<double> want(ref.begin(), ref.end());
@@ -166,7 +167,7 @@ static void check_store_wide(Problem &p, bool one_group, bool accumulate) {
     args.a = p.h.data, args.lda = k, args.c = c.data, args.ldc = n, args.accumulate = accumulate;
     args.c_wide = true;
     if (one_group) args.offset = NULL, args.n_groups = 1;
-    CUDA_OK(moei_cuda_gemm_rows(&args, MOEI_SCHEDULE_AUTO, 0));
+    CUDA_OK(moei_cuda_gemm_rows(&team, &args, MOEI_SCHEDULE_AUTO));
     CUDA_OK(cudaDeviceSynchronize());
     Buffer<float> ref(p.c.rows * n);
     whole.put({0, p.c.rows});
@@ -192,7 +193,7 @@ static void check_act(Problem &p, moe_act act, moei_schedule schedule, bool keep
     args.a = p.x.data, args.lda = p.c.d, args.a_row = row;
     args.epilogue = MOE_EPI_ACT, args.act = act;
     args.c = keep ? z.data : NULL, args.ldc = width, args.h = h.data, args.ldh = n;
-    CUDA_OK(moei_cuda_gemm_rows(&args, schedule, 0));
+    CUDA_OK(moei_cuda_gemm_rows(&team, &args, schedule));
     CUDA_OK(cudaDeviceSynchronize());
     std::vector<float> ref = p.product(p.x.data, p.c.d, row, p.w1.data, false, width, p.c.d);
     std::vector<double> want_h((size_t)(p.c.rows * n));
@@ -224,7 +225,7 @@ static void check_act_grad(Problem &p, moe_act act, moei_schedule schedule, bool
     args.z = z.data, args.dz = in_place ? z.data : dz.data, args.ldz = width, args.wa = wa.data,
     args.ldwa = n;
     args.row_weight = p.row_weight.data, args.dweight = dweight.data, args.dweight_part = part.data;
-    CUDA_OK(moei_cuda_gemm_rows(&args, schedule, 0));
+    CUDA_OK(moei_cuda_gemm_rows(&team, &args, schedule));
     CUDA_OK(cudaDeviceSynchronize());
     std::vector<float> da = p.product(p.x.data, p.c.d, row, p.w2.data, true, n, p.c.d);
     std::vector<float> w = p.row_weight.get();
@@ -265,7 +266,7 @@ template <class T> static void check_outer(Problem &p, bool trans, bool gather, 
     args.b = trans ? p.x.data : p.h.data, args.ldb = args.n, args.b_row = trans ? row : NULL;
     args.c = c.data, args.ldc = args.n, args.c_group = m * n;
     args.accumulate = accumulate, args.c_wide = sizeof(T) == sizeof(float);
-    CUDA_OK(moei_cuda_gemm_outer(&args, 0, 0));
+    CUDA_OK(moei_cuda_gemm_outer(&team, &args));
     CUDA_OK(cudaDeviceSynchronize());
     Buffer<float> ref(p.c.groups * m * n);
     outer_ref<<<dim3((unsigned)((m * n + 255) / 256), (unsigned)p.c.groups), 256>>>(
@@ -302,7 +303,6 @@ static void check_gather_sum(int64_t tokens, int top_k, int64_t n, bool weighted
     const moe_gather_sum_args args = {MOE_BF16, tokens, n,           top_k,
                                       in.data,  n,      row_of.data, weighted ? weight.data : NULL,
                                       out.data, n,      accumulate};
-    const moei_team team = team_of(0);
     moei_gather_sum__cuda(&team, &args);
     CUDA_OK(cudaGetLastError());
     CUDA_OK(cudaDeviceSynchronize());
@@ -343,9 +343,7 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
         for (int e = 0; e + 1 < experts; e += 2) std::copy_n(g.begin() + e * d, d, g.begin() + (e + 1) * d);
         gate.put(g);
     }
-    fault.put({
-        {0, 0, 0, 0}
-    });
+    fault.put({{UINT64_MAX}});
     moei_router_args route = {};
     route.dtype = MOE_BF16, route.n_tokens = tokens, route.n_experts = experts, route.top_k = top_k;
     route.d = route.ldx = d, route.x = x.data, route.gate = gate.data;
@@ -360,8 +358,8 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
     plan.capacity = plan.n_valid + 1, plan.row_token = token.data, plan.row_slot = row_slot.data;
     plan.row_of = row_of.data, plan.row_weight = row_weight.data, plan.tile_count = tile_count.data;
     plan.counted = !few || tokens % 2; /* else it counts itself */
-    CUDA_OK(few ? moei_cuda_route_few(&route, 0) : moei_cuda_route(&route, 0));
-    if (!moei_cuda_plan_dropless(&plan, 0)) ++n_failed;
+    CUDA_OK(few ? moei_cuda_route_few(&team, &route) : moei_cuda_route(&team, &route));
+    moei_plan__cuda(&team, &plan);
     CUDA_OK(cudaGetLastError());
     CUDA_OK(cudaDeviceSynchronize());
     Buffer<int64_t> one(2);
@@ -379,7 +377,7 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
     snprintf(what, sizeof what, "route T %d E %d K %d d %d before %d norm %d ties %d few %d", (int)tokens,
              experts, top_k, (int)d, before, norm, ties, few);
     verdict(what, distance(l, std::vector<double>(r.begin(), r.end())), 1e-5, logits.guard_intact());
-    int64_t wrong = fault.get()[0].set, wrong_plan = 0;
+    int64_t wrong = fault.get()[0].first != UINT64_MAX, wrong_plan = 0;
     std::vector<double> want_w, want_s, want_p;
     std::vector<int> rows((size_t)experts, 0), order((size_t)experts);
     for (int64_t t = 0; t < tokens; ++t) {
@@ -441,9 +439,9 @@ static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int6
     const std::vector<bf16> was = y.get();
     args.accumulate = tokens % 2;
     CUDA_OK(cudaMemcpy(again.data, y.data, (size_t)(tokens * d) * sizeof(bf16), cudaMemcpyDeviceToDevice));
-    CUDA_OK(moei_cuda_decode(&args, 0));
+    CUDA_OK(moei_cuda_decode(&team, &args));
     args.y = again.data;
-    CUDA_OK(moei_cuda_decode(&args, 0));
+    CUDA_OK(moei_cuda_decode(&team, &args));
     CUDA_OK(cudaDeviceSynchronize());
     const std::vector<bf16> xv = x.get(), v1 = w1.get(), v2 = w2.get(), got = y.get(), twice = again.get();
     const std::vector<float> w = weight.get();
@@ -471,6 +469,50 @@ static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int6
             true);
 }
 
+/* Against f64, so near that dlogits' low halves must count. Opposed: the high halves of experts e and e + 1,
+ * whose gate is the same, cancel, and the low halves are all that dx, whose bf16 would hide them, is made of.
+ */
+static void check_gate_grad(int64_t tokens, int experts, int64_t d, bool opposed) {
+    const moei_gate_grad_scratch at = moei_gate_grad_carve(tokens, experts, d);
+    Buffer<float> dlogits(tokens * experts), dgate(experts * d);
+    Buffer<bf16> x(tokens * d), gate(experts * d), dx(tokens * d);
+    Buffer<char> scratch((int64_t)at.bytes);
+    dlogits.random(seed, 1), dgate.random(seed + 1, 1), dx.random(seed + 2, 1e-3f);
+    x.random(seed + 3, 1), gate.random(seed + 4, 1);
+    std::vector<float> dl = dlogits.get();
+    std::vector<bf16> g = gate.get();
+    for (int64_t i = 0; opposed && i + 1 < tokens * experts; i += 2)
+        dl[(size_t)i + 1] = -__bfloat162float(__float2bfloat16(dl[(size_t)i]));
+    for (int e = 0; opposed && e + 1 < experts; e += 2)
+        std::copy_n(g.begin() + e * d, d, g.begin() + (e + 1) * d);
+    dlogits.put(dl), gate.put(g);
+    const std::vector<bf16> xv = x.get(), was_x = dx.get();
+    const std::vector<float> was_gate = dgate.get();
+    moei_gate_grad_args args = {};
+    args.dtype = MOE_BF16, args.n_tokens = tokens, args.d = args.ldx = args.ld_dx = d;
+    args.n_experts = experts, args.dlogits = dlogits.data, args.x = x.data, args.gate = gate.data;
+    args.dgate = dgate.data, args.dx = dx.data, args.scratch = scratch.data;
+    if (!moei_gate_grad__sm90(&team, &args)) ++n_failed;
+    CUDA_OK(cudaGetLastError());
+    CUDA_OK(cudaDeviceSynchronize());
+    std::vector<double> want_gate(was_gate.begin(), was_gate.end()), want_x((size_t)(tokens * d));
+    for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t j = 0; j < d; ++j) {
+            double sum = (double)(float)was_x[(size_t)(t * d + j)];
+            for (int e = 0; e < experts; ++e) {
+                const double v = dl[(size_t)(t * experts + e)];
+                sum += v * (double)(float)g[(size_t)(e * d + j)];
+                want_gate[(size_t)(e * d + j)] += v * (double)(float)xv[(size_t)(t * d + j)];
+            }
+            want_x[(size_t)(t * d + j)] = sum;
+        }
+    char what[100];
+    snprintf(what, sizeof what, "gate_grad T %d E %d d %d opposed %d: dgate", (int)tokens, experts, (int)d,
+             opposed);
+    verdict(what, distance(dgate.get(), want_gate), 1e-4, dgate.guard_intact() && scratch.guard_intact());
+    verdict("  its dx", distance(dx.get(), want_x), 5e-3, dx.guard_intact());
+}
+
 /* What a call writes, run after run: the same bits. */
 static void check_same_bits(Problem &p) {
     const int64_t n = p.c.n, d = p.c.d, rows = p.c.rows, groups = p.c.groups;
@@ -484,24 +526,24 @@ static void check_same_bits(Problem &p) {
         r.a = p.x.data, r.lda = d, r.a_row = p.row.data;
         r.epilogue = MOE_EPI_ACT, r.act = MOE_ACT_SWIGLU, r.c = z.data, r.ldc = 2 * n, r.h = h.data,
         r.ldh = n;
-        CUDA_OK(moei_cuda_gemm_rows(&r, MOEI_SCHEDULE_AUTO, 0));
+        CUDA_OK(moei_cuda_gemm_rows(&team, &r, MOEI_SCHEDULE_AUTO));
         r = rows_args(p, n, d, p.w2.data, true);
         r.a = p.x.data, r.lda = d, r.a_row = p.row.data;
         r.epilogue = MOE_EPI_ACT_GRAD, r.act = MOE_ACT_SWIGLU, r.z = r.dz = z.data, r.ldz = 2 * n;
         r.wa = h.data, r.ldwa = n, r.row_weight = p.row_weight.data;
         r.dweight = dweight.data, r.dweight_part = part.data;
-        CUDA_OK(moei_cuda_gemm_rows(&r, MOEI_SCHEDULE_AUTO, 0));
+        CUDA_OK(moei_cuda_gemm_rows(&team, &r, MOEI_SCHEDULE_AUTO));
         r = rows_args(p, d, n, p.w2.data, false);
         r.a = h.data, r.lda = n, r.c = c.data, r.ldc = d;
-        CUDA_OK(moei_cuda_gemm_rows(&r, MOEI_SCHEDULE_AUTO, 0));
+        CUDA_OK(moei_cuda_gemm_rows(&team, &r, MOEI_SCHEDULE_AUTO));
         moe_gemm_outer_args o = {};
         o.dtype = MOE_BF16, o.n_groups = p.c.groups, o.offset = p.offset.data, o.n_rows = rows;
         o.m = d, o.n = o.ldc = o.ldb = n, o.c_group = d * n, o.a = p.x.data, o.lda = d, o.a_row = p.row.data;
         o.b = h.data, o.c = w.data;
-        CUDA_OK(moei_cuda_gemm_outer(&o, 0, 0));
+        CUDA_OK(moei_cuda_gemm_outer(&team, &o));
         o.m = n, o.n = o.ldc = o.ldb = d, o.a = h.data, o.lda = n, o.a_row = NULL;
         o.b = p.x.data, o.b_row = p.row.data, o.c = wt.data;
-        CUDA_OK(moei_cuda_gemm_outer(&o, 0, 0));
+        CUDA_OK(moei_cuda_gemm_outer(&team, &o));
         CUDA_OK(cudaDeviceSynchronize());
         const std::vector<std::vector<bf16>> now = {z.get(), h.get(), c.get(), w.get(), wt.get()};
         const std::vector<float> now_part = dweight.get();
@@ -542,6 +584,7 @@ static void check_case(const Case &c) {
 int main(int argc, char **argv) {
     seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
     setvbuf(stdout, NULL, _IOLBF, 0);
+    team = team_of(0);
     printf("check_moe: seed %llu\n", (unsigned long long)seed);
     const Case cases[] = {
         {1,   128,  128,  64,   64,  0},
@@ -565,6 +608,7 @@ int main(int argc, char **argv) {
     check_route(257, 256, 16, 320, false, false, false, false);
     check_route(1, 8, 1, 64, true, false, false, false);
     check_route(4000, 3, 3, 64, false, false, true, false);
+    check_route(131100, 5, 2, 64, false, false, false, false); /* more than the plan in one kernel takes */
     check_route(1, 128, 8, 2048, false, false, false, true);
     check_route(8, 60, 4, 136, true, true, true, true);
     check_route(5, 256, 16, 72, true, false, true, true);
@@ -573,6 +617,12 @@ int main(int argc, char **argv) {
     check_decode(3, 64, 2, 1048, 264, MOE_ACT_SWIGLU);
     check_decode(7, 5, 2, 136, 40, MOE_ACT_GELU);
     check_decode(2, 8, 2, 64, 8, MOE_ACT_RELU);
+    for (bool opposed : {false, true}) {
+        check_gate_grad(1009, 64, 200, opposed);
+        check_gate_grad(131, 12, 72, opposed);
+        check_gate_grad(3001, 128, 256, opposed);
+        check_gate_grad(1, 4, 64, opposed);
+    }
     printf("check_moe: %d checks, %d failed\n", n_checked, n_failed);
     return n_failed != 0;
 }

@@ -3,6 +3,7 @@
 #define BENCH_GPU_COMMON_CUH
 
 extern "C" {
+#include "device/device.h"
 #include "kernel/kernel_list.h"
 }
 
@@ -102,8 +103,9 @@ struct Timer {
 };
 /* A team whose kernels queue on `stream`. */
 inline moei_team team_of(cudaStream_t stream) {
+    static void *const encode = moei_cuda_encode();
     moei_team team = {};
-    team.stream = stream;
+    team.stream = stream, team.encode = encode;
     return team;
 }
 inline double median(std::vector<double> v) {

@@ -6,4 +6,7 @@
 
 extern const moei_device moei_device_cuda;
 
+/* Of device_cuda.c: the driver's cuTensorMapEncodeTiled, so that nothing links against the driver. */
+void *moei_cuda_encode(void);
+
 #endif

@@ -79,6 +79,16 @@ static moe_status make_streams(moe_ctx *ctx, cuda_state *state) {
     return told(ctx, cudaEventCreateWithFlags(&state->done, cudaEventDisableTiming), "cudaEventCreate");
 }
 
+void *moei_cuda_encode(void) {
+    void *encode = NULL;
+    enum cudaDriverEntryPointQueryResult found;
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault,
+                                         &found) == cudaSuccess)
+        return found == cudaDriverEntryPointSuccess ? encode : NULL;
+    cudaGetLastError(); /* an older driver is no fault of a kernel */
+    return NULL;
+}
+
 static moe_status cuda_open(moe_ctx *ctx) {
     cuda_state *state = moe_ctx_alloc(ctx, sizeof *state);
     if (!state) return MOE_ERR_MEMORY;
@@ -90,6 +100,7 @@ static moe_status cuda_open(moe_ctx *ctx) {
                   "cudaHostAlloc"));
     ctx->fault->first = UINT64_MAX;
     ctx->team.stream = state->own;
+    ctx->team.encode = moei_cuda_encode();
     return MOE_OK;
 }
 

@@ -1,18 +1,19 @@
 /* cuda_kernel.h: launchers that CUDA kernels share: those behind the rows of MOEI_ISA_SM90, for those who
  * choose what the rows leave to a table (checks and benchmarks).
- * Arguments are those of the operation, all pointers device memory. A launcher queues on `stream`, allocates
- * nothing, and returns 0 or the CUDA error: cudaErrorNotSupported for arguments that its kernels do not take.
+ * Arguments are those of the operation, all pointers device memory. A launcher queues on team->stream,
+ * allocates nothing, and returns 0 or the CUDA error: cudaErrorNotSupported, before anything is queued, for
+ * arguments that its kernels do not take. Any other one is left as the runtime's last error too, where the
+ * device's check finds it.
  */
 #ifndef MOEI_CUDA_KERNEL_H
 #define MOEI_CUDA_KERNEL_H
 
+#include "core/thread.h"
 #include "kernel/stage.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-typedef struct CUstream_st *moei_stream;
 
 /* Groups a grouped product over rows can have. */
 enum { MOEI_CUDA_GROUPS_MAX = 512 };
@@ -26,23 +27,24 @@ typedef enum moei_schedule {
 
 /* Both: bf16, dense weights without bias, widths and strides that are multiples of 8, 16-byte aligned; C in
  * f32 where c_wide (of gemm_rows: not gathered, B transposed). */
-int moei_cuda_gemm_rows(const moe_gemm_rows_args *args, moei_schedule schedule, moei_stream stream);
-/* One of a_row and b_row at most. free_sms: multiprocessors left to other streams. */
-int moei_cuda_gemm_outer(const moe_gemm_outer_args *args, int32_t free_sms, moei_stream stream);
+int moei_cuda_gemm_rows(const moei_team *team, const moe_gemm_rows_args *args, moei_schedule schedule);
+/* One of a_row and b_row at most. */
+int moei_cuda_gemm_outer(const moei_team *team, const moe_gemm_outer_args *args);
 
 /* `route` of kernel.h: plain softmax top-k over up to 256 experts, 32 of them a token; the second one for up
  * to MOEI_CUDA_DECODE_TOKENS tokens, sooner. */
 bool moei_cuda_route_fits(const moei_router_args *args);
-int moei_cuda_route(const moei_router_args *args, moei_stream stream);
-int moei_cuda_route_few(const moei_router_args *args, moei_stream stream);
+int moei_cuda_route(const moei_team *team, const moei_router_args *args);
+int moei_cuda_route_few(const moei_team *team, const moei_router_args *args);
 
-/* The plan where nothing is dropped, up to 256 experts, on any GPU. False: not for these arguments. */
-bool moei_cuda_plan_dropless(const moei_plan_args *args, moei_stream stream);
+/* The plan where nothing is dropped, up to 256 experts and 131072 tokens, on any GPU. False: not for these
+ * arguments. */
+bool moei_cuda_plan_dropless(const moei_team *team, const moei_plan_args *args);
 
 /* `few` of kernel.h, up to MOEI_CUDA_DECODE_TOKENS tokens; sooner than the general kernels up to
  * MOEI_FEW_TOKENS. x must be complete when the kernel just ahead in the stream (the router) starts. */
 enum { MOEI_CUDA_DECODE_TOKENS = 8 };
-int moei_cuda_decode(const moei_few_args *args, moei_stream stream);
+int moei_cuda_decode(const moei_team *team, const moei_few_args *args);
 
 #ifdef __cplusplus
 }

@@ -311,7 +311,7 @@ __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1) __launch_bounds__(512, 1)
 
 /* Each kernel may start before the one ahead of it in the stream has ended. */
 template <class Args>
-static cudaError_t launch_early(void (*kernel)(Args), dim3 grid, int threads, int shared, moei_stream stream,
+static cudaError_t launch_early(void (*kernel)(Args), dim3 grid, int threads, int shared, cudaStream_t stream,
                                 const Args &args) {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -324,7 +324,7 @@ static cudaError_t launch_early(void (*kernel)(Args), dim3 grid, int threads, in
 }
 
 template <int MAX_ROWS, bool GATED>
-static cudaError_t launch_up(const moei_few_args *args, moei_stream stream) {
+static cudaError_t launch_up(const moei_few_args *args, cudaStream_t stream) {
     const int part = (int)((args->d + UP_SPLIT - 1) / UP_SPLIT), block = AHEAD * STEP;
     const int shared = MAX_ROWS * (part + block) / block * block * (int)sizeof(float);
     const unsigned slices = (unsigned)((args->n + SLICE - 1) / SLICE);
@@ -336,7 +336,7 @@ static cudaError_t launch_up(const moei_few_args *args, moei_stream stream) {
                         shared, stream, *args);
 }
 
-template <int TOKENS> static cudaError_t launch_down(const moei_few_args *args, moei_stream stream) {
+template <int TOKENS> static cudaError_t launch_down(const moei_few_args *args, cudaStream_t stream) {
     const unsigned slices = (unsigned)((args->d + SLICE - 1) / SLICE);
     return launch_early(decode_down_kernel<TOKENS>, dim3(slices * DOWN_SPLIT), DECODE_THREADS, 0, stream,
                         *args);
@@ -346,13 +346,14 @@ template <int TOKENS> static cudaError_t launch_down(const moei_few_args *args, 
 
 using namespace moei;
 
-int moei_cuda_route_few(const moei_router_args *args, moei_stream stream) {
+int moei_cuda_route_few(const moei_team *team, const moei_router_args *args) {
+    const cudaStream_t stream = stream_of(team);
     if (args->n_tokens > DECODE_TOKENS || !moei_cuda_route_fits(args)) return cudaErrorNotSupported;
     if (args->n_tokens == 1)
         route_few_kernel<1><<<ROUTE_RANKS, 512, 0, stream>>>(*args);
     else
         route_few_kernel<DECODE_TOKENS><<<ROUTE_RANKS, 512, 0, stream>>>(*args);
-    return cudaGetLastError();
+    return cudaPeekAtLastError();
 }
 
 /* A part of a token's numbers is kept as f32 in shared memory: that bounds d. */
@@ -362,7 +363,8 @@ static bool few_fits(const moei_few_args *a) {
            a->d <= 32768 && a->n % 8 == 0 && aligned16(a->w1) && aligned16(a->w2);
 }
 
-int moei_cuda_decode(const moei_few_args *args, moei_stream stream) {
+int moei_cuda_decode(const moei_team *team, const moei_few_args *args) {
+    const cudaStream_t stream = stream_of(team);
     if (!few_fits(args)) return cudaErrorNotSupported;
     const bool gated = args->act == MOE_ACT_SWIGLU, one = args->n_tokens == 1;
     cudaError_t error =
@@ -375,5 +377,5 @@ int moei_cuda_decode(const moei_few_args *args, moei_stream stream) {
 }
 
 extern "C" bool moei_few__sm90(const moei_team *team, const moei_few_args *args) {
-    return moei_cuda_decode(args, stream_of(team)) == cudaSuccess;
+    return moei_cuda_decode(team, args) != cudaErrorNotSupported;
 }

@@ -142,11 +142,10 @@ struct OuterJob {
     const void *a, *b;
     int64_t lda, ldb;
     const int32_t *a_row;
-    int free_sms;
 };
 
 template <class S, bool TRANS, bool WIDE>
-static cudaError_t launch(const OuterJob &job, cudaStream_t stream) {
+static cudaError_t launch(const moei_team *team, const OuterJob &job) {
     const moe_gemm_outer_args *args = job.args;
     OuterArgs p = {};
     p.offset = {args->offset, (int)args->n_rows};
@@ -164,8 +163,8 @@ static cudaError_t launch(const OuterJob &job, cudaStream_t stream) {
     const int rows = TRANS ? (WIDE ? LINE / 2 : LINE) : 16;
     CUtensorMap map_b;
     OutMaps maps = {};
-    cudaError_t error = make_ragged_map(&map_b, job.b, job.n, 0, job.ldb, TILE_K / PAIR, false);
-    if (!error) error = make_ragged_map(&maps.out, args->c, args->n, 1, args->n, (uint32_t)rows, WIDE);
+    cudaError_t error = make_ragged_map(team, &map_b, job.b, job.n, 0, job.ldb, TILE_K / PAIR, false);
+    if (!error) error = make_ragged_map(team, &maps.out, args->c, args->n, 1, args->n, (uint32_t)rows, WIDE);
     int n_sm = 0;
     if (!error) error = multiprocessors(&n_sm);
     if (error) return error;
@@ -173,14 +172,13 @@ static cudaError_t launch(const OuterJob &job, cudaStream_t stream) {
     const int bytes = Shared<S>::bytes(0);
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;
-    kernel<<<(n_sm - job.free_sms) / PAIR * PAIR, THREADS, bytes, stream>>>(p, map_b, maps);
-    return cudaGetLastError();
+    kernel<<<(n_sm - team->spare) / PAIR * PAIR, THREADS, bytes, stream_of(team)>>>(p, map_b, maps);
+    return cudaPeekAtLastError();
 }
 
-template <class S> static cudaError_t launch_as(const OuterJob &job, bool trans, cudaStream_t stream) {
-    if (job.args->c_wide)
-        return trans ? launch<S, true, true>(job, stream) : launch<S, false, true>(job, stream);
-    return trans ? launch<S, true, false>(job, stream) : launch<S, false, false>(job, stream);
+template <class S> static cudaError_t launch_as(const moei_team *team, const OuterJob &job, bool trans) {
+    if (job.args->c_wide) return trans ? launch<S, true, true>(team, job) : launch<S, false, true>(team, job);
+    return trans ? launch<S, true, false>(team, job) : launch<S, false, false>(team, job);
 }
 
 static bool fits(const moe_gemm_outer_args *a) {
@@ -195,18 +193,14 @@ static bool fits(const moe_gemm_outer_args *a) {
 
 using namespace moei;
 
-int moei_cuda_gemm_outer(const moe_gemm_outer_args *args, int32_t free_sms, moei_stream stream) {
+int moei_cuda_gemm_outer(const moei_team *team, const moe_gemm_outer_args *args) {
     if (!fits(args)) return cudaErrorNotSupported;
     const bool trans = args->b_row != NULL; /* rows by index can only be A's, which is then B of the call */
-    OuterJob job = {args,      (int)args->m, (int)args->n, args->a, args->b,
-                    args->lda, args->ldb,    args->a_row,  free_sms};
-    if (trans)
-        job = {args,      (int)args->n, (int)args->m, args->b, args->a,
-               args->ldb, args->lda,    args->b_row,  free_sms};
-    return job.n <= 128 ? launch_as<Outer128>(job, trans, stream) : launch_as<Outer256>(job, trans, stream);
+    OuterJob job = {args, (int)args->m, (int)args->n, args->a, args->b, args->lda, args->ldb, args->a_row};
+    if (trans) job = {args, (int)args->n, (int)args->m, args->b, args->a, args->ldb, args->lda, args->b_row};
+    return job.n <= 128 ? launch_as<Outer128>(team, job, trans) : launch_as<Outer256>(team, job, trans);
 }
 
 extern "C" void moei_gemm_outer__sm90(const moei_team *team, const moe_gemm_outer_args *args) {
-    if (moei_cuda_gemm_outer(args, team->spare, stream_of(team)) != cudaSuccess)
-        moei_gemm_outer__cuda(team, args);
+    if (moei_cuda_gemm_outer(team, args) == cudaErrorNotSupported) moei_gemm_outer__cuda(team, args);
 }

@@ -207,17 +207,18 @@ template <int EPI> static EpilogueArgs epilogue_of(const moe_gemm_rows_args *arg
     return e;
 }
 
-template <int EPI> static cudaError_t maps_of(const moe_gemm_rows_args *args, int n, OutMaps *maps) {
+template <int EPI>
+static cudaError_t maps_of(const moei_team *team, const moe_gemm_rows_args *args, int n, OutMaps *maps) {
     if (EPI >= EPI_ACT_GRAD) return cudaSuccess;
     if (EPI == EPI_STORE || EPI == EPI_STORE_WIDE)
-        return make_ragged_map(&maps->out, args->c, n, 1, args->ldc, 16, EPI == EPI_STORE_WIDE);
-    const cudaError_t error = make_ragged_map(&maps->out, args->h, n, 1, args->ldh, 16, false);
+        return make_ragged_map(team, &maps->out, args->c, n, 1, args->ldc, 16, EPI == EPI_STORE_WIDE);
+    const cudaError_t error = make_ragged_map(team, &maps->out, args->h, n, 1, args->ldh, 16, false);
     if (error || !args->c) return error;
-    return make_ragged_map(&maps->z, args->c, n, EPI == EPI_ACT_GATED ? 2 : 1, args->ldc, 16, false);
+    return make_ragged_map(team, &maps->z, args->c, n, EPI == EPI_ACT_GATED ? 2 : 1, args->ldc, 16, false);
 }
 
 template <class S, bool GATHER, bool B_TRANS, int EPI>
-static cudaError_t launch(const moe_gemm_rows_args *args, cudaStream_t stream) {
+static cudaError_t launch(const moei_team *team, const moe_gemm_rows_args *args) {
     constexpr int TILE_COLUMNS = TWO_HALVES<EPI> ? S::TILE_N / 2 : S::TILE_N;
     const int columns = (int)args->n, n = TWO_HALVES<EPI> ? columns / 2 : columns, k = (int)args->k;
     const RowsArgs p = {
@@ -234,10 +235,11 @@ static cudaError_t launch(const moe_gemm_rows_args *args, cudaStream_t stream) {
     CUtensorMap map_a = {}, map_b;
     OutMaps maps = {};
     cudaError_t error =
-        B_TRANS ? make_map(&map_b, args->b, k, columns, args->n_groups, k, S::TILE_N / PAIR, true)
-                : make_map(&map_b, args->b, columns, k, args->n_groups, columns, TILE_K / PAIR, true);
-    if (!error && !GATHER) error = make_map(&map_a, args->a, k, args->n_rows, 1, args->lda, S::TILE_M, false);
-    if (!error) error = maps_of<EPI>(args, n, &maps);
+        B_TRANS ? make_map(team, &map_b, args->b, k, columns, args->n_groups, k, S::TILE_N / PAIR, true)
+                : make_map(team, &map_b, args->b, columns, k, args->n_groups, columns, TILE_K / PAIR, true);
+    if (!error && !GATHER)
+        error = make_map(team, &map_a, args->a, k, args->n_rows, 1, args->lda, S::TILE_M, false);
+    if (!error) error = maps_of<EPI>(team, args, n, &maps);
     int n_sm = 0;
     if (!error) error = multiprocessors(&n_sm);
     if (error) return error;
@@ -245,51 +247,52 @@ static cudaError_t launch(const moe_gemm_rows_args *args, cudaStream_t stream) {
     const int bytes = Shared<S>::bytes(args->n_groups);
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;
-    kernel<<<n_sm / PAIR * PAIR, THREADS, bytes, stream>>>(p, map_a, map_b, maps);
-    return cudaGetLastError();
+    kernel<<<n_sm / PAIR * PAIR, THREADS, bytes, stream_of(team)>>>(p, map_a, map_b, maps);
+    return cudaPeekAtLastError();
 }
 
-static cudaError_t launch_store(const moe_gemm_rows_args *args, moei_schedule schedule, cudaStream_t stream) {
+static cudaError_t launch_store(const moei_team *team, const moe_gemm_rows_args *args,
+                                moei_schedule schedule) {
     const bool pingpong = schedule == MOEI_SCHEDULE_PINGPONG ||
                           (schedule == MOEI_SCHEDULE_AUTO && args->k < 1024 && args->n % 192 == 0);
     if (args->c_wide) {
         if (args->a_row || !args->b_trans) return cudaErrorNotSupported;
-        return launch<PingPong128, false, true, EPI_STORE_WIDE>(args, stream);
+        return launch<PingPong128, false, true, EPI_STORE_WIDE>(team, args);
     }
     if (args->a_row)
-        return args->b_trans ? launch<Cooperative256, true, true, EPI_STORE>(args, stream)
-                             : launch<Cooperative256, true, false, EPI_STORE>(args, stream);
+        return args->b_trans ? launch<Cooperative256, true, true, EPI_STORE>(team, args)
+                             : launch<Cooperative256, true, false, EPI_STORE>(team, args);
     if (args->b_trans)
-        return pingpong ? launch<PingPong192, false, true, EPI_STORE>(args, stream)
-                        : launch<Cooperative256, false, true, EPI_STORE>(args, stream);
-    return pingpong ? launch<PingPong192, false, false, EPI_STORE>(args, stream)
-                    : launch<Cooperative256, false, false, EPI_STORE>(args, stream);
+        return pingpong ? launch<PingPong192, false, true, EPI_STORE>(team, args)
+                        : launch<Cooperative256, false, true, EPI_STORE>(team, args);
+    return pingpong ? launch<PingPong192, false, false, EPI_STORE>(team, args)
+                    : launch<Cooperative256, false, false, EPI_STORE>(team, args);
 }
 
-static cudaError_t launch_act(const moe_gemm_rows_args *args, moei_schedule schedule, cudaStream_t stream) {
+static cudaError_t launch_act(const moei_team *team, const moe_gemm_rows_args *args, moei_schedule schedule) {
     const bool gated = args->act == MOE_ACT_SWIGLU;
     const int64_t n = gated ? args->n / 2 : args->n;
     const bool narrow = schedule == MOEI_SCHEDULE_PINGPONG || n <= (gated ? 64 : 128);
     if (!args->a_row)
-        return gated ? launch<Cooperative256, false, false, EPI_ACT_GATED>(args, stream)
-                     : launch<Cooperative256, false, false, EPI_ACT>(args, stream);
+        return gated ? launch<Cooperative256, false, false, EPI_ACT_GATED>(team, args)
+                     : launch<Cooperative256, false, false, EPI_ACT>(team, args);
     if (gated)
-        return narrow ? launch<PingPong128, true, false, EPI_ACT_GATED>(args, stream)
-                      : launch<Cooperative256, true, false, EPI_ACT_GATED>(args, stream);
-    return narrow ? launch<PingPong128, true, false, EPI_ACT>(args, stream)
-                  : launch<Cooperative256, true, false, EPI_ACT>(args, stream);
+        return narrow ? launch<PingPong128, true, false, EPI_ACT_GATED>(team, args)
+                      : launch<Cooperative256, true, false, EPI_ACT_GATED>(team, args);
+    return narrow ? launch<PingPong128, true, false, EPI_ACT>(team, args)
+                  : launch<Cooperative256, true, false, EPI_ACT>(team, args);
 }
 
-static cudaError_t launch_act_grad(const moe_gemm_rows_args *args, moei_schedule schedule,
-                                   cudaStream_t stream) {
+static cudaError_t launch_act_grad(const moei_team *team, const moe_gemm_rows_args *args,
+                                   moei_schedule schedule) {
     const bool gated = args->act == MOE_ACT_SWIGLU;
     const bool narrow = schedule == MOEI_SCHEDULE_PINGPONG || args->n <= 128;
     if (!args->a_row)
-        return gated ? launch<Cooperative256, false, true, EPI_ACT_GRAD_GATED>(args, stream)
-                     : launch<PingPong128, false, true, EPI_ACT_GRAD>(args, stream);
-    if (!gated) return launch<PingPong128, true, true, EPI_ACT_GRAD>(args, stream);
-    return narrow ? launch<PingPong128, true, true, EPI_ACT_GRAD_GATED>(args, stream)
-                  : launch<Cooperative256, true, true, EPI_ACT_GRAD_GATED>(args, stream);
+        return gated ? launch<Cooperative256, false, true, EPI_ACT_GRAD_GATED>(team, args)
+                     : launch<PingPong128, false, true, EPI_ACT_GRAD>(team, args);
+    if (!gated) return launch<PingPong128, true, true, EPI_ACT_GRAD>(team, args);
+    return narrow ? launch<PingPong128, true, true, EPI_ACT_GRAD_GATED>(team, args)
+                  : launch<Cooperative256, true, true, EPI_ACT_GRAD_GATED>(team, args);
 }
 
 /* dweight[r] = the sum of its parts, first to last. */
@@ -326,28 +329,28 @@ static bool act_grad_fits(const moe_gemm_rows_args *a) {
 
 using namespace moei;
 
-int moei_cuda_gemm_rows(const moe_gemm_rows_args *args, moei_schedule schedule, moei_stream stream) {
+int moei_cuda_gemm_rows(const moei_team *team, const moe_gemm_rows_args *args, moei_schedule schedule) {
     if (!fits(args)) return cudaErrorNotSupported;
     switch (args->epilogue) {
     case MOE_EPI_STORE:
         if (args->ldc % 8 || !aligned16(args->c)) return cudaErrorNotSupported;
-        return launch_store(args, schedule, stream);
+        return launch_store(team, args, schedule);
     case MOE_EPI_ACT:
-        return act_fits(args) ? launch_act(args, schedule, stream) : cudaErrorNotSupported;
+        return act_fits(args) ? launch_act(team, args, schedule) : cudaErrorNotSupported;
     case MOE_EPI_ACT_GRAD:
         break;
     }
     if (!act_grad_fits(args)) return cudaErrorNotSupported;
-    const cudaError_t error = launch_act_grad(args, schedule, stream);
+    const cudaError_t error = launch_act_grad(team, args, schedule);
     const int parts = (int)parts_of(args->n);
     if (error || !args->dweight || parts == 1) return error;
     const Offsets offset = {args->offset, (int)args->n_rows};
-    sum_parts_kernel<<<(unsigned)ceil_div(args->n_rows, 256), 256, 0, stream>>>(
+    sum_parts_kernel<<<(unsigned)ceil_div(args->n_rows, 256), 256, 0, stream_of(team)>>>(
         (const float *)args->dweight_part, offset, args->n_groups, parts, (float *)args->dweight);
-    return cudaGetLastError();
+    return cudaPeekAtLastError();
 }
 
 extern "C" void moei_gemm_rows__sm90(const moei_team *team, const moe_gemm_rows_args *args) {
-    if (moei_cuda_gemm_rows(args, MOEI_SCHEDULE_AUTO, stream_of(team)) != cudaSuccess)
+    if (moei_cuda_gemm_rows(team, args, MOEI_SCHEDULE_AUTO) == cudaErrorNotSupported)
         moei_gemm_rows__cuda(team, args);
 }

@@ -211,7 +211,7 @@ extern "C" void moei_plan__cuda(const moei_team *team, const moei_plan_args *arg
     using namespace moei;
     const cudaStream_t stream = stream_of(team);
     const unsigned experts = (unsigned)args->n_experts;
-    if (moei_cuda_plan_dropless(args, stream)) return;
+    if (moei_cuda_plan_dropless(team, args)) return;
     sort_slots(args, stream, args->routed, false, false);
     if (args->capacity_of) {
         drop_kernel<<<experts, 256, 0, stream>>>(*args);

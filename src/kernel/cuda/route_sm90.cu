@@ -121,19 +121,21 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(ROUTE_THREADS, N 
     cluster_sync(); /* the other block may still write here */
 }
 
-template <int N> static cudaError_t launch_route(const moei_router_args *args, moei_stream stream) {
+template <int N> static cudaError_t launch_route(const moei_team *team, const moei_router_args *args) {
     CUtensorMap map_x, map_gate;
-    cudaError_t error = make_map(&map_x, args->x, args->d, args->n_tokens, 1, args->ldx, ROUTE_M, false);
-    if (!error) error = make_map(&map_gate, args->gate, args->d, args->n_experts, 1, args->d, N / PAIR, true);
+    cudaError_t error =
+        make_map(team, &map_x, args->x, args->d, args->n_tokens, 1, args->ldx, ROUTE_M, false);
+    if (!error)
+        error = make_map(team, &map_gate, args->gate, args->d, args->n_experts, 1, args->d, N / PAIR, true);
     if (!error)
         error = cudaFuncSetAttribute(route_kernel<N>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                      RouteLayout<N>::BYTES);
     if (error) return error;
     const unsigned blocks = (unsigned)((args->n_tokens + ROUTE_M - 1) / ROUTE_M);
     if (blocks == 0) return cudaSuccess;
-    route_kernel<N><<<(blocks + 1) / PAIR * PAIR, ROUTE_THREADS, RouteLayout<N>::BYTES, stream>>>(
+    route_kernel<N><<<(blocks + 1) / PAIR * PAIR, ROUTE_THREADS, RouteLayout<N>::BYTES, stream_of(team)>>>(
         *args, map_x, map_gate);
-    return cudaGetLastError();
+    return cudaPeekAtLastError();
 }
 
 } // namespace moei
@@ -146,15 +148,14 @@ bool moei_cuda_route_fits(const moei_router_args *a) {
            moei::aligned16(a->x) && moei::aligned16(a->gate);
 }
 
-int moei_cuda_route(const moei_router_args *args, moei_stream stream) {
+int moei_cuda_route(const moei_team *team, const moei_router_args *args) {
     if (!moei_cuda_route_fits(args)) return cudaErrorNotSupported;
-    if (args->n_experts <= 64) return moei::launch_route<64>(args, stream);
-    return args->n_experts <= 128 ? moei::launch_route<128>(args, stream)
-                                  : moei::launch_route<256>(args, stream);
+    if (args->n_experts <= 64) return moei::launch_route<64>(team, args);
+    return args->n_experts <= 128 ? moei::launch_route<128>(team, args) : moei::launch_route<256>(team, args);
 }
 
+/* After any failure the other kernels route: whoever reads the choices must find experts there. */
 extern "C" bool moei_route__sm90(const moei_team *team, const moei_router_args *args) {
-    const cudaStream_t stream = moei::stream_of(team);
     const bool few = args->n_tokens <= MOEI_CUDA_DECODE_TOKENS;
-    return (few ? moei_cuda_route_few(args, stream) : moei_cuda_route(args, stream)) == cudaSuccess;
+    return (few ? moei_cuda_route_few(team, args) : moei_cuda_route(team, args)) == cudaSuccess;
 }

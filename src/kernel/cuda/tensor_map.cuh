@@ -5,6 +5,8 @@
 #ifndef MOEI_TENSOR_MAP_CUH
 #define MOEI_TENSOR_MAP_CUH
 
+#include "core/thread.h"
+
 #include <cuda.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
@@ -16,31 +18,21 @@ typedef CUresult EncodeTiled(CUtensorMap *, CUtensorMapDataType, cuuint32_t, voi
                              CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
                              CUtensorMapFloatOOBfill);
 
-/* The driver's function, asked for once, so that nothing links against the driver. */
-inline EncodeTiled *find_encode_tiled() {
-    void *fn = NULL;
-    cudaDriverEntryPointQueryResult found;
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &fn, 12000, cudaEnableDefault, &found) !=
-        cudaSuccess)
-        return NULL;
-    return found == cudaDriverEntryPointSuccess ? (EncodeTiled *)fn : NULL;
-}
-static inline EncodeTiled *encode_tiled() {
-    static EncodeTiled *const encode = find_encode_tiled();
-    return encode;
+/* What the driver cannot describe is not for the kernels that ask. */
+static inline cudaError_t described(CUresult result) {
+    return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorNotSupported;
 }
 
-inline cudaError_t make_map(CUtensorMap *map, const void *data, int64_t columns, int64_t rows, int64_t groups,
-                            int64_t ld, uint32_t box_rows, bool three_d) {
-    EncodeTiled *encode = encode_tiled();
+inline cudaError_t make_map(const moei_team *team, CUtensorMap *map, const void *data, int64_t columns,
+                            int64_t rows, int64_t groups, int64_t ld, uint32_t box_rows, bool three_d) {
+    EncodeTiled *const encode = (EncodeTiled *)team->encode;
     if (!encode) return cudaErrorNotSupported;
     const cuuint64_t dim[3] = {(cuuint64_t)columns, (cuuint64_t)rows, (cuuint64_t)groups};
     const cuuint64_t stride[2] = {(cuuint64_t)ld * 2, (cuuint64_t)(rows * ld) * 2};
     const cuuint32_t box[3] = {64, box_rows, 1}, step[3] = {1, 1, 1};
-    CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, three_d ? 3 : 2, (void *)data, dim,
-                             stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+    return described(encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, three_d ? 3 : 2, (void *)data, dim, stride,
+                            box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
 /* Rows of ragged groups, [rows, halves, columns]: a box reaches to its group's end and no further. The rows
@@ -48,9 +40,9 @@ inline cudaError_t make_map(CUtensorMap *map, const void *data, int64_t columns,
  * more dimensions of the same stride move it to where it stands, +row_end, and back, -RAGGED_ROWS rows: 2^30
  * times (2^34 - stride) is that modulo 2^64. Source: Triton's ragged descriptors. `halves` 0: no such
  * dimension. wide: of f32, boxes are 32 columns. */
-inline cudaError_t make_ragged_map(CUtensorMap *map, const void *data, int64_t columns, int halves,
-                                   int64_t ld, uint32_t box_rows, bool wide) {
-    EncodeTiled *encode = encode_tiled();
+inline cudaError_t make_ragged_map(const moei_team *team, CUtensorMap *map, const void *data, int64_t columns,
+                                   int halves, int64_t ld, uint32_t box_rows, bool wide) {
+    EncodeTiled *const encode = (EncodeTiled *)team->encode;
     if (!encode) return cudaErrorNotSupported;
     const cuuint64_t size = wide ? sizeof(float) : sizeof(uint16_t);
     const cuuint64_t rows = 1 << 30, any = 0x7fff0000, row_bytes = (cuuint64_t)ld * size;
@@ -62,12 +54,11 @@ inline cudaError_t make_ragged_map(CUtensorMap *map, const void *data, int64_t c
     const cuuint32_t line = (cuuint32_t)(128 / size);
     const cuuint32_t box4[4] = {line, box_rows, 1, 1}, box5[5] = {line, 1, box_rows, 1, 1},
                      step[5] = {1, 1, 1, 1, 1};
-    CUresult result =
-        encode(map, wide ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, halves ? 5 : 4,
-               (void *)data, halves ? dim5 : dim4, halves ? stride5 : stride4, halves ? box5 : box4, step,
-               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+    return described(encode(map, wide ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                            halves ? 5 : 4, (void *)data, halves ? dim5 : dim4, halves ? stride5 : stride4,
+                            halves ? box5 : box4, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                            CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                            CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
 inline cudaError_t multiprocessors(int *count) {
