@@ -1,8 +1,8 @@
 /* plan_dropless_cuda.cu: the plan where nothing is dropped, for any NVIDIA GPU from sm_80 and up to 256
  * experts: scan and scatter in one kernel, expert[T,K] -> offset[E+1], row_token, row_slot, row_weight[R],
- * row_of[T,K]. A block takes one tile of 128 tokens. It sums the tiles' counts itself (all of them are a few
- * ten KiB), so no block waits for another; inside a tile a token's rank is a population count of those before
- * it.
+ * row_of[T,K]. A block takes one tile of 128 tokens. It sums the tiles' counts itself, so no block waits for
+ * another; inside a tile a token's rank is a population count of those before it. What all blocks read grows
+ * with the square of the tokens, which bounds them.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/portable.cuh"
@@ -11,6 +11,8 @@ namespace moei {
 
 enum { PLAN_THREADS = 256, PLAN_EXPERTS = 256, PLAN_TILE = MOEI_ROUTE_TILE };
 enum { PLAN_BATCH = 8 }; /* loads of a thread in flight */
+/* 131072 tokens: of 256 experts all blocks then read 256 MiB of counts from L2, some 50 us. */
+enum { PLAN_TILES = 1024 };
 
 /* What the router's kernel counts too, where it did the routing. */
 static __global__ void __launch_bounds__(PLAN_THREADS) count_tile_kernel(const moei_plan_args p) {
@@ -88,7 +90,12 @@ __device__ __forceinline__ void keep_totals(const moei_plan_args &p, const int *
         if (p.step_rows) p.step_rows[thread] += total[thread];
     }
     int real = 0;
-    for (int64_t t = thread; p.mask && t < p.n_tokens; t += PLAN_THREADS) real += p.mask[t] != 0;
+    for (int64_t first = thread; p.mask && first < p.n_tokens; first += PLAN_BATCH * PLAN_THREADS)
+#pragma unroll
+        for (int b = 0; b < PLAN_BATCH; ++b) {
+            const int64_t t = first + b * PLAN_THREADS;
+            real += t < p.n_tokens && p.mask[t] != 0;
+        }
     atomicAdd(valid, real);
     __syncthreads();
     if (thread != 0) return;
@@ -156,10 +163,13 @@ static __global__ void __launch_bounds__(PLAN_THREADS)
 
 } // namespace moei
 
-bool moei_cuda_plan_dropless(const moei_plan_args *args, moei_stream stream) {
+bool moei_cuda_plan_dropless(const moei_team *team, const moei_plan_args *args) {
     using namespace moei;
-    if (args->capacity_of || args->rank_major || args->n_experts > PLAN_EXPERTS) return false;
-    const unsigned tiles = (unsigned)moei_route_tiles(args->n_tokens);
+    const cudaStream_t stream = stream_of(team);
+    const int64_t n_tiles = moei_route_tiles(args->n_tokens);
+    if (args->capacity_of || args->rank_major || args->n_experts > PLAN_EXPERTS || n_tiles > PLAN_TILES)
+        return false;
+    const unsigned tiles = (unsigned)n_tiles;
     if (!args->counted && tiles > 0) count_tile_kernel<<<tiles, PLAN_THREADS, 0, stream>>>(*args);
     plan_dropless_kernel<<<tiles ? tiles : 1, PLAN_THREADS, 0, stream>>>(*args);
     return true;
