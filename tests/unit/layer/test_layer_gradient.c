@@ -37,9 +37,11 @@ typedef struct tally {
     int tensors, unchecked;
 } tally;
 
-/* The weights of this router are constants: its gate learns from other losses at best. */
-static bool balanced(const char *key, const char *value) {
-    return is(value, "balanced") || strncmp(key, "moe.fake_", 9) == 0;
+/* The weights of the balanced router are constants: its gate learns from other losses at best. Scaled by 0
+ * they hand nothing back to experts and gate: without_weights has such layers. */
+static bool constant(const char *key, const char *value) {
+    return is(value, "balanced") || strncmp(key, "moe.fake_", 9) == 0 ||
+           (is(key, "moe.routed_scaling_factor") && is(value, "-1"));
 }
 
 /* Checks one problem of the set; returns whether every tensor had a gradient worth the name. */
@@ -93,7 +95,7 @@ static void every_pair_of_options(void **state) {
     assert_true(all.unchecked * 200 < all.tensors);
     assert_true(all.sum.skipped * 20 < all.sum.checked);
     assert_true(n_alive * 5 > set.n_problems * 2 && pairs * 5 > set.n_feasible * 4);
-    assert_int_equal(cover_missing(&set, alive, balanced), 0);
+    assert_int_equal(cover_missing(&set, alive, constant), 0);
     free(alive);
     cover_free(&set);
 }
@@ -126,6 +128,37 @@ static void corner_shapes(void **state) {
             check(desc, shapes[s].T, 1000 + s, &total);
         }
     assert_true(total.checked > 1000);
+}
+
+/* Weights of 0: experts have gradients of exactly 0, gate, shared experts and x learn from what is left. */
+static void without_weights(void **state) {
+    (void)state;
+    static const char *const scores[] = {"softmax", "sigmoid", "sqrtsoftplus"};
+    for (size_t s = 0; s < sizeof scores / sizeof *scores; ++s) {
+        const grad_check_options options = {
+            .desc = {.d_model = 5,
+                     .num_experts = 4,
+                     .top_k = 2,
+                     .expert_hidden_size = 3,
+                     .score_function = scores[s],
+                     .routed_scaling_factor = MOE_ZERO,
+                     .num_shared_experts = 1,
+                     .aux_loss_coeff = 0.5f,
+                     .z_loss_coeff = 0.3f},
+            .n_tokens = 9,
+            .seed = test_seed() + s
+        };
+        grad_check_result result;
+        moe_error error = {0};
+        if (grad_check(&options, &result, &error) != MOE_OK) fail_msg("%s: %s", scores[s], error.text);
+        for (int32_t i = 0; i < result.n_tensors; ++i) {
+            const grad_check_tensor *tensor = &result.tensor[i];
+            const bool routed = strncmp(tensor->name, "experts.", 8) == 0;
+            if (!(tensor->error < bound) || tensor->checked == 0 || (tensor->largest > 0) == routed)
+                fail_msg("%s: %s is off by %g, %lld checked, the largest %g", scores[s], tensor->name,
+                         tensor->error, (long long)tensor->checked, tensor->largest);
+        }
+    }
 }
 
 /* --- a kind of the caller's own, on contiguous rows: y = scale[e] * x * x, scale a parameter --------------
@@ -258,6 +291,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_pair_of_options),
         cmocka_unit_test(corner_shapes),
+        cmocka_unit_test(without_weights),
         cmocka_unit_test(contiguous_kinds),
         cmocka_unit_test(checker_compares_live_gradients),
     };

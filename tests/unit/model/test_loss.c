@@ -46,7 +46,7 @@ static void direct(float *direction, const float *grad, int64_t n, uint64_t stre
 
 static double slope_error(moe_ctx *ctx, moe_lm *lm, const data *d, const moe_param *param,
                           const float *grad) {
-    const double step = 4e-3;
+    const double step = 1e-3; /* the error of a difference falls with its square: 4e-3 left up to 3 % */
     int64_t n = model_numbers(param);
     float *value = param->value, *start = malloc((size_t)n * sizeof *start),
           *u = malloc((size_t)n * sizeof *u);
