@@ -13,22 +13,18 @@
 namespace moei {
 
 enum { LINE = 64, LINE_BYTES = 16 * LINE * 2 };
-enum { STRIP = 32, STRIP_PITCH = 80, STRIP_BYTES = 16 * STRIP_PITCH }; /* 16 rows of 32, padded */
-static_assert(2 * LINE_BYTES <= WARP_BYTES && 3 * STRIP_BYTES <= WARP_BYTES, "a warp's shared memory");
+static_assert(2 * LINE_BYTES <= WARP_BYTES, "a warp's shared memory");
 
 /* The epilogue's half of a launcher's arguments. */
 struct EpilogueArgs {
     bool accumulate, keep_z;
     int m, n; /* rows (outer product only) and columns; of H where gated */
     int act;
-    const bf16 *z; /* this and what follows: gradient only */
-    bf16 *dz, *h;
-    int64_t ldz, ldh;
-    const float *row_weight;
+    const float *row_weight; /* this and what follows: gradient only */
     float *dweight_part;
     int n_parts;
 };
-/* Where the copy engine stores: C or H, and Z with its two halves. */
+/* Where the copy engine stores: C, H or the weighted A, and Z or dZ with its two halves. */
 struct OutMaps {
     CUtensorMap out, z;
 };
@@ -148,28 +144,25 @@ __device__ __forceinline__ void epilogue_act(float (&acc)[M][N / 2], uint32_t st
     }
 }
 
-/* 16 rows of 32 saved pre-activations, two 16-byte pieces a lane. */
-struct Strip {
-    uint4 gate[2], up[2];
-};
-/* Four 8x8 blocks, which a warp reads and writes together: 16 columns of a strip. */
+/* Four 8x8 blocks, which a warp reads and writes together: 16 columns of a line. */
 struct Block16 {
     uint32_t v[4];
 };
 
-/* Walks over a warp's strips: N / STRIP of them for each block of 64 rows. Loads are AHEAD strips ahead, so
- * that both halves of a 128-byte line of Z are read before dZ is written over either: a read that meets a
- * line half written waits for microseconds (dH took 0.81 instead of 0.49 ms). */
-template <int M, int N, bool GATED> struct ActGrad {
-    static constexpr int STRIPS = N / STRIP, AHEAD = 2;
-    const uint32_t stage;
+/* Z comes through the ring of stages, 64 columns of the tile's rows in one: gate, then up, both lines of 128
+ * bytes. dZ is written over it there, and the copy engine takes it away before the stage is given back. */
+template <class S, bool GATED> struct ActGrad {
+    static constexpr int M = S::BLOCKS_M, UP = S::TILE_M * 2 * LINE;
+    static_assert(2 * UP <= S::STAGE_BYTES, "a stage holds 64 columns of Z");
+    static_assert(!S::PINGPONG || S::TILE_N / LINE < S::STAGES, "the other warpgroup waits one phase ahead");
+    uint32_t stage; /* this warp's lines of weighted A, in turn */
     const RowSpan span;
-    const int column;
+    const int column, row_in_tile;
     const EpilogueArgs &e;
-    Strip strip[AHEAD];
-    float w[M][2];
+    const OutMaps &maps;
+    float w[M][2], dot[M][2];
 
-    /* What the walk will need first; called while the product is still running. */
+    /* What memory is asked for while the product is still running. */
     __device__ __forceinline__ void begin() {
 #pragma unroll
         for (int m = 0; m < M; ++m)
@@ -177,60 +170,11 @@ template <int M, int N, bool GATED> struct ActGrad {
             for (int half = 0; half < 2; ++half) {
                 const int r = span.row + 64 * m + ((threadIdx.x & 31) >> 2) + 8 * half;
                 w[m][half] = e.row_weight && r < span.row_end ? __ldg(e.row_weight + r) : 1.f;
+                dot[m][half] = 0;
             }
-#pragma unroll
-        for (int q = 0; q < AHEAD; ++q) strip[q] = load(q);
-    }
-    __device__ __forceinline__ Strip load(int q) const {
-        const int lane = threadIdx.x & 31, first = span.row + q / STRIPS * 64;
-        const int col = column + q % STRIPS * STRIP + (lane & 3) * 8;
-        Strip s;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int row = first + i * 8 + (lane >> 2);
-            const bool valid = q < M * STRIPS && row < span.row_end && col < e.n;
-            const bf16 *z = e.z + row * e.ldz + col;
-            s.gate[i] = valid ? *(const uint4 *)z : make_uint4(0, 0, 0, 0);
-            if (GATED) s.up[i] = valid ? *(const uint4 *)(z + e.n) : make_uint4(0, 0, 0, 0);
-        }
-        return s;
-    }
-    __device__ __forceinline__ void put(const Strip &s) const {
-        const int lane = threadIdx.x & 31;
-        const uint32_t to = stage + (lane >> 2) * STRIP_PITCH + (lane & 3) * 16;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            shared_store16(to + i * 8 * STRIP_PITCH, s.gate[i]);
-            if (GATED) shared_store16(to + i * 8 * STRIP_PITCH + STRIP_BYTES, s.up[i]);
-        }
-        __syncwarp();
-    }
-    __device__ __forceinline__ void flush(int q) const {
-        const int lane = threadIdx.x & 31, first = span.row + q / STRIPS * 64;
-        const uint32_t from = stage + (lane >> 2) * STRIP_PITCH + (lane & 3) * 16;
-        const int col = column + q % STRIPS * STRIP + (lane & 3) * 8;
-        uint4 v[2][3];
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-#pragma unroll
-            for (int k = 0; k < 3; ++k)
-                if (GATED || k != 1) v[i][k] = shared_load16(from + i * 8 * STRIP_PITCH + k * STRIP_BYTES);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int row = first + i * 8 + (lane >> 2);
-            if (row < span.row_end && col < e.n) {
-                bf16 *dz = e.dz + row * e.ldz + col;
-                __stcs((uint4 *)dz, v[i][0]);
-                if (GATED) __stcs((uint4 *)(dz + e.n), v[i][1]);
-                __stcs((uint4 *)(e.h + row * e.ldh + col), v[i][2]);
-            }
-        }
-        __syncwarp();
     }
     /* dA' = da of 16 columns -> dZ over gate and up, weight * A; <dA', A> is added to dot. */
-    __device__ __forceinline__ void grad(const float *da, const float (&weight)[2], Block16 &gate,
-                                         Block16 &up, Block16 &wa, float (&dot)[2]) const {
+    __device__ __forceinline__ void grad(const float *da, int m, Block16 &gate, Block16 &up, Block16 &wa) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) { /* block: columns 8 (i / 2), rows 8 (i % 2) */
             const int half = i & 1;
@@ -239,7 +183,7 @@ template <int M, int N, bool GATED> struct ActGrad {
             float a[2], dg[2], du[2];
 #pragma unroll
             for (int x = 0; x < 2; ++x) {
-                const float d = da[2 * i + x], wd = weight[half] * d;
+                const float d = da[2 * i + x], wd = w[m][half] * d;
                 if (GATED) {
                     const float s = sigmoid(g[x]), silu = g[x] * s;
                     a[x] = silu * u[x];
@@ -249,54 +193,74 @@ template <int M, int N, bool GATED> struct ActGrad {
                     a[x] = act_value(e.act, g[x]);
                     dg[x] = wd * act_slope(e.act, g[x]);
                 }
-                dot[half] = fmaf(d, a[x], dot[half]);
+                dot[m][half] = fmaf(d, a[x], dot[m][half]);
             }
             gate.v[i] = bf16_pack(dg[0], dg[1]);
             if (GATED) up.v[i] = bf16_pack(du[0], du[1]);
-            wa.v[i] = bf16_pack(weight[half] * a[0], weight[half] * a[1]);
+            wa.v[i] = bf16_pack(w[m][half] * a[0], w[m][half] * a[1]);
         }
     }
-    __device__ __forceinline__ void step(int q, const float *da, float (&dot)[2]) {
-        const int lane = threadIdx.x & 31;
-        const uint32_t at = stage + (lane & 15) * STRIP_PITCH + (lane >> 4) * 16;
-        Block16 gate[2], up[2] = {}, wa[2];
-        put(strip[q % AHEAD]);
-        strip[q % AHEAD] = load(q + AHEAD);
+    /* A line of 16 rows: Z at `z`, columns `at` and on. */
+    __device__ __forceinline__ void line(uint32_t z, const float *da, int m, int at) {
+        const int lane = threadIdx.x & 31, row = lane & 15;
+        const uint32_t to = row * 128 + (((lane >> 4) ^ (row & 7)) << 4);
 #pragma unroll
-        for (int b = 0; b < 2; ++b) {
-            ldmatrix(gate[b].v, at + b * 32);
-            if (GATED) ldmatrix(up[b].v, at + b * 32 + STRIP_BYTES);
+        for (int b = 0; b < LINE / 16; ++b) {
+            const uint32_t piece = to ^ b << 5;
+            Block16 gate, up = {}, wa;
+            ldmatrix(gate.v, z + piece);
+            if (GATED) ldmatrix(up.v, z + UP + piece);
+            grad(da + 8 * b, m, gate, up, wa);
+            stmatrix(z + piece, gate.v);
+            if (GATED) stmatrix(z + UP + piece, up.v);
+            stmatrix(stage + piece, wa.v);
         }
-#pragma unroll
-        for (int b = 0; b < 2; ++b) grad(da + 8 * b, w[q / STRIPS], gate[b], up[b], wa[b], dot);
-#pragma unroll
-        for (int b = 0; b < 2; ++b) {
-            stmatrix(at + b * 32, gate[b].v);
-            if (GATED) stmatrix(at + b * 32 + STRIP_BYTES, up[b].v);
-            stmatrix(at + b * 32 + 2 * STRIP_BYTES, wa[b].v);
+        fence_async();
+        __syncwarp();
+        if (lane == 0) {
+            const int first = span.row + 64 * m;
+            tma_store_ragged(&maps.z, z, at, 0, first, span.row_end);
+            if (GATED) tma_store_ragged(&maps.z, z + UP, at, 1, first, span.row_end);
+            tma_store_ragged(&maps.out, stage, at, 0, first, span.row_end);
         }
-        flush(q);
     }
-    __device__ __forceinline__ void keep_dweight(int m, int part, float (&dot)[2]) const {
+    __device__ __forceinline__ void keep_dweight(int m, int part) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            dot[half] += __shfl_xor_sync(~0u, dot[half], 1);
-            dot[half] += __shfl_xor_sync(~0u, dot[half], 2);
+            float sum = dot[m][half];
+            sum += __shfl_xor_sync(~0u, sum, 1);
+            sum += __shfl_xor_sync(~0u, sum, 2);
             const int to = span.row + 64 * m + ((threadIdx.x & 31) >> 2) + 8 * half;
             if (e.dweight_part && (threadIdx.x & 3) == 0 && to < span.row_end && part < e.n_parts)
-                e.dweight_part[(int64_t)to * e.n_parts + part] = dot[half];
-            dot[half] = 0;
+                e.dweight_part[(int64_t)to * e.n_parts + part] = sum;
+            dot[m][half] = 0;
         }
     }
-    __device__ __forceinline__ void run(const float (&acc)[M][N / 2]) {
-        float dot[2] = {0, 0};
+    /* A stage is given back one line later, when its stores have read it. */
+    __device__ __forceinline__ void run(const float (&acc)[M][S::TILE_N / 2], const Pipeline<S> &pipe,
+                                        Ring<S::STAGES> &ring) {
+        const bool leader = (threadIdx.x & 31) == 0;
+        int previous = 0;
 #pragma unroll
-        for (int q = 0; q < M * STRIPS; ++q) {
-            const int m = q / STRIPS, c = q % STRIPS;
-            step(q, acc[m] + c * STRIP / 2, dot);
-            if ((c + 1) % (DWEIGHT_COLUMNS / STRIP) == 0)
-                keep_dweight(m, (column + c * STRIP) / DWEIGHT_COLUMNS, dot);
+        for (int c = 0; c < S::TILE_N / LINE; ++c) {
+            const int at = column + c * LINE;
+            mbar_wait(pipe.full_at(ring.stage), ring.phase);
+#pragma unroll
+            for (int m = 0; m < M; ++m) {
+                if (span.row + 64 * m < span.row_end && at < e.n)
+                    line(pipe.a(ring.stage) + (row_in_tile + 64 * m) * 128, acc[m] + c * LINE / 2, m, at);
+                stage ^= LINE_BYTES;
+                if (leader) tma_store_commit(), tma_store_wait<1>();
+                __syncwarp();
+                if (m == 0 && c > 0) release_stage(pipe.empty_at(previous));
+                if ((c + 1) % (DWEIGHT_COLUMNS / LINE) == 0) keep_dweight(m, at / DWEIGHT_COLUMNS);
+            }
+            previous = ring.stage;
+            ring.next();
         }
+        if (leader) tma_store_wait<0>();
+        __syncwarp();
+        release_stage(pipe.empty_at(previous));
     }
 };
 

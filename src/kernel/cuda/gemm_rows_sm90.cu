@@ -19,6 +19,9 @@ struct RowsArgs {
 };
 
 template <int EPI> constexpr bool TWO_HALVES = EPI == EPI_ACT_GATED; /* the B tile is gate and up columns */
+/* Halves of Z that the epilogue reads, and the stages they come in. */
+template <int EPI> constexpr int Z_HALVES = EPI == EPI_ACT_GRAD_GATED ? 2 : EPI == EPI_ACT_GRAD ? 1 : 0;
+template <class S, int EPI> constexpr int Z_STAGES = Z_HALVES<EPI> ? S::TILE_N / LINE : 0;
 
 /* This block's half of a B tile, to both blocks. */
 template <class S, bool B_TRANS, bool GATED>
@@ -39,11 +42,24 @@ __device__ __forceinline__ void load_b(const CUtensorMap *map, uint32_t dst, uin
     }
 }
 
+/* Line `line` of the Z that goes with a tile: 64 columns, or nothing where the tile has none. */
+template <class S, int HALVES>
+__device__ __forceinline__ void load_z(const CUtensorMap *map, uint32_t dst, uint32_t bar, const Tile &tile,
+                                       int line, int n) {
+    const int column = tile.column + line * LINE;
+    const bool any = tile.live && column < n;
+    mbar_arrive_expect(bar, any ? HALVES * S::TILE_M * LINE * 2 : 0);
+    if (!any) return;
+#pragma unroll
+    for (int half = 0; half < HALVES; ++half)
+        tma_load_ragged(dst + half * S::TILE_M * LINE * 2, map, bar, column, half, tile.row, tile.row_end);
+}
+
 /* Contiguous rows: one thread drives the copy engine. */
-template <class S, bool B_TRANS, bool GATED>
+template <class S, bool B_TRANS, int EPI>
 __device__ __forceinline__ void load_tiles(const RowsArgs &p, const CUtensorMap *map_a,
-                                           const CUtensorMap *map_b, const Pipeline<S> &pipe, RowTiles tiles,
-                                           int first, int step) {
+                                           const CUtensorMap *map_b, const CUtensorMap *map_z,
+                                           const Pipeline<S> &pipe, RowTiles tiles, int first, int step) {
     Ring<S::STAGES> ring;
     for (int u = first, total = tiles.count(); u < total; u += step) {
         const Tile tile = tiles.at(u);
@@ -53,16 +69,22 @@ __device__ __forceinline__ void load_tiles(const RowsArgs &p, const CUtensorMap 
             mbar_wait(pipe.empty_at(ring.stage), ring.phase ^ 1);
             const uint32_t bar = pipe.full_at(ring.stage);
             mbar_arrive_expect(bar, bytes);
-            load_b<S, B_TRANS, GATED>(map_b, pipe.b(ring.stage), bar, tile, kb, tiles.rank, p.e.n);
+            load_b<S, B_TRANS, TWO_HALVES<EPI>>(map_b, pipe.b(ring.stage), bar, tile, kb, tiles.rank, p.e.n);
             if (tile.live) tma_load(pipe.a(ring.stage), map_a, bar, kb * TILE_K, tile.row);
+        }
+#pragma unroll 1
+        for (int line = 0; line < Z_STAGES<S, EPI>; ++line, ring.next()) {
+            mbar_wait(pipe.empty_at(ring.stage), ring.phase ^ 1);
+            load_z<S, Z_HALVES<EPI>>(map_z, pipe.a(ring.stage), pipe.full_at(ring.stage), tile, line, p.e.n);
         }
     }
 }
 
 /* Rows by index: each of 128 threads copies one 16-byte column of TILE_M/16 rows. */
-template <class S, bool B_TRANS, bool GATED>
+template <class S, bool B_TRANS, int EPI>
 __device__ __forceinline__ void gather_tiles(const RowsArgs &p, const CUtensorMap *map_b,
-                                             const Pipeline<S> &pipe, RowTiles tiles, int first, int step) {
+                                             const CUtensorMap *map_z, const Pipeline<S> &pipe,
+                                             RowTiles tiles, int first, int step) {
     constexpr int N_ROWS = S::TILE_M / 16;
     const int chunk = threadIdx.x & 7, row0 = threadIdx.x >> 3;
     const uint32_t to = row0 * 128 + ((chunk ^ (row0 & 7)) << 4);
@@ -80,8 +102,8 @@ __device__ __forceinline__ void gather_tiles(const RowsArgs &p, const CUtensorMa
             mbar_wait(pipe.empty_at(ring.stage), ring.phase ^ 1);
             if (threadIdx.x == 0) {
                 mbar_arrive_expect(pipe.full_at(ring.stage), S::B_BYTES);
-                load_b<S, B_TRANS, GATED>(map_b, pipe.b(ring.stage), pipe.full_at(ring.stage), tile, kb,
-                                          tiles.rank, p.e.n);
+                load_b<S, B_TRANS, TWO_HALVES<EPI>>(map_b, pipe.b(ring.stage), pipe.full_at(ring.stage), tile,
+                                                    kb, tiles.rank, p.e.n);
             }
             __syncwarp();
             if (tile.live) {
@@ -90,6 +112,15 @@ __device__ __forceinline__ void gather_tiles(const RowsArgs &p, const CUtensorMa
                 for (int i = 0; i < N_ROWS; ++i)
                     cp_async16(pipe.a(ring.stage) + to + i * 2048, src[i] + (valid ? kb * TILE_K : 0), valid);
             }
+            cp_async_arrive(pipe.full_at(ring.stage));
+        }
+#pragma unroll 1
+        for (int line = 0; line < Z_STAGES<S, EPI>; ++line, ring.next()) {
+            mbar_wait(pipe.empty_at(ring.stage), ring.phase ^ 1);
+            if (threadIdx.x == 0)
+                load_z<S, Z_HALVES<EPI>>(map_z, pipe.a(ring.stage), pipe.full_at(ring.stage), tile, line,
+                                         p.e.n);
+            __syncwarp();
             cp_async_arrive(pipe.full_at(ring.stage));
         }
     }
@@ -108,11 +139,12 @@ template <class S, bool GATHER, bool B_TRANS, int EPI>
 __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<S> &pipe, uint32_t stage,
                                               RowTiles tiles, int first, int step, const OutMaps &maps) {
     constexpr int M = S::BLOCKS_M, N = S::TILE_N;
+    const int n_stages = p.k_blocks + Z_STAGES<S, EPI>; /* of a tile */
     const int group = threadIdx.x / 128 - 1, warp = (threadIdx.x / 32) % 4;
     const int row_in_tile = (S::PINGPONG ? 0 : group * S::WG_M) + warp * 16;
     Ring<S::STAGES> ring;
     if (S::PINGPONG && group == 1) {
-        ring.skip(p.k_blocks);
+        ring.skip(n_stages);
         first += step;
         pass_turn<S>(group);
     }
@@ -124,12 +156,13 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
             const RowSpan span = {tile.row + row_in_tile, tile.row_end};
             await_turn<S>(group);
             if constexpr (EPI == EPI_ACT_GRAD || EPI == EPI_ACT_GRAD_GATED) {
-                ActGrad<M, N, EPI == EPI_ACT_GRAD_GATED> grad = {stage, span, tile.column, p.e};
+                ActGrad<S, EPI == EPI_ACT_GRAD_GATED> grad = {stage,       span, tile.column,
+                                                              row_in_tile, p.e,  maps};
                 multiply<S, false, !B_TRANS, GATHER>(acc, pipe, ring, p.k_blocks, a_offset, [group, &grad] {
                     pass_turn<S>(group);
                     grad.begin();
                 });
-                grad.run(acc);
+                grad.run(acc, pipe, ring);
             } else {
                 multiply<S, false, !B_TRANS, GATHER>(acc, pipe, ring, p.k_blocks, a_offset,
                                                      [group] { pass_turn<S>(group); });
@@ -142,8 +175,9 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
             await_turn<S>(group);
             pass_by(pipe, ring, p.k_blocks);
             pass_turn<S>(group);
+            pass_by(pipe, ring, Z_STAGES<S, EPI>);
         }
-        if (S::PINGPONG) ring.skip(p.k_blocks);
+        if (S::PINGPONG) ring.skip(n_stages);
     }
     tma_store_wait<0>();
 }
@@ -151,7 +185,8 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
 template <class S, bool GATHER, bool B_TRANS, int EPI>
 __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
     gemm_rows_kernel(const __grid_constant__ RowsArgs p, const __grid_constant__ CUtensorMap map_a,
-                     const __grid_constant__ CUtensorMap map_b, const __grid_constant__ OutMaps maps) {
+                     const __grid_constant__ CUtensorMap map_b, const __grid_constant__ CUtensorMap map_z,
+                     const __grid_constant__ OutMaps maps) {
     typedef Shared<S> Layout;
     extern __shared__ __align__(1024) uint8_t raw[];
     const uint32_t base = smem_address(raw);
@@ -168,9 +203,9 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
     if (threadIdx.x < 128) {
         registers_lower<GATHER ? 56 : 40>();
         if constexpr (GATHER)
-            gather_tiles<S, B_TRANS, TWO_HALVES<EPI>>(p, &map_b, pipe, tiles, pair, step);
+            gather_tiles<S, B_TRANS, EPI>(p, &map_b, &map_z, pipe, tiles, pair, step);
         else if (threadIdx.x == 0)
-            load_tiles<S, B_TRANS, TWO_HALVES<EPI>>(p, &map_a, &map_b, pipe, tiles, pair, step);
+            load_tiles<S, B_TRANS, EPI>(p, &map_a, &map_b, &map_z, pipe, tiles, pair, step);
     } else {
         registers_raise<GATHER ? 224 : 232>();
         const uint32_t stage = base + Layout::STORE + (threadIdx.x / 32 - 4) * WARP_BYTES;
@@ -195,11 +230,6 @@ template <int EPI> static EpilogueArgs epilogue_of(const moe_gemm_rows_args *arg
     e.n = n;
     e.act = args->act;
     if (EPI < EPI_ACT_GRAD) return e;
-    e.z = (const bf16 *)args->z;
-    e.dz = (bf16 *)args->dz;
-    e.h = (bf16 *)args->wa;
-    e.ldz = args->ldz;
-    e.ldh = args->ldwa;
     e.row_weight = (const float *)args->row_weight;
     e.n_parts = (int)parts_of(n);
     /* The only part is the sum. */
@@ -209,7 +239,11 @@ template <int EPI> static EpilogueArgs epilogue_of(const moe_gemm_rows_args *arg
 
 template <int EPI>
 static cudaError_t maps_of(const moei_team *team, const moe_gemm_rows_args *args, int n, OutMaps *maps) {
-    if (EPI >= EPI_ACT_GRAD) return cudaSuccess;
+    if (EPI >= EPI_ACT_GRAD) {
+        const cudaError_t error = make_ragged_map(team, &maps->out, args->wa, n, 1, args->ldwa, 16, false);
+        return error ? error
+                     : make_ragged_map(team, &maps->z, args->dz, n, Z_HALVES<EPI>, args->ldz, 16, false);
+    }
     if (EPI == EPI_STORE || EPI == EPI_STORE_WIDE)
         return make_ragged_map(team, &maps->out, args->c, n, 1, args->ldc, 16, EPI == EPI_STORE_WIDE);
     const cudaError_t error = make_ragged_map(team, &maps->out, args->h, n, 1, args->ldh, 16, false);
@@ -232,13 +266,15 @@ static cudaError_t launch(const moei_team *team, const moe_gemm_rows_args *args)
         args->a_row,
         epilogue_of<EPI>(args, n)
     };
-    CUtensorMap map_a = {}, map_b;
+    CUtensorMap map_a = {}, map_b, map_z = {};
     OutMaps maps = {};
     cudaError_t error =
         B_TRANS ? make_map(team, &map_b, args->b, k, columns, args->n_groups, k, S::TILE_N / PAIR, true)
                 : make_map(team, &map_b, args->b, columns, k, args->n_groups, columns, TILE_K / PAIR, true);
     if (!error && !GATHER)
         error = make_map(team, &map_a, args->a, k, args->n_rows, 1, args->lda, S::TILE_M, false);
+    if (!error && Z_HALVES<EPI>)
+        error = make_ragged_map(team, &map_z, args->z, n, Z_HALVES<EPI>, args->ldz, S::TILE_M, false);
     if (!error) error = maps_of<EPI>(team, args, n, &maps);
     int n_sm = 0;
     if (!error) error = multiprocessors(&n_sm);
@@ -247,7 +283,7 @@ static cudaError_t launch(const moei_team *team, const moe_gemm_rows_args *args)
     const int bytes = Shared<S>::bytes(args->n_groups);
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;
-    kernel<<<n_sm / PAIR * PAIR, THREADS, bytes, stream_of(team)>>>(p, map_a, map_b, maps);
+    kernel<<<n_sm / PAIR * PAIR, THREADS, bytes, stream_of(team)>>>(p, map_a, map_b, map_z, maps);
     return cudaPeekAtLastError();
 }
 

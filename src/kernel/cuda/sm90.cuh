@@ -128,6 +128,14 @@ __device__ __forceinline__ void tma_load_pair_ragged(uint32_t dst, const CUtenso
                  "r"((int)RAGGED_ROWS), "h"((uint16_t)3)
                  : "memory");
 }
+__device__ __forceinline__ void tma_load_ragged(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x,
+                                                int half, int row, int row_end) {
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(dst),
+                 "l"(map), "r"(bar), "r"(x), "r"(half), "r"(RAGGED_ROWS - (row_end - row)), "r"(row_end),
+                 "r"((int)RAGGED_ROWS)
+                 : "memory");
+}
 /* From shared memory to column x of half `half`, or added to what is there. */
 __device__ __forceinline__ void tma_store_ragged(const CUtensorMap *map, uint32_t src, int x, int half,
                                                  int row, int row_end) {
@@ -200,19 +208,6 @@ __device__ __forceinline__ void ldmatrix(uint32_t (&v)[4], uint32_t src) {
                  : "r"(src)
                  : "memory");
 }
-__device__ __forceinline__ uint4 shared_load16(uint32_t src) {
-    uint4 v;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(src)
-                 : "memory");
-    return v;
-}
-__device__ __forceinline__ void shared_store16(uint32_t dst, uint4 v) {
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(dst), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                 : "memory");
-}
-
 __device__ __forceinline__ void shared_store8(uint32_t dst, float a, float b) {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(dst), "f"(a), "f"(b) : "memory");
 }
