@@ -47,8 +47,8 @@ static moe_status train(moe_layer *layer, double *first, double *last) {
     moe_stats stats = {.size = sizeof stats};
     make_toy(x, wanted);
     for (int step = 0; step < STEPS; ++step) {
-        const moe_call call = {.size = sizeof call, .mode = MOE_TRAIN, .step = (uint64_t)step};
-        moe_layer_zero_grad(layer);
+        const moe_call call = {
+            .size = sizeof call, .mode = MOE_TRAIN, .step = (uint64_t)step, .overwrite_grad = true};
         moe_status status = moe_layer_forward(layer, in, out, &call, &stats);
         if (status != MOE_OK) return status;
         *last = compare(y, wanted, dy);

@@ -10,7 +10,7 @@ import importlib.util
 import torch
 import torch.nn.functional as F
 
-from peer_moekit import Moekit
+from peer_moekit import Moekit, MoekitAdds
 
 
 class Bound:
@@ -209,8 +209,12 @@ class Ours(Moekit):
     package, acts = None, ("swiglu", "relu")
 
 
-PEERS = {"moekit": Ours, "bound": Bound, "sonicmoe": SonicMoe, "grouped_mm": GroupedMm, "scattermoe": ScatterMoe,
-         "momoe": MoMoe, "liger": Liger, "sigma": SigmaMoe}
+class OursAdds(MoekitAdds):
+    package, acts = None, ("swiglu", "relu")
+
+
+PEERS = {"moekit": Ours, "moekit-adds": OursAdds, "bound": Bound, "sonicmoe": SonicMoe, "grouped_mm": GroupedMm,
+         "scattermoe": ScatterMoe, "momoe": MoMoe, "liger": Liger, "sigma": SigmaMoe}
 
 
 def missing(name):

@@ -36,7 +36,10 @@ class Mat(c.Structure):
 
 
 class Call(c.Structure):
-    _fields_ = [("size", c.c_size_t), ("mode", c.c_int)]
+    _fields_ = [("size", c.c_size_t), ("mode", c.c_int), ("step", c.c_uint64), ("token_mask", c.c_void_p),
+                ("loss_scale", c.c_float), ("sequence_length", c.c_int64), ("task", c.c_void_p),
+                ("token_id", c.c_void_p), ("replay_expert", c.c_void_p), ("replay_weight", c.c_void_p),
+                ("draws", c.c_void_p), ("overwrite_grad", c.c_bool)]
 
 
 class Param(c.Structure):
@@ -62,7 +65,9 @@ def open_library():
 
 
 class Moekit:
-    """The layer on the device of `numbers`, on torch's current stream there."""
+    """The layer on the device of `numbers`, on torch's current stream there; new gradients, of experts in bf16: as the
+    others'."""
+    ADDS = False
     PARAMS = {"gate": b"gate.weight", "w1": b"experts.up.weight", "w2": b"experts.down.weight"}
 
     def __init__(self, problem, numbers):
@@ -79,13 +84,15 @@ class Moekit:
                      expert_hidden_size=problem.n, activation=problem.act.encode(),
                      score_function=b"softmax" if problem.act == "swiglu" else b"sigmoid")
         self.told(self.library.moe_layer_create(self.ctx, c.byref(desc), c.byref(self.layer)))
+        if not self.ADDS:
+            self.told(self.library.moe_layer_set_grad_dtype(self.layer, BF16))
         self.told(self.library.moe_layer_reserve(self.layer, c.c_int64(problem.T), TRAIN))
         for key, name in self.PARAMS.items():
             self.copy(self.param(name).value, numbers[key].data_ptr(), numbers[key])
         self.y, self.dx = (torch.full_like(numbers["x"], torch.nan) for _ in range(2))
         self.mats = [Mat(t.data_ptr(), problem.T, problem.d, problem.d, BF16)
                      for t in (numbers["x"], self.y, numbers["dy"], self.dx)]
-        self.call = sized(Call, mode=TRAIN)
+        self.call = sized(Call, mode=TRAIN, overwrite_grad=not self.ADDS)
 
     def about(self):
         kernel = self.library.moe_ctx_kernel_of(self.ctx, b"gemm_rows", BF16).decode()
@@ -114,16 +121,23 @@ class Moekit:
         self.told(self.library.moe_layer_backward(self.layer, x, dy, dx))
 
     def outputs(self):
-        """Of one step, gradients from zero: in timed steps they add up, in f32."""
-        self.library.moe_layer_zero_grad(self.layer)
+        """Of one step, gradients from zero."""
+        if self.ADDS:
+            self.library.moe_layer_zero_grad(self.layer)
         self.step()
         self.told(self.library.moe_ctx_wait(self.ctx))
         out = {"y": self.y, "dx": self.dx}
         for key, name in self.PARAMS.items():
-            out["d" + key] = torch.empty(self.numbers[key].shape, device=self.y.device)
+            dtype = torch.float32 if self.ADDS or key == "gate" else torch.bfloat16
+            out["d" + key] = torch.empty(self.numbers[key].shape, device=self.y.device, dtype=dtype)
             self.copy(out["d" + key].data_ptr(), self.param(name).grad, out["d" + key])
         return out
 
     def close(self):
         self.library.moe_layer_destroy(self.layer)
         self.library.moe_ctx_destroy(self.ctx)
+
+
+class MoekitAdds(Moekit):
+    """The same where gradients add up, in f32."""
+    ADDS = True

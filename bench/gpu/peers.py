@@ -152,7 +152,7 @@ def prepare(name, problem, numbers, want, results):
     except Exception as error:  # whatever others' code and compilers raise
         result.note = reason(error)
     else:
-        if agrees(result.error, OURS if name == "moekit" else OTHERS):
+        if agrees(result.error, OURS if name.startswith("moekit") else OTHERS):
             return peer
         result.note = f"differs from the reference: {' '.join(f'{k} {v:.1e}' for k, v in result.error.items())}"
     if peer:
@@ -258,7 +258,7 @@ def main():
             say(f"stopped by {reason(error)}; what was done by then:")
     results = sum(results, [])
     print_table(results, say)
-    ours = [result for result in results if result.peer == "moekit"]
+    ours = [result for result in results if result.peer.startswith("moekit")]
     return int(stopped or not all(result.forward for result in ours))
 
 

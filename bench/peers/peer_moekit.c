@@ -78,8 +78,11 @@ static moe_mat rows(const peer *p, const peer_batch *batch, void *data) {
 }
 
 static moe_status forward(peer *p, const peer_batch *batch, moe_mode mode) {
-    const moe_call call = {
-        .size = sizeof call, .mode = mode, .replay_expert = batch->expert, .replay_weight = batch->weight};
+    const moe_call call = {.size = sizeof call,
+                           .mode = mode,
+                           .replay_expert = batch->expert,
+                           .replay_weight = batch->weight,
+                           .overwrite_grad = mode == MOE_TRAIN};
     return moe_layer_forward(p->layer, rows(p, batch, batch->x), rows(p, batch, batch->y), &call, NULL);
 }
 
@@ -88,7 +91,6 @@ PEER_API int peer_forward(peer *p, const peer_batch *batch) {
 }
 
 PEER_API int peer_step(peer *p, const peer_batch *batch) {
-    moe_layer_zero_grad(p->layer);
     return forward(p, batch, MOE_TRAIN) != MOE_OK ||
            moe_layer_backward(p->layer, rows(p, batch, batch->x), rows(p, batch, batch->dy),
                               rows(p, batch, batch->dx)) != MOE_OK;

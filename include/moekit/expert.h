@@ -55,6 +55,8 @@ typedef struct moe_expert_io {
     moe_mat dout; /* [T, d_out] dy of the tokens; or [R, d_out] weight * dy where `contiguous` */
     moe_mat din; /* [R, d_in] written: gradient of each row's input, weight included; data NULL: not wanted */
     void *drow_weight; /* [R] written: d loss / d row_weight, of its type; not asked of `contiguous` kinds */
+    bool overwrite_grad; /* gradients of parameters are stored, not added to; only of
+                            moe_expert_ops.overwrites kinds */
 } moe_expert_io;
 
 typedef struct moe_expert_ops {
@@ -67,7 +69,8 @@ typedef struct moe_expert_ops {
     void (*destroy)(void *self);
     int32_t (*param_count)(const void *self);
     /* Shape, name and value of one parameter; its grad is told by `bind_grad`. A bf16 parameter has an f32
-     * gradient. param->size is what the caller knows: nothing beyond it is written. */
+     * gradient, but for one that says grad_dtype MOE_BF16. param->size is what the caller knows: nothing
+     * beyond it is written. */
     moe_status (*param)(const void *self, int32_t index, moe_param *param);
     /* Gives each parameter its gradient, in the order of `param`; zeroed by the layer. */
     void (*bind_grad)(void *self, int32_t index, void *grad);
@@ -78,6 +81,8 @@ typedef struct moe_expert_ops {
     /* Takes what a CUDA context gives: pointers of moe_expert_io are device memory, n_rows is at least
      * offset[n_experts], rows past that are padding. Others are refused there. */
     bool on_device;
+    /* Backward heeds overwrite_grad. Gradients of kinds that do not are zeroed by the layer instead. */
+    bool overwrites;
 } moe_expert_ops;
 
 /* Registers a kind under its name with this context; `ops` is copied. A layer made afterwards may

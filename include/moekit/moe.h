@@ -355,6 +355,11 @@ typedef struct moe_call {
      * or finite weights of the caller's own; they get no gradient. NULL: live scores */
     const void *replay_weight;
     const moe_draws *draws;
+    /* MOE_TRAIN: the backward of this forward stores the gradients of parameters instead of adding to them,
+     * as the first of a step does where nobody calls moe_layer_zero_grad: the same numbers as after it, with
+     * less memory to move. The call says it, no mark on the layer, so a captured graph repeats what it did.
+     */
+    bool overwrite_grad;
 } moe_call;
 
 typedef struct moe_stats {
@@ -381,10 +386,14 @@ typedef struct moe_stats {
 MOE_API moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_call *call,
                                      moe_stats *stats);
 /* Gradients of sum(y * dy) + loss_scale * stats.loss for the last MOE_TRAIN forward. x must hold
- * what it held there. Adds to the parameters' gradients, overwrites dx[T,d] (data NULL: not wanted).
- * Consumes what forward saved: one backward a forward. */
+ * what it held there. Adds to the parameters' gradients (moe_call.overwrite_grad: stores them), overwrites
+ * dx[T,d] (data NULL: not wanted). Consumes what forward saved: one backward a forward. */
 MOE_API moe_status moe_layer_backward(moe_layer *layer, moe_mat x, moe_mat dy, moe_mat dx);
 MOE_API void moe_layer_zero_grad(moe_layer *layer);
+/* Gradients of the experts' matrices, routed and shared, in MOE_BF16, as frameworks keep those of bf16
+ * weights: half the memory to write, each backward's rounded once. Of a bf16 layer of ffn experts, before its
+ * first reserve for training; MOE_F32 is as at first. Those of all other parameters stay f32. */
+MOE_API moe_status moe_layer_set_grad_dtype(moe_layer *layer, moe_dtype dtype);
 
 /* 6. Parameters: names "gate.weight" [E,d], "experts.up.weight" [E,d,n or 2n: gate columns first],
  * "experts.down.weight" [E,n,d], "experts.up.bias" [E,n or 2n], "experts.down.bias" [E,d],
@@ -401,7 +410,7 @@ typedef struct moe_param {
     void *grad;           /* NULL until reserved for training, and of buffers and frozen routers */
     bool buffer;          /* saved with the layer but not trained: the selection bias */
     uint8_t reserved[3];  /* 0: no padding, as in moe_stats */
-    moe_dtype grad_dtype; /* f32 where dtype is bf16, else dtype */
+    moe_dtype grad_dtype; /* f32 where dtype is bf16, but for moe_layer_set_grad_dtype; else dtype */
 } moe_param;
 MOE_API int32_t moe_layer_param_count(const moe_layer *layer);
 MOE_API moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *param);

@@ -173,7 +173,7 @@ static moe_status hidden_gradient(const moei_ffn *f, const moe_expert_io *io, vo
     return moe_gemm_rows(f->ctx, &args);
 }
 
-/* dW2[e] += (weight*A)^T gather(dy);  dW1[e] += gather(x)^T dZ */
+/* dW2[e] (+)= (weight*A)^T gather(dy);  dW1[e] (+)= gather(x)^T dZ */
 static moe_status weight_gradients(const moei_ffn *f, const moe_expert_io *io, const void *z, ffn_scratch s) {
     const moe_expert_desc *d = &f->desc;
     MOEI_TRY(moe_gemm_outer(f->ctx, &(moe_gemm_outer_args){.dtype = d->dtype,
@@ -190,8 +190,8 @@ static moe_status weight_gradients(const moei_ffn *f, const moe_expert_io *io, c
                                                            .c = f->grad[MOEI_FFN_DOWN],
                                                            .ldc = d->d_out,
                                                            .c_group = (int64_t)d->d_hidden * d->d_out,
-                                                           .accumulate = true,
-                                                           .c_wide = true}));
+                                                           .accumulate = !io->overwrite_grad,
+                                                           .c_wide = f->grad_dtype != MOE_BF16}));
     return moe_gemm_outer(f->ctx, &(moe_gemm_outer_args){.dtype = d->dtype,
                                                          .n_groups = io->n_experts,
                                                          .offset = io->offset,
@@ -206,8 +206,8 @@ static moe_status weight_gradients(const moei_ffn *f, const moe_expert_io *io, c
                                                          .c = f->grad[MOEI_FFN_UP],
                                                          .ldc = f->d_z,
                                                          .c_group = (int64_t)d->d_in * f->d_z,
-                                                         .accumulate = true,
-                                                         .c_wide = true});
+                                                         .accumulate = !io->overwrite_grad,
+                                                         .c_wide = f->grad_dtype != MOE_BF16});
 }
 
 /* The down bias is weighted too, so drow_weight[r] += <b2[e], dy[token]>. */
@@ -228,7 +228,7 @@ static void bias_weight_gradient(const moei_ffn *f, const moe_expert_io *io) {
                                                                            .accumulate = true});
 }
 
-/* db1 += sum dZ */
+/* db1 (+)= sum dZ */
 static moe_status up_bias_gradient(const moei_ffn *f, const moe_expert_io *io, const void *z) {
     return moe_colsum(f->ctx, &(moe_colsum_args){.dtype = f->desc.dtype,
                                                  .n_groups = io->n_experts,
@@ -238,10 +238,10 @@ static moe_status up_bias_gradient(const moei_ffn *f, const moe_expert_io *io, c
                                                  .a = z,
                                                  .lda = f->d_z,
                                                  .out = f->grad[MOEI_FFN_UP_BIAS],
-                                                 .accumulate = true});
+                                                 .accumulate = !io->overwrite_grad});
 }
 
-/* db2 += sum weight*dy */
+/* db2 (+)= sum weight*dy */
 static moe_status down_bias_gradient(const moei_ffn *f, const moe_expert_io *io) {
     const moe_expert_desc *d = &f->desc;
     return moe_colsum(f->ctx, &(moe_colsum_args){.dtype = d->dtype,
@@ -254,7 +254,7 @@ static moe_status down_bias_gradient(const moei_ffn *f, const moe_expert_io *io)
                                                  .a_row = io->row_token,
                                                  .row_weight = io->row_weight,
                                                  .out = f->grad[MOEI_FFN_DOWN_BIAS],
-                                                 .accumulate = true});
+                                                 .accumulate = !io->overwrite_grad});
 }
 
 /* dX = dZ W1^T, row by row */
@@ -303,4 +303,5 @@ const moe_expert_ops moei_expert_ffn = {.size = sizeof(moe_expert_ops),
                                         .scratch_bytes = ffn_scratch_bytes,
                                         .forward = ffn_forward,
                                         .backward = ffn_backward,
-                                        .on_device = true};
+                                        .on_device = true,
+                                        .overwrites = true};

@@ -29,6 +29,9 @@ enum { MOEI_FFN_MATRICES = 2 }; /* up and down, which are its first parameters *
 moe_status moei_ffn_pack(const void *self, const moe_quant_desc *desc, moe_packed *made[MOEI_FFN_MATRICES]);
 void moei_ffn_use_packed(void *self, moe_packed *const packed[MOEI_FFN_MATRICES], bool drop);
 
+/* Of moei_expert_ffn, before gradients are bound: the type of those of its matrices, wide or bf16. */
+void moei_ffn_set_grad_dtype(void *self, moe_dtype dtype);
+
 /* Of moei_expert_ffn: `few` of kernel.h, for the tokens, the routing and the y of `args`; h is the kind's
  * scratch of a call. False: not with these weights or on this device, and nothing was done. */
 bool moei_ffn_few(const void *self, const moei_few_args *args);

@@ -12,9 +12,10 @@ typedef struct moei_ffn {
     moe_ctx *ctx;
     moe_expert_desc desc;
     moei_act_rule rule;
-    moe_act fused;    /* MOE_ACT_NONE: the activation is a pass of its own */
-    int32_t d_z;      /* columns of Z: n, or 2n if gated */
-    int32_t n_params; /* 2, 3 with up biases, 4 with both */
+    moe_act fused;        /* MOE_ACT_NONE: the activation is a pass of its own */
+    int32_t d_z;          /* columns of Z: n, or 2n if gated */
+    int32_t n_params;     /* 2, 3 with up biases, 4 with both */
+    moe_dtype grad_dtype; /* of the matrices: wide, or bf16 */
     void *value[MOEI_FFN_PARAMS], *grad[MOEI_FFN_PARAMS]; /* value NULL: given back, see packed */
     moe_packed *packed[MOEI_FFN_MATRICES];                /* what the products read instead; NULL: value */
 } moei_ffn;

@@ -25,6 +25,7 @@ static void param_shape(const moei_ffn *f, int32_t index, moe_param *param) {
     *param = shape[index];
     param->name = param_name[index];
     param->dtype = f->desc.dtype;
+    param->grad_dtype = index < MOEI_FFN_MATRICES ? f->grad_dtype : moei_wide(f->desc.dtype);
 }
 
 static size_t param_bytes(const moe_param *param) {
@@ -112,6 +113,7 @@ moe_status moei_ffn_create(moe_ctx *ctx, const moe_expert_desc *desc, void **sel
     moei_ffn *f = moe_ctx_alloc(ctx, sizeof *f);
     if (!f) return MOE_ERR_MEMORY;
     *f = (moei_ffn){.ctx = ctx, .desc = *desc, .n_params = desc->bias ? 4 : desc->up_bias ? 3 : 2};
+    f->grad_dtype = moei_wide(desc->dtype);
     f->rule = moei_act_rule_of(kind, desc);
     f->fused = desc->dropout > 0 ? MOE_ACT_NONE : moei_act_fused(kind, &f->rule);
     f->d_z = kind->gated ? 2 * desc->d_hidden : desc->d_hidden;
@@ -135,6 +137,10 @@ moe_status moei_ffn_param(const void *self, int32_t index, moe_param *param) {
     param->value = f->value[index];
     param->grad = f->grad[index];
     return MOE_OK;
+}
+
+void moei_ffn_set_grad_dtype(void *self, moe_dtype dtype) {
+    ((moei_ffn *)self)->grad_dtype = dtype;
 }
 
 void moei_ffn_bind_grad(void *self, int32_t index, void *grad) {

@@ -133,8 +133,9 @@ struct moe_layer {
 
     moei_batch batch; /* of the last forward */
     double loss_scale;
-    moe_draws draws;  /* of the last forward, where it brought some */
-    bool has_routing; /* the last forward succeeded */
+    bool overwrite_grad; /* of the last forward */
+    moe_draws draws;     /* of the last forward, where it brought some */
+    bool has_routing;    /* the last forward succeeded */
     bool can_backward;
     bool plan_due; /* the device has not planned the last forward, which did without; who asks for the plan
                     * has it made */
@@ -148,6 +149,8 @@ moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena,
 /* The scratch of layer->batch. */
 moei_scratch moei_layer_scratch(const moe_layer *layer);
 void moei_layer_free_grads(moe_layer *layer);
+/* Zeroes the gradients that a backward with overwrite_grad would add to all the same. */
+void moei_layer_open_grads(moe_layer *layer);
 /* Whether anything of the layer takes memory by the sequence. */
 bool moei_layer_by_sequence(const moe_layer *layer);
 

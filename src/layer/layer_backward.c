@@ -27,6 +27,7 @@ moe_status moe_layer_backward(moe_layer *layer, moe_mat x, moe_mat dy, moe_mat d
     dx = moei_with_stride(dx);
     const moei_scratch s = moei_layer_scratch(layer);
 
+    if (layer->overwrite_grad) moei_layer_open_grads(layer);
     if (layer->experts.ops) MOEI_TRY(layer->path->index(layer, &s));
     MOEI_TRY(moei_layer_experts_backward(layer, &s, dy, dx));
     if (layer->experts.ops) MOEI_TRY(layer->path->route_backward(layer, &s, dx));

@@ -62,6 +62,8 @@ moe_status moei_layer_call_check(const moe_layer *layer, const moe_call *call, c
         {call->replay_weight, routed, "moe_call.replay_weight", "there is no router: num_experts is 0"},
         {call->loss_scale != 0 ? &call->loss_scale : NULL, call->mode == MOE_TRAIN, "moe_call.loss_scale",
          "multiplies gradients; needs MOE_TRAIN"},
+        {call->overwrite_grad ? &call->overwrite_grad : NULL, call->mode == MOE_TRAIN,
+         "moe_call.overwrite_grad", "is of the backward that follows; needs MOE_TRAIN"},
     };
     MOEI_TRY(check_rules(layer->ctx, rules, sizeof rules / sizeof *rules));
     return draws ? check_draws(layer->ctx, d, call, draws) : MOE_OK;

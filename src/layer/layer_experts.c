@@ -194,6 +194,7 @@ static moe_status shared_backward(moe_layer *layer, const moei_scratch *s, moe_m
     moe_expert_io io = shared_io(layer, s);
     io.dout = dy;
     io.din = dx;
+    io.overwrite_grad = layer->overwrite_grad;
     io.row_weight = layer->saved.shared_gate; /* of a gated one: its gate is the weight of its rows */
     io.drow_weight = s->shared_dgate;
     MOEI_TRY(layer->shared.ops->backward(layer->shared.self, &io));
@@ -237,6 +238,7 @@ static moe_status rows_backward(moe_layer *layer, const moei_scratch *s, moe_mat
     io.dout = dout;
     io.din = drows;
     io.drow_weight = s->drow_weight;
+    io.overwrite_grad = layer->overwrite_grad && layer->experts.ops->overwrites;
     if (moei_layer_gathers(layer)) gather_gradient(layer, s, dout, &io);
     /* Of several kinds the last to mark need not be the last to write rows. */
     if (layer->experts.ops != &moei_expert_mixed) moei_beside_step(layer->ctx, MOEI_BESIDE_OFFER);

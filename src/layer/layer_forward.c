@@ -112,6 +112,7 @@ moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_c
     if (call.draws) layer->draws = draws; /* kept: backward reads them again */
     layer->batch = batch_of(x, &call, layer->twin == NULL);
     layer->loss_scale = moei_number(call.loss_scale, 1);
+    layer->overwrite_grad = call.overwrite_grad;
     layer->has_routing = layer->can_backward = false;
     y = moei_with_stride(y);
     const moei_scratch s = moei_layer_scratch(layer);

@@ -1,10 +1,11 @@
 /* layer_param.c: the layer's parameters by number and by name, and their gradients.
- * A gradient has the shape of its value, is of the wide type and is allocated when the layer is reserved for
- * training. Source: moekit/moe.h section 6.
+ * A gradient has the shape of its value, is of the wide type (of experts' matrices also bf16) and is
+ * allocated when the layer is reserved for training. Source: moekit/moe.h section 6.
  */
 #include "layer/layer.h"
 
 #include "core/real.h"
+#include "experts/experts.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -22,11 +23,20 @@ moei_layer_param *moei_layer_new_param(moe_layer *layer) {
     return &layer->param[layer->n_params];
 }
 
-void moei_layer_count_param(moei_layer_param *entry, const moe_param *shape) {
+/* bf16 only where its owner says so. */
+static moe_dtype grad_dtype_of(const moe_param *shape) {
+    return shape->dtype == MOE_BF16 && shape->grad_dtype == MOE_BF16 ? MOE_BF16 : moei_wide(shape->dtype);
+}
+
+static size_t numbers_of(const moe_param *shape) {
     size_t numbers = 1;
     for (int32_t i = 0; i < shape->n_dim; ++i) numbers *= (size_t)shape->dim[i];
-    entry->bytes = numbers * moe_dtype_bytes(shape->dtype);
-    entry->grad_bytes = numbers * moe_dtype_bytes(moei_wide(shape->dtype));
+    return numbers;
+}
+
+void moei_layer_count_param(moei_layer_param *entry, const moe_param *shape) {
+    entry->bytes = numbers_of(shape) * moe_dtype_bytes(shape->dtype);
+    entry->grad_bytes = numbers_of(shape) * moe_dtype_bytes(grad_dtype_of(shape));
 }
 
 moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void **value, void **grad) {
@@ -48,6 +58,38 @@ moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void *
     return MOE_OK;
 }
 
+static bool is_plain_ffn(const moei_experts *experts) {
+    return !experts->ops || experts->ops == &moei_expert_ffn;
+}
+
+moe_status moe_layer_set_grad_dtype(moe_layer *layer, moe_dtype dtype) {
+    if (layer->desc.dtype != MOE_BF16 || (dtype != MOE_BF16 && dtype != MOE_F32))
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                            "grad_dtype: %d of a layer of dtype %d; MOE_BF16 or MOE_F32, of a MOE_BF16 layer",
+                            (int)dtype, (int)layer->desc.dtype);
+    if (!is_plain_ffn(&layer->experts) || !is_plain_ffn(&layer->shared))
+        return moe_ctx_fail(
+            layer->ctx, MOE_ERR_UNSUPPORTED,
+            "grad_dtype: needs expert ffn without expert_kinds; other kinds have f32 gradients");
+    for (int32_t i = 0; i < layer->n_params; ++i)
+        if (layer->param[i].grad)
+            return moe_ctx_fail(
+                layer->ctx, MOE_ERR_STATE,
+                "grad_dtype: the gradients are there already; say it before the first reserve "
+                "for MOE_TRAIN");
+    moei_experts *const groups[] = {&layer->experts, &layer->shared};
+    for (int g = 0; g < 2; ++g)
+        if (groups[g]->ops) moei_ffn_set_grad_dtype(groups[g]->self, dtype);
+    for (int32_t i = 0; i < layer->n_params; ++i) {
+        moei_layer_param *entry = &layer->param[i];
+        moe_param shape = {.size = sizeof shape};
+        if (!entry->experts) continue;
+        MOEI_TRY(entry->experts->ops->param(entry->experts->self, entry->index, &shape));
+        entry->grad_bytes = numbers_of(&shape) * moe_dtype_bytes(grad_dtype_of(&shape));
+    }
+    return MOE_OK;
+}
+
 int32_t moe_layer_param_count(const moe_layer *layer) {
     return layer->n_params;
 }
@@ -64,7 +106,7 @@ moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *par
         found = entry->own;
     found.name = entry->name;
     found.grad = entry->grad;
-    found.grad_dtype = moei_wide(found.dtype);
+    found.grad_dtype = grad_dtype_of(&found);
     return moei_ctx_desc_write(layer->ctx, param, &found, sizeof found, "moe_param");
 }
 
@@ -75,8 +117,16 @@ moe_status moe_layer_param_by_name(const moe_layer *layer, const char *name, moe
                         name, layer->param[0].name);
 }
 
+static void clear_grad(moe_layer *layer, const moei_layer_param *param) {
+    if (param->grad) moei_memory_clear(layer->ctx, param->grad, param->grad_bytes);
+}
+
 void moe_layer_zero_grad(moe_layer *layer) {
+    for (int32_t i = 0; i < layer->n_params; ++i) clear_grad(layer, &layer->param[i]);
+}
+
+void moei_layer_open_grads(moe_layer *layer) {
     for (int32_t i = 0; i < layer->n_params; ++i)
-        if (layer->param[i].grad)
-            moei_memory_clear(layer->ctx, layer->param[i].grad, layer->param[i].grad_bytes);
+        if (!layer->param[i].experts || !layer->param[i].experts->ops->overwrites)
+            clear_grad(layer, &layer->param[i]);
 }

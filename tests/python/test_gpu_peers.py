@@ -65,8 +65,9 @@ timed = [line.split()[:2] for line in answer.stdout.splitlines() if " ms " in li
 expect("trial", answer.returncode == 0 and timed == [["96,64,32,8,2", "moekit"], ["96,64,32,8,2", "bound"],
                                                      ["96,64,32,8,3,relu", "moekit"], ["96,64,32,8,3,relu", "bound"]],
        answer)
-answer = run("--device", "cpu", "--rounds", "1", "--peers", "moekit", "--zipf", "1", "96,64,32,8,2")
-expect("zipf", answer.returncode == 0 and "zipf 1" in answer.stdout, answer)
+answer = run("--device", "cpu", "--rounds", "1", "--peers", "moekit,moekit-adds", "--zipf", "1", "96,64,32,8,2")
+expect("zipf", answer.returncode == 0 and "zipf 1" in answer.stdout
+       and any(line.split()[1:2] == ["moekit-adds"] and line.endswith("x") for line in answer.stdout.splitlines()), answer)
 for step in ("1", "3"):
     answer = run("--device", "cpu", "--rounds", "2", "--peers", "liger,moekit", "96,64,32,8,2", step,
                  program=("-c", ODD_PEER))

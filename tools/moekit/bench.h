@@ -20,6 +20,7 @@ typedef struct bench {
     bench_gpu *gpu;         /* NULL: on the CPU */
     bool graph;             /* what a GPU runs is replayed */
     bool inference;         /* no training */
+    bool stores, narrow;    /* backward stores the gradients of weights; and those of experts are bf16 */
     bool first_line;
     struct bench_block {
         void *memory;

@@ -14,7 +14,10 @@
 enum { FORWARD, DECODE, ROUTE, TRAIN_FORWARD, BACKWARD, N_LINES };
 
 moe_status bench_forward(const bench *b, moe_mode mode, moe_stats *stats) {
-    const moe_call call = {.size = sizeof call, .mode = mode, .replay_expert = b->expert};
+    const moe_call call = {.size = sizeof call,
+                           .mode = mode,
+                           .replay_expert = b->expert,
+                           .overwrite_grad = mode == MOE_TRAIN && b->stores};
     return moe_layer_forward(b->layer, b->x, b->y, &call, stats);
 }
 
@@ -39,6 +42,7 @@ moe_status bench_make_layer(bench *b) {
     moe_mat *const mats[] = {&b->x, &b->y, &b->dy, &b->dx};
     moe_status status = bench_open_device(b);
     if (status == MOE_OK) status = moe_layer_create(b->ctx, &desc, &b->layer);
+    if (status == MOE_OK && b->narrow) status = moe_layer_set_grad_dtype(b->layer, MOE_BF16);
     if (status == MOE_OK)
         status = moe_layer_reserve(b->layer, p->n_tokens, b->inference ? MOE_INFER : MOE_TRAIN);
     const moe_quant_desc packed = {

@@ -15,6 +15,8 @@ static const cli_option options[] = {
     {"inference", 0,   NULL,   "layer, gemm: no training, so no gradients in memory"                            },
     {"device",    0,   "NAME", "layer: cpu or cuda, a GPU that the layer runs on (cpu)"                         },
     {"graph",     0,   NULL,   "layer, on cuda: what is timed is captured once and replayed as a CUDA graph"    },
+    {"gradients", 0,   "HOW",
+     "layer: backward's of weights: add, store, or bf16 (stored, in bf16 layers) (add)"                         },
     {"seeds",     0,   "N",    "sparsity: trainings of each model (3)"                                          },
     {"jobs",      'j', "N",    "presets, sparsity: trainings beside each other, each with --threads threads (1)"},
     {"run",       0,   "DIR",
@@ -92,6 +94,14 @@ static int check_device(cli_args *args, const char *subject) {
     return 0;
 }
 
+static int read_gradients(cli_args *args, bench *b) {
+    const char *how = cli_text(args, "gradients");
+    b->narrow = how && strcmp(how, "bf16") == 0;
+    b->stores = b->narrow || (how && strcmp(how, "store") == 0);
+    if (b->stores || !how || strcmp(how, "add") == 0) return 0;
+    return cli_fail(args, MOE_ERR_ARGUMENT, "--gradients: '%s' is not add, store or bf16", how);
+}
+
 static int run(cli_args *args) {
     bench b = {.args = args, .repeats = 7, .graph = cli_flag(args, "graph")};
     const char *subject = args->n_operands > 0 ? args->operand[0] : "";
@@ -100,6 +110,7 @@ static int run(cli_args *args) {
     if (code == 0) code = cli_integer(args, "seeds", 1, SPARSITY_SEEDS, &seeds);
     if (code == 0) code = cli_integer(args, "repeat", 1, BENCH_REPEATS, &b.repeats);
     if (code == 0) code = cli_integer(args, "repeat", 1, BENCH_REPEATS, &steps);
+    if (code == 0) code = read_gradients(args, &b);
     if (code) return code;
     code = check_device(args, subject);
     if (code) return code;
