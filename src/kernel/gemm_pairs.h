@@ -139,45 +139,4 @@ static inline void pack_b_trans(const moei_rows *b, const moei_columns *cols, in
     }
 }
 
-/* Rows that will be read soon, asked for a few cache lines at a time while tiles are multiplied: reading them
- * at once would wait for every line. */
-typedef struct moei_fetch {
-    moei_rows rows;
-    int64_t row, end;      /* rows still to ask for */
-    int64_t column, bytes; /* where in a row, and how much of it */
-    int64_t at;            /* bytes of the present row asked for */
-    int64_t second;        /* elements from the first run of columns to the second; 0: there is none */
-} moei_fetch;
-
-/* A[row .. end, k0 .. k0+kc] */
-static inline moei_fetch fetch_a(const moei_rows *a, int64_t row, int64_t end, int64_t k0, int64_t kc) {
-    return (moei_fetch){.rows = *a, .row = row, .end = end, .column = k0, .bytes = 2 * kc};
-}
-
-/* B[k0 .. k0+kc, columns] */
-static inline moei_fetch fetch_b(const moei_rows *b, bool trans, const moei_columns *cols, int64_t k0,
-                                 int64_t kc) {
-    int64_t second = cols->n_runs == 2 ? cols->first[1] - cols->first[0] : 0;
-    if (trans)
-        return (moei_fetch){*b, cols->first[0], cols->first[0] + cols->width, k0, 2 * kc, 0, second * b->ld};
-    return (moei_fetch){*b, k0, k0 + kc, cols->first[0], 2 * cols->width, 0, second};
-}
-
-static inline void fetch_lines(moei_fetch *f, int64_t lines) {
-    for (; lines > 0 && f->row < f->end; --lines) {
-        const uint16_t *at = bf16_at(&f->rows, f->row) + f->column;
-        _mm_prefetch((const char *)at + f->at, _MM_HINT_T1);
-        if (f->second) _mm_prefetch((const char *)(at + f->second) + f->at, _MM_HINT_T1);
-        f->at += LINE;
-        if (f->at < f->bytes) continue;
-        f->at = 0;
-        ++f->row;
-    }
-}
-
-/* Lines to ask for beside each of `tiles` tiles: in one burst they would keep the tiles from their own. */
-static inline int64_t fetch_share(const moei_fetch *f, int64_t tiles) {
-    return moei_ceil_div((f->end - f->row) * moei_ceil_div(f->bytes, LINE), tiles);
-}
-
 #endif

@@ -14,9 +14,11 @@ enum {
     NV = 2,
     NR = NV * VF_N,
     KC = 256,
-    NB = 256,         /* columns of a task: KC x NB of packed B is a quarter of a 1 MiB L2 */
-    AHEAD = 8,        /* rows of B that are fetched before their turn */
-    SUM_LD = NB + 16, /* the padding keeps rows off the same cache sets */
+    NB = 256,  /* columns of a task: KC x NB of packed B is a quarter of a 1 MiB L2 */
+    AHEAD = 8, /* rows of B that are fetched before their turn */
+    PANEL =
+        KC * NR + 16, /* numbers of a panel of packed B; the padding keeps panels off the same cache sets */
+    SUM_LD = NB + 16, /* likewise rows */
 };
 
 #include "kernel/gemm_block.h"
@@ -33,6 +35,7 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a
         for (int v = 0; v < NV; ++v) acc[i][v] = vf_zero();
     }
     for (int64_t k = 0; k < kc; ++k, a += a_k, b += NR) {
+        for (int v = 0; v < NR * 4; v += LINE) __builtin_prefetch((const char *)(b + AHEAD * NR) + v);
         vf b0 = vf_load(b), b1 = vf_load(b + VF_N);
         MOEI_UNROLL
         for (int i = 0; i < mr; ++i) {
@@ -53,23 +56,35 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a
 
 #include "kernel/gemm_tile_any.h"
 
+/* One run of columns of a row of B -> that row of its panels; the same columns of a later row are asked for.
+ */
+MOEI_INLINE void pack_run(const bool bf16, const void *base, int64_t from, int64_t next, int64_t width,
+                          float *to) {
+    int64_t j = 0;
+    for (; j + NR <= width; j += NR, to += PANEL) { /* the common case, free of what the edge needs */
+        for (int v = 0; v < NV; ++v) {
+            vf_store(to + v * VF_N, vf_get(bf16, base, from + j + v * VF_N, VF_N));
+            if (v * VF_N * 4 % LINE == 0) __builtin_prefetch(byte_at(bf16, base, next + j + v * VF_N));
+        }
+    }
+    for (int v = 0; v < NV && j < width; ++v) {
+        int64_t left = width - j - v * VF_N;
+        vf_store(to + v * VF_N, left > 0 ? vf_get(bf16, base, from + j + v * VF_N, left) : vf_zero());
+    }
+}
+
 /* B[k0 .. k0+kc, columns] -> panels of [kc, NR]. Rows are read whole, so memory is read in order; the next
  * ones are fetched before their turn, as hardware does not follow runs of a few hundred bytes. */
 static void pack_b(const moei_rows *b, const moei_columns *cols, int64_t k0, int64_t kc, float *out) {
     for (int64_t k = 0; k < kc; ++k) {
-        float *to = out + k * NR;
+        int64_t row = row_start(b, k0 + k), next = row_start(b, k0 + moei_min(k + AHEAD, kc - 1));
         for (int32_t run = 0; run < cols->n_runs; ++run) {
-            int64_t from = row_start(b, k0 + k) + cols->first[run];
-            int64_t next = row_start(b, k0 + moei_min(k + AHEAD, kc - 1)) + cols->first[run];
-            for (int64_t j = 0; j < cols->width; j += NR, to += kc * NR) {
-                for (int v = 0; v < NV; ++v) {
-                    int64_t left = cols->width - j - v * VF_N;
-                    vf x = left > 0 ? vf_get(b->bf16, b->base, from + j + v * VF_N, left) : vf_zero();
-                    vf_store(to + v * VF_N, x);
-                    if (v * VF_N * 4 % LINE == 0 && left > 0)
-                        __builtin_prefetch(byte_at(b->bf16, b->base, next + j + v * VF_N));
-                }
-            }
+            float *to = out + k * NR + run * cols->panels * PANEL;
+            int64_t first = cols->first[run];
+            if (b->bf16)
+                pack_run(true, b->base, row + first, next + first, cols->width, to);
+            else
+                pack_run(false, b->base, row + first, next + first, cols->width, to);
         }
     }
 }

@@ -19,6 +19,7 @@ enum {
     STREAM_ROWS = 16,   /* one tile of A: then B is packed a strip at a time, straight before its use */
     FUSES_PACKED = 0,   /* tiles read memory */
     A_ROW = K_STEP,
+    FETCHES_B = 0, /* asking for the next block of B costs the tiles more than packing gains */
 };
 
 /* Where in a strip of A row i's number k is, k a multiple of 32, and where in a panel a pair row is. */

@@ -17,6 +17,7 @@ enum {
     STREAM_ROWS = 4,     /* up to so many rows B is packed a strip at a time, straight before its use */
     FUSES_PACKED = 1,    /* so many rows multiply packed weights as they are read, */
     A_ROW = A_LD,        /* at this distance */
+    FETCHES_B = 1,       /* the next block of B is asked for while this one is multiplied */
 };
 
 typedef uint16_t moei_operand;

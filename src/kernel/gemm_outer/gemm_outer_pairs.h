@@ -67,21 +67,25 @@ static void outer_task(void *arg, int64_t number, void *memory) {
     moei_outer_pairs_scratch *scratch = memory;
     moei_outer_task task = find_task(job, number);
     int64_t first = args->offset[task.group], end = args->offset[task.group + 1];
-    const moei_rows a = {args->a, args->lda, args->a_row, true}, b = {args->b, args->ldb, args->b_row, true};
+    const moei_rows a = operand_a(args), b = operand_b(args);
     if (first == end && args->accumulate) return;
     if (first == end) memset(scratch->sum, 0, (size_t)task.rows * SUM_LD * sizeof *scratch->sum);
     tiles_begin(16);
+    int64_t tiles = task.cols.panels * moei_ceil_div(task.rows, MR);
     for (int64_t k0 = first; k0 < end; k0 += KC) {
         int64_t kc = moei_min(KC, end - k0);
+        moei_ahead ahead = {.share_a = 0};
+        if (FETCHES_B) ahead = what_is_next(job, &task, k0 + KC, tiles);
         pack_b(&b, &task.cols, k0, kc, scratch->b);
         for (int64_t i = 0; i < task.rows; i += MR) {
             int mr = (int)moei_min(MR, task.rows - i);
             moei_fetch fetch = {.end = 0};
-            if (i + MR < task.rows) fetch = fetch_a(&a, k0, k0 + kc, task.i0 + i + MR, MR);
+            if (i + MR < task.rows) fetch = fetch_block(&a, k0, k0 + kc, task.i0 + i + MR, MR);
             int64_t share = fetch_share(&fetch, task.cols.panels);
             turn_a(&a, task.i0 + i, mr, k0, kc, scratch->a);
             for (int64_t p = 0; p < task.cols.panels; ++p) {
                 fetch_lines(&fetch, share);
+                fetch_ahead(&ahead);
                 tile_pairs(mr, scratch->a, scratch->b + p * PANEL, padded(kc),
                            scratch->sum + i * SUM_LD + p * NR, k0 > first);
             }

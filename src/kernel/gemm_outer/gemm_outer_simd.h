@@ -15,7 +15,7 @@ enum {
 #include "kernel/gemm_outer/gemm_outer_task.h"
 
 typedef struct moei_outer_scratch {
-    _Alignas(64) float b[KC * NB];
+    _Alignas(64) float b[NB / NR * PANEL];
     float a[MB / MR * A_PANEL];
     float sum[MB * SUM_LD];
 } moei_outer_scratch;
@@ -28,9 +28,10 @@ static void pack_a(const moei_rows *a, int64_t i0, int64_t rows, int64_t k0, int
     for (int64_t k = 0; k < kc; ++k) {
         int64_t from = row_start(a, k0 + k) + i0;
         for (int64_t i = 0; i < rows; i += MR) {
-            int64_t n = moei_min(MR, rows - i);
-            for (int64_t v = 0; v < n; v += VF_N)
-                vf_store(out + i / MR * A_PANEL + k * MR + v, vf_get(a->bf16, a->base, from + i + v, n - v));
+            for (int64_t v = 0; v < moei_min(MR, rows - i); v += VF_N) {
+                vf x = vf_get(a->bf16, a->base, from + i + v, rows - i - v);
+                vf_store(out + i / MR * A_PANEL + k * MR + v, x);
+            }
         }
     }
 }
@@ -46,17 +47,20 @@ static void outer_task(void *arg, int64_t number, void *memory) {
     moei_outer_scratch *scratch = memory;
     moei_outer_task task = find_task(job, number);
     int64_t first = args->offset[task.group], end = args->offset[task.group + 1];
-    bool bf16 = args->dtype == MOE_BF16;
-    const moei_rows a = {args->a, args->lda, args->a_row, bf16}, b = {args->b, args->ldb, args->b_row, bf16};
+    const moei_rows a = operand_a(args), b = operand_b(args);
     if (first == end && args->accumulate) return;
+    int64_t tiles = task.cols.panels * moei_ceil_div(task.rows, MR);
     for (int64_t k0 = first; k0 == first || k0 < end; k0 += KC) {
         int64_t kc = moei_min(KC, end - k0);
         pack_b(&b, &task.cols, k0, kc, scratch->b);
         pack_a(&a, task.i0, task.rows, k0, kc, scratch->a);
+        moei_ahead ahead = what_is_next(job, &task, k0 + KC, tiles);
         for (int64_t p = 0; p < task.cols.panels; ++p) {
-            for (int64_t i = 0; i < task.rows; i += MR)
+            for (int64_t i = 0; i < task.rows; i += MR) {
+                fetch_ahead(&ahead);
                 tile_outer((int)moei_min(MR, task.rows - i), scratch->a + i / MR * A_PANEL,
-                           scratch->b + p * kc * NR, kc, scratch->sum + i * SUM_LD + p * NR, k0 > first);
+                           scratch->b + p * PANEL, kc, scratch->sum + i * SUM_LD + p * NR, k0 > first);
+            }
         }
     }
     store_block(args, &task, scratch->sum);

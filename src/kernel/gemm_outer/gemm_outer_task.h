@@ -12,11 +12,13 @@
 typedef struct moei_outer_job {
     const moe_gemm_outer_args *args;
     int64_t block_rows, block_width;
+    int64_t n_tasks;
+    int32_t n_threads;
 } moei_outer_job;
 
 /* Task -> group, rows i0 .. i0+rows and columns of C_g. */
 typedef struct moei_outer_task {
-    int64_t group, i0, rows;
+    int64_t number, group, i0, rows;
     moei_columns cols;
 } moei_outer_task;
 
@@ -24,10 +26,60 @@ static moei_outer_task find_task(const moei_outer_job *job, int64_t task) {
     const moe_gemm_outer_args *args = job->args;
     int64_t across = moei_ceil_div(args->n, job->block_width), down = moei_ceil_div(args->m, job->block_rows);
     int64_t i0 = task / across % down * job->block_rows, j0 = task % across * job->block_width;
-    return (moei_outer_task){.group = task / (across * down),
+    return (moei_outer_task){.number = task,
+                             .group = task / (across * down),
                              .i0 = i0,
                              .rows = moei_min(job->block_rows, args->m - i0),
                              .cols = columns_of(j0, moei_min(job->block_width, args->n - j0))};
+}
+
+static moei_rows operand_a(const moe_gemm_outer_args *args) {
+    return (moei_rows){args->a, args->lda, args->a_row, args->dtype == MOE_BF16};
+}
+
+static moei_rows operand_b(const moe_gemm_outer_args *args) {
+    return (moei_rows){args->b, args->ldb, args->b_row, args->dtype == MOE_BF16};
+}
+
+/* C_g */
+static moei_rows result(const moe_gemm_outer_args *args, int64_t group) {
+    const bool bf16 = args->dtype == MOE_BF16 && !args->c_wide;
+    return (moei_rows){byte_at(bf16, args->c, group * args->c_group), args->ldc, NULL, bf16};
+}
+
+/* What is read soon and asked for while tiles are multiplied. */
+typedef struct moei_ahead {
+    moei_fetch a, b, c;
+    int64_t share_a, share_b, share_c; /* lines beside each tile */
+} moei_ahead;
+
+/* Rows k .. k+KC of a task's operands; beyond the task's own, its block of C and the first rows of the task
+ * that this thread takes next if all go on in turn. */
+static moei_ahead what_is_next(const moei_outer_job *job, const moei_outer_task *task, int64_t k,
+                               int64_t tiles) {
+    const moe_gemm_outer_args *args = job->args;
+    const moei_rows a = operand_a(args), b = operand_b(args), c = result(args, task->group);
+    moei_outer_task next = *task;
+    moei_ahead ahead = {.share_a = 0};
+    if (k >= args->offset[task->group + 1]) {
+        ahead.c = fetch_block(&c, task->i0, task->i0 + task->rows, task->cols.first[0], task->cols.width);
+        if (task->number + job->n_threads < job->n_tasks)
+            next = find_task(job, task->number + job->n_threads);
+        k = args->offset[next.group];
+    }
+    int64_t end = moei_min(k + KC, args->offset[next.group + 1]);
+    ahead.a = fetch_block(&a, k, end, next.i0, next.rows);
+    ahead.b = fetch_block(&b, k, end, next.cols.first[0], next.cols.width);
+    ahead.share_a = fetch_share(&ahead.a, tiles);
+    ahead.share_b = fetch_share(&ahead.b, tiles);
+    ahead.share_c = fetch_share(&ahead.c, tiles);
+    return ahead;
+}
+
+static inline void fetch_ahead(moei_ahead *ahead) {
+    fetch_lines(&ahead->a, ahead->share_a);
+    fetch_lines(&ahead->b, ahead->share_b);
+    fetch_lines(&ahead->c, ahead->share_c);
 }
 
 /* C block (+)= the sums. */
@@ -58,11 +110,14 @@ static int64_t count_tasks(const moei_outer_job *job) {
 }
 
 static void run_outer(const moei_team *team, const moe_gemm_outer_args *args, moe_task_fn task) {
-    moei_outer_job job = {
-        .args = args, .block_rows = even_block(args->m, MB, MR), .block_width = even_block(args->n, NB, NR)};
+    moei_outer_job job = {.args = args,
+                          .n_threads = team->n_threads,
+                          .block_rows = even_block(args->m, MB, MR),
+                          .block_width = even_block(args->n, NB, NR)};
     while (job.block_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads)
         job.block_rows = moei_ceil_div(job.block_rows / 2, MR) * MR;
-    moei_parallel(team, count_tasks(&job), task, &job);
+    job.n_tasks = count_tasks(&job);
+    moei_parallel(team, job.n_tasks, task, &job);
 }
 
 #endif

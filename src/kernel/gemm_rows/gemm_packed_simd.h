@@ -102,7 +102,7 @@ static void packed_panel(int mr, const moe_packed *p, const unsigned char *block
 }
 
 /* The numbers of a panel's blocks from `block` on -> out[k * NR + column % NR] of the tile's panels, which
- * are kc * NR apart; of `width` columns of the panel. */
+ * are PANEL apart; of `width` columns of the panel. */
 MOEI_INLINE void unpack_rows(const int bits, const bool exponents, const moe_packed *p,
                              const unsigned char *block, int64_t width, int64_t kc, float *out) {
     const int per = 32 / bits;
@@ -115,7 +115,7 @@ MOEI_INLINE void unpack_rows(const int bits, const bool exponents, const moe_pac
             for (int64_t j = 0; j < width; j += VF_N) {
                 const vf scale = packed_scale(exponents, block, j);
                 const vu words = vu_load(at + 4 * j);
-                float *to = out + j / NR * kc * NR + k * NR + j % NR;
+                float *to = out + j / NR * PANEL + k * NR + j % NR;
                 if (steps == per) {
                     MOEI_UNROLL
                     for (int i = 0; i < per; ++i)
@@ -152,7 +152,7 @@ static void unpack_b(const moe_packed *p, int32_t g, const moei_columns *cols, i
         for (int64_t j = 0; j < cols->width; j += MOEI_PANEL) {
             const int64_t width = moei_ceil_div(moei_min(MOEI_PANEL, cols->width - j), NR) * NR;
             unpack_panel(p, packed_block(p, g, cols->first[run] + j, k0), width, kc,
-                         out + (run * cols->panels + j / NR) * kc * NR);
+                         out + (run * cols->panels + j / NR) * PANEL);
         }
     }
 }

@@ -78,23 +78,16 @@ static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, 
     epilogue(job, task, task->row, mr, scratch->sum);
 }
 
-/* The rows of A that are packed after those of `row` and k0: the task's next ones, or its first ones again
- * further along. */
-static moei_fetch next_rows(const moei_rows_task *task, const moei_rows *a, int64_t row, int64_t k0,
-                            int64_t k_end) {
-    int64_t first = row + MR;
-    if (first >= task->end) first = task->row, k0 += KC;
-    if (k0 >= k_end) return (moei_fetch){.end = 0};
-    return fetch_a(a, first, moei_min(first + MR, task->end), k0, moei_min(KC, k_end - k0));
-}
-
 static void block_task(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
                        const moei_rows *b, moei_pairs_scratch *scratch) {
     const moe_gemm_rows_args *args = job->args;
     const moei_columns *cols = &task->cols;
-    int64_t panels = cols->n_runs * cols->panels;
+    int64_t panels = cols->n_runs * cols->panels, tiles = moei_ceil_div(task->end - task->row, MR) * panels;
     for (int64_t k0 = 0; k0 < args->k; k0 += KC) {
         int64_t kc = moei_min(KC, args->k - k0);
+        moei_fetch block = {.end = 0};
+        if (FETCHES_B) block = next_block(job, task, b, k0);
+        int64_t block_share = fetch_share(&block, tiles);
         bool last = k0 + KC >= args->k;
         if (args->b_packed)
             unpack_b(args->b_packed, task->group, cols, k0, kc, scratch->b);
@@ -111,6 +104,7 @@ static void block_task(const moei_rows_job *job, const moei_rows_task *task, con
             pack_a(a, row, mr, k0, kc, scratch->a);
             for (int64_t p = 0; p < panels; ++p) {
                 fetch_lines(&fetch, share);
+                fetch_lines(&block, block_share);
                 tile_pairs(mr, scratch->a, scratch->b + p * PANEL, padded(kc), sum + p * NR, k0 > 0);
             }
             if (last) epilogue(job, task, row, mr, sum);
@@ -123,7 +117,7 @@ static void rows_task(void *arg, int64_t number, void *memory) {
     const moe_gemm_rows_args *args = job->args;
     moei_rows_task task = find_task(job, number);
     const moei_rows a = {args->a, args->lda, args->a_row, true};
-    const moei_rows b = {byte_at(true, args->b, task.group * args->b_group), args->ldb, NULL, true};
+    const moei_rows b = group_b(job, task.group);
     bool few = task.end - task.row <= STREAM_ROWS;
     tiles_begin(few ? (int)(task.end - task.row) : 16);
     if (few && args->b_packed)

@@ -17,7 +17,7 @@ enum {
 #include "kernel/gemm_rows/gemm_rows_task.h"
 
 typedef struct moei_rows_scratch {
-    _Alignas(64) float b[KC * NB];
+    _Alignas(64) float b[NB / NR * PANEL];
     float a[MR * A_LD];
     float sum[MB * SUM_LD];
     float block[STREAM_ROWS * SUM_LD];
@@ -34,23 +34,38 @@ static void pack_a(const moei_rows *a, int64_t row, int mr, int64_t k0, int64_t 
     }
 }
 
-/* pack_b for B stored as [n, k]: VF_N columns of VF_N elements at a time are transposed in registers. */
+/* VF_N columns of B stored as [n, k], `width` of which exist, and up to VF_N steps -> rows of a panel. */
+MOEI_INLINE void turn_block(const bool bf16, const void *base, int64_t from, int64_t ld, int64_t width,
+                            int64_t kc, float *to) {
+    vf block[VF_N];
+    if (width >= VF_N && kc >= VF_N) { /* the common case, free of what the edges need */
+        MOEI_UNROLL
+        for (int64_t i = 0; i < VF_N; ++i) block[i] = vf_get(bf16, base, from + i * ld, VF_N);
+        vf_transpose(block);
+        MOEI_UNROLL
+        for (int64_t i = 0; i < VF_N; ++i) vf_store(to + i * NR, block[i]);
+        return;
+    }
+    for (int64_t i = 0; i < VF_N; ++i)
+        block[i] = i < width ? vf_get(bf16, base, from + i * ld, kc) : vf_zero();
+    vf_transpose(block);
+    for (int64_t i = 0; i < moei_min(VF_N, kc); ++i) vf_store(to + i * NR, block[i]);
+}
+
+/* pack_b for B stored as [n, k]; the next VF_N of its rows are asked for, into L2, as rows a page apart would
+ * take each other's places in L1. */
 static void pack_b_trans(const moei_rows *b, const moei_columns *cols, int64_t k0, int64_t kc, float *out) {
-    for (int32_t run = 0; run < cols->n_runs; ++run) {
-        for (int64_t j = 0; j < cols->panels * NR; j += VF_N) {
-            float *to = out + (run * cols->panels + j / NR) * kc * NR + j % NR;
-            int64_t from = (cols->first[run] + j) * b->ld + k0;
-            for (int64_t k = 0; k < kc; k += VF_N) {
-                vf block[VF_N];
-                for (int64_t i = 0; i < VF_N; ++i) {
-                    bool inside = j + i < cols->width;
-                    block[i] = inside ? vf_get(b->bf16, b->base, from + i * b->ld + k, kc - k) : vf_zero();
-                    if (j + i + VF_N < cols->width)
-                        __builtin_prefetch(byte_at(b->bf16, b->base, from + (i + VF_N) * b->ld + k));
-                }
-                vf_transpose(block);
-                for (int64_t i = 0; i < moei_min(VF_N, kc - k); ++i) vf_store(to + (k + i) * NR, block[i]);
-            }
+    for (int64_t j = 0; j < cols->n_runs * cols->panels * NR; j += VF_N) {
+        int64_t run = j / (cols->panels * NR), in_run = j % (cols->panels * NR);
+        int64_t from = (cols->first[run] + in_run) * b->ld + k0, left = cols->width - in_run;
+        float *to = out + j / NR * PANEL + j % NR;
+        for (int64_t k = 0; k < kc; k += VF_N) {
+            for (int64_t i = VF_N; i < moei_min(2 * VF_N, left); ++i)
+                __builtin_prefetch(byte_at(b->bf16, b->base, from + i * b->ld + k), 0, 2);
+            if (b->bf16)
+                turn_block(true, b->base, from + k, b->ld, left, kc - k, to + k * NR);
+            else
+                turn_block(false, b->base, from + k, b->ld, left, kc - k, to + k * NR);
         }
     }
 }
@@ -133,38 +148,48 @@ static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, 
     epilogue(job, task, task->row, mr, scratch->sum);
 }
 
-static void rows_task(void *arg, int64_t number, void *memory) {
-    const moei_rows_job *job = arg;
+static void block_task(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
+                       const moei_rows *b, moei_rows_scratch *scratch) {
     const moe_gemm_rows_args *args = job->args;
-    moei_rows_scratch *scratch = memory;
-    moei_rows_task task = find_task(job, number);
-    const moei_rows a = {args->a, args->lda, args->a_row, job->bf16};
-    const moei_rows b = {byte_at(job->bf16, args->b, task.group * args->b_group), args->ldb, NULL, job->bf16};
-    const bool few = task.end - task.row <= STREAM_ROWS;
-    if (few && args->b_packed) {
-        stream_packed(job, &task, &a, scratch);
-        return;
-    }
-    if (few && !args->b_trans) {
-        stream_task(job, &task, &a, &b, scratch);
-        return;
-    }
+    const moei_columns *cols = &task->cols;
+    int64_t panels = cols->n_runs * cols->panels, tiles = moei_ceil_div(task->end - task->row, MR) * panels;
     for (int64_t k0 = 0; k0 == 0 || k0 < args->k; k0 += KC) {
         int64_t kc = moei_min(KC, args->k - k0);
         if (args->b_packed)
-            unpack_b(args->b_packed, task.group, &task.cols, k0, kc, scratch->b);
+            unpack_b(args->b_packed, task->group, cols, k0, kc, scratch->b);
         else if (args->b_trans)
-            pack_b_trans(&b, &task.cols, k0, kc, scratch->b);
+            pack_b_trans(b, cols, k0, kc, scratch->b);
         else
-            pack_b(&b, &task.cols, k0, kc, scratch->b);
-        for (int64_t row = task.row; row < task.end; row += MR) {
-            int mr = (int)moei_min(MR, task.end - row);
-            float *sum = args->k <= KC ? scratch->sum : scratch->sum + (row - task.row) * SUM_LD;
-            if (k0 + KC >= args->k) fetch_epilogue(job, &task, row, mr);
-            pack_a(&a, row, mr, k0, kc, scratch->a);
-            for (int64_t p = 0; p < task.cols.n_runs * task.cols.panels; ++p)
-                tile_rows(mr, scratch->a, scratch->b + p * kc * NR, kc, sum + p * NR, k0 > 0);
-            if (k0 + KC >= args->k) epilogue(job, &task, row, mr, sum);
+            pack_b(b, cols, k0, kc, scratch->b);
+        moei_fetch block = next_block(job, task, b, k0);
+        int64_t block_share = fetch_share(&block, tiles);
+        for (int64_t row = task->row; row < task->end; row += MR) {
+            int mr = (int)moei_min(MR, task->end - row);
+            float *sum = args->k <= KC ? scratch->sum : scratch->sum + (row - task->row) * SUM_LD;
+            moei_fetch rows = next_rows(task, a, row, k0, args->k);
+            int64_t rows_share = fetch_share(&rows, panels);
+            if (k0 + KC >= args->k) fetch_epilogue(job, task, row, mr);
+            pack_a(a, row, mr, k0, kc, scratch->a);
+            for (int64_t p = 0; p < panels; ++p) {
+                fetch_lines(&rows, rows_share);
+                fetch_lines(&block, block_share);
+                tile_rows(mr, scratch->a, scratch->b + p * PANEL, kc, sum + p * NR, k0 > 0);
+            }
+            if (k0 + KC >= args->k) epilogue(job, task, row, mr, sum);
         }
     }
+}
+
+static void rows_task(void *arg, int64_t number, void *memory) {
+    const moei_rows_job *job = arg;
+    const moe_gemm_rows_args *args = job->args;
+    const moei_rows_task task = find_task(job, number);
+    const moei_rows a = {args->a, args->lda, args->a_row, job->bf16}, b = group_b(job, task.group);
+    const bool few = task.end - task.row <= STREAM_ROWS;
+    if (few && args->b_packed)
+        stream_packed(job, &task, &a, memory);
+    else if (few && !args->b_trans)
+        stream_task(job, &task, &a, &b, memory);
+    else
+        block_task(job, &task, &a, &b, memory);
 }

@@ -21,10 +21,13 @@ typedef struct moei_rows_job {
     int64_t width;       /* columns to cut into blocks: n, or n/2 where gated */
     int64_t block_width; /* of one block */
     int64_t block_rows;
+    int64_t n_tasks;
+    int32_t n_threads;
     bool bf16, c_bf16; /* storage of tensors, and of C */
 } moei_rows_job;
 
 typedef struct moei_rows_task {
+    int64_t number;
     int32_t group;
     int64_t row, end;
     moei_columns cols;
@@ -43,8 +46,9 @@ static int64_t count_tasks(const moei_rows_job *job) {
 
 /* Row blocks of a group follow each other, so that those after the first find the columns of B in a cache
  * that all threads share. */
-static moei_rows_task find_task(const moei_rows_job *job, int64_t task) {
+static moei_rows_task find_task(const moei_rows_job *job, int64_t number) {
     const moe_gemm_rows_args *args = job->args;
+    int64_t task = number;
     int32_t g = 0;
     for (; task >= group_tasks(job, g); ++g) task -= group_tasks(job, g);
     int64_t row_blocks = moei_ceil_div(args->offset[g + 1] - args->offset[g], job->block_rows);
@@ -55,7 +59,36 @@ static moei_rows_task find_task(const moei_rows_job *job, int64_t task) {
         cols.n_runs = 2;
         cols.first[1] = job->width + first;
     }
-    return (moei_rows_task){g, row, moei_min(row + job->block_rows, args->offset[g + 1]), cols};
+    return (moei_rows_task){number, g, row, moei_min(row + job->block_rows, args->offset[g + 1]), cols};
+}
+
+static moei_rows group_b(const moei_rows_job *job, int32_t g) {
+    const moe_gemm_rows_args *args = job->args;
+    return (moei_rows){byte_at(job->bf16, args->b, g * args->b_group), args->ldb, NULL, job->bf16};
+}
+
+/* The rows of A that are packed after those of `row` and k0: the task's next ones, or its first ones again
+ * further along. */
+static moei_fetch next_rows(const moei_rows_task *task, const moei_rows *a, int64_t row, int64_t k0,
+                            int64_t k_end) {
+    int64_t first = row + MR;
+    if (first >= task->end) first = task->row, k0 += KC;
+    if (k0 >= k_end) return (moei_fetch){.end = 0};
+    return fetch_block(a, first, moei_min(first + MR, task->end), k0, moei_min(KC, k_end - k0));
+}
+
+/* The block of B that is packed after that of k0: the task's next one, or the first one of the task that
+ * this thread takes next if all go on in turn. */
+static moei_fetch next_block(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *b,
+                             int64_t k0) {
+    const moe_gemm_rows_args *args = job->args;
+    const int64_t k = k0 + KC, after = task->number + job->n_threads;
+    if (args->b_packed) return (moei_fetch){.end = 0};
+    if (k < args->k) return fetch_b(b, args->b_trans, &task->cols, k, moei_min(KC, args->k - k));
+    if (after >= job->n_tasks) return (moei_fetch){.end = 0};
+    const moei_rows_task next = find_task(job, after);
+    const moei_rows next_b = group_b(job, next.group);
+    return fetch_b(&next_b, args->b_trans, &next.cols, 0, moei_min(KC, args->k));
 }
 
 /* C tile out of the sums. */
@@ -282,12 +315,14 @@ static void run_rows(const moei_team *team, const moe_gemm_rows_args *args, moe_
                          .width = width,
                          .block_width = moei_ceil_div(even, COLUMN_ALIGN) * COLUMN_ALIGN,
                          .block_rows = MB,
+                         .n_threads = team->n_threads,
                          .bf16 = args->dtype == MOE_BF16,
                          .c_bf16 = args->dtype == MOE_BF16 && !args->c_wide};
     while (job.block_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads) job.block_rows /= 2;
     while (job.block_width > NB_MIN && count_tasks(&job) < 2 * team->n_threads)
         job.block_width = moei_ceil_div(job.block_width / 2, COLUMN_ALIGN) * COLUMN_ALIGN;
-    moei_parallel(team, count_tasks(&job), task, &job);
+    job.n_tasks = count_tasks(&job);
+    moei_parallel(team, job.n_tasks, task, &job);
     if (args->epilogue == MOE_EPI_ACT_GRAD && args->dweight) {
         int64_t rows = args->offset[args->n_groups] - args->offset[0];
         moei_parallel(team, moei_ceil_div(rows, DWEIGHT_ROWS), dweight_task, (void *)args);
