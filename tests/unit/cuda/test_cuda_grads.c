@@ -1,0 +1,171 @@
+/* test_cuda_grads.c: how gradients of parameters are kept on a GPU: stored or added to, in f32 or in bf16.
+ * Identities, of which none needs the CPU: stored into poison = added to zeros; bf16 = f32 rounded once; the
+ * same bits in the next run. With the kernels of every GPU and Hopper's, at widths for those and others.
+ * Skipped by name where there is no GPU, no CUDA or no Hopper.
+ */
+#include "support/layer_fixture.h"
+
+#include "core/real.h"
+
+#include <moekit/cuda.h>
+
+enum { T = 333, MOST = 1 << 20 };
+
+typedef struct variant {
+    const char *name;
+    moe_layer_desc desc;
+} variant;
+static const variant variants[] = {
+    {"Hopper's widths",    {.d_model = 136, .num_experts = 8, .expert_hidden_size = 72, .aux_loss_coeff = 0.1F}},
+    {"a shared expert",
+     {.d_model = 64, .num_experts = 4, .expert_hidden_size = 136, .num_shared_experts = 1}                     },
+    {"biases",
+     {.d_model = 72, .num_experts = 4, .expert_hidden_size = 40, .expert_bias = true, .router_bias = true}     },
+    {"other widths",       {.d_model = 37, .num_experts = 5, .expert_hidden_size = 19, .activation = "geglu"}  },
+    {"routed by a twin",
+     {.d_model = 64, .num_experts = 8, .expert_hidden_size = 24, .router_type = "noisy_top_k"}                 },
+    {"most without a row",
+     {.d_model = 64, .num_experts = 64, .expert_hidden_size = 24, .capacity_factor = 0.1F}                     },
+};
+
+/* With the kernels of `isa`; NULL where there is no such GPU: the caller says so by name. */
+static moe_ctx *cuda_ctx(const char *isa) {
+    moe_ctx_desc desc = {.size = sizeof desc, .device = MOE_CUDA, .isa = isa, .seed = test_seed()};
+    moe_ctx *ctx = NULL;
+    moe_error error = {0};
+    if (moe_ctx_create(&desc, &ctx, &error) == MOE_OK) return ctx;
+    assert_int_equal(error.status, MOE_ERR_UNSUPPORTED);
+    fprintf(stderr, "not run here: %s\n", error.text);
+    return NULL;
+}
+
+static moe_layer *make(moe_ctx *ctx, const variant *v, moe_dtype dtype, bool narrow) {
+    moe_layer *layer = NULL;
+    moe_layer_desc desc = v->desc;
+    desc.size = sizeof desc;
+    desc.dtype = dtype;
+    desc.init_std = 0.3F;
+    must(ctx, moe_layer_create(ctx, &desc, &layer));
+    if (narrow) must(ctx, moe_layer_set_grad_dtype(layer, MOE_BF16));
+    must(ctx, moe_layer_reserve(layer, T, MOE_TRAIN));
+    return layer;
+}
+
+/* A layer's gradients one after another, fetched or written from the host; returns how many. */
+static int64_t move_grads(moe_ctx *ctx, const moe_layer *layer, bool fetch, double *grad) {
+    int64_t n = 0;
+    for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
+        moe_param param = {.size = sizeof param};
+        must(ctx, moe_layer_param(layer, i, &param));
+        if (!param.grad) continue;
+        const int64_t count = param.dim[0] * param.dim[1] * param.dim[2];
+        const moe_mat host = test_output(param.grad_dtype, 1, count);
+        assert_true(n + count <= MOST);
+        must(ctx, moe_memory_copy(ctx, fetch ? host.data : param.grad, fetch ? param.grad : host.data,
+                                  test_bytes(host)));
+        for (int64_t j = 0; fetch && j < count; ++j) grad[n + j] = moei_real_load(host.dtype, host.data, j);
+        n += count;
+        free(host.data);
+    }
+    return n;
+}
+
+static void *uploaded(moe_ctx *ctx, moe_mat host) {
+    void *device = moe_memory_alloc(ctx, test_bytes(host));
+    assert_non_null(device);
+    must(ctx, moe_memory_copy(ctx, device, host.data, test_bytes(host)));
+    free(host.data);
+    return device;
+}
+
+/* One step into poisoned gradients, or where they are added, into zeros. */
+static int64_t step(moe_ctx *ctx, moe_layer *layer, bool overwrite, double *grad) {
+    const moe_layer_desc *d = moe_layer_get_desc(layer);
+    moe_mat mat[4];
+    for (uint32_t i = 0; i < 4; ++i) {
+        mat[i] = i < 2 ? test_random(d->dtype, T, d->d_model, i) : test_output(d->dtype, T, d->d_model);
+        mat[i].data = uploaded(ctx, mat[i]);
+    }
+    moe_call call = test_train_call;
+    call.overwrite_grad = overwrite;
+    move_grads(ctx, layer, false, NULL);
+    if (!overwrite) moe_layer_zero_grad(layer);
+    must(ctx, moe_layer_forward(layer, mat[0], mat[2], &call, NULL));
+    must(ctx, moe_layer_backward(layer, mat[0], mat[1], mat[3]));
+    must(ctx, moe_ctx_wait(ctx));
+    for (int i = 0; i < 4; ++i) moe_memory_free(ctx, mat[i].data, test_bytes(mat[i]));
+    return move_grads(ctx, layer, true, grad);
+}
+
+static double rounded(double value) {
+    uint16_t number;
+    moei_real_store(MOE_BF16, &number, 0, value);
+    return moei_real_load(MOE_BF16, &number, 0);
+}
+
+static void same(const char *isa, const variant *v, const char *what, const double *a, const double *b,
+                 int64_t n) {
+    for (int64_t i = 0; i < n; ++i)
+        if (!(a[i] == b[i]))
+            fail_msg("%s, %s, %s: gradient %lld is %g, not %g (seed %llu)", isa, v->name, what, (long long)i,
+                     a[i], b[i], (unsigned long long)test_seed());
+}
+
+static void check(moe_ctx *ctx, const char *isa, const variant *v, moe_dtype dtype, double *const room[4]) {
+    moe_layer *layer = make(ctx, v, dtype, false);
+    double *const added = room[0], *const stored = room[1], *const narrow = room[2], *const again = room[3];
+    const int64_t n = step(ctx, layer, false, added);
+    step(ctx, layer, true, stored);
+    same(isa, v, "stored", stored, added, n);
+    step(ctx, layer, true, again);
+    same(isa, v, "stored again", again, stored, n);
+    moe_layer_destroy(layer);
+    if (dtype != MOE_BF16) return;
+    layer = make(ctx, v, dtype, true);
+    step(ctx, layer, true, narrow);
+    int64_t at = 0;
+    for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
+        moe_param param = {.size = sizeof param};
+        must(ctx, moe_layer_param(layer, i, &param));
+        const int64_t count = param.grad ? param.dim[0] * param.dim[1] * param.dim[2] : 0;
+        for (int64_t j = 0; j < count && param.grad_dtype == MOE_BF16; ++j)
+            stored[at + j] = rounded(stored[at + j]);
+        at += count;
+    }
+    same(isa, v, "bf16", narrow, stored, n);
+    moe_layer_destroy(layer);
+}
+
+static void run(const char *isa) {
+    moe_ctx *ctx = cuda_ctx(isa);
+    double *room[4];
+    if (!ctx) skip();
+    for (int i = 0; i < 4; ++i) {
+        room[i] = malloc(MOST * sizeof **room);
+        assert_non_null(room[i]);
+    }
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; ++i) {
+        check(ctx, isa, &variants[i], MOE_F32, room);
+        check(ctx, isa, &variants[i], MOE_BF16, room);
+    }
+    for (int i = 0; i < 4; ++i) free(room[i]);
+    moe_ctx_destroy(ctx);
+}
+
+static void every_gpu(void **state) {
+    (void)state;
+    run("cuda");
+}
+
+static void hopper(void **state) {
+    (void)state;
+    run("sm90");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_gpu),
+        cmocka_unit_test(hopper),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
