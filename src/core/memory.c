@@ -56,7 +56,17 @@ moe_status moei_memory_copy(moe_ctx *ctx, void *to, const void *from, size_t byt
 }
 
 void moei_beside_step(moe_ctx *ctx, moei_beside step) {
-    if (ctx->device->beside) ctx->device->beside(ctx, step);
+    if (!ctx->device->beside) return;
+    void (*const before)(void *arg) = ctx->before_mark;
+    if (step == MOEI_BESIDE_MARK || step == MOEI_BESIDE_END) ctx->before_mark = NULL;
+    if (step == MOEI_BESIDE_MARK && before) before(ctx->before_arg);
+    ctx->device->beside(ctx, step);
+}
+
+void moei_beside_offer(moe_ctx *ctx, void (*before)(void *arg), void *arg) {
+    ctx->before_mark = before;
+    ctx->before_arg = arg;
+    moei_beside_step(ctx, MOEI_BESIDE_OFFER);
 }
 
 void *moei_memory_open(moe_ctx *ctx, void *ptr, size_t bytes) {

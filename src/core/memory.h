@@ -47,6 +47,9 @@ moe_status moei_memory_clear(moe_ctx *ctx, void *ptr, size_t bytes);
 moe_status moei_memory_copy(moe_ctx *ctx, void *to, const void *from, size_t bytes);
 
 void moei_beside_step(moe_ctx *ctx, moei_beside step);
+/* MOEI_BESIDE_OFFER, and who marks first calls before(arg), which queues what needs the same inputs, on the
+ * first queue. Nobody marked: it was not called. */
+void moei_beside_offer(moe_ctx *ctx, void (*before)(void *arg), void *arg);
 
 /* A block of device memory for the host to fill: the block itself on the CPU, else a copy beside it. NULL
  * when there is no room. Every opened view is closed; that puts its bytes in place. */

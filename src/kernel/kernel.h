@@ -81,8 +81,9 @@ typedef void moei_act_pass_fn(const moei_team *team, const moei_act_pass_args *a
 typedef void moei_router_fn(const moei_team *team, const moei_router_args *args);
 /* The same from x and the gate, logits included. False: not for these arguments, and nothing was done. */
 typedef bool moei_route_fn(const moei_team *team, const moei_router_args *args);
-typedef bool moei_gate_grad_fn(const moei_team *team, const moei_gate_grad_args *args); /* likewise */
-typedef bool moei_few_fn(const moei_team *team, const moei_few_args *args);             /* likewise */
+/* Of arguments that moei_gate_grad_takes. */
+typedef void moei_gate_grad_fn(const moei_team *team, const moei_gate_grad_args *args);
+typedef bool moei_few_fn(const moei_team *team, const moei_few_args *args); /* likewise */
 typedef void moei_plan_fn(const moei_team *team, const moei_plan_args *args);
 typedef void moei_balance_fn(const moei_team *team, const moei_balance_args *args);
 

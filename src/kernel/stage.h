@@ -156,24 +156,34 @@ typedef struct moei_router_args {
     const double *aux_grad;   /* [E] d loss / d prob[t,e]; NULL: none */
     const double *z_grad;     /* [1] d loss / d lse(t) = z_grad * lse(t); NULL: none */
     float *dlogits;           /* [T, E] */
+    /* bf16 [T, 2E], where not NULL written instead: dlogits as the sum of two numbers, high ones first */
+    void *dlogits_pairs;
 } moei_router_args;
 
-/* The gate's way back: dgate += dlogits^T x, dx += dlogits gate. */
+/* The gate's way back: dgate += dlogits^T x, dx (+)= dlogits gate, of dlogits that stand as pairs where the
+ * scratch begins. */
 typedef struct moei_gate_grad_args {
     moe_dtype dtype; /* of x, gate, dx */
     int64_t n_tokens, d;
     int32_t n_experts;
-    const float *dlogits; /* [T, E] */
     const void *x, *gate; /* [T, d], [E, d] */
     int64_t ldx;
     float *dgate; /* [E, d]; NULL: not wanted */
     void *dx;     /* [T, d]; NULL: not wanted */
     int64_t ld_dx;
-    void *scratch; /* of moei_gate_grad_carve */
+    bool accumulate; /* dx */
+    void *scratch;   /* of moei_gate_grad_carve */
 } moei_gate_grad_args;
 /* Shapes that the kernel is for. */
 static inline bool moei_gate_grad_serves(int64_t n_experts, int64_t d) {
     return n_experts % 4 == 0 && d % 8 == 0;
+}
+/* And arguments: what it reads and writes lies in pieces of 16 bytes. */
+static inline bool moei_gate_grad_takes(const moei_gate_grad_args *a) {
+    const uintptr_t at = (uintptr_t)a->x | (uintptr_t)a->gate | (uintptr_t)a->dgate | (uintptr_t)a->dx;
+    return a->scratch && a->dtype == MOE_BF16 && a->n_tokens > 0 &&
+           moei_gate_grad_serves(a->n_experts, a->d) && a->ldx % 8 == 0 && (!a->dx || a->ld_dx % 8 == 0) &&
+           at % 16 == 0;
 }
 /* Where its arrays begin in the scratch, and bytes of all: dlogits as two bf16 numbers [T, 2E], the gate
  * twice [2E, d], sums over chunks of tokens f32 [chunks, 2E, d], tokens of a chunk int64_t [chunks + 1]. */

@@ -134,6 +134,7 @@ struct moe_layer {
     moei_batch batch; /* of the last forward */
     double loss_scale;
     bool overwrite_grad; /* of the last forward */
+    bool router_done;    /* of a backward: the router's gradients are queued already */
     moe_draws draws;     /* of the last forward, where it brought some */
     bool has_routing;    /* the last forward succeeded */
     bool can_backward;

@@ -228,6 +228,31 @@ static void sum_row_gradients(const moe_layer *layer, moe_mat drows, moe_mat din
         moei_combine_backward(layer->ctx, plan, drows, din, accumulate);
 }
 
+/* The router's part of dx, which needs no more than the weights' gradients. */
+typedef struct router_part {
+    moe_layer *layer;
+    const moei_scratch *s;
+    moe_mat dx;
+    bool accumulate;
+} router_part;
+
+static void queue_router_part(void *arg) {
+    const router_part *part = arg;
+    const moei_layer_path *path = part->layer->path;
+    part->layer->router_done = path->route_backward_first(part->layer, part->s, part->dx, part->accumulate);
+}
+
+/* Of several kinds the last to mark need not be the last to write rows. The sum of the rows adds to the
+ * router's part where that can come first: it is the shorter way to wait for, and beside the parameters'
+ * products it would find no room. */
+static void offer_sum(router_part *part) {
+    const moe_layer *layer = part->layer;
+    if (layer->experts.ops == &moei_expert_mixed) return;
+    const bool first = layer->path->route_backward_first && part->dx.data && layer->desc.latent_size == 0 &&
+                       !moei_layer_weighs_input(layer);
+    moei_beside_offer(layer->ctx, first ? queue_router_part : NULL, part);
+}
+
 /* din[T, d_in] (+)= the rows' gradients; data NULL: only the weights' gradient is wanted. */
 static moe_status rows_backward(moe_layer *layer, const moei_scratch *s, moe_mat dout, moe_mat din,
                                 bool accumulate) {
@@ -240,12 +265,12 @@ static moe_status rows_backward(moe_layer *layer, const moei_scratch *s, moe_mat
     io.drow_weight = s->drow_weight;
     io.overwrite_grad = layer->overwrite_grad && layer->experts.ops->overwrites;
     if (moei_layer_gathers(layer)) gather_gradient(layer, s, dout, &io);
-    /* Of several kinds the last to mark need not be the last to write rows. */
-    if (layer->experts.ops != &moei_expert_mixed) moei_beside_step(layer->ctx, MOEI_BESIDE_OFFER);
+    router_part part = {layer, s, din, accumulate};
+    offer_sum(&part);
     const moe_status status = run_experts(layer, false, &io);
     if (status == MOE_OK && at_input)
         moei_rows_weight_gradient(layer->ctx, &layer->plan, expert_input(layer), drows, s->drow_weight);
-    if (status == MOE_OK && din.data) sum_row_gradients(layer, drows, din, accumulate);
+    if (status == MOE_OK && din.data) sum_row_gradients(layer, drows, din, accumulate || layer->router_done);
     moei_beside_step(layer->ctx, MOEI_BESIDE_END);
     return status;
 }

@@ -20,6 +20,9 @@ struct moei_layer_path {
     /* s->drow_weight and the losses -> gradients of the gate, added, and of x, added to dx (data NULL: not
      * wanted). */
     moe_status (*route_backward)(moe_layer *layer, const moei_scratch *s, moe_mat dx);
+    /* The same ahead of the experts' part of dx, which it then writes (accumulate: adds to), by kernels only.
+     * False: not for this router or call, and nothing was done. NULL: never. */
+    bool (*route_backward_first)(moe_layer *layer, const moei_scratch *s, moe_mat dx, bool accumulate);
 };
 
 extern const moei_layer_path moei_path_cpu, moei_path_device, moei_path_twin;

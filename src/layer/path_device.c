@@ -189,26 +189,24 @@ static moe_status measure(moe_layer *layer, const moei_scratch *s, moe_stats *st
     return moei_path_cpu.measure(twin, &ours, stats);
 }
 
-/* The gate's way back by one kernel, where the device has one for this router. */
-static bool gate_backward_in_one(const moe_layer *layer, const moei_scratch *s, moe_mat dx) {
-    const moei_kernels *kernels = layer->ctx->kernels[layer->desc.dtype];
+/* What the gate's way back by the device's kernel is told; scratch NULL: there is none for this router. */
+static moei_gate_grad_args gate_grad_args(const moe_layer *layer, const moei_scratch *s, moe_mat dx) {
     const moe_mat x = layer->batch.x;
-    if (!kernels->gate_grad || !s->gate_grad) return false; /* without room: not for this router */
-    return kernels->gate_grad(&layer->ctx->team, &(moei_gate_grad_args){.dtype = x.dtype,
-                                                                        .n_tokens = x.rows,
-                                                                        .d = x.cols,
-                                                                        .n_experts = layer->router.n_experts,
-                                                                        .dlogits = s->route.logits,
-                                                                        .x = x.data,
-                                                                        .gate = layer->gate.weight,
-                                                                        .ldx = x.stride,
-                                                                        .dgate = layer->gate_grad.weight,
-                                                                        .dx = dx.data,
-                                                                        .ld_dx = dx.stride,
-                                                                        .scratch = s->gate_grad});
+    return (moei_gate_grad_args){.dtype = x.dtype,
+                                 .n_tokens = x.rows,
+                                 .d = x.cols,
+                                 .n_experts = layer->router.n_experts,
+                                 .x = x.data,
+                                 .gate = layer->gate.weight,
+                                 .ldx = x.stride,
+                                 .dgate = layer->gate_grad.weight,
+                                 .dx = dx.data,
+                                 .ld_dx = dx.stride,
+                                 .scratch = s->gate_grad};
 }
 
-static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx) {
+/* dlogits[T,E] f32, or as pairs where there is room for them. */
+static void queue_dlogits(const moe_layer *layer, const moei_scratch *s, void *pairs) {
     const moe_layer_desc *d = &layer->desc;
     const moei_kernels *kernels = layer->ctx->kernels[d->dtype];
     const bool has_losses = d->aux_loss_coeff > 0 || d->z_loss_coeff > 0;
@@ -216,6 +214,7 @@ static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_ma
     args.row_of = layer->plan.row_of;
     args.drow_weight = s->drow_weight;
     args.dlogits = s->route.logits;
+    args.dlogits_pairs = pairs;
     if (has_losses) {
         const moei_balance_args balance = {.n_experts = d->num_experts,
                                            .routed = layer->plan.routed,
@@ -229,11 +228,24 @@ static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_ma
         args.z_grad = balance.z_grad;
     }
     kernels->router_grad(&layer->ctx->team, &args);
-    if (gate_backward_in_one(layer, s, dx)) return MOE_OK;
+}
+
+static bool route_backward_first(moe_layer *layer, const moei_scratch *s, moe_mat dx, bool accumulate) {
+    moei_gate_grad_args args = gate_grad_args(layer, s, dx);
+    args.accumulate = accumulate;
+    if (!moei_gate_grad_takes(&args)) return false;
+    queue_dlogits(layer, s, args.scratch);
+    layer->ctx->kernels[layer->desc.dtype]->gate_grad(&layer->ctx->team, &args);
+    return true;
+}
+
+static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx) {
+    if (route_backward_first(layer, s, dx, true)) return MOE_OK;
+    queue_dlogits(layer, s, NULL);
     const moei_route_job job = moei_layer_route_job(layer, s);
     moei_route_logits_backward(&job, &layer->gate_grad, dx);
     return MOE_OK;
 }
 
-const moei_layer_path moei_path_device = {"device", route,      build_due_plan,
-                                          measure,  index_rows, route_backward};
+const moei_layer_path moei_path_device = {"device",   route,          build_due_plan,      measure,
+                                          index_rows, route_backward, route_backward_first};

@@ -1,6 +1,6 @@
 /* gate_grad_sm90.cu: the way back through the gate by the grouped products of Hopper, bf16 with f32 sums:
- * dgate[E,d] += dlogits^T x, dx[T,d] += dlogits gate. dlogits[T,E] are f32: each is taken as the sum of two
- * bf16 numbers, so that 16 of its 24 bits count, and a product over both is one over 2E experts. The sum over
+ * dgate[E,d] += dlogits^T x, dx[T,d] (+)= dlogits gate. Each of dlogits[T,E] stands as the sum of two bf16
+ * numbers, so that 16 of its 24 bits count, and a product over both is one over 2E experts. The sum over
  * tokens is done in chunks side by side, whose parts are added in their order.
  */
 #include "kernel/cuda/portable.cuh"
@@ -10,7 +10,7 @@ namespace moei {
 enum { THREADS = 256 };
 
 struct GateParts {
-    bf16 *halves;    /* [T, 2E]: high parts, low parts */
+    bf16 *pairs;     /* [T, 2E]: high parts, low parts of dlogits */
     bf16 *gate;      /* [2E, d]: the gate twice */
     float *part;     /* [chunks, 2E, d] */
     int64_t *offset; /* [chunks + 1] tokens of a chunk */
@@ -24,26 +24,15 @@ static GateParts parts_of(const moei_gate_grad_args *a) {
             at.chunks};
 }
 
-/* Four experts of a token a thread. */
+/* The gate twice, 16 bytes a thread, and where the chunks begin. */
 static __global__ void __launch_bounds__(THREADS)
-    split_kernel(const moei_gate_grad_args p, const GateParts to) {
-    const int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 4,
-                  chunk = ceil_div(p.n_tokens, to.chunks);
-    if (blockIdx.x == 0)
-        for (int64_t g = threadIdx.x; g <= to.chunks; g += THREADS)
-            to.offset[g] = g * chunk < p.n_tokens ? g * chunk : p.n_tokens;
-    if (i >= p.n_tokens * p.n_experts) return;
-    const float4 four = *(const float4 *)(p.dlogits + i);
-    const float v[4] = {four.x, four.y, four.z, four.w};
-    bf16 *high = to.halves + i / p.n_experts * 2 * p.n_experts + i % p.n_experts, *low = high + p.n_experts;
-    __align__(8) bf16 h[4], l[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-        h[j] = __float2bfloat16(v[j]);
-        l[j] = __float2bfloat16(v[j] - __bfloat162float(h[j]));
-    }
-    *(uint2 *)high = *(const uint2 *)h;
-    *(uint2 *)low = *(const uint2 *)l;
+    prepare_kernel(const moei_gate_grad_args p, const GateParts to) {
+    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, pieces = p.n_experts * p.d / 8;
+    const int64_t chunk = ceil_div(p.n_tokens, to.chunks);
+    if (i <= to.chunks) to.offset[i] = i * chunk < p.n_tokens ? i * chunk : p.n_tokens;
+    if (i >= pieces) return;
+    uint4 *gate = (uint4 *)to.gate;
+    gate[i] = gate[pieces + i] = ((const uint4 *)p.gate)[i];
 }
 
 /* dgate += parts, first chunk to last, high then low; four columns of an expert a thread. */
@@ -52,7 +41,7 @@ static __global__ void __launch_bounds__(THREADS)
     const int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 4, size = p.n_experts * p.d;
     if (i >= size) return;
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t c = 0; c < 2 * chunks; ++c) {
         const float4 own = *(const float4 *)(part + c * size + i);
         sum.x += own.x, sum.y += own.y, sum.z += own.z, sum.w += own.w;
@@ -66,39 +55,28 @@ static void weight_gradient(const moei_team *team, const moei_gate_grad_args *ar
     a.dtype = MOE_BF16, a.n_groups = (int32_t)parts.chunks, a.offset = parts.offset,
     a.n_rows = args->n_tokens;
     a.m = a.lda = 2 * args->n_experts, a.n = a.ldc = args->d, a.c_group = a.m * a.n;
-    a.a = parts.halves, a.b = args->x, a.ldb = args->ldx, a.c = parts.part, a.c_wide = true;
+    a.a = parts.pairs, a.b = args->x, a.ldb = args->ldx, a.c = parts.part, a.c_wide = true;
     moei_gemm_outer__sm90(team, &a);
     const unsigned blocks = (unsigned)ceil_div(args->n_experts * args->d, 4 * THREADS);
     sum_chunks_kernel<<<blocks, THREADS, 0, stream_of(team)>>>(*args, parts.part, parts.chunks);
 }
 
 static void input_gradient(const moei_team *team, const moei_gate_grad_args *args, const GateParts &parts) {
-    const int64_t size = args->n_experts * args->d;
-    for (int i = 0; i < 2; ++i)
-        cudaMemcpyAsync(parts.gate + i * size, args->gate, (size_t)size * sizeof(bf16),
-                        cudaMemcpyDeviceToDevice, stream_of(team));
     moe_gemm_rows_args a = {};
     a.dtype = MOE_BF16, a.n_groups = 1, a.n_rows = args->n_tokens, a.n = a.ldb = args->d;
-    a.k = a.lda = 2 * args->n_experts, a.a = parts.halves, a.b = parts.gate;
-    a.c = args->dx, a.ldc = args->ld_dx, a.accumulate = true;
+    a.k = a.lda = 2 * args->n_experts, a.a = parts.pairs, a.b = parts.gate;
+    a.c = args->dx, a.ldc = args->ld_dx, a.accumulate = args->accumulate;
     moei_gemm_rows__sm90(team, &a);
-}
-
-static bool fits(const moei_gate_grad_args *a) {
-    return a->dtype == MOE_BF16 && a->n_tokens > 0 && moei_gate_grad_serves(a->n_experts, a->d) &&
-           a->ldx % 8 == 0 && a->ld_dx % 8 == 0 && aligned16(a->x) && aligned16(a->dx) &&
-           aligned16(a->dgate) && aligned16(a->gate);
 }
 
 } // namespace moei
 
-extern "C" bool moei_gate_grad__sm90(const moei_team *team, const moei_gate_grad_args *args) {
+extern "C" void moei_gate_grad__sm90(const moei_team *team, const moei_gate_grad_args *args) {
     using namespace moei;
-    if (!fits(args)) return false;
     const GateParts parts = parts_of(args);
-    const unsigned blocks = (unsigned)ceil_div(args->n_tokens * args->n_experts, 4 * THREADS);
-    split_kernel<<<blocks, THREADS, 0, stream_of(team)>>>(*args, parts);
-    if (args->dgate) weight_gradient(team, args, parts);
+    const int64_t pieces = args->n_experts * args->d / 8, most = parts.chunks + 1;
+    const unsigned blocks = (unsigned)ceil_div(pieces > most ? pieces : most, THREADS);
+    prepare_kernel<<<blocks, THREADS, 0, stream_of(team)>>>(*args, parts);
     if (args->dx) input_gradient(team, args, parts);
-    return true;
+    if (args->dgate) weight_gradient(team, args, parts);
 }

@@ -278,12 +278,23 @@ __device__ __forceinline__ float through_score(const Token &token, int e, float 
     return root > 0.f ? ds * sigmoid / (2.f * root) : 0.f;
 }
 
+/* dlogits of expert e of token t, in one number or two. */
+__device__ __forceinline__ void put_dlogit(const moei_router_args &p, int64_t t, int e, float value) {
+    if (!p.dlogits_pairs) {
+        p.dlogits[t * p.n_experts + e] = value;
+        return;
+    }
+    bf16 *pair = (bf16 *)p.dlogits_pairs + t * 2 * p.n_experts + e;
+    const bf16 high = __float2bfloat16(value);
+    pair[0] = high;
+    pair[p.n_experts] = __float2bfloat16(value - __bfloat162float(high));
+}
+
 static __global__ void __launch_bounds__(THREADS) router_grad_kernel(const moei_router_args p) {
     Token token = {p, (int64_t)blockIdx.x * WARPS + threadIdx.x / 32, (int)threadIdx.x & 31, 0.f};
     if (token.t >= p.n_tokens) return;
-    float *dl = p.dlogits + token.t * p.n_experts;
     if ((p.mask && !p.mask[token.t]) || isnan(p.lse[token.t])) {
-        for (int e = token.lane; e < p.n_experts; e += 32) dl[e] = 0.f;
+        for (int e = token.lane; e < p.n_experts; e += 32) put_dlogit(p, token.t, e, 0.f);
         return;
     }
     ScoreGradient s = {0.f, 0.f, 0.f, 0.f};
@@ -311,7 +322,7 @@ static __global__ void __launch_bounds__(THREADS) router_grad_kernel(const moei_
                                                      : expf(token.logit(e) - token.lse));
         for (int k = 0; k < p.top_k && over_chosen(p) && !p.replay_weight; ++k)
             if (p.expert[token.t * p.top_k + k] == e) d += chosen_gradient(token, k, s.sum, s.mean);
-        dl[e] = d;
+        put_dlogit(p, token.t, e, d);
     }
 }
 
@@ -321,7 +332,6 @@ static __global__ void __launch_bounds__(THREADS) softmax_grad_kernel(const moei
     const int64_t t = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
     const int lane = (int)threadIdx.x & 31;
     if (t >= p.n_tokens) return;
-    float *dl = p.dlogits + t * p.n_experts;
     const float *prob = p.prob + t * p.n_experts, lse = p.lse[t];
     const int64_t slot = t * p.top_k + lane;
     const bool left_out = (p.mask && !p.mask[t]) || isnan(lse);
@@ -343,11 +353,11 @@ static __global__ void __launch_bounds__(THREADS) softmax_grad_kernel(const moei
         mean = fmaf((float)p.aux_grad[e], prob[e], mean);
     const float all = (p.z_grad ? (float)*p.z_grad * lse : 0.f) - warp_sum(mean);
     for (int e = lane; e < p.n_experts; e += 32)
-        dl[e] = left_out ? 0.f : prob[e] * (all + (p.aux_grad ? (float)p.aux_grad[e] : 0.f));
+        put_dlogit(p, t, e, left_out ? 0.f : prob[e] * (all + (p.aux_grad ? (float)p.aux_grad[e] : 0.f)));
     __syncwarp();
     if (own < 0) return;
     const float aux = p.aux_grad ? (float)p.aux_grad[own] : 0.f;
-    dl[own] = over_chosen(p) ? fmaf(score, all + aux, chosen) : score * (all + aux + chosen);
+    put_dlogit(p, t, own, over_chosen(p) ? fmaf(score, all + aux, chosen) : score * (all + aux + chosen));
 }
 
 static bool is_plain_softmax(const moei_router_args *a) {
