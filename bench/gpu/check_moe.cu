@@ -143,19 +143,6 @@ static void check_store(Problem &p, bool gather, bool trans, moei_schedule sched
     verdict(p.name(what).c_str(), distance(c.get(), want), 4e-3, c.guard_intact());
 }
 
-struct Act {
-    double value, d_gate, d_up;
-};
-static Act act_eval(moe_act act, double g, double u) {
-    if (act == MOE_ACT_RELU) return {g > 0 ? g : 0, g > 0 ? 1. : 0., 0};
-    if (act == MOE_ACT_GELU) {
-        const double cdf = 0.5 * (1 + erf(g / sqrt(2.)));
-        return {g * cdf, cdf + g * exp(-g * g / 2) / sqrt(2 * M_PI), 0};
-    }
-    const double s = 1 / (1 + exp(-g));
-    return {g * s * u, u * s * (1 + g * (1 - s)), g * s};
-}
-
 /* f32 out of bf16, as logits are: contiguous rows, B transposed; without offsets the rows are one group's. */
 static void check_store_wide(Problem &p, bool one_group, bool accumulate) {
     const int64_t k = p.c.n, n = p.c.d;
@@ -183,15 +170,26 @@ static void check_store_wide(Problem &p, bool one_group, bool accumulate) {
     verdict(p.name(what).c_str(), distance(c.get(), want), 1e-5, c.guard_intact());
 }
 
-static void check_act(Problem &p, moe_act act, moei_schedule schedule, bool keep, bool gather) {
-    const bool gated = act == MOE_ACT_SWIGLU;
+/* An activation and its numbers. */
+struct Act {
+    moe_act act;
+    moe_act_numbers numbers;
+};
+static const Act swiglu = {MOE_ACT_SWIGLU, {}}, gelu = {MOE_ACT_GELU, {}}, relu2 = {MOE_ACT_RELU2, {}};
+static const Act clamped = {
+    MOE_ACT_SWIGLU, {1.702, 1.5, 1}
+};
+
+static void check_act(Problem &p, const Act &act, moei_schedule schedule, bool keep, bool gather) {
+    const moei_act_rule rule = moei_act_rule_for(act.act, act.numbers);
+    const bool gated = rule.gated;
     const int64_t n = p.c.n, width = gated ? 2 * n : n;
     Buffer<bf16> z(p.c.rows * width), h(p.c.rows * n);
     const int *row = gather ? p.row.data : NULL;
     if (!gather && p.c.tokens < p.c.rows) return;
     moe_gemm_rows_args args = rows_args(p, width, p.c.d, p.w1.data, false);
     args.a = p.x.data, args.lda = p.c.d, args.a_row = row;
-    args.epilogue = MOE_EPI_ACT, args.act = act;
+    args.epilogue = MOE_EPI_ACT, args.act = act.act, args.act_numbers = act.numbers;
     args.c = keep ? z.data : NULL, args.ldc = width, args.h = h.data, args.ldh = n;
     CUDA_OK(moei_cuda_gemm_rows(&team, &args, schedule));
     CUDA_OK(cudaDeviceSynchronize());
@@ -199,19 +197,21 @@ static void check_act(Problem &p, moe_act act, moei_schedule schedule, bool keep
     std::vector<double> want_h((size_t)(p.c.rows * n));
     for (int64_t r = 0; r < p.c.rows; ++r)
         for (int64_t j = 0; j < n; ++j)
-            want_h[(size_t)(r * n + j)] =
-                act_eval(act, ref[(size_t)(r * width + j)], gated ? ref[(size_t)(r * width + n + j)] : 0)
-                    .value;
+            want_h[(size_t)(r * n + j)] = moei_act_at(&rule, (double)ref[(size_t)(r * width + j)],
+                                                      gated ? (double)ref[(size_t)(r * width + n + j)] : 0)
+                                              .value;
     char what[80];
-    snprintf(what, sizeof what, "act %d schedule %d keep %d gather %d", act, schedule, keep, gather);
+    snprintf(what, sizeof what, "act %d limit %g schedule %d keep %d gather %d", act.act, act.numbers.limit,
+             schedule, keep, gather);
     verdict(p.name(what).c_str(), distance(h.get(), want_h), 5e-3, h.guard_intact());
     if (keep)
         verdict(p.name("  its z").c_str(), distance(z.get(), std::vector<double>(ref.begin(), ref.end())),
                 4e-3, z.guard_intact());
 }
 
-static void check_act_grad(Problem &p, moe_act act, moei_schedule schedule, bool in_place, bool gather) {
-    const bool gated = act == MOE_ACT_SWIGLU;
+static void check_act_grad(Problem &p, const Act &act, moei_schedule schedule, bool in_place, bool gather) {
+    const moei_act_rule rule = moei_act_rule_for(act.act, act.numbers);
+    const bool gated = rule.gated;
     const int64_t n = p.c.n, width = gated ? 2 * n : n;
     const int *row = gather ? p.row.data : NULL;
     if (!gather && p.c.tokens < p.c.rows) return;
@@ -221,7 +221,7 @@ static void check_act_grad(Problem &p, moe_act act, moei_schedule schedule, bool
     const std::vector<bf16> z_old = z.get();
     moe_gemm_rows_args args = rows_args(p, n, p.c.d, p.w2.data, true);
     args.a = p.x.data, args.lda = p.c.d, args.a_row = row;
-    args.epilogue = MOE_EPI_ACT_GRAD, args.act = act;
+    args.epilogue = MOE_EPI_ACT_GRAD, args.act = act.act, args.act_numbers = act.numbers;
     args.z = z.data, args.dz = in_place ? z.data : dz.data, args.ldz = width, args.wa = wa.data,
     args.ldwa = n;
     args.row_weight = p.row_weight.data, args.dweight = dweight.data, args.dweight_part = part.data;
@@ -233,8 +233,8 @@ static void check_act_grad(Problem &p, moe_act act, moei_schedule schedule, bool
     for (int64_t r = 0; r < p.c.rows; ++r) {
         for (int64_t j = 0; j < n; ++j) {
             const size_t at = (size_t)(r * width + j), i = (size_t)(r * n + j);
-            const Act a =
-                act_eval(act, (double)(float)z_old[at], gated ? (double)(float)z_old[at + (size_t)n] : 0);
+            const moei_act_point a = moei_act_at(&rule, (double)(float)z_old[at],
+                                                 gated ? (double)(float)z_old[at + (size_t)n] : 0);
             want_z[at] = w[(size_t)r] * da[i] * a.d_gate;
             if (gated) want_z[at + (size_t)n] = w[(size_t)r] * da[i] * a.d_up;
             want_a[i] = w[(size_t)r] * a.value;
@@ -243,8 +243,8 @@ static void check_act_grad(Problem &p, moe_act act, moei_schedule schedule, bool
     }
     Buffer<bf16> &out = in_place ? z : dz;
     char what[80];
-    snprintf(what, sizeof what, "act_grad %d schedule %d in place %d gather %d", act, schedule, in_place,
-             gather);
+    snprintf(what, sizeof what, "act_grad %d limit %g schedule %d in place %d gather %d", act.act,
+             act.numbers.limit, schedule, in_place, gather);
     verdict(p.name(what).c_str(), distance(out.get(), want_z), 5e-3, out.guard_intact());
     verdict(p.name("  its weighted A").c_str(), distance(wa.get(), want_a), 5e-3, wa.guard_intact());
     verdict(p.name("  its dweight").c_str(), distance(dweight.get(), want_w), 3e-3,
@@ -416,8 +416,9 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
 }
 
 /* Experts may repeat between tokens and be missing (-1). */
-static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int64_t n, moe_act act) {
-    const bool gated = act == MOE_ACT_SWIGLU;
+static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int64_t n, const Act &act) {
+    const moei_act_rule rule = moei_act_rule_for(act.act, act.numbers);
+    const bool gated = rule.gated;
     const int64_t width = gated ? 2 * n : n, choices = tokens * top_k;
     Buffer<bf16> x(tokens * d), w1(experts * d * width), w2(experts * n * d), y(tokens * d),
         again(tokens * d);
@@ -434,7 +435,8 @@ static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int6
     moei_few_args args = {};
     args.dtype = MOE_BF16, args.n_tokens = tokens, args.d = args.ldx = args.ldy = d, args.n = n;
     args.n_experts = experts, args.top_k = top_k, args.x = x.data, args.w1 = w1.data, args.w2 = w2.data;
-    args.act = act, args.expert = expert.data, args.weight = weight.data, args.h = h.data, args.y = y.data;
+    args.act = act.act, args.act_numbers = act.numbers, args.expert = expert.data, args.weight = weight.data,
+    args.h = h.data, args.y = y.data;
     y.random(seed + 4, 1);
     const std::vector<bf16> was = y.get();
     args.accumulate = tokens % 2;
@@ -456,14 +458,15 @@ static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int6
                 z[(size_t)j] += (double)(float)xv[(size_t)(t * d + k)] *
                                 (double)(float)v1[(size_t)((e * d + k) * width + j)];
         for (int64_t k = 0; k < n; ++k) {
-            const double a = w[(size_t)i] * act_eval(act, z[(size_t)k], gated ? z[(size_t)(n + k)] : 0).value;
+            const double a =
+                w[(size_t)i] * moei_act_at(&rule, z[(size_t)k], gated ? z[(size_t)(n + k)] : 0).value;
             for (int64_t j = 0; j < d; ++j)
                 want[(size_t)(t * d + j)] += a * (double)(float)v2[(size_t)((e * n + k) * d + j)];
         }
     }
     char what[100];
     snprintf(what, sizeof what, "decode T %d E %d K %d d %d n %d act %d", (int)tokens, experts, top_k, (int)d,
-             (int)n, act);
+             (int)n, act.act);
     verdict(what, distance(got, want), 4e-3, y.guard_intact() && h.guard_intact());
     verdict("  the same bits again", memcmp(got.data(), twice.data(), got.size() * sizeof(bf16)) != 0, 0,
             true);
@@ -568,18 +571,20 @@ static void check_case(const Case &c) {
     for (moei_schedule schedule : both) {
         check_store(p, false, false, schedule, false);
         check_store(p, false, true, schedule, true);
-        check_act(p, MOE_ACT_SWIGLU, schedule, true, true);
-        check_act_grad(p, MOE_ACT_SWIGLU, schedule, true, true);
+        check_act(p, swiglu, schedule, true, true);
+        check_act_grad(p, swiglu, schedule, true, true);
     }
     check_store(p, true, false, MOEI_SCHEDULE_AUTO, false);
     check_store(p, true, true, MOEI_SCHEDULE_AUTO, false);
     check_store_wide(p, false, false);
     check_store_wide(p, true, true);
-    check_act(p, MOE_ACT_SWIGLU, MOEI_SCHEDULE_AUTO, false, true);
-    for (int act = MOE_ACT_RELU; act <= MOE_ACT_SWIGLU; ++act)
-        for (bool gather : {false, true}) {
-            check_act(p, (moe_act)act, MOEI_SCHEDULE_AUTO, true, gather);
-            check_act_grad(p, (moe_act)act, MOEI_SCHEDULE_AUTO, false, gather);
+    check_act(p, swiglu, MOEI_SCHEDULE_AUTO, false, true);
+    for (int kind = MOE_ACT_RELU; kind <= MOE_ACT_GEGLU; ++kind)
+        for (int i = 0; i < 4; ++i) {
+            Act act = {(moe_act)kind, {}};
+            if (i / 2) act.numbers = {1.702, 1.5, 1};
+            check_act(p, act, MOEI_SCHEDULE_AUTO, true, i % 2);
+            check_act_grad(p, act, MOEI_SCHEDULE_AUTO, false, i % 2);
         }
     for (int i = 0; i < 8; ++i) {
         check_outer<bf16>(p, i & 1, i >> 1 & 1, i >> 2);
@@ -619,11 +624,11 @@ int main(int argc, char **argv) {
     check_route(1, 128, 8, 2048, false, false, false, true);
     check_route(8, 60, 4, 136, true, true, true, true);
     check_route(5, 256, 16, 72, true, false, true, true);
-    check_decode(1, 16, 4, 256, 128, MOE_ACT_SWIGLU);
-    check_decode(8, 11, 8, 200, 72, MOE_ACT_SWIGLU);
-    check_decode(3, 64, 2, 1048, 264, MOE_ACT_SWIGLU);
-    check_decode(7, 5, 2, 136, 40, MOE_ACT_GELU);
-    check_decode(2, 8, 2, 64, 8, MOE_ACT_RELU);
+    check_decode(1, 16, 4, 256, 128, swiglu);
+    check_decode(8, 11, 8, 200, 72, swiglu);
+    check_decode(3, 64, 2, 1048, 264, clamped);
+    check_decode(7, 5, 2, 136, 40, gelu);
+    check_decode(2, 8, 2, 64, 8, relu2);
     for (bool opposed : {false, true}) {
         check_gate_grad(1009, 64, 200, opposed, opposed);
         check_gate_grad(131, 12, 72, opposed, opposed);

@@ -25,8 +25,26 @@ typedef void (*moe_task_fn)(void *arg, int64_t task, void *scratch);
 MOE_API void moe_parallel(moe_ctx *ctx, int64_t n_tasks, moe_task_fn fn, void *arg);
 MOE_API size_t moe_thread_scratch_bytes(void);
 
-/* Activations. A gated one takes 2n columns, gate first: swiglu(g,u) = silu(g) * u (Shazeer 2020). */
-typedef enum moe_act { MOE_ACT_NONE = 0, MOE_ACT_RELU, MOE_ACT_GELU, MOE_ACT_SWIGLU } moe_act;
+/* Activations: f(v), or of a gated one, which takes 2n columns, n gates g and then the n ups u they go with,
+ *   f(min(g, limit)) * (clamp(u, -limit, limit) + offset)                     (Shazeer 2020)
+ * At the limit itself the gradient passes. */
+typedef enum moe_act {
+    MOE_ACT_NONE = 0,    /* v */
+    MOE_ACT_RELU,        /* max(0, v) */
+    MOE_ACT_GELU,        /* v times the normal distribution function of v */
+    MOE_ACT_SWIGLU,      /* gated by silu */
+    MOE_ACT_LEAKY_RELU,  /* v, below zero 0.01 v */
+    MOE_ACT_RELU2,       /* max(0, v)^2 */
+    MOE_ACT_SILU,        /* v sigmoid(alpha v) */
+    MOE_ACT_GELU_TANH,   /* v (1 + tanh(sqrt(2/pi) (v + 0.044715 v^3))) / 2 */
+    MOE_ACT_REGLU,       /* gated by relu */
+    MOE_ACT_GEGLU_EXACT, /* gated by gelu */
+    MOE_ACT_GEGLU        /* gated by gelu_tanh */
+} moe_act;
+/* Zeros: an alpha of 1, no limit, nothing added. Alpha concerns silu and swiglu, the others what is gated. */
+typedef struct moe_act_numbers {
+    double alpha, limit, offset;
+} moe_act_numbers;
 MOE_API moe_status moe_act_by_name(const char *name, moe_act *act, moe_error *error);
 MOE_API bool moe_act_gated(moe_act act);
 
@@ -61,6 +79,7 @@ typedef struct moe_gemm_rows_args {
     bool c_wide;     /* STORE only: C is wide (logits) */
     moe_epilogue epilogue;
     moe_act act;
+    moe_act_numbers act_numbers;
     void *h; /* ACT: [R, n'] */
     int64_t ldh;
     const void *z; /* ACT_GRAD */

@@ -1,7 +1,6 @@
 /* activation.c: the table of activations.
  * Z[n or 2n] -> A[n]: gate and up stand in halves or interleaved.
- * Source: Shazeer 2020 (GLU variants); So et al. 2021 (squared ReLU); Automodel and Megatron core for the
- * clamped and interleaved ones; Hendrycks & Gimpel 2016 (both forms of GELU).
+ * Source: kernel/act.c; Automodel and Megatron core for the clamped and interleaved ones.
  */
 #include "experts/activation.h"
 
@@ -10,19 +9,19 @@
 #include <string.h>
 
 static const moei_activation activations[] = {
-    {"swiglu",      MOEI_CURVE_SWISH,      true,  false, 0,     0, 0, MOE_ACT_SWIGLU},
-    {"geglu",       MOEI_CURVE_GELU_TANH,  true,  false, 0,     0, 0, MOE_ACT_NONE  },
-    {"geglu_exact", MOEI_CURVE_GELU,       true,  false, 0,     0, 0, MOE_ACT_NONE  },
-    {"reglu",       MOEI_CURVE_RELU,       true,  false, 0,     0, 0, MOE_ACT_NONE  },
-    {"quick_geglu", MOEI_CURVE_SWISH,      true,  true,  1.702, 7, 1, MOE_ACT_NONE  },
-    {"swigluoai",   MOEI_CURVE_SWISH,      true,  false, 1.702, 7, 1, MOE_ACT_NONE  },
-    {"relu",        MOEI_CURVE_RELU,       false, false, 0,     0, 0, MOE_ACT_RELU  },
-    {"leaky_relu",  MOEI_CURVE_LEAKY_RELU, false, false, 0,     0, 0, MOE_ACT_NONE  },
-    {"relu2",       MOEI_CURVE_RELU2,      false, false, 0,     0, 0, MOE_ACT_NONE  },
-    {"silu",        MOEI_CURVE_SWISH,      false, false, 0,     0, 0, MOE_ACT_NONE  },
-    {"gelu",        MOEI_CURVE_GELU,       false, false, 0,     0, 0, MOE_ACT_GELU  },
-    {"gelu_tanh",   MOEI_CURVE_GELU_TANH,  false, false, 0,     0, 0, MOE_ACT_NONE  },
-    {"quick_gelu",  MOEI_CURVE_SWISH,      false, false, 1.702, 0, 0, MOE_ACT_NONE  }
+    {"swiglu",      MOE_ACT_SWIGLU,      false, 0,     0, 0},
+    {"geglu",       MOE_ACT_GEGLU,       false, 0,     0, 0},
+    {"geglu_exact", MOE_ACT_GEGLU_EXACT, false, 0,     0, 0},
+    {"reglu",       MOE_ACT_REGLU,       false, 0,     0, 0},
+    {"quick_geglu", MOE_ACT_SWIGLU,      true,  1.702, 7, 1},
+    {"swigluoai",   MOE_ACT_SWIGLU,      false, 1.702, 7, 1},
+    {"relu",        MOE_ACT_RELU,        false, 0,     0, 0},
+    {"leaky_relu",  MOE_ACT_LEAKY_RELU,  false, 0,     0, 0},
+    {"relu2",       MOE_ACT_RELU2,       false, 0,     0, 0},
+    {"silu",        MOE_ACT_SILU,        false, 0,     0, 0},
+    {"gelu",        MOE_ACT_GELU,        false, 0,     0, 0},
+    {"gelu_tanh",   MOE_ACT_GELU_TANH,   false, 0,     0, 0},
+    {"quick_gelu",  MOE_ACT_SILU,        false, 1.702, 0, 0}
 };
 
 const char *const moei_activation_names[] = {"swiglu",    "geglu",     "geglu_exact", "reglu", "quick_geglu",
@@ -36,9 +35,10 @@ const moei_activation *moei_activation_find(const char *name) {
 }
 
 moei_act_rule moei_act_rule_of(const moei_activation *kind, const moe_expert_desc *desc) {
-    moei_act_rule rule = {kind->curve, kind->gated, kind->interleaved, 1, kind->limit, kind->offset};
+    moei_act_rule rule = moei_act_rule_for(kind->act, (moe_act_numbers){0});
     if (kind->alpha > 0) rule.alpha = moei_number(desc->activation_alpha, kind->alpha);
-    if (!kind->gated) return rule;
+    if (!rule.gated) return rule;
+    rule.interleaved = kind->interleaved;
     if (desc->glu_layout && strcmp(desc->glu_layout, "auto") != 0)
         rule.interleaved = strcmp(desc->glu_layout, "interleaved") == 0;
     rule.limit = moei_number(desc->activation_limit, kind->limit);
@@ -46,7 +46,6 @@ moei_act_rule moei_act_rule_of(const moei_activation *kind, const moe_expert_des
     return rule;
 }
 
-moe_act moei_act_fused(const moei_activation *kind, const moei_act_rule *rule) {
-    const bool plain = !rule->interleaved && rule->limit == 0 && rule->offset == 0;
-    return plain ? kind->fused : MOE_ACT_NONE;
+bool moei_act_fuses(const moei_act_rule *rule) {
+    return !rule->interleaved && rule->alpha != 0;
 }

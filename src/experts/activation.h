@@ -13,10 +13,9 @@
 /* One row of the table. The numbers are what the activation has unless the descriptor says otherwise. */
 typedef struct moei_activation {
     const char *name;
-    moei_curve curve;
-    bool gated, interleaved;     /* interleaved: even columns gate, odd columns up; else halves */
+    moe_act act;                 /* what the products call it */
+    bool interleaved;            /* even columns gate, odd columns up; else halves */
     double alpha, limit, offset; /* alpha 0: it takes none; limit 0: no clamp */
-    moe_act fused;               /* what the kernels call it; MOE_ACT_NONE: they do not have it */
 } moei_activation;
 
 /* NULL-terminated; the order is that of the table. */
@@ -27,7 +26,7 @@ const moei_activation *moei_activation_find(const char *name);
 /* The rule of an activation with a descriptor's numbers filled in. */
 moei_act_rule moei_act_rule_of(const moei_activation *kind, const moe_expert_desc *desc);
 
-/* What the kernels call the rule of `kind`, where their products compute exactly it; else MOE_ACT_NONE. */
-moe_act moei_act_fused(const moei_activation *kind, const moei_act_rule *rule);
+/* Whether the products can compute the rule: gates and ups in halves, and an alpha. */
+bool moei_act_fuses(const moei_act_rule *rule);
 
 #endif

@@ -25,15 +25,15 @@ typedef struct ffn_scratch {
 } ffn_scratch;
 
 static ffn_scratch carve(const moei_ffn *f, moei_arena *arena, int64_t rows, moe_mode mode) {
-    const bool train = mode == MOE_TRAIN, fused = f->fused != MOE_ACT_NONE;
+    const bool train = mode == MOE_TRAIN;
     const size_t wide = moe_dtype_bytes(moei_wide(f->desc.dtype));
     const int64_t few = rows < MOEI_FEW_ROWS ? rows : MOEI_FEW_ROWS;
     const size_t a = rows_bytes(f, rows, f->desc.d_hidden),
                  few_a = (size_t)few * (size_t)f->desc.d_hidden * wide;
     ffn_scratch s = {.a = moei_arena_take(arena, !train && few_a > a ? few_a : a)};
-    if (train && fused)
+    if (train && f->fused)
         s.dweight_part = moei_arena_array(arena, rows, moe_dweight_parts(f->desc.d_hidden), wide);
-    if (train ? f->desc.recompute : !fused) s.z = moei_arena_take(arena, rows_bytes(f, rows, f->d_z));
+    if (train ? f->desc.recompute : !f->fused) s.z = moei_arena_take(arena, rows_bytes(f, rows, f->d_z));
     return s;
 }
 
@@ -41,6 +41,10 @@ static size_t ffn_scratch_bytes(const void *self, int64_t max_rows, moe_mode mod
     moei_arena arena = {0};
     carve(self, &arena, max_rows, mode);
     return arena.used;
+}
+
+static moe_act_numbers act_numbers(const moei_ffn *f) {
+    return (moe_act_numbers){f->rule.alpha, f->rule.limit, f->rule.offset};
 }
 
 /* Z = gather(x) W1 + b1, into z (NULL: not kept). The fused epilogue also writes A. */
@@ -63,7 +67,8 @@ static moe_status up_product(const moei_ffn *f, const moe_expert_io *io, void *z
                                                        .c = z,
                                                        .ldc = f->d_z,
                                                        .epilogue = fused ? MOE_EPI_ACT : MOE_EPI_STORE,
-                                                       .act = f->fused,
+                                                       .act = f->act,
+                                                       .act_numbers = act_numbers(f),
                                                        .h = fused ? a : NULL,
                                                        .ldh = d->d_hidden});
 }
@@ -107,12 +112,11 @@ static moei_act_pass_args pass_of(const moei_ffn *f, const moe_expert_io *io, vo
 
 static moe_status ffn_forward(void *self, const moe_expert_io *io) {
     const moei_ffn *f = self;
-    const bool fused = f->fused != MOE_ACT_NONE;
     moei_arena arena = {io->scratch, 0};
     const ffn_scratch s = carve(f, &arena, io->n_rows, io->mode);
     void *kept = io->mode == MOE_TRAIN && !f->desc.recompute ? io->saved : s.z;
-    MOEI_TRY(up_product(f, io, fused && f->desc.recompute ? NULL : kept, fused, s.a));
-    if (!fused) {
+    MOEI_TRY(up_product(f, io, f->fused && f->desc.recompute ? NULL : kept, f->fused, s.a));
+    if (!f->fused) {
         const moei_act_pass_args pass = pass_of(f, io, kept, s.a);
         f->ctx->kernels[pass.dtype]->act_pass(&f->ctx->team, &pass);
     }
@@ -125,13 +129,14 @@ bool moei_ffn_few(const void *self, const moei_few_args *given) {
     moei_few_fn *few = f->ctx->kernels[d->dtype]->few;
     moei_arena arena = {(char *)given->h, 0};
     moei_few_args args = *given;
-    if (!few || f->fused == MOE_ACT_NONE || d->d_in != d->d_out || f->value[MOEI_FFN_UP_BIAS] ||
-        f->packed[MOEI_FFN_UP] || f->packed[MOEI_FFN_DOWN])
+    if (!few || !f->fused || d->d_in != d->d_out || f->value[MOEI_FFN_UP_BIAS] || f->packed[MOEI_FFN_UP] ||
+        f->packed[MOEI_FFN_DOWN])
         return false;
     args.n = d->d_hidden;
     args.w1 = f->value[MOEI_FFN_UP];
     args.w2 = f->value[MOEI_FFN_DOWN];
-    args.act = f->fused;
+    args.act = f->act;
+    args.act_numbers = act_numbers(f);
     args.h = carve(f, &arena, args.n_tokens * args.top_k, MOE_INFER).a;
     return few(&f->ctx->team, &args);
 }
@@ -139,7 +144,6 @@ bool moei_ffn_few(const void *self, const moei_few_args *given) {
 /* dA' = gather(dy) W2^T; from it dZ (over Z), weight*A and dweight = <dA', A>. */
 static moe_status hidden_gradient(const moei_ffn *f, const moe_expert_io *io, void *z, ffn_scratch s) {
     const moe_expert_desc *d = &f->desc;
-    const bool fused = f->fused != MOE_ACT_NONE;
     moe_gemm_rows_args args = {.dtype = d->dtype,
                                .n_groups = io->n_experts,
                                .offset = io->offset,
@@ -153,7 +157,7 @@ static moe_status hidden_gradient(const moei_ffn *f, const moe_expert_io *io, vo
                                .ldb = d->d_out,
                                .b_group = (int64_t)d->d_hidden * d->d_out,
                                .b_trans = true};
-    if (!fused) {
+    if (!f->fused) {
         args.c = s.a;
         args.ldc = d->d_hidden;
         MOEI_TRY(moe_gemm_rows(f->ctx, &args));
@@ -162,7 +166,8 @@ static moe_status hidden_gradient(const moei_ffn *f, const moe_expert_io *io, vo
         return MOE_OK;
     }
     args.epilogue = MOE_EPI_ACT_GRAD;
-    args.act = f->fused;
+    args.act = f->act;
+    args.act_numbers = act_numbers(f);
     args.z = args.dz = z;
     args.ldz = f->d_z;
     args.row_weight = io->row_weight;

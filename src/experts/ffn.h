@@ -12,7 +12,8 @@ typedef struct moei_ffn {
     moe_ctx *ctx;
     moe_expert_desc desc;
     moei_act_rule rule;
-    moe_act fused;        /* MOE_ACT_NONE: the activation is a pass of its own */
+    moe_act act;          /* with rule's numbers */
+    bool fused;           /* in the products; else the activation is a pass of its own */
     int32_t d_z;          /* columns of Z: n, or 2n if gated */
     int32_t n_params;     /* 2, 3 with up biases, 4 with both */
     moe_dtype grad_dtype; /* of the matrices: wide, or bf16 */

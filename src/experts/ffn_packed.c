@@ -5,7 +5,7 @@
 
 /* A fused gated activation reads gate and up columns as two runs; one that is a pass of its own reads Z. */
 static int32_t up_runs(const moei_ffn *f) {
-    return moe_act_gated(f->fused) ? 2 : 1;
+    return f->fused && f->rule.gated ? 2 : 1;
 }
 
 moe_status moei_ffn_pack(const void *self, const moe_quant_desc *desc, moe_packed *made[MOEI_FFN_MATRICES]) {

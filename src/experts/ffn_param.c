@@ -115,8 +115,9 @@ moe_status moei_ffn_create(moe_ctx *ctx, const moe_expert_desc *desc, void **sel
     *f = (moei_ffn){.ctx = ctx, .desc = *desc, .n_params = desc->bias ? 4 : desc->up_bias ? 3 : 2};
     f->grad_dtype = moei_wide(desc->dtype);
     f->rule = moei_act_rule_of(kind, desc);
-    f->fused = desc->dropout > 0 ? MOE_ACT_NONE : moei_act_fused(kind, &f->rule);
-    f->d_z = kind->gated ? 2 * desc->d_hidden : desc->d_hidden;
+    f->act = kind->act;
+    f->fused = desc->dropout == 0 && moei_act_fuses(&f->rule);
+    f->d_z = f->rule.gated ? 2 * desc->d_hidden : desc->d_hidden;
     for (int32_t i = 0; i < f->n_params; ++i) {
         const moe_status status = create_param(f, i);
         if (status == MOE_OK) continue;

@@ -12,29 +12,6 @@
 
 #include "kernel/stage.h"
 
-typedef struct moei_act_value {
-    double value, d_gate, d_up;
-} moei_act_value;
-
-static inline moei_act_value moei_act_eval(moe_act act, double gate, double up) {
-    switch (act) {
-    case MOE_ACT_RELU:
-        return (moei_act_value){gate > 0 ? gate : 0, gate > 0 ? 1.0 : 0.0, 0};
-    case MOE_ACT_GELU: {
-        double cdf = 0.5 * erfc(-gate * 0.70710678118654752);
-        double density = 0.39894228040143268 * exp(-0.5 * gate * gate);
-        return (moei_act_value){gate * cdf, cdf + gate * density, 0};
-    }
-    case MOE_ACT_SWIGLU: {
-        double s = 1 / (1 + exp(-gate));
-        return (moei_act_value){gate * s * up, up * s * (1 + gate * (1 - s)), gate * s};
-    }
-    case MOE_ACT_NONE:
-        break;
-    }
-    return (moei_act_value){gate, 1, 0};
-}
-
 /* One of the functions inside the activations: its value and slope at v. */
 typedef struct moei_slope {
     double value, slope;
@@ -55,6 +32,8 @@ static inline moei_slope moei_gelu_tanh(double v) {
 
 static inline moei_slope moei_curve_at(moei_curve curve, double v, double alpha) {
     switch (curve) {
+    case MOEI_CURVE_LINEAR:
+        return (moei_slope){v, 1};
     case MOEI_CURVE_RELU:
         return v > 0 ? (moei_slope){v, 1} : (moei_slope){0, 0};
     case MOEI_CURVE_LEAKY_RELU:
@@ -62,8 +41,8 @@ static inline moei_slope moei_curve_at(moei_curve curve, double v, double alpha)
     case MOEI_CURVE_RELU2:
         return v > 0 ? (moei_slope){v * v, 2 * v} : (moei_slope){0, 0};
     case MOEI_CURVE_GELU: {
-        const moei_act_value gelu = moei_act_eval(MOE_ACT_GELU, v, 0);
-        return (moei_slope){gelu.value, gelu.d_gate};
+        const double cdf = 0.5 * erfc(-v * 0.70710678118654752);
+        return (moei_slope){v * cdf, cdf + v * 0.39894228040143268 * exp(-0.5 * v * v)};
     }
     case MOEI_CURVE_GELU_TANH:
         return moei_gelu_tanh(v);

@@ -103,28 +103,6 @@ size_t moe_thread_scratch_bytes(void) {
     return MOEI_THREAD_SCRATCH;
 }
 
-moe_status moe_act_by_name(const char *name, moe_act *act, moe_error *error) {
-    static const struct {
-        const char *name;
-        moe_act act;
-    } acts[] = {
-        {"relu",   MOE_ACT_RELU  },
-        {"gelu",   MOE_ACT_GELU  },
-        {"swiglu", MOE_ACT_SWIGLU}
-    };
-    for (size_t i = 0; name && i < COUNT(acts); ++i)
-        if (strcmp(name, acts[i].name) == 0) {
-            *act = acts[i].act;
-            return MOE_OK;
-        }
-    return moei_error_set(error, MOE_ERR_ARGUMENT, "activation: '%s' is not one of: relu, gelu, swiglu",
-                          name ? name : "");
-}
-
-bool moe_act_gated(moe_act act) {
-    return act == MOE_ACT_SWIGLU;
-}
-
 int64_t moe_dweight_parts(int64_t n) {
     return (n + MOEI_DWEIGHT_COLS - 1) / MOEI_DWEIGHT_COLS;
 }
@@ -133,7 +111,7 @@ int64_t moe_dweight_parts(int64_t n) {
 static moe_status check_epilogue(moe_ctx *ctx, const char *op, const moe_gemm_rows_args *a) {
     const limit known[] = {
         {"epilogue", a->epilogue, MOE_EPI_STORE, MOE_EPI_ACT_GRAD},
-        {"act",      a->act,      MOE_ACT_NONE,  MOE_ACT_SWIGLU  }
+        {"act",      a->act,      MOE_ACT_NONE,  MOE_ACT_GEGLU   }
     };
     MOEI_TRY(check_limits(ctx, op, known, COUNT(known)));
     if (a->accumulate && a->epilogue != MOE_EPI_STORE)

@@ -77,7 +77,8 @@ typedef struct moei_convert_args {
 
 /* The functions inside the activations: of v alone, or of the gate. */
 typedef enum moei_curve {
-    MOEI_CURVE_RELU = 0,
+    MOEI_CURVE_LINEAR = 0,
+    MOEI_CURVE_RELU,
     MOEI_CURVE_LEAKY_RELU,
     MOEI_CURVE_RELU2,
     MOEI_CURVE_SWISH,
@@ -96,6 +97,8 @@ typedef struct moei_act_point {
     double value, d_gate, d_up;
 } moei_act_point;
 moei_act_point moei_act_at(const moei_act_rule *rule, double gate, double up);
+/* What the products call an activation, as a rule. */
+moei_act_rule moei_act_rule_for(moe_act act, moe_act_numbers numbers);
 
 /* An activation as a pass of its own, for what the products do not fuse, row by row:
  *   act_pass       A = act(Z) m, with m = 0 or 1 / (1 - dropout)
@@ -220,6 +223,7 @@ typedef struct moei_few_args {
     const void *w2; /* [E, n, d] */
     int64_t ldx, ldy;
     moe_act act;
+    moe_act_numbers act_numbers;
     const int32_t *expert; /* [T, K] */
     const float *weight;   /* [T, K] */
     float *h;              /* scratch [T * K, n] */

@@ -147,7 +147,7 @@ static moe_expert_desc shared_desc(const moe_layer_desc *d) {
         /* What the routed experts' activation takes is said of it; another one has its own. */
         const moei_activation *routed = moei_activation_find(d->activation);
         if (routed->alpha > 0) shared.activation_alpha = 0;
-        if (routed->gated) shared.activation_limit = shared.glu_linear_offset = 0;
+        if (moe_act_gated(routed->act)) shared.activation_limit = shared.glu_linear_offset = 0;
     }
     shared.dropout = 0;
     shared.kinds = "";

@@ -95,7 +95,8 @@ static void check_activation(checker *c, const moe_layer_desc *d) {
     rule(c, only_shared && !moei_is(d->activation, "swiglu"), act == shared, "activation",
          "only the shared experts have one, and shared_expert_activation tells it");
     if (only_shared) act = shared;
-    const bool gated = act->gated || shared->gated, alpha = act->alpha > 0 || shared->alpha > 0;
+    const bool gated = moe_act_gated(act->act) || moe_act_gated(shared->act);
+    const bool alpha = act->alpha > 0 || shared->alpha > 0;
     rule(c, !moei_is(d->glu_layout, "auto"), gated, "glu_layout",
          "needs a gated activation or shared_expert_activation: only they have gate and up columns");
     rule(c, d->activation_limit != 0, gated, "activation_limit",

@@ -48,6 +48,7 @@ static void make_case(product_case *p, uint64_t seed, moe_dtype dtype, moe_epilo
     make_rows(p, max_size);
     bool gated = moe_act_gated(act);
     args->dtype = dtype, args->epilogue = epilogue, args->act = act;
+    if (seed % 4 == 0) args->act_numbers = (moe_act_numbers){1.702, 1.5, 1};
     args->n = random_of(random, edges, COUNT(edges)), args->k = random_of(random, depths, COUNT(depths));
     if (args->n > max_size) args->n = max_size;
     if (gated && epilogue == MOE_EPI_ACT) args->n *= 2;
@@ -139,24 +140,25 @@ static void check_store(uint64_t seed, const moei_kernel_row *variant, moe_dtype
 }
 
 /* What the activation makes of an error in its inputs, plus its own. */
-static double act_bound(moei_act_value act, double gate, double up, double error) {
+static double act_bound(moei_act_point act, double gate, double up, double error) {
     double own = 4e-6 * (1 + fabs(gate)) * (1 + fabs(up));
     return 1.5 * (fabs(act.d_gate) + fabs(act.d_up)) * error + own + error * error;
 }
 
 static void check_act(uint64_t seed, const moei_kernel_row *variant, moe_dtype dtype) {
-    moe_act act = (moe_act)(seed % 4);
+    const moe_act act = (moe_act)(seed % (MOE_ACT_GEGLU + 1));
     product_case p;
     make_case(&p, seed, dtype, MOE_EPI_ACT, act, 150);
     moe_gemm_rows_args *args = &p.args;
-    bool gated = moe_act_gated(act), keep = seed % 5 != 0;
+    const moei_act_rule rule = moei_act_rule_for(act, args->act_numbers);
+    const bool gated = rule.gated, keep = seed % 5 != 0;
     if (!keep) args->c = NULL;
     run(variant, 1, args);
     for (int64_t r = 0; r < p.rows; ++r) {
         for (int64_t j = 0; j < p.n_h; ++j) {
             double gate_size, up_size = 0, gate = direct(&p, r, j, &gate_size);
             double up = gated ? direct(&p, r, p.n_h + j, &up_size) : 0, bound = chain_bound(dtype, args->k);
-            moei_act_value want = moei_act_eval(act, gate, up);
+            const moei_act_point want = moei_act_at(&rule, gate, up);
             double h_bound = act_bound(want, gate, up, bound * (gate_size + up_size));
             check_close(get(&p.h, r * args->ldh + j), want.value, h_bound + storage_bound(dtype, want.value),
                         variant->name, seed, "h", j);
@@ -174,12 +176,13 @@ static void check_act(uint64_t seed, const moei_kernel_row *variant, moe_dtype d
 }
 
 static void check_act_grad(uint64_t seed, const moei_kernel_row *variant, moe_dtype dtype) {
-    moe_act act = (moe_act)(seed % 4);
+    const moe_act act = (moe_act)(seed % (MOE_ACT_GEGLU + 1));
     product_case p;
     make_case(&p, seed, dtype, MOE_EPI_ACT_GRAD, act, 150);
     moe_gemm_rows_args *args = &p.args;
     const char *name = variant->name;
-    bool gated = moe_act_gated(act);
+    const moei_act_rule rule = moei_act_rule_for(act, args->act_numbers);
+    const bool gated = rule.gated;
     run(variant, 2, args);
     for (int64_t r = 0; r < p.rows; ++r) {
         double w = args->row_weight ? get(&p.w, r) : 1, dweight = 0, dweight_bound = 1e-6;
@@ -187,7 +190,7 @@ static void check_act_grad(uint64_t seed, const moei_kernel_row *variant, moe_dt
             double size, da = direct(&p, r, j, &size), error = chain_bound(dtype, args->k) * size;
             double gate = get(&p.z, r * args->ldz + j),
                    up = gated ? get(&p.z, r * args->ldz + args->n + j) : 0;
-            moei_act_value want = moei_act_eval(act, gate, up);
+            const moei_act_point want = moei_act_at(&rule, gate, up);
             double own = 4e-6 * (1 + fabs(gate)) * (1 + fabs(up));
             double dz = w * want.d_gate * da, dz_up = w * want.d_up * da, wa = w * want.value;
             double wrong = own * (fabs(da) + error);

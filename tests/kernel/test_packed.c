@@ -282,10 +282,11 @@ static void make_case(packed_case *p, uint64_t seed, moe_dtype dtype) {
     *p = (packed_case){.random = {seed * 0x9e3779b97f4a7c15ULL + 1}, .seed = seed, .ctx = new_ctx(1)};
     test_random *random = &p->random;
     moe_gemm_rows_args *args = &p->args;
-    const moe_act act = (moe_act)(seed % 4);
+    const moe_act act = (moe_act)(seed % (MOE_ACT_GEGLU + 1));
     args->dtype = dtype;
     args->epilogue = seed % 3 ? MOE_EPI_ACT : MOE_EPI_STORE;
     args->act = args->epilogue == MOE_EPI_ACT ? act : MOE_ACT_NONE;
+    if (seed % 5 == 0) args->act_numbers = (moe_act_numbers){1.702, 1.5, 1};
     const bool gated = moe_act_gated(args->act);
     args->n_groups = 1 + (int32_t)random_below(random, 4);
     for (int32_t g = 0; g < args->n_groups; ++g)
@@ -365,7 +366,8 @@ static void check_case(const moei_kernel_row *v, const packed_case *p) {
                         v->name, p->seed, "c", r * args->ldc + j);
             if (args->epilogue != MOE_EPI_ACT) continue;
             const double up = gated ? direct(p, r, p->n_h + j, &up_size) : 0;
-            const moei_act_value want = moei_act_eval(args->act, gate, up);
+            const moei_act_rule rule = moei_act_rule_for(args->act, args->act_numbers);
+            const moei_act_point want = moei_act_at(&rule, gate, up);
             const double error = bound * (size + up_size);
             check_close(get(&p->h, r * args->ldh + j), want.value,
                         1.5 * (fabs(want.d_gate) + fabs(want.d_up)) * error + error * error +

@@ -10,10 +10,6 @@
 
 enum { ROWS_PER_TASK = 16 };
 
-moei_act_point moei_act_at(const moei_act_rule *rule, double gate, double up) {
-    return moei_act_rule_at(rule, gate, up);
-}
-
 /* Factors of numbers j .. j+3 of a row's slot. A row without a slot is padding: nothing to drop. */
 static void dropout_factors(const moei_act_pass_args *args, int64_t r, int64_t j, double factor[4]) {
     const int64_t slot = args->row_slot ? args->row_slot[r] : r;

@@ -130,9 +130,13 @@ __device__ __forceinline__ void up_part(const moei_few_args &p, UpShared<MAX_ROW
     if constexpr (GATED) block_sum<ROWS>(up, s.part, s.out[1]);
 }
 
+struct UpCall : moei_few_args {
+    ActRule rule;
+};
+
 template <int MAX_ROWS, bool GATED>
 __global__ void __cluster_dims__(UP_SPLIT, 1, 1) __launch_bounds__(DECODE_THREADS, MAX_ROWS == 1 ? 3 : 2)
-    decode_up_kernel(const __grid_constant__ moei_few_args p) {
+    decode_up_kernel(const __grid_constant__ UpCall p) {
     extern __shared__ float x[];
     __shared__ UpShared<MAX_ROWS> s;
     const int rank = (int)cluster_rank(), column = (int)(blockIdx.x / UP_SPLIT) * SLICE;
@@ -156,10 +160,7 @@ __global__ void __cluster_dims__(UP_SPLIT, 1, 1) __launch_bounds__(DECODE_THREAD
             const float g = cluster_sum<UP_SPLIT>(s.out[0] + i);
             const float u = GATED ? cluster_sum<UP_SPLIT>(s.out[1] + i) : 0;
             const int col = column + i % SLICE;
-            const float h =
-                GATED ? g / (1 + __expf(-g)) * u
-                      : (p.act == MOE_ACT_GELU ? 0.5f * g * (1 + erff(g * 0.70710678f)) : fmaxf(g, 0));
-            if (col < p.n) p.h[s.choice[r0 + i / SLICE] * p.n + col] = h;
+            if (col < p.n) p.h[s.choice[r0 + i / SLICE] * p.n + col] = act_point(p.rule, g, u).value;
         }
         cluster_sync(); /* the others have read */
     }
@@ -333,7 +334,7 @@ static cudaError_t launch_up(const moei_few_args *args, cudaStream_t stream) {
     if (error) return error;
     return launch_early(decode_up_kernel<MAX_ROWS, GATED>,
                         dim3(slices * UP_SPLIT, (unsigned)(args->n_tokens * args->top_k)), DECODE_THREADS,
-                        shared, stream, *args);
+                        shared, stream, UpCall{*args, act_rule_of(args->act, args->act_numbers)});
 }
 
 template <int TOKENS> static cudaError_t launch_down(const moei_few_args *args, cudaStream_t stream) {
@@ -366,7 +367,7 @@ static bool few_fits(const moei_few_args *a) {
 int moei_cuda_decode(const moei_team *team, const moei_few_args *args) {
     const cudaStream_t stream = stream_of(team);
     if (!few_fits(args)) return cudaErrorNotSupported;
-    const bool gated = args->act == MOE_ACT_SWIGLU, one = args->n_tokens == 1;
+    const bool gated = moe_act_gated(args->act), one = args->n_tokens == 1;
     cudaError_t error =
         one ? (gated ? launch_up<1, true>(args, stream) : launch_up<1, false>(args, stream))
             : (gated ? launch_up<UP_ROWS, true>(args, stream) : launch_up<UP_ROWS, false>(args, stream));

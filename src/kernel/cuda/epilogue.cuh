@@ -7,6 +7,7 @@
 #ifndef MOEI_EPILOGUE_CUH
 #define MOEI_EPILOGUE_CUH
 
+#include "kernel/cuda/act_fast.cuh"
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/gemm_core.cuh"
 
@@ -19,7 +20,7 @@ static_assert(2 * LINE_BYTES <= WARP_BYTES, "a warp's shared memory");
 struct EpilogueArgs {
     bool accumulate, keep_z;
     int m, n; /* rows (outer product only) and columns; of H where gated */
-    int act;
+    FastAct act;
     const float *row_weight; /* this and what follows: gradient only */
     float *dweight_part;
     int n_parts;
@@ -101,23 +102,6 @@ __device__ __forceinline__ void epilogue_store(const float (&acc)[M][N / 2], uin
     }
 }
 
-__device__ __forceinline__ float sigmoid(float x) {
-    float t;
-    asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(0.5f * x));
-    return fmaf(0.5f, t, 0.5f);
-}
-__device__ __forceinline__ float normal_cdf(float x) {
-    return 0.5f * (1 + erff(x * 0.70710678f));
-}
-
-__device__ __forceinline__ float act_value(int act, float z) {
-    return act == MOE_ACT_GELU ? z * normal_cdf(z) : fmaxf(z, 0);
-}
-__device__ __forceinline__ float act_slope(int act, float z) {
-    if (act == MOE_ACT_GELU) return normal_cdf(z) + z * 0.39894228f * __expf(-0.5f * z * z);
-    return z > 0 ? 1.f : 0.f;
-}
-
 /* Z, and H = act(Z). Gated: the tile holds N/2 gate columns, then the N/2 up columns they go with. */
 template <int M, int N, bool GATED>
 __device__ __forceinline__ void epilogue_act(float (&acc)[M][N / 2], uint32_t stage, RowSpan span, int column,
@@ -136,9 +120,11 @@ __device__ __forceinline__ void epilogue_act(float (&acc)[M][N / 2], uint32_t st
                 send_line(stage, gate, &maps.z, false, block, at, 0);
                 if (GATED) send_line(stage, up, &maps.z, false, block, at, 1);
             }
+            by_path(e.act, [&](auto common) {
 #pragma unroll
-            for (int i = 0; i < LINE / 2; ++i)
-                gate[i] = GATED ? gate[i] * sigmoid(gate[i]) * up[i] : act_value(e.act, gate[i]);
+                for (int i = 0; i < LINE / 2; ++i)
+                    gate[i] = fast_point<GATED, common.value>(e.act, gate[i], up[i]).value;
+            });
             send_line(stage, gate, &maps.out, false, block, at, 0);
         }
     }
@@ -174,6 +160,7 @@ template <class S, bool GATED> struct ActGrad {
             }
     }
     /* dA' = da of 16 columns -> dZ over gate and up, weight * A; <dA', A> is added to dot. */
+    template <bool COMMON>
     __device__ __forceinline__ void grad(const float *da, int m, Block16 &gate, Block16 &up, Block16 &wa) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) { /* block: columns 8 (i / 2), rows 8 (i % 2) */
@@ -184,15 +171,8 @@ template <class S, bool GATED> struct ActGrad {
 #pragma unroll
             for (int x = 0; x < 2; ++x) {
                 const float d = da[2 * i + x], wd = w[m][half] * d;
-                if (GATED) {
-                    const float s = sigmoid(g[x]), silu = g[x] * s;
-                    a[x] = silu * u[x];
-                    du[x] = wd * silu;
-                    dg[x] = wd * u[x] * fmaf(silu, 1 - s, s);
-                } else {
-                    a[x] = act_value(e.act, g[x]);
-                    dg[x] = wd * act_slope(e.act, g[x]);
-                }
+                const ActPoint act = fast_point<GATED, COMMON>(e.act, g[x], u[x]);
+                a[x] = act.value, dg[x] = wd * act.d_gate, du[x] = wd * act.d_up;
                 dot[m][half] = fmaf(d, a[x], dot[m][half]);
             }
             gate.v[i] = bf16_pack(dg[0], dg[1]);
@@ -201,7 +181,7 @@ template <class S, bool GATED> struct ActGrad {
         }
     }
     /* A line of 16 rows: Z at `z`, columns `at` and on. */
-    __device__ __forceinline__ void line(uint32_t z, const float *da, int m, int at) {
+    template <bool COMMON> __device__ __forceinline__ void line(uint32_t z, const float *da, int m, int at) {
         const int lane = threadIdx.x & 31, row = lane & 15;
         const uint32_t to = row * 128 + (((lane >> 4) ^ (row & 7)) << 4);
 #pragma unroll
@@ -210,7 +190,7 @@ template <class S, bool GATED> struct ActGrad {
             Block16 gate, up = {}, wa;
             ldmatrix(gate.v, z + piece);
             if (GATED) ldmatrix(up.v, z + UP + piece);
-            grad(da + 8 * b, m, gate, up, wa);
+            grad<COMMON>(da + 8 * b, m, gate, up, wa);
             stmatrix(z + piece, gate.v);
             if (GATED) stmatrix(z + UP + piece, up.v);
             stmatrix(stage + piece, wa.v);
@@ -248,7 +228,10 @@ template <class S, bool GATED> struct ActGrad {
 #pragma unroll
             for (int m = 0; m < M; ++m) {
                 if (span.row + 64 * m < span.row_end && at < e.n)
-                    line(pipe.a(ring.stage) + (row_in_tile + 64 * m) * 128, acc[m] + c * LINE / 2, m, at);
+                    by_path(e.act, [&](auto common) {
+                        this->template line<common.value>(pipe.a(ring.stage) + (row_in_tile + 64 * m) * 128,
+                                                          acc[m] + c * LINE / 2, m, at);
+                    });
                 stage ^= LINE_BYTES;
                 if (leader) tma_store_commit(), tma_store_wait<1>();
                 __syncwarp();

@@ -28,6 +28,7 @@ struct PackedArgs {
     int64_t group_bytes, panel_bytes, block_bytes, run_panels;
     int32_t group;
     bool exponents, gated;
+    ActRule rule;
     float value[MOEI_CODES];
 };
 
@@ -205,7 +206,7 @@ __device__ __forceinline__ void finish(const PackedArgs &args, const RowTile &ti
             up = whole_sum(s.part[1], i / COLS, i % COLS) + (p.bias ? load<T>(p.bias, bias + width) : 0.f);
         if (p.c) store<T>(p.c, r * p.ldc + j, z);
         if (p.c && args.gated) store<T>(p.c, r * p.ldc + width + j, up);
-        store<T>(p.h, r * p.ldh + j, act_point(p.act, z, up).value);
+        store<T>(p.h, r * p.ldh + j, act_point(args.rule, z, up).value);
     }
 }
 
@@ -308,6 +309,7 @@ extern "C" void moei_gemm_packed__cuda(const moei_team *team, const moe_gemm_row
     told.group = packed->group;
     told.exponents = format->exponents;
     told.gated = packed->n_runs == 2;
+    told.rule = act_rule_of(args->act, args->act_numbers);
     memcpy(told.value, format->value, sizeof told.value);
     const Codes codes = format->bits == 8 ? BYTES : format->value[0] == -8.f ? INTEGERS : TABLE;
     if (args->dtype == MOE_F32) return launch<float, float>(told, codes, stream_of(team));

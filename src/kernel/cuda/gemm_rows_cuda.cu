@@ -9,10 +9,13 @@ namespace moei {
 
 enum { ROWS = 128, COLS = 128, DEPTH = 16, THREADS = 256, PITCH = ROWS + 4, HALF = COLS / 2 };
 
+struct RowsCall : moe_gemm_rows_args {
+    ActRule rule;
+};
+
 /* B column of tile column c. Gated ACT: 64 gate columns and the 64 up columns that go with them. */
-template <int EPI>
-__device__ __forceinline__ int64_t column_of(const moe_gemm_rows_args &p, int c, bool *inside) {
-    if (EPI == MOE_EPI_ACT && p.act == MOE_ACT_SWIGLU) {
+template <int EPI> __device__ __forceinline__ int64_t column_of(const RowsCall &p, int c, bool *inside) {
+    if (EPI == MOE_EPI_ACT && p.rule.gated) {
         const int64_t j = (int64_t)blockIdx.y * HALF + (c & (HALF - 1));
         *inside = j < p.n / 2;
         return c < HALF ? j : p.n / 2 + j;
@@ -32,7 +35,7 @@ template <class T, int EPI> struct Source {
     const T *b[8];
     int64_t b_step; /* from one k to the next */
 
-    __device__ void open(const moe_gemm_rows_args &p, const RowTile &tile) {
+    __device__ void open(const RowsCall &p, const RowTile &tile) {
         const T *group = (const T *)p.b + tile.group * p.b_group;
         const int thread = threadIdx.x, k = thread % DEPTH;
         b_step = p.b_trans ? 1 : p.ldb;
@@ -49,7 +52,7 @@ template <class T, int EPI> struct Source {
             b[i] = p.b_trans ? group + j * p.ldb + k : group + (int64_t)(thread / COLS + 2 * i) * p.ldb + j;
         }
     }
-    __device__ void load(const moe_gemm_rows_args &p, int64_t k0, Slice &s) const {
+    __device__ void load(const RowsCall &p, int64_t k0, Slice &s) const {
         const int k = threadIdx.x % DEPTH;
         const bool a_in = k0 + k < p.k;
 #pragma unroll
@@ -97,8 +100,7 @@ __device__ __forceinline__ void multiply_slice(const float (*a)[PITCH], const fl
 }
 
 template <class T, class C>
-__device__ __forceinline__ void store_rows(const moe_gemm_rows_args &p, const RowTile &tile,
-                                           float (&acc)[8][8]) {
+__device__ __forceinline__ void store_rows(const RowsCall &p, const RowTile &tile, float (&acc)[8][8]) {
     const int across = threadIdx.x % 16, down = threadIdx.x / 16;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -118,10 +120,9 @@ __device__ __forceinline__ void store_rows(const moe_gemm_rows_args &p, const Ro
 
 /* Z = product + bias, kept where asked; H = act(Z). */
 template <class T>
-__device__ __forceinline__ void act_rows(const moe_gemm_rows_args &p, const RowTile &tile,
-                                         float (&acc)[8][8]) {
+__device__ __forceinline__ void act_rows(const RowsCall &p, const RowTile &tile, float (&acc)[8][8]) {
     const int across = threadIdx.x % 16, down = threadIdx.x / 16;
-    const bool gated = p.act == MOE_ACT_SWIGLU;
+    const bool gated = p.rule.gated;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         const int64_t r = tile.first + part(down, i);
@@ -133,23 +134,22 @@ __device__ __forceinline__ void act_rows(const moe_gemm_rows_args &p, const RowT
             if (!inside) continue;
             acc[i][j] += p.bias ? load<T>(p.bias, tile.group * p.n + col) : 0.f;
             if (p.c) store<T>(p.c, r * p.ldc + col, acc[i][j]);
-            if (!gated) store<T>(p.h, r * p.ldh + col, act_point(p.act, acc[i][j], 0.f).value);
+            if (!gated) store<T>(p.h, r * p.ldh + col, act_point(p.rule, acc[i][j], 0.f).value);
         }
 #pragma unroll
         for (int j = 0; gated && j < 4; ++j) {
             bool inside;
             const int64_t col = column_of<MOE_EPI_ACT>(p, part(across, j), &inside);
-            if (inside) store<T>(p.h, r * p.ldh + col, act_point(p.act, acc[i][j], acc[i][j + 4]).value);
+            if (inside) store<T>(p.h, r * p.ldh + col, act_point(p.rule, acc[i][j], acc[i][j + 4]).value);
         }
     }
 }
 
 /* The product is dA': dZ = w act'(Z) dA', wA = w act(Z), and 64 columns' share of <dA', act(Z)>. */
 template <class T>
-__device__ __forceinline__ void act_grad_rows(const moe_gemm_rows_args &p, const RowTile &tile,
-                                              float (&acc)[8][8]) {
+__device__ __forceinline__ void act_grad_rows(const RowsCall &p, const RowTile &tile, float (&acc)[8][8]) {
     const int across = threadIdx.x % 16, down = threadIdx.x / 16;
-    const bool gated = p.act == MOE_ACT_SWIGLU;
+    const bool gated = p.rule.gated;
     const int64_t parts = ceil_div(p.n, MOEI_DWEIGHT_COLS);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -164,7 +164,7 @@ __device__ __forceinline__ void act_grad_rows(const moe_gemm_rows_args &p, const
             if (!inside || !real) continue;
             const int64_t at = r * p.ldz + col;
             const float gate = load<T>(p.z, at), up = gated ? load<T>(p.z, at + p.n) : 0.f;
-            const ActPoint point = act_point(p.act, gate, up);
+            const ActPoint point = act_point(p.rule, gate, up);
             const float through = w * acc[i][j];
             store<T>(p.dz, at, through * point.d_gate);
             if (gated) store<T>(p.dz, at + p.n, through * point.d_up);
@@ -184,7 +184,7 @@ __device__ __forceinline__ void act_grad_rows(const moe_gemm_rows_args &p, const
 }
 
 template <class T, class C, int EPI>
-__global__ void __launch_bounds__(THREADS) gemm_rows_kernel(const moe_gemm_rows_args p) {
+__global__ void __launch_bounds__(THREADS) gemm_rows_kernel(const RowsCall p) {
     __shared__ float a[2][DEPTH][PITCH], b[2][DEPTH][PITCH];
     const RowTile tile = find_row_tile(p.offset, p.n_groups, p.n_rows, blockIdx.x, ROWS);
     if (tile.group < 0) return;
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(THREADS) gemm_rows_kernel(const moe_gemm_rows_
 }
 
 /* dweight[r] = the sum of its parts, first to last. */
-static __global__ void dweight_kernel(const moe_gemm_rows_args p) {
+static __global__ void dweight_kernel(const RowsCall p) {
     const int64_t rows = p.offset ? p.offset[p.n_groups] : p.n_rows;
     const int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x,
                   parts = ceil_div(p.n, MOEI_DWEIGHT_COLS);
@@ -220,17 +220,18 @@ static __global__ void dweight_kernel(const moe_gemm_rows_args p) {
 }
 
 template <class T, class C> static void launch(const moe_gemm_rows_args *args, cudaStream_t stream) {
-    const bool pairs = args->epilogue == MOE_EPI_ACT && args->act == MOE_ACT_SWIGLU;
+    const RowsCall call = {*args, act_rule_of(args->act, args->act_numbers)};
+    const bool pairs = args->epilogue == MOE_EPI_ACT && call.rule.gated;
     const int64_t tiles = ceil_div(args->n_rows, ROWS) + (args->offset ? args->n_groups : 0);
     const dim3 grid((unsigned)tiles,
                     (unsigned)(pairs ? ceil_div(args->n / 2, HALF) : ceil_div(args->n, COLS)));
     if (args->epilogue == MOE_EPI_STORE)
-        gemm_rows_kernel<T, C, MOE_EPI_STORE><<<grid, THREADS, 0, stream>>>(*args);
+        gemm_rows_kernel<T, C, MOE_EPI_STORE><<<grid, THREADS, 0, stream>>>(call);
     if (args->epilogue == MOE_EPI_ACT)
-        gemm_rows_kernel<T, T, MOE_EPI_ACT><<<grid, THREADS, 0, stream>>>(*args);
+        gemm_rows_kernel<T, T, MOE_EPI_ACT><<<grid, THREADS, 0, stream>>>(call);
     if (args->epilogue != MOE_EPI_ACT_GRAD) return;
-    gemm_rows_kernel<T, T, MOE_EPI_ACT_GRAD><<<grid, THREADS, 0, stream>>>(*args);
-    if (args->dweight) dweight_kernel<<<(unsigned)ceil_div(args->n_rows, 256), 256, 0, stream>>>(*args);
+    gemm_rows_kernel<T, T, MOE_EPI_ACT_GRAD><<<grid, THREADS, 0, stream>>>(call);
+    if (args->dweight) dweight_kernel<<<(unsigned)ceil_div(args->n_rows, 256), 256, 0, stream>>>(call);
 }
 
 } // namespace moei

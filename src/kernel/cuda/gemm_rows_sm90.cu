@@ -228,7 +228,7 @@ template <int EPI> static EpilogueArgs epilogue_of(const moe_gemm_rows_args *arg
     e.accumulate = args->accumulate;
     e.keep_z = EPI != EPI_STORE && EPI != EPI_STORE_WIDE && args->c;
     e.n = n;
-    e.act = args->act;
+    e.act = fast_act_of(args);
     if (EPI < EPI_ACT_GRAD) return e;
     e.row_weight = (const float *)args->row_weight;
     e.n_parts = (int)parts_of(n);
@@ -306,7 +306,7 @@ static cudaError_t launch_store(const moei_team *team, const moe_gemm_rows_args 
 }
 
 static cudaError_t launch_act(const moei_team *team, const moe_gemm_rows_args *args, moei_schedule schedule) {
-    const bool gated = args->act == MOE_ACT_SWIGLU;
+    const bool gated = moe_act_gated(args->act);
     const int64_t n = gated ? args->n / 2 : args->n;
     const bool narrow = schedule == MOEI_SCHEDULE_PINGPONG || n <= (gated ? 64 : 128);
     if (!args->a_row)
@@ -321,7 +321,7 @@ static cudaError_t launch_act(const moei_team *team, const moe_gemm_rows_args *a
 
 static cudaError_t launch_act_grad(const moei_team *team, const moe_gemm_rows_args *args,
                                    moei_schedule schedule) {
-    const bool gated = args->act == MOE_ACT_SWIGLU;
+    const bool gated = moe_act_gated(args->act);
     const bool narrow = schedule == MOEI_SCHEDULE_PINGPONG || args->n <= 128;
     if (!args->a_row)
         return gated ? launch<Cooperative256, false, true, EPI_ACT_GRAD_GATED>(team, args)
@@ -352,7 +352,7 @@ static bool fits(const moe_gemm_rows_args *a) {
 }
 
 static bool act_fits(const moe_gemm_rows_args *a) {
-    return a->act != MOE_ACT_NONE && !a->b_trans && (a->act != MOE_ACT_SWIGLU || a->n % 16 == 0) &&
+    return a->act != MOE_ACT_NONE && !a->b_trans && (!moe_act_gated(a->act) || a->n % 16 == 0) &&
            a->ldc % 8 == 0 && a->ldh % 8 == 0 && aligned16(a->c) && aligned16(a->h);
 }
 

@@ -43,22 +43,65 @@ static inline cudaStream_t stream_of(const moei_team *team) {
     return (cudaStream_t)team->stream;
 }
 
-/* The activations the products fuse, in f32: value and derivatives (kernel/act.h has them in f64). */
+/* An activation of the products, in f32 (kernel/act.h has them in f64): limit is infinite where there is
+ * none.
+ */
+struct ActRule {
+    moei_curve curve;
+    bool gated;
+    float alpha, limit, offset;
+};
+static inline ActRule act_rule_of(moe_act act, moe_act_numbers numbers) {
+    const moei_act_rule rule = moei_act_rule_for(act, numbers);
+    return {rule.curve, rule.gated, (float)rule.alpha, rule.limit > 0 ? (float)rule.limit : INFINITY,
+            (float)rule.offset};
+}
+
+/* x sigmoid(y(x)) and its slope, `rise` being that of y. Past +-100 a sigmoid is 0 or 1 in f32. */
+__device__ __forceinline__ float2 times_sigmoid(float x, float y, float rise) {
+    const float s = 1.f / (1.f + expf(-fminf(fmaxf(y, -100.f), 100.f)));
+    const float bend = fabsf(y) < 100.f ? x * s * (1.f - s) * rise : 0.f;
+    return make_float2(x * s, s + bend);
+}
+/* Value and slope of a curve. */
+__device__ __forceinline__ float2 curve_at(moei_curve curve, float v, float alpha) {
+    switch (curve) {
+    case MOEI_CURVE_LINEAR:
+        return make_float2(v, 1.f);
+    case MOEI_CURVE_RELU:
+        return make_float2(fmaxf(v, 0.f), v > 0.f ? 1.f : 0.f);
+    case MOEI_CURVE_LEAKY_RELU:
+        return make_float2(v > 0.f ? v : 0.01f * v, v > 0.f ? 1.f : 0.01f);
+    case MOEI_CURVE_RELU2: {
+        const float half = fmaxf(v, 0.f);
+        return make_float2(half * half, half + half);
+    }
+    case MOEI_CURVE_GELU: {
+        const float cdf = 0.5f * erfcf(-v * 0.70710678f), density = 0.39894228f * expf(-0.5f * v * v);
+        return make_float2(v * cdf, density > 0.f ? fmaf(v, density, cdf) : cdf);
+    }
+    case MOEI_CURVE_GELU_TANH: { /* (1 + tanh(y)) / 2 is sigmoid(2 y) */
+        const float c = 1.59576912f, cubic = 0.044715f, square = fminf(v * v, 1e4f);
+        return times_sigmoid(v, c * v * fmaf(cubic, square, 1.f), c * fmaf(3.f * cubic, square, 1.f));
+    }
+    case MOEI_CURVE_SWISH:
+        break;
+    }
+    return times_sigmoid(v, alpha * v, alpha);
+}
+
 struct ActPoint {
     float value, d_gate, d_up;
 };
-__device__ __forceinline__ ActPoint act_point(moe_act act, float gate, float up) {
-    if (act == MOE_ACT_SWIGLU) {
-        const float s = 1.f / (1.f + expf(-gate)), silu = gate * s;
-        return {silu * up, up * s * (1.f + gate * (1.f - s)), silu};
+__device__ __forceinline__ ActPoint act_point(const ActRule &rule, float gate, float up) {
+    if (!rule.gated) {
+        const float2 f = curve_at(rule.curve, gate, rule.alpha);
+        return {f.x, f.y, 0.f};
     }
-    if (act == MOE_ACT_GELU) {
-        const float cdf = 0.5f * erfcf(-gate * 0.70710678f),
-                    density = 0.39894228f * expf(-0.5f * gate * gate);
-        return {gate * cdf, cdf + gate * density, 0.f};
-    }
-    if (act == MOE_ACT_RELU) return {fmaxf(gate, 0.f), gate > 0.f ? 1.f : 0.f, 0.f};
-    return {gate, 1.f, 0.f};
+    const float v = fminf(gate, rule.limit), u = fminf(fmaxf(up, -rule.limit), rule.limit);
+    const float2 f = curve_at(rule.curve, v, rule.alpha);
+    const float factor = u + rule.offset;
+    return {f.x * factor, v == gate ? f.y * factor : 0.f, u == up ? f.x : 0.f};
 }
 
 /* Rows [first, end) of group g, of at most `rows` each. */

@@ -29,7 +29,8 @@ static void store_row(const moe_gemm_rows_args *args, int32_t g, int64_t r) {
 }
 
 static void act_row(const moe_gemm_rows_args *args, int32_t g, int64_t r) {
-    bool gated = moe_act_gated(args->act);
+    const moei_act_rule rule = moei_act_rule_for(args->act, args->act_numbers);
+    const bool gated = rule.gated;
     int64_t width = gated ? args->n / 2 : args->n;
     for (int64_t j = 0; j < width; ++j) {
         double gate = product(args, g, r, j), up = gated ? product(args, g, r, width + j) : 0;
@@ -37,19 +38,20 @@ static void act_row(const moe_gemm_rows_args *args, int32_t g, int64_t r) {
             moei_real_store(args->dtype, args->c, r * args->ldc + j, gate);
             if (gated) moei_real_store(args->dtype, args->c, r * args->ldc + width + j, up);
         }
-        moei_real_store(args->dtype, args->h, r * args->ldh + j, moei_act_eval(args->act, gate, up).value);
+        moei_real_store(args->dtype, args->h, r * args->ldh + j, moei_act_rule_at(&rule, gate, up).value);
     }
 }
 
 static void act_grad_row(const moe_gemm_rows_args *args, int32_t g, int64_t r) {
-    bool gated = moe_act_gated(args->act);
+    const moei_act_rule rule = moei_act_rule_for(args->act, args->act_numbers);
+    const bool gated = rule.gated;
     moe_dtype wide = moei_wide(args->dtype);
     double w = args->row_weight ? moei_real_load(wide, args->row_weight, r) : 1, dweight = 0;
     for (int64_t j = 0; j < args->n; ++j) {
         int64_t gate_at = r * args->ldz + j, up_at = gate_at + args->n;
         double da = product(args, g, r, j), gate = moei_real_load(args->dtype, args->z, gate_at);
         double up = gated ? moei_real_load(args->dtype, args->z, up_at) : 0;
-        moei_act_value act = moei_act_eval(args->act, gate, up);
+        const moei_act_point act = moei_act_rule_at(&rule, gate, up);
         moei_real_store(args->dtype, args->dz, gate_at, w * act.d_gate * da);
         if (gated) moei_real_store(args->dtype, args->dz, up_at, w * act.d_up * da);
         moei_real_store(args->dtype, args->wa, r * args->ldwa + j, w * act.value);

@@ -8,6 +8,7 @@
 
 #include <moekit/op.h>
 
+#include "kernel/act_simd.h"
 #include "kernel/kernel_list.h"
 
 enum {
@@ -24,6 +25,7 @@ typedef struct moei_rows_job {
     int64_t n_tasks;
     int32_t n_threads;
     bool bf16, c_bf16; /* storage of tensors, and of C */
+    moei_act_rule rule;
 } moei_rows_job;
 
 typedef struct moei_rows_task {
@@ -109,26 +111,38 @@ static void store_tile(const moei_rows_job *job, const moei_rows_task *task, int
     }
 }
 
-MOEI_INLINE vf act_value(moe_act act, vf gate, vf up) {
-    vf density;
+/* act(z) and its derivatives. The common activations without numbers of their own have fewer steps here than
+ * in vec_rule. */
+MOEI_INLINE vec_point act_point(const moe_act act, const moei_act_rule *rule, vf gate, vf up) {
+    const vf zero = vf_zero(), one = vf_set1(1.0f);
     switch (act) {
     case MOE_ACT_RELU:
-        return vf_max(vf_zero(), gate);
-    case MOE_ACT_GELU:
-        return vf_mul(gate, vf_normal_cdf(gate, &density));
-    case MOE_ACT_SWIGLU:
-        return vf_mul(vf_mul(gate, vf_sigmoid(gate)), up);
-    case MOE_ACT_NONE:
-        break;
+        return (vec_point){vf_max(zero, gate), vf_select(vf_lt(zero, gate), one, zero), zero};
+    case MOE_ACT_GELU: {
+        vf density, cdf = vf_normal_cdf(gate, &density);
+        return (vec_point){vf_mul(gate, cdf), vf_fma(gate, density, cdf), zero};
     }
-    return gate;
+    case MOE_ACT_SWIGLU: {
+        vf s = vf_sigmoid(gate), silu = vf_mul(gate, s);
+        return (vec_point){vf_mul(silu, up), vf_mul(up, vf_fma(silu, vf_sub(one, s), s)), silu};
+    }
+    default:
+        return vec_rule(rule, gate, up);
+    }
+}
+
+/* What act_point knows when it is compiled; MOE_ACT_NONE: what the rule says. */
+static moe_act act_known(const moe_gemm_rows_args *args) {
+    const moe_act_numbers *own = &args->act_numbers;
+    const bool plain = (own->alpha == 0 || own->alpha == 1) && own->limit == 0 && own->offset == 0;
+    return plain ? args->act : MOE_ACT_NONE;
 }
 
 /* The bodies of act and act_grad know storage and activation when compiled: the tiles below choose. */
 MOEI_INLINE void act_rows(const bool bf16, const moe_act act, const moei_rows_job *job,
                           const moei_rows_task *task, int64_t row, int mr, const float *sum) {
     const moe_gemm_rows_args *args = job->args;
-    const bool gated = act == MOE_ACT_SWIGLU;
+    const bool gated = job->gated;
     int64_t first = task->cols.first[0], width = task->cols.width, up_at = task->cols.panels * NR;
     int64_t bias = task->group * args->n + first;
     for (int i = 0; i < mr; ++i) {
@@ -141,39 +155,15 @@ MOEI_INLINE void act_rows(const bool bf16, const moe_act act, const moei_rows_jo
             if (args->bias && gated) up = vf_add(up, vf_get(bf16, args->bias, bias + job->width + j, left));
             if (args->c) vf_put(bf16, args->c, c + j, gate, left);
             if (args->c && gated) vf_put(bf16, args->c, c + job->width + j, up, left);
-            vf_put(bf16, args->h, h + j, act_value(act, gate, up), left);
+            vf_put(bf16, args->h, h + j, act_point(act, &job->rule, gate, up).value, left);
         }
     }
-}
-
-/* act(z) and its derivatives. */
-typedef struct moei_act_vec {
-    vf value, d_gate, d_up;
-} moei_act_vec;
-
-MOEI_INLINE moei_act_vec act_grad(moe_act act, vf gate, vf up) {
-    const vf zero = vf_zero(), one = vf_set1(1.0f);
-    switch (act) {
-    case MOE_ACT_RELU:
-        return (moei_act_vec){vf_max(zero, gate), vf_select(vf_lt(zero, gate), one, zero), zero};
-    case MOE_ACT_GELU: {
-        vf density, cdf = vf_normal_cdf(gate, &density);
-        return (moei_act_vec){vf_mul(gate, cdf), vf_fma(gate, density, cdf), zero};
-    }
-    case MOE_ACT_SWIGLU: {
-        vf s = vf_sigmoid(gate), silu = vf_mul(gate, s);
-        return (moei_act_vec){vf_mul(silu, up), vf_mul(up, vf_fma(silu, vf_sub(one, s), s)), silu};
-    }
-    case MOE_ACT_NONE:
-        break;
-    }
-    return (moei_act_vec){gate, one, zero};
 }
 
 MOEI_INLINE void act_grad_rows(const bool bf16, const moe_act kind, const moei_rows_job *job,
                                const moei_rows_task *task, int64_t row, int mr, const float *sum) {
     const moe_gemm_rows_args *args = job->args;
-    const bool gated = kind == MOE_ACT_SWIGLU;
+    const bool gated = job->rule.gated;
     int64_t first = task->cols.first[0], width = task->cols.width, parts = moe_dweight_parts(args->n);
     for (int i = 0; i < mr; ++i) {
         int64_t r = row + i;
@@ -183,7 +173,7 @@ MOEI_INLINE void act_grad_rows(const bool bf16, const moe_act kind, const moei_r
             int64_t left = width - j;
             vf gate = vf_get(bf16, args->z, z + j, left);
             vf up = gated ? vf_get(bf16, args->z, z + args->n + j, left) : vf_zero();
-            moei_act_vec act = act_grad(kind, gate, up);
+            vec_point act = act_point(kind, &job->rule, gate, up);
             vf da = vf_load(sum + i * SUM_LD + j), wda = vf_mul(w, da);
             vf_put(bf16, args->dz, z + j, vf_mul(wda, act.d_gate), left);
             if (gated) vf_put(bf16, args->dz, z + args->n + j, vf_mul(wda, act.d_up), left);
@@ -199,11 +189,7 @@ MOEI_INLINE void act_grad_rows(const bool bf16, const moe_act kind, const moei_r
 
 static void act_tile(const moei_rows_job *job, const moei_rows_task *task, int64_t row, int mr,
                      const float *sum) {
-    switch (job->args->act) {
-    case MOE_ACT_NONE:
-        if (job->bf16) act_rows(true, MOE_ACT_NONE, job, task, row, mr, sum);
-        if (!job->bf16) act_rows(false, MOE_ACT_NONE, job, task, row, mr, sum);
-        break;
+    switch (act_known(job->args)) {
     case MOE_ACT_RELU:
         if (job->bf16) act_rows(true, MOE_ACT_RELU, job, task, row, mr, sum);
         if (!job->bf16) act_rows(false, MOE_ACT_RELU, job, task, row, mr, sum);
@@ -216,16 +202,15 @@ static void act_tile(const moei_rows_job *job, const moei_rows_task *task, int64
         if (job->bf16) act_rows(true, MOE_ACT_SWIGLU, job, task, row, mr, sum);
         if (!job->bf16) act_rows(false, MOE_ACT_SWIGLU, job, task, row, mr, sum);
         break;
+    default:
+        if (job->bf16) act_rows(true, MOE_ACT_NONE, job, task, row, mr, sum);
+        if (!job->bf16) act_rows(false, MOE_ACT_NONE, job, task, row, mr, sum);
     }
 }
 
 static void act_grad_tile(const moei_rows_job *job, const moei_rows_task *task, int64_t row, int mr,
                           const float *sum) {
-    switch (job->args->act) {
-    case MOE_ACT_NONE:
-        if (job->bf16) act_grad_rows(true, MOE_ACT_NONE, job, task, row, mr, sum);
-        if (!job->bf16) act_grad_rows(false, MOE_ACT_NONE, job, task, row, mr, sum);
-        break;
+    switch (act_known(job->args)) {
     case MOE_ACT_RELU:
         if (job->bf16) act_grad_rows(true, MOE_ACT_RELU, job, task, row, mr, sum);
         if (!job->bf16) act_grad_rows(false, MOE_ACT_RELU, job, task, row, mr, sum);
@@ -238,6 +223,9 @@ static void act_grad_tile(const moei_rows_job *job, const moei_rows_task *task, 
         if (job->bf16) act_grad_rows(true, MOE_ACT_SWIGLU, job, task, row, mr, sum);
         if (!job->bf16) act_grad_rows(false, MOE_ACT_SWIGLU, job, task, row, mr, sum);
         break;
+    default:
+        if (job->bf16) act_grad_rows(true, MOE_ACT_NONE, job, task, row, mr, sum);
+        if (!job->bf16) act_grad_rows(false, MOE_ACT_NONE, job, task, row, mr, sum);
     }
 }
 
@@ -317,7 +305,8 @@ static void run_rows(const moei_team *team, const moe_gemm_rows_args *args, moe_
                          .block_rows = MB,
                          .n_threads = team->n_threads,
                          .bf16 = args->dtype == MOE_BF16,
-                         .c_bf16 = args->dtype == MOE_BF16 && !args->c_wide};
+                         .c_bf16 = args->dtype == MOE_BF16 && !args->c_wide,
+                         .rule = moei_act_rule_for(args->act, args->act_numbers)};
     while (job.block_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads) job.block_rows /= 2;
     while (job.block_width > NB_MIN && count_tasks(&job) < 2 * team->n_threads)
         job.block_width = moei_ceil_div(job.block_width / 2, COLUMN_ALIGN) * COLUMN_ALIGN;

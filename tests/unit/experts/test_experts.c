@@ -37,7 +37,7 @@ static void ffn_by_hand(moe_layer *layer, const char *prefix, const char *activa
     const moei_activation *kind = moei_activation_find(activation);
     const moe_expert_desc told = {.size = sizeof told};
     const moei_act_rule rule = moei_act_rule_of(kind, &told);
-    const int32_t z = kind->gated ? 2 * n : n;
+    const int32_t z = rule.gated ? 2 * n : n;
     char name[64];
     snprintf(name, sizeof name, "%s.up.weight", prefix);
     const double *up = values(layer, name) + (int64_t)e * d_in * z;
@@ -49,10 +49,10 @@ static void ffn_by_hand(moe_layer *layer, const char *prefix, const char *activa
     const double *down_bias = values(layer, name);
     for (int32_t j = 0; j < n; ++j) {
         double gate = up_bias ? up_bias[e * z + j] : 0, linear = 0;
-        if (kind->gated && up_bias) linear = up_bias[e * z + n + j];
+        if (rule.gated && up_bias) linear = up_bias[e * z + n + j];
         for (int32_t i = 0; i < d_in; ++i) {
             gate += in[i] * up[i * z + j];
-            if (kind->gated) linear += in[i] * up[i * z + n + j];
+            if (rule.gated) linear += in[i] * up[i * z + n + j];
         }
         const double a = moei_act_at(&rule, gate, linear).value;
         for (int32_t o = 0; o < d_out; ++o) out[o] += weight * a * down[j * d_out + o];

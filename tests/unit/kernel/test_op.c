@@ -251,7 +251,9 @@ static void test_small_things(void **state) {
     assert_int_equal(moe_act_by_name("gelu", &act, NULL), MOE_OK);
     assert_int_equal(act, MOE_ACT_GELU);
     assert_int_equal(moe_act_by_name("geluu", &act, &error), MOE_ERR_ARGUMENT);
-    assert_string_equal(error.text, "activation: 'geluu' is not one of: relu, gelu, swiglu");
+    assert_string_equal(error.text,
+                        "activation: 'geluu' is not one of: relu, gelu, swiglu, leaky_relu, relu2, silu, "
+                        "gelu_tanh, reglu, geglu_exact, geglu");
     assert_int_equal(act, MOE_ACT_GELU);
     assert_true(moe_act_gated(MOE_ACT_SWIGLU));
     assert_false(moe_act_gated(MOE_ACT_RELU));
