@@ -96,6 +96,14 @@ static inline void pack_strip_trans(const moei_rows *b, int64_t column, int64_t 
     }
 }
 
+static inline void pack_any_strip(const moei_rows *b, bool trans, int64_t column, int64_t width, int64_t k0,
+                                  int64_t kc, uint16_t *out) {
+    if (trans)
+        pack_strip_trans(b, column, width, k0, kc, out);
+    else
+        pack_strip(b, column, width, k0, kc, out);
+}
+
 /* One run of columns of a pair row -> its panels; the same columns of two later rows are asked for. */
 static inline void pack_run(const uint16_t *even, const uint16_t *odd, const uint16_t *const next[2],
                             int64_t column, int64_t width, uint16_t *out) {

@@ -25,17 +25,24 @@ enum {
 
 typedef float moei_operand;
 
-/* sum[mr, NR] (+)= A B for one block: A element (i, k) at a[i * a_i + k * a_k], B packed [kc, NR]. */
+/* Rows of the next tile where `left` are left: all of nearly one height, as a low one has too few chains of
+ * sums to keep the units busy. */
+static inline int tile_height(int64_t left) {
+    return (int)moei_ceil_div(left, moei_ceil_div(left, MR));
+}
+
+/* sum[mr, NR] (+)= A B for one block: A element (i, k) at a[i * a_i + k * a_k], B row k at
+ * b + k * b_k. */
 MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a_i, const int64_t a_k,
-                            const moei_operand *b, int64_t kc, float *sum, bool add) {
+                            const moei_operand *b, const int64_t b_k, int64_t kc, float *sum, bool add) {
     vf acc[MR][NV];
     MOEI_UNROLL
     for (int i = 0; i < mr; ++i) {
         MOEI_UNROLL
         for (int v = 0; v < NV; ++v) acc[i][v] = vf_zero();
     }
-    for (int64_t k = 0; k < kc; ++k, a += a_k, b += NR) {
-        for (int v = 0; v < NR * 4; v += LINE) __builtin_prefetch((const char *)(b + AHEAD * NR) + v);
+    for (int64_t k = 0; k < kc; ++k, a += a_k, b += b_k) {
+        for (int v = 0; v < NR * 4; v += LINE) __builtin_prefetch((const char *)(b + AHEAD * b_k) + v);
         vf b0 = vf_load(b), b1 = vf_load(b + VF_N);
         MOEI_UNROLL
         for (int i = 0; i < mr; ++i) {

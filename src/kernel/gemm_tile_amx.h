@@ -17,7 +17,8 @@ enum {
     A_STRIP = MR * KC,
     SECOND_HALF = TILE, /* numbers from a pair row's first vector to its second */
     STREAM_ROWS = 16,   /* one tile of A: then B is packed a strip at a time, straight before its use */
-    FUSES_PACKED = 0,   /* tiles read memory */
+    DIRECT_ROWS = STREAM_ROWS, /* tiles read packed numbers alone */
+    FUSES_PACKED = 0,          /* tiles read memory */
     A_ROW = K_STEP,
     FETCHES_B = 0, /* asking for the next block of B costs the tiles more than packing gains */
 };
@@ -87,6 +88,19 @@ static inline void tile_pairs(int mr, const uint16_t *a, const uint16_t *b, int6
     }
     tile_2x1(a, b, kc, sum, add);
     tile_2x1(a, b + TILE, kc, sum + 16, add);
+}
+
+/* Rows of the next tile where `left` are left: low tiles take as long. */
+static inline int tile_height(int64_t left) {
+    return (int)moei_min(left, MR);
+}
+
+/* sum[rows, NR] (+)= A times B[k0 .. k0+kc, column .. column+width], for few rows. */
+static inline void strip_product(int rows, const uint16_t *a, const moei_rows *b, bool b_trans,
+                                 int64_t column, int64_t width, int64_t k0, int64_t kc, uint16_t *strip,
+                                 float *sum, bool add) {
+    pack_any_strip(b, b_trans, column, width, k0, kc, strip);
+    tile_pairs(rows, a, strip, padded(kc), sum, add);
 }
 
 #endif

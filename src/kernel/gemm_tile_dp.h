@@ -12,12 +12,13 @@ enum {
     NB = 512,            /* columns of a task: KC x NB of packed B is 256 KiB */
     MB = 448,            /* rows of a task at most: whole tiles, also when halved twice */
     A_LD = KC + 32,      /* row stride of packed A; the padding keeps rows off the same cache sets */
-    A_STRIP = 16 * A_LD, /* rows are made in eights */
+    A_STRIP = 32 * A_LD, /* DIRECT_ROWS of them */
     SECOND_HALF = NR,    /* numbers from a pair row's first vector to its second */
-    STREAM_ROWS = 4,     /* up to so many rows B is packed a strip at a time, straight before its use */
-    FUSES_PACKED = 1,    /* so many rows multiply packed weights as they are read, */
-    A_ROW = A_LD,        /* at this distance */
-    FETCHES_B = 1,       /* the next block of B is asked for while this one is multiplied */
+    STREAM_ROWS = 4,  /* up to so many rows B stored as [n, k] is packed a strip at a time, before its use */
+    DIRECT_ROWS = 32, /* up to so many rows B is not packed but read where it is */
+    FUSES_PACKED = 1, /* so many rows multiply packed weights as they are read, */
+    A_ROW = A_LD,     /* at this distance */
+    FETCHES_B = 1,    /* the next block of B is asked for while this one is multiplied */
 };
 
 typedef uint16_t moei_operand;
@@ -32,28 +33,72 @@ static inline int64_t pair_at(int64_t pair) {
 
 #include "kernel/gemm_pairs.h"
 
-/* sum[mr, NR] (+)= A B: A element (i, k) at a[i * a_i + k], B a panel; a_k is 1. */
+/* Rows of the next tile where `left` are left: all of nearly one height, as a low one has too few chains of
+ * sums to keep the units busy. */
+static inline int tile_height(int64_t left) {
+    return (int)moei_ceil_div(left, moei_ceil_div(left, MR));
+}
+
+/* Thirty-two columns of two rows of B as pairs: of every eight columns four are in `low`. */
+typedef struct moei_pair_row {
+    __m512bh low, high;
+} moei_pair_row;
+
+static inline moei_pair_row pairs_of_rows(const uint16_t *even, const uint16_t *odd) {
+    __m512i x = _mm512_loadu_si512(even), y = _mm512_loadu_si512(odd);
+    return (moei_pair_row){(__m512bh)_mm512_unpacklo_epi16(x, y), (__m512bh)_mm512_unpackhi_epi16(x, y)};
+}
+
+/* Sums of 32 columns from their own order to that one. */
+MOEI_INLINE void to_pair_order(vf *low, vf *high) {
+    const __m512i first = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13);
+    const __m512i second = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
+    __m512d x = _mm512_castps_pd(*low), y = _mm512_castps_pd(*high);
+    *low = _mm512_castpd_ps(_mm512_permutex2var_pd(x, first, y));
+    *high = _mm512_castpd_ps(_mm512_permutex2var_pd(x, second, y));
+}
+
+/* And back. */
+MOEI_INLINE void to_column_order(vf *low, vf *high) {
+    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    __m512d x = _mm512_castps_pd(*low), y = _mm512_castps_pd(*high);
+    *low = _mm512_castpd_ps(_mm512_permutex2var_pd(x, first, y));
+    *high = _mm512_castpd_ps(_mm512_permutex2var_pd(x, second, y));
+}
+
+/* sum[mr, NR] (+)= A B: A element (i, k) at a[i * a_i + k]; B a panel, or, with b_k, rows of B where they
+ * are, b_k apart, kc even then. a_k is 1. */
 MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a_i, const int64_t a_k,
-                            const moei_operand *b, int64_t kc, float *sum, bool add) {
+                            const moei_operand *b, const int64_t b_k, int64_t kc, float *sum, bool add) {
     vf acc[MR][2];
     MOEI_UNROLL
     for (int i = 0; i < mr; ++i) {
         acc[i][0] = add ? vf_load(sum + i * SUM_LD) : vf_zero();
         acc[i][1] = add ? vf_load(sum + i * SUM_LD + VF_N) : vf_zero();
+        if (b_k) to_pair_order(&acc[i][0], &acc[i][1]);
     }
-    for (int64_t k = 0; k < kc; k += 2, a += 2 * a_k, b += 2 * NR) {
-        __m512bh b0 = (__m512bh)_mm512_loadu_si512(b), b1 = (__m512bh)_mm512_loadu_si512(b + NR);
+    for (int64_t k = 0; k < kc; k += 2, a += 2 * a_k, b += b_k ? 2 * b_k : 2 * NR) {
+        moei_pair_row row;
+        if (b_k) {
+            row = pairs_of_rows(b, b + b_k);
+            __builtin_prefetch(b + NR); /* of the next strip, which L2 has */
+            __builtin_prefetch(b + b_k + NR);
+        } else {
+            row = (moei_pair_row){(__m512bh)_mm512_loadu_si512(b), (__m512bh)_mm512_loadu_si512(b + NR)};
+        }
         MOEI_UNROLL
         for (int i = 0; i < mr; ++i) {
             int32_t pair;
             memcpy(&pair, a + i * a_i, sizeof pair);
             __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
-            acc[i][0] = _mm512_dpbf16_ps(acc[i][0], x, b0);
-            acc[i][1] = _mm512_dpbf16_ps(acc[i][1], x, b1);
+            acc[i][0] = _mm512_dpbf16_ps(acc[i][0], x, row.low);
+            acc[i][1] = _mm512_dpbf16_ps(acc[i][1], x, row.high);
         }
     }
     MOEI_UNROLL
     for (int i = 0; i < mr; ++i) {
+        if (b_k) to_column_order(&acc[i][0], &acc[i][1]);
         vf_store(sum + i * SUM_LD, acc[i][0]);
         vf_store(sum + i * SUM_LD + VF_N, acc[i][1]);
     }
@@ -64,7 +109,29 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a
 /* sum[mr, NR] (+)= A B, a strip of A and a panel. */
 static __attribute__((noinline)) void tile_pairs(int mr, const uint16_t *a, const uint16_t *b, int64_t kc,
                                                  float *sum, bool add) {
-    tile_any(mr, a, A_LD, 1, b, kc, sum, add);
+    tile_any(mr, a, A_LD, 1, b, 0, kc, sum, add);
+}
+
+/* The same with B where it is, rows ldb apart; kc is even. */
+static __attribute__((noinline)) void tile_direct(int mr, const uint16_t *a, const uint16_t *b, int64_t ldb,
+                                                  int64_t kc, float *sum, bool add) {
+    tile_any(mr, a, A_LD, 1, b, ldb, kc, sum, add);
+}
+
+/* sum[rows, NR] (+)= A times B[k0 .. k0+kc, column .. column+width], for few rows: whole strips of B are read
+ * where they are, as packing takes as long as the product of eight rows. */
+static inline void strip_product(int rows, const uint16_t *a, const moei_rows *b, bool b_trans,
+                                 int64_t column, int64_t width, int64_t k0, int64_t kc, uint16_t *strip,
+                                 float *sum, bool add) {
+    const bool direct = !b_trans && !b->index && width >= NR && kc % 2 == 0;
+    if (!direct) pack_any_strip(b, b_trans, column, width, k0, kc, strip);
+    for (int i = 0, mr; i < rows; i += mr) {
+        mr = tile_height(rows - i);
+        if (direct)
+            tile_direct(mr, a + a_at(i, 0), bf16_at(b, k0) + column, b->ld, kc, sum + i * SUM_LD, add);
+        else
+            tile_pairs(mr, a + a_at(i, 0), strip, padded(kc), sum + i * SUM_LD, add);
+    }
 }
 
 static inline void tiles_begin(int rows) {

@@ -26,7 +26,7 @@ static void pack_a(const moei_rows *a, int64_t row, int mr, int64_t k0, int64_t 
     }
 }
 
-/* Few rows: a strip of B is packed in L1 and used at once, so that reading memory never pauses. */
+/* Few rows: a strip of B is used as soon as it is in L1, so that reading memory never pauses. */
 static void stream_task(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
                         const moei_rows *b, moei_pairs_scratch *scratch) {
     const moe_gemm_rows_args *args = job->args;
@@ -36,20 +36,16 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
     moei_fetch start = fetch_b(b, args->b_trans, cols, 0, moei_min(strip_k, args->k));
     fetch_lines(&start, INT64_MAX);
     for (int64_t k = 0; k < args->k; k += strip_k) {
-        int64_t steps = moei_min(strip_k, args->k - k), next = moei_min(strip_k, args->k - k - steps);
-        moei_fetch fetch = fetch_b(b, args->b_trans, cols, k + steps, next);
+        int64_t steps = moei_min(strip_k, args->k - k);
+        moei_fetch fetch = next_block(job, task, b, k + strip_k, strip_k);
         int64_t share = fetch_share(&fetch, cols->n_runs * cols->panels);
         if (k % KC == 0) pack_a(a, task->row, mr, k, moei_min(KC, args->k - k), scratch->a);
         for (int64_t p = 0; p < cols->n_runs * cols->panels; ++p) {
             int64_t j = p % cols->panels * NR, column = cols->first[p / cols->panels] + j;
             int64_t width = moei_min(NR, cols->width - j);
             fetch_lines(&fetch, share);
-            if (args->b_trans)
-                pack_strip_trans(b, column, width, k, steps, scratch->strip);
-            else
-                pack_strip(b, column, width, k, steps, scratch->strip);
-            tile_pairs(mr, scratch->a + a_at(0, k % KC), scratch->strip, padded(steps), scratch->sum + p * NR,
-                       k > 0);
+            strip_product(mr, scratch->a + a_at(0, k % KC), b, args->b_trans, column, width, k, steps,
+                          scratch->strip, scratch->sum + p * NR, k > 0);
         }
     }
     epilogue(job, task, task->row, mr, scratch->sum);
@@ -86,7 +82,7 @@ static void block_task(const moei_rows_job *job, const moei_rows_task *task, con
     for (int64_t k0 = 0; k0 < args->k; k0 += KC) {
         int64_t kc = moei_min(KC, args->k - k0);
         moei_fetch block = {.end = 0};
-        if (FETCHES_B) block = next_block(job, task, b, k0);
+        if (FETCHES_B) block = next_block(job, task, b, k0 + KC, KC);
         int64_t block_share = fetch_share(&block, tiles);
         bool last = k0 + KC >= args->k;
         if (args->b_packed)
@@ -95,8 +91,9 @@ static void block_task(const moei_rows_job *job, const moei_rows_task *task, con
             pack_b_trans(b, cols, k0, kc, scratch->b);
         else
             pack_b(b, cols, k0, kc, scratch->b);
-        for (int64_t row = task->row; row < task->end; row += MR) {
-            int mr = (int)moei_min(MR, task->end - row);
+        int mr;
+        for (int64_t row = task->row; row < task->end; row += mr) {
+            mr = tile_height(task->end - row);
             float *sum = args->k <= KC ? scratch->sum : scratch->sum + (row - task->row) * SUM_LD;
             moei_fetch fetch = next_rows(task, a, row, k0, args->k);
             int64_t share = fetch_share(&fetch, panels);
@@ -118,8 +115,9 @@ static void rows_task(void *arg, int64_t number, void *memory) {
     moei_rows_task task = find_task(job, number);
     const moei_rows a = {args->a, args->lda, args->a_row, true};
     const moei_rows b = group_b(job, task.group);
-    bool few = task.end - task.row <= STREAM_ROWS;
-    tiles_begin(few ? (int)(task.end - task.row) : 16);
+    const int64_t rows = task.end - task.row;
+    const bool few = rows <= (args->b_packed || args->b_trans ? STREAM_ROWS : DIRECT_ROWS);
+    tiles_begin(few ? (int)rows : 16);
     if (few && args->b_packed)
         stream_packed(job, &task, &a, memory);
     else if (few)

@@ -72,7 +72,7 @@ static void pack_b_trans(const moei_rows *b, const moei_columns *cols, int64_t k
 
 static __attribute__((noinline)) void tile_rows(int mr, const float *a, const float *b, int64_t kc,
                                                 float *sum, bool add) {
-    tile_any(mr, a, A_LD, 1, b, kc, sum, add);
+    tile_any(mr, a, A_LD, 1, b, NR, kc, sum, add);
 }
 
 static inline vf cell(const moei_rows *rows, int64_t i) {
@@ -161,10 +161,11 @@ static void block_task(const moei_rows_job *job, const moei_rows_task *task, con
             pack_b_trans(b, cols, k0, kc, scratch->b);
         else
             pack_b(b, cols, k0, kc, scratch->b);
-        moei_fetch block = next_block(job, task, b, k0);
+        moei_fetch block = next_block(job, task, b, k0 + KC, KC);
         int64_t block_share = fetch_share(&block, tiles);
-        for (int64_t row = task->row; row < task->end; row += MR) {
-            int mr = (int)moei_min(MR, task->end - row);
+        int mr;
+        for (int64_t row = task->row; row < task->end; row += mr) {
+            mr = tile_height(task->end - row);
             float *sum = args->k <= KC ? scratch->sum : scratch->sum + (row - task->row) * SUM_LD;
             moei_fetch rows = next_rows(task, a, row, k0, args->k);
             int64_t rows_share = fetch_share(&rows, panels);

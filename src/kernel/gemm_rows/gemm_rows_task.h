@@ -73,24 +73,24 @@ static moei_rows group_b(const moei_rows_job *job, int32_t g) {
  * further along. */
 static moei_fetch next_rows(const moei_rows_task *task, const moei_rows *a, int64_t row, int64_t k0,
                             int64_t k_end) {
-    int64_t first = row + MR;
+    int64_t first = row + tile_height(task->end - row);
     if (first >= task->end) first = task->row, k0 += KC;
     if (k0 >= k_end) return (moei_fetch){.end = 0};
-    return fetch_block(a, first, moei_min(first + MR, task->end), k0, moei_min(KC, k_end - k0));
+    return fetch_block(a, first, first + tile_height(task->end - first), k0, moei_min(KC, k_end - k0));
 }
 
-/* The block of B that is packed after that of k0: the task's next one, or the first one of the task that
- * this thread takes next if all go on in turn. */
+/* Rows k0 .. k0+steps of B, which are read after the ones before; past the last, those that begin the task
+ * which this thread takes next if all go on in turn. */
 static moei_fetch next_block(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *b,
-                             int64_t k0) {
+                             int64_t k0, int64_t steps) {
     const moe_gemm_rows_args *args = job->args;
-    const int64_t k = k0 + KC, after = task->number + job->n_threads;
+    const int64_t after = task->number + job->n_threads;
     if (args->b_packed) return (moei_fetch){.end = 0};
-    if (k < args->k) return fetch_b(b, args->b_trans, &task->cols, k, moei_min(KC, args->k - k));
+    if (k0 < args->k) return fetch_b(b, args->b_trans, &task->cols, k0, moei_min(steps, args->k - k0));
     if (after >= job->n_tasks) return (moei_fetch){.end = 0};
     const moei_rows_task next = find_task(job, after);
     const moei_rows next_b = group_b(job, next.group);
-    return fetch_b(&next_b, args->b_trans, &next.cols, 0, moei_min(KC, args->k));
+    return fetch_b(&next_b, args->b_trans, &next.cols, 0, moei_min(steps, args->k));
 }
 
 /* C tile out of the sums. */
