@@ -246,13 +246,15 @@ struct Layer {
     }
 };
 
-/* The same layer through the public interface: router and its way back, f32 gradients that are added to. */
+/* The same layer through the public interface, router and its way back: new gradients, of experts in bf16; or
+ * f32 ones that are added to. */
 struct PublicLayer {
     moe_ctx *ctx = NULL;
     moe_layer *layer = NULL;
     moe_mat x, y, dy, dx;
-    explicit PublicLayer(const Layer &l)
-        : x(view(l.x, l.c)), y(view(l.y, l.c)), dy(view(l.dy, l.c)), dx(view(l.dx, l.c)) {
+    const bool adds;
+    PublicLayer(const Layer &l, bool adds_)
+        : x(view(l.x, l.c)), y(view(l.y, l.c)), dy(view(l.dy, l.c)), dx(view(l.dx, l.c)), adds(adds_) {
         moe_ctx_desc ctx_desc = {};
         moe_layer_desc desc = {};
         ctx_desc.size = sizeof ctx_desc, ctx_desc.device = MOE_CUDA, ctx_desc.seed = 1;
@@ -261,6 +263,7 @@ struct PublicLayer {
         moe_error error = {};
         if (moe_ctx_create(&ctx_desc, &ctx, &error) != MOE_OK) printf("%s\n", error.text), exit(1);
         ok(moe_layer_create(ctx, &desc, &layer));
+        if (!adds) ok(moe_layer_set_grad_dtype(layer, MOE_BF16));
         ok(moe_layer_reserve(layer, l.c.tokens, MOE_TRAIN));
     }
     PublicLayer(const PublicLayer &) = delete;
@@ -276,7 +279,7 @@ struct PublicLayer {
     }
     void forward() {
         moe_call call = {};
-        call.size = sizeof call, call.mode = MOE_TRAIN;
+        call.size = sizeof call, call.mode = MOE_TRAIN, call.overwrite_grad = !adds;
         ok(moe_layer_forward(layer, x, y, &call, NULL));
     }
     void backward() { ok(moe_layer_backward(layer, x, dy, dx)); }
@@ -292,7 +295,7 @@ struct PublicLayer {
 };
 
 struct Summary {
-    double blas_8192, bound_f, bound_b, fwd, bwd, layer_f, layer_b, kernel[N_KERNELS];
+    double blas_8192, bound_f, bound_b, fwd, bwd, layer_f, layer_b, adds_b, kernel[N_KERNELS];
 };
 static double timed(Timer &timer, void (*fn)(void *), void *arg) {
     timer.start();
@@ -300,8 +303,9 @@ static double timed(Timer &timer, void (*fn)(void *), void *arg) {
     return timer.stop_ms();
 }
 
-static Summary time_layer(Layer &layer, PublicLayer &whole, Buffer<bf16> &big, int rounds) {
-    enum { TOTALS = 7 };
+static Summary time_layer(Layer &layer, PublicLayer &whole, PublicLayer &adding, Buffer<bf16> &big,
+                          int rounds) {
+    enum { TOTALS = 8 };
     Timer timer;
     std::vector<double> t[TOTALS + N_KERNELS];
     auto big_product = [](void *p) {
@@ -329,6 +333,9 @@ static Summary time_layer(Layer &layer, PublicLayer &whole, Buffer<bf16> &big, i
         now[5] = whole.timed(timer, &PublicLayer::forward);
         big_product(&big);
         now[6] = whole.timed(timer, &PublicLayer::backward);
+        big_product(&big);
+        adding.timed(timer, &PublicLayer::forward);
+        now[7] = adding.timed(timer, &PublicLayer::backward);
         for (int k = layer.routed ? ROUTE : UP; k < N_KERNELS; ++k) {
             layer.y.random(6, 1);
             timer.start();
@@ -338,8 +345,8 @@ static Summary time_layer(Layer &layer, PublicLayer &whole, Buffer<bf16> &big, i
         for (int i = 0; i < TOTALS + N_KERNELS && round >= 0; ++i) t[i].push_back(now[i]);
     }
     CUDA_OK(cudaDeviceSynchronize());
-    Summary s = {median(t[0]), median(t[1]), median(t[2]), median(t[3]),
-                 median(t[4]), median(t[5]), median(t[6]), {0}};
+    Summary s = {median(t[0]), median(t[1]), median(t[2]), median(t[3]), median(t[4]),
+                 median(t[5]), median(t[6]), median(t[7]), {0}};
     for (int k = 0; k < N_KERNELS; ++k) s.kernel[k] = median(t[TOTALS + k]);
     return s;
 }
@@ -395,22 +402,23 @@ int main(int argc, char **argv) {
     for (const Config &c : configs) {
         if (strncmp(c.name, only, strlen(only)) != 0) continue;
         Layer layer(c);
-        PublicLayer whole(layer);
-        const Summary s = time_layer(layer, whole, big, rounds);
+        PublicLayer whole(layer, false), adding(layer, true);
+        const Summary s = time_layer(layer, whole, adding, big, rounds);
         print_kernels(layer, s);
         const double f = 6. * (double)layer.rows * (double)(c.n * c.d) * 1e-9;
         char line[240];
-        snprintf(line, sizeof line,
-                 "%-11s %4.0f | %4.0f %4.0f | %4.0f %4.0f | %4.0f %4.0f | %4.1f %% %4.1f %% %4.1f %% | %s",
-                 c.name, 2 * 8192. * 8192 * 8192 / s.blas_8192 * 1e-9, f / s.bound_f, 2 * f / s.bound_b,
-                 f / s.fwd, 2 * f / s.bwd, f / s.layer_f, 2 * f / s.layer_b, 100 * s.bound_f / s.fwd,
-                 100 * s.bound_b / s.bwd, 100 * (s.bound_f + s.bound_b) / (s.fwd + s.bwd), c.published);
+        snprintf(
+            line, sizeof line,
+            "%-11s %4.0f | %4.0f %4.0f | %4.0f %4.0f | %4.0f %4.0f %4.0f | %4.1f %% %4.1f %% %4.1f %% | %s",
+            c.name, 2 * 8192. * 8192 * 8192 / s.blas_8192 * 1e-9, f / s.bound_f, 2 * f / s.bound_b, f / s.fwd,
+            2 * f / s.bwd, f / s.layer_f, 2 * f / s.layer_b, 2 * f / s.adds_b, 100 * s.bound_f / s.fwd,
+            100 * s.bound_b / s.bwd, 100 * (s.bound_f + s.bound_b) / (s.fwd + s.bwd), c.published);
         table.push_back(line);
         if (getenv("ZIPF")) {
             layer.routed = false;
-            const Summary even = time_layer(layer, whole, big, rounds);
+            const Summary even = time_layer(layer, whole, adding, big, rounds);
             force_zipf(layer);
-            const Summary zipf = time_layer(layer, whole, big, rounds);
+            const Summary zipf = time_layer(layer, whole, adding, big, rounds);
             print_kernels(layer, zipf);
             snprintf(line, sizeof line, "%-11s Zipf(1.0) against even: forward %+.1f %%, backward %+.1f %%",
                      c.name, 100 * (zipf.fwd / even.fwd - 1), 100 * (zipf.bwd / even.bwd - 1));
@@ -418,7 +426,8 @@ int main(int argc, char **argv) {
         }
         fflush(stdout);
     }
-    printf("\nTFLOP/s    8192 | bound f b | kernels f b | layer f b | share of kernels f, b, both | "
+    printf("\nTFLOP/s    8192 | bound f b | kernels f b | layer f b, b adding in f32 | share of kernels f, "
+           "b, both | "
            "published f / b\n");
     for (const std::string &line : table) printf("%s\n", line.c_str());
     return 0;

@@ -9,7 +9,7 @@
 
 #include <cuda_runtime_api.h>
 
-enum { SPARE = 8 }; /* multiprocessors for what runs beside a product: measured in docs/kernels-cuda.md */
+enum { SPARE = 16 }; /* multiprocessors for what runs beside a product: measured in docs/kernels-cuda.md */
 
 typedef struct cuda_state {
     cudaStream_t own;   /* made by us; ctx->team.stream may be the caller's */
@@ -18,6 +18,7 @@ typedef struct cuda_state {
     cudaEvent_t mark, done;
     bool offered, marked, entered;
     int index, capability;
+    int urgency; /* the highest launch priority */
 } cuda_state;
 
 static moe_status told(moe_ctx *ctx, cudaError_t error, const char *what) {
@@ -71,6 +72,7 @@ static moe_status make_streams(moe_ctx *ctx, cuda_state *state) {
     int least = 0, greatest = 0;
     MOEI_TRY(
         told(ctx, cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange"));
+    state->urgency = greatest;
     MOEI_TRY(told(ctx, cudaStreamCreateWithPriority(&state->own, cudaStreamNonBlocking, greatest),
                   "cudaStreamCreate"));
     MOEI_TRY(told(ctx, cudaStreamCreateWithPriority(&state->side, cudaStreamNonBlocking, least),
@@ -140,6 +142,7 @@ static void cuda_beside(moe_ctx *ctx, moei_beside step) {
         cudaEventRecord(state->mark, ctx->team.stream);
         state->marked = true;
         ctx->team.spare = SPARE;
+        ctx->team.urgency = state->urgency;
     }
     if (step == MOEI_BESIDE_ENTER) {
         if (!state->marked) cudaEventRecord(state->mark, ctx->team.stream);

@@ -172,8 +172,17 @@ static cudaError_t launch(const moei_team *team, const OuterJob &job) {
     const int bytes = Shared<S>::bytes(0);
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;
-    kernel<<<(n_sm - team->spare) / PAIR * PAIR, THREADS, bytes, stream_of(team)>>>(p, map_b, maps);
-    return cudaPeekAtLastError();
+    cudaLaunchAttribute urgent = {};
+    urgent.id = cudaLaunchAttributePriority;
+    urgent.val.priority = team->urgency;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)((n_sm - team->spare) / PAIR * PAIR));
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = (size_t)bytes;
+    config.stream = stream_of(team);
+    config.attrs = &urgent;
+    config.numAttrs = team->spare > 0;
+    return cudaLaunchKernelEx(&config, kernel, p, map_b, maps);
 }
 
 template <class S> static cudaError_t launch_as(const moei_team *team, const OuterJob &job, bool trans) {
