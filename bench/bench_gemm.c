@@ -1,7 +1,7 @@
 /* bench_gemm.c: how fast the grouped products of this machine run, and what share of its peak that is.
  *   bench_gemm [problem [threads [isa]]]    problem: e8,t4096,d256,n256,k2[,bf16][,zipf] (experts, tokens, d,
  * hidden width, top-k; loads by Zipf's law instead of even ones). Products as a swiglu layer makes them: act
- * x W1 [R,d]x[d,2n], store h W2 [R,n]x[n,d], act_grad dy W2^T [R,d]x[d,n], outer dW2 = (w a)^T dy. Peak:
+ * x W1 [R,d]x[d,2n], store h W2 [R,n]x[n,d], act_grad dy W2^T [R,d]x[d,n], outer dW2 += (w a)^T dy. Peak:
  * registers only, of the row's own instructions, the best so far, measured anew before every line, as other
  * processes come and go.
  */
@@ -151,6 +151,7 @@ static void run_outer(const bench *b, const moei_kernel_row *row, int which) {
                                 .c = b->dw2,
                                 .ldc = s->d,
                                 .c_group = s->n * s->d,
+                                .accumulate = true,
                                 .c_wide = true};
     ((moei_gemm_outer_fn *)row->fn)(&b->team, &args);
 }

@@ -83,7 +83,8 @@ static inline void fetch_lines(moei_fetch *f, int64_t lines) {
     }
 }
 
-/* Lines to ask for beside each of `tiles` tiles: in one burst they would keep the tiles from their own. */
+/* Lines to ask for beside each of `tiles` tiles or steps of them: in one burst they would keep the tiles from
+ * their own. */
 static inline int64_t fetch_share(const moei_fetch *f, int64_t tiles) {
     return moei_ceil_div((f->end - f->row) * moei_ceil_div(f->bytes, LINE), tiles);
 }

@@ -38,7 +38,8 @@ enum { SUM_BYTES = 4 * SUM_LD };
 
 /* 32 x 16 sums in four of the eight registers, one of them for all of A: with more in use a processor whose
  * core runs another thread has none left to rename, and every load waits for the product before it. */
-static void tile_2x1(const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add) {
+static void tile_2x1(const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add,
+                     moei_fetch *beside, int64_t lines) {
     if (add) {
         _tile_loadd(0, sum, SUM_BYTES);
         _tile_loadd(1, sum + 16 * SUM_LD, SUM_BYTES);
@@ -54,13 +55,15 @@ static void tile_2x1(const uint16_t *a, const uint16_t *b, int64_t kc, float *su
         _tile_loadd(3, a + TILE, LINE);
         _tile_dpbf16ps(1, 3, 2);
         for (int i = 0; i < MR * K_STEP / KC; ++i, next += SUM_BYTES) _mm_prefetch(next, _MM_HINT_T0);
+        fetch_lines(beside, lines);
     }
     _tile_stored(0, sum, SUM_BYTES);
     _tile_stored(1, sum + 16 * SUM_LD, SUM_BYTES);
 }
 
 /* 16 x 32 sums. */
-static void tile_1x2(const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add) {
+static void tile_1x2(const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add,
+                     moei_fetch *beside, int64_t lines) {
     if (add) {
         _tile_loadd(0, sum, SUM_BYTES);
         _tile_loadd(1, sum + 16, SUM_BYTES);
@@ -74,20 +77,33 @@ static void tile_1x2(const uint16_t *a, const uint16_t *b, int64_t kc, float *su
         _tile_dpbf16ps(0, 2, 3);
         _tile_loadd(3, b + TILE, LINE);
         _tile_dpbf16ps(1, 2, 3);
+        fetch_lines(beside, 2 * lines);
     }
     _tile_stored(0, sum, SUM_BYTES);
     _tile_stored(1, sum + 16, SUM_BYTES);
 }
 
-/* sum[mr, NR] (+)= A B, a strip of A and a panel; mr up to MR, kc a multiple of K_STEP. */
-static inline void tile_pairs(int mr, const uint16_t *a, const uint16_t *b, int64_t kc, float *sum,
-                              bool add) {
+/* Steps of a tile at which lines are asked for. */
+static inline int64_t tile_steps(int64_t kc) {
+    return kc > 0 ? 2 * padded(kc) / K_STEP : 1;
+}
+
+/* sum[mr, NR] (+)= A B, a strip of A and a panel; mr up to MR, kc a multiple of K_STEP. At each step `lines`
+ * of what is beside are asked for. */
+static inline void tile_beside(int mr, const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add,
+                               moei_fetch *beside, int64_t lines) {
     if (mr <= 16) {
-        tile_1x2(a, b, kc, sum, add);
+        tile_1x2(a, b, kc, sum, add, beside, lines);
         return;
     }
-    tile_2x1(a, b, kc, sum, add);
-    tile_2x1(a, b + TILE, kc, sum + 16, add);
+    tile_2x1(a, b, kc, sum, add, beside, lines);
+    tile_2x1(a, b + TILE, kc, sum + 16, add, beside, lines);
+}
+
+static inline void tile_pairs(int mr, const uint16_t *a, const uint16_t *b, int64_t kc, float *sum,
+                              bool add) {
+    moei_fetch none = {.end = 0};
+    tile_beside(mr, a, b, kc, sum, add, &none, 0);
 }
 
 /* Rows of the next tile where `left` are left: low tiles take as long. */

@@ -106,13 +106,26 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a
 
 #include "kernel/gemm_tile_any.h"
 
+/* Steps of a tile at which lines are asked for. */
+static inline int64_t tile_steps(int64_t kc) {
+    (void)kc;
+    return 1;
+}
+
 /* sum[mr, NR] (+)= A B, a strip of A and a panel. */
 static __attribute__((noinline)) void tile_pairs(int mr, const uint16_t *a, const uint16_t *b, int64_t kc,
                                                  float *sum, bool add) {
     tile_any(mr, a, A_LD, 1, b, 0, kc, sum, add);
 }
 
-/* The same with B where it is, rows ldb apart; kc is even. */
+/* The same; `lines` of what is beside are asked for. */
+static inline void tile_beside(int mr, const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add,
+                               moei_fetch *beside, int64_t lines) {
+    fetch_lines(beside, lines);
+    tile_pairs(mr, a, b, kc, sum, add);
+}
+
+/* tile_pairs with B where it is, rows ldb apart; kc is even. */
 static __attribute__((noinline)) void tile_direct(int mr, const uint16_t *a, const uint16_t *b, int64_t ldb,
                                                   int64_t kc, float *sum, bool add) {
     tile_any(mr, a, A_LD, 1, b, ldb, kc, sum, add);

@@ -61,36 +61,42 @@ static void turn_a(const moei_rows *a, int64_t i0, int mr, int64_t k0, int64_t k
         for (int64_t k = 0; k < kc; k += 32) turn_block(a, k0 + k, k0 + kc, i0 + i, mr - i, out + a_at(i, k));
 }
 
+/* A strip of C is stored as soon as its last tile is done, and its lines are asked for beside these tiles. A
+ * group without rows is a block of none, whose sums are zeros. */
 static void outer_task(void *arg, int64_t number, void *memory) {
     const moei_outer_job *job = arg;
     const moe_gemm_outer_args *args = job->args;
     moei_outer_pairs_scratch *scratch = memory;
     moei_outer_task task = find_task(job, number);
-    int64_t first = args->offset[task.group], end = args->offset[task.group + 1];
+    int64_t first = args->offset[task.group], end = args->offset[task.group + 1], panels = task.cols.panels;
     const moei_rows a = operand_a(args), b = operand_b(args);
     if (first == end && args->accumulate) return;
-    if (first == end) memset(scratch->sum, 0, (size_t)task.rows * SUM_LD * sizeof *scratch->sum);
     tiles_begin(16);
-    int64_t tiles = task.cols.panels * moei_ceil_div(task.rows, MR);
-    for (int64_t k0 = first; k0 < end; k0 += KC) {
-        int64_t kc = moei_min(KC, end - k0);
+    int64_t tiles = panels * moei_ceil_div(task.rows, MR);
+    for (int64_t k0 = first; k0 == first || k0 < end; k0 += KC) {
+        int64_t kc = moei_min(KC, end - k0), lines = 0;
         moei_ahead ahead = {.share_a = 0};
         if (FETCHES_B) ahead = what_is_next(job, &task, k0 + KC, tiles);
         pack_b(&b, &task.cols, k0, kc, scratch->b);
         for (int64_t i = 0; i < task.rows; i += MR) {
             int mr = (int)moei_min(MR, task.rows - i);
-            moei_fetch fetch = {.end = 0};
-            if (i + MR < task.rows) fetch = fetch_block(&a, k0, k0 + kc, task.i0 + i + MR, MR);
-            int64_t share = fetch_share(&fetch, task.cols.panels);
-            turn_a(&a, task.i0 + i, mr, k0, kc, scratch->a);
-            for (int64_t p = 0; p < task.cols.panels; ++p) {
-                fetch_lines(&fetch, share);
-                fetch_ahead(&ahead);
-                tile_pairs(mr, scratch->a, scratch->b + p * PANEL, padded(kc),
-                           scratch->sum + i * SUM_LD + p * NR, k0 > first);
+            float *sum = end - first <= KC ? scratch->sum : scratch->sum + i * SUM_LD;
+            moei_fetch columns = {.end = 0}, strip = {.end = 0};
+            if (i + MR < task.rows) columns = fetch_block(&a, k0, k0 + kc, task.i0 + i + MR, MR);
+            if (k0 + KC >= end) {
+                strip = fetch_c(args, &task, i, mr);
+                lines = fetch_share(&strip, panels * tile_steps(kc));
             }
+            int64_t share = fetch_share(&columns, panels);
+            turn_a(&a, task.i0 + i, mr, k0, kc, scratch->a);
+            for (int64_t p = 0; p < panels; ++p) {
+                fetch_lines(&columns, share);
+                fetch_ahead(&ahead);
+                tile_beside(mr, scratch->a, scratch->b + p * PANEL, padded(kc), sum + p * NR, k0 > first,
+                            &strip, lines);
+            }
+            if (k0 + KC >= end) store_rows(args, &task, i, mr, sum);
         }
     }
     tiles_end();
-    store_block(args, &task, scratch->sum);
 }

@@ -55,13 +55,17 @@ static void outer_task(void *arg, int64_t number, void *memory) {
         pack_b(&b, &task.cols, k0, kc, scratch->b);
         pack_a(&a, task.i0, task.rows, k0, kc, scratch->a);
         moei_ahead ahead = what_is_next(job, &task, k0 + KC, tiles);
+        moei_fetch c = {.end = 0};
+        if (k0 + KC >= end) c = fetch_c(args, &task, 0, task.rows);
+        int64_t share = fetch_share(&c, tiles);
         for (int64_t p = 0; p < task.cols.panels; ++p) {
             for (int64_t i = 0; i < task.rows; i += MR) {
                 fetch_ahead(&ahead);
+                fetch_lines(&c, share);
                 tile_outer((int)moei_min(MR, task.rows - i), scratch->a + i / MR * A_PANEL,
                            scratch->b + p * PANEL, kc, scratch->sum + i * SUM_LD + p * NR, k0 > first);
             }
         }
     }
-    store_block(args, &task, scratch->sum);
+    store_rows(args, &task, 0, task.rows, scratch->sum);
 }

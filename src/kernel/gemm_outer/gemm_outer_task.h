@@ -41,28 +41,30 @@ static moei_rows operand_b(const moe_gemm_outer_args *args) {
     return (moei_rows){args->b, args->ldb, args->b_row, args->dtype == MOE_BF16};
 }
 
-/* C_g */
-static moei_rows result(const moe_gemm_outer_args *args, int64_t group) {
+/* Rows i .. i+rows of a task's block of C. */
+static moei_fetch fetch_c(const moe_gemm_outer_args *args, const moei_outer_task *task, int64_t i,
+                          int64_t rows) {
     const bool bf16 = args->dtype == MOE_BF16 && !args->c_wide;
-    return (moei_rows){byte_at(bf16, args->c, group * args->c_group), args->ldc, NULL, bf16};
+    const moei_rows c = {byte_at(bf16, args->c, task->group * args->c_group), args->ldc, NULL, bf16};
+    int64_t first = task->i0 + i;
+    return fetch_block(&c, first, first + rows, task->cols.first[0], task->cols.width);
 }
 
 /* What is read soon and asked for while tiles are multiplied. */
 typedef struct moei_ahead {
-    moei_fetch a, b, c;
-    int64_t share_a, share_b, share_c; /* lines beside each tile */
+    moei_fetch a, b;
+    int64_t share_a, share_b; /* lines beside each tile */
 } moei_ahead;
 
-/* Rows k .. k+KC of a task's operands; beyond the task's own, its block of C and the first rows of the task
- * that this thread takes next if all go on in turn. */
+/* Rows k .. k+KC of a task's operands; beyond the task's own, the first rows of the task that this thread
+ * takes next if all go on in turn. */
 static moei_ahead what_is_next(const moei_outer_job *job, const moei_outer_task *task, int64_t k,
                                int64_t tiles) {
     const moe_gemm_outer_args *args = job->args;
-    const moei_rows a = operand_a(args), b = operand_b(args), c = result(args, task->group);
+    const moei_rows a = operand_a(args), b = operand_b(args);
     moei_outer_task next = *task;
     moei_ahead ahead = {.share_a = 0};
     if (k >= args->offset[task->group + 1]) {
-        ahead.c = fetch_block(&c, task->i0, task->i0 + task->rows, task->cols.first[0], task->cols.width);
         if (task->number + job->n_threads < job->n_tasks)
             next = find_task(job, task->number + job->n_threads);
         k = args->offset[next.group];
@@ -72,20 +74,19 @@ static moei_ahead what_is_next(const moei_outer_job *job, const moei_outer_task 
     ahead.b = fetch_block(&b, k, end, next.cols.first[0], next.cols.width);
     ahead.share_a = fetch_share(&ahead.a, tiles);
     ahead.share_b = fetch_share(&ahead.b, tiles);
-    ahead.share_c = fetch_share(&ahead.c, tiles);
     return ahead;
 }
 
 static inline void fetch_ahead(moei_ahead *ahead) {
     fetch_lines(&ahead->a, ahead->share_a);
     fetch_lines(&ahead->b, ahead->share_b);
-    fetch_lines(&ahead->c, ahead->share_c);
 }
 
-/* C block (+)= the sums. */
-static void store_block(const moe_gemm_outer_args *args, const moei_outer_task *task, const float *sum) {
-    int64_t rows = task->rows, width = task->cols.width;
-    int64_t first = task->group * args->c_group + task->i0 * args->ldc + task->cols.first[0];
+/* Rows i0 .. i0+rows of the block of C (+)= their sums. */
+static void store_rows(const moe_gemm_outer_args *args, const moei_outer_task *task, int64_t i0, int64_t rows,
+                       const float *sum) {
+    int64_t width = task->cols.width;
+    int64_t first = task->group * args->c_group + (task->i0 + i0) * args->ldc + task->cols.first[0];
     bool bf16 = args->dtype == MOE_BF16 && !args->c_wide;
     for (int64_t i = 0; i < rows; ++i) {
         for (int64_t j = 0; j < width; j += VF_N) {
