@@ -31,18 +31,20 @@ static inline int tile_height(int64_t left) {
     return (int)moei_ceil_div(left, moei_ceil_div(left, MR));
 }
 
-/* sum[mr, NR] (+)= A B for one block: A element (i, k) at a[i * a_i + k * a_k], B row k at
- * b + k * b_k. */
+/* A element (i, k) at a[i * a_i + k * a_k]. B a panel: sum[mr, NR] (+)= the chain of A B. With b_k, rows of B
+ * where they are, b_k apart: the chain in sum[mr, NR] goes on. */
 MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a_i, const int64_t a_k,
                             const moei_operand *b, const int64_t b_k, int64_t kc, float *sum, bool add) {
+    const int64_t next = b_k ? b_k : NR;
     vf acc[MR][NV];
     MOEI_UNROLL
     for (int i = 0; i < mr; ++i) {
         MOEI_UNROLL
-        for (int v = 0; v < NV; ++v) acc[i][v] = vf_zero();
+        for (int v = 0; v < NV; ++v)
+            acc[i][v] = b_k && add ? vf_load(sum + i * SUM_LD + v * VF_N) : vf_zero();
     }
-    for (int64_t k = 0; k < kc; ++k, a += a_k, b += b_k) {
-        for (int v = 0; v < NR * 4; v += LINE) __builtin_prefetch((const char *)(b + AHEAD * b_k) + v);
+    for (int64_t k = 0; k < kc; ++k, a += a_k, b += next) {
+        for (int v = 0; v < NR * 4; v += LINE) __builtin_prefetch((const char *)(b + AHEAD * next) + v);
         vf b0 = vf_load(b), b1 = vf_load(b + VF_N);
         MOEI_UNROLL
         for (int i = 0; i < mr; ++i) {
@@ -56,12 +58,20 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a
         MOEI_UNROLL
         for (int v = 0; v < NV; ++v) {
             float *at = sum + i * SUM_LD + v * VF_N;
-            vf_store(at, add ? vf_add(vf_load(at), acc[i][v]) : acc[i][v]);
+            vf_store(at, add && !b_k ? vf_add(vf_load(at), acc[i][v]) : acc[i][v]);
         }
     }
 }
 
 #include "kernel/gemm_tile_any.h"
+
+/* Columns of a row of B, `width` of which exist -> a row of a panel. */
+static inline void pack_edge(bool bf16, const void *base, int64_t from, int64_t width, float *to) {
+    for (int v = 0; v < NV; ++v) {
+        int64_t left = width - v * VF_N;
+        vf_store(to + v * VF_N, left > 0 ? vf_get(bf16, base, from + v * VF_N, left) : vf_zero());
+    }
+}
 
 /* One run of columns of a row of B -> that row of its panels; the same columns of a later row are asked for.
  */
@@ -74,10 +84,7 @@ MOEI_INLINE void pack_run(const bool bf16, const void *base, int64_t from, int64
             if (v * VF_N * 4 % LINE == 0) __builtin_prefetch(byte_at(bf16, base, next + j + v * VF_N));
         }
     }
-    for (int v = 0; v < NV && j < width; ++v) {
-        int64_t left = width - j - v * VF_N;
-        vf_store(to + v * VF_N, left > 0 ? vf_get(bf16, base, from + j + v * VF_N, left) : vf_zero());
-    }
+    if (j < width) pack_edge(bf16, base, from + j, width - j, to);
 }
 
 /* B[k0 .. k0+kc, columns] -> panels of [kc, NR]. Rows are read whole, so memory is read in order; the next

@@ -7,10 +7,13 @@
 #include "kernel/gemm_tile.h"
 
 enum {
-    MB = 504,       /* rows of a task at most: whole tiles of 14 and of 6, also when halved twice */
-    MB_MIN = 126,   /* and at least, where threads would have nothing to do */
-    A_LD = KC + 16, /* row stride of packed A */
-    STREAM_ROWS = 4 /* up to so many rows read B where it is: packing would cost as much as the product */
+    MB = 504,        /* rows of a task at most: whole tiles of 14 and of 6, also when halved twice */
+    MB_MIN = 126,    /* and at least, where threads would have nothing to do */
+    A_LD = KC + 16,  /* row stride of packed A */
+    A_ROWS = 32,     /* rows of packed A at most */
+    STRIP_K = 64,    /* rows of the strips of B that few rows use; whole ones fill KC */
+    STREAM_ROWS = 4, /* up to so many rows multiply packed weights as they are read */
+    DIRECT_ROWS = VF_N == 16 ? 32 : 8, /* up to so many rows B is not packed but read where it is */
 };
 
 #include "kernel/gemm_rows/gemm_packed_simd.h"
@@ -18,9 +21,9 @@ enum {
 
 typedef struct moei_rows_scratch {
     _Alignas(64) float b[NB / NR * PANEL];
-    float a[MR * A_LD];
+    float a[A_ROWS * A_LD];
     float sum[MB * SUM_LD];
-    float block[STREAM_ROWS * SUM_LD];
+    float block[DIRECT_ROWS * SUM_LD], strip[STRIP_K * NR];
 } moei_rows_scratch;
 _Static_assert(sizeof(moei_rows_scratch) <= MOEI_THREAD_SCRATCH, "a task's blocks fit the thread's scratch");
 
@@ -72,58 +75,59 @@ static void pack_b_trans(const moei_rows *b, const moei_columns *cols, int64_t k
 
 static __attribute__((noinline)) void tile_rows(int mr, const float *a, const float *b, int64_t kc,
                                                 float *sum, bool add) {
-    tile_any(mr, a, A_LD, 1, b, NR, kc, sum, add);
+    tile_any(mr, a, A_LD, 1, b, 0, kc, sum, add);
 }
 
-static inline vf cell(const moei_rows *rows, int64_t i) {
-    return vf_set1(rows->bf16 ? moei_bf16_value(((const uint16_t *)rows->base)[i])
-                              : ((const float *)rows->base)[i]);
+/* The same with rows of B where they are, ldb apart, of which a chain goes on. */
+static __attribute__((noinline)) void tile_direct(int mr, const float *a, const float *b, int64_t ldb,
+                                                  int64_t kc, float *sum, bool add) {
+    tile_any(mr, a, A_LD, 1, b, ldb, kc, sum, add);
 }
 
-/* B_g[k0 .. k0+kc, run] times a few rows, B read where it is, four rows of it at a time: the chain of
- * every element is that of the tile. */
-static void stream_block(const moei_rows *a, const moei_rows_task *task, const moei_rows *b, int64_t column,
-                         int64_t k0, int64_t k_left, float *block) {
-    int64_t rows = task->end - task->row, width = task->cols.width, kc = moei_min(KC, k_left), ldb = b->ld;
-    for (int64_t k = 0; k < kc; k += 4) {
-        int64_t steps = moei_min(4, kc - k);
-        for (int64_t i = 0; i < rows; ++i) {
-            int64_t x = row_start(a, task->row + i) + k0 + k;
-            for (int64_t j = 0; j < width; j += VF_N) {
-                float *at = block + i * SUM_LD + j;
-                int64_t from = (k0 + k) * ldb + column + j;
-                vf acc = k ? vf_load(at) : vf_zero();
-                for (int64_t s = AHEAD; s < AHEAD + 4 && i == 0; ++s)
-                    if (k + s < k_left) __builtin_prefetch(byte_at(b->bf16, b->base, from + s * ldb));
-                if (steps == 4) {
-                    acc = vf_fma(cell(a, x), vf_get(b->bf16, b->base, from, width - j), acc);
-                    acc = vf_fma(cell(a, x + 1), vf_get(b->bf16, b->base, from + ldb, width - j), acc);
-                    acc = vf_fma(cell(a, x + 2), vf_get(b->bf16, b->base, from + 2 * ldb, width - j), acc);
-                    acc = vf_fma(cell(a, x + 3), vf_get(b->bf16, b->base, from + 3 * ldb, width - j), acc);
-                } else {
-                    for (int64_t s = 0; s < steps; ++s)
-                        acc =
-                            vf_fma(cell(a, x + s), vf_get(b->bf16, b->base, from + s * ldb, width - j), acc);
-                }
-                vf_store(at, acc);
-            }
-        }
+/* Chains of `rows` sums go on by B[k0 .. k0+kc, column .. column+width], which is read where it is if it can
+ * be. */
+static void strip_product(int rows, const float *a, const moei_rows *b, int64_t column, int64_t width,
+                          int64_t k0, int64_t kc, float *strip, float *sum, bool add) {
+    const float *from = (const float *)b->base + k0 * b->ld + column;
+    int64_t ld = b->ld;
+    if (b->bf16 || width < NR) {
+        for (int64_t k = 0; k < kc; ++k)
+            pack_edge(b->bf16, b->base, row_start(b, k0 + k) + column, width, strip + k * NR);
+        from = strip;
+        ld = NR;
+    }
+    for (int i = 0, mr; i < rows; i += mr) {
+        mr = tile_height(rows - i);
+        tile_direct(mr, a + i * A_LD, from, ld, kc, sum + i * SUM_LD, add);
     }
 }
 
+/* Few rows: a strip of B is used as soon as it is in L1, so that reading memory never pauses. */
 static void stream_task(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
                         const moei_rows *b, moei_rows_scratch *scratch) {
     const moe_gemm_rows_args *args = job->args;
-    int mr = (int)(task->end - task->row);
-    for (int64_t k0 = 0; k0 == 0 || k0 < args->k; k0 += KC) {
-        for (int32_t run = 0; run < task->cols.n_runs; ++run) {
-            float *sum = scratch->sum + run * task->cols.panels * NR;
-            float *block = k0 == 0 ? sum : scratch->block;
-            stream_block(a, task, b, task->cols.first[run], k0, args->k - k0, block);
-            for (int i = 0; i < mr && k0; ++i) {
-                for (int64_t j = i * SUM_LD; j < i * SUM_LD + task->cols.width; j += VF_N)
-                    vf_store(sum + j, vf_add(vf_load(sum + j), vf_load(block + j)));
-            }
+    const moei_columns *cols = &task->cols;
+    const int mr = (int)(task->end - task->row);
+    const int64_t panels = cols->n_runs * cols->panels;
+    moei_fetch start = fetch_b(b, false, cols, 0, moei_min(STRIP_K, args->k));
+    fetch_lines(&start, INT64_MAX);
+    for (int64_t k = 0; k == 0 || k < args->k; k += STRIP_K) {
+        const bool first = k < KC, chain = k % KC != 0,
+                   ends = k % KC + STRIP_K == KC || k + STRIP_K >= args->k;
+        float *block = first ? scratch->sum : scratch->block;
+        moei_fetch fetch = next_block(job, task, b, k + STRIP_K, STRIP_K);
+        const int64_t share = fetch_share(&fetch, panels);
+        if (!chain) pack_a(a, task->row, mr, k, moei_min(KC, args->k - k), scratch->a);
+        for (int64_t p = 0; p < panels; ++p) {
+            const int64_t j = p % cols->panels * NR;
+            fetch_lines(&fetch, share);
+            strip_product(mr, scratch->a + k % KC, b, cols->first[p / cols->panels] + j,
+                          moei_min(NR, cols->width - j), k, moei_min(STRIP_K, args->k - k), scratch->strip,
+                          block + p * NR, chain);
+        }
+        for (int i = 0; i < mr && ends && !first; ++i) {
+            for (int64_t j = i * SUM_LD; j < i * SUM_LD + panels * NR; j += VF_N)
+                vf_store(scratch->sum + j, vf_add(vf_load(scratch->sum + j), vf_load(block + j)));
         }
     }
     epilogue(job, task, task->row, mr, scratch->sum);
@@ -186,10 +190,10 @@ static void rows_task(void *arg, int64_t number, void *memory) {
     const moe_gemm_rows_args *args = job->args;
     const moei_rows_task task = find_task(job, number);
     const moei_rows a = {args->a, args->lda, args->a_row, job->bf16}, b = group_b(job, task.group);
-    const bool few = task.end - task.row <= STREAM_ROWS;
-    if (few && args->b_packed)
+    const int64_t rows = task.end - task.row;
+    if (rows <= STREAM_ROWS && args->b_packed)
         stream_packed(job, &task, &a, memory);
-    else if (few && !args->b_trans)
+    else if (rows <= DIRECT_ROWS && !args->b_packed && !args->b_trans)
         stream_task(job, &task, &a, &b, memory);
     else
         block_task(job, &task, &a, &b, memory);

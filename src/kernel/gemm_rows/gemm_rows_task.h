@@ -293,6 +293,16 @@ static void dweight_task(void *arg, int64_t task, void *memory) {
     }
 }
 
+/* Rows of the group that has most. */
+static int64_t busiest(const moe_gemm_rows_args *args) {
+    int64_t most = 0;
+    for (int32_t g = 0; g < args->n_groups; ++g) {
+        const int64_t rows = args->offset[g + 1] - args->offset[g];
+        if (rows > most) most = rows;
+    }
+    return most;
+}
+
 /* Cuts the product into tasks and runs them; then what needs all of a row's columns. */
 static void run_rows(const moei_team *team, const moe_gemm_rows_args *args, moe_task_fn task) {
     bool gated = args->epilogue == MOE_EPI_ACT && moe_act_gated(args->act);
@@ -307,8 +317,11 @@ static void run_rows(const moei_team *team, const moe_gemm_rows_args *args, moe_
                          .bf16 = args->dtype == MOE_BF16,
                          .c_bf16 = args->dtype == MOE_BF16 && !args->c_wide,
                          .rule = moei_act_rule_for(args->act, args->act_numbers)};
+    /* Few rows take as long as their weights do to be read: in small pieces, so that all threads end
+     * together. */
+    const int64_t tasks = (busiest(args) <= DIRECT_ROWS ? 16 : 2) * (int64_t)team->n_threads;
     while (job.block_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads) job.block_rows /= 2;
-    while (job.block_width > NB_MIN && count_tasks(&job) < 2 * team->n_threads)
+    while (job.block_width > NB_MIN && count_tasks(&job) < tasks)
         job.block_width = moei_ceil_div(job.block_width / 2, COLUMN_ALIGN) * COLUMN_ALIGN;
     job.n_tasks = count_tasks(&job);
     moei_parallel(team, job.n_tasks, task, &job);
