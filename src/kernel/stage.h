@@ -253,7 +253,7 @@ typedef struct moei_plan_args {
     bool counted; /* `route` has filled it: uint8_t [tiles of MOEI_ROUTE_TILE tokens, E rounded up to 4] */
     int64_t *step_rows; /* [E] kept is added; NULL: nobody asks */
 } moei_plan_args;
-enum { MOEI_PLAN_TILE = 1024, MOEI_ROUTE_TILE = 128 };
+enum { MOEI_PLAN_TILE = 1024, MOEI_ROUTE_TILE = 64 };
 static inline int64_t moei_plan_tiles(int64_t n_slots) {
     return (n_slots + MOEI_PLAN_TILE - 1) / MOEI_PLAN_TILE;
 }

@@ -301,7 +301,7 @@ __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1) __launch_bounds__(512, 1)
         __syncthreads();
         if (2 * warp < tokens) {
             Selection<ROUTE_EXPERTS> selection;
-            selection.run(p, logits[2 * warp], ROUTE_EXPERTS, 2 * warp, count);
+            selection.run(p, logits[2 * warp], ROUTE_EXPERTS, 2 * warp, tokens - 2 * warp, count);
         }
         __syncthreads();
         if (p.tile_count && (int)threadIdx.x < (p.n_experts + 3) / 4 * 4)

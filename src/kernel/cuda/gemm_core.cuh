@@ -127,10 +127,10 @@ template <class S> struct Pipeline {
     __device__ __forceinline__ uint32_t b(int stage) const { return a(stage) + S::A_BYTES; }
     __device__ __forceinline__ uint32_t full_at(int stage) const { return full + 8 * stage; }
     __device__ __forceinline__ uint32_t empty_at(int stage) const { return empty + 8 * stage; }
-    __device__ __forceinline__ void init(int loader_arrivals) const {
+    __device__ __forceinline__ void init(int loader_arrivals, int releases = PAIR * S::CONSUMER_WARPS) const {
         for (int s = 0; s < S::STAGES; ++s) {
             mbar_init(full_at(s), loader_arrivals);
-            mbar_init(empty_at(s), PAIR * S::CONSUMER_WARPS);
+            mbar_init(empty_at(s), releases);
         }
         mbar_init_done();
     }
@@ -177,6 +177,15 @@ __device__ __forceinline__ void pass_by(const Pipeline<S> &pipe, Ring<S::STAGES>
         __syncwarp();
         release_stage(pipe.empty_at(ring.stage));
     }
+}
+
+/* Ping-pong: the warpgroups take turns. A turn ends when all stages of a tile have been awaited; without that
+ * order a warpgroup would await a stage two phases ahead, which a phase bit cannot tell from now. */
+template <class S> __device__ __forceinline__ void await_turn(int group) {
+    if (S::PINGPONG) named_barrier(1 + group, 256);
+}
+template <class S> __device__ __forceinline__ void pass_turn(int group) {
+    if (S::PINGPONG) named_barrier_arrive(2 - group, 256);
 }
 
 } // namespace moei

@@ -126,15 +126,6 @@ __device__ __forceinline__ void gather_tiles(const RowsArgs &p, const CUtensorMa
     }
 }
 
-/* Ping-pong: the warpgroups take turns. A turn ends when all stages of a tile have been awaited; without that
- * order a warpgroup would await a stage two phases ahead, which a phase bit cannot tell from now. */
-template <class S> __device__ __forceinline__ void await_turn(int group) {
-    if (S::PINGPONG) named_barrier(1 + group, 256);
-}
-template <class S> __device__ __forceinline__ void pass_turn(int group) {
-    if (S::PINGPONG) named_barrier_arrive(2 - group, 256);
-}
-
 template <class S, bool GATHER, bool B_TRANS, int EPI>
 __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<S> &pipe, uint32_t stage,
                                               RowTiles tiles, int first, int step, const OutMaps &maps) {

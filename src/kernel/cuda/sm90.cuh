@@ -25,6 +25,9 @@ __device__ __forceinline__ void mbar_init_done() {
 __device__ __forceinline__ void mbar_arrive_expect(uint32_t bar, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
+__device__ __forceinline__ void mbar_arrive(uint32_t bar) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
 /* Arrives at the barrier of the same address in block `rank` of the cluster. Without a wider scope, which
  * would drain this warp's stores to memory first: what it announces is that tensor cores have finished
  * reading. */
@@ -66,6 +69,12 @@ __device__ __forceinline__ float load_of_rank(uint32_t address, uint32_t rank) {
                  : "r"(address), "r"(rank)
                  : "memory");
     return v;
+}
+/* The same variable of block `rank` of the cluster. */
+template <class T> __device__ __forceinline__ T *at_rank(T *variable, uint32_t rank) {
+    uint64_t of_rank;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(of_rank) : "l"(variable), "r"(rank));
+    return (T *)of_rank;
 }
 /* Programmatic launches: the next kernel of the stream may start; all that earlier ones wrote is there. */
 __device__ __forceinline__ void let_next_start() {
