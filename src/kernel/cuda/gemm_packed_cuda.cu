@@ -78,28 +78,24 @@ struct Fetched {
     uint4 words;
     uint2 scales;
 };
+/* Where a lane reads next: a block's warps read WORDS rows of words at once, which are whole blocks of
+ * scales, so that from one such step to the next both move as far. */
 struct Source {
-    const unsigned char *panel; /* at the lane's columns */
-    int64_t block_bytes;
-    int group_words, scale_bytes, scale_at;
-    bool exponents;
+    const unsigned char *words;
+    int scales; /* so many bytes before them */
 
-    /* Row `word` of words, one of four beside each other, of which the first one tells whether there are any
-     * scales: they are of one block. */
-    __device__ __forceinline__ Fetched fetch(int word, int words, int64_t shift) const {
+    __device__ __forceinline__ Fetched fetch(bool any, bool exponents, int64_t shift) const {
         Fetched got = {make_uint4(0, 0, 0, 0), make_uint2(0, 0)};
-        if ((word & ~3) >= words) return got;
-        const unsigned char *block = panel + shift + (int64_t)(word / group_words) * block_bytes;
-        const unsigned char *scales = block + scale_at;
-        if (word < words)
-            got.words = __ldcs((const uint4 *)(block + scale_bytes + word % group_words * (4 * MOEI_PANEL)));
+        if (!any) return got;
+        got.words = __ldcs((const uint4 *)(words + shift));
         if (exponents)
-            got.scales.x = __ldg((const uint32_t *)scales);
+            got.scales.x = __ldg((const uint32_t *)(words + shift - scales));
         else
-            got.scales = __ldg((const uint2 *)scales);
+            got.scales = __ldg((const uint2 *)(words + shift - scales));
         return got;
     }
 };
+static_assert(WORDS % (MOEI_GROUP_MAX / 4) == 0, "a step is whole blocks of scales");
 __device__ __forceinline__ void read_scales(bool exponents, uint2 four, float (&scale)[LANE_COLS]) {
     if (exponents) {
 #pragma unroll
@@ -209,7 +205,10 @@ __device__ __forceinline__ void read_pairs(uint32_t word, const uint32_t *pair,
         const __nv_bfloat162 zero = __float2bfloat162_rn(136.f);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const uint32_t raised = (word >> 4 * i & 0x000f000fu) | 0x43004300u;
+            uint32_t raised; /* (word >> 4 i & 000f000f) | 43004300, in one step */
+            asm("lop3.b32 %0, %1, %2, %3, 0xea;"
+                : "=r"(raised)
+                : "r"(word >> 4 * i), "r"(0x000f000fu), "r"(0x43004300u));
             two[i] = as_word(__hsub2(*(const __nv_bfloat162 *)&raised, zero));
         }
     } else {
@@ -325,13 +324,14 @@ __device__ __forceinline__ void finish(const PackedArgs &args, const RowTile &ti
 /* Words are asked for a batch ahead of their use, the first ones before A is fetched, those of the next tile
  * of columns before this one is finished. */
 template <class T, class C, int CODES, bool GATED, int ROWS>
-__global__ void __launch_bounds__(THREADS, sizeof(T) == 2 ? 3 : 2)
+__global__ void __launch_bounds__(THREADS, sizeof(T) == 2 && !GATED ? 3 : 2)
     gemm_packed_kernel(const __grid_constant__ PackedArgs args) {
     typedef Sums<T, CODES, ROWS> Sum;
     enum { PER = Word<CODES>::PER, FLIGHT = GATED ? 2 : 4, BATCH = FLIGHT * WORDS, CHUNK = DEPTH / PER };
     static_assert(CHUNK % BATCH == 0, "A is replaced between batches");
     __shared__ PackedShared<T, ROWS> s;
     const moe_gemm_rows_args &p = args.p;
+    const bool exponents = CODES == TABLE && args.exponents;
     const RowTile tile = find_row_tile(p.offset, p.n_groups, p.n_rows, blockIdx.y, ROWS);
     if (tile.group < 0) return;
     const int lane = threadIdx.x & 31, words = (int)ceil_div(p.k, PER);
@@ -339,24 +339,30 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 2 ? 3 : 2)
     const int rows = (int)min((int64_t)ROWS, tile.end - tile.first);
     const int begin = (int)blockIdx.x * args.span, end = min(begin + args.span, args.column_tiles);
     const int64_t second = args.run_panels * args.panel_bytes;
+    const int scale_bytes = exponents ? 1 : 2, group_words = args.group / PER,
+              word_at = MOEI_PANEL * scale_bytes + own % group_words * (4 * MOEI_PANEL);
+    const unsigned char *lane_data =
+        args.data + tile.group * args.group_bytes + own / group_words * args.block_bytes + word_at;
+    const int64_t step_bytes = WORDS / group_words * args.block_bytes;
     Source source;
-    source.block_bytes = args.block_bytes, source.group_words = args.group / PER;
-    source.exponents = args.exponents;
     Fetched gates[FLIGHT], ups[GATED ? FLIGHT : 1];
-    const auto fetch =
-        [&](int at, int first) { /* row of words `first` and on of tile `at` */
-                                 const int column = at % 2 * COLS + quad;
-                                 source.panel = args.data + tile.group * args.group_bytes +
-                                                (int64_t)(at / 2) * args.panel_bytes;
-                                 source.scale_at = column * (args.exponents ? 1 : 2);
-                                 source.scale_bytes = MOEI_PANEL * (args.exponents ? 1 : 2) + 4 * column;
+    const auto open = [&](int at) {
+        const int column = at % 2 * COLS + quad;
+        source = {lane_data + (int64_t)(at / 2) * args.panel_bytes + 4 * column,
+                  word_at + (4 - scale_bytes) * column};
+    };
+    /* Rows of words `first` and on. Those of four that stand beside the last one are in memory too. */
+    const auto fetch = [&](int first) {
 #pragma unroll
-                                 for (int i = 0; i < FLIGHT; ++i) {
-                                     gates[i] = source.fetch(first + i * WORDS + own, words, 0);
-                                     if (GATED) ups[i] = source.fetch(first + i * WORDS + own, words, second);
-                                 }
-        };
-    fetch(begin, 0);
+        for (int i = 0; i < FLIGHT; ++i) {
+            const bool any = first + i * WORDS + (own & ~3) < words;
+            gates[i] = source.fetch(any, exponents, 0);
+            if (GATED) ups[i] = source.fetch(any, exponents, second);
+            source.words += step_bytes;
+        }
+    };
+    open(begin);
+    fetch(0);
     put_table(args, s);
     for (int at = begin; at < end; ++at) {
         Sum sum, up;
@@ -373,12 +379,13 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 2 ? 3 : 2)
                 if (GATED) other[i] = ups[i];
             }
             const bool last = first + BATCH >= words;
-            if (!last || at + 1 < end) fetch(at + last, last ? 0 : first + BATCH);
+            if (last && at + 1 < end) open(at + 1);
+            if (!last || at + 1 < end) fetch(last ? 0 : first + BATCH);
 #pragma unroll
             for (int i = 0; i < FLIGHT; ++i) { /* past the last word A or the scales are zero */
                 const int k = (first % CHUNK + i * WORDS + own) * PER;
-                sum.add(s, gate[i], args.exponents, k, rows);
-                if constexpr (GATED) up.add(s, other[i], args.exponents, k, rows);
+                sum.add(s, gate[i], exponents, k, rows);
+                if constexpr (GATED) up.add(s, other[i], exponents, k, rows);
             }
         }
         sum.put_part(s.part[0]);
