@@ -8,6 +8,7 @@
 #include <moekit/moe.h>
 #include <moekit/op.h>
 
+#include "core/memory.h"
 #include "core/real.h"
 #include "core/status.h"
 #include "core/thread.h"
@@ -25,8 +26,7 @@ struct moe_ctx {
     const struct moei_device *device; /* memory.h */
     void *device_state;               /* of the device's row */
     struct moei_fault *fault;         /* NULL on the CPU */
-    void (*before_mark)(void *arg);   /* of moei_beside_offer; NULL: nothing is to come before the mark */
-    void *before_arg;
+    moei_offer offer;                 /* the last, of moei_beside_offer */
     moe_ctx *host; /* on a device: the CPU context that does what the device cannot; else NULL */
     int isa;       /* moei_isa; kernels above it are not used */
     const struct moei_kernels *kernels[MOEI_DTYPES]; /* indexed by moe_dtype */

@@ -57,15 +57,14 @@ moe_status moei_memory_copy(moe_ctx *ctx, void *to, const void *from, size_t byt
 
 void moei_beside_step(moe_ctx *ctx, moei_beside step) {
     if (!ctx->device->beside) return;
-    void (*const before)(void *arg) = ctx->before_mark;
-    if (step == MOEI_BESIDE_MARK || step == MOEI_BESIDE_END) ctx->before_mark = NULL;
-    if (step == MOEI_BESIDE_MARK && before) before(ctx->before_arg);
+    void (*const before)(void *arg) = ctx->offer.before;
+    if (step == MOEI_BESIDE_MARK || step == MOEI_BESIDE_END) ctx->offer.before = NULL;
+    if (step == MOEI_BESIDE_MARK && before) before(ctx->offer.arg);
     ctx->device->beside(ctx, step);
 }
 
-void moei_beside_offer(moe_ctx *ctx, void (*before)(void *arg), void *arg) {
-    ctx->before_mark = before;
-    ctx->before_arg = arg;
+void moei_beside_offer(moe_ctx *ctx, const moei_offer *offer) {
+    ctx->offer = *offer;
     moei_beside_step(ctx, MOEI_BESIDE_OFFER);
 }
 

@@ -47,9 +47,14 @@ moe_status moei_memory_clear(moe_ctx *ctx, void *ptr, size_t bytes);
 moe_status moei_memory_copy(moe_ctx *ctx, void *to, const void *from, size_t bytes);
 
 void moei_beside_step(moe_ctx *ctx, moei_beside step);
-/* MOEI_BESIDE_OFFER, and who marks first calls before(arg), which queues what needs the same inputs, on the
- * first queue. Nobody marked: it was not called. */
-void moei_beside_offer(moe_ctx *ctx, void (*before)(void *arg), void *arg);
+/* What MOEI_BESIDE_OFFER offers. */
+typedef struct moei_offer {
+    void (*before)(void *arg); /* who marks first calls it: it queues what needs the same inputs, on the first
+                                  queue. Nobody marked: it was not called. NULL: nothing */
+    void *arg;
+    double intensity; /* bytes that it moves for each operation of the products it is to run beside */
+} moei_offer;
+void moei_beside_offer(moe_ctx *ctx, const moei_offer *offer);
 
 /* A block of device memory for the host to fill: the block itself on the CPU, else a copy beside it. NULL
  * when there is no room. Every opened view is closed; that puts its bytes in place. */

@@ -9,7 +9,10 @@
 
 #include <cuda_runtime_api.h>
 
-enum { SPARE = 16 }; /* multiprocessors for what runs beside a product: measured in docs/kernels-cuda.md */
+/* Multiprocessors for what runs beside products: so many for a byte that it moves for each operation of
+ * theirs, 2 to 16. Measured in docs/kernels-cuda.md. */
+enum { SPARE_LEAST = 2, SPARE_MOST = 16 };
+static const double spare_of_intensity = 9800;
 
 typedef struct cuda_state {
     cudaStream_t own;   /* made by us; ctx->team.stream may be the caller's */
@@ -134,6 +137,12 @@ static moe_status cuda_clear(moe_ctx *ctx, void *ptr, size_t bytes) {
     return told(ctx, cudaMemsetAsync(ptr, 0, bytes, ctx->team.stream), "clear");
 }
 
+static int32_t spare_for(double intensity) {
+    const double wanted = intensity * spare_of_intensity;
+    if (wanted >= SPARE_MOST) return SPARE_MOST;
+    return wanted > SPARE_LEAST ? (int32_t)(wanted + 0.5) : SPARE_LEAST;
+}
+
 /* A step that fails is told by cuda_check. */
 static void cuda_beside(moe_ctx *ctx, moei_beside step) {
     cuda_state *state = ctx->device_state;
@@ -141,7 +150,7 @@ static void cuda_beside(moe_ctx *ctx, moei_beside step) {
     if (step == MOEI_BESIDE_MARK && state->offered) {
         cudaEventRecord(state->mark, ctx->team.stream);
         state->marked = true;
-        ctx->team.spare = SPARE;
+        ctx->team.spare = spare_for(ctx->offer.intensity);
         ctx->team.urgency = state->urgency;
     }
     if (step == MOEI_BESIDE_ENTER) {

@@ -242,6 +242,18 @@ static void queue_router_part(void *arg) {
     part->layer->router_done = path->route_backward_first(part->layer, part->s, part->dx, part->accumulate);
 }
 
+/* Rows are read, tokens read and written; of each row's products with its token, two operations a weight. */
+static double sum_intensity(const moe_layer *layer) {
+    const double rows = (double)layer->plan.n_rows, tokens = (double)layer->batch.x.rows;
+    const double real = (double)moe_dtype_bytes(layer->desc.dtype);
+    const double bytes = real * (rows + 2 * tokens) * moei_expert_in(&layer->desc);
+    double weights = 0;
+    for (int32_t i = 0; i < layer->n_params; ++i)
+        if (layer->param[i].experts == &layer->experts) weights += (double)layer->param[i].bytes / real;
+    const double operations = 2 * rows * weights / layer->experts.n_experts;
+    return operations > 0 ? bytes / operations : 0;
+}
+
 /* Of several kinds the last to mark need not be the last to write rows. The sum of the rows adds to the
  * router's part where that can come first: it is the shorter way to wait for, and beside the parameters'
  * products it would find no room. */
@@ -250,7 +262,8 @@ static void offer_sum(router_part *part) {
     if (layer->experts.ops == &moei_expert_mixed) return;
     const bool first = layer->path->route_backward_first && part->dx.data && layer->desc.latent_size == 0 &&
                        !moei_layer_weighs_input(layer);
-    moei_beside_offer(layer->ctx, first ? queue_router_part : NULL, part);
+    const moei_offer offer = {first ? queue_router_part : NULL, part, sum_intensity(layer)};
+    moei_beside_offer(layer->ctx, &offer);
 }
 
 /* din[T, d_in] (+)= the rows' gradients; data NULL: only the weights' gradient is wanted. */
