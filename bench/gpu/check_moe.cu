@@ -326,7 +326,7 @@ static void check_gather_sum(int64_t tokens, int top_k, int64_t n, bool weighted
 }
 
 /* Selection must equal a stable sort of the kernel's own logits; the plan a counting sort of the selection.
- */
+ * Of odd numbers of tokens every seventh is masked. */
 static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool before, bool norm, bool ties,
                         bool few) {
     Buffer<bf16> x(tokens * d), gate(experts * d);
@@ -337,6 +337,10 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
     Buffer<int64_t> offset(experts + 1), count(2 * experts + 2);
     Buffer<uint8_t> tile_count((int64_t)moei_plan_scratch_bytes(tokens, slots, experts));
     Buffer<moei_fault> fault(1);
+    Buffer<uint8_t> mask(tokens);
+    std::vector<uint8_t> real((size_t)tokens, 1);
+    for (size_t t = 3; t < real.size() && tokens % 2; t += 7) real[t] = 0;
+    mask.put(real);
     x.random(seed, 1), gate.random(seed + 1, 1 / sqrtf((float)d));
     if (ties) { /* half of the experts twice */
         std::vector<bf16> g = gate.get();
@@ -350,13 +354,14 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
     route.score_before_topk = before, route.norm_topk_prob = norm, route.scale = 1.5;
     route.logits = logits.data, route.prob = prob.data, route.lse = lse.data;
     route.expert = expert.data, route.weight = weight.data, route.tile_count = tile_count.data;
-    route.fault = fault.data;
+    route.fault = fault.data, route.mask = mask.data;
     moei_plan_args plan = {};
     plan.n_tokens = tokens, plan.n_rows = slots, plan.n_experts = experts, plan.top_k = top_k;
     plan.expert = expert.data, plan.weight = weight.data, plan.offset = offset.data;
     plan.routed = count.data, plan.kept = count.data + experts, plan.n_valid = count.data + 2 * experts;
     plan.capacity = plan.n_valid + 1, plan.row_token = token.data, plan.row_slot = row_slot.data;
     plan.row_of = row_of.data, plan.row_weight = row_weight.data, plan.tile_count = tile_count.data;
+    plan.mask = mask.data;
     plan.counted = !few || tokens % 2; /* else it counts itself */
     CUDA_OK(few ? moei_cuda_route_few(&team, &route) : moei_cuda_route(&team, &route));
     moei_plan__cuda(&team, &plan);
@@ -385,6 +390,13 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
         std::iota(order.begin(), order.end(), 0);
         std::stable_sort(order.begin(), order.end(), [row](int a, int b) { return row[a] > row[b]; });
         double sum = 0, chosen = 0;
+        if (!real[(size_t)t]) {
+            want_s.push_back(0);
+            want_p.insert(want_p.end(), (size_t)experts, 0);
+            want_w.insert(want_w.end(), (size_t)top_k, 0);
+            for (int k = 0; k < top_k; ++k) wrong += e[(size_t)(t * top_k + k)] != -1;
+            continue;
+        }
         for (int i = 0; i < experts; ++i) sum += exp((double)row[i] - row[order[0]]);
         for (int k = 0; k < top_k; ++k) chosen += exp((double)row[order[(size_t)k]] - row[order[0]]);
         want_s.push_back(row[order[0]] + log(sum));
@@ -404,8 +416,13 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
     for (int i = 0; i < experts; ++i) next.push_back(next.back() + rows[(size_t)i]);
     for (int i = 0; i <= experts; ++i) wrong_plan += o[(size_t)i] != next[(size_t)i];
     for (int i = 0; i < 2 * experts; ++i) wrong_plan += counts[(size_t)i] != rows[(size_t)(i % experts)];
-    wrong_plan += counts[(size_t)(2 * experts)] != tokens || counts[(size_t)(2 * experts + 1)] != -1;
+    wrong_plan += counts[(size_t)(2 * experts)] != std::count(real.begin(), real.end(), 1) ||
+                  counts[(size_t)(2 * experts + 1)] != -1;
     for (int64_t i = 0; i < tokens * top_k && wrong == 0; ++i) {
+        if (e[(size_t)i] < 0) {
+            wrong_plan += ro[(size_t)i] != -1;
+            continue;
+        }
         const int at = next[(size_t)e[(size_t)i]]++;
         wrong_plan += ro[(size_t)i] != at || rt[(size_t)at] != i / top_k || rs[(size_t)at] != i ||
                       rw[(size_t)at] != w[(size_t)i];
@@ -620,6 +637,11 @@ int main(int argc, char **argv) {
     check_route(257, 256, 16, 320, false, false, false, false);
     check_route(1, 8, 1, 64, true, false, false, false);
     check_route(4000, 3, 3, 64, false, false, true, false);
+    check_route(2053, 128, 8, 200, true, true, true, false);
+    check_route(1031, 256, 16, 320, false, false, false, false);
+    check_route(1100, 256, 20, 136, true, false, true, false);
+    check_route(1501, 100, 12, 72, false, false, false, false);
+    check_route(20011, 128, 8, 1536, true, false, false, false);
     check_route(131100, 5, 2, 64, false, false, false, false); /* more than the plan in one kernel takes */
     check_route(1, 128, 8, 2048, false, false, false, true);
     check_route(8, 60, 4, 136, true, true, true, true);
