@@ -89,4 +89,9 @@ static inline int64_t fetch_share(const moei_fetch *f, int64_t tiles) {
     return moei_ceil_div((f->end - f->row) * moei_ceil_div(f->bytes, LINE), tiles);
 }
 
+/* All at once: what is read first, when there is nothing to do meanwhile. */
+static inline void fetch_all(moei_fetch f) {
+    fetch_lines(&f, fetch_share(&f, 1));
+}
+
 #endif

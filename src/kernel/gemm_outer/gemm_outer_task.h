@@ -57,7 +57,7 @@ typedef struct moei_ahead {
 } moei_ahead;
 
 /* Rows k .. k+KC of a task's operands; beyond the task's own, the first rows of the task that this thread
- * takes next if all go on in turn. */
+ * takes next if all go on in turn, if there is one. */
 static moei_ahead what_is_next(const moei_outer_job *job, const moei_outer_task *task, int64_t k,
                                int64_t tiles) {
     const moe_gemm_outer_args *args = job->args;
@@ -65,8 +65,8 @@ static moei_ahead what_is_next(const moei_outer_job *job, const moei_outer_task 
     moei_outer_task next = *task;
     moei_ahead ahead = {.share_a = 0};
     if (k >= args->offset[task->group + 1]) {
-        if (task->number + job->n_threads < job->n_tasks)
-            next = find_task(job, task->number + job->n_threads);
+        if (task->number + job->n_threads >= job->n_tasks) return ahead;
+        next = find_task(job, task->number + job->n_threads);
         k = args->offset[next.group];
     }
     int64_t end = moei_min(k + KC, args->offset[next.group + 1]);

@@ -33,8 +33,7 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
     const moei_columns *cols = &task->cols;
     int mr = (int)(task->end - task->row);
     int64_t strip_k = args->b_trans ? KC : STRIP_K; /* where k runs along memory, in longer pieces */
-    moei_fetch start = fetch_b(b, args->b_trans, cols, 0, moei_min(strip_k, args->k));
-    fetch_lines(&start, INT64_MAX);
+    fetch_all(fetch_b(b, args->b_trans, cols, 0, moei_min(strip_k, args->k)));
     for (int64_t k = 0; k < args->k; k += strip_k) {
         int64_t steps = moei_min(strip_k, args->k - k);
         moei_fetch fetch = next_block(job, task, b, k + strip_k, strip_k);

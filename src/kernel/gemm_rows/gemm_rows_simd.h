@@ -109,8 +109,7 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
     const moei_columns *cols = &task->cols;
     const int mr = (int)(task->end - task->row);
     const int64_t panels = cols->n_runs * cols->panels;
-    moei_fetch start = fetch_b(b, false, cols, 0, moei_min(STRIP_K, args->k));
-    fetch_lines(&start, INT64_MAX);
+    fetch_all(fetch_b(b, false, cols, 0, moei_min(STRIP_K, args->k)));
     for (int64_t k = 0; k == 0 || k < args->k; k += STRIP_K) {
         const bool first = k < KC, chain = k % KC != 0,
                    ends = k % KC + STRIP_K == KC || k + STRIP_K >= args->k;
