@@ -140,7 +140,7 @@ struct Block16 {
 template <class S, bool GATED> struct ActGrad {
     static constexpr int M = S::BLOCKS_M, UP = S::TILE_M * 2 * LINE;
     static_assert(2 * UP <= S::STAGE_BYTES, "a stage holds 64 columns of Z");
-    static_assert(!S::PINGPONG || S::TILE_N / LINE < S::STAGES, "the other warpgroup waits one phase ahead");
+    static_assert(!S::PINGPONG || S::TILE_N / LINE < S::STAGES, "the last product keeps a stage meanwhile");
     uint32_t stage; /* this warp's lines of weighted A, in turn */
     const RowSpan span;
     const int column, row_in_tile;
@@ -158,6 +158,14 @@ template <class S, bool GATED> struct ActGrad {
                 w[m][half] = e.row_weight && r < span.row_end ? __ldg(e.row_weight + r) : 1.f;
                 dot[m][half] = 0;
             }
+    }
+    /* Z's stages are of the turn too. Where there are no turns they may be the very ones that the last
+     * products still keep. */
+    __device__ __forceinline__ void await(const Pipeline<S> &pipe, Ring<S::STAGES> ring) const {
+        if constexpr (S::PINGPONG)
+#pragma unroll
+            for (int c = 0; c < S::TILE_N / LINE; ++c, ring.next())
+                mbar_wait(pipe.full_at(ring.stage), ring.phase);
     }
     /* dA' = da of 16 columns -> dZ over gate and up, weight * A; <dA', A> is added to dot. */
     template <bool COMMON>

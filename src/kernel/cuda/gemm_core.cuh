@@ -179,8 +179,9 @@ __device__ __forceinline__ void pass_by(const Pipeline<S> &pipe, Ring<S::STAGES>
     }
 }
 
-/* Ping-pong: the warpgroups take turns. A turn ends when all stages of a tile have been awaited; without that
- * order a warpgroup would await a stage two phases ahead, which a phase bit cannot tell from now. */
+/* Ping-pong: the warpgroups take turns. A turn ends when all stages of a tile have been awaited, those of Z
+ * too; without that order a warpgroup would await a stage two phases ahead, which a phase bit cannot tell
+ * from now. */
 template <class S> __device__ __forceinline__ void await_turn(int group) {
     if (S::PINGPONG) named_barrier(1 + group, 256);
 }

@@ -149,9 +149,10 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
             if constexpr (EPI == EPI_ACT_GRAD || EPI == EPI_ACT_GRAD_GATED) {
                 ActGrad<S, EPI == EPI_ACT_GRAD_GATED> grad = {stage,       span, tile.column,
                                                               row_in_tile, p.e,  maps};
-                multiply<S, false, !B_TRANS, GATHER>(acc, pipe, ring, p.k_blocks, a_offset, [group, &grad] {
-                    pass_turn<S>(group);
+                multiply<S, false, !B_TRANS, GATHER>(acc, pipe, ring, p.k_blocks, a_offset, [&] {
                     grad.begin();
+                    grad.await(pipe, ring);
+                    pass_turn<S>(group);
                 });
                 grad.run(acc, pipe, ring);
             } else {
@@ -164,9 +165,8 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
             }
         } else {
             await_turn<S>(group);
-            pass_by(pipe, ring, p.k_blocks);
+            pass_by(pipe, ring, n_stages);
             pass_turn<S>(group);
-            pass_by(pipe, ring, Z_STAGES<S, EPI>);
         }
         if (S::PINGPONG) ring.skip(n_stages);
     }
