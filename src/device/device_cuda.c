@@ -10,8 +10,9 @@
 #include <cuda_runtime_api.h>
 
 /* Multiprocessors for what runs beside products: so many for a byte that it moves for each operation of
- * theirs, 2 to 16. Measured in docs/kernels-cuda.md. */
-enum { SPARE_LEAST = 2, SPARE_MOST = 16 };
+ * theirs, in pairs, which products take them in; 2 to 16, and an eighth at most: a GPU may be a slice of one.
+ * docs/kernels-cuda.md says which were measured. */
+enum { SPARE_LEAST = 2, SPARE_MOST = 16, SPARE_SHARE = 8 };
 static const double spare_of_intensity = 9800;
 
 typedef struct cuda_state {
@@ -20,7 +21,7 @@ typedef struct cuda_state {
     cudaStream_t first; /* ctx->team.stream while calls queue on `side` */
     cudaEvent_t mark, done;
     bool offered, marked, entered;
-    int index, capability;
+    int index, capability, multiprocessors;
     int urgency; /* the highest launch priority */
 } cuda_state;
 
@@ -47,6 +48,9 @@ static moe_status choose(moe_ctx *ctx, cuda_state *state) {
                   "cudaDeviceGetAttribute"));
     MOEI_TRY(told(ctx, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, state->index),
                   "cudaDeviceGetAttribute"));
+    MOEI_TRY(told(
+        ctx, cudaDeviceGetAttribute(&state->multiprocessors, cudaDevAttrMultiProcessorCount, state->index),
+        "cudaDeviceGetAttribute"));
     state->capability = 10 * major + minor;
     if (major >= 8) return MOE_OK;
     return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED,
@@ -137,10 +141,12 @@ static moe_status cuda_clear(moe_ctx *ctx, void *ptr, size_t bytes) {
     return told(ctx, cudaMemsetAsync(ptr, 0, bytes, ctx->team.stream), "clear");
 }
 
-static int32_t spare_for(double intensity) {
+static int32_t spare_for(int multiprocessors, double intensity) {
+    const int32_t share = multiprocessors / SPARE_SHARE / 2 * 2;
+    const int32_t most = share < SPARE_MOST ? share : SPARE_MOST;
     const double wanted = intensity * spare_of_intensity;
-    if (wanted >= SPARE_MOST) return SPARE_MOST;
-    return wanted > SPARE_LEAST ? (int32_t)(wanted + 0.5) : SPARE_LEAST;
+    if (wanted >= most) return most;
+    return wanted > SPARE_LEAST ? ((int32_t)(wanted + 0.5) + 1) / 2 * 2 : SPARE_LEAST;
 }
 
 /* A step that fails is told by cuda_check. */
@@ -150,7 +156,7 @@ static void cuda_beside(moe_ctx *ctx, moei_beside step) {
     if (step == MOEI_BESIDE_MARK && state->offered) {
         cudaEventRecord(state->mark, ctx->team.stream);
         state->marked = true;
-        ctx->team.spare = spare_for(ctx->offer.intensity);
+        ctx->team.spare = spare_for(state->multiprocessors, ctx->offer.intensity);
         ctx->team.urgency = state->urgency;
     }
     if (step == MOEI_BESIDE_ENTER) {

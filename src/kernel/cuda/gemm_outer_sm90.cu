@@ -176,7 +176,8 @@ static cudaError_t launch(const moei_team *team, const OuterJob &job) {
     urgent.id = cudaLaunchAttributePriority;
     urgent.val.priority = team->urgency;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)((n_sm - team->spare) / PAIR * PAIR));
+    const int blocks = (n_sm - team->spare) / PAIR * PAIR;
+    config.gridDim = dim3((unsigned)(blocks > PAIR ? blocks : PAIR));
     config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = (size_t)bytes;
     config.stream = stream_of(team);
