@@ -254,14 +254,14 @@ static double sum_intensity(const moe_layer *layer) {
     return operations > 0 ? bytes / operations : 0;
 }
 
-/* Of several kinds the last to mark need not be the last to write rows. The sum of the rows adds to the
- * router's part where that can come first: it is the shorter way to wait for, and beside the parameters'
- * products it would find no room. */
+/* Without dx nothing runs beside: the products keep all of the device. Of several kinds the last to mark need
+ * not be the last to write rows. The sum of the rows adds to the router's part where that can come first: it
+ * is the shorter way to wait for, and beside the parameters' products it would find no room. */
 static void offer_sum(router_part *part) {
     const moe_layer *layer = part->layer;
-    if (layer->experts.ops == &moei_expert_mixed) return;
-    const bool first = layer->path->route_backward_first && part->dx.data && layer->desc.latent_size == 0 &&
-                       !moei_layer_weighs_input(layer);
+    if (!part->dx.data || layer->experts.ops == &moei_expert_mixed) return;
+    const bool first =
+        layer->path->route_backward_first && layer->desc.latent_size == 0 && !moei_layer_weighs_input(layer);
     const moei_offer offer = {first ? queue_router_part : NULL, part, sum_intensity(layer)};
     moei_beside_offer(layer->ctx, &offer);
 }
