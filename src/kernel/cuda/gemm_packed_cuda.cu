@@ -27,7 +27,7 @@ struct PackedArgs {
     moe_gemm_rows_args p;
     const unsigned char *data;
     int64_t group_bytes, panel_bytes, block_bytes, run_panels;
-    int32_t group, column_tiles, span; /* tiles of columns, and how many of them a block has */
+    int32_t group, column_tiles, span, across; /* tiles of columns, how many a block has, blocks of them */
     bool exponents, gated;
     ActRule rule;
     float value[MOEI_CODES];
@@ -332,12 +332,13 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 2 && !GATED ? 3 : 2)
     __shared__ PackedShared<T, ROWS> s;
     const moe_gemm_rows_args &p = args.p;
     const bool exponents = CODES == TABLE && args.exponents;
-    const RowTile tile = find_row_tile(p.offset, p.n_groups, p.n_rows, blockIdx.y, ROWS);
+    const unsigned across = (unsigned)args.across;
+    const RowTile tile = find_row_tile(p.offset, p.n_groups, p.n_rows, blockIdx.x / across, ROWS);
     if (tile.group < 0) return;
     const int lane = threadIdx.x & 31, words = (int)ceil_div(p.k, PER);
     const int own = (threadIdx.x >> 5) * 4 + Sum::word_of(lane), quad = Sum::quad_of(lane) * LANE_COLS;
     const int rows = (int)min((int64_t)ROWS, tile.end - tile.first);
-    const int begin = (int)blockIdx.x * args.span, end = min(begin + args.span, args.column_tiles);
+    const int begin = (int)(blockIdx.x % across) * args.span, end = min(begin + args.span, args.column_tiles);
     const int64_t second = args.run_panels * args.panel_bytes;
     const int scale_bytes = exponents ? 1 : 2, group_words = args.group / PER,
               word_at = MOEI_PANEL * scale_bytes + own % group_words * (4 * MOEI_PANEL);
@@ -407,8 +408,10 @@ static void launch_rows(PackedArgs args, cudaStream_t stream) {
     args.column_tiles = (int32_t)ceil_div(GATED ? p.n / 2 : p.n, COLS);
     args.span = (int32_t)ceil_div(args.column_tiles * tiles, BLOCKS);
     if (args.span > args.column_tiles) args.span = args.column_tiles;
-    const dim3 grid((unsigned)ceil_div(args.column_tiles, args.span), (unsigned)tiles);
-    gemm_packed_kernel<T, C, CODES, GATED, ROWS><<<grid, THREADS, 0, stream>>>(args);
+    args.across = (int32_t)ceil_div(args.column_tiles, args.span);
+    /* In one dimension, those of a row tile side by side: the other two of a grid end at 65535. */
+    const unsigned blocks = (unsigned)(args.across * tiles);
+    gemm_packed_kernel<T, C, CODES, GATED, ROWS><<<blocks, THREADS, 0, stream>>>(args);
 }
 template <class T, class C, int CODES, bool GATED>
 static void launch_gated(const PackedArgs &args, cudaStream_t stream) {
