@@ -1,7 +1,7 @@
 /* act.h: the activations in double, value and derivatives, for the reference kernels and
  * (kernel/cuda/both.cuh) the passes on a GPU. A gated one reads gate and up, the others gate alone. swiglu =
  * silu(gate) * up (Shazeer 2020, eq. 5); gelu(x) = x * normal distribution function (Hendrycks & Gimpel
- * 2016).
+ * 2016). The value of NaN is NaN in all of them: a run that has diverged is to show it.
  */
 #ifndef MOEI_ACT_H
 #define MOEI_ACT_H
@@ -35,11 +35,11 @@ static inline moei_slope moei_curve_at(moei_curve curve, double v, double alpha)
     case MOEI_CURVE_LINEAR:
         return (moei_slope){v, 1};
     case MOEI_CURVE_RELU:
-        return v > 0 ? (moei_slope){v, 1} : (moei_slope){0, 0};
+        return (moei_slope){v <= 0 ? 0 : v, v > 0 ? 1.0 : 0.0};
     case MOEI_CURVE_LEAKY_RELU:
         return v > 0 ? (moei_slope){v, 1} : (moei_slope){0.01 * v, 0.01};
     case MOEI_CURVE_RELU2:
-        return v > 0 ? (moei_slope){v * v, 2 * v} : (moei_slope){0, 0};
+        return v <= 0 ? (moei_slope){0, 0} : (moei_slope){v * v, 2 * v};
     case MOEI_CURVE_GELU: {
         const double cdf = 0.5 * erfc(-v * 0.70710678118654752);
         return (moei_slope){v * cdf, cdf + v * 0.39894228040143268 * exp(-0.5 * v * v)};
@@ -57,9 +57,9 @@ static inline moei_act_point moei_act_rule_at(const moei_act_rule *rule, double 
         const moei_slope f = moei_curve_at(rule->curve, gate, rule->alpha);
         return (moei_act_point){f.value, f.slope, 0};
     }
-    /* At the limit itself the gradient passes. */
+    /* At the limit itself the gradient passes; NaN is within every limit. */
     const double limit = rule->limit > 0 ? rule->limit : HUGE_VAL;
-    const bool gate_free = gate <= limit, up_free = up >= -limit && up <= limit;
+    const bool gate_free = !(gate > limit), up_free = !(fabs(up) > limit);
     const moei_slope f = moei_curve_at(rule->curve, gate_free ? gate : limit, rule->alpha);
     const double factor = (up_free ? up : copysign(limit, up)) + rule->offset;
     return (moei_act_point){f.value * factor, gate_free ? f.slope * factor : 0, up_free ? f.value : 0};

@@ -7,6 +7,8 @@
 
 #include "kernel/cuda/portable.cuh"
 
+#include <float.h>
+
 namespace moei {
 
 /* f(v) = v sigmoid(x (p0 + p1 x^2 + p2 x^4)), x being v within +-bound; or of pieces,
@@ -59,14 +61,15 @@ __device__ __forceinline__ float sigmoid(float x) {
 
 /* f(v) and its slope. */
 __device__ __forceinline__ float2 smooth_at(const Curve &c, float v) {
-    const float x = fminf(fmaxf(v, -c.bound), c.bound), q = x * x;
+    const float x = clamped(v, -c.bound, c.bound), q = x * x;
     const float s = sigmoid(x * fmaf(q, fmaf(q, c.p2, c.p1), c.p0));
     const float rise = fmaf(q, fmaf(q, 5.f * c.p2, 3.f * c.p1), c.p0);
     return make_float2(v * s, fmaf(x * s, (1.f - s) * rise, s));
 }
 __device__ __forceinline__ float2 pieces_at(const Curve &c, float v) {
-    const float across = v > 0.f ? fmaf(c.square, v, c.line) : c.leak;
-    return make_float2(v * across, v > 0.f ? fmaf(c.square, v, across) : across);
+    const float squared = c.square * fminf(v, FLT_MAX), across = squared + c.line; /* 0 * Inf is no number */
+    const float below = c.leak == 0.f ? 0.f : c.leak * v;
+    return make_float2(v <= 0.f ? below : v * across, v <= 0.f ? c.leak : squared + across);
 }
 
 template <bool GATED, bool COMMON>
@@ -79,10 +82,10 @@ __device__ __forceinline__ ActPoint fast_point(const FastAct &act, float gate, f
         const float2 f = COMMON ? pieces_at(act.curve, gate) : smooth_at(act.curve, gate);
         return {f.x, f.y, 0.f};
     }
-    const float v = fminf(gate, act.limit), u = fminf(fmaxf(up, -act.limit), act.limit);
+    const float v = clamped(gate, -INFINITY, act.limit), u = clamped(up, -act.limit, act.limit);
     const float2 f = act.curve.smooth ? smooth_at(act.curve, v) : pieces_at(act.curve, v);
     const float factor = u + act.offset;
-    return {f.x * factor, v == gate ? f.y * factor : 0.f, u == up ? f.x : 0.f};
+    return {f.x * factor, gate > act.limit ? 0.f : f.y * factor, fabsf(up) > act.limit ? 0.f : f.x};
 }
 
 /* Calls `run` with whether the common path will do, as a constant: one branch around many numbers. */

@@ -57,10 +57,18 @@ static inline ActRule act_rule_of(moe_act act, moe_act_numbers numbers) {
             (float)rule.offset};
 }
 
+/* v within `low` and `high`; NaN is NaN, which fminf and fmaxf would make a number. */
+__device__ __forceinline__ float clamped(float v, float low, float high) {
+    float above, within;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(above) : "f"(v), "f"(low));
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(within) : "f"(above), "f"(high));
+    return within;
+}
+
 /* x sigmoid(y(x)) and its slope, `rise` being that of y. Past +-100 a sigmoid is 0 or 1 in f32. */
 __device__ __forceinline__ float2 times_sigmoid(float x, float y, float rise) {
-    const float s = 1.f / (1.f + expf(-fminf(fmaxf(y, -100.f), 100.f)));
-    const float bend = fabsf(y) < 100.f ? x * s * (1.f - s) * rise : 0.f;
+    const float s = 1.f / (1.f + expf(-clamped(y, -100.f, 100.f)));
+    const float bend = fabsf(y) >= 100.f ? 0.f : x * s * (1.f - s) * rise;
     return make_float2(x * s, s + bend);
 }
 /* Value and slope of a curve. */
@@ -69,11 +77,11 @@ __device__ __forceinline__ float2 curve_at(moei_curve curve, float v, float alph
     case MOEI_CURVE_LINEAR:
         return make_float2(v, 1.f);
     case MOEI_CURVE_RELU:
-        return make_float2(fmaxf(v, 0.f), v > 0.f ? 1.f : 0.f);
+        return make_float2(v <= 0.f ? 0.f : v, v > 0.f ? 1.f : 0.f);
     case MOEI_CURVE_LEAKY_RELU:
         return make_float2(v > 0.f ? v : 0.01f * v, v > 0.f ? 1.f : 0.01f);
     case MOEI_CURVE_RELU2: {
-        const float half = fmaxf(v, 0.f);
+        const float half = v <= 0.f ? 0.f : v;
         return make_float2(half * half, half + half);
     }
     case MOEI_CURVE_GELU: {
@@ -98,10 +106,10 @@ __device__ __forceinline__ ActPoint act_point(const ActRule &rule, float gate, f
         const float2 f = curve_at(rule.curve, gate, rule.alpha);
         return {f.x, f.y, 0.f};
     }
-    const float v = fminf(gate, rule.limit), u = fminf(fmaxf(up, -rule.limit), rule.limit);
+    const float v = clamped(gate, -INFINITY, rule.limit), u = clamped(up, -rule.limit, rule.limit);
     const float2 f = curve_at(rule.curve, v, rule.alpha);
     const float factor = u + rule.offset;
-    return {f.x * factor, v == gate ? f.y * factor : 0.f, u == up ? f.x : 0.f};
+    return {f.x * factor, gate > rule.limit ? 0.f : f.y * factor, fabsf(up) > rule.limit ? 0.f : f.x};
 }
 
 /* Rows [first, end) of group g, of at most `rows` each. */

@@ -79,6 +79,17 @@ static void clamps_include_their_boundary(void **state) {
     assert_true(fabs(moei_act_at(&own, 0.5, 0.25).value - 0.5 * sigmoid * 1.25) < 1e-15);
 }
 
+/* Within limits and without: a run that has diverged does not look like one that goes on. */
+static void nan_stays_nan(void **state) {
+    (void)state;
+    for (size_t a = 0; moei_activation_names[a]; ++a)
+        for (int limited = 0; limited < 2; ++limited) {
+            const moei_act_rule rule = rule_of(moei_activation_names[a], limited ? 7 : 0);
+            assert_true(isnan(moei_act_at(&rule, (double)NAN, 2).value));
+            if (rule.gated) assert_true(isnan(moei_act_at(&rule, 2, (double)NAN).value));
+        }
+}
+
 /* Numbers of other implementations, to their printed digits. */
 static void values_are_the_known_ones(void **state) {
     (void)state;
@@ -156,9 +167,13 @@ static void names_find_their_rows(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(derivatives_are_differences), cmocka_unit_test(clamps_include_their_boundary),
-        cmocka_unit_test(values_are_the_known_ones),   cmocka_unit_test(products_are_told_the_rule),
-        cmocka_unit_test(products_have_the_names),     cmocka_unit_test(names_find_their_rows),
+        cmocka_unit_test(derivatives_are_differences),
+        cmocka_unit_test(clamps_include_their_boundary),
+        cmocka_unit_test(nan_stays_nan),
+        cmocka_unit_test(values_are_the_known_ones),
+        cmocka_unit_test(products_are_told_the_rule),
+        cmocka_unit_test(products_have_the_names),
+        cmocka_unit_test(names_find_their_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
