@@ -9,6 +9,10 @@
 
 #include "core/memory.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Rows with mask 0 are left out; mask NULL: none.
  *   add_bias   mat[r, :] += bias
  *   bias_grad  bias += sum over r of mat[r, :], wide */
@@ -276,5 +280,9 @@ typedef struct moei_balance_args {
     double *aux_grad;       /* [E] */
     double *z_grad;         /* [1] */
 } moei_balance_args;
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

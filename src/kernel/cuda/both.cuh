@@ -6,9 +6,7 @@
 
 #include <math.h>
 
-extern "C" {
 #include "kernel/stage.h"
-}
 
 #define inline __host__ __device__ __inline__
 #include "core/philox.h"

@@ -8,12 +8,12 @@
 #ifndef MOEI_CUDA_KERNEL_H
 #define MOEI_CUDA_KERNEL_H
 
+#include "core/thread.h"
+#include "kernel/stage.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-#include "core/thread.h"
-#include "kernel/stage.h"
 
 /* Groups a grouped product over rows can have. */
 enum { MOEI_CUDA_GROUPS_MAX = 512 };
