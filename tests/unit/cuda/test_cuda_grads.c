@@ -163,6 +163,9 @@ static void hopper(void **state) {
 }
 
 int main(void) {
+    moe_ctx *gpu = cuda_ctx("cuda");
+    if (!gpu) return 77;
+    moe_ctx_destroy(gpu);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_gpu),
         cmocka_unit_test(hopper),

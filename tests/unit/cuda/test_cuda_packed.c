@@ -128,53 +128,154 @@ static void *upload(moe_ctx *ctx, const void *from, size_t bytes) {
     return device;
 }
 
-/* C of rows first .. end-1, which are of group `g`; the others stay NaN. */
-static void product(moe_ctx *gpu, moe_gemm_rows_args args, int32_t g, int64_t first, int64_t end) {
+/* A grouped product whose rows are all of the group in the middle. */
+typedef struct shape {
+    moe_dtype dtype;
+    bool gated;
+    int32_t n_groups;
+    int64_t rows, k, n;
+} shape;
+
+static size_t real_bytes(const shape *s, int64_t n) {
+    return (size_t)n * moe_dtype_bytes(s->dtype);
+}
+
+/* C, or where gated H, of rows first .. end-1; the others are as they were. */
+static void product(moe_ctx *gpu, const shape *s, const moe_packed *packed, char *a, char *c, int64_t first,
+                    int64_t end) {
     int64_t offset[4];
-    for (int32_t i = 0; i <= args.n_groups; ++i) offset[i] = i <= g ? first : end;
-    void *device = upload(gpu, offset, sizeof offset);
-    args.offset = device;
-    args.n_rows = end;
+    const int64_t width = s->gated ? s->n / 2 : s->n;
+    for (int32_t i = 0; i <= s->n_groups; ++i) offset[i] = i <= s->n_groups / 2 ? 0 : end - first;
+    void *device = upload(gpu, offset, sizeof offset), *to = c + real_bytes(s, first * width);
+    const moe_gemm_rows_args args = {.dtype = s->dtype,
+                                     .epilogue = s->gated ? MOE_EPI_ACT : MOE_EPI_STORE,
+                                     .act = s->gated ? MOE_ACT_SWIGLU : MOE_ACT_NONE,
+                                     .n_groups = s->n_groups,
+                                     .offset = device,
+                                     .n_rows = end - first,
+                                     .n = s->n,
+                                     .k = s->k,
+                                     .a = a + real_bytes(s, first * s->k),
+                                     .lda = s->k,
+                                     .b_packed = packed,
+                                     .c = s->gated ? NULL : to,
+                                     .ldc = s->gated ? 0 : width,
+                                     .h = s->gated ? to : NULL,
+                                     .ldh = s->gated ? width : 0};
     must(gpu, moe_gemm_rows(gpu, &args));
     must(gpu, moe_ctx_wait(gpu));
     moe_memory_free(gpu, device, sizeof offset);
 }
 
+/* All rows at once, then by ones, twos, threes ... in memory that is NaN again. */
+static void check_batches(moe_ctx *gpu, const shape *s, const char *format, char *a, const void *b) {
+    const int64_t width = s->gated ? s->n / 2 : s->n;
+    const moe_mat together = test_output(s->dtype, s->rows, width),
+                  alone = test_output(s->dtype, s->rows, width);
+    const moe_packed_desc desc = {.size = sizeof desc,
+                                  .format = format,
+                                  .dtype = s->dtype,
+                                  .n_groups = s->n_groups,
+                                  .k = s->k,
+                                  .n = s->n,
+                                  .n_runs = s->gated ? 2 : 1};
+    const size_t bytes = test_bytes(together);
+    char *c = upload(gpu, together.data, bytes);
+    moe_packed *packed = NULL;
+    must(gpu, moe_packed_create(gpu, &desc, b, &packed));
+    product(gpu, s, packed, a, c, 0, s->rows);
+    must(gpu, moe_memory_copy(gpu, together.data, c, bytes));
+    must(gpu, moe_memory_copy(gpu, c, alone.data, bytes));
+    for (int64_t r = 0, n = 1; r < s->rows; r += n, ++n)
+        product(gpu, s, packed, a, c, r, r + n < s->rows ? r + n : s->rows);
+    must(gpu, moe_memory_copy(gpu, alone.data, c, bytes));
+    for (int64_t i = 0; i < s->rows * width; ++i) {
+        const double x = moei_real_load(s->dtype, together.data, i),
+                     y = moei_real_load(s->dtype, alone.data, i);
+        if (!(x == y))
+            fail_msg("%s, dtype %d, k %lld, n %lld%s: row %lld, column %lld is %g alone, %g among others",
+                     format, (int)s->dtype, (long long)s->k, (long long)s->n, s->gated ? " gated" : "",
+                     (long long)(i / width), (long long)(i % width), y, x);
+    }
+    moe_packed_destroy(packed);
+    moe_memory_free(gpu, c, bytes);
+    free(together.data), free(alone.data);
+}
+
+/* The large ones give a block of the whole batch several tiles of columns, of a few rows one; A is kept from
+ * one tile to the next where the sum is short. */
 static void test_rows_do_not_depend_on_the_batch(void **state) {
-    enum { ROWS = 21, GROUPS = 3, DEPTH = 1100, WIDTH = 70 };
+    static const struct {
+        bool gated;
+        int32_t n_groups;
+        int64_t rows, k, n;
+    } sizes[] = {
+        {false, 3, 21,  1100, 70  },
+        {true,  3, 21,  1100, 76  },
+        {false, 1, 400, 1100, 2080},
+        {true,  1, 400, 1100, 4160},
+        {false, 1, 400, 200,  2080},
+        {true,  1, 400, 200,  4160},
+    };
     moe_ctx *gpu = cuda_ctx();
     (void)state;
     if (!gpu) skip();
-    const moe_mat together = test_output(MOE_F32, ROWS, WIDTH), alone = test_output(MOE_F32, ROWS, WIDTH);
-    const size_t bytes = test_bytes(together);
-    for (const char *const *format = moe_packed_formats(); *format; ++format) {
-        moe_mat a = test_random(MOE_F32, ROWS, DEPTH, 1), b = test_random(MOE_F32, GROUPS * DEPTH, WIDTH, 2);
-        const moe_packed_desc desc = {
-            .size = sizeof desc, .format = *format, .n_groups = GROUPS, .k = DEPTH, .n = WIDTH};
+    for (size_t i = 0; i < 2 * sizeof sizes / sizeof *sizes; ++i) {
+        const shape s = {i % 2 ? MOE_BF16 : MOE_F32, sizes[i / 2].gated, sizes[i / 2].n_groups,
+                         sizes[i / 2].rows,          sizes[i / 2].k,     sizes[i / 2].n};
+        moe_mat a = test_random(s.dtype, s.rows, s.k, 1), b = test_random(s.dtype, s.n_groups * s.k, s.n, 2);
         void *d_a = upload(gpu, a.data, test_bytes(a)), *d_b = upload(gpu, b.data, test_bytes(b));
-        void *d_c = upload(gpu, together.data, bytes);
-        moe_packed *packed = NULL;
-        must(gpu, moe_packed_create(gpu, &desc, d_b, &packed));
-        const moe_gemm_rows_args args = {.n_groups = GROUPS,
-                                         .n = WIDTH,
-                                         .k = DEPTH,
-                                         .a = d_a,
-                                         .lda = DEPTH,
-                                         .b_packed = packed,
-                                         .c = d_c,
-                                         .ldc = WIDTH};
-        product(gpu, args, 1, 0, ROWS);
-        must(gpu, moe_memory_copy(gpu, together.data, d_c, bytes));
-        for (int64_t r = 0, n = 1; r < ROWS; r += n, ++n)
-            product(gpu, args, 1, r, r + n < ROWS ? r + n : ROWS);
-        must(gpu, moe_memory_copy(gpu, alone.data, d_c, bytes));
-        assert_memory_equal(together.data, alone.data, bytes);
-        moe_packed_destroy(packed);
+        for (const char *const *format = moe_packed_formats(); *format; ++format)
+            check_batches(gpu, &s, *format, d_a, d_b);
         moe_memory_free(gpu, d_a, test_bytes(a)), moe_memory_free(gpu, d_b, test_bytes(b));
-        moe_memory_free(gpu, d_c, bytes);
         free(a.data), free(b.data);
     }
-    free(together.data), free(alone.data);
+    moe_ctx_destroy(gpu);
+}
+
+/* More tiles of rows than a second dimension of a grid has blocks: four rows, again and again. */
+static void test_many_rows(void **state) {
+    enum { ROWS = 270000, KINDS = 4, DEPTH = 32, WIDTH = 32 };
+    moe_ctx *gpu = cuda_ctx();
+    (void)state;
+    if (!gpu) skip();
+    moe_mat a = test_random(MOE_F32, KINDS, DEPTH, 1), b = test_random(MOE_F32, DEPTH, WIDTH, 2),
+            c = test_output(MOE_F32, ROWS, WIDTH);
+    int32_t *row = malloc(ROWS * sizeof *row);
+    assert_non_null(row);
+    for (int32_t r = 0; r < ROWS; ++r) row[r] = r % KINDS;
+    const int64_t offset[] = {0, ROWS};
+    void *d_a = upload(gpu, a.data, test_bytes(a)), *d_b = upload(gpu, b.data, test_bytes(b)),
+         *d_c = upload(gpu, c.data, test_bytes(c)), *d_row = upload(gpu, row, ROWS * sizeof *row),
+         *d_offset = upload(gpu, offset, sizeof offset);
+    const moe_packed_desc desc = {
+        .size = sizeof desc, .format = "int8", .n_groups = 1, .k = DEPTH, .n = WIDTH};
+    moe_packed *packed = NULL;
+    must(gpu, moe_packed_create(gpu, &desc, d_b, &packed));
+    const moe_gemm_rows_args args = {.n_groups = 1,
+                                     .offset = d_offset,
+                                     .n_rows = ROWS,
+                                     .n = WIDTH,
+                                     .k = DEPTH,
+                                     .a = d_a,
+                                     .lda = DEPTH,
+                                     .a_row = d_row,
+                                     .b_packed = packed,
+                                     .c = d_c,
+                                     .ldc = WIDTH};
+    must(gpu, moe_gemm_rows(gpu, &args));
+    must(gpu, moe_ctx_wait(gpu));
+    must(gpu, moe_memory_copy(gpu, c.data, d_c, test_bytes(c)));
+    const float *got = c.data;
+    for (int64_t i = 0; i < (int64_t)ROWS * WIDTH; ++i)
+        if (!(got[i] == got[i % (KINDS * WIDTH)]))
+            fail_msg("row %lld, column %lld is %g, not %g", (long long)(i / WIDTH), (long long)(i % WIDTH),
+                     (double)got[i], (double)got[i % (KINDS * WIDTH)]);
+    moe_packed_destroy(packed);
+    moe_memory_free(gpu, d_a, test_bytes(a)), moe_memory_free(gpu, d_b, test_bytes(b));
+    moe_memory_free(gpu, d_c, test_bytes(c)), moe_memory_free(gpu, d_row, ROWS * sizeof *row);
+    moe_memory_free(gpu, d_offset, sizeof offset);
+    free(a.data), free(b.data), free(c.data), free(row);
     moe_ctx_destroy(gpu);
 }
 
@@ -217,6 +318,6 @@ int main(void) {
     moe_ctx_destroy(gpu);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_packed_layers),
                                        cmocka_unit_test(test_rows_do_not_depend_on_the_batch),
-                                       cmocka_unit_test(test_refusals)};
+                                       cmocka_unit_test(test_many_rows), cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
