@@ -387,7 +387,8 @@ MOE_API moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, con
                                      moe_stats *stats);
 /* Gradients of sum(y * dy) + loss_scale * stats.loss for the last MOE_TRAIN forward. x must hold
  * what it held there. Adds to the parameters' gradients (moe_call.overwrite_grad: stores them), overwrites
- * dx[T,d] (data NULL: not wanted). Consumes what forward saved: one backward a forward. */
+ * dx[T,d] (data NULL: not wanted), which is neither x nor dy (MOE_ERR_ARGUMENT), nor overlaps them (not
+ * found out). Consumes what forward saved: one backward a forward. */
 MOE_API moe_status moe_layer_backward(moe_layer *layer, moe_mat x, moe_mat dy, moe_mat dx);
 MOE_API void moe_layer_zero_grad(moe_layer *layer);
 /* Gradients of the experts' matrices, routed and shared, in MOE_BF16, as frameworks keep those of bf16

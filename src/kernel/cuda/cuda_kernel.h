@@ -18,7 +18,8 @@ extern "C" {
 /* Groups a grouped product over rows can have. */
 enum { MOEI_CUDA_GROUPS_MAX = 512 };
 
-/* Tile schedules. 0 lets the launcher choose by shape. */
+/* Tile schedules. 0 lets the launcher choose by shape. ACT_GRAD of ungated acts and c_wide are 128 x 128 in
+ * ping-pong whatever is asked. */
 typedef enum moei_schedule {
     MOEI_SCHEDULE_AUTO = 0,
     MOEI_SCHEDULE_COOPERATIVE, /* 128 x 256: two warpgroups share a tile */
@@ -31,14 +32,14 @@ int moei_cuda_gemm_rows(const moei_team *team, const moe_gemm_rows_args *args, m
 /* One of a_row and b_row at most. */
 int moei_cuda_gemm_outer(const moei_team *team, const moe_gemm_outer_args *args);
 
-/* `route` of kernel.h: plain softmax top-k over up to 256 experts, 32 of them a token; the second one for up
- * to MOEI_CUDA_DECODE_TOKENS tokens, sooner. */
+/* `route` of kernel.h: plain softmax top-k over up to 256 experts, 32 of them a token; up to 1024 tokens by
+ * clusters of eight blocks. The second one is for up to MOEI_CUDA_DECODE_TOKENS tokens, sooner. */
 bool moei_cuda_route_fits(const moei_router_args *args);
 int moei_cuda_route(const moei_team *team, const moei_router_args *args);
 int moei_cuda_route_few(const moei_team *team, const moei_router_args *args);
 
-/* The plan where nothing is dropped, up to 256 experts and 131072 tokens, on any GPU. False: not for these
- * arguments. */
+/* The plan where nothing is dropped, up to 256 experts, 32 choices and 131072 tokens, on any GPU. False: not
+ * for these arguments. */
 bool moei_cuda_plan_dropless(const moei_team *team, const moei_plan_args *args);
 
 /* `few` of kernel.h, up to MOEI_CUDA_DECODE_TOKENS tokens; sooner than the general kernels up to
