@@ -393,7 +393,8 @@ MOE_API moe_status moe_layer_backward(moe_layer *layer, moe_mat x, moe_mat dy, m
 MOE_API void moe_layer_zero_grad(moe_layer *layer);
 /* Gradients of the experts' matrices, routed and shared, in MOE_BF16, as frameworks keep those of bf16
  * weights: half the memory to write, each backward's rounded once. Of a bf16 layer of ffn experts, before its
- * first reserve for training; MOE_F32 is as at first. Those of all other parameters stay f32. */
+ * first reserve for training; MOE_F32 is as at first. Those of all other parameters stay f32. moe_adamw and
+ * moe_sum_squares (op.h) read either: both are told moe_param.grad_dtype. */
 MOE_API moe_status moe_layer_set_grad_dtype(moe_layer *layer, moe_dtype dtype);
 
 /* 6. Parameters: names "gate.weight" [E,d], "experts.up.weight" [E,d,n or 2n: gate columns first],

@@ -230,9 +230,10 @@ typedef struct moe_adamw_args {
     moe_dtype dtype; /* of value */
     int64_t n;
     void *value;
-    float *master;    /* bf16: needed; NULL with the others */
-    void *m, *v;      /* wide */
-    const void *grad; /* wide */
+    float *master; /* bf16: needed; NULL with the others */
+    void *m, *v;   /* wide */
+    const void *grad;
+    moe_dtype grad_dtype; /* of grad, as moe_param tells it: wide, or MOE_BF16 where dtype is */
     double lr, beta1, beta2, eps, weight_decay, grad_scale;
     int64_t step;
 } moe_adamw_args;

@@ -33,7 +33,7 @@ static moe_status carve(moei_arena *arena, const moe_lm *lm, moelm_optimizer *op
     for (int32_t i = 0; i < optimizer->count; ++i) {
         moe_param param = {.size = sizeof param};
         MOEI_TRY(moe_lm_param(lm, i, &param));
-        size_t bytes = (size_t)n_numbers(&param) * moe_dtype_bytes(param.grad_dtype);
+        size_t bytes = (size_t)n_numbers(&param) * moe_dtype_bytes(moei_wide(param.dtype));
         void *m = param.grad ? moei_arena_take(arena, bytes) : NULL;
         void *v = param.grad ? moei_arena_take(arena, bytes) : NULL;
         float *master = param.grad && param.dtype == MOE_BF16 ? moei_arena_take(arena, bytes) : NULL;
@@ -99,6 +99,7 @@ moe_status moelm_optimizer_step(const moelm_optimizer *optimizer, const moelm_tr
             .m = slot->m,
             .v = slot->v,
             .grad = slot->param.grad,
+            .grad_dtype = slot->param.grad_dtype,
             .lr = lr,
             .beta1 = train->beta1,
             .beta2 = train->beta2,

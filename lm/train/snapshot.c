@@ -45,7 +45,7 @@ static void add_state(tensor_list *list, const moe_param *param, const char *pre
     moelm_st_tensor *tensor = &list->tensor[list->count++];
     snprintf(name, NAME_BYTES, "%s.%s", prefix, param->name);
     tensor->name = name;
-    tensor->dtype = param->grad_dtype == MOE_F64 ? MOELM_ST_F64 : MOELM_ST_F32;
+    tensor->dtype = param->dtype == MOE_F64 ? MOELM_ST_F64 : MOELM_ST_F32;
     tensor->n_dim = param->n_dim;
     for (int32_t d = 0; d < param->n_dim; ++d) tensor->dim[d] = param->dim[d];
     tensor->data = data;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/ctx.h"
+#include "core/real.h"
 #include "core/timing.h"
 #include "kernel/kernel.h"
 #include "kernel/packed.h"
@@ -454,6 +455,12 @@ moe_status moe_adamw(moe_ctx *ctx, const moe_adamw_args *args) {
                             args->beta1, args->beta2);
     if (args->master && args->dtype != MOE_BF16)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: master must be NULL unless dtype is MOE_BF16", op);
+    if (args->grad_dtype != moei_wide(args->dtype) &&
+        (args->grad_dtype != MOE_BF16 || args->dtype != MOE_BF16))
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "%s: grad_dtype is %d where dtype is %d; it must be that of m and v (MOE_F64 of "
+                            "MOE_F64, else MOE_F32), or MOE_BF16 of MOE_BF16",
+                            op, (int)args->grad_dtype, (int)args->dtype);
     if (args->n == 0) return MOE_OK;
     const need needs[] = {
         {"value",         args->value                                         },

@@ -143,6 +143,38 @@ static void test_master(void **state) {
     }
 }
 
+/* bf16 gradients, of every length: the same bits as their widened copies. */
+static void test_narrow_gradients(void **state) {
+    (void)state;
+    moei_kernels k;
+    for (int isa = MOEI_ISA_REF; isa < MOEI_ISA_COUNT; ++isa) {
+        if (!test_kernels_of((moei_isa)isa, MOE_BF16, &k)) continue;
+        for (size_t s = 0; s < COUNT(sizes); ++s) {
+            const int64_t n = sizes[s];
+            moei_team team = test_team(1 + (int32_t)(s % 3));
+            tensor wide = tensor_make(n), narrow = tensor_make(n);
+            uint16_t *value = poisoned(MOE_BF16, n), *grad = poisoned(MOE_BF16, n);
+            for (int64_t i = 0; i < n; ++i) {
+                grad[i] = moei_bf16_round(wide.grad[i]);
+                wide.grad[i] = moei_bf16_value(grad[i]);
+            }
+            moe_adamw_args a = args_of(&wide, 2), b = args_of(&narrow, 2);
+            a.dtype = b.dtype = MOE_BF16, a.value = b.value = value;
+            a.master = wide.value, b.master = narrow.value;
+            b.grad = grad, b.grad_dtype = MOE_BF16;
+            k.adamw(&team, &a);
+            k.adamw(&team, &b);
+            assert_memory_equal(narrow.value, wide.value, (size_t)n * sizeof(float));
+            assert_memory_equal(narrow.m, wide.m, (size_t)n * sizeof(float));
+            assert_memory_equal(narrow.v, wide.v, (size_t)n * sizeof(float));
+            tensor_free(&wide);
+            tensor_free(&narrow);
+            free(value);
+            free(grad);
+        }
+    }
+}
+
 /* Algorithm 2 of the paper with its bias corrections spelled out, 20 steps on one number, in f64. */
 static void test_ref_recurrence(void **state) {
     (void)state;
@@ -157,6 +189,7 @@ static void test_ref_recurrence(void **state) {
                             .m = &m,
                             .v = &v,
                             .grad = &grad,
+                            .grad_dtype = MOE_F64,
                             .lr = 0.03,
                             .beta1 = 0.8,
                             .beta2 = 0.99,
@@ -203,9 +236,10 @@ static void test_sum_squares(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_first_step),  cmocka_unit_test(test_ref_recurrence),
-        cmocka_unit_test(test_variants),    cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_sum_squares), cmocka_unit_test(test_master),
+        cmocka_unit_test(test_first_step),       cmocka_unit_test(test_ref_recurrence),
+        cmocka_unit_test(test_variants),         cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_sum_squares),      cmocka_unit_test(test_master),
+        cmocka_unit_test(test_narrow_gradients),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -17,7 +17,7 @@ static void adamw_block(void *arg, int64_t task, void *scratch) {
     int64_t end = a->n < (task + 1) * BLOCK ? a->n : (task + 1) * BLOCK;
     for (int64_t i = task * BLOCK; i < end; ++i) {
         double p = a->master ? (double)a->master[i] : moei_real_load(a->dtype, a->value, i);
-        double g = moei_real_load(wide, a->grad, i) * a->grad_scale;
+        double g = moei_real_load(a->grad_dtype, a->grad, i) * a->grad_scale;
         double m = a->beta1 * moei_real_load(wide, a->m, i) + (1.0 - a->beta1) * g;
         double v = a->beta2 * moei_real_load(wide, a->v, i) + (1.0 - a->beta2) * g * g;
         double step = m / correct1 / (sqrt(v / correct2) + a->eps) + a->weight_decay * p;

@@ -16,7 +16,8 @@ typedef struct adamw_step {
     int64_t n;
     float *value, *m, *v; /* value: where the step is made, the master in bf16 */
     uint16_t *rounded;    /* bf16: the value itself */
-    const float *grad;
+    const void *grad;
+    bool narrow_grad; /* bf16, else f32 */
     float grad_scale, keep1, take1, keep2, take2, rate, spread, eps, decay;
 } adamw_step;
 
@@ -25,7 +26,7 @@ static inline void update(const adamw_step *a, int64_t i, int64_t n) {
     vf p = full ? vf_load(a->value + i) : vf_load_n(a->value + i, n);
     vf m = full ? vf_load(a->m + i) : vf_load_n(a->m + i, n);
     vf v = full ? vf_load(a->v + i) : vf_load_n(a->v + i, n);
-    vf g = full ? vf_load(a->grad + i) : vf_load_n(a->grad + i, n);
+    vf g = vf_get(a->narrow_grad, a->grad, i, n);
     g = vf_mul(g, vf_set1(a->grad_scale));
     m = vf_fma(m, vf_set1(a->keep1), vf_mul(g, vf_set1(a->take1)));
     v = vf_fma(v, vf_set1(a->keep2), vf_mul(vf_mul(g, g), vf_set1(a->take2)));
@@ -61,6 +62,7 @@ static inline void adamw_update(const moei_team *team, const moe_adamw_args *arg
                        .m = args->m,
                        .v = args->v,
                        .grad = args->grad,
+                       .narrow_grad = args->grad_dtype == MOE_BF16,
                        .grad_scale = (float)args->grad_scale,
                        .keep1 = (float)args->beta1,
                        .take1 = (float)(1.0 - args->beta1),

@@ -227,6 +227,8 @@ static void test_losses(void **state) {
     WRONG(moe_adamw, adamw, beta2, 1.0, "beta2 is 1; both must be below 1");
     WRONG(moe_adamw, adamw, beta1, -0.5, "beta1 is -0.5");
     WRONG(moe_adamw, adamw, m, NULL, "m is NULL");
+    WRONG(moe_adamw, adamw, grad_dtype, MOE_BF16, "moe_adamw: grad_dtype is 2 where dtype is 0");
+    WRONG(moe_adamw, adamw, dtype, MOE_F64, "grad_dtype is 0 where dtype is 1");
     double sum = -1.0;
     assert_told(moe_sum_squares(ctx, MOE_F32, number, -1, &sum), "moe_sum_squares: n is -1");
     assert_told(moe_sum_squares(ctx, MOE_F32, NULL, 3, &sum), "x is NULL");

@@ -184,6 +184,64 @@ static void bf16_gradients_are_rounded_once(void **state) {
     free(wide), free(got), free(wanted), free(twice);
 }
 
+/* One step of AdamW on a copy of the parameter, from zero moments: master, m, v and the value one after
+ * another. */
+static void adamw_step(moe_ctx *ctx, const moe_param *param, const void *grad, moe_dtype grad_dtype,
+                       float *state) {
+    const int64_t n = count_of(param);
+    memset(state, 0, (size_t)(4 * n) * sizeof *state);
+    memcpy(state + 3 * n, param->value, (size_t)n * moe_dtype_bytes(param->dtype));
+    for (int64_t i = 0; i < n; ++i) state[i] = (float)moei_real_load(param->dtype, param->value, i);
+    const moe_adamw_args args = {.dtype = param->dtype,
+                                 .n = n,
+                                 .value = state + 3 * n,
+                                 .master = state,
+                                 .m = state + n,
+                                 .v = state + 2 * n,
+                                 .grad = grad,
+                                 .grad_dtype = grad_dtype,
+                                 .lr = 0.01,
+                                 .beta1 = 0.9,
+                                 .beta2 = 0.95,
+                                 .eps = 1e-8,
+                                 .weight_decay = 0.1,
+                                 .grad_scale = 0.7,
+                                 .step = 1};
+    must(ctx, moe_adamw(ctx, &args));
+}
+
+static void compare_steps(moe_ctx *ctx, const moe_param *param) {
+    const int64_t n = count_of(param);
+    float *wide = malloc((size_t)n * sizeof *wide), *got = malloc((size_t)(8 * n) * sizeof *got);
+    double sum, wide_sum;
+    assert_true(wide && got);
+    for (int64_t i = 0; i < n; ++i) wide[i] = (float)moei_real_load(param->grad_dtype, param->grad, i);
+    adamw_step(ctx, param, param->grad, param->grad_dtype, got);
+    adamw_step(ctx, param, wide, MOE_F32, got + 4 * n);
+    assert_memory_equal(got, got + 4 * n, (size_t)(4 * n) * sizeof *got);
+    must(ctx, moe_sum_squares(ctx, param->grad_dtype, param->grad, n, &sum));
+    must(ctx, moe_sum_squares(ctx, MOE_F32, wide, n, &wide_sum));
+    assert_true(sum > 0 && sum == wide_sum);
+    free(wide), free(got);
+}
+
+static void optimizer_reads_bf16_gradients(void **state) {
+    (void)state;
+    double *grad = room();
+    for (int isa = 0; isa < ISAS; ++isa) {
+        moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
+        moe_layer *layer = ctx ? make(ctx, &variants[0], MOE_BF16, MOE_BF16) : NULL;
+        if (layer) step(ctx, layer, true, grad);
+        for (int32_t i = 0; layer && i < moe_layer_param_count(layer); ++i) {
+            const moe_param param = param_at(ctx, layer, i);
+            if (param.grad) compare_steps(ctx, &param);
+        }
+        moe_layer_destroy(layer);
+        moe_ctx_destroy(ctx);
+    }
+    free(grad);
+}
+
 static void refusals(void **state) {
     (void)state;
     moe_ctx *ctx = test_ctx(NULL, 1);
@@ -216,6 +274,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(stored_is_added_to_zeros),
         cmocka_unit_test(bf16_gradients_are_rounded_once),
+        cmocka_unit_test(optimizer_reads_bf16_gradients),
         cmocka_unit_test(refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

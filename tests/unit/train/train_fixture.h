@@ -7,6 +7,7 @@
 #define _XOPEN_SOURCE 700 /* nftw */
 #include "unit/format/scratch.h"
 
+#include <moekit/expert.h>
 #include <moekit/lm.h>
 
 enum { TEXT_BYTES = 3000 };
@@ -31,7 +32,8 @@ typedef struct train_setup {
     int64_t stop_after;      /* should_stop answers true after this step; 0: never */
     int64_t disk_full_after; /* no file may grow after this step; 0: never */
     int32_t threads;
-    uint64_t seed; /* of the context; 0: that of the settings */
+    uint64_t seed;              /* of the context; 0: that of the settings */
+    const moe_expert_ops *kind; /* registered first; NULL: none */
 } train_setup;
 
 typedef struct train_result {
@@ -145,6 +147,7 @@ static inline train_result train_run(void **state, const train_setup *setup) {
                                .log_user = &result,
                                .seed = setup->seed ? setup->seed : 7};
     assert_ok(moe_ctx_create(&desc, &ctx, &error), &error);
+    if (setup->kind) assert_int_equal(moe_expert_register(ctx, setup->kind), MOE_OK);
     moe_lm_config *config = train_config(state, setup->pairs);
     char *dir = scratch_path(state, setup->dir);
     const moe_lm_train_options options = {.size = sizeof options,
