@@ -46,7 +46,7 @@ typedef struct moe_act_numbers {
     double alpha, limit, offset;
 } moe_act_numbers;
 MOE_API moe_status moe_act_by_name(const char *name, moe_act *act, moe_error *error);
-MOE_API bool moe_act_gated(moe_act act);
+MOE_API bool moe_act_gated(moe_act act); /* false of what is no moe_act */
 
 /* Grouped product over ragged rows:
  *   C[r, :] (+)= A[a_row[r], :] B_g (+ bias_g)      for offset[g] <= r < offset[g+1]

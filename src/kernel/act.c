@@ -41,7 +41,7 @@ moe_status moe_act_by_name(const char *name, moe_act *act, moe_error *error) {
 }
 
 bool moe_act_gated(moe_act act) {
-    return acts[act].gated;
+    return (unsigned)act < ACTS && acts[act].gated;
 }
 
 moei_act_rule moei_act_rule_for(moe_act act, moe_act_numbers numbers) {

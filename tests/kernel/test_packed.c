@@ -256,6 +256,8 @@ static void test_products_refuse(void **state) {
     product_refused(ctx, bad, "b_packed was made for n_runs 1; this call needs 2");
     bad = good, bad.epilogue = MOE_EPI_ACT_GRAD;
     product_refused(ctx, bad, "MOE_EPI_ACT_GRAD needs b");
+    bad = good, bad.epilogue = MOE_EPI_ACT, bad.act = (moe_act)704; /* far behind the table of activations */
+    product_refused(ctx, bad, "moe_gemm_rows: act is 704; it must lie in 0 .. 10");
     moe_ctx elsewhere = *ctx;
     elsewhere.device = &gpu;
     moe_packed far = *packed;
