@@ -57,6 +57,7 @@ typedef struct moe_expert_io {
     void *drow_weight; /* [R] written: d loss / d row_weight, of its type; not asked of `contiguous` kinds */
     bool overwrite_grad; /* gradients of parameters are stored, not added to; only of
                             moe_expert_ops.overwrites kinds */
+    uint8_t reserved[7]; /* 0: no padding, as in moe_ctx_desc */
 } moe_expert_io;
 
 typedef struct moe_expert_ops {
@@ -83,6 +84,7 @@ typedef struct moe_expert_ops {
     bool on_device;
     /* Backward heeds overwrite_grad. Gradients of kinds that do not are zeroed by the layer instead. */
     bool overwrites;
+    uint8_t reserved[6]; /* 0: no padding, as in moe_ctx_desc */
 } moe_expert_ops;
 
 /* Registers a kind under its name with this context; `ops` is copied. A layer made afterwards may

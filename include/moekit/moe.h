@@ -95,6 +95,7 @@ typedef struct moe_ctx_desc {
     void (*log)(void *user, moe_log_level level, const char *text);
     void *log_user;
     int32_t device_index; /* which GPU, for MOE_CUDA (cuda.h) */
+    uint8_t reserved[4];  /* 0: no padding, whose bytes a later field could not tell from its own */
 } moe_ctx_desc;
 MOE_API moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **ctx, moe_error *error);
 MOE_API void moe_ctx_destroy(moe_ctx *ctx);
@@ -248,6 +249,7 @@ typedef struct moe_layer_desc {
     int32_t layer_index;     /* keys the random draws, so layers differ */
     /* The library's: who set each field. Leave it 0, and copy it with the rest. */
     uint8_t said[128];
+    uint8_t reserved[4]; /* 0: no padding, as in moe_ctx_desc */
 } moe_layer_desc;
 
 /* Names and settings of a preset ("mixtral" "deepseek_v3" "megatron" "automodel" "lucidrains" "t2t_top2"
@@ -360,6 +362,7 @@ typedef struct moe_call {
      * less memory to move. The call says it, no mark on the layer, so a captured graph repeats what it did.
      */
     bool overwrite_grad;
+    uint8_t reserved[7]; /* 0: no padding, as in moe_ctx_desc */
 } moe_call;
 
 typedef struct moe_stats {

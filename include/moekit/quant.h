@@ -20,6 +20,7 @@ typedef struct moe_quant_desc {
     bool drop_weights; /* the weights' memory is given back: their moe_param.value and grad are NULL from then
                         * on, the layer cannot be saved, and no moe_layer_quantize, of NULL or not, is
                         * accepted again (MOE_ERR_STATE) */
+    uint8_t reserved[3]; /* 0: no padding, as in moe_ctx_desc */
 } moe_quant_desc;
 /* Packs the weights of routed and shared experts as they are now; once more after they were set anew. NULL:
  * the layer uses its own weights again. Experts are the built-in ffn, of one width. On the CPU every dtype,
@@ -38,12 +39,13 @@ MOE_API moe_status moe_layer_quantize(moe_layer *layer, const moe_quant_desc *de
 typedef struct moe_packed moe_packed;
 typedef struct moe_packed_desc {
     size_t size;
-    const char *format; /* one of moe_packed_formats */
-    int32_t group;      /* as in moe_quant_desc */
-    moe_dtype dtype;    /* of b, and of the products it will be in */
-    int32_t n_groups;   /* matrices */
-    int64_t k, n;       /* [k, n] each; up to 2^48 numbers in all */
-    int32_t n_runs;     /* 2: the columns are gates and then ups, for MOE_EPI_ACT; 0: 1 */
+    const char *format;  /* one of moe_packed_formats */
+    int32_t group;       /* as in moe_quant_desc */
+    moe_dtype dtype;     /* of b, and of the products it will be in */
+    int32_t n_groups;    /* matrices */
+    int64_t k, n;        /* [k, n] each; up to 2^48 numbers in all */
+    int32_t n_runs;      /* 2: the columns are gates and then ups, for MOE_EPI_ACT; 0: 1 */
+    uint8_t reserved[4]; /* 0: no padding, as in moe_ctx_desc */
 } moe_packed_desc;
 MOE_API const char *const *moe_packed_formats(void); /* NULL-terminated */
 /* Packs b[n_groups, k, n], which is not needed afterwards, for products on the device of ctx, which must live

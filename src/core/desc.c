@@ -4,7 +4,21 @@
  */
 #include "core/desc.h"
 
+#include <moekit/expert.h>
+#include <moekit/quant.h>
+#include <stddef.h>
 #include <string.h>
+
+/* A field that grew into padding would read what an older caller left there: a struct says its last bytes. */
+#define ENDS_WITH_RESERVED(type)                                                                             \
+    _Static_assert(offsetof(type, reserved) + sizeof((type *)0)->reserved == sizeof(type), #type)
+ENDS_WITH_RESERVED(moe_ctx_desc);
+ENDS_WITH_RESERVED(moe_layer_desc);
+ENDS_WITH_RESERVED(moe_call);
+ENDS_WITH_RESERVED(moe_expert_io);
+ENDS_WITH_RESERVED(moe_expert_ops);
+ENDS_WITH_RESERVED(moe_quant_desc);
+ENDS_WITH_RESERVED(moe_packed_desc);
 
 static moe_status read_size(const void *given, size_t our_size, const char *name, size_t *size,
                             moe_error *error) {
