@@ -1,7 +1,8 @@
 /* test_cuda_grads.c: how gradients of parameters are kept on a GPU: stored or added to, in f32 or in bf16.
  * Identities, of which none needs the CPU: stored into poison = added to zeros; bf16 = f32 rounded once; the
- * same bits in the next run. With the kernels of every GPU and Hopper's, at widths for those and others.
- * Skipped by name where there is no GPU, no CUDA or no Hopper.
+ * same bits in the next run, and in one that wants no dx; added to themselves, twice as much. With the
+ * kernels of every GPU and Hopper's, at widths for those and others. Skipped by name where there is no GPU,
+ * no CUDA or no Hopper.
  */
 #include "support/layer_fixture.h"
 
@@ -78,8 +79,10 @@ static void *uploaded(moe_ctx *ctx, moe_mat host) {
     return device;
 }
 
-/* One step into poisoned gradients, or where they are added, into zeros. */
-static int64_t step(moe_ctx *ctx, moe_layer *layer, bool overwrite, double *grad) {
+/* Stored into poison, with dx or without; added to zeros, or to what the last step left. */
+typedef enum manner { STORED, STORED_WITHOUT_DX, ADDED, ADDED_AGAIN } manner;
+
+static int64_t step(moe_ctx *ctx, moe_layer *layer, manner how, double *grad) {
     const moe_layer_desc *d = moe_layer_get_desc(layer);
     moe_mat mat[4];
     for (uint32_t i = 0; i < 4; ++i) {
@@ -87,11 +90,11 @@ static int64_t step(moe_ctx *ctx, moe_layer *layer, bool overwrite, double *grad
         mat[i].data = uploaded(ctx, mat[i]);
     }
     moe_call call = test_train_call;
-    call.overwrite_grad = overwrite;
-    move_grads(ctx, layer, false, NULL);
-    if (!overwrite) moe_layer_zero_grad(layer);
+    call.overwrite_grad = how == STORED || how == STORED_WITHOUT_DX;
+    if (how != ADDED_AGAIN) move_grads(ctx, layer, false, NULL);
+    if (how == ADDED) moe_layer_zero_grad(layer);
     must(ctx, moe_layer_forward(layer, mat[0], mat[2], &call, NULL));
-    must(ctx, moe_layer_backward(layer, mat[0], mat[1], mat[3]));
+    must(ctx, moe_layer_backward(layer, mat[0], mat[1], how == STORED_WITHOUT_DX ? (moe_mat){0} : mat[3]));
     must(ctx, moe_ctx_wait(ctx));
     for (int i = 0; i < 4; ++i) moe_memory_free(ctx, mat[i].data, test_bytes(mat[i]));
     return move_grads(ctx, layer, true, grad);
@@ -111,18 +114,33 @@ static void same(const char *isa, const variant *v, const char *what, const doub
                      a[i], b[i], (unsigned long long)test_seed());
 }
 
+/* What a second backward adds to `once`: as much again. */
+static void check_doubled(moe_ctx *ctx, moe_layer *layer, const char *isa, const variant *v,
+                          const double *once, double *twice, double bound) {
+    const int64_t n = step(ctx, layer, ADDED_AGAIN, twice);
+    double most = 0;
+    for (int64_t i = 0; i < n; ++i) most = fmax(most, fabs(once[i]));
+    for (int64_t i = 0; i < n; ++i)
+        if (!(fabs(twice[i] - 2 * once[i]) <= bound * most))
+            fail_msg("%s, %s, added to itself: gradient %lld is %g, not twice %g (seed %llu)", isa, v->name,
+                     (long long)i, twice[i], once[i], (unsigned long long)test_seed());
+}
+
 static void check(moe_ctx *ctx, const char *isa, const variant *v, moe_dtype dtype, double *const room[4]) {
     moe_layer *layer = make(ctx, v, dtype, false);
     double *const added = room[0], *const stored = room[1], *const narrow = room[2], *const again = room[3];
-    const int64_t n = step(ctx, layer, false, added);
-    step(ctx, layer, true, stored);
+    const int64_t n = step(ctx, layer, ADDED, added);
+    check_doubled(ctx, layer, isa, v, added, again, 1e-4);
+    step(ctx, layer, STORED, stored);
     same(isa, v, "stored", stored, added, n);
-    step(ctx, layer, true, again);
+    step(ctx, layer, STORED, again);
     same(isa, v, "stored again", again, stored, n);
+    step(ctx, layer, STORED_WITHOUT_DX, again);
+    same(isa, v, "without dx", again, stored, n);
     moe_layer_destroy(layer);
     if (dtype != MOE_BF16) return;
     layer = make(ctx, v, dtype, true);
-    step(ctx, layer, true, narrow);
+    step(ctx, layer, STORED, narrow);
     int64_t at = 0;
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
         moe_param param = {.size = sizeof param};
@@ -133,6 +151,9 @@ static void check(moe_ctx *ctx, const char *isa, const variant *v, moe_dtype dty
         at += count;
     }
     same(isa, v, "bf16", narrow, stored, n);
+    step(ctx, layer, ADDED, added);
+    same(isa, v, "bf16, added", added, narrow, n);
+    check_doubled(ctx, layer, isa, v, added, again, 1e-2);
     moe_layer_destroy(layer);
 }
 
