@@ -641,6 +641,10 @@ int main(int argc, char **argv) {
     check_route(1031, 256, 16, 320, false, false, false, false);
     check_route(1100, 256, 20, 136, true, false, true, false);
     check_route(1501, 100, 12, 72, false, false, false, false);
+    check_route(1203, 200, 6, 136, true, true, true, false);
+    check_route(1205, 120, 25, 72, false, false, false, false);
+    check_route(1207, 50, 12, 72, true, false, true, false);
+    check_route(1209, 64, 32, 136, false, false, false, false);
     check_route(20011, 128, 8, 1536, true, false, false, false);
     check_route(131100, 5, 2, 64, false, false, false, false); /* more than the plan in one kernel takes */
     check_route(1, 128, 8, 2048, false, false, false, true);

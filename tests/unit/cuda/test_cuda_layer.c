@@ -366,19 +366,23 @@ static void layers_are_those_of_the_cpu(void **state) {
 
 /* Widths that Hopper's products take. Limits that are met are for f32: on which side of one a number of bf16
  * stands is chance; check_moe has them on Hopper. */
+static void activation_is_that_of_the_cpu(moe_ctx *gpu, const char *name, moe_dtype dtype) {
+    const char *more = "";
+    char settings[200];
+    if (moe_act_gated(moei_activation_find(name)->act))
+        more = dtype == MOE_F32 ? "activation_limit=0.8 glu_linear_offset=0.5 glu_layout=halves"
+                                : "activation_limit=60";
+    snprintf(settings, sizeof settings, "d_model=16 expert_hidden_size=88 activation=%s %s", name, more);
+    const problem p = {.name = name, .settings = settings, .tokens = 211, .on_device = true};
+    run(gpu, &p, dtype);
+}
+
 static void activations_are_those_of_the_cpu(void **state) {
     moe_ctx *gpu = cuda_ctx(*state);
     if (!gpu) skip();
-    const moe_dtype dtype = is_hopper(gpu) ? MOE_BF16 : MOE_F32;
     for (size_t i = 0; moei_activation_names[i]; ++i) {
-        const char *name = moei_activation_names[i], *more = "";
-        char settings[200];
-        if (moe_act_gated(moei_activation_find(name)->act))
-            more = dtype == MOE_F32 ? "activation_limit=0.8 glu_linear_offset=0.5 glu_layout=halves"
-                                    : "activation_limit=60";
-        snprintf(settings, sizeof settings, "d_model=16 expert_hidden_size=88 activation=%s %s", name, more);
-        const problem p = {.name = name, .settings = settings, .tokens = 211, .on_device = true};
-        run(gpu, &p, dtype);
+        if (!is_hopper(gpu)) activation_is_that_of_the_cpu(gpu, moei_activation_names[i], MOE_F32);
+        activation_is_that_of_the_cpu(gpu, moei_activation_names[i], MOE_BF16);
     }
     moe_ctx_destroy(gpu);
 }
