@@ -264,8 +264,12 @@ moe_status moe_lm_param(const moe_lm *lm, int32_t index, moe_param *param) {
     return moei_ctx_desc_write(lm->ctx, param, &found, sizeof found, "moe_param");
 }
 
-void moe_lm_zero_grad(moe_lm *lm) {
+void moelm_zero_own_grad(moe_lm *lm) {
     if (lm->grads) memset(lm->grads, 0, lm->grad_bytes);
+}
+
+void moe_lm_zero_grad(moe_lm *lm) {
+    moelm_zero_own_grad(lm);
     for (int32_t i = 0; i < lm->n_layers; ++i) moe_layer_zero_grad(lm->blocks[i].ffn);
 }
 

@@ -156,6 +156,9 @@ static inline void *moelm_at(const moe_lm *lm, const void *block, int64_t i) {
 moe_status moelm_reserve_cache(moe_lm *lm, int64_t capacity);
 void moelm_release(moe_lm *lm);
 
+/* Gradients of what the model owns; the layers have theirs. */
+void moelm_zero_own_grad(moe_lm *lm);
+
 /* linear.c: y[rows, out] = x W; dx[rows, in] = dy W^T; dW += x^T dy; logits[rows, V], wide, = x W^T. */
 moe_status moelm_linear(moe_lm *lm, int64_t rows, const void *x, const moelm_tensor *w, void *y);
 moe_status moelm_linear_trans(moe_lm *lm, int64_t rows, const void *dy, const moelm_tensor *w, void *dx);
@@ -199,7 +202,8 @@ moe_status moelm_head_loss(moe_lm *lm, const int32_t *targets, int64_t rows, flo
 
 /* pass.c: tokens checked; leaves the last residual stream in memory.out. */
 moe_status moelm_forward(moe_lm *lm, moelm_pass *pass);
-/* The pass with its loss, and with call.mode MOE_TRAIN its gradients times call.loss_scale: moe_lm_loss. */
+/* The pass with its loss, and with call.mode MOE_TRAIN its gradients times call.loss_scale: moe_lm_loss. With
+ * call.overwrite_grad they replace what stood there, as the first forward of a step wants it. */
 moe_status moelm_loss(moe_lm *lm, moelm_pass *pass, const int32_t *targets, double *loss);
 
 /* kv_cache.c: the rows' keys and values, appended behind cache->n */

@@ -82,6 +82,7 @@ moe_status moelm_loss(moe_lm *lm, moelm_pass *pass, const int32_t *targets, doub
     double main_loss;
     MOEI_TRY(check_loss(lm, pass, targets));
     MOEI_TRY(moelm_forward(lm, pass));
+    if (pass->call.overwrite_grad) moelm_zero_own_grad(lm);
     MOEI_TRY(moelm_head_loss(lm, targets, pass->n_seq * pass->length, train ? pass->call.loss_scale : 0,
                              &main_loss));
     if (train) MOEI_TRY(backward(lm, pass));

@@ -5,6 +5,7 @@
 #include "train/trainer.h"
 
 #include "core/status.h"
+#include "model/model.h"
 #include "train/schedule.h"
 
 #include <math.h>
@@ -27,11 +28,30 @@ static moe_status add_router_stats(moelm_trainer *t, double share) {
     return moelm_load_add_forward(&t->load, t->lm, &t->error);
 }
 
+/* One forward of the step with its gradients, of which the first begins new sums. */
+static moe_status forward(moelm_trainer *t, int64_t step, int64_t number, double *loss) {
+    const moelm_train_config *train = &t->config->train;
+    moelm_pass pass = {
+        .tokens = t->tokens,
+        .n_seq = train->batch_size,
+        .length = t->length,
+        .call = {.size = sizeof pass.call,
+                 .mode = MOE_TRAIN,
+                 /* jitter is keyed by the forward, so that no two of a step share it */
+                 .step = (uint64_t)(step * train->grad_accum + number),
+                 .loss_scale = (float)(1.0 / (double)train->grad_accum),
+                 .overwrite_grad = number == 0}
+    };
+    fill_batch(t, step, number);
+    const moe_status status = moelm_loss(t->lm, &pass, t->targets, loss);
+    if (status == MOE_OK) return MOE_OK;
+    return moei_error_set(&t->error, status, "step %lld: %s", (long long)step, moe_ctx_error(t->ctx));
+}
+
 static moe_status forwards(moelm_trainer *t, int64_t step, double *loss) {
     const moelm_train_config *train = &t->config->train;
     double share = 1.0 / (double)train->grad_accum;
     *loss = 0;
-    moe_lm_zero_grad(t->lm);
     moelm_load_clear(&t->load);
     for (int32_t l = 0; l < t->load.n_layers; ++l)
         moelm_router_stats_clear(&t->router[l], moe_layer_get_desc(moe_lm_layer(t->lm, l)));
@@ -39,13 +59,7 @@ static moe_status forwards(moelm_trainer *t, int64_t step, double *loss) {
         double part;
         if (a > 0 && t->options->should_stop && t->options->should_stop(t->options->user))
             return MOE_ERR_INTERRUPTED;
-        fill_batch(t, step, a);
-        /* jitter is keyed by the forward, so that no two of a step share it */
-        uint64_t key = (uint64_t)(step * train->grad_accum + a);
-        moe_status status = moe_lm_loss(t->lm, t->tokens, t->targets, train->batch_size, t->length, key,
-                                        (float)share, &part, NULL);
-        if (status != MOE_OK)
-            return moei_error_set(&t->error, status, "step %lld: %s", (long long)step, moe_ctx_error(t->ctx));
+        MOEI_TRY(forward(t, step, a, &part));
         *loss += share * part;
         MOEI_TRY(add_router_stats(t, share));
     }

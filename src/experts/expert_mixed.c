@@ -228,6 +228,7 @@ static moe_expert_io io_of(const mixed *m, const part *p, const moe_expert_io *i
     cut.n_experts = p->count;
     cut.n_rows = m->whole[p->first + p->count] - begin;
     cut.offset = m->offset;
+    cut.overwrite_grad = io->overwrite_grad && p->ops->overwrites;
     cut.out = rows_from(io->out, begin);
     cut.din = rows_from(io->din, begin);
     if (io->row_token)
@@ -275,6 +276,10 @@ const char *moei_expert_mixed_forward_only(const void *self) {
     return NULL;
 }
 
+bool moei_expert_mixed_overwrites(const void *self, int32_t index) {
+    return owner_of(self, &index)->ops->overwrites;
+}
+
 const moe_expert_ops moei_expert_mixed = {.size = sizeof(moe_expert_ops),
                                           .name = "mixed",
                                           .create = mixed_create,
@@ -286,4 +291,5 @@ const moe_expert_ops moei_expert_mixed = {.size = sizeof(moe_expert_ops),
                                           .scratch_bytes = mixed_scratch_bytes,
                                           .forward = mixed_forward,
                                           .backward = mixed_backward,
-                                          .on_device = true};
+                                          .on_device = true,
+                                          .overwrites = true}; /* where its kinds do */

@@ -38,5 +38,7 @@ bool moei_ffn_few(const void *self, const moei_few_args *args);
 
 /* Of moei_expert_mixed: the first of its kinds that has no backward; NULL: all have. */
 const char *moei_expert_mixed_forward_only(const void *self);
+/* Of moei_expert_mixed: moe_expert_ops.overwrites of the kind that parameter `index` belongs to. */
+bool moei_expert_mixed_overwrites(const void *self, int32_t index);
 
 #endif

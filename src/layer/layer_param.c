@@ -125,8 +125,14 @@ void moe_layer_zero_grad(moe_layer *layer) {
     for (int32_t i = 0; i < layer->n_params; ++i) clear_grad(layer, &layer->param[i]);
 }
 
+static bool is_overwritten(const moei_layer_param *param) {
+    const moei_experts *owner = param->experts;
+    if (!owner) return false;
+    if (owner->ops == &moei_expert_mixed) return moei_expert_mixed_overwrites(owner->self, param->index);
+    return owner->ops->overwrites;
+}
+
 void moei_layer_open_grads(moe_layer *layer) {
     for (int32_t i = 0; i < layer->n_params; ++i)
-        if (!layer->param[i].experts || !layer->param[i].experts->ops->overwrites)
-            clear_grad(layer, &layer->param[i]);
+        if (!is_overwritten(&layer->param[i])) clear_grad(layer, &layer->param[i]);
 }

@@ -242,6 +242,127 @@ static void optimizer_reads_bf16_gradients(void **state) {
     free(grad);
 }
 
+/* A kind whose y is 0; the gradient of its w [E] counts backwards. */
+typedef struct marks {
+    moe_ctx *ctx;
+    int32_t n_experts;
+    float *weight, *grad;
+    bool *told; /* where overwrite_grad of its last backward goes */
+} marks;
+
+static moe_status marks_create(moe_ctx *ctx, const moe_expert_desc *desc, void **self) {
+    marks *m = calloc(1, sizeof *m);
+    assert_non_null(m);
+    *m = (marks){ctx, desc->n_experts, calloc((size_t)desc->n_experts, sizeof(float)), NULL, desc->user};
+    *self = m;
+    return MOE_OK;
+}
+
+static void marks_destroy(void *self) {
+    free(((marks *)self)->weight);
+    free(self);
+}
+
+static int32_t marks_param_count(const void *self) {
+    (void)self;
+    return 1;
+}
+
+static moe_status marks_param(const void *self, int32_t index, moe_param *param) {
+    const marks *m = self;
+    (void)index;
+    *param = (moe_param){
+        .size = sizeof *param, .name = "mark", .n_dim = 1, .dim = {m->n_experts, 1, 1},
+                    .value = m->weight
+    };
+    return MOE_OK;
+}
+
+static void marks_bind_grad(void *self, int32_t index, void *grad) {
+    (void)index;
+    ((marks *)self)->grad = grad;
+}
+
+static size_t marks_saved_bytes(const void *self, int64_t max_rows) {
+    (void)self, (void)max_rows;
+    return 0;
+}
+
+static size_t marks_scratch_bytes(const void *self, int64_t max_rows, moe_mode mode) {
+    (void)self, (void)max_rows, (void)mode;
+    return 0;
+}
+
+static void clear_rows(moe_mat mat, int64_t rows) {
+    for (int64_t r = 0; mat.data && r < rows; ++r)
+        memset((float *)mat.data + r * mat.stride, 0, (size_t)mat.cols * sizeof(float));
+}
+
+static moe_status marks_forward(void *self, const moe_expert_io *io) {
+    (void)self;
+    clear_rows(io->out, io->n_rows);
+    return MOE_OK;
+}
+
+static moe_status marks_backward(void *self, const moe_expert_io *io) {
+    const marks *m = self;
+    *m->told = io->overwrite_grad;
+    clear_rows(io->din, io->n_rows);
+    if (io->drow_weight) memset(io->drow_weight, 0, (size_t)io->n_rows * sizeof(float));
+    for (int32_t e = 0; e < m->n_experts; ++e) m->grad[e] = (io->overwrite_grad ? 0 : m->grad[e]) + 1;
+    return MOE_OK;
+}
+
+static moe_expert_ops marks_kind(const char *name, bool overwrites, bool *told) {
+    return (moe_expert_ops){.size = sizeof(moe_expert_ops),
+                            .name = name,
+                            .user = told,
+                            .create = marks_create,
+                            .destroy = marks_destroy,
+                            .param_count = marks_param_count,
+                            .param = marks_param,
+                            .bind_grad = marks_bind_grad,
+                            .saved_bytes = marks_saved_bytes,
+                            .scratch_bytes = marks_scratch_bytes,
+                            .forward = marks_forward,
+                            .backward = marks_backward,
+                            .overwrites = overwrites};
+}
+
+/* Unequal experts: each kind that heeds overwrite_grad is told of it; the gradients of the others are
+ * zeroed. */
+static void unequal_experts_overwrite_each_for_itself(void **state) {
+    (void)state;
+    static const variant mixed = {
+        "marks", {.expert_kinds = "13,stores,adds,7", .num_experts = 4}
+    };
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    bool stores = false, adds = true;
+    const moe_expert_ops storing = marks_kind("stores", true, &stores),
+                         adding = marks_kind("adds", false, &adds);
+    double *grad = room();
+    must(ctx, moe_expert_register(ctx, &storing));
+    must(ctx, moe_expert_register(ctx, &adding));
+    moe_layer *layer = make(ctx, &mixed, MOE_F32, MOE_F32);
+    for (int turn = 0; turn < 2; ++turn) {
+        poison(ctx, layer);
+        step(ctx, layer, true, grad);
+        assert_true(stores);
+        assert_false(adds);
+        const char *const names[] = {"experts.1.mark", "experts.2.mark"};
+        for (int i = 0; i < 2; ++i) {
+            moe_param param = {.size = sizeof param};
+            must(ctx, moe_layer_param_by_name(layer, names[i], &param));
+            assert_true(*(const float *)param.grad == 1);
+        }
+    }
+    step(ctx, layer, false, grad);
+    assert_false(stores);
+    moe_layer_destroy(layer);
+    moe_ctx_destroy(ctx);
+    free(grad);
+}
+
 static void refusals(void **state) {
     (void)state;
     moe_ctx *ctx = test_ctx(NULL, 1);
@@ -275,6 +396,7 @@ int main(void) {
         cmocka_unit_test(stored_is_added_to_zeros),
         cmocka_unit_test(bf16_gradients_are_rounded_once),
         cmocka_unit_test(optimizer_reads_bf16_gradients),
+        cmocka_unit_test(unequal_experts_overwrite_each_for_itself),
         cmocka_unit_test(refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,6 +4,8 @@
  */
 #include "unit/model/model_fixture.h"
 
+#include "model/model.h"
+
 enum { SEQS = 3, LENGTH = 7, ROWS = SEQS * LENGTH, VOCAB = 23 };
 
 typedef struct data {
@@ -242,6 +244,46 @@ static void test_gradients_add_and_scale(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+/* The first forward of a step, into gradients that hold anything: those of zeros added to. */
+static void test_gradients_stored(void **state) {
+    (void)state;
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_lm *lm = model_make(ctx, NULL);
+    data d = random_data(21);
+    float *added, *stored;
+    double loss, same_loss;
+    int64_t n;
+    must(ctx, moe_lm_reserve(lm, SEQS, LENGTH, MOE_TRAIN));
+    must(ctx, moe_lm_loss(lm, d.tokens, d.targets, SEQS, LENGTH, 5, 0.5F, &loss, NULL));
+    copy_grads(ctx, lm, &added, &n);
+    for (int32_t i = 0; i < moe_lm_param_count(lm); ++i) {
+        moe_param param = {.size = sizeof param};
+        must(ctx, moe_lm_param(lm, i, &param));
+        if (param.grad) memset(param.grad, 0xff, (size_t)model_numbers(&param) * sizeof(float));
+    }
+    moelm_pass pass = {
+        .tokens = d.tokens,
+        .n_seq = SEQS,
+        .length = LENGTH,
+        .call = {.size = sizeof pass.call,
+                 .mode = MOE_TRAIN,
+                 .step = 5,
+                 .loss_scale = 0.5F,
+                 .overwrite_grad = true}
+    };
+    must(ctx, moelm_loss(lm, &pass, d.targets, &same_loss));
+    assert_true(loss == same_loss);
+    copy_grads(ctx, lm, &stored, &n);
+    for (int64_t i = 0; i < n; ++i)
+        if (!(stored[i] == added[i]))
+            fail_msg("gradient %lld is %g, and %g added to zero", (long long)i, (double)stored[i],
+                     (double)added[i]);
+    free(added);
+    free(stored);
+    moe_lm_destroy(lm);
+    moe_ctx_destroy(ctx);
+}
+
 /* A vocabulary so large that the logits of a batch are made in several pieces. */
 static void test_head_in_pieces(void **state) {
     (void)state;
@@ -349,6 +391,7 @@ int main(void) {
         cmocka_unit_test(test_causal),
         cmocka_unit_test(test_loss_is_that_of_the_logits),
         cmocka_unit_test(test_gradients_add_and_scale),
+        cmocka_unit_test(test_gradients_stored),
         cmocka_unit_test(test_head_in_pieces),
         cmocka_unit_test(test_wrong_inputs),
         cmocka_unit_test(test_damaged_weights_are_told),
