@@ -68,6 +68,34 @@ says out '^router and plan .*of the forward'
 expect 0 "$MOEKIT" bench layer e4,t64,d128,n128,k2,int8,bf16 --repeat 1 --json
 json out
 says out '"kernel":"gemm_[a-z]+__'
+# how gradients are kept is told, and its bytes are those that move: added to in f32 8 a number, stored 4, in bf16 2
+# (of 4 experts of 3 * 32 * 32, beside 53248 of weights, tokens and Z)
+for kept in add:151552 store:102400 bf16:77824; do
+    how=${kept%:*}
+    expect 0 "$MOEKIT" bench layer e4,t64,d32,n32,k2,skew=even,bf16 --gradients "$how" --repeat 1 --json
+    says out "\"gradients\":\"$how\""
+    awk -F'"what":"backward",' -v want="${kept#*:}" '{
+        split($2, field, /[:,]/) # "ms", its number, ..., "gbs", its number
+        got = field[2] * field[10] * 1e6
+        exit !(field[9] == "\"gbs\"" && got > want * .9999 && got < want * 1.0001)
+    }' out ||
+        complain "--gradients $how: backward does not move ${kept#*:} bytes"
+done
+expect 0 "$MOEKIT" bench layer e4,t64,d32,n32,k2 --gradients store --repeat 1
+says out 'gradients: store; busiest'
+expect 0 "$MOEKIT" bench layer e4,t64,d32,n32,k2 --inference --repeat 1
+grep -q gradients out && complain 'inference has no gradients to tell of'
+for words in 'gemm --gradients store' 'e4,t64,d32,n32,k2 --gradients add' 'step --gradients bf16' \
+    'presets --gradients store' 'layer e4,t64,d32,n32,k2 --inference --gradients store'; do
+    expect 2 "$MOEKIT" bench $words
+    says err "^moekit.*--gradients is of the backward of 'layer'"
+done
+expect 2 "$MOEKIT" bench layer e4,t64,d32,n32,k2 --gradients bf16
+says err 'gradients bf16 is of bf16 layers'
+expect 2 "$MOEKIT" bench layer e4,t64,d128,n128,k2,int8 --gradients store
+says err "'int8' packs the experts"
+expect 2 "$MOEKIT" bench layer --gradients half
+says err "'half' is not add, store or bf16"
 expect 2 "$MOEKIT" bench layer e4,k5
 says err 'k from 1 to e'
 expect 2 "$MOEKIT" bench layer e8,wide

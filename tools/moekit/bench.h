@@ -20,7 +20,8 @@ typedef struct bench {
     bench_gpu *gpu;         /* NULL: on the CPU */
     bool graph;             /* what a GPU runs is replayed */
     bool inference;         /* no training */
-    bool stores, narrow;    /* backward stores the gradients of weights; and those of experts are bf16 */
+    const char *gradients;  /* how backward keeps those of weights: add, store or bf16 */
+    bool stores, narrow;    /* and so: it stores them; those of experts are bf16 */
     bool first_line;
     struct bench_block {
         void *memory;
@@ -63,6 +64,8 @@ void bench_print_line(bench *b, const bench_line *line);
 
 /* bench_layer.c and bench_products.c: one problem; return after printing. */
 moe_status bench_make_layer(bench *b);
+/* Bytes of one number of the gradients of experts' weights. */
+size_t bench_gradient_bytes(const bench *b);
 moe_status bench_layer(bench *b);
 moe_status bench_products(bench *b);
 /* One forward in the mode, with the problem's routes. */

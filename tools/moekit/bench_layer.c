@@ -1,7 +1,7 @@
 /* bench_layer.c: moekit bench layer: forward, backward and decode of one layer, what its router costs and
  * what it keeps. A skew is told to the layer as recorded routes; the router's own cost is taken where it
- * routes itself. Bytes are those that have to move: weights of the experts met, tokens in and out, Z in
- * training.
+ * routes itself. Bytes are those that have to move: weights of the experts met and their gradients,
+ * tokens in and out, Z in training.
  */
 #include "bench.h"
 
@@ -166,6 +166,19 @@ static void print_memory(const bench *b) {
                mib(kept), kept / (x + z), mib(x + z), mib((double)bytes.scratch), mib(peak));
 }
 
+size_t bench_gradient_bytes(const bench *b) {
+    const moe_dtype dtype = b->problem.dtype;
+    return moe_dtype_bytes(dtype == MOE_BF16 && !b->narrow ? MOE_F32 : dtype);
+}
+
+/* Those of the experts met are read and written where they are added to; stored, those of all are written,
+ * which are zeros where no row came. */
+static double gradients_moved(const bench *b, double met) {
+    const bench_problem *p = &b->problem;
+    const double passes = b->stores ? p->n_experts + p->n_shared : 2 * met;
+    return passes * (double)bench_problem_weights(p) * (double)bench_gradient_bytes(b);
+}
+
 static void fill_lines(bench *b, decode *one, double met, double weights, bench_line *lines) {
     const bench_problem *p = &b->problem;
     const double number = (double)moe_dtype_bytes(p->dtype);
@@ -190,7 +203,7 @@ static void fill_lines(bench *b, decode *one, double met, double weights, bench_
     memcpy(lines, filled, sizeof filled);
     lines[ROUTE].run = b->gpu ? NULL : run_route;
     lines[TRAIN_FORWARD].bytes = lines[FORWARD].bytes + z;
-    lines[BACKWARD].bytes = 2 * met * weights + 3 * tokens + z;
+    lines[BACKWARD].bytes = met * weights + gradients_moved(b, met) + 3 * tokens + z;
     for (int i = 0; i < N_LINES; ++i)
         if (!lines[i].arg) lines[i].arg = b;
 }

@@ -170,12 +170,14 @@ static void print_head_json(const bench *b) {
 }
 
 void bench_print_head(bench *b, const char *subject, const moe_stats *stats) {
+    const bool trains = strcmp(subject, "layer") == 0 && !b->inference;
     char text[160];
     bench_problem_print(&b->problem, text, sizeof text);
     b->first_line = true;
     if (b->args->json) {
         printf("{\"bench\":\"%s\",\"problem\":\"%s\",", subject, text);
         print_head_json(b);
+        if (trains) printf("\"gradients\":\"%s\",", b->gradients);
         printf("\"kernel\":\"%s\",\"peak_gflops\":%.6g,\"bandwidth_gbs\":%.6g,\"load_max\":%.4g,"
                "\"load_cv\":%.4g,\"results\":[",
                product_kernel(b), b->peak * 1e-9, b->bandwidth * 1e-9, stats->load_max, stats->load_cv);
@@ -189,6 +191,7 @@ void bench_print_head(bench *b, const char *subject, const moe_stats *stats) {
     else
         printf("%s, %d threads; ceilings %.1f GFLOP/s in registers, %.1f GB/s read", moe_ctx_isa(b->ctx),
                moe_ctx_threads(b->ctx), b->peak * 1e-9, b->bandwidth * 1e-9);
+    if (trains) printf("; gradients: %s", b->gradients);
     printf("; busiest expert %.2f x mean\n", stats->load_max);
 }
 

@@ -30,7 +30,8 @@ static const cli_option options[] = {
 static int check_memory(const bench *b) {
     const bench_problem *p = &b->problem;
     const double numbers = (double)bench_problem_weights(p) * (p->n_experts + p->n_shared);
-    const double need = numbers * (double)moe_dtype_bytes(p->dtype) * (b->inference ? 1 : 2);
+    const double need =
+        numbers * (double)(moe_dtype_bytes(p->dtype) + (b->inference ? 0 : bench_gradient_bytes(b)));
     const double have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
     if (need <= have || moe_cuda_stream(b->ctx)) return 0; /* a GPU's memory tells for itself */
     return cli_fail(
@@ -50,6 +51,12 @@ static int check_problem(bench *b, bool products) {
         return cli_fail(b->args, MOE_ERR_ARGUMENT,
                         "problem: '%s' packs the experts of a layer; 'moekit bench layer' times them",
                         format);
+    if (format && cli_text(b->args, "gradients"))
+        return cli_fail(b->args, MOE_ERR_ARGUMENT,
+                        "--gradients: '%s' packs the experts, which are then not trained", format);
+    if (b->narrow && b->problem.dtype != MOE_BF16)
+        return cli_fail(b->args, MOE_ERR_ARGUMENT,
+                        "--gradients bf16 is of bf16 layers; add bf16 to the problem (e8,t4096,...,bf16)");
     return check_memory(b);
 }
 
@@ -94,12 +101,19 @@ static int check_device(cli_args *args, const char *subject) {
     return 0;
 }
 
-static int read_gradients(cli_args *args, bench *b) {
+static int read_gradients(cli_args *args, const char *subject, bench *b) {
     const char *how = cli_text(args, "gradients");
-    b->narrow = how && strcmp(how, "bf16") == 0;
-    b->stores = b->narrow || (how && strcmp(how, "store") == 0);
-    if (b->stores || !how || strcmp(how, "add") == 0) return 0;
-    return cli_fail(args, MOE_ERR_ARGUMENT, "--gradients: '%s' is not add, store or bf16", how);
+    b->gradients = how ? how : "add";
+    b->narrow = strcmp(b->gradients, "bf16") == 0;
+    b->stores = b->narrow || strcmp(b->gradients, "store") == 0;
+    if (!b->stores && strcmp(b->gradients, "add") != 0)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "--gradients: '%s' is not add, store or bf16", how);
+    if (how && (strcmp(subject, "layer") != 0 || cli_flag(args, "inference")))
+        return cli_fail(args, MOE_ERR_ARGUMENT,
+                        "--gradients is of the backward of 'layer' (moekit bench layer [PROBLEM]... "
+                        "--gradients %s), without --inference",
+                        how);
+    return 0;
 }
 
 static int run(cli_args *args) {
@@ -110,9 +124,8 @@ static int run(cli_args *args) {
     if (code == 0) code = cli_integer(args, "seeds", 1, SPARSITY_SEEDS, &seeds);
     if (code == 0) code = cli_integer(args, "repeat", 1, BENCH_REPEATS, &b.repeats);
     if (code == 0) code = cli_integer(args, "repeat", 1, BENCH_REPEATS, &steps);
-    if (code == 0) code = read_gradients(args, &b);
-    if (code) return code;
-    code = check_device(args, subject);
+    if (code == 0) code = read_gradients(args, subject, &b);
+    if (code == 0) code = check_device(args, subject);
     if (code) return code;
     if (strcmp(subject, "presets") == 0) return bench_presets(args, jobs);
     if (strcmp(subject, "step") == 0) return bench_step(args, steps);
