@@ -29,6 +29,8 @@ typedef enum moei_schedule {
 /* Both: bf16, dense weights without bias, widths and strides that are multiples of 8, 16-byte aligned; C in
  * f32 where c_wide (of gemm_rows: not gathered, B transposed). */
 int moei_cuda_gemm_rows(const moei_team *team, const moe_gemm_rows_args *args, moei_schedule schedule);
+/* dweight[r] of ACT_GRAD = the sum of its parts [r, parts], first to last; on any GPU. */
+void moei_cuda_sum_dweight(const moei_team *team, const moe_gemm_rows_args *args, int64_t parts);
 /* One of a_row and b_row at most. */
 int moei_cuda_gemm_outer(const moei_team *team, const moe_gemm_outer_args *args);
 

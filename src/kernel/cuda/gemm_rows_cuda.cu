@@ -3,6 +3,7 @@
  * A block has a tile of 128 rows of one group and 128 columns of B, a thread 8 x 8 of it; the next slices of
  * A and B wait in registers while this one is multiplied. Source: CUTLASS's SIMT product, in our own words.
  */
+#include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/portable.cuh"
 
 namespace moei {
@@ -209,14 +210,16 @@ __global__ void __launch_bounds__(THREADS) gemm_rows_kernel(const RowsCall p) {
 }
 
 /* dweight[r] = the sum of its parts, first to last. */
-static __global__ void dweight_kernel(const RowsCall p) {
+static __global__ void dweight_kernel(const moe_gemm_rows_args p, int64_t parts) {
     const int64_t rows = p.offset ? p.offset[p.n_groups] : p.n_rows;
-    const int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x,
-                  parts = ceil_div(p.n, MOEI_DWEIGHT_COLS);
+    const int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (r >= rows) return;
     float sum = 0.f;
     for (int64_t i = 0; i < parts; ++i) sum += ((const float *)p.dweight_part)[r * parts + i];
     ((float *)p.dweight)[r] = sum;
+}
+static void sum_dweight(const moe_gemm_rows_args *args, int64_t parts, cudaStream_t stream) {
+    dweight_kernel<<<(unsigned)ceil_div(args->n_rows, 256), 256, 0, stream>>>(*args, parts);
 }
 
 template <class T, class C> static void launch(const moe_gemm_rows_args *args, cudaStream_t stream) {
@@ -231,7 +234,7 @@ template <class T, class C> static void launch(const moe_gemm_rows_args *args, c
         gemm_rows_kernel<T, T, MOE_EPI_ACT><<<grid, THREADS, 0, stream>>>(call);
     if (args->epilogue != MOE_EPI_ACT_GRAD) return;
     gemm_rows_kernel<T, T, MOE_EPI_ACT_GRAD><<<grid, THREADS, 0, stream>>>(call);
-    if (args->dweight) dweight_kernel<<<(unsigned)ceil_div(args->n_rows, 256), 256, 0, stream>>>(call);
+    if (args->dweight) sum_dweight(args, ceil_div(args->n, MOEI_DWEIGHT_COLS), stream);
 }
 
 } // namespace moei
@@ -242,4 +245,8 @@ extern "C" void moei_gemm_rows__cuda(const moei_team *team, const moe_gemm_rows_
     if (args->dtype == MOE_F32) return launch<float, float>(args, stream_of(team));
     if (args->c_wide) return launch<bf16, float>(args, stream_of(team));
     launch<bf16, bf16>(args, stream_of(team));
+}
+
+void moei_cuda_sum_dweight(const moei_team *team, const moe_gemm_rows_args *args, int64_t parts) {
+    moei::sum_dweight(args, parts, moei::stream_of(team));
 }

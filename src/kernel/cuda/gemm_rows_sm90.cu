@@ -328,16 +328,6 @@ static cudaError_t launch_act_grad(const moei_team *team, const moe_gemm_rows_ar
                   : launch<Cooperative256, true, true, EPI_ACT_GRAD_GATED>(team, args);
 }
 
-/* dweight[r] = the sum of its parts, first to last. */
-static __global__ void sum_parts_kernel(const float *part, Offsets offset, int n_groups, int parts,
-                                        float *dweight) {
-    const int r = (int)(blockIdx.x * blockDim.x + threadIdx.x);
-    if (r >= offset[n_groups]) return;
-    float sum = 0.f;
-    for (int i = 0; i < parts; ++i) sum += part[(int64_t)r * parts + i];
-    dweight[r] = sum;
-}
-
 /* What every tile asks: bf16, 16-byte pieces, dense weights, no bias. */
 static bool fits(const moe_gemm_rows_args *a) {
     const bool dense =
@@ -375,11 +365,9 @@ int moei_cuda_gemm_rows(const moei_team *team, const moe_gemm_rows_args *args, m
     }
     if (!act_grad_fits(args)) return cudaErrorNotSupported;
     const cudaError_t error = launch_act_grad(team, args, schedule);
-    const int parts = (int)parts_of(args->n);
+    const int64_t parts = parts_of(args->n);
     if (error || !args->dweight || parts == 1) return error;
-    const Offsets offset = {args->offset, (int)args->n_rows};
-    sum_parts_kernel<<<(unsigned)ceil_div(args->n_rows, 256), 256, 0, stream_of(team)>>>(
-        (const float *)args->dweight_part, offset, args->n_groups, parts, (float *)args->dweight);
+    moei_cuda_sum_dweight(team, args, parts);
     return cudaPeekAtLastError();
 }
 
