@@ -41,7 +41,8 @@ typedef enum moe_act {
     MOE_ACT_GEGLU_EXACT, /* gated by gelu */
     MOE_ACT_GEGLU        /* gated by gelu_tanh */
 } moe_act;
-/* Zeros: an alpha of 1, no limit, nothing added. Alpha concerns silu and swiglu, the others what is gated. */
+/* Zeros: an alpha of 1, no limit, nothing added. An alpha of 0 (v / 2) cannot be said, and a limit that
+ * is not above 0 is none. Alpha concerns silu and swiglu, the others what is gated. */
 typedef struct moe_act_numbers {
     double alpha, limit, offset;
 } moe_act_numbers;
@@ -79,7 +80,6 @@ typedef struct moe_gemm_rows_args {
     bool c_wide;     /* STORE only: C is wide (logits) */
     moe_epilogue epilogue;
     moe_act act;
-    moe_act_numbers act_numbers;
     void *h; /* ACT: [R, n'] */
     int64_t ldh;
     const void *z; /* ACT_GRAD */
@@ -93,6 +93,7 @@ typedef struct moe_gemm_rows_args {
     /* B packed, of the same dtype, n_groups, k and n; two runs where ACT is gated, else one. Then b, ldb,
      * b_group and b_trans are not read. Not with ACT_GRAD. NULL: b */
     const moe_packed *b_packed;
+    moe_act_numbers act_numbers;
 } moe_gemm_rows_args;
 MOE_API moe_status moe_gemm_rows(moe_ctx *ctx, const moe_gemm_rows_args *args);
 MOE_API int64_t moe_dweight_parts(int64_t n);

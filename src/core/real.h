@@ -15,6 +15,12 @@ static inline moe_dtype moei_wide(moe_dtype dtype) {
     return dtype == MOE_BF16 ? MOE_F32 : dtype;
 }
 
+/* For a text. */
+static inline const char *moei_dtype_name(moe_dtype dtype) {
+    static const char *const name[MOEI_DTYPES] = {"MOE_F32", "MOE_F64", "MOE_BF16"};
+    return (unsigned)dtype < MOEI_DTYPES ? name[dtype] : "no moe_dtype";
+}
+
 static inline float moei_bf16_value(uint16_t bits) {
     uint32_t wide = (uint32_t)bits << 16;
     float value;

@@ -18,9 +18,9 @@ typedef struct moei_team {
     void *scratch;   /* [n_threads * MOEI_THREAD_SCRATCH], 64-byte aligned */
     moei_pool *pool; /* the other n_threads - 1; NULL: none */
     void *stream;    /* what the kernels of another device queue on; NULL on the CPU */
-    int32_t spare;   /* multiprocessors that its large kernels leave to what is queued beside them, */
-    int32_t
-        urgency;  /* and their launch priority then: the caller's stream may have no more than the side's */
+    /* Of its large kernels where smaller ones are queued beside them: multiprocessors that they leave to
+     * those, and their launch priority, which the caller's stream may not have. */
+    int32_t spare, urgency;
     void *encode; /* of a CUDA GPU: the driver's cuTensorMapEncodeTiled; NULL: it has none */
 } moei_team;
 

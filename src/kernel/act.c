@@ -6,27 +6,29 @@
 
 #include <string.h>
 
+#include "core/option.h"
 #include "core/status.h"
 
-/* By the numbers of moe_act. */
+/* In the order of moe_act. */
 static const struct {
     const char *name;
     moei_curve curve;
     bool gated;
 } acts[] = {
-    [MOE_ACT_NONE] = {"none",        MOEI_CURVE_LINEAR,     false},
-    [MOE_ACT_RELU] = {"relu",        MOEI_CURVE_RELU,       false},
-    [MOE_ACT_GELU] = {"gelu",        MOEI_CURVE_GELU,       false},
-    [MOE_ACT_SWIGLU] = {"swiglu",      MOEI_CURVE_SWISH,      true },
-    [MOE_ACT_LEAKY_RELU] = {"leaky_relu",  MOEI_CURVE_LEAKY_RELU, false},
-    [MOE_ACT_RELU2] = {"relu2",       MOEI_CURVE_RELU2,      false},
-    [MOE_ACT_SILU] = {"silu",        MOEI_CURVE_SWISH,      false},
-    [MOE_ACT_GELU_TANH] = {"gelu_tanh",   MOEI_CURVE_GELU_TANH,  false},
-    [MOE_ACT_REGLU] = {"reglu",       MOEI_CURVE_RELU,       true },
-    [MOE_ACT_GEGLU_EXACT] = {"geglu_exact", MOEI_CURVE_GELU,       true },
-    [MOE_ACT_GEGLU] = {"geglu",       MOEI_CURVE_GELU_TANH,  true },
+    {"none",        MOEI_CURVE_LINEAR,     false},
+    {"relu",        MOEI_CURVE_RELU,       false},
+    {"gelu",        MOEI_CURVE_GELU,       false},
+    {"swiglu",      MOEI_CURVE_SWISH,      true },
+    {"leaky_relu",  MOEI_CURVE_LEAKY_RELU, false},
+    {"relu2",       MOEI_CURVE_RELU2,      false},
+    {"silu",        MOEI_CURVE_SWISH,      false},
+    {"gelu_tanh",   MOEI_CURVE_GELU_TANH,  false},
+    {"reglu",       MOEI_CURVE_RELU,       true },
+    {"geglu_exact", MOEI_CURVE_GELU,       true },
+    {"geglu",       MOEI_CURVE_GELU_TANH,  true },
 };
 enum { ACTS = sizeof acts / sizeof *acts };
+_Static_assert(ACTS == MOE_ACT_GEGLU + 1, "a row for every moe_act");
 
 moe_status moe_act_by_name(const char *name, moe_act *act, moe_error *error) {
     for (int i = MOE_ACT_NONE + 1; name && i < ACTS; ++i)
@@ -34,10 +36,10 @@ moe_status moe_act_by_name(const char *name, moe_act *act, moe_error *error) {
             *act = (moe_act)i;
             return MOE_OK;
         }
-    return moei_error_set(error, MOE_ERR_ARGUMENT,
-                          "activation: '%s' is not one of: relu, gelu, swiglu, leaky_relu, relu2, silu, "
-                          "gelu_tanh, reglu, geglu_exact, geglu",
-                          name ? name : "");
+    char list[256] = "";
+    for (int i = MOE_ACT_NONE + 1; i < ACTS; ++i) moei_list_add(list, sizeof list, acts[i].name);
+    return moei_error_set(error, MOE_ERR_ARGUMENT, "activation: '%s' is not one of: %s", name ? name : "",
+                          list);
 }
 
 bool moe_act_gated(moe_act act) {

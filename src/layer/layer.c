@@ -5,6 +5,7 @@
 #include "layer/layer.h"
 
 #include "core/desc.h"
+#include "core/real.h"
 #include "experts/activation.h"
 #include "experts/experts.h"
 #include "layer/layer_desc.h"
@@ -239,8 +240,8 @@ moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer 
     if (moei_layer_desc_fill(desc, &filled, &error) != MOE_OK)
         return moe_ctx_fail(ctx, error.status, "%s", error.text);
     if (!ctx->kernels[filled.dtype]->gemm_rows)
-        return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED, "dtype: %d is not served on %s; MOE_F32 is",
-                            (int)filled.dtype, ctx->device->name);
+        return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED, "dtype: %s is not served on %s; MOE_F32 is",
+                            moei_dtype_name(filled.dtype), ctx->device->name);
     moe_layer *layer = moe_ctx_alloc(ctx, sizeof *layer);
     if (!layer) return MOE_ERR_MEMORY;
     *layer = (moe_layer){.ctx = ctx, .desc = filled, .path = &moei_path_cpu, .max_tokens = -1};

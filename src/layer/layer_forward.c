@@ -3,6 +3,7 @@
  * Source: docs/architecture.md, "the tour of one call".
  */
 #include "core/desc.h"
+#include "core/real.h"
 #include "layer/layer_experts.h"
 #include "layer/layer_path.h"
 
@@ -14,8 +15,8 @@ moe_status moei_layer_check_mat(const moe_layer *layer, const char *name, moe_ma
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: [%lld, %lld]; this call needs [%lld, %lld]",
                             name, (long long)mat.rows, (long long)mat.cols, (long long)rows, (long long)cols);
     if (mat.dtype != layer->desc.dtype)
-        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: dtype %d; this layer computes in dtype %d",
-                            name, (int)mat.dtype, (int)layer->desc.dtype);
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: dtype is %s; this layer computes in %s", name,
+                            moei_dtype_name(mat.dtype), moei_dtype_name(layer->desc.dtype));
     if (mat.stride != 0 && mat.stride < cols)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: stride %lld is below its %lld columns", name,
                             (long long)mat.stride, (long long)cols);

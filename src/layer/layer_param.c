@@ -64,9 +64,10 @@ static bool is_plain_ffn(const moei_experts *experts) {
 
 moe_status moe_layer_set_grad_dtype(moe_layer *layer, moe_dtype dtype) {
     if (layer->desc.dtype != MOE_BF16 || (dtype != MOE_BF16 && dtype != MOE_F32))
-        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
-                            "grad_dtype: %d of a layer of dtype %d; MOE_BF16 or MOE_F32, of a MOE_BF16 layer",
-                            (int)dtype, (int)layer->desc.dtype);
+        return moe_ctx_fail(
+            layer->ctx, MOE_ERR_ARGUMENT,
+            "grad_dtype: %s of a layer of %s; it may be MOE_BF16 or MOE_F32, of a layer of MOE_BF16",
+            moei_dtype_name(dtype), moei_dtype_name(layer->desc.dtype));
     if (!is_plain_ffn(&layer->experts) || !is_plain_ffn(&layer->shared))
         return moe_ctx_fail(
             layer->ctx, MOE_ERR_UNSUPPORTED,

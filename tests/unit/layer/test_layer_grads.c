@@ -372,6 +372,7 @@ static void refusals(void **state) {
     assert_int_equal(moe_layer_forward(layer, x, y, &call, NULL), MOE_ERR_ARGUMENT);
     assert_non_null(strstr(moe_ctx_error(ctx), "overwrite_grad"));
     assert_int_equal(moe_layer_set_grad_dtype(layer, MOE_BF16), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(moe_ctx_error(ctx), "MOE_BF16 of a layer of MOE_F32"));
     moe_layer_destroy(layer);
     layer = make(ctx, &variants[0], MOE_BF16, MOE_F32);
     assert_int_equal(moe_layer_set_grad_dtype(layer, MOE_F64), MOE_ERR_ARGUMENT);
