@@ -84,6 +84,10 @@ static void make_case(product_case *p, uint64_t seed, moe_dtype dtype, moe_epilo
     p->part = guarded_new(wide, a_rows * moe_dweight_parts(args->n)), args->dweight_part = p->part.data;
 }
 
+static moe_act act_of(uint64_t seed) {
+    return (moe_act)(seed % (MOE_ACT_GEGLU + 1));
+}
+
 static void free_case(product_case *p) {
     guarded *all[] = {&p->a,  &p->b,  &p->bias, &p->c,       &p->h,   &p->z,
                       &p->dz, &p->wa, &p->w,    &p->dweight, &p->part};
@@ -146,7 +150,7 @@ static double act_bound(moei_act_point act, double gate, double up, double error
 }
 
 static void check_act(uint64_t seed, const moei_kernel_row *variant, moe_dtype dtype) {
-    const moe_act act = (moe_act)(seed % (MOE_ACT_GEGLU + 1));
+    const moe_act act = act_of(seed);
     product_case p;
     make_case(&p, seed, dtype, MOE_EPI_ACT, act, 150);
     moe_gemm_rows_args *args = &p.args;
@@ -176,7 +180,7 @@ static void check_act(uint64_t seed, const moei_kernel_row *variant, moe_dtype d
 }
 
 static void check_act_grad(uint64_t seed, const moei_kernel_row *variant, moe_dtype dtype) {
-    const moe_act act = (moe_act)(seed % (MOE_ACT_GEGLU + 1));
+    const moe_act act = act_of(seed);
     product_case p;
     make_case(&p, seed, dtype, MOE_EPI_ACT_GRAD, act, 150);
     moe_gemm_rows_args *args = &p.args;
@@ -240,11 +244,11 @@ static void test_same_bits_for_any_threads(void **state) {
             moe_epilogue epilogue = (moe_epilogue)(seed % 3);
             product_case one;
             if (!serves(v, dtype)) continue;
-            make_case(&one, seed, dtype, epilogue, MOE_ACT_SWIGLU, 200);
+            make_case(&one, seed, dtype, epilogue, act_of(seed), 200);
             run(v, 1, &one.args);
             for (int32_t threads = 2; threads <= 4; threads += 2) {
                 product_case many;
-                make_case(&many, seed, dtype, epilogue, MOE_ACT_SWIGLU, 200);
+                make_case(&many, seed, dtype, epilogue, act_of(seed), 200);
                 run(v, threads, &many.args);
                 assert_same_bits(&one.c, &many.c, v->name, seed);
                 assert_same_bits(&one.h, &many.h, v->name, seed);
@@ -297,7 +301,7 @@ static void test_rows_do_not_depend_on_the_batch(void **state) {
             moe_dtype dtype = seed % 2 ? MOE_F32 : MOE_BF16;
             product_case whole;
             if (!serves(v, dtype)) continue;
-            make_case(&whole, seed, dtype, (moe_epilogue)(seed % 3), MOE_ACT_SWIGLU, 300);
+            make_case(&whole, seed, dtype, (moe_epilogue)(seed % 3), act_of(seed), 300);
             run(v, 1, &whole.args);
             for (int32_t g = 0; g < whole.args.n_groups; ++g) {
                 for (int64_t step = 1, r = whole.offset[g]; r < whole.offset[g + 1]; r += step, step += 2) {

@@ -6,6 +6,8 @@
 
 #include "kernel/act.h"
 
+#include <float.h>
+
 static const double sizes[] = {1,  12,   13.1875, 13.25, 14,   40,   86.5, 87,   87.5, 88.5,
                                89, 89.5, 104,     1e3,   1e10, 1e19, 1e25, 1e33, 1e36, 3e38};
 enum { SIZES = sizeof sizes / sizeof sizes[0], GATES = 2 * SIZES };
@@ -16,10 +18,14 @@ static double gate_at(int64_t i) {
     return moei_real_load(MOE_BF16, &stored, 0);
 }
 
-/* What f32 makes of the value, and of an activation whose tail has an absolute error. */
+/* What f32 makes of the value, and of an activation whose tail has an absolute error; infinity, where the
+ * value is no number of f32. */
 static void check_value(double got, double want, moe_dtype dtype, const char *name, const char *what,
                         int64_t i) {
-    check_close(got, want, 1e-5 * (1 + fabs(want)) + storage_bound(dtype, want), name, 0, what, i);
+    if (dtype != MOE_F64 && want > FLT_MAX)
+        assert_true(got == HUGE_VAL);
+    else
+        check_close(got, want, 1e-5 * (1 + fabs(want)) + storage_bound(dtype, want), name, 0, what, i);
 }
 
 /* Row i times a 1 x n matrix makes gate_at(i) in the first column, and 1 in the second one of a gated act. */
@@ -76,7 +82,6 @@ static void test_epilogues(void **state) {
     for (const moei_kernel_row *v = next_variant("gemm_rows", NULL); v; v = next_variant("gemm_rows", v))
         for (int dtype = 0; dtype < MOEI_DTYPES; ++dtype)
             for (int act = MOE_ACT_NONE; act <= MOE_ACT_GEGLU && serves(v, (moe_dtype)dtype); ++act) {
-                if (act == MOE_ACT_RELU2) continue; /* the square of such a gate is no number of f32 */
                 check_act(v, (moe_dtype)dtype, (moe_act)act);
                 check_act_grad(v, (moe_dtype)dtype, (moe_act)act);
             }
