@@ -9,6 +9,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "core/integer.h"
+
 #define MOEI_UNROLL _Pragma("GCC unroll 16")
 
 enum { LINE = 64 /* bytes of a cache line */ };

@@ -7,15 +7,10 @@
 
 #include <stdbool.h>
 
+#include "core/integer.h"
+
 /* For bodies that are compiled once for each value of a parameter. */
 #define MOEI_INLINE static inline __attribute__((always_inline))
-
-static inline int64_t moei_min(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-static inline int64_t moei_ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
 
 /* Full vectors take the plain instruction: masked stores are slow on many AVX2 machines. */
 static inline vf vf_load_upto(const float *p, int64_t n) {
