@@ -2,6 +2,7 @@
  * n tokens, K experts a token, E experts, factor f -> C rows. In integers, so that no platform rounds
  * differently. Source: the systems the rows are named after; "switch" is Fedus et al. 2021, equation 3.
  */
+#include "core/integer.h"
 #include "core/option.h"
 #include "dispatch/dispatch.h"
 
@@ -22,13 +23,9 @@ static decimal decimal_of(float factor) {
     return value;
 }
 
-static int64_t ceil_div(int64_t over, int64_t under) {
-    return (over + under - 1) / under;
-}
-
 /* ceil(K n f / E) */
 static int64_t assignments_up(int64_t n, int32_t K, int32_t E, decimal f) {
-    return ceil_div(n * K * f.over, E * f.under);
+    return moei_ceil_div(n * K * f.over, E * f.under);
 }
 
 /* floor(K n f / E) */
@@ -39,7 +36,7 @@ static int64_t assignments_down(int64_t n, int32_t K, int32_t E, decimal f) {
 /* ceil(n f / E): tokens count once, however many experts they go to */
 static int64_t tokens_up(int64_t n, int32_t K, int32_t E, decimal f) {
     (void)K;
-    return ceil_div(n * f.over, E * f.under);
+    return moei_ceil_div(n * f.over, E * f.under);
 }
 
 /* floor(n f / E) */
@@ -50,12 +47,12 @@ static int64_t tokens_down(int64_t n, int32_t K, int32_t E, decimal f) {
 
 /* K floor(f ceil(n / E)) */
 static int64_t share_times_k(int64_t n, int32_t K, int32_t E, decimal f) {
-    return K * (ceil_div(n, E) * f.over / f.under);
+    return K * (moei_ceil_div(n, E) * f.over / f.under);
 }
 
 /* floor(K ceil(f n) / E) */
 static int64_t rounded_tokens_down(int64_t n, int32_t K, int32_t E, decimal f) {
-    return ceil_div(n * f.over, f.under) * K / E;
+    return moei_ceil_div(n * f.over, f.under) * K / E;
 }
 
 struct moei_capacity_formula {
@@ -102,7 +99,7 @@ enum { SCOPE_BATCH, SCOPE_SEQUENCE };
 const char *const moei_capacity_scopes[] = {[SCOPE_BATCH] = "batch", [SCOPE_SEQUENCE] = "sequence", NULL};
 
 static int64_t round_up(int64_t value, int64_t multiple) {
-    return multiple > 1 ? ceil_div(value, multiple) * multiple : value;
+    return multiple > 1 ? moei_ceil_div(value, multiple) * multiple : value;
 }
 
 /* The formulas count for training, where a batch is large. Decoding comes with one token, of which those that
