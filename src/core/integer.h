@@ -1,5 +1,5 @@
-/* integer.h: least and quotient rounded up, of sizes and numbers of blocks (b > 0).
- * [none], a, b >= 0. Source: none.
+/* integer.h: the lesser of two sizes, and a quotient rounded up: how many blocks of b hold a.
+ * a >= 0, b > 0; a + b must not overflow.
  */
 #ifndef MOEI_INTEGER_H
 #define MOEI_INTEGER_H
