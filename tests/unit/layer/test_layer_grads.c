@@ -2,11 +2,9 @@
  * Identities: stored into poison = added to zeros; bf16 = f32 rounded once; twice = the sum, rounded again.
  * Contract: moe_call.overwrite_grad, moe_layer_set_grad_dtype.
  */
-#include "support/layer_fixture.h"
+#include "unit/layer/grads_fixture.h"
 
-#include "core/real.h"
-
-enum { T = 45, D = 24, MOST = 1 << 17, SEQUENCE = 9 };
+enum { T = 45, D = 24, MOST = 1 << 17 };
 
 static const char *const isas[] = {"ref", "avx2", "avx512", "avx512bf16", "amx"};
 enum { ISAS = sizeof isas / sizeof *isas };
@@ -47,45 +45,6 @@ static moe_layer *make(moe_ctx *ctx, const variant *v, moe_dtype dtype, moe_dtyp
     return layer;
 }
 
-static moe_param param_at(moe_ctx *ctx, const moe_layer *layer, int32_t index) {
-    moe_param param = {.size = sizeof param};
-    must(ctx, moe_layer_param(layer, index, &param));
-    return param;
-}
-
-static int64_t count_of(const moe_param *param) {
-    return param->dim[0] * param->dim[1] * param->dim[2];
-}
-
-static void poison(moe_ctx *ctx, const moe_layer *layer) {
-    for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        const moe_param param = param_at(ctx, layer, i);
-        if (param.grad)
-            memset(param.grad, 0xff, (size_t)count_of(&param) * moe_dtype_bytes(param.grad_dtype));
-    }
-}
-
-/* One step; all gradients one after another. */
-static int64_t step(moe_ctx *ctx, moe_layer *layer, bool overwrite, double *grad) {
-    const moe_dtype dtype = moe_layer_get_desc(layer)->dtype;
-    moe_mat x = test_random(dtype, T, D, 1), dy = test_random(dtype, T, D, 2), y = test_output(dtype, T, D),
-            dx = test_output(dtype, T, D);
-    moe_call call = test_train_call;
-    int64_t n = 0;
-    call.sequence_length = SEQUENCE;
-    call.overwrite_grad = overwrite;
-    must(ctx, moe_layer_forward(layer, x, y, &call, NULL));
-    must(ctx, moe_layer_backward(layer, x, dy, dx));
-    for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        const moe_param param = param_at(ctx, layer, i);
-        const int64_t count = param.grad ? count_of(&param) : 0;
-        assert_true(n + count <= MOST);
-        for (int64_t j = 0; j < count; ++j) grad[n++] = moei_real_load(param.grad_dtype, param.grad, j);
-    }
-    free(x.data), free(dy.data), free(y.data), free(dx.data);
-    return n;
-}
-
 static double *room(void) {
     double *numbers = malloc(MOST * sizeof *numbers);
     assert_non_null(numbers);
@@ -111,13 +70,13 @@ static void stored_is_added_to_zeros(void **state) {
             const moe_dtype dtype = dtypes[i % 3];
             moe_layer *layer = make(ctx, v, dtype, MOE_F32);
             moe_layer_zero_grad(layer);
-            const int64_t n = step(ctx, layer, false, added);
-            poison(ctx, layer);
-            assert_int_equal(step(ctx, layer, true, stored), n);
+            const int64_t n = grads_step(ctx, layer, T, false, added, MOST);
+            grads_poison(ctx, layer);
+            assert_int_equal(grads_step(ctx, layer, T, true, stored, MOST), n);
             same(isas[isa], v, dtype, added, stored, n);
-            step(ctx, layer, true, again);
+            grads_step(ctx, layer, T, true, again, MOST);
             same(isas[isa], v, dtype, added, again, n);
-            step(ctx, layer, false, again);
+            grads_step(ctx, layer, T, false, again, MOST);
             double moved = 0;
             for (int64_t j = 0; j < n; ++j) moved += fabs(again[j] - added[j]);
             assert_true(moved > 0);
@@ -140,11 +99,11 @@ static void narrow(moe_ctx *ctx, const moe_layer *layer, const double *from, con
                    double *to) {
     int64_t n = 0;
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        const moe_param param = param_at(ctx, layer, i);
+        const moe_param param = grads_param(ctx, layer, i);
         const bool matrix = strstr(param.name, "up.weight") || strstr(param.name, "down.weight");
         if (!param.grad) continue;
         assert_int_equal(param.grad_dtype, matrix ? MOE_BF16 : MOE_F32);
-        for (int64_t j = 0; j < count_of(&param); ++j, ++n) {
+        for (int64_t j = 0; j < grads_count(&param); ++j, ++n) {
             const double sum = (double)(float)(from[n] + (before ? before[n] : 0));
             to[n] = matrix ? rounded(sum) : sum;
         }
@@ -161,13 +120,13 @@ static void bf16_gradients_are_rounded_once(void **state) {
             if (v->desc.expert_kinds) continue;
             moe_layer *layer = make(ctx, v, MOE_BF16, MOE_F32), *halved = make(ctx, v, MOE_BF16, MOE_BF16);
             assert_true(test_measure(ctx, halved, T).grads < test_measure(ctx, layer, T).grads);
-            const int64_t n = step(ctx, layer, true, wide);
-            poison(ctx, halved);
-            assert_int_equal(step(ctx, halved, true, got), n);
+            const int64_t n = grads_step(ctx, layer, T, true, wide, MOST);
+            grads_poison(ctx, halved);
+            assert_int_equal(grads_step(ctx, halved, T, true, got, MOST), n);
             narrow(ctx, halved, wide, NULL, wanted);
             same(isas[isa], v, MOE_BF16, got, wanted, n);
             if (isa > 0) { /* the oracle's sums are in f64 */
-                step(ctx, halved, false, twice);
+                grads_step(ctx, halved, T, false, twice, MOST);
                 narrow(ctx, halved, wide, got, wanted);
                 double difference = 0, size = 0;
                 for (int64_t j = 0; j < n; ++j) {
@@ -188,7 +147,7 @@ static void bf16_gradients_are_rounded_once(void **state) {
  * another. */
 static void adamw_step(moe_ctx *ctx, const moe_param *param, const void *grad, moe_dtype grad_dtype,
                        float *state) {
-    const int64_t n = count_of(param);
+    const int64_t n = grads_count(param);
     memset(state, 0, (size_t)(4 * n) * sizeof *state);
     memcpy(state + 3 * n, param->value, (size_t)n * moe_dtype_bytes(param->dtype));
     for (int64_t i = 0; i < n; ++i) state[i] = (float)moei_real_load(param->dtype, param->value, i);
@@ -211,7 +170,7 @@ static void adamw_step(moe_ctx *ctx, const moe_param *param, const void *grad, m
 }
 
 static void compare_steps(moe_ctx *ctx, const moe_param *param) {
-    const int64_t n = count_of(param);
+    const int64_t n = grads_count(param);
     float *wide = malloc((size_t)n * sizeof *wide), *got = malloc((size_t)(8 * n) * sizeof *got);
     double sum, wide_sum;
     assert_true(wide && got);
@@ -231,9 +190,9 @@ static void optimizer_reads_bf16_gradients(void **state) {
     for (int isa = 0; isa < ISAS; ++isa) {
         moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
         moe_layer *layer = ctx ? make(ctx, &variants[0], MOE_BF16, MOE_BF16) : NULL;
-        if (layer) step(ctx, layer, true, grad);
+        if (layer) grads_step(ctx, layer, T, true, grad, MOST);
         for (int32_t i = 0; layer && i < moe_layer_param_count(layer); ++i) {
-            const moe_param param = param_at(ctx, layer, i);
+            const moe_param param = grads_param(ctx, layer, i);
             if (param.grad) compare_steps(ctx, &param);
         }
         moe_layer_destroy(layer);
@@ -242,124 +201,29 @@ static void optimizer_reads_bf16_gradients(void **state) {
     free(grad);
 }
 
-/* A kind whose y is 0; the gradient of its w [E] counts backwards. */
-typedef struct marks {
-    moe_ctx *ctx;
-    int32_t n_experts;
-    float *weight, *grad;
-    bool *told; /* where overwrite_grad of its last backward goes */
-} marks;
-
-static moe_status marks_create(moe_ctx *ctx, const moe_expert_desc *desc, void **self) {
-    marks *m = calloc(1, sizeof *m);
-    assert_non_null(m);
-    *m = (marks){ctx, desc->n_experts, calloc((size_t)desc->n_experts, sizeof(float)), NULL, desc->user};
-    *self = m;
-    return MOE_OK;
-}
-
-static void marks_destroy(void *self) {
-    free(((marks *)self)->weight);
-    free(self);
-}
-
-static int32_t marks_param_count(const void *self) {
-    (void)self;
-    return 1;
-}
-
-static moe_status marks_param(const void *self, int32_t index, moe_param *param) {
-    const marks *m = self;
-    (void)index;
-    *param = (moe_param){
-        .size = sizeof *param, .name = "mark", .n_dim = 1, .dim = {m->n_experts, 1, 1},
-                    .value = m->weight
-    };
-    return MOE_OK;
-}
-
-static void marks_bind_grad(void *self, int32_t index, void *grad) {
-    (void)index;
-    ((marks *)self)->grad = grad;
-}
-
-static size_t marks_saved_bytes(const void *self, int64_t max_rows) {
-    (void)self, (void)max_rows;
-    return 0;
-}
-
-static size_t marks_scratch_bytes(const void *self, int64_t max_rows, moe_mode mode) {
-    (void)self, (void)max_rows, (void)mode;
-    return 0;
-}
-
-static void clear_rows(moe_mat mat, int64_t rows) {
-    for (int64_t r = 0; mat.data && r < rows; ++r)
-        memset((float *)mat.data + r * mat.stride, 0, (size_t)mat.cols * sizeof(float));
-}
-
-static moe_status marks_forward(void *self, const moe_expert_io *io) {
-    (void)self;
-    clear_rows(io->out, io->n_rows);
-    return MOE_OK;
-}
-
-static moe_status marks_backward(void *self, const moe_expert_io *io) {
-    const marks *m = self;
-    *m->told = io->overwrite_grad;
-    clear_rows(io->din, io->n_rows);
-    if (io->drow_weight) memset(io->drow_weight, 0, (size_t)io->n_rows * sizeof(float));
-    for (int32_t e = 0; e < m->n_experts; ++e) m->grad[e] = (io->overwrite_grad ? 0 : m->grad[e]) + 1;
-    return MOE_OK;
-}
-
-static moe_expert_ops marks_kind(const char *name, bool overwrites, bool *told) {
-    return (moe_expert_ops){.size = sizeof(moe_expert_ops),
-                            .name = name,
-                            .user = told,
-                            .create = marks_create,
-                            .destroy = marks_destroy,
-                            .param_count = marks_param_count,
-                            .param = marks_param,
-                            .bind_grad = marks_bind_grad,
-                            .saved_bytes = marks_saved_bytes,
-                            .scratch_bytes = marks_scratch_bytes,
-                            .forward = marks_forward,
-                            .backward = marks_backward,
-                            .overwrites = overwrites};
-}
-
-/* Unequal experts: each kind that heeds overwrite_grad is told of it; the gradients of the others are
- * zeroed. */
-static void unequal_experts_overwrite_each_for_itself(void **state) {
+/* An empty step, as of a rank whose tokens all went elsewhere, stores a gradient too. */
+static void no_tokens_store_zeros(void **state) {
     (void)state;
-    static const variant mixed = {
-        "marks", {.expert_kinds = "13,stores,adds,7", .num_experts = 4}
-    };
-    moe_ctx *ctx = test_ctx(NULL, 1);
-    bool stores = false, adds = true;
-    const moe_expert_ops storing = marks_kind("stores", true, &stores),
-                         adding = marks_kind("adds", false, &adds);
     double *grad = room();
-    must(ctx, moe_expert_register(ctx, &storing));
-    must(ctx, moe_expert_register(ctx, &adding));
-    moe_layer *layer = make(ctx, &mixed, MOE_F32, MOE_F32);
-    for (int turn = 0; turn < 2; ++turn) {
-        poison(ctx, layer);
-        step(ctx, layer, true, grad);
-        assert_true(stores);
-        assert_false(adds);
-        const char *const names[] = {"experts.1.mark", "experts.2.mark"};
-        for (int i = 0; i < 2; ++i) {
-            moe_param param = {.size = sizeof param};
-            must(ctx, moe_layer_param_by_name(layer, names[i], &param));
-            assert_true(*(const float *)param.grad == 1);
+    for (int isa = 0; isa < ISAS; ++isa) {
+        moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
+        for (size_t i = 0; ctx && i < 4 * (sizeof variants / sizeof *variants); ++i) {
+            const variant *v = &variants[i / 4];
+            const bool narrow = i % 4 == MOEI_DTYPES;
+            if (narrow && v->desc.expert_kinds) continue;
+            moe_layer *layer =
+                make(ctx, v, narrow ? MOE_BF16 : (moe_dtype)(i % 4), narrow ? MOE_BF16 : MOE_F32);
+            grads_poison(ctx, layer);
+            const int64_t n = grads_step(ctx, layer, 0, true, grad, MOST);
+            assert_true(n > 0);
+            for (int64_t j = 0; j < n; ++j)
+                if (grad[j] != 0)
+                    fail_msg("%s, %s, dtype %d: gradient %lld of no tokens is %g", isas[isa], v->name,
+                             (int)(i % 4), (long long)j, grad[j]);
+            moe_layer_destroy(layer);
         }
+        moe_ctx_destroy(ctx);
     }
-    step(ctx, layer, false, grad);
-    assert_false(stores);
-    moe_layer_destroy(layer);
-    moe_ctx_destroy(ctx);
     free(grad);
 }
 
@@ -397,7 +261,7 @@ int main(void) {
         cmocka_unit_test(stored_is_added_to_zeros),
         cmocka_unit_test(bf16_gradients_are_rounded_once),
         cmocka_unit_test(optimizer_reads_bf16_gradients),
-        cmocka_unit_test(unequal_experts_overwrite_each_for_itself),
+        cmocka_unit_test(no_tokens_store_zeros),
         cmocka_unit_test(refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
