@@ -1,4 +1,4 @@
-"""docs/peers.md from the results in bench/results/peers-*.json: a chapter a machine."""
+"""docs/peers.md from the results in bench/results/peers-*.json: a chapter a run, a machine's newest first."""
 import glob
 import json
 import os
@@ -20,7 +20,8 @@ WORK = {"forward": "forward", "step": "forward, backward", "decode": "decode"}
 HEAD = """# Peers
 
 Our layer beside other ways to run the same experts on a CPU. Written by `make bench-peers` (`bench/peers/`), a
-chapter for each machine it ran on.
+chapter for each machine it ran on: its newest run. An older one that was kept, as it has what the newest lacks, follows
+it and says so in its heading (`kept` in its file).
 
 Every peer gets the same x, weights, routes and routing weights, in a process of its own. What it makes of them is
 compared with direct sums first (to {f32:g} of the norm in f32, {bf16:g} in bf16; y, dx and the gradients of the
@@ -129,11 +130,12 @@ def ceilings(run):
                      for dtype, (peak, bandwidth, isa) in best.items())
 
 
-def machine(run):
+def machine(run, file=None):
     versions = "; ".join(dict.fromkeys(", ".join(run["about"].values()).split(", ")))
-    parts = [f"## {run['cpu']}, {run['threads']} threads, {run['date']}",
+    kept = f", {run['kept']}" if "kept" in run else ""
+    parts = [f"## {run['cpu']}, {run['threads']} threads, {run['date']}{kept}",
              f"{run['turns']} turns. Ceilings: {ceilings(run)}. {run['remark']}".strip(),
-             table(run), goals(run), f"Versions: {versions}."]
+             table(run), goals(run), f"Versions: {versions}." + (f" Raw: `bench/results/{file}`." if file else "")]
     if run["notes"]:
         parts.append("Not timed:\n\n" + absent(run))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -151,10 +153,13 @@ def publish(run):
 def write_page():
     """Also for itself: python3 bench/peers/peer_page.py"""
     folder = os.path.join(TREE, "bench", "results")
-    chapters = []
+    runs = []
     for path in sorted(glob.glob(os.path.join(folder, "peers-*.json"))):
         with open(path, encoding="utf-8") as file:
-            chapters.append(machine(json.load(file)))
+            runs.append((os.path.basename(path), json.load(file)))
+    runs.sort(key=lambda named: named[1]["date"], reverse=True)
+    runs.sort(key=lambda named: (named[1]["cpu"], "kept" in named[1]))
+    chapters = [machine(run, name) for name, run in runs]
     with open(os.path.join(TREE, "docs", "peers.md"), "w", encoding="utf-8") as file:
         file.write(HEAD.format(**BOUND) + "\n" + "\n".join(chapters))
 
