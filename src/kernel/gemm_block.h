@@ -1,6 +1,6 @@
 /* gemm_block.h: what the tiles of all families share: rows by index, the columns of a task, what is asked for
  * before its turn.
- * A tile's header defines NR, the width of a panel of packed B, and includes this.
+ * A tile's header defines NR, the width of a panel of packed B, and K_STEP, and includes this.
  * Source: Goto & van de Geijn 2008; Van Zee & van de Geijn 2015 (BLIS).
  */
 #ifndef MOEI_GEMM_BLOCK_H
@@ -14,6 +14,11 @@
 #define MOEI_UNROLL _Pragma("GCC unroll 16")
 
 enum { LINE = 64 /* bytes of a cache line */ };
+
+/* Steps of a sum that the tile takes: whole K_STEPs, the last filled with zeros. */
+static inline int64_t padded(int64_t k) {
+    return moei_ceil_div(k, K_STEP) * K_STEP;
+}
 
 /* The columns of one task: up to two runs (gate and up), each cut into panels of NR, the last one padded. */
 typedef struct moei_columns {

@@ -21,9 +21,7 @@ enum {
 
 #include "kernel/gemm_block.h"
 
-static inline int64_t padded(int64_t k) {
-    return moei_ceil_div(k, K_STEP) * K_STEP;
-}
+typedef uint16_t moei_operand;
 
 static inline __m512i load_bf16(const uint16_t *p, int64_t n) {
     if (n >= 32) return _mm512_loadu_si512(p);

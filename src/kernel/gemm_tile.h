@@ -13,6 +13,7 @@ enum {
     MR = VF_N == 8 ? 6 : 14, /* 12 of 16 registers hold the tile, or 28 of 32 */
     NV = 2,
     NR = NV * VF_N,
+    K_STEP = 1,
     KC = 256,
     NB = 256,  /* columns of a task: KC x NB of packed B is a quarter of a 1 MiB L2 */
     AHEAD = 8, /* rows of B that are fetched before their turn */
@@ -24,12 +25,6 @@ enum {
 #include "kernel/gemm_block.h"
 
 typedef float moei_operand;
-
-/* Rows of the next tile where `left` are left: all of nearly one height, as a low one has too few chains of
- * sums to keep the units busy. */
-static inline int tile_height(int64_t left) {
-    return (int)moei_ceil_div(left, moei_ceil_div(left, MR));
-}
 
 /* A element (i, k) at a[i * a_i + k * a_k]. B a panel: sum[mr, NR] (+)= the chain of A B. With b_k, rows of B
  * where they are, b_k apart: the chain in sum[mr, NR] goes on. */

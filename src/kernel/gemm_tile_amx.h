@@ -16,9 +16,10 @@ enum {
     MB = 288, /* rows of a task at most */
     A_STRIP = MR * KC,
     SECOND_HALF = TILE, /* numbers from a pair row's first vector to its second */
-    STREAM_ROWS = 16,   /* one tile of A: then B is packed a strip at a time, straight before its use */
-    DIRECT_ROWS = STREAM_ROWS, /* tiles read packed numbers alone */
-    FUSES_PACKED = 0,          /* tiles read memory */
+    FEW_ROWS = 16,      /* one tile of A: then B is packed a strip at a time, straight before its use, */
+    FEW_ROWS_TRANS = FEW_ROWS, /* stored as [n, k] too, */
+    FEW_ROWS_PACKED = FEW_ROWS,
+    FUSES_PACKED = 0, /* and packed weights, as tiles read memory */
     A_ROW = K_STEP,
     FETCHES_B = 0, /* asking for the next block of B costs the tiles more than packing gains */
 };
@@ -100,7 +101,7 @@ static inline void tile_beside(int mr, const uint16_t *a, const uint16_t *b, int
     tile_2x1(a, b + TILE, kc, sum + 16, add, beside, lines);
 }
 
-static inline void tile_pairs(int mr, const uint16_t *a, const uint16_t *b, int64_t kc, float *sum,
+static inline void tile_panel(int mr, const uint16_t *a, const uint16_t *b, int64_t kc, float *sum,
                               bool add) {
     moei_fetch none = {.end = 0};
     tile_beside(mr, a, b, kc, sum, add, &none, 0);
@@ -116,7 +117,7 @@ static inline void strip_product(int rows, const uint16_t *a, const moei_rows *b
                                  int64_t column, int64_t width, int64_t k0, int64_t kc, uint16_t *strip,
                                  float *sum, bool add) {
     pack_any_strip(b, b_trans, column, width, k0, kc, strip);
-    tile_pairs(rows, a, strip, padded(kc), sum, add);
+    tile_panel(rows, a, strip, padded(kc), sum, add);
 }
 
 #endif

@@ -1,9 +1,15 @@
 /* gemm_tile_any.h: a tile of any height up to MR: a body of its own for each, chosen at run time.
- * Include after tile_fixed(mr, a, a_i, a_k, b, b_k, kc, sum, add), whose operands hold moei_operand.
+ * Include after MR and tile_fixed(mr, a, a_i, a_k, b, b_k, kc, sum, add), whose operands hold moei_operand.
  * Source: register tiles need heights known when compiled.
  */
 #ifndef MOEI_GEMM_TILE_ANY_H
 #define MOEI_GEMM_TILE_ANY_H
+
+/* Rows of the next tile where `left` are left: all of nearly one height, as a low one has too few chains of
+ * sums to keep the units busy. */
+static inline int tile_height(int64_t left) {
+    return (int)moei_ceil_div(left, moei_ceil_div(left, MR));
+}
 
 /* The tile with a height known at run time: a specialised body for each, none for heights over MR. */
 MOEI_INLINE void tile_any(int mr, const moei_operand *a, const int64_t a_i, const int64_t a_k,
@@ -55,5 +61,11 @@ MOEI_INLINE void tile_any(int mr, const moei_operand *a, const int64_t a_i, cons
         break;
     }
 }
+
+/* Vectors have no state that a task would set up. */
+static inline void tiles_begin(int64_t rows) {
+    (void)rows;
+}
+static inline void tiles_end(void) {}
 
 #endif

@@ -12,16 +12,15 @@ enum {
     NB = 512,            /* columns of a task: KC x NB of packed B is 256 KiB */
     MB = 448,            /* rows of a task at most: whole tiles, also when halved twice */
     A_LD = KC + 32,      /* row stride of packed A; the padding keeps rows off the same cache sets */
-    A_STRIP = 32 * A_LD, /* DIRECT_ROWS of them */
+    A_STRIP = 32 * A_LD, /* FEW_ROWS of them */
     SECOND_HALF = NR,    /* numbers from a pair row's first vector to its second */
-    STREAM_ROWS = 4,  /* up to so many rows B stored as [n, k] is packed a strip at a time, before its use */
-    DIRECT_ROWS = 32, /* up to so many rows B is not packed but read where it is */
-    FUSES_PACKED = 1, /* so many rows multiply packed weights as they are read, */
-    A_ROW = A_LD,     /* at this distance */
-    FETCHES_B = 1,    /* the next block of B is asked for while this one is multiplied */
+    FEW_ROWS = 32,       /* up to so many rows take B where it is, a strip at a time, */
+    FEW_ROWS_TRANS = 4,  /* or, stored as [n, k], packed a strip at a time, */
+    FEW_ROWS_PACKED = 4, /* or out of packed weights; */
+    FUSES_PACKED = 1,    /* and they multiply those as they are read, */
+    A_ROW = A_LD,        /* rows of A at this distance */
+    FETCHES_B = 1,       /* the next block of B is asked for while this one is multiplied */
 };
-
-typedef uint16_t moei_operand;
 
 /* Where in a strip of A row i's number k is, k a multiple of 32, and where in a panel a pair row is. */
 static inline int64_t a_at(int64_t i, int64_t k) {
@@ -32,12 +31,6 @@ static inline int64_t pair_at(int64_t pair) {
 }
 
 #include "kernel/gemm_pairs.h"
-
-/* Rows of the next tile where `left` are left: all of nearly one height, as a low one has too few chains of
- * sums to keep the units busy. */
-static inline int tile_height(int64_t left) {
-    return (int)moei_ceil_div(left, moei_ceil_div(left, MR));
-}
 
 /* Thirty-two columns of two rows of B as pairs: of every eight columns four are in `low`. */
 typedef struct moei_pair_row {
@@ -113,7 +106,7 @@ static inline int64_t tile_steps(int64_t kc) {
 }
 
 /* sum[mr, NR] (+)= A B, a strip of A and a panel. */
-static __attribute__((noinline)) void tile_pairs(int mr, const uint16_t *a, const uint16_t *b, int64_t kc,
+static __attribute__((noinline)) void tile_panel(int mr, const uint16_t *a, const uint16_t *b, int64_t kc,
                                                  float *sum, bool add) {
     tile_any(mr, a, A_LD, 1, b, 0, kc, sum, add);
 }
@@ -122,10 +115,10 @@ static __attribute__((noinline)) void tile_pairs(int mr, const uint16_t *a, cons
 static inline void tile_beside(int mr, const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add,
                                moei_fetch *beside, int64_t lines) {
     fetch_lines(beside, lines);
-    tile_pairs(mr, a, b, kc, sum, add);
+    tile_panel(mr, a, b, kc, sum, add);
 }
 
-/* tile_pairs with B where it is, rows ldb apart; kc is even. */
+/* tile_panel with B where it is, rows ldb apart; kc is even. */
 static __attribute__((noinline)) void tile_direct(int mr, const uint16_t *a, const uint16_t *b, int64_t ldb,
                                                   int64_t kc, float *sum, bool add) {
     tile_any(mr, a, A_LD, 1, b, ldb, kc, sum, add);
@@ -143,13 +136,8 @@ static inline void strip_product(int rows, const uint16_t *a, const moei_rows *b
         if (direct)
             tile_direct(mr, a + a_at(i, 0), bf16_at(b, k0) + column, b->ld, kc, sum + i * SUM_LD, add);
         else
-            tile_pairs(mr, a + a_at(i, 0), strip, padded(kc), sum + i * SUM_LD, add);
+            tile_panel(mr, a + a_at(i, 0), strip, padded(kc), sum + i * SUM_LD, add);
     }
 }
-
-static inline void tiles_begin(int rows) {
-    (void)rows;
-}
-static inline void tiles_end(void) {}
 
 #endif

@@ -9,14 +9,6 @@ enum { MB_MIN = 96 /* rows of a task at least, where threads would have nothing 
 #include "kernel/gemm_rows/gemm_packed_pairs.h"
 #include "kernel/gemm_rows/gemm_rows_task.h"
 
-typedef struct moei_pairs_scratch {
-    _Alignas(64) uint16_t b[NB / NR * PANEL];
-    uint16_t a[A_STRIP];
-    uint16_t strip[KC * NR];
-    float sum[(MB + MR) * SUM_LD];
-} moei_pairs_scratch;
-_Static_assert(sizeof(moei_pairs_scratch) <= MOEI_THREAD_SCRATCH, "a task's blocks fit the thread's scratch");
-
 /* Rows of A -> a strip, zeros up to padded(kc). */
 static void pack_a(const moei_rows *a, int64_t row, int mr, int64_t k0, int64_t kc, uint16_t *out) {
     for (int i = 0; i < mr; ++i) {
@@ -28,7 +20,7 @@ static void pack_a(const moei_rows *a, int64_t row, int mr, int64_t k0, int64_t 
 
 /* Few rows: a strip of B is used as soon as it is in L1, so that reading memory never pauses. */
 static void stream_task(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
-                        const moei_rows *b, moei_pairs_scratch *scratch) {
+                        const moei_rows *b, moei_rows_scratch *scratch) {
     const moe_gemm_rows_args *args = job->args;
     const moei_columns *cols = &task->cols;
     int mr = (int)(task->end - task->row);
@@ -52,7 +44,7 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
 
 /* The same of packed weights, whose panels are read along the sum: the next lines are the next in memory. */
 static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
-                          moei_pairs_scratch *scratch) {
+                          moei_rows_scratch *scratch) {
     const moe_gemm_rows_args *args = job->args;
     const moei_columns *cols = &task->cols;
     int mr = (int)(task->end - task->row);
@@ -67,61 +59,10 @@ static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, 
                 continue;
             }
             unpack_strip(args->b_packed, task->group, column, k0, kc, scratch->strip);
-            tile_pairs(mr, scratch->a, scratch->strip, padded(kc), sums.sum, sums.add);
+            tile_panel(mr, scratch->a, scratch->strip, padded(kc), sums.sum, sums.add);
         }
     }
     epilogue(job, task, task->row, mr, scratch->sum);
 }
 
-static void block_task(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
-                       const moei_rows *b, moei_pairs_scratch *scratch) {
-    const moe_gemm_rows_args *args = job->args;
-    const moei_columns *cols = &task->cols;
-    int64_t panels = cols->n_runs * cols->panels, tiles = moei_ceil_div(task->end - task->row, MR) * panels;
-    for (int64_t k0 = 0; k0 < args->k; k0 += KC) {
-        int64_t kc = moei_min(KC, args->k - k0);
-        moei_fetch block = {.end = 0};
-        if (FETCHES_B) block = next_block(job, task, b, k0 + KC, KC);
-        int64_t block_share = fetch_share(&block, tiles);
-        bool last = k0 + KC >= args->k;
-        if (args->b_packed)
-            unpack_b(args->b_packed, task->group, cols, k0, kc, scratch->b);
-        else if (args->b_trans)
-            pack_b_trans(b, cols, k0, kc, scratch->b);
-        else
-            pack_b(b, cols, k0, kc, scratch->b);
-        int mr;
-        for (int64_t row = task->row; row < task->end; row += mr) {
-            mr = tile_height(task->end - row);
-            float *sum = args->k <= KC ? scratch->sum : scratch->sum + (row - task->row) * SUM_LD;
-            moei_fetch fetch = next_rows(task, a, row, k0, args->k);
-            int64_t share = fetch_share(&fetch, panels);
-            if (last) fetch_epilogue(job, task, row, mr);
-            pack_a(a, row, mr, k0, kc, scratch->a);
-            for (int64_t p = 0; p < panels; ++p) {
-                fetch_lines(&fetch, share);
-                fetch_lines(&block, block_share);
-                tile_pairs(mr, scratch->a, scratch->b + p * PANEL, padded(kc), sum + p * NR, k0 > 0);
-            }
-            if (last) epilogue(job, task, row, mr, sum);
-        }
-    }
-}
-
-static void rows_task(void *arg, int64_t number, void *memory) {
-    const moei_rows_job *job = arg;
-    const moe_gemm_rows_args *args = job->args;
-    moei_rows_task task = find_task(job, number);
-    const moei_rows a = {args->a, args->lda, args->a_row, true};
-    const moei_rows b = group_b(job, task.group);
-    const int64_t rows = task.end - task.row;
-    const bool few = rows <= (args->b_packed || args->b_trans ? STREAM_ROWS : DIRECT_ROWS);
-    tiles_begin(few ? (int)rows : 16);
-    if (few && args->b_packed)
-        stream_packed(job, &task, &a, memory);
-    else if (few)
-        stream_task(job, &task, &a, &b, memory);
-    else
-        block_task(job, &task, &a, &b, memory);
-    tiles_end();
-}
+#include "kernel/gemm_rows/gemm_rows_block.h"

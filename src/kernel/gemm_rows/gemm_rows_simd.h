@@ -7,25 +7,19 @@
 #include "kernel/gemm_tile.h"
 
 enum {
-    MB = 504,        /* rows of a task at most: whole tiles of 14 and of 6, also when halved twice */
-    MB_MIN = 126,    /* and at least, where threads would have nothing to do */
-    A_LD = KC + 16,  /* row stride of packed A */
-    A_ROWS = 32,     /* rows of packed A at most */
-    STRIP_K = 64,    /* rows of the strips of B that few rows use; whole ones fill KC */
-    STREAM_ROWS = 4, /* up to so many rows multiply packed weights as they are read */
-    DIRECT_ROWS = VF_N == 16 ? 32 : 8, /* up to so many rows B is not packed but read where it is */
+    MB = 504,       /* rows of a task at most: whole tiles of 14 and of 6, also when halved twice */
+    MB_MIN = 126,   /* and at least, where threads would have nothing to do */
+    A_LD = KC + 16, /* row stride of packed A */
+    STRIP_K = 64,   /* rows of the strips of B that few rows use; whole ones fill KC */
+    FEW_ROWS = VF_N == 16 ? 32 : 8, /* up to so many rows take B where it is, a strip at a time, */
+    FEW_ROWS_TRANS = 0,             /* none of them B stored as [n, k], */
+    FEW_ROWS_PACKED = 4,            /* these packed weights, multiplied as they are read */
+    A_STRIP = (FEW_ROWS > MR ? FEW_ROWS : MR) * A_LD,
+    FETCHES_B = 1, /* the next block of B is asked for while this one is multiplied */
 };
 
 #include "kernel/gemm_rows/gemm_packed_simd.h"
 #include "kernel/gemm_rows/gemm_rows_task.h"
-
-typedef struct moei_rows_scratch {
-    _Alignas(64) float b[NB / NR * PANEL];
-    float a[A_ROWS * A_LD];
-    float sum[MB * SUM_LD];
-    float block[DIRECT_ROWS * SUM_LD], strip[STRIP_K * NR];
-} moei_rows_scratch;
-_Static_assert(sizeof(moei_rows_scratch) <= MOEI_THREAD_SCRATCH, "a task's blocks fit the thread's scratch");
 
 /* Rows of A, one after another with stride A_LD: the tile then reads all of them from one register. A
  * multiple of eight numbers a row, as words of packed weights have; past the last they are zeros. */
@@ -73,14 +67,15 @@ static void pack_b_trans(const moei_rows *b, const moei_columns *cols, int64_t k
     }
 }
 
-static __attribute__((noinline)) void tile_rows(int mr, const float *a, const float *b, int64_t kc,
-                                                float *sum, bool add) {
+static __attribute__((noinline)) void tile_panel(int mr, const float *a, const float *b, int64_t kc,
+                                                 float *sum, bool add) {
     tile_any(mr, a, A_LD, 1, b, 0, kc, sum, add);
 }
 
-/* The same with rows of B where they are, ldb apart, of which a chain goes on. */
-static __attribute__((noinline)) void tile_direct(int mr, const float *a, const float *b, int64_t ldb,
-                                                  int64_t kc, float *sum, bool add) {
+/* The same with rows of B where they are, ldb apart, of which a chain goes on. It begins a line, as where its
+ * loops stand is worth some per cent to few rows. */
+static __attribute__((noinline, aligned(64))) void
+tile_direct(int mr, const float *a, const float *b, int64_t ldb, int64_t kc, float *sum, bool add) {
     tile_any(mr, a, A_LD, 1, b, ldb, kc, sum, add);
 }
 
@@ -113,7 +108,7 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
     for (int64_t k = 0; k == 0 || k < args->k; k += STRIP_K) {
         const bool first = k < KC, chain = k % KC != 0,
                    ends = k % KC + STRIP_K == KC || k + STRIP_K >= args->k;
-        float *block = first ? scratch->sum : scratch->block;
+        float *block = first ? scratch->sum : scratch->sum + FEW_ROWS * SUM_LD;
         moei_fetch fetch = next_block(job, task, b, k + STRIP_K, STRIP_K);
         const int64_t share = fetch_share(&fetch, panels);
         if (!chain) pack_a(a, task->row, mr, k, moei_min(KC, args->k - k), scratch->a);
@@ -151,49 +146,4 @@ static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, 
     epilogue(job, task, task->row, mr, scratch->sum);
 }
 
-static void block_task(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
-                       const moei_rows *b, moei_rows_scratch *scratch) {
-    const moe_gemm_rows_args *args = job->args;
-    const moei_columns *cols = &task->cols;
-    int64_t panels = cols->n_runs * cols->panels, tiles = moei_ceil_div(task->end - task->row, MR) * panels;
-    for (int64_t k0 = 0; k0 == 0 || k0 < args->k; k0 += KC) {
-        int64_t kc = moei_min(KC, args->k - k0);
-        if (args->b_packed)
-            unpack_b(args->b_packed, task->group, cols, k0, kc, scratch->b);
-        else if (args->b_trans)
-            pack_b_trans(b, cols, k0, kc, scratch->b);
-        else
-            pack_b(b, cols, k0, kc, scratch->b);
-        moei_fetch block = next_block(job, task, b, k0 + KC, KC);
-        int64_t block_share = fetch_share(&block, tiles);
-        int mr;
-        for (int64_t row = task->row; row < task->end; row += mr) {
-            mr = tile_height(task->end - row);
-            float *sum = args->k <= KC ? scratch->sum : scratch->sum + (row - task->row) * SUM_LD;
-            moei_fetch rows = next_rows(task, a, row, k0, args->k);
-            int64_t rows_share = fetch_share(&rows, panels);
-            if (k0 + KC >= args->k) fetch_epilogue(job, task, row, mr);
-            pack_a(a, row, mr, k0, kc, scratch->a);
-            for (int64_t p = 0; p < panels; ++p) {
-                fetch_lines(&rows, rows_share);
-                fetch_lines(&block, block_share);
-                tile_rows(mr, scratch->a, scratch->b + p * PANEL, kc, sum + p * NR, k0 > 0);
-            }
-            if (k0 + KC >= args->k) epilogue(job, task, row, mr, sum);
-        }
-    }
-}
-
-static void rows_task(void *arg, int64_t number, void *memory) {
-    const moei_rows_job *job = arg;
-    const moe_gemm_rows_args *args = job->args;
-    const moei_rows_task task = find_task(job, number);
-    const moei_rows a = {args->a, args->lda, args->a_row, job->bf16}, b = group_b(job, task.group);
-    const int64_t rows = task.end - task.row;
-    if (rows <= STREAM_ROWS && args->b_packed)
-        stream_packed(job, &task, &a, memory);
-    else if (rows <= DIRECT_ROWS && !args->b_packed && !args->b_trans)
-        stream_task(job, &task, &a, &b, memory);
-    else
-        block_task(job, &task, &a, &b, memory);
-}
+#include "kernel/gemm_rows/gemm_rows_block.h"

@@ -16,6 +16,14 @@ enum {
     NB_MIN = 128, /* columns of a task at least, where threads would have nothing to do */
 };
 
+/* Packed operands and sums of one task; a tile may write sums of rows past the last. */
+typedef struct moei_rows_scratch {
+    _Alignas(64) moei_operand b[NB / NR * PANEL];
+    moei_operand a[A_STRIP], strip[KC * NR];
+    float sum[(MB + MR) * SUM_LD];
+} moei_rows_scratch;
+_Static_assert(sizeof(moei_rows_scratch) <= MOEI_THREAD_SCRATCH, "a task's blocks fit the thread's scratch");
+
 typedef struct moei_rows_job {
     const moe_gemm_rows_args *args;
     bool gated;          /* a task's columns are a run of gates and the run of their ups */
@@ -319,7 +327,7 @@ static void run_rows(const moei_team *team, const moe_gemm_rows_args *args, moe_
                          .rule = moei_act_rule_for(args->act, args->act_numbers)};
     /* Few rows take as long as their weights do to be read: in small pieces, so that all threads end
      * together. */
-    const int64_t tasks = (busiest(args) <= DIRECT_ROWS ? 16 : 2) * (int64_t)team->n_threads;
+    const int64_t tasks = (busiest(args) <= FEW_ROWS ? 16 : 2) * (int64_t)team->n_threads;
     while (job.block_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads) job.block_rows /= 2;
     while (job.block_width > NB_MIN && count_tasks(&job) < tasks)
         job.block_width = moei_ceil_div(job.block_width / 2, COLUMN_ALIGN) * COLUMN_ALIGN;
