@@ -1,4 +1,4 @@
-/* guarded.h: what kernel tests share: a small random stream, guarded buffers, teams, rows of kernel.def.
+/* guarded.h: what kernel tests share: a small random stream, guarded buffers, rows of kernel.def.
  * A guarded buffer is full of NaN, so that a cell nobody wrote fails, and has cells around it that must not
  * change.
  */
@@ -18,6 +18,7 @@
 
 #include "core/real.h"
 #include "kernel/kernel.h"
+#include "kernel/test_team.h"
 
 enum { GUARD = 64 };
 static const double EPS_F32 = 1.0 / (1 << 23), EPS_F64 = 1.0 / (1LL << 52), EPS_BF16 = 1.0 / (1 << 7);
@@ -78,23 +79,6 @@ static inline void guarded_free(guarded *g) {
 }
 static inline double get(const guarded *g, int64_t i) {
     return moei_real_load(g->dtype, g->data, i);
-}
-
-static inline moei_team team_new(int32_t n_threads) {
-    moei_team team = {.n_threads = n_threads};
-    team.scratch = aligned_alloc(64, (size_t)n_threads * MOEI_THREAD_SCRATCH);
-    assert_non_null(team.scratch);
-    memset(team.scratch, 0xff, (size_t)n_threads * MOEI_THREAD_SCRATCH); /* NaN */
-    team.pool = malloc(moei_pool_bytes(n_threads));
-    assert_non_null(team.pool);
-    assert_int_equal(moei_pool_start(team.pool, n_threads, team.scratch), n_threads);
-    return team;
-}
-
-static inline void team_free(moei_team *team) {
-    moei_pool_stop(team->pool);
-    free(team->pool);
-    free(team->scratch);
 }
 
 /* The next row of kernel.def that serves `op` on this machine; NULL after the last. */

@@ -1,4 +1,4 @@
-/* kernel_test.h: what the tests of whole-tensor kernels share: teams, random arrays, poisoned outputs,
+/* kernel_test.h: what the tests of whole-tensor kernels share: random arrays, poisoned outputs,
  * bounds. A test runs each instruction set's table against the reference; one that this machine lacks is
  * named.
  */
@@ -18,26 +18,11 @@
 #include <string.h>
 
 #include "kernel/kernel.h"
+#include "kernel/test_team.h"
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
-enum { TEST_THREADS = 4, TAIL = 16 };
-
-/* Scratch holds NaN at the start of every team's life; the threads of a size live as long as the program. */
-static inline moei_team test_team(int32_t n_threads) {
-    static void *scratch;
-    static moei_pool *pools[TEST_THREADS + 1];
-    if (!scratch) scratch = aligned_alloc(64, (size_t)TEST_THREADS * MOEI_THREAD_SCRATCH);
-    assert_non_null(scratch);
-    assert_in_range(n_threads, 1, TEST_THREADS);
-    memset(scratch, 0xff, (size_t)n_threads * MOEI_THREAD_SCRATCH);
-    if (!pools[n_threads]) {
-        pools[n_threads] = malloc(moei_pool_bytes(n_threads));
-        assert_non_null(pools[n_threads]);
-        assert_int_equal(moei_pool_start(pools[n_threads], n_threads, scratch), n_threads);
-    }
-    return (moei_team){.n_threads = n_threads, .scratch = scratch, .pool = pools[n_threads]};
-}
+enum { TAIL = 16 };
 
 /* The kernels of exactly this instruction set; false (and a line) where this machine lacks it. */
 static inline bool test_kernels_of(moei_isa isa, moe_dtype dtype, moei_kernels *kernels) {

@@ -184,7 +184,7 @@ static void compare(const call *got, const call *want, double unit, const char *
 
 static void check(operation *op, moe_dtype dtype, uint64_t n_seeds) {
     moei_kernels ref[MOEI_DTYPES], table[MOEI_DTYPES];
-    moei_team one = team_new(1), three = team_new(3);
+    moei_team one = test_team(1), three = test_team(3);
     moei_kernel_select(MOEI_ISA_REF, ref);
     for (int isa = MOEI_ISA_REF; isa < MOEI_ISA_COUNT; ++isa) {
         if (!moei_isa_supported((moei_isa)isa)) continue;
@@ -201,7 +201,6 @@ static void check(operation *op, moe_dtype dtype, uint64_t n_seeds) {
             release(&want), release(&got), release(&many);
         }
     }
-    team_free(&one), team_free(&three);
 }
 
 static void test_rmsnorm(void **state) {

@@ -30,7 +30,7 @@ static void check_gather_sum(uint64_t seed, const moei_kernel_row *variant, moe_
                                 .ld_out = ld_out,
                                 .accumulate = seed % 3 == 0};
     for (int32_t threads = 1; threads <= 4; threads *= 2) {
-        moei_team team = team_new(threads);
+        moei_team team = test_team(threads);
         guarded out = guarded_new(dtype, tokens * ld_out);
         if (args.accumulate) fill(&out, n, ld_out, 0.5);
         args.out = out.data;
@@ -53,7 +53,6 @@ static void check_gather_sum(uint64_t seed, const moei_kernel_row *variant, moe_
             check_close(get(&out, i), sum, bound, variant->name, seed, "out", i);
         }
         guarded_free(&out);
-        team_free(&team);
     }
     guarded_free(&source), guarded_free(&weight);
     free(row_of);
@@ -82,7 +81,7 @@ static void check_colsum(uint64_t seed, const moei_kernel_row *variant, moe_dtyp
                             .accumulate = seed % 4 == 0};
     guarded first = guarded_new(wide, n_groups * n);
     for (int32_t threads = 1; threads <= 4; threads *= 2) {
-        moei_team team = team_new(threads);
+        moei_team team = test_team(threads);
         guarded out = guarded_new(wide, n_groups * n);
         if (args.accumulate) fill(&out, n, n, 0.25);
         args.out = out.data;
@@ -101,7 +100,6 @@ static void check_colsum(uint64_t seed, const moei_kernel_row *variant, moe_dtyp
             assert_true(get(&out, i) == get(&first, i));
         }
         guarded_free(&out);
-        team_free(&team);
     }
     guarded_free(&first), guarded_free(&a), guarded_free(&weight);
     free(index);

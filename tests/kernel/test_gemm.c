@@ -118,9 +118,8 @@ static double direct(const product_case *p, int64_t r, int64_t j, double *size) 
 }
 
 static void run(const moei_kernel_row *variant, int32_t n_threads, const moe_gemm_rows_args *args) {
-    moei_team team = team_new(n_threads);
+    moei_team team = test_team(n_threads);
     ((moei_gemm_rows_fn *)variant->fn)(&team, args);
-    team_free(&team);
 }
 
 static void check_store(uint64_t seed, const moei_kernel_row *variant, moe_dtype dtype) {
@@ -392,7 +391,7 @@ static void check_outer(uint64_t seed, const moei_kernel_row *variant, moe_dtype
         moei_real_store(c_dtype, c.data, i, inside ? 0.25 : NAN);
         moei_real_store(c_dtype, again.data, i, inside ? 0.25 : NAN);
     }
-    moei_team one = team_new(1), four = team_new(4);
+    moei_team one = test_team(1), four = test_team(4);
     ((moei_gemm_outer_fn *)variant->fn)(&one, &args);
     args.c = again.data;
     ((moei_gemm_outer_fn *)variant->fn)(&four, &args);
@@ -412,7 +411,7 @@ static void check_outer(uint64_t seed, const moei_kernel_row *variant, moe_dtype
         double bound = chain_bound(dtype, p.offset[g + 1] - p.offset[g]) * size;
         check_close(get(&c, at), sum, bound + storage_bound(c_dtype, sum), variant->name, seed, "c", at);
     }
-    team_free(&one), team_free(&four), free(index);
+    free(index);
     guarded_free(&a), guarded_free(&b), guarded_free(&c), guarded_free(&again);
 }
 

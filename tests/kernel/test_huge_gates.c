@@ -42,11 +42,10 @@ static void check_act(const moei_kernel_row *variant, moe_dtype dtype, moe_act a
         moei_real_store(dtype, a.data, 2 * i + 1, 1);
     }
     for (int64_t i = 0; i < 4; ++i) moei_real_store(dtype, b.data, i, i == 0 || (gated && i == 3));
-    moei_team team = team_new(1);
+    moei_team team = test_team(1);
     ((moei_gemm_rows_fn *)variant->fn)(&team, &args);
     for (int64_t i = 0; i < GATES; ++i)
         check_value(get(&h, i), moei_act_at(&rule, gate_at(i), 1).value, dtype, variant->name, "h", i);
-    team_free(&team);
     guarded_free(&a), guarded_free(&b), guarded_free(&h);
 }
 
@@ -65,7 +64,7 @@ static void check_act_grad(const moei_kernel_row *variant, moe_dtype dtype, moe_
         moei_real_store(dtype, z.data, columns * i, gate_at(i));
         if (columns == 2) moei_real_store(dtype, z.data, 2 * i + 1, 1);
     }
-    moei_team team = team_new(1);
+    moei_team team = test_team(1);
     ((moei_gemm_rows_fn *)variant->fn)(&team, &args);
     for (int64_t i = 0; i < GATES; ++i) {
         const moei_act_point want = moei_act_at(&rule, gate_at(i), 1);
@@ -73,7 +72,6 @@ static void check_act_grad(const moei_kernel_row *variant, moe_dtype dtype, moe_
         check_value(get(&dz, columns * i), want.d_gate, dtype, variant->name, "dz", i);
         if (columns == 2) check_value(get(&dz, 2 * i + 1), want.d_up, dtype, variant->name, "dz up", i);
     }
-    team_free(&team);
     guarded_free(&one), guarded_free(&a), guarded_free(&wa), guarded_free(&z), guarded_free(&dz);
 }
 
@@ -92,7 +90,7 @@ static void check_pass(const moei_kernels *k, moe_dtype dtype, moei_curve curve,
     moei_act_pass_args args = {.dtype = dtype, .n_rows = GATES, .n = 1, .z = z.data, .a = a.data};
     args.rule = (moei_act_rule){.curve = curve, .alpha = 1.125};
     for (int64_t i = 0; i < GATES; ++i) moei_real_store(dtype, z.data, i, gate_at(i));
-    moei_team team = team_new(1);
+    moei_team team = test_team(1);
     k->act_pass(&team, &args);
     for (int64_t i = 0; i < GATES; ++i)
         check_value(get(&a, i), moei_curve_at(curve, gate_at(i), 1.125).value, dtype, isa, "a", i);
@@ -102,7 +100,6 @@ static void check_pass(const moei_kernels *k, moe_dtype dtype, moei_curve curve,
         check_value(get(&z, i), moei_curve_at(curve, gate_at(i), 1.125).slope, dtype, isa, "dz", i);
         check_value(get(&a, i), moei_curve_at(curve, gate_at(i), 1.125).value, dtype, isa, "wa", i);
     }
-    team_free(&team);
     guarded_free(&z), guarded_free(&a);
 }
 

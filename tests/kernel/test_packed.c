@@ -330,9 +330,8 @@ static void free_case(packed_case *p) {
 }
 
 static void run(const moei_kernel_row *variant, int32_t n_threads, const moe_gemm_rows_args *args) {
-    moei_team team = team_new(n_threads);
+    moei_team team = test_team(n_threads);
     ((moei_gemm_rows_fn *)variant->fn)(&team, args);
-    team_free(&team);
 }
 
 /* A B_g + bias at (r, j), and the sum of the sizes of its terms. */

@@ -49,9 +49,8 @@ static void free_case(topk_case *c) {
 }
 
 static void run(const moei_kernel_row *variant, int32_t n_threads, const moei_topk_args *args) {
-    moei_team team = team_new(n_threads);
+    moei_team team = test_team(n_threads);
     ((moei_topk_fn *)variant->fn)(&team, args);
-    team_free(&team);
 }
 
 /* How many experts stand before e: higher logit, or equal and lower index. */
@@ -256,9 +255,8 @@ static void free_grad(grad_case *g) {
 }
 
 static void run_grad(const moei_kernel_row *variant, int32_t n_threads, const moei_topk_grad_args *args) {
-    moei_team team = team_new(n_threads);
+    moei_team team = test_team(n_threads);
     ((moei_topk_grad_fn *)variant->fn)(&team, args);
-    team_free(&team);
 }
 
 /* The function whose gradient topk_grad gives: <dweight, weight> + <aux, prob> + z/2 lse^2 over real tokens.
