@@ -2,33 +2,13 @@
  * limits and without, forward and where backward makes the value again; relu and its square of infinities.
  * With the kernels of every GPU and Hopper's. Skipped by name where there is no GPU, no CUDA or no Hopper.
  */
-#include "support/layer_fixture.h"
+#include "unit/cuda/cuda_fixture.h"
 
 #include "core/real.h"
 
-#include <moekit/cuda.h>
 #include <moekit/op.h>
 
 enum { PLAIN, NOT_A_NUMBER, ABOVE, BELOW, ROWS, WIDTH = 16, DEPTH = 8 };
-
-static moe_ctx *cuda_ctx(const char *isa) {
-    moe_ctx_desc desc = {.size = sizeof desc, .device = MOE_CUDA, .isa = isa, .seed = test_seed()};
-    moe_ctx *ctx = NULL;
-    moe_error error = {0};
-    if (moe_ctx_create(&desc, &ctx, &error) == MOE_OK) return ctx;
-    assert_int_equal(error.status, MOE_ERR_UNSUPPORTED);
-    fprintf(stderr, "not run here: %s\n", error.text);
-    return NULL;
-}
-
-/* A copy in device memory. */
-static void *uploaded(moe_ctx *ctx, moe_mat host) {
-    void *device = moe_memory_alloc(ctx, test_bytes(host));
-    assert_non_null(device);
-    must(ctx, moe_memory_copy(ctx, device, host.data, test_bytes(host)));
-    free(host.data);
-    return device;
-}
 
 static moe_mat filled(moe_dtype dtype, int64_t rows, int64_t cols, double value) {
     moe_mat mat = test_output(dtype, rows, cols);

@@ -4,11 +4,9 @@
  * kernels of every GPU and Hopper's, at widths for those and others. Skipped by name where there is no GPU,
  * no CUDA or no Hopper.
  */
-#include "support/layer_fixture.h"
+#include "unit/cuda/cuda_fixture.h"
 
 #include "core/real.h"
-
-#include <moekit/cuda.h>
 
 enum { T = 333, MOST = 1 << 20 };
 
@@ -28,17 +26,6 @@ static const variant variants[] = {
     {"most without a row",
      {.d_model = 64, .num_experts = 64, .expert_hidden_size = 24, .capacity_factor = 0.1F}                     },
 };
-
-/* With the kernels of `isa`; NULL where there is no such GPU: the caller says so by name. */
-static moe_ctx *cuda_ctx(const char *isa) {
-    moe_ctx_desc desc = {.size = sizeof desc, .device = MOE_CUDA, .isa = isa, .seed = test_seed()};
-    moe_ctx *ctx = NULL;
-    moe_error error = {0};
-    if (moe_ctx_create(&desc, &ctx, &error) == MOE_OK) return ctx;
-    assert_int_equal(error.status, MOE_ERR_UNSUPPORTED);
-    fprintf(stderr, "not run here: %s\n", error.text);
-    return NULL;
-}
 
 static moe_layer *make(moe_ctx *ctx, const variant *v, moe_dtype dtype, bool narrow) {
     moe_layer *layer = NULL;
@@ -69,14 +56,6 @@ static int64_t move_grads(moe_ctx *ctx, const moe_layer *layer, bool fetch, doub
         free(host.data);
     }
     return n;
-}
-
-static void *uploaded(moe_ctx *ctx, moe_mat host) {
-    void *device = moe_memory_alloc(ctx, test_bytes(host));
-    assert_non_null(device);
-    must(ctx, moe_memory_copy(ctx, device, host.data, test_bytes(host)));
-    free(host.data);
-    return device;
 }
 
 /* Stored into poison, with dx or without; added to zeros, or to what the last step left. */

@@ -1,9 +1,7 @@
 /* test_cuda_graph.c: forward and backward captured in a CUDA graph: replays give the bits of plain calls.
  * The layer's routing is the device's, so no call waits; x changes between replays in place.
  */
-#include "support/layer_fixture.h"
-
-#include <moekit/cuda.h>
+#include "unit/cuda/cuda_fixture.h"
 
 #include <cuda_runtime_api.h>
 
@@ -27,16 +25,6 @@ typedef struct variant {
     int32_t width;
     float capacity_factor;
 } variant;
-
-static moe_ctx *cuda_ctx(const char *isa) {
-    const moe_ctx_desc desc = {.size = sizeof desc, .device = MOE_CUDA, .isa = isa, .seed = test_seed()};
-    moe_error error = {0};
-    moe_ctx *ctx = NULL;
-    if (moe_ctx_create(&desc, &ctx, &error) == MOE_OK) return ctx;
-    assert_int_equal(error.status, MOE_ERR_UNSUPPORTED);
-    fprintf(stderr, "not run here: %s\n", error.text);
-    return NULL;
-}
 
 static size_t part_bytes(const variant *v) {
     return (size_t)TOKENS * (size_t)v->width * moe_dtype_bytes(v->dtype);

@@ -3,12 +3,10 @@
  * seed is printed), poisoned outputs; norm(difference) / norm(f64) <= 1e-5, gradients <= 2e-5, a thousand
  * times that in bf16. Skipped by name where there is no GPU, no CUDA or no Hopper.
  */
-#include "support/layer_fixture.h"
+#include "unit/cuda/cuda_fixture.h"
 
 #include "core/real.h"
 #include "experts/activation.h"
-
-#include <moekit/cuda.h>
 
 typedef struct problem {
     const char *name, *settings;
@@ -16,17 +14,6 @@ typedef struct problem {
     bool masked, on_device; /* on_device: the device's kernels are to route it */
     int64_t sequence;
 } problem;
-
-/* With the kernels of `isa`; NULL where there is no such GPU: the caller says so by name. */
-static moe_ctx *cuda_ctx(const char *isa) {
-    moe_ctx_desc desc = {.size = sizeof desc, .device = MOE_CUDA, .isa = isa, .seed = test_seed()};
-    moe_ctx *ctx = NULL;
-    moe_error error = {0};
-    if (moe_ctx_create(&desc, &ctx, &error) == MOE_OK) return ctx;
-    assert_int_equal(error.status, MOE_ERR_UNSUPPORTED);
-    fprintf(stderr, "not run here: %s\n", error.text);
-    return NULL;
-}
 
 static double *widened(moe_dtype dtype, const void *from, int64_t n) {
     double *value = malloc((size_t)(n + 1) * sizeof *value);

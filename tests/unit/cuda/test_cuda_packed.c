@@ -3,24 +3,13 @@
  * others.
  * Skipped by name where there is no GPU or no CUDA.
  */
-#include "support/layer_fixture.h"
+#include "unit/cuda/cuda_fixture.h"
 
 #include "core/real.h"
 
-#include <moekit/cuda.h>
 #include <moekit/op.h>
 
 enum { MOST_TOKENS = 45 };
-
-static moe_ctx *cuda_ctx(void) {
-    moe_ctx_desc desc = {.size = sizeof desc, .device = MOE_CUDA, .seed = test_seed()};
-    moe_ctx *ctx = NULL;
-    moe_error error = {0};
-    if (moe_ctx_create(&desc, &ctx, &error) == MOE_OK) return ctx;
-    assert_int_equal(error.status, MOE_ERR_UNSUPPORTED);
-    fprintf(stderr, "not run here: %s\n", error.text);
-    return NULL;
-}
 
 /* A layer of this context with drawn parameters, the same on every device. */
 static moe_layer *make(moe_ctx *ctx, const moe_layer_desc *desc) {
@@ -106,7 +95,7 @@ static void test_packed_layers(void **state) {
          .expert_hidden_size = 40,
          .activation = "swigluoai"},
     };
-    moe_ctx *gpu = cuda_ctx();
+    moe_ctx *gpu = cuda_ctx(NULL);
     (void)state;
     if (!gpu) skip();
     moe_ctx *cpu = test_ctx("ref", 2);
@@ -217,7 +206,7 @@ static void test_rows_do_not_depend_on_the_batch(void **state) {
         {false, 1, 400, 200,  2080},
         {true,  1, 400, 200,  4160},
     };
-    moe_ctx *gpu = cuda_ctx();
+    moe_ctx *gpu = cuda_ctx(NULL);
     (void)state;
     if (!gpu) skip();
     for (size_t i = 0; i < 2 * sizeof sizes / sizeof *sizes; ++i) {
@@ -236,7 +225,7 @@ static void test_rows_do_not_depend_on_the_batch(void **state) {
 /* More tiles of rows than a second dimension of a grid has blocks: four rows, again and again. */
 static void test_many_rows(void **state) {
     enum { ROWS = 270000, KINDS = 4, DEPTH = 32, WIDTH = 32 };
-    moe_ctx *gpu = cuda_ctx();
+    moe_ctx *gpu = cuda_ctx(NULL);
     (void)state;
     if (!gpu) skip();
     moe_mat a = test_random(MOE_F32, KINDS, DEPTH, 1), b = test_random(MOE_F32, DEPTH, WIDTH, 2),
@@ -286,7 +275,7 @@ static void test_refusals(void **state) {
     moe_packed_desc desc = {
         .size = sizeof desc, .format = "int8", .dtype = MOE_F64, .n_groups = 1, .k = 2, .n = 1};
     moe_packed *packed = NULL;
-    moe_ctx *gpu = cuda_ctx();
+    moe_ctx *gpu = cuda_ctx(NULL);
     (void)state;
     if (!gpu) skip();
     moe_ctx *cpu = test_ctx(NULL, 1);
@@ -313,7 +302,7 @@ static void test_refusals(void **state) {
 }
 
 int main(void) {
-    moe_ctx *gpu = cuda_ctx();
+    moe_ctx *gpu = cuda_ctx(NULL);
     if (!gpu) return 77;
     moe_ctx_destroy(gpu);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_packed_layers),

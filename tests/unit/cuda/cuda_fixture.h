@@ -1,0 +1,31 @@
+/* cuda_fixture.h: what the tests of layers and operations on a GPU share: a context, and arrays copied to it.
+ * Source: moekit/cuda.h.
+ */
+#ifndef CUDA_FIXTURE_H
+#define CUDA_FIXTURE_H
+
+#include "support/layer_fixture.h"
+
+#include <moekit/cuda.h>
+
+/* With the kernels of `isa` (NULL: the best); NULL where there is no such GPU: the caller says so by name. */
+static inline moe_ctx *cuda_ctx(const char *isa) {
+    moe_ctx_desc desc = {.size = sizeof desc, .device = MOE_CUDA, .isa = isa, .seed = test_seed()};
+    moe_ctx *ctx = NULL;
+    moe_error error = {0};
+    if (moe_ctx_create(&desc, &ctx, &error) == MOE_OK) return ctx;
+    assert_int_equal(error.status, MOE_ERR_UNSUPPORTED);
+    fprintf(stderr, "not run here: %s\n", error.text);
+    return NULL;
+}
+
+/* A copy in device memory; the host's is freed. */
+static inline void *uploaded(moe_ctx *ctx, moe_mat host) {
+    void *device = moe_memory_alloc(ctx, test_bytes(host));
+    assert_non_null(device);
+    must(ctx, moe_memory_copy(ctx, device, host.data, test_bytes(host)));
+    free(host.data);
+    return device;
+}
+
+#endif
