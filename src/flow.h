@@ -51,7 +51,8 @@ typedef struct moei_levels {
 typedef struct moei_routing {
     int64_t n_tokens;
     int32_t n_experts;
-    int32_t top_k;   /* slots of a token: desc.top_k, but E for expert_choice and 4 for two levels */
+    int32_t top_k;   /* slots of a token in a call: desc.top_k, but E for expert_choice and token_rounding in
+                        training, and 4 for two levels */
     moe_dtype dtype; /* of every "real"; at least as wide as the layer's */
     bool softmax;    /* prob is softmax(logits) */
     void *logits;    /* real [T, E] what is scored: after bias, forced draws, noise */

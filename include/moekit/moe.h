@@ -198,6 +198,11 @@ typedef struct moe_layer_desc {
     bool selection_bias_recenter;   /* subtract its mean at each update */
     bool selection_bias_in_weights; /* weights from the biased scores, as one Automodel option */
     float expert_dropout;           /* training: chance that a (token, expert) pair cannot be selected */
+    int32_t token_rounding; /* training: an expert's rows are rounded to the nearest multiple of this (the
+                               tile of a product, 128 on Hopper), a half downwards: the tokens of lowest score
+                               leave it, or the best of those that did not choose it join, as many as there
+                               are. Slots are then E; MOE_INFER is plain top-k. Of router_type top_k, dropless
+                               (SonicMoE, Guo et al. 2025, algorithm 4). 0: off */
     const char *second_policy_train, *second_policy_eval; /* gshard_top2; NULL: "random" / "all";
                                                              "none" "threshold" "sample" */
     float second_threshold_train, second_threshold_eval;  /* 0: 0.2; or MOE_ZERO */
@@ -369,7 +374,8 @@ typedef struct moe_stats {
     size_t size;
     int64_t n_tokens;                    /* tokens not masked */
     int64_t n_routed, n_kept, n_dropped; /* rows; kept + dropped = routed, K * n_tokens
-                                            less what policies and random K leave out */
+                                            less what policies and random K leave out,
+                                            or what token_rounding makes of it */
     int32_t n_dead;                      /* experts without a single row */
     int32_t reserved;                    /* 0: no padding, so every byte written is told */
     double loss;                         /* sum of coeff * loss, what training adds to the main loss */
@@ -435,7 +441,8 @@ typedef struct moe_routing_view {
     size_t size;
     int64_t n_tokens;
     int32_t n_experts;
-    /* K: slots of a token: desc.top_k; E of expert_choice (slot e: expert e); 4 of two levels. */
+    /* K: slots of a token: desc.top_k; E of expert_choice (slot e: expert e); 4 of two levels; E in training
+     * with token_rounding (the choices that stay, then experts that the token was added to). */
     int32_t top_k;
     moe_dtype dtype;  /* of the router: desc.router_dtype */
     int32_t reserved; /* 0: no padding, as in moe_stats */

@@ -227,6 +227,9 @@ static void check_router(checker *c, const moe_layer_desc *d) {
     rule(c, d->selection_bias, top_k, "selection_bias", "needs router_type top_k");
     rule(c, d->expert_dropout > 0, top_k || sinkhorn, "expert_dropout",
          "needs router_type top_k or sinkhorn");
+    rule(c, d->token_rounding > 0, top_k, "token_rounding", "needs router_type top_k");
+    rule(c, d->token_rounding > 0, moei_is(d->routing_unit, "token"), "token_rounding",
+         "drops and adds single tokens; needs routing_unit token");
     rule(c, d->noise_epsilon != 0, noisy, "noise_epsilon", "needs router_type noisy_top_k");
     rule(c, d->load_loss_coeff > 0, noisy, "load_loss_coeff",
          "needs router_type noisy_top_k: the load is smooth through its noise");
@@ -346,6 +349,8 @@ static void check_capacity(checker *c, const moe_layer_desc *d) {
     rule(c, !moei_is(d->capacity_formula, "megatron"), limited, "capacity_formula", need);
     rule(c, !moei_is(d->capacity_group, "batch"), limited, "capacity_group", need);
     rule(c, !moei_is(d->drop_policy, "probs"), limited, "drop_policy", need);
+    rule(c, d->token_rounding > 0, !limited, "token_rounding",
+         "a capacity would drop rows of the tiles that it fills; needs capacity_factor 0");
     rule(c, d->pad_to_capacity, !by_expert, "pad_to_capacity",
          "router_type expert_choice fills every expert to its capacity; nothing is left to pad");
     rule(c, !moei_is(d->drop_policy, "probs"), !by_expert, "drop_policy",
@@ -370,6 +375,8 @@ static void check_losses(checker *c, const moe_layer_desc *d) {
     rule(c, !moei_is(d->aux_map, "actual"), balance, "aux_map", loss);
     rule(c, d->gshard_loss_coeff > 0, !moei_router_kind_of(d).by_expert, "gshard_loss_coeff",
          "counts first choices, and router_type expert_choice lets no token choose");
+    rule(c, d->gshard_loss_coeff > 0, d->token_rounding == 0, "gshard_loss_coeff",
+         "counts first choices, of which token_rounding drops some");
 }
 
 /* Without routed experts there is no router: its settings, from router_bias to aux_map, stay at their

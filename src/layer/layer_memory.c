@@ -66,7 +66,8 @@ static void carve_plan_rows(const moe_layer *layer, moei_arena *arena, moei_exte
     s->row_slot = moei_arena_array(arena, R, 1, sizeof(int32_t));
     s->row_weight = moei_arena_array(arena, R, 1, moe_dtype_bytes(dtype));
     if (layer->router.dtype != dtype)
-        s->slot_weight = moei_arena_array(arena, T, layer->router.n_slots, moe_dtype_bytes(dtype));
+        s->slot_weight = moei_arena_array(arena, T, moei_router_slots(&layer->router, extent.mode),
+                                          moe_dtype_bytes(dtype));
 }
 
 void moei_layer_plan_rows(moe_layer *layer, const moei_scratch *s) {
@@ -82,7 +83,7 @@ void moei_layer_plan_rows(moe_layer *layer, const moei_scratch *s) {
 static void carve_router_scratch(const moe_layer *layer, moei_arena *arena, moei_extent extent,
                                  moei_scratch *s) {
     const moe_layer_desc *d = &layer->desc;
-    const int64_t E = d->num_experts, slots = extent.tokens * layer->router.n_slots;
+    const int64_t E = d->num_experts, slots = extent.tokens * moei_router_slots(&layer->router, extent.mode);
     s->route = moei_route_scratch_carve(&layer->router, arena, extent);
     s->loss = moei_loss_carve(d, layer->router.dtype, arena, extent);
     carve_plan_rows(layer, arena, extent, s);

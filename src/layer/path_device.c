@@ -16,7 +16,8 @@ static bool router_serves(const moe_layer *layer) {
     const moe_layer_desc *d = &layer->desc;
     return layer->router.type == MOEI_ROUTER_TOP_K && layer->router.unit == MOEI_UNIT_TOKEN &&
            d->input_jitter_eps <= 0 && d->expert_dropout <= 0 && d->top_k_min == 0 &&
-           d->num_groups <= MOST_GROUPS && !*d->expert_kinds && d->num_experts <= MOST_EXPERTS;
+           d->token_rounding == 0 && d->num_groups <= MOST_GROUPS && !*d->expert_kinds &&
+           d->num_experts <= MOST_EXPERTS;
 }
 
 static bool losses_serve(const moe_layer_desc *d) {

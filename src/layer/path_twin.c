@@ -136,7 +136,8 @@ static moe_status fetch_batch(moe_layer *layer) {
     const moei_layer_device *device = &layer->device;
     const moei_batch *batch = &layer->batch;
     moei_batch *ours = &layer->twin->batch;
-    const size_t T = (size_t)batch->x.rows, slots = T * (size_t)layer->router.n_slots;
+    const size_t T = (size_t)batch->x.rows,
+                 slots = T * (size_t)moei_router_slots(&layer->router, batch->mode);
     const piece list[] = {
         {device->mask,          batch->mask,          T                                           },
         {device->task,          batch->task,          (size_t)batch->n_sequences * sizeof(int32_t)},
@@ -220,6 +221,7 @@ static moe_status send_routing(moe_layer *layer, const moei_scratch *s) {
     };
     to->levels.n_groups = from->levels.n_groups;
     to->n_tokens = sent->n_tokens = from->n_tokens;
+    to->top_k = sent->top_k = from->top_k;
     sent->n_rows = plan->n_rows;
     sent->n_groups = plan->n_groups;
     MOEI_TRY(copy_pieces(layer, list, sizeof list / sizeof *list));

@@ -113,6 +113,23 @@ static moe_status check_replayed_shares(const moei_route_job *job) {
     return MOE_OK;
 }
 
+/* There is memory for as many rows as rounding can make of K a token. */
+static moe_status check_replayed_rows(const moei_route_job *job) {
+    const moei_routing *routing = job->routing;
+    const moei_extent extent = {routing->n_tokens, 1, job->batch->mode};
+    const int64_t most = moei_router_max_rows(job->router, extent);
+    int64_t rows = 0;
+    for (int64_t slot = 0; slot < routing->n_tokens * routing->top_k; ++slot)
+        rows += routing->expert[slot] >= 0;
+    if (rows <= most) return MOE_OK;
+    return moe_ctx_fail(
+        job->ctx, MOE_ERR_ARGUMENT,
+        "replay_expert: names %lld experts; top_k %d of %lld tokens with token_rounding %d are "
+        "at most %lld",
+        (long long)rows, job->router->top_k, (long long)routing->n_tokens, job->router->desc->token_rounding,
+        (long long)most);
+}
+
 /* A recorded selection instead of a new one. What a policy removed still divided the other's weight. */
 static moe_status replay(const moei_route_job *job) {
     const moei_batch *batch = job->batch;
@@ -131,6 +148,7 @@ static moe_status replay(const moei_route_job *job) {
         if (routing->choice)
             routing->choice[slot] = moei_masked(batch, slot / K) ? -1 : moei_named(e, routing->n_experts);
     }
+    if (moei_router_rounds(job->router, batch->mode)) return check_replayed_rows(job);
     return check_replayed_shares(job);
 }
 
@@ -184,12 +202,17 @@ static moe_status check_batch(const moei_route_job *job) {
     return MOE_OK;
 }
 
+/* Rounding looks at all tokens, the kernels at one. */
+static bool is_fused(const moei_route_job *job) {
+    return job->router->fused && !moei_router_rounds(job->router, job->batch->mode);
+}
+
 static moe_status forward(const moei_route_job *job) {
     const moei_selector *selector = job->router->selector;
     const moei_batch *batch = job->batch;
     moei_routing_open(job->router, &job->scratch, batch->mode, job->routing);
     if (batch->replay_expert) MOEI_TRY(replay(job));
-    if (moei_two_levels(job->router) || job->router->fused) {
+    if (moei_two_levels(job->router) || is_fused(job)) {
         MOEI_TRY(moei_two_levels(job->router) ? moei_levels_forward(job) : fused_forward(job));
         return batch->replay_weight ? replay_weights(job) : MOE_OK;
     }
@@ -199,6 +222,7 @@ static moe_status forward(const moei_route_job *job) {
         selector->rank(job);
         MOEI_TRY(check_selection(job));
         MOEI_TRY(selector->select(job));
+        if (moei_router_rounds(job->router, batch->mode)) moei_round_tokens(job);
     }
     if (batch->replay_weight)
         MOEI_TRY(replay_weights(job));
@@ -287,7 +311,7 @@ static void backward(const moei_route_job *job, const void *dweight, const moei_
         moei_levels_backward(job, dweight, loss, grad, dx);
         return;
     }
-    if (job->router->fused && !job->batch->replay_weight && !loss->usage && !loss->weight && one_group)
+    if (is_fused(job) && !job->batch->replay_weight && !loss->usage && !loss->weight && one_group)
         backward_fused(job, dweight, loss);
     else
         moei_each_token(job, backward_token, &arg);

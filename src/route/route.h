@@ -39,7 +39,7 @@ typedef struct moei_router {
     moei_router_kind kind;
     moe_dtype dtype; /* of all it computes; what it reads and gives back is of the layer's, and converted */
     int32_t d_model, n_experts, top_k;
-    int32_t n_slots; /* of a token: top_k, but E for expert_choice and 4 for two levels */
+    int32_t n_slots; /* of a token at most: top_k, but E for expert_choice and rounding, 4 for two levels */
     uint32_t layer_index;
     moei_unit unit;
     moei_score score;
@@ -60,6 +60,9 @@ typedef struct moei_router {
  */
 moe_status moei_router_init(moe_ctx *ctx, const moe_layer_desc *desc, const moei_capacity *capacity,
                             moei_router *router);
+/* Whether a call of this mode rounds the rows of its experts, and the slots that a token then has. */
+bool moei_router_rounds(const moei_router *router, moe_mode mode);
+int32_t moei_router_slots(const moei_router *router, moe_mode mode);
 /* Losses read softmax as it is; other scores divided by their sum, unless asked for raw. */
 bool moei_router_normalises(const moei_router *router);
 /* Rows that a batch of T tokens can ask for at most. */
@@ -108,7 +111,7 @@ typedef struct moei_route_scratch {
     int32_t *taken;  /* [rows] expert_choice: tokens that the experts of a group have taken */
     void *inner;     /* real [2T,Ei] logits of the inner gates of two levels, and their gradient */
     void *entropy;   /* real [T] H(softmax(logits)), 0 where masked */
-    double *columns; /* [E, T] quantile, training: what the tokens of an expert are ranked by */
+    double *columns; /* [E, T] quantile and rounding, training: what the tokens of an expert are ranked by */
     double *work;    /* [2T + 2E] of the selectors that look at all tokens at once */
     moei_route_wide wide;
 } moei_route_scratch;
@@ -116,7 +119,8 @@ typedef struct moei_route_scratch {
 moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, moei_extent extent);
 moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_arena *arena, moei_extent extent);
 
-/* Points routing->logits, prob and selection to where they lie in a call of this mode. */
+/* Points routing->logits, prob and selection to where they lie in a call of this mode, and tells its slots.
+ */
 void moei_routing_open(const moei_router *router, const moei_route_scratch *scratch, moe_mode mode,
                        moei_routing *routing);
 

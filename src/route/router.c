@@ -27,14 +27,15 @@ static moei_second second_of(const char *policy, float threshold, const char **l
 /* What follows from the names and numbers. */
 static void derive(const moe_layer_desc *d, moei_router *router) {
     const bool sums = d->group_top_k > 0 && router->group_score != MOEI_GROUP_MAX;
-    router->n_slots = router->kind.by_expert ? d->num_experts : moei_two_levels(router) ? 4 : d->top_k;
+    const bool any_expert = router->kind.by_expert || d->token_rounding > 0;
+    router->n_slots = any_expert ? d->num_experts : moei_two_levels(router) ? 4 : d->top_k;
     if (router->kind.transports && router->sinkhorn == MOEI_SINKHORN_MEGATRON) {
         /* Its own weights: sigmoid for one expert, else softmax over all. */
         router->score = d->top_k == 1 ? MOEI_SIGMOID : MOEI_SOFTMAX;
         router->score_before_topk = true;
     }
     /* A single weight divided by itself would cut the router off its gradient. */
-    router->norm_topk_prob = d->norm_topk_prob && router->n_slots > 1;
+    router->norm_topk_prob = d->norm_topk_prob && (d->token_rounding > 0 ? d->top_k : router->n_slots) > 1;
     router->norm_eps = router->kind.top2 ? 1e-9 : 1e-20;
     /* Every score rises with its logit, so within a token logits rank alike. */
     router->rank_logits = (router->score == MOEI_SOFTMAX && !router->score_before_topk) ||
@@ -74,8 +75,22 @@ moe_status moei_router_init(moe_ctx *ctx, const moe_layer_desc *d, const moei_ca
     return MOE_OK;
 }
 
+bool moei_router_rounds(const moei_router *router, moe_mode mode) {
+    return router->desc->token_rounding > 0 && mode == MOE_TRAIN;
+}
+
+int32_t moei_router_slots(const moei_router *router, moe_mode mode) {
+    return router->desc->token_rounding > 0 && mode == MOE_INFER ? router->top_k : router->n_slots;
+}
+
 int64_t moei_router_max_rows(const moei_router *router, moei_extent extent) {
-    if (!router->kind.by_expert) return extent.tokens * router->n_slots;
+    const int64_t all = extent.tokens * moei_router_slots(router, extent.mode);
+    if (moei_router_rounds(router, extent.mode)) {
+        const int64_t added = (router->desc->token_rounding - 1) / 2; /* to an expert */
+        const int64_t rounded = extent.tokens * router->top_k + router->n_experts * added;
+        return rounded < all ? rounded : all;
+    }
+    if (!router->kind.by_expert) return all;
     return router->n_experts * moei_capacity_most(router->capacity, router->n_experts, extent);
 }
 
@@ -143,6 +158,7 @@ moei_routing moei_routing_carve(const moei_router *router, moei_arena *arena, mo
 void moei_routing_open(const moei_router *router, const moei_route_scratch *scratch, moe_mode mode,
                        moei_routing *routing) {
     const bool train = mode == MOE_TRAIN;
+    routing->top_k = moei_router_slots(router, mode);
     routing->logits = train && router->keeps_logits ? routing->saved_logits : scratch->logits;
     routing->prob = train && router->keeps_prob ? routing->saved_prob : scratch->prob;
     if (!router->kind.ranks_plans) routing->selection = scratch->selection;
@@ -163,13 +179,14 @@ moei_route_scratch moei_route_scratch_carve(const moei_router *router, moei_aren
     } else if (router->unit != MOEI_UNIT_TOKEN || (train && router->jitter_eps > 0)) {
         s.in = moei_arena_array(arena, T, d, real);
     }
-    if (!router->fused && !router->kind.ranks_plans && !moei_two_levels(router))
+    const bool rounds = moei_router_rounds(router, extent.mode);
+    if ((!router->fused || rounds) && !router->kind.ranks_plans && !moei_two_levels(router))
         s.selection = moei_arena_array(arena, T, E, real);
     if (router->kind.noisy) s.noise = moei_arena_array(arena, T, E, real);
     s.entropy = moei_arena_array(arena, T, 1, real);
     if (!router->fused || router->kind.forced)
         s.work = moei_arena_array(arena, 2 * T + 2 * E, 1, sizeof(double));
-    if (router->kind.quantile && train) s.columns = moei_arena_array(arena, E, T, sizeof(double));
+    if ((router->kind.quantile && train) || rounds) s.columns = moei_arena_array(arena, E, T, sizeof(double));
     if (router->kind.by_expert)
         s.taken = moei_arena_array(arena, moei_router_max_rows(router, extent), 1, sizeof(int32_t));
     s.wide = moei_route_wide_carve(router, arena, T, train);

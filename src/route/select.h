@@ -39,6 +39,9 @@ bool moei_second_stays(moei_second second, double weight, double u);
 /* Policy sample: an expert other than `first` (-1: any), drawn by its share s[e] of the rest. */
 int32_t moei_second_sample(const double *s, int32_t n, int32_t first, double u);
 
+/* token_rounding.c: the picked experts with the rows of each rounded; spends selection. */
+void moei_round_tokens(const moei_route_job *job);
+
 /* The best of z[n] after `last` (-1: the best of all) in the order "higher first, then lower index"; -1 where
  * only -inf is left. */
 int32_t moei_next_best(const double *z, int32_t n, int32_t last);

@@ -31,6 +31,7 @@ static const struct {
     {"moe.group_top_k",                {"0", "1", "2"}                                               },
     {"moe.selection_bias_update_rate", {"0", "0.01"}                                                 },
     {"moe.expert_dropout",             {"0", "0.3"}                                                  },
+    {"moe.token_rounding",             {"0", "3", "8"}                                               },
     {"moe.second_threshold_train",     {"0", "0.4"}                                                  },
     {"moe.second_threshold_eval",      {"0", "0.4"}                                                  },
     {"moe.noise_epsilon",              {"0", "0.3"}                                                  },

@@ -317,6 +317,8 @@ static const problem problems[] = {
      .settings = "aux_loss_coeff=0.1"},
     {.name = "expert choice", .tokens = 40,
      .settings = "router_type=expert_choice"},
+    {.name = "rounded rows", .tokens = 75, .masked = true,
+     .settings = "num_experts=6 token_rounding=8 aux_loss_coeff=0.1"},
     {.name = "noisy top-k", .tokens = 40, .masked = true,
      .settings = "router_type=noisy_top_k load_loss_coeff=0.1 importance_loss_coeff=0.1"},
     {.name = "two levels", .tokens = 48,

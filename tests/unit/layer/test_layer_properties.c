@@ -26,7 +26,8 @@ static bool counts_tokens(const moe_layer_desc *d) {
 
 /* Routers that compare tokens; where all tokens of a sequence are alike, rounding decides every tie. */
 static bool compares_tokens(const moe_layer_desc *d) {
-    return trial_is(d->router_type, "expert_choice") || trial_is(d->router_type, "sinkhorn");
+    return trial_is(d->router_type, "expert_choice") || trial_is(d->router_type, "sinkhorn") ||
+           d->token_rounding > 0;
 }
 
 static void same_number(const trial *d, const char *what, double a, double b) {
@@ -70,7 +71,8 @@ static bool order_does_not_matter(trial *d) {
     const bool ties =
         by_sequence(desc) || desc->num_experts == 1 ||
         (desc->top_k == 1 && !desc->score_before_topk && trial_is(desc->score_function, "softmax"));
-    if (counts_tokens(desc) || places || (limited(desc) && ties)) return false;
+    const bool drops = limited(desc) || desc->token_rounding > 0;
+    if (counts_tokens(desc) || places || (drops && ties)) return false;
     if (compares_tokens(desc) && by_sequence(desc)) return false;
     trial_inputs in = trial_begin(d, MOE_F64);
     int from[T];

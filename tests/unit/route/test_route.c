@@ -15,6 +15,8 @@ static const moe_layer_desc routers[] = {
     {.top_k = K, .score_function = "sqrtsoftplus", .expert_dropout = 0.4f},
     {.top_k = K, .top_k_min = 1},
     {.top_k = K, .router_bias = true, .score_function = "sigmoid"},
+    {.top_k = K, .token_rounding = 5},
+    {.top_k = K, .token_rounding = 4, .score_before_topk = true, .norm_topk_prob = true},
     {.top_k = K, .router_type = "sinkhorn"},
     {.top_k = K, .router_type = "sinkhorn", .sinkhorn_variant = "megatron"},
     {.top_k = K, .router_type = "sinkhorn", .sinkhorn_variant = "sigma_moe", .score_function = "sigmoid"},
@@ -36,7 +38,7 @@ static moe_layer_desc with_losses(int i) {
     desc.aux_loss_coeff = desc.seq_aux_loss_coeff = desc.global_aux_loss_coeff = 0.3f;
     desc.importance_loss_coeff = strcmp(type, "balanced") == 0 ? 0 : 0.2f;
     desc.entropy_loss_coeff = desc.z_loss_coeff = 0.2f;
-    desc.gshard_loss_coeff = strcmp(type, "expert_choice") == 0 ? 0 : 0.1f;
+    desc.gshard_loss_coeff = strcmp(type, "expert_choice") == 0 || desc.token_rounding > 0 ? 0 : 0.1f;
     desc.load_loss_coeff = strcmp(type, "noisy_top_k") == 0 ? 0.1f : 0;
     return desc;
 }

@@ -83,7 +83,7 @@ static void routers_scores_and_orders(void **state) {
 static void options_of_top_k(void **state) {
     (void)state;
     total sum = {0};
-    for (size_t i = 0; i < 3 * 7; ++i) {
+    for (size_t i = 0; i < 3 * 9; ++i) {
         moe_layer_desc desc = base("top_k", scores[i % 3]);
         const bool softmax = i % 3 == 0;
         switch (i / 3) {
@@ -104,6 +104,12 @@ static void options_of_top_k(void **state) {
             break;
         case 5:
             if (!softmax) desc.aux_scores = "raw";
+            break;
+        case 6:
+            desc.token_rounding = 2, desc.importance_loss_coeff = 0.3f;
+            break;
+        case 7:
+            desc.token_rounding = 4, desc.score_before_topk = desc.norm_topk_prob = true;
             break;
         default:
             desc.top_k = 1, desc.score_before_topk = desc.norm_topk_prob = true;
