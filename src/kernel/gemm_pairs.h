@@ -1,8 +1,8 @@
 /* gemm_pairs.h: bf16 operands packed in pairs along the sum, as vdpbf16ps and AMX tiles read them.
  * A: a strip of MR rows by up to KC steps. B: panels of NR columns, PANEL numbers apart; a pair row of a
- * panel is two vectors. Where in a strip or a panel a number stands is the tile's matter: it defines K_STEP
- * (a sum is padded with zeros to a multiple of it), NB (columns of a task), a_at, pair_at and SECOND_HALF,
- * and then includes this, after simd_avx512.h.
+ * panel is two vectors. Where in a strip, a panel or the sums a number stands is the tile's matter: it
+ * defines K_STEP (a sum is padded with zeros to a multiple of it), NB (columns of a task), a_at, pair_at,
+ * sum_at, SUMS and SECOND_HALF, and then includes this, after simd_avx512.h.
  *
  * The sum of an element is one chain along k in the order of the instruction, whatever the blocks: a tile
  * goes on from the sums of the block before. So a row has the same bits whatever stands beside it.
@@ -14,7 +14,6 @@
 
 enum {
     PANEL = KC * NR + 64, /* of whole KC; the padding keeps panels off the same cache sets */
-    SUM_LD = NB + 16,     /* likewise rows */
     STRIP_K = 64,         /* steps of the strips of B that few rows use: 4 KiB; KC where B is [n, k] */
     AHEAD_BYTES = 3072,   /* how far reading runs ahead of packing, in each of two rows */
 };

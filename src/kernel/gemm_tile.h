@@ -26,6 +26,11 @@ enum {
 
 typedef float moei_operand;
 
+/* Where the sums of row i are from column j on. */
+static inline int64_t sum_at(int64_t i, int64_t j) {
+    return i * SUM_LD + j;
+}
+
 /* A element (i, k) at a[i * a_i + k * a_k]. B a panel: sum[mr, NR] (+)= the chain of A B. With b_k, rows of B
  * where they are, b_k apart: the chain in sum[mr, NR] goes on. */
 MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a_i, const int64_t a_k,

@@ -13,6 +13,8 @@ enum {
     MB = 448,            /* rows of a task at most: whole tiles, also when halved twice */
     A_LD = KC + 32,      /* row stride of packed A; the padding keeps rows off the same cache sets */
     A_STRIP = 32 * A_LD, /* FEW_ROWS of them */
+    SUM_LD = NB + 16,    /* row stride of sums; likewise */
+    SUMS = (MB + MR) * SUM_LD,
     SECOND_HALF = NR,    /* numbers from a pair row's first vector to its second */
     FEW_ROWS = 32,       /* up to so many rows take B where it is, a strip at a time, */
     FEW_ROWS_TRANS = 4,  /* or, stored as [n, k], packed a strip at a time, */
@@ -22,12 +24,16 @@ enum {
     FETCHES_B = 1,       /* the next block of B is asked for while this one is multiplied */
 };
 
-/* Where in a strip of A row i's number k is, k a multiple of 32, and where in a panel a pair row is. */
+/* Where in a strip of A row i's number k is, k a multiple of 32, where in a panel a pair row is, and where
+ * the sums of row i are from column j on. */
 static inline int64_t a_at(int64_t i, int64_t k) {
     return i * A_LD + k;
 }
 static inline int64_t pair_at(int64_t pair) {
     return pair * 2 * NR;
+}
+static inline int64_t sum_at(int64_t i, int64_t j) {
+    return i * SUM_LD + j;
 }
 
 #include "kernel/gemm_pairs.h"

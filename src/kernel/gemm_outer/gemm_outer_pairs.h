@@ -11,7 +11,7 @@ enum { MB_MIN = 96 /* rows of a task at least, where threads would have nothing 
 typedef struct moei_outer_pairs_scratch {
     _Alignas(64) uint16_t b[NB / NR * PANEL];
     uint16_t a[A_STRIP];
-    float sum[(MB + MR) * SUM_LD];
+    float sum[SUMS];
 } moei_outer_pairs_scratch;
 _Static_assert(sizeof(moei_outer_pairs_scratch) <= MOEI_THREAD_SCRATCH,
                "a task's blocks fit the thread's scratch");
@@ -80,7 +80,7 @@ static void outer_task(void *arg, int64_t number, void *memory) {
         pack_b(&b, &task.cols, k0, kc, scratch->b);
         for (int64_t i = 0; i < task.rows; i += MR) {
             int mr = (int)moei_min(MR, task.rows - i);
-            float *sum = end - first <= KC ? scratch->sum : scratch->sum + i * SUM_LD;
+            float *sum = end - first <= KC ? scratch->sum : scratch->sum + sum_at(i, 0);
             moei_fetch columns = {.end = 0}, strip = {.end = 0};
             if (i + MR < task.rows) columns = fetch_block(&a, k0, k0 + kc, task.i0 + i + MR, MR);
             if (k0 + KC >= end) {
@@ -92,8 +92,8 @@ static void outer_task(void *arg, int64_t number, void *memory) {
             for (int64_t p = 0; p < panels; ++p) {
                 fetch_lines(&columns, share);
                 fetch_ahead(&ahead);
-                tile_beside(mr, scratch->a, scratch->b + p * PANEL, padded(kc), sum + p * NR, k0 > first,
-                            &strip, lines);
+                tile_beside(mr, scratch->a, scratch->b + p * PANEL, padded(kc), sum + sum_at(0, p * NR),
+                            k0 > first, &strip, lines);
             }
             if (k0 + KC >= end) store_rows(args, &task, i, mr, sum);
         }

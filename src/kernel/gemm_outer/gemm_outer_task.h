@@ -1,6 +1,6 @@
 /* gemm_outer_task.h: the grouped product over a ragged sum but for the product itself: tasks and the store of
- * C. A task is a block of C_g, at most MB x NB, whose f32 sums [rows, SUM_LD] stand in the thread's scratch.
- * Include after the header of a tile (NR, NB, SUM_LD, MR) and after MB. Formula: moekit/op.h.
+ * C. A task is a block of C_g, at most MB x NB, whose f32 sums stand in the thread's scratch.
+ * Include after the header of a tile (NR, NB, sum_at, MR) and after MB. Formula: moekit/op.h.
  */
 #ifndef MOEI_GEMM_OUTER_TASK_H
 #define MOEI_GEMM_OUTER_TASK_H
@@ -91,7 +91,7 @@ static void store_rows(const moe_gemm_outer_args *args, const moei_outer_task *t
     for (int64_t i = 0; i < rows; ++i) {
         for (int64_t j = 0; j < width; j += VF_N) {
             int64_t at = first + i * args->ldc + j, left = width - j;
-            vf x = vf_load(sum + i * SUM_LD + j);
+            vf x = vf_load(sum + sum_at(i, j));
             if (args->accumulate) x = vf_add(vf_get(bf16, args->c, at, left), x);
             vf_put(bf16, args->c, at, x, left);
         }

@@ -27,7 +27,7 @@ static void block_task(const moei_rows_job *job, const moei_rows_task *task, con
         int mr;
         for (int64_t row = task->row; row < task->end; row += mr) {
             mr = tile_height(task->end - row);
-            float *sum = args->k <= KC ? scratch->sum : scratch->sum + (row - task->row) * SUM_LD;
+            float *sum = args->k <= KC ? scratch->sum : scratch->sum + sum_at(row - task->row, 0);
             moei_fetch rows = next_rows(task, a, row, k0, args->k);
             int64_t rows_share = fetch_share(&rows, panels);
             if (last) fetch_epilogue(job, task, row, mr);
@@ -35,7 +35,8 @@ static void block_task(const moei_rows_job *job, const moei_rows_task *task, con
             for (int64_t p = 0; p < panels; ++p) {
                 fetch_lines(&rows, rows_share);
                 fetch_lines(&block, block_share);
-                tile_panel(mr, scratch->a, scratch->b + p * PANEL, padded(kc), sum + p * NR, k0 > 0);
+                tile_panel(mr, scratch->a, scratch->b + p * PANEL, padded(kc), sum + sum_at(0, p * NR),
+                           k0 > 0);
             }
             if (last) epilogue(job, task, row, mr, sum);
         }

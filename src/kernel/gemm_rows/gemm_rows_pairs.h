@@ -36,7 +36,7 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
             int64_t width = moei_min(NR, cols->width - j);
             fetch_lines(&fetch, share);
             strip_product(mr, scratch->a + a_at(0, k % KC), b, args->b_trans, column, width, k, steps,
-                          scratch->strip, scratch->sum + p * NR, k > 0);
+                          scratch->strip, scratch->sum + sum_at(0, p * NR), k > 0);
         }
     }
     epilogue(job, task, task->row, mr, scratch->sum);
@@ -53,7 +53,7 @@ static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, 
         pack_a(a, task->row, mr, k0, kc, scratch->a);
         for (int64_t p = 0; p < cols->n_runs * cols->panels; ++p) {
             int64_t column = cols->first[p / cols->panels] + p % cols->panels * NR;
-            moei_pairs_use sums = {.a = scratch->a, .sum = scratch->sum + p * NR, .add = k0 > 0};
+            moei_pairs_use sums = {.a = scratch->a, .sum = scratch->sum + sum_at(0, p * NR), .add = k0 > 0};
             if (FUSES_PACKED) {
                 multiply_few(mr, args->b_packed, task->group, column, k0, kc, sums);
                 continue;

@@ -15,6 +15,7 @@ enum {
     FEW_ROWS_TRANS = 0,             /* none of them B stored as [n, k], */
     FEW_ROWS_PACKED = 4,            /* these packed weights, multiplied as they are read */
     A_STRIP = (FEW_ROWS > MR ? FEW_ROWS : MR) * A_LD,
+    SUMS = (MB + MR) * SUM_LD,
     FETCHES_B = 1, /* the next block of B is asked for while this one is multiplied */
 };
 

@@ -1,7 +1,7 @@
 /* gemm_rows_task.h: the grouped product over ragged rows but for the product itself: tasks and epilogues.
- * A task is (group, block of rows, block of at most NB columns); its sums [rows, SUM_LD] are f32 and stand in
+ * A task is (group, block of rows, block of at most NB columns); its sums are f32 and stand in
  * the thread's scratch. The epilogue runs on a tile of rows while it is in L1.
- * Include after the header of a tile (NR, NB, SUM_LD) and after MB. Formulas: moekit/op.h.
+ * Include after the header of a tile (NR, NB, sum_at) and after SUMS. Formulas: moekit/op.h.
  */
 #ifndef MOEI_GEMM_ROWS_TASK_H
 #define MOEI_GEMM_ROWS_TASK_H
@@ -20,7 +20,7 @@ enum {
 typedef struct moei_rows_scratch {
     _Alignas(64) moei_operand b[NB / NR * PANEL];
     moei_operand a[A_STRIP], strip[KC * NR];
-    float sum[(MB + MR) * SUM_LD];
+    float sum[SUMS];
 } moei_rows_scratch;
 _Static_assert(sizeof(moei_rows_scratch) <= MOEI_THREAD_SCRATCH, "a task's blocks fit the thread's scratch");
 
@@ -111,7 +111,7 @@ static void store_tile(const moei_rows_job *job, const moei_rows_task *task, int
         int64_t c = (row + i) * args->ldc + first;
         for (int64_t j = 0; j < width; j += VF_N) {
             int64_t left = width - j;
-            vf x = vf_load(sum + i * SUM_LD + j);
+            vf x = vf_load(sum + sum_at(i, j));
             if (args->bias) x = vf_add(x, vf_get(job->bf16, args->bias, bias + j, left));
             if (args->accumulate) x = vf_add(vf_get(job->c_bf16, args->c, c + j, left), x);
             vf_put(job->c_bf16, args->c, c + j, x, left);
@@ -155,10 +155,10 @@ MOEI_INLINE void act_rows(const bool bf16, const moe_act act, const moei_rows_jo
     int64_t bias = task->group * args->n + first;
     for (int i = 0; i < mr; ++i) {
         int64_t c = (row + i) * args->ldc + first, h = (row + i) * args->ldh + first;
-        const float *s = sum + i * SUM_LD;
         for (int64_t j = 0; j < width; j += VF_N) {
             int64_t left = width - j;
-            vf gate = vf_load(s + j), up = gated ? vf_load(s + up_at + j) : vf_zero();
+            vf gate = vf_load(sum + sum_at(i, j)),
+               up = gated ? vf_load(sum + sum_at(i, up_at + j)) : vf_zero();
             if (args->bias) gate = vf_add(gate, vf_get(bf16, args->bias, bias + j, left));
             if (args->bias && gated) up = vf_add(up, vf_get(bf16, args->bias, bias + job->width + j, left));
             if (args->c) vf_put(bf16, args->c, c + j, gate, left);
@@ -182,7 +182,7 @@ MOEI_INLINE void act_grad_rows(const bool bf16, const moe_act kind, const moei_r
             vf gate = vf_get(bf16, args->z, z + j, left);
             vf up = gated ? vf_get(bf16, args->z, z + args->n + j, left) : vf_zero();
             vec_point act = act_point(kind, &job->rule, gate, up);
-            vf da = vf_load(sum + i * SUM_LD + j), wda = vf_mul(w, da);
+            vf da = vf_load(sum + sum_at(i, j)), wda = vf_mul(w, da);
             vf_put(bf16, args->dz, z + j, vf_mul(wda, act.d_gate), left);
             if (gated) vf_put(bf16, args->dz, z + args->n + j, vf_mul(wda, act.d_up), left);
             vf_put(bf16, args->wa, wa + j, vf_mul(w, act.value), left);
