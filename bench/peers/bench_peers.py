@@ -171,13 +171,13 @@ class Bench:
     @staticmethod
     def bound(problem, work, met, peak, bandwidth):
         """Seconds that a run takes at least: its operations at the peak, or its weights, read once (with backward twice
-        and f32 gradients written) at the rate of reading, whichever is longer."""
+        and their gradients written) at the rate of reading, whichever is longer."""
         if work == "decode":
             flop, moved = problem.flop(1), problem.K * problem.expert_bytes()
         else:
             flop, moved = problem.flop(problem.T), met * problem.expert_bytes()
         if work == "step":
-            flop, moved = 3 * flop, 2 * moved + met * 3 * problem.d * problem.n * 4
+            flop, moved = 3 * flop, 3 * moved
         return max(flop / peak, moved / bandwidth)
 
     def run(self):

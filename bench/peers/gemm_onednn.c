@@ -49,7 +49,7 @@ static dnnl_status_t matrix(dnnl_memory_desc_t *desc, int64_t rows, int64_t cols
 static dnnl_status_t describe(const gemm *g, const_dnnl_memory_desc_t b, dnnl_primitive_desc_t *desc) {
     dnnl_memory_desc_t a = NULL, c = NULL;
     dnnl_status_t status = matrix(&a, g->m, g->k, g->a_trans, g->bf16);
-    if (status == dnnl_success) status = matrix(&c, g->m, g->n, false, g->bf16 && !g->c_f32);
+    if (status == dnnl_success) status = matrix(&c, g->m, g->n, false, g->bf16);
     if (status == dnnl_success) status = dnnl_matmul_primitive_desc_create(desc, engine, a, b, NULL, c, NULL);
     dnnl_memory_desc_destroy(a);
     dnnl_memory_desc_destroy(c);
@@ -83,7 +83,7 @@ static dnnl_status_t make_product(const gemm *g, product *p) {
 
 static bool same_shape(const gemm *g, const gemm *h) {
     return g->m == h->m && g->n == h->n && g->k == h->k && g->a_trans == h->a_trans &&
-           g->b_trans == h->b_trans && g->bf16 == h->bf16 && g->c_f32 == h->c_f32 && g->packed == h->packed;
+           g->b_trans == h->b_trans && g->bf16 == h->bf16 && g->packed == h->packed;
 }
 
 static void *handle(dnnl_memory_t memory) {

@@ -15,7 +15,7 @@
 typedef struct peer_problem {
     int32_t n_experts, top_k, d_model, hidden;
     int64_t n_tokens;  /* at most, a call */
-    int32_t bf16;      /* else f32; routing weights and gradients of parameters are f32 in both */
+    int32_t bf16;      /* else f32; gradients of weights too, routing weights are f32 in both */
     int32_t training;  /* peer_step will be called, else peer_forward alone: weights may be packed once */
     int32_t n_threads; /* as in OMP_NUM_THREADS */
     void *w1, *w2;     /* [E, d, 2n] gate columns first, [E, n, d]: read, for as long as the peer lives */
@@ -37,6 +37,6 @@ PEER_API void peer_about(char *text, size_t size); /* library and version */
 PEER_API int peer_forward(peer *p, const peer_batch *batch);
 /* Forward and backward: y, dx and, anew, the gradients of the weights. */
 PEER_API int peer_step(peer *p, const peer_batch *batch);
-PEER_API void peer_gradients(const peer *p, const float **dw1, const float **dw2);
+PEER_API void peer_gradients(const peer *p, const void **dw1, const void **dw2);
 
 #endif

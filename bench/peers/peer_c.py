@@ -58,11 +58,12 @@ class CPeer:
     def outputs(self):
         out = {"y": to_f32(self.y)}
         if self.backward:
-            places = [ctypes.POINTER(ctypes.c_float)() for _ in range(2)]
+            number = ctypes.c_uint16 if self.problem.dtype == "bf16" else ctypes.c_float
+            places = [ctypes.POINTER(number)() for _ in range(2)]
             self.library.peer_gradients(self.peer, *(ctypes.byref(place) for place in places))
             out["dx"] = to_f32(self.dx)
             for name, place in zip(("dw1", "dw2"), places):
-                out[name] = np.ctypeslib.as_array(place, self.numbers[name[1:]].shape)
+                out[name] = to_f32(np.ctypeslib.as_array(place, self.numbers[name[1:]].shape))
         return out
 
     def close(self):

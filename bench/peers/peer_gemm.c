@@ -21,7 +21,7 @@ struct peer {
     void **w1, **w2; /* [E], as run takes them */
     void *xr, *z, *h, *yr;
     void *dyr, *dh, *dz, *dxr;
-    float *dw1, *dw2;
+    void *dw1, *dw2;
     const char *error;
 };
 
@@ -167,7 +167,7 @@ static int multiply(peer *p, void *a, void **b, void *c, int64_t k, int64_t n, b
 }
 
 /* c[e] = a^T b over every expert's rows: [m, rows] by [rows, n]. */
-static int multiply_outer(peer *p, void *a, void *b, float *c, int64_t m, int64_t n) {
+static int multiply_outer(peer *p, void *a, void *b, void *c, int64_t m, int64_t n) {
     for (int32_t e = 0; e < p->problem.n_experts; ++e) {
         const int64_t first = p->offset[e], rows = p->offset[e + 1] - first;
         const gemm g = {.m = m,
@@ -175,11 +175,10 @@ static int multiply_outer(peer *p, void *a, void *b, float *c, int64_t m, int64_
                         .k = rows,
                         .a = row(p, a, first, m),
                         .b = row(p, b, first, n),
-                        .c = c + e * m * n,
+                        .c = row(p, c, e * m, n),
                         .a_trans = true,
-                        .bf16 = p->problem.bf16,
-                        .c_f32 = true};
-        if (rows == 0) memset(g.c, 0, (size_t)(m * n) * sizeof *c);
+                        .bf16 = p->problem.bf16};
+        if (rows == 0) memset(g.c, 0, (size_t)(m * n) * p->number);
         if (rows > 0 && (p->error = peer_gemm.run(&g))) return 1;
     }
     return 0;
@@ -209,7 +208,7 @@ PEER_API int peer_step(peer *p, const peer_batch *batch) {
     return 0;
 }
 
-PEER_API void peer_gradients(const peer *p, const float **dw1, const float **dw2) {
+PEER_API void peer_gradients(const peer *p, const void **dw1, const void **dw2) {
     *dw1 = p->dw1;
     *dw2 = p->dw2;
 }
@@ -234,7 +233,7 @@ static bool take_all(peer *p) {
     if (fits && s->training)
         fits = take(&p->dyr, TK * d, p->number) && take(&p->dh, TK * n, p->number) &&
                take(&p->dz, TK * 2 * n, p->number) && take(&p->dxr, TK * d, p->number) &&
-               take(&p->dw1, E * d * 2 * n, sizeof *p->dw1) && take(&p->dw2, E * n * d, sizeof *p->dw2);
+               take(&p->dw1, E * d * 2 * n, p->number) && take(&p->dw2, E * n * d, p->number);
     return fits;
 }
 

@@ -14,8 +14,7 @@ typedef struct gemm {
     void *a, *b; /* read only */
     void *c;
     bool a_trans, b_trans;
-    bool bf16; /* A and B, and C too unless c_f32 */
-    bool c_f32;
+    bool bf16;   /* else f32 */
     bool packed; /* b is what pack made of it */
 } gemm;
 

@@ -14,7 +14,7 @@ struct peer {
     moe_layer *layer;
     moe_dtype dtype;
     int64_t d_model;
-    float *dw1, *dw2;
+    void *dw1, *dw2;
 };
 
 static moe_error refused;
@@ -34,7 +34,7 @@ PEER_API void peer_destroy(peer *p) {
     free(p);
 }
 
-static moe_status set_weights(peer *p, const char *name, const void *from, float **grad) {
+static moe_status set_weights(peer *p, const char *name, const void *from, void **grad) {
     moe_param param = {.size = sizeof param};
     moe_status status = moe_layer_param_by_name(p->layer, name, &param);
     if (status != MOE_OK) return status;
@@ -55,6 +55,8 @@ static moe_status build(peer *p, const peer_problem *problem) {
                                  .router_frozen = true};
     moe_status status = moe_ctx_create(&machine, &p->ctx, &refused);
     if (status == MOE_OK) status = moe_layer_create(p->ctx, &desc, &p->layer);
+    if (status == MOE_OK && problem->bf16) /* gradients of weights as frameworks have them */
+        status = moe_layer_set_grad_dtype(p->layer, MOE_BF16);
     if (status == MOE_OK)
         status = moe_layer_reserve(p->layer, problem->n_tokens, problem->training ? MOE_TRAIN : MOE_INFER);
     if (status == MOE_OK) status = set_weights(p, "experts.up.weight", problem->w1, &p->dw1);
@@ -96,7 +98,7 @@ PEER_API int peer_step(peer *p, const peer_batch *batch) {
                               rows(p, batch, batch->dx)) != MOE_OK;
 }
 
-PEER_API void peer_gradients(const peer *p, const float **dw1, const float **dw2) {
+PEER_API void peer_gradients(const peer *p, const void **dw1, const void **dw2) {
     *dw1 = p->dw1;
     *dw2 = p->dw2;
 }

@@ -27,7 +27,8 @@ Every peer gets the same x, weights, routes and routing weights, in a process of
 compared with direct sums first (to {f32:g} of the norm in f32, {bf16:g} in bf16; y, dx and the gradients of the
 weights); one that differs is not timed. Then the processes take turns: each runs once unmeasured and then for a
 while, and between turns the ceilings are measured. A time is the median over turns of the median of a turn. Weights
-are laid out beforehand as the peer likes them; time stops when all outputs lie in memory.
+are laid out beforehand as the peer likes them, and their gradients are written anew in the weights' dtype; time
+stops when all outputs lie in memory.
 
 - moekit: `moe_layer_forward` and `moe_layer_backward`, its router's scores included.
 - oneDNN, OpenBLAS, libxsmm: one product an expert, between them loops of our own in `bench/peers/peer_gemm.c` (gather,
