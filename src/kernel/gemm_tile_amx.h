@@ -15,8 +15,8 @@ enum {
     NB = 768, /* columns of a task: KC x NB of packed B is 384 KiB, next to its sums in L2 */
     MB = 288, /* rows of a task at most */
     A_STRIP = MR * KC,
-    SUM_STRIP = (MB + MR) * 16 + 16, /* numbers from sixteen columns of sums to the next */
-    SUMS = NB / 16 * SUM_STRIP,
+    SUMS = (MB + MR) * NB,
+    SUM_HALF = MR * 16, /* sums from sixteen columns of a strip to the next */
     SECOND_HALF = TILE, /* numbers from a pair row's first vector to its second */
     FEW_ROWS = 16,      /* one tile of A: then B is packed a strip at a time, straight before its use, */
     FEW_ROWS_TRANS = FEW_ROWS, /* stored as [n, k] too, */
@@ -27,7 +27,8 @@ enum {
 };
 
 /* Where in a strip of A row i's number k is, k a multiple of 32, where in a panel a pair row is, and where
- * the sums of row i are from column j on, a multiple of 16: a tile of sums is in one piece too. */
+ * the sums of row i are from column j on, a multiple of 16: those of a strip
+ * stand by sixteen columns. */
 static inline int64_t a_at(int64_t i, int64_t k) {
     return k / K_STEP * (2 * TILE) + i * K_STEP;
 }
@@ -35,7 +36,7 @@ static inline int64_t pair_at(int64_t pair) {
     return pair / 16 * (2 * TILE) + pair % 16 * 32;
 }
 static inline int64_t sum_at(int64_t i, int64_t j) {
-    return j / 16 * SUM_STRIP + i * 16;
+    return i / MR * (MR * NB) + j * MR + i % MR * 16;
 }
 
 #include "kernel/gemm_amx.h"
@@ -52,7 +53,7 @@ static void tile_2x1(const uint16_t *a, const uint16_t *b, int64_t kc, float *su
         _tile_zero(0);
         _tile_zero(1);
     }
-    const char *next = (const char *)(sum + SUM_STRIP); /* sums of the next half, four rows of them a step */
+    const char *next = (const char *)(sum + SUM_HALF); /* sums of the next half, four rows of them a step */
     for (int64_t k = 0; k < kc; k += K_STEP, a += 2 * TILE, b += 2 * TILE) {
         _tile_loadd(2, b, LINE);
         _tile_loadd(3, a, LINE);
@@ -71,7 +72,7 @@ static void tile_1x2(const uint16_t *a, const uint16_t *b, int64_t kc, float *su
                      moei_fetch *beside, int64_t lines) {
     if (add) {
         _tile_loadd(0, sum, LINE);
-        _tile_loadd(1, sum + SUM_STRIP, LINE);
+        _tile_loadd(1, sum + SUM_HALF, LINE);
     } else {
         _tile_zero(0);
         _tile_zero(1);
@@ -85,7 +86,7 @@ static void tile_1x2(const uint16_t *a, const uint16_t *b, int64_t kc, float *su
         fetch_lines(beside, 2 * lines);
     }
     _tile_stored(0, sum, LINE);
-    _tile_stored(1, sum + SUM_STRIP, LINE);
+    _tile_stored(1, sum + SUM_HALF, LINE);
 }
 
 /* Steps of a tile at which lines are asked for. */
@@ -102,7 +103,7 @@ static inline void tile_beside(int mr, const uint16_t *a, const uint16_t *b, int
         return;
     }
     tile_2x1(a, b, kc, sum, add, beside, lines);
-    tile_2x1(a, b + TILE, kc, sum + SUM_STRIP, add, beside, lines);
+    tile_2x1(a, b + TILE, kc, sum + SUM_HALF, add, beside, lines);
 }
 
 static inline void tile_panel(int mr, const uint16_t *a, const uint16_t *b, int64_t kc, float *sum,

@@ -64,6 +64,21 @@ static inline void vf_store_bf16_n(uint16_t *p, vf a, int64_t n) {
     memcpy(p, whole, (size_t)n * sizeof *p);
 }
 
+/* Past the caches: a vector of f32, or two of them as bf16, to a multiple of the bytes stored; vf_stream_end
+ * comes before another thread may read them. */
+static inline void vf_stream(float *p, vf a) {
+    _mm256_stream_ps(p, a);
+}
+static inline void vf_stream_bf16(uint16_t *p, vf first, vf second) {
+    _Alignas(32) uint16_t both[2 * VF_N];
+    vf_store_bf16(both, first);
+    vf_store_bf16(both + VF_N, second);
+    _mm256_stream_si256((__m256i *)(void *)p, _mm256_load_si256((const __m256i *)(const void *)both));
+}
+static inline void vf_stream_end(void) {
+    _mm_sfence();
+}
+
 static inline vf vf_add(vf a, vf b) {
     return _mm256_add_ps(a, b);
 }

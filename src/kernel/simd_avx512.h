@@ -66,6 +66,19 @@ static inline void vf_store_bf16_n(uint16_t *p, vf a, int64_t n) {
     _mm256_mask_storeu_epi16(p, vm_first(n), vf_to_bf16(a));
 }
 
+/* Past the caches: a vector of f32, or two of them as bf16, to a multiple of the bytes stored; vf_stream_end
+ * comes before another thread may read them. */
+static inline void vf_stream(float *p, vf a) {
+    _mm512_stream_ps(p, a);
+}
+static inline void vf_stream_bf16(uint16_t *p, vf first, vf second) {
+    __m512i low = _mm512_castsi256_si512(vf_to_bf16(first));
+    _mm512_stream_si512((__m512i *)(void *)p, _mm512_inserti64x4(low, vf_to_bf16(second), 1));
+}
+static inline void vf_stream_end(void) {
+    _mm_sfence();
+}
+
 static inline vf vf_add(vf a, vf b) {
     return _mm512_add_ps(a, b);
 }

@@ -64,6 +64,16 @@ static inline void vf_store_bf16_n(uint16_t *p, vf a, int64_t n) {
     memcpy(p, whole, (size_t)n * sizeof *p);
 }
 
+/* A vector of f32, or two of them as bf16, that need not stay in a cache: here as any other. */
+static inline void vf_stream(float *p, vf a) {
+    vf_store(p, a);
+}
+static inline void vf_stream_bf16(uint16_t *p, vf first, vf second) {
+    vf_store_bf16(p, first);
+    vf_store_bf16(p + VF_N, second);
+}
+static inline void vf_stream_end(void) {}
+
 static inline vf vf_add(vf a, vf b) {
     return vaddq_f32(a, b);
 }

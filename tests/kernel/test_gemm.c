@@ -428,6 +428,47 @@ static void test_outer(void **state) {
     }
 }
 
+/* New sums of 8 MiB and more may go past the caches, if they begin a line: what adding to zeros makes. */
+static void check_large_outer(const moei_kernel_row *variant, moe_dtype dtype, bool wide) {
+    enum { M = 1025, ROWS = 3, SKIP = 64 };
+    const moe_dtype c_dtype = wide ? MOE_F32 : dtype;
+    const int64_t n = c_dtype == MOE_F32 ? 2048 : 4096, offset[] = {0, ROWS};
+    test_random random = {7};
+    guarded a = guarded_random(&random, dtype, ROWS * M), b = guarded_random(&random, dtype, ROWS * n);
+    guarded c = guarded_new(c_dtype, M * n + SKIP), added = guarded_new(c_dtype, M * n);
+    for (int64_t i = 0; i < M * n; ++i) moei_real_store(c_dtype, added.data, i, 0);
+    int64_t skip = 0;
+    while ((uintptr_t)moei_real_at(c_dtype, c.data, skip) % 64 != 0) ++skip;
+    moe_gemm_outer_args args = {.dtype = dtype,
+                                .n_groups = 1,
+                                .offset = offset,
+                                .m = M,
+                                .n = n,
+                                .a = a.data,
+                                .lda = M,
+                                .b = b.data,
+                                .ldb = n,
+                                .c = moei_real_at(c_dtype, c.data, skip),
+                                .ldc = n,
+                                .c_group = M * n,
+                                .c_wide = wide};
+    const moei_team four = test_team(4);
+    ((moei_gemm_outer_fn *)variant->fn)(&four, &args);
+    args.c = added.data, args.accumulate = true;
+    ((moei_gemm_outer_fn *)variant->fn)(&four, &args);
+    for (int64_t i = 0; i < M * n; ++i) assert_true(get(&c, skip + i) == get(&added, i));
+    for (int64_t i = 0; i < SKIP; ++i) assert_true(isnan(get(&c, i < skip ? i : M * n + i)));
+    guarded_free(&a), guarded_free(&b), guarded_free(&c), guarded_free(&added);
+}
+
+static void test_large_outer(void **state) {
+    (void)state;
+    for (const moei_kernel_row *v = next_variant("gemm_outer", NULL); v; v = next_variant("gemm_outer", v)) {
+        if (serves(v, MOE_F32)) check_large_outer(v, MOE_F32, false);
+        if (serves(v, MOE_BF16)) check_large_outer(v, MOE_BF16, false), check_large_outer(v, MOE_BF16, true);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_triple_loop),
@@ -435,6 +476,7 @@ int main(void) {
         cmocka_unit_test(test_rows_do_not_depend_on_the_batch),
         cmocka_unit_test(test_many_rows),
         cmocka_unit_test(test_outer),
+        cmocka_unit_test(test_large_outer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

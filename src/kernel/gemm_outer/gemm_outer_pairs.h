@@ -84,7 +84,7 @@ static void outer_task(void *arg, int64_t number, void *memory) {
             moei_fetch columns = {.end = 0}, strip = {.end = 0};
             if (i + MR < task.rows) columns = fetch_block(&a, k0, k0 + kc, task.i0 + i + MR, MR);
             if (k0 + KC >= end) {
-                strip = fetch_c(args, &task, i, mr);
+                strip = fetch_c(job, &task, i, mr);
                 lines = fetch_share(&strip, panels * tile_steps(kc));
             }
             int64_t share = fetch_share(&columns, panels);
@@ -95,7 +95,7 @@ static void outer_task(void *arg, int64_t number, void *memory) {
                 tile_beside(mr, scratch->a, scratch->b + p * PANEL, padded(kc), sum + sum_at(0, p * NR),
                             k0 > first, &strip, lines);
             }
-            if (k0 + KC >= end) store_rows(args, &task, i, mr, sum);
+            if (k0 + KC >= end) store_rows(job, &task, i, mr, sum);
         }
     }
     tiles_end();

@@ -56,7 +56,7 @@ static void outer_task(void *arg, int64_t number, void *memory) {
         pack_a(&a, task.i0, task.rows, k0, kc, scratch->a);
         moei_ahead ahead = what_is_next(job, &task, k0 + KC, tiles);
         moei_fetch c = {.end = 0};
-        if (k0 + KC >= end) c = fetch_c(args, &task, 0, task.rows);
+        if (k0 + KC >= end) c = fetch_c(job, &task, 0, task.rows);
         int64_t share = fetch_share(&c, tiles);
         for (int64_t p = 0; p < task.cols.panels; ++p) {
             for (int64_t i = 0; i < task.rows; i += MR) {
@@ -67,5 +67,5 @@ static void outer_task(void *arg, int64_t number, void *memory) {
             }
         }
     }
-    store_rows(args, &task, 0, task.rows, scratch->sum);
+    store_rows(job, &task, 0, task.rows, scratch->sum);
 }

@@ -14,6 +14,7 @@ typedef struct moei_outer_job {
     int64_t block_rows, block_width;
     int64_t n_tasks;
     int32_t n_threads;
+    bool c_bf16, streams; /* storage of C; it is stored past the caches */
 } moei_outer_job;
 
 /* Task -> group, rows i0 .. i0+rows and columns of C_g. */
@@ -41,11 +42,12 @@ static moei_rows operand_b(const moe_gemm_outer_args *args) {
     return (moei_rows){args->b, args->ldb, args->b_row, args->dtype == MOE_BF16};
 }
 
-/* Rows i .. i+rows of a task's block of C. */
-static moei_fetch fetch_c(const moe_gemm_outer_args *args, const moei_outer_task *task, int64_t i,
-                          int64_t rows) {
-    const bool bf16 = args->dtype == MOE_BF16 && !args->c_wide;
+/* Rows i .. i+rows of a task's block of C, if caches are to have them. */
+static moei_fetch fetch_c(const moei_outer_job *job, const moei_outer_task *task, int64_t i, int64_t rows) {
+    const moe_gemm_outer_args *args = job->args;
+    const bool bf16 = job->c_bf16;
     const moei_rows c = {byte_at(bf16, args->c, task->group * args->c_group), args->ldc, NULL, bf16};
+    if (job->streams) return (moei_fetch){.end = 0};
     int64_t first = task->i0 + i;
     return fetch_block(&c, first, first + rows, task->cols.first[0], task->cols.width);
 }
@@ -82,12 +84,35 @@ static inline void fetch_ahead(moei_ahead *ahead) {
     fetch_lines(&ahead->b, ahead->share_b);
 }
 
+/* Rows of C = their sums, in whole pairs of vectors. */
+static void stream_rows(const moei_outer_job *job, int64_t first, int64_t rows, int64_t width,
+                        const float *sum) {
+    for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t j = 0; j < width; j += NR) {
+            int64_t at = first + i * job->args->ldc + j;
+            vf x = vf_load(sum + sum_at(i, j)), y = vf_load(sum + sum_at(i, j + VF_N));
+            if (job->c_bf16) {
+                vf_stream_bf16((uint16_t *)job->args->c + at, x, y);
+            } else {
+                vf_stream((float *)job->args->c + at, x);
+                vf_stream((float *)job->args->c + at + VF_N, y);
+            }
+        }
+    }
+    vf_stream_end();
+}
+
 /* Rows i0 .. i0+rows of the block of C (+)= their sums. */
-static void store_rows(const moe_gemm_outer_args *args, const moei_outer_task *task, int64_t i0, int64_t rows,
+static void store_rows(const moei_outer_job *job, const moei_outer_task *task, int64_t i0, int64_t rows,
                        const float *sum) {
+    const moe_gemm_outer_args *args = job->args;
+    const bool bf16 = job->c_bf16;
     int64_t width = task->cols.width;
     int64_t first = task->group * args->c_group + (task->i0 + i0) * args->ldc + task->cols.first[0];
-    bool bf16 = args->dtype == MOE_BF16 && !args->c_wide;
+    if (job->streams) {
+        stream_rows(job, first, rows, width, sum);
+        return;
+    }
     for (int64_t i = 0; i < rows; ++i) {
         for (int64_t j = 0; j < width; j += VF_N) {
             int64_t at = first + i * args->ldc + j, left = width - j;
@@ -110,9 +135,23 @@ static int64_t count_tasks(const moei_outer_job *job) {
            moei_ceil_div(args->n, job->block_width);
 }
 
+/* New gradients of more bytes than a cache would keep until somebody reads them: stored past it, as lines
+ * that are written whole need not be read. */
+enum { STREAM_BYTES = 8 << 20 };
+_Static_assert(NR == 2 * VF_N, "a panel is a pair of vectors");
+static bool is_streamed(const moe_gemm_outer_args *args, bool c_bf16) {
+    const int64_t real = c_bf16 ? 2 : 4;
+    const bool whole = args->n % NR == 0 && args->ldc * real % LINE == 0 &&
+                       args->c_group * real % LINE == 0 && (uintptr_t)args->c % LINE == 0;
+    return whole && !args->accumulate && args->n_groups * args->m * args->n * real >= STREAM_BYTES;
+}
+
 static void run_outer(const moei_team *team, const moe_gemm_outer_args *args, moe_task_fn task) {
+    const bool c_bf16 = args->dtype == MOE_BF16 && !args->c_wide;
     moei_outer_job job = {.args = args,
                           .n_threads = team->n_threads,
+                          .c_bf16 = c_bf16,
+                          .streams = is_streamed(args, c_bf16),
                           .block_rows = even_block(args->m, MB, MR),
                           .block_width = even_block(args->n, NB, NR)};
     while (job.block_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads)
