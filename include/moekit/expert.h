@@ -26,6 +26,7 @@ typedef struct moe_expert_desc {
     bool bias, up_bias;                                          /* on both projections; on the first only */
     float dropout;                                               /* of hidden activations, training */
     bool recompute;    /* save nothing that backward can compute again */
+    bool saved_mxfp8;  /* save pre-activations in 8 bits, moe_layer_desc.saved_dtype */
     const char *kinds; /* unequal experts: one entry an expert; "": all alike */
     const char *init_scheme;
     float init_std, init_std_down, init_std_scale;

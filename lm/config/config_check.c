@@ -46,6 +46,7 @@ static moe_layer_desc dense_desc(const moe_layer_desc *routed, int32_t width) {
                             .init_scheme = routed->init_scheme,
                             .init_std_down = routed->init_std_down,
                             .recompute = routed->recompute,
+                            .saved_dtype = routed->saved_dtype,
                             .layer_index = routed->layer_index};
 }
 
@@ -140,7 +141,8 @@ static bool acts_when_dense(const moe_lm_config *config, const moe_option *row) 
         "moe.num_experts", "moe.top_k",       "moe.expert_hidden_size", "moe.num_shared_experts",
         "moe.activation",  "moe.glu_layout",  "moe.activation_alpha",   "moe.activation_limit",
         "moe.output_size", "moe.expert_bias", "moe.expert_up_bias",     "moe.glu_linear_offset",
-        "moe.init_scheme", "moe.init_std",    "moe.init_std_down",      "moe.recompute"};
+        "moe.init_scheme", "moe.init_std",    "moe.init_std_down",      "moe.recompute",
+        "moe.saved_dtype"};
     if (strncmp(row->key, "moe.", 4) != 0) return true;
     if (strcmp(row->key, "moe.shared_expert_hidden_size") == 0) return config->moe.num_shared_experts > 0;
     for (size_t i = 0; i < sizeof kept / sizeof *kept; ++i)

@@ -15,11 +15,23 @@ static size_t rows_bytes(const moei_ffn *f, int64_t rows, int64_t cols) {
 
 static size_t ffn_saved_bytes(const void *self, int64_t max_rows) {
     const moei_ffn *f = self;
+    if (f->desc.saved_mxfp8) return (size_t)(max_rows * (f->d_z + moei_mx_blocks(f->d_z)));
     return f->desc.recompute ? 0 : rows_bytes(f, max_rows, f->d_z);
 }
 
+/* Z in 8 bits, codes first, in what the layer saves. */
+static moei_mx_rows_args mx_rows(const moei_ffn *f, const moe_expert_io *io, void *z) {
+    uint8_t *code = io->saved;
+    return (moei_mx_rows_args){.dtype = f->desc.dtype,
+                               .rows = io->n_rows,
+                               .n = f->d_z,
+                               .values = z,
+                               .code = code,
+                               .scale = code + io->n_rows * f->d_z};
+}
+
 /* Forward needs A, which few tokens have in f32; backward weight*A and the partial sums of dweight; Z where
- * nobody saves it. */
+ * nobody saves it as it is. */
 typedef struct ffn_scratch {
     void *a, *dweight_part, *z;
 } ffn_scratch;
@@ -33,7 +45,8 @@ static ffn_scratch carve(const moei_ffn *f, moei_arena *arena, int64_t rows, moe
     ffn_scratch s = {.a = moei_arena_take(arena, !train && few_a > a ? few_a : a)};
     if (train && f->fused)
         s.dweight_part = moei_arena_array(arena, rows, moe_dweight_parts(f->desc.d_hidden), wide);
-    if (train ? f->desc.recompute : !f->fused) s.z = moei_arena_take(arena, rows_bytes(f, rows, f->d_z));
+    if (train ? f->desc.recompute || f->desc.saved_mxfp8 : !f->fused)
+        s.z = moei_arena_take(arena, rows_bytes(f, rows, f->d_z));
     return s;
 }
 
@@ -114,11 +127,15 @@ static moe_status ffn_forward(void *self, const moe_expert_io *io) {
     const moei_ffn *f = self;
     moei_arena arena = {io->scratch, 0};
     const ffn_scratch s = carve(f, &arena, io->n_rows, io->mode);
-    void *kept = io->mode == MOE_TRAIN && !f->desc.recompute ? io->saved : s.z;
+    void *kept = io->mode == MOE_TRAIN && !s.z ? io->saved : s.z;
     MOEI_TRY(up_product(f, io, f->fused && f->desc.recompute ? NULL : kept, f->fused, s.a));
     if (!f->fused) {
         const moei_act_pass_args pass = pass_of(f, io, kept, s.a);
         f->ctx->kernels[pass.dtype]->act_pass(&f->ctx->team, &pass);
+    }
+    if (io->mode == MOE_TRAIN && f->desc.saved_mxfp8) {
+        const moei_mx_rows_args rows = mx_rows(f, io, kept);
+        f->ctx->kernels[rows.dtype]->mx_save(&f->ctx->team, &rows);
     }
     return down_product(f, io, s.a);
 }
@@ -286,8 +303,12 @@ static moe_status ffn_backward(void *self, const moe_expert_io *io) {
     const moei_ffn *f = self;
     moei_arena arena = {io->scratch, 0};
     const ffn_scratch s = carve(f, &arena, io->n_rows, MOE_TRAIN);
-    void *z = f->desc.recompute ? s.z : io->saved;
+    void *z = s.z ? s.z : io->saved;
     if (f->desc.recompute) MOEI_TRY(up_product(f, io, z, false, NULL));
+    if (f->desc.saved_mxfp8) {
+        const moei_mx_rows_args rows = mx_rows(f, io, z);
+        f->ctx->kernels[rows.dtype]->mx_restore(&f->ctx->team, &rows);
+    }
     MOEI_TRY(hidden_gradient(f, io, z, s));
     if (f->value[MOEI_FFN_DOWN_BIAS] && io->drow_weight) bias_weight_gradient(f, io);
     if (io->din.data) MOEI_TRY(input_gradient(f, io, z));

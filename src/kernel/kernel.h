@@ -10,6 +10,7 @@
 
 #include "core/real.h"
 #include "core/thread.h"
+#include "kernel/mxfp8.h"
 #include "kernel/product.h"
 #include "kernel/stage.h"
 
@@ -78,6 +79,7 @@ typedef void moei_row_dot_fn(const moei_team *team, const moei_row_dot_args *arg
 typedef void moei_copy_rows_fn(const moei_team *team, const moei_copy_rows_args *args);
 typedef void moei_convert_fn(const moei_team *team, const moei_convert_args *args);
 typedef void moei_act_pass_fn(const moei_team *team, const moei_act_pass_args *args);
+typedef void moei_mx_rows_fn(const moei_team *team, const moei_mx_rows_args *args);
 typedef void moei_router_fn(const moei_team *team, const moei_router_args *args);
 /* The same from x and the gate, logits included. False: not for these arguments, and nothing was done. */
 typedef bool moei_route_fn(const moei_team *team, const moei_router_args *args);
@@ -109,6 +111,7 @@ typedef struct moei_kernels {
     moei_copy_rows_fn *copy_rows;
     moei_convert_fn *convert;
     moei_act_pass_fn *act_pass, *act_pass_grad;
+    moei_mx_rows_fn *mx_save, *mx_restore;
     /* On devices only: NULL on the CPU, where the stages do it. The first three may be NULL on devices too.
      */
     moei_route_fn *route;

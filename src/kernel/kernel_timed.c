@@ -74,6 +74,21 @@ static void act_pass_grad(const moei_team *team, const moei_act_pass_args *args)
     add(timed, MOEI_TIME_ACT_PASS, began);
 }
 
+/* Numbers that a pass keeps are its own. */
+static void mx_save(const moei_team *team, const moei_mx_rows_args *args) {
+    timed_kernels *timed = timed_of(team);
+    const double began = moei_timing_now();
+    timed->inner[args->dtype]->mx_save(team, args);
+    add(timed, MOEI_TIME_ACT_PASS, began);
+}
+
+static void mx_restore(const moei_team *team, const moei_mx_rows_args *args) {
+    timed_kernels *timed = timed_of(team);
+    const double began = moei_timing_now();
+    timed->inner[args->dtype]->mx_restore(team, args);
+    add(timed, MOEI_TIME_ACT_PASS, began);
+}
+
 static void rmsnorm(const moei_team *team, const moe_rmsnorm_args *args) {
     timed_kernels *timed = timed_of(team);
     const double began = moei_timing_now();
@@ -140,6 +155,8 @@ static void wrap(const moei_kernels *inner, moei_kernels *table) {
     table->colsum = colsum;
     table->act_pass = act_pass;
     table->act_pass_grad = act_pass_grad;
+    table->mx_save = mx_save;
+    table->mx_restore = mx_restore;
     table->rmsnorm = rmsnorm;
     table->rmsnorm_backward = rmsnorm_backward;
     table->rope = rope;

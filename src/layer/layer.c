@@ -128,6 +128,7 @@ static moe_expert_desc expert_desc(const moe_layer_desc *d) {
                              .up_bias = d->expert_up_bias,
                              .dropout = d->dropout,
                              .recompute = moei_is(d->recompute, "layer"),
+                             .saved_mxfp8 = moei_is(d->saved_dtype, "mxfp8"),
                              .kinds = d->expert_kinds,
                              .init_scheme = d->init_scheme,
                              .init_std = d->init_std,

@@ -84,6 +84,7 @@ static void check_plain(checker *c, const moe_layer_desc *d) {
     rule(c, !moei_is(d->init_scheme, "normal"), false, "init_scheme", reason);
     rule(c, d->init_std_down != d->init_std, false, "init_std_down", reason);
     rule(c, !moei_is(d->recompute, "none"), false, "recompute", reason);
+    rule(c, !moei_is(d->saved_dtype, "auto"), false, "saved_dtype", reason);
 }
 
 static void check_activation(checker *c, const moe_layer_desc *d) {
@@ -144,6 +145,10 @@ static void check_experts(checker *c, const moe_layer_desc *d) {
     rule(c, d->dropout > 0, ffn, "dropout", "is built into ffn experts only; set expert ffn");
     rule(c, !moei_is(d->recompute, "none"), ffn || d->num_shared_experts > 0, "recompute",
          "is built into ffn experts only; set expert ffn or num_shared_experts");
+    rule(c, !moei_is(d->saved_dtype, "auto"), ffn || d->num_shared_experts > 0, "saved_dtype",
+         "is built into ffn experts only; set expert ffn or num_shared_experts");
+    rule(c, !moei_is(d->saved_dtype, "auto"), moei_is(d->recompute, "none"), "saved_dtype",
+         "recompute layer saves nothing; set recompute none");
     rule(c, d->expert_up_bias, ffn || d->num_shared_experts > 0, "expert_up_bias",
          "is built into ffn experts only; set expert ffn or num_shared_experts");
     rule(

@@ -18,6 +18,7 @@ static const char *const aux_scores[] = {"normalized", "raw", NULL};
 static const char *const aux_maps[] = {"actual", "plain", NULL};
 static const char *const init_schemes[] = {"normal", "lucid_uniform", "sigma_moe", "megatron_scaled", NULL};
 static const char *const recomputes[] = {"none", "layer", NULL};
+static const char *const saved_dtypes[] = {"auto", "mxfp8", NULL};
 
 /* The middle of an entry: type, field, default, limits, choices. */
 #define BOOL(field)                   MOE_OPT_BOOL, offsetof(moe_layer_desc, field), "false", 0, 0, NULL
@@ -230,6 +231,9 @@ static const moe_option options[] = {
      "multiplies the deviations of sigma_moe and normal_fan_in_renorm; 0: 1; -1: 0"},
     {"moe.recompute", "", CHOICE(recompute, "none", recomputes),
      "layer: backward runs the up projection again instead of keeping its result"},
+    {"moe.saved_dtype", "", CHOICE(saved_dtype, "auto", saved_dtypes),
+     "mxfp8: the up projection's result is kept for backward in 8 bits, half of bf16; outputs stay, gradients "
+     "are near the exact ones"},
 };
 /* clang-format on */
 

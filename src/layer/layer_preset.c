@@ -120,7 +120,8 @@ bool moe_layer_preset_sets(const char *key) {
                                        "moe.shared_expert_hidden_size",
                                        "moe.init_std",
                                        "moe.init_std_down",
-                                       "moe.recompute"};
+                                       "moe.recompute",
+                                       "moe.saved_dtype"};
     for (size_t i = 0; i < sizeof kept / sizeof *kept; ++i)
         if (strcmp(key, kept[i]) == 0) return false;
     return true;

@@ -5,12 +5,14 @@
 #define MOEI_BOTH_CUH
 
 #include <math.h>
+#include <string.h>
 
 #include "kernel/stage.h"
 
 #define inline __host__ __device__ __inline__
 #include "core/philox.h"
 #include "kernel/act.h"
+#include "kernel/mxfp8.h"
 #undef inline
 
 #endif

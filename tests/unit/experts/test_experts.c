@@ -291,6 +291,56 @@ static void recompute_changes_no_bit(void **state) {
     }
 }
 
+/* |a - b| / |b| */
+static double distance(const float *a, const float *b, size_t n) {
+    double off = 0, size = 0;
+    for (size_t i = 0; i < n; ++i) {
+        off += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+        size += (double)b[i] * (double)b[i];
+    }
+    return sqrt(off / size);
+}
+
+/* Outputs are what they are without; gradients are near, as two factors that are off by 1/16 each at most. */
+static void eight_bits_change_no_output(void **state) {
+    (void)state;
+    static const char *const isas[] = {"ref", "avx2", "avx512"};
+    static const char *const activations[] = {"swiglu", "gelu", "relu", "quick_geglu", "relu2"};
+    double furthest = 0;
+    for (size_t isa = 0; isa < 3; ++isa) {
+        moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
+        for (size_t a = 0; ctx && a < sizeof activations / sizeof *activations; ++a)
+            for (int variant = 0; variant < 4; ++variant) {
+                moe_layer_desc d = base_desc();
+                d.dtype = MOE_F32;
+                d.expert_hidden_size = 37;
+                d.activation = activations[a];
+                d.expert_bias = variant % 2;
+                d.dropout = variant / 2 ? 0.2f : 0;
+                d.num_shared_experts = variant / 2;
+                d.latent_size = variant % 2 ? 9 : 0;
+                d.expert_kinds = variant == 3 ? "5,5,8,identity,zero" : NULL;
+                run_result kept = run_layer(ctx, &d);
+                d.saved_dtype = "mxfp8";
+                run_result bits = run_layer(ctx, &d);
+                assert_true(bits.saved < kept.saved);
+                assert_memory_equal(bits.y.data, kept.y.data, test_bytes(kept.y));
+                assert_memory_equal(&bits.stats, &kept.stats, sizeof kept.stats);
+                const double off = distance((float *)bits.grad, (float *)kept.grad,
+                                            kept.n_grad / sizeof(float)),
+                             dx = distance(bits.dx.data, kept.dx.data, (size_t)(T * D));
+                if (!(off > 0 && off < 0.125 && dx < 0.125))
+                    fail_msg("%s, variant %d: gradients are off by %g, dx by %g", activations[a], variant,
+                             off, dx);
+                furthest = fmax(furthest, fmax(off, dx));
+                free(kept.y.data), free(kept.dx.data), free(kept.grad);
+                free(bits.y.data), free(bits.dx.data), free(bits.grad);
+            }
+        moe_ctx_destroy(ctx);
+    }
+    fprintf(stderr, "gradients are off by %.2g of their size at most\n", furthest);
+}
+
 /* One kind for all, named expert by expert, is the layer of that kind. */
 static void equal_kinds_are_the_plain_layer(void **state) {
     (void)state;
@@ -458,6 +508,7 @@ int main(void) {
         cmocka_unit_test(dropout_is_its_mask),
         cmocka_unit_test(dropout_draws_are_fair),
         cmocka_unit_test(recompute_changes_no_bit),
+        cmocka_unit_test(eight_bits_change_no_output),
         cmocka_unit_test(equal_kinds_are_the_plain_layer),
         cmocka_unit_test(unequal_experts_are_their_definition),
         cmocka_unit_test(init_schemes_have_their_moments),

@@ -20,6 +20,7 @@ static const variant variants[] = {
     {"shared and gated",    {.num_experts = 5, .num_shared_experts = 2, .shared_expert_gate = true}             },
     {"only shared",         {.num_shared_experts = 2, .shared_expert_hidden_size = 17}                          },
     {"latent, output bias", {.num_experts = 5, .latent_size = 11, .expert_bias = true, .output_bias = true}     },
+    {"8 bits saved",        {.num_experts = 5, .saved_dtype = "mxfp8"}                                          },
     {"recompute",           {.num_experts = 5, .recompute = "layer", .expert_up_bias = true}                    },
     {"f64 router",          {.num_experts = 5, .router_dtype = "f64"}                                           },
     {"at the input",        {.num_experts = 5, .weight_apply = "input", .top_k = 1, .score_function = "sigmoid"}},

@@ -178,6 +178,7 @@ static bool units_stay_together(trial *d) {
 
 static bool recompute_changes_no_bit(trial *d) {
     trial_inputs in = trial_begin(d, d->number % 2 ? MOE_F64 : MOE_F32);
+    d->desc.saved_dtype = "auto"; /* 8 bits are not what runs again */
     trial other = *d;
     other.desc.recompute = trial_is(d->desc.recompute, "layer") ? "none" : "layer";
     const bool legal = moe_layer_desc_check(&other.desc, NULL) == MOE_OK;

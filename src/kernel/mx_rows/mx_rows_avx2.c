@@ -1,0 +1,12 @@
+/* mx_rows_avx2.c: rows of numbers to and from 8 bits, AVX2 + FMA.
+ * Shapes and source: mx_rows_plain.h, which is the algorithm.
+ */
+#include "kernel/mx_rows/mx_rows_plain.h"
+
+void moei_mx_save__avx2(const moei_team *team, const moei_mx_rows_args *args) {
+    moei_parallel_blocks(team, args->rows, ROWS_PER_TASK, save_task, (void *)(uintptr_t)args);
+}
+
+void moei_mx_restore__avx2(const moei_team *team, const moei_mx_rows_args *args) {
+    moei_parallel_blocks(team, args->rows, ROWS_PER_TASK, restore_task, (void *)(uintptr_t)args);
+}
