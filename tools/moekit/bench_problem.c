@@ -112,6 +112,10 @@ static moe_status parse_word(const char *word, size_t length, bench_problem *pro
         problem->bias = true;
         return MOE_OK;
     }
+    if (is_word(word, length, "saved=mxfp8")) {
+        problem->saved_mxfp8 = true;
+        return MOE_OK;
+    }
     if (length > 5 && memcmp(word, "skew=", 5) == 0) return parse_skew(word, length, problem, error);
     if (length > 4 && memcmp(word, "act=", 4) == 0) {
         const char *found = activation_find(word + 4, length - 4);
@@ -162,10 +166,11 @@ void bench_problem_print(const bench_problem *problem, char *text, size_t size) 
     if (problem->n_shared) snprintf(shared, sizeof shared, ",shared%d", problem->n_shared);
     if (problem->skew == BENCH_EVEN) snprintf(skew, sizeof skew, ",skew=even");
     if (problem->skew == BENCH_ZIPF) snprintf(skew, sizeof skew, ",skew=zipf%g", problem->exponent);
-    snprintf(text, size, "e%d,t%lld,d%d,n%d,k%d%s,act=%s%s%s%s%s%s,%s", problem->n_experts,
+    snprintf(text, size, "e%d,t%lld,d%d,n%d,k%d%s,act=%s%s%s%s%s%s%s,%s", problem->n_experts,
              (long long)problem->n_tokens, problem->d_model, problem->hidden, problem->top_k, shared,
              problem->activation, problem->bias ? ",bias" : "", skew, problem->format ? "," : "",
-             problem->format ? problem->format : "", group, dtype_name[problem->dtype]);
+             problem->format ? problem->format : "", group, problem->saved_mxfp8 ? ",saved=mxfp8" : "",
+             dtype_name[problem->dtype]);
 }
 
 moe_layer_desc bench_problem_layer(const bench_problem *problem) {
@@ -178,6 +183,7 @@ moe_layer_desc bench_problem_layer(const bench_problem *problem) {
                             .num_shared_experts = problem->n_shared,
                             .activation = problem->activation,
                             .expert_bias = problem->bias,
+                            .saved_dtype = problem->saved_mxfp8 ? "mxfp8" : NULL,
                             .aux_loss_coeff = 0.01F};
 }
 

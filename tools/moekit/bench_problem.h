@@ -1,6 +1,6 @@
 /* bench_problem.h: a problem in one string, the same for benches, tests and bug reports:
- * e8,t4096,d256,n256,k2[,shared1][,act=gelu][,bias][,skew=zipf1.0][,int4g32][,bf16|f32|f64], or a model's
- * name and what differs: olmoe,t512,skew=even. Words count in their order.
+ * e8,t4096,d256,n256,k2[,shared1][,act=gelu][,bias][,skew=zipf1.0][,int4g32][,saved=mxfp8][,bf16|f32|f64],
+ * or a model's name and what differs: olmoe,t512,skew=even. Words count in their order.
  */
 #ifndef MOEKIT_BENCH_PROBLEM_H
 #define MOEKIT_BENCH_PROBLEM_H
@@ -25,6 +25,7 @@ typedef struct bench_problem {
     moe_dtype dtype;
     const char *format; /* of packed experts, in inference; NULL: they are of dtype */
     int32_t group;      /* 0: the format's own */
+    bool saved_mxfp8;   /* what training keeps of the experts is in 8 bits */
 } bench_problem;
 
 /* A model's MoE layer: what its name stands for in a problem. */

@@ -36,6 +36,7 @@ static void test_words(void **state) {
     assert_string_equal(parse("nf4,e4").format, "nf4");
     assert_string_equal(parse("int4g128").format, "int4");
     assert_int_equal(parse("int4g128").group, 128);
+    assert_true(parse("k1,saved=mxfp8,bf16").saved_mxfp8 && !p.saved_mxfp8);
     assert_true(bench_problem_flop(&p, 11) == 2.0 * 11 * 5 * 3 * 13 * 17);
 }
 
@@ -55,6 +56,8 @@ static void test_shapes(void **state) {
         const moe_layer_desc desc = bench_problem_layer(&p);
         if (moe_layer_desc_check(&desc, &error) != MOE_OK) fail_msg("%s: %s", shape->name, error.text);
     }
+    const bench_problem kept = parse("e4,saved=mxfp8");
+    assert_string_equal(bench_problem_layer(&kept).saved_dtype, "mxfp8");
     assert_int_equal(parse("mixtral,k1").top_k, 1);
     assert_int_equal(parse("mixtral,bf16").dtype, MOE_BF16);
     assert_int_equal(parse("mixtral,k1").hidden, 14336);
