@@ -4,6 +4,7 @@
  * moe_layer's own.
  * Run: make bench-gpu, or build/release/gpu/bench_moe [PREFIX OF A NAME [ROUNDS]]. Environment: FREE=8
  * runs dX beside the weight gradients on 8 multiprocessors; ZIPF=1 adds uneven loads; UP=1 and more: below.
+ * ISA=cuda times the grouped products of any GPU instead of Hopper's (not the layer: MOEKIT_ISA=cuda does).
  * FLOPs: 6 T n d K forward, 12 backward (the router's are not counted). swiglu, bf16.
  */
 #include "gpu_common.cuh"
@@ -36,6 +37,8 @@ enum Kernel { ROUTE, PLAN, UP, DOWN, COMBINE, DH, DW2, DX_ROWS, DW1, DX, N_KERNE
 static const char *const kernel_name[N_KERNELS] = {"route", "plan", "up",     "down", "combine",
                                                    "dH",    "dW2",  "dXrows", "dW1",  "dX"};
 
+/* ISA=cuda */
+static const bool portable = getenv("ISA") && strcmp(getenv("ISA"), "cuda") == 0;
 static cublasHandle_t blas;
 static void blas_ok(cublasStatus_t status) {
     if (status != CUBLAS_STATUS_SUCCESS) printf("cuBLAS status %d\n", (int)status), exit(1);
@@ -129,7 +132,10 @@ struct Layer {
             a.c = dw2.data;
         }
         a.ldc = a.n, a.c_group = a.m * a.n;
-        CUDA_OK(moei_cuda_gemm_outer(team, &a));
+        if (portable)
+            moei_gemm_outer__cuda(team, &a);
+        else
+            CUDA_OK(moei_cuda_gemm_outer(team, &a));
     }
     void product_of_rows(const moei_team *team, Kernel which) {
         moe_gemm_rows_args r = {};
@@ -155,7 +161,10 @@ struct Layer {
             r = rows_args(c.d, 2 * c.n, w1.data, true);
             r.a = z.data, r.lda = 2 * c.n, r.c = y_rows.data, r.ldc = c.d;
         }
-        CUDA_OK(moei_cuda_gemm_rows(team, &r, schedule));
+        if (portable)
+            moei_gemm_rows__cuda(team, &r);
+        else
+            CUDA_OK(moei_cuda_gemm_rows(team, &r, schedule));
     }
     void run(Kernel which, cudaStream_t stream) {
         moei_team team = team_of(stream);

@@ -1,6 +1,7 @@
 /* check_moe.cu: every CUDA kernel of the layer against plain CUDA-core loops in f32 and host sums in f64.
  * Fresh random data (seed printed), poisoned outputs with guards, odd shapes, empty experts, uneven loads.
  * Run: make bench-gpu, or build/release/gpu/check_moe [SEED [CASES]]; few cases for compute-sanitizer.
+ * ISA=cuda checks the grouped products of any GPU instead of Hopper's, and odd widths too.
  */
 #include "gpu_common.cuh"
 
@@ -11,6 +12,7 @@
 static int n_failed, n_checked;
 static uint64_t seed;
 static moei_team team;
+static bool portable; /* ISA=cuda */
 
 static void verdict(const char *what, double error, double limit, bool guards) {
     ++n_checked;
@@ -30,8 +32,24 @@ template <class T> static double distance(const std::vector<T> &got, const std::
     return norm > 0 ? sqrt(diff / norm) : sqrt(diff);
 }
 
+static void gemm_rows(const moe_gemm_rows_args &args, moei_schedule schedule) {
+    if (portable)
+        moei_gemm_rows__cuda(&team, &args);
+    else
+        CUDA_OK(moei_cuda_gemm_rows(&team, &args, schedule));
+    CUDA_OK(cudaDeviceSynchronize());
+}
+static void gemm_outer(const moe_gemm_outer_args &args) {
+    if (portable)
+        moei_gemm_outer__cuda(&team, &args);
+    else
+        CUDA_OK(moei_cuda_gemm_outer(&team, &args));
+    CUDA_OK(cudaDeviceSynchronize());
+}
+
 static __global__ void product_ref(const bf16 *a, int64_t lda, const int *a_row, const bf16 *b, bool trans,
-                                   const int64_t *offset, int groups, int64_t n, int64_t k, float *out) {
+                                   const bf16 *bias, const int64_t *offset, int groups, int64_t n, int64_t k,
+                                   float *out) {
     const int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x, r = i / n, j = i % n;
     if (r >= offset[groups]) return;
     int g = 0;
@@ -40,7 +58,7 @@ static __global__ void product_ref(const bf16 *a, int64_t lda, const int *a_row,
     float sum = 0;
     for (int64_t x = 0; x < k; ++x)
         sum += __bfloat162float(row[x]) * __bfloat162float(trans ? w[j * k + x] : w[x * n + j]);
-    out[i] = sum;
+    out[i] = sum + (bias ? __bfloat162float(bias[g * n + j]) : 0.f);
 }
 static __global__ void outer_ref(const bf16 *a, int64_t lda, const int *a_row, const bf16 *b, int64_t ldb,
                                  const int64_t *offset, int64_t m, int64_t n, float *out) {
@@ -80,11 +98,12 @@ struct Problem {
     Case c;
     Buffer<int64_t> offset;
     Buffer<int> row;
-    Buffer<bf16> x, h, w1, w2;
+    Buffer<bf16> x, h, w1, w2, bias; /* bias: of any product */
     Buffer<float> row_weight;
     explicit Problem(const Case &cc)
         : c(cc), offset(c.groups + 1), row(c.rows), x((int64_t)c.tokens * c.d), h((int64_t)c.rows * c.n),
-          w1((int64_t)c.groups * c.d * 2 * c.n), w2((int64_t)c.groups * c.n * c.d), row_weight(c.rows) {
+          w1((int64_t)c.groups * c.d * 2 * c.n), w2((int64_t)c.groups * c.n * c.d),
+          bias((int64_t)c.groups * std::max(c.d, 2 * c.n)), row_weight(c.rows) {
         std::vector<int> index((size_t)c.rows);
         for (int r = 0; r < c.rows; ++r)
             index[(size_t)r] = (int)(mix(seed * 7 + (uint64_t)r) % (uint32_t)c.tokens);
@@ -92,13 +111,13 @@ struct Problem {
         row.put(index);
         const float s = 1 / sqrtf((float)c.d);
         x.random(seed + 1, 1), h.random(seed + 2, 1), w1.random(seed + 3, s), w2.random(seed + 4, s);
-        row_weight.random(seed + 5, 1);
+        row_weight.random(seed + 5, 1), bias.random(seed + 6, 1);
     }
-    std::vector<float> product(const bf16 *a, int64_t lda, const int *a_row, const bf16 *b, bool trans,
-                               int64_t n, int64_t k) {
-        Buffer<float> out(c.rows * n);
-        product_ref<<<(unsigned)((c.rows * n + 255) / 256), 256>>>(a, lda, a_row, b, trans, offset.data,
-                                                                   c.groups, n, k, out.data);
+    std::vector<float> product(const moe_gemm_rows_args &args) {
+        Buffer<float> out(c.rows * args.n);
+        product_ref<<<(unsigned)((c.rows * args.n + 255) / 256), 256>>>(
+            (const bf16 *)args.a, args.lda, args.a_row, (const bf16 *)args.b, args.b_trans,
+            (const bf16 *)args.bias, offset.data, c.groups, args.n, args.k, out.data);
         CUDA_OK(cudaDeviceSynchronize());
         return out.get();
     }
@@ -119,7 +138,8 @@ static moe_gemm_rows_args rows_args(const Problem &p, int64_t n, int64_t k, cons
     return args;
 }
 
-static void check_store(Problem &p, bool gather, bool trans, moei_schedule schedule, bool accumulate) {
+static void check_store(Problem &p, bool gather, bool trans, moei_schedule schedule, bool accumulate,
+                        bool biased) {
     /* Gathered x[d] -> 2n or n; contiguous h[n] -> d. */
     const int64_t k = gather ? p.c.d : p.c.n, n = gather ? (trans ? p.c.n : 2 * p.c.n) : p.c.d;
     const bf16 *b = gather == trans ? p.w2.data : p.w1.data;
@@ -131,15 +151,14 @@ static void check_store(Problem &p, bool gather, bool trans, moei_schedule sched
     if (accumulate) c.random(seed + 9, 1), before = c.get();
     moe_gemm_rows_args args = rows_args(p, n, k, b, trans);
     args.a = a, args.lda = k, args.a_row = gather ? p.row.data : NULL;
-    args.c = c.data, args.ldc = n, args.accumulate = accumulate;
-    CUDA_OK(moei_cuda_gemm_rows(&team, &args, schedule));
-    CUDA_OK(cudaDeviceSynchronize());
-    std::vector<float> ref = p.product(a, k, args.a_row, b, trans, n, k);
+    args.c = c.data, args.ldc = n, args.accumulate = accumulate, args.bias = biased ? p.bias.data : NULL;
+    gemm_rows(args, schedule);
+    std::vector<float> ref = p.product(args);
     std::vector<double> want(ref.begin(), ref.end());
     for (size_t i = 0; i < before.size(); ++i) want[i] += (double)(float)before[i];
     char what[80];
-    snprintf(what, sizeof what, "store gather %d trans %d schedule %d add %d", gather, trans, schedule,
-             accumulate);
+    snprintf(what, sizeof what, "store gather %d trans %d schedule %d add %d bias %d", gather, trans,
+             schedule, accumulate, biased);
     verdict(p.name(what).c_str(), distance(c.get(), want), 4e-3, c.guard_intact());
 }
 
@@ -154,11 +173,10 @@ static void check_store_wide(Problem &p, bool one_group, bool accumulate) {
     args.a = p.h.data, args.lda = k, args.c = c.data, args.ldc = n, args.accumulate = accumulate;
     args.c_wide = true;
     if (one_group) args.offset = NULL, args.n_groups = 1;
-    CUDA_OK(moei_cuda_gemm_rows(&team, &args, MOEI_SCHEDULE_AUTO));
-    CUDA_OK(cudaDeviceSynchronize());
+    gemm_rows(args, MOEI_SCHEDULE_AUTO);
     Buffer<float> ref(p.c.rows * n);
     whole.put({0, p.c.rows});
-    product_ref<<<(unsigned)((p.c.rows * n + 255) / 256), 256>>>(p.h.data, k, NULL, p.w1.data, true,
+    product_ref<<<(unsigned)((p.c.rows * n + 255) / 256), 256>>>(p.h.data, k, NULL, p.w1.data, true, NULL,
                                                                  one_group ? whole.data : p.offset.data,
                                                                  args.n_groups, n, k, ref.data);
     CUDA_OK(cudaDeviceSynchronize());
@@ -180,7 +198,8 @@ static const Act clamped = {
     MOE_ACT_SWIGLU, {1.702, 1.5, 1}
 };
 
-static void check_act(Problem &p, const Act &act, moei_schedule schedule, bool keep, bool gather) {
+static void check_act(Problem &p, const Act &act, moei_schedule schedule, bool keep, bool gather,
+                      bool biased) {
     const moei_act_rule rule = moei_act_rule_for(act.act, act.numbers);
     const bool gated = rule.gated;
     const int64_t n = p.c.n, width = gated ? 2 * n : n;
@@ -191,9 +210,9 @@ static void check_act(Problem &p, const Act &act, moei_schedule schedule, bool k
     args.a = p.x.data, args.lda = p.c.d, args.a_row = row;
     args.epilogue = MOE_EPI_ACT, args.act = act.act, args.act_numbers = act.numbers;
     args.c = keep ? z.data : NULL, args.ldc = width, args.h = h.data, args.ldh = n;
-    CUDA_OK(moei_cuda_gemm_rows(&team, &args, schedule));
-    CUDA_OK(cudaDeviceSynchronize());
-    std::vector<float> ref = p.product(p.x.data, p.c.d, row, p.w1.data, false, width, p.c.d);
+    args.bias = biased ? p.bias.data : NULL;
+    gemm_rows(args, schedule);
+    std::vector<float> ref = p.product(args);
     std::vector<double> want_h((size_t)(p.c.rows * n));
     for (int64_t r = 0; r < p.c.rows; ++r)
         for (int64_t j = 0; j < n; ++j)
@@ -201,8 +220,8 @@ static void check_act(Problem &p, const Act &act, moei_schedule schedule, bool k
                                                       gated ? (double)ref[(size_t)(r * width + n + j)] : 0)
                                               .value;
     char what[80];
-    snprintf(what, sizeof what, "act %d limit %g schedule %d keep %d gather %d", act.act, act.numbers.limit,
-             schedule, keep, gather);
+    snprintf(what, sizeof what, "act %d limit %g schedule %d keep %d gather %d bias %d", act.act,
+             act.numbers.limit, schedule, keep, gather, biased);
     verdict(p.name(what).c_str(), distance(h.get(), want_h), 5e-3, h.guard_intact());
     if (keep)
         verdict(p.name("  its z").c_str(), distance(z.get(), std::vector<double>(ref.begin(), ref.end())),
@@ -225,9 +244,8 @@ static void check_act_grad(Problem &p, const Act &act, moei_schedule schedule, b
     args.z = z.data, args.dz = in_place ? z.data : dz.data, args.ldz = width, args.wa = wa.data,
     args.ldwa = n;
     args.row_weight = p.row_weight.data, args.dweight = dweight.data, args.dweight_part = part.data;
-    CUDA_OK(moei_cuda_gemm_rows(&team, &args, schedule));
-    CUDA_OK(cudaDeviceSynchronize());
-    std::vector<float> da = p.product(p.x.data, p.c.d, row, p.w2.data, true, n, p.c.d);
+    gemm_rows(args, schedule);
+    std::vector<float> da = p.product(args);
     std::vector<float> w = p.row_weight.get();
     std::vector<double> want_z(z_old.size()), want_a(da.size()), want_w((size_t)p.c.rows);
     for (int64_t r = 0; r < p.c.rows; ++r) {
@@ -266,8 +284,7 @@ template <class T> static void check_outer(Problem &p, bool trans, bool gather, 
     args.b = trans ? p.x.data : p.h.data, args.ldb = args.n, args.b_row = trans ? row : NULL;
     args.c = c.data, args.ldc = args.n, args.c_group = m * n;
     args.accumulate = accumulate, args.c_wide = sizeof(T) == sizeof(float);
-    CUDA_OK(moei_cuda_gemm_outer(&team, &args));
-    CUDA_OK(cudaDeviceSynchronize());
+    gemm_outer(args);
     Buffer<float> ref(p.c.groups * m * n);
     outer_ref<<<dim3((unsigned)((m * n + 255) / 256), (unsigned)p.c.groups), 256>>>(
         p.x.data, m, row, p.h.data, n, p.offset.data, m, n, ref.data);
@@ -370,7 +387,7 @@ static void check_route(int64_t tokens, int experts, int top_k, int64_t d, bool 
     Buffer<int64_t> one(2);
     one.put({0, tokens});
     Buffer<float> ref(tokens * experts);
-    product_ref<<<(unsigned)((tokens * experts + 255) / 256), 256>>>(x.data, d, NULL, gate.data, true,
+    product_ref<<<(unsigned)((tokens * experts + 255) / 256), 256>>>(x.data, d, NULL, gate.data, true, NULL,
                                                                      one.data, 1, experts, d, ref.data);
     CUDA_OK(cudaDeviceSynchronize());
     const std::vector<float> l = logits.get(), r = ref.get(), w = weight.get(), s = lse.get(),
@@ -553,25 +570,24 @@ static void check_same_bits(Problem &p) {
         r.a = p.x.data, r.lda = d, r.a_row = p.row.data;
         r.epilogue = MOE_EPI_ACT, r.act = MOE_ACT_SWIGLU, r.c = z.data, r.ldc = 2 * n, r.h = h.data,
         r.ldh = n;
-        CUDA_OK(moei_cuda_gemm_rows(&team, &r, MOEI_SCHEDULE_AUTO));
+        gemm_rows(r, MOEI_SCHEDULE_AUTO);
         r = rows_args(p, n, d, p.w2.data, true);
         r.a = p.x.data, r.lda = d, r.a_row = p.row.data;
         r.epilogue = MOE_EPI_ACT_GRAD, r.act = MOE_ACT_SWIGLU, r.z = r.dz = z.data, r.ldz = 2 * n;
         r.wa = h.data, r.ldwa = n, r.row_weight = p.row_weight.data;
         r.dweight = dweight.data, r.dweight_part = part.data;
-        CUDA_OK(moei_cuda_gemm_rows(&team, &r, MOEI_SCHEDULE_AUTO));
+        gemm_rows(r, MOEI_SCHEDULE_AUTO);
         r = rows_args(p, d, n, p.w2.data, false);
         r.a = h.data, r.lda = n, r.c = c.data, r.ldc = d;
-        CUDA_OK(moei_cuda_gemm_rows(&team, &r, MOEI_SCHEDULE_AUTO));
+        gemm_rows(r, MOEI_SCHEDULE_AUTO);
         moe_gemm_outer_args o = {};
         o.dtype = MOE_BF16, o.n_groups = p.c.groups, o.offset = p.offset.data, o.n_rows = rows;
         o.m = d, o.n = o.ldc = o.ldb = n, o.c_group = d * n, o.a = p.x.data, o.lda = d, o.a_row = p.row.data;
         o.b = h.data, o.c = w.data;
-        CUDA_OK(moei_cuda_gemm_outer(&team, &o));
+        gemm_outer(o);
         o.m = n, o.n = o.ldc = o.ldb = d, o.a = h.data, o.lda = n, o.a_row = NULL;
         o.b = p.x.data, o.b_row = p.row.data, o.c = wt.data;
-        CUDA_OK(moei_cuda_gemm_outer(&team, &o));
-        CUDA_OK(cudaDeviceSynchronize());
+        gemm_outer(o);
         const std::vector<std::vector<bf16>> now = {z.get(), h.get(), c.get(), w.get(), wt.get()};
         const std::vector<float> now_part = dweight.get();
         if (run == 0) first = now, first_part = now_part;
@@ -586,21 +602,27 @@ static void check_case(const Case &c) {
     Problem p(c);
     const moei_schedule both[] = {MOEI_SCHEDULE_COOPERATIVE, MOEI_SCHEDULE_PINGPONG};
     for (moei_schedule schedule : both) {
-        check_store(p, false, false, schedule, false);
-        check_store(p, false, true, schedule, true);
-        check_act(p, swiglu, schedule, true, true);
+        check_store(p, false, false, schedule, false, false);
+        check_store(p, false, true, schedule, true, false);
+        check_act(p, swiglu, schedule, true, true, false);
         check_act_grad(p, swiglu, schedule, true, true);
     }
-    check_store(p, true, false, MOEI_SCHEDULE_AUTO, false);
-    check_store(p, true, true, MOEI_SCHEDULE_AUTO, false);
+    check_store(p, true, false, MOEI_SCHEDULE_AUTO, false, false);
+    check_store(p, true, true, MOEI_SCHEDULE_AUTO, false, false);
     check_store_wide(p, false, false);
     check_store_wide(p, true, true);
-    check_act(p, swiglu, MOEI_SCHEDULE_AUTO, false, true);
+    check_act(p, swiglu, MOEI_SCHEDULE_AUTO, false, true, false);
+    for (bool gather : {false, true}) {
+        if (!portable) break;
+        check_store(p, gather, false, MOEI_SCHEDULE_AUTO, gather, true);
+        check_act(p, swiglu, MOEI_SCHEDULE_AUTO, gather, true, true);
+        check_act(p, gelu, MOEI_SCHEDULE_AUTO, true, gather, true);
+    }
     for (int kind = MOE_ACT_RELU; kind <= MOE_ACT_GEGLU; ++kind)
         for (int i = 0; i < 4; ++i) {
             Act act = {(moe_act)kind, {}};
             if (i / 2) act.numbers = {1.702, 1.5, 1};
-            check_act(p, act, MOEI_SCHEDULE_AUTO, true, i % 2);
+            check_act(p, act, MOEI_SCHEDULE_AUTO, true, i % 2, false);
             check_act_grad(p, act, MOEI_SCHEDULE_AUTO, false, i % 2);
         }
     for (int i = 0; i < 8; ++i) {
@@ -614,6 +636,7 @@ int main(int argc, char **argv) {
     seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
     setvbuf(stdout, NULL, _IOLBF, 0);
     team = team_of(0);
+    portable = getenv("ISA") && strcmp(getenv("ISA"), "cuda") == 0;
     printf("check_moe: seed %llu\n", (unsigned long long)seed);
     const Case cases[] = {
         {1,   128,  128,  64,   64,  0},
@@ -629,6 +652,13 @@ int main(int argc, char **argv) {
     };
     const size_t n_cases = argc > 2 ? strtoull(argv[2], NULL, 0) : sizeof cases / sizeof *cases;
     for (size_t i = 0; i < n_cases && i < sizeof cases / sizeof *cases; ++i) check_case(cases[i]);
+    const Case odd[] = {
+        {5,   613,  700, 67,  41,  1},
+        {9,   1409, 400, 130, 205, 2},
+        {700, 3001, 512, 136, 24,  1}
+    };
+    for (const Case &c : odd)
+        if (portable) check_case(c);
     for (int i = 0; i < 8; ++i)
         check_gather_sum(i % 2 ? 331 : 64, 1 + i + (i > 5) * 4, i % 3 ? 72 : 1536, i & 1, i & 2);
     check_route(128, 64, 2, 64, false, false, false, false);

@@ -4,10 +4,10 @@
 
 extern "C" {
 #include "device/device.h"
-#include "kernel/kernel_list.h"
 }
 
 #include "kernel/cuda/cuda_kernel.h"
+#include "kernel/kernel_list.h"
 
 #include <algorithm>
 #include <cuda_bf16.h>

@@ -6,8 +6,16 @@
 
 #include "kernel/kernel.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define MOEI_KERNEL(op, type, function, isa, serves) type function;
 #include "kernel/kernel.def"
 #undef MOEI_KERNEL
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

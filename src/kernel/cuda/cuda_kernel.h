@@ -34,6 +34,11 @@ void moei_cuda_sum_dweight(const moei_team *team, const moe_gemm_rows_args *args
 /* One of a_row and b_row at most. */
 int moei_cuda_gemm_outer(const moei_team *team, const moe_gemm_outer_args *args);
 
+/* The products of bf16 by mma.sync, on any GPU, whatever widths, strides and addresses; none of them empty.
+ */
+void moei_cuda_gemm_rows_mma(const moei_team *team, const moe_gemm_rows_args *args);
+void moei_cuda_gemm_outer_mma(const moei_team *team, const moe_gemm_outer_args *args);
+
 /* `route` of kernel.h: plain softmax top-k over up to 256 experts, 32 of them a token; up to 1024 tokens by
  * clusters of eight blocks. The second one is for up to MOEI_CUDA_DECODE_TOKENS tokens, sooner. */
 bool moei_cuda_route_fits(const moei_router_args *args);

@@ -6,11 +6,9 @@
  * row has the same bits whatever stands beside it.
  * Meant for decoding: every ROWS rows read their expert's weights once more.
  */
+#include "kernel/cuda/mma.cuh"
 #include "kernel/cuda/portable.cuh"
-
-extern "C" {
 #include "kernel/packed.h"
-}
 
 #include <cuda_fp16.h>
 
@@ -178,15 +176,6 @@ template <int CODES, int ROWS> struct Sums<float, CODES, ROWS> {
     }
 };
 
-/* d += A^T B of a 16 x 16 and a 16 x 8 tile: lane l has columns l/4 and l/4+8 of the first at steps
- * 2(l%4), +1, +8, +9, and row l/4 of the second there; of d rows l/4, l/4+8, columns 2(l%4) and the next. */
-__device__ __forceinline__ void mma16816(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                         uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 __device__ __forceinline__ uint32_t as_word(__nv_bfloat162 pair) {
     return *(uint32_t *)&pair;
 }
@@ -217,8 +206,9 @@ __device__ __forceinline__ void read_pairs(uint32_t word, const uint32_t *pair,
     }
 }
 
-/* The weights are the tile of 16: four columns of eight lanes each, two tiles; the rows of A, eight, the
- * other one. The four lanes of a column have four rows of words, whose steps stand for those of the tile. */
+/* The weights are mma16816's tile of 16: four columns of eight lanes each, two tiles; the rows of A, eight,
+ * the other one. The four lanes of a column have four rows of words, whose steps stand for those of the tile.
+ */
 template <int CODES, int ROWS> struct Sums<bf16, CODES, ROWS> {
     static_assert(ROWS == 8, "a tile");
     enum { PER = Word<CODES>::PER, PAIRS = PER / 2 };

@@ -1,7 +1,8 @@
-/* gemm_rows_cuda.cu: grouped product over ragged rows for any NVIDIA GPU from sm_80: FMA in f32 registers.
+/* gemm_rows_cuda.cu: grouped product over ragged rows, f32, for any NVIDIA GPU from sm_80: FMA in registers.
  * C[r, :] = A[a_row[r], :] B_g, then the epilogue; formulas: moekit/op.h. k ascending in one accumulator.
  * A block has a tile of 128 rows of one group and 128 columns of B, a thread 8 x 8 of it; the next slices of
  * A and B wait in registers while this one is multiplied. Source: CUTLASS's SIMT product, in our own words.
+ * bf16 is multiplied by tensor cores: gemm_rows_mma_cuda.cu.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/portable.cuh"
@@ -31,20 +32,20 @@ struct Slice {
     float a[8], b[8];
 };
 
-template <class T, int EPI> struct Source {
-    const T *a[8]; /* rows of A, NULL past the end; column thread % 16 of the slice */
-    const T *b[8];
+template <int EPI> struct Source {
+    const float *a[8]; /* rows of A, NULL past the end; column thread % 16 of the slice */
+    const float *b[8];
     int64_t b_step; /* from one k to the next */
 
     __device__ void open(const RowsCall &p, const RowTile &tile) {
-        const T *group = (const T *)p.b + tile.group * p.b_group;
+        const float *group = (const float *)p.b + tile.group * p.b_group;
         const int thread = threadIdx.x, k = thread % DEPTH;
         b_step = p.b_trans ? 1 : p.ldb;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             const int64_t r = tile.first + thread / DEPTH + i * (THREADS / DEPTH);
             a[i] = NULL;
-            if (r < tile.end) a[i] = (const T *)p.a + (p.a_row ? p.a_row[r] : r) * p.lda + k;
+            if (r < tile.end) a[i] = (const float *)p.a + (p.a_row ? p.a_row[r] : r) * p.lda + k;
             bool inside;
             const int c = p.b_trans ? thread / DEPTH + i * (THREADS / DEPTH) : thread % COLS;
             const int64_t j = column_of<EPI>(p, c, &inside);
@@ -59,8 +60,8 @@ template <class T, int EPI> struct Source {
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             const bool b_in = p.b_trans ? a_in : k0 + (int)threadIdx.x / COLS + 2 * i < p.k;
-            s.a[i] = a_in && a[i] ? as_float(__ldg(a[i] + k0)) : 0.f;
-            s.b[i] = b_in && b[i] ? as_float(__ldg(b[i] + k0 * b_step)) : 0.f;
+            s.a[i] = a_in && a[i] ? __ldg(a[i] + k0) : 0.f;
+            s.b[i] = b_in && b[i] ? __ldg(b[i] + k0 * b_step) : 0.f;
         }
     }
 };
@@ -100,7 +101,6 @@ __device__ __forceinline__ void multiply_slice(const float (*a)[PITCH], const fl
     }
 }
 
-template <class T, class C>
 __device__ __forceinline__ void store_rows(const RowsCall &p, const RowTile &tile, float (&acc)[8][8]) {
     const int across = threadIdx.x % 16, down = threadIdx.x / 16;
 #pragma unroll
@@ -112,15 +112,14 @@ __device__ __forceinline__ void store_rows(const RowsCall &p, const RowTile &til
             bool inside;
             const int64_t col = column_of<MOE_EPI_STORE>(p, part(across, j), &inside);
             if (!inside) continue;
-            const float bias = p.bias ? load<T>(p.bias, tile.group * p.n + col) : 0.f;
-            const float before = p.accumulate ? load<C>(p.c, r * p.ldc + col) : 0.f;
-            store<C>(p.c, r * p.ldc + col, before + (acc[i][j] + bias));
+            const float bias = p.bias ? ((const float *)p.bias)[tile.group * p.n + col] : 0.f;
+            const float before = p.accumulate ? ((const float *)p.c)[r * p.ldc + col] : 0.f;
+            ((float *)p.c)[r * p.ldc + col] = before + (acc[i][j] + bias);
         }
     }
 }
 
 /* Z = product + bias, kept where asked; H = act(Z). */
-template <class T>
 __device__ __forceinline__ void act_rows(const RowsCall &p, const RowTile &tile, float (&acc)[8][8]) {
     const int across = threadIdx.x % 16, down = threadIdx.x / 16;
     const bool gated = p.rule.gated;
@@ -133,21 +132,20 @@ __device__ __forceinline__ void act_rows(const RowsCall &p, const RowTile &tile,
             bool inside;
             const int64_t col = column_of<MOE_EPI_ACT>(p, part(across, j), &inside);
             if (!inside) continue;
-            acc[i][j] += p.bias ? load<T>(p.bias, tile.group * p.n + col) : 0.f;
-            if (p.c) store<T>(p.c, r * p.ldc + col, acc[i][j]);
-            if (!gated) store<T>(p.h, r * p.ldh + col, act_point(p.rule, acc[i][j], 0.f).value);
+            acc[i][j] += p.bias ? ((const float *)p.bias)[tile.group * p.n + col] : 0.f;
+            if (p.c) ((float *)p.c)[r * p.ldc + col] = acc[i][j];
+            if (!gated) ((float *)p.h)[r * p.ldh + col] = act_point(p.rule, acc[i][j], 0.f).value;
         }
 #pragma unroll
         for (int j = 0; gated && j < 4; ++j) {
             bool inside;
             const int64_t col = column_of<MOE_EPI_ACT>(p, part(across, j), &inside);
-            if (inside) store<T>(p.h, r * p.ldh + col, act_point(p.rule, acc[i][j], acc[i][j + 4]).value);
+            if (inside) ((float *)p.h)[r * p.ldh + col] = act_point(p.rule, acc[i][j], acc[i][j + 4]).value;
         }
     }
 }
 
 /* The product is dA': dZ = w act'(Z) dA', wA = w act(Z), and 64 columns' share of <dA', act(Z)>. */
-template <class T>
 __device__ __forceinline__ void act_grad_rows(const RowsCall &p, const RowTile &tile, float (&acc)[8][8]) {
     const int across = threadIdx.x % 16, down = threadIdx.x / 16;
     const bool gated = p.rule.gated;
@@ -164,12 +162,12 @@ __device__ __forceinline__ void act_grad_rows(const RowsCall &p, const RowTile &
             const int64_t col = column_of<MOE_EPI_ACT_GRAD>(p, part(across, j), &inside);
             if (!inside || !real) continue;
             const int64_t at = r * p.ldz + col;
-            const float gate = load<T>(p.z, at), up = gated ? load<T>(p.z, at + p.n) : 0.f;
+            const float gate = ((const float *)p.z)[at], up = gated ? ((const float *)p.z)[at + p.n] : 0.f;
             const ActPoint point = act_point(p.rule, gate, up);
             const float through = w * acc[i][j];
-            store<T>(p.dz, at, through * point.d_gate);
-            if (gated) store<T>(p.dz, at + p.n, through * point.d_up);
-            store<T>(p.wa, r * p.ldwa + col, w * point.value);
+            ((float *)p.dz)[at] = through * point.d_gate;
+            if (gated) ((float *)p.dz)[at + p.n] = through * point.d_up;
+            ((float *)p.wa)[r * p.ldwa + col] = w * point.value;
             dot[j >> 2] = fmaf(acc[i][j], point.value, dot[j >> 2]);
         }
         if (!p.dweight) continue;
@@ -184,13 +182,12 @@ __device__ __forceinline__ void act_grad_rows(const RowsCall &p, const RowTile &
     }
 }
 
-template <class T, class C, int EPI>
-__global__ void __launch_bounds__(THREADS) gemm_rows_kernel(const RowsCall p) {
+template <int EPI> __global__ void __launch_bounds__(THREADS) gemm_rows_kernel(const RowsCall p) {
     __shared__ float a[2][DEPTH][PITCH], b[2][DEPTH][PITCH];
     const RowTile tile = find_row_tile(p.offset, p.n_groups, p.n_rows, blockIdx.x, ROWS);
     if (tile.group < 0) return;
     float acc[8][8] = {};
-    Source<T, EPI> source;
+    Source<EPI> source;
     Slice slice;
     source.open(p, tile);
     source.load(p, 0, slice);
@@ -204,9 +201,9 @@ __global__ void __launch_bounds__(THREADS) gemm_rows_kernel(const RowsCall p) {
         __syncthreads();
     }
     multiply_slice(a[now], b[now], acc);
-    if (EPI == MOE_EPI_STORE) store_rows<T, C>(p, tile, acc);
-    if (EPI == MOE_EPI_ACT) act_rows<T>(p, tile, acc);
-    if (EPI == MOE_EPI_ACT_GRAD) act_grad_rows<T>(p, tile, acc);
+    if (EPI == MOE_EPI_STORE) store_rows(p, tile, acc);
+    if (EPI == MOE_EPI_ACT) act_rows(p, tile, acc);
+    if (EPI == MOE_EPI_ACT_GRAD) act_grad_rows(p, tile, acc);
 }
 
 /* dweight[r] = the sum of its parts, first to last. */
@@ -222,18 +219,16 @@ static void sum_dweight(const moe_gemm_rows_args *args, int64_t parts, cudaStrea
     dweight_kernel<<<(unsigned)ceil_div(args->n_rows, 256), 256, 0, stream>>>(*args, parts);
 }
 
-template <class T, class C> static void launch(const moe_gemm_rows_args *args, cudaStream_t stream) {
+static void launch(const moe_gemm_rows_args *args, cudaStream_t stream) {
     const RowsCall call = {*args, act_rule_of(args->act, args->act_numbers)};
     const bool pairs = args->epilogue == MOE_EPI_ACT && call.rule.gated;
     const int64_t tiles = ceil_div(args->n_rows, ROWS) + (args->offset ? args->n_groups : 0);
     const dim3 grid((unsigned)tiles,
                     (unsigned)(pairs ? ceil_div(args->n / 2, HALF) : ceil_div(args->n, COLS)));
-    if (args->epilogue == MOE_EPI_STORE)
-        gemm_rows_kernel<T, C, MOE_EPI_STORE><<<grid, THREADS, 0, stream>>>(call);
-    if (args->epilogue == MOE_EPI_ACT)
-        gemm_rows_kernel<T, T, MOE_EPI_ACT><<<grid, THREADS, 0, stream>>>(call);
+    if (args->epilogue == MOE_EPI_STORE) gemm_rows_kernel<MOE_EPI_STORE><<<grid, THREADS, 0, stream>>>(call);
+    if (args->epilogue == MOE_EPI_ACT) gemm_rows_kernel<MOE_EPI_ACT><<<grid, THREADS, 0, stream>>>(call);
     if (args->epilogue != MOE_EPI_ACT_GRAD) return;
-    gemm_rows_kernel<T, T, MOE_EPI_ACT_GRAD><<<grid, THREADS, 0, stream>>>(call);
+    gemm_rows_kernel<MOE_EPI_ACT_GRAD><<<grid, THREADS, 0, stream>>>(call);
     if (args->dweight) sum_dweight(args, ceil_div(args->n, MOEI_DWEIGHT_COLS), stream);
 }
 
@@ -242,9 +237,8 @@ template <class T, class C> static void launch(const moe_gemm_rows_args *args, c
 extern "C" void moei_gemm_rows__cuda(const moei_team *team, const moe_gemm_rows_args *args) {
     using namespace moei;
     if (args->n_rows == 0 || args->n == 0) return;
-    if (args->dtype == MOE_F32) return launch<float, float>(args, stream_of(team));
-    if (args->c_wide) return launch<bf16, float>(args, stream_of(team));
-    launch<bf16, bf16>(args, stream_of(team));
+    if (args->dtype == MOE_BF16) return moei_cuda_gemm_rows_mma(team, args);
+    launch(args, stream_of(team));
 }
 
 void moei_cuda_sum_dweight(const moei_team *team, const moe_gemm_rows_args *args, int64_t parts) {

@@ -5,9 +5,7 @@
 #ifndef MOEI_PORTABLE_CUH
 #define MOEI_PORTABLE_CUH
 
-extern "C" {
 #include "kernel/kernel_list.h"
-}
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -27,15 +25,8 @@ template <class T> __device__ __forceinline__ float load(const void *from, int64
 template <class T> __device__ __forceinline__ void store(void *to, int64_t i, float value) {
     ((T *)to)[i] = (T)value;
 }
-__device__ __forceinline__ float as_float(float value) {
-    return value;
-}
-__device__ __forceinline__ float as_float(bf16 value) {
-    return __bfloat162float(value);
-}
-
 /* Whether 16 bytes may be moved at once from there. */
-static inline bool aligned16(const void *pointer) {
+__host__ __device__ __forceinline__ bool aligned16(const void *pointer) {
     return ((uintptr_t)pointer & 15) == 0;
 }
 
@@ -118,31 +109,39 @@ struct RowTile {
     int64_t first, end;
 };
 
+/* Sum of v over this lane and those below it. */
+__device__ __forceinline__ int warp_prefix(int v) {
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+        const int below = __shfl_up_sync(~0u, v, d);
+        if ((int)(threadIdx.x & 31) >= d) v += below;
+    }
+    return v;
+}
+
 /* Row tile number `tile` of all groups, found by one warp; group -1: there are fewer. offset NULL: one
- * group of n_rows rows. */
+ * group of n_rows rows. Every lane counts the tiles of as many groups; one lane's are then looked at. */
 __device__ __forceinline__ RowTile find_row_tile(const int64_t *offset, int32_t n_groups, int64_t n_rows,
                                                  int64_t tile, int rows) {
-    const int lane = threadIdx.x & 31;
     if (!offset) return {tile * rows < n_rows ? 0 : -1, tile * rows, n_rows};
-    for (int32_t g0 = 0; g0 < n_groups; g0 += 32) {
-        const int32_t g = g0 + lane;
-        const int64_t begin = g < n_groups ? offset[g] : 0, end = g < n_groups ? offset[g + 1] : 0;
-        const int64_t own = ceil_div(end - begin, rows);
-        int64_t upto = own;
-#pragma unroll
-        for (int d = 1; d < 32; d *= 2) {
-            const int64_t below = __shfl_up_sync(~0u, upto, d);
-            if (lane >= d) upto += below;
-        }
-        const unsigned past = __ballot_sync(~0u, upto > tile);
-        if (past) {
-            const int at = __ffs(past) - 1;
-            const int64_t before = __shfl_sync(~0u, upto - own, at);
-            return {g0 + at, __shfl_sync(~0u, begin, at) + (tile - before) * rows, __shfl_sync(~0u, end, at)};
-        }
-        tile -= __shfl_sync(~0u, upto, 31);
+    const int lane = threadIdx.x & 31;
+    int32_t first = 0, span = n_groups;
+    int rest = (int)tile;
+    while (true) {
+        const int32_t each = (span + 31) / 32, low = first + lane * each,
+                      high = min(low + each, first + span);
+        int own = 0;
+#pragma unroll 4
+        for (int32_t g = low; g < high; ++g) own += (int)ceil_div(offset[g + 1] - offset[g], rows);
+        const int upto = warp_prefix(own);
+        const unsigned past = __ballot_sync(~0u, upto > rest);
+        if (!past) return {-1, 0, 0};
+        const int at = __ffs(past) - 1;
+        rest -= __shfl_sync(~0u, upto - own, at);
+        first = __shfl_sync(~0u, low, at);
+        if (each == 1) return {first, offset[first] + (int64_t)rest * rows, offset[first + 1]};
+        span = __shfl_sync(~0u, high - low, at);
     }
-    return {-1, 0, 0};
 }
 
 /* Sum over the 32 lanes, the same bits in each, every time. */
@@ -150,6 +149,18 @@ template <class V> __device__ __forceinline__ V warp_sum(V v) {
 #pragma unroll
     for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(~0u, v, d);
     return v;
+}
+
+/* What is left of a token that is masked or bad, its logit or its replayed choice: lse 0 or NaN, by which the
+ * gradient knows. Lane `lane` of `lanes` that call this. */
+__device__ __forceinline__ void leave_out(const moei_router_args &p, int64_t token, float lse, int lane,
+                                          int lanes) {
+    for (int e = lane; p.prob && e < p.n_experts; e += lanes) p.prob[token * p.n_experts + e] = 0.f;
+    for (int k = lane; k < p.top_k; k += lanes) {
+        p.expert[token * p.top_k + k] = -1;
+        p.weight[token * p.top_k + k] = 0.f;
+    }
+    if (lane == 0) p.lse[token] = lse;
 }
 
 /* Tells the host what is wrong with a token. */

@@ -10,6 +10,7 @@
 namespace moei {
 
 enum { THREADS = 128, WARPS = THREADS / 32 };
+enum { SELECTORS = 2 }; /* tokens of a block that selects: the ranks of up to 6144 experts each in 48 KB */
 
 __device__ __forceinline__ float score_of(moei_router_score score, float logit, float lse) {
     if (score == MOEI_ROUTER_SOFTMAX) return expf(logit - lse);
@@ -23,6 +24,7 @@ struct Token {
     int64_t t;
     int lane;
     float lse;
+    float *rank; /* what is ranked, of each expert; only where experts are selected */
 
     __device__ float logit(int e) const { return p.logits[t * p.n_experts + e]; }
     /* Of softmax, prob holds the score itself; the gradient has no logits then. */
@@ -32,11 +34,12 @@ struct Token {
         if (p.bias_in_weights) s += p.selection_bias[e];
         return s;
     }
-    /* What is ranked. */
-    __device__ float rank(int e) const {
-        float z = p.rank_logits ? logit(e) : score(e);
-        if (p.selection_bias && !p.bias_in_weights) z += p.selection_bias[e];
-        return z;
+    __device__ void keep_ranks() const {
+        for (int e = lane; e < p.n_experts; e += 32) {
+            const float z = p.rank_logits ? logit(e) : score(e);
+            rank[e] = z + (p.selection_bias && !p.bias_in_weights ? p.selection_bias[e] : 0.f);
+        }
+        __syncwarp();
     }
 };
 
@@ -55,7 +58,7 @@ static __device__ Best next_best(const Token &token, int low, int high, const Be
     Best best = {0.f, -1};
     for (int e = low + token.lane; e < high; e += 32) {
         if (group_size > 0 && !(kept >> (e / group_size) & 1)) continue;
-        const float z = token.rank(e);
+        const float z = token.rank[e];
         if (last.e >= 0 && !before(last.z, last.e, z, e)) continue;
         if (best.e < 0 || before(z, e, best.z, best.e)) best = {z, e};
     }
@@ -95,17 +98,9 @@ static __device__ uint64_t keep_groups(const Token &token) {
     return kept;
 }
 
-/* lse: 0 of a masked token, NaN of a bad one, by which the gradient knows it. */
-static __device__ void leave_out(const Token &token, float lse) {
-    const moei_router_args &p = token.p;
-    for (int e = token.lane; e < p.n_experts; e += 32) p.prob[token.t * p.n_experts + e] = 0.f;
-    for (int k = token.lane; k < p.top_k; k += 32) {
-        p.expert[token.t * p.top_k + k] = -1;
-        p.weight[token.t * p.top_k + k] = 0.f;
-    }
-    if (token.lane != 0) return;
-    p.lse[token.t] = lse;
-    if (p.entropy) p.entropy[token.t] = 0.f;
+static __device__ void leave_row_out(const Token &token, float lse) {
+    leave_out(token.p, token.t, lse, token.lane, 32);
+    if (token.lane == 0 && token.p.entropy) token.p.entropy[token.t] = 0.f;
 }
 
 /* lse and entropy of the row; false where a logit or bias is bad. */
@@ -161,6 +156,7 @@ static __device__ bool replay(const Token &token) {
 static __device__ void select(const Token &token) {
     const moei_router_args &p = token.p;
     const int group_size = p.group_top_k > 0 ? p.n_experts / p.n_groups : 0;
+    token.keep_ranks();
     const uint64_t kept = group_size > 0 ? keep_groups(token) : 0;
     Best last = {0.f, -1};
     for (int k = 0; k < p.top_k; ++k) {
@@ -193,13 +189,16 @@ static __device__ void weigh(const Token &token) {
     }
 }
 
-static __global__ void __launch_bounds__(THREADS) router_kernel(const moei_router_args p) {
-    Token token = {p, (int64_t)blockIdx.x * WARPS + threadIdx.x / 32, (int)threadIdx.x & 31, 0.f};
+static __global__ void __launch_bounds__(SELECTORS * 32) router_kernel(const moei_router_args p) {
+    extern __shared__ float ranks[];
+    const int warp = threadIdx.x / 32;
+    Token token = {p, (int64_t)blockIdx.x * SELECTORS + warp, (int)threadIdx.x & 31, 0.f,
+                   ranks + warp * p.n_experts};
     if (token.t >= p.n_tokens) return;
-    if (p.mask && !p.mask[token.t]) return leave_out(token, 0.f);
+    if (p.mask && !p.mask[token.t]) return leave_row_out(token, 0.f);
     if (!score_row(token)) {
         if (token.lane == 0) tell(p, token.t, MOEI_FAULT_LOGIT);
-        return leave_out(token, NAN);
+        return leave_row_out(token, NAN);
     }
     __syncwarp();
     if (!p.replay_expert) {
@@ -207,7 +206,7 @@ static __global__ void __launch_bounds__(THREADS) router_kernel(const moei_route
     } else if (!replay(token)) {
         if (token.lane == 0) tell(p, token.t, MOEI_FAULT_REPLAY);
         __syncwarp();
-        return leave_out(token, NAN);
+        return leave_row_out(token, NAN);
     }
     __syncwarp();
     if (!p.replay_weight) return weigh(token);
@@ -291,7 +290,7 @@ __device__ __forceinline__ void put_dlogit(const moei_router_args &p, int64_t t,
 }
 
 static __global__ void __launch_bounds__(THREADS) router_grad_kernel(const moei_router_args p) {
-    Token token = {p, (int64_t)blockIdx.x * WARPS + threadIdx.x / 32, (int)threadIdx.x & 31, 0.f};
+    Token token = {p, (int64_t)blockIdx.x * WARPS + threadIdx.x / 32, (int)threadIdx.x & 31, 0.f, NULL};
     if (token.t >= p.n_tokens) return;
     if ((p.mask && !p.mask[token.t]) || isnan(p.lse[token.t])) {
         for (int e = token.lane; e < p.n_experts; e += 32) put_dlogit(p, token.t, e, 0.f);
@@ -383,8 +382,9 @@ static __global__ void balance_kernel(const moei_balance_args p) {
 using namespace moei;
 
 extern "C" void moei_router__cuda(const moei_team *team, const moei_router_args *args) {
-    if (args->n_tokens > 0)
-        router_kernel<<<(unsigned)ceil_div(args->n_tokens, WARPS), THREADS, 0, stream_of(team)>>>(*args);
+    const unsigned blocks = (unsigned)ceil_div(args->n_tokens, SELECTORS);
+    const size_t ranks = SELECTORS * (size_t)args->n_experts * sizeof(float);
+    if (blocks > 0) router_kernel<<<blocks, SELECTORS * 32, ranks, stream_of(team)>>>(*args);
 }
 
 extern "C" void moei_router_grad__cuda(const moei_team *team, const moei_router_args *args) {

@@ -20,20 +20,6 @@ __device__ __forceinline__ float key_score(uint32_t key) {
     return __uint_as_float(key & 0x80000000u ? key & 0x7FFFFFFFu : ~key);
 }
 
-/* What is left of a token that is masked or has a bad logit: lse 0 or NaN, by which the gradient knows. Lane
- * `lane` of `lanes` that call this. */
-__device__ __forceinline__ void leave_out(const moei_router_args &p, int64_t token, bool masked, int lane,
-                                          int lanes) {
-    for (int e = lane; p.prob && e < p.n_experts; e += lanes) p.prob[token * p.n_experts + e] = 0.f;
-    for (int k = lane; k < p.top_k; k += lanes) {
-        p.expert[token * p.top_k + k] = -1;
-        p.weight[token * p.top_k + k] = 0.f;
-    }
-    if (lane != 0) return;
-    p.lse[token] = masked ? 0.f : NAN;
-    if (!masked) tell(p, token, MOEI_FAULT_LOGIT);
-}
-
 /* What the chosen shares are divided by: sum: of all experts' shares, chosen: of the chosen ones. */
 __device__ __forceinline__ float weight_divisor(const moei_router_args &p, float sum, float chosen) {
     if (!p.score_before_topk) return chosen;
@@ -119,7 +105,8 @@ template <int N> struct Selection {
             if (t >= tokens) return;
             const bool masked = p.mask && !p.mask[to];
             if (masked || !finite[t]) {
-                leave_out(p, to, masked, lane, 32);
+                leave_out(p, to, masked ? 0.f : NAN, lane, 32);
+                if (!masked && lane == 0) tell(p, to, MOEI_FAULT_LOGIT);
                 continue;
             }
             if (mine) {
@@ -284,7 +271,9 @@ template <int N, int LENGTH> struct RowSelection {
         const bool good = inside && finite && !masked;
         keep_choices(p, token, good, sum, count);
         if (good && p.prob) store_row(p.prob + token * n, n, logit, 1.f / sum);
-        if (inside && !good) leave_out(p, token, masked, lane & 3, 4);
+        if (!inside || good) return;
+        leave_out(p, token, masked ? 0.f : NAN, lane & 3, 4);
+        if (!masked && (lane & 3) == 0) tell(p, token, MOEI_FAULT_LOGIT);
     }
 };
 

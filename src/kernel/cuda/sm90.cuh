@@ -1,19 +1,15 @@
-/* sm90.cuh: the Hopper instructions the kernels are made of, one function each.
+/* sm90.cuh: the Hopper instructions the kernels are made of, one function each (mma.cuh has older ones).
  * Shared-memory addresses are 32-bit; a cluster is a pair of blocks.
  * Source: PTX ISA 8.x, sections mbarrier, cp.async.bulk.tensor, wgmma.
  */
 #ifndef MOEI_SM90_CUH
 #define MOEI_SM90_CUH
 
+#include "kernel/cuda/mma.cuh"
+
 #include <cuda.h>
-#include <cuda_bf16.h>
-#include <stdint.h>
 
 namespace moei {
-
-__device__ __forceinline__ uint32_t smem_address(const void *pointer) {
-    return (uint32_t)__cvta_generic_to_shared(pointer);
-}
 
 /* Barriers with a phase. A fresh one is in phase 0; waiting for parity 1 on it passes at once. */
 __device__ __forceinline__ void mbar_init(uint32_t bar, uint32_t count) {
@@ -101,10 +97,6 @@ __device__ __forceinline__ uint64_t pass_through_l2() {
     uint64_t policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
-}
-__device__ __forceinline__ void cp_async16(uint32_t dst, const void *src, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0)
-                 : "memory");
 }
 /* Arrives at a barrier once all copies of this thread so far have landed. */
 __device__ __forceinline__ void cp_async_arrive(uint32_t bar) {
@@ -211,28 +203,8 @@ __device__ __forceinline__ void stmatrix_transposed(uint32_t dst, const uint32_t
                  "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
                  : "memory");
 }
-__device__ __forceinline__ void ldmatrix(uint32_t (&v)[4], uint32_t src) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-                 : "r"(src)
-                 : "memory");
-}
-__device__ __forceinline__ void shared_store8(uint32_t dst, float a, float b) {
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(dst), "f"(a), "f"(b) : "memory");
-}
 __device__ __forceinline__ void shared_store4(uint32_t dst, float a) {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(dst), "f"(a) : "memory");
-}
-
-__device__ __forceinline__ uint32_t bf16_pack(float low, float high) {
-    __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
-    return *(const uint32_t *)&v;
-}
-__device__ __forceinline__ float bf16_low(uint32_t pair) {
-    return __uint_as_float(pair << 16);
-}
-__device__ __forceinline__ float bf16_high(uint32_t pair) {
-    return __uint_as_float(pair & 0xFFFF0000u);
 }
 
 } // namespace moei
