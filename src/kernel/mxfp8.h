@@ -38,7 +38,8 @@ static inline float moei_float_of(int32_t bits) {
 
 /* Of a block whose largest magnitude has these bits; its power and one over it are normal numbers. */
 static inline int32_t moei_mx_scale(int32_t most_bits) {
-    const int32_t scale = ((most_bits + 0x1fffff) >> 23) - 8; /* one more above 1.75 * 2^8 = 448 */
+    const int32_t scale =
+        (int32_t)(((uint32_t)most_bits + 0x1fffff) >> 23) - 8; /* one more above 1.75 * 2^8 = 448 */
     return scale > 1 ? scale : 1;
 }
 static inline float moei_mx_power(int32_t scale) {
@@ -48,24 +49,28 @@ static inline float moei_mx_over_power(int32_t scale) {
     return moei_mx_power(254 - scale);
 }
 
+/* A choice without a branch, so that loops over numbers become vectors. */
+static inline int32_t moei_either(bool when, int32_t yes, int32_t no) {
+    return no ^ ((yes ^ no) & -(int32_t)when);
+}
+
 /* Rounds to nearest, ties to even; what is no number, or above 448, becomes NaN, which is what a run that has
- * diverged is to show. Branches are choices, so that loops over blocks become vectors. */
+ * diverged is to show. */
 static inline uint8_t moei_e4m3_round(float value) {
     const int32_t bits = moei_float_bits(value), size = bits & 0x7fffffff;
-    const int32_t normal = ((size + 0x7ffff + (size >> 20 & 1)) >> 20) - (120 << 3);
+    const uint32_t rounded = (uint32_t)size + 0x7ffff + ((uint32_t)size >> 20 & 1);
+    const int32_t normal = (int32_t)(rounded >> 20) - (120 << 3);
     /* Below 2^-6 codes are multiples of 2^-9, which is what adding 2^14 leaves of an f32. */
     const int32_t tiny = moei_float_bits(moei_float_of(size) + 0x1p14f) - moei_float_bits(0x1p14f);
-    int32_t code = size < moei_float_bits(0x1p-6f) ? tiny : normal;
-    code = size > moei_float_bits(448.0f) ? 127 : code;
-    return (uint8_t)(code | (bits < 0 ? 128 : 0));
+    const int32_t code = moei_either(size < moei_float_bits(0x1p-6f), tiny, normal);
+    return (uint8_t)(moei_either(size > moei_float_bits(448.0f), 127, code) | (bits >> 24 & 128));
 }
 
 static inline float moei_e4m3_value(uint8_t code) {
-    const int32_t size = code & 127;
-    const float normal = moei_float_of((size << 20) + (120 << 23)), tiny = (float)size * 0x1p-9f;
-    float value = size < 8 ? tiny : normal;
-    value = size == 127 ? moei_float_of(0x7fc00000) : value;
-    return code & 128 ? -value : value;
+    const int32_t size = code & 127, normal = (size << 20) + (120 << 23);
+    const int32_t tiny = moei_float_bits((float)size * 0x1p-9f);
+    const int32_t number = moei_either(size == 127, 0x7fc00000, moei_either(size < 8, tiny, normal));
+    return moei_float_of((int32_t)((uint32_t)number | (uint32_t)(code & 128) << 24));
 }
 
 #endif
