@@ -9,6 +9,8 @@
 enum {
     MB = 252, /* rows of a task at most: a whole number of tiles of 14 and of 6 */
     MB_MIN = 42,
+    TALL_MB = MB, /* A is packed for a whole task */
+    WHOLE_SUM = 0,
     A_PANEL = KC * MR + VF_N /* a panel [KC, MR]; the last store runs over by less than a vector */
 };
 

@@ -1,6 +1,7 @@
 /* gemm_outer_task.h: the grouped product over a ragged sum but for the product itself: tasks and the store of
- * C. A task is a block of C_g, at most MB x NB, whose f32 sums stand in the thread's scratch.
- * Include after the header of a tile (NR, NB, sum_at, MR) and after MB. Formula: moekit/op.h.
+ * C. A task is a block of C_g, at most MB x NB, whose f32 sums stand in the thread's scratch; of a group of
+ * at most WHOLE_SUM rows, whose operand B is packed whole, it may be TALL_MB high. Include after the header
+ * of a tile (NR, NB, sum_at, MR) and after these. Formula: moekit/op.h.
  */
 #ifndef MOEI_GEMM_OUTER_TASK_H
 #define MOEI_GEMM_OUTER_TASK_H
@@ -11,7 +12,7 @@
 
 typedef struct moei_outer_job {
     const moe_gemm_outer_args *args;
-    int64_t block_rows, block_width;
+    int64_t block_rows, tall_rows, block_width;
     int64_t n_tasks;
     int32_t n_threads;
     bool c_bf16, streams; /* storage of C; it is stored past the caches */
@@ -23,14 +24,33 @@ typedef struct moei_outer_task {
     moei_columns cols;
 } moei_outer_task;
 
-static moei_outer_task find_task(const moei_outer_job *job, int64_t task) {
+/* Rows of C that a task of the group has. */
+static int64_t task_rows(const moei_outer_job *job, int64_t g) {
+    const int64_t *offset = job->args->offset;
+    return offset[g + 1] - offset[g] <= WHOLE_SUM ? job->tall_rows : job->block_rows;
+}
+
+static int64_t group_tasks(const moei_outer_job *job, int64_t g) {
     const moe_gemm_outer_args *args = job->args;
-    int64_t across = moei_ceil_div(args->n, job->block_width), down = moei_ceil_div(args->m, job->block_rows);
-    int64_t i0 = task / across % down * job->block_rows, j0 = task % across * job->block_width;
-    return (moei_outer_task){.number = task,
-                             .group = task / (across * down),
+    return moei_ceil_div(args->m, task_rows(job, g)) * moei_ceil_div(args->n, job->block_width);
+}
+
+static int64_t count_tasks(const moei_outer_job *job) {
+    int64_t total = 0;
+    for (int32_t g = 0; g < job->args->n_groups; ++g) total += group_tasks(job, g);
+    return total;
+}
+
+static moei_outer_task find_task(const moei_outer_job *job, int64_t number) {
+    const moe_gemm_outer_args *args = job->args;
+    int64_t task = number, g = 0;
+    for (; task >= group_tasks(job, g); ++g) task -= group_tasks(job, g);
+    const int64_t across = moei_ceil_div(args->n, job->block_width), rows = task_rows(job, g);
+    int64_t i0 = task / across * rows, j0 = task % across * job->block_width;
+    return (moei_outer_task){.number = number,
+                             .group = g,
                              .i0 = i0,
-                             .rows = moei_min(job->block_rows, args->m - i0),
+                             .rows = moei_min(rows, args->m - i0),
                              .cols = columns_of(j0, moei_min(job->block_width, args->n - j0))};
 }
 
@@ -72,7 +92,7 @@ static moei_ahead what_is_next(const moei_outer_job *job, const moei_outer_task 
         k = args->offset[next.group];
     }
     int64_t end = moei_min(k + KC, args->offset[next.group + 1]);
-    ahead.a = fetch_block(&a, k, end, next.i0, next.rows);
+    ahead.a = fetch_block(&a, k, end, next.i0, moei_min(next.rows, MB));
     ahead.b = fetch_block(&b, k, end, next.cols.first[0], next.cols.width);
     ahead.share_a = fetch_share(&ahead.a, tiles);
     ahead.share_b = fetch_share(&ahead.b, tiles);
@@ -129,12 +149,6 @@ static int64_t even_block(int64_t size, int64_t limit, int64_t align) {
     return moei_ceil_div(even, align) * align;
 }
 
-static int64_t count_tasks(const moei_outer_job *job) {
-    const moe_gemm_outer_args *args = job->args;
-    return args->n_groups * moei_ceil_div(args->m, job->block_rows) *
-           moei_ceil_div(args->n, job->block_width);
-}
-
 /* New gradients of more bytes than a cache would keep until somebody reads them: stored past it, as lines
  * that are written whole need not be read. */
 enum { STREAM_BYTES = 8 << 20 };
@@ -153,9 +167,12 @@ static void run_outer(const moei_team *team, const moe_gemm_outer_args *args, mo
                           .c_bf16 = c_bf16,
                           .streams = is_streamed(args, c_bf16),
                           .block_rows = even_block(args->m, MB, MR),
+                          .tall_rows = even_block(args->m, TALL_MB, MR),
                           .block_width = even_block(args->n, NB, NR)};
-    while (job.block_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads)
-        job.block_rows = moei_ceil_div(job.block_rows / 2, MR) * MR;
+    while (job.tall_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads) {
+        job.tall_rows = moei_ceil_div(job.tall_rows / 2, MR) * MR;
+        job.block_rows = moei_min(job.block_rows, job.tall_rows);
+    }
     job.n_tasks = count_tasks(&job);
     moei_parallel(team, job.n_tasks, task, &job);
 }
