@@ -93,6 +93,13 @@ static inline void pack_strip_trans(const moei_rows *b, int64_t column, int64_t 
     }
 }
 
+/* B[k0 .. k0+kc, column .. column+width], width <= NR. */
+typedef struct moei_b_strip {
+    const moei_rows *b;
+    bool b_trans;
+    int64_t column, width, k0, kc;
+} moei_b_strip;
+
 static inline void pack_any_strip(const moei_rows *b, bool trans, int64_t column, int64_t width, int64_t k0,
                                   int64_t kc, uint16_t *out) {
     if (trans)

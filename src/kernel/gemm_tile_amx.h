@@ -23,6 +23,7 @@ enum {
     FEW_ROWS_PACKED = FEW_ROWS,
     FUSES_PACKED = 0, /* and packed weights, as tiles read memory */
     A_ROW = K_STEP,
+    STRIP_LAG = 1, /* a strip is packed while the one before is multiplied: its tiles wait for the stores */
     FETCHES_B = 0, /* asking for the next block of B costs the tiles more than packing gains */
 };
 
@@ -117,12 +118,13 @@ static inline int tile_height(int64_t left) {
     return (int)moei_min(left, MR);
 }
 
-/* sum[rows, NR] (+)= A times B[k0 .. k0+kc, column .. column+width], for few rows. */
-static inline void strip_product(int rows, const uint16_t *a, const moei_rows *b, bool b_trans,
-                                 int64_t column, int64_t width, int64_t k0, int64_t kc, uint16_t *strip,
+/* sum[rows, NR] (+)= A times a strip of B, for few rows: packed first. */
+static inline void strip_ready(const moei_b_strip *s, uint16_t *strip) {
+    pack_any_strip(s->b, s->b_trans, s->column, s->width, s->k0, s->kc, strip);
+}
+static inline void strip_product(int rows, const uint16_t *a, const moei_b_strip *s, const uint16_t *strip,
                                  float *sum, bool add) {
-    pack_any_strip(b, b_trans, column, width, k0, kc, strip);
-    tile_panel(rows, a, strip, padded(kc), sum, add);
+    tile_panel(rows, a, strip, padded(s->kc), sum, add);
 }
 
 #endif

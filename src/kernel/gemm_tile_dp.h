@@ -21,6 +21,7 @@ enum {
     FEW_ROWS_PACKED = 4, /* or out of packed weights; */
     FUSES_PACKED = 1,    /* and they multiply those as they are read, */
     A_ROW = A_LD,        /* rows of A at this distance */
+    STRIP_LAG = 0,       /* a strip is multiplied at once */
     FETCHES_B = 1,       /* the next block of B is asked for while this one is multiplied */
 };
 
@@ -130,19 +131,24 @@ static __attribute__((noinline)) void tile_direct(int mr, const uint16_t *a, con
     tile_any(mr, a, A_LD, 1, b, ldb, kc, sum, add);
 }
 
-/* sum[rows, NR] (+)= A times B[k0 .. k0+kc, column .. column+width], for few rows: whole strips of B are read
- * where they are, as packing takes as long as the product of eight rows. */
-static inline void strip_product(int rows, const uint16_t *a, const moei_rows *b, bool b_trans,
-                                 int64_t column, int64_t width, int64_t k0, int64_t kc, uint16_t *strip,
+/* sum[rows, NR] (+)= A times a strip of B, for few rows: whole strips are read where they are, as packing
+ * takes as long as the product of eight rows. */
+static inline bool is_direct(const moei_b_strip *s) {
+    return !s->b_trans && !s->b->index && s->width >= NR && s->kc % 2 == 0;
+}
+static inline void strip_ready(const moei_b_strip *s, uint16_t *strip) {
+    if (!is_direct(s)) pack_any_strip(s->b, s->b_trans, s->column, s->width, s->k0, s->kc, strip);
+}
+static inline void strip_product(int rows, const uint16_t *a, const moei_b_strip *s, const uint16_t *strip,
                                  float *sum, bool add) {
-    const bool direct = !b_trans && !b->index && width >= NR && kc % 2 == 0;
-    if (!direct) pack_any_strip(b, b_trans, column, width, k0, kc, strip);
+    const bool direct = is_direct(s);
     for (int i = 0, mr; i < rows; i += mr) {
         mr = tile_height(rows - i);
         if (direct)
-            tile_direct(mr, a + a_at(i, 0), bf16_at(b, k0) + column, b->ld, kc, sum + i * SUM_LD, add);
+            tile_direct(mr, a + a_at(i, 0), bf16_at(s->b, s->k0) + s->column, s->b->ld, s->kc,
+                        sum + i * SUM_LD, add);
         else
-            tile_panel(mr, a + a_at(i, 0), strip, padded(kc), sum + i * SUM_LD, add);
+            tile_panel(mr, a + a_at(i, 0), strip, padded(s->kc), sum + i * SUM_LD, add);
     }
 }
 

@@ -18,25 +18,46 @@ static void pack_a(const moei_rows *a, int64_t row, int mr, int64_t k0, int64_t 
     }
 }
 
-/* Few rows: a strip of B is used as soon as it is in L1, so that reading memory never pauses. */
+/* B[k .. k+steps, panel p of the columns] */
+static moei_b_strip strip_of(const moei_rows *b, bool b_trans, const moei_columns *cols, int64_t p, int64_t k,
+                             int64_t steps) {
+    const int64_t j = p % cols->panels * NR;
+    return (moei_b_strip){.b = b,
+                          .b_trans = b_trans,
+                          .column = cols->first[p / cols->panels] + j,
+                          .width = moei_min(NR, cols->width - j),
+                          .k0 = k,
+                          .kc = steps};
+}
+
+/* Few rows: a strip of B is used as soon as it is in L1, so that reading memory never pauses; or the one
+ * before it, STRIP_LAG. */
 static void stream_task(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
                         const moei_rows *b, moei_rows_scratch *scratch) {
     const moe_gemm_rows_args *args = job->args;
     const moei_columns *cols = &task->cols;
     int mr = (int)(task->end - task->row);
     int64_t strip_k = args->b_trans ? KC : STRIP_K; /* where k runs along memory, in longer pieces */
+    const int64_t lag = args->b_trans ? 0 : STRIP_LAG, panels = cols->n_runs * cols->panels;
     fetch_all(fetch_b(b, args->b_trans, cols, 0, moei_min(strip_k, args->k)));
     for (int64_t k = 0; k < args->k; k += strip_k) {
         int64_t steps = moei_min(strip_k, args->k - k);
         moei_fetch fetch = next_block(job, task, b, k + strip_k, strip_k);
-        int64_t share = fetch_share(&fetch, cols->n_runs * cols->panels);
+        int64_t share = fetch_share(&fetch, panels);
         if (k % KC == 0) pack_a(a, task->row, mr, k, moei_min(KC, args->k - k), scratch->a);
-        for (int64_t p = 0; p < cols->n_runs * cols->panels; ++p) {
-            int64_t j = p % cols->panels * NR, column = cols->first[p / cols->panels] + j;
-            int64_t width = moei_min(NR, cols->width - j);
-            fetch_lines(&fetch, share);
-            strip_product(mr, scratch->a + a_at(0, k % KC), b, args->b_trans, column, width, k, steps,
-                          scratch->strip, scratch->sum + sum_at(0, p * NR), k > 0);
+        for (int64_t p = 0; p < panels + lag; ++p) {
+            const int64_t done = p - lag;
+            if (p < panels) {
+                const moei_b_strip strip = strip_of(b, args->b_trans, cols, p, k, steps);
+                fetch_lines(&fetch, share);
+                strip_ready(&strip, scratch->strip + (p & lag) * (STRIP_K * NR));
+            }
+            if (done >= 0) {
+                const moei_b_strip strip = strip_of(b, args->b_trans, cols, done, k, steps);
+                strip_product(mr, scratch->a + a_at(0, k % KC), &strip,
+                              scratch->strip + (done & lag) * (STRIP_K * NR),
+                              scratch->sum + sum_at(0, done * NR), k > 0);
+            }
         }
     }
     epilogue(job, task, task->row, mr, scratch->sum);
