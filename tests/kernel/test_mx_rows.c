@@ -16,9 +16,12 @@ static double value_of(int code) {
 
 /* The nearest magnitude, of two as near the even code, found by looking at all. */
 static int nearest(double value) {
+    static double magnitude[CODES];
     int best = 0;
+    if (magnitude[1] == 0)
+        for (int code = 1; code < CODES; ++code) magnitude[code] = value_of(code);
     for (int code = 1; code < CODES; ++code) {
-        const double near = fabs(value_of(code) - value), least = fabs(value_of(best) - value);
+        const double near = fabs(magnitude[code] - value), least = fabs(magnitude[best] - value);
         if (near < least || (near == least && code % 2 == 0)) best = code;
     }
     return best;
@@ -43,7 +46,7 @@ static void codes_are_the_nearest(void **state) {
         one_number(middle), one_number(-middle);
         one_number(nextafterf(middle, 0)), one_number(nextafterf(middle, 1000));
     }
-    for (int i = 0; i < 20000; ++i)
+    for (int i = 0; i < 5000; ++i)
         one_number((float)ldexp(448 * random_real(&random), -(int)random_below(&random, 30)));
     one_number(NAN), one_number(INFINITY), one_number(-INFINITY), one_number(448.1f), one_number(0x1p-140f);
 }
@@ -132,7 +135,7 @@ static void rows_of_every_variant(void **state) {
     (void)state;
     for (const moei_kernel_row *row = NULL; (row = next_variant("mx_save", row));)
         for (int dtype = 0; dtype < MOEI_DTYPES; ++dtype)
-            for (uint64_t seed = 1; seed <= 40 && serves(row, (moe_dtype)dtype); ++seed)
+            for (uint64_t seed = 1; seed <= 20 && serves(row, (moe_dtype)dtype); ++seed)
                 check_case(row, (moe_dtype)dtype, seed);
 }
 
