@@ -613,7 +613,6 @@ static void check_case(const Case &c) {
     check_store_wide(p, true, true);
     check_act(p, swiglu, MOEI_SCHEDULE_AUTO, false, true, false);
     for (bool gather : {false, true}) {
-        if (!portable) break;
         check_store(p, gather, false, MOEI_SCHEDULE_AUTO, gather, true);
         check_act(p, swiglu, MOEI_SCHEDULE_AUTO, gather, true, true);
         check_act(p, gelu, MOEI_SCHEDULE_AUTO, true, gather, true);

@@ -26,7 +26,7 @@ typedef enum moei_schedule {
     MOEI_SCHEDULE_PINGPONG     /* 128 x 192 (ACT, ACT_GRAD: 128 x 128): one stores while the other computes */
 } moei_schedule;
 
-/* Both: bf16, dense weights without bias, widths and strides that are multiples of 8, 16-byte aligned; C in
+/* Both: bf16, dense weights, widths and strides that are multiples of 8, 16-byte aligned; C in
  * f32 where c_wide (of gemm_rows: not gathered, B transposed). */
 int moei_cuda_gemm_rows(const moei_team *team, const moe_gemm_rows_args *args, moei_schedule schedule);
 /* dweight[r] of ACT_GRAD = the sum of its parts [r, parts], first to last; on any GPU. */

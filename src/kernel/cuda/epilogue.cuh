@@ -21,6 +21,7 @@ struct EpilogueArgs {
     bool accumulate, keep_z;
     int m, n; /* rows (outer product only) and columns; of H where gated */
     FastAct act;
+    const bf16 *bias;        /* of n columns, or where gated 2n, a group; NULL: none */
     const float *row_weight; /* this and what follows: gradient only */
     float *dweight_part;
     int n_parts;

@@ -126,6 +126,24 @@ __device__ __forceinline__ void gather_tiles(const RowsArgs &p, const CUtensorMa
     }
 }
 
+/* The bias of the tile's columns, a pair a lane. Volatile: all at once would not fit beside the sums. */
+template <class S, bool TWO>
+__device__ __forceinline__ void add_bias(float (&acc)[S::BLOCKS_M][S::TILE_N / 2], const EpilogueArgs &e,
+                                         const Tile &tile) {
+    const bf16 *bias = e.bias + (int64_t)tile.group * (TWO ? 2 * e.n : e.n);
+#pragma unroll
+    for (int j = 0; j < S::TILE_N / 8; ++j) {
+        const bool up = TWO && j >= S::TILE_N / 16;
+        const int column = tile.column + 8 * j - (up ? S::TILE_N / 2 : 0), lane = (threadIdx.x & 3) * 2;
+        if (column >= e.n) continue;
+        const uint32_t pair = *(const volatile uint32_t *)(bias + (up ? e.n : 0) + column + lane);
+#pragma unroll
+        for (int m = 0; m < S::BLOCKS_M; ++m)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) acc[m][4 * j + i] += i % 2 ? bf16_high(pair) : bf16_low(pair);
+    }
+}
+
 template <class S, bool GATHER, bool B_TRANS, int EPI>
 __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<S> &pipe, uint32_t stage,
                                               RowTiles tiles, int first, int step, const OutMaps &maps) {
@@ -158,6 +176,7 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
             } else {
                 multiply<S, false, !B_TRANS, GATHER>(acc, pipe, ring, p.k_blocks, a_offset,
                                                      [group] { pass_turn<S>(group); });
+                if (p.e.bias) add_bias<S, TWO_HALVES<EPI>>(acc, p.e, tile);
                 if constexpr (EPI == EPI_STORE || EPI == EPI_STORE_WIDE)
                     epilogue_store<M, N, EPI == EPI_STORE_WIDE>(acc, stage, span, tile.column, p.e, maps);
                 else
@@ -220,6 +239,7 @@ template <int EPI> static EpilogueArgs epilogue_of(const moe_gemm_rows_args *arg
     e.keep_z = EPI != EPI_STORE && EPI != EPI_STORE_WIDE && args->c;
     e.n = n;
     e.act = fast_act_of(args);
+    e.bias = (const bf16 *)args->bias;
     if (EPI < EPI_ACT_GRAD) return e;
     e.row_weight = (const float *)args->row_weight;
     e.n_parts = (int)parts_of(n);
@@ -328,14 +348,14 @@ static cudaError_t launch_act_grad(const moei_team *team, const moe_gemm_rows_ar
                   : launch<Cooperative256, true, true, EPI_ACT_GRAD_GATED>(team, args);
 }
 
-/* What every tile asks: bf16, 16-byte pieces, dense weights, no bias. */
+/* What every tile asks: bf16, 16-byte pieces, dense weights. */
 static bool fits(const moe_gemm_rows_args *a) {
     const bool dense =
         a->ldb == (a->b_trans ? a->k : a->n) && (a->n_groups == 1 || a->b_group == a->n * a->k);
-    return a->dtype == MOE_BF16 && !a->bias && !a->b_packed && dense && a->n_groups >= 1 &&
+    return a->dtype == MOE_BF16 && !a->b_packed && dense && a->n_groups >= 1 &&
            a->n_groups <= MOEI_CUDA_GROUPS_MAX && a->n_rows > 0 && a->n_rows < RAGGED_ROWS / 2 && a->k > 0 &&
            a->n > 0 && a->n % 8 == 0 && a->k % 8 == 0 && a->lda % 8 == 0 && aligned16(a->a) &&
-           aligned16(a->b);
+           aligned16(a->b) && aligned16(a->bias);
 }
 
 static bool act_fits(const moe_gemm_rows_args *a) {

@@ -256,6 +256,8 @@ static const problem problems[] = {
                  "score_before_topk=true norm_topk_prob=true aux_loss_coeff=0.1"},
     {.name = "gelu, biases", .tokens = 53, .on_device = true,
      .settings = "activation=gelu expert_bias=true router_bias=true z_loss_coeff=0.1"},
+    {.name = "biases, whole lines", .tokens = 153, .on_device = true,
+     .settings = "d_model=136 num_experts=6 expert_hidden_size=88 expert_bias=true"},
     {.name = "sigmoid, groups, bias", .tokens = 77, .on_device = true,
      .settings = "num_experts=12 top_k=3 score_function=sigmoid norm_topk_prob=true "
                  "routed_scaling_factor=2.5 num_groups=4 group_top_k=2 selection_bias=true "
