@@ -131,6 +131,17 @@ static inline bool test_same_stats(const moe_stats *a, const moe_stats *b) {
     return same;
 }
 
+/* Biases as they may be after training, none of them zero: N(0, std^2). */
+static inline void test_fill_biases(moe_ctx *ctx, moe_layer *layer, double std) {
+    for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
+        moe_param param = {.size = sizeof param};
+        must(ctx, moe_layer_param(layer, i, &param));
+        if (strstr(param.name, "bias"))
+            moe_random_normal(test_seed(), MOE_DRAW_TEST, 90, (uint64_t)i, param.dtype, param.value,
+                              param.dim[0] * param.dim[1] * param.dim[2], std);
+    }
+}
+
 static const moe_call test_train_call = {.size = sizeof(moe_call), .mode = MOE_TRAIN, .step = 7};
 
 #endif

@@ -118,17 +118,6 @@ static void run_layer(moe_ctx *ctx, moe_layer *layer, uint64_t *hash) {
     free(x.data), free(y.data), free(dy.data), free(dx.data);
 }
 
-/* As after some training: no bias is zero, but none decides by itself. */
-static void fill_biases(moe_ctx *ctx, moe_layer *layer) {
-    for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param param = {.size = sizeof param};
-        must(ctx, moe_layer_param(layer, i, &param));
-        if (strstr(param.name, "bias"))
-            moe_random_normal(test_seed(), MOE_DRAW_TEST, 90, (uint64_t)i, param.dtype, param.value,
-                              param.dim[0] * param.dim[1] * param.dim[2], 0.1);
-    }
-}
-
 /* False where the layer is refused. `complete`: with every default filled in. */
 static bool fingerprint(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer_desc *complete, uint64_t *hash) {
     moe_layer *layer = NULL;
@@ -143,7 +132,7 @@ static bool fingerprint(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer_desc
     const moe_layer_bytes bytes = test_measure(ctx, layer, T);
     mix(hash, &bytes, sizeof bytes);
     must(ctx, moe_layer_reserve(layer, T, MOE_TRAIN));
-    fill_biases(ctx, layer);
+    test_fill_biases(ctx, layer, 0.1); /* none decides by itself */
     run_layer(ctx, layer, hash);
     moe_layer_destroy(layer);
     return true;

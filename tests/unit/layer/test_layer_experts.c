@@ -12,17 +12,6 @@ static moe_layer_desc good_desc(void) {
         .size = sizeof(moe_layer_desc), .d_model = D, .num_experts = 4, .expert_hidden_size = 5};
 }
 
-/* Parameters begin as they may be after training: no bias is zero. */
-static void fill_biases(moe_ctx *ctx, moe_layer *layer) {
-    for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
-        moe_param param = {.size = sizeof param};
-        must(ctx, moe_layer_param(layer, i, &param));
-        if (strstr(param.name, "bias"))
-            moe_random_normal(test_seed(), MOE_DRAW_TEST, 90, (uint64_t)i, param.dtype, param.value,
-                              param.dim[0] * param.dim[1] * param.dim[2], 1.0);
-    }
-}
-
 /* Forward and backward with dy[T,D]; `grad` gets all gradients, one after another. Returns their number. */
 static int64_t gradients(moe_ctx *ctx, moe_layer *layer, moe_mat x, moe_mat dy, moe_mat y, float *grad) {
     moe_call call = test_train_call;
@@ -52,7 +41,7 @@ static bool padding_is_absent(moe_layer_desc desc) {
     moe_mat x = test_random(MOE_F32, T, D, 1), dy = test_random(MOE_F32, T, D, 2),
             y = test_output(MOE_F32, T, D);
     bool absent = true;
-    fill_biases(ctx, layer);
+    test_fill_biases(ctx, layer, 1.0);
     const int64_t n = gradients(ctx, layer, x, dy, y, one);
     for (int64_t t = 0; t < T; ++t)
         for (int64_t i = 0; i < D && !mask[t]; ++i) {

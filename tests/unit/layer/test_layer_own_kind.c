@@ -1,157 +1,16 @@
-/* test_layer_own_kind.c: gradients of a kind that is not the library's: y[r] = x[token of r] * w_e, w[E,1,d].
- * Registered three times: it adds to its gradient whatever it is told, stores it where told to, has it in
- * bf16. Alone and beside others. Identities: stored into poison = added to zeros; bf16 = f32 rounded once.
+/* test_layer_own_kind.c: gradients of a kind that is not the library's (scale_kind.h). Registered three
+ * times: it adds to its gradient whatever it is told, stores it where told to, has it in bf16. Alone and
+ * beside others. Identities: stored into poison = added to zeros; bf16 = f32 rounded once.
  */
 #include "unit/layer/grads_fixture.h"
 
+#include "support/scale_kind.h"
+
 enum { T = 36, D = 12, E = 5, MOST = 1 << 12 };
 
-typedef struct habit {
-    const char *name;
-    bool overwrites;
-    moe_dtype grad_dtype; /* of bf16 parameters */
-    int told;             /* backward calls that came with overwrite_grad */
-} habit;
-
-typedef struct scale {
-    moe_ctx *ctx;
-    moe_expert_desc desc;
-    habit *habit;
-    void *weight, *grad;
-} scale;
-
-static moe_dtype grad_dtype_of(const scale *s) {
-    return s->desc.dtype == MOE_BF16 ? s->habit->grad_dtype : s->desc.dtype;
-}
-
-static size_t weight_bytes(const moe_expert_desc *desc) {
-    return (size_t)(desc->n_experts * desc->d_in) * moe_dtype_bytes(desc->dtype);
-}
-
-static moe_status scale_create(moe_ctx *ctx, const moe_expert_desc *desc, void **self) {
-    scale *s = moe_ctx_alloc(ctx, sizeof *s);
-    if (!s) return MOE_ERR_MEMORY;
-    *s = (scale){.ctx = ctx, .desc = *desc, .habit = desc->user};
-    s->weight = moe_ctx_alloc(ctx, weight_bytes(desc));
-    if (!s->weight) {
-        moe_ctx_free(ctx, s, sizeof *s);
-        return MOE_ERR_MEMORY;
-    }
-    moe_random_normal(test_seed(), MOE_DRAW_TEST, 11, desc->stream, desc->dtype, s->weight,
-                      (int64_t)desc->n_experts * desc->d_in, 1);
-    *self = s;
-    return MOE_OK;
-}
-
-static void scale_destroy(void *self) {
-    scale *s = self;
-    moe_ctx_free(s->ctx, s->weight, weight_bytes(&s->desc));
-    moe_ctx_free(s->ctx, s, sizeof *s);
-}
-
-static int32_t scale_param_count(const void *self) {
-    (void)self;
-    return 1;
-}
-
-static moe_status scale_param(const void *self, int32_t index, moe_param *param) {
-    const scale *s = self;
-    (void)index;
-    *param = (moe_param){
-        .size = sizeof *param,
-        .name = "weight",
-        .dtype = s->desc.dtype,
-        .n_dim = 3,
-        .dim = {s->desc.n_experts, 1, s->desc.d_in},
-        .value = s->weight,
-        .grad = s->grad,
-        .grad_dtype = s->habit->grad_dtype
-    };
-    return MOE_OK;
-}
-
-static void scale_bind_grad(void *self, int32_t index, void *grad) {
-    (void)index;
-    ((scale *)self)->grad = grad;
-}
-
-static size_t no_saved(const void *self, int64_t max_rows) {
-    (void)self, (void)max_rows;
-    return 0;
-}
-
-static size_t no_scratch(const void *self, int64_t max_rows, moe_mode mode) {
-    (void)mode;
-    return no_saved(self, max_rows);
-}
-
-static double in_mat(const moe_mat *mat, int64_t row, int64_t column) {
-    return moei_real_load(mat->dtype, mat->data, row * mat->stride + column);
-}
-
-static void to_mat(const moe_mat *mat, int64_t row, int64_t column, double value) {
-    moei_real_store(mat->dtype, mat->data, row * mat->stride + column, value);
-}
-
-static moe_status scale_forward(void *self, const moe_expert_io *io) {
-    const scale *s = self;
-    const int64_t d = s->desc.d_in;
-    for (int32_t e = 0; e < io->n_experts; ++e)
-        for (int64_t r = io->offset[e]; r < io->offset[e + 1]; ++r)
-            for (int64_t i = 0; i < d; ++i)
-                to_mat(&io->out, r, i,
-                       in_mat(&io->in, io->row_token ? io->row_token[r] : r, i) *
-                           moei_real_load(s->desc.dtype, s->weight, e * d + i));
-    return MOE_OK;
-}
-
-/* What row r adds to dw_e; its own gradients are written. */
-static void row_backward(const scale *s, const moe_expert_io *io, int32_t e, int64_t r, double *dw) {
-    const int64_t d = s->desc.d_in, token = io->row_token ? io->row_token[r] : r;
-    const moe_dtype wide = moei_wide(s->desc.dtype);
-    const double weight = io->row_weight ? moei_real_load(wide, io->row_weight, r) : 1;
-    double dweight = 0;
-    for (int64_t i = 0; i < d; ++i) {
-        const double x = in_mat(&io->in, token, i), dy = in_mat(&io->dout, token, i);
-        const double w = moei_real_load(s->desc.dtype, s->weight, e * d + i);
-        dw[i] += weight * dy * x;
-        dweight += dy * x * w;
-        if (io->din.data) to_mat(&io->din, r, i, weight * dy * w);
-    }
-    if (io->drow_weight) moei_real_store(wide, io->drow_weight, r, dweight);
-}
-
-static moe_status scale_backward(void *self, const moe_expert_io *io) {
-    const scale *s = self;
-    const int64_t d = s->desc.d_in;
-    const bool store = io->overwrite_grad && s->habit->overwrites;
-    s->habit->told += io->overwrite_grad;
-    for (int32_t e = 0; e < io->n_experts; ++e) {
-        double dw[D] = {0};
-        for (int64_t r = io->offset[e]; r < io->offset[e + 1]; ++r) row_backward(s, io, e, r, dw);
-        for (int64_t i = 0; i < d; ++i) {
-            const double before = store ? 0 : moei_real_load(grad_dtype_of(s), s->grad, e * d + i);
-            moei_real_store(grad_dtype_of(s), s->grad, e * d + i, before + dw[i]);
-        }
-    }
-    return MOE_OK;
-}
-
-static void add_kind(moe_ctx *ctx, habit *h) {
-    h->told = 0;
-    const moe_expert_ops ops = {.size = sizeof ops,
-                                .name = h->name,
-                                .user = h,
-                                .create = scale_create,
-                                .destroy = scale_destroy,
-                                .param_count = scale_param_count,
-                                .param = scale_param,
-                                .bind_grad = scale_bind_grad,
-                                .saved_bytes = no_saved,
-                                .scratch_bytes = no_scratch,
-                                .forward = scale_forward,
-                                .backward = scale_backward,
-                                .overwrites = h->overwrites};
+static void add_kind(moe_ctx *ctx, scale_habit *habit) {
+    const moe_expert_ops ops = scale_kind(habit);
+    habit->told = 0;
     must(ctx, moe_expert_register(ctx, &ops));
 }
 
@@ -190,8 +49,8 @@ static int parts_of(const struct kinds *layer, const char *kind) {
 
 static void stored_is_added_to_zeros(void **state) {
     (void)state;
-    habit stores = {.name = "stores", .overwrites = true}, adds = {.name = "adds"},
-          narrow = {.name = "narrow", .overwrites = true, .grad_dtype = MOE_BF16};
+    scale_habit stores = {.name = "stores", .overwrites = true}, adds = {.name = "adds"},
+                narrow = {.name = "narrow", .overwrites = true, .grad_dtype = MOE_BF16};
     static double added[MOST], stored[MOST], twice[MOST];
     moe_ctx *ctx = test_ctx(NULL, 2);
     add_kind(ctx, &stores), add_kind(ctx, &adds), add_kind(ctx, &narrow);
@@ -225,8 +84,8 @@ static void stored_is_added_to_zeros(void **state) {
 /* bf16 gradients are those of the same layer with f32 ones, rounded; f32 and f64 layers have their own. */
 static void bf16_gradients_are_rounded_once(void **state) {
     (void)state;
-    habit wide = {.name = "wide", .overwrites = true},
-          narrow = {.name = "narrow", .overwrites = true, .grad_dtype = MOE_BF16};
+    scale_habit wide = {.name = "wide", .overwrites = true},
+                narrow = {.name = "narrow", .overwrites = true, .grad_dtype = MOE_BF16};
     static double whole[MOST], rounded[MOST];
     moe_ctx *ctx = test_ctx(NULL, 2);
     add_kind(ctx, &wide), add_kind(ctx, &narrow);
