@@ -4,8 +4,9 @@
  * defines K_STEP (a sum is padded with zeros to a multiple of it), NB (columns of a task), a_at, pair_at,
  * sum_at, SUMS and SECOND_HALF, and then includes this, after simd_avx512.h.
  *
- * The sum of an element is one chain along k in the order of the instruction, whatever the blocks: a tile
- * goes on from the sums of the block before. So a row has the same bits whatever stands beside it.
+ * The sum of an element is one chain along k in the order of the instruction (AMX: a tile goes on from the
+ * sums of the block before), or one for each block of KC, added in order. So a row has the same bits whatever
+ * stands beside it.
  */
 #ifndef MOEI_GEMM_PAIRS_H
 #define MOEI_GEMM_PAIRS_H

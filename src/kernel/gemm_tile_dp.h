@@ -16,7 +16,8 @@ enum {
     SUM_LD = NB + 16,    /* row stride of sums; likewise */
     SUMS = (MB + MR) * SUM_LD,
     SECOND_HALF = NR,    /* numbers from a pair row's first vector to its second */
-    FEW_ROWS = 32,       /* up to so many rows take B where it is, a strip at a time, */
+    FEW_ROWS = 32,       /* up to so many rows take B where it is (gemm_rows_linear.h), */
+    FEW_ROWS_STREAMED = 0,
     FEW_ROWS_TRANS = 4,  /* or, stored as [n, k], packed a strip at a time, */
     FEW_ROWS_PACKED = 4, /* or out of packed weights; */
     FUSES_PACKED = 1,    /* and they multiply those as they are read, */
@@ -67,15 +68,15 @@ MOEI_INLINE void to_column_order(vf *low, vf *high) {
     *high = _mm512_castpd_ps(_mm512_permutex2var_pd(x, second, y));
 }
 
-/* sum[mr, NR] (+)= A B: A element (i, k) at a[i * a_i + k]; B a panel, or, with b_k, rows of B where they
- * are, b_k apart, kc even then. a_k is 1. */
+/* A element (i, k) at a[i * a_i + k], a_k is 1. B a panel: sum[mr, NR] (+)= the chain of A B. With b_k, rows
+ * of B where they are, b_k apart, kc even then: the chain in sum[mr, NR] goes on. */
 MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a_i, const int64_t a_k,
                             const moei_operand *b, const int64_t b_k, int64_t kc, float *sum, bool add) {
     vf acc[MR][2];
     MOEI_UNROLL
     for (int i = 0; i < mr; ++i) {
-        acc[i][0] = add ? vf_load(sum + i * SUM_LD) : vf_zero();
-        acc[i][1] = add ? vf_load(sum + i * SUM_LD + VF_N) : vf_zero();
+        acc[i][0] = b_k && add ? vf_load(sum + i * SUM_LD) : vf_zero();
+        acc[i][1] = b_k && add ? vf_load(sum + i * SUM_LD + VF_N) : vf_zero();
         if (b_k) to_pair_order(&acc[i][0], &acc[i][1]);
     }
     for (int64_t k = 0; k < kc; k += 2, a += 2 * a_k, b += b_k ? 2 * b_k : 2 * NR) {
@@ -99,8 +100,11 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a
     MOEI_UNROLL
     for (int i = 0; i < mr; ++i) {
         if (b_k) to_column_order(&acc[i][0], &acc[i][1]);
-        vf_store(sum + i * SUM_LD, acc[i][0]);
-        vf_store(sum + i * SUM_LD + VF_N, acc[i][1]);
+        MOEI_UNROLL
+        for (int v = 0; v < 2; ++v) {
+            float *at = sum + i * SUM_LD + v * VF_N;
+            vf_store(at, add && !b_k ? vf_add(vf_load(at), acc[i][v]) : acc[i][v]);
+        }
     }
 }
 
@@ -131,24 +135,15 @@ static __attribute__((noinline)) void tile_direct(int mr, const uint16_t *a, con
     tile_any(mr, a, A_LD, 1, b, ldb, kc, sum, add);
 }
 
-/* sum[rows, NR] (+)= A times a strip of B, for few rows: whole strips are read where they are, as packing
- * takes as long as the product of eight rows. */
-static inline bool is_direct(const moei_b_strip *s) {
-    return !s->b_trans && !s->b->index && s->width >= NR && s->kc % 2 == 0;
-}
+/* sum[rows, NR] (+)= A times a strip of B of whole chains, for few rows. */
 static inline void strip_ready(const moei_b_strip *s, uint16_t *strip) {
-    if (!is_direct(s)) pack_any_strip(s->b, s->b_trans, s->column, s->width, s->k0, s->kc, strip);
+    pack_any_strip(s->b, s->b_trans, s->column, s->width, s->k0, s->kc, strip);
 }
 static inline void strip_product(int rows, const uint16_t *a, const moei_b_strip *s, const uint16_t *strip,
                                  float *sum, bool add) {
-    const bool direct = is_direct(s);
     for (int i = 0, mr; i < rows; i += mr) {
         mr = tile_height(rows - i);
-        if (direct)
-            tile_direct(mr, a + a_at(i, 0), bf16_at(s->b, s->k0) + s->column, s->b->ld, s->kc,
-                        sum + i * SUM_LD, add);
-        else
-            tile_panel(mr, a + a_at(i, 0), strip, padded(s->kc), sum + i * SUM_LD, add);
+        tile_panel(mr, a + a_at(i, 0), strip, padded(s->kc), sum + i * SUM_LD, add);
     }
 }
 

@@ -36,8 +36,7 @@ MOEI_INLINE void use_pairs(const int rows, const int bits, const bool exponents,
     vf acc[4][HALVES];
     MOEI_UNROLL
     for (int r = 0; r < rows; ++r)
-        for (int h = 0; h < HALVES; ++h)
-            acc[r][h] = use.add ? vf_load(use.sum + sum_at(r, h * VF_N)) : vf_zero();
+        for (int h = 0; h < HALVES; ++h) acc[r][h] = vf_zero();
     for (int64_t k = k0; k < end;) {
         const unsigned char *block = panel + k / p->group * p->block_bytes;
         const unsigned char *at = block + codes + k % p->group / per * (4 * MOEI_PANEL);
@@ -72,8 +71,12 @@ MOEI_INLINE void use_pairs(const int rows, const int bits, const bool exponents,
         }
     }
     MOEI_UNROLL
-    for (int r = 0; r < rows; ++r)
-        for (int h = 0; h < HALVES; ++h) vf_store(use.sum + sum_at(r, h * VF_N), acc[r][h]);
+    for (int r = 0; r < rows; ++r) {
+        for (int h = 0; h < HALVES; ++h) {
+            float *at = use.sum + sum_at(r, h * VF_N);
+            vf_store(at, use.add ? vf_add(vf_load(at), acc[r][h]) : acc[r][h]);
+        }
+    }
 }
 
 MOEI_INLINE void use_column(const int rows, const moe_packed *p, int64_t g, int64_t column, int64_t k0,

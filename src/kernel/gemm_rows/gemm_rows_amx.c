@@ -6,5 +6,5 @@
 #include "kernel/gemm_rows/gemm_rows_pairs.h"
 
 void moei_gemm_rows__amx(const moei_team *team, const moe_gemm_rows_args *args) {
-    run_rows(team, args, rows_task);
+    run_rows(team, args, 0, rows_task);
 }

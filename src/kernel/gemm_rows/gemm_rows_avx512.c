@@ -4,5 +4,5 @@
 #include "kernel/gemm_rows/gemm_rows_simd.h"
 
 void moei_gemm_rows__avx512(const moei_team *team, const moe_gemm_rows_args *args) {
-    run_rows(team, args, rows_task);
+    run_rows(team, args, run_linear(team, args), rows_task);
 }

@@ -1,8 +1,7 @@
 /* gemm_rows_block.h: a task of the grouped product over ragged rows: few rows as the family does them, many
  * in blocks: KC steps of B are packed for the task's rows, which then come a tile at a time.
- * Include last: a family has defined pack_a, pack_b, pack_b_trans, unpack_b, stream_task, stream_packed and
- * FETCHES_B; its tile: tile_panel, tile_height, tiles_begin and tiles_end.
- * Source: loops after BLIS (gemm_tile.h).
+ * Include last: a family has defined pack_a, pack_b, pack_b_trans, unpack_b, few_rows and FETCHES_B; its
+ * tile: tile_panel, tile_height, tiles_begin and tiles_end. Source: loops after BLIS (gemm_tile.h).
  */
 #ifndef MOEI_GEMM_ROWS_BLOCK_H
 #define MOEI_GEMM_ROWS_BLOCK_H
@@ -48,15 +47,8 @@ static void rows_task(void *arg, int64_t number, void *memory) {
     const moe_gemm_rows_args *args = job->args;
     const moei_rows_task task = find_task(job, number);
     const moei_rows a = {args->a, args->lda, args->a_row, job->bf16}, b = group_b(job, task.group);
-    const int64_t rows = task.end - task.row;
-    const bool few = rows <= (args->b_packed ? FEW_ROWS_PACKED : args->b_trans ? FEW_ROWS_TRANS : FEW_ROWS);
-    tiles_begin(rows);
-    if (few && args->b_packed)
-        stream_packed(job, &task, &a, memory);
-    else if (few)
-        stream_task(job, &task, &a, &b, memory);
-    else
-        block_task(job, &task, &a, &b, memory);
+    tiles_begin(task.end - task.row);
+    if (!few_rows(job, &task, &a, &b, memory)) block_task(job, &task, &a, &b, memory);
     tiles_end();
 }
 

@@ -86,4 +86,19 @@ static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, 
     epilogue(job, task, task->row, mr, scratch->sum);
 }
 
+/* False: as many rows are done. */
+static bool few_rows(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
+                     const moei_rows *b, moei_rows_scratch *scratch) {
+    const moe_gemm_rows_args *args = job->args;
+    const int64_t rows = task->end - task->row;
+    if (args->b_packed) {
+        if (rows > FEW_ROWS_PACKED) return false;
+        stream_packed(job, task, a, scratch);
+        return true;
+    }
+    if (rows > (args->b_trans ? FEW_ROWS_TRANS : FEW_ROWS_STREAMED)) return false;
+    stream_task(job, task, a, b, scratch);
+    return true;
+}
+
 #include "kernel/gemm_rows/gemm_rows_block.h"

@@ -10,9 +10,7 @@ enum {
     MB = 504,       /* rows of a task at most: whole tiles of 14 and of 6, also when halved twice */
     MB_MIN = 126,   /* and at least, where threads would have nothing to do */
     A_LD = KC + 16, /* row stride of packed A */
-    STRIP_K = 64,   /* rows of the strips of B that few rows use; whole ones fill KC */
-    FEW_ROWS = VF_N == 16 ? 32 : 8, /* up to so many rows take B where it is, a strip at a time, */
-    FEW_ROWS_TRANS = 0,             /* none of them B stored as [n, k], */
+    FEW_ROWS = VF_N == 16 ? 32 : 8, /* up to so many rows take B where it is, a strip at a time; */
     FEW_ROWS_PACKED = 4,            /* these packed weights, multiplied as they are read */
     A_STRIP = (FEW_ROWS > MR ? FEW_ROWS : MR) * A_LD,
     SUMS = (MB + MR) * SUM_LD,
@@ -80,55 +78,64 @@ tile_direct(int mr, const float *a, const float *b, int64_t ldb, int64_t kc, flo
     tile_any(mr, a, A_LD, 1, b, ldb, kc, sum, add);
 }
 
-/* Chains of `rows` sums go on by B[k0 .. k0+kc, column .. column+width], which is read where it is if it can
- * be. */
-static void strip_product(int rows, const float *a, const moei_rows *b, int64_t column, int64_t width,
-                          int64_t k0, int64_t kc, float *strip, float *sum, bool add) {
-    const float *from = (const float *)b->base + k0 * b->ld + column;
+/* Chains of `rows` sums go on by a strip of B, which is read where it is if it can be. */
+static void linear_product(int rows, const float *a, const moei_strip *s, float *packed, float *sum) {
+    const moei_rows *b = s->b;
+    const float *from = (const float *)b->base + s->k * b->ld + s->column;
     int64_t ld = b->ld;
-    if (b->bf16 || width < NR) {
-        for (int64_t k = 0; k < kc; ++k)
-            pack_edge(b->bf16, b->base, row_start(b, k0 + k) + column, width, strip + k * NR);
-        from = strip;
+    if (b->bf16 || s->width < NR) {
+        for (int64_t k = 0; k < s->steps; ++k)
+            pack_edge(b->bf16, b->base, row_start(b, s->k + k) + s->column, s->width, packed + k * NR);
+        from = packed;
         ld = NR;
     }
     for (int i = 0, mr; i < rows; i += mr) {
         mr = tile_height(rows - i);
-        tile_direct(mr, a + i * A_LD, from, ld, kc, sum + i * SUM_LD, add);
+        tile_direct(mr, a + i * A_LD + s->k % KC, from, ld, s->steps, sum + i * SUM_LD, s->k % KC != 0);
     }
 }
 
-/* Few rows: a strip of B is used as soon as it is in L1, so that reading memory never pauses. */
-static void stream_task(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
-                        const moei_rows *b, moei_rows_scratch *scratch) {
-    const moe_gemm_rows_args *args = job->args;
-    const moei_columns *cols = &task->cols;
-    const int mr = (int)(task->end - task->row);
-    const int64_t panels = cols->n_runs * cols->panels;
-    fetch_all(fetch_b(b, false, cols, 0, moei_min(STRIP_K, args->k)));
-    for (int64_t k = 0; k == 0 || k < args->k; k += STRIP_K) {
-        const bool first = k < KC, chain = k % KC != 0,
-                   ends = k % KC + STRIP_K == KC || k + STRIP_K >= args->k;
-        float *block = first ? scratch->sum : scratch->sum + FEW_ROWS * SUM_LD;
-        moei_fetch fetch = next_block(job, task, b, k + STRIP_K, STRIP_K);
-        const int64_t share = fetch_share(&fetch, panels);
-        if (!chain) pack_a(a, task->row, mr, k, moei_min(KC, args->k - k), scratch->a);
-        for (int64_t p = 0; p < panels; ++p) {
-            const int64_t j = p % cols->panels * NR;
-            fetch_lines(&fetch, share);
-            strip_product(mr, scratch->a + k % KC, b, cols->first[p / cols->panels] + j,
-                          moei_min(NR, cols->width - j), k, moei_min(STRIP_K, args->k - k), scratch->strip,
-                          block + p * NR, chain);
+/* The same for whole panels and few rows, a row of B after the other. */
+MOEI_INLINE void sweep_rows(const int mr, const bool bf16, const float *a, const moei_strip *s, float *sum) {
+    const int64_t ld = s->b->ld, at = s->k * ld + s->column;
+    const float *x = a + s->k % KC;
+    for (int64_t j = 0; j < s->width; j += NR, sum += NR) {
+        vf acc[SWEEP_ROWS][NV];
+        MOEI_UNROLL
+        for (int i = 0; i < mr; ++i) {
+            MOEI_UNROLL
+            for (int v = 0; v < NV; ++v)
+                acc[i][v] = s->k % KC == 0 ? vf_zero() : vf_load(sum + i * SUM_LD + v * VF_N);
         }
-        for (int i = 0; i < mr && ends && !first; ++i) {
-            for (int64_t j = i * SUM_LD; j < i * SUM_LD + panels * NR; j += VF_N)
-                vf_store(scratch->sum + j, vf_add(vf_load(scratch->sum + j), vf_load(block + j)));
+        for (int64_t k = 0; k < s->steps; ++k) {
+            vf row[NV];
+            MOEI_UNROLL
+            for (int v = 0; v < NV; ++v) {
+                row[v] = vf_get(bf16, s->b->base, at + k * ld + j + v * VF_N, VF_N);
+                if (v * VF_N * (bf16 ? 2 : 4) % LINE == 0)
+                    __builtin_prefetch(byte_at(bf16, s->next, k * ld + j + v * VF_N), 0, 2);
+            }
+            MOEI_UNROLL
+            for (int i = 0; i < mr; ++i) {
+                MOEI_UNROLL
+                for (int v = 0; v < NV; ++v) acc[i][v] = vf_fma(vf_set1(x[i * A_LD + k]), row[v], acc[i][v]);
+            }
+        }
+        MOEI_UNROLL
+        for (int i = 0; i < mr; ++i) {
+            MOEI_UNROLL
+            for (int v = 0; v < NV; ++v) vf_store(sum + i * SUM_LD + v * VF_N, acc[i][v]);
         }
     }
-    epilogue(job, task, task->row, mr, scratch->sum);
+}
+MOEI_INLINE void sweep_fixed(const int mr, const float *a, const moei_strip *s, float *sum) {
+    if (s->b->bf16)
+        sweep_rows(mr, true, a, s, sum);
+    else
+        sweep_rows(mr, false, a, s, sum);
 }
 
-/* The same of packed weights. Whole panels are written, so that the second run comes after the first. */
+/* Few rows of packed weights. Whole panels are written, so that the second run comes after the first. */
 static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
                           moei_rows_scratch *scratch) {
     const moe_gemm_rows_args *args = job->args;
@@ -147,4 +154,14 @@ static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, 
     epilogue(job, task, task->row, mr, scratch->sum);
 }
 
+/* False: as many rows are done. */
+static bool few_rows(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
+                     const moei_rows *b, moei_rows_scratch *scratch) {
+    (void)b;
+    if (!job->args->b_packed || task->end - task->row > FEW_ROWS_PACKED) return false;
+    stream_packed(job, task, a, scratch);
+    return true;
+}
+
 #include "kernel/gemm_rows/gemm_rows_block.h"
+#include "kernel/gemm_rows/gemm_rows_linear.h"

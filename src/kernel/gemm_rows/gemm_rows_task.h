@@ -13,7 +13,8 @@
 
 enum {
     COLUMN_ALIGN = MOEI_DWEIGHT_COLS,
-    NB_MIN = 128, /* columns of a task at least, where threads would have nothing to do */
+    SWEEP_ROWS = 4, /* up to so many rows take all columns of a row of B before those of the next */
+    NB_MIN = 128,   /* columns of a task at least, where threads would have nothing to do */
 };
 
 /* Packed operands and sums of one task; a tile may write sums of rows past the last. */
@@ -31,6 +32,7 @@ typedef struct moei_rows_job {
     int64_t block_width; /* of one block */
     int64_t block_rows;
     int64_t n_tasks;
+    int64_t done_rows; /* groups of so many rows at most are done already (gemm_rows_linear.h) */
     int32_t n_threads;
     bool bf16, c_bf16; /* storage of tensors, and of C */
     moei_act_rule rule;
@@ -43,8 +45,18 @@ typedef struct moei_rows_task {
     moei_columns cols;
 } moei_rows_task;
 
+/* A part of B for few rows: `steps` rows from k on of `width` columns; of the block of KC, `left` steps are
+ * left with these. */
+typedef struct moei_strip {
+    const moei_rows *b;
+    int64_t column, width;
+    int64_t k, steps, left;
+    const char *next; /* where the part that is read after it begins */
+} moei_strip;
+
 static int64_t group_tasks(const moei_rows_job *job, int32_t g) {
-    int64_t rows = job->args->offset[g + 1] - job->args->offset[g];
+    const int64_t rows = job->args->offset[g + 1] - job->args->offset[g];
+    if (rows <= job->done_rows) return 0;
     return moei_ceil_div(rows, job->block_rows) * moei_ceil_div(job->width, job->block_width);
 }
 
@@ -311,20 +323,31 @@ static int64_t busiest(const moe_gemm_rows_args *args) {
     return most;
 }
 
-/* Cuts the product into tasks and runs them; then what needs all of a row's columns. */
-static void run_rows(const moei_team *team, const moe_gemm_rows_args *args, moe_task_fn task) {
-    bool gated = args->epilogue == MOE_EPI_ACT && moe_act_gated(args->act);
-    int64_t width = gated ? args->n / 2 : args->n, limit = gated ? NB / 2 : NB;
-    int64_t even = moei_ceil_div(width, moei_ceil_div(width, limit));
-    moei_rows_job job = {.args = args,
-                         .gated = gated,
-                         .width = width,
-                         .block_width = moei_ceil_div(even, COLUMN_ALIGN) * COLUMN_ALIGN,
-                         .block_rows = MB,
-                         .n_threads = team->n_threads,
-                         .bf16 = args->dtype == MOE_BF16,
-                         .c_bf16 = args->dtype == MOE_BF16 && !args->c_wide,
-                         .rule = moei_act_rule_for(args->act, args->act_numbers)};
+static moei_rows_job rows_job(const moei_team *team, const moe_gemm_rows_args *args) {
+    const bool gated = args->epilogue == MOE_EPI_ACT && moe_act_gated(args->act);
+    return (moei_rows_job){.args = args,
+                           .gated = gated,
+                           .width = gated ? args->n / 2 : args->n,
+                           .n_threads = team->n_threads,
+                           .bf16 = args->dtype == MOE_BF16,
+                           .c_bf16 = args->dtype == MOE_BF16 && !args->c_wide,
+                           .rule = moei_act_rule_for(args->act, args->act_numbers)};
+}
+
+/* Columns of a task at most: the two runs of a gated one stand side by side in its sums. */
+static int64_t widest_block(const moei_rows_job *job) {
+    return job->gated ? NB / 2 : NB;
+}
+
+/* Cuts the groups of more than done_rows rows into tasks and runs them; then what needs all of a row's
+ * columns. */
+static void run_rows(const moei_team *team, const moe_gemm_rows_args *args, int64_t done_rows,
+                     moe_task_fn task) {
+    moei_rows_job job = rows_job(team, args);
+    const int64_t even = moei_ceil_div(job.width, moei_ceil_div(job.width, widest_block(&job)));
+    job.done_rows = done_rows;
+    job.block_width = moei_ceil_div(even, COLUMN_ALIGN) * COLUMN_ALIGN;
+    job.block_rows = MB;
     /* Few rows take as long as their weights do to be read: in small pieces, so that all threads end
      * together. */
     const int64_t tasks = (busiest(args) <= FEW_ROWS ? 16 : 2) * (int64_t)team->n_threads;
