@@ -15,8 +15,8 @@ enum {
     A_STRIP = 32 * A_LD, /* FEW_ROWS of them */
     SUM_LD = NB + 16,    /* row stride of sums; likewise */
     SUMS = (MB + MR) * SUM_LD,
-    SECOND_HALF = NR,    /* numbers from a pair row's first vector to its second */
-    FEW_ROWS = 32,       /* up to so many rows take B where it is (gemm_rows_linear.h), */
+    SECOND_HALF = NR, /* numbers from a pair row's first vector to its second */
+    FEW_ROWS = 32,    /* up to so many rows take B where it is (gemm_rows_linear.h), */
     FEW_ROWS_STREAMED = 0,
     FEW_ROWS_TRANS = 4,  /* or, stored as [n, k], packed a strip at a time, */
     FEW_ROWS_PACKED = 4, /* or out of packed weights; */
@@ -127,12 +127,6 @@ static inline void tile_beside(int mr, const uint16_t *a, const uint16_t *b, int
                                moei_fetch *beside, int64_t lines) {
     fetch_lines(beside, lines);
     tile_panel(mr, a, b, kc, sum, add);
-}
-
-/* tile_panel with B where it is, rows ldb apart; kc is even. */
-static __attribute__((noinline)) void tile_direct(int mr, const uint16_t *a, const uint16_t *b, int64_t ldb,
-                                                  int64_t kc, float *sum, bool add) {
-    tile_any(mr, a, A_LD, 1, b, ldb, kc, sum, add);
 }
 
 /* sum[rows, NR] (+)= A times a strip of B of whole chains, for few rows. */

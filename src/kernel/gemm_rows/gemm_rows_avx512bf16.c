@@ -6,13 +6,22 @@
 
 #include "kernel/gemm_rows/gemm_rows_pairs.h"
 
+/* tile_panel with B where it is, rows ldb apart; kc is even. */
+static __attribute__((noinline)) void tile_direct(int mr, const uint16_t *a, const uint16_t *b, int64_t ldb,
+                                                  int64_t kc, float *sum, bool add) {
+    tile_any(mr, a, A_LD, 1, b, ldb, kc, sum, add);
+}
+
 /* Chains of `rows` sums go on by a strip of B where it is; what cannot be read there is packed when the chain
  * begins, all of it. */
 static void linear_product(int rows, const uint16_t *a, const moei_strip *s, uint16_t *packed, float *sum) {
     const int64_t done = s->k % KC, chain = done + s->left;
     if (s->width < NR || chain % 2 != 0) {
-        if (done == 0)
-            strip_product(rows, a, s->b, false, s->column, s->width, s->k, chain, packed, sum, false);
+        const moei_b_strip whole = {
+            .b = s->b, .column = s->column, .width = s->width, .k0 = s->k, .kc = chain};
+        if (done > 0) return;
+        strip_ready(&whole, packed);
+        strip_product(rows, a, &whole, packed, sum, false);
         return;
     }
     for (int i = 0, mr; i < rows; i += mr) {
