@@ -153,8 +153,8 @@ typedef struct moe_colsum_args {
 } moe_colsum_args;
 MOE_API moe_status moe_colsum(moe_ctx *ctx, const moe_colsum_args *args);
 
-/* y = x / sqrt(mean(x^2) + eps) * gain over rows of n (Zhang & Sennrich 2019). inv_rms[rows] is kept
- * for backward. Backward: dx is overwritten, or added to with `accumulate`; dgain is added to. */
+/* y = x / sqrt(mean(x^2) + eps) * gain over rows of n, at most 2^18 (Zhang & Sennrich 2019). inv_rms[rows]
+ * is kept for backward. Backward: dx is overwritten, or added to with `accumulate`; dgain is added to. */
 typedef struct moe_rmsnorm_args {
     moe_dtype dtype;
     int64_t rows, n;

@@ -57,6 +57,8 @@ typedef struct moei_topk_grad_args {
 
 /* Attention keeps rows of a head in fixed blocks of a thread's scratch. */
 enum { MOEI_HEAD_DIM_MAX = 1024 };
+/* Numbers of a row that a norm takes: backward keeps a row of sums in a thread's scratch. */
+enum { MOEI_NORM_MAX = 1 << 18 };
 
 typedef void moei_gemm_rows_fn(const moei_team *team, const moe_gemm_rows_args *args);
 typedef void moei_gemm_outer_fn(const moei_team *team, const moe_gemm_outer_args *args);

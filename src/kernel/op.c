@@ -286,8 +286,8 @@ moe_status moe_colsum(moe_ctx *ctx, const moe_colsum_args *args) {
 static moe_status check_rmsnorm(moe_ctx *ctx, const char *op, const moe_rmsnorm_args *args) {
     MOEI_TRY(check_dtype(ctx, op, args->dtype));
     const limit limits[] = {
-        {"rows", args->rows, 0, INT64_MAX},
-        {"n",    args->n,    1, INT64_MAX}
+        {"rows", args->rows, 0, INT64_MAX    },
+        {"n",    args->n,    1, MOEI_NORM_MAX}
     };
     MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
     return check_real(ctx, op, "eps", (double)args->eps, 0.0);

@@ -15,9 +15,11 @@
 
 #include "kernel/kernel_list.h"
 
+#define MOEI_UNROLL _Pragma("GCC unroll 16")
+
 /* A product keeps rows x vectors of sums in registers: 4 x 4 or 8 x 2 of 32, or 4 x 2 of 16 in AVX2; where
  * one vector of lanes is left, 8 rows of it, or each sum would wait for its own last step. */
-enum { LANES = 64, BLOCK = LANES, TILE_VECS = VF_N == 8 ? 2 : 4, TALL = 8 };
+enum { LANES = 64, BLOCK = LANES, VECS = LANES / VF_N, TILE_VECS = 2, TALL = VF_N == 8 ? 4 : 8, LINE = 64 };
 
 static float scale_of(const moe_attention_args *a) {
     return a->scale != 0.0F ? a->scale : (float)(1.0 / sqrt((double)a->head_dim));
@@ -34,93 +36,159 @@ static inline lane_rows rows_of(const moe_attention_args *a, const void *base, i
     return (lane_rows){a->dtype == MOE_BF16, (void *)(uintptr_t)base, at, ld};
 }
 
-/* to[c][r] = scale * from[r][c], lanes from `rows` up to whole vectors are zero. */
-static void pack_lanes(float *to, lane_rows from, int64_t rows, int64_t columns, float scale) {
-    vf block[VF_N], factor = vf_set1(scale);
-    for (int64_t r = 0; r < rows; r += VF_N)
-        for (int64_t c = 0; c < columns; c += VF_N) {
-            int64_t left = moei_min(VF_N, columns - c);
-            for (int64_t i = 0; i < VF_N; ++i) {
-                int64_t row = from.at + (r + i) * from.ld + c;
-                vf x = r + i >= rows ? vf_zero() : vf_get(from.bf16, from.base, row, left);
-                block[i] = vf_mul(x, factor);
-            }
-            vf_transpose(block);
-            for (int64_t i = 0; i < left; ++i) vf_store(to + (c + i) * LANES + r, block[i]);
-        }
+static int64_t whole_vectors(int64_t n) {
+    return (n + VF_N - 1) / VF_N * VF_N;
 }
 
-/* to[r][c] = scale * from[c][r] */
-static void unpack_lanes(lane_rows to, const float *from, int64_t rows, int64_t columns, float scale) {
-    vf block[VF_N], factor = vf_set1(scale);
-    for (int64_t r = 0; r < rows; r += VF_N)
-        for (int64_t c = 0; c < columns; c += VF_N) {
-            int64_t left = moei_min(VF_N, columns - c);
-            for (int64_t i = 0; i < VF_N; ++i)
-                block[i] = i < left ? vf_mul(vf_load(from + (c + i) * LANES + r), factor) : vf_zero();
-            vf_transpose(block);
-            for (int64_t i = 0; i < VF_N && r + i < rows; ++i)
-                vf_put(to.bf16, to.base, to.at + (r + i) * to.ld + c, block[i], left);
-        }
-}
-
-/* One operand of a product where it lies: element (row, step) at x + row * by_row + step * by_step. */
-typedef struct strided {
+/* Rows of f32, `ld` numbers apart, in whole vectors of rows and of columns; what is past the last is zero. */
+typedef struct whole_rows {
     const float *x;
-    int64_t by_row, by_step;
-} strided;
+    int64_t ld;
+} whole_rows;
 
-/* Rows that pass by, as f32: where they lie, or a widened copy in `room`, [BLOCK][head_dim]. */
-static strided pass_by(lane_rows x, int64_t rows, int64_t columns, float *room) {
-    if (!x.bf16) return (strided){(const float *)x.base + x.at, x.ld, 1};
-    for (int64_t r = 0; r < rows; ++r)
+static whole_rows copy_rows(lane_rows from, int64_t rows, int64_t columns, float *room) {
+    const int64_t ld = whole_vectors(columns);
+    for (int64_t r = 0; r < whole_vectors(rows); ++r)
         for (int64_t c = 0; c < columns; c += VF_N)
-            vf_store_upto(room + r * columns + c, vf_get(true, x.base, x.at + r * x.ld + c, columns - c),
-                          columns - c);
-    return (strided){room, columns, 1};
+            vf_store(room + r * ld + c,
+                     r < rows ? vf_get(from.bf16, from.base, from.at + r * from.ld + c, columns - c)
+                              : vf_zero());
+    return (whole_rows){room, ld};
 }
 
-static inline strided turned(strided x) {
-    return (strided){x.x, x.by_step, x.by_row};
+/* Where they lie, if they are so, else a copy in `room`. */
+static whole_rows pass_by(lane_rows x, int64_t rows, int64_t columns, float *room) {
+    if (x.bf16 || rows % VF_N || columns % VF_N) return copy_rows(x, rows, columns, room);
+    return (whole_rows){(const float *)x.base + x.at, x.ld};
 }
 
-/* c[row][lane] = (c[row][lane] if add) + sum over steps, ascending, of x(row, step) * y[step][lane]. Rows of
- * c and y are `ld` numbers apart. */
-MOEI_INLINE void tile(strided x, const float *y, int64_t ld, int64_t steps, float *c, bool add,
-                      const int rows, const int vecs) {
+/* to[c][r] = scale * from[r][c] */
+static void pack_lanes(float *to, whole_rows from, int64_t rows, int64_t columns, float scale) {
+    const vf factor = vf_set1(scale);
+    vf square[VF_N];
+    for (int64_t r = 0; r < rows; r += VF_N)
+        for (int64_t c = 0; c < columns; c += VF_N) {
+            for (int i = 0; i < VF_N; ++i)
+                square[i] = vf_mul(vf_load(from.x + (r + i) * from.ld + c), factor);
+            vf_transpose(square);
+            for (int i = 0; i < VF_N; ++i) vf_store(to + (c + i) * LANES + r, square[i]);
+        }
+}
+
+/* Asks for rows that are written at a task's end: each would then wait for its lines. */
+static void ask_rows(lane_rows to, int64_t rows, int64_t columns) {
+    const int64_t real = to.bf16 ? 2 : 4;
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t i = 0; i < columns * real; i += LINE)
+            __builtin_prefetch((const char *)to.base + (to.at + r * to.ld) * real + i, 1, 2);
+}
+
+/* to[r][c] = scale[r] * from[c][r] */
+static void unpack_lanes(lane_rows to, const float *from, int64_t rows, int64_t columns, const float *scale) {
+    vf square[VF_N];
+    float turned[VF_N][VF_N];
+    for (int64_t r = 0; r < rows; r += VF_N)
+        for (int64_t c = 0; c < columns; c += VF_N) {
+            for (int i = 0; i < VF_N; ++i)
+                square[i] = vf_mul(vf_load(from + (c + i) * LANES + r), vf_load(scale + r));
+            vf_transpose(square);
+            for (int i = 0; i < VF_N; ++i) vf_store(turned[i], square[i]);
+            for (int64_t i = 0; i < moei_min(VF_N, rows - r); ++i)
+                vf_put(to.bf16, to.base, to.at + (r + i) * to.ld + c, vf_load(turned[i]), columns - c);
+        }
+}
+
+/* c[row][lane] = (c[row][lane] if add) + sum over steps, ascending, of x[row][step] * y[step][lane] */
+MOEI_INLINE void product_tile(const int rows, const int vecs, const float *x, int64_t ldx, const float *y,
+                              int64_t ld, int64_t steps, float *c, bool add) {
     vf sum[TALL][TILE_VECS];
     for (int r = 0; r < rows; ++r)
         for (int v = 0; v < vecs; ++v) sum[r][v] = add ? vf_load(c + r * ld + v * VF_N) : vf_zero();
-    for (int64_t t = 0; t < steps; ++t)
+    for (int64_t t = 0; t < steps; ++t, y += ld)
         for (int r = 0; r < rows; ++r) {
-            vf one = vf_set1(x.x[r * x.by_row + t * x.by_step]);
-            for (int v = 0; v < vecs; ++v) sum[r][v] = vf_fma(one, vf_load(y + t * ld + v * VF_N), sum[r][v]);
+            vf one = vf_set1(x[r * ldx + t]);
+            for (int v = 0; v < vecs; ++v) sum[r][v] = vf_fma(one, vf_load(y + v * VF_N), sum[r][v]);
         }
     for (int r = 0; r < rows; ++r)
         for (int v = 0; v < vecs; ++v) vf_store(c + r * ld + v * VF_N, sum[r][v]);
 }
 
-/* The same over any number of rows, of `vecs` vectors of lanes. */
-MOEI_INLINE void tile_rows(strided x, int64_t rows, const float *y, int64_t ld, int64_t steps, float *c,
-                           bool add, const int vecs) {
-    const int tall = vecs == TILE_VECS ? 4 : TALL;
-    for (int64_t r = 0; r < rows; r += rows - r < tall ? 1 : tall) {
-        const strided at = {x.x + r * x.by_row, x.by_row, x.by_step};
-        if (rows - r >= tall)
-            tile(at, y, ld, steps, c + r * ld, add, tall, vecs);
-        else
-            tile(at, y, ld, steps, c + r * ld, add, 1, vecs);
+/* Apart from the loops around it, or the compiler keeps more addresses than there are registers. */
+static __attribute__((noinline)) void product_rows(int rows, int vecs, const float *x, int64_t ldx,
+                                                   const float *y, int64_t ld, int64_t steps, float *c,
+                                                   bool add) {
+    if (vecs == TILE_VECS && rows == TALL)
+        product_tile(TALL, TILE_VECS, x, ldx, y, ld, steps, c, add);
+    else if (vecs == 1 && rows == TALL)
+        product_tile(TALL, 1, x, ldx, y, ld, steps, c, add);
+    else
+        for (int r = 0; r < rows; ++r)
+            for (int v = 0; v < vecs; ++v)
+                product_tile(1, 1, x + r * ldx, ldx, y + v * VF_N, ld, steps, c + r * ld + v * VF_N, add);
+}
+
+/* The same over any number of rows and vectors of lanes. */
+static void block_product(const float *x, int64_t ldx, int64_t rows, const float *y, int64_t ld,
+                          int64_t steps, float *c, bool add, int64_t vecs) {
+    for (int64_t v = 0, n; v < vecs; v += n) {
+        n = vecs - v >= TILE_VECS ? TILE_VECS : 1;
+        for (int64_t r = 0, tall; r < rows; r += tall) {
+            tall = moei_min(TALL, rows - r);
+            product_rows((int)tall, (int)n, x + r * ldx, ldx, y + v * VF_N, ld, steps, c + r * ld + v * VF_N,
+                         add);
+        }
     }
 }
 
-/* And of any number of vectors. */
-static void block_product(strided x, int64_t rows, const float *y, int64_t ld, int64_t steps, float *c,
-                          bool add, int64_t vecs) {
-    int64_t v = 0;
-    for (; v + TILE_VECS <= vecs; v += TILE_VECS)
-        tile_rows(x, rows, y + v * VF_N, ld, steps, c + v * VF_N, add, TILE_VECS);
-    for (; v + 2 <= vecs; v += 2) tile_rows(x, rows, y + v * VF_N, ld, steps, c + v * VF_N, add, 2);
-    for (; v < vecs; ++v) tile_rows(x, rows, y + v * VF_N, ld, steps, c + v * VF_N, add, 1);
+/* Where a block crosses the diagonal a vector of lanes takes not all rows that pass by: if lanes are queries
+ * those up to stop[v] (`falling`: later rows concern fewer of them), if they are keys those from stop[v-1]
+ * on. */
+typedef struct stairs {
+    bool falling;
+    int64_t rows, stop[VECS];
+} stairs;
+
+/* c[column][lane] += sum over the rows that a lane takes, ascending, of x[row][column] * y[row][lane]; TALL
+ * columns, vectors v .. v+vecs-1. */
+MOEI_INLINE void outer_tile(const bool falling, const int vecs, const stairs *of, int64_t v, const float *x,
+                            int64_t ldx, const float *y, float *c) {
+    vf sum[TALL][TILE_VECS];
+    int64_t row = falling || v == 0 ? 0 : of->stop[v - 1];
+    for (int i = 0; i < TALL; ++i)
+        for (int j = 0; j < vecs; ++j) sum[i][j] = vf_load(c + i * LANES + j * VF_N);
+    MOEI_UNROLL
+    for (int stair = 0; stair < vecs; ++stair) {
+        const int from = falling ? stair : 0, to = falling ? vecs : stair + 1;
+        const int64_t stop = falling || to < vecs ? of->stop[v + stair] : of->rows;
+        for (; row < stop; ++row)
+            for (int i = 0; i < TALL; ++i) {
+                vf one = vf_set1(x[row * ldx + i]);
+                for (int j = from; j < to; ++j)
+                    sum[i][j] = vf_fma(one, vf_load(y + row * LANES + j * VF_N), sum[i][j]);
+            }
+    }
+    for (int i = 0; i < TALL; ++i)
+        for (int j = 0; j < vecs; ++j) vf_store(c + i * LANES + j * VF_N, sum[i][j]);
+}
+
+/* The same over any number of columns and vectors of lanes. */
+MOEI_INLINE void outer_lanes(const bool falling, whole_rows x, int64_t columns, const float *y, float *c,
+                             const stairs *of, int64_t vecs) {
+    for (int64_t v = 0, n; v < vecs; v += n, y += n * VF_N, c += n * VF_N) {
+        n = vecs - v >= TILE_VECS ? TILE_VECS : 1;
+        for (int64_t i = 0; n == TILE_VECS && i < columns; i += TALL)
+            outer_tile(falling, TILE_VECS, of, v, x.x + i, x.ld, y, c + i * LANES);
+        for (int64_t i = 0; n == 1 && i < columns; i += TALL)
+            outer_tile(falling, 1, of, v, x.x + i, x.ld, y, c + i * LANES);
+    }
+}
+
+static void block_outer(whole_rows x, int64_t columns, const float *y, float *c, const stairs *of,
+                        int64_t vecs) {
+    if (of->falling)
+        outer_lanes(true, x, columns, y, c, of, vecs);
+    else
+        outer_lanes(false, x, columns, y, c, of, vecs);
 }
 
 static void fill_run(float *x, int64_t n, float value) {
@@ -132,14 +200,19 @@ typedef struct softmax {
     float max[LANES], sum[LANES];
 } softmax;
 
+/* e^x of what is at most 0, or hardly more. */
+static inline vf exp_down(vf x) {
+    return vf_exp_of(vf_max(vf_set1(-105.0F), x));
+}
+
 /* One block of the online softmax for one vector of lanes: score [n][LANES] becomes exp(score - max);
  * returns by how much everything summed before must shrink. */
 static inline vf softmax_block(float *score, int64_t n, float *max, float *sum) {
     vf old = vf_load(max), top = old;
     for (int64_t j = 0; j < n; ++j) top = vf_max(vf_load(score + j * LANES), top);
-    vf shrink = vf_exp(vf_sub(old, top)), total = vf_mul(vf_load(sum), shrink);
+    vf shrink = exp_down(vf_sub(old, top)), total = vf_mul(vf_load(sum), shrink);
     for (int64_t j = 0; j < n; ++j) {
-        vf p = vf_exp(vf_sub(vf_load(score + j * LANES), top));
+        vf p = exp_down(vf_sub(vf_load(score + j * LANES), top));
         vf_store(score + j * LANES, p);
         total = vf_add(total, p);
     }
@@ -152,24 +225,31 @@ typedef struct forward_scratch {
     softmax state;
     float score[BLOCK * LANES];
     float q[MOEI_HEAD_DIM_MAX * LANES], out[MOEI_HEAD_DIM_MAX * LANES];
-    float k[MOEI_HEAD_DIM_MAX * BLOCK], v[MOEI_HEAD_DIM_MAX * BLOCK]; /* widened bf16 */
+    float k[MOEI_HEAD_DIM_MAX * BLOCK], v[MOEI_HEAD_DIM_MAX * BLOCK]; /* copies */
 } forward_scratch;
 
-/* `vecs` vectors of queries from `lane` on against n keys. first_seen: of key 0 the first lane that sees it,
- * so that a lane before first_seen + i does not see key i. */
-static void forward_lanes(forward_scratch *s, strided k, strided v, int64_t n, int64_t dim, int64_t lane,
-                          int64_t vecs, int64_t first_seen) {
-    block_product(k, n, s->q + lane, LANES, dim, s->score + lane, false, vecs);
-    for (int64_t i = 0; i < n; ++i)
-        fill_run(s->score + i * LANES + lane, moei_min(vecs * VF_N, first_seen + i - lane), -INFINITY);
-    for (int64_t end = lane + vecs * VF_N, at = lane; at < end; at += VF_N) {
-        vf shrink = softmax_block(s->score + at, n, s->state.max + at, s->state.sum + at);
+/* The owned queries against n keys. first_seen: of key 0 the first lane that sees it, so that a lane before
+ * first_seen + i does not see key i. */
+static void forward_keys(forward_scratch *s, whole_rows k, whole_rows v, int64_t n, int64_t dim, int64_t vecs,
+                         int64_t first_seen) {
+    stairs of = {.falling = true, .rows = n};
+    int64_t key = 0;
+    for (int64_t i = 0; i < vecs; ++i) {
+        const int64_t lane = i * VF_N, stop = moei_min(n, lane + VF_N - first_seen);
+        float *score = s->score + key * LANES + lane;
+        of.stop[i] = stop;
+        block_product(k.x + key * k.ld, k.ld, stop - key, s->q + lane, LANES, dim, score, false, vecs - i);
+        for (; key < stop; ++key, score += LANES) fill_run(score, first_seen + key - lane, -INFINITY);
+    }
+    for (int64_t i = 0; i < vecs; ++i) {
+        const int64_t at = i * VF_N;
+        vf shrink = softmax_block(s->score + at, of.stop[i], s->state.max + at, s->state.sum + at);
         for (int64_t d = 0; d < dim; ++d) {
             float *out = s->out + d * LANES + at;
             vf_store(out, vf_mul(vf_load(out), shrink));
         }
     }
-    block_product(turned(v), dim, s->score + lane, LANES, n, s->out + lane, true, vecs);
+    block_outer(v, dim, s->score, s->out, &of, vecs);
 }
 
 /* Queries first .. first+n-1 of sequence `seq` against all keys they see. */
@@ -177,29 +257,25 @@ static void forward_block(const moe_attention_args *a, int64_t seq, int64_t head
                           forward_scratch *s) {
     int64_t dim = a->head_dim, vecs = (n + VF_N - 1) / VF_N, row = seq * a->q_len + first;
     int64_t position = a->kv_len - a->q_len + first, kv_head = head / (a->heads / a->kv_heads);
-    pack_lanes(s->q, rows_of(a, a->q, row * a->ldq + head * dim, a->ldq), n, dim, scale_of(a));
+    const lane_rows to = rows_of(a, a->out, row * a->ldo + head * dim, a->ldo);
+    ask_rows(to, n, dim);
+    const whole_rows q = pass_by(rows_of(a, a->q, row * a->ldq + head * dim, a->ldq), n, dim, s->k);
+    pack_lanes(s->q, q, n, dim, scale_of(a));
     fill_run(s->state.max, LANES, -INFINITY);
     fill_run(s->state.sum, LANES, 0.0F);
-    fill_run(s->out, dim * LANES, 0.0F);
+    fill_run(s->out, whole_vectors(dim) * LANES, 0.0F);
     for (int64_t j = 0; j < position + n; j += BLOCK) {
         int64_t keys = moei_min(BLOCK, position + n - j);
         int64_t at = (seq * a->kv_stride + j) * a->ldkv + kv_head * dim;
-        strided k = pass_by(rows_of(a, a->k, at, a->ldkv), keys, dim, s->k);
-        strided v = pass_by(rows_of(a, a->v, at, a->ldkv), keys, dim, s->v);
-        int64_t together = j + keys <= position + 1 ? vecs : 1; /* all see all keys: no vector goes alone */
-        for (int64_t lane = 0; lane < n; lane += together * VF_N)
-            forward_lanes(s, k, v, moei_min(keys, position - j + lane + together * VF_N), dim, lane, together,
-                          j - position);
+        const whole_rows k = pass_by(rows_of(a, a->k, at, a->ldkv), keys, dim, s->k);
+        const whole_rows v = pass_by(rows_of(a, a->v, at, a->ldkv), keys, dim, s->v);
+        forward_keys(s, k, v, keys, dim, vecs, j - position);
     }
-    for (int64_t lane = 0; lane < vecs * VF_N; lane += VF_N)
-        for (int64_t d = 0; d < dim; ++d) {
-            float *out = s->out + d * LANES + lane;
-            vf_store(out, vf_div(vf_load(out), vf_load(s->state.sum + lane)));
-        }
-    unpack_lanes(rows_of(a, a->out, row * a->ldo + head * dim, a->ldo), s->out, n, dim, 1.0F);
-    float *lse = a->lse;
-    for (int64_t i = 0; lse && i < n; ++i)
-        lse[(row + i) * a->heads + head] = s->state.max[i] + logf(s->state.sum[i]);
+    float *lse = a->lse, *sum = s->state.sum;
+    for (int64_t i = 0; lse && i < n; ++i) lse[(row + i) * a->heads + head] = s->state.max[i] + logf(sum[i]);
+    for (int64_t lane = 0; lane < LANES; lane += VF_N)
+        vf_store(sum + lane, vf_div(vf_set1(1.0F), vf_load(sum + lane)));
+    unpack_lanes(to, s->out, n, dim, sum);
 }
 
 /* Late queries see the most keys: they go first, so that no thread ends alone with a long task. */
@@ -216,7 +292,7 @@ enum { DECODE_HEADS = 8 };
 typedef struct decode_scratch {
     float max[DECODE_HEADS][VF_N], sum[DECODE_HEADS][VF_N]; /* all lanes of a head the same */
     float score[BLOCK], q[DECODE_HEADS * MOEI_HEAD_DIM_MAX], out[DECODE_HEADS * MOEI_HEAD_DIM_MAX];
-    float k[MOEI_HEAD_DIM_MAX * LANES];
+    float k[MOEI_HEAD_DIM_MAX * LANES], k_row[MOEI_HEAD_DIM_MAX * BLOCK];
 } decode_scratch;
 
 /* score[keys] -> weights in place, every sum in the order of softmax_block; returns the shrink factor. */
@@ -226,8 +302,8 @@ static vf decode_softmax(float *score, int64_t keys, float *max, float *sum) {
     fill_run(score + keys, whole - keys, -INFINITY);
     for (int64_t j = 0; j < whole; j += VF_N) top = vf_max(vf_load(score + j), top);
     top = vf_set1(vf_max_lane(top));
-    vf shrink = vf_exp(vf_sub(old, top)), total = vf_mul(vf_load(sum), shrink);
-    for (int64_t j = 0; j < whole; j += VF_N) vf_store(score + j, vf_exp(vf_sub(vf_load(score + j), top)));
+    vf shrink = exp_down(vf_sub(old, top)), total = vf_mul(vf_load(sum), shrink);
+    for (int64_t j = 0; j < whole; j += VF_N) vf_store(score + j, exp_down(vf_sub(vf_load(score + j), top)));
     for (int64_t j = 0; j < keys; ++j) total = vf_add(total, vf_set1(score[j]));
     vf_store(max, top);
     vf_store(sum, total);
@@ -276,10 +352,10 @@ static void decode_heads(const moe_attention_args *a, int64_t seq, int64_t head,
         int64_t keys = moei_min(BLOCK, a->kv_len - j);
         int64_t at = (seq * a->kv_stride + j) * a->ldkv + kv_head * dim;
         lane_rows v = rows_of(a, a->v, at, a->ldkv);
-        pack_lanes(s->k, rows_of(a, a->k, at, a->ldkv), keys, dim, 1.0F);
+        const whole_rows k = pass_by(rows_of(a, a->k, at, a->ldkv), keys, dim, s->k_row);
+        pack_lanes(s->k, k, keys, dim, 1.0F);
         for (int64_t h = 0; h < n; ++h) {
-            strided one = {s->q + h * dim, 0, 1};
-            block_product(one, 1, s->k, LANES, dim, s->score, false, (keys + VF_N - 1) / VF_N);
+            block_product(s->q + h * dim, 0, 1, s->k, LANES, dim, s->score, false, (keys + VF_N - 1) / VF_N);
             vf shrink = decode_softmax(s->score, keys, s->max[h], s->sum[h]);
             if (bf16)
                 decode_output(true, s->out + h * dim, dim, shrink, s->score, v, keys);
@@ -288,8 +364,9 @@ static void decode_heads(const moe_attention_args *a, int64_t seq, int64_t head,
         }
     }
     for (int64_t h = 0; h < n; ++h) {
+        const vf over = vf_div(vf_set1(1.0F), vf_load(s->sum[h]));
         for (int64_t d = 0; d < dim; d += VF_N) {
-            vf mean = vf_div(vf_load_upto(s->out + h * dim + d, dim - d), vf_load(s->sum[h]));
+            vf mean = vf_mul(vf_load_upto(s->out + h * dim + d, dim - d), over);
             vf_put(bf16, a->out, seq * a->ldo + (head + h) * dim + d, mean, dim - d);
         }
         if (lse) lse[seq * a->heads + head + h] = s->max[h][0] + logf(s->sum[h][0]);
@@ -319,13 +396,9 @@ typedef struct grad_blocks {
     float *weight, *dscore; /* [BLOCK][LANES] */
     float *k, *v, *dk, *dv; /* [head_dim][LANES] of the keys owned */
     float *k_row;           /* [LANES][columns] of them */
-    float *q, *dout;        /* [BLOCK][head_dim]: room for widened bf16 */
+    float *q, *dout;        /* [BLOCK][columns]: copies of the queries that pass by */
     float *dq;              /* [..][columns], whatever room is left */
 } grad_blocks;
-
-static int64_t whole_vectors(int64_t n) {
-    return (n + VF_N - 1) / VF_N * VF_N;
-}
 
 static grad_blocks grad_blocks_in(const moe_attention_args *a, float *scratch) {
     const int64_t columns = whole_vectors(a->head_dim), block = LANES * columns;
@@ -355,7 +428,7 @@ static bool dq_fits(const moe_attention_args *a) {
 /* weight = exp(score - lse) in place of the score; dscore = weight * (dweight - delta) in place of dweight.
  */
 static inline void grad_vector(float *score, float *dweight, vf lse, vf delta) {
-    vf p = vf_exp(vf_sub(vf_load(score), lse));
+    vf p = exp_down(vf_sub(vf_load(score), lse));
     vf_store(score, p);
     vf_store(dweight, vf_mul(p, vf_sub(vf_load(dweight), delta)));
 }
@@ -368,27 +441,21 @@ typedef struct grad_place {
 static void own_keys(const moe_attention_args *a, grad_place at, int64_t first, int64_t n,
                      const grad_blocks *s) {
     const int64_t dim = a->head_dim, row = (at.seq * a->kv_stride + first) * a->ldkv + at.kv_head * dim;
-    const lane_rows k = rows_of(a, a->k, row, a->ldkv);
-    pack_lanes(s->k, k, n, dim, scale_of(a));
-    pack_lanes(s->v, rows_of(a, a->v, row, a->ldkv), n, dim, 1.0F);
-    for (int64_t r = 0; r < n; ++r)
-        for (int64_t c = 0; c < dim; c += VF_N)
-            vf_store(s->k_row + r * s->columns + c, vf_get(k.bf16, k.base, k.at + r * k.ld + c, dim - c));
+    pack_lanes(s->v, pass_by(rows_of(a, a->v, row, a->ldkv), n, dim, s->k_row), n, dim, 1.0F);
+    pack_lanes(s->k, copy_rows(rows_of(a, a->k, row, a->ldkv), n, dim, s->k_row), n, dim, scale_of(a));
 }
 
-/* Weights and gradients of scores of some queries for `vecs` vectors of keys from `lane` on. hidden: of the
- * first query the first lane it does not see; each later one sees a lane more. lse and delta are the first
- * query's. */
-static void score_grads(const moe_attention_args *a, const grad_blocks *s, strided q, strided dout,
-                        int64_t row, int64_t queries, int64_t lane, int64_t vecs, int64_t hidden,
-                        const float *lse, const float *delta) {
-    float *weight = s->weight + row * LANES + lane, *dscore = s->dscore + row * LANES + lane;
-    block_product(q, queries, s->k + lane, LANES, a->head_dim, weight, false, vecs);
-    block_product(dout, queries, s->v + lane, LANES, a->head_dim, dscore, false, vecs);
-    for (int64_t r = 0; r < queries; ++r, weight += LANES, dscore += LANES) {
-        const int64_t seen = hidden + r - lane;
-        const vf norm = vf_set1(lse[r * a->heads]), mean = vf_set1(delta[r * a->heads]);
-        if (seen < vecs * VF_N) fill_run(weight + seen, vecs * VF_N - seen, -INFINITY);
+/* Weights and gradients of scores of the queries row .. end-1 that pass by, for the first `vecs` vectors of
+ * keys. diagonal: a query sees as many keys as its own number. lse and delta are those of query 0. */
+static void score_grads(const moe_attention_args *a, const grad_blocks *s, whole_rows q, whole_rows dout,
+                        int64_t row, int64_t end, int64_t vecs, bool diagonal, const float *lse,
+                        const float *delta) {
+    float *weight = s->weight + row * LANES, *dscore = s->dscore + row * LANES;
+    block_product(q.x + row * q.ld, q.ld, end - row, s->k, LANES, a->head_dim, weight, false, vecs);
+    block_product(dout.x + row * dout.ld, dout.ld, end - row, s->v, LANES, a->head_dim, dscore, false, vecs);
+    for (; row < end; ++row, weight += LANES, dscore += LANES) {
+        const vf norm = vf_set1(lse[row * a->heads]), mean = vf_set1(delta[row * a->heads]);
+        if (diagonal) fill_run(weight + row + 1, vecs * VF_N - row - 1, -INFINITY);
         for (int64_t v = 0; v < vecs * VF_N; v += VF_N) grad_vector(weight + v, dscore + v, norm, mean);
     }
 }
@@ -401,28 +468,22 @@ static void grad_pair(const moe_attention_args *a, grad_place at, int64_t first,
     const int64_t dim = a->head_dim, row = at.seq * a->q_len + i, vecs = (n + VF_N - 1) / VF_N;
     const float *lse = (const float *)a->lse + row * a->heads + at.head;
     const float *delta = (const float *)a->delta + row * a->heads + at.head;
-    strided q = pass_by(rows_of(a, a->q, row * a->ldq + at.head * dim, a->ldq), queries, dim, s->q);
-    strided dout = pass_by(rows_of(a, a->dout, row * a->ldo + at.head * dim, a->ldo), queries, dim, s->dout);
     const bool diagonal = i == first;
-    const int64_t together = diagonal ? 1 : vecs;
-    for (int64_t lane = 0; lane < n; lane += together * VF_N) {
-        const int64_t r = diagonal ? lane : 0, rows = queries - r; /* those that see a lane of these */
-        strided q_seeing = {q.x + r * q.by_row, q.by_row, q.by_step};
-        strided dout_seeing = {dout.x + r * dout.by_row, dout.by_row, dout.by_step};
-        score_grads(a, s, q_seeing, dout_seeing, r, rows, lane, together, i - first + r + 1,
-                    lse + r * a->heads, delta + r * a->heads);
-        if (!keys) continue;
-        const int64_t corner = r * LANES + lane;
-        block_product(turned(dout_seeing), dim, s->weight + corner, LANES, rows, s->dv + lane, true,
-                      together);
-        block_product(turned(q_seeing), dim, s->dscore + corner, LANES, rows, s->dk + lane, true, together);
+    stairs of = {.falling = false, .rows = queries};
+    const int64_t from_q = row * a->ldq + at.head * dim, from_dout = row * a->ldo + at.head * dim;
+    const whole_rows q = pass_by(rows_of(a, a->q, from_q, a->ldq), queries, dim, s->q);
+    const whole_rows dout = pass_by(rows_of(a, a->dout, from_dout, a->ldo), queries, dim, s->dout);
+    for (int64_t v = diagonal ? 0 : vecs - 1, r = 0; v < vecs; ++v) {
+        const int64_t stop = of.stop[v] = v + 1 == vecs ? queries : moei_min(queries, (v + 1) * VF_N);
+        score_grads(a, s, q, dout, r, stop, v + 1, diagonal, lse, delta);
+        if (dq)
+            block_product(s->dscore + r * LANES, LANES, stop - r, s->k_row, s->columns,
+                          moei_min(n, (v + 1) * VF_N), dq + r * s->columns, true, s->columns / VF_N);
+        r = stop;
     }
-    const int64_t tall = diagonal ? VF_N : queries;
-    for (int64_t r = 0; dq && r < queries; r += tall) {
-        strided dscore = {s->dscore + r * LANES, LANES, 1};
-        block_product(dscore, moei_min(tall, queries - r), s->k_row, s->columns,
-                      diagonal ? moei_min(n, r + tall) : n, dq + r * s->columns, true, s->columns / VF_N);
-    }
+    if (!keys) return;
+    block_outer(dout, dim, s->weight, s->dv, &of, vecs);
+    block_outer(q, dim, s->dscore, s->dk, &of, vecs);
 }
 
 static void store_dq(const moe_attention_args *a, grad_place at, int64_t i, int64_t queries, const float *dq,
@@ -442,17 +503,23 @@ static void key_block(const moe_attention_args *a, grad_place at, int64_t first,
                       bool queries_too) {
     const int64_t dim = a->head_dim, n = moei_min(LANES, a->kv_len - first), group = a->heads / a->kv_heads;
     const int64_t row = (at.seq * a->kv_stride + first) * a->ldkv + at.kv_head * dim;
+    const lane_rows dk = rows_of(a, a->dk, row, a->ldkv), dv = rows_of(a, a->dv, row, a->ldkv);
+    ask_rows(dk, n, dim);
+    ask_rows(dv, n, dim);
     own_keys(a, at, first, n, s);
-    fill_run(s->dk, dim * LANES, 0.0F);
-    fill_run(s->dv, dim * LANES, 0.0F);
+    fill_run(s->dk, s->columns * LANES, 0.0F);
+    fill_run(s->dv, s->columns * LANES, 0.0F);
     for (int64_t h = 0; h < group; ++h)
         for (int64_t i = first; i < a->q_len; i += BLOCK) {
             at.head = at.kv_head * group + h;
             float *dq = queries_too ? s->dq + (h * a->q_len + i) * s->columns : NULL;
             grad_pair(a, at, first, n, i, moei_min(BLOCK, a->q_len - i), s, dq, true);
         }
-    unpack_lanes(rows_of(a, a->dk, row, a->ldkv), s->dk, n, dim, scale_of(a));
-    unpack_lanes(rows_of(a, a->dv, row, a->ldkv), s->dv, n, dim, 1.0F);
+    float scale[LANES], one[LANES];
+    fill_run(scale, LANES, scale_of(a));
+    fill_run(one, LANES, 1.0F);
+    unpack_lanes(dk, s->dk, n, dim, scale);
+    unpack_lanes(dv, s->dv, n, dim, one);
 }
 
 /* All gradients of a group of heads in one pass. */

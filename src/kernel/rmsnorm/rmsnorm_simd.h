@@ -9,8 +9,8 @@
 
 #include "kernel/kernel_list.h"
 
-/* A column task reads whole cache lines; its sums are carried over in f64 every ROW_CHUNK rows. */
-enum { ROW_BLOCK = 16, COLUMN_VECS = 4, COLUMN_BLOCK = COLUMN_VECS * VF_N, ROW_CHUNK = 128 };
+/* A task of backward sums its rows' share of dgain in f32; the shares are added in f64. */
+enum { ROW_BLOCK = 16, ROW_CHUNK = 64, COLUMN_BLOCK = 4 * VF_N };
 
 /* Four sums side by side hide the latency of the add. */
 MOEI_INLINE float row_square_sum(const bool bf16, const void *x, int64_t at, int64_t n) {
@@ -52,23 +52,32 @@ static void forward_rows(void *arg, int64_t task, void *scratch) {
     }
 }
 
-/* sum of gain * dy * x */
-MOEI_INLINE float row_dot(const bool bf16, const moe_rmsnorm_args *a, int64_t at) {
-    vf sum[2] = {vf_zero(), vf_zero()};
+/* A wave of chunks of rows, as many as have room for their shares of dgain. */
+typedef struct norm_wave {
+    const moe_rmsnorm_args *args;
+    int64_t first, end; /* rows */
+    int64_t ld;         /* n in whole vectors */
+    float *share;       /* [chunks, ld] */
+} norm_wave;
+
+/* Sum of gain * dy * x of a row; adds inv * dy * x to share[n]. */
+MOEI_INLINE float row_dot(const bool bf16, const moe_rmsnorm_args *a, int64_t at, float inv, float *share) {
+    vf sum[2] = {vf_zero(), vf_zero()}, scale = vf_set1(inv);
     int64_t n = a->n;
     for (int64_t i = 0; i < n; i += VF_N) {
         int64_t v = i / VF_N % 2;
-        vf scaled = vf_mul(vf_get(bf16, a->gain, i, n - i), vf_get(bf16, a->dy, at + i, n - i));
-        sum[v] = vf_fma(scaled, vf_get(bf16, a->x, at + i, n - i), sum[v]);
+        vf x = vf_get(bf16, a->x, at + i, n - i), dy = vf_get(bf16, a->dy, at + i, n - i);
+        sum[v] = vf_fma(vf_mul(vf_get(bf16, a->gain, i, n - i), dy), x, sum[v]);
+        vf_store(share + i, vf_fma(vf_mul(x, scale), dy, vf_load(share + i)));
     }
     return vf_sum(vf_add(sum[0], sum[1]));
 }
 
-/* dx = inv * (gain * dy - x * pull), pull = inv^2 * mean(gain * dy * x) */
-MOEI_INLINE void backward_row(const bool bf16, const moe_rmsnorm_args *a, int64_t r) {
+/* dx = inv * (gain * dy - x * pull), pull = inv^2 * mean(gain * dy * x); dx may be dy. */
+MOEI_INLINE void backward_row(const bool bf16, const moe_rmsnorm_args *a, int64_t r, float *share) {
     int64_t n = a->n, at = r * n;
     float inv = ((const float *)a->inv_rms)[r];
-    vf scale = vf_set1(inv), pull = vf_set1(inv * inv * row_dot(bf16, a, at) / (float)n);
+    vf scale = vf_set1(inv), pull = vf_set1(inv * inv * row_dot(bf16, a, at, inv, share) / (float)n);
     for (int64_t i = 0; i < n; i += VF_N) {
         int64_t left = n - i;
         vf scaled = vf_mul(vf_get(bf16, a->gain, i, left), vf_get(bf16, a->dy, at + i, left));
@@ -78,51 +87,36 @@ MOEI_INLINE void backward_row(const bool bf16, const moe_rmsnorm_args *a, int64_
     }
 }
 
-static void backward_rows(void *arg, int64_t task, void *scratch) {
-    const moe_rmsnorm_args *a = arg;
+static void backward_chunk(void *arg, int64_t task, void *scratch) {
+    const norm_wave *w = arg;
+    const moe_rmsnorm_args *a = w->args;
+    float *share = w->share + task * w->ld;
+    const int64_t first = w->first + task * ROW_CHUNK, end = moei_min(first + ROW_CHUNK, w->end);
     (void)scratch;
-    int64_t end = moei_min((task + 1) * ROW_BLOCK, a->rows);
-    for (int64_t r = task * ROW_BLOCK; r < end; ++r) {
-        if (a->dtype == MOE_BF16)
-            backward_row(true, a, r);
-        else
-            backward_row(false, a, r);
-    }
-}
-
-/* Adds inv * dy * x of rows first .. end-1 in one vector of columns; n <= VF_N of them exist. */
-MOEI_INLINE vf column_sum(const bool bf16, const moe_rmsnorm_args *a, int64_t first, int64_t end,
-                          int64_t column, int64_t n) {
-    const float *inv = a->inv_rms;
-    vf sum = vf_zero();
+    for (int64_t i = 0; i < w->ld; i += VF_N) vf_store(share + i, vf_zero());
     for (int64_t r = first; r < end; ++r) {
-        vf normed = vf_mul(vf_get(bf16, a->x, r * a->n + column, n), vf_set1(inv[r]));
-        sum = vf_fma(normed, vf_get(bf16, a->dy, r * a->n + column, n), sum);
+        if (a->dtype == MOE_BF16)
+            backward_row(true, a, r, share);
+        else
+            backward_row(false, a, r, share);
     }
-    return sum;
 }
 
-/* A task owns columns and runs down all rows, so the sum has one order and needs no partials. */
-static void backward_columns(void *arg, int64_t task, void *scratch) {
-    const moe_rmsnorm_args *a = arg;
+/* dgain += the shares of all chunks, in order. */
+static void add_shares(void *arg, int64_t task, void *scratch) {
+    const norm_wave *w = arg;
+    const int64_t n = w->args->n, chunks = moei_ceil_div(w->end - w->first, ROW_CHUNK);
     (void)scratch;
-    int64_t column = task * COLUMN_BLOCK;
-    vd low[COLUMN_VECS], high[COLUMN_VECS];
-    for (int c = 0; c < COLUMN_VECS; ++c) low[c] = high[c] = vd_zero();
-    for (int64_t r = 0; r < a->rows; r += ROW_CHUNK) {
-        int64_t end = moei_min(r + ROW_CHUNK, a->rows);
-        for (int c = 0; c < COLUMN_VECS && column + c * VF_N < a->n; ++c) {
-            int64_t left = a->n - column - c * VF_N;
-            vf sum = a->dtype == MOE_BF16 ? column_sum(true, a, r, end, column + c * VF_N, left)
-                                          : column_sum(false, a, r, end, column + c * VF_N, left);
-            low[c] = vd_add(low[c], vd_low(sum));
-            high[c] = vd_add(high[c], vd_high(sum));
+    for (int64_t i = task * COLUMN_BLOCK; i < moei_min((task + 1) * COLUMN_BLOCK, n); i += VF_N) {
+        float *dgain = (float *)w->args->dgain + i;
+        vf old = vf_load_upto(dgain, n - i);
+        vd low = vd_low(old), high = vd_high(old);
+        for (int64_t c = 0; c < chunks; ++c) {
+            vf share = vf_load(w->share + c * w->ld + i);
+            low = vd_add(low, vd_low(share));
+            high = vd_add(high, vd_high(share));
         }
-    }
-    for (int c = 0; c < COLUMN_VECS && column + c * VF_N < a->n; ++c) {
-        float *dgain = (float *)a->dgain + column + c * VF_N;
-        int64_t left = a->n - column - c * VF_N < VF_N ? a->n - column - c * VF_N : VF_N;
-        vf_store_n(dgain, vf_add(vf_load_n(dgain, left), vf_from_vd(low[c], high[c])), left);
+        vf_store_upto(dgain, vf_from_vd(low, high), n - i);
     }
 }
 
@@ -130,10 +124,17 @@ static inline void rmsnorm_forward(const moei_team *team, const moe_rmsnorm_args
     moei_parallel(team, (args->rows + ROW_BLOCK - 1) / ROW_BLOCK, forward_rows, (void *)args);
 }
 
-/* dgain first: dx may overwrite dy. */
+/* Every number is read once. The shares of a wave fill the first thread's scratch, which no task of ours uses
+ * otherwise. */
 static inline void rmsnorm_backward(const moei_team *team, const moe_rmsnorm_args *args) {
-    moei_parallel(team, (args->n + COLUMN_BLOCK - 1) / COLUMN_BLOCK, backward_columns, (void *)args);
-    moei_parallel(team, (args->rows + ROW_BLOCK - 1) / ROW_BLOCK, backward_rows, (void *)args);
+    const int64_t ld = moei_ceil_div(args->n, VF_N) * VF_N,
+                  room = MOEI_THREAD_SCRATCH / (int64_t)sizeof(float);
+    const int64_t rows = room / ld * ROW_CHUNK;
+    for (int64_t r = 0; r < args->rows; r += rows) {
+        norm_wave wave = {args, r, moei_min(r + rows, args->rows), ld, team->scratch};
+        moei_parallel(team, moei_ceil_div(wave.end - r, ROW_CHUNK), backward_chunk, &wave);
+        moei_parallel(team, moei_ceil_div(args->n, COLUMN_BLOCK), add_shares, &wave);
+    }
 }
 
 #endif

@@ -9,8 +9,9 @@
 
 #include "kernel/kernel_list.h"
 
-/* Rows of a task share its table of frequencies. */
-enum { ROPE_ROWS = 32, ROPE_HALF_MAX = MOEI_HEAD_DIM_MAX / 2 + 2 * VF_N };
+/* Rows of a task share its table of frequencies. ROPE_AHEAD rows are asked for before their turn: runs of
+ * heads within wider rows are nothing that hardware follows. */
+enum { ROPE_ROWS = 32, ROPE_AHEAD = 4, LINE = 64, ROPE_HALF_MAX = MOEI_HEAD_DIM_MAX / 2 + 2 * VF_N };
 
 typedef struct rope_scratch {
     double frequency[ROPE_HALF_MAX];
@@ -77,6 +78,12 @@ MOEI_INLINE void turn_head(const bool bf16, void *x, int64_t at, const rope_scra
     }
 }
 
+static void ask_row(const moe_rope_args *a, int64_t r) {
+    const int64_t real = a->dtype == MOE_BF16 ? 2 : 4, bytes = a->heads * a->head_dim * real;
+    const char *row = (const char *)a->x + r * a->ldx * real;
+    for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(row + i, 1);
+}
+
 static void turn_rows(void *arg, int64_t task, void *scratch) {
     const moe_rope_args *a = arg;
     rope_scratch *table = scratch;
@@ -85,6 +92,7 @@ static void turn_rows(void *arg, int64_t task, void *scratch) {
         table->frequency[i] = i < half ? pow((double)a->base, -2.0 * i / a->head_dim) : 0.0;
     int64_t end = (task + 1) * ROPE_ROWS < a->rows ? (task + 1) * ROPE_ROWS : a->rows;
     for (int64_t r = task * ROPE_ROWS; r < end; ++r) {
+        if (r + ROPE_AHEAD < end) ask_row(a, r + ROPE_AHEAD);
         fill_angles(table, a->position[r], half, a->inverse);
         for (int32_t h = 0; h < a->heads; ++h) {
             int64_t at = r * a->ldx + (int64_t)h * a->head_dim;
