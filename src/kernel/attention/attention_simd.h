@@ -15,6 +15,7 @@
 
 #include "kernel/kernel_list.h"
 
+/* Sums stay in registers only where loops over them are unrolled before they are put there. */
 #define MOEI_UNROLL _Pragma("GCC unroll 16")
 
 /* A product keeps rows x vectors of sums in registers: 4 x 4 or 8 x 2 of 32, or 4 x 2 of 16 in AVX2; where
@@ -102,15 +103,18 @@ static void unpack_lanes(lane_rows to, const float *from, int64_t rows, int64_t 
 MOEI_INLINE void product_tile(const int rows, const int vecs, const float *x, int64_t ldx, const float *y,
                               int64_t ld, int64_t steps, float *c, bool add) {
     vf sum[TALL][TILE_VECS];
-    for (int r = 0; r < rows; ++r)
-        for (int v = 0; v < vecs; ++v) sum[r][v] = add ? vf_load(c + r * ld + v * VF_N) : vf_zero();
-    for (int64_t t = 0; t < steps; ++t, y += ld)
-        for (int r = 0; r < rows; ++r) {
-            vf one = vf_set1(x[r * ldx + t]);
-            for (int v = 0; v < vecs; ++v) sum[r][v] = vf_fma(one, vf_load(y + v * VF_N), sum[r][v]);
-        }
-    for (int r = 0; r < rows; ++r)
-        for (int v = 0; v < vecs; ++v) vf_store(c + r * ld + v * VF_N, sum[r][v]);
+    MOEI_UNROLL
+    for (int r = 0; r < rows; ++r) MOEI_UNROLL
+    for (int v = 0; v < vecs; ++v) sum[r][v] = add ? vf_load(c + r * ld + v * VF_N) : vf_zero();
+    for (int64_t t = 0; t < steps; ++t, y += ld) MOEI_UNROLL
+    for (int r = 0; r < rows; ++r) {
+        vf one = vf_set1(x[r * ldx + t]);
+        MOEI_UNROLL
+        for (int v = 0; v < vecs; ++v) sum[r][v] = vf_fma(one, vf_load(y + v * VF_N), sum[r][v]);
+    }
+    MOEI_UNROLL
+    for (int r = 0; r < rows; ++r) MOEI_UNROLL
+    for (int v = 0; v < vecs; ++v) vf_store(c + r * ld + v * VF_N, sum[r][v]);
 }
 
 /* Apart from the loops around it, or the compiler keeps more addresses than there are registers. */
@@ -154,21 +158,24 @@ MOEI_INLINE void outer_tile(const bool falling, const int vecs, const stairs *of
                             int64_t ldx, const float *y, float *c) {
     vf sum[TALL][TILE_VECS];
     int64_t row = falling || v == 0 ? 0 : of->stop[v - 1];
-    for (int i = 0; i < TALL; ++i)
-        for (int j = 0; j < vecs; ++j) sum[i][j] = vf_load(c + i * LANES + j * VF_N);
+    MOEI_UNROLL
+    for (int i = 0; i < TALL; ++i) MOEI_UNROLL
+    for (int j = 0; j < vecs; ++j) sum[i][j] = vf_load(c + i * LANES + j * VF_N);
     MOEI_UNROLL
     for (int stair = 0; stair < vecs; ++stair) {
         const int from = falling ? stair : 0, to = falling ? vecs : stair + 1;
         const int64_t stop = falling || to < vecs ? of->stop[v + stair] : of->rows;
-        for (; row < stop; ++row)
-            for (int i = 0; i < TALL; ++i) {
-                vf one = vf_set1(x[row * ldx + i]);
-                for (int j = from; j < to; ++j)
-                    sum[i][j] = vf_fma(one, vf_load(y + row * LANES + j * VF_N), sum[i][j]);
-            }
+        for (; row < stop; ++row) MOEI_UNROLL
+        for (int i = 0; i < TALL; ++i) {
+            vf one = vf_set1(x[row * ldx + i]);
+            MOEI_UNROLL
+            for (int j = from; j < to; ++j)
+                sum[i][j] = vf_fma(one, vf_load(y + row * LANES + j * VF_N), sum[i][j]);
+        }
     }
-    for (int i = 0; i < TALL; ++i)
-        for (int j = 0; j < vecs; ++j) vf_store(c + i * LANES + j * VF_N, sum[i][j]);
+    MOEI_UNROLL
+    for (int i = 0; i < TALL; ++i) MOEI_UNROLL
+    for (int j = 0; j < vecs; ++j) vf_store(c + i * LANES + j * VF_N, sum[i][j]);
 }
 
 /* The same over any number of columns and vectors of lanes. */
