@@ -3,10 +3,10 @@
  * [n_seq*q_len, heads]. Source: Milakov & Gimelshein 2018 (online softmax), Dao et al. 2022 (blocks).
  *
  * Up to LANES rows of one head are owned and kept transposed: column d of all rows is one run of lanes. The
- * other side passes by in blocks of BLOCK rows and is read where it lies, one number broadcast at a time. So
- * every product is the same one (block_product), and maxima and sums of the softmax run down lanes. Forward
- * owns queries, backward keys. Where a block crosses the diagonal, each vector of lanes takes only the rows
- * that some lane of it sees or is seen by. Include after simd_avx2.h or simd_avx512.h.
+ * other side passes by in blocks of BLOCK rows, one number broadcast at a time. So all products are of two
+ * kinds, block_product and block_outer, and maxima and sums of the softmax run down lanes. Forward owns
+ * queries, backward keys. Where a block crosses the diagonal, each vector of lanes takes only the rows that
+ * some lane of it sees or is seen by. Include after simd_avx2.h or simd_avx512.h.
  */
 #ifndef MOEI_ATTENTION_SIMD_H
 #define MOEI_ATTENTION_SIMD_H
@@ -18,8 +18,8 @@
 /* Sums stay in registers only where loops over them are unrolled before they are put there. */
 #define MOEI_UNROLL _Pragma("GCC unroll 16")
 
-/* A product keeps rows x vectors of sums in registers: 4 x 4 or 8 x 2 of 32, or 4 x 2 of 16 in AVX2; where
- * one vector of lanes is left, 8 rows of it, or each sum would wait for its own last step. */
+/* A product keeps TALL x TILE_VECS vectors of sums in registers: 8 x 2 of 32, or 4 x 2 of 16 in AVX2. Two
+ * vectors wide, what all of them read fits the nearest cache. */
 enum { LANES = 64, BLOCK = LANES, VECS = LANES / VF_N, TILE_VECS = 2, TALL = VF_N == 8 ? 4 : 8, LINE = 64 };
 
 static float scale_of(const moe_attention_args *a) {
