@@ -11,6 +11,8 @@
 
 #include "core/thread.h"
 
+_Static_assert(SWEEP_ROWS == 2, "sweep_any has a body for each");
+
 enum {
     SLABS = 64,             /* of a pass at most */
     SLAB_COLUMNS = 4096,    /* of a slab at most: its sums share L2 with what is asked for */
@@ -130,7 +132,7 @@ static moei_rows_task slab_block(const moei_linear_job *job, const moei_slab *sl
 /* Steps of a strip: few, so that B is read in its order, but enough to be worth loading and storing the sums.
  */
 static int64_t strip_steps(int64_t rows) {
-    return rows <= 2 ? 2 : rows <= SWEEP_ROWS ? 4 : rows <= 8 ? 16 : 64;
+    return rows <= SWEEP_ROWS ? 2 : 64;
 }
 
 /* A strip of a slab: rows of B from k on. */
@@ -188,20 +190,10 @@ static void end_slab(const moei_linear_job *job, const moei_slab *slab) {
 }
 
 static void sweep_any(int rows, const moei_operand *a, const moei_strip *strip, float *sum) {
-    switch (rows) {
-    case 1:
+    if (rows == 1)
         sweep_fixed(1, a, strip, sum);
-        break;
-    case 2:
+    else
         sweep_fixed(2, a, strip, sum);
-        break;
-    case 3:
-        sweep_fixed(3, a, strip, sum);
-        break;
-    default:
-        sweep_fixed(4, a, strip, sum);
-        break;
-    }
 }
 
 /* A strip of a slab of whole panels, in the order of memory. `next` is where the slab's columns are in what

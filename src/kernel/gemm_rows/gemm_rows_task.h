@@ -13,7 +13,7 @@
 
 enum {
     COLUMN_ALIGN = MOEI_DWEIGHT_COLS,
-    SWEEP_ROWS = 4, /* up to so many rows take all columns of a row of B before those of the next */
+    SWEEP_ROWS = 2, /* up to so many rows take all columns of a row of B before those of the next */
     NB_MIN = 128,   /* columns of a task at least, where threads would have nothing to do */
 };
 
