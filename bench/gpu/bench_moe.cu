@@ -33,9 +33,9 @@ static const Config configs[] = {
     {"1.4B n512",  40960, 768,  512,  64,  4,  "399 / 400"},
     {"1.4B n1024", 40960, 768,  1024, 32,  2,  "405 / 436"},
 };
-enum Kernel { ROUTE, PLAN, UP, DOWN, COMBINE, DH, DW2, DX_ROWS, DW1, DX, N_KERNELS };
-static const char *const kernel_name[N_KERNELS] = {"route", "plan", "up",     "down", "combine",
-                                                   "dH",    "dW2",  "dXrows", "dW1",  "dX"};
+enum Kernel { ROUTE, PLAN, UP, DOWN, COMBINE, DH, DX_ROWS, DW, DX, DW2, DW1, N_KERNELS };
+static const char *const kernel_name[N_KERNELS] = {"route",  "plan", "up", "down", "combine", "dH",
+                                                   "dXrows", "dW",   "dX", "dW2",  "dW1"};
 
 /* ISA=cuda */
 static const bool portable = getenv("ISA") && strcmp(getenv("ISA"), "cuda") == 0;
@@ -121,7 +121,7 @@ struct Layer {
         a.b = b, a.b_trans = trans, a.ldb = trans ? k : n, a.b_group = n * k;
         return a;
     }
-    void weight_gradient(const moei_team *team, Kernel which) {
+    moe_gemm_outer_args outer_args(Kernel which) {
         moe_gemm_outer_args a = {};
         a.dtype = MOE_BF16, a.n_groups = c.experts, a.offset = offset.data, a.n_rows = rows;
         if (which == DW1) {
@@ -132,10 +132,22 @@ struct Layer {
             a.c = dw2.data;
         }
         a.ldc = a.n, a.c_group = a.m * a.n;
+        return a;
+    }
+    void weight_gradient(const moei_team *team, Kernel which) {
+        const moe_gemm_outer_args a = outer_args(which);
         if (portable)
             moei_gemm_outer__cuda(team, &a);
         else
             CUDA_OK(moei_cuda_gemm_outer(team, &a));
+    }
+    void weight_gradients(const moei_team *team) {
+        const moe_gemm_outer_args both[] = {outer_args(DW2), outer_args(DW1)};
+        const moei_gemm_outers_args args = {both, 2, NULL};
+        if (portable)
+            weight_gradient(team, DW2), weight_gradient(team, DW1);
+        else
+            CUDA_OK(moei_cuda_gemm_outers(team, &args));
     }
     void product_of_rows(const moei_team *team, Kernel which) {
         moe_gemm_rows_args r = {};
@@ -181,6 +193,8 @@ struct Layer {
             moei_gather_sum__cuda(&team, &sum);
         } else if (which == DW1 || which == DW2) {
             weight_gradient(&team, which);
+        } else if (which == DW) {
+            weight_gradients(&team);
         } else {
             product_of_rows(&team, which);
         }
@@ -201,9 +215,8 @@ struct Layer {
         CUDA_OK(cudaEventRecord(fork, 0));
         CUDA_OK(cudaStreamWaitEvent(main_stream, fork, 0));
         CUDA_OK(cudaStreamWaitEvent(side_stream, fork, 0));
-        run(DW1, main_stream);
+        run(DW, main_stream);
         run(DX, side_stream);
-        run(DW2, main_stream);
         CUDA_OK(cudaEventRecord(join[0], main_stream));
         CUDA_OK(cudaEventRecord(join[1], side_stream));
         CUDA_OK(cudaStreamWaitEvent(0, join[0], 0));
@@ -224,7 +237,10 @@ struct Layer {
     }
     double flops(int k) const {
         const double unit = 2. * (double)rows * (double)c.n * (double)c.d;
-        return k == UP || k == DX_ROWS || k == DW1 ? 2 * unit : k == DOWN || k == DH || k == DW2 ? unit : 0;
+        return k == DW                               ? 3 * unit
+               : k == UP || k == DX_ROWS || k == DW1 ? 2 * unit
+               : k == DOWN || k == DH || k == DW2    ? unit
+                                                     : 0;
     }
     /* Fewest bytes (performance.md section 1.2). */
     double bytes(int k) const {

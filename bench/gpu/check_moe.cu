@@ -304,6 +304,45 @@ template <class T> static void check_outer(Problem &p, bool trans, bool gather, 
     verdict(p.name(what).c_str(), distance(c.get(), want), args.c_wide ? 1e-5 : 4e-3, c.guard_intact());
 }
 
+/* Products in one launch, and one over other groups: the bits of each by itself. */
+template <class T> static void check_outers(Problem &p, bool accumulate, bool with_aside) {
+    const int64_t d = p.c.d, n = p.c.n, tokens = p.c.tokens;
+    if (p.c.tokens < 2) return;
+    Buffer<T> c[3][2];
+    Buffer<int64_t> thirds(3);
+    thirds.put({0, tokens / 3, tokens});
+    moe_gemm_outer_args product[3] = {};
+    for (moe_gemm_outer_args &a : product) {
+        a.dtype = MOE_BF16, a.n_groups = p.c.groups, a.offset = p.offset.data, a.n_rows = p.c.rows;
+        a.m = a.lda = n, a.n = a.ldb = a.ldc = d, a.a = p.h.data, a.b = p.x.data, a.b_row = p.row.data;
+        a.c_group = n * d, a.accumulate = accumulate, a.c_wide = sizeof(T) == sizeof(float);
+    }
+    product[1].m = product[1].lda = d, product[1].n = product[1].ldb = product[1].ldc = n;
+    product[1].a = p.x.data, product[1].a_row = p.row.data, product[1].b = p.h.data, product[1].b_row = NULL;
+    product[2].n_groups = 2, product[2].offset = thirds.data, product[2].n_rows = tokens;
+    product[2].m = product[2].lda = d, product[2].a = p.x.data, product[2].b_row = NULL;
+    product[2].c_group = d * d;
+    for (int alone = 0; alone < 2; ++alone) {
+        for (int i = 0; i < 3; ++i) {
+            c[i][alone] = Buffer<T>(i == 2 ? 2 * d * d : p.c.groups * d * n);
+            if (accumulate) c[i][alone].random(seed + 9, 1);
+            product[i].c = c[i][alone].data;
+            if (alone && (i < 2 || with_aside)) CUDA_OK(moei_cuda_gemm_outer(&team, &product[i]));
+        }
+        const moei_gemm_outers_args args = {product, 2, with_aside ? &product[2] : NULL};
+        if (!alone) CUDA_OK(moei_cuda_gemm_outers(&team, &args));
+    }
+    CUDA_OK(cudaDeviceSynchronize());
+    int different = 0;
+    for (auto &of : c)
+        different += memcmp(of[0].get().data(), of[1].get().data(), (size_t)of[0].n * sizeof(T)) != 0;
+    char what[80];
+    snprintf(what, sizeof what, "outers add %d aside %d bytes %d: those that differ", accumulate, with_aside,
+             (int)sizeof(T));
+    verdict(p.name(what).c_str(), (double)different, 0,
+            c[0][0].guard_intact() && c[1][0].guard_intact() && c[2][0].guard_intact());
+}
+
 static void check_gather_sum(int64_t tokens, int top_k, int64_t n, bool weighted, bool accumulate) {
     const int64_t rows = tokens * top_k;
     Buffer<bf16> in(rows * n), out(tokens * n);
@@ -536,7 +575,10 @@ static void check_gate_grad(int64_t tokens, int experts, int64_t d, bool opposed
     args.dtype = MOE_BF16, args.n_tokens = tokens, args.d = args.ldx = args.ld_dx = d;
     args.n_experts = experts, args.accumulate = accumulate, args.x = x.data, args.gate = gate.data;
     args.dgate = dgate.data, args.dx = dx.data, args.scratch = scratch.data;
-    moei_gate_grad__sm90(&team, &args);
+    moe_gemm_outer_args product;
+    moei_gate_grad__sm90(&team, &args, &product);
+    CUDA_OK(moei_cuda_gemm_outer(&team, &product));
+    moei_gate_grad_end__sm90(&team, &args);
     CUDA_OK(cudaGetLastError());
     CUDA_OK(cudaDeviceSynchronize());
     std::vector<double> want_gate(was_gate.begin(), was_gate.end()), want_x((size_t)(tokens * d));
@@ -627,6 +669,10 @@ static void check_case(const Case &c) {
     for (int i = 0; i < 8; ++i) {
         check_outer<bf16>(p, i & 1, i >> 1 & 1, i >> 2);
         check_outer<float>(p, i & 1, i >> 1 & 1, i >> 2);
+    }
+    for (int i = 0; i < 4; ++i) {
+        check_outers<bf16>(p, i & 1, i >> 1);
+        check_outers<float>(p, i & 1, i >> 1);
     }
     check_same_bits(p);
 }

@@ -27,6 +27,8 @@ struct moe_ctx {
     void *device_state;               /* of the device's row */
     struct moei_fault *fault;         /* NULL on the CPU */
     moei_offer offer;                 /* the last, of moei_beside_offer */
+    const moe_gemm_outer_args
+        *ride;     /* waits to share a launch with the next moei_outer_products; NULL: none */
     moe_ctx *host; /* on a device: the CPU context that does what the device cannot; else NULL */
     int isa;       /* moei_isa; kernels above it are not used */
     const struct moei_kernels *kernels[MOEI_DTYPES]; /* indexed by moe_dtype */

@@ -198,38 +198,31 @@ static moe_status hidden_gradient(const moei_ffn *f, const moe_expert_io *io, vo
 /* dW2[e] (+)= (weight*A)^T gather(dy);  dW1[e] (+)= gather(x)^T dZ */
 static moe_status weight_gradients(const moei_ffn *f, const moe_expert_io *io, const void *z, ffn_scratch s) {
     const moe_expert_desc *d = &f->desc;
-    MOEI_TRY(moe_gemm_outer(f->ctx, &(moe_gemm_outer_args){.dtype = d->dtype,
-                                                           .n_groups = io->n_experts,
-                                                           .offset = io->offset,
-                                                           .n_rows = io->n_rows,
-                                                           .m = d->d_hidden,
-                                                           .n = d->d_out,
-                                                           .a = s.a,
-                                                           .lda = d->d_hidden,
-                                                           .b = io->dout.data,
-                                                           .ldb = io->dout.stride,
-                                                           .b_row = io->row_token,
-                                                           .c = f->grad[MOEI_FFN_DOWN],
-                                                           .ldc = d->d_out,
-                                                           .c_group = (int64_t)d->d_hidden * d->d_out,
-                                                           .accumulate = !io->overwrite_grad,
-                                                           .c_wide = f->grad_dtype != MOE_BF16}));
-    return moe_gemm_outer(f->ctx, &(moe_gemm_outer_args){.dtype = d->dtype,
-                                                         .n_groups = io->n_experts,
-                                                         .offset = io->offset,
-                                                         .n_rows = io->n_rows,
-                                                         .m = d->d_in,
-                                                         .n = f->d_z,
-                                                         .a = io->in.data,
-                                                         .lda = io->in.stride,
-                                                         .a_row = io->row_token,
-                                                         .b = z,
-                                                         .ldb = f->d_z,
-                                                         .c = f->grad[MOEI_FFN_UP],
-                                                         .ldc = f->d_z,
-                                                         .c_group = (int64_t)d->d_in * f->d_z,
-                                                         .accumulate = !io->overwrite_grad,
-                                                         .c_wide = f->grad_dtype != MOE_BF16});
+    const moe_gemm_outer_args both = {.dtype = d->dtype,
+                                      .n_groups = io->n_experts,
+                                      .offset = io->offset,
+                                      .n_rows = io->n_rows,
+                                      .accumulate = !io->overwrite_grad,
+                                      .c_wide = f->grad_dtype != MOE_BF16};
+    moe_gemm_outer_args product[2] = {both, both};
+    moe_gemm_outer_args *down = &product[0], *up = &product[1];
+    down->m = down->lda = d->d_hidden;
+    down->n = down->ldc = d->d_out;
+    down->a = s.a;
+    down->b = io->dout.data;
+    down->ldb = io->dout.stride;
+    down->b_row = io->row_token;
+    down->c = f->grad[MOEI_FFN_DOWN];
+    down->c_group = (int64_t)d->d_hidden * d->d_out;
+    up->m = d->d_in;
+    up->n = up->ldb = up->ldc = f->d_z;
+    up->a = io->in.data;
+    up->lda = io->in.stride;
+    up->a_row = io->row_token;
+    up->b = z;
+    up->c = f->grad[MOEI_FFN_UP];
+    up->c_group = (int64_t)d->d_in * f->d_z;
+    return moei_outer_products(f->ctx, product, 2);
 }
 
 /* The down bias is weighted too, so drow_weight[r] += <b2[e], dy[token]>. */

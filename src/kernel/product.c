@@ -43,6 +43,17 @@ void moei_product_weight(moe_ctx *ctx, moe_mat in, moe_mat dout, void *db) {
                                                               .c_wide = true});
 }
 
+moe_status moei_outer_products(moe_ctx *ctx, const moe_gemm_outer_args *product, int32_t n_products) {
+    moei_gemm_outers_fn *outers = ctx->kernels[product->dtype]->gemm_outers;
+    const moei_gemm_outers_args args = {product, n_products, ctx->ride};
+    if (outers && outers(&ctx->team, &args)) {
+        ctx->ride = NULL;
+        return MOE_OK;
+    }
+    for (int32_t i = 0; i < n_products; ++i) MOEI_TRY(moe_gemm_outer(ctx, &product[i]));
+    return MOE_OK;
+}
+
 void moei_add_bias(moe_ctx *ctx, const uint8_t *mask, const void *bias, moe_mat y) {
     ctx->kernels[y.dtype]->add_bias(&ctx->team, &(moei_bias_args){.dtype = y.dtype,
                                                                   .rows = y.rows,

@@ -167,15 +167,23 @@ typedef struct moei_router_args {
     void *dlogits_pairs;
 } moei_router_args;
 
+/* Products of gemm_outer in one launch. */
+typedef struct moei_gemm_outers_args {
+    const moe_gemm_outer_args *product; /* [n_products] over the same groups */
+    int32_t n_products;
+    const moe_gemm_outer_args *aside; /* one over groups of its own; NULL: none */
+} moei_gemm_outers_args;
+
 /* The gate's way back: dgate += dlogits^T x, dx (+)= dlogits gate, of dlogits that stand as pairs where the
- * scratch begins. */
+ * scratch begins. gate_grad queues dx's part and tells dgate's product, over chunks of tokens, for others to
+ * queue; then gate_grad_end adds the chunks. */
 typedef struct moei_gate_grad_args {
     moe_dtype dtype; /* of x, gate, dx */
     int64_t n_tokens, d;
     int32_t n_experts;
     const void *x, *gate; /* [T, d], [E, d] */
     int64_t ldx;
-    float *dgate; /* [E, d]; NULL: not wanted */
+    float *dgate; /* [E, d] */
     void *dx;     /* [T, d]; NULL: not wanted */
     int64_t ld_dx;
     bool accumulate; /* dx */

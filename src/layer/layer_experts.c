@@ -234,12 +234,15 @@ typedef struct router_part {
     const moei_scratch *s;
     moe_mat dx;
     bool accumulate;
+    moe_gemm_outer_args gate; /* what is left of it for the launch of the parameters' gradients */
 } router_part;
 
 static void queue_router_part(void *arg) {
-    const router_part *part = arg;
-    const moei_layer_path *path = part->layer->path;
-    part->layer->router_done = path->route_backward_first(part->layer, part->s, part->dx, part->accumulate);
+    router_part *part = arg;
+    moe_layer *layer = part->layer;
+    layer->router_done =
+        layer->path->route_backward_first(layer, part->s, part->dx, part->accumulate, &part->gate);
+    if (layer->router_done) layer->ctx->ride = &part->gate;
 }
 
 /* Rows are read, tokens read and written; of each row's products with its token, two operations a weight. */
@@ -278,14 +281,19 @@ static moe_status rows_backward(moe_layer *layer, const moei_scratch *s, moe_mat
     io.drow_weight = s->drow_weight;
     io.overwrite_grad = layer->overwrite_grad && layer->experts.ops->overwrites;
     if (moei_layer_gathers(layer)) gather_gradient(layer, s, dout, &io);
-    router_part part = {layer, s, din, accumulate};
+    router_part part = {.layer = layer, .s = s, .dx = din, .accumulate = accumulate};
     offer_sum(&part);
     const moe_status status = run_experts(layer, false, &io);
     if (status == MOE_OK && at_input)
         moei_rows_weight_gradient(layer->ctx, &layer->plan, expert_input(layer), drows, s->drow_weight);
     if (status == MOE_OK && din.data) sum_row_gradients(layer, drows, din, accumulate || layer->router_done);
     moei_beside_step(layer->ctx, MOEI_BESIDE_END);
-    return status;
+    const moe_gemm_outer_args *left = layer->ctx->ride;
+    layer->ctx->ride = NULL;
+    if (status != MOE_OK || !layer->router_done) return status;
+    if (left) MOEI_TRY(moe_gemm_outer(layer->ctx, left));
+    layer->path->route_backward_end(layer, s);
+    return MOE_OK;
 }
 
 static moe_status routed_backward(moe_layer *layer, const moei_scratch *s, moe_mat dy, moe_mat dx) {

@@ -21,8 +21,11 @@ struct moei_layer_path {
      * wanted). */
     moe_status (*route_backward)(moe_layer *layer, const moei_scratch *s, moe_mat dx);
     /* The same ahead of the experts' part of dx, which it then writes (accumulate: adds to), by kernels only.
-     * False: not for this router or call, and nothing was done. NULL: never. */
-    bool (*route_backward_first)(moe_layer *layer, const moei_scratch *s, moe_mat dx, bool accumulate);
+     * False: not for this router or call, and nothing was done. NULL: never. What is left of the gate's
+     * gradient is `product`, for the caller to queue, and then the end. */
+    bool (*route_backward_first)(moe_layer *layer, const moei_scratch *s, moe_mat dx, bool accumulate,
+                                 moe_gemm_outer_args *product);
+    void (*route_backward_end)(moe_layer *layer, const moei_scratch *s);
 };
 
 extern const moei_layer_path moei_path_cpu, moei_path_device, moei_path_twin;

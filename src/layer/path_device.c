@@ -231,22 +231,34 @@ static void queue_dlogits(const moe_layer *layer, const moei_scratch *s, void *p
     kernels->router_grad(&layer->ctx->team, &args);
 }
 
-static bool route_backward_first(moe_layer *layer, const moei_scratch *s, moe_mat dx, bool accumulate) {
+static bool route_backward_first(moe_layer *layer, const moei_scratch *s, moe_mat dx, bool accumulate,
+                                 moe_gemm_outer_args *product) {
     moei_gate_grad_args args = gate_grad_args(layer, s, dx);
     args.accumulate = accumulate;
     if (!moei_gate_grad_takes(&args)) return false;
     queue_dlogits(layer, s, args.scratch);
-    layer->ctx->kernels[layer->desc.dtype]->gate_grad(&layer->ctx->team, &args);
+    layer->ctx->kernels[layer->desc.dtype]->gate_grad(&layer->ctx->team, &args, product);
     return true;
 }
 
+static void route_backward_end(moe_layer *layer, const moei_scratch *s) {
+    const moei_gate_grad_args args = gate_grad_args(layer, s, (moe_mat){0});
+    layer->ctx->kernels[layer->desc.dtype]->gate_grad_end(&layer->ctx->team, &args);
+}
+
 static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx) {
-    if (route_backward_first(layer, s, dx, true)) return MOE_OK;
+    moe_gemm_outer_args product;
+    if (route_backward_first(layer, s, dx, true, &product)) {
+        MOEI_TRY(moe_gemm_outer(layer->ctx, &product));
+        route_backward_end(layer, s);
+        return MOE_OK;
+    }
     queue_dlogits(layer, s, NULL);
     const moei_route_job job = moei_layer_route_job(layer, s);
     moei_route_logits_backward(&job, &layer->gate_grad, dx);
     return MOE_OK;
 }
 
-const moei_layer_path moei_path_device = {"device",   route,          build_due_plan,      measure,
-                                          index_rows, route_backward, route_backward_first};
+const moei_layer_path moei_path_device = {
+    "device",   route,          build_due_plan,       measure,
+    index_rows, route_backward, route_backward_first, route_backward_end};

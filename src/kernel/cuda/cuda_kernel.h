@@ -33,6 +33,8 @@ int moei_cuda_gemm_rows(const moei_team *team, const moe_gemm_rows_args *args, m
 void moei_cuda_sum_dweight(const moei_team *team, const moe_gemm_rows_args *args, int64_t parts);
 /* One of a_row and b_row at most. */
 int moei_cuda_gemm_outer(const moei_team *team, const moe_gemm_outer_args *args);
+/* Up to two products of the same groups. */
+int moei_cuda_gemm_outers(const moei_team *team, const moei_gemm_outers_args *args);
 
 /* The products of bf16 by mma.sync, on any GPU, whatever widths, strides and addresses; none of them empty.
  */

@@ -50,17 +50,6 @@ static __global__ void __launch_bounds__(THREADS)
     *out = make_float4(before.x + sum.x, before.y + sum.y, before.z + sum.z, before.w + sum.w);
 }
 
-static void weight_gradient(const moei_team *team, const moei_gate_grad_args *args, const GateParts &parts) {
-    moe_gemm_outer_args a = {};
-    a.dtype = MOE_BF16, a.n_groups = (int32_t)parts.chunks, a.offset = parts.offset,
-    a.n_rows = args->n_tokens;
-    a.m = a.lda = 2 * args->n_experts, a.n = a.ldc = args->d, a.c_group = a.m * a.n;
-    a.a = parts.pairs, a.b = args->x, a.ldb = args->ldx, a.c = parts.part, a.c_wide = true;
-    moei_gemm_outer__sm90(team, &a);
-    const unsigned blocks = (unsigned)ceil_div(args->n_experts * args->d, 4 * THREADS);
-    sum_chunks_kernel<<<blocks, THREADS, 0, stream_of(team)>>>(*args, parts.part, parts.chunks);
-}
-
 static void input_gradient(const moei_team *team, const moei_gate_grad_args *args, const GateParts &parts) {
     moe_gemm_rows_args a = {};
     a.dtype = MOE_BF16, a.n_groups = 1, a.n_rows = args->n_tokens, a.n = a.ldb = args->d;
@@ -71,12 +60,25 @@ static void input_gradient(const moei_team *team, const moei_gate_grad_args *arg
 
 } // namespace moei
 
-extern "C" void moei_gate_grad__sm90(const moei_team *team, const moei_gate_grad_args *args) {
+extern "C" void moei_gate_grad__sm90(const moei_team *team, const moei_gate_grad_args *args,
+                                     moe_gemm_outer_args *product) {
     using namespace moei;
     const GateParts parts = parts_of(args);
     const int64_t pieces = args->n_experts * args->d / 8, most = parts.chunks + 1;
     const unsigned blocks = (unsigned)ceil_div(pieces > most ? pieces : most, THREADS);
     prepare_kernel<<<blocks, THREADS, 0, stream_of(team)>>>(*args, parts);
     if (args->dx) input_gradient(team, args, parts);
-    if (args->dgate) weight_gradient(team, args, parts);
+    moe_gemm_outer_args a = {};
+    a.dtype = MOE_BF16, a.n_groups = (int32_t)parts.chunks, a.offset = parts.offset;
+    a.n_rows = args->n_tokens;
+    a.m = a.lda = 2 * args->n_experts, a.n = a.ldc = args->d, a.c_group = a.m * a.n;
+    a.a = parts.pairs, a.b = args->x, a.ldb = args->ldx, a.c = parts.part, a.c_wide = true;
+    *product = a;
+}
+
+extern "C" void moei_gate_grad_end__sm90(const moei_team *team, const moei_gate_grad_args *args) {
+    using namespace moei;
+    const GateParts parts = parts_of(args);
+    const unsigned blocks = (unsigned)ceil_div(args->n_experts * args->d, 4 * THREADS);
+    sum_chunks_kernel<<<blocks, THREADS, 0, stream_of(team)>>>(*args, parts.part, parts.chunks);
 }

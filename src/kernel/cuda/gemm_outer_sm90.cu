@@ -1,56 +1,36 @@
-/* gemm_outer_sm90.cu: grouped product over a ragged sum, C_g[m, n] = sum_r A[a_row[r], m] B[r, n], bf16.
- * Both operands have the sum along their rows, so wgmma reads them MN-major. Rows of A come by index.
+/* gemm_outer_sm90.cu: grouped products over a ragged sum, C_g[m, n] = sum_r A[a_row[r], m] B[r, n], bf16;
+ * those over the same groups, and one over others, in one launch. Both operands have the sum along their
+ * rows, so wgmma reads them MN-major. Rows of A come by index. Who computes which tile: outer_tiles.cuh.
  * Source: SonicMoE (Guo et al. 2025), gather along the reduction.
  */
-#include "kernel/cuda/epilogue.cuh"
+#include "kernel/cuda/outer_tiles.cuh"
 #include "kernel/cuda/tensor_map.cuh"
 
 namespace moei {
-
-struct OuterArgs {
-    Offsets offset;
-    int n_groups, pairs_m, n_tiles_n;
-    const bf16 *a, *b;
-    int64_t lda, ldb;
-    const int *a_row;
-    EpilogueArgs e;
-};
-
-struct OuterTile {
-    int group, m, n, row, row_end;
-    __device__ __forceinline__ int k_blocks() const { return (row_end - row + TILE_K - 1) / TILE_K; }
-};
-
-__device__ __forceinline__ OuterTile outer_tile(const OuterArgs &p, int u, int tile_m, int tile_n, int rank) {
-    const int per_group = p.pairs_m * p.n_tiles_n, group = u / per_group, local = u - group * per_group;
-    const int band = local / (BAND * p.n_tiles_n), inside = local - band * BAND * p.n_tiles_n;
-    const int height = min((int)BAND, p.pairs_m - band * BAND);
-    const int pair = band * BAND + inside % height;
-    return {group, (pair * PAIR + rank) * tile_m, inside / height * tile_n, p.offset[group],
-            p.offset[group + 1]};
-}
 
 /* A warp copies 16 of the 64 rows of a stage, two at a time; lane j < 16 knows where the j-th starts. Indices
  * are fetched two stages ahead and turned into addresses before the stage is awaited: between its release and
  * its copies there is nothing else to do. */
 template <class S>
-__device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorMap *map_b,
-                                             const Pipeline<S> &pipe, int rank, int first, int step) {
+__device__ __forceinline__ void gather_outer(const OuterArgs &p, const OuterMaps &maps,
+                                             const Pipeline<S> &pipe, TileWalk walk) {
     constexpr int HALF = TILE_K / PAIR;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, chunk = lane & 15;
     const int row0 = 2 * warp + (lane >> 4), my_row = 2 * warp + (lane & 1) + 8 * ((lane & 15) >> 1);
     const uint32_t to = (chunk >> 3) * 8192 + row0 * 128 + (((chunk & 7) ^ (row0 & 7)) << 4);
-    const int total = p.n_groups * p.pairs_m * p.n_tiles_n;
-    const uint32_t lda16 = (uint32_t)(p.lda / 8); /* rows start at 16-byte pieces: 32 bits reach 64 GiB */
     Ring<S::STAGES> ring;
-    for (int u = first; u < total; u += step) {
-        const OuterTile tile = outer_tile(p, u, S::TILE_M, S::TILE_N, rank);
+    OuterTile tile;
+    while (walk.next<S>(tile)) {
+        const OuterJob &job = p.job[tile.job];
+        const CUtensorMap *map_b = &maps.b[tile.job];
+        const uint32_t lda16 = (uint32_t)(job.lda / 8); /* rows start at 16-byte pieces: 32 bits: 64 GiB */
         const int k_blocks = tile.k_blocks(), last = tile.row_end - 1;
-        const bool columns_valid = tile.m + chunk * 8 < p.e.m;
-        const bf16 *a = p.a + (columns_valid ? tile.m + chunk * 8 : 0);
+        const bool columns_valid = tile.m + chunk * 8 < job.e.m;
+        const bf16 *a = job.a + (columns_valid ? tile.m + chunk * 8 : 0);
+        const int *a_row = job.a_row;
         const auto offset_at = [&](int k0) {
             const int row = min(k0 + my_row, last);
-            return (uint32_t)(p.a_row ? __ldg(p.a_row + row) : row) * lda16;
+            return (uint32_t)(a_row ? __ldg(a_row + row) : row) * lda16;
         };
         if (k_blocks == 0) continue;
         uint32_t next = offset_at(tile.row), after = offset_at(tile.row + TILE_K);
@@ -66,12 +46,13 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorM
                 from[i] = a + (int64_t)__shfl_sync(~0u, offset, 2 * i + (lane >> 4)) * 8;
             mbar_wait(pipe.empty_at(ring.stage), ring.phase ^ 1);
             if (threadIdx.x == 0) {
-                const uint32_t bar = pipe.full_at(ring.stage), to_b = pipe.b(ring.stage) + rank * HALF * 128;
+                const uint32_t bar = pipe.full_at(ring.stage),
+                               to_b = pipe.b(ring.stage) + walk.rank * HALF * 128;
                 mbar_arrive_expect(bar, S::B_BYTES);
 #pragma unroll
                 for (int block = 0; block < S::TILE_N / 64; ++block)
                     tma_load_pair_ragged(to_b + block * 8192, map_b, bar, tile.n + block * 64,
-                                         k0 + rank * HALF, tile.row_end);
+                                         k0 + walk.rank * HALF, tile.row_end);
             }
             __syncwarp();
 #pragma unroll
@@ -83,50 +64,67 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const CUtensorM
     }
 }
 
-template <class S, bool TRANS, bool WIDE>
-__device__ __forceinline__ void compute_outer(const OuterArgs &p, const Pipeline<S> &pipe, uint32_t store,
-                                              int rank, int first, int step, const OutMaps &maps) {
+/* Every form a product may have is a branch of its own: its accumulators stay in registers. */
+template <class S>
+__device__ __forceinline__ void store_outer(const float (&acc)[1][S::TILE_N / 2], const OuterJob &job,
+                                            const OuterTile &tile, uint32_t store, const OutMaps &maps) {
     const int group = threadIdx.x / 128 - 1, warp = (threadIdx.x / 32) % 4;
-    const int total = p.n_groups * p.pairs_m * p.n_tiles_n;
+    const int m = tile.m + group * 64, height = job.trans ? job.e.n : job.e.m;
+    const int end = (tile.group + 1) * height, first = end - height + (job.trans ? tile.n : m + warp * 16);
+    const uint32_t own = store + (group * 4 + (job.trans ? 0 : warp)) * WARP_BYTES;
+    if (job.trans && job.wide)
+        epilogue_store_transposed<S::TILE_N, true>(acc, own, 1 + group, {first, end}, m, job.e.accumulate,
+                                                   maps);
+    else if (job.trans)
+        epilogue_store_transposed<S::TILE_N, false>(acc, own, 1 + group, {first, end}, m, job.e.accumulate,
+                                                    maps);
+    else if (job.wide)
+        epilogue_store<1, S::TILE_N, true>(acc, own, {first, end}, tile.n, job.e, maps);
+    else
+        epilogue_store<1, S::TILE_N, false>(acc, own, {first, end}, tile.n, job.e, maps);
+}
+
+template <class S>
+__device__ __forceinline__ void compute_outer(const OuterArgs &p, const OuterMaps &maps,
+                                              const Pipeline<S> &pipe, uint32_t store, TileWalk walk) {
+    const int group = threadIdx.x / 128 - 1;
     Ring<S::STAGES> ring;
-    for (int u = first; u < total; u += step) {
-        const OuterTile tile = outer_tile(p, u, S::TILE_M, S::TILE_N, rank);
+    OuterTile tile;
+    while (walk.next<S>(tile)) {
+        const OuterJob &job = p.job[tile.job];
         const int k_blocks = tile.k_blocks();
-        if (k_blocks == 0 && p.e.accumulate) continue;
+        if (k_blocks == 0 && job.e.accumulate) continue;
         float acc[1][S::TILE_N / 2];
         if (k_blocks == 0)
 #pragma unroll
             for (int i = 0; i < S::TILE_N / 2; ++i) acc[0][i] = 0;
-        multiply<S, true, true, true>(acc, pipe, ring, k_blocks, group * 8192, [] {});
-        const int m = tile.m + group * 64, height = TRANS ? p.e.n : p.e.m, end = (tile.group + 1) * height;
-        if constexpr (TRANS)
-            epilogue_store_transposed<S::TILE_N, WIDE>(acc, store + group * 4 * WARP_BYTES, 1 + group,
-                                                       {end - height + tile.n, end}, m, p.e.accumulate, maps);
         else
-            epilogue_store<1, S::TILE_N, WIDE>(acc, store + (group * 4 + warp) * WARP_BYTES,
-                                               {end - height + m + warp * 16, end}, tile.n, p.e, maps);
+            multiply<S, true, true, true>(acc, pipe, ring, k_blocks, group * 8192, [] {});
+        store_outer<S>(acc, job, tile, store, maps.out[tile.job]);
     }
     tma_store_wait<0>();
 }
 
-template <class S, bool TRANS, bool WIDE>
+template <class S>
 __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
-    gemm_outer_kernel(const __grid_constant__ OuterArgs p, const __grid_constant__ CUtensorMap map_b,
-                      const __grid_constant__ OutMaps maps) {
+    gemm_outer_kernel(const __grid_constant__ OuterArgs p, const __grid_constant__ OuterMaps maps) {
     typedef Shared<S> Layout;
     extern __shared__ __align__(1024) uint8_t raw[];
     const uint32_t base = smem_address(raw);
     const Pipeline<S> pipe = {base, base + Layout::FULL, base + Layout::EMPTY};
+    TileOrder &order = *(TileOrder *)(raw + Layout::FIRST);
     if (threadIdx.x == 0) pipe.init(LOADERS + 1);
+    const bool uneven = order_groups(p.of[0], order, (int *)(raw + Layout::STORE));
+    if (uneven && threadIdx.x < 32) turn_rounds(p, order);
     __syncthreads();
     cluster_sync();
-    const int rank = (int)cluster_rank(), pair = blockIdx.x / PAIR, step = gridDim.x / PAIR;
-    if (threadIdx.x < 128) {
+    const TileWalk walk(p, order, uneven);
+    if (threadIdx.x < LOADERS) {
         registers_lower<56>();
-        gather_outer<S>(p, &map_b, pipe, rank, pair, step);
+        gather_outer<S>(p, maps, pipe, walk);
     } else {
         registers_raise<224>();
-        compute_outer<S, TRANS, WIDE>(p, pipe, base + Layout::STORE, rank, pair, step, maps);
+        compute_outer<S>(p, maps, pipe, base + Layout::STORE, walk);
     }
     __syncwarp();
     cluster_sync(); /* the other block may still write here */
@@ -135,82 +133,142 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
 typedef Shape<false, 64, 256, 4> Outer256;
 typedef Shape<false, 64, 128, 4> Outer128; /* narrow experts */
 
-/* C_g[m, n], or where TRANS [n, m], from A by index and B in order. */
-struct OuterJob {
-    const moe_gemm_outer_args *args;
-    int m, n;
-    const void *a, *b;
-    int64_t lda, ldb;
-    const int32_t *a_row;
-};
+static bool fits(const moe_gemm_outer_args *a) {
+    return a->dtype == MOE_BF16 && !(a->a_row && a->b_row) && a->n_rows > 0 && a->n_groups >= 1 &&
+           a->n_groups <= MOEI_CUDA_GROUPS_MAX && a->m > 0 && a->n > 0 && a->m % 8 == 0 && a->n % 8 == 0 &&
+           a->lda % 8 == 0 && a->ldb % 8 == 0 && a->ldc == a->n &&
+           (a->n_groups == 1 || a->c_group == a->m * a->n) &&
+           a->n_groups * (a->m > a->n ? a->m : a->n) < RAGGED_ROWS / 2 && a->n_rows < RAGGED_ROWS / 2 &&
+           aligned16(a->a) && aligned16(a->b) && aligned16(a->c);
+}
 
-template <class S, bool TRANS, bool WIDE>
-static cudaError_t launch(const moei_team *team, const OuterJob &job) {
-    const moe_gemm_outer_args *args = job.args;
+/* Rows by index can only be A's: where they are those of B, the product is the transpose. */
+template <class S>
+static cudaError_t describe(const moei_team *team, const moe_gemm_outer_args *args, OuterJob *job,
+                            CUtensorMap *map_b, CUtensorMap *map_c) {
+    const bool trans = args->b_row != NULL;
+    const int m = (int)(trans ? args->n : args->m), n = (int)(trans ? args->m : args->n);
+    const void *b = trans ? args->a : args->b;
+    const int64_t ldb = trans ? args->lda : args->ldb;
+    job->pairs_m = (int)ceil_div(m, PAIR * S::TILE_M);
+    job->n_tiles_n = (int)ceil_div(n, S::TILE_N);
+    job->a = (const bf16 *)(trans ? args->b : args->a);
+    job->lda = trans ? args->ldb : args->lda;
+    job->a_row = trans ? args->b_row : args->a_row;
+    job->trans = trans;
+    job->wide = args->c_wide;
+    job->e.accumulate = args->accumulate;
+    job->e.m = m;
+    job->e.n = n;
+    const int rows = !trans ? 16 : args->c_wide ? LINE / 2 : LINE;
+    const cudaError_t error = make_ragged_map(team, map_b, b, n, 0, ldb, TILE_K / PAIR, false);
+    return error ? error
+                 : make_ragged_map(team, map_c, args->c, args->n, 1, args->n, (uint32_t)rows, args->c_wide);
+}
+
+template <class S> static cudaError_t launch(const moei_team *team, const moei_gemm_outers_args *args) {
     OuterArgs p = {};
-    p.offset = {args->offset, (int)args->n_rows};
-    p.n_groups = args->n_groups;
-    p.pairs_m = (int)ceil_div(job.m, PAIR * S::TILE_M);
-    p.n_tiles_n = (int)ceil_div(job.n, S::TILE_N);
-    p.a = (const bf16 *)job.a;
-    p.b = (const bf16 *)job.b;
-    p.lda = job.lda;
-    p.ldb = job.ldb;
-    p.a_row = job.a_row;
-    p.e.accumulate = args->accumulate;
-    p.e.m = job.m;
-    p.e.n = job.n;
-    const int rows = TRANS ? (WIDE ? LINE / 2 : LINE) : 16;
-    CUtensorMap map_b;
-    OutMaps maps = {};
-    cudaError_t error = make_ragged_map(team, &map_b, job.b, job.n, 0, job.ldb, TILE_K / PAIR, false);
-    if (!error) error = make_ragged_map(team, &maps.out, args->c, args->n, 1, args->n, (uint32_t)rows, WIDE);
+    OuterMaps maps = {};
+    cudaError_t error = cudaSuccess;
+    if (args->n_products > 0)
+        p.of[0] = {
+            {args->product->offset, (int)args->product->n_rows},
+            args->product->n_groups, 0
+        };
+    for (int i = 0; i < args->n_products && !error; ++i)
+        error = describe<S>(team, &args->product[i], &p.job[i], &maps.b[i], &maps.out[i].out);
+    for (int i = 0; i < args->n_products; ++i) p.of[0].tiles += p.job[i].pairs_m * p.job[i].n_tiles_n;
+    if (args->aside && !error) {
+        error = describe<S>(team, args->aside, &p.job[ASIDE], &maps.b[ASIDE], &maps.out[ASIDE].out);
+        p.of[1] = {
+            {args->aside->offset, (int)args->aside->n_rows},
+            args->aside->n_groups,
+            p.job[ASIDE].pairs_m * p.job[ASIDE].n_tiles_n
+        };
+    }
     int n_sm = 0;
     if (!error) error = multiprocessors(&n_sm);
     if (error) return error;
-    auto *kernel = gemm_outer_kernel<S, TRANS, WIDE>;
-    const int bytes = Shared<S>::bytes(0);
+    auto *kernel = gemm_outer_kernel<S>;
+    const int bytes = Shared<S>::FIRST + (int)sizeof(TileOrder);
+    static_assert(Shared<S>::FIRST + sizeof(TileOrder) <= 227 * 1024, "shared memory of a block");
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;
     cudaLaunchAttribute urgent = {};
     urgent.id = cudaLaunchAttributePriority;
     urgent.val.priority = team->urgency;
     cudaLaunchConfig_t config = {};
-    const int blocks = (n_sm - team->spare) / PAIR * PAIR;
-    config.gridDim = dim3((unsigned)(blocks > PAIR ? blocks : PAIR));
+    const int pairs = min((n_sm - team->spare) / PAIR, 32 * (int)PAIRS_A_LANE);
+    config.gridDim = dim3((unsigned)(PAIR * (pairs > 0 ? pairs : 1)));
     config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = (size_t)bytes;
     config.stream = stream_of(team);
     config.attrs = &urgent;
     config.numAttrs = team->spare > 0;
-    return cudaLaunchKernelEx(&config, kernel, p, map_b, maps);
+    return cudaLaunchKernelEx(&config, kernel, p, maps);
 }
 
-template <class S> static cudaError_t launch_as(const moei_team *team, const OuterJob &job, bool trans) {
-    if (job.args->c_wide) return trans ? launch<S, true, true>(team, job) : launch<S, false, true>(team, job);
-    return trans ? launch<S, true, false>(team, job) : launch<S, false, false>(team, job);
+static bool narrow(const moe_gemm_outer_args *a) {
+    return (a->b_row ? a->m : a->n) <= 128;
 }
 
-static bool fits(const moe_gemm_outer_args *a) {
-    return a->dtype == MOE_BF16 && !(a->a_row && a->b_row) && a->n_rows > 0 && a->n_groups >= 1 && a->m > 0 &&
-           a->n > 0 && a->m % 8 == 0 && a->n % 8 == 0 && a->lda % 8 == 0 && a->ldb % 8 == 0 &&
-           a->ldc == a->n && (a->n_groups == 1 || a->c_group == a->m * a->n) &&
-           a->n_groups * (a->m > a->n ? a->m : a->n) < RAGGED_ROWS / 2 && a->n_rows < RAGGED_ROWS / 2 &&
-           aligned16(a->a) && aligned16(a->b) && aligned16(a->c);
+/* Tiles of 256 x 256 of one group, by all products: an H100 computes 66 at a time. */
+enum { SMALL_GROUP = 96 };
+static bool small_groups(const moei_gemm_outers_args *args) {
+    int64_t tiles = 0;
+    for (int i = 0; i < args->n_products; ++i)
+        tiles += ceil_div(args->product[i].m, 256) * ceil_div(args->product[i].n, 256);
+    return tiles <= SMALL_GROUP;
+}
+
+static cudaError_t launch_as(const moei_team *team, const moei_gemm_outers_args *args) {
+    return narrow(args->product) ? launch<Outer128>(team, args) : launch<Outer256>(team, args);
+}
+
+static bool fits_all(const moei_gemm_outers_args *args) {
+    const moe_gemm_outer_args *first = args->product;
+    for (int i = 0; i < args->n_products; ++i)
+        if (!fits(&first[i]) || first[i].offset != first->offset || first[i].n_groups != first->n_groups ||
+            first[i].n_rows != first->n_rows)
+            return false;
+    return args->n_products <= ASIDE && (!args->aside || fits(args->aside));
 }
 
 } // namespace moei
 
 using namespace moei;
 
+/* One launch has tiles of one width. Products of large groups come one by one: side by side they would drive
+ * out of L2 what the tiles of each share. */
+int moei_cuda_gemm_outers(const moei_team *team, const moei_gemm_outers_args *args) {
+    if (!fits_all(args)) return cudaErrorNotSupported;
+    moe_gemm_outer_args product[ASIDE];
+    moei_gemm_outers_args some = {product, 0, args->aside};
+    cudaError_t error = cudaSuccess;
+    for (int i = 0; i < args->n_products && !error; ++i) {
+        product[some.n_products++] = args->product[i];
+        const bool last = i + 1 == args->n_products;
+        if (!last && small_groups(args) && narrow(&product[0]) == narrow(&args->product[i + 1])) continue;
+        if (some.aside && narrow(some.aside) != narrow(product)) {
+            const moei_gemm_outers_args alone = {some.aside, 1, NULL};
+            error = launch_as(team, &alone);
+            some.aside = NULL;
+        }
+        if (!error) error = launch_as(team, &some);
+        some = {product, 0, NULL};
+    }
+    return error;
+}
+
 int moei_cuda_gemm_outer(const moei_team *team, const moe_gemm_outer_args *args) {
-    if (!fits(args)) return cudaErrorNotSupported;
-    const bool trans = args->b_row != NULL; /* rows by index can only be A's, which is then B of the call */
-    OuterJob job = {args, (int)args->m, (int)args->n, args->a, args->b, args->lda, args->ldb, args->a_row};
-    if (trans) job = {args, (int)args->n, (int)args->m, args->b, args->a, args->ldb, args->lda, args->b_row};
-    return job.n <= 128 ? launch_as<Outer128>(team, job, trans) : launch_as<Outer256>(team, job, trans);
+    const moei_gemm_outers_args one = {args, 1, NULL};
+    return moei_cuda_gemm_outers(team, &one);
 }
 
 extern "C" void moei_gemm_outer__sm90(const moei_team *team, const moe_gemm_outer_args *args) {
     if (moei_cuda_gemm_outer(team, args) == cudaErrorNotSupported) moei_gemm_outer__cuda(team, args);
+}
+
+extern "C" bool moei_gemm_outers__sm90(const moei_team *team, const moei_gemm_outers_args *args) {
+    return moei_cuda_gemm_outers(team, args) != cudaErrorNotSupported;
 }
