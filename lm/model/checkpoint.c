@@ -9,6 +9,7 @@
 #include "format/file.h"
 #include "format/publish.h"
 #include "format/safetensors.h"
+#include "model/checksum.h"
 #include "model/families/family.h"
 
 #include <math.h>
@@ -179,6 +180,7 @@ moe_status moe_lm_load_as(moe_ctx *ctx, const char *directory, const char *dtype
     if (status == MOE_OK) status = read_config(directory, &family, config, &error);
     if (status == MOE_OK && dtype) status = moe_lm_config_set(config, "model.dtype", dtype, "load", &error);
     if (status == MOE_OK) status = moelm_safetensors_open(directory, &file, &error);
+    if (status == MOE_OK) status = moelm_checksum_check(directory, "model.safetensors", &error);
     if (status == MOE_OK) status = check_size(config, file, &error);
     status = status == MOE_OK ? load(ctx, family, config, file, lm) : moelm_fail(ctx, &error);
     moelm_safetensors_close(file);

@@ -7,7 +7,7 @@
 #include <moekit/moe.h>
 
 #include "format/file.h"
-#include "train/sha256.h"
+#include "format/sha256.h"
 
 typedef struct moelm_text {
     moelm_file_map map;

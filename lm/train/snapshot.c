@@ -10,6 +10,7 @@
 #include "format/publish.h"
 #include "format/safetensors.h"
 #include "model/checkpoint.h"
+#include "model/checksum.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -156,15 +157,17 @@ static json_t *alarms_object(const moelm_alarms *alarms) {
                      counts_array(alarms->dropped, alarms->n_layers));
 }
 
-static moe_status write_state(const char *path, const moelm_train_state *s, moe_error *error) {
+/* Takes `sums`. */
+static moe_status write_state(const char *path, const moelm_train_state *s, json_t *sums, moe_error *error) {
     int64_t n = s->interval.first[s->interval.n_layers];
     json_t *eval = isfinite(s->eval_bits_per_byte) ? json_real(s->eval_bits_per_byte) : json_null();
-    json_t *root = json_pack(
-        "{s:i, s:I, s:I, s:I, s:f, s:o, s:b, s:s, s:s, s:{s:o, s:o}, s:o, s:s}", "schema", SCHEMA, "step",
-        (json_int_t)s->step, "tokens", (json_int_t)s->tokens, "seed", (json_int_t)s->seed, "elapsed_s",
-        s->elapsed_s, "eval_bits_per_byte", eval, "finished", s->finished, "config_sha256", s->config_sha256,
-        "text_sha256", s->text_sha256, "interval", "kept", counts_array(s->interval.kept, n), "dropped",
-        counts_array(s->interval.dropped, n), "alarms", alarms_object(&s->alarms), "isa", s->isa);
+    json_t *root =
+        json_pack("{s:i, s:I, s:I, s:I, s:f, s:o, s:b, s:s, s:s, s:{s:o, s:o}, s:o, s:s, s:o}", "schema",
+                  SCHEMA, "step", (json_int_t)s->step, "tokens", (json_int_t)s->tokens, "seed",
+                  (json_int_t)s->seed, "elapsed_s", s->elapsed_s, "eval_bits_per_byte", eval, "finished",
+                  s->finished, "config_sha256", s->config_sha256, "text_sha256", s->text_sha256, "interval",
+                  "kept", counts_array(s->interval.kept, n), "dropped", counts_array(s->interval.dropped, n),
+                  "alarms", alarms_object(&s->alarms), "isa", s->isa, "sha256", sums);
     if (!root) return no_memory(path, error);
     moe_status status = moelm_json_save(path, root, error);
     json_decref(root);
@@ -264,7 +267,9 @@ static moe_status write_files(const char *dir, moe_lm *lm, const moelm_optimizer
          *json = moelm_path_join(dir, "trainer.json");
     moe_status status = moments && json ? MOE_OK : no_memory(dir, error);
     if (status == MOE_OK) status = write_optimizer(moments, optimizer, error);
-    if (status == MOE_OK) status = write_state(json, state, error);
+    json_t *sums;
+    if (status == MOE_OK) status = moelm_checksum_make(dir, &sums, error);
+    if (status == MOE_OK) status = write_state(json, state, sums, error);
     free(moments);
     free(json);
     return status;
@@ -287,6 +292,7 @@ moe_status moelm_snapshot_load(const char *path, const moelm_optimizer *optimize
     moe_status status = moments && json ? MOE_OK : no_memory(path, error);
     if (status == MOE_OK) status = load_state(json, state, error);
     if (status == MOE_OK) status = read_model(path, optimizer, error);
+    if (status == MOE_OK) status = moelm_checksum_check(path, "optimizer.safetensors", error);
     if (status == MOE_OK) status = read_optimizer(moments, optimizer, error);
     free(moments);
     free(json);

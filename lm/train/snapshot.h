@@ -6,10 +6,10 @@
 #ifndef MOELM_SNAPSHOT_H
 #define MOELM_SNAPSHOT_H
 
+#include "format/sha256.h"
 #include "train/alarm.h"
 #include "train/load.h"
 #include "train/optimizer.h"
-#include "train/sha256.h"
 
 /* Where a run stands. */
 typedef struct moelm_train_state {

@@ -36,8 +36,12 @@ refused 3 'config\.json'
 fresh && sed -i 's/"num_hidden_layers": *[0-9]*/"num_hidden_layers": 3/; s/"n_layers": *[0-9]*/"n_layers": 3/' bad/config.json
 refused 3 'bad'
 
-# every number of the file NaN: the header's length is in its first 8 bytes
-fresh
+# a flipped byte among the numbers is a number still: only the recorded sha256 tells
+fresh && printf '\177' | dd of=bad/model.safetensors bs=1 seek=40003 conv=notrunc status=none
+refused 3 'bad/model\.safetensors: damaged or changed'
+
+# every number of the file NaN, and no sha256 recorded: the header's length is in its first 8 bytes
+fresh && rm bad/trainer.json
 head_bytes=$(($(od -An -t u4 -N 4 bad/model.safetensors) + 8))
 data_bytes=$(($(stat -c %s bad/model.safetensors) - head_bytes))
 head -c $head_bytes $good/model.safetensors >bad/model.safetensors

@@ -238,22 +238,77 @@ static void test_resume_under_another_isa(void **state) {
     train_must(&result);
 }
 
-/* The newest checkpoint is cut: the one before it serves, and the warning names both. */
+/* One bit of the file's last number. */
+static void flip_bit(const char *path) {
+    FILE *file = fopen(path, "r+b");
+    assert_non_null(file);
+    assert_int_equal(fseek(file, -1, SEEK_END), 0);
+    const int last = fgetc(file);
+    assert_int_equal(fseek(file, -1, SEEK_END), 0);
+    assert_int_equal(fputc(last ^ 1, file), last ^ 1);
+    assert_int_equal(fclose(file), 0);
+}
+
+/* Only a fingerprint tells a flipped bit. Without one, as older runs have it, the number is taken as it is.
+ */
+static void test_flipped_bit_is_told(void **state) {
+    static const char *const only[] = {"train.keep", "1", NULL};
+    train_result result = train_run(state, &(train_setup){.dir = "d", .pairs = only});
+    train_must(&result);
+    char *dir = scratch_path(state, "d/" LAST),
+         *tensors = scratch_path(state, "d/" LAST "/model.safetensors");
+    char *json = scratch_path(state, "d/" LAST "/trainer.json");
+    moe_ctx *ctx;
+    moe_lm *lm;
+    moe_error error;
+    assert_ok(moe_ctx_create(NULL, &ctx, &error), &error);
+    flip_bit(tensors);
+    assert_int_equal(moe_lm_load(ctx, dir, &lm), MOE_ERR_INPUT);
+    assert_non_null(strstr(moe_ctx_error(ctx), LAST "/model.safetensors: damaged or changed"));
+    assert_int_equal(remove(json), 0);
+    assert_int_equal(moe_lm_load(ctx, dir, &lm), MOE_OK);
+    moe_lm_destroy(lm);
+    moe_ctx_destroy(ctx);
+    free(dir);
+    free(tensors);
+    free(json);
+}
+
+static void cut(const char *path) {
+    assert_int_equal(truncate(path, 100), 0);
+}
+
+/* The newest checkpoint is cut or has a bit flipped: the one before it serves, and the warning names both. */
 static void test_newest_checkpoint_damaged(void **state) {
+    static const struct {
+        void (*damage)(const char *path);
+        const char *file;
+    } cases[] = {
+        {cut,      "optimizer.safetensors"},
+        {flip_bit, "optimizer.safetensors"},
+        {flip_bit, "model.safetensors"    }
+    };
     train_result whole = train_run(state, &(train_setup){.dir = "whole"});
     train_must(&whole);
-    train_result result = train_run(state, &(train_setup){.dir = "d"});
-    train_must(&result);
-    char *path = scratch_path(state, "d/" LAST "/optimizer.safetensors");
-    assert_int_equal(truncate(path, 100), 0);
-    free(path);
-    result = train_run(state, &(train_setup){.dir = "d", .resume = true});
-    train_must(&result);
-    assert_int_equal(result.n_steps, 2);
-    assert_non_null(strstr(result.warning, "step-00000012"));
-    assert_non_null(strstr(result.warning, "step-00000010"));
-    assert_true(train_exists(state, "d/" LAST ".damaged/trainer.json"));
-    same_run(state, "whole", "d");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
+        char dir[20], name[100];
+        snprintf(dir, sizeof dir, "d%zu", i);
+        train_result result = train_run(state, &(train_setup){.dir = dir});
+        train_must(&result);
+        snprintf(name, sizeof name, "%s/" LAST "/%s", dir, cases[i].file);
+        char *path = scratch_path(state, name);
+        cases[i].damage(path);
+        free(path);
+        result = train_run(state, &(train_setup){.dir = dir, .resume = true});
+        train_must(&result);
+        assert_int_equal(result.n_steps, 2);
+        assert_non_null(strstr(result.warning, "step-00000012"));
+        assert_non_null(strstr(result.warning, "step-00000010"));
+        assert_non_null(strstr(result.warning, cases[i].file));
+        snprintf(name, sizeof name, "%s/" LAST ".damaged/trainer.json", dir);
+        assert_true(train_exists(state, name));
+        same_run(state, "whole", dir);
+    }
 }
 
 static void test_changed_settings(void **state) {
@@ -420,6 +475,7 @@ int main(void) {
         IN_SCRATCH(test_move_old),
         IN_SCRATCH(test_resume_under_another_isa),
         IN_SCRATCH(test_newest_checkpoint_damaged),
+        IN_SCRATCH(test_flipped_bit_is_told),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,7 +2,7 @@
  * Blocks of 64 bytes; the last one or two carry a set bit, zeros and the length in bits.
  * Source: FIPS 180-4, sections 4.1.2, 5.1.1 and 6.2; the constants are those of 4.2.2 and 5.3.3.
  */
-#include "train/sha256.h"
+#include "format/sha256.h"
 
 #include <stdint.h>
 #include <stdio.h>
