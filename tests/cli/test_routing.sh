@@ -99,6 +99,9 @@ says sparsity.svg '^<polyline'
 [ -d sparsity/dense-total-2 ] || complain 'no run of the second seed'
 expect 2 "$MOEKIT" bench sparsity small.yaml --seeds 2 --jobs 3 --run sparsity -q
 says err 'exists already'
+expect 1 "$MOEKIT" bench sparsity small.yaml --run unasked -o nowhere/x.md -q
+says err 'nowhere/x\.svg: cannot write there: No such file'
+[ ! -e unasked ] || complain 'models were trained for a page that cannot be written'
 expect 2 "$MOEKIT" bench sparsity small.yaml moe.num_experts=1 moe.top_k=1 -q
 says err 'num_experts'
 

@@ -167,8 +167,15 @@ bool cli_file_exists(const char *path) {
 
 int cli_output_check(cli_args *args, const char *path) {
     struct stat info;
-    if (stat(path, &info) != 0 || S_ISREG(info.st_mode)) return 0;
-    return cli_fail(args, MOE_ERR_ARGUMENT, "%s: is there and is no plain file; name another", path);
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
+        return cli_fail(args, MOE_ERR_ARGUMENT, "%s: is there and is no plain file; name another", path);
+    const char *slash = strrchr(path, '/');
+    char directory[4096] = ".";
+    if (slash && (size_t)(slash - path) + 2 > sizeof directory)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "%s: the path is too long", path);
+    if (slash) snprintf(directory, sizeof directory, "%.*s", (int)(slash - path) + 1, path);
+    if (access(directory, W_OK | X_OK) == 0) return 0;
+    return cli_fail(args, MOE_ERR_IO, "%s: cannot write there: %s", path, strerror(errno));
 }
 
 bool cli_program_find(const char *name, char *path, size_t size) {
