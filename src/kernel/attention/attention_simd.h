@@ -18,8 +18,8 @@
 /* Sums stay in registers only where loops over them are unrolled before they are put there. */
 #define MOEI_UNROLL _Pragma("GCC unroll 16")
 
-/* A product keeps TALL x TILE_VECS vectors of sums in registers: 8 x 2 of 32 in AVX-512, or 4 x 2. Two vectors
- * wide, what all of them read fits the nearest cache. */
+/* A product keeps TALL x TILE_VECS vectors of sums in registers: 8 x 2 of 32 in AVX-512, or 4 x 2. Two
+ * vectors wide, what all of them read fits the nearest cache. */
 enum { LANES = 64, BLOCK = LANES, VECS = LANES / VF_N, TILE_VECS = 2, TALL = VF_N == 16 ? 8 : 4, LINE = 64 };
 _Static_assert(VF_N % TALL == 0, "outer_tile takes TALL of columns that are padded to whole vectors");
 
