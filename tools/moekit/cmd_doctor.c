@@ -64,15 +64,16 @@ static void examine_isa(doctor *self) {
 
 static void examine_context(doctor *self) {
     static const char *const ops[] = {
-        "gemm_rows",        "gemm_packed",  "gemm_outer",       "gather_sum",
-        "colsum",           "act_pass",     "act_pass_grad",    "mx_save",
-        "mx_restore",       "topk",         "topk_grad",        "rmsnorm",
-        "rmsnorm_backward", "rope",         "attention",        "attention_backward",
-        "cross_entropy",    "adamw",        "sum_squares",      "peak",
-        "add_bias",         "balance_grad", "bias_grad",        "convert",
-        "copy_rows",        "plan",         "plan_index",       "few",
-        "gate_grad",        "route",        "router",           "router_grad",
-        "row_dot",          "sigmoid_gate", "sigmoid_gate_grad"};
+        "gemm_rows",        "gemm_packed",  "gemm_outer",    "gather_sum",
+        "colsum",           "act_pass",     "act_pass_grad", "mx_save",
+        "mx_restore",       "topk",         "topk_grad",     "rmsnorm",
+        "rmsnorm_backward", "rope",         "attention",     "attention_backward",
+        "cross_entropy",    "adamw",        "sum_squares",   "peak",
+        "add_bias",         "balance_grad", "bias_grad",     "convert",
+        "copy_rows",        "plan",         "plan_index",    "few",
+        "gemm_outers",      "gate_grad",    "gate_grad_end", "route",
+        "router",           "router_grad",  "row_dot",       "sigmoid_gate",
+        "sigmoid_gate_grad"};
     char text[64], key[64];
     moe_ctx *ctx;
     moe_error error;
@@ -91,7 +92,7 @@ static void examine_context(doctor *self) {
     for (size_t i = 0; i < sizeof ops / sizeof *ops; ++i) {
         const char *kernel = moe_ctx_kernel(ctx, ops[i]);
         snprintf(key, sizeof key, "kernel %s", ops[i]);
-        tell(self, key, kernel ? kernel : "none");
+        tell(self, key, kernel ? kernel : "on GPUs only");
     }
     moe_ctx_destroy(ctx);
 }
