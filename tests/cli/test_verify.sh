@@ -100,6 +100,8 @@ expect 2 "$MOEKIT" bench layer e4,k5
 says err 'k from 1 to e'
 expect 2 "$MOEKIT" bench layer e8,wide
 says err "'wide'"
+expect 2 "$MOEKIT" bench layer e8,saved=mxfp8,int4
+says err 'saved=mxfp8 is of what training keeps'
 expect 2 "$MOEKIT" bench layers
 says err "'layer' or 'gemm'"
 

@@ -51,6 +51,11 @@ static int check_problem(bench *b, bool products) {
         return cli_fail(b->args, MOE_ERR_ARGUMENT,
                         "problem: '%s' packs the experts of a layer; 'moekit bench layer' times them",
                         format);
+    if (b->problem.saved_mxfp8 && (b->inference || products))
+        return cli_fail(
+            b->args, MOE_ERR_ARGUMENT,
+            "problem: saved=mxfp8 is of what training keeps; 'moekit bench layer' times it, without "
+            "--inference and with experts that are not packed");
     if (format && cli_text(b->args, "gradients"))
         return cli_fail(b->args, MOE_ERR_ARGUMENT,
                         "--gradients: '%s' packs the experts, which are then not trained", format);
