@@ -227,7 +227,8 @@ const cli_verb cmd_verify = {
         "exits with 5.\n"
         "\n"
         "The layer is small (d_model 7, 5 experts of 6; determinism: 61 and 83), with both losses\n"
-        "on; every moe.* key changes it.\n",
+        "on; every moe.* key changes it. moe.saved_dtype=mxfp8 rounds what gradients are computed from:\n"
+        "there they are off by some percent, and --limit 0.1 is right.\n",
     .examples = "moekit verify grad --moe.num_experts 8 --moe.top_k 2 --moe.activation gelu\n"
                 "moekit verify grad moe.capacity_factor=1 moe.drop_policy=position\n"
                 "moekit verify grad --preset deepseek_v3 moe.num_experts=16\n"
