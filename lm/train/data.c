@@ -22,6 +22,9 @@ moe_status moelm_text_open(const char *path, const char *key, int64_t least, moe
     if (bytes == 0 || bytes < (size_t)least) {
         moelm_file_map_close(&text->map);
         if (bytes == 0) return moei_error_set(error, MOE_ERR_INPUT, "%s: %s is empty", key, path);
+        if (least <= 2)
+            return moei_error_set(error, MOE_ERR_INPUT, "%s: %s has 1 byte; it takes 2 to predict one", key,
+                                  path);
         return moei_error_set(error, MOE_ERR_INPUT,
                               "%s: %s has %zu bytes, but one sequence takes %lld; use a longer text or a "
                               "smaller train.length",

@@ -77,7 +77,7 @@ says err 'run exists already'
 mkfifo pipe.txt
 for text in pipe.txt elsewhere-dir; do
     expect 3 "$MOEKIT" eval --run run --text $text
-    says err "$text: no such text file"
+    says err "$text: is no plain file"
 done
 expect 5 "$MOEKIT" train small.yaml --run nan train.lr=1000 train.warmup_steps=0 train.clip=0 train.steps=400
 says err 'step ([0-9]+): the .* is (nan|inf); step [0-9]+ was not applied'
@@ -92,6 +92,13 @@ says out 'moekit'
 says out '^            [0-9.]+  gzip -9$'
 json run/eval.json
 says run/eval.json '"baselines"'
+cp run/eval.json kept.json
+expect 0 "$MOEKIT" eval --run run --bytes 100
+says err 'eval\.json is left alone: this is a part of the text'
+cmp run/eval.json kept.json || complain 'a part of the text took the place of the whole one in eval.json'
+printf x >one.txt
+expect 3 "$MOEKIT" eval --run run --text one.txt
+says err 'one\.txt has 1 byte; it takes 2'
 expect 0 env PATH=/nonexistent "$MOEKIT" eval --run run --dry-run
 says out 'gzip is not on this machine'
 expect 0 "$MOEKIT" eval -m run/checkpoints/step-00000030 --text train.txt --bytes 500 --json

@@ -31,6 +31,11 @@ typedef struct evaluation {
     moe_lm_eval_result result;
 } evaluation;
 
+static bool is_cut(const evaluation *eval) {
+    struct stat info;
+    return eval->max_bytes && stat(eval->text, &info) == 0 && eval->max_bytes < info.st_size;
+}
+
 /* eval.json is what the run's newest checkpoint makes of the run's own text; the report calls it that. */
 static int find_own_analysis(cli_args *args, evaluation *eval) {
     const char *run = eval->files.run;
@@ -39,6 +44,7 @@ static int find_own_analysis(cli_args *args, evaluation *eval) {
     if (code) return code;
     const char *other = NULL;
     if (!run_files_is_newest(&eval->files)) other = "another checkpoint than the run's";
+    if (is_cut(eval)) other = "a part of the text";
     if (!run_files_same(eval->text, own)) other = "another text than the run's";
     if (eval->replay) other = "a replay and not the run's own routing";
     if (!other) return run_files_path(args, run, "eval.json", eval->json);
@@ -73,8 +79,10 @@ static int find_files(cli_args *args, evaluation *eval) {
 /* The compressors get the very bytes the model gets. With --bytes these are a part of the file. */
 static int measure_baselines(cli_args *args, evaluation *eval) {
     struct stat info;
-    if (stat(eval->text, &info) != 0 || !S_ISREG(info.st_mode))
+    if (stat(eval->text, &info) != 0)
         return cli_fail(args, MOE_ERR_INPUT, "%s: no such text file", eval->text);
+    if (!S_ISREG(info.st_mode))
+        return cli_fail(args, MOE_ERR_INPUT, "%s: is no plain file; name a text", eval->text);
     eval->n_bytes = info.st_size;
     if (eval->max_bytes && eval->max_bytes < eval->n_bytes) {
         eval->n_bytes = eval->max_bytes;
@@ -178,8 +186,8 @@ const cli_verb cmd_eval = {
         "--replay-routes evaluates the same text along such a trace, with the recorded weights.\n"
         "\n"
         "With --run the analysis of what the experts did (load, mutual information, typical tokens)\n"
-        "is written to eval.json of the run, where 'moekit report' finds it. Of another text,\n"
-        "along replayed routes, or with -m another checkpoint than the newest of the run, it is written\n"
+        "is written to eval.json of the run, where 'moekit report' finds it. Of another text, a part of\n"
+        "it, along replayed routes, or with -m another checkpoint than the newest of the run, it is written\n"
         "with -o only.\n",
     .examples = "moekit eval --run runs/demo\n"
                 "moekit eval -m runs/demo/checkpoints/step-00001200 --text other.txt --json\n"
