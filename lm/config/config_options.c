@@ -23,7 +23,7 @@ static const moe_option options[] = {
      MOE_OPT_INT, AT(model.vocab_size), "256", 2, 1 << 24, NULL,
      "tokens known to the model; 256: bytes"},
     {"model.d_model", "hidden_size dim dmodel n_embd",
-     MOE_OPT_INT, AT(model.d_model), "128", 1, 1 << 20, NULL,
+     MOE_OPT_INT, AT(model.d_model), "128", 1, 1 << 18, NULL,
      "width of the residual stream"},
     {"model.n_layers", "num_layers num_hidden_layers n_layer depth",
      MOE_OPT_INT, AT(model.n_layers), "4", 1, MOELM_MAX_LAYERS, NULL,
