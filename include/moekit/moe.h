@@ -199,10 +199,10 @@ typedef struct moe_layer_desc {
     bool selection_bias_in_weights; /* weights from the biased scores, as one Automodel option */
     float expert_dropout;           /* training: chance that a (token, expert) pair cannot be selected */
     int32_t token_rounding; /* training: an expert's rows are rounded to the nearest multiple of this (the
-                               tile of a product, 128 on Hopper), a half downwards: the tokens of lowest score
-                               leave it, or the best of those that did not choose it join, as many as there
-                               are. Slots are then E; MOE_INFER is plain top-k. Of router_type top_k, dropless
-                               (SonicMoE, Guo et al. 2025, algorithm 4). 0: off */
+                               tile of a product, 128 on Hopper), a half downwards: those of lowest score
+                               leave it, or the best others join. A token may end with no expert or with up to
+                               E, and later tokens have a say. Slots are then E; MOE_INFER is plain top-k. Of
+                               router_type top_k, dropless (SonicMoE, Guo et al. 2025, alg. 4). 0: off */
     const char *second_policy_train, *second_policy_eval; /* gshard_top2; NULL: "random" / "all";
                                                              "none" "threshold" "sample" */
     float second_threshold_train, second_threshold_eval;  /* 0: 0.2; or MOE_ZERO */
@@ -253,8 +253,8 @@ typedef struct moe_layer_desc {
     const char *recompute;   /* NULL: "none" or "layer": backward runs the up projection again */
     const char *saved_dtype; /* NULL: "auto", the layer's; or "mxfp8": ffn experts keep the pre-activations
                                 for backward as e4m3 with a power of two for 32 (OCP MX 1.0), 33/64 of the
-                                bytes of bf16. Outputs stay what they are; gradients are those of
-                                pre-activations that are off by 1/16 at most each, about 1/40 on average */
+                                bytes of bf16. Outputs stay; gradients are those of pre-activations off by at
+                                most 1/16 of each, or 1/2^18 of the largest of its 32 where that is more */
     int32_t layer_index;     /* keys the random draws, so layers differ */
     /* The library's: who set each field. Leave it 0, and copy it with the rest. */
     uint8_t said[128];
