@@ -2,10 +2,11 @@
 """Our layer and its peers on the same numbers: checked first, then timed in turns; writes docs/peers.md.
 
   bench_peers.py --build BUILD [--cpus 0,1] [--turns N] [--seconds S] [--only PEER,...] [--problem STRING=PASS]...
-                 [--remark TEXT] [--page]
+                 [--remark TEXT] [--page] [--add]
 
 Each peer has a process of its own; the processes take turns, and between turns the machine's ceilings are measured.
 --page saves the results in bench/results/ and writes the page from all that lie there; a table is printed always.
+--add keeps this machine's saved results of other problems, so that a run may be made in parts.
 Runs under $MOEKIT_PYTHON where that is set. Exit code 77: numpy is not installed.
 """
 import argparse
@@ -186,6 +187,8 @@ class Bench:
         told = {"date": datetime.date.today().isoformat(), "cpu": peer_page.cpu_name(),
                 "threads": len(self.options.cpus), "turns": self.options.turns, "remark": self.options.remark,
                 "about": self.about, "notes": self.notes, "results": []}
+        if self.options.add:
+            peer_page.keep(told, self.options.problem)
         for text, work in self.options.problem:
             told["results"].append(self.measure(parse(text), work))
             if self.options.page and ours_is_right(told):
@@ -209,6 +212,7 @@ def parse_options():
     parser.add_argument("--problem", action="append", help="like e16,t512,d2048,n768,k2,bf16=forward (step, decode)")
     parser.add_argument("--remark", default="", help="a sentence about this run, for the page")
     parser.add_argument("--page", action="store_true", help="save the results and write docs/peers.md")
+    parser.add_argument("--add", action="store_true", help="keep the saved results of other problems")
     options = parser.parse_args()
     if options.turns < 1:
         parser.error("--turns is at least 1")

@@ -142,10 +142,24 @@ def machine(run, file=None):
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def publish(run):
-    folder = os.path.join(TREE, "bench", "results")
+def saved(run):
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*?\)", "", run["cpu"]).lower()).strip("-")
-    with open(os.path.join(folder, f"peers-{slug}.json"), "w", encoding="utf-8") as file:
+    return os.path.join(TREE, "bench", "results", f"peers-{slug}.json")
+
+
+def keep(run, problems):
+    """Takes over what this machine's saved run has of other problems, if there is one."""
+    if not os.path.exists(saved(run)):
+        return
+    with open(saved(run), encoding="utf-8") as file:
+        before = json.load(file)
+    run["about"].update(before["about"])
+    for what in ("notes", "results"):
+        run[what].extend(row for row in before[what] if (row["problem"], row["work"]) not in problems)
+
+
+def publish(run):
+    with open(saved(run), "w", encoding="utf-8") as file:
         json.dump(run, file, indent=1)
         file.write("\n")
     write_page()
