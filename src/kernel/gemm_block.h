@@ -10,10 +10,7 @@
 #include <stddef.h>
 
 #include "core/integer.h"
-
-#define MOEI_UNROLL _Pragma("GCC unroll 16")
-
-enum { LINE = 64 /* bytes of a cache line */ };
+#include "kernel/hint.h"
 
 /* Steps of a sum that the tile takes: whole K_STEPs, the last filled with zeros. */
 static inline int64_t padded(int64_t k) {

@@ -8,9 +8,7 @@
 #include <stdbool.h>
 
 #include "core/integer.h"
-
-/* For bodies that are compiled once for each value of a parameter. */
-#define MOEI_INLINE static inline __attribute__((always_inline))
+#include "kernel/hint.h"
 
 /* Full vectors take the plain instruction: masked stores are slow on many AVX2 machines. */
 static inline vf vf_load_upto(const float *p, int64_t n) {

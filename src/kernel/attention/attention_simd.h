@@ -15,12 +15,9 @@
 
 #include "kernel/kernel_list.h"
 
-/* Sums stay in registers only where loops over them are unrolled before they are put there. */
-#define MOEI_UNROLL _Pragma("GCC unroll 16")
-
 /* A product keeps TALL x TILE_VECS vectors of sums in registers: 8 x 2 of 32 in AVX-512, or 4 x 2. Two
  * vectors wide, what all of them read fits the nearest cache. */
-enum { LANES = 64, BLOCK = LANES, VECS = LANES / VF_N, TILE_VECS = 2, TALL = VF_N == 16 ? 8 : 4, LINE = 64 };
+enum { LANES = 64, BLOCK = LANES, VECS = LANES / VF_N, TILE_VECS = 2, TALL = VF_N == 16 ? 8 : 4 };
 _Static_assert(VF_N % TALL == 0, "outer_tile takes TALL of columns that are padded to whole vectors");
 
 static float scale_of(const moe_attention_args *a) {
@@ -105,17 +102,23 @@ MOEI_INLINE void product_tile(const int rows, const int vecs, const float *x, in
                               int64_t ld, int64_t steps, float *c, bool add) {
     vf sum[TALL][TILE_VECS];
     MOEI_UNROLL
-    for (int r = 0; r < rows; ++r) MOEI_UNROLL
-    for (int v = 0; v < vecs; ++v) sum[r][v] = add ? vf_load(c + r * ld + v * VF_N) : vf_zero();
-    for (int64_t t = 0; t < steps; ++t, y += ld) MOEI_UNROLL
     for (int r = 0; r < rows; ++r) {
-        vf one = vf_set1(x[r * ldx + t]);
         MOEI_UNROLL
-        for (int v = 0; v < vecs; ++v) sum[r][v] = vf_fma(one, vf_load(y + v * VF_N), sum[r][v]);
+        for (int v = 0; v < vecs; ++v) sum[r][v] = add ? vf_load(c + r * ld + v * VF_N) : vf_zero();
+    }
+    for (int64_t t = 0; t < steps; ++t, y += ld) {
+        MOEI_UNROLL
+        for (int r = 0; r < rows; ++r) {
+            vf one = vf_set1(x[r * ldx + t]);
+            MOEI_UNROLL
+            for (int v = 0; v < vecs; ++v) sum[r][v] = vf_fma(one, vf_load(y + v * VF_N), sum[r][v]);
+        }
     }
     MOEI_UNROLL
-    for (int r = 0; r < rows; ++r) MOEI_UNROLL
-    for (int v = 0; v < vecs; ++v) vf_store(c + r * ld + v * VF_N, sum[r][v]);
+    for (int r = 0; r < rows; ++r) {
+        MOEI_UNROLL
+        for (int v = 0; v < vecs; ++v) vf_store(c + r * ld + v * VF_N, sum[r][v]);
+    }
 }
 
 /* Apart from the loops around it, or the compiler keeps more addresses than there are registers. */
@@ -160,23 +163,29 @@ MOEI_INLINE void outer_tile(const bool falling, const int vecs, const stairs *of
     vf sum[TALL][TILE_VECS];
     int64_t row = falling || v == 0 ? 0 : of->stop[v - 1];
     MOEI_UNROLL
-    for (int i = 0; i < TALL; ++i) MOEI_UNROLL
-    for (int j = 0; j < vecs; ++j) sum[i][j] = vf_load(c + i * LANES + j * VF_N);
+    for (int i = 0; i < TALL; ++i) {
+        MOEI_UNROLL
+        for (int j = 0; j < vecs; ++j) sum[i][j] = vf_load(c + i * LANES + j * VF_N);
+    }
     MOEI_UNROLL
     for (int stair = 0; stair < vecs; ++stair) {
         const int from = falling ? stair : 0, to = falling ? vecs : stair + 1;
         const int64_t stop = falling || to < vecs ? of->stop[v + stair] : of->rows;
-        for (; row < stop; ++row) MOEI_UNROLL
-        for (int i = 0; i < TALL; ++i) {
-            vf one = vf_set1(x[row * ldx + i]);
+        for (; row < stop; ++row) {
             MOEI_UNROLL
-            for (int j = from; j < to; ++j)
-                sum[i][j] = vf_fma(one, vf_load(y + row * LANES + j * VF_N), sum[i][j]);
+            for (int i = 0; i < TALL; ++i) {
+                vf one = vf_set1(x[row * ldx + i]);
+                MOEI_UNROLL
+                for (int j = from; j < to; ++j)
+                    sum[i][j] = vf_fma(one, vf_load(y + row * LANES + j * VF_N), sum[i][j]);
+            }
         }
     }
     MOEI_UNROLL
-    for (int i = 0; i < TALL; ++i) MOEI_UNROLL
-    for (int j = 0; j < vecs; ++j) vf_store(c + i * LANES + j * VF_N, sum[i][j]);
+    for (int i = 0; i < TALL; ++i) {
+        MOEI_UNROLL
+        for (int j = 0; j < vecs; ++j) vf_store(c + i * LANES + j * VF_N, sum[i][j]);
+    }
 }
 
 /* The same over any number of columns and vectors of lanes. */
@@ -237,7 +246,7 @@ typedef struct forward_scratch {
 } forward_scratch;
 
 /* The owned queries against n keys. first_seen: of key 0 the first lane that sees it, so that a lane before
- * first_seen + i does not see key i. */
+ * first_seen + i does not see key i. A vector whose stop is not above 0 sees none of them. */
 static void forward_keys(forward_scratch *s, whole_rows k, whole_rows v, int64_t n, int64_t dim, int64_t vecs,
                          int64_t first_seen) {
     stairs of = {.falling = true, .rows = n};

@@ -11,7 +11,7 @@
 
 /* Rows of a task share its table of frequencies. ROPE_AHEAD rows are asked for before their turn: runs of
  * heads within wider rows are nothing that hardware follows. */
-enum { ROPE_ROWS = 32, ROPE_AHEAD = 4, LINE = 64, ROPE_HALF_MAX = MOEI_HEAD_DIM_MAX / 2 + 2 * VF_N };
+enum { ROPE_ROWS = 32, ROPE_AHEAD = 4, ROPE_HALF_MAX = MOEI_HEAD_DIM_MAX / 2 + 2 * VF_N };
 
 typedef struct rope_scratch {
     double frequency[ROPE_HALF_MAX];
