@@ -38,17 +38,21 @@ struct RowSpan {
     int row, row_end; /* first row of the 16, end of the group */
 };
 
-/* 64 columns of accumulators, 4 values a lane for each 8, as one line with the 128-byte swizzle. */
-__device__ __forceinline__ void stage_line(uint32_t stage, const float *acc) {
+/* Four 8x8 blocks, which a warp reads and writes together: 16 columns of a line. */
+struct Block16 {
+    uint32_t v[4];
+};
+__device__ __forceinline__ Block16 block_of(const float *acc) {
+    return {{bf16_pack(acc[0], acc[1]), bf16_pack(acc[2], acc[3]), bf16_pack(acc[4], acc[5]),
+             bf16_pack(acc[6], acc[7])}};
+}
+
+/* 64 columns, `block(b)` being 16 of them, as one line with the 128-byte swizzle. */
+template <class Blocks> __device__ __forceinline__ void stage_line(uint32_t stage, const Blocks &block) {
     const int lane = threadIdx.x & 31, row = lane & 15;
     const uint32_t to = stage + row * 128 + (((lane >> 4) ^ (row & 7)) << 4);
 #pragma unroll
-    for (int j = 0; j < LINE / 8; j += 2) {
-        const uint32_t v[4] = {
-            bf16_pack(acc[4 * j], acc[4 * j + 1]), bf16_pack(acc[4 * j + 2], acc[4 * j + 3]),
-            bf16_pack(acc[4 * j + 4], acc[4 * j + 5]), bf16_pack(acc[4 * j + 6], acc[4 * j + 7])};
-        stmatrix(to ^ j << 4, v);
-    }
+    for (int b = 0; b < LINE / 16; ++b) stmatrix(to ^ b << 5, block(b).v);
 }
 
 /* 32 columns in f32, likewise. */
@@ -64,17 +68,15 @@ __device__ __forceinline__ void stage_wide_line(uint32_t stage, const float *acc
         }
 }
 
-/* A line of accumulators -> rows `span`, columns column.. of the map's half. Takes the two lines in turn. */
-template <bool WIDE = false>
-__device__ __forceinline__ void send_line(uint32_t &stage, const float *acc, const CUtensorMap *map, bool add,
+/* What `put` writes to a line in shared memory -> rows `span`, columns column.. of the map's half. Takes the two
+ * lines in turn. */
+template <class Put>
+__device__ __forceinline__ void send_line(uint32_t &stage, const Put &put, const CUtensorMap *map, bool add,
                                           RowSpan span, int column, int half) {
     const bool leader = (threadIdx.x & 31) == 0;
     if (leader) tma_store_wait<1>();
     __syncwarp();
-    if constexpr (WIDE)
-        stage_wide_line(stage, acc);
-    else
-        stage_line(stage, acc);
+    put(stage);
     fence_async();
     __syncwarp();
     if (leader) {
@@ -98,42 +100,75 @@ __device__ __forceinline__ void epilogue_store(const float (&acc)[M][N / 2], uin
 #pragma unroll
         for (int c = 0; c < N / COLUMNS; ++c)
             if (column + c * COLUMNS < e.n)
-                send_line<WIDE>(stage, acc[m] + c * COLUMNS / 2, &maps.out, e.accumulate, block,
-                                column + c * COLUMNS, 0);
+                send_line(
+                    stage,
+                    [&](uint32_t to) {
+                        const float *line = acc[m] + c * COLUMNS / 2;
+                        if constexpr (WIDE)
+                            stage_wide_line(to, line);
+                        else
+                            stage_line(to, [&](int b) { return block_of(line + 8 * b); });
+                    },
+                    &maps.out, e.accumulate, block, column + c * COLUMNS, 0);
     }
 }
 
-/* Z, and H = act(Z). Gated: the tile holds N/2 gate columns, then the N/2 up columns they go with. */
-template <int M, int N, bool GATED>
-__device__ __forceinline__ void epilogue_act(float (&acc)[M][N / 2], uint32_t stage, RowSpan span, int column,
-                                             const EpilogueArgs &e, const OutMaps &maps) {
-    constexpr int WIDTH = GATED ? N / 2 : N;
+/* Z of a finished tile, and H = act(Z), line by line: a piece of work each, to be done beside the products of the
+ * next tile. Z waits in bf16, as it is stored, in half of the registers it was summed in.
+ * Gated: the tile holds N/2 gate columns, then the N/2 up columns they go with. */
+template <class S, bool GATED> struct ActLines {
+    static constexpr int M = S::BLOCKS_M, N = S::TILE_N, WIDTH = GATED ? N / 2 : N, PARTS = GATED ? 3 : 2;
+    static constexpr int PIECES = M * WIDTH / LINE * PARTS;
+    uint32_t stage;
+    const EpilogueArgs &e;
+    const OutMaps &maps;
+    RowSpan span = {0, 0};
+    int column = 0;
+    uint32_t z[M][N / 4];
+
+    __device__ __forceinline__ void keep(const float (&acc)[M][N / 2], RowSpan span_, int column_) {
+        span = span_, column = column_;
 #pragma unroll
-    for (int m = 0; m < M; ++m) {
-        const RowSpan block = {span.row + 64 * m, span.row_end};
-        if (block.row >= block.row_end) return;
+        for (int m = 0; m < M; ++m)
 #pragma unroll
-        for (int c = 0; c < WIDTH / LINE; ++c) {
-            const int at = column + c * LINE;
-            float *gate = acc[m] + c * LINE / 2, *up = gate + (GATED ? WIDTH / 2 : 0);
-            if (at >= e.n) continue;
-            if (e.keep_z) {
-                send_line(stage, gate, &maps.z, false, block, at, 0);
-                if (GATED) send_line(stage, up, &maps.z, false, block, at, 1);
-            }
-            by_path(e.act, [&](auto common) {
+            for (int i = 0; i < N / 4; ++i) z[m][i] = bf16_pack(acc[m][2 * i], acc[m][2 * i + 1]);
+    }
+    static __device__ __forceinline__ Block16 block_at(const uint32_t *line, int b) {
+        return {{line[4 * b], line[4 * b + 1], line[4 * b + 2], line[4 * b + 3]}};
+    }
+    template <bool COMMON>
+    __device__ __forceinline__ Block16 act_at(const uint32_t *gate, const uint32_t *up, int b) const {
+        Block16 h;
 #pragma unroll
-                for (int i = 0; i < LINE / 2; ++i)
-                    gate[i] = fast_point<GATED, common.value>(e.act, gate[i], up[i]).value;
-            });
-            send_line(stage, gate, &maps.out, false, block, at, 0);
+        for (int i = 0; i < 4; ++i) {
+            const uint32_t g = gate[4 * b + i], u = up[4 * b + i];
+            h.v[i] = bf16_pack(fast_point<GATED, COMMON>(e.act, bf16_low(g), bf16_low(u)).value,
+                               fast_point<GATED, COMMON>(e.act, bf16_high(g), bf16_high(u)).value);
         }
+        return h;
     }
-}
-
-/* Four 8x8 blocks, which a warp reads and writes together: 16 columns of a line. */
-struct Block16 {
-    uint32_t v[4];
+    /* Piece i: H of a line, its gate, its up. */
+    __device__ __forceinline__ void piece(int i) {
+        const int m = i / PARTS / (WIDTH / LINE), c = i / PARTS % (WIDTH / LINE), part = i % PARTS;
+        const RowSpan block = {span.row + 64 * m, span.row_end};
+        const int at = column + c * LINE;
+        if (block.row >= block.row_end || at >= e.n || (part > 0 && !e.keep_z)) return;
+        const uint32_t *gate = z[m] + c * LINE / 4, *up = gate + (GATED ? WIDTH / 4 : 0);
+        const auto put = [&](uint32_t to) {
+            if (part > 0)
+                stage_line(to, [&](int b) { return block_at(part == 1 ? gate : up, b); });
+            else
+                by_path(e.act, [&](auto common) {
+                    stage_line(to, [&](int b) { return act_at<common.value>(gate, up, b); });
+                });
+        };
+        send_line(stage, put, part > 0 ? &maps.z : &maps.out, false, block, at, part == 2);
+    }
+    __device__ __forceinline__ void run() {
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) piece(i);
+        span = {0, 0};
+    }
 };
 
 /* Z comes through the ring of stages, 64 columns of the tile's rows in one: gate, then up, both lines of 128

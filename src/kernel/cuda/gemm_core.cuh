@@ -137,14 +137,16 @@ template <class S> struct Pipeline {
 };
 
 /* acc = sum over k_blocks stages of A B for the rows of one warpgroup, which start `a_offset` bytes into
- * the A tile. One product stays in flight while the next stage is awaited; `issued` is called after the last.
+ * the A tile. One product stays in flight while the next stage is awaited; `issued` is called after the last, and
+ * `beside(i)` while the i-th is under way, i < PIECES, which k_blocks is not below.
  * COPIED: a stage has data written by cp.async, which wgmma sees only past a fence. Here it waits for
  * nothing; in the loading warps it would wait for the copies of later stages. */
-template <class S, bool A_MN, bool B_MN, bool COPIED, class Issued>
+template <class S, bool A_MN, bool B_MN, bool COPIED, int PIECES = 0, class Issued, class Beside>
 __device__ __forceinline__ void multiply(float (&acc)[S::BLOCKS_M][S::TILE_N / 2], const Pipeline<S> &pipe,
-                                         Ring<S::STAGES> &ring, int k_blocks, int a_offset, Issued issued) {
+                                         Ring<S::STAGES> &ring, int k_blocks, int a_offset, Issued issued,
+                                         Beside beside) {
     int previous = 0;
-    for (int kb = 0; kb < k_blocks; ++kb) {
+    const auto block = [&](int kb) {
         mbar_wait(pipe.full_at(ring.stage), ring.phase);
         if (COPIED) fence_async();
         const uint64_t a = matrix_descriptor(pipe.a(ring.stage) + a_offset, 8192);
@@ -162,7 +164,10 @@ __device__ __forceinline__ void multiply(float (&acc)[S::BLOCKS_M][S::TILE_N / 2
         if (kb > 0) release_stage(pipe.empty_at(previous));
         previous = ring.stage;
         ring.next();
-    }
+    };
+#pragma unroll
+    for (int kb = 0; kb < PIECES; ++kb) block(kb), beside(kb);
+    for (int kb = PIECES; kb < k_blocks; ++kb) block(kb);
     issued();
     wgmma_wait<0>();
     if (k_blocks > 0) release_stage(pipe.empty_at(previous));

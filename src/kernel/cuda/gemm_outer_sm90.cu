@@ -99,7 +99,8 @@ __device__ __forceinline__ void compute_outer(const OuterArgs &p, const OuterMap
 #pragma unroll
             for (int i = 0; i < S::TILE_N / 2; ++i) acc[0][i] = 0;
         else
-            multiply<S, true, true, true>(acc, pipe, ring, k_blocks, group * 8192, [] {});
+            multiply<S, true, true, true>(
+                acc, pipe, ring, k_blocks, group * 8192, [] {}, [](int) {});
         store_outer<S>(acc, job, tile, store, maps.out[tile.job]);
     }
     tma_store_wait<0>();
