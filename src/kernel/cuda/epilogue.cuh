@@ -43,8 +43,10 @@ struct Block16 {
     uint32_t v[4];
 };
 __device__ __forceinline__ Block16 block_of(const float *acc) {
-    return {{bf16_pack(acc[0], acc[1]), bf16_pack(acc[2], acc[3]), bf16_pack(acc[4], acc[5]),
-             bf16_pack(acc[6], acc[7])}};
+    return {
+        {bf16_pack(acc[0], acc[1]), bf16_pack(acc[2], acc[3]), bf16_pack(acc[4], acc[5]),
+         bf16_pack(acc[6], acc[7])}
+    };
 }
 
 /* 64 columns, `block(b)` being 16 of them, as one line with the 128-byte swizzle. */
@@ -68,8 +70,8 @@ __device__ __forceinline__ void stage_wide_line(uint32_t stage, const float *acc
         }
 }
 
-/* What `put` writes to a line in shared memory -> rows `span`, columns column.. of the map's half. Takes the two
- * lines in turn. */
+/* What `put` writes to a line in shared memory -> rows `span`, columns column.. of the map's half. Takes the
+ * two lines in turn. */
 template <class Put>
 __device__ __forceinline__ void send_line(uint32_t &stage, const Put &put, const CUtensorMap *map, bool add,
                                           RowSpan span, int column, int half) {
@@ -113,9 +115,9 @@ __device__ __forceinline__ void epilogue_store(const float (&acc)[M][N / 2], uin
     }
 }
 
-/* Z of a finished tile, and H = act(Z), line by line: a piece of work each, to be done beside the products of the
- * next tile. Z waits in bf16, as it is stored, in half of the registers it was summed in.
- * Gated: the tile holds N/2 gate columns, then the N/2 up columns they go with. */
+/* Z of a finished tile, and H = act(Z), line by line: a piece of work each, to be done beside the products of
+ * the next tile. Z waits in bf16, as it is stored, in half of the registers it was summed in. Gated: the tile
+ * holds N/2 gate columns, then the N/2 up columns they go with. */
 template <class S, bool GATED> struct ActLines {
     static constexpr int M = S::BLOCKS_M, N = S::TILE_N, WIDTH = GATED ? N / 2 : N, PARTS = GATED ? 3 : 2;
     static constexpr int PIECES = M * WIDTH / LINE * PARTS;
@@ -134,7 +136,9 @@ template <class S, bool GATED> struct ActLines {
             for (int i = 0; i < N / 4; ++i) z[m][i] = bf16_pack(acc[m][2 * i], acc[m][2 * i + 1]);
     }
     static __device__ __forceinline__ Block16 block_at(const uint32_t *line, int b) {
-        return {{line[4 * b], line[4 * b + 1], line[4 * b + 2], line[4 * b + 3]}};
+        return {
+            {line[4 * b], line[4 * b + 1], line[4 * b + 2], line[4 * b + 3]}
+        };
     }
     template <bool COMMON>
     __device__ __forceinline__ Block16 act_at(const uint32_t *gate, const uint32_t *up, int b) const {

@@ -137,8 +137,8 @@ template <class S> struct Pipeline {
 };
 
 /* acc = sum over k_blocks stages of A B for the rows of one warpgroup, which start `a_offset` bytes into
- * the A tile. One product stays in flight while the next stage is awaited; `issued` is called after the last, and
- * `beside(i)` while the i-th is under way, i < PIECES, which k_blocks is not below.
+ * the A tile. One product stays in flight while the next stage is awaited; `issued` is called after the last,
+ * and `beside(i)` for i < PIECES while every second one is under way, of short sums the rest at the end.
  * COPIED: a stage has data written by cp.async, which wgmma sees only past a fence. Here it waits for
  * nothing; in the loading warps it would wait for the copies of later stages. */
 template <class S, bool A_MN, bool B_MN, bool COPIED, int PIECES = 0, class Issued, class Beside>
@@ -166,8 +166,11 @@ __device__ __forceinline__ void multiply(float (&acc)[S::BLOCKS_M][S::TILE_N / 2
         ring.next();
     };
 #pragma unroll
-    for (int kb = 0; kb < PIECES; ++kb) block(kb), beside(kb);
-    for (int kb = PIECES; kb < k_blocks; ++kb) block(kb);
+    for (int kb = 0; kb < 2 * PIECES; ++kb) {
+        if (kb < k_blocks) block(kb);
+        if (kb % 2 == 0) beside(kb / 2);
+    }
+    for (int kb = 2 * PIECES; kb < k_blocks; ++kb) block(kb);
     issued();
     wgmma_wait<0>();
     if (k_blocks > 0) release_stage(pipe.empty_at(previous));

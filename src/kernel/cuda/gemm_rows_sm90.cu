@@ -23,8 +23,9 @@ template <int EPI> constexpr bool TWO_HALVES = EPI == EPI_ACT_GATED; /* the B ti
 template <int EPI> constexpr int Z_HALVES = EPI == EPI_ACT_GRAD_GATED ? 2 : EPI == EPI_ACT_GRAD ? 1 : 0;
 /* Pieces of an epilogue that are done beside the next tile's products. */
 template <class S, int EPI>
-constexpr int PIECES =
-    S::PINGPONG || (EPI != EPI_ACT && EPI != EPI_ACT_GATED) ? 0 : ActLines<S, EPI == EPI_ACT_GATED>::PIECES;
+constexpr int PIECES = S::PINGPONG || (EPI != EPI_ACT && EPI != EPI_ACT_GATED)
+                           ? 0
+                           : ActLines<S, EPI == EPI_ACT_GATED>::PIECES;
 template <class S, int EPI> constexpr int Z_STAGES = Z_HALVES<EPI> ? S::TILE_N / LINE : 0;
 
 /* This block's half of a B tile, to both blocks. */
@@ -156,7 +157,7 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
     const int group = threadIdx.x / 128 - 1, warp = (threadIdx.x / 32) % 4;
     const int row_in_tile = (S::PINGPONG ? 0 : group * S::WG_M) + warp * 16;
     Ring<S::STAGES> ring;
-    ActLines<S, TWO_HALVES<EPI>> lines = {stage, p.e, maps};
+    ActLines<S, TWO_HALVES<EPI>> before = {stage, p.e, maps}; /* the tile before this one */
     if (S::PINGPONG && group == 1) {
         ring.skip(n_stages);
         first += step;
@@ -172,22 +173,28 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
             if constexpr (EPI == EPI_ACT_GRAD || EPI == EPI_ACT_GRAD_GATED) {
                 ActGrad<S, EPI == EPI_ACT_GRAD_GATED> grad = {stage,       span, tile.column,
                                                               row_in_tile, p.e,  maps};
-                multiply<S, false, !B_TRANS, GATHER>(acc, pipe, ring, p.k_blocks, a_offset, [&] {
-                    grad.begin();
-                    grad.await(pipe, ring);
-                    pass_turn<S>(group);
-                }, [](int) {});
+                multiply<S, false, !B_TRANS, GATHER>(
+                    acc, pipe, ring, p.k_blocks, a_offset,
+                    [&] {
+                        grad.begin();
+                        grad.await(pipe, ring);
+                        pass_turn<S>(group);
+                    },
+                    [](int) {});
                 grad.run(acc, pipe, ring);
             } else {
                 multiply<S, false, !B_TRANS, GATHER, PIECES<S, EPI>>(
                     acc, pipe, ring, p.k_blocks, a_offset, [group] { pass_turn<S>(group); },
-                    [&lines](int i) { lines.piece(i); });
+                    [&before](int i) { before.piece(i); });
                 if (p.e.bias) add_bias<S, TWO_HALVES<EPI>>(acc, p.e, tile);
                 if constexpr (EPI == EPI_STORE || EPI == EPI_STORE_WIDE) {
                     epilogue_store<M, N, EPI == EPI_STORE_WIDE>(acc, stage, span, tile.column, p.e, maps);
-                } else {
+                } else if constexpr (S::PINGPONG) {
+                    ActLines<S, TWO_HALVES<EPI>> lines = {stage, p.e, maps};
                     lines.keep(acc, span, tile.column);
-                    if (PIECES<S, EPI> == 0) lines.run();
+                    lines.run();
+                } else {
+                    before.keep(acc, span, tile.column);
                 }
             }
         } else {
@@ -197,7 +204,7 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
         }
         if (S::PINGPONG) ring.skip(n_stages);
     }
-    if (PIECES<S, EPI> > 0) lines.run();
+    if (PIECES < S, EPI >> 0) before.run();
     tma_store_wait<0>();
 }
 
@@ -279,7 +286,7 @@ static cudaError_t launch(const moei_team *team, const moe_gemm_rows_args *args)
         {args->offset, (int)args->n_rows},
         args->n_groups,
         (int)ceil_div(n, TILE_COLUMNS),
-        (int)std::max<int64_t>(ceil_div(k, TILE_K), PIECES<S, EPI>),
+        (int)ceil_div(k, TILE_K),
         k,
         (const bf16 *)args->a,
         args->lda,
