@@ -1,5 +1,5 @@
-/* bench_decode.cu: time of one layer (router, experts, combine) for small batches, bf16, swiglu: by the two
- * kernels for few tokens, by the general ones, and by moe_layer, whose gate is another; beside the time that
+/* bench_decode.cu: time of one layer (router, experts, combine) for small batches, bf16, swiglu: by the
+ * kernel for few tokens, by the general ones, and by moe_layer, whose gate is another; beside the time that
  * reading the chosen experts' weights takes at the rate of a plain read measured in the same run.
  * Steps have tokens of their own, so that weights come from memory; all steps of a batch size are one CUDA
  * graph. Run: make bench-gpu, or build/release/gpu/bench_decode [BATCH].
@@ -37,7 +37,8 @@ static __global__ void read_kernel(const uint4 *from, int64_t n, uint32_t *sink)
 struct Layer {
     Shape s;
     Buffer<bf16> x, gate, w1, w2, h, y_rows, y;
-    Buffer<float> h_few, lse, weight, row_weight;
+    Buffer<float> lse, weight, row_weight;
+    Buffer<char> scratch;
     Buffer<int> expert, row_token, row_slot, row_of;
     Buffer<int64_t> offset, count; /* count: routed, kept, real tokens, capacity */
     Buffer<uint8_t> tile_count;
@@ -45,8 +46,10 @@ struct Layer {
     explicit Layer(const Shape &shape)
         : s(shape), x(STEPS * MAX_BATCH * s.d), gate(s.experts * s.d), w1(s.experts * s.d * 2 * s.n),
           w2(s.experts * s.n * s.d), h(MAX_BATCH * s.top_k * s.n), y_rows(MAX_BATCH * s.top_k * s.d),
-          y(MAX_BATCH * s.d), h_few(MOEI_FEW_ROWS * s.n), lse(MAX_BATCH), weight(MAX_BATCH * s.top_k),
-          row_weight(MAX_BATCH * s.top_k), expert(STEPS * MAX_BATCH * s.top_k),
+          y(MAX_BATCH * s.d), lse(MAX_BATCH), weight(MAX_BATCH * s.top_k),
+          row_weight(MAX_BATCH * s.top_k),
+          scratch((int64_t)moei_few_scratch_bytes(MOEI_FEW_TOKENS, MOEI_FEW_ROWS, s.experts, s.n)),
+          expert(STEPS * MAX_BATCH * s.top_k),
           row_token(MAX_BATCH * s.top_k), row_slot(MAX_BATCH * s.top_k), row_of(MAX_BATCH * s.top_k),
           offset(s.experts + 1), count(2 * s.experts + 2),
           tile_count((int64_t)moei_plan_scratch_bytes(MAX_BATCH, MAX_BATCH * s.top_k, s.experts)), fault(1) {
@@ -85,7 +88,7 @@ struct Layer {
             decode.dtype = MOE_BF16, decode.n_tokens = batch, decode.d = decode.ldx = decode.ldy = s.d;
             decode.n = s.n, decode.n_experts = s.experts, decode.top_k = s.top_k, decode.x = tokens;
             decode.w1 = w1.data, decode.w2 = w2.data, decode.act = MOE_ACT_SWIGLU, decode.expert = chosen;
-            decode.weight = weight.data, decode.h = h_few.data, decode.y = y.data;
+            decode.weight = weight.data, decode.scratch = scratch.data, decode.y = y.data;
             CUDA_OK(moei_cuda_route_few(&team, &route));
             CUDA_OK(moei_cuda_decode(&team, &decode));
             return;
@@ -208,7 +211,7 @@ int main(int argc, char **argv) {
                shape.experts, shape.top_k, rate);
         for (int64_t batch = 1; batch <= MAX_BATCH; batch *= 2) {
             if (only && batch != only) continue;
-            for (int way = batch <= MOEI_CUDA_DECODE_TOKENS ? DECODE : GENERAL; way >= 0; --way) {
+            for (int way = batch <= MOEI_FEW_TOKENS ? DECODE : GENERAL; way >= 0; --way) {
                 const double us = time_steps(layer, whole, batch, (Way)way),
                              bytes = layer.weight_bytes(batch);
                 printf("  batch %3d %-9s %8.1f us, %7.1f MB of weights, %.2f TB/s, %4.1f %% of plain read\n",

@@ -30,8 +30,8 @@ static moei_mx_rows_args mx_rows(const moei_ffn *f, const moe_expert_io *io, voi
                                .scale = code + io->n_rows * f->d_z};
 }
 
-/* Forward needs A, which few tokens have in f32; backward weight*A and the partial sums of dweight; Z where
- * nobody saves it as it is. */
+/* Forward needs A, or what `few` asks for; backward weight*A and the partial sums of dweight; Z where nobody
+ * saves it as it is. */
 typedef struct ffn_scratch {
     void *a, *dweight_part, *z;
 } ffn_scratch;
@@ -39,10 +39,10 @@ typedef struct ffn_scratch {
 static ffn_scratch carve(const moei_ffn *f, moei_arena *arena, int64_t rows, moe_mode mode) {
     const bool train = mode == MOE_TRAIN;
     const size_t wide = moe_dtype_bytes(moei_wide(f->desc.dtype));
-    const int64_t few = rows < MOEI_FEW_ROWS ? rows : MOEI_FEW_ROWS;
+    const bool few = !train && f->ctx->kernels[f->desc.dtype]->few;
     const size_t a = rows_bytes(f, rows, f->desc.d_hidden),
-                 few_a = (size_t)few * (size_t)f->desc.d_hidden * wide;
-    ffn_scratch s = {.a = moei_arena_take(arena, !train && few_a > a ? few_a : a)};
+                 few_a = few ? moei_few_scratch_bytes(rows, rows, f->desc.n_experts, f->desc.d_hidden) : 0;
+    ffn_scratch s = {.a = moei_arena_take(arena, few_a > a ? few_a : a)};
     if (train && f->fused)
         s.dweight_part = moei_arena_array(arena, rows, moe_dweight_parts(f->desc.d_hidden), wide);
     if (train ? f->desc.recompute || f->desc.saved_mxfp8 : !f->fused)
@@ -144,7 +144,7 @@ bool moei_ffn_few(const void *self, const moei_few_args *given) {
     const moei_ffn *f = self;
     const moe_expert_desc *d = &f->desc;
     moei_few_fn *few = f->ctx->kernels[d->dtype]->few;
-    moei_arena arena = {(char *)given->h, 0};
+    moei_arena arena = {given->scratch, 0};
     moei_few_args args = *given;
     if (!few || !f->fused || d->d_in != d->d_out || f->value[MOEI_FFN_UP_BIAS] || f->packed[MOEI_FFN_UP] ||
         f->packed[MOEI_FFN_DOWN])
@@ -154,7 +154,7 @@ bool moei_ffn_few(const void *self, const moei_few_args *given) {
     args.w2 = f->value[MOEI_FFN_DOWN];
     args.act = f->act;
     args.act_numbers = act_numbers(f);
-    args.h = carve(f, &arena, args.n_tokens * args.top_k, MOE_INFER).a;
+    args.scratch = carve(f, &arena, args.n_tokens * args.top_k, MOE_INFER).a;
     return few(&f->ctx->team, &args);
 }
 

@@ -71,8 +71,10 @@ static moe_status run_experts(const moe_layer *layer, bool forward, const moe_ex
 }
 
 bool moei_layer_takes_few(const moe_layer *layer) {
+    const int64_t tokens = layer->batch.x.rows;
     return layer->ctx->kernels[layer->desc.dtype]->few && layer->batch.mode == MOE_INFER &&
-           layer->batch.x.rows <= MOEI_FEW_TOKENS && layer->experts.ops == &moei_expert_ffn &&
+           tokens <= MOEI_FEW_TOKENS && tokens * layer->routing.top_k <= MOEI_FEW_ROWS &&
+           layer->experts.ops == &moei_expert_ffn &&
            layer->desc.latent_size == 0 && !moei_layer_weighs_input(layer) &&
            layer->capacity.factor[MOE_INFER] <= 0;
 }
@@ -92,7 +94,7 @@ static bool few_forward(const moe_layer *layer, const moei_scratch *s, moe_mat y
                                          .ldy = y.stride,
                                          .expert = layer->routing.expert,
                                          .weight = moei_plan_slot_weight(&layer->plan, &layer->routing),
-                                         .h = s->experts,
+                                         .scratch = s->experts,
                                          .y = y.data,
                                          .accumulate = layer->shared.ops != NULL});
 }

@@ -42,7 +42,8 @@ void moei_cuda_gemm_rows_mma(const moei_team *team, const moe_gemm_rows_args *ar
 void moei_cuda_gemm_outer_mma(const moei_team *team, const moe_gemm_outer_args *args);
 
 /* `route` of kernel.h: plain softmax top-k over up to 256 experts, 32 of them a token; up to 1024 tokens by
- * clusters of eight blocks. The second one is for up to MOEI_CUDA_DECODE_TOKENS tokens, sooner. */
+ * clusters of eight blocks. The second one is for up to MOEI_CUDA_ROUTE_FEW tokens, sooner. */
+enum { MOEI_CUDA_ROUTE_FEW = 32 };
 bool moei_cuda_route_fits(const moei_router_args *args);
 int moei_cuda_route(const moei_team *team, const moei_router_args *args);
 int moei_cuda_route_few(const moei_team *team, const moei_router_args *args);
@@ -51,9 +52,7 @@ int moei_cuda_route_few(const moei_team *team, const moei_router_args *args);
  * for these arguments. */
 bool moei_cuda_plan_dropless(const moei_team *team, const moei_plan_args *args);
 
-/* `few` of kernel.h, up to MOEI_CUDA_DECODE_TOKENS tokens; sooner than the general kernels up to
- * MOEI_FEW_TOKENS. x must be complete when the kernel just ahead in the stream (the router) starts. */
-enum { MOEI_CUDA_DECODE_TOKENS = 8 };
+/* `few` of kernel.h. */
 int moei_cuda_decode(const moei_team *team, const moei_few_args *args);
 
 #ifdef __cplusplus

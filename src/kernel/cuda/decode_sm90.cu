@@ -1,380 +1,494 @@
-/* decode_sm90.cu: the layer for up to 8 tokens, where reading weights is all the time there is: router, then
- * gate and up with the activation, then down with the sum over experts. No plan, no sort: a block finds the
- * tokens of its expert among the T K choices. Weights are read once, 128 bytes of a row at a time, and not
- * through shared memory. A cluster shares one sum; its parts are added in the order of ranks, so bits do not
- * change. Source: performance.md section 5, after FlashInfer's two kernels for small batches.
+/* decode_sm90.cu: the experts of up to 32 tokens, where reading weights is all the time there is, in two kernels:
+ * gate and up with the activation, then down with the sum over experts. No plan and no rows: a chosen expert is
+ * multiplied with all tokens, and what a token did not ask for is left out after that. Two blocks share the sums
+ * of 32 columns. In a block one warp has the weights brought, boxes of 128 x 32, eight multiply them as they
+ * come, one brings what down multiplies, one finishes: it adds up the parts of 16 columns, always in one
+ * order, so bits do not change from run to run. Down begins when up's last weights are on their way.
+ * Source: performance.md section 5, after FlashInfer's two kernels for small batches.
  */
 #include "kernel/cuda/cuda_kernel.h"
-#include "kernel/cuda/select.cuh"
+#include "kernel/cuda/early.cuh"
+#include "kernel/cuda/portable.cuh"
 #include "kernel/cuda/sm90.cuh"
+#include "kernel/cuda/tensor_map.cuh"
 
 namespace moei {
 
-enum { DECODE_TOKENS = MOEI_CUDA_DECODE_TOKENS, DECODE_CHOICES = MOEI_FEW_ROWS };
-enum { DECODE_THREADS = 256, DECODE_WARPS = DECODE_THREADS / 32 };
-enum { SLICE = 64 };                   /* columns of a block: 8 lanes of 16 bytes */
-enum { STEP = DECODE_WARPS * 4 };      /* rows of weights a block reads at once */
-enum { UP_SPLIT = 4, DOWN_SPLIT = 8 }; /* blocks of a cluster: each has a part of the sum */
-enum { UP_ROWS = 4 }; /* tokens that share a read of the weights, where there is more than one */
-enum { AHEAD = 4 };   /* reads in flight: 16 bytes each, times two where gated */
+enum { SHARES = 2 }; /* blocks of a cluster */
+enum { MULTIPLIERS = 8, LOADER = 8, FINISHER, FEEDER, UP_THREADS = 32 * FEEDER, DOWN_THREADS = UP_THREADS + 32 };
+enum { SLICE = 32, BOX_K = 128, BOX_BYTES = SLICE * BOX_K * 2, BOXES = 24, BOXES_LEAST = 6 };
+enum { GROUPS = 2, GROUP_WARPS = MULTIPLIERS / GROUPS }; /* of warps: one has the even boxes, gates, one the odd ones */
+enum { PARTS = SHARES * MULTIPLIERS };                   /* of a sum */
+enum { PART_BYTES = 512, FACTOR_BYTES = 256 }; /* 16 x 8 results in f32, 16 x 8 factors in bf16, as mma has them */
+enum { FED = 8, FACTORS = BOX_K / 16 * FACTOR_BYTES }; /* boxes whose factors down has; their bytes a tile of 8 tokens */
+enum { CHOICES = MOEI_FEW_ROWS, EXPERTS = MOEI_FEW_EXPERTS };
+enum { HALF_SHARED = 112 * 1024, ALL_SHARED = 200 * 1024 }; /* two blocks in a multiprocessor, or one */
 
-/* acc[0..7] += x * eight weights. */
-__device__ __forceinline__ void add_product(float (&acc)[8], uint4 w, float x) {
-    const uint32_t pair[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        acc[2 * i] = fmaf(x, bf16_low(pair[i]), acc[2 * i]);
-        acc[2 * i + 1] = fmaf(x, bf16_high(pair[i]), acc[2 * i + 1]);
-    }
-}
-__device__ __forceinline__ void prefetch_line(const bf16 *from) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
-}
-__device__ __forceinline__ uint4 load_once(const bf16 *from, bool valid) {
-    return valid ? __ldcs((const uint4 *)from) : make_uint4(0, 0, 0, 0);
-}
-
-/* The block's sum of SLICE columns for ROWS vectors -> out[ROWS][SLICE], warps in order. `part` holds
- * DECODE_WARPS * ROWS * SLICE floats. */
-template <int ROWS>
-__device__ __forceinline__ void block_sum(float (&acc)[ROWS][8], float *part, float *out) {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r)
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            acc[r][i] += __shfl_xor_sync(~0u, acc[r][i], 8);
-            acc[r][i] += __shfl_xor_sync(~0u, acc[r][i], 16);
-            if (lane < 8) part[(warp * ROWS + r) * SLICE + lane * 8 + i] = acc[r][i];
-        }
-    __syncthreads();
-    for (int i = threadIdx.x; i < ROWS * SLICE; i += DECODE_THREADS) {
-        float sum = 0;
-        for (int w = 0; w < DECODE_WARPS; ++w) sum += part[w * ROWS * SLICE + i];
-        out[i] = sum;
-    }
-    __syncthreads();
-}
-template <int RANKS> __device__ __forceinline__ float cluster_sum(const float *value) {
-    float sum = 0;
-#pragma unroll
-    for (int rank = 0; rank < RANKS; ++rank) sum += load_of_rank(smem_address(value), rank);
-    return sum;
-}
-
-template <int MAX_ROWS> struct UpShared {
-    float part[DECODE_WARPS * MAX_ROWS * SLICE];
-    float out[2][MAX_ROWS * SLICE];
-    int choice[DECODE_CHOICES], n_rows;
-};
-
-/* The choices that name this block's expert, if its own is the first of them. Whole warp. */
-template <int MAX_ROWS>
-__device__ __forceinline__ void find_rows(const moei_few_args &p, int own, UpShared<MAX_ROWS> &s) {
-    const int lane = threadIdx.x & 31, n = (int)p.n_tokens * p.top_k, expert = p.expert[own];
-    int n_rows = 0;
-    bool first = expert >= 0;
-    for (int base = 0; base < n; base += 32) {
-        const int at = base + lane;
-        const bool same = at < n && p.expert[at] == expert;
-        const uint32_t mask = __ballot_sync(~0u, same);
-        if (same) s.choice[n_rows + __popc(mask & ((1u << lane) - 1))] = at;
-        if (__any_sync(~0u, same && at < own)) first = false;
-        n_rows += __popc(mask);
-    }
-    if (lane == 0) s.n_rows = first ? n_rows : 0;
-}
-
-/* The tokens of `rows` choices from r0 on, k0 .. k1, as floats; zeros up to the pitch. */
-template <int MAX_ROWS>
-__device__ __forceinline__ void put_tokens(const moei_few_args &p, const UpShared<MAX_ROWS> &s, float *x,
-                                           int r0, int rows, int k0, int k1, int pitch) {
-    for (int i = threadIdx.x; i < rows * pitch; i += DECODE_THREADS) {
-        const int r = i / pitch, k = k0 + i % pitch;
-        const bool valid = k < k1 && (MAX_ROWS == 1 || r0 + r < s.n_rows);
-        const int64_t token = MAX_ROWS > 1 && valid ? s.choice[r0 + r] / p.top_k : 0;
-        x[i] = valid ? __bfloat162float(((const bf16 *)p.x)[token * p.ldx + k]) : 0;
-    }
-}
-
-/* Rows `r0` .. of the block's choices: their part of z in `out`. */
-template <int ROWS, bool GATED, int MAX_ROWS>
-__device__ __forceinline__ void up_part(const moei_few_args &p, UpShared<MAX_ROWS> &s, float *x, int r0,
-                                        int k0, int k1, int pitch) {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = (int)(blockIdx.x / UP_SPLIT) * SLICE;
-    const int64_t width = GATED ? 2 * p.n : p.n, expert = p.expert[s.choice[0]],
-                  col = column + (lane & 7) * 8;
-    if (MAX_ROWS > 1) put_tokens(p, s, x, r0, ROWS, k0, k1, pitch);
-    __syncthreads();
-    float gate[ROWS][8] = {}, up[GATED ? ROWS : 1][8] = {};
-    const bf16 *w = (const bf16 *)p.w1 + expert * p.d * width + col;
-    for (int k = warp * 4 + (lane >> 3); k < k1 - k0; k += AHEAD * STEP) {
-        uint4 g[AHEAD], u[AHEAD];
-#pragma unroll
-        for (int i = 0; i < AHEAD; ++i) {
-            const bool valid = k + i * STEP < k1 - k0 && col < p.n;
-            const bf16 *from = w + (k0 + k + i * STEP) * width;
-            g[i] = load_once(from, valid);
-            u[i] = load_once(from + p.n, valid && GATED);
-        }
-#pragma unroll
-        for (int i = 0; i < AHEAD; ++i)
-#pragma unroll
-            for (int r = 0; r < ROWS; ++r) {
-                const float xv = x[r * pitch + k + i * STEP];
-                add_product(gate[r], g[i], xv);
-                if (GATED) add_product(up[r], u[i], xv);
-            }
-    }
-    block_sum<ROWS>(gate, s.part, s.out[0]);
-    if constexpr (GATED) block_sum<ROWS>(up, s.part, s.out[1]);
-}
-
-struct UpCall : moei_few_args {
+struct FewCall {
+    moei_few_args p;
     ActRule rule;
+    int32_t boxes; /* of weights in shared memory */
 };
 
-template <int MAX_ROWS, bool GATED>
-__global__ void __cluster_dims__(UP_SPLIT, 1, 1) __launch_bounds__(DECODE_THREADS, MAX_ROWS == 1 ? 3 : 2)
-    decode_up_kernel(const __grid_constant__ UpCall p) {
-    extern __shared__ float x[];
-    __shared__ UpShared<MAX_ROWS> s;
-    const int rank = (int)cluster_rank(), column = (int)(blockIdx.x / UP_SPLIT) * SLICE;
-    const int k0 = (int)(p.d * rank / UP_SPLIT), k1 = (int)(p.d * (rank + 1) / UP_SPLIT);
-    const int pitch = (k1 - k0 + AHEAD * STEP - 1) / (AHEAD * STEP) * (AHEAD * STEP);
-    if (MAX_ROWS == 1) put_tokens(p, s, x, 0, 1, k0, k1, pitch); /* x was there before the router */
-    await_earlier();
-    let_next_start();
-    if (MAX_ROWS > 1 && threadIdx.x < 32) find_rows(p, (int)blockIdx.y, s);
-    if (MAX_ROWS == 1 && threadIdx.x == 0)
-        s.choice[0] = (int)blockIdx.y, s.n_rows = p.expert[blockIdx.y] >= 0;
-    __syncthreads();
-    for (int r0 = 0; r0 < s.n_rows; r0 += MAX_ROWS) {
-        const int rows = min(MAX_ROWS, s.n_rows - r0);
-        if (rows == 1)
-            up_part<1, GATED>(p, s, x, r0, k0, k1, pitch);
-        else
-            up_part<MAX_ROWS, GATED>(p, s, x, r0, k0, k1, pitch);
-        cluster_sync();
-        for (int i = threadIdx.x * UP_SPLIT + rank; i < rows * SLICE; i += DECODE_THREADS * UP_SPLIT) {
-            const float g = cluster_sum<UP_SPLIT>(s.out[0] + i);
-            const float u = GATED ? cluster_sum<UP_SPLIT>(s.out[1] + i) : 0;
-            const int col = column + i % SLICE;
-            if (col < p.n) p.h[s.choice[r0 + i / SLICE] * p.n + col] = act_point(p.rule, g, u).value;
-        }
-        cluster_sync(); /* the others have read */
-    }
-}
-
-struct DownShared {
-    int choice[DECODE_CHOICES],
-        first[DECODE_CHOICES];                  /* expert[T, K], and whether it is the first of its kind */
-    int expert[DECODE_CHOICES], n_experts;      /* those chosen, each once */
-    int8_t slot[DECODE_CHOICES][DECODE_TOKENS]; /* of expert i in token t; -1: none */
-    float out[DECODE_TOKENS * SLICE];
+struct FewShared {
+    uint64_t full[BOXES], empty[BOXES], fed[FED], eaten[FED]; /* boxes of weights; down's factors */
+    uint64_t received, taken[SHARES]; /* all parts of this block's columns; by each block, what it was sent */
+    uint32_t chosen[EXPERTS / 32];    /* bits */
+    int32_t choice[CHOICES], listed[CHOICES], n_listed; /* expert[T,K]; those chosen, each once */
 };
-enum { CHUNK = AHEAD * STEP * 4 }; /* rows of weights whose factors are put together at a time */
 
-/* Whole block. */
-__device__ __forceinline__ void list_experts(const moei_few_args &p, DownShared &s) {
-    const int n = (int)p.n_tokens * p.top_k, own = threadIdx.x;
-    for (int i = threadIdx.x; i < DECODE_CHOICES * DECODE_TOKENS; i += DECODE_THREADS)
-        (&s.slot[0][0])[i] = -1;
-    if (threadIdx.x == 0) s.n_experts = 0;
-    if (own < n) s.choice[own] = p.expert[own];
-    __syncthreads();
-    const int expert = own < n ? s.choice[own] : -1;
-    int first = own, before = 0;
-    for (int i = own - 1; i >= 0 && expert >= 0; --i)
-        if (s.choice[i] == expert) first = i;
-    if (own < n) s.first[own] = expert >= 0 && first == own;
-    __syncthreads();
-    if (expert >= 0) {
-        for (int i = 0; i < first; ++i) before += s.first[i];
-        s.expert[before] = expert;
-        s.slot[before][own / p.top_k] = (int8_t)(own % p.top_k);
-        atomicMax(&s.n_experts, before + 1);
+/* Position in a ring whose length is known at run time. */
+struct Place {
+    int count, at;
+    uint32_t phase = 0;
+    __device__ __forceinline__ Place(int n, int first) : count(n), at(first) {}
+    __device__ __forceinline__ void skip(int n) {
+        at += n;
+        if (at >= count) at -= count, phase ^= 1;
     }
-    __syncthreads();
+};
+
+/* What a block does: every clusters-th slice from its cluster's number on; its share of their sums is blocks
+ * [begin, end) of BOX_K steps. Of up a slice is one expert's, of down all experts'. */
+struct Work {
+    int rank, cluster, clusters, slices, begin, end, of_expert; /* slices (up) or blocks (down) of an expert */
+    __device__ __forceinline__ void open() {
+        rank = (int)cluster_rank(), cluster = (int)(blockIdx.x / SHARES), clusters = (int)(gridDim.x / SHARES);
+    }
+    __device__ __forceinline__ void share(int blocks) {
+        begin = (int)((int64_t)blocks * rank / SHARES), end = (int)((int64_t)blocks * (rank + 1) / SHARES);
+    }
+    __device__ __forceinline__ int length() const { return end - begin; }
+};
+__host__ __device__ __forceinline__ int64_t hidden_blocks(const moei_few_args &p) {
+    return ceil_div(p.n, BOX_K);
 }
 
-template <int TOKENS>
-__global__ void __cluster_dims__(DOWN_SPLIT, 1, 1) __launch_bounds__(DECODE_THREADS, 2)
-    decode_down_kernel(const __grid_constant__ moei_few_args p) {
-    __shared__ DownShared s;
-    __shared__ float scratch[TOKENS * (CHUNK > DECODE_WARPS * SLICE ? CHUNK : DECODE_WARPS * SLICE)];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, rank = (int)cluster_rank();
-    const int column = (int)(blockIdx.x / DOWN_SPLIT) * SLICE, col = column + (lane & 7) * 8;
-    const bf16 *w2 = (const bf16 *)p.w2;
-    list_experts(p, s);
-    const int n = (int)p.n, total = s.n_experts * n;
-    const int begin = (int)((int64_t)total * rank / DOWN_SPLIT),
-              end = (int)((int64_t)total * (rank + 1) / DOWN_SPLIT);
-    const auto prefetch = [&](int from) {
-        for (int at = from + (int)threadIdx.x; at < min(from + CHUNK, end); at += DECODE_THREADS)
-            prefetch_line(w2 + (s.expert[at / n] * p.n + at % n) * p.d + column);
-    };
-    prefetch(begin); /* while h is still being made */
-    prefetch(begin + CHUNK);
-    await_earlier(); /* the next kernel waits for this one's end: it may read y before it awaits anything */
-    float acc[TOKENS][8] = {};
-    for (int at = begin; at < end;) {
-        const int e = at / n, k0 = at - e * n, length = min(min(end - at, n - k0), (int)CHUNK);
-        prefetch(at + 2 * CHUNK);
-        __syncthreads();
-        for (int i = threadIdx.x; i < TOKENS * CHUNK; i += DECODE_THREADS) {
-            const int t = i / CHUNK, k = i % CHUNK, slot = s.slot[e][t];
-            const int choice = t * p.top_k + slot;
-            const bool valid = k < length && t < p.n_tokens && slot >= 0;
-            scratch[i] = valid ? p.weight[choice] * p.h[choice * p.n + k0 + k] : 0;
-        }
-        __syncthreads();
-        const bf16 *w = w2 + (s.expert[e] * p.n + k0) * p.d + col;
-        for (int k = warp * 4 + (lane >> 3); k < length; k += AHEAD * STEP) {
-            uint4 v[AHEAD];
-#pragma unroll
-            for (int i = 0; i < AHEAD; ++i)
-                v[i] = load_once(w + (k + i * STEP) * p.d, k + i * STEP < length && col < p.d);
-#pragma unroll
-            for (int i = 0; i < AHEAD; ++i)
-#pragma unroll
-                for (int t = 0; t < TOKENS; ++t) add_product(acc[t], v[i], scratch[t * CHUNK + k + i * STEP]);
-        }
-        at += length;
-    }
-    __syncthreads();
-    block_sum<TOKENS>(acc, scratch, s.out);
-    cluster_sync();
-    for (int i = threadIdx.x * DOWN_SPLIT + rank; i < TOKENS * SLICE; i += DECODE_THREADS * DOWN_SPLIT) {
-        const float sum = cluster_sum<DOWN_SPLIT>(s.out + i);
-        const int t = i / SLICE, c = column + i % SLICE;
-        bf16 *y = (bf16 *)p.y + t * p.ldy + c;
-        if (t < p.n_tokens && c < p.d)
-            *y = __float2bfloat16((p.accumulate ? __bfloat162float(*y) : 0.f) + sum);
-    }
-    cluster_sync(); /* the others have read */
+/* A box: columns from x on, rows from y on, of matrix z. */
+__device__ __forceinline__ void tma_load_box(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x, int y,
+                                             int z) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(dst),
+                 "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+__device__ __forceinline__ void bulk_load(uint32_t dst, const void *from, int bytes, uint32_t bar) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     dst),
+                 "l"(from), "r"(bytes), "r"(bar)
+                 : "memory");
+}
+/* To the same address in block `rank`, whose barrier counts the 16 bytes. */
+__device__ __forceinline__ void send(uint32_t to, uint32_t bar, uint32_t rank, const float (&v)[4]) {
+    asm volatile("{\n .reg .b32 there, counts;\n"
+                 " mapa.shared::cluster.u32 there, %0, %2;\n"
+                 " mapa.shared::cluster.u32 counts, %1, %2;\n"
+                 " st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%3, %4, %5, %6}, "
+                 "[counts];\n}" ::"r"(to),
+                 "r"(bar), "r"(rank), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+                 : "memory");
+}
+/* Where factor (step k, token t) stands among those of 16 x 8 tiles, in bytes. */
+template <int TILES> __device__ __forceinline__ int64_t factor_at(int64_t k, int t) {
+    return ((k / 16 * TILES + t / 8) * 32 + t % 8 * 4 + k % 8 / 2) * 8 + k % 16 / 8 * 4 + k % 2 * 2;
 }
 
-/* Router: a cluster's warps share the experts; its first block selects. */
-enum { ROUTE_RANKS = 8, ROUTE_EXPERTS = 256 };
-template <int TOKENS>
-__global__ void __cluster_dims__(ROUTE_RANKS, 1, 1) __launch_bounds__(512, 1)
-    route_few_kernel(const __grid_constant__ moei_router_args p) {
-    __shared__ float own[DECODE_TOKENS][ROUTE_EXPERTS / ROUTE_RANKS], logits[DECODE_TOKENS][ROUTE_EXPERTS];
-    __shared__ uint32_t count[ROUTE_EXPERTS];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = 16, rank = (int)cluster_rank();
-    const int tokens = (int)p.n_tokens, each = (p.n_experts + ROUTE_RANKS - 1) / ROUTE_RANKS;
-    let_next_start();
-    for (int i = warp; i < each && rank * each + i < p.n_experts; i += n_warps) {
-        const bf16 *gate = (const bf16 *)p.gate + (int64_t)(rank * each + i) * p.d;
-        float sum[TOKENS] = {};
-#pragma unroll(TOKENS == 1 ? 8 : 2)
-        for (int64_t k = lane * 8; k < p.d; k += 256) {
-            const uint4 g = __ldg((const uint4 *)(gate + k));
-            const uint32_t gp[4] = {g.x, g.y, g.z, g.w};
+/* The experts that somebody chose, by number. Whole warp. */
+__device__ __forceinline__ void list_experts(FewShared &s) {
+    const int lane = threadIdx.x & 31;
+    uint32_t bits = s.chosen[lane];
+    int upto = __popc(bits);
+    const int own = upto;
 #pragma unroll
-            for (int t = 0; t < TOKENS; ++t) {
-                const uint4 v = __ldg((const uint4 *)((const bf16 *)p.x + min(t, tokens - 1) * p.ldx + k));
-                const uint32_t vp[4] = {v.x, v.y, v.z, v.w};
+    for (int d = 1; d < 32; d *= 2) {
+        const int below = __shfl_up_sync(~0u, upto, d);
+        if (lane >= d) upto += below;
+    }
+    if (lane == 31) s.n_listed = upto;
+    for (int at = upto - own; bits; bits &= bits - 1) s.listed[at++] = lane * 32 + __ffs(bits) - 1;
+    __syncwarp();
+}
+
+/* Reads the choices and lists the experts, while the multiplying warps do `meanwhile`; the loading warp waits
+ * for none of that. Whole block. */
+template <class Meanwhile>
+__device__ __forceinline__ void read_choices(const moei_few_args &p, FewShared &s, int threads,
+                                             Meanwhile meanwhile) {
+    for (int i = threadIdx.x; i < p.n_tokens * p.top_k; i += threads) {
+        const int expert = p.expert[i];
+        s.choice[i] = expert;
+        if (expert >= 0) atomicOr(&s.chosen[expert / 32], 1u << expert % 32);
+    }
+    __syncthreads();
+    if (threadIdx.x / 32 == LOADER) {
+        list_experts(s);
+        named_barrier_arrive(1, threads);
+        return;
+    }
+    if (threadIdx.x / 32 < MULTIPLIERS) meanwhile();
+    named_barrier(1, threads);
+}
+
+/* The block's steps of all tokens, as factors; zeros past both. By the multiplying warps. */
+template <int TILES>
+__device__ __forceinline__ void put_tokens(const moei_few_args &p, const Work &work, char *to) {
+    const int chunks = work.length() * (BOX_K / 8);
+    for (int i = threadIdx.x; i < chunks * TILES * 8; i += 32 * MULTIPLIERS) {
+        const int t = i / chunks, k = i % chunks * 8;
+        const int64_t from = (int64_t)work.begin * BOX_K + k;
+        uint4 v = make_uint4(0, 0, 0, 0);
+        if (t < p.n_tokens && from < p.d) v = *(const uint4 *)((const bf16 *)p.x + t * p.ldx + from);
+        const uint32_t pair[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    sum[t] = fmaf(bf16_low(gp[j]), bf16_low(vp[j]), sum[t]);
-                    sum[t] = fmaf(bf16_high(gp[j]), bf16_high(vp[j]), sum[t]);
-                }
+        for (int j = 0; j < 4; ++j) *(uint32_t *)(to + factor_at<TILES>(k + 2 * j, t)) = pair[j];
+    }
+}
+
+/* Brings boxes, one thread. */
+struct BoxLoader {
+    FewShared &s;
+    const CUtensorMap *map;
+    uint32_t boxes;
+    Place box;
+    __device__ __forceinline__ void bring(int column, int row, int expert) {
+        const uint32_t full = smem_address(&s.full[box.at]);
+        mbar_wait(smem_address(&s.empty[box.at]), box.phase ^ 1);
+        mbar_arrive_expect(full, BOX_BYTES);
+        tma_load_box(boxes + box.at * BOX_BYTES, map, full, column, row, expert);
+        box.skip(1);
+    }
+};
+
+/* A warp's 32 steps of a box, all its columns, against all tokens. */
+template <int TILES>
+__device__ __forceinline__ void multiply_box(float (&acc)[SHARES][TILES][4], uint32_t box, uint32_t factors) {
+    const int lane = threadIdx.x & 31, quarter = threadIdx.x / 32 % GROUP_WARPS;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const int k16 = quarter * 2 + i, row = k16 * 16 + (lane & 7) + (lane >> 4) * 8;
+        uint32_t a[SHARES][4];
+#pragma unroll
+        for (int m = 0; m < SHARES; ++m) {
+            const int chunk = m * 2 + (lane >> 3 & 1);
+            ldmatrix_transposed(a[m], box + row * 64 + ((chunk ^ (row >> 1 & 3)) << 4));
+        }
+#pragma unroll
+        for (int t = 0; t < TILES; ++t) {
+            uint32_t b0, b1;
+            asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                         : "=r"(b0), "=r"(b1)
+                         : "r"(factors + (k16 * TILES + t) * FACTOR_BYTES + lane * 8));
+#pragma unroll
+            for (int m = 0; m < SHARES; ++m)
+                mma16816(acc[m][t], a[m][0], a[m][1], a[m][2], a[m][3], b0, b1);
+        }
+    }
+}
+__device__ __forceinline__ void release(uint64_t *bar) {
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) mbar_arrive(smem_address(bar));
+}
+
+/* The warp's parts of slice number `turn`, each to the block that has its columns. */
+template <int TILES>
+__device__ __forceinline__ void send_parts(const float (&acc)[SHARES][TILES][4], FewShared &s, int rank,
+                                           uint32_t receive, int turn) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+    const int part = (warp / GROUP_WARPS * SHARES + rank) * GROUP_WARPS + warp % GROUP_WARPS;
+#pragma unroll
+    for (int owner = 0; owner < SHARES; ++owner) {
+        mbar_wait(smem_address(&s.taken[owner]), (turn & 1) ^ 1);
+#pragma unroll
+        for (int t = 0; t < TILES; ++t)
+            send(receive + (part * TILES + t) * PART_BYTES + lane * 16, smem_address(&s.received), owner,
+                 acc[owner][t]);
+    }
+}
+
+/* All slices of the block, by the multiplying warps. Of every slice boxes first .. first+count-1 of all that
+ * come; a group has every other one. FACTORS_OF: box of the slice -> its factors, and where they are given
+ * back. */
+template <int TILES, class Begin, class End>
+__device__ __forceinline__ void multiply_slices(const FewCall &call, FewShared &s, const Work &work, int count,
+                                                uint32_t boxes, uint32_t receive, Begin factors, End done) {
+    const int group = threadIdx.x / 32 / GROUP_WARPS;
+    Place box(call.boxes, group);
+    int turn = 0;
+    int64_t first = 0;
+    for (int u = work.cluster; u < work.slices; u += work.clusters, ++turn, first += count) {
+        float acc[SHARES][TILES][4] = {};
+        for (int i = (group + first) % GROUPS; i < count; i += GROUPS, box.skip(GROUPS)) {
+            const uint32_t from = factors(i);
+            mbar_wait(smem_address(&s.full[box.at]), box.phase);
+            multiply_box<TILES>(acc, boxes + box.at * BOX_BYTES, from);
+            release(&s.empty[box.at]);
+            done();
+        }
+        send_parts<TILES>(acc, s, work.rank, receive, turn);
+    }
+}
+
+/* Sums of slice number `turn`, of this block's 16 columns, by group. Whole warp. */
+template <int TILES>
+__device__ __forceinline__ void receive_sums(float (&sum)[GROUPS][TILES][4], FewShared &s, int rank,
+                                             const char *receive, int turn) {
+    const int lane = threadIdx.x & 31;
+    const uint32_t received = smem_address(&s.received);
+    if (lane == 0) mbar_arrive_expect(received, PARTS * TILES * PART_BYTES);
+    __syncwarp();
+    mbar_wait(received, turn & 1);
+#pragma unroll
+    for (int g = 0; g < GROUPS; ++g)
+#pragma unroll
+        for (int t = 0; t < TILES; ++t) {
+            float4 all = make_float4(0, 0, 0, 0);
+#pragma unroll
+            for (int i = 0; i < PARTS / GROUPS; ++i) {
+                const int part = g * (PARTS / GROUPS) + i;
+                const float4 v = *(const float4 *)(receive + (part * TILES + t) * PART_BYTES + lane * 16);
+                all.x += v.x, all.y += v.y, all.z += v.z, all.w += v.w;
             }
+            sum[g][t][0] = all.x, sum[g][t][1] = all.y, sum[g][t][2] = all.z, sum[g][t][3] = all.w;
         }
+    __syncwarp();
+    if (lane < SHARES) mbar_arrive_at(smem_address(&s.taken[rank]), (uint32_t)lane);
+}
+
+/* The weights of an expert for a lane's tokens, 0 where it is not chosen. */
+template <int TILES>
+__device__ __forceinline__ void find_weights(const moei_few_args &p, const FewShared &s, int expert,
+                                             float (&weight)[TILES][2], bool (&chosen)[TILES][2]) {
 #pragma unroll
-        for (int t = 0; t < TOKENS; ++t) {
-            sum[t] = warp_sum(sum[t]);
-            if (lane == 0) own[t][i] = sum[t];
+    for (int t = 0; t < TILES; ++t)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int token = t * 8 + (threadIdx.x & 3) * 2 + i;
+            int found = -1;
+            for (int k = 0; k < p.top_k && token < p.n_tokens; ++k)
+                if (s.choice[token * p.top_k + k] == expert) found = token * p.top_k + k;
+            chosen[t][i] = found >= 0;
+            weight[t][i] = found >= 0 ? p.weight[found] : 0.f;
         }
+}
+
+/* Factors of down from up's sums: lane l has columns l/4 and l/4 + 8, tokens 2(l%4) and the next. */
+template <int TILES, bool GATED>
+__device__ __forceinline__ void finish_up(const FewCall &call, FewShared &s, const Work &work,
+                                          const char *receive) {
+    const moei_few_args &p = call.p;
+    const int lane = threadIdx.x & 31, blocks = (int)hidden_blocks(p);
+    int turn = 0;
+    for (int u = work.cluster; u < work.slices; u += work.clusters, ++turn) {
+        float weight[TILES][2], sum[GROUPS][TILES][4];
+        bool chosen[TILES][2];
+        const int e = u / work.of_expert, slice = u % work.of_expert;
+        const int column = slice * SLICE + work.rank * 16 + (lane >> 2);
+        char *to = (char *)p.scratch + (int64_t)e * blocks * FACTORS * TILES;
+        find_weights<TILES>(p, s, s.listed[e], weight, chosen);
+        receive_sums<TILES>(sum, s, work.rank, receive, turn);
+#pragma unroll
+        for (int t = 0; t < TILES; ++t)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int col = column + i / 2 * 8;
+                const float z = GATED ? sum[0][t][i] : sum[0][t][i] + sum[1][t][i];
+                const float value =
+                    chosen[t][i % 2] && col < p.n ? weight[t][i % 2] * act_point(call.rule, z, sum[1][t][i]).value : 0;
+                *(bf16 *)(to + factor_at<TILES>(col, t * 8 + (lane & 3) * 2 + i % 2)) = __float2bfloat16(value);
+            }
+        if (slice < work.of_expert - 1) continue;
+        /* The last block of steps goes on to its end: zeros, as what weights stand for there are. */
+        const int from = work.of_expert * SLICE / 16 * TILES * FACTOR_BYTES;
+        for (int at = from + lane * 8; at < blocks * FACTORS * TILES; at += 32 * 8) *(uint2 *)(to + at) = make_uint2(0, 0);
     }
+}
+template <int TILES>
+__device__ __forceinline__ void finish_down(const moei_few_args &p, FewShared &s, const Work &work,
+                                            const char *receive) {
+    const int lane = threadIdx.x & 31;
+    int turn = 0;
+    for (int u = work.cluster; u < work.slices; u += work.clusters, ++turn) {
+        float sum[GROUPS][TILES][4];
+        receive_sums<TILES>(sum, s, work.rank, receive, turn);
+#pragma unroll
+        for (int t = 0; t < TILES; ++t)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int token = t * 8 + (lane & 3) * 2 + i % 2,
+                          col = u * SLICE + work.rank * 16 + (lane >> 2) + i / 2 * 8;
+                if (token >= p.n_tokens || col >= p.d) continue;
+                bf16 *y = (bf16 *)p.y + token * p.ldy + col;
+                *y = __float2bfloat16((p.accumulate ? __bfloat162float(*y) : 0.f) + sum[0][t][i] + sum[1][t][i]);
+            }
+    }
+}
+
+__device__ __forceinline__ void open_block(FewShared &s, const CUtensorMap *map, int boxes, int threads) {
+    for (int i = threadIdx.x; i < EXPERTS / 32; i += threads) s.chosen[i] = 0;
+    if (threadIdx.x == 0) {
+        asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+        for (int i = 0; i < boxes; ++i) mbar_init(smem_address(&s.full[i]), 1);
+        for (int i = 0; i < boxes; ++i) mbar_init(smem_address(&s.empty[i]), GROUP_WARPS);
+        for (int i = 0; i < FED; ++i) mbar_init(smem_address(&s.fed[i]), 1);
+        for (int i = 0; i < FED; ++i) mbar_init(smem_address(&s.eaten[i]), GROUP_WARPS);
+        for (int i = 0; i < SHARES; ++i) mbar_init(smem_address(&s.taken[i]), 1);
+        mbar_init(smem_address(&s.received), 1);
+        mbar_init_done();
+    }
+    __syncwarp();
     cluster_sync();
-    if (rank == 0) {
-        for (int i = threadIdx.x; i < tokens * p.n_experts; i += 512) {
-            const int t = i / p.n_experts, e = i % p.n_experts;
-            const float logit = load_of_rank(smem_address(&own[t][e % each]), (uint32_t)(e / each));
-            logits[t][e] = logit;
-            if (p.logits) p.logits[(int64_t)t * p.n_experts + e] = logit;
+}
+
+template <int TILES, bool GATED>
+__global__ void __cluster_dims__(SHARES, 1, 1) __launch_bounds__(UP_THREADS, 1)
+    few_up_kernel(const __grid_constant__ FewCall call, const __grid_constant__ CUtensorMap map) {
+    extern __shared__ __align__(1024) char raw[];
+    __shared__ FewShared s;
+    const moei_few_args &p = call.p;
+    const int warp = threadIdx.x / 32, across = GATED ? 2 : 1;
+    char *receive = raw + call.boxes * BOX_BYTES, *x = receive + PARTS * TILES * PART_BYTES;
+    Work work;
+    work.open();
+    work.share((int)ceil_div(p.d, BOX_K));
+    open_block(s, &map, call.boxes, UP_THREADS);
+    await_earlier();
+    read_choices(p, s, UP_THREADS, [&] { put_tokens<TILES>(p, work, x); });
+    work.of_expert = (int)ceil_div(p.n, SLICE);
+    work.slices = work.of_expert * s.n_listed;
+    if (warp < MULTIPLIERS) {
+        const uint32_t factors = smem_address(x);
+        multiply_slices<TILES>(
+            call, s, work, work.length() * across, smem_address(raw), smem_address(receive),
+            [=](int i) { return factors + i / across * FACTORS * TILES; }, [] {});
+    } else if (warp == FINISHER) {
+        finish_up<TILES, GATED>(call, s, work, receive);
+    } else if (threadIdx.x == 32 * LOADER) {
+        BoxLoader loader = {s, &map, smem_address(raw), Place(call.boxes, 0)};
+        for (int u = work.cluster; u < work.slices; u += work.clusters) {
+            const int expert = s.listed[u / work.of_expert], column = u % work.of_expert * SLICE;
+            for (int k = work.begin; k < work.end; ++k)
+                for (int half = 0; half < across; ++half)
+                    loader.bring(half * (int)p.n + column, k * BOX_K, expert);
         }
-        if (threadIdx.x < ROUTE_EXPERTS) count[threadIdx.x] = 0;
-        __syncthreads();
-        if (2 * warp < tokens) {
-            Selection<ROUTE_EXPERTS> selection;
-            selection.run(p, logits[2 * warp], ROUTE_EXPERTS, 2 * warp, tokens - 2 * warp, count);
-        }
-        __syncthreads();
-        if (p.tile_count && (int)threadIdx.x < (p.n_experts + 3) / 4 * 4)
-            p.tile_count[threadIdx.x] = (uint8_t)count[threadIdx.x];
+        let_next_start(); /* what it brings comes after all of this */
     }
-    cluster_sync(); /* the first has read */
+    __syncwarp();
+    cluster_sync(); /* the other may still write here */
 }
 
-/* Each kernel may start before the one ahead of it in the stream has ended. */
-template <class Args>
-static cudaError_t launch_early(void (*kernel)(Args), dim3 grid, int threads, int shared, cudaStream_t stream,
-                                const Args &args) {
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid, config.blockDim = dim3((unsigned)threads),
-    config.dynamicSmemBytes = (size_t)shared;
-    config.stream = stream, config.attrs = &attribute, config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, kernel, args);
+template <int TILES>
+__global__ void __cluster_dims__(SHARES, 1, 1) __launch_bounds__(DOWN_THREADS, 1)
+    few_down_kernel(const __grid_constant__ FewCall call, const __grid_constant__ CUtensorMap map) {
+    extern __shared__ __align__(1024) char raw[];
+    __shared__ FewShared s;
+    const moei_few_args &p = call.p;
+    const int warp = threadIdx.x / 32;
+    char *receive = raw + call.boxes * BOX_BYTES, *h = receive + PARTS * TILES * PART_BYTES;
+    Work work;
+    work.open();
+    open_block(s, &map, call.boxes, DOWN_THREADS);
+    let_next_start();
+    read_choices(p, s, DOWN_THREADS, [] {}); /* there when up, which awaited them, let this kernel start */
+    work.of_expert = (int)hidden_blocks(p);
+    work.slices = (int)ceil_div(p.d, SLICE);
+    work.share(s.n_listed * work.of_expert);
+    if (warp < MULTIPLIERS) {
+        const uint32_t factors = smem_address(h);
+        Place at(FED, warp / GROUP_WARPS);
+        multiply_slices<TILES>(
+            call, s, work, work.length(), smem_address(raw), smem_address(receive),
+            [&](int) {
+                mbar_wait(smem_address(&s.fed[at.at]), at.phase);
+                return factors + at.at * FACTORS * TILES;
+            },
+            [&] {
+                release(&s.eaten[at.at]);
+                at.skip(GROUPS);
+            });
+    } else if (warp == FINISHER) {
+        await_earlier();
+        finish_down<TILES>(p, s, work, receive);
+    } else if (threadIdx.x == 32 * LOADER) {
+        BoxLoader loader = {s, &map, smem_address(raw), Place(call.boxes, 0)};
+        for (int u = work.cluster; u < work.slices; u += work.clusters)
+            for (int i = work.begin; i < work.end; ++i)
+                loader.bring(u * SLICE, i % work.of_expert * BOX_K, s.listed[i / work.of_expert]);
+    } else if (threadIdx.x == 32 * FEEDER) {
+        Place at(FED, 0);
+        await_earlier();
+        asm volatile("fence.proxy.async;" ::: "memory"); /* up stored them as any kernel does */
+        for (int u = work.cluster; u < work.slices; u += work.clusters)
+            for (int i = work.begin; i < work.end; ++i, at.skip(1)) {
+                const uint32_t full = smem_address(&s.fed[at.at]);
+                mbar_wait(smem_address(&s.eaten[at.at]), at.phase ^ 1);
+                mbar_arrive_expect(full, FACTORS * TILES);
+                bulk_load(smem_address(h) + at.at * FACTORS * TILES,
+                          (const char *)p.scratch + (int64_t)i * FACTORS * TILES, FACTORS * TILES, full);
+            }
+    }
+    __syncwarp();
+    cluster_sync(); /* the other may still write here */
 }
 
-template <int MAX_ROWS, bool GATED>
-static cudaError_t launch_up(const moei_few_args *args, cudaStream_t stream) {
-    const int part = (int)((args->d + UP_SPLIT - 1) / UP_SPLIT), block = AHEAD * STEP;
-    const int shared = MAX_ROWS * (part + block) / block * block * (int)sizeof(float);
-    const unsigned slices = (unsigned)((args->n + SLICE - 1) / SLICE);
-    cudaError_t error = cudaFuncSetAttribute(decode_up_kernel<MAX_ROWS, GATED>,
-                                             cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+/* Boxes in shared memory beside `rest` bytes, as many for either group: a box's barrier has one group waiting,
+ * since one that came a round early would be let through. */
+static int boxes_beside(int64_t rest) {
+    rest += (int64_t)sizeof(FewShared);
+    int64_t room = (HALF_SHARED - rest) / BOX_BYTES;
+    if (room < BOXES_LEAST) room = (ALL_SHARED - rest) / BOX_BYTES;
+    return room > BOXES ? (int)BOXES : (int)room / GROUPS * GROUPS;
+}
+
+/* `slices` at most; factors: bytes of them in shared memory. */
+template <class Kernel>
+static cudaError_t launch_slices(Kernel *kernel, const moei_team *team, const moei_few_args *args,
+                                 int64_t slices, int threads, int64_t rest, const CUtensorMap &map) {
+    const int boxes = boxes_beside(rest);
+    if (boxes < BOXES_LEAST) return cudaErrorNotSupported;
+    const int bytes = boxes * BOX_BYTES + (int)rest;
+    int n_sm = 0;
+    cudaError_t error = multiprocessors(&n_sm);
+    if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;
-    return launch_early(decode_up_kernel<MAX_ROWS, GATED>,
-                        dim3(slices * UP_SPLIT, (unsigned)(args->n_tokens * args->top_k)), DECODE_THREADS,
-                        shared, stream, UpCall{*args, act_rule_of(args->act, args->act_numbers)});
+    const int64_t clusters = slices < n_sm / SHARES ? slices : n_sm / SHARES;
+    return launch_early(kernel, dim3((unsigned)(clusters * SHARES)), threads, bytes, stream_of(team),
+                        FewCall{*args, act_rule_of(args->act, args->act_numbers), boxes}, map);
 }
 
-template <int TOKENS> static cudaError_t launch_down(const moei_few_args *args, cudaStream_t stream) {
-    const unsigned slices = (unsigned)((args->d + SLICE - 1) / SLICE);
-    return launch_early(decode_down_kernel<TOKENS>, dim3(slices * DOWN_SPLIT), DECODE_THREADS, 0, stream,
-                        *args);
+template <int TILES, bool GATED>
+static cudaError_t launch_few(const moei_team *team, const moei_few_args *args) {
+    const int64_t width = GATED ? 2 * args->n : args->n, blocks = ceil_div(args->d, BOX_K),
+                  receive = PARTS * TILES * PART_BYTES, share = ceil_div(blocks, SHARES);
+    CUtensorMap w1, w2;
+    cudaError_t error = make_box_map(team, &w1, args->w1, width, args->d, args->n_experts, BOX_K);
+    if (!error) error = make_box_map(team, &w2, args->w2, args->d, args->n, args->n_experts, BOX_K);
+    if (!error)
+        error = launch_slices(few_up_kernel<TILES, GATED>, team, args,
+                              args->n_tokens * args->top_k * ceil_div(args->n, SLICE), UP_THREADS,
+                              receive + share * FACTORS * TILES, w1);
+    if (error) return error;
+    return launch_slices(few_down_kernel<TILES>, team, args, ceil_div(args->d, SLICE), DOWN_THREADS,
+                         receive + FED * FACTORS * TILES, w2);
+}
+
+template <bool GATED> static cudaError_t launch_tiles(const moei_team *team, const moei_few_args *args) {
+    if (args->n_tokens <= 8) return launch_few<1, GATED>(team, args);
+    return args->n_tokens <= 16 ? launch_few<2, GATED>(team, args) : launch_few<4, GATED>(team, args);
+}
+
+static bool few_fits(const moei_few_args *a) {
+    return a->dtype == MOE_BF16 && a->act != MOE_ACT_NONE && a->n_tokens > 0 &&
+           a->n_tokens <= MOEI_FEW_TOKENS && a->n_tokens * a->top_k <= CHOICES && a->n_experts <= EXPERTS &&
+           a->d % 8 == 0 && a->ldx % 8 == 0 && a->n % 8 == 0 && aligned16(a->x) && aligned16(a->w1) &&
+           aligned16(a->w2);
 }
 
 } // namespace moei
 
-using namespace moei;
-
-int moei_cuda_route_few(const moei_team *team, const moei_router_args *args) {
-    const cudaStream_t stream = stream_of(team);
-    if (args->n_tokens > DECODE_TOKENS || !moei_cuda_route_fits(args)) return cudaErrorNotSupported;
-    if (args->n_tokens == 1)
-        route_few_kernel<1><<<ROUTE_RANKS, 512, 0, stream>>>(*args);
-    else
-        route_few_kernel<DECODE_TOKENS><<<ROUTE_RANKS, 512, 0, stream>>>(*args);
-    return cudaPeekAtLastError();
-}
-
-/* A part of a token's numbers is kept as f32 in shared memory: that bounds d. */
-static bool few_fits(const moei_few_args *a) {
-    return a->dtype == MOE_BF16 && a->act != MOE_ACT_NONE && a->n_tokens > 0 &&
-           a->n_tokens <= DECODE_TOKENS && a->n_tokens * a->top_k <= DECODE_CHOICES && a->d % 8 == 0 &&
-           a->d <= 32768 && a->n % 8 == 0 && aligned16(a->w1) && aligned16(a->w2);
-}
-
 int moei_cuda_decode(const moei_team *team, const moei_few_args *args) {
-    const cudaStream_t stream = stream_of(team);
-    if (!few_fits(args)) return cudaErrorNotSupported;
-    const bool gated = moe_act_gated(args->act), one = args->n_tokens == 1;
-    cudaError_t error =
-        one ? (gated ? launch_up<1, true>(args, stream) : launch_up<1, false>(args, stream))
-            : (gated ? launch_up<UP_ROWS, true>(args, stream) : launch_up<UP_ROWS, false>(args, stream));
-    if (error) return error;
-    if (one) return launch_down<1>(args, stream);
-    if (args->n_tokens <= 4) return launch_down<4>(args, stream);
-    return launch_down<DECODE_TOKENS>(args, stream);
+    if (!moei::few_fits(args)) return cudaErrorNotSupported;
+    return moe_act_gated(args->act) ? moei::launch_tiles<true>(team, args)
+                                    : moei::launch_tiles<false>(team, args);
 }
 
 extern "C" bool moei_few__sm90(const moei_team *team, const moei_few_args *args) {

@@ -72,13 +72,6 @@ template <class T> __device__ __forceinline__ T *at_rank(T *variable, uint32_t r
     asm("mapa.u64 %0, %1, %2;" : "=l"(of_rank) : "l"(variable), "r"(rank));
     return (T *)of_rank;
 }
-/* Programmatic launches: the next kernel of the stream may start; all that earlier ones wrote is there. */
-__device__ __forceinline__ void let_next_start() {
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-__device__ __forceinline__ void await_earlier() {
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
 __device__ __forceinline__ void named_barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
