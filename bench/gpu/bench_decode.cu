@@ -1,5 +1,5 @@
 /* bench_decode.cu: time of one layer (router, experts, combine) for small batches, bf16, swiglu: by the
- * kernel for few tokens, by the general ones, and by moe_layer, whose gate is another; beside the time that
+ * kernels for few tokens, by the general ones, and by moe_layer, whose gate is another; beside the time that
  * reading the chosen experts' weights takes at the rate of a plain read measured in the same run.
  * Steps have tokens of their own, so that weights come from memory; all steps of a batch size are one CUDA
  * graph. Run: make bench-gpu, or build/release/gpu/bench_decode [BATCH].
@@ -39,6 +39,7 @@ struct Layer {
     Buffer<bf16> x, gate, w1, w2, h, y_rows, y;
     Buffer<float> lse, weight, row_weight;
     Buffer<char> scratch;
+    Buffer<uint32_t> drawn;
     Buffer<int> expert, row_token, row_slot, row_of;
     Buffer<int64_t> offset, count; /* count: routed, kept, real tokens, capacity */
     Buffer<uint8_t> tile_count;
@@ -46,15 +47,13 @@ struct Layer {
     explicit Layer(const Shape &shape)
         : s(shape), x(STEPS * MAX_BATCH * s.d), gate(s.experts * s.d), w1(s.experts * s.d * 2 * s.n),
           w2(s.experts * s.n * s.d), h(MAX_BATCH * s.top_k * s.n), y_rows(MAX_BATCH * s.top_k * s.d),
-          y(MAX_BATCH * s.d), lse(MAX_BATCH), weight(MAX_BATCH * s.top_k),
-          row_weight(MAX_BATCH * s.top_k),
-          scratch((int64_t)moei_few_scratch_bytes(MOEI_FEW_TOKENS, MOEI_FEW_ROWS, s.experts, s.n)),
-          expert(STEPS * MAX_BATCH * s.top_k),
-          row_token(MAX_BATCH * s.top_k), row_slot(MAX_BATCH * s.top_k), row_of(MAX_BATCH * s.top_k),
-          offset(s.experts + 1), count(2 * s.experts + 2),
+          y(MAX_BATCH * s.d), lse(MAX_BATCH), weight(MAX_BATCH * s.top_k), row_weight(MAX_BATCH * s.top_k),
+          scratch((int64_t)moei_few_scratch_bytes(MOEI_FEW_TOKENS, MOEI_FEW_ROWS, s.experts, s.n)), drawn(2),
+          expert(STEPS * MAX_BATCH * s.top_k), row_token(MAX_BATCH * s.top_k), row_slot(MAX_BATCH * s.top_k),
+          row_of(MAX_BATCH * s.top_k), offset(s.experts + 1), count(2 * s.experts + 2),
           tile_count((int64_t)moei_plan_scratch_bytes(MAX_BATCH, MAX_BATCH * s.top_k, s.experts)), fault(1) {
         x.random(1, 1), gate.random(2, 1 / sqrtf((float)s.d)), w1.random(3, 1 / sqrtf((float)s.d));
-        w2.random(4, 1 / sqrtf((float)s.n));
+        w2.random(4, 1 / sqrtf((float)s.n)), drawn.put({0, 0});
     }
     moei_router_args route_args(const bf16 *tokens, int *chosen, int64_t batch) {
         moei_router_args a = {};
@@ -88,7 +87,8 @@ struct Layer {
             decode.dtype = MOE_BF16, decode.n_tokens = batch, decode.d = decode.ldx = decode.ldy = s.d;
             decode.n = s.n, decode.n_experts = s.experts, decode.top_k = s.top_k, decode.x = tokens;
             decode.w1 = w1.data, decode.w2 = w2.data, decode.act = MOE_ACT_SWIGLU, decode.expert = chosen;
-            decode.weight = weight.data, decode.scratch = scratch.data, decode.y = y.data;
+            decode.weight = weight.data, decode.scratch = scratch.data, decode.drawn = drawn.data;
+            decode.y = y.data;
             CUDA_OK(moei_cuda_route_few(&team, &route));
             CUDA_OK(moei_cuda_decode(&team, &decode));
             return;

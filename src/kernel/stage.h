@@ -223,7 +223,7 @@ static inline moei_gate_grad_scratch moei_gate_grad_carve(int64_t n_tokens, int6
 /* The experts of few tokens in inference, without a plan: y[t] (+)= sum_k weight[t,k] f_expert[t,k](x[t]) of
  * two-layer experts without biases; expert negative: nothing. */
 enum {
-    MOEI_FEW_TOKENS = 32,   /* so many; of more the general products are the faster ones */
+    MOEI_FEW_TOKENS = 16,   /* so many; of more the general products are the faster ones */
     MOEI_FEW_ROWS = 256,    /* n_tokens * top_k at most */
     MOEI_FEW_EXPERTS = 1024 /* n_experts at most */
 };
@@ -240,17 +240,18 @@ typedef struct moei_few_args {
     const int32_t *expert; /* [T, K] */
     const float *weight;   /* [T, K] */
     void *scratch;         /* [moei_few_scratch_bytes] */
+    uint32_t *drawn;       /* [2] for the kernels alone, zeros before the first call */
     void *y;               /* [T, d] */
     bool accumulate;
 } moei_few_args;
 
-/* Hidden numbers in bf16 of each chosen expert for all tokens, in tiles of 128 by 8, 16 or 32. `rows` is
+/* Hidden numbers in bf16 of each chosen expert for all tokens, in tiles of 128 by 8 or 16. `rows` is
  * n_tokens * top_k or more. */
 static inline size_t moei_few_scratch_bytes(int64_t n_tokens, int64_t rows, int64_t n_experts, int64_t n) {
     const int64_t tokens = n_tokens < MOEI_FEW_TOKENS ? n_tokens : (int64_t)MOEI_FEW_TOKENS,
                   chosen = rows < MOEI_FEW_ROWS ? rows : (int64_t)MOEI_FEW_ROWS;
     return (size_t)(chosen < n_experts ? chosen : n_experts) * (size_t)((n + 127) / 128 * 128) *
-           (size_t)(tokens <= 8 ? 8 : tokens <= 16 ? 16 : 32) * 2;
+           (size_t)(tokens <= 8 ? 8 : 16) * 2;
 }
 
 /* Where each routed row stands: dispatch/plan.c on a device. Rows past offset[E] are padding.

@@ -85,6 +85,7 @@ typedef struct moei_around {
  */
 typedef struct moei_layer_device {
     int64_t *step_rows; /* [E] kept since the last step */
+    uint32_t *drawn;    /* of moei_few_args */
     void *block;        /* holds n_valid, capacity_of */
     size_t bytes;
     int64_t *n_valid;              /* [1] real tokens of the batch */

@@ -74,9 +74,8 @@ bool moei_layer_takes_few(const moe_layer *layer) {
     const int64_t tokens = layer->batch.x.rows;
     return layer->ctx->kernels[layer->desc.dtype]->few && layer->batch.mode == MOE_INFER &&
            tokens <= MOEI_FEW_TOKENS && tokens * layer->routing.top_k <= MOEI_FEW_ROWS &&
-           layer->experts.ops == &moei_expert_ffn &&
-           layer->desc.latent_size == 0 && !moei_layer_weighs_input(layer) &&
-           layer->capacity.factor[MOE_INFER] <= 0;
+           layer->experts.ops == &moei_expert_ffn && layer->desc.latent_size == 0 &&
+           !moei_layer_weighs_input(layer) && layer->capacity.factor[MOE_INFER] <= 0;
 }
 
 /* Experts and sum of few tokens by kernels that need no plan; false: not with these experts. */
@@ -95,6 +94,7 @@ static bool few_forward(const moe_layer *layer, const moei_scratch *s, moe_mat y
                                          .expert = layer->routing.expert,
                                          .weight = moei_plan_slot_weight(&layer->plan, &layer->routing),
                                          .scratch = s->experts,
+                                         .drawn = layer->device.drawn,
                                          .y = y.data,
                                          .accumulate = layer->shared.ops != NULL});
 }

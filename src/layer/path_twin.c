@@ -8,6 +8,7 @@
 #include <string.h>
 
 enum { MOST_EXPERTS = 65535 }; /* blocks along a grid's second and third axes */
+enum { DRAWN_BYTES = 2 * sizeof(uint32_t) };
 
 /* --- making and reserving ------------------------------------------------------------------------------- */
 
@@ -31,8 +32,10 @@ moe_status moei_twin_create(moe_layer *layer) {
     layer->twin = twin;
     MOEI_TRY(moei_twin_tell(layer, moei_layer_create_gate(twin)));
     layer->device.step_rows = moei_memory_alloc(layer->ctx, counts_bytes(layer));
-    if (!layer->device.step_rows) return MOE_ERR_MEMORY;
+    layer->device.drawn = moei_memory_alloc(layer->ctx, DRAWN_BYTES);
+    if (!layer->device.step_rows || !layer->device.drawn) return MOE_ERR_MEMORY;
     layer->path = moei_path_device_serves(layer) ? &moei_path_device : &moei_path_twin;
+    MOEI_TRY(moei_memory_clear(layer->ctx, layer->device.drawn, DRAWN_BYTES));
     return moei_memory_clear(layer->ctx, layer->device.step_rows, counts_bytes(layer));
 }
 
@@ -44,6 +47,7 @@ void moei_twin_destroy(moe_layer *layer) {
     moe_ctx_free(inner, device->host_block, device->host_bytes);
     moei_memory_free(layer->ctx, device->block, device->bytes);
     moei_memory_free(layer->ctx, device->step_rows, counts_bytes(layer));
+    moei_memory_free(layer->ctx, device->drawn, DRAWN_BYTES);
 }
 
 /* Host copies of what a call brings. */

@@ -43,7 +43,7 @@ void moei_cuda_gemm_outer_mma(const moei_team *team, const moe_gemm_outer_args *
 
 /* `route` of kernel.h: plain softmax top-k over up to 256 experts, 32 of them a token; up to 1024 tokens by
  * clusters of eight blocks. The second one is for up to MOEI_CUDA_ROUTE_FEW tokens, sooner. */
-enum { MOEI_CUDA_ROUTE_FEW = 32 };
+enum { MOEI_CUDA_ROUTE_FEW = 16 };
 bool moei_cuda_route_fits(const moei_router_args *args);
 int moei_cuda_route(const moei_team *team, const moei_router_args *args);
 int moei_cuda_route_few(const moei_team *team, const moei_router_args *args);

@@ -1,60 +1,55 @@
-/* decode_sm90.cu: the experts of up to 32 tokens, where reading weights is all the time there is, in two kernels:
- * gate and up with the activation, then down with the sum over experts. No plan and no rows: a chosen expert is
- * multiplied with all tokens, and what a token did not ask for is left out after that. Two blocks share the sums
- * of 32 columns. In a block one warp has the weights brought, boxes of 128 x 32, eight multiply them as they
- * come, one brings what down multiplies, one finishes: it adds up the parts of 16 columns, always in one
- * order, so bits do not change from run to run. Down begins when up's last weights are on their way.
- * Source: performance.md section 5, after FlashInfer's two kernels for small batches.
+/* decode_sm90.cu: the experts of up to 16 tokens, where reading weights is all the time there is, in two
+ * kernels: gate and up with the activation, then down with the sum over experts. No plan and no rows: a
+ * chosen expert is multiplied with all tokens, and what a token did not ask for is left out after that. Two
+ * blocks share the sums of 32 columns. In a block one warp has the weights brought, boxes of 128 x 32, eight
+ * multiply them as they come, one brings what down multiplies, one finishes: it adds up the parts of 16
+ * columns, always in one order, so bits do not change from run to run. Multiprocessors read at rates of their
+ * own, so slices are drawn by a counter, and few boxes are on their way: more of them wait for each other.
+ * Down's first ones come while up is at work. Source: performance.md section 5, after FlashInfer's two
+ * kernels for small batches.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/early.cuh"
-#include "kernel/cuda/portable.cuh"
-#include "kernel/cuda/sm90.cuh"
+#include "kernel/cuda/gemm_core.cuh"
 #include "kernel/cuda/tensor_map.cuh"
 
 namespace moei {
 
 enum { SHARES = 2 }; /* blocks of a cluster */
-enum { MULTIPLIERS = 8, LOADER = 8, FINISHER, FEEDER, UP_THREADS = 32 * FEEDER, DOWN_THREADS = UP_THREADS + 32 };
-enum { SLICE = 32, BOX_K = 128, BOX_BYTES = SLICE * BOX_K * 2, BOXES = 24, BOXES_LEAST = 6 };
-enum { GROUPS = 2, GROUP_WARPS = MULTIPLIERS / GROUPS }; /* of warps: one has the even boxes, gates, one the odd ones */
-enum { PARTS = SHARES * MULTIPLIERS };                   /* of a sum */
-enum { PART_BYTES = 512, FACTOR_BYTES = 256 }; /* 16 x 8 results in f32, 16 x 8 factors in bf16, as mma has them */
-enum { FED = 8, FACTORS = BOX_K / 16 * FACTOR_BYTES }; /* boxes whose factors down has; their bytes a tile of 8 tokens */
-enum { CHOICES = MOEI_FEW_ROWS, EXPERTS = MOEI_FEW_EXPERTS };
-enum { HALF_SHARED = 112 * 1024, ALL_SHARED = 200 * 1024 }; /* two blocks in a multiprocessor, or one */
+enum { SLICE = 32, BOX_K = 128, BOX_BYTES = SLICE * BOX_K * 2 };
+/* Warps of a block: those that multiply, in two groups of which one has the even boxes, gates, one the odd
+ * ones, and one each that loads weights, finishes and, of down, feeds factors. */
+enum { MULTIPLIERS = 8, GROUPS = 2, GROUP_WARPS = MULTIPLIERS / GROUPS, LOADER = 8, FINISHER, FEEDER };
+enum { UP_THREADS = 32 * FEEDER, DOWN_THREADS = UP_THREADS + 32 };
+/* Boxes of weights in shared memory, and of down those whose factors are there: as many of either group, as
+ * one that came to a barrier a round early would be let through. */
+enum { BOXES = 4, FED = 8 };
+/* Of 16 x 8 results in f32 and 16 x 8 factors in bf16, as mma has them; of a box's factors, a tile of 8
+ * tokens. */
+enum { PART_BYTES = 512, FACTOR_BYTES = 256, FACTORS = BOX_K / 16 * FACTOR_BYTES };
+enum { PARTS = SHARES * MULTIPLIERS }; /* of a sum */
+enum { DRAWN = 4 };                    /* slices between being drawn and being finished */
+enum { CHOICES = MOEI_FEW_ROWS, EXPERTS = MOEI_FEW_EXPERTS, SHARED_MOST = 220 * 1024 };
 
 struct FewCall {
     moei_few_args p;
     ActRule rule;
-    int32_t boxes; /* of weights in shared memory */
 };
 
 struct FewShared {
     uint64_t full[BOXES], empty[BOXES], fed[FED], eaten[FED]; /* boxes of weights; down's factors */
     uint64_t received, taken[SHARES]; /* all parts of this block's columns; by each block, what it was sent */
-    uint32_t chosen[EXPERTS / 32];    /* bits */
+    uint64_t told[DRAWN];
+    int32_t slice[DRAWN];                               /* as drawn */
+    volatile int32_t n_finished;                        /* slices this block has the sums of */
+    uint32_t chosen[EXPERTS / 32];                      /* bits */
     int32_t choice[CHOICES], listed[CHOICES], n_listed; /* expert[T,K]; those chosen, each once */
 };
 
-/* Position in a ring whose length is known at run time. */
-struct Place {
-    int count, at;
-    uint32_t phase = 0;
-    __device__ __forceinline__ Place(int n, int first) : count(n), at(first) {}
-    __device__ __forceinline__ void skip(int n) {
-        at += n;
-        if (at >= count) at -= count, phase ^= 1;
-    }
-};
-
-/* What a block does: every clusters-th slice from its cluster's number on; its share of their sums is blocks
- * [begin, end) of BOX_K steps. Of up a slice is one expert's, of down all experts'. */
+/* What there is to do: slices, of which a block sums blocks [begin, end) of BOX_K steps. Of up a slice is one
+ * expert's, of down all experts'. */
 struct Work {
-    int rank, cluster, clusters, slices, begin, end, of_expert; /* slices (up) or blocks (down) of an expert */
-    __device__ __forceinline__ void open() {
-        rank = (int)cluster_rank(), cluster = (int)(blockIdx.x / SHARES), clusters = (int)(gridDim.x / SHARES);
-    }
+    int rank, slices, begin, end, of_expert; /* slices (up) or blocks (down) of an expert */
     __device__ __forceinline__ void share(int blocks) {
         begin = (int)((int64_t)blocks * rank / SHARES), end = (int)((int64_t)blocks * (rank + 1) / SHARES);
     }
@@ -73,20 +68,30 @@ __device__ __forceinline__ void tma_load_box(uint32_t dst, const CUtensorMap *ma
                  : "memory");
 }
 __device__ __forceinline__ void bulk_load(uint32_t dst, const void *from, int bytes, uint32_t bar) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     dst),
-                 "l"(from), "r"(bytes), "r"(bar)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
+        "l"(from), "r"(bytes), "r"(bar)
+        : "memory");
 }
-/* To the same address in block `rank`, whose barrier counts the 16 bytes. */
+/* To the same address in block `rank`, whose barrier counts the bytes. */
 __device__ __forceinline__ void send(uint32_t to, uint32_t bar, uint32_t rank, const float (&v)[4]) {
-    asm volatile("{\n .reg .b32 there, counts;\n"
-                 " mapa.shared::cluster.u32 there, %0, %2;\n"
-                 " mapa.shared::cluster.u32 counts, %1, %2;\n"
-                 " st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%3, %4, %5, %6}, "
-                 "[counts];\n}" ::"r"(to),
-                 "r"(bar), "r"(rank), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
-                 : "memory");
+    asm volatile(
+        "{\n .reg .b32 there, counts;\n"
+        " mapa.shared::cluster.u32 there, %0, %2;\n"
+        " mapa.shared::cluster.u32 counts, %1, %2;\n"
+        " st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%3, %4, %5, %6}, "
+        "[counts];\n}" ::"r"(to),
+        "r"(bar), "r"(rank), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+        : "memory");
+}
+__device__ __forceinline__ void send(uint32_t to, uint32_t bar, uint32_t rank, int32_t v) {
+    asm volatile(
+        "{\n .reg .b32 there, counts;\n"
+        " mapa.shared::cluster.u32 there, %0, %2;\n"
+        " mapa.shared::cluster.u32 counts, %1, %2;\n"
+        " st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [there], %3, [counts];\n}" ::"r"(to),
+        "r"(bar), "r"(rank), "r"(v)
+        : "memory");
 }
 /* Where factor (step k, token t) stands among those of 16 x 8 tiles, in bytes. */
 template <int TILES> __device__ __forceinline__ int64_t factor_at(int64_t k, int t) {
@@ -144,18 +149,47 @@ __device__ __forceinline__ void put_tokens(const moei_few_args &p, const Work &w
     }
 }
 
+/* Slice number `turn` of this cluster, or one past the last. */
+__device__ __forceinline__ int slice_at(FewShared &s, int turn) {
+    mbar_wait(smem_address(&s.told[turn % DRAWN]), turn / DRAWN & 1);
+    return *(const volatile int32_t *)&s.slice[turn % DRAWN];
+}
+
+/* Draws slices and has them brought: one thread of each block, the first block's tells both. A slice's place
+ * is free when DRAWN - 2 more have been summed: nobody sends parts of two more before all have read its
+ * number. */
+template <class Bring>
+__device__ __forceinline__ void draw_slices(FewShared &s, const Work &work, uint32_t *drawn, Bring bring) {
+    int slice = (int)(blockIdx.x / SHARES);
+    for (int turn = 0;; ++turn) {
+        const uint32_t told = smem_address(&s.told[turn % DRAWN]),
+                       place = smem_address(&s.slice[turn % DRAWN]);
+        if (work.rank == 0)
+            while (s.n_finished < turn - (DRAWN - 3)) {
+            }
+        mbar_arrive_expect(told, sizeof(int32_t));
+        if (work.rank == 0)
+            for (uint32_t to = 0; to < SHARES; ++to) send(place, told, to, slice);
+        else
+            slice = slice_at(s, turn);
+        if (slice >= work.slices) return;
+        bring(slice);
+        if (work.rank == 0) slice = (int)(gridDim.x / SHARES + atomicAdd(drawn, 1));
+    }
+}
+
 /* Brings boxes, one thread. */
 struct BoxLoader {
     FewShared &s;
     const CUtensorMap *map;
     uint32_t boxes;
-    Place box;
+    Ring<BOXES> box;
     __device__ __forceinline__ void bring(int column, int row, int expert) {
-        const uint32_t full = smem_address(&s.full[box.at]);
-        mbar_wait(smem_address(&s.empty[box.at]), box.phase ^ 1);
+        const uint32_t full = smem_address(&s.full[box.stage]);
+        mbar_wait(smem_address(&s.empty[box.stage]), box.phase ^ 1);
         mbar_arrive_expect(full, BOX_BYTES);
-        tma_load_box(boxes + box.at * BOX_BYTES, map, full, column, row, expert);
-        box.skip(1);
+        tma_load_box(boxes + box.stage * BOX_BYTES, map, full, column, row, expert);
+        box.next();
     }
 };
 
@@ -179,8 +213,7 @@ __device__ __forceinline__ void multiply_box(float (&acc)[SHARES][TILES][4], uin
                          : "=r"(b0), "=r"(b1)
                          : "r"(factors + (k16 * TILES + t) * FACTOR_BYTES + lane * 8));
 #pragma unroll
-            for (int m = 0; m < SHARES; ++m)
-                mma16816(acc[m][t], a[m][0], a[m][1], a[m][2], a[m][3], b0, b1);
+            for (int m = 0; m < SHARES; ++m) mma16816(acc[m][t], a[m][0], a[m][1], a[m][2], a[m][3], b0, b1);
         }
     }
 }
@@ -206,22 +239,22 @@ __device__ __forceinline__ void send_parts(const float (&acc)[SHARES][TILES][4],
 }
 
 /* All slices of the block, by the multiplying warps. Of every slice boxes first .. first+count-1 of all that
- * come; a group has every other one. FACTORS_OF: box of the slice -> its factors, and where they are given
+ * come; a group has every other one. factors: box of the slice -> where those are; done: they are given
  * back. */
 template <int TILES, class Begin, class End>
-__device__ __forceinline__ void multiply_slices(const FewCall &call, FewShared &s, const Work &work, int count,
-                                                uint32_t boxes, uint32_t receive, Begin factors, End done) {
+__device__ __forceinline__ void multiply_slices(FewShared &s, const Work &work, int count, uint32_t boxes,
+                                                uint32_t receive, Begin factors, End done) {
     const int group = threadIdx.x / 32 / GROUP_WARPS;
-    Place box(call.boxes, group);
+    Ring<BOXES> box = {group, 0};
     int turn = 0;
     int64_t first = 0;
-    for (int u = work.cluster; u < work.slices; u += work.clusters, ++turn, first += count) {
+    for (; slice_at(s, turn) < work.slices; ++turn, first += count) {
         float acc[SHARES][TILES][4] = {};
         for (int i = (group + first) % GROUPS; i < count; i += GROUPS, box.skip(GROUPS)) {
             const uint32_t from = factors(i);
-            mbar_wait(smem_address(&s.full[box.at]), box.phase);
-            multiply_box<TILES>(acc, boxes + box.at * BOX_BYTES, from);
-            release(&s.empty[box.at]);
+            mbar_wait(smem_address(&s.full[box.stage]), box.phase);
+            multiply_box<TILES>(acc, boxes + box.stage * BOX_BYTES, from);
+            release(&s.empty[box.stage]);
             done();
         }
         send_parts<TILES>(acc, s, work.rank, receive, turn);
@@ -251,6 +284,7 @@ __device__ __forceinline__ void receive_sums(float (&sum)[GROUPS][TILES][4], Few
             sum[g][t][0] = all.x, sum[g][t][1] = all.y, sum[g][t][2] = all.z, sum[g][t][3] = all.w;
         }
     __syncwarp();
+    if (lane == 0) s.n_finished = turn + 1;
     if (lane < SHARES) mbar_arrive_at(smem_address(&s.taken[rank]), (uint32_t)lane);
 }
 
@@ -277,8 +311,7 @@ __device__ __forceinline__ void finish_up(const FewCall &call, FewShared &s, con
                                           const char *receive) {
     const moei_few_args &p = call.p;
     const int lane = threadIdx.x & 31, blocks = (int)hidden_blocks(p);
-    int turn = 0;
-    for (int u = work.cluster; u < work.slices; u += work.clusters, ++turn) {
+    for (int turn = 0, u; (u = slice_at(s, turn)) < work.slices; ++turn) {
         float weight[TILES][2], sum[GROUPS][TILES][4];
         bool chosen[TILES][2];
         const int e = u / work.of_expert, slice = u % work.of_expert;
@@ -292,22 +325,24 @@ __device__ __forceinline__ void finish_up(const FewCall &call, FewShared &s, con
             for (int i = 0; i < 4; ++i) {
                 const int col = column + i / 2 * 8;
                 const float z = GATED ? sum[0][t][i] : sum[0][t][i] + sum[1][t][i];
-                const float value =
-                    chosen[t][i % 2] && col < p.n ? weight[t][i % 2] * act_point(call.rule, z, sum[1][t][i]).value : 0;
-                *(bf16 *)(to + factor_at<TILES>(col, t * 8 + (lane & 3) * 2 + i % 2)) = __float2bfloat16(value);
+                const float value = chosen[t][i % 2] && col < p.n
+                                        ? weight[t][i % 2] * act_point(call.rule, z, sum[1][t][i]).value
+                                        : 0;
+                *(bf16 *)(to + factor_at<TILES>(col, t * 8 + (lane & 3) * 2 + i % 2)) =
+                    __float2bfloat16(value);
             }
         if (slice < work.of_expert - 1) continue;
         /* The last block of steps goes on to its end: zeros, as what weights stand for there are. */
         const int from = work.of_expert * SLICE / 16 * TILES * FACTOR_BYTES;
-        for (int at = from + lane * 8; at < blocks * FACTORS * TILES; at += 32 * 8) *(uint2 *)(to + at) = make_uint2(0, 0);
+        for (int at = from + lane * 8; at < blocks * FACTORS * TILES; at += 32 * 8)
+            *(uint2 *)(to + at) = make_uint2(0, 0);
     }
 }
 template <int TILES>
 __device__ __forceinline__ void finish_down(const moei_few_args &p, FewShared &s, const Work &work,
                                             const char *receive) {
     const int lane = threadIdx.x & 31;
-    int turn = 0;
-    for (int u = work.cluster; u < work.slices; u += work.clusters, ++turn) {
+    for (int turn = 0, u; (u = slice_at(s, turn)) < work.slices; ++turn) {
         float sum[GROUPS][TILES][4];
         receive_sums<TILES>(sum, s, work.rank, receive, turn);
 #pragma unroll
@@ -318,20 +353,23 @@ __device__ __forceinline__ void finish_down(const moei_few_args &p, FewShared &s
                           col = u * SLICE + work.rank * 16 + (lane >> 2) + i / 2 * 8;
                 if (token >= p.n_tokens || col >= p.d) continue;
                 bf16 *y = (bf16 *)p.y + token * p.ldy + col;
-                *y = __float2bfloat16((p.accumulate ? __bfloat162float(*y) : 0.f) + sum[0][t][i] + sum[1][t][i]);
+                *y = __float2bfloat16((p.accumulate ? __bfloat162float(*y) : 0.f) + sum[0][t][i] +
+                                      sum[1][t][i]);
             }
     }
 }
 
-__device__ __forceinline__ void open_block(FewShared &s, const CUtensorMap *map, int boxes, int threads) {
+__device__ __forceinline__ void open_block(FewShared &s, const CUtensorMap *map, int threads) {
     for (int i = threadIdx.x; i < EXPERTS / 32; i += threads) s.chosen[i] = 0;
     if (threadIdx.x == 0) {
         asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-        for (int i = 0; i < boxes; ++i) mbar_init(smem_address(&s.full[i]), 1);
-        for (int i = 0; i < boxes; ++i) mbar_init(smem_address(&s.empty[i]), GROUP_WARPS);
+        for (int i = 0; i < BOXES; ++i) mbar_init(smem_address(&s.full[i]), 1);
+        for (int i = 0; i < BOXES; ++i) mbar_init(smem_address(&s.empty[i]), GROUP_WARPS);
         for (int i = 0; i < FED; ++i) mbar_init(smem_address(&s.fed[i]), 1);
         for (int i = 0; i < FED; ++i) mbar_init(smem_address(&s.eaten[i]), GROUP_WARPS);
         for (int i = 0; i < SHARES; ++i) mbar_init(smem_address(&s.taken[i]), 1);
+        for (int i = 0; i < DRAWN; ++i) mbar_init(smem_address(&s.told[i]), 1);
+        s.n_finished = 0;
         mbar_init(smem_address(&s.received), 1);
         mbar_init_done();
     }
@@ -346,11 +384,11 @@ __global__ void __cluster_dims__(SHARES, 1, 1) __launch_bounds__(UP_THREADS, 1)
     __shared__ FewShared s;
     const moei_few_args &p = call.p;
     const int warp = threadIdx.x / 32, across = GATED ? 2 : 1;
-    char *receive = raw + call.boxes * BOX_BYTES, *x = receive + PARTS * TILES * PART_BYTES;
+    char *receive = raw + BOXES * BOX_BYTES, *x = receive + PARTS * TILES * PART_BYTES;
     Work work;
-    work.open();
+    work.rank = (int)cluster_rank();
     work.share((int)ceil_div(p.d, BOX_K));
-    open_block(s, &map, call.boxes, UP_THREADS);
+    open_block(s, &map, UP_THREADS);
     await_earlier();
     read_choices(p, s, UP_THREADS, [&] { put_tokens<TILES>(p, work, x); });
     work.of_expert = (int)ceil_div(p.n, SLICE);
@@ -358,19 +396,21 @@ __global__ void __cluster_dims__(SHARES, 1, 1) __launch_bounds__(UP_THREADS, 1)
     if (warp < MULTIPLIERS) {
         const uint32_t factors = smem_address(x);
         multiply_slices<TILES>(
-            call, s, work, work.length() * across, smem_address(raw), smem_address(receive),
+            s, work, work.length() * across, smem_address(raw), smem_address(receive),
             [=](int i) { return factors + i / across * FACTORS * TILES; }, [] {});
     } else if (warp == FINISHER) {
         finish_up<TILES, GATED>(call, s, work, receive);
     } else if (threadIdx.x == 32 * LOADER) {
-        BoxLoader loader = {s, &map, smem_address(raw), Place(call.boxes, 0)};
-        for (int u = work.cluster; u < work.slices; u += work.clusters) {
+        BoxLoader loader = {s, &map, smem_address(raw), {}};
+        if (blockIdx.x == 0) p.drawn[1] = 0;
+        __threadfence();
+        let_next_start();
+        draw_slices(s, work, p.drawn, [&](int u) {
             const int expert = s.listed[u / work.of_expert], column = u % work.of_expert * SLICE;
             for (int k = work.begin; k < work.end; ++k)
                 for (int half = 0; half < across; ++half)
                     loader.bring(half * (int)p.n + column, k * BOX_K, expert);
-        }
-        let_next_start(); /* what it brings comes after all of this */
+        });
     }
     __syncwarp();
     cluster_sync(); /* the other may still write here */
@@ -383,10 +423,10 @@ __global__ void __cluster_dims__(SHARES, 1, 1) __launch_bounds__(DOWN_THREADS, 1
     __shared__ FewShared s;
     const moei_few_args &p = call.p;
     const int warp = threadIdx.x / 32;
-    char *receive = raw + call.boxes * BOX_BYTES, *h = receive + PARTS * TILES * PART_BYTES;
+    char *receive = raw + BOXES * BOX_BYTES, *h = receive + PARTS * TILES * PART_BYTES;
     Work work;
-    work.open();
-    open_block(s, &map, call.boxes, DOWN_THREADS);
+    work.rank = (int)cluster_rank();
+    open_block(s, &map, DOWN_THREADS);
     let_next_start();
     read_choices(p, s, DOWN_THREADS, [] {}); /* there when up, which awaited them, let this kernel start */
     work.of_expert = (int)hidden_blocks(p);
@@ -394,35 +434,37 @@ __global__ void __cluster_dims__(SHARES, 1, 1) __launch_bounds__(DOWN_THREADS, 1
     work.share(s.n_listed * work.of_expert);
     if (warp < MULTIPLIERS) {
         const uint32_t factors = smem_address(h);
-        Place at(FED, warp / GROUP_WARPS);
+        Ring<FED> at = {warp / GROUP_WARPS, 0};
         multiply_slices<TILES>(
-            call, s, work, work.length(), smem_address(raw), smem_address(receive),
+            s, work, work.length(), smem_address(raw), smem_address(receive),
             [&](int) {
-                mbar_wait(smem_address(&s.fed[at.at]), at.phase);
-                return factors + at.at * FACTORS * TILES;
+                mbar_wait(smem_address(&s.fed[at.stage]), at.phase);
+                return factors + at.stage * FACTORS * TILES;
             },
             [&] {
-                release(&s.eaten[at.at]);
+                release(&s.eaten[at.stage]);
                 at.skip(GROUPS);
             });
     } else if (warp == FINISHER) {
         await_earlier();
         finish_down<TILES>(p, s, work, receive);
     } else if (threadIdx.x == 32 * LOADER) {
-        BoxLoader loader = {s, &map, smem_address(raw), Place(call.boxes, 0)};
-        for (int u = work.cluster; u < work.slices; u += work.clusters)
+        BoxLoader loader = {s, &map, smem_address(raw), {}};
+        draw_slices(s, work, p.drawn + 1, [&](int u) {
             for (int i = work.begin; i < work.end; ++i)
                 loader.bring(u * SLICE, i % work.of_expert * BOX_K, s.listed[i / work.of_expert]);
+        });
     } else if (threadIdx.x == 32 * FEEDER) {
-        Place at(FED, 0);
+        Ring<FED> at;
         await_earlier();
         asm volatile("fence.proxy.async;" ::: "memory"); /* up stored them as any kernel does */
-        for (int u = work.cluster; u < work.slices; u += work.clusters)
-            for (int i = work.begin; i < work.end; ++i, at.skip(1)) {
-                const uint32_t full = smem_address(&s.fed[at.at]);
-                mbar_wait(smem_address(&s.eaten[at.at]), at.phase ^ 1);
+        if (blockIdx.x == 0) p.drawn[0] = 0;
+        for (int turn = 0; slice_at(s, turn) < work.slices; ++turn)
+            for (int i = work.begin; i < work.end; ++i, at.next()) {
+                const uint32_t full = smem_address(&s.fed[at.stage]);
+                mbar_wait(smem_address(&s.eaten[at.stage]), at.phase ^ 1);
                 mbar_arrive_expect(full, FACTORS * TILES);
-                bulk_load(smem_address(h) + at.at * FACTORS * TILES,
+                bulk_load(smem_address(h) + at.stage * FACTORS * TILES,
                           (const char *)p.scratch + (int64_t)i * FACTORS * TILES, FACTORS * TILES, full);
             }
     }
@@ -430,29 +472,19 @@ __global__ void __cluster_dims__(SHARES, 1, 1) __launch_bounds__(DOWN_THREADS, 1
     cluster_sync(); /* the other may still write here */
 }
 
-/* Boxes in shared memory beside `rest` bytes, as many for either group: a box's barrier has one group waiting,
- * since one that came a round early would be let through. */
-static int boxes_beside(int64_t rest) {
-    rest += (int64_t)sizeof(FewShared);
-    int64_t room = (HALF_SHARED - rest) / BOX_BYTES;
-    if (room < BOXES_LEAST) room = (ALL_SHARED - rest) / BOX_BYTES;
-    return room > BOXES ? (int)BOXES : (int)room / GROUPS * GROUPS;
-}
-
-/* `slices` at most; factors: bytes of them in shared memory. */
+/* `slices` at most; rest: bytes of shared memory beside the boxes. */
 template <class Kernel>
 static cudaError_t launch_slices(Kernel *kernel, const moei_team *team, const moei_few_args *args,
                                  int64_t slices, int threads, int64_t rest, const CUtensorMap &map) {
-    const int boxes = boxes_beside(rest);
-    if (boxes < BOXES_LEAST) return cudaErrorNotSupported;
-    const int bytes = boxes * BOX_BYTES + (int)rest;
+    const int64_t bytes = BOXES * BOX_BYTES + rest;
+    if (bytes > SHARED_MOST) return cudaErrorNotSupported;
     int n_sm = 0;
     cudaError_t error = multiprocessors(&n_sm);
-    if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error) return error;
     const int64_t clusters = slices < n_sm / SHARES ? slices : n_sm / SHARES;
     return launch_early(kernel, dim3((unsigned)(clusters * SHARES)), threads, bytes, stream_of(team),
-                        FewCall{*args, act_rule_of(args->act, args->act_numbers), boxes}, map);
+                        FewCall{*args, act_rule_of(args->act, args->act_numbers)}, map);
 }
 
 template <int TILES, bool GATED>
@@ -472,8 +504,7 @@ static cudaError_t launch_few(const moei_team *team, const moei_few_args *args) 
 }
 
 template <bool GATED> static cudaError_t launch_tiles(const moei_team *team, const moei_few_args *args) {
-    if (args->n_tokens <= 8) return launch_few<1, GATED>(team, args);
-    return args->n_tokens <= 16 ? launch_few<2, GATED>(team, args) : launch_few<4, GATED>(team, args);
+    return args->n_tokens <= 8 ? launch_few<1, GATED>(team, args) : launch_few<2, GATED>(team, args);
 }
 
 static bool few_fits(const moei_few_args *a) {

@@ -1,8 +1,8 @@
-/* route_few_sm90.cu: the router for up to 32 tokens: logits[T,E] = x gate^T, softmax, exact top-k. One cluster:
- * a block has every eighth sixteen of experts, its warps share the sum over d; then a block has every eighth
- * token, for which 128 threads count how many experts come before theirs. It may start before the kernel ahead
- * of it has ended, and asks for the gate in L2 meanwhile.
- * Source: DESIGN section 2; performance.md section 5.
+/* route_few_sm90.cu: the router for up to 16 tokens: logits[T,E] = x gate^T, softmax, exact top-k. One
+ * cluster: a block has every eighth sixteen of experts, its warps share the sum over d; then a block has
+ * every eighth token, for which 128 threads count how many experts come before theirs. It may start before
+ * the kernel ahead of it has ended, and asks for the gate in L2 meanwhile. Source: DESIGN section 2;
+ * performance.md section 5.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/early.cuh"
@@ -13,7 +13,7 @@ namespace moei {
 
 enum { ROUTE_RANKS = 8, ROUTE_WARPS = 16, ROUTE_THREADS = 32 * ROUTE_WARPS, ROUTE_EXPERTS = 256 };
 enum { OWN_EXPERTS = ROUTE_EXPERTS / ROUTE_RANKS, STEP_K = 32 }; /* a warp's step */
-enum { SELECTORS = 128, SELECTED = ROUTE_THREADS / SELECTORS };             /* threads a token, tokens at once */
+enum { SELECTORS = 128, SELECTED = ROUTE_THREADS / SELECTORS };  /* threads a token, tokens at once */
 static_assert(MOEI_CUDA_ROUTE_FEW <= ROUTE_RANKS * SELECTED, "each token has threads");
 
 template <int TILES> struct RouteShared {
@@ -25,7 +25,8 @@ template <int TILES> struct RouteShared {
     int32_t chosen[SELECTED][32];
 };
 
-__device__ __forceinline__ uint4 load_row(const void *matrix, int64_t row, int64_t ld, int64_t k, bool valid) {
+__device__ __forceinline__ uint4 load_row(const void *matrix, int64_t row, int64_t ld, int64_t k,
+                                          bool valid) {
     return valid ? __ldg((const uint4 *)((const bf16 *)matrix + row * ld + k)) : make_uint4(0, 0, 0, 0);
 }
 
@@ -128,7 +129,8 @@ __device__ __forceinline__ void select_token(const moei_router_args &p, RouteSha
 }
 
 template <int TILES>
-__global__ void __cluster_dims__(ROUTE_RANKS, 1, 1) __launch_bounds__(ROUTE_THREADS, 2) /* beside the experts' first blocks */
+__global__ void __cluster_dims__(ROUTE_RANKS, 1, 1)
+    __launch_bounds__(ROUTE_THREADS, 2) /* beside the experts' first blocks */
     route_few_kernel(const __grid_constant__ moei_router_args p) {
     __shared__ RouteShared<TILES> s;
     const int thread = threadIdx.x, slot = thread / SELECTORS, rank = (int)cluster_rank();
@@ -147,9 +149,10 @@ __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1) __launch_bounds__(ROUTE_THRE
     if (token < p.n_tokens) {
         for (int e = thread % SELECTORS; e < padded; e += SELECTORS) {
             const float logit =
-                e < p.n_experts ? load_of_rank(smem_address(&s.own[token][e / 16 / ROUTE_RANKS * 16 + e % 16]),
-                                               (uint32_t)(e / 16 % ROUTE_RANKS))
-                                : 0;
+                e < p.n_experts
+                    ? load_of_rank(smem_address(&s.own[token][e / 16 / ROUTE_RANKS * 16 + e % 16]),
+                                   (uint32_t)(e / 16 % ROUTE_RANKS))
+                    : 0;
             s.logit[slot][e] = logit, s.key[slot][e] = e < p.n_experts ? key_of(logit) : 0;
             if (p.logits && e < p.n_experts) p.logits[(int64_t)token * p.n_experts + e] = logit;
         }
@@ -166,8 +169,6 @@ __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1) __launch_bounds__(ROUTE_THRE
 int moei_cuda_route_few(const moei_team *team, const moei_router_args *args) {
     using namespace moei;
     if (args->n_tokens > MOEI_CUDA_ROUTE_FEW || !moei_cuda_route_fits(args)) return cudaErrorNotSupported;
-    const auto kernel = args->n_tokens <= 8    ? route_few_kernel<1>
-                        : args->n_tokens <= 16 ? route_few_kernel<2>
-                                               : route_few_kernel<4>;
+    const auto kernel = args->n_tokens <= 8 ? route_few_kernel<1> : route_few_kernel<2>;
     return launch_early(kernel, dim3(ROUTE_RANKS), ROUTE_THREADS, 0, stream_of(team), *args);
 }

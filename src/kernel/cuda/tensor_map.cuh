@@ -45,7 +45,7 @@ inline cudaError_t make_box_map(const moei_team *team, CUtensorMap *map, const v
     const cuuint32_t box[3] = {32, box_rows, 1}, step[3] = {1, 1, 1};
     return described(encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)data, dim, stride, box, step,
                             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B,
-                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+                            CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
 /* Rows of ragged groups, [rows, halves, columns]: a box reaches to its group's end and no further. The rows
