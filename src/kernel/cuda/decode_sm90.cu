@@ -102,13 +102,7 @@ template <int TILES> __device__ __forceinline__ int64_t factor_at(int64_t k, int
 __device__ __forceinline__ void list_experts(FewShared &s) {
     const int lane = threadIdx.x & 31;
     uint32_t bits = s.chosen[lane];
-    int upto = __popc(bits);
-    const int own = upto;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-        const int below = __shfl_up_sync(~0u, upto, d);
-        if (lane >= d) upto += below;
-    }
+    const int own = __popc(bits), upto = warp_prefix(own);
     if (lane == 31) s.n_listed = upto;
     for (int at = upto - own; bits; bits &= bits - 1) s.listed[at++] = lane * 32 + __ffs(bits) - 1;
     __syncwarp();

@@ -116,7 +116,11 @@ __device__ __forceinline__ void select_token(const moei_router_args &p, RouteSha
         for (int e = thread; p.prob && e < p.n_experts; e += SELECTORS)
             p.prob[token * p.n_experts + e] = __expf(logit[e] - top) * (1.f / sum);
     if (thread >= 32) return;
-    if (!good) return leave_out(p, token, masked, lane, 32);
+    if (!good) {
+        leave_out(p, token, masked ? 0.f : NAN, lane, 32);
+        if (!masked && lane == 0) tell(p, token, MOEI_FAULT_LOGIT);
+        return;
+    }
     const bool mine = lane < p.top_k;
     const int expert = mine ? s.chosen[slot][lane] : 0;
     const float own = mine ? __expf(logit[expert] - top) : 0, chosen = warp_sum(own);
