@@ -216,12 +216,13 @@ __device__ __forceinline__ void release(uint64_t *bar) {
     if ((threadIdx.x & 31) == 0) mbar_arrive(smem_address(bar));
 }
 
-/* The warp's parts of slice number `turn`, each to the block that has its columns. */
+/* The warp's parts of slice number `turn`, each to the block that has its columns. odd: they are sums of the
+ * slice's odd boxes; by that, and not by the group that had them, a part has its place in the sum. */
 template <int TILES>
 __device__ __forceinline__ void send_parts(const float (&acc)[SHARES][TILES][4], FewShared &s, int rank,
-                                           uint32_t receive, int turn) {
+                                           uint32_t receive, int turn, int odd) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
-    const int part = (warp / GROUP_WARPS * SHARES + rank) * GROUP_WARPS + warp % GROUP_WARPS;
+    const int part = (odd * SHARES + rank) * GROUP_WARPS + warp % GROUP_WARPS;
 #pragma unroll
     for (int owner = 0; owner < SHARES; ++owner) {
         mbar_wait(smem_address(&s.taken[owner]), (turn & 1) ^ 1);
@@ -244,18 +245,19 @@ __device__ __forceinline__ void multiply_slices(FewShared &s, const Work &work, 
     int64_t first = 0;
     for (; slice_at(s, turn) < work.slices; ++turn, first += count) {
         float acc[SHARES][TILES][4] = {};
-        for (int i = (group + first) % GROUPS; i < count; i += GROUPS, box.skip(GROUPS)) {
+        const int odd = (int)((group + first) % GROUPS);
+        for (int i = odd; i < count; i += GROUPS, box.skip(GROUPS)) {
             const uint32_t from = factors(i);
             mbar_wait(smem_address(&s.full[box.stage]), box.phase);
             multiply_box<TILES>(acc, boxes + box.stage * BOX_BYTES, from);
             release(&s.empty[box.stage]);
             done();
         }
-        send_parts<TILES>(acc, s, work.rank, receive, turn);
+        send_parts<TILES>(acc, s, work.rank, receive, turn, odd);
     }
 }
 
-/* Sums of slice number `turn`, of this block's 16 columns, by group. Whole warp. */
+/* Sums of slice number `turn`, of this block's 16 columns: of its even and of its odd boxes. Whole warp. */
 template <int TILES>
 __device__ __forceinline__ void receive_sums(float (&sum)[GROUPS][TILES][4], FewShared &s, int rank,
                                              const char *receive, int turn) {
@@ -453,7 +455,8 @@ __global__ void __cluster_dims__(SHARES, 1, 1) __launch_bounds__(DOWN_THREADS, 1
         await_earlier();
         asm volatile("fence.proxy.async;" ::: "memory"); /* up stored them as any kernel does */
         if (blockIdx.x == 0) p.drawn[0] = 0;
-        for (int turn = 0; slice_at(s, turn) < work.slices; ++turn)
+        /* A block without boxes has nobody to wait for, and would fall behind the numbers of slices. */
+        for (int turn = 0; work.length() > 0 && slice_at(s, turn) < work.slices; ++turn)
             for (int i = work.begin; i < work.end; ++i, at.next()) {
                 const uint32_t full = smem_address(&s.fed[at.stage]);
                 mbar_wait(smem_address(&s.eaten[at.stage]), at.phase ^ 1);

@@ -101,6 +101,10 @@ __device__ __forceinline__ void compute_outer(const OuterArgs &p, const OuterMap
         else
             multiply<S, true, true, true>(
                 acc, pipe, ring, k_blocks, group * 8192, [] {}, [](int) {});
+        /* Whose lines these are and which come first is another matter in every tile, and a group without
+         * rows has no product behind which the copy engine would be done with the tile before. */
+        tma_store_wait<0>();
+        named_barrier(1 + group, 128);
         store_outer<S>(acc, job, tile, store, maps.out[tile.job]);
     }
     tma_store_wait<0>();

@@ -152,7 +152,7 @@ __device__ __forceinline__ void add_bias(float (&acc)[S::BLOCKS_M][S::TILE_N / 2
 template <class S, bool GATHER, bool B_TRANS, int EPI>
 __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<S> &pipe, uint32_t stage,
                                               RowTiles tiles, int first, int step, const OutMaps &maps) {
-    constexpr int M = S::BLOCKS_M, N = S::TILE_N;
+    constexpr int M = S::BLOCKS_M, N = S::TILE_N, pieces = PIECES<S, EPI>;
     const int n_stages = p.k_blocks + Z_STAGES<S, EPI>; /* of a tile */
     const int group = threadIdx.x / 128 - 1, warp = (threadIdx.x / 32) % 4;
     const int row_in_tile = (S::PINGPONG ? 0 : group * S::WG_M) + warp * 16;
@@ -183,10 +183,12 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
                     [](int) {});
                 grad.run(acc, pipe, ring);
             } else {
-                multiply<S, false, !B_TRANS, GATHER, PIECES<S, EPI>>(
+                multiply<S, false, !B_TRANS, GATHER, pieces>(
                     acc, pipe, ring, p.k_blocks, a_offset, [group] { pass_turn<S>(group); },
                     [&before](int i) { before.piece(i); });
                 if (p.e.bias) add_bias<S, TWO_HALVES<EPI>>(acc, p.e, tile);
+                /* The last line of the tile before may be the first of this one. */
+                if (pieces == 0) tma_store_wait<0>();
                 if constexpr (EPI == EPI_STORE || EPI == EPI_STORE_WIDE) {
                     epilogue_store<M, N, EPI == EPI_STORE_WIDE>(acc, stage, span, tile.column, p.e, maps);
                 } else if constexpr (S::PINGPONG) {
@@ -204,7 +206,7 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
         }
         if (S::PINGPONG) ring.skip(n_stages);
     }
-    if (PIECES < S, EPI >> 0) before.run();
+    if (pieces > 0) before.run();
     tma_store_wait<0>();
 }
 
