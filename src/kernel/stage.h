@@ -169,8 +169,8 @@ typedef struct moei_router_args {
 
 /* Products of gemm_outer in one launch. */
 typedef struct moei_gemm_outers_args {
-    const moe_gemm_outer_args *product; /* [n_products] over the same groups */
-    int32_t n_products;
+    const moe_gemm_outer_args *product; /* [n_products], over the same groups */
+    int32_t n_products;                 /* 1 or 2 */
     const moe_gemm_outer_args *aside; /* one over groups of its own; NULL: none */
 } moei_gemm_outers_args;
 
@@ -183,7 +183,7 @@ typedef struct moei_gate_grad_args {
     int32_t n_experts;
     const void *x, *gate; /* [T, d], [E, d] */
     int64_t ldx;
-    float *dgate; /* [E, d] */
+    float *dgate; /* [E, d]; gate_grad_end alone writes it, and reads nothing else but the scratch */
     void *dx;     /* [T, d]; NULL: not wanted */
     int64_t ld_dx;
     bool accumulate; /* dx */
@@ -221,7 +221,8 @@ static inline moei_gate_grad_scratch moei_gate_grad_carve(int64_t n_tokens, int6
 }
 
 /* The experts of few tokens in inference, without a plan: y[t] (+)= sum_k weight[t,k] f_expert[t,k](x[t]) of
- * two-layer experts without biases; expert negative: nothing. */
+ * two-layer experts without biases; expert negative: nothing. A chosen expert's w2 is multiplied with zeros
+ * for the tokens that did not choose it: of a NaN or an infinity in w2 all tokens of the call have a NaN. */
 enum {
     MOEI_FEW_TOKENS = 16,   /* so many; of more the general products are the faster ones */
     MOEI_FEW_ROWS = 256,    /* n_tokens * top_k at most */
@@ -237,7 +238,7 @@ typedef struct moei_few_args {
     int64_t ldx, ldy;
     moe_act act;
     moe_act_numbers act_numbers;
-    const int32_t *expert; /* [T, K] */
+    const int32_t *expert; /* [T, K]; of a token no expert twice */
     const float *weight;   /* [T, K] */
     void *scratch;         /* [moei_few_scratch_bytes] */
     uint32_t *drawn;       /* [2] for the kernels alone, zeros before the first call */

@@ -36,8 +36,8 @@ int moei_cuda_gemm_outer(const moei_team *team, const moe_gemm_outer_args *args)
 /* Up to two products of the same groups. */
 int moei_cuda_gemm_outers(const moei_team *team, const moei_gemm_outers_args *args);
 
-/* The products of bf16 by mma.sync, on any GPU, whatever widths, strides and addresses; none of them empty.
- */
+/* The products of bf16 by mma.sync, on any GPU, whatever widths, strides and addresses; groups may be
+ * empty, rows, m and n are not 0. */
 void moei_cuda_gemm_rows_mma(const moei_team *team, const moe_gemm_rows_args *args);
 void moei_cuda_gemm_outer_mma(const moei_team *team, const moe_gemm_outer_args *args);
 

@@ -496,8 +496,11 @@ static cudaError_t launch_few(const moei_team *team, const moei_few_args *args) 
                               args->n_tokens * args->top_k * ceil_div(args->n, SLICE), UP_THREADS,
                               receive + share * FACTORS * TILES, w1);
     if (error) return error;
-    return launch_slices(few_down_kernel<TILES>, team, args, ceil_div(args->d, SLICE), DOWN_THREADS,
-                         receive + FED * FACTORS * TILES, w2);
+    error = launch_slices(few_down_kernel<TILES>, team, args, ceil_div(args->d, SLICE), DOWN_THREADS,
+                          receive + FED * FACTORS * TILES, w2);
+    /* What up has drawn, down would have cleared. */
+    if (error) cudaMemsetAsync(args->drawn, 0, 2 * sizeof *args->drawn, stream_of(team));
+    return error;
 }
 
 template <bool GATED> static cudaError_t launch_tiles(const moei_team *team, const moei_few_args *args) {

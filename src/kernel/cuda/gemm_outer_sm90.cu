@@ -175,11 +175,10 @@ template <class S> static cudaError_t launch(const moei_team *team, const moei_g
     OuterArgs p = {};
     OuterMaps maps = {};
     cudaError_t error = cudaSuccess;
-    if (args->n_products > 0)
-        p.of[0] = {
-            {args->product->offset, (int)args->product->n_rows},
-            args->product->n_groups, 0
-        };
+    p.of[0] = {
+        {args->product->offset, (int)args->product->n_rows},
+        args->product->n_groups, 0
+    };
     for (int i = 0; i < args->n_products && !error; ++i)
         error = describe<S>(team, &args->product[i], &p.job[i], &maps.b[i], &maps.out[i].out);
     for (int i = 0; i < args->n_products; ++i) p.of[0].tiles += p.job[i].pairs_m * p.job[i].n_tiles_n;
@@ -230,13 +229,21 @@ static cudaError_t launch_as(const moei_team *team, const moei_gemm_outers_args 
     return narrow(args->product) ? launch<Outer128>(team, args) : launch<Outer256>(team, args);
 }
 
-static bool fits_all(const moei_gemm_outers_args *args) {
+static bool fits_and_maps(const moei_team *team, const moe_gemm_outer_args *args) {
+    OuterJob job;
+    CUtensorMap b, c;
+    return fits(args) && !describe<Outer256>(team, args, &job, &b, &c);
+}
+
+/* Whether all can be queued, asked before the first of them is. */
+static bool takes_all(const moei_team *team, const moei_gemm_outers_args *args) {
     const moe_gemm_outer_args *first = args->product;
     for (int i = 0; i < args->n_products; ++i)
-        if (!fits(&first[i]) || first[i].offset != first->offset || first[i].n_groups != first->n_groups ||
+        if (!fits_and_maps(team, &first[i]) || first[i].offset != first->offset || first[i].n_groups != first->n_groups ||
             first[i].n_rows != first->n_rows)
             return false;
-    return args->n_products <= ASIDE && (!args->aside || fits(args->aside));
+    return args->n_products >= 1 && args->n_products <= ASIDE &&
+           (!args->aside || fits_and_maps(team, args->aside));
 }
 
 } // namespace moei
@@ -246,7 +253,7 @@ using namespace moei;
 /* One launch has tiles of one width. Products of large groups come one by one: side by side they would drive
  * out of L2 what the tiles of each share. */
 int moei_cuda_gemm_outers(const moei_team *team, const moei_gemm_outers_args *args) {
-    if (!fits_all(args)) return cudaErrorNotSupported;
+    if (!takes_all(team, args)) return cudaErrorNotSupported;
     moe_gemm_outer_args product[ASIDE];
     moei_gemm_outers_args some = {product, 0, args->aside};
     cudaError_t error = cudaSuccess;

@@ -67,7 +67,7 @@ struct TileCount {
 
 /* All threads of the block; `rows` is room for as many numbers. True: uneven, and in order. */
 __device__ __forceinline__ bool order_groups(const OuterGroups &of, TileOrder &to, int *rows) {
-    const int padded = (of.count + 3) / 4 * 4, total = of.count > 0 ? of.offset[of.count] : 0;
+    const int padded = (of.count + 3) / 4 * 4, total = of.offset[of.count];
     bool large = false;
     for (int g = threadIdx.x; g < padded; g += THREADS) {
         rows[g] = g < of.count ? of.offset[g + 1] - of.offset[g] : -1;
