@@ -216,13 +216,12 @@ static bool narrow(const moe_gemm_outer_args *a) {
     return (a->b_row ? a->m : a->n) <= 128;
 }
 
-/* Tiles of 256 x 256 of one group, by all products: an H100 computes 66 at a time. */
-enum { SMALL_GROUP = 96 };
+/* Bytes that the products of a group of mean size read, side by side: less than half of an H100's L2. */
+enum { SMALL_GROUP = 20 << 20 };
 static bool small_groups(const moei_gemm_outers_args *args) {
-    int64_t tiles = 0;
-    for (int i = 0; i < args->n_products; ++i)
-        tiles += ceil_div(args->product[i].m, 256) * ceil_div(args->product[i].n, 256);
-    return tiles <= SMALL_GROUP;
+    int64_t columns = 0;
+    for (int i = 0; i < args->n_products; ++i) columns += args->product[i].m + args->product[i].n;
+    return args->product->n_rows / args->product->n_groups * columns * 2 <= SMALL_GROUP;
 }
 
 static cudaError_t launch_as(const moei_team *team, const moei_gemm_outers_args *args) {
@@ -239,8 +238,8 @@ static bool fits_and_maps(const moei_team *team, const moe_gemm_outer_args *args
 static bool takes_all(const moei_team *team, const moei_gemm_outers_args *args) {
     const moe_gemm_outer_args *first = args->product;
     for (int i = 0; i < args->n_products; ++i)
-        if (!fits_and_maps(team, &first[i]) || first[i].offset != first->offset || first[i].n_groups != first->n_groups ||
-            first[i].n_rows != first->n_rows)
+        if (!fits_and_maps(team, &first[i]) || first[i].offset != first->offset ||
+            first[i].n_groups != first->n_groups || first[i].n_rows != first->n_rows)
             return false;
     return args->n_products >= 1 && args->n_products <= ASIDE &&
            (!args->aside || fits_and_maps(team, args->aside));
