@@ -171,7 +171,7 @@ typedef struct moei_router_args {
 typedef struct moei_gemm_outers_args {
     const moe_gemm_outer_args *product; /* [n_products], over the same groups */
     int32_t n_products;                 /* 1 or 2 */
-    const moe_gemm_outer_args *aside; /* one over groups of its own; NULL: none */
+    const moe_gemm_outer_args *aside;   /* one over groups of its own; NULL: none */
 } moei_gemm_outers_args;
 
 /* The gate's way back: dgate += dlogits^T x, dx (+)= dlogits gate, of dlogits that stand as pairs where the
