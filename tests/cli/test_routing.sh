@@ -97,6 +97,11 @@ says sparsity.md '^\| mixture \| [0-9.]+ \|'
 says sparsity.md '^\| dense, equal total size \| [0-9.]+ \|'
 says sparsity.svg '^<polyline'
 [ -d sparsity/dense-total-2 ] || complain 'no run of the second seed'
+# the report of a dense one does not ask for what cannot be measured
+expect 0 "$MOEKIT" eval --run sparsity/dense-total-2
+expect 0 "$MOEKIT" report --run sparsity/dense-total-2 -o dense.html
+says dense.html 'No layer of this model has routed experts'
+grep -qE 'did not run yet|no such measurement|how its router' dense.html && complain 'the report of a dense model speaks of experts'
 expect 2 "$MOEKIT" bench sparsity small.yaml --seeds 2 --jobs 3 --run sparsity -q
 says err 'exists already'
 expect 1 "$MOEKIT" bench sparsity small.yaml --run unasked -o nowhere/x.md -q
