@@ -163,6 +163,12 @@ static void say_load(moelm_html *html, const moelm_report_metrics *metrics) {
         dropped = fmax(dropped, moelm_report_metrics_tail(metrics, l, MOELM_DROPPED).mean);
         dead += moelm_report_metrics_tail(metrics, l, MOELM_DEAD).low;
     }
+    if (dead >= 0.5 && busiest == 0) {
+        moelm_html_put(html,
+                       "<li>In the last quarter of the run <strong>no expert has a single row</strong>: "
+                       "tokens pass by all of them.</li>\n");
+        return;
+    }
     moelm_html_printf(
         html,
         "<li>In the last quarter of the run the load is <strong>%s</strong>: in the least balanced layer "

@@ -73,7 +73,8 @@ moelm_balance moelm_load_balance(const moelm_load *load, int32_t layer) {
         total += (double)(kept[e] + dropped[e]);
         lost += (double)dropped[e];
     }
-    if (total == 0) return balance;
+    if (n_experts == 0) return balance; /* dense */
+    if (total == 0) return (moelm_balance){.n_dead = n_experts, .entropy = 1};
     double mean = total / n_experts, square = 0;
     for (int32_t e = 0; e < n_experts; ++e) {
         double rows = (double)(kept[e] + dropped[e]), share = rows / total;

@@ -142,7 +142,7 @@ static const moe_option options[] = {
      "training: chance that a token cannot select an expert; never fewer than top_k are left"},
     {"moe.token_rounding", "", INT(token_rounding, "0", 0, 1 << 20),
      "training: rows of each expert are rounded to the nearest multiple of this, by dropping its lowest "
-     "scores or adding its next best tokens; 0: off"},
+     "scores or adding its next best tokens, so of fewer than half of it none are left; 0: off"},
     {"moe.second_policy_train", "moe_second_policy_train",
      CHOICE(second_policy_train, "random", moei_second_policies),
      "gshard_top2, training: which second choices stay"},

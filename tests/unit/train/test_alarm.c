@@ -102,6 +102,18 @@ static void test_dead_rings_once(void **state) {
     end(&b);
 }
 
+static void test_without_rows_all_are_dead(void **state) {
+    (void)state;
+    bench b = begin(NULL);
+    const moelm_train_config train = {.alarm_dead_steps = 1, .alarm_steps = 1, .alarm_action = "warn"};
+    const uint64_t none[LAYERS * E] = {0};
+    assert_int_equal(count(&b, &train, none, 0), LAYERS * E);
+    const moelm_balance balance = moelm_load_balance(&b.load, 0);
+    assert_int_equal(balance.n_dead, E);
+    assert_true(balance.entropy == 1 && balance.max == 0 && balance.cv == 0); /* as moe_stats has it */
+    end(&b);
+}
+
 static void test_actions_count_anew(void **state) {
     (void)state;
     static const char *const actions[] = {"stop", "revive"};
@@ -309,6 +321,7 @@ static void test_bounds_in_a_run(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_dead_rings_once),
+        cmocka_unit_test(test_without_rows_all_are_dead),
         cmocka_unit_test(test_actions_count_anew),
         cmocka_unit_test(test_bounds),
         cmocka_unit_test(test_revive),
