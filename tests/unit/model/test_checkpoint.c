@@ -368,7 +368,8 @@ static void test_wrong_mixtral_config(void **state) {
     check_config(ctx, path, NULL, "hidden_size", "null", input, "model.d_model");
     check_config(ctx, path, NULL, "hidden_size", "-3", input, "model.d_model");
     check_config(ctx, path, NULL, "hidden_size", "\"many\"", input, "model.d_model");
-    check_config(ctx, path, NULL, "hidden_size", "1048576", input, "describes a model of");
+    check_config(ctx, path, NULL, "hidden_size", "262144", input, "describes a model of");
+    check_config(ctx, path, NULL, "hidden_size", "1048576", input, "model.d_model");
     check_config(ctx, path, NULL, "num_hidden_layers", "3", input, "model.layers.2.");
     check_config(ctx, path, NULL, "num_hidden_layers", "1", input, "has no place");
     check_config(ctx, path, NULL, "num_attention_heads", "3", input, "n_kv_heads");
