@@ -262,6 +262,20 @@ static void same_run(run_result a, run_result b) {
     free(b.y.data), free(b.dx.data), free(b.grad);
 }
 
+/* Layers for what training saves: `variant` of 4 with biases, dropout, more kinds of expert. */
+static moe_layer_desc saved_desc(const char *activation, int variant) {
+    moe_layer_desc d = base_desc();
+    d.dtype = MOE_F32;
+    d.expert_hidden_size = 37;
+    d.activation = activation;
+    d.expert_bias = variant % 2;
+    d.dropout = variant / 2 ? 0.2f : 0;
+    d.num_shared_experts = variant / 2;
+    d.latent_size = variant % 2 ? 9 : 0;
+    d.expert_kinds = variant == 3 ? "5,5,8,identity,zero" : NULL;
+    return d;
+}
+
 /* Same bits, less memory; the statistics are counted once. */
 static void recompute_changes_no_bit(void **state) {
     (void)state;
@@ -271,15 +285,7 @@ static void recompute_changes_no_bit(void **state) {
         moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
         for (size_t a = 0; ctx && a < sizeof activations / sizeof *activations; ++a)
             for (int variant = 0; variant < 4; ++variant) {
-                moe_layer_desc d = base_desc();
-                d.dtype = MOE_F32;
-                d.expert_hidden_size = 37;
-                d.activation = activations[a];
-                d.expert_bias = variant % 2;
-                d.dropout = variant / 2 ? 0.2f : 0;
-                d.num_shared_experts = variant / 2;
-                d.latent_size = variant % 2 ? 9 : 0;
-                d.expert_kinds = variant == 3 ? "5,5,8,identity,zero" : NULL;
+                moe_layer_desc d = saved_desc(activations[a], variant);
                 d.aux_loss_coeff = 1;
                 run_result kept = run_layer(ctx, &d);
                 d.recompute = "layer";
@@ -311,15 +317,7 @@ static void eight_bits_change_no_output(void **state) {
         moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
         for (size_t a = 0; ctx && a < sizeof activations / sizeof *activations; ++a)
             for (int variant = 0; variant < 4; ++variant) {
-                moe_layer_desc d = base_desc();
-                d.dtype = MOE_F32;
-                d.expert_hidden_size = 37;
-                d.activation = activations[a];
-                d.expert_bias = variant % 2;
-                d.dropout = variant / 2 ? 0.2f : 0;
-                d.num_shared_experts = variant / 2;
-                d.latent_size = variant % 2 ? 9 : 0;
-                d.expert_kinds = variant == 3 ? "5,5,8,identity,zero" : NULL;
+                moe_layer_desc d = saved_desc(activations[a], variant);
                 run_result kept = run_layer(ctx, &d);
                 d.saved_dtype = "mxfp8";
                 run_result bits = run_layer(ctx, &d);
