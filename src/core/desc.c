@@ -20,6 +20,34 @@ ENDS_WITH_RESERVED(moe_expert_ops);
 ENDS_WITH_RESERVED(moe_quant_desc);
 ENDS_WITH_RESERVED(moe_packed_desc);
 
+/* Where these last bytes begin, of the structs that callers fill. */
+static const struct {
+    const char *name;
+    size_t begin;
+} reserved_of[] = {
+    {"moe_ctx_desc",    offsetof(moe_ctx_desc, reserved)   },
+    {"moe_layer_desc",  offsetof(moe_layer_desc, reserved) },
+    {"moe_call",        offsetof(moe_call, reserved)       },
+    {"moe_expert_ops",  offsetof(moe_expert_ops, reserved) },
+    {"moe_quant_desc",  offsetof(moe_quant_desc, reserved) },
+    {"moe_packed_desc", offsetof(moe_packed_desc, reserved)}
+};
+
+/* A newer caller's field would stand there, and nothing here would heed it. */
+static moe_status check_reserved(const unsigned char *ours, size_t our_size, const char *name,
+                                 moe_error *error) {
+    size_t begin = our_size;
+    for (size_t i = 0; i < sizeof reserved_of / sizeof *reserved_of; ++i)
+        if (strcmp(name, reserved_of[i].name) == 0) begin = reserved_of[i].begin;
+    for (size_t i = begin; i < our_size; ++i)
+        if (ours[i] != 0)
+            return moei_error_set(error, MOE_ERR_UNSUPPORTED,
+                                  "%s.reserved[%zu] is %d; it must be 0: this library knows no field there, so "
+                                  "the struct was not cleared, or the caller's header is newer",
+                                  name, i - begin, ours[i]);
+    return MOE_OK;
+}
+
 static moe_status read_size(const void *given, size_t our_size, const char *name, size_t *size,
                             moe_error *error) {
     *size = 0;
@@ -44,7 +72,7 @@ moe_status moei_desc_read(void *ours, size_t our_size, const void *given, const 
     memset(ours, 0, our_size);
     memcpy(ours, given, size < our_size ? size : our_size);
     memcpy(ours, &our_size, sizeof our_size);
-    return MOE_OK;
+    return check_reserved(ours, our_size, name, error);
 }
 
 moe_status moei_desc_check_out(const void *out, size_t our_size, const char *name, moe_error *error) {

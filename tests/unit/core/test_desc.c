@@ -5,6 +5,9 @@
 
 #include "core/desc.h"
 
+#include <moekit/expert.h>
+#include <moekit/quant.h>
+
 typedef struct sized {
     size_t size;
     int32_t a, b;
@@ -75,11 +78,43 @@ static void outputs_without_a_size_are_refused_untouched(void **state) {
     assert_string_equal(error.text, "sized: the pointer is NULL");
 }
 
+static void reserved_bytes_are_looked_at(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        size_t size, begin;
+    } kinds[] = {
+        {"moe_ctx_desc",    sizeof(moe_ctx_desc),    offsetof(moe_ctx_desc, reserved)   },
+        {"moe_layer_desc",  sizeof(moe_layer_desc),  offsetof(moe_layer_desc, reserved) },
+        {"moe_call",        sizeof(moe_call),        offsetof(moe_call, reserved)       },
+        {"moe_expert_ops",  sizeof(moe_expert_ops),  offsetof(moe_expert_ops, reserved) },
+        {"moe_quant_desc",  sizeof(moe_quant_desc),  offsetof(moe_quant_desc, reserved) },
+        {"moe_packed_desc", sizeof(moe_packed_desc), offsetof(moe_packed_desc, reserved)}
+    };
+    unsigned char given[sizeof(moe_layer_desc)], ours[sizeof given];
+    moe_error error;
+    char expected[64];
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; ++k)
+        for (size_t at = kinds[k].begin; at < kinds[k].size; ++at) {
+            memset(given, 0, sizeof given);
+            memcpy(given, &kinds[k].size, sizeof kinds[k].size);
+            assert_int_equal(moei_desc_read(ours, kinds[k].size, given, kinds[k].name, &error), MOE_OK);
+            given[at] = 9;
+            assert_int_equal(moei_desc_read(ours, kinds[k].size, given, kinds[k].name, &error),
+                             MOE_ERR_UNSUPPORTED);
+            snprintf(expected, sizeof expected, "%s.reserved[%zu] is 9", kinds[k].name, at - kinds[k].begin);
+            assert_non_null(strstr(error.text, expected));
+            memcpy(given, &at, sizeof at); /* an older caller's struct ends before the byte */
+            assert_int_equal(moei_desc_read(ours, kinds[k].size, given, kinds[k].name, &error), MOE_OK);
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(older_callers_get_defaults),
         cmocka_unit_test(newer_callers_are_served_while_they_ask_nothing_new),
         cmocka_unit_test(senseless_sizes_are_refused),
+        cmocka_unit_test(reserved_bytes_are_looked_at),
         cmocka_unit_test(outputs_end_where_their_owner_says),
         cmocka_unit_test(outputs_without_a_size_are_refused_untouched),
     };
