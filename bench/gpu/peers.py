@@ -9,6 +9,8 @@ Needs torch; the peers are whatever is installed. MOEKIT_LIBRARY says which libm
 """
 import argparse
 import datetime
+import json
+import os
 import statistics
 import sys
 import time
@@ -47,6 +49,10 @@ class Gpu:
         self.sweep = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
         self.rates = []
 
+    def begin(self):
+        """A problem begins: rate() is of what follows."""
+        self.rates.clear()
+
     def time(self, run):
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
         torch.mm(self.a, self.b, out=self.c)
@@ -61,9 +67,12 @@ class Gpu:
         self.rates.append(2 * BUSY**3 / (marks[0].elapsed_time(marks[1]) * 1e-3))
         return marks[2].elapsed_time(marks[3]) * 1e-3
 
+    def rate(self):
+        """Of the 8192^3 products since begin(): what the card does in this minute."""
+        return statistics.median(self.rates) if self.rates else 0
+
     def about(self):
-        rate = statistics.median(self.rates) if self.rates else 0
-        return f"8192^3 product {rate * 1e-12:.0f} TFLOP/s"
+        return f"8192^3 product {self.rate() * 1e-12:.0f} TFLOP/s"
 
     def release(self):
         torch.cuda.empty_cache()
@@ -72,10 +81,16 @@ class Gpu:
 class Cpu:
     """For trying this program where there is no GPU."""
 
+    def begin(self):
+        pass
+
     def time(self, run):
         began = time.perf_counter()
         run()
         return time.perf_counter() - began
+
+    def rate(self):
+        return 0
 
     def about(self):
         return "on the CPU: a trial, no measurement"
@@ -108,6 +123,7 @@ def parse_args():
     parser.add_argument("--zipf", type=float, default=0, help="uneven load: expert e with probability ~ 1/(e+1)^ZIPF")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a trial of this program")
     parser.add_argument("--output", help="a file that gets what is printed, too")
+    parser.add_argument("--save", help="a JSON file that gets every turn; what it has of other problems stays (peers_page.py)")
     parser.add_argument("--list", action="store_true", help="the problems, and which peers are installed; no GPU needed")
     args = parser.parse_args()
     names = []
@@ -190,6 +206,7 @@ def run_problem(problem, args, clock, say, results):
         clock.release()
     del want
     clock.release()
+    clock.begin()
     take_turns(peers, results, args.rounds, clock)
     for peer in peers.values():
         peer.close()
@@ -203,6 +220,23 @@ def run_problem(problem, args, clock, say, results):
         if result.forward and result.error:
             line += f"; errors {', '.join(f'{k} {v:.1e}' for k, v in result.error.items())}"
         say(line)
+
+
+def save(path, problem, results, clock, about):
+    """Every turn of one problem, in place of what the file has of it; problems stay in the order of PROBLEMS."""
+    saved = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            saved = [row for row in json.load(file) if row["sizes"] != sizes(problem)]
+    timed = {r.peer: {"about": r.note, "forward": r.forward, "step": r.step} for r in results if r.forward}
+    saved.append({"problem": problem.name, "sizes": sizes(problem), "flop": problem.flop(), "rate": clock.rate(),
+                  "timed": timed, "absent": {r.peer: r.note for r in results if not r.forward}} | about)
+    names = [p.name for p in PROBLEMS]
+    saved.sort(key=lambda row: names.index(row["problem"]) if row["problem"] in names else len(names))
+    with open(path + ".part", "w", encoding="utf-8") as file:
+        json.dump(saved, file, indent=1)
+        file.write("\n")
+    os.replace(path + ".part", path)
 
 
 def print_table(results, say):
@@ -242,7 +276,8 @@ def main():
             print(line, file=output, flush=True)
 
     card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
-    say(f"# peers.py, {datetime.date.today()}, {card}, torch {torch.__version__}, CUDA {torch.version.cuda}; errors at most "
+    about = {"date": str(datetime.date.today()), "card": card, "torch": torch.__version__, "rounds": args.rounds}
+    say(f"# peers.py, {about['date']}, {card}, torch {torch.__version__}, CUDA {torch.version.cuda}; errors at most "
         f"{OTHERS['y']:g}, of dgate {OTHERS['dgate']:g} (moekit {OURS['y']:g}); {args.rounds} rounds")
     results, stopped = [], False
     # never the legacy stream: NULL means moekit's own
@@ -252,6 +287,8 @@ def main():
             for problem in args.problems:
                 results.append([])
                 run_problem(problem, args, clock, say, results[-1])
+                if args.save:
+                    save(args.save, problem, results[-1], clock, about)
                 clock.release()
         except (Exception, KeyboardInterrupt) as error:
             stopped = True

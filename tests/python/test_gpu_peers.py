@@ -3,9 +3,11 @@
 
 Runs under $MOEKIT_PYTHON where that is set. Exit code 77: torch is not installed.
 """
+import json
 import os
 import subprocess
 import sys
+import tempfile
 
 python = os.environ.get("MOEKIT_PYTHON", sys.executable)
 if subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode:
@@ -74,6 +76,16 @@ for step in ("1", "3"):
     rows = [line for line in answer.stdout.splitlines() if line.startswith("96,64,32,8,2 ")]
     expect(f"a peer that fails at step {step}", answer.returncode == 0 and len(rows) == 2
            and rows[0].endswith("not run: KeyError: 'no such kernel'") and rows[1].endswith("x"), answer)
+with tempfile.TemporaryDirectory() as folder:
+    path = os.path.join(folder, "saved.json")
+    for peers, problems in (("moekit,bound", ["96,64,32,8,2", "64,32,16,4,2"]), ("moekit", ["96,64,32,8,2"])):
+        answer = run("--device", "cpu", "--rounds", "2", "--peers", peers, "--save", path, *problems)
+    with open(path, encoding="utf-8") as file:
+        saved = {row["problem"]: row for row in json.load(file)}
+    expect("saved turns: a problem again replaces its own", answer.returncode == 0
+           and {name: list(row["timed"]) for name, row in saved.items()} == {
+               "64,32,16,4,2": ["moekit", "bound"], "96,64,32,8,2": ["moekit"]}
+           and len(saved["96,64,32,8,2"]["timed"]["moekit"]["step"]) == 2, answer)
 answer = run(program=("-c", EVEN_LOADS))
 expect("authors' figures", answer.returncode == 0, answer)
 print(f"{'FAIL' if failed else 'ok'}: {n_expected - failed} passed, {failed} failed")

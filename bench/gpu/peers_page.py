@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""docs/peers-gpu.md and its picture from bench/results/peers-gpu.json, which peers.py --save writes.
+
+Of each problem the medians of all turns; a figure is TFLOP/s of the experts' products forward, backward (a step less a
+forward), both. Run: python3 bench/gpu/peers_page.py [FOLDER: docs]
+"""
+import json
+import os
+import statistics
+import sys
+
+TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SAVED = os.path.join("bench", "results", "peers-gpu.json")
+OURS, BOUND, RIVAL = "moekit", "bound", "sonicmoe"
+LABEL = {OURS: "moekit", BOUND: "dense bound (cuBLAS)", RIVAL: "SonicMoE", "sigma": "sigma-MoE's Triton layer"}
+
+HEAD = """# Peers on a GPU
+
+Our layer beside others on one GPU, bf16, router included. Written by `bench/gpu/peers_page.py` from what
+`bench/gpu/peers.py --save {saved}` measured; [kernels-cuda.md](kernels-cuda.md) tells how the kernels work
+and what limits them.
+
+![TFLOP/s forward and backward, each shape: SonicMoE, moekit and the dense bound](peers-gpu.svg)
+
+All peers of a shape take turns in one process; medians count. Before it is timed a layer's y and all gradients are
+compared with f32. Every turn follows an 8192^3 product, which hides launches and tells what the card does in that
+minute, and a write of 256 MiB, so that L2 is cold. Backward is a step less a forward. FLOPs are those of the experts'
+products; gradients of weights are new in every step, of experts in bf16, for all alike. The bound is cuBLAS batched products of
+the same sizes with even rows: no router, no gather, no activation, no sum.
+
+"Of the bound": both together, ours of the dense bound's rate. "Takes": the peer's time forward, backward, as multiples of ours.
+"""
+
+
+def times(row, peer):
+    """Medians of forward, backward and both, in seconds; None where it was not timed."""
+    turns = row["timed"].get(peer)
+    if not turns:
+        return None
+    forward, step = statistics.median(turns["forward"]), statistics.median(turns["step"])
+    return forward, step - forward, step
+
+
+def rates(row, peer):
+    """TFLOP/s forward, backward, both."""
+    return [share * row["flop"] * 1e-12 / time for share, time in zip((1, 2, 3), times(row, peer))]
+
+
+def cell(row, peer):
+    return " / ".join(f"{rate:.0f}" for rate in rates(row, peer)) if times(row, peer) else ""
+
+
+def takes(row, peer):
+    ours, theirs = times(row, OURS), times(row, peer)
+    return f"{theirs[0] / ours[0]:.2f}, {theirs[1] / ours[1]:.2f} x" if ours and theirs else ""
+
+
+def table(rows, peer):
+    lines = [f"| shape | 8192^3 | bound f / b / both | moekit f / b / both | of the bound | {LABEL[peer]} f / b / both | takes |",
+             "|---" * 7 + "|"]
+    for row in rows:
+        share = f"{100 * times(row, BOUND)[2] / times(row, OURS)[2]:.1f} %" if BOUND in row["timed"] else ""
+        lines.append(f"| {row['problem']} | {row['rate'] * 1e-12:.0f} | {cell(row, BOUND)} | {cell(row, OURS)} | {share} | "
+                     f"{cell(row, peer)} | {takes(row, peer)} |")
+    return "\n".join(lines)
+
+
+def verdict(rows, peer):
+    """How often we are ahead, and by how much."""
+    both = [(times(row, OURS), times(row, peer)) for row in rows if times(row, OURS) and times(row, peer)]
+    parts = []
+    for i, name in enumerate(("forward", "backward")):
+        ratios = [theirs[i] / ours[i] for ours, theirs in both]
+        parts.append(f"{name} in {sum(ratio > 1 for ratio in ratios)} of {len(ratios)} shapes "
+                     f"({min(ratios):.2f} to {max(ratios):.2f} times our time, median {statistics.median(ratios):.2f})")
+    return f"{LABEL[peer]} is slower " + ", ".join(parts) + "."
+
+
+def software(rows):
+    seen = dict.fromkeys(row["timed"][peer]["about"] for row in rows for peer in row["timed"])
+    return "; ".join(seen)
+
+
+SVG_STYLE = ("text{font:12px system-ui,sans-serif;fill:#1b2125}.soft{fill:#58636c}.grid{stroke:#dfddd5}"
+             f".{OURS}{{fill:#086a72}}.{RIVAL}{{fill:#d08a3c}}.{BOUND}{{fill:#c9ced1}}"
+             "@media(prefers-color-scheme:dark){text{fill:#e5e8ea}.soft{fill:#9da8b0}.grid{stroke:#333c43}"
+             f".{OURS}{{fill:#5fcdc4}}.{RIVAL}{{fill:#f0b660}}.{BOUND}{{fill:#56626b}}}}")
+BAR, GAP, LEFT, TOP, WIDTH, BETWEEN, SPAN = 7, 9, 92, 62, 330, 44, 800  # SPAN: TFLOP/s at the right end of a panel
+
+
+def panel(rows, which, x):
+    """One of forward and backward: three bars a shape, from the left edge x."""
+    out = [f'<text x="{x}" y="{TOP - 12}">{("forward", "backward")[which]}, TFLOP/s</text>']
+    bottom = TOP + len(rows) * (3 * BAR + GAP)
+    for tick in range(0, SPAN + 1, 200):
+        at = x + WIDTH * tick / SPAN
+        out.append(f'<line class="grid" x1="{at:g}" x2="{at:g}" y1="{TOP - 4}" y2="{bottom}"/>'
+                   f'<text class="soft" x="{at:g}" y="{bottom + 14}" text-anchor="middle">{tick}</text>')
+    for i, row in enumerate(rows):
+        for j, peer in enumerate((RIVAL, OURS, BOUND)):
+            if times(row, peer):
+                rate = rates(row, peer)[which]
+                out.append(f'<rect class="{peer}" x="{x}" y="{TOP + i * (3 * BAR + GAP) + j * BAR}" '
+                           f'width="{WIDTH * rate / SPAN:.1f}" height="{BAR - 1}"><title>{row["problem"]}, {LABEL[peer]}: '
+                           f'{rate:.0f} TFLOP/s</title></rect>')
+    return out
+
+
+def picture(rows):
+    height, width = TOP + len(rows) * (3 * BAR + GAP) + 26, LEFT + 2 * (WIDTH + BETWEEN)
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">',
+           f"<title>The MoE layer on {rows[0]['card']}</title><style>{SVG_STYLE}</style>"]
+    for i, peer in enumerate((RIVAL, OURS, BOUND)):
+        out.append(f'<rect class="{peer}" x="{LEFT + 170 * i}" y="12" width="12" height="12"/>'
+                   f'<text x="{LEFT + 18 + 170 * i}" y="22">{LABEL[peer]}</text>')
+    for i, row in enumerate(rows):
+        out.append(f'<text x="{LEFT - 8}" y="{TOP + i * (3 * BAR + GAP) + 15}" text-anchor="end">{row["problem"]}</text>')
+    out += panel(rows, 0, LEFT) + panel(rows, 1, LEFT + WIDTH + BETWEEN)
+    return "\n".join(out + ["</svg>", ""])
+
+
+def main(folder):
+    with open(os.path.join(TREE, SAVED), encoding="utf-8") as file:
+        rows = [row for row in json.load(file) if OURS in row["timed"]]
+    parts = [HEAD.format(saved=SAVED)]
+    for peer in (RIVAL, "sigma"):
+        some = [row for row in rows if times(row, peer)]
+        if some:
+            parts.append(f"## {LABEL[peer]}\n\n{verdict(some, peer)}\n\n{table(some, peer)}\n")
+    parts.append("\n".join(f"- {row['sizes']}" for row in rows) + "\n")
+    about = dict.fromkeys(f"{row['date']}, {row['card']}, torch {row['torch']}, {row['rounds']} turns" for row in rows)
+    parts.append(f"{'; '.join(about)}. {software(rows)}. Raw: `{SAVED}`.\n")
+    for name, text in (("peers-gpu.md", "\n".join(parts)),
+                       ("peers-gpu.svg", picture([row for row in rows if times(row, RIVAL)]))):
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else os.path.join(TREE, "docs"))
