@@ -25,11 +25,11 @@ static const struct {
     const char *name;
     size_t begin;
 } reserved_of[] = {
-    {"moe_ctx_desc",    offsetof(moe_ctx_desc, reserved)   },
-    {"moe_layer_desc",  offsetof(moe_layer_desc, reserved) },
-    {"moe_call",        offsetof(moe_call, reserved)       },
-    {"moe_expert_ops",  offsetof(moe_expert_ops, reserved) },
-    {"moe_quant_desc",  offsetof(moe_quant_desc, reserved) },
+    {"moe_ctx_desc",    offsetof(moe_ctx_desc,    reserved)},
+    {"moe_layer_desc",  offsetof(moe_layer_desc,  reserved)},
+    {"moe_call",        offsetof(moe_call,        reserved)},
+    {"moe_expert_ops",  offsetof(moe_expert_ops,  reserved)},
+    {"moe_quant_desc",  offsetof(moe_quant_desc,  reserved)},
     {"moe_packed_desc", offsetof(moe_packed_desc, reserved)}
 };
 
@@ -41,10 +41,11 @@ static moe_status check_reserved(const unsigned char *ours, size_t our_size, con
         if (strcmp(name, reserved_of[i].name) == 0) begin = reserved_of[i].begin;
     for (size_t i = begin; i < our_size; ++i)
         if (ours[i] != 0)
-            return moei_error_set(error, MOE_ERR_UNSUPPORTED,
-                                  "%s.reserved[%zu] is %d; it must be 0: this library knows no field there, so "
-                                  "the struct was not cleared, or the caller's header is newer",
-                                  name, i - begin, ours[i]);
+            return moei_error_set(
+                error, MOE_ERR_UNSUPPORTED,
+                "%s.reserved[%zu] is %d; it must be 0: this library knows no field there, so "
+                "the struct was not cleared, or the caller's header is newer",
+                name, i - begin, ours[i]);
     return MOE_OK;
 }
 

@@ -84,11 +84,11 @@ static void reserved_bytes_are_looked_at(void **state) {
         const char *name;
         size_t size, begin;
     } kinds[] = {
-        {"moe_ctx_desc",    sizeof(moe_ctx_desc),    offsetof(moe_ctx_desc, reserved)   },
-        {"moe_layer_desc",  sizeof(moe_layer_desc),  offsetof(moe_layer_desc, reserved) },
-        {"moe_call",        sizeof(moe_call),        offsetof(moe_call, reserved)       },
-        {"moe_expert_ops",  sizeof(moe_expert_ops),  offsetof(moe_expert_ops, reserved) },
-        {"moe_quant_desc",  sizeof(moe_quant_desc),  offsetof(moe_quant_desc, reserved) },
+        {"moe_ctx_desc",    sizeof(moe_ctx_desc),    offsetof(moe_ctx_desc,    reserved)},
+        {"moe_layer_desc",  sizeof(moe_layer_desc),  offsetof(moe_layer_desc,  reserved)},
+        {"moe_call",        sizeof(moe_call),        offsetof(moe_call,        reserved)},
+        {"moe_expert_ops",  sizeof(moe_expert_ops),  offsetof(moe_expert_ops,  reserved)},
+        {"moe_quant_desc",  sizeof(moe_quant_desc),  offsetof(moe_quant_desc,  reserved)},
         {"moe_packed_desc", sizeof(moe_packed_desc), offsetof(moe_packed_desc, reserved)}
     };
     unsigned char given[sizeof(moe_layer_desc)], ours[sizeof given];
