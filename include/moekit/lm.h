@@ -15,7 +15,7 @@ extern "C" {
 typedef struct moe_lm_config moe_lm_config;
 MOE_API moe_status moe_lm_config_create(moe_lm_config **config, moe_error *error);
 MOE_API void moe_lm_config_destroy(moe_lm_config *config);
-/* `origin` is a few words for `config show --origin`, e.g. "command line". Unknown keys are
+/* `origin` is a few words for `config show --origin`, e.g. "command line"; NULL: "set". Unknown keys are
  * MOE_ERR_ARGUMENT and name the nearest. Names of NeMo, Hugging Face and others are accepted. */
 MOE_API moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char *value,
                                      const char *origin, moe_error *error);

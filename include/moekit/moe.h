@@ -14,7 +14,10 @@
  *     sizeof stats}`. No more than that many bytes are written, so a caller built with an older header
  *     keeps working; what a library does not know of a newer one is zero.
  *   - outputs are written only on success, unless a call says otherwise.
- *   - a handle, a descriptor or an output may be NULL only where its call says so.
+ *   - NULL means something only where its call says so; elsewhere it is MOE_ERR_ARGUMENT, and the text names
+ *     what is missing. A NULL handle leaves nowhere to keep a text, so the status tells it alone. A call that
+ *     returns no status returns 0, false, NULL or "" then, or does nothing.
+ *   - `reserved` fields are 0: a byte that is set belongs to a newer header, and is refused.
  *   - `*_reserve` allocates; no call after it does.
  *   - a context, and everything made from it, belongs to one thread at a time.
  */

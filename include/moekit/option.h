@@ -40,7 +40,7 @@ MOE_API const moe_option *moe_layer_option_at(size_t index);
  * NULL: none. Keys win over last parts, these over aliases. */
 MOE_API const moe_option *moe_layer_option_find(const char *key);
 /* How far `key` is from the nearest of a row's names, its key and its aliases: letters to insert, delete or
- * replace, case aside. A key without a dot is compared with the last part of the row's. */
+ * replace, case aside. A key without a dot is compared with the last part of the row's. Of NULL: SIZE_MAX. */
 MOE_API size_t moe_option_distance(const moe_option *row, const char *key);
 
 /* 2. Settings of other systems. */

@@ -41,6 +41,7 @@ static moei_option_table table_of(const moe_lm_config *config) {
 }
 
 moe_status moe_lm_config_create(moe_lm_config **config, moe_error *error) {
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_create", "config", config));
     size_t n_own, n_layer = 0;
     const moe_option *own = moelm_config_options(&n_own);
     while (moe_layer_option_at(n_layer)) ++n_layer;
@@ -198,6 +199,9 @@ static moe_status set_layer(moe_lm_config *config, const char *name, const moe_o
 
 moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char *value, const char *origin,
                              moe_error *error) {
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_set", "config", config));
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_set", "key", key));
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_set", "value", value));
     if (strcmp(key, "moe.d_model") == 0) return layer_width(config, value, error);
     const moe_option *row = find_row(config, key);
     const moe_layer_alias *alias;
@@ -274,10 +278,11 @@ void moelm_config_settle(moe_lm_config *config, moelm_config_copy *copy, moe_sta
 }
 
 size_t moe_lm_config_count(const moe_lm_config *config) {
-    return config->count;
+    return config ? config->count : 0;
 }
 
 void moe_lm_config_entry_get(const moe_lm_config *config, size_t index, moe_lm_config_entry *entry) {
+    if (!config || !entry || index >= config->count) return;
     entry->option = &config->row[index];
     moei_option_get(entry->option, config, entry->value, sizeof entry->value);
     entry->origin = config->origin[index];
@@ -285,6 +290,9 @@ void moe_lm_config_entry_get(const moe_lm_config *config, size_t index, moe_lm_c
 
 moe_status moe_lm_config_find(const moe_lm_config *config, const char *key, moe_lm_config_entry *entry,
                               moe_error *error) {
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_find", "config", config));
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_find", "key", key));
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_find", "entry", entry));
     const moe_option *row = find_row(config, key);
     if (!row) return unknown_key(config, key, error);
     moe_lm_config_entry_get(config, (size_t)(row - config->row), entry);

@@ -166,6 +166,7 @@ static moe_status check_dense(const moe_lm_config *config, moe_error *error) {
 }
 
 moe_status moe_lm_config_make_dense(moe_lm_config *config, const char *origin, moe_error *error) {
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_make_dense", "config", config));
     MOEI_TRY(moe_lm_config_set(config, "model.moe_layer_freq", "0", origin, error));
     for (size_t i = 0; i < config->count; ++i)
         if (!acts_when_dense(config, &config->row[i]))
@@ -244,6 +245,7 @@ static moe_status check_layers(const moe_lm_config *config, moe_error *error) {
 }
 
 moe_status moe_lm_config_check(const moe_lm_config *config, moe_error *error) {
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_check", "config", config));
     const moelm_train_config *train = &config->train;
     MOEI_TRY(check_heads(&config->model, error));
     MOEI_TRY(check_dense(config, error));

@@ -106,6 +106,7 @@ static moe_status set_from_environment(moe_lm_config *config, moe_error *error) 
 }
 
 moe_status moe_lm_config_environment(moe_lm_config *config, moe_error *error) {
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_environment", "config", config));
     moelm_config_copy copy;
     MOEI_TRY(moelm_config_keep(config, &copy, error));
     moe_status status = set_from_environment(config, error);

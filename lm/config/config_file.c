@@ -40,6 +40,8 @@ static moe_status set_pair(void *user, const char *key, const char *value, int l
 }
 
 moe_status moe_lm_config_load(moe_lm_config *config, const char *yaml_path, moe_error *error) {
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_load", "config", config));
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_load", "yaml_path", yaml_path));
     load_state state = {config, yaml_path, true, calloc(config->count, sizeof *state.said), error};
     if (!state.said) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", yaml_path);
     moelm_config_copy copy;
@@ -55,6 +57,8 @@ moe_status moe_lm_config_load(moe_lm_config *config, const char *yaml_path, moe_
 }
 
 moe_status moe_lm_config_save(const moe_lm_config *config, const char *yaml_path, moe_error *error) {
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_save", "config", config));
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_save", "yaml_path", yaml_path));
     size_t count = config->count;
     moe_lm_config_entry *entry = malloc(count * sizeof *entry);
     moelm_yaml_pair *pair = malloc(count * sizeof *pair);

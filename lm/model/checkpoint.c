@@ -4,6 +4,7 @@
  */
 #include "model/checkpoint.h"
 
+#include "core/ctx.h"
 #include "core/locale.h"
 #include "core/real.h"
 #include "format/file.h"
@@ -172,6 +173,8 @@ moe_status moe_lm_load(moe_ctx *ctx, const char *directory, moe_lm **lm) {
 }
 
 moe_status moe_lm_load_as(moe_ctx *ctx, const char *directory, const char *dtype, moe_lm **lm) {
+    MOEI_TRY(moei_ctx_need(ctx, "moe_lm_load", "directory", directory));
+    MOEI_TRY(moei_ctx_need(ctx, "moe_lm_load", "lm", lm));
     moe_error error = {0};
     moe_lm_config *config = NULL;
     moelm_safetensors *file = NULL;
@@ -294,6 +297,8 @@ moe_status moelm_checkpoint_write(moe_lm *lm, const char *directory) {
 }
 
 moe_status moe_lm_save(moe_lm *lm, const char *directory) {
+    if (!lm) return MOE_ERR_ARGUMENT;
+    MOEI_TRY(moei_ctx_need(lm->ctx, "moe_lm_save", "directory", directory));
     moe_error error = {0};
     moelm_publish *publish;
     if (moelm_file_exists(directory))

@@ -65,6 +65,7 @@ static moe_status read_window(moe_lm *lm, int64_t n) {
 
 moe_status moe_lm_generate(moe_lm *lm, const int32_t *prompt, int64_t n_prompt, int64_t n_new,
                            const moe_lm_sampler *sampler, moe_lm_token_fn on_token, void *user) {
+    if (!lm) return MOE_ERR_ARGUMENT;
     moe_lm_sampler ours;
     MOEI_TRY(check(lm, prompt, n_prompt, n_new, sampler, on_token, &ours));
     int64_t longest = n_prompt < lm->context - n_new ? n_prompt + n_new : lm->context;

@@ -195,6 +195,7 @@ static moe_status make(moe_lm *lm) {
 }
 
 moe_status moe_lm_create(moe_ctx *ctx, const moe_lm_config *config, moe_lm **lm) {
+    MOEI_TRY(moei_ctx_need(ctx, "moe_lm_create", "lm", lm));
     moe_error error = {0};
     if (moe_lm_config_check(config, &error) != MOE_OK) return moelm_fail(ctx, &error);
     moe_lm *made = calloc(1, sizeof *made);
@@ -228,10 +229,11 @@ void moe_lm_destroy(moe_lm *lm) {
 /* 5. What a caller may ask. */
 
 moe_layer *moe_lm_layer(moe_lm *lm, int32_t index) {
-    return index >= 0 && index < lm->n_layers ? lm->blocks[index].ffn : NULL;
+    return lm && index >= 0 && index < lm->n_layers ? lm->blocks[index].ffn : NULL;
 }
 
 moe_status moe_lm_layer_stats(const moe_lm *lm, int32_t index, moe_stats *stats) {
+    if (!lm) return MOE_ERR_ARGUMENT;
     if (index < 0 || index >= lm->n_layers)
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "layer %d is outside 0 .. %d", index,
                             lm->n_layers - 1);
@@ -239,10 +241,11 @@ moe_status moe_lm_layer_stats(const moe_lm *lm, int32_t index, moe_stats *stats)
 }
 
 int32_t moe_lm_param_count(const moe_lm *lm) {
-    return lm->n_entries;
+    return lm ? lm->n_entries : 0;
 }
 
 moe_status moe_lm_param(const moe_lm *lm, int32_t index, moe_param *param) {
+    if (!lm) return MOE_ERR_ARGUMENT;
     if (index < 0 || index >= lm->n_entries)
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "parameter %d: the model has %d", index,
                             lm->n_entries);
@@ -269,6 +272,7 @@ void moelm_zero_own_grad(moe_lm *lm) {
 }
 
 void moe_lm_zero_grad(moe_lm *lm) {
+    if (!lm) return;
     moelm_zero_own_grad(lm);
     for (int32_t i = 0; i < lm->n_layers; ++i) moe_layer_zero_grad(lm->blocks[i].ffn);
 }
@@ -293,6 +297,7 @@ static int64_t active_of(const moelm_entry *entry, const moe_param *param) {
 }
 
 moe_status moe_lm_get_info(const moe_lm *lm, moe_lm_info *info) {
+    if (!lm) return MOE_ERR_ARGUMENT;
     moe_lm_info full = {
         .vocab_size = lm->vocab,
         .d_model = lm->d,

@@ -4,6 +4,8 @@
  */
 #include "model/model.h"
 
+#include "core/ctx.h"
+
 #include <math.h>
 
 static moe_status check_shape(moe_lm *lm, const moelm_pass *pass) {
@@ -56,6 +58,8 @@ static moe_status backward(moe_lm *lm, const moelm_pass *pass) {
 }
 
 moe_status moe_lm_logits(moe_lm *lm, const int32_t *tokens, int64_t n_seq, int64_t length, float *logits) {
+    if (!lm) return MOE_ERR_ARGUMENT;
+    MOEI_TRY(moei_ctx_need(lm->ctx, "moe_lm_logits", "logits", logits));
     moelm_pass pass = {
         .tokens = tokens, .n_seq = n_seq, .length = length, .call = {.size = sizeof pass.call}};
     MOEI_TRY(moelm_forward(lm, &pass));
@@ -92,6 +96,8 @@ moe_status moelm_loss(moe_lm *lm, moelm_pass *pass, const int32_t *targets, doub
 
 moe_status moe_lm_loss(moe_lm *lm, const int32_t *tokens, const int32_t *targets, int64_t n_seq,
                        int64_t length, uint64_t step, float grad_scale, double *loss, double *aux) {
+    if (!lm) return MOE_ERR_ARGUMENT;
+    MOEI_TRY(moei_ctx_need(lm->ctx, "moe_lm_loss", "loss", loss));
     moelm_pass pass = {
         .tokens = tokens,
         .n_seq = n_seq,

@@ -140,6 +140,7 @@ static moe_status check(moe_lm *lm, int64_t n_seq, int64_t length) {
 }
 
 moe_status moe_lm_reserve(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mode) {
+    if (!lm) return MOE_ERR_ARGUMENT;
     MOEI_TRY(check(lm, n_seq, length));
     moelm_memory mem = {.max_rows = n_seq * length, .max_sequences = n_seq, .mode = mode};
     if (lm->memory.max_rows > mem.max_rows) mem.max_rows = lm->memory.max_rows;

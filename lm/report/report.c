@@ -33,9 +33,8 @@ static void write_page(moelm_html *html, const moelm_run *run) {
 }
 
 moe_status moe_lm_report(const char *run_dir, const char *html_path, moe_error *error) {
-    if (!run_dir || !html_path) {
-        return moei_error_set(error, MOE_ERR_ARGUMENT, "moe_lm_report: run_dir and html_path must be given");
-    }
+    MOEI_TRY(moei_error_need(error, "moe_lm_report", "run_dir", run_dir));
+    MOEI_TRY(moei_error_need(error, "moe_lm_report", "html_path", html_path));
     moelm_run run;
     moelm_html html = {0};
     moe_status status = moelm_run_read(run_dir, &run, error);

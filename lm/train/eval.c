@@ -102,6 +102,8 @@ static moe_status evaluate(evaluation *e, const char *text_path, moe_lm_eval_res
 
 moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_options *options,
                        moe_lm_eval_result *result) {
+    if (!lm) return MOE_ERR_ARGUMENT;
+    MOEI_TRY(moei_ctx_need(lm->ctx, "moe_lm_eval", "text_path", text_path));
     static const moe_lm_eval_options all = {.size = sizeof all};
     moe_error error;
     moelm_text text;

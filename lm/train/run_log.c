@@ -181,6 +181,7 @@ static void print_duration(double seconds, char *text, size_t size) {
 }
 
 void moe_lm_progress_text(const moe_lm_progress *p, char *text, size_t size) {
+    if (!p || !text) return;
     if (p->event && strcmp(p->event, "eval") == 0) {
         snprintf(text, size, "step=%lld/%lld held-out text: %.4f bits per byte", (long long)p->step,
                  (long long)p->steps, p->eval_bits_per_byte);

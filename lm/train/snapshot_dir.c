@@ -73,6 +73,8 @@ moe_status moelm_snapshot_list(const char *run_dir, int64_t **step, size_t *coun
 }
 
 moe_status moe_lm_newest_checkpoint(const char *run_dir, char *path, size_t size, moe_error *error) {
+    MOEI_TRY(moei_error_need(error, "moe_lm_newest_checkpoint", "run_dir", run_dir));
+    MOEI_TRY(moei_error_need(error, "moe_lm_newest_checkpoint", "path", path));
     int64_t *step;
     size_t count;
     moe_status status = moelm_snapshot_list(run_dir, &step, &count, error);

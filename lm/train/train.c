@@ -121,6 +121,7 @@ static moe_status train(moelm_trainer *t) {
 }
 
 moe_status moe_lm_train(moe_ctx *ctx, const moe_lm_config *config, const moe_lm_train_options *options) {
+    MOEI_TRY(moei_ctx_need(ctx, "moe_lm_train", "config", config));
     moe_lm_train_options ours;
     moelm_trainer t = {.ctx = ctx, .config = config, .options = &ours, .dir = {.lock = -1}};
     MOEI_TRY(moei_ctx_desc_read(ctx, &ours, sizeof ours, options, "moe_lm_train_options"));

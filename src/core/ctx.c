@@ -13,28 +13,34 @@ const char *moe_ctx_error(const moe_ctx *ctx) {
     return ctx ? ctx->error.text : "no context";
 }
 int32_t moe_ctx_threads(const moe_ctx *ctx) {
-    return ctx->desc.n_threads;
+    return ctx ? ctx->desc.n_threads : 0;
 }
 uint64_t moe_ctx_seed(const moe_ctx *ctx) {
-    return ctx->desc.seed;
+    return ctx ? ctx->desc.seed : 0;
 }
 const char *moe_ctx_isa(const moe_ctx *ctx) {
-    return ctx->desc.isa;
+    return ctx ? ctx->desc.isa : "";
 }
 const char *moe_ctx_kernel(const moe_ctx *ctx, const char *op) {
     return moe_ctx_kernel_of(ctx, op, MOE_F32);
 }
 const char *moe_ctx_kernel_of(const moe_ctx *ctx, const char *op, moe_dtype dtype) {
-    return ctx->kernel_name(ctx->isa, op, dtype);
+    return ctx && op ? ctx->kernel_name(ctx->isa, op, dtype) : NULL;
 }
 
 moe_status moe_ctx_fail(moe_ctx *ctx, moe_status status, const char *format, ...) {
+    if (!ctx) return status;
     va_list args;
     va_start(args, format);
     moei_error_setv(&ctx->error, status, format, args);
     va_end(args);
     moei_log(ctx, MOE_LOG_ERROR, "%s", ctx->error.text);
     return status;
+}
+
+moe_status moei_ctx_need(moe_ctx *ctx, const char *call, const char *field, const void *ptr) {
+    if (ctx && ptr) return MOE_OK;
+    return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: %s is NULL; this call needs it", call, field);
 }
 
 moe_status moei_ctx_desc_read(moe_ctx *ctx, void *ours, size_t our_size, const void *given,
@@ -67,6 +73,7 @@ void moei_log(const moe_ctx *ctx, moe_log_level level, const char *format, ...) 
 }
 
 void *moe_ctx_alloc(moe_ctx *ctx, size_t bytes) {
+    if (!ctx) return NULL;
     if (bytes == 0) bytes = 1;
     void *ptr = ctx->desc.host.alloc(ctx->desc.host.user, bytes, MOEI_ALIGN);
     if (!ptr) moe_ctx_fail(ctx, MOE_ERR_MEMORY, "cannot allocate %zu bytes", bytes);
@@ -74,5 +81,5 @@ void *moe_ctx_alloc(moe_ctx *ctx, size_t bytes) {
 }
 
 void moe_ctx_free(moe_ctx *ctx, void *ptr, size_t bytes) {
-    if (ptr) ctx->desc.host.free(ctx->desc.host.user, ptr, bytes ? bytes : 1);
+    if (ctx && ptr) ctx->desc.host.free(ctx->desc.host.user, ptr, bytes ? bytes : 1);
 }

@@ -10,6 +10,7 @@
 void moe_cpu_name(char *text, size_t size) {
     FILE *file = fopen("/proc/cpuinfo", "r");
     char line[512];
+    if (!text) size = 0;
     if (size > 0) text[0] = '\0';
     while (file && fgets(line, sizeof line, file)) {
         const char *value = strncmp(line, "model name", 10) == 0 ? strchr(line, ':') : NULL;

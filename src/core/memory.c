@@ -80,14 +80,16 @@ moe_status moei_memory_close(moe_ctx *ctx, void *ptr, void *view, size_t bytes) 
 }
 
 void *moe_memory_alloc(moe_ctx *ctx, size_t bytes) {
+    if (!ctx) return NULL;
     return moei_memory_alloc(ctx, bytes);
 }
 
 void moe_memory_free(moe_ctx *ctx, void *ptr, size_t bytes) {
-    moei_memory_free(ctx, ptr, bytes);
+    if (ctx) moei_memory_free(ctx, ptr, bytes);
 }
 
 moe_status moe_memory_copy(moe_ctx *ctx, void *to, const void *from, size_t bytes) {
+    if (!ctx) return MOE_ERR_ARGUMENT;
     if (bytes > 0 && (!to || !from))
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "moe_memory_copy: %s is NULL for %zu bytes",
                             to ? "from" : "to", bytes);
@@ -95,5 +97,6 @@ moe_status moe_memory_copy(moe_ctx *ctx, void *to, const void *from, size_t byte
 }
 
 moe_status moe_ctx_wait(moe_ctx *ctx) {
+    if (!ctx) return MOE_ERR_ARGUMENT;
     return ctx->device->wait(ctx);
 }

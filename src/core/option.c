@@ -67,6 +67,7 @@ static size_t edit_distance(const char *a, const char *b) {
 }
 
 size_t moe_option_distance(const moe_option *row, const char *key) {
+    if (!row || !key) return SIZE_MAX;
     const char *word = row->aliases;
     size_t nearest = edit_distance(strchr(key, '.') ? row->key : last_part(row->key), key);
     for (size_t length; (length = next_word(&word)) > 0; word += length) {

@@ -18,11 +18,13 @@ void moei_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[
 
 void moe_random(uint64_t seed, moe_purpose purpose, uint32_t layer, uint64_t step, uint64_t index,
                 uint32_t out[4]) {
+    if (!out) return;
     moei_random_words(seed, (uint32_t)purpose, layer, step, index, out);
 }
 
 void moe_random_normal(uint64_t seed, moe_purpose purpose, uint32_t layer, uint64_t step, moe_dtype dtype,
                        void *x, int64_t n, double std) {
+    if (!x) return;
     const double two_pi = 6.283185307179586476925287;
     for (int64_t i = 0; i < n; i += 2) {
         uint32_t word[4];

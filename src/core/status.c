@@ -14,6 +14,11 @@ moe_status moei_error_setv(moe_error *error, moe_status status, const char *form
     return status;
 }
 
+moe_status moei_error_need(moe_error *error, const char *call, const char *field, const void *ptr) {
+    if (ptr) return MOE_OK;
+    return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: %s is NULL; this call needs it", call, field);
+}
+
 moe_status moei_error_set(moe_error *error, moe_status status, const char *format, ...) {
     va_list args;
     va_start(args, format);

@@ -17,6 +17,8 @@
 /* Formats the text into `error` (NULL: dropped) and returns `status`. */
 moe_status moei_error_set(moe_error *error, moe_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/* A pointer that the public function `call` needs: NULL is refused by its name. */
+moe_status moei_error_need(moe_error *error, const char *call, const char *field, const void *ptr);
 moe_status moei_error_setv(moe_error *error, moe_status status, const char *format, va_list args);
 
 #endif

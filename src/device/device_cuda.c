@@ -214,6 +214,7 @@ const moei_device moei_device_cuda = {.name = "cuda",
                                       .check = cuda_check};
 
 moe_status moe_cuda_set_stream(moe_ctx *ctx, void *stream) {
+    if (!ctx) return MOE_ERR_ARGUMENT;
     const cuda_state *state = ctx->device_state;
     if (!state)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
@@ -224,5 +225,5 @@ moe_status moe_cuda_set_stream(moe_ctx *ctx, void *stream) {
 }
 
 void *moe_cuda_stream(const moe_ctx *ctx) {
-    return ctx->team.stream;
+    return ctx ? ctx->team.stream : NULL;
 }

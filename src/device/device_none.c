@@ -16,6 +16,7 @@ static moe_status none_open(moe_ctx *ctx) {
 const moei_device moei_device_cuda = {.name = "cuda", .open = none_open};
 
 moe_status moe_cuda_set_stream(moe_ctx *ctx, void *stream) {
+    if (!ctx) return MOE_ERR_ARGUMENT;
     (void)stream;
     return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED, "moe_cuda_set_stream: %s", without);
 }

@@ -18,6 +18,7 @@ const moe_expert_ops *moei_expert_find(const moe_ctx *ctx, const char *name) {
 }
 
 moe_status moe_expert_register(moe_ctx *ctx, const moe_expert_ops *given) {
+    if (!ctx) return MOE_ERR_ARGUMENT;
     moe_expert_ops table;
     const moe_expert_ops *ops = &table;
     MOEI_TRY(moei_ctx_desc_read(ctx, &table, sizeof table, given, "moe_expert_ops"));

@@ -31,15 +31,16 @@ enum { ACTS = sizeof acts / sizeof *acts };
 _Static_assert(ACTS == MOE_ACT_GEGLU + 1, "a row for every moe_act");
 
 moe_status moe_act_by_name(const char *name, moe_act *act, moe_error *error) {
-    for (int i = MOE_ACT_NONE + 1; name && i < ACTS; ++i)
+    MOEI_TRY(moei_error_need(error, "moe_act_by_name", "name", name));
+    MOEI_TRY(moei_error_need(error, "moe_act_by_name", "act", act));
+    for (int i = MOE_ACT_NONE + 1; i < ACTS; ++i)
         if (strcmp(name, acts[i].name) == 0) {
             *act = (moe_act)i;
             return MOE_OK;
         }
     char list[256] = "";
     for (int i = MOE_ACT_NONE + 1; i < ACTS; ++i) moei_list_add(list, sizeof list, acts[i].name);
-    return moei_error_set(error, MOE_ERR_ARGUMENT, "activation: '%s' is not one of: %s", name ? name : "",
-                          list);
+    return moei_error_set(error, MOE_ERR_ARGUMENT, "activation: '%s' is not one of: %s", name, list);
 }
 
 bool moe_act_gated(moe_act act) {

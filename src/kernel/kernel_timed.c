@@ -168,6 +168,7 @@ static void wrap(const moei_kernels *inner, moei_kernels *table) {
 }
 
 moe_status moe_time_start(moe_ctx *ctx) {
+    if (!ctx) return MOE_ERR_ARGUMENT;
     static const char *const name[MOEI_TIME_ROWS] = {
         [MOEI_TIME_ROUTE] = "route",           [MOEI_TIME_GEMM_ROWS] = "gemm_rows",
         [MOEI_TIME_GEMM_OUTER] = "gemm_outer", [MOEI_TIME_GATHER_SUM] = "gather_sum",
@@ -195,7 +196,7 @@ moe_status moe_time_start(moe_ctx *ctx) {
 }
 
 void moe_time_stop(moe_ctx *ctx) {
-    timed_kernels *timed = (timed_kernels *)(void *)ctx->timing;
+    timed_kernels *timed = ctx ? (timed_kernels *)(void *)ctx->timing : NULL;
     if (!timed) return;
     for (int i = 0; i < MOEI_DTYPES; ++i) ctx->kernels[i] = timed->inner[i];
     ctx->timing = NULL;
@@ -203,6 +204,7 @@ void moe_time_stop(moe_ctx *ctx) {
 }
 
 const moe_time *moe_time_rows(const moe_ctx *ctx, size_t *count) {
-    *count = ctx->timing ? MOEI_TIME_ROWS : 0;
-    return ctx->timing ? ctx->timing->row : NULL;
+    const struct moei_timing *timing = ctx ? ctx->timing : NULL;
+    if (count) *count = timing ? MOEI_TIME_ROWS : 0;
+    return timing ? timing->row : NULL;
 }

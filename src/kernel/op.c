@@ -13,6 +13,14 @@
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
+/* Rows are counted in 31 bits: so far apart, all of them have their bytes counted in 63. */
+enum { LD_MAX = 1 << 29 };
+
+/* The same of matrices, `n` of them. */
+static int64_t apart_max(int64_t n) {
+    return INT64_MAX / (int64_t)sizeof(double) / (n > 0 ? n : 1);
+}
+
 /* A whole number and the range it must lie in. */
 typedef struct limit {
     const char *field;
@@ -28,7 +36,7 @@ typedef struct need {
 static moe_status check_limits(moe_ctx *ctx, const char *op, const limit *limits, size_t n) {
     for (const limit *l = limits; l < limits + n; ++l) {
         if (l->value >= l->min && l->value <= l->max) continue;
-        if (l->max == INT64_MAX)
+        if (l->value < l->min && l->max >= LD_MAX)
             return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: %s is %" PRId64 "; it must be at least %" PRId64,
                                 op, l->field, l->value, l->min);
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
@@ -39,9 +47,7 @@ static moe_status check_limits(moe_ctx *ctx, const char *op, const limit *limits
 }
 
 static moe_status check_needs(moe_ctx *ctx, const char *op, const need *needs, size_t n) {
-    for (const need *p = needs; p < needs + n; ++p)
-        if (!p->ptr)
-            return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: %s is NULL; this call needs it", op, p->field);
+    for (const need *p = needs; p < needs + n; ++p) MOEI_TRY(moei_ctx_need(ctx, op, p->field, p->ptr));
     return MOE_OK;
 }
 
@@ -92,11 +98,15 @@ static moe_status check_offset(moe_ctx *ctx, const char *op, const int64_t *offs
                                 ", where the group before it begins",
                                 op, g, offset[g], before);
     }
+    const limit last[] = {
+        {"offset[n_groups]", offset[n_groups], 0, INT32_MAX}
+    };
     *rows = offset[n_groups] - offset[0];
-    return MOE_OK;
+    return check_limits(ctx, op, last, COUNT(last));
 }
 
 void moe_parallel(moe_ctx *ctx, int64_t n_tasks, moe_task_fn fn, void *arg) {
+    if (!ctx || !fn) return;
     moei_parallel(ctx->host ? &ctx->host->team : &ctx->team, n_tasks, fn, arg);
 }
 
@@ -117,7 +127,7 @@ static moe_status check_epilogue(moe_ctx *ctx, const char *op, const moe_gemm_ro
     int64_t gate_and_up = moe_act_gated(a->act) ? 2 : 1;
     if (a->epilogue == MOE_EPI_STORE) {
         const limit limits[] = {
-            {"ldc", a->ldc, a->n, INT64_MAX}
+            {"ldc", a->ldc, a->n, LD_MAX}
         };
         const need needs[] = {
             {"c", a->c}
@@ -131,8 +141,8 @@ static moe_status check_epilogue(moe_ctx *ctx, const char *op, const moe_gemm_ro
                                 "%s: n is %" PRId64 "; a gated activation needs an even number of columns",
                                 op, a->n);
         const limit limits[] = {
-            {"ldc", a->c ? a->ldc : a->n, a->n,               INT64_MAX},
-            {"ldh", a->ldh,               a->n / gate_and_up, INT64_MAX}
+            {"ldc", a->c ? a->ldc : a->n, a->n,               LD_MAX},
+            {"ldh", a->ldh,               a->n / gate_and_up, LD_MAX}
         };
         const need needs[] = {
             {"h", a->h}
@@ -143,8 +153,8 @@ static moe_status check_epilogue(moe_ctx *ctx, const char *op, const moe_gemm_ro
     if (a->bias)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: bias must be NULL with MOE_EPI_ACT_GRAD", op);
     const limit limits[] = {
-        {"ldz",  a->ldz,  a->n * gate_and_up, INT64_MAX},
-        {"ldwa", a->ldwa, a->n,               INT64_MAX}
+        {"ldz",  a->ldz,  a->n * gate_and_up, LD_MAX},
+        {"ldwa", a->ldwa, a->n,               LD_MAX}
     };
     const need needs[] = {
         {"z",                           a->z                               },
@@ -190,18 +200,20 @@ static moe_status check_packed(moe_ctx *ctx, const char *op, const moe_gemm_rows
 
 moe_status moe_gemm_rows(moe_ctx *ctx, const moe_gemm_rows_args *args) {
     const char *op = "moe_gemm_rows";
+    MOEI_TRY(moei_ctx_need(ctx, op, "args", args));
     const moe_packed *packed = args->b_packed;
     int64_t rows;
     MOEI_TRY(check_dtype(ctx, op, args->dtype));
     MOEI_TRY(check_offset(ctx, op, args->offset, args->n_groups, args->n_rows, &rows));
     const int64_t row_of_b = args->b_trans ? args->k : args->n;
     const limit limits[] = {
-        {"n",        args->n,                       0,             INT64_MAX       },
-        {"k",        args->k,                       1,             INT64_MAX       },
-        {"lda",      args->lda,                     args->k,       INT64_MAX       },
-        {"ldb",      packed ? row_of_b : args->ldb, row_of_b,      INT64_MAX       },
-        {"epilogue", args->epilogue,                MOE_EPI_STORE, MOE_EPI_ACT_GRAD},
-        {"act",      args->act,                     MOE_ACT_NONE,  MOE_ACT_GEGLU   }
+        {"n",        args->n,                       0,             INT64_MAX                },
+        {"k",        args->k,                       1,             INT64_MAX                },
+        {"lda",      args->lda,                     args->k,       LD_MAX                   },
+        {"ldb",      packed ? row_of_b : args->ldb, row_of_b,      LD_MAX                   },
+        {"b_group",  packed ? 0 : args->b_group,    0,             apart_max(args->n_groups)},
+        {"epilogue", args->epilogue,                MOE_EPI_STORE, MOE_EPI_ACT_GRAD         },
+        {"act",      args->act,                     MOE_ACT_NONE,  MOE_ACT_GEGLU            }
     };
     MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
     if (packed) MOEI_TRY(check_packed(ctx, op, args));
@@ -219,15 +231,17 @@ moe_status moe_gemm_rows(moe_ctx *ctx, const moe_gemm_rows_args *args) {
 
 moe_status moe_gemm_outer(moe_ctx *ctx, const moe_gemm_outer_args *args) {
     const char *op = "moe_gemm_outer";
+    MOEI_TRY(moei_ctx_need(ctx, op, "args", args));
     int64_t rows;
     MOEI_TRY(check_dtype(ctx, op, args->dtype));
     MOEI_TRY(check_offset(ctx, op, args->offset, args->n_groups, args->n_rows, &rows));
     const limit limits[] = {
-        {"m",   args->m,   0,       INT64_MAX},
-        {"n",   args->n,   0,       INT64_MAX},
-        {"lda", args->lda, args->m, INT64_MAX},
-        {"ldb", args->ldb, args->n, INT64_MAX},
-        {"ldc", args->ldc, args->n, INT64_MAX}
+        {"m",       args->m,       0,       INT64_MAX                },
+        {"n",       args->n,       0,       INT64_MAX                },
+        {"lda",     args->lda,     args->m, LD_MAX                   },
+        {"ldb",     args->ldb,     args->n, LD_MAX                   },
+        {"ldc",     args->ldc,     args->n, LD_MAX                   },
+        {"c_group", args->c_group, 0,       apart_max(args->n_groups)}
     };
     MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
     if (args->n_groups == 0 || args->m == 0 || args->n == 0) return MOE_OK;
@@ -243,13 +257,14 @@ moe_status moe_gemm_outer(moe_ctx *ctx, const moe_gemm_outer_args *args) {
 
 moe_status moe_gather_sum(moe_ctx *ctx, const moe_gather_sum_args *args) {
     const char *op = "moe_gather_sum";
+    MOEI_TRY(moei_ctx_need(ctx, op, "args", args));
     MOEI_TRY(check_dtype(ctx, op, args->dtype));
     const limit limits[] = {
-        {"n_tokens", args->n_tokens, 0,       INT64_MAX},
+        {"n_tokens", args->n_tokens, 0,       INT32_MAX},
         {"n",        args->n,        0,       INT64_MAX},
         {"top_k",    args->top_k,    0,       INT32_MAX},
-        {"ld_rows",  args->ld_rows,  args->n, INT64_MAX},
-        {"ld_out",   args->ld_out,   args->n, INT64_MAX}
+        {"ld_rows",  args->ld_rows,  args->n, LD_MAX   },
+        {"ld_out",   args->ld_out,   args->n, LD_MAX   }
     };
     MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
     if (args->n_tokens == 0 || args->n == 0) return MOE_OK;
@@ -265,12 +280,13 @@ moe_status moe_gather_sum(moe_ctx *ctx, const moe_gather_sum_args *args) {
 
 moe_status moe_colsum(moe_ctx *ctx, const moe_colsum_args *args) {
     const char *op = "moe_colsum";
+    MOEI_TRY(moei_ctx_need(ctx, op, "args", args));
     int64_t rows;
     MOEI_TRY(check_dtype(ctx, op, args->dtype));
     MOEI_TRY(check_offset(ctx, op, args->offset, args->n_groups, args->n_rows, &rows));
     const limit limits[] = {
         {"n",   args->n,   0,       INT64_MAX},
-        {"lda", args->lda, args->n, INT64_MAX}
+        {"lda", args->lda, args->n, LD_MAX   }
     };
     MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
     if (args->n_groups == 0 || args->n == 0) return MOE_OK;
@@ -286,7 +302,7 @@ moe_status moe_colsum(moe_ctx *ctx, const moe_colsum_args *args) {
 static moe_status check_rmsnorm(moe_ctx *ctx, const char *op, const moe_rmsnorm_args *args) {
     MOEI_TRY(check_dtype(ctx, op, args->dtype));
     const limit limits[] = {
-        {"rows", args->rows, 0, INT64_MAX    },
+        {"rows", args->rows, 0, INT32_MAX    },
         {"n",    args->n,    1, MOEI_NORM_MAX}
     };
     MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
@@ -295,6 +311,7 @@ static moe_status check_rmsnorm(moe_ctx *ctx, const char *op, const moe_rmsnorm_
 
 moe_status moe_rmsnorm(moe_ctx *ctx, const moe_rmsnorm_args *args) {
     const char *op = "moe_rmsnorm";
+    MOEI_TRY(moei_ctx_need(ctx, op, "args", args));
     MOEI_TRY(check_rmsnorm(ctx, op, args));
     if (args->rows == 0) return MOE_OK;
     const need needs[] = {
@@ -309,6 +326,7 @@ moe_status moe_rmsnorm(moe_ctx *ctx, const moe_rmsnorm_args *args) {
 
 moe_status moe_rmsnorm_backward(moe_ctx *ctx, const moe_rmsnorm_args *args) {
     const char *op = "moe_rmsnorm_backward";
+    MOEI_TRY(moei_ctx_need(ctx, op, "args", args));
     MOEI_TRY(check_rmsnorm(ctx, op, args));
     if (args->rows == 0) return MOE_OK;
     const need needs[] = {
@@ -326,12 +344,13 @@ moe_status moe_rmsnorm_backward(moe_ctx *ctx, const moe_rmsnorm_args *args) {
 
 moe_status moe_rope(moe_ctx *ctx, const moe_rope_args *args) {
     const char *op = "moe_rope";
+    MOEI_TRY(moei_ctx_need(ctx, op, "args", args));
     MOEI_TRY(check_dtype(ctx, op, args->dtype));
     const limit limits[] = {
-        {"rows",     args->rows,     0,                                     INT64_MAX        },
+        {"rows",     args->rows,     0,                                     INT32_MAX        },
         {"heads",    args->heads,    1,                                     INT32_MAX        },
         {"head_dim", args->head_dim, 2,                                     MOEI_HEAD_DIM_MAX},
-        {"ldx",      args->ldx,      (int64_t)args->heads * args->head_dim, INT64_MAX        }
+        {"ldx",      args->ldx,      (int64_t)args->heads * args->head_dim, LD_MAX           }
     };
     MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
     if (args->head_dim % 2 != 0)
@@ -351,16 +370,16 @@ moe_status moe_rope(moe_ctx *ctx, const moe_rope_args *args) {
 static moe_status check_attention(moe_ctx *ctx, const char *op, const moe_attention_args *a) {
     MOEI_TRY(check_dtype(ctx, op, a->dtype));
     const limit limits[] = {
-        {"n_seq",     a->n_seq,     0,                                  INT64_MAX        },
-        {"q_len",     a->q_len,     0,                                  INT64_MAX        },
-        {"kv_len",    a->kv_len,    a->q_len,                           INT64_MAX        },
-        {"kv_stride", a->kv_stride, a->kv_len,                          INT64_MAX        },
-        {"heads",     a->heads,     1,                                  INT32_MAX        },
-        {"kv_heads",  a->kv_heads,  1,                                  a->heads         },
-        {"head_dim",  a->head_dim,  1,                                  MOEI_HEAD_DIM_MAX},
-        {"ldq",       a->ldq,       (int64_t)a->heads * a->head_dim,    INT64_MAX        },
-        {"ldkv",      a->ldkv,      (int64_t)a->kv_heads * a->head_dim, INT64_MAX        },
-        {"ldo",       a->ldo,       (int64_t)a->heads * a->head_dim,    INT64_MAX        }
+        {"n_seq",     a->n_seq,     0,                                  INT32_MAX                                },
+        {"q_len",     a->q_len,     0,                                  INT32_MAX                                },
+        {"kv_len",    a->kv_len,    a->q_len,                           INT32_MAX                                },
+        {"kv_stride", a->kv_stride, a->kv_len,                          INT32_MAX / (a->n_seq > 0 ? a->n_seq : 1)},
+        {"heads",     a->heads,     1,                                  INT32_MAX                                },
+        {"kv_heads",  a->kv_heads,  1,                                  a->heads                                 },
+        {"head_dim",  a->head_dim,  1,                                  MOEI_HEAD_DIM_MAX                        },
+        {"ldq",       a->ldq,       (int64_t)a->heads * a->head_dim,    LD_MAX                                   },
+        {"ldkv",      a->ldkv,      (int64_t)a->kv_heads * a->head_dim, LD_MAX                                   },
+        {"ldo",       a->ldo,       (int64_t)a->heads * a->head_dim,    LD_MAX                                   }
     };
     MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
     if (a->heads % a->kv_heads != 0)
@@ -372,6 +391,7 @@ static moe_status check_attention(moe_ctx *ctx, const char *op, const moe_attent
 
 moe_status moe_attention(moe_ctx *ctx, const moe_attention_args *args) {
     const char *op = "moe_attention";
+    MOEI_TRY(moei_ctx_need(ctx, op, "args", args));
     MOEI_TRY(check_attention(ctx, op, args));
     if (args->n_seq == 0 || args->q_len == 0) return MOE_OK;
     const need needs[] = {
@@ -387,6 +407,7 @@ moe_status moe_attention(moe_ctx *ctx, const moe_attention_args *args) {
 
 moe_status moe_attention_backward(moe_ctx *ctx, const moe_attention_args *args) {
     const char *op = "moe_attention_backward";
+    MOEI_TRY(moei_ctx_need(ctx, op, "args", args));
     MOEI_TRY(check_attention(ctx, op, args));
     const limit limits[] = {
         {"kv_len",    args->kv_len,    args->q_len, args->q_len},
@@ -413,11 +434,12 @@ moe_status moe_attention_backward(moe_ctx *ctx, const moe_attention_args *args) 
 
 moe_status moe_cross_entropy(moe_ctx *ctx, const moe_cross_entropy_args *args) {
     const char *op = "moe_cross_entropy";
+    MOEI_TRY(moei_ctx_need(ctx, op, "args", args));
     MOEI_TRY(check_dtype(ctx, op, args->dtype));
     const limit limits[] = {
-        {"rows", args->rows, 0,       INT64_MAX},
+        {"rows", args->rows, 0,       INT32_MAX},
         {"n",    args->n,    1,       INT32_MAX},
-        {"ld",   args->ld,   args->n, INT64_MAX}
+        {"ld",   args->ld,   args->n, LD_MAX   }
     };
     MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
     if (args->rows == 0) return MOE_OK;
@@ -438,6 +460,7 @@ moe_status moe_cross_entropy(moe_ctx *ctx, const moe_cross_entropy_args *args) {
 
 moe_status moe_adamw(moe_ctx *ctx, const moe_adamw_args *args) {
     const char *op = "moe_adamw";
+    MOEI_TRY(moei_ctx_need(ctx, op, "args", args));
     MOEI_TRY(check_dtype(ctx, op, args->dtype));
     const limit limits[] = {
         {"n",    args->n,    0, INT64_MAX},
@@ -471,16 +494,13 @@ moe_status moe_adamw(moe_ctx *ctx, const moe_adamw_args *args) {
 
 moe_status moe_sum_squares(moe_ctx *ctx, moe_dtype dtype, const void *x, int64_t n, double *sum) {
     const char *op = "moe_sum_squares";
+    MOEI_TRY(moei_ctx_need(ctx, op, "sum", sum));
     MOEI_TRY(check_dtype(ctx, op, dtype));
     const limit limits[] = {
         {"n", n, 0, INT64_MAX}
     };
-    const need needs[] = {
-        {"sum", sum},
-        {"x",   x  }
-    };
     MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
-    MOEI_TRY(check_needs(ctx, op, needs, n > 0 ? COUNT(needs) : 1));
+    if (n > 0) MOEI_TRY(moei_ctx_need(ctx, op, "x", x));
     *sum = ctx->kernels[dtype]->sum_squares(&ctx->team, dtype, x, n);
     return MOE_OK;
 }
@@ -488,6 +508,7 @@ moe_status moe_sum_squares(moe_ctx *ctx, moe_dtype dtype, const void *x, int64_t
 moe_status moe_peak(moe_ctx *ctx, moe_dtype dtype, double seconds, double *per_second) {
     const char *op = "moe_peak";
     const int64_t rounds = 100000; /* some tens of microseconds to a millisecond */
+    MOEI_TRY(moei_ctx_need(ctx, op, "per_second", per_second));
     MOEI_TRY(check_dtype(ctx, op, dtype));
     MOEI_TRY(check_real(ctx, op, "seconds", seconds, 0.0));
     const double began = moei_timing_now();

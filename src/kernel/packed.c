@@ -220,6 +220,7 @@ static void lay_out(moe_packed *p) {
 }
 
 moe_status moe_packed_create(moe_ctx *ctx, const moe_packed_desc *given, const void *b, moe_packed **packed) {
+    MOEI_TRY(moei_ctx_need(ctx, "moe_packed_create", "packed", packed));
     moe_packed_desc desc;
     MOEI_TRY(moei_ctx_desc_read(ctx, &desc, sizeof desc, given, "moe_packed_desc"));
     moe_packed made = {.ctx = ctx,
@@ -231,7 +232,7 @@ moe_status moe_packed_create(moe_ctx *ctx, const moe_packed_desc *given, const v
     MOEI_TRY(find_format(ctx, &desc, &made));
     MOEI_TRY(check_dtype(ctx, desc.dtype));
     MOEI_TRY(check_shape(ctx, &desc));
-    if (!b) return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "moe_packed_create: b is NULL; this call needs it");
+    MOEI_TRY(moei_ctx_need(ctx, "moe_packed_create", "b", b));
     lay_out(&made);
     moe_packed *p = moe_ctx_alloc(ctx, sizeof *p);
     if (!p) return MOE_ERR_MEMORY;
@@ -252,7 +253,7 @@ void moe_packed_destroy(moe_packed *packed) {
 }
 
 size_t moe_packed_bytes(const moe_packed *packed) {
-    return packed->bytes;
+    return packed ? packed->bytes : 0;
 }
 
 typedef struct read_job {
@@ -269,11 +270,12 @@ static void read_task(void *arg, int64_t row, void *scratch) {
 }
 
 moe_status moe_packed_read(const moe_packed *packed, void *b) {
+    if (!packed) return MOE_ERR_ARGUMENT;
     moe_ctx *ctx = packed->ctx;
     moe_packed here = *packed;
     const int64_t rows = packed->n_groups * packed->k;
     const size_t b_bytes = (size_t)(rows * packed->n) * moe_dtype_bytes(packed->dtype);
-    if (!b) return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "moe_packed_read: b is NULL; this call needs it");
+    MOEI_TRY(moei_ctx_need(ctx, "moe_packed_read", "b", b));
     if (ctx->host) here.data = moe_ctx_alloc(ctx, packed->bytes);
     void *view = moei_memory_open(ctx, b, b_bytes);
     moe_status status = here.data && view ? MOE_OK : MOE_ERR_MEMORY;

@@ -141,6 +141,7 @@ static moe_status read_desc(const moe_ctx_desc *desc, moe_ctx_desc *filled, isa_
 }
 
 moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **out, moe_error *error) {
+    MOEI_TRY(moei_error_need(error, "moe_ctx_create", "ctx", out));
     moe_ctx_desc filled;
     isa_choice isa;
     MOEI_TRY(read_desc(desc, &filled, &isa, error));

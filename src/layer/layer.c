@@ -236,6 +236,7 @@ static void free_names(moe_layer *layer) {
 }
 
 moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer **out) {
+    MOEI_TRY(moei_ctx_need(ctx, "moe_layer_create", "layer", out));
     moe_layer_desc filled;
     moe_error error;
     if (moei_layer_desc_fill(desc, &filled, &error) != MOE_OK)
@@ -280,9 +281,9 @@ void moe_layer_destroy(moe_layer *layer) {
 }
 
 const moe_layer_desc *moe_layer_get_desc(const moe_layer *layer) {
-    return &layer->desc;
+    return layer ? &layer->desc : NULL;
 }
 
 bool moe_layer_routes_on_device(const moe_layer *layer) {
-    return layer->path == &moei_path_device;
+    return layer && layer->path == &moei_path_device;
 }

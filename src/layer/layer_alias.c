@@ -207,7 +207,7 @@ const moe_layer_alias *moe_layer_alias_at(size_t index) {
 
 const moe_alias_setting *moe_layer_alias_setting(const moe_layer_alias *alias, size_t index) {
     const alias_entry *entry = (const alias_entry *)(const void *)alias;
-    return index < SETTINGS && entry->setting[index].key ? &entry->setting[index] : NULL;
+    return entry && index < SETTINGS && entry->setting[index].key ? &entry->setting[index] : NULL;
 }
 
 /* The words that set a switch of ours set theirs. */
@@ -258,6 +258,7 @@ static const char *bare_name(const char *name) {
 }
 
 const moe_layer_alias *moe_layer_alias_named(const char *name) {
+    if (!name) return NULL;
     const char *bare = bare_name(name);
     for (size_t i = 0; bare && i < ENTRIES; ++i)
         if (strcmp(table[i].alias.name, bare) == 0) return &table[i].alias;
@@ -266,6 +267,9 @@ const moe_layer_alias *moe_layer_alias_named(const char *name) {
 
 moe_status moe_layer_alias_find(const char *name, const char *value, const moe_layer_alias **alias,
                                 moe_error *error) {
+    MOEI_TRY(moei_error_need(error, "moe_layer_alias_find", "name", name));
+    MOEI_TRY(moei_error_need(error, "moe_layer_alias_find", "value", value));
+    MOEI_TRY(moei_error_need(error, "moe_layer_alias_find", "alias", alias));
     const char *bare = bare_name(name);
     bool known = false;
     *alias = NULL;

@@ -20,6 +20,7 @@ static moe_status check_backward(const moe_layer *layer, moe_mat x, moe_mat dy, 
 }
 
 moe_status moe_layer_backward(moe_layer *layer, moe_mat x, moe_mat dy, moe_mat dx) {
+    if (!layer) return MOE_ERR_ARGUMENT;
     MOEI_TRY(check_backward(layer, x, dy, dx));
     layer->can_backward = false;
     layer->batch.x = moei_with_stride(x);

@@ -20,6 +20,10 @@ moe_status moei_layer_check_mat(const moe_layer *layer, const char *name, moe_ma
     if (mat.stride != 0 && mat.stride < cols)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: stride %lld is below its %lld columns", name,
                             (long long)mat.stride, (long long)cols);
+    if (rows > 0 && mat.stride > INT64_MAX / (int64_t)sizeof(double) / rows)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                            "%s: stride %lld for %lld rows: their bytes are more than 63 bits count", name,
+                            (long long)mat.stride, (long long)rows);
     if (!mat.data && rows > 0)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: data is NULL for %lld rows", name,
                             (long long)rows);
@@ -104,6 +108,7 @@ moei_route_job moei_layer_route_job(moe_layer *layer, const moei_scratch *s) {
 
 moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_call *given,
                              moe_stats *stats) {
+    if (!layer) return MOE_ERR_ARGUMENT;
     moe_call call;
     moe_draws draws;
     MOEI_TRY(read_call(layer, given, &call, &draws));
@@ -149,6 +154,7 @@ static moe_status largest_capacity(const moe_layer *layer, int64_t *largest) {
 }
 
 moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view) {
+    if (!layer) return MOE_ERR_ARGUMENT;
     if (!layer->experts.ops)
         return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED, "routing: this layer has no routed experts");
     if (!layer->has_routing)

@@ -300,12 +300,14 @@ static moe_status check_shared_scratch(const moe_layer *layer, size_t bytes) {
 
 moe_status moe_layer_measure(const moe_layer *layer, int64_t max_tokens, moe_mode mode,
                              moe_layer_bytes *bytes) {
+    if (!layer) return MOE_ERR_ARGUMENT;
     MOEI_TRY(check_reserve(layer, max_tokens, mode));
     const moe_layer_bytes measured = measure_batches(layer, max_tokens, mode);
     return moei_ctx_desc_write(layer->ctx, bytes, &measured, sizeof measured, "moe_layer_bytes");
 }
 
 moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode) {
+    if (!layer) return MOE_ERR_ARGUMENT;
     MOEI_TRY(check_reserve(layer, max_tokens, mode));
     const moe_layer_bytes bytes = measure_batches(layer, max_tokens, mode);
     MOEI_TRY(check_shared_scratch(layer, bytes.scratch));
@@ -322,6 +324,7 @@ moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode
 }
 
 moe_status moe_layer_limit_sequences(moe_layer *layer, int64_t max_sequences) {
+    if (!layer) return MOE_ERR_ARGUMENT;
     if (max_sequences < 0)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
                             "max_sequences: %lld; it is 1 or more, or 0 for as many as there are tokens",
@@ -336,6 +339,8 @@ bool moei_layer_by_sequence(const moe_layer *layer) {
 }
 
 moe_status moe_layer_share_scratch(moe_layer *layer, moe_layer *owner) {
+    if (!layer) return MOE_ERR_ARGUMENT;
+    MOEI_TRY(moei_ctx_need(layer->ctx, "moe_layer_share_scratch", "owner", owner));
     if (owner == layer || owner->scratch_owner || layer->scratch_block)
         return moe_ctx_fail(
             layer->ctx, MOE_ERR_STATE,

@@ -246,6 +246,7 @@ const moe_option *moe_layer_option_at(size_t index) {
 }
 
 const moe_option *moe_layer_option_find(const char *key) {
+    if (!key) return NULL;
     const moei_option_table table = moei_layer_option_table();
     const moe_option *row = moei_option_find(table, key);
     return row || strncmp(key, "moe.", 4) != 0 ? row : moei_option_find(table, key + 4);

@@ -64,6 +64,7 @@ static moe_status pack(const moei_experts *experts, const moe_quant_desc *desc, 
 }
 
 moe_status moe_layer_quantize(moe_layer *layer, const moe_quant_desc *given) {
+    if (!layer) return MOE_ERR_ARGUMENT;
     moe_quant_desc desc = {.size = sizeof desc};
     packed_pair routed = {{NULL}}, shared = {{NULL}};
     if (given) MOEI_TRY(moei_ctx_desc_read(layer->ctx, &desc, sizeof desc, given, "moe_quant_desc"));

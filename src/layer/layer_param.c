@@ -63,6 +63,7 @@ static bool is_plain_ffn(const moei_experts *experts) {
 }
 
 moe_status moe_layer_set_grad_dtype(moe_layer *layer, moe_dtype dtype) {
+    if (!layer) return MOE_ERR_ARGUMENT;
     if (layer->desc.dtype != MOE_BF16 || (dtype != MOE_BF16 && dtype != MOE_F32))
         return moe_ctx_fail(
             layer->ctx, MOE_ERR_ARGUMENT,
@@ -92,10 +93,11 @@ moe_status moe_layer_set_grad_dtype(moe_layer *layer, moe_dtype dtype) {
 }
 
 int32_t moe_layer_param_count(const moe_layer *layer) {
-    return layer->n_params;
+    return layer ? layer->n_params : 0;
 }
 
 moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *param) {
+    if (!layer) return MOE_ERR_ARGUMENT;
     if (index < 0 || index >= layer->n_params)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "parameter %d: this layer has 0 .. %d", index,
                             layer->n_params - 1);
@@ -112,6 +114,8 @@ moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *par
 }
 
 moe_status moe_layer_param_by_name(const moe_layer *layer, const char *name, moe_param *param) {
+    if (!layer) return MOE_ERR_ARGUMENT;
+    MOEI_TRY(moei_ctx_need(layer->ctx, "moe_layer_param_by_name", "name", name));
     for (int32_t i = 0; i < layer->n_params; ++i)
         if (strcmp(layer->param[i].name, name) == 0) return moe_layer_param(layer, i, param);
     return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "this layer has no parameter '%s'; its first is '%s'",
@@ -123,6 +127,7 @@ static void clear_grad(moe_layer *layer, const moei_layer_param *param) {
 }
 
 void moe_layer_zero_grad(moe_layer *layer) {
+    if (!layer) return;
     for (int32_t i = 0; i < layer->n_params; ++i) clear_grad(layer, &layer->param[i]);
 }
 

@@ -107,6 +107,7 @@ const char *const *moe_layer_presets(void) {
 }
 
 bool moe_layer_preset_sets(const char *key) {
+    if (!key) return false;
     static const char *const kept[] = {"moe.d_model",
                                        "moe.output_size",
                                        "moe.num_experts",
@@ -152,6 +153,8 @@ static moe_status set_levels(moe_layer_desc *desc, moe_error *error) {
 }
 
 moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name, moe_error *error) {
+    MOEI_TRY(moei_error_need(error, "moe_layer_desc_preset", "desc", desc));
+    MOEI_TRY(moei_error_need(error, "moe_layer_desc_preset", "name", name));
     const int32_t place = moei_option_place(name, names);
     char list[256] = "";
     for (size_t i = 0; i < PRESETS; ++i) moei_list_add(list, sizeof list, names[i]);

@@ -50,6 +50,7 @@ moe_status moei_layer_desc_imply(moe_layer_desc *desc, const moe_option *row, co
 }
 
 void moe_layer_desc_forget(moe_layer_desc *desc) {
+    if (!desc) return;
     const moei_option_table table = moei_layer_option_table();
     for (size_t i = 0; i < table.count; ++i) unsay(desc, &table.row[i]);
 }
@@ -109,6 +110,9 @@ static moe_status set_alias(moe_layer_desc *desc, const moe_layer_alias *alias, 
 }
 
 moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value, moe_error *error) {
+    MOEI_TRY(moei_error_need(error, "moe_layer_desc_set", "desc", desc));
+    MOEI_TRY(moei_error_need(error, "moe_layer_desc_set", "key", key));
+    MOEI_TRY(moei_error_need(error, "moe_layer_desc_set", "value", value));
     const moe_option *row = moe_layer_option_find(key);
     const moe_layer_alias *alias, *named = moe_layer_alias_named(key);
     const unsigned by = named ? mark_of_name(named) : SAID;

@@ -39,6 +39,7 @@ static moe_status check_counts(const moe_layer *layer, const int64_t *counts) {
 }
 
 moe_status moe_layer_end_step(moe_layer *layer, const int64_t *counts) {
+    if (!layer) return MOE_ERR_ARGUMENT;
     const moe_layer_desc *d = &layer->desc;
     MOEI_TRY(check_counts(layer, counts));
     if (d->num_experts == 0) return MOE_OK;

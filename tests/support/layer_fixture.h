@@ -55,6 +55,24 @@ static inline moe_ctx *test_ctx_if_supported(const char *isa) {
         if ((call) != MOE_OK) fail_msg("%s: %s", #call, moe_ctx_error(ctx));                                 \
     } while (0)
 
+/* `text` is where the failure just met was told. */
+static inline void test_told(moe_status status, const char *text, const char *expected) {
+    assert_int_equal(status, MOE_ERR_ARGUMENT);
+    if (!strstr(text, expected)) fail_msg("'%s' does not say '%s'", text, expected);
+}
+
+/* Calls that have nobody to tell, or whose text matters less: the status says it. */
+typedef struct test_refusal {
+    const char *call;
+    moe_status status;
+} test_refusal;
+
+static inline void test_all_refused(const test_refusal *row, size_t count) {
+    for (size_t i = 0; i < count; ++i)
+        if (row[i].status != MOE_ERR_ARGUMENT)
+            fail_msg("%s: %s", row[i].call, moe_status_name(row[i].status));
+}
+
 /* [rows, cols] of N(0,1), a stream of its own for each `purpose`. Freed by the caller. */
 static inline moe_mat test_random(moe_dtype dtype, int64_t rows, int64_t cols, uint32_t purpose) {
     moe_mat mat = {NULL, rows, cols, cols, dtype};

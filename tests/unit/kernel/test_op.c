@@ -16,6 +16,7 @@ static moe_ctx *ctx;
 static float number[64];
 static int32_t index_of[8];
 static const int64_t offset[3] = {0, 1, 2}, falling[3] = {0, 2, 1}, empty[3] = {2, 2, 2};
+static const int64_t endless[3] = {0, 1, (int64_t)1 << 32};
 
 static int open_ctx(void **state) {
     (void)state;
@@ -63,6 +64,11 @@ static void test_gemm_rows(void **state) {
     WRONG(moe_gemm_rows, good, offset, falling, "offset[2] is 1; it must be at least 2");
     WRONG(moe_gemm_rows, good, k, -3, "k is -3");
     WRONG(moe_gemm_rows, good, lda, 2, "lda is 2; it must be at least 3");
+    WRONG(moe_gemm_rows, good, lda, INT64_MAX / 4,
+          "lda is 2305843009213693951; it must lie in 3 .. 536870912");
+    WRONG(moe_gemm_rows, good, b_group, INT64_MAX / 4, "b_group is 2305843009213693951");
+    WRONG(moe_gemm_rows, good, offset, endless,
+          "offset[n_groups] is 4294967296; it must lie in 0 .. 2147483647");
     WRONG(moe_gemm_rows, good, ldb, 3, "ldb is 3; it must be at least 4");
     WRONG(moe_gemm_rows, good, ldc, 3, "ldc is 3; it must be at least 4");
     WRONG(moe_gemm_rows, good, a, NULL, "a is NULL");
@@ -102,6 +108,7 @@ static void test_sums(void **state) {
                                  .c_group = 6};
     assert_int_equal(moe_gemm_outer(ctx, &outer), MOE_OK);
     WRONG(moe_gemm_outer, outer, m, -2, "moe_gemm_outer: m is -2");
+    WRONG(moe_gemm_outer, outer, c_group, -1, "c_group is -1; it must be at least 0");
     WRONG(moe_gemm_outer, outer, ldc, 2, "ldc is 2; it must be at least 3");
     WRONG(moe_gemm_outer, outer, a, NULL, "a is NULL");
     WRONG(moe_gemm_outer, outer, c, NULL, "c is NULL");

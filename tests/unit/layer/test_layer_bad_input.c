@@ -238,6 +238,9 @@ static void shapes_dtypes_and_moments(void **state) {
     assert_int_equal(moe_layer_forward(layer, bad, y, NULL, NULL), MOE_ERR_ARGUMENT);
     bad = x, bad.stride = 5;
     assert_int_equal(moe_layer_forward(layer, bad, y, NULL, NULL), MOE_ERR_ARGUMENT);
+    bad = x, bad.stride = INT64_MAX / 4; /* 9 rows of it overflow */
+    assert_int_equal(moe_layer_forward(layer, bad, y, NULL, NULL), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(moe_ctx_error(ctx), "x: stride 2305843009213693951 for 9 rows"));
     bad = x, bad.data = NULL;
     assert_int_equal(moe_layer_forward(layer, bad, y, NULL, NULL), MOE_ERR_ARGUMENT);
     bad = y, bad.rows = 8;
