@@ -16,7 +16,7 @@
 enum {
     PANEL = KC * NR + 64, /* of whole KC; the padding keeps panels off the same cache sets */
     STRIP_K = 64,         /* steps of the strips of B that few rows use: 4 KiB; KC where B is [n, k] */
-    AHEAD_BYTES = 3072,   /* how far reading runs ahead of packing, in each of two rows */
+    AHEAD_ROWS = 8,       /* so far reading runs ahead of packing */
 };
 
 #include "kernel/gemm_block.h"
@@ -109,13 +109,14 @@ static inline void pack_any_strip(const moei_rows *b, bool trans, int64_t column
         pack_strip(b, column, width, k0, kc, out);
 }
 
-/* One run of columns of a pair row -> its panels; the same columns of two later rows are asked for. */
+/* One run of columns of a pair row -> its panels; the same columns of two later rows are asked for, into L2:
+ * a core has too few buffers for lines on their way to L1. */
 static inline void pack_run(const uint16_t *even, const uint16_t *odd, const uint16_t *const next[2],
                             int64_t column, int64_t width, uint16_t *out) {
     int64_t whole = even && odd ? width / NR * NR : 0; /* the common case, free of what the edges need */
     for (int64_t j = column; j < column + whole; j += NR, out += PANEL) {
-        _mm_prefetch((const char *)(next[0] + j), _MM_HINT_T0);
-        _mm_prefetch((const char *)(next[1] + j), _MM_HINT_T0);
+        _mm_prefetch((const char *)(next[0] + j), _MM_HINT_T1);
+        _mm_prefetch((const char *)(next[1] + j), _MM_HINT_T1);
         interleave(_mm512_loadu_si512(even + j), _mm512_loadu_si512(odd + j), out);
     }
     for (int64_t j = whole; j < width; j += NR, out += PANEL)
@@ -125,11 +126,11 @@ static inline void pack_run(const uint16_t *even, const uint16_t *odd, const uin
 /* B[k0 .. k0+kc, columns] -> panels. Rows are read whole, so memory is read in order, and asked for before
  * their turn, as hardware does not follow runs of a few hundred bytes. */
 static void pack_b(const moei_rows *b, const moei_columns *cols, int64_t k0, int64_t kc, uint16_t *out) {
-    int64_t ahead = 2 * moei_ceil_div(AHEAD_BYTES, 2 * cols->n_runs * cols->width), last = k0 + kc - 1;
+    const int64_t last = k0 + kc - 1;
     for (int64_t k = k0; k < k0 + padded(kc); k += 2) {
         const uint16_t *even = k <= last ? bf16_at(b, k) : NULL, *odd = k < last ? bf16_at(b, k + 1) : NULL;
-        const uint16_t *const next[2] = {bf16_at(b, moei_min(k + ahead, last)),
-                                         bf16_at(b, moei_min(k + ahead + 1, last))};
+        const uint16_t *const next[2] = {bf16_at(b, moei_min(k + AHEAD_ROWS, last)),
+                                         bf16_at(b, moei_min(k + AHEAD_ROWS + 1, last))};
         uint16_t *to = out + pair_at((k - k0) / 2);
         for (int32_t run = 0; run < cols->n_runs; ++run)
             pack_run(even, odd, next, cols->first[run], cols->width, to + run * cols->panels * PANEL);

@@ -7,6 +7,8 @@
 
 #include "kernel/packed.h"
 
+enum { AHEAD_BYTES = 3072 /* how far reading packed weights runs ahead */ };
+
 _Static_assert(KC % MOEI_GROUP_MAX == 0 && STRIP_K % 32 == 0, "blocks of a sum begin with whole words");
 
 /* Sixteen pairs out of the even and the odd numbers. */
