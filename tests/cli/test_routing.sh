@@ -68,6 +68,10 @@ for preset in mixtral deepseek_v3 megatron automodel lucidrains t2t_top2 t2t_noi
 done
 expect 2 "$MOEKIT" bench presets small.yaml moe.num_experts=8 --run presets -q
 says err 'exists already'
+# what one of them would refuse is told before the first has trained
+expect 2 "$MOEKIT" bench presets small.yaml moe.num_experts=4 moe.top_k=1 --run unasked -q
+says err 'deepseek_v3: .*8 groups do not divide num_experts 4'
+[ ! -e unasked ] || complain 'presets were trained beside one that cannot be'
 expect 2 "$MOEKIT" bench layer moe.top_k=3
 says err 'takes problems'
 expect 2 "$MOEKIT" bench layer --device gpu

@@ -87,6 +87,38 @@ static moe_status parse_skew(const char *word, size_t length, bench_problem *pro
     return refuse(error, "the exponent is a number from 0 to 10", word, length);
 }
 
+static moe_status parse_activation(const char *word, size_t length, bench_problem *problem,
+                                   moe_error *error) {
+    const char *found = activation_find(word + strlen("act="), length - strlen("act="));
+    if (!found) return refuse(error, "not an activation of the layer", word, length);
+    problem->activation = found;
+    return MOE_OK;
+}
+
+static moe_status parse_saved(const char *word, size_t length, bench_problem *problem, moe_error *error) {
+    if (!is_word(word, length, "saved=mxfp8"))
+        return refuse(error, "saved=mxfp8 is what training may keep in fewer bits", word, length);
+    problem->saved_mxfp8 = true;
+    return MOE_OK;
+}
+
+/* Words that have a value behind "=". */
+static const struct {
+    const char *name;
+    moe_status (*parse)(const char *word, size_t length, bench_problem *problem, moe_error *error);
+} values[] = {
+    {"skew=",  parse_skew      },
+    {"act=",   parse_activation},
+    {"saved=", parse_saved     }
+};
+enum { VALUES = sizeof values / sizeof *values };
+
+bool bench_problem_begins(const char *text) {
+    for (size_t i = 0; i < VALUES; ++i)
+        if (strncmp(text, values[i].name, strlen(values[i].name)) == 0) return true;
+    return false;
+}
+
 /* "int4g32", "nf4": packed experts; false: another kind of word. */
 static bool parse_format(const char *word, size_t length, bench_problem *problem) {
     for (const char *const *name = moe_packed_formats(); *name; ++name) {
@@ -112,17 +144,9 @@ static moe_status parse_word(const char *word, size_t length, bench_problem *pro
         problem->bias = true;
         return MOE_OK;
     }
-    if (is_word(word, length, "saved=mxfp8")) {
-        problem->saved_mxfp8 = true;
-        return MOE_OK;
-    }
-    if (length > 5 && memcmp(word, "skew=", 5) == 0) return parse_skew(word, length, problem, error);
-    if (length > 4 && memcmp(word, "act=", 4) == 0) {
-        const char *found = activation_find(word + 4, length - 4);
-        if (!found) return refuse(error, "not an activation of the layer", word, length);
-        problem->activation = found;
-        return MOE_OK;
-    }
+    for (size_t i = 0; i < VALUES; ++i)
+        if (strncmp(word, values[i].name, strlen(values[i].name)) == 0)
+            return values[i].parse(word, length, problem, error);
     if (parse_format(word, length, problem)) return MOE_OK;
     return parse_size(word, length, problem) ? MOE_OK : refuse(error, "not understood", word, length);
 }

@@ -36,6 +36,9 @@ extern const bench_shape bench_shapes[]; /* ends with a NULL name */
 
 /* Fills what the text leaves out from "e8,t4096,d256,n256,k2". */
 moe_status bench_problem_parse(const char *text, bench_problem *problem, moe_error *error);
+/* Whether a text with "=" in its first word is a problem, by that word: "skew=even,e4"; else it may be a
+ * setting. */
+bool bench_problem_begins(const char *text);
 void bench_problem_print(const bench_problem *problem, char *text, size_t size);
 /* The layer of the problem, with the usual balance loss. */
 moe_layer_desc bench_problem_layer(const bench_problem *problem);

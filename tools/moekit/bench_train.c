@@ -30,9 +30,22 @@ static bool should_stop(void *user) {
     return cli_signal_caught() != 0;
 }
 
+/* What would stop a training before it begins, told before the first has taken its time. */
+static int check(cli_args *args, const char *run_dir, const bench_training *training) {
+    moe_error error;
+    if (cli_file_exists(run_dir) && !cli_flag(args, "move-old"))
+        return cli_fail(args, MOE_ERR_ARGUMENT,
+                        "%s exists already, and a run is never overwritten; name another --run, or rename "
+                        "it with --move-old",
+                        run_dir);
+    moe_status status = moe_lm_config_check(args->config, &error);
+    return status == MOE_OK ? 0 : cli_fail(args, status, "%s: %s", training->name, error.text);
+}
+
 static int train(cli_args *args, const char *run_dir, const bench_training *training) {
     char log_every[1024];
     moe_ctx *ctx;
+    cli_say(args, "%s", training->name);
     int code = cli_setting(args, args->config, "train.log_every", log_every);
     if (code == 0) code = cli_context_create(args, NULL, 0, &ctx);
     if (code) return code;
@@ -71,8 +84,10 @@ static int load_settings(cli_args *args, const bench_training *training) {
     return code;
 }
 
-/* One training in settings of its own: the files, the preset, the command line, what the bench sets. */
-static int train_one(cli_args *args, const char *base, const bench_training *training) {
+/* Does `work` in the settings of one training: the files, the preset, the command line, what the bench sets.
+ */
+static int with_settings(cli_args *args, const char *base, const bench_training *training,
+                         int (*work)(cli_args *args, const char *run_dir, const bench_training *training)) {
     char run_dir[RUN_PATH];
     moe_error error;
     int code = run_files_path(args, base, training->name, run_dir);
@@ -84,8 +99,7 @@ static int train_one(cli_args *args, const char *base, const bench_training *tra
         return cli_fail(args, status, "%s", error.text);
     }
     code = load_settings(args, training);
-    if (code == 0) cli_say(args, "%s", training->name);
-    if (code == 0) code = train(args, run_dir, training);
+    if (code == 0) code = work(args, run_dir, training);
     moe_lm_config_destroy(args->config);
     args->config = outer;
     return code;
@@ -112,7 +126,7 @@ static int train_beside(cli_args *args, const char *base, const bench_training *
                 cli_fail(args, MOE_ERR_MEMORY, "no process for %s: %s", trainings[i].name, strerror(errno));
             break;
         }
-        if (process == 0) _exit(train_one(args, base, &trainings[i]));
+        if (process == 0) _exit(with_settings(args, base, &trainings[i], train));
         if (++running < jobs) continue;
         code = wait_for_one(code);
         --running;
@@ -124,10 +138,11 @@ static int train_beside(cli_args *args, const char *base, const bench_training *
 int bench_train(cli_args *args, const char *run, const bench_training *trainings, size_t n, int64_t jobs) {
     const char *base = cli_text(args, "run") ? cli_text(args, "run") : run;
     int code = cli_text(args, "output") ? cli_output_check(args, cli_text(args, "output")) : 0;
+    for (size_t i = 0; i < n && code == 0; ++i) code = with_settings(args, base, &trainings[i], check);
     if (code) return code;
     cli_signals_catch(NULL);
     if (jobs > 1) return train_beside(args, base, trainings, n, jobs);
-    for (size_t i = 0; i < n && code == 0; ++i) code = train_one(args, base, &trainings[i]);
+    for (size_t i = 0; i < n && code == 0; ++i) code = with_settings(args, base, &trainings[i], train);
     return code;
 }
 

@@ -35,7 +35,8 @@ typedef struct cli_verb {
     cli_keys keys;
     const char *key_prefixes; /* space-separated; "": every key */
     int max_operands;
-    int (*run)(cli_args *args); /* returns the exit code */
+    bool (*is_operand)(const char *text); /* of word=...: that it is no setting; NULL: all are settings */
+    int (*run)(cli_args *args);           /* returns the exit code */
 } cli_verb;
 
 struct cli_args {

@@ -195,6 +195,7 @@ static int parse_letters(cli_args *args, int argc, char **argv, int *i) {
 
 /* An operand of the form word=value is an assignment; ./word=value is a file. */
 static bool looks_like_assignment(const cli_args *args, const char *text) {
+    if (args->verb->is_operand && args->verb->is_operand(text)) return false;
     size_t length = strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-");
     return args->n_keys > 0 && length > 0 && text[0] != '.' && text[length] == '=';
 }

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -144,12 +145,31 @@ int cli_file_read(cli_args *args, const char *path, char **text, size_t *length)
     return 0;
 }
 
+/* Where a file of this path stands. */
+static bool directory_of(const char *path, char *directory, size_t size) {
+    const char *slash = strrchr(path, '/');
+    const int n = slash ? snprintf(directory, size, "%.*s", (int)(slash - path) + 1, path)
+                        : snprintf(directory, size, ".");
+    return n > 0 && (size_t)n < size;
+}
+
+/* Of a full disk how much is missing, as the library's writers say it. */
+static int fail_to_write(cli_args *args, const char *path, size_t length, int why) {
+    char room[96] = "", directory[4096];
+    struct statvfs info;
+    if ((why == ENOSPC || why == EDQUOT) && directory_of(path, directory, sizeof directory) &&
+        statvfs(directory, &info) == 0)
+        snprintf(room, sizeof room, "; %zu bytes are needed, its file system has %llu free", length,
+                 (unsigned long long)info.f_bavail * info.f_frsize);
+    return cli_fail(args, MOE_ERR_IO, "%s: %s%s", path, strerror(why), room);
+}
+
 int cli_file_write(cli_args *args, const char *path, const char *text, size_t length) {
     char part[4096];
     if (snprintf(part, sizeof part, "%s.part", path) >= (int)sizeof part)
         return cli_fail(args, MOE_ERR_ARGUMENT, "%s: the path is too long", path);
     FILE *file = fopen(part, "wb");
-    if (!file) return cli_fail(args, MOE_ERR_IO, "%s: %s", part, strerror(errno));
+    if (!file) return fail_to_write(args, path, length, errno);
     bool written = fwrite(text, 1, length, file) == length && fflush(file) == 0 && fsync(fileno(file)) == 0;
     int why = errno;
     bool closed = fclose(file) == 0;
@@ -157,7 +177,7 @@ int cli_file_write(cli_args *args, const char *path, const char *text, size_t le
     if (written && closed && rename(part, path) == 0) return 0;
     if (written && closed) why = errno;
     remove(part);
-    return cli_fail(args, MOE_ERR_IO, "%s: %s", path, strerror(why));
+    return fail_to_write(args, path, length, why);
 }
 
 bool cli_file_exists(const char *path) {
@@ -169,11 +189,9 @@ int cli_output_check(cli_args *args, const char *path) {
     struct stat info;
     if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
         return cli_fail(args, MOE_ERR_ARGUMENT, "%s: is there and is no plain file; name another", path);
-    const char *slash = strrchr(path, '/');
-    char directory[4096] = ".";
-    if (slash && (size_t)(slash - path) + 2 > sizeof directory)
+    char directory[4096];
+    if (!directory_of(path, directory, sizeof directory))
         return cli_fail(args, MOE_ERR_ARGUMENT, "%s: the path is too long", path);
-    if (slash) snprintf(directory, sizeof directory, "%.*s", (int)(slash - path) + 1, path);
     if (access(directory, W_OK | X_OK) == 0) return 0;
     return cli_fail(args, MOE_ERR_IO, "%s: cannot write there: %s", path, strerror(errno));
 }

@@ -189,5 +189,6 @@ const cli_verb cmd_bench = {
     .keys = CLI_KEYS_LM,
     .key_prefixes = "",
     .max_operands = 64,
+    .is_operand = bench_problem_begins,
     .run = run,
 };

@@ -37,6 +37,8 @@ static void test_words(void **state) {
     assert_string_equal(parse("int4g128").format, "int4");
     assert_int_equal(parse("int4g128").group, 128);
     assert_true(parse("k1,saved=mxfp8,bf16").saved_mxfp8 && !p.saved_mxfp8);
+    assert_true(bench_problem_begins("skew=even,e4") && bench_problem_begins("act=gelu"));
+    assert_false(bench_problem_begins("moe.top_k=3") || bench_problem_begins("e4,skew=even"));
     assert_true(bench_problem_flop(&p, 11) == 2.0 * 11 * 5 * 3 * 13 * 17);
 }
 
