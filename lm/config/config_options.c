@@ -140,10 +140,10 @@ static const moe_option options[] = {
 
     {"data.train", "train_file",
      MOE_OPT_TEXT, AT(data.train), "", 0, MOELM_PATH, NULL,
-     "text to learn from"},
+     "text to learn from; a relative path begins in the current directory, in a file too"},
     {"data.eval", "validation_file",
      MOE_OPT_TEXT, AT(data.eval), "", 0, MOELM_PATH, NULL,
-     "held-out text, never learned from; empty: none"},
+     "held-out text, never learned from, its path as that of data.train; empty: none"},
 
     {"run.dir", "output_dir",
      MOE_OPT_TEXT, AT(run.dir), "", 0, MOELM_PATH, NULL,

@@ -79,7 +79,7 @@ static moe_status make_tensors(moe_lm *lm) {
     carve_tensors(lm, &arena);
     lm->value_bytes = arena.used;
     lm->values = moe_ctx_alloc(lm->ctx, lm->value_bytes);
-    if (!lm->values) return MOE_ERR_MEMORY;
+    if (!lm->values) return moei_ctx_no_memory(lm->ctx, "weights of the model but for its experts");
     memset(lm->values, 0, lm->value_bytes); /* the gaps between tensors too */
     arena = (moei_arena){.base = lm->values};
     carve_tensors(lm, &arena);

@@ -4,6 +4,8 @@
  */
 #include "model/model.h"
 
+#include "core/ctx.h"
+
 #include <string.h>
 
 /* Logits of a chunk of rows take at most this many numbers (or one row). */
@@ -115,7 +117,7 @@ static moe_status reserve_grads(moe_lm *lm) {
     moei_arena arena = {0};
     carve_grads(lm, &arena);
     lm->grads = moe_ctx_alloc(lm->ctx, arena.used);
-    if (!lm->grads) return MOE_ERR_MEMORY;
+    if (!lm->grads) return moei_ctx_no_memory(lm->ctx, "gradients of the model but for its experts");
     lm->grad_bytes = arena.used;
     memset(lm->grads, 0, lm->grad_bytes);
     arena = (moei_arena){.base = lm->grads};
@@ -156,7 +158,8 @@ moe_status moe_lm_reserve(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mo
     carve(lm, &arena, &mem);
     mem.bytes = arena.used;
     mem.block = moe_ctx_alloc(lm->ctx, mem.bytes);
-    if (!mem.block) return MOE_ERR_MEMORY;
+    if (!mem.block)
+        return moei_ctx_no_memory(lm->ctx, "activations of %lld tokens at once", (long long)mem.max_rows);
     arena = (moei_arena){.base = mem.block};
     carve(lm, &arena, &mem);
     moe_ctx_free(lm->ctx, lm->memory.block, lm->memory.bytes);
@@ -178,7 +181,8 @@ moe_status moelm_reserve_cache(moe_lm *lm, int64_t capacity) {
     carve_cache(lm, &arena, &cache);
     cache.bytes = arena.used;
     cache.block = moe_ctx_alloc(lm->ctx, cache.bytes);
-    if (!cache.block) return MOE_ERR_MEMORY;
+    if (!cache.block)
+        return moei_ctx_no_memory(lm->ctx, "keys and values of %lld tokens", (long long)cache.capacity);
     arena = (moei_arena){.base = cache.block};
     carve_cache(lm, &arena, &cache);
     moe_ctx_free(lm->ctx, lm->cache.block, lm->cache.bytes);

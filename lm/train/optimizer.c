@@ -9,6 +9,7 @@
 #include <moekit/op.h>
 
 #include "core/arena.h"
+#include "core/ctx.h"
 #include "core/real.h"
 
 #include <math.h>
@@ -58,7 +59,7 @@ moe_status moelm_optimizer_create(moe_ctx *ctx, const moe_lm *lm, moelm_optimize
     moei_arena arena = {0};
     MOEI_TRY(carve(&arena, lm, optimizer));
     void *block = moe_ctx_alloc(ctx, arena.used);
-    if (!block) return MOE_ERR_MEMORY;
+    if (!block) return moei_ctx_no_memory(ctx, "moments of AdamW");
     optimizer->bytes = arena.used;
     memset(block, 0, optimizer->bytes);
     arena = (moei_arena){.base = block};

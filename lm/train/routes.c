@@ -126,8 +126,8 @@ static moe_status check_facts(const moelm_safetensors *file, const char *path, c
                                   path, key);
         if (strcmp(found, value) != 0)
             return moei_error_set(error, MOE_ERR_INPUT,
-                                  "%s: was recorded with another %s: %.80s, and this evaluation has %s", path,
-                                  key, found, value);
+                                  "%s: was recorded with %s %.80s, and this evaluation has %s", path, key,
+                                  found, value);
     }
     return MOE_OK;
 }

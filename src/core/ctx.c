@@ -43,6 +43,16 @@ moe_status moei_ctx_need(moe_ctx *ctx, const char *call, const char *field, cons
     return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: %s is NULL; this call needs it", call, field);
 }
 
+moe_status moei_ctx_no_memory(moe_ctx *ctx, const char *format, ...) {
+    char purpose[120];
+    const moe_error refused = ctx->error;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(purpose, sizeof purpose, format, args);
+    va_end(args);
+    return moe_ctx_fail(ctx, MOE_ERR_MEMORY, "%s: %s", purpose, refused.text);
+}
+
 moe_status moei_ctx_desc_read(moe_ctx *ctx, void *ours, size_t our_size, const void *given,
                               const char *name) {
     moe_error error;

@@ -41,6 +41,9 @@ struct moe_ctx {
 /* moei_error_need for those who have a context, or were given none: then the status alone tells it. */
 moe_status moei_ctx_need(moe_ctx *ctx, const char *call, const char *field, const void *ptr);
 
+/* Says what the memory was for that has just been refused; returns MOE_ERR_MEMORY. */
+moe_status moei_ctx_no_memory(moe_ctx *ctx, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
 /* desc.h for those who have a context. */
 moe_status moei_ctx_desc_read(moe_ctx *ctx, void *ours, size_t our_size, const void *given, const char *name);
 moe_status moei_ctx_desc_check_out(moe_ctx *ctx, const void *out, size_t our_size, const char *name);

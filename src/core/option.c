@@ -137,7 +137,8 @@ static moe_status set_integer(const moe_option *row, void *base, const char *val
 static moe_status set_real(const moe_option *row, void *base, const char *value, moe_error *error) {
     char *end;
     double number = moei_real_parse(value, &end);
-    if (end == value || *end || !isfinite(number))
+    const bool hexadecimal = strpbrk(value, "xX") != NULL; /* as of whole numbers, decimal only */
+    if (end == value || *end || !isfinite(number) || hexadecimal)
         return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: '%s' is not a finite number", row->key, value);
     if (number < row->min || number > row->max) return out_of_range(row, value, error);
     if (row->type == MOE_OPT_FLOAT)

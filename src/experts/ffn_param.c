@@ -97,7 +97,9 @@ static moe_status create_param(moei_ffn *f, int32_t index) {
     param_shape(f, index, &param);
     const size_t bytes = param_bytes(&param);
     f->value[index] = moei_memory_alloc(f->ctx, bytes);
-    if (!f->value[index]) return MOE_ERR_MEMORY;
+    if (!f->value[index])
+        return moei_ctx_no_memory(f->ctx, "%s of %d experts of width %d", param.name, f->desc.n_experts,
+                                  f->desc.d_hidden);
     if (index != MOEI_FFN_UP && index != MOEI_FFN_DOWN)
         return moei_memory_clear(f->ctx, f->value[index], bytes);
     void *view = moei_memory_open(f->ctx, f->value[index], bytes);

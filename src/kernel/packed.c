@@ -146,7 +146,7 @@ static moe_status pack(moe_packed *p, const void *b) {
     moe_ctx *ctx = p->ctx;
     const size_t b_bytes = (size_t)p->n_groups * (size_t)(p->k * p->n) * moe_dtype_bytes(p->dtype);
     p->data = moei_memory_alloc(ctx, p->bytes);
-    if (!p->data) return MOE_ERR_MEMORY;
+    if (!p->data) return moei_ctx_no_memory(ctx, "packed weights");
     if (!ctx->host) return pack_host(p, b, p->data);
     void *here = moe_ctx_alloc(ctx, b_bytes), *view = moei_memory_open(ctx, p->data, p->bytes);
     moe_status status = here && view ? moei_memory_copy(ctx, here, b, b_bytes) : MOE_ERR_MEMORY;

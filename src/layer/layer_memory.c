@@ -210,10 +210,9 @@ static moe_status allocate_grads(moe_layer *layer) {
         moei_layer_param *param = &layer->param[i];
         if (!is_trained(param)) continue;
         param->grad = moei_memory_alloc(layer->ctx, param->grad_bytes);
-        if (!param->grad || moei_memory_clear(layer->ctx, param->grad, param->grad_bytes) != MOE_OK) {
-            moei_layer_free_grads(layer);
-            return MOE_ERR_MEMORY;
-        }
+        if (param->grad && moei_memory_clear(layer->ctx, param->grad, param->grad_bytes) == MOE_OK) continue;
+        moei_layer_free_grads(layer);
+        return moei_ctx_no_memory(layer->ctx, "gradient of %s", param->name);
     }
     bind_grads(layer);
     return MOE_OK;
@@ -274,10 +273,10 @@ static moe_status allocate(moe_layer *layer, const moe_layer_bytes *bytes, moe_m
     moe_ctx *ctx = layer->ctx;
     const bool shares = layer->scratch_owner != NULL;
     void *saved = block_of(ctx, layer->saved_block, layer->saved_bytes, bytes->saved), *scratch = NULL;
-    moe_status status = saved ? MOE_OK : MOE_ERR_MEMORY;
+    moe_status status = saved ? MOE_OK : moei_ctx_no_memory(ctx, "what a layer keeps of a batch");
     if (status == MOE_OK && !shares) {
         scratch = block_of(ctx, layer->scratch_block, layer->scratch_bytes, bytes->scratch);
-        if (!scratch) status = MOE_ERR_MEMORY;
+        if (!scratch) status = moei_ctx_no_memory(ctx, "scratch of a layer");
     }
     if (status == MOE_OK && mode == MOE_TRAIN) status = allocate_grads(layer);
     if (status != MOE_OK) {

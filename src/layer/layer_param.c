@@ -45,7 +45,7 @@ moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void *
     moei_layer_param entry = {.own = *shape, .grad_slot = grad};
     moei_layer_count_param(&entry, shape);
     entry.own.value = moei_memory_alloc(layer->ctx, entry.bytes);
-    if (!entry.own.value) return MOE_ERR_MEMORY;
+    if (!entry.own.value) return moei_ctx_no_memory(layer->ctx, "%s", shape->name);
     const moe_status cleared = moei_memory_clear(layer->ctx, entry.own.value, entry.bytes);
     if (cleared != MOE_OK) {
         moei_memory_free(layer->ctx, entry.own.value, entry.bytes);

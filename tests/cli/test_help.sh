@@ -55,6 +55,12 @@ expect 2 "$MOEKIT" generate -m . -n many
 says err "'many' is not a whole number"
 expect 2 "$MOEKIT" generate -m . --top-p 1.5
 says err 'from 0 to 1'
+expect 2 "$MOEKIT" generate -m . --top-p 0
+says err '--temp 0 takes the likeliest'
+expect 2 "$MOEKIT" generate -m . --temp 0x1
+says err "'0x1' is not a number"
+expect 2 "$MOEKIT" generate -m . -p ''
+says err 'a prompt needs at least one byte'
 expect 2 "$MOEKIT" doctor --json=yes
 says err 'takes no value'
 expect 2 "$MOEKIT" report something

@@ -96,6 +96,9 @@ cp run/eval.json kept.json
 expect 0 "$MOEKIT" eval --run run --bytes 100
 says err 'eval\.json is left alone: this is a part of the text'
 cmp run/eval.json kept.json || complain 'a part of the text took the place of the whole one in eval.json'
+expect 3 "$MOEKIT" eval --run run --text gone.txt
+says err 'gone\.txt: no such text file'
+grep -q 'left alone' err && complain 'eval speaks of eval.json before it knows its text'
 printf x >one.txt
 expect 3 "$MOEKIT" eval --run run --text one.txt
 says err 'one\.txt has 1 byte; it takes 2'
@@ -132,6 +135,11 @@ grep -qi 'held-out' same/report.html && complain 'a text that was trained on is 
 expect 0 "$MOEKIT" generate --run same -m run/checkpoints/step-00000030 -n 5
 says err 'sample\.txt is left alone'
 [ -e same/sample.txt ] && complain 'sample.txt of another checkpoint'
+mkdir same/sample.txt
+expect 2 "$MOEKIT" generate --run same -n 5
+says err 'sample\.txt: is there and is no plain file'
+[ -s out ] && complain 'text was drawn that has no place'
+rmdir same/sample.txt
 
 expect 0 "$MOEKIT" generate --run run -p 'And the' -n 40 -s 5
 [ "$(wc -c <out)" -eq 41 ] || complain "40 bytes and a line break were wanted: $(wc -c <out)"

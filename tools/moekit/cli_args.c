@@ -317,7 +317,7 @@ int cli_real(cli_args *args, const char *option, double min, double max, double 
     if (!text) return 0;
     char *end;
     double value = strtod(text, &end);
-    if (end == text || *end || !(value >= min && value <= max))
+    if (end == text || *end || strpbrk(text, "xX") || !(value >= min && value <= max))
         return cli_fail(args, MOE_ERR_ARGUMENT, "--%s: '%s' is not a number from %g to %g", option, text, min,
                         max);
     *number = value;

@@ -31,9 +31,18 @@ typedef struct evaluation {
     moe_lm_eval_result result;
 } evaluation;
 
-static bool is_cut(const evaluation *eval) {
+static int check_text(cli_args *args, evaluation *eval) {
     struct stat info;
-    return eval->max_bytes && stat(eval->text, &info) == 0 && eval->max_bytes < info.st_size;
+    if (stat(eval->text, &info) != 0)
+        return cli_fail(args, MOE_ERR_INPUT, "%s: no such text file", eval->text);
+    if (!S_ISREG(info.st_mode))
+        return cli_fail(args, MOE_ERR_INPUT, "%s: is no plain file; name a text", eval->text);
+    eval->n_bytes = info.st_size;
+    return 0;
+}
+
+static bool is_cut(const evaluation *eval) {
+    return eval->max_bytes && eval->max_bytes < eval->n_bytes;
 }
 
 /* eval.json is what the run's newest checkpoint makes of the run's own text; the report calls it that. */
@@ -66,6 +75,8 @@ static int find_files(cli_args *args, evaluation *eval) {
     if (!*eval->text)
         return cli_fail(args, MOE_ERR_ARGUMENT, "name the text: --text FILE%s",
                         run ? " (the run's data.eval is empty)" : "");
+    code = check_text(args, eval);
+    if (code) return code;
     if (output)
         snprintf(eval->json, sizeof eval->json, "%s", output);
     else if (run)
@@ -78,13 +89,7 @@ static int find_files(cli_args *args, evaluation *eval) {
 
 /* The compressors get the very bytes the model gets. With --bytes these are a part of the file. */
 static int measure_baselines(cli_args *args, evaluation *eval) {
-    struct stat info;
-    if (stat(eval->text, &info) != 0)
-        return cli_fail(args, MOE_ERR_INPUT, "%s: no such text file", eval->text);
-    if (!S_ISREG(info.st_mode))
-        return cli_fail(args, MOE_ERR_INPUT, "%s: is no plain file; name a text", eval->text);
-    eval->n_bytes = info.st_size;
-    if (eval->max_bytes && eval->max_bytes < eval->n_bytes) {
+    if (is_cut(eval)) {
         eval->n_bytes = eval->max_bytes;
         cli_say(args, "compressors are left out: they would see the whole text");
         return 0;

@@ -11,7 +11,7 @@ static const cli_option options[] = {
     {"run",       0,   "DIR",  "a run: its newest checkpoint; receives sample.txt"             },
     {"model",     'm', "DIR",  "a checkpoint directory"                                        },
     {"dtype",     0,   "TYPE", "compute in f32 or bf16; else as the checkpoint is stored"      },
-    {"prompt",    'p', "TEXT", "the text to continue; else a line break"                       },
+    {"prompt",    'p', "TEXT", "the text to continue; left out: a line break"                  },
     {"file",      'f', "FILE", "the text to continue, from a file"                             },
     {"n-predict", 'n', "N",    "bytes to draw (256)"                                           },
     {"temp",      0,   "X",    "temperature; 0 takes the likeliest byte (0.8)"                 },
@@ -25,7 +25,8 @@ static const cli_option options[] = {
 
 typedef struct sample {
     run_files files;
-    char *text; /* prompt, then what was drawn */
+    char output[RUN_PATH]; /* where the sample goes; "": nowhere */
+    char *text;            /* prompt, then what was drawn */
     size_t n_prompt, n_text, room;
     bool stream, terminal;
     unsigned char last; /* byte drawn */
@@ -42,12 +43,14 @@ static int read_prompt(cli_args *args, sample *self) {
         int code = cli_file_read(args, file, &text, &self->n_prompt);
         if (code) return code;
     } else {
-        if (!prompt || !*prompt) prompt = "\n"; /* a model needs something to continue */
+        if (!prompt) prompt = "\n"; /* a model needs something to continue */
         self->n_prompt = strlen(prompt);
     }
     if (self->n_prompt == 0) {
         free(text);
-        return cli_fail(args, MOE_ERR_INPUT, "%s: empty; a prompt needs at least one byte", file);
+        return cli_fail(args, file ? MOE_ERR_INPUT : MOE_ERR_ARGUMENT,
+                        "%s: empty; a prompt needs at least one byte, or leave it out for a line break",
+                        file ? file : "--prompt");
     }
     self->room = self->n_prompt + (size_t)self->n_new;
     self->text = malloc(self->room);
@@ -66,6 +69,9 @@ static int read_options(cli_args *args, sample *self) {
     if (code == 0) code = cli_real(args, "temp", 0, 1000, &temperature);
     if (code == 0) code = cli_integer(args, "top-k", 0, INT32_MAX, &top_k);
     if (code == 0) code = cli_real(args, "top-p", 0, 1, &top_p);
+    if (code == 0 && top_p == 0)
+        code = cli_fail(args, MOE_ERR_ARGUMENT,
+                        "--top-p: 0 leaves no byte to draw; 1 draws from all, --temp 0 takes the likeliest");
     if (code == 0) code = cli_integer(args, "seed", 0, INT64_MAX, &seed);
     if (code == 0) code = run_files_find(args, &self->files);
     self->stream = !args->json;
@@ -150,16 +156,22 @@ static void print_json(const sample *self) {
     printf("}\n");
 }
 
-static int finish(cli_args *args, const sample *self) {
-    char path[RUN_PATH];
-    bool save = self->files.run && !cli_flag(args, "no-save") && !cli_flag(args, "dry-run");
-    if (save && !run_files_is_newest(&self->files)) {
+/* Where the sample goes; that it can be written is asked before anything is drawn. */
+static int find_output(cli_args *args, sample *self) {
+    const bool save = self->files.run && !cli_flag(args, "no-save") && !cli_flag(args, "dry-run");
+    self->output[0] = '\0';
+    if (!save) return 0;
+    if (!run_files_is_newest(&self->files)) {
         cli_say(args, "%s/sample.txt is left alone: this is another checkpoint than the run's newest",
                 self->files.run);
-        save = false;
+        return 0;
     }
-    int code = save ? run_files_path(args, self->files.run, "sample.txt", path) : 0;
-    if (code == 0 && save) code = cli_file_write(args, path, self->text, self->n_text);
+    const int code = run_files_path(args, self->files.run, "sample.txt", self->output);
+    return code ? code : cli_output_check(args, self->output);
+}
+
+static int finish(cli_args *args, const sample *self) {
+    const int code = *self->output ? cli_file_write(args, self->output, self->text, self->n_text) : 0;
     if (code) return code;
     if (args->json) print_json(self);
     if (args->verbose)
@@ -172,6 +184,7 @@ static int run(cli_args *args) {
     sample self = {.text = NULL};
     int code = read_options(args, &self);
     if (code == 0) code = read_prompt(args, &self);
+    if (code == 0) code = find_output(args, &self);
     if (code == 0) code = generate(args, &self);
     if (code == 0) code = finish(args, &self);
     free(self.text);

@@ -12,6 +12,7 @@ int run_files_find(cli_args *args, run_files *files) {
         return cli_fail(args, MOE_ERR_ARGUMENT, "name a run (--run DIR) or a checkpoint (-m DIR)");
     if (files->run && !cli_file_exists(files->run))
         return cli_fail(args, MOE_ERR_INPUT, "%s: no such run directory", files->run);
+    files->named = model != NULL;
     if (model) {
         if (strlen(model) >= sizeof files->checkpoint)
             return cli_fail(args, MOE_ERR_ARGUMENT, "--model: the path is too long");
@@ -51,15 +52,28 @@ bool run_files_same(const char *a, const char *b) {
 
 bool run_files_is_newest(const run_files *files) {
     char newest[RUN_PATH];
+    if (!files->named) return true;
     return moe_lm_newest_checkpoint(files->run, newest, sizeof newest, NULL) == MOE_OK &&
            run_files_same(files->checkpoint, newest);
 }
 
-int run_files_load(cli_args *args, const run_files *files, moe_ctx **ctx, moe_lm **lm) {
+/* Whether the run has another newest checkpoint now than the one that could not be opened. */
+static bool moved_on(run_files *files) {
+    char newest[RUN_PATH];
+    if (files->named || moe_lm_newest_checkpoint(files->run, newest, sizeof newest, NULL) != MOE_OK ||
+        strcmp(newest, files->checkpoint) == 0)
+        return false;
+    strcpy(files->checkpoint, newest);
+    return true;
+}
+
+int run_files_load(cli_args *args, run_files *files, moe_ctx **ctx, moe_lm **lm) {
     int code = cli_settings_load(args, NULL, 0);
     if (code == 0) code = cli_context_create(args, NULL, 0, ctx);
     if (code) return code;
-    moe_status status = moe_lm_load_as(*ctx, files->checkpoint, cli_text(args, "dtype"), lm);
+    moe_status status;
+    do status = moe_lm_load_as(*ctx, files->checkpoint, cli_text(args, "dtype"), lm);
+    while (status == MOE_ERR_INPUT && moved_on(files));
     if (status == MOE_OK) return 0;
     code = cli_fail(args, status, "%s", moe_ctx_error(*ctx));
     moe_ctx_destroy(*ctx);

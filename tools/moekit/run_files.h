@@ -9,7 +9,8 @@ enum { RUN_PATH = 4096 };
 
 typedef struct run_files {
     const char *run;           /* --run, NULL: not given */
-    char checkpoint[RUN_PATH]; /* --model, else the newest of the run */
+    char checkpoint[RUN_PATH]; /* --model, else the newest of the run when it was looked for */
+    bool named;                /* by --model */
 } run_files;
 
 int run_files_find(cli_args *args, run_files *files);
@@ -19,9 +20,10 @@ int run_files_path(cli_args *args, const char *run, const char *name, char path[
 int run_files_setting(cli_args *args, const char *run, const char *key, char text[1024]);
 /* Whether two paths name one file or directory. */
 bool run_files_same(const char *a, const char *b);
-/* Whether files->checkpoint is the newest of files->run. */
+/* Whether files->checkpoint is the newest of files->run, or was when nobody named another. */
 bool run_files_is_newest(const run_files *files);
-/* Opens files->checkpoint in a new context; the caller destroys both. */
-int run_files_load(cli_args *args, const run_files *files, moe_ctx **ctx, moe_lm **lm);
+/* Opens files->checkpoint in a new context; the caller destroys both. A run that goes on removes its older
+ * checkpoints: where that was the one looked for, the newest is looked for again. */
+int run_files_load(cli_args *args, run_files *files, moe_ctx **ctx, moe_lm **lm);
 
 #endif

@@ -66,6 +66,7 @@ static void values_are_parsed_and_bounded(void **state) {
         {"single", "1",                    true },
         {"single", "1.1",                  false},
         {"single", "inf",                  false},
+        {"single", "0x1p-1",               false},
         {"wide",   "nan",                  false},
         {"choice", "green",                true },
         {"choice", "gren",                 false},

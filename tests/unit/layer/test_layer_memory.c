@@ -67,6 +67,7 @@ static bool refused_at(int64_t n, moe_mode before) {
     if (status != MOE_OK) {
         moe_routing_view view = {.size = sizeof view};
         assert_int_equal(status, MOE_ERR_MEMORY);
+        assert_non_null(strstr(moe_ctx_error(ctx), ": cannot allocate ")); /* for what is said before */
         assert_int_equal(m.bytes, used);
         assert_int_equal(gradients_shown(ctx, layer), shown);
         must(ctx, moe_layer_routing(layer, &view)); /* still that of the last forward */
