@@ -1,5 +1,6 @@
 # A front door over CMake. `make help` lists what is behind it.
 MOEKIT := build/release/moekit
+DEMO := build/demo/moekit
 DEMO_CONFIG := configs/demo.yaml
 DEMO_RUN := runs/demo
 DEMO_PROMPT := And it came to pass
@@ -8,7 +9,8 @@ DEMO_PROMPT := And it came to pass
 
 help:
 	@echo 'make build      the libraries and the command, in build/release, and build/tests/golden'
-	@echo 'make demo       from nothing to a trained, measured and explained language model: runs/demo/report.html'
+	@echo 'make demo       from nothing to a trained, measured and explained language model: runs/demo/report.html;'
+	@echo '                its command, without CUDA, is build/demo/moekit'
 	@echo 'make check      all tests and checks; the last line is "N passed, N failed"'
 	@echo 'make check-arm  kernels and layer on 64-bit Arm: cross-compiled, tested under qemu-user'
 	@echo 'make check-isa  kernels and layer on processors without AVX2, without AVX-512: under qemu-user'
@@ -26,12 +28,13 @@ build:
 
 demo:
 	@scripts/install-deps.sh demo
-	@$(MAKE) --no-print-directory build
+	@cmake --preset demo --log-level=WARNING >/dev/null
+	@cmake --build --preset demo --target moekit-cli
 	@scripts/get-kjv.sh
-	$(MOEKIT) train $(DEMO_CONFIG) --run $(DEMO_RUN) --move-old
-	$(MOEKIT) eval --run $(DEMO_RUN)
-	$(MOEKIT) generate --run $(DEMO_RUN) --prompt '$(DEMO_PROMPT)'
-	$(MOEKIT) report --run $(DEMO_RUN)
+	$(DEMO) train $(DEMO_CONFIG) --run $(DEMO_RUN) --move-old
+	$(DEMO) eval --run $(DEMO_RUN)
+	$(DEMO) generate --run $(DEMO_RUN) --prompt '$(DEMO_PROMPT)'
+	$(DEMO) report --run $(DEMO_RUN)
 
 check:
 	@scripts/run-tests.sh
