@@ -252,8 +252,9 @@ static void test_other_models(void **state) {
         {"moe.num_experts", "4" },
         {"model.context",   "16"}
     };
-    static const char *const words[] = {"routes: tensor 'layer.2.", "layer.0.expert", "recorded with layers 3, ",
-                                        "this layer has experts 0 .. 3", "recorded with window 32, "};
+    static const char *const words[] = {"routes: tensor 'layer.2.", "layer.0.expert",
+                                        "recorded with layers 3, ", "this layer has experts 0 .. 3",
+                                        "recorded with window 32, "};
     char *text = put_text(state, "text", 1), *path = scratch_path(state, "routes");
     moe_ctx *ctx = make_ctx(3);
     moe_lm *lm = make_model(ctx, NULL);
