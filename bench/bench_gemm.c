@@ -1,7 +1,8 @@
 /* bench_gemm.c: how fast the grouped products of this machine run, and what share of its peak that is.
- *   bench_gemm [problem [threads [isa]]]    problem: e8,t4096,d256,n256,k2[,bf16][,zipf] (experts, tokens, d,
- * hidden width, top-k; loads by Zipf's law instead of even ones). Products as a swiglu layer makes them: act
- * x W1 [R,d]x[d,2n], store h W2 [R,n]x[n,d], act_grad dy W2^T [R,d]x[d,n], outer dW2 += (w a)^T dy. Peak:
+ *   bench_gemm [problem [threads [isa]]]    problem: e8,t4096,d256,n256,k2[,bf16][,zipf][,packed=int4]
+ * (experts, tokens, d, hidden width, top-k; loads by Zipf's law instead of even ones; a format of quant.h).
+ * Products as a swiglu layer makes them: act x W1 [R,d]x[d,2n], store h W2 [R,n]x[n,d], both once more with
+ * packed weights if asked, act_grad dy W2^T [R,d]x[d,n], outer dW2 += (w a)^T dy. Peak:
  * registers only, of the row's own instructions, the best so far, measured anew before every line, as other
  * processes come and go.
  */
@@ -12,12 +13,15 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include <moekit/quant.h>
+
 #include "kernel/kernel_list.h"
 
 typedef struct problem {
     int64_t experts, tokens, d, n, k;
     moe_dtype dtype;
     bool zipf;
+    const char *format; /* of packed weights; NULL: none */
 } problem;
 
 typedef struct bench {
@@ -25,6 +29,7 @@ typedef struct bench {
     problem size;
     int64_t rows, *offset;
     int32_t *a_row;
+    moe_packed *packed[2]; /* w1, w2 */
     void *x, *w1, *w2, *z, *h, *y, *dy, *dz, *wa, *dweight, *part, *dw2;
 } bench;
 
@@ -83,6 +88,29 @@ static void spread(const problem *s, int64_t rows, int64_t *offset) {
     }
 }
 
+static moe_packed *pack(moe_ctx *ctx, const problem *s, const void *b, int64_t k, int64_t n, int32_t n_runs) {
+    const moe_packed_desc desc = {.size = sizeof desc,
+                                  .format = s->format,
+                                  .dtype = s->dtype,
+                                  .n_groups = (int32_t)s->experts,
+                                  .k = k,
+                                  .n = n,
+                                  .n_runs = n_runs};
+    moe_packed *packed = NULL;
+    if (moe_packed_create(ctx, &desc, b, &packed) != MOE_OK) fail(moe_ctx_error(ctx));
+    return packed;
+}
+
+/* The context stays as long as what it packed. */
+static void pack_weights(bench *b) {
+    const problem *s = &b->size;
+    moe_ctx *ctx = NULL;
+    if (!s->format) return;
+    if (moe_ctx_create(NULL, &ctx, NULL) != MOE_OK) fail("no context");
+    b->packed[0] = pack(ctx, s, b->w1, s->d, 2 * s->n, 2);
+    b->packed[1] = pack(ctx, s, b->w2, s->n, s->d, 1);
+}
+
 static void setup(bench *b) {
     const problem *s = &b->size;
     int64_t rows = b->rows = s->tokens * s->k;
@@ -103,6 +131,7 @@ static void setup(bench *b) {
     b->h = numbers(t, rows * s->n, 1), b->wa = numbers(t, rows * s->n, 1), b->y = numbers(t, rows * s->d, 1);
     b->dw2 = numbers(wide, s->experts * s->n * s->d, 1);
     b->dweight = numbers(wide, rows, 1), b->part = numbers(wide, rows * moe_dweight_parts(s->n), 1);
+    pack_weights(b);
 }
 
 static moe_gemm_rows_args rows_args(const bench *b, moe_epilogue epilogue) {
@@ -135,6 +164,12 @@ static void run_rows(const bench *b, const moei_kernel_row *row, int which) {
     ((moei_gemm_rows_fn *)row->fn)(&b->team, &args);
 }
 
+static void run_packed(const bench *b, const moei_kernel_row *row, int which) {
+    moe_gemm_rows_args args = rows_args(b, (moe_epilogue)which);
+    args.b_packed = b->packed[which == MOE_EPI_ACT ? 0 : 1];
+    ((moei_gemm_rows_fn *)row->fn)(&b->team, &args);
+}
+
 static void run_outer(const bench *b, const moei_kernel_row *row, int which) {
     const problem *s = &b->size;
     (void)which;
@@ -163,10 +198,12 @@ typedef struct bench_case {
 } bench_case;
 
 static const bench_case cases[] = {
-    {"act",      "gemm_rows",  run_rows,  MOE_EPI_ACT,      4},
-    {"store",    "gemm_rows",  run_rows,  MOE_EPI_STORE,    2},
-    {"act_grad", "gemm_rows",  run_rows,  MOE_EPI_ACT_GRAD, 2},
-    {"outer",    "gemm_outer", run_outer, 0,                2},
+    {"act",          "gemm_rows",   run_rows,   MOE_EPI_ACT,      4},
+    {"store",        "gemm_rows",   run_rows,   MOE_EPI_STORE,    2},
+    {"act packed",   "gemm_packed", run_packed, MOE_EPI_ACT,      4},
+    {"store packed", "gemm_packed", run_packed, MOE_EPI_STORE,    2},
+    {"act_grad",     "gemm_rows",   run_rows,   MOE_EPI_ACT_GRAD, 2},
+    {"outer",        "gemm_outer",  run_outer,  0,                2},
 };
 
 /* Best of the runs that fit in half a second, three at least. */
@@ -183,7 +220,7 @@ static void measure(const bench *b, const bench_case *c, const moei_kernel_row *
         if (seconds < best) best = seconds;
     }
     double rate = (double)c->flop * (double)b->rows * (double)s->d * (double)s->n / best;
-    printf("%-9s %-20s %8.1f GFLOP/s %6.1f %% of %.1f %10.3f ms\n", c->name, row->name, rate * 1e-9,
+    printf("%-12s %-20s %8.1f GFLOP/s %6.1f %% of %.1f %10.3f ms\n", c->name, row->name, rate * 1e-9,
            100 * rate / top[row->isa], top[row->isa] * 1e-9, 1e3 * best);
 }
 
@@ -194,9 +231,11 @@ int main(int argc, char **argv) {
     int got = sscanf(text, "e%ld,t%ld,d%ld,n%ld,k%ld", &s->experts, &s->tokens, &s->d, &s->n, &s->k);
     s->dtype = strstr(text, ",bf16") ? MOE_BF16 : MOE_F32;
     s->zipf = strstr(text, ",zipf");
+    const char *packed = strstr(text, ",packed=");
+    if (packed) s->format = packed + strlen(",packed=");
     if (got != 5 || s->experts < 1 || s->tokens < 1 || s->d < 1 || s->n < 1 || s->k < 1 ||
         b.team.n_threads < 1)
-        fail("expected a problem like e8,t4096,d256,n256,k2,bf16 and a number of threads");
+        fail("expected a problem like e8,t4096,d256,n256,k2,bf16,packed=int4 and a number of threads");
     setup(&b);
     printf("%s, %d thread(s)\n", text, (int)b.team.n_threads);
     double top[MOEI_ISA_COUNT] = {0};
@@ -206,6 +245,7 @@ int main(int argc, char **argv) {
         for (size_t i = 0; i < count; ++i) {
             bool vector = rows[i].isa != MOEI_ISA_REF && moei_isa_supported(rows[i].isa);
             if (argc > 3) vector = vector && strcmp(argv[3], moei_isa_name(rows[i].isa)) == 0;
+            vector = vector && (s->format || cases[c].run != run_packed);
             if (vector && rows[i].serves >> s->dtype & 1 && strcmp(rows[i].op, cases[c].op) == 0)
                 measure(&b, &cases[c], &rows[i], top);
         }

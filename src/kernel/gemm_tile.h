@@ -31,17 +31,25 @@ static inline int64_t sum_at(int64_t i, int64_t j) {
     return i * SUM_LD + j;
 }
 
-/* A element (i, k) at a[i * a_i + k * a_k]. B a panel: sum[mr, NR] (+)= the chain of A B. With b_k, rows of B
- * where they are, b_k apart: the chain in sum[mr, NR] goes on. */
+/* Rows of B: of a panel, or, with ld, where they are, so far apart. */
+typedef struct moei_tile_rows {
+    const moei_operand *at;
+    int64_t ld;
+} moei_tile_rows;
+typedef moei_tile_rows moei_tile_b;
+
+/* A element (i, k) at a[i * a_i + k * a_k]. B a panel: sum[mr, NR] (+)= the chain of A B. B where it is: the
+ * chain in sum[mr, NR] goes on. */
 MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a_i, const int64_t a_k,
-                            const moei_operand *b, const int64_t b_k, int64_t kc, float *sum, bool add) {
-    const int64_t next = b_k ? b_k : NR;
+                            const moei_tile_b where, int64_t kc, float *sum, bool add) {
+    const moei_operand *b = where.at;
+    const int64_t next = where.ld ? where.ld : NR;
     vf acc[MR][NV];
     MOEI_UNROLL
     for (int i = 0; i < mr; ++i) {
         MOEI_UNROLL
         for (int v = 0; v < NV; ++v)
-            acc[i][v] = b_k && add ? vf_load(sum + i * SUM_LD + v * VF_N) : vf_zero();
+            acc[i][v] = where.ld && add ? vf_load(sum + i * SUM_LD + v * VF_N) : vf_zero();
     }
     for (int64_t k = 0; k < kc; ++k, a += a_k, b += next) {
         for (int v = 0; v < NR * 4; v += LINE) __builtin_prefetch((const char *)(b + AHEAD * next) + v);
@@ -58,7 +66,7 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a
         MOEI_UNROLL
         for (int v = 0; v < NV; ++v) {
             float *at = sum + i * SUM_LD + v * VF_N;
-            vf_store(at, add && !b_k ? vf_add(vf_load(at), acc[i][v]) : acc[i][v]);
+            vf_store(at, add && !where.ld ? vf_add(vf_load(at), acc[i][v]) : acc[i][v]);
         }
     }
 }

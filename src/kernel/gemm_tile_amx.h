@@ -20,9 +20,8 @@ enum {
     SECOND_HALF = TILE, /* numbers from a pair row's first vector to its second */
     FEW_ROWS = 16,      /* one tile of A: then B is packed a strip at a time, straight before its use, */
     FEW_ROWS_STREAMED = FEW_ROWS,
-    FEW_ROWS_TRANS = FEW_ROWS, /* stored as [n, k] too, */
-    FEW_ROWS_PACKED = FEW_ROWS,
-    FUSES_PACKED = 0, /* and packed weights, as tiles read memory */
+    FEW_ROWS_TRANS = FEW_ROWS,  /* stored as [n, k] too, */
+    FEW_ROWS_PACKED = FEW_ROWS, /* and packed weights, as tiles read memory */
     A_ROW = K_STEP,
     STRIP_LAG = 1, /* a strip is packed while the one before is multiplied: its tiles wait for the stores */
     FETCHES_B = 0, /* asking for the next block of B costs the tiles more than packing gains */

@@ -20,7 +20,6 @@ enum {
     FEW_ROWS_STREAMED = 0,
     FEW_ROWS_TRANS = 4,  /* or, stored as [n, k], packed a strip at a time, */
     FEW_ROWS_PACKED = 4, /* or out of packed weights; */
-    FUSES_PACKED = 1,    /* and they multiply those as they are read, */
     A_ROW = A_LD,        /* rows of A at this distance */
     STRIP_LAG = 0,       /* a strip is multiplied at once */
     FETCHES_B = 1,       /* the next block of B is asked for while this one is multiplied */
@@ -68,25 +67,44 @@ MOEI_INLINE void to_column_order(vf *low, vf *high) {
     *high = _mm512_castpd_ps(_mm512_permutex2var_pd(x, second, y));
 }
 
-/* A element (i, k) at a[i * a_i + k], a_k is 1. B a panel: sum[mr, NR] (+)= the chain of A B. With b_k, rows
- * of B where they are, b_k apart, kc even then: the chain in sum[mr, NR] goes on. */
+/* Pair rows of B, `pair` numbers apart, beside each of which two lines are asked for, at `next` and `second`
+ * bytes behind it (NULL: none); or, with ld, rows of B where they are, so far apart. */
+typedef struct moei_tile_pairs {
+    const moei_operand *at;
+    int64_t ld, pair;
+    const char *next;
+    int64_t second;
+} moei_tile_pairs;
+typedef moei_tile_pairs moei_tile_b;
+
+/* A element (i, k) at a[i * a_i + k], a_k is 1. B in pair rows: sum[mr, NR] (+)= the chain of A B. B where it
+ * is, kc even then: the chain in sum[mr, NR] goes on. */
 MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a_i, const int64_t a_k,
-                            const moei_operand *b, const int64_t b_k, int64_t kc, float *sum, bool add) {
+                            const moei_tile_b where, int64_t kc, float *sum, bool add) {
     vf acc[MR][2];
+    const bool direct = where.ld != 0;
+    const int64_t b_step = direct ? 2 * where.ld : where.pair;
+    const moei_operand *b = where.at;
+    const char *next = where.next;
     MOEI_UNROLL
     for (int i = 0; i < mr; ++i) {
-        acc[i][0] = b_k && add ? vf_load(sum + i * SUM_LD) : vf_zero();
-        acc[i][1] = b_k && add ? vf_load(sum + i * SUM_LD + VF_N) : vf_zero();
-        if (b_k) to_pair_order(&acc[i][0], &acc[i][1]);
+        acc[i][0] = direct && add ? vf_load(sum + i * SUM_LD) : vf_zero();
+        acc[i][1] = direct && add ? vf_load(sum + i * SUM_LD + VF_N) : vf_zero();
+        if (direct) to_pair_order(&acc[i][0], &acc[i][1]);
     }
-    for (int64_t k = 0; k < kc; k += 2, a += 2 * a_k, b += b_k ? 2 * b_k : 2 * NR) {
+    for (int64_t k = 0; k < kc; k += 2, a += 2 * a_k, b += b_step) {
         moei_pair_row row;
-        if (b_k) {
-            row = pairs_of_rows(b, b + b_k);
+        if (direct) {
+            row = pairs_of_rows(b, b + where.ld);
             __builtin_prefetch(b + NR); /* of the next strip, which L2 has */
-            __builtin_prefetch(b + b_k + NR);
+            __builtin_prefetch(b + where.ld + NR);
         } else {
             row = (moei_pair_row){(__m512bh)_mm512_loadu_si512(b), (__m512bh)_mm512_loadu_si512(b + NR)};
+        }
+        if (where.next) {
+            __builtin_prefetch(next, 0, 2);
+            __builtin_prefetch(next + where.second, 0, 2);
+            next += LINE;
         }
         MOEI_UNROLL
         for (int i = 0; i < mr; ++i) {
@@ -99,11 +117,11 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a
     }
     MOEI_UNROLL
     for (int i = 0; i < mr; ++i) {
-        if (b_k) to_column_order(&acc[i][0], &acc[i][1]);
+        if (direct) to_column_order(&acc[i][0], &acc[i][1]);
         MOEI_UNROLL
         for (int v = 0; v < 2; ++v) {
             float *at = sum + i * SUM_LD + v * VF_N;
-            vf_store(at, add && !b_k ? vf_add(vf_load(at), acc[i][v]) : acc[i][v]);
+            vf_store(at, add && !direct ? vf_add(vf_load(at), acc[i][v]) : acc[i][v]);
         }
     }
 }
@@ -119,7 +137,7 @@ static inline int64_t tile_steps(int64_t kc) {
 /* sum[mr, NR] (+)= A B, a strip of A and a panel. */
 static __attribute__((noinline)) void tile_panel(int mr, const uint16_t *a, const uint16_t *b, int64_t kc,
                                                  float *sum, bool add) {
-    tile_any(mr, a, A_LD, 1, b, 0, kc, sum, add);
+    tile_any(mr, a, A_LD, 1, (moei_tile_b){.at = b, .pair = 2 * NR}, kc, sum, add);
 }
 
 /* The same; `lines` of what is beside are asked for. */

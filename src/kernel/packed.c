@@ -1,4 +1,4 @@
-/* packed.c: packs weights in 4 or 8 bits, and reads them back.
+/* packed.c: packs weights, and reads them back.
  * b[g]: [k, n] -> panels of blocks (packed.h). Symmetric, to nearest, ties to even codes; the scale of a
  * group is its largest magnitude over the largest code. One task an expert: the same bytes for any threads.
  * Source: OCP MX specification 1.0, section 6.3, for the scales of mxfp4.
@@ -27,12 +27,13 @@ static const moei_packed_format formats[] = {
     {.name = "mxfp4", .bits = 4, .exponents = true, .groups = {32},
      .value = {0.0F, 0.5F, 1.0F, 1.5F, 2.0F, 3.0F, 4.0F, 6.0F,
                -0.0F, -0.5F, -1.0F, -1.5F, -2.0F, -3.0F, -4.0F, -6.0F}},
+    {.name = "bf16x2", .bits = 16, .groups = {32}},
 };
 /* clang-format on */
 enum { N_FORMATS = sizeof formats / sizeof *formats };
 
 const char *const *moe_packed_formats(void) {
-    static const char *const names[] = {"int8", "int4", "nf4", "mxfp4", NULL};
+    static const char *const names[] = {"int8", "int4", "nf4", "mxfp4", "bf16x2", NULL};
     return names;
 }
 
@@ -46,9 +47,11 @@ static uint16_t f16_round(double x) {
     return (uint16_t)((exponent - 1 + BIAS) * ONE + (int)nearbyint(significand * 2 * ONE) - ONE);
 }
 
-/* Writes a group's scale. Exponents 1 .. 254 are normal numbers of f32; f64 has numbers beyond both ends. */
+/* Writes a group's scale, if it has one. Exponents 1 .. 254 are normal numbers of f32; f64 has numbers beyond
+ * both ends. */
 static void put_scale(const moei_packed_format *format, double largest, unsigned char *block,
                       int64_t column) {
+    if (moei_packed_scale_bytes(format) == 0) return;
     if (format->exponents) {
         const int exponent = largest > 0 ? ilogb(largest) - 2 + 127 : 127;
         block[column] = (unsigned char)(exponent < 1 ? 1 : exponent > 254 ? 254 : exponent);
@@ -60,8 +63,10 @@ static void put_scale(const moei_packed_format *format, double largest, unsigned
 
 /* The code whose value is nearest to x, of two the even one. */
 static uint32_t code_of(const moei_packed_format *format, double x) {
-    const double most = format->bits == 8 ? 127 : 8; /* no value is beyond it */
+    /* No value is beyond it. */
+    const double most = format->bits == 16 ? 0x1.fep127 : format->bits == 8 ? 127 : 8;
     x = fmin(fmax(x, -most), most);
+    if (format->bits == 16) return moei_bf16_round((float)x);
     if (format->bits == 8) return (uint32_t)(int32_t)nearbyint(x) & 0xff;
     uint32_t best = 0;
     double least = fabs(x - (double)format->value[0]);
@@ -162,8 +167,8 @@ static moe_status find_format(moe_ctx *ctx, const moe_packed_desc *desc, moe_pac
     for (const moei_packed_format *f = formats; f < formats + N_FORMATS; ++f)
         if (strcmp(f->name, name) == 0) p->format = f;
     if (!p->format)
-        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "format: '%s' is not one of: int8, int4, nf4, mxfp4",
-                            name);
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "format: '%s' is not one of: int8, int4, nf4, mxfp4, bf16x2", name);
     const int32_t *groups = p->format->groups;
     for (const int32_t *g = groups; *g; ++g)
         if (p->group == 0 && (*g == desc->group || desc->group == 0)) p->group = *g;
@@ -176,14 +181,20 @@ static moe_status find_format(moe_ctx *ctx, const moe_packed_desc *desc, moe_pac
 }
 
 /* What no product of the context's device multiplies is not packed either. */
-static moe_status check_dtype(moe_ctx *ctx, moe_dtype dtype) {
+static moe_status check_device(moe_ctx *ctx, const moe_packed *p) {
+    const moe_dtype dtype = p->dtype;
+    const bool cuda = moei_isa_is_cuda((moei_isa)ctx->isa);
     if (dtype != MOE_F32 && dtype != MOE_F64 && dtype != MOE_BF16)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
                             "moe_packed_desc: dtype is %d; it must be MOE_F32, MOE_F64 or "
                             "MOE_BF16",
                             (int)dtype);
-    if (!moei_isa_is_cuda((moei_isa)ctx->isa) || moei_kernel_serves(MOEI_ISA_CUDA, "gemm_packed", dtype))
-        return MOE_OK;
+    if (cuda && p->format->bits == 16)
+        return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED,
+                            "format: %s is the order that CPUs multiply in; on CUDA weights are not packed "
+                            "for that, and read as fast",
+                            p->format->name);
+    if (!cuda || moei_kernel_serves(MOEI_ISA_CUDA, "gemm_packed", dtype)) return MOE_OK;
     return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED,
                         "moe_packed_desc: products of dtype %d with packed weights are not built for CUDA; "
                         "a CPU context has them",
@@ -230,7 +241,7 @@ moe_status moe_packed_create(moe_ctx *ctx, const moe_packed_desc *given, const v
                        .k = desc.k,
                        .n = desc.n};
     MOEI_TRY(find_format(ctx, &desc, &made));
-    MOEI_TRY(check_dtype(ctx, desc.dtype));
+    MOEI_TRY(check_device(ctx, &made));
     MOEI_TRY(check_shape(ctx, &desc));
     MOEI_TRY(moei_ctx_need(ctx, "moe_packed_create", "b", b));
     lay_out(&made);

@@ -1,11 +1,11 @@
-/* packed.h: weights in 4 or 8 bits, and where every byte of them lies: the one place that knows.
+/* packed.h: weights packed for inference, and where every byte of them lies: the one place that knows.
  * B_g[k, n] is cut into n_runs runs of columns (gate and up), a run into panels of 64 columns, a panel into
  * blocks of `group` rows, the last ones padded with zeros. A block is one read of memory from front to back:
- *   scale[64]              f16 or e8m0, one a column
+ *   scale[64]              f16 or e8m0, one a column; codes of 16 bits have none
  *   code[group / per][64]  words of 32 bits, little-endian: of column j rows per*i .. per*i + per - 1, the
- *                          first in the lowest bits; per is 8 rows of 4 bits or 4 rows of 8 bits
- * and the number is value[code] * scale, or, of 8 bits, the signed code times scale. Sources: OCP MX
- * specification 1.0 (mxfp4); Dettmers et al. 2023, QLoRA (nf4).
+ *                          first in the lowest bits; per is 8 rows of 4 bits, 4 of 8 or 2 of 16
+ * and the number is value[code] * scale, of 8 bits the signed code times scale, of 16 the code as a bf16.
+ * Sources: OCP MX specification 1.0 (mxfp4); Dettmers et al. 2023, QLoRA (nf4); Intel's VNNI order of bf16.
  */
 #ifndef MOEI_PACKED_H
 #define MOEI_PACKED_H
@@ -14,14 +14,16 @@
 
 #include <string.h>
 
+#include "core/real.h"
+
 enum { MOEI_PANEL = 64, MOEI_CODES = 16, MOEI_GROUP_MAX = 128 };
 
 typedef struct moei_packed_format {
     const char *name;
-    int32_t bits;      /* of a code: 8 or 4 */
+    int32_t bits;      /* of a code: 16, 8 or 4 */
     bool exponents;    /* scales are powers of two, e8m0; else f16 */
     double most;       /* f16: the largest number of a group is this times its scale */
-    int32_t groups[4]; /* rows that may share a scale, the default first; ends with 0 */
+    int32_t groups[4]; /* rows that may share a scale, or a block, the default first; ends with 0 */
     float value[MOEI_CODES];
 } moei_packed_format;
 
@@ -38,7 +40,7 @@ struct moe_packed {
 };
 
 static inline int64_t moei_packed_scale_bytes(const moei_packed_format *format) {
-    return MOEI_PANEL * (format->exponents ? 1 : 2);
+    return format->bits == 16 ? 0 : MOEI_PANEL * (format->exponents ? 1 : 2);
 }
 
 /* Rows of a word. */
@@ -58,6 +60,13 @@ static inline int64_t moei_packed_panel(const moe_packed *p, int64_t j, int64_t 
     return run * p->run_panels + (j - run * width) / MOEI_PANEL;
 }
 
+/* The block at row i of the panel that column j lies in; i begins a block. */
+static inline const unsigned char *moei_packed_block(const moe_packed *p, int64_t g, int64_t i, int64_t j) {
+    int64_t column;
+    const int64_t panel = moei_packed_panel(p, j, &column);
+    return p->data + moei_packed_at(p, g, panel) + i / p->group * p->block_bytes;
+}
+
 /* A finite f16 of at least zero. */
 static inline double moei_f16_value(uint16_t bits) {
     const uint32_t word = (uint32_t)bits << 13; /* the exponent is 112 too small, subnormal or not */
@@ -69,6 +78,7 @@ static inline double moei_f16_value(uint16_t bits) {
 static inline double moei_packed_scale(const moei_packed_format *format, const unsigned char *block,
                                        int64_t column) {
     uint16_t half;
+    if (format->bits == 16) return 1;
     if (!format->exponents) {
         memcpy(&half, block + 2 * column, sizeof half);
         return moei_f16_value(half);
@@ -89,6 +99,8 @@ static inline double moei_packed_value(const moe_packed *p, int64_t g, int64_t i
     const unsigned char *word =
         block + moei_packed_scale_bytes(format) + (row / per * MOEI_PANEL + column) * 4;
     const double scale = moei_packed_scale(format, block, column);
+    const unsigned char *half = word + row % per * 2; /* of 16 bits */
+    if (format->bits == 16) return (double)moei_bf16_value((uint16_t)(half[0] | half[1] << 8));
     if (format->bits == 8) return (double)(int8_t)word[row % per] * scale;
     return (double)format->value[word[row % per / 2] >> row % 2 * 4 & 15] * scale;
 }

@@ -190,6 +190,11 @@ static inline vf vf_nibble(vt table, vu words, int i) {
 static inline vf vf_byte(vu words, int i) {
     return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(words, 24 - 8 * i), 24));
 }
+/* bf16 i of 2. */
+static inline vf vf_half(vu words, int i) {
+    return _mm256_castsi256_ps(i == 0 ? _mm256_slli_epi32(words, 16)
+                                      : _mm256_and_si256(words, _mm256_set1_epi32(-0x10000)));
+}
 /* Scales: finite f16 of at least zero, and powers of two. */
 static inline vf vf_load_f16(const void *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));

@@ -184,6 +184,11 @@ static inline vf vf_nibble(vt table, vu words, int i) {
 static inline vf vf_byte(vu words, int i) {
     return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(words, (unsigned)(24 - 8 * i)), 24));
 }
+/* bf16 i of 2. */
+static inline vf vf_half(vu words, int i) {
+    return _mm512_castsi512_ps(i == 0 ? _mm512_slli_epi32(words, 16)
+                                      : _mm512_and_si512(words, _mm512_set1_epi32(-0x10000)));
+}
 /* Scales: finite f16 of at least zero, and powers of two. */
 static inline vf vf_load_f16(const void *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));

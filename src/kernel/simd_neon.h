@@ -174,6 +174,10 @@ static inline vf vf_byte(vu words, int i) {
     int32x4_t top = vreinterpretq_s32_u32(vshlq_u32(words, vdupq_n_s32(24 - 8 * i)));
     return vcvtq_f32_s32(vshrq_n_s32(top, 24));
 }
+/* bf16 i of 2. */
+static inline vf vf_half(vu words, int i) {
+    return vreinterpretq_f32_u32(i == 0 ? vshlq_n_u32(words, 16) : vandq_u32(words, vdupq_n_u32(0xffff0000)));
+}
 /* Scales: finite f16 of at least zero, and powers of two. */
 static inline vf vf_load_f16(const void *p) {
     uint16_t half[VF_N];

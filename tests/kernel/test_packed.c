@@ -1,4 +1,4 @@
-/* test_packed.c: weights in 4 and 8 bits: what each format makes of numbers, and the products that read them.
+/* test_packed.c: packed weights: what each format makes of numbers, and the products that read them.
  * A product with B packed is the product with the numbers moe_packed_read gives: to the bit where the kernel
  * of an instruction set serves both, in f32 or in pairs of bf16; else within the bounds of test_gemm.c.
  */
@@ -58,15 +58,18 @@ static void test_known_numbers(void **state) {
     } known[] = {
         {"int8",
          {127, -127, 0, 0.5F, 1.5F, -2.5F, 126.6F, 63, 0.49F, -0.51F},
-         {127, -127, 0, 0, 2, -2, 127, 63, 0, -1}                                                         },
-        {"int4",  {7, -7, 0, 0.5F, 1.5F, -2.5F, 6.6F, 3, 0.49F, -0.51F}, {7, -7, 0, 0, 2, -2, 7, 3, 0, -1}},
+         {127, -127, 0, 0, 2, -2, 127, 63, 0, -1}                                                                                             },
+        {"int4",   {7, -7, 0, 0.5F, 1.5F, -2.5F, 6.6F, 3, 0.49F, -0.51F},                                    {7, -7, 0, 0, 2, -2, 7, 3, 0, -1}},
         {"mxfp4",
          {6, -6, 0.25F, 0.26F, 2.5F, -5, 5.01F, 3.5F, -0.75F, 1.25F},
-         {6, -6, 0, 0.5F, 2, -4, 6, 4, -1, 1}                                                             },
+         {6, -6, 0, 0.5F, 2, -4, 6, 4, -1, 1}                                                                                                 },
         {"nf4",
          {1, -1, 0, 0.04F, 0.5F, -0.7F, 0.0795803F, -0.1F, 0.9F, 0.2F},
          {1, -1, 0, 0.07958029955625534F, 0.44070982933044434F, -0.6961928009986877F, 0.07958029955625534F,
-          -0.09105003625154495F, 1, 0.16093020141124725F}                                                 },
+          -0.09105003625154495F, 1, 0.16093020141124725F}                                                                                     },
+        {"bf16x2",
+         {1, -1, -0.0F, 0x1.01p0F, 0x1.03p0F, -0x1.010002p0F, 0x1.febp127F, -0x1.ffp127F, 0x1p-133F, 3e38F},
+         {1, -1, -0.0F, 1, 0x1.04p0F, -0x1.02p0F, 0x1.fep127F, -0x1.fep127F, 0x1p-133F, 0x1.c4p127F}                                          },
     };
     for (size_t i = 0; i < COUNT(known); ++i) {
         float read[10];
@@ -94,6 +97,11 @@ static double largest_read(const char *format, double size, double *off) {
         const double want = scale > 65504 ? 65504 * codes[i].most : scale < 0x1p-25 ? 0 : size;
         *off = want > 0 ? fmax(0x1p-25 * codes[i].most, 0x1p-11 * want) : 0;
         return want;
+    }
+    if (strcmp(format, "bf16x2") == 0) {
+        *off = fmax(0x1p-134, 0x1p-8 * size);
+        if (size > 0x1.ffp127) *off = 0;
+        return fmin(size, 0x1.fep127);
     }
     assert_string_equal(format, "mxfp4"); /* 5/4 of size at worst: e2m1 has nothing between 4 and 6 */
     const double want = size > 6 * 0x1p127 ? 6 * 0x1p127 : size < 0x1p-128 ? 0 : size;
@@ -150,13 +158,14 @@ static void test_error_and_idempotence(void **state) {
         int32_t group;
         double least, most; /* norm of the error over that of the numbers */
     } expected[] = {
-        {"int8",  32,  0.004, 0.006},
-        {"int8",  128, 0.005, 0.008},
-        {"int4",  32,  0.09,  0.105},
-        {"int4",  64,  0.10,  0.115},
-        {"int4",  128, 0.10,  0.13 },
-        {"nf4",   64,  0.08,  0.10 },
-        {"mxfp4", 32,  0.10,  0.13 },
+        {"int8",   32,  0.004, 0.006},
+        {"int8",   128, 0.005, 0.008},
+        {"int4",   32,  0.09,  0.105},
+        {"int4",   64,  0.10,  0.115},
+        {"int4",   128, 0.10,  0.13 },
+        {"nf4",    64,  0.08,  0.10 },
+        {"mxfp4",  32,  0.10,  0.13 },
+        {"bf16x2", 0,   0.001, 0.002},
     };
     moe_ctx *ctx = new_ctx(2);
     float *x = malloc(sizeof *x * K * N), *once = malloc(sizeof *x * K * N),
@@ -201,7 +210,7 @@ static void test_refusals(void **state) {
     refused(ctx, good, b, MOE_ERR_NUMERIC, "expert 1");
     refused(ctx, good, NULL, MOE_ERR_ARGUMENT, "b is NULL");
     bad.format = "int5";
-    refused(ctx, bad, b, MOE_ERR_ARGUMENT, "'int5' is not one of: int8, int4, nf4, mxfp4");
+    refused(ctx, bad, b, MOE_ERR_ARGUMENT, "'int5' is not one of: int8, int4, nf4, mxfp4, bf16x2");
     bad = good, bad.group = 48;
     refused(ctx, bad, b, MOE_ERR_ARGUMENT, "int4 has no groups of 48; it has 32, 64 and 128");
     bad = good, bad.format = "mxfp4", bad.group = 64;
@@ -297,10 +306,11 @@ static void make_case(packed_case *p, uint64_t seed, moe_dtype dtype) {
     args->offset = p->offset;
     args->n = random_of(random, widths, COUNT(widths)) * (gated ? 2 : 1);
     args->k = random_of(random, depths, COUNT(depths));
-    static const char *const formats[] = {"int8", "int4", "nf4", "mxfp4"};
+    static const char *const formats[] = {"int8", "int4", "nf4", "mxfp4", "bf16x2"};
     static const int32_t groups[] = {32, 64, 128};
-    moe_packed_desc desc = describe(formats[seed / 4 % 4], 0, dtype, args->n_groups, args->k, args->n);
-    if (seed / 4 % 4 < 2) desc.group = groups[random_below(random, 3)];
+    moe_packed_desc desc =
+        describe(formats[seed / 4 % COUNT(formats)], 0, dtype, args->n_groups, args->k, args->n);
+    if (seed / 4 % COUNT(formats) < 2) desc.group = groups[random_below(random, 3)];
     desc.n_runs = gated ? 2 : 1;
     p->b = guarded_random(random, dtype, args->n_groups * args->k * args->n);
     p->packed = pack(p->ctx, &desc, p->b.data);

@@ -156,7 +156,7 @@ const cli_verb cmd_bench = {
         "A problem is one string: e8,t4096,d256,n256,k2 are experts, tokens, model width, expert\n"
         "width and experts per token. More words: shared1, act=gelu, bias, bf16, f64, skew=even (exactly\n"
         "balanced), skew=zipf1.0 (expert e is drawn with probability ~ 1/(e+1)), int8, int4g128, nf4,\n"
-        "mxfp4 (layer: inference with experts packed in so few bits, a scale for each 128), saved=mxfp8\n"
+        "mxfp4, bf16x2 (layer: inference with packed experts; a scale for each 128), saved=mxfp8\n"
         "(layer: what training keeps of the experts in 8 bits). What is left\n"
         "out is as in the example. A model's name stands for its layer, and later words change it:\n"
         "mixtral, olmoe, qwen3-30b, deepseek-v3, gpt-oss, fine-7b (e128,d1536,n256,k8).\n"

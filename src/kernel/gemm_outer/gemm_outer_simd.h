@@ -40,7 +40,7 @@ static void pack_a(const moei_rows *a, int64_t i0, int64_t rows, int64_t k0, int
 
 static __attribute__((noinline)) void tile_outer(int mr, const float *a, const float *b, int64_t kc,
                                                  float *sum, bool add) {
-    tile_any(mr, a, 1, MR, b, 0, kc, sum, add);
+    tile_any(mr, a, 1, MR, (moei_tile_b){b, 0}, kc, sum, add);
 }
 
 static void outer_task(void *arg, int64_t number, void *memory) {

@@ -18,7 +18,7 @@ static inline __m512i pairs_of(vf even, vf odd) {
     return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
 
-/* Where the pairs of a strip go: into memory, or, with `rows` of A, straight into their sums. */
+/* Where pairs go: into memory, or, with `rows` of A, straight into their sums. */
 typedef struct moei_pairs_use {
     uint16_t *out;
     const uint16_t *a; /* rows A_ROW apart, zeros up to whole words */
@@ -26,47 +26,70 @@ typedef struct moei_pairs_use {
     bool add;
 } moei_pairs_use;
 
-/* Steps k0 .. k0+kc of NR columns of a panel, from `column` on -> pair rows; zeros up to padded(kc), as the
- * last group of a panel is padded with them. */
+/* Of a panel, steps k .. k+kc of the columns from `column` on, of which `width` are needed. */
+typedef struct moei_packed_part {
+    const moe_packed *p;
+    int32_t group;
+    int64_t column, width, k, kc;
+    const unsigned char *next; /* what is read after it */
+} moei_packed_part;
+
+/* Scales of sixteen columns of a block. */
+MOEI_INLINE vf pairs_scale(const int bits, const bool exponents, const unsigned char *block, int64_t column) {
+    if (bits == 16) return vf_set1(1.0f);
+    return exponents ? vf_load_exponent(block + column) : vf_load_f16(block + 2 * column);
+}
+
+/* Numbers i and i + 1 of sixteen words. */
+MOEI_INLINE __m512i pairs_in(const int bits, vt table, vu words, int i, vf scale) {
+    if (bits == 16) return words;
+    const vf even = bits == 8 ? vf_byte(words, i) : vf_nibble(table, words, i);
+    const vf odd = bits == 8 ? vf_byte(words, i + 1) : vf_nibble(table, words, i + 1);
+    return pairs_of(vf_mul(even, scale), vf_mul(odd, scale));
+}
+
+/* Steps k0 .. k0+kc of columns of a panel, from `column` on -> pair rows of NR columns; or, all of the
+ * panel's, into sums. Zeros up to padded(kc), as the last group of a panel is padded with them. */
 MOEI_INLINE void use_pairs(const int rows, const int bits, const bool exponents, const moe_packed *p,
                            const unsigned char *panel, int64_t column, int64_t k0, int64_t kc,
                            moei_pairs_use use) {
-    enum { HALVES = NR / VF_N };
+    enum { VECTORS = MOEI_PANEL / VF_N };
+    const int vectors = rows > 0 ? VECTORS : NR / VF_N;
     const int per = 32 / bits;
     const int64_t codes = moei_packed_scale_bytes(p->format) + 4 * column, end = k0 + padded(kc);
     const vt table = vt_load(p->format->value);
-    vf acc[4][HALVES];
+    vf acc[4][VECTORS];
     MOEI_UNROLL
-    for (int r = 0; r < rows; ++r)
-        for (int h = 0; h < HALVES; ++h) acc[r][h] = vf_zero();
+    for (int r = 0; r < rows; ++r) {
+        MOEI_UNROLL
+        for (int v = 0; v < vectors; ++v) acc[r][v] = vf_zero();
+    }
     for (int64_t k = k0; k < end;) {
         const unsigned char *block = panel + k / p->group * p->block_bytes;
         const unsigned char *at = block + codes + k % p->group / per * (4 * MOEI_PANEL);
         const int64_t stop = moei_min(end, (k / p->group + 1) * p->group);
-        vf scale[HALVES];
-        for (int h = 0; h < HALVES; ++h) {
-            const int64_t c = column + h * VF_N;
-            scale[h] = exponents ? vf_load_exponent(block + c) : vf_load_f16(block + 2 * c);
-        }
+        vf scale[VECTORS];
+        MOEI_UNROLL
+        for (int v = 0; v < vectors; ++v) scale[v] = pairs_scale(bits, exponents, block, column + v * VF_N);
         for (; k < stop; k += per, at += 4 * MOEI_PANEL) {
-            __builtin_prefetch(at + AHEAD_BYTES);
-            __builtin_prefetch(at + AHEAD_BYTES + LINE);
             MOEI_UNROLL
-            for (int h = 0; h < HALVES; ++h) {
-                const vu words = vu_load(at + h * 4 * VF_N);
+            for (int v = 0; v < vectors; ++v) {
+                const vu words = vu_load(at + v * 4 * VF_N);
+                if (bits == 16) /* faster into L2 where memory is the limit, into L1 where unpacking is */
+                    __builtin_prefetch(at + v * 4 * VF_N + AHEAD_BYTES, 0, 2);
+                else
+                    __builtin_prefetch(at + v * 4 * VF_N + AHEAD_BYTES);
                 MOEI_UNROLL
                 for (int i = 0; i < per; i += 2) {
-                    const vf even = bits == 8 ? vf_byte(words, i) : vf_nibble(table, words, i);
-                    const vf odd = bits == 8 ? vf_byte(words, i + 1) : vf_nibble(table, words, i + 1);
-                    const __m512i pairs = pairs_of(vf_mul(even, scale[h]), vf_mul(odd, scale[h]));
+                    const __m512i pairs = pairs_in(bits, table, words, i, scale[v]);
                     if (rows == 0)
-                        _mm512_storeu_si512(use.out + pair_at((k - k0 + i) / 2) + h * SECOND_HALF, pairs);
+                        _mm512_storeu_si512(use.out + pair_at((k - k0 + i) / 2) + v * SECOND_HALF, pairs);
                     MOEI_UNROLL
                     for (int r = 0; r < rows; ++r) {
                         int32_t x;
                         memcpy(&x, use.a + r * A_ROW + k - k0 + i, sizeof x);
-                        acc[r][h] =
-                            _mm512_dpbf16_ps(acc[r][h], (__m512bh)_mm512_set1_epi32(x), (__m512bh)pairs);
+                        acc[r][v] =
+                            _mm512_dpbf16_ps(acc[r][v], (__m512bh)_mm512_set1_epi32(x), (__m512bh)pairs);
                     }
                 }
             }
@@ -74,9 +97,10 @@ MOEI_INLINE void use_pairs(const int rows, const int bits, const bool exponents,
     }
     MOEI_UNROLL
     for (int r = 0; r < rows; ++r) {
-        for (int h = 0; h < HALVES; ++h) {
-            float *at = use.sum + sum_at(r, h * VF_N);
-            vf_store(at, use.add ? vf_add(vf_load(at), acc[r][h]) : acc[r][h]);
+        MOEI_UNROLL
+        for (int v = 0; v < vectors; ++v) {
+            float *at = use.sum + sum_at(r, v * VF_N);
+            vf_store(at, use.add ? vf_add(vf_load(at), acc[r][v]) : acc[r][v]);
         }
     }
 }
@@ -85,7 +109,9 @@ MOEI_INLINE void use_column(const int rows, const moe_packed *p, int64_t g, int6
                             int64_t kc, moei_pairs_use use) {
     int64_t in_panel;
     const unsigned char *panel = p->data + moei_packed_at(p, g, moei_packed_panel(p, column, &in_panel));
-    if (p->format->bits == 8)
+    if (p->format->bits == 16)
+        use_pairs(rows, 16, false, p, panel, in_panel, k0, kc, use);
+    else if (p->format->bits == 8)
         use_pairs(rows, 8, false, p, panel, in_panel, k0, kc, use);
     else if (p->format->exponents)
         use_pairs(rows, 4, true, p, panel, in_panel, k0, kc, use);
@@ -97,25 +123,6 @@ MOEI_INLINE void use_column(const int rows, const moe_packed *p, int64_t g, int6
 static void unpack_strip(const moe_packed *p, int64_t g, int64_t column, int64_t k0, int64_t kc,
                          uint16_t *out) {
     use_column(0, p, g, column, k0, kc, (moei_pairs_use){.out = out});
-}
-
-/* sum[mr, NR] (+)= A times the same columns, mr up to 4: the chains of the tile, without a strip between. */
-static void multiply_few(int mr, const moe_packed *p, int64_t g, int64_t column, int64_t k0, int64_t kc,
-                         moei_pairs_use use) {
-    switch (mr) {
-    case 1:
-        use_column(1, p, g, column, k0, kc, use);
-        break;
-    case 2:
-        use_column(2, p, g, column, k0, kc, use);
-        break;
-    case 3:
-        use_column(3, p, g, column, k0, kc, use);
-        break;
-    default:
-        use_column(4, p, g, column, k0, kc, use);
-        break;
-    }
 }
 
 /* pack_b of packed weights. */

@@ -15,12 +15,15 @@ enum {
 };
 _Static_assert(KC % MOEI_GROUP_MAX == 0, "a block of the sum begins with a group");
 
-/* What is known when compiled: 8 or 4 bits, f16 or exponents. */
-MOEI_INLINE vf packed_scale(const bool exponents, const unsigned char *block, int64_t column) {
+/* What is known when compiled: 16, 8 or 4 bits; f16, or exponents, or no scale. */
+MOEI_INLINE vf packed_scale(const int bits, const bool exponents, const unsigned char *block,
+                            int64_t column) {
+    if (bits == 16) return vf_set1(1.0f);
     return exponents ? vf_load_exponent(block + column) : vf_load_f16(block + 2 * column);
 }
-MOEI_INLINE vf packed_number(const int bits, vt table, vu words, int i) {
-    return bits == 8 ? vf_byte(words, i) : vf_nibble(table, words, i);
+MOEI_INLINE vf packed_number(const int bits, vt table, vu words, int i, vf scale) {
+    if (bits == 16) return vf_half(words, i);
+    return vf_mul(bits == 8 ? vf_byte(words, i) : vf_nibble(table, words, i), scale);
 }
 
 /* sum[mr, strip] (+)= A times a strip of columns of the blocks from `block` on; A packed, zeros past kc. */
@@ -39,7 +42,7 @@ MOEI_INLINE void packed_strip(const int mr, const int bits, const bool exponents
     for (int64_t k = 0; k < kc; block += p->block_bytes) {
         vf scale[PACKED_V];
         MOEI_UNROLL
-        for (int v = 0; v < PACKED_V; ++v) scale[v] = packed_scale(exponents, block, column + v * VF_N);
+        for (int v = 0; v < PACKED_V; ++v) scale[v] = packed_scale(bits, exponents, block, column + v * VF_N);
         const int64_t end = moei_min(k + p->group, kc);
         for (const unsigned char *at = block + codes; k < end; k += per, at += 4 * MOEI_PANEL) {
             vu words[PACKED_V];
@@ -52,7 +55,7 @@ MOEI_INLINE void packed_strip(const int mr, const int bits, const bool exponents
             for (int i = 0; i < per; ++i) {
                 MOEI_UNROLL
                 for (int v = 0; v < PACKED_V; ++v) {
-                    const vf w = vf_mul(packed_number(bits, table, words[v], i), scale[v]);
+                    const vf w = packed_number(bits, table, words[v], i, scale[v]);
                     MOEI_UNROLL
                     for (int r = 0; r < mr; ++r)
                         acc[r][v] = vf_fma(vf_set1(a[r * a_ld + k + i]), w, acc[r][v]);
@@ -73,7 +76,9 @@ MOEI_INLINE void packed_strip(const int mr, const int bits, const bool exponents
 MOEI_INLINE void packed_rows(const int mr, const moe_packed *p, const unsigned char *block, const float *a,
                              int64_t a_ld, int64_t kc, float *sum, bool add) {
     for (int64_t j = 0; j < MOEI_PANEL; j += PACKED_STRIP) {
-        if (p->format->bits == 8)
+        if (p->format->bits == 16)
+            packed_strip(mr, 16, false, p, block, j, a, a_ld, kc, sum + j, add);
+        else if (p->format->bits == 8)
             packed_strip(mr, 8, false, p, block, j, a, a_ld, kc, sum + j, add);
         else if (p->format->exponents)
             packed_strip(mr, 4, true, p, block, j, a, a_ld, kc, sum + j, add);
@@ -113,16 +118,16 @@ MOEI_INLINE void unpack_rows(const int bits, const bool exponents, const moe_pac
         for (const unsigned char *at = block + codes; k < end; k += per, at += 4 * MOEI_PANEL) {
             const int64_t steps = moei_min(per, kc - k);
             for (int64_t j = 0; j < width; j += VF_N) {
-                const vf scale = packed_scale(exponents, block, j);
+                const vf scale = packed_scale(bits, exponents, block, j);
                 const vu words = vu_load(at + 4 * j);
                 float *to = out + j / NR * PANEL + k * NR + j % NR;
                 if (steps == per) {
                     MOEI_UNROLL
                     for (int i = 0; i < per; ++i)
-                        vf_store(to + i * NR, vf_mul(packed_number(bits, table, words, i), scale));
+                        vf_store(to + i * NR, packed_number(bits, table, words, i, scale));
                 } else {
                     for (int i = 0; i < steps; ++i)
-                        vf_store(to + i * NR, vf_mul(packed_number(bits, table, words, i), scale));
+                        vf_store(to + i * NR, packed_number(bits, table, words, i, scale));
                 }
             }
         }
@@ -131,18 +136,14 @@ MOEI_INLINE void unpack_rows(const int bits, const bool exponents, const moe_pac
 
 static void unpack_panel(const moe_packed *p, const unsigned char *block, int64_t width, int64_t kc,
                          float *out) {
-    if (p->format->bits == 8)
+    if (p->format->bits == 16)
+        unpack_rows(16, false, p, block, width, kc, out);
+    else if (p->format->bits == 8)
         unpack_rows(8, false, p, block, width, kc, out);
     else if (p->format->exponents)
         unpack_rows(4, true, p, block, width, kc, out);
     else
         unpack_rows(4, false, p, block, width, kc, out);
-}
-
-/* The block at row k0 of the panel with a run's column j; tasks begin with whole panels. */
-static const unsigned char *packed_block(const moe_packed *p, int64_t g, int64_t j, int64_t k0) {
-    int64_t column;
-    return p->data + moei_packed_at(p, g, moei_packed_panel(p, j, &column)) + k0 / p->group * p->block_bytes;
 }
 
 /* pack_b: rows k0 .. k0+kc of a task's columns -> panels of [kc, NR]. */
@@ -151,7 +152,7 @@ static void unpack_b(const moe_packed *p, int32_t g, const moei_columns *cols, i
     for (int32_t run = 0; run < cols->n_runs; ++run) {
         for (int64_t j = 0; j < cols->width; j += MOEI_PANEL) {
             const int64_t width = moei_ceil_div(moei_min(MOEI_PANEL, cols->width - j), NR) * NR;
-            unpack_panel(p, packed_block(p, g, cols->first[run] + j, k0), width, kc,
+            unpack_panel(p, moei_packed_block(p, g, k0, cols->first[run] + j), width, kc,
                          out + (run * cols->panels + j / NR) * PANEL);
         }
     }

@@ -3,6 +3,7 @@
 
 #include "kernel/gemm_tile_amx.h"
 
+#include "kernel/gemm_rows/gemm_packed_amx.h"
 #include "kernel/gemm_rows/gemm_rows_pairs.h"
 
 void moei_gemm_rows__amx(const moei_team *team, const moe_gemm_rows_args *args) {

@@ -4,12 +4,13 @@
 
 #include "kernel/gemm_tile_dp.h"
 
+#include "kernel/gemm_rows/gemm_packed_dp.h"
 #include "kernel/gemm_rows/gemm_rows_pairs.h"
 
 /* tile_panel with B where it is, rows ldb apart; kc is even. */
 static __attribute__((noinline)) void tile_direct(int mr, const uint16_t *a, const uint16_t *b, int64_t ldb,
                                                   int64_t kc, float *sum, bool add) {
-    tile_any(mr, a, A_LD, 1, b, ldb, kc, sum, add);
+    tile_any(mr, a, A_LD, 1, (moei_tile_b){.at = b, .ld = ldb}, kc, sum, add);
 }
 
 /* Chains of `rows` sums go on by a strip of B where it is; what cannot be read there is packed when the chain

@@ -1,12 +1,12 @@
 /* gemm_rows_pairs.h: grouped product over ragged rows of bf16, for the families that multiply pairs.
- * Tasks, epilogues: gemm_rows_task.h; packing: gemm_pairs.h. Include after gemm_tile_dp.h or gemm_tile_amx.h.
+ * Tasks, epilogues: gemm_rows_task.h; packing: gemm_pairs.h. Include after gemm_packed_dp.h or
+ * gemm_packed_amx.h.
  * Source: loops after BLIS; blocks by the measured sizes of docs/kernels.md.
  */
 #include <moekit/op.h>
 
 enum { MB_MIN = 96 /* rows of a task at least, where threads would have nothing to do */ };
 
-#include "kernel/gemm_rows/gemm_packed_pairs.h"
 #include "kernel/gemm_rows/gemm_rows_task.h"
 
 /* Rows of A -> a strip, zeros up to padded(kc). */
@@ -63,27 +63,72 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
     epilogue(job, task, task->row, mr, scratch->sum);
 }
 
-/* The same of packed weights, whose panels are read along the sum: the next lines are the next in memory. */
-static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
-                          moei_rows_scratch *scratch) {
-    const moe_gemm_rows_args *args = job->args;
+/* A run of columns of packed weights along steps k0 .. end, for which A is packed. */
+typedef struct moei_packed_run {
+    int32_t run;
+    int64_t k0, end;
+} moei_packed_run;
+
+/* What is read after the part with column j and steps from k on: it goes on; or the next panel, the next
+ * steps, the next run begin, or the task that this thread takes next if all go on in turn. */
+static const unsigned char *after_part(const moei_rows_job *job, const moei_rows_task *task,
+                                       const moei_packed_run *at, int64_t j, int64_t k) {
+    const moe_packed *p = job->args->b_packed;
+    const int64_t first = task->cols.first[at->run];
+    if (k + KC < at->end) return moei_packed_block(p, task->group, k + KC, first + j);
+    if (j + MOEI_PANEL < task->cols.width)
+        return moei_packed_block(p, task->group, at->k0, first + j + MOEI_PANEL);
+    if (at->end < job->args->k) return moei_packed_block(p, task->group, at->end, first);
+    if (at->run + 1 < task->cols.n_runs)
+        return moei_packed_block(p, task->group, 0, task->cols.first[at->run + 1]);
+    const int64_t after = task->number + job->n_threads;
+    if (after >= job->n_tasks) return moei_packed_block(p, task->group, k, first + j);
+    const moei_rows_task next = find_task(job, after);
+    return moei_packed_block(p, next.group, 0, next.cols.first[0]);
+}
+
+static void packed_run(const moei_rows_job *job, const moei_rows_task *task, const moei_packed_run *at,
+                       int64_t strip, moei_rows_scratch *scratch) {
     const moei_columns *cols = &task->cols;
-    int mr = (int)(task->end - task->row);
-    for (int64_t k0 = 0; k0 < args->k; k0 += KC) {
-        int64_t kc = moei_min(KC, args->k - k0);
-        pack_a(a, task->row, mr, k0, kc, scratch->a);
-        for (int64_t p = 0; p < cols->n_runs * cols->panels; ++p) {
-            int64_t column = cols->first[p / cols->panels] + p % cols->panels * NR;
-            moei_pairs_use sums = {.a = scratch->a, .sum = scratch->sum + sum_at(0, p * NR), .add = k0 > 0};
-            if (FUSES_PACKED) {
-                multiply_few(mr, args->b_packed, task->group, column, k0, kc, sums);
-                continue;
-            }
-            unpack_strip(args->b_packed, task->group, column, k0, kc, scratch->strip);
-            tile_panel(mr, scratch->a, scratch->strip, padded(kc), sums.sum, sums.add);
+    for (int64_t j = 0; j < cols->width; j += MOEI_PANEL) {
+        float *sum = scratch->sum + sum_at(0, at->run * cols->panels * NR + j);
+        for (int64_t k = at->k0; k < at->end; k += KC) {
+            const moei_packed_part part = {.p = job->args->b_packed,
+                                           .group = task->group,
+                                           .column = cols->first[at->run] + j,
+                                           .width = moei_min(MOEI_PANEL, cols->width - j),
+                                           .k = k,
+                                           .kc = moei_min(KC, at->end - k),
+                                           .next = after_part(job, task, at, j, k)};
+            packed_panel(
+                (int)(task->end - task->row), &part,
+                (moei_pairs_use){.a = scratch->b + (k - at->k0) / KC * strip, .sum = sum, .add = k > 0},
+                scratch->strip);
         }
     }
-    epilogue(job, task, task->row, mr, scratch->sum);
+}
+
+enum { PACKED_A = NB / NR * PANEL }; /* numbers of A: it stands where B has its place on the other paths */
+_Static_assert(PACKED_A >= (MB + FEW_ROWS - 1) / FEW_ROWS * A_STRIP, "a chain of a task's rows has room");
+
+/* Packed weights, whose panels are read along the sum, as long a way as A is packed for. Panels are written
+ * whole, so that the second run comes after the first. */
+static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
+                          moei_rows_scratch *scratch) {
+    const int64_t rows = task->end - task->row, k_all = job->args->k;
+    const int64_t strip = moei_ceil_div(rows, FEW_ROWS) * A_STRIP, span = PACKED_A / strip * KC;
+    for (int32_t run = 0; run < task->cols.n_runs; ++run) {
+        for (int64_t k0 = 0; k0 < k_all; k0 += span) {
+            const moei_packed_run at = {run, k0, moei_min(k0 + span, k_all)};
+            for (int64_t k = k0; k < at.end; k += KC)
+                pack_a(a, task->row, (int)rows, k, moei_min(KC, at.end - k),
+                       scratch->b + (k - k0) / KC * strip);
+            packed_run(job, task, &at, strip, scratch);
+        }
+    }
+    for (int64_t row = task->row; row < task->end; row += MR)
+        epilogue(job, task, row, (int)moei_min(MR, task->end - row),
+                 scratch->sum + sum_at(row - task->row, 0));
 }
 
 /* False: as many rows are done. */
@@ -92,7 +137,7 @@ static bool few_rows(const moei_rows_job *job, const moei_rows_task *task, const
     const moe_gemm_rows_args *args = job->args;
     const int64_t rows = task->end - task->row;
     if (args->b_packed) {
-        if (rows > FEW_ROWS_PACKED) return false;
+        if (rows > packed_rows(args->b_packed)) return false;
         stream_packed(job, task, a, scratch);
         return true;
     }

@@ -68,14 +68,14 @@ static void pack_b_trans(const moei_rows *b, const moei_columns *cols, int64_t k
 
 static __attribute__((noinline)) void tile_panel(int mr, const float *a, const float *b, int64_t kc,
                                                  float *sum, bool add) {
-    tile_any(mr, a, A_LD, 1, b, 0, kc, sum, add);
+    tile_any(mr, a, A_LD, 1, (moei_tile_b){b, 0}, kc, sum, add);
 }
 
 /* The same with rows of B where they are, ldb apart, of which a chain goes on. It begins a line, as where its
  * loops stand is worth some per cent to few rows. */
 static __attribute__((noinline, aligned(64))) void
 tile_direct(int mr, const float *a, const float *b, int64_t ldb, int64_t kc, float *sum, bool add) {
-    tile_any(mr, a, A_LD, 1, b, ldb, kc, sum, add);
+    tile_any(mr, a, A_LD, 1, (moei_tile_b){b, ldb}, kc, sum, add);
 }
 
 /* Chains of `rows` sums go on by a strip of B, which is read where it is if it can be. */
@@ -147,8 +147,8 @@ static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, 
             const int64_t kc = moei_min(KC, args->k - k0);
             pack_a(a, task->row, mr, k0, kc, scratch->a);
             for (int64_t j = 0; j < cols->width; j += MOEI_PANEL)
-                packed_panel(mr, p, packed_block(p, task->group, cols->first[run] + j, k0), scratch->a, A_LD,
-                             kc, scratch->sum + run * cols->panels * NR + j, k0 > 0);
+                packed_panel(mr, p, moei_packed_block(p, task->group, k0, cols->first[run] + j), scratch->a,
+                             A_LD, kc, scratch->sum + run * cols->panels * NR + j, k0 > 0);
         }
     }
     epilogue(job, task, task->row, mr, scratch->sum);
