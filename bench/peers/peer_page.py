@@ -1,4 +1,4 @@
-"""docs/peers.md from the results in bench/results/peers-*.json: a chapter a run, a machine's newest first."""
+"""docs/peers.md from the results in bench/results/peers-cpu-*.json: a chapter a run, a machine's newest first."""
 import glob
 import json
 import os
@@ -144,7 +144,7 @@ def machine(run, file=None):
 
 def saved(run):
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*?\)", "", run["cpu"]).lower()).strip("-")
-    return os.path.join(TREE, "bench", "results", f"peers-{slug}.json")
+    return os.path.join(TREE, "bench", "results", f"peers-cpu-{slug}.json")
 
 
 def keep(run, problems):
@@ -165,18 +165,22 @@ def publish(run):
     write_page()
 
 
-def write_page():
-    """Also for itself: python3 bench/peers/peer_page.py"""
+def page():
     folder = os.path.join(TREE, "bench", "results")
     runs = []
-    for path in sorted(glob.glob(os.path.join(folder, "peers-*.json"))):
+    for path in sorted(glob.glob(os.path.join(folder, "peers-cpu-*.json"))):
         with open(path, encoding="utf-8") as file:
             runs.append((os.path.basename(path), json.load(file)))
     runs.sort(key=lambda named: named[1]["date"], reverse=True)
     runs.sort(key=lambda named: (named[1]["cpu"], "kept" in named[1]))
     chapters = [machine(run, name) for name, run in runs]
+    return HEAD.format(**BOUND) + "\n" + "\n".join(chapters)
+
+
+def write_page():
+    """Also for itself: python3 bench/peers/peer_page.py"""
     with open(os.path.join(TREE, "docs", "peers.md"), "w", encoding="utf-8") as file:
-        file.write(HEAD.format(**BOUND) + "\n" + "\n".join(chapters))
+        file.write(page())
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ if not os.path.exists(os.path.join(os.environ["PEERS_FOLDER"], "peer_moekit.so")
     print("skipped: tests/python/test_peers.py: built for a sanitizer or another machine, without bench/peers")
     sys.exit(77)
 
+import peer_page  # noqa: E402
 from peer_c import CPeer  # noqa: E402
 from cpu_numbers import BOUND, distance, draw, parse, right  # noqa: E402
 
@@ -54,6 +55,10 @@ for text in PROBLEMS:
     assert found.keys() == {"y", "dx", "dw1", "dw2"} and max(found.values()) < bound, (text, found)
     assert min(errors(text, spoil=True).values()) > bound, f"{text}: weights of other experts passed"
     print(f"ok: {text}: off by {max(found.values()):.1e} at most, wrong weights are found out")
+
+with open(os.path.join(TREE, "docs", "peers.md"), encoding="utf-8") as file:
+    assert file.read() == peer_page.page(), "docs/peers.md is not of bench/results/: run bench/peers/peer_page.py"
+print("ok: docs/peers.md is what was measured")
 
 FOLDER = os.path.join(TREE, "bench", "peers")
 refused = subprocess.run([sys.executable, os.path.join(FOLDER, "bench_peers.py"), "--build", BUILD, "--turns", "0"],
