@@ -11,9 +11,11 @@ enum {
     K_STEP = 32, /* of a tile */
     MR = 32,     /* rows past the last are computed too, and not used */
     NR = 32,
-    KC = 256, /* a strip of A and half a panel of B, 24 KiB, stay in an L1 of 48 KiB */
-    NB = 768, /* columns of a task: KC x NB of packed B is 384 KiB, next to its sums in L2 */
-    MB = 288, /* rows of a task at most */
+    KC = 256,        /* a strip of A and half a panel of B, 24 KiB, stay in an L1 of 48 KiB */
+    NB = 768,        /* columns of a task: KC x NB of packed B is 384 KiB, next to its sums in L2 */
+    MB = 288,        /* rows of a task at most */
+    WIDE_ROWS = 128, /* of at most so many rows packing takes as long as tiles or longer: then a task has */
+    WIDE_NB = 1536,  /* so many columns, as memory is read faster in longer runs */
     A_STRIP = MR * KC,
     SUMS = (MB + MR) * NB,
     SUM_HALF = MR * 16, /* sums from sixteen columns of a strip to the next */
@@ -38,6 +40,11 @@ static inline int64_t pair_at(int64_t pair) {
 }
 static inline int64_t sum_at(int64_t i, int64_t j) {
     return i / MR * (MR * NB) + j * MR + i % MR * 16;
+}
+
+/* From where the sums of strips from row i on stand, of a task of so many panels. */
+static inline int64_t strip_sums_at(int64_t i, int64_t panels) {
+    return i / MR * (MR * NR) * panels;
 }
 
 #include "kernel/gemm_amx.h"

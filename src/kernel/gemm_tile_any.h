@@ -1,9 +1,17 @@
 /* gemm_tile_any.h: a tile of any height up to MR: a body of its own for each, chosen at run time.
- * Include after MR and tile_fixed(mr, a, a_i, a_k, b, kc, sum, add), whose operands hold moei_operand; what B
- * is the tile says (moei_tile_b). Source: register tiles need heights known when compiled.
+ * Include after MR, NB, sum_at and tile_fixed(mr, a, a_i, a_k, b, kc, sum, add), whose operands hold
+ * moei_operand; what B is the tile says (moei_tile_b). Source: register tiles need heights known when compiled.
  */
 #ifndef MOEI_GEMM_TILE_ANY_H
 #define MOEI_GEMM_TILE_ANY_H
+
+enum { WIDE_NB = NB, WIDE_ROWS = 0 /* no task has more columns for having few rows */ };
+
+/* From where on the sums of rows from i on stand, of a task of so many panels. */
+static inline int64_t strip_sums_at(int64_t i, int64_t panels) {
+    (void)panels;
+    return sum_at(i, 0);
+}
 
 /* Rows of the next tile where `left` are left: all of nearly one height, as a low one has too few chains of
  * sums to keep the units busy. */

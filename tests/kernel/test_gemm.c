@@ -313,43 +313,44 @@ static void test_rows_do_not_depend_on_the_batch(void **state) {
     }
 }
 
-/* More rows than a task takes, so that blocks of rows meet. */
-static void check_many_rows(const moei_kernel_row *v, moe_dtype dtype) {
-    enum { ROWS = 700, WIDTH = 40, DEPTH = 600 };
+/* More rows or columns than a task takes, so that blocks of them meet. */
+static void check_many(const moei_kernel_row *v, moe_dtype dtype, int64_t rows, int64_t width,
+                       int64_t depth) {
     test_random random = {7};
-    guarded a = guarded_random(&random, dtype, ROWS * DEPTH),
-            b = guarded_random(&random, dtype, DEPTH * WIDTH);
-    guarded c = guarded_new(moei_wide(dtype), ROWS * WIDTH);
-    int64_t offset[2] = {0, ROWS};
+    guarded a = guarded_random(&random, dtype, rows * depth),
+            b = guarded_random(&random, dtype, depth * width);
+    guarded c = guarded_new(moei_wide(dtype), rows * width);
+    int64_t offset[2] = {0, rows};
     moe_gemm_rows_args args = {.dtype = dtype,
                                .n_groups = 1,
                                .offset = offset,
-                               .n = WIDTH,
-                               .k = DEPTH,
+                               .n = width,
+                               .k = depth,
                                .a = a.data,
-                               .lda = DEPTH,
+                               .lda = depth,
                                .b = b.data,
-                               .ldb = WIDTH,
+                               .ldb = width,
                                .c = c.data,
-                               .ldc = WIDTH,
+                               .ldc = width,
                                .c_wide = true};
-    run(v, 2, &args);
-    for (int64_t at = 0; at < ROWS * WIDTH; ++at) {
+    run(v, 1, &args);
+    for (int64_t at = 0; at < rows * width; ++at) {
         double sum = 0, size = 0;
-        for (int64_t i = 0; i < DEPTH; ++i) {
-            double term = get(&a, at / WIDTH * DEPTH + i) * get(&b, i * WIDTH + at % WIDTH);
+        for (int64_t i = 0; i < depth; ++i) {
+            double term = get(&a, at / width * depth + i) * get(&b, i * width + at % width);
             sum += term, size += fabs(term);
         }
-        check_close(get(&c, at), sum, chain_bound(dtype, DEPTH) * size, v->name, 7, "c", at);
+        check_close(get(&c, at), sum, chain_bound(dtype, depth) * size, v->name, 7, "c", at);
     }
     guarded_free(&a), guarded_free(&b), guarded_free(&c);
 }
 
-static void test_many_rows(void **state) {
+static void test_many_rows_or_columns(void **state) {
     (void)state;
     for (const moei_kernel_row *v = next_variant("gemm_rows", NULL); v; v = next_variant("gemm_rows", v)) {
-        if (serves(v, MOE_F32)) check_many_rows(v, MOE_F32);
-        if (serves(v, MOE_BF16)) check_many_rows(v, MOE_BF16);
+        if (serves(v, MOE_F32)) check_many(v, MOE_F32, 700, 40, 600);
+        if (serves(v, MOE_BF16)) check_many(v, MOE_BF16, 700, 40, 600);
+        if (serves(v, MOE_BF16)) check_many(v, MOE_BF16, 40, 1570, 270);
     }
 }
 
@@ -525,7 +526,7 @@ int main(void) {
         cmocka_unit_test(test_against_triple_loop),
         cmocka_unit_test(test_same_bits_for_any_threads),
         cmocka_unit_test(test_rows_do_not_depend_on_the_batch),
-        cmocka_unit_test(test_many_rows),
+        cmocka_unit_test(test_many_rows_or_columns),
         cmocka_unit_test(test_many_groups),
         cmocka_unit_test(test_outer),
         cmocka_unit_test(test_large_outer),

@@ -26,7 +26,7 @@ static void block_task(const moei_rows_job *job, const moei_rows_task *task, con
         int mr;
         for (int64_t row = task->row; row < task->end; row += mr) {
             mr = tile_height(task->end - row);
-            float *sum = args->k <= KC ? scratch->sum : scratch->sum + sum_at(row - task->row, 0);
+            float *sum = args->k <= KC ? scratch->sum : scratch->sum + strip_sums_at(row - task->row, panels);
             moei_fetch rows = next_rows(task, a, row, k0, args->k);
             int64_t rows_share = fetch_share(&rows, panels);
             if (last) fetch_epilogue(job, task, row, mr);

@@ -19,10 +19,11 @@ enum {
 
 /* Packed operands and sums of one task; a tile may write sums of rows past the last. */
 typedef struct moei_rows_scratch {
-    _Alignas(64) moei_operand b[NB / NR * PANEL];
+    _Alignas(64) moei_operand b[WIDE_NB / NR * PANEL];
     moei_operand a[A_STRIP], strip[KC * NR];
     float sum[SUMS];
 } moei_rows_scratch;
+_Static_assert(SUMS / WIDE_NB >= WIDE_ROWS, "the sums of a wide task fit");
 _Static_assert(sizeof(moei_rows_scratch) <= MOEI_THREAD_SCRATCH, "a task's blocks fit the thread's scratch");
 
 typedef struct moei_rows_job {
@@ -336,7 +337,8 @@ static moei_rows_job rows_job(const moei_team *team, const moe_gemm_rows_args *a
 
 /* Columns of a task at most: the two runs of a gated one stand side by side in its sums. */
 static int64_t widest_block(const moei_rows_job *job) {
-    return job->gated ? NB / 2 : NB;
+    const bool wide = busiest(job->args) <= WIDE_ROWS && !job->args->b_trans;
+    return (wide ? WIDE_NB : NB) / (job->gated ? 2 : 1);
 }
 
 /* Cuts the groups of more than done_rows rows into tasks and runs them; then what needs all of a row's
