@@ -1,6 +1,7 @@
 /* gemm_tile_any.h: a tile of any height up to MR: a body of its own for each, chosen at run time.
  * Include after MR, NB, sum_at and tile_fixed(mr, a, a_i, a_k, b, kc, sum, add), whose operands hold
- * moei_operand; what B is the tile says (moei_tile_b). Source: register tiles need heights known when compiled.
+ * moei_operand; what B is the tile says (moei_tile_b). Source: register tiles need heights known at compile
+ * time.
  */
 #ifndef MOEI_GEMM_TILE_ANY_H
 #define MOEI_GEMM_TILE_ANY_H
