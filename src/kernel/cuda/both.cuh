@@ -1,5 +1,6 @@
 /* both.cuh: the small C functions that kernels of the CPU and of the GPU share, compiled for both.
- * Their headers say `static inline`; here that also means __host__ __device__. What they include comes first.
+ * Their headers say `static inline`; here that also means __host__ __device__, by a macro that no other
+ * header may meet: what those three include stands before it.
  */
 #ifndef MOEI_BOTH_CUH
 #define MOEI_BOTH_CUH

@@ -35,8 +35,8 @@ __device__ __forceinline__ int count_of(const Column &column) {
 }
 
 template <class C>
-__device__ __forceinline__ void store_rows(const MmaRows &args, const RowTile &tile, const Part &acc,
-                                           unsigned char *ring) {
+__device__ __forceinline__ void mma_store(const MmaRows &args, const RowTile &tile, const Part &acc,
+                                          unsigned char *ring) {
     const moe_gemm_rows_args &p = args.p;
     const Column own = column_of(args, own_column());
     const bf16 *bias = p.bias ? (const bf16 *)p.bias + tile.group * p.n + own.at : NULL;
@@ -45,8 +45,8 @@ __device__ __forceinline__ void store_rows(const MmaRows &args, const RowTile &t
 
 /* Z = product + bias, kept where asked; H = act(Z). Gated: four lanes a row, gates and their ups. */
 template <bool GATED, bool COMMON>
-__device__ __forceinline__ void act_rows(const MmaRows &args, const RowTile &tile, const Part &acc,
-                                         unsigned char *ring) {
+__device__ __forceinline__ void mma_act(const MmaRows &args, const RowTile &tile, const Part &acc,
+                                        unsigned char *ring) {
     enum { PER_ROW = GATED ? 4 : 8 };
     const moe_gemm_rows_args &p = args.p;
     const int unit = threadIdx.x % PER_ROW, c = threadIdx.x / 32 % 2 * WARP_TILE + unit * EIGHT;
@@ -74,8 +74,8 @@ __device__ __forceinline__ void act_rows(const MmaRows &args, const RowTile &til
 
 /* The product is dA': dZ = w act'(Z) dA', wA = w act(Z), and 64 columns' share of <dA', act(Z)>. */
 template <bool GATED, bool COMMON>
-__device__ __forceinline__ void act_grad_rows(const MmaRows &args, const RowTile &tile, const Part &acc,
-                                              unsigned char *ring) {
+__device__ __forceinline__ void mma_act_grad(const MmaRows &args, const RowTile &tile, const Part &acc,
+                                             unsigned char *ring) {
     static_assert((int)MOEI_DWEIGHT_COLS == (int)WARP_TILE, "a warp's row is one part of dweight");
     const moe_gemm_rows_args &p = args.p;
     const Column own = column_of(args, own_column());
@@ -112,17 +112,17 @@ __device__ __forceinline__ void act_grad_rows(const MmaRows &args, const RowTile
 __device__ __forceinline__ void finish(const MmaRows &args, const RowTile &tile, const Part &acc,
                                        unsigned char *ring) {
     if (args.p.epilogue == MOE_EPI_STORE)
-        return args.p.c_wide ? store_rows<float>(args, tile, acc, ring)
-                             : store_rows<bf16>(args, tile, acc, ring);
+        return args.p.c_wide ? mma_store<float>(args, tile, acc, ring)
+                             : mma_store<bf16>(args, tile, acc, ring);
     const bool grad = args.p.epilogue == MOE_EPI_ACT_GRAD;
     by_path(args.act, [&](auto common) {
         constexpr bool COMMON = common.value;
         if (grad)
-            args.gated ? act_grad_rows<true, COMMON>(args, tile, acc, ring)
-                       : act_grad_rows<false, COMMON>(args, tile, acc, ring);
+            args.gated ? mma_act_grad<true, COMMON>(args, tile, acc, ring)
+                       : mma_act_grad<false, COMMON>(args, tile, acc, ring);
         else
-            args.gated ? act_rows<true, COMMON>(args, tile, acc, ring)
-                       : act_rows<false, COMMON>(args, tile, acc, ring);
+            args.gated ? mma_act<true, COMMON>(args, tile, acc, ring)
+                       : mma_act<false, COMMON>(args, tile, acc, ring);
     });
 }
 
