@@ -552,7 +552,8 @@ static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int6
 /* Against f64, so near that dlogits' low halves must count. Opposed: the high halves of experts e and e + 1,
  * whose gate is the same, cancel, and the low halves are all that dx, whose bf16 would hide them, is made of.
  */
-static void check_gate_grad(int64_t tokens, int experts, int64_t d, bool opposed, bool accumulate) {
+static void check_gate_grad(int64_t tokens, int experts, int64_t d, bool opposed, bool accumulate,
+                            bool portable) {
     const moei_gate_grad_scratch at = moei_gate_grad_carve(tokens, experts, d);
     Buffer<float> dlogits(tokens * experts), dgate(experts * d);
     Buffer<bf16> x(tokens * d), gate(experts * d), dx(tokens * d);
@@ -579,10 +580,11 @@ static void check_gate_grad(int64_t tokens, int experts, int64_t d, bool opposed
     args.dtype = MOE_BF16, args.n_tokens = tokens, args.d = args.ldx = args.ld_dx = d;
     args.n_experts = experts, args.accumulate = accumulate, args.x = x.data, args.gate = gate.data;
     args.dgate = dgate.data, args.dx = dx.data, args.scratch = scratch.data;
-    moe_gemm_outer_args product;
-    moei_gate_grad__sm90(&team, &args, &product);
-    CUDA_OK(moei_cuda_gemm_outer(&team, &product));
-    moei_gate_grad_end__sm90(&team, &args);
+    moei_gate_products products;
+    moei_gate_grad__cuda(&team, &args, &products);
+    (portable ? moei_gemm_rows__cuda : moei_gemm_rows__sm90)(&team, &products.dx);
+    (portable ? moei_gemm_outer__cuda : moei_gemm_outer__sm90)(&team, &products.dgate);
+    moei_gate_grad_end__cuda(&team, &args);
     CUDA_OK(cudaGetLastError());
     CUDA_OK(cudaDeviceSynchronize());
     std::vector<double> want_gate(was_gate.begin(), was_gate.end()), want_x((size_t)(tokens * d));
@@ -597,8 +599,8 @@ static void check_gate_grad(int64_t tokens, int experts, int64_t d, bool opposed
             want_x[(size_t)(t * d + j)] = sum;
         }
     char what[100];
-    snprintf(what, sizeof what, "gate_grad T %d E %d d %d opposed %d: dgate", (int)tokens, experts, (int)d,
-             opposed);
+    snprintf(what, sizeof what, "gate_grad T %d E %d d %d opposed %d portable %d: dgate", (int)tokens,
+             experts, (int)d, opposed, portable);
     verdict(what, distance(dgate.get(), want_gate), 1e-4, dgate.guard_intact() && scratch.guard_intact());
     verdict("  its dx", distance(dx.get(), want_x), 5e-3, dx.guard_intact());
 }
@@ -742,11 +744,12 @@ int main(int argc, char **argv) {
     check_decode(15, 300, 4, 192, 200, gelu);
     check_decode(16, 40, 16, 1032, 72, swiglu);
     check_decode(1, 128, 8, 2048, 768, swiglu);
-    for (bool opposed : {false, true}) {
-        check_gate_grad(1009, 64, 200, opposed, opposed);
-        check_gate_grad(131, 12, 72, opposed, opposed);
-        check_gate_grad(3001, 128, 256, opposed, false);
-        check_gate_grad(1, 4, 64, opposed, opposed);
+    for (int i = 0; i < 4; ++i) {
+        const bool opposed = i % 2 != 0, portable = i / 2 != 0;
+        check_gate_grad(1009, 64, 200, opposed, opposed, portable);
+        check_gate_grad(131, 12, 72, opposed, opposed, portable);
+        check_gate_grad(3001, 128, 256, opposed, false, portable);
+        check_gate_grad(1, 4, 64, opposed, opposed, portable);
     }
     printf("check_moe: %d checks, %d failed\n", n_checked, n_failed);
     return n_failed != 0;

@@ -88,7 +88,7 @@ typedef bool moei_route_fn(const moei_team *team, const moei_router_args *args);
 typedef bool moei_gemm_outers_fn(const moei_team *team, const moei_gemm_outers_args *args); /* likewise */
 /* Both of arguments that moei_gate_grad_takes. */
 typedef void moei_gate_grad_fn(const moei_team *team, const moei_gate_grad_args *args,
-                               moe_gemm_outer_args *product);
+                               moei_gate_products *products);
 typedef void moei_gate_grad_end_fn(const moei_team *team, const moei_gate_grad_args *args);
 typedef bool moei_few_fn(const moei_team *team, const moei_few_args *args); /* likewise */
 typedef void moei_plan_fn(const moei_team *team, const moei_plan_args *args);

@@ -175,8 +175,8 @@ typedef struct moei_gemm_outers_args {
 } moei_gemm_outers_args;
 
 /* The gate's way back: dgate += dlogits^T x, dx (+)= dlogits gate, of dlogits that stand as pairs where the
- * scratch begins. gate_grad queues dx's part and tells dgate's product, over chunks of tokens, for others to
- * queue; then gate_grad_end adds the chunks. */
+ * scratch begins. gate_grad prepares two products for others to queue: dx's part, which is its own, and that
+ * of dgate over chunks of tokens, which gate_grad_end then adds. */
 typedef struct moei_gate_grad_args {
     moe_dtype dtype; /* of x, gate, dx */
     int64_t n_tokens, d;
@@ -189,6 +189,10 @@ typedef struct moei_gate_grad_args {
     bool accumulate; /* dx */
     void *scratch;   /* of moei_gate_grad_carve */
 } moei_gate_grad_args;
+typedef struct moei_gate_products {
+    moe_gemm_rows_args dx; /* c NULL: not wanted */
+    moe_gemm_outer_args dgate;
+} moei_gate_products;
 /* Shapes that the kernel is for. */
 static inline bool moei_gate_grad_serves(int64_t n_experts, int64_t d) {
     return n_experts % 4 == 0 && d % 8 == 0;

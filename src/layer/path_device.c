@@ -236,8 +236,12 @@ static bool route_backward_first(moe_layer *layer, const moei_scratch *s, moe_ma
     moei_gate_grad_args args = gate_grad_args(layer, s, dx);
     args.accumulate = accumulate;
     if (!moei_gate_grad_takes(&args)) return false;
+    const moei_kernels *kernels = layer->ctx->kernels[layer->desc.dtype];
+    moei_gate_products products;
     queue_dlogits(layer, s, args.scratch);
-    layer->ctx->kernels[layer->desc.dtype]->gate_grad(&layer->ctx->team, &args, product);
+    kernels->gate_grad(&layer->ctx->team, &args, &products);
+    if (dx.data) kernels->gemm_rows(&layer->ctx->team, &products.dx);
+    *product = products.dgate;
     return true;
 }
 

@@ -1,7 +1,8 @@
-/* gate_grad_sm90.cu: the way back through the gate by the grouped products of Hopper, bf16 with f32 sums:
- * dgate[E,d] += dlogits^T x, dx[T,d] (+)= dlogits gate. Each of dlogits[T,E] stands as the sum of two bf16
- * numbers, so that 16 of its 24 bits count, and a product over both is one over 2E experts. The sum over
- * tokens is done in chunks side by side, whose parts are added in their order.
+/* gate_grad_cuda.cu: the way back through the gate by the grouped products of tensor cores, bf16 with f32
+ * sums: dgate[E,d] += dlogits^T x, dx[T,d] (+)= dlogits gate. Each of dlogits[T,E] stands as the sum of two
+ * bf16 numbers, so that 16 of its 24 bits count, and a product over both is one over 2E experts. The sum over
+ * tokens is done in chunks side by side, whose parts are added in their order. The products are the
+ * context's.
  */
 #include "kernel/cuda/portable.cuh"
 
@@ -50,33 +51,36 @@ static __global__ void __launch_bounds__(THREADS)
     *out = make_float4(before.x + sum.x, before.y + sum.y, before.z + sum.z, before.w + sum.w);
 }
 
-static void input_gradient(const moei_team *team, const moei_gate_grad_args *args, const GateParts &parts) {
+static moe_gemm_rows_args input_product(const moei_gate_grad_args *args, const GateParts &parts) {
     moe_gemm_rows_args a = {};
     a.dtype = MOE_BF16, a.n_groups = 1, a.n_rows = args->n_tokens, a.n = a.ldb = args->d;
     a.k = a.lda = 2 * args->n_experts, a.a = parts.pairs, a.b = parts.gate;
     a.c = args->dx, a.ldc = args->ld_dx, a.accumulate = args->accumulate;
-    moei_gemm_rows__sm90(team, &a);
+    return a;
 }
 
-} // namespace moei
-
-extern "C" void moei_gate_grad__sm90(const moei_team *team, const moei_gate_grad_args *args,
-                                     moe_gemm_outer_args *product) {
-    using namespace moei;
-    const GateParts parts = parts_of(args);
-    const int64_t pieces = args->n_experts * args->d / 8, most = parts.chunks + 1;
-    const unsigned blocks = (unsigned)ceil_div(pieces > most ? pieces : most, THREADS);
-    prepare_kernel<<<blocks, THREADS, 0, stream_of(team)>>>(*args, parts);
-    if (args->dx) input_gradient(team, args, parts);
+static moe_gemm_outer_args gate_product(const moei_gate_grad_args *args, const GateParts &parts) {
     moe_gemm_outer_args a = {};
     a.dtype = MOE_BF16, a.n_groups = (int32_t)parts.chunks, a.offset = parts.offset;
     a.n_rows = args->n_tokens;
     a.m = a.lda = 2 * args->n_experts, a.n = a.ldc = args->d, a.c_group = a.m * a.n;
     a.a = parts.pairs, a.b = args->x, a.ldb = args->ldx, a.c = parts.part, a.c_wide = true;
-    *product = a;
+    return a;
 }
 
-extern "C" void moei_gate_grad_end__sm90(const moei_team *team, const moei_gate_grad_args *args) {
+} // namespace moei
+
+extern "C" void moei_gate_grad__cuda(const moei_team *team, const moei_gate_grad_args *args,
+                                     moei_gate_products *products) {
+    using namespace moei;
+    const GateParts parts = parts_of(args);
+    const int64_t pieces = args->n_experts * args->d / 8, most = parts.chunks + 1;
+    const unsigned blocks = (unsigned)ceil_div(pieces > most ? pieces : most, THREADS);
+    prepare_kernel<<<blocks, THREADS, 0, stream_of(team)>>>(*args, parts);
+    *products = {input_product(args, parts), gate_product(args, parts)};
+}
+
+extern "C" void moei_gate_grad_end__cuda(const moei_team *team, const moei_gate_grad_args *args) {
     using namespace moei;
     const GateParts parts = parts_of(args);
     const unsigned blocks = (unsigned)ceil_div(args->n_experts * args->d, 4 * THREADS);
