@@ -24,20 +24,47 @@
 
 enum { TAIL = 16 };
 
-/* The kernels of exactly this instruction set; false (and a line) where this machine lacks it. */
-static inline bool test_kernels_of(moei_isa isa, moe_dtype dtype, moei_kernels *kernels) {
+/* Products are tested by the rows of kernel.def, not by tables. */
+static inline moei_kernels test_without_products(moei_isa isa, moe_dtype dtype) {
     moei_kernels table[MOEI_DTYPES];
+    moei_kernel_select(isa, table);
+    moei_kernels k = table[dtype];
+    k.gemm_rows = k.gemm_packed = NULL;
+    k.gemm_outer = NULL;
+    k.peak = NULL;
+    return k;
+}
+
+/* The kernels of exactly this instruction set, but for products; false (and a line) where this machine lacks
+ * it, false where they are those of the one below. */
+static inline bool test_kernels_of(moei_isa isa, moe_dtype dtype, moei_kernels *kernels) {
     if (!moei_isa_supported(isa)) {
         print_message("skipped: no %s on this machine\n", moei_isa_name(isa));
         return false;
     }
-    moei_kernel_select(isa, table);
-    *kernels = table[dtype];
-    return true;
+    *kernels = test_without_products(isa, dtype);
+    if (isa == MOEI_ISA_REF) return true;
+    const moei_kernels below = test_without_products(isa - 1, dtype);
+    return memcmp(kernels, &below, sizeof below) != 0; /* pointers alone: no padding */
 }
 
 static inline bool test_kernels(moei_isa isa, moei_kernels *f32) {
     return test_kernels_of(isa, MOE_F32, f32);
+}
+
+typedef struct test_variant {
+    const char *isa;
+    moei_kernels kernels;
+} test_variant;
+
+/* Every table of this machine but the reference, each once; returns how many. */
+static inline int test_variants_of(moe_dtype dtype, test_variant list[MOEI_ISA_COUNT]) {
+    int count = 0;
+    for (int isa = MOEI_ISA_REF + 1; isa < MOEI_ISA_COUNT; ++isa) {
+        if (!test_kernels_of((moei_isa)isa, dtype, &list[count].kernels)) continue;
+        list[count++].isa = moei_isa_name((moei_isa)isa);
+    }
+    return count;
 }
 
 static inline moei_kernels ref_kernels(moe_dtype dtype) {

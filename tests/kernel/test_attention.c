@@ -4,6 +4,9 @@
  */
 #include "kernel/kernel_test.h"
 
+static test_variant variants[MOEI_ISA_COUNT];
+static int n_variants;
+
 typedef struct shape {
     int64_t n_seq, q_len, kv_len, kv_stride;
     int32_t heads, kv_heads, head_dim;
@@ -18,6 +21,15 @@ typedef struct tensors {
     void *out, *lse, *delta, *dq, *dk, *dv; /* outputs */
 } tensors;
 
+static void poison_outputs(tensors *t) {
+    t->out = poisoned(t->dtype, t->n_o);
+    t->lse = poisoned(t->dtype, t->n_lse);
+    t->delta = poisoned(t->dtype, t->n_lse);
+    t->dq = poisoned(t->dtype, t->n_q);
+    t->dk = poisoned(t->dtype, t->n_kv);
+    t->dv = poisoned(t->dtype, t->n_kv);
+}
+
 static tensors make(shape s, moe_dtype dtype, uint64_t seed) {
     tensors t = {.s = s, .dtype = dtype};
     t.ldq = (int64_t)s.heads * s.head_dim + 5;
@@ -31,18 +43,26 @@ static tensors make(shape s, moe_dtype dtype, uint64_t seed) {
     t.k = random_array(dtype, t.n_kv, 4 * seed + 1);
     t.v = random_array(dtype, t.n_kv, 4 * seed + 2);
     t.dout = random_array(dtype, t.n_o, 4 * seed + 3);
-    t.out = poisoned(dtype, t.n_o);
-    t.lse = poisoned(dtype, t.n_lse);
-    t.delta = poisoned(dtype, t.n_lse);
-    t.dq = poisoned(dtype, t.n_q);
-    t.dk = poisoned(dtype, t.n_kv);
-    t.dv = poisoned(dtype, t.n_kv);
+    poison_outputs(&t);
     return t;
 }
 
+/* The same inputs, outputs of its own. */
+static tensors twin_of(const tensors *t) {
+    tensors twin = *t;
+    poison_outputs(&twin);
+    return twin;
+}
+
+static void release_twin(tensors *t) {
+    void *outputs[] = {t->out, t->lse, t->delta, t->dq, t->dk, t->dv};
+    for (size_t i = 0; i < COUNT(outputs); ++i) free(outputs[i]);
+}
+
 static void release(tensors *t) {
-    void *all[] = {t->q, t->k, t->v, t->dout, t->out, t->lse, t->delta, t->dq, t->dk, t->dv};
-    for (size_t i = 0; i < COUNT(all); ++i) free(all[i]);
+    void *inputs[] = {t->q, t->k, t->v, t->dout};
+    for (size_t i = 0; i < COUNT(inputs); ++i) free(inputs[i]);
+    release_twin(t);
 }
 
 static moe_attention_args args_of(const tensors *t) {
@@ -114,13 +134,21 @@ static void compare(const tensors *got, const tensors *want, bool backward) {
     compare_rows(got->dv, want->dv, kv_rows, kv_width, got->ldkv, 2 * unit * dv, "dv");
 }
 
-static void check_shape(const moei_kernels *k, const moei_kernels *ref, shape s, bool backward) {
-    uint64_t seed = (uint64_t)(s.kv_len * 131 + s.head_dim);
-    tensors got = make(s, MOE_F32, seed), want = make(s, MOE_F32, seed);
-    run(k, 1, &got, backward);
-    run(ref, 2, &want, backward);
-    compare(&got, &want, backward);
-    release(&got);
+/* Every variant on the inputs of `want`, which holds what the reference makes of them. */
+static void compare_variants(const tensors *want, bool backward) {
+    for (int v = 0; v < n_variants; ++v) {
+        tensors got = twin_of(want);
+        run(&variants[v].kernels, 1, &got, backward);
+        compare(&got, want, backward);
+        release_twin(&got);
+    }
+}
+
+static void check_shape(shape s, bool backward) {
+    tensors want = make(s, MOE_F32, (uint64_t)(s.kv_len * 131 + s.head_dim));
+    moei_kernels ref = ref_kernels(MOE_F32);
+    run(&ref, 2, &want, backward);
+    compare_variants(&want, backward);
     release(&want);
 }
 
@@ -128,19 +156,14 @@ static void test_variants_training(void **state) {
     (void)state;
     static const int64_t lengths[] = {1, 2, 3, 15, 16, 17, 31, 63, 64, 65, 97, 127, 128, 129, 193};
     static const int32_t dims[] = {1, 3, 8, 16, 17, 32, 40, 64, 80, 128};
-    moei_kernels k, ref = ref_kernels(MOE_F32);
-    for (int isa = MOEI_ISA_AVX2; isa < MOEI_ISA_COUNT; ++isa) {
-        if (!test_kernels((moei_isa)isa, &k)) continue;
-        for (size_t i = 0; i < COUNT(lengths); ++i)
-            for (size_t j = i % 3; j < COUNT(dims); j += 3)
-                check_shape(&k, &ref,
-                            (shape){2, lengths[i], lengths[i], lengths[i], 4, i % 2 ? 2 : 1, dims[j]}, true);
-        check_shape(&k, &ref, (shape){1, 9, 9, 9, 3, 3, MOEI_HEAD_DIM_MAX}, true);
-        check_shape(&k, &ref, (shape){0, 5, 5, 5, 2, 2, 8}, true);
-        /* Long ones, whose dq does not fit beside the other blocks of a thread. */
-        check_shape(&k, &ref, (shape){1, 97, 97, 97, 2, 1, MOEI_HEAD_DIM_MAX}, true);
-        check_shape(&k, &ref, (shape){2, 131, 131, 131, 2, 2, MOEI_HEAD_DIM_MAX - 9}, true);
-    }
+    for (size_t i = 0; i < COUNT(lengths); ++i)
+        for (size_t j = i % 3; j < COUNT(dims); j += 3)
+            check_shape((shape){2, lengths[i], lengths[i], lengths[i], 4, i % 2 ? 2 : 1, dims[j]}, true);
+    check_shape((shape){1, 9, 9, 9, 3, 3, MOEI_HEAD_DIM_MAX}, true);
+    check_shape((shape){0, 5, 5, 5, 2, 2, 8}, true);
+    /* Long ones, whose dq does not fit beside the other blocks of a thread. */
+    check_shape((shape){1, 97, 97, 97, 2, 1, MOEI_HEAD_DIM_MAX}, true);
+    check_shape((shape){2, 131, 131, 131, 2, 2, MOEI_HEAD_DIM_MAX - 9}, true);
 }
 
 static void test_variants_cache(void **state) {
@@ -148,37 +171,25 @@ static void test_variants_cache(void **state) {
     static const int64_t kv_lens[] = {1, 2, 16, 17, 63, 64, 65, 100, 128, 129, 200};
     static const int64_t q_lens[] = {1, 2, 5, 17, 64, 65, 100};
     static const int32_t dims[] = {5, 16, 31, 64, 100, 128};
-    moei_kernels k, ref = ref_kernels(MOE_F32);
-    for (int isa = MOEI_ISA_AVX2; isa < MOEI_ISA_COUNT; ++isa) {
-        if (!test_kernels((moei_isa)isa, &k)) continue;
-        for (size_t i = 0; i < COUNT(kv_lens); ++i)
-            for (size_t j = 0; j < COUNT(q_lens) && q_lens[j] <= kv_lens[i]; ++j)
-                check_shape(
-                    &k, &ref,
-                    (shape){2, q_lens[j], kv_lens[i], kv_lens[i] + 7, 18, 2, dims[(i + j) % COUNT(dims)]},
-                    false);
-    }
+    for (size_t i = 0; i < COUNT(kv_lens); ++i)
+        for (size_t j = 0; j < COUNT(q_lens) && q_lens[j] <= kv_lens[i]; ++j)
+            check_shape((shape){2, q_lens[j], kv_lens[i], kv_lens[i] + 7, 18, 2, dims[(i + j) % COUNT(dims)]},
+                        false);
 }
 
-/* Scores of some hundred: a softmax without its maximum would overflow. */
+/* Scores of some hundred: a softmax without its maximum would overflow. The numbers make every score exact.
+ */
 static void test_large_scores(void **state) {
     (void)state;
-    moei_kernels k, ref = ref_kernels(MOE_F32);
-    for (int isa = MOEI_ISA_AVX2; isa < MOEI_ISA_COUNT; ++isa) {
-        if (!test_kernels((moei_isa)isa, &k)) continue;
-        for (int64_t q_len = 1; q_len <= 70; q_len += 69) {
-            shape s = {1, q_len, 70, 70, 2, 1, 16};
-            tensors got = make(s, MOE_F32, 77), want = make(s, MOE_F32, 77);
-            for (int64_t i = 0; i < got.n_q; ++i)
-                ((float *)want.q)[i] = ((float *)got.q)[i] = 256.0F * roundf(4 * ((float *)got.q)[i]);
-            for (int64_t i = 0; i < got.n_kv; ++i)
-                ((float *)want.k)[i] = ((float *)got.k)[i] = 0.25F * roundf(4 * ((float *)got.k)[i]);
-            run(&k, 1, &got, false); /* the numbers above make every score exact */
-            run(&ref, 1, &want, false);
-            compare(&got, &want, false);
-            release(&got);
-            release(&want);
-        }
+    const moei_kernels ref = ref_kernels(MOE_F32);
+    for (int64_t q_len = 1; q_len <= 70; q_len += 69) {
+        tensors want = make((shape){1, q_len, 70, 70, 2, 1, 16}, MOE_F32, 77);
+        float *q = want.q, *k = want.k;
+        for (int64_t i = 0; i < want.n_q; ++i) q[i] = 256.0F * roundf(4 * q[i]);
+        for (int64_t i = 0; i < want.n_kv; ++i) k[i] = 0.25F * roundf(4 * k[i]);
+        run(&ref, 1, &want, false);
+        compare_variants(&want, false);
+        release(&want);
     }
 }
 
@@ -206,16 +217,18 @@ static void test_threads(void **state) {
     moei_kernels k;
     for (int isa = MOEI_ISA_REF; isa < MOEI_ISA_COUNT; ++isa) {
         if (!test_kernels((moei_isa)isa, &k)) continue;
-        for (size_t i = 0; i < COUNT(shapes); ++i)
+        for (size_t i = 0; i < COUNT(shapes); ++i) {
+            const bool backward = shapes[i].q_len == shapes[i].kv_stride;
+            tensors one = make(shapes[i], MOE_F32, 51);
+            run(&k, 1, &one, backward);
             for (int32_t threads = 2; threads <= 4; threads += 2) {
-                bool backward = shapes[i].q_len == shapes[i].kv_stride;
-                tensors one = make(shapes[i], MOE_F32, 51), many = make(shapes[i], MOE_F32, 51);
-                run(&k, 1, &one, backward);
+                tensors many = twin_of(&one);
                 run(&k, threads, &many, backward);
                 assert_same_bits(&one, &many, backward);
-                release(&one);
-                release(&many);
+                release_twin(&many);
             }
+            release(&one);
+        }
     }
 }
 
@@ -358,6 +371,7 @@ static void test_ref_gradient(void **state) {
 }
 
 int main(void) {
+    n_variants = test_variants_of(MOE_F32, variants);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ref_is_softmax),    cmocka_unit_test(test_ref_gradient),
         cmocka_unit_test(test_causality),         cmocka_unit_test(test_batch_invariance),

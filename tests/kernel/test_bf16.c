@@ -3,8 +3,8 @@
  * A result may be off by what its f32 twin may be, and then round to the neighbour.
  */
 #include "kernel/guarded.h"
+#include "kernel/kernel_test.h"
 
-#define COUNT(list) (sizeof(list) / sizeof(list)[0])
 enum { MOST = 6 };
 
 /* The buffers of one call; the operation writes the last n_out. */
@@ -36,11 +36,9 @@ static double rmsnorm(const moei_kernels *k, const moei_team *team, uint64_t see
     a.dy = add(c, &random, MOE_BF16, rows * n), a.dgain = add(c, &random, MOE_F32, n);
     c->n_out = seed % 3 ? 3 : 2;
     if (seed % 3) { /* backward; its statistics come from the reference, so that they agree */
-        moei_kernels table[MOEI_DTYPES];
         guarded y = guarded_new(MOE_BF16, rows * n);
         a.inv_rms = add(c, &random, MOE_F32, rows), a.dx = add(c, &random, MOE_BF16, rows * n), a.y = y.data;
-        moei_kernel_select(MOEI_ISA_REF, table);
-        table[MOE_BF16].rmsnorm(team, &a);
+        ref_kernels(MOE_BF16).rmsnorm(team, &a);
         k->rmsnorm_backward(team, &a);
         guarded_free(&y);
         return 1e-3 * sqrt((double)n); /* 1 / sqrt(eps) is 32: rows of small numbers grow */
@@ -107,9 +105,7 @@ static double attention(const moei_kernels *k, const moei_team *team, uint64_t s
     guarded lse = guarded_new(MOE_F32, rows * a.heads), delta = guarded_new(MOE_F32, rows * a.heads);
     a.out = out.data, a.lse = lse.data, a.delta = delta.data, a.dout = dout.data;
     if (backward) { /* out and lse from the reference, so that they agree */
-        moei_kernels table[MOEI_DTYPES];
-        moei_kernel_select(MOEI_ISA_REF, table);
-        table[MOE_BF16].attention(team, &a);
+        ref_kernels(MOE_BF16).attention(team, &a);
         a.dq = add(c, &random, MOE_BF16, rows * a.ldq), a.dk = add(c, &random, MOE_BF16, keys * a.ldkv);
         a.dv = add(c, &random, MOE_BF16, keys * a.ldkv), c->n_out = 3;
         k->attention_backward(team, &a);
@@ -182,25 +178,36 @@ static void compare(const call *got, const call *want, double unit, const char *
     }
 }
 
-static void check(operation *op, moe_dtype dtype, uint64_t n_seeds) {
-    moei_kernels ref[MOEI_DTYPES], table[MOEI_DTYPES];
-    moei_team one = test_team(1), three = test_team(3);
-    moei_kernel_select(MOEI_ISA_REF, ref);
-    for (int isa = MOEI_ISA_REF; isa < MOEI_ISA_COUNT; ++isa) {
-        if (!moei_isa_supported((moei_isa)isa)) continue;
-        moei_kernel_select((moei_isa)isa, table);
-        for (uint64_t seed = 1; seed <= n_seeds; ++seed) {
-            call want = {.n = 0}, got = {.n = 0}, many = {.n = 0};
-            op(&ref[dtype], &one, seed, &want);
-            double unit = op(&table[dtype], &one, seed, &got);
-            op(&table[dtype], &three, seed, &many);
-            compare(&got, &want, unit, moei_isa_name((moei_isa)isa), seed);
-            for (int b = 0; b < got.n; ++b)
-                assert_memory_equal(got.buffer[b].data, many.buffer[b].data,
-                                    (size_t)got.buffer[b].n * moe_dtype_bytes(got.buffer[b].dtype));
-            release(&want), release(&got), release(&many);
-        }
+static void assert_same_bits(const call *one, const call *many) {
+    for (int b = 0; b < one->n; ++b)
+        assert_memory_equal(one->buffer[b].data, many->buffer[b].data,
+                            (size_t)one->buffer[b].n * moe_dtype_bytes(one->buffer[b].dtype));
+}
+
+/* Every variant against what the reference made of the same seed, with one thread and with three. */
+static void check_seed(operation *op, moe_dtype dtype, uint64_t seed, const test_variant *variant,
+                       int count) {
+    const moei_team one = test_team(1), three = test_team(3);
+    const moei_kernels ref = ref_kernels(dtype);
+    call want = {.n = 0}, again = {.n = 0};
+    op(&ref, &one, seed, &want);
+    op(&ref, &three, seed, &again);
+    assert_same_bits(&want, &again);
+    for (const test_variant *v = variant; v < variant + count; ++v) {
+        call got = {.n = 0}, many = {.n = 0};
+        const double unit = op(&v->kernels, &one, seed, &got);
+        op(&v->kernels, &three, seed, &many);
+        compare(&got, &want, unit, v->isa, seed);
+        assert_same_bits(&got, &many);
+        release(&got), release(&many);
     }
+    release(&want), release(&again);
+}
+
+static void check(operation *op, moe_dtype dtype, uint64_t n_seeds) {
+    test_variant variant[MOEI_ISA_COUNT];
+    const int count = test_variants_of(dtype, variant);
+    for (uint64_t seed = 1; seed <= n_seeds; ++seed) check_seed(op, dtype, seed, variant, count);
 }
 
 static void test_rmsnorm(void **state) {
