@@ -2,16 +2,16 @@
  *
  * A context made with moe_ctx_desc.device = MOE_CUDA computes on one GPU (compute capability 8.0 or newer).
  *   - Pointers of matrices, parameters, gradients and of every array of moe_call and moe_routing_view are
- *     device memory (moe_memory_alloc, or the caller's cudaMalloc). Of moe_draws only dropout_keep is; its
- * other arrays, descriptors, moe_stats and moe_param itself are the host's.
+ *     device memory (moe_memory_alloc, or the caller's cudaMalloc). Descriptors, moe_stats and moe_param
+ *     themselves are the host's, and so are the arrays of moe_draws but for dropout_keep.
  *   - Calls queue on the context's stream and return. Forward and backward of a layer whose routing is the
  *     device's (moe_layer_routes_on_device) neither wait nor allocate and can be captured in a CUDA graph,
  *     as long as forward is not asked for moe_stats: filling them waits, as do moe_layer_routing and
  *     moe_layer_end_step.
  *   - What a kernel finds wrong (a NaN or infinite logit) is told by the next call that looks, at the latest
  *     by moe_ctx_wait; the token concerned was left out as if it were masked.
- *   - The layer is served in MOE_F32 and MOE_BF16, the operations of op.h as far as a layer needs them;
- * others are MOE_ERR_UNSUPPORTED. Custom experts say moe_expert_ops.on_device.
+ *   - The layer is served in MOE_F32 and MOE_BF16, the operations of op.h as far as a layer needs them,
+ *     others are MOE_ERR_UNSUPPORTED. Custom experts say moe_expert_ops.on_device.
  *   - Kernels are those of isa "sm90" on a Hopper GPU (in MOE_BF16), of "cuda" elsewhere: moe_ctx_isa;
  *     moe_ctx_desc.isa or MOEKIT_ISA lowers them.
  *   - The calling thread's current GPU is the context's (cudaSetDevice), where there are several.

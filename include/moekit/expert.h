@@ -98,7 +98,8 @@ MOE_API moe_status moe_ctx_fail(moe_ctx *ctx, moe_status status, const char *for
     __attribute__((format(printf, 3, 4)))
 #endif
     ;
-/* The context's allocator, 64-byte aligned. NULL (with a text recorded) when it does not fit. */
+/* The context's allocator of the host, 64-byte aligned. NULL (with a text recorded) when it does not fit.
+ * Freed with the bytes it was allocated with. */
 MOE_API void *moe_ctx_alloc(moe_ctx *ctx, size_t bytes);
 MOE_API void moe_ctx_free(moe_ctx *ctx, void *ptr, size_t bytes);
 

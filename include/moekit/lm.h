@@ -44,6 +44,7 @@ MOE_API moe_status moe_lm_config_find(const moe_lm_config *config, const char *k
 
 /* 2. Model. Tokens are bytes, 0..255, unless the checkpoint's vocabulary says otherwise. */
 typedef struct moe_lm moe_lm;
+/* A model with new weights, drawn with the context's seed; the configuration is copied. */
 MOE_API moe_status moe_lm_create(moe_ctx *ctx, const moe_lm_config *config, moe_lm **lm);
 /* Opens a checkpoint directory: Hugging Face form (config.json + safetensors), Mixtral's or our own. */
 MOE_API moe_status moe_lm_load(moe_ctx *ctx, const char *directory, moe_lm **lm);
@@ -92,7 +93,8 @@ typedef struct moe_lm_sampler {
     float top_p;       /* 0 or 1: all */
     uint64_t seed;
 } moe_lm_sampler;
-typedef bool (*moe_lm_token_fn)(void *user, int32_t token); /* false: stop */
+/* Told every new token, not those of the prompt. false: stop, which is no failure. */
+typedef bool (*moe_lm_token_fn)(void *user, int32_t token);
 /* Reserves what it needs. A text longer than the context goes on: when the window is full, its last half
  * is read again as a new window. Of a longer prompt the end that fits is read, and the log warns. Equal
  * logits: the lower token. A draw depends on (seed, place in the text) alone. */
@@ -117,7 +119,7 @@ typedef struct moe_lm_progress {
 MOE_API void moe_lm_progress_text(const moe_lm_progress *progress, char *text, size_t size);
 typedef struct moe_lm_train_options {
     size_t size;
-    const char *run_dir; /* made; an existing one is MOE_ERR_ARGUMENT unless `resume` */
+    const char *run_dir; /* made; an existing one is MOE_ERR_ARGUMENT unless `resume`. NULL: key run.dir */
     bool resume;   /* go on from the newest complete checkpoint of run_dir; damaged ones are set aside */
     bool move_old; /* an existing run_dir is first renamed run_dir.1, .2, ..., unless one trains in it */
     void (*on_progress)(void *user, const moe_lm_progress *progress);
@@ -125,9 +127,11 @@ typedef struct moe_lm_train_options {
     void *user;
     const char *command; /* recorded in run.json */
 } moe_lm_train_options;
+/* From the configuration to a run directory (docs/run-directory.md). A run that saved and stopped early is
+ * MOE_ERR_INTERRUPTED, or MOE_ERR_ALARM where an alarm asked for it. */
 MOE_API moe_status moe_lm_train(moe_ctx *ctx, const moe_lm_config *config,
                                 const moe_lm_train_options *options);
-/* Newest complete checkpoint of a run directory; MOE_ERR_INPUT if there is none. */
+/* Newest complete checkpoint of a run directory, its path into path[size]; MOE_ERR_INPUT if there is none. */
 MOE_API moe_status moe_lm_newest_checkpoint(const char *run_dir, char *path, size_t size, moe_error *error);
 
 /* 5. Evaluation of a text, with what the experts did on it. */

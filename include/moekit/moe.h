@@ -95,14 +95,17 @@ typedef struct moe_ctx_desc {
                            GPU's name in MOEKIT_ISA lowers nothing on the CPU; here it is refused there */
     uint64_t seed;      /* of initialisation and of every random draw */
     moe_allocator host; /* all NULL: aligned_alloc and free */
+    /* NULL: nothing is logged. By the calling thread; the text is the library's, during the call. */
     void (*log)(void *user, moe_log_level level, const char *text);
     void *log_user;
     int32_t device_index; /* which GPU, for MOE_CUDA (cuda.h) */
     uint8_t reserved[4];  /* 0: no padding, whose bytes a later field could not tell from its own */
 } moe_ctx_desc;
+/* Makes a context; desc NULL: all defaults. Whoever made it destroys it, after all that was made from it. */
 MOE_API moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **ctx, moe_error *error);
 MOE_API void moe_ctx_destroy(moe_ctx *ctx);
-/* Text of the last failure of a call on this context; "" if none. Valid until the next call. */
+/* Text of the last failure of a call on this context, which calls that succeed leave; "" if none. Valid until
+ * the next call. */
 MOE_API const char *moe_ctx_error(const moe_ctx *ctx);
 MOE_API int32_t moe_ctx_threads(const moe_ctx *ctx);
 MOE_API uint64_t moe_ctx_seed(const moe_ctx *ctx);
@@ -111,7 +114,7 @@ MOE_API const char *moe_ctx_isa(const moe_ctx *ctx); /* the instruction set in u
 MOE_API const char *moe_ctx_kernel(const moe_ctx *ctx, const char *op);
 
 /* Memory that the context's device computes in: a GPU's (cuda.h), or on the CPU the context's own. NULL, with
- * a text recorded, when it does not fit. */
+ * a text recorded, when it does not fit. It is freed with the bytes it was allocated with. */
 MOE_API void *moe_memory_alloc(moe_ctx *ctx, size_t bytes);
 MOE_API void moe_memory_free(moe_ctx *ctx, void *ptr, size_t bytes);
 /* Copies after what was queued before; either side may be the host's. Returns when it is done. */
@@ -130,7 +133,7 @@ MOE_API size_t moe_dtype_bytes(moe_dtype dtype);
 MOE_API const char *moe_ctx_kernel_of(const moe_ctx *ctx, const char *op, moe_dtype dtype);
 
 typedef struct moe_mat {
-    void *data;
+    void *data; /* in memory of the context's device */
     int64_t rows, cols;
     int64_t stride; /* elements from one row to the next; 0: cols */
     moe_dtype dtype;
@@ -223,8 +226,8 @@ typedef struct moe_layer_desc {
     float capacity_factor_eval;   /* 0: capacity_factor; MOE_ZERO: dropless */
     float capacity_factor_inner;  /* hierarchical; 0: capacity_factor; MOE_ZERO: dropless */
     const char *capacity_formula; /* NULL: "megatron"; src/dispatch/capacity.c lists them */
-    int32_t min_capacity;         /* least rows of an expert; 0: the formula's own, 1 or more in MOE_INFER;
-                                   * MOE_ZERO: none */
+    int32_t min_capacity;         /* least rows of an expert; 0: the formula's own, 1 or more in MOE_INFER; or
+                                     MOE_ZERO */
     int32_t capacity_multiple;    /* rounded up to a multiple of this; 0: 1 */
     const char *capacity_group;   /* NULL: "batch" or "sequence" */
     const char *drop_policy; /* NULL: "probs"; "position" "rank_major" (all first choices, then all second) */
@@ -237,9 +240,9 @@ typedef struct moe_layer_desc {
     float seq_aux_loss_coeff;    /* the same by sequence, averaged */
     float global_aux_loss_coeff; /* the same with counts accumulated since moe_layer_end_step */
     float gshard_loss_coeff;     /* Lepikhin et al. 2020: first choices only, by sequence, times E^2; of two
-                                  * levels by capacity_group */
-    float
-        second_place_loss_coeff; /* tensor2tensor: the same of second choices, before a policy removes any */
+                                    levels by capacity_group */
+    /* tensor2tensor: the same of second choices, before a policy removes any */
+    float second_place_loss_coeff;
     float importance_loss_coeff; /* CV^2 of summed weights, Shazeer et al. 2017 */
     float load_loss_coeff;       /* CV^2 of the smooth load, noisy_top_k */
     float entropy_loss_coeff;    /* negative entropy of mean usage, sigma-MoE */
@@ -396,9 +399,10 @@ typedef struct moe_stats {
     double router_entropy; /* mean over tokens of H(softmax(logits)), nats */
 } moe_stats;
 
-/* y[T,d] = sum_k weight[t,k] * expert(x)[t] + shared(x).  x, y: [T, d_model] of the layer's dtype.
- * A NaN or infinite router logit is MOE_ERR_NUMERIC and names the token; then, and after every refusal, y
- * is untouched. Only when an expert of the caller's own fails may y be partly written. */
+/* y[T,d] = sum_k weight[t,k] * expert(x)[t] + shared(x).  x: [T, d_model] and y: [T, output_size], each in
+ * memory of its own, are of the layer's dtype; T is up to what is reserved. stats NULL: not wanted. A NaN or
+ * infinite router logit is MOE_ERR_NUMERIC and names the token; then, and after every refusal, y is
+ * untouched. Only when an expert of the caller's own fails may y be partly written. */
 MOE_API moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_call *call,
                                      moe_stats *stats);
 /* Gradients of sum(y * dy) + loss_scale * stats.loss for the last MOE_TRAIN forward. x must hold
@@ -423,7 +427,7 @@ typedef struct moe_param {
     const char *name;
     moe_dtype dtype;
     int32_t n_dim;
-    int64_t dim[3];       /* 1 beyond n_dim */
+    int64_t dim[3];       /* row-major, the last contiguous; 1 beyond n_dim */
     void *value;          /* NULL where moe_layer_quantize has given it back (quant.h) */
     void *grad;           /* NULL until reserved for training, and of buffers and frozen routers */
     bool buffer;          /* saved with the layer but not trained: the selection bias */
@@ -431,6 +435,7 @@ typedef struct moe_param {
     moe_dtype grad_dtype; /* f32 where dtype is bf16, but for moe_layer_set_grad_dtype; else dtype */
 } moe_param;
 MOE_API int32_t moe_layer_param_count(const moe_layer *layer);
+/* By its place, 0 .. count - 1, or by its name. Names and numbers are the layer's. */
 MOE_API moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *param);
 MOE_API moe_status moe_layer_param_by_name(const moe_layer *layer, const char *name, moe_param *param);
 

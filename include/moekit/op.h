@@ -96,7 +96,7 @@ typedef struct moe_gemm_rows_args {
     moe_act_numbers act_numbers;
 } moe_gemm_rows_args;
 MOE_API moe_status moe_gemm_rows(moe_ctx *ctx, const moe_gemm_rows_args *args);
-MOE_API int64_t moe_dweight_parts(int64_t n);
+MOE_API int64_t moe_dweight_parts(int64_t n); /* columns of dweight_part */
 
 /* Grouped product over a ragged sum (weight gradients):
  *   C_g[m, n] (+)= sum over offset[g] <= r < offset[g+1] of A[a_row[r], m] * B[b_row[r], n],
