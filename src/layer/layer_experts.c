@@ -247,6 +247,13 @@ static void queue_router_part(void *arg) {
     if (layer->router_done) layer->ctx->ride = &part->gate;
 }
 
+/* What the launch of the parameters' gradients left of it. The sum of the rows may outlast both. */
+static moe_status end_router_part(moe_layer *layer, const moei_scratch *s) {
+    if (layer->ctx->ride) MOEI_TRY(moe_gemm_outer(layer->ctx, layer->ctx->ride));
+    layer->path->route_backward_end(layer, s);
+    return MOE_OK;
+}
+
 /* Rows are read, tokens read and written; of each row's products with its token, two operations a weight. */
 static double sum_intensity(const moe_layer *layer) {
     const double rows = (double)layer->plan.n_rows, tokens = (double)layer->batch.x.rows;
@@ -285,17 +292,14 @@ static moe_status rows_backward(moe_layer *layer, const moei_scratch *s, moe_mat
     if (moei_layer_gathers(layer)) gather_gradient(layer, s, dout, &io);
     router_part part = {.layer = layer, .s = s, .dx = din, .accumulate = accumulate};
     offer_sum(&part);
-    const moe_status status = run_experts(layer, false, &io);
+    moe_status status = run_experts(layer, false, &io);
     if (status == MOE_OK && at_input)
         moei_rows_weight_gradient(layer->ctx, &layer->plan, expert_input(layer), drows, s->drow_weight);
+    if (status == MOE_OK && layer->router_done) status = end_router_part(layer, s);
     if (status == MOE_OK && din.data) sum_row_gradients(layer, drows, din, accumulate || layer->router_done);
     moei_beside_step(layer->ctx, MOEI_BESIDE_END);
-    const moe_gemm_outer_args *left = layer->ctx->ride;
     layer->ctx->ride = NULL;
-    if (status != MOE_OK || !layer->router_done) return status;
-    if (left) MOEI_TRY(moe_gemm_outer(layer->ctx, left));
-    layer->path->route_backward_end(layer, s);
-    return MOE_OK;
+    return status;
 }
 
 static moe_status routed_backward(moe_layer *layer, const moei_scratch *s, moe_mat dy, moe_mat dx) {

@@ -84,5 +84,7 @@ extern "C" void moei_gate_grad_end__cuda(const moei_team *team, const moei_gate_
     using namespace moei;
     const GateParts parts = parts_of(args);
     const unsigned blocks = (unsigned)ceil_div(args->n_experts * args->d, 4 * THREADS);
-    sum_chunks_kernel<<<blocks, THREADS, 0, stream_of(team)>>>(*args, parts.part, parts.chunks);
+    cudaLaunchAttribute priority;
+    const cudaLaunchConfig_t config = urgent_launch(team, dim3(blocks), THREADS, 0, &priority);
+    cudaLaunchKernelEx(&config, sum_chunks_kernel, *args, (const float *)parts.part, parts.chunks);
 }

@@ -198,17 +198,10 @@ template <class S> static cudaError_t launch(const moei_team *team, const moei_g
     static_assert(Shared<S>::FIRST + sizeof(TileOrder) <= 227 * 1024, "shared memory of a block");
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;
-    cudaLaunchAttribute urgent = {};
-    urgent.id = cudaLaunchAttributePriority;
-    urgent.val.priority = team->urgency;
-    cudaLaunchConfig_t config = {};
     const int pairs = min((n_sm - team->spare) / PAIR, 32 * (int)PAIRS_A_LANE);
-    config.gridDim = dim3((unsigned)(PAIR * (pairs > 0 ? pairs : 1)));
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = (size_t)bytes;
-    config.stream = stream_of(team);
-    config.attrs = &urgent;
-    config.numAttrs = team->spare > 0;
+    cudaLaunchAttribute priority;
+    const cudaLaunchConfig_t config = urgent_launch(team, dim3((unsigned)(PAIR * (pairs > 0 ? pairs : 1))),
+                                                    THREADS, (size_t)bytes, &priority);
     return cudaLaunchKernelEx(&config, kernel, p, maps);
 }
 

@@ -124,22 +124,44 @@ static __global__ void padding_kernel(const moei_plan_args p) {
     }
 }
 
-/* Where padded all rows, for the index comes after it; else those past the last expert's. */
-static __global__ void clear_rows_kernel(const moei_plan_args p) {
-    const int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (r >= p.n_rows || (!p.pad && r < p.offset[p.n_experts])) return;
+enum { INDEX_THREADS = 256, INDEX_EACH = 4 };
+
+__device__ __forceinline__ void clear_row(const moei_plan_args &p, int64_t r) {
     p.row_slot[r] = -1;
     p.row_token[r] = 0;
     p.row_weight[r] = 0.f;
 }
 
-static __global__ void index_kernel(const moei_plan_args p) {
-    const int64_t slot = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    const int32_t r = slot < p.n_tokens * p.top_k ? p.row_of[slot] : -1;
-    if (r < 0) return;
-    p.row_slot[r] = (int32_t)slot;
-    p.row_token[r] = (int32_t)(slot / p.top_k);
-    p.row_weight[r] = p.weight[slot];
+/* Where padded: rows that the index leaves may be any, so all are cleared before it. */
+static __global__ void clear_rows_kernel(const moei_plan_args p) {
+    const int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (r < p.n_rows) clear_row(p, r);
+}
+
+/* A thread has a few slots, whose numbers are on their way together. Where not padded, rows past those of the
+ * last expert are cleared too. */
+static __global__ void __launch_bounds__(INDEX_THREADS) index_kernel(const moei_plan_args p) {
+    const int64_t first = (int64_t)blockIdx.x * INDEX_THREADS * INDEX_EACH + threadIdx.x;
+    const int64_t slots = p.n_tokens * p.top_k;
+    int32_t row[INDEX_EACH];
+    float weight[INDEX_EACH];
+#pragma unroll
+    for (int i = 0; i < INDEX_EACH; ++i) {
+        const int64_t slot = first + i * INDEX_THREADS;
+        row[i] = slot < slots ? p.row_of[slot] : -1;
+        weight[i] = slot < slots ? p.weight[slot] : 0.f;
+    }
+#pragma unroll
+    for (int i = 0; i < INDEX_EACH; ++i) {
+        const uint32_t slot = (uint32_t)(first + i * INDEX_THREADS);
+        if (row[i] < 0) continue;
+        p.row_slot[row[i]] = (int32_t)slot;
+        p.row_token[row[i]] = (int32_t)(slot / (uint32_t)p.top_k);
+        p.row_weight[row[i]] = weight[i];
+    }
+    const int64_t step = (int64_t)gridDim.x * INDEX_THREADS,
+                  own = (int64_t)blockIdx.x * INDEX_THREADS + threadIdx.x;
+    for (int64_t r = p.offset[p.n_experts] + own; !p.pad && r < p.n_rows; r += step) clear_row(p, r);
 }
 
 /* Smaller key: larger weight, then the earlier slot. Weights are no NaN. */
@@ -229,7 +251,8 @@ extern "C" void moei_plan__cuda(const moei_team *team, const moei_plan_args *arg
 extern "C" void moei_plan_index__cuda(const moei_team *team, const moei_plan_args *args) {
     using namespace moei;
     const int64_t slots = args->n_tokens * args->top_k;
-    if (args->n_rows > 0)
+    const int64_t blocks = ceil_div(slots, INDEX_THREADS * INDEX_EACH);
+    if (args->pad && args->n_rows > 0)
         clear_rows_kernel<<<(unsigned)ceil_div(args->n_rows, 256), 256, 0, stream_of(team)>>>(*args);
-    if (slots > 0) index_kernel<<<(unsigned)ceil_div(slots, 256), 256, 0, stream_of(team)>>>(*args);
+    if (slots > 0) index_kernel<<<(unsigned)blocks, INDEX_THREADS, 0, stream_of(team)>>>(*args);
 }

@@ -34,6 +34,19 @@ static inline cudaStream_t stream_of(const moei_team *team) {
     return (cudaStream_t)team->stream;
 }
 
+/* A launch on the team's stream that goes first where smaller kernels are queued beside it. `priority` is its
+ * attribute and must last as long. */
+static inline cudaLaunchConfig_t urgent_launch(const moei_team *team, dim3 grid, int threads, size_t shared,
+                                               cudaLaunchAttribute *priority) {
+    *priority = {};
+    priority->id = cudaLaunchAttributePriority;
+    priority->val.priority = team->urgency;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid, config.blockDim = dim3((unsigned)threads), config.dynamicSmemBytes = shared;
+    config.stream = stream_of(team), config.attrs = priority, config.numAttrs = team->spare > 0;
+    return config;
+}
+
 /* An activation of the products, in f32 (kernel/act.h has them in f64): limit is infinite where there is
  * none.
  */

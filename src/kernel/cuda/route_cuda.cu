@@ -3,6 +3,7 @@
  * lane l has experts l, l + 32, ... Formulas: route/weight.c and route/score_function.c, here in f32.
  * Order: higher first, then the lower expert. A token with a bad logit is left out and told in p.fault.
  */
+#include "kernel/cuda/mma.cuh"
 #include "kernel/cuda/portable.cuh"
 
 #include <float.h>
@@ -325,22 +326,54 @@ static __global__ void __launch_bounds__(THREADS) router_grad_kernel(const moei_
     }
 }
 
-/* The same for plain softmax, up to 32 choices: lane k has the k-th. What all experts get is stored first,
- * then the chosen ones' again with their own. */
-static __global__ void __launch_bounds__(THREADS) softmax_grad_kernel(const moei_router_args p) {
+/* V experts side by side: what is loaded and stored at once. */
+template <int V> __device__ __forceinline__ void load_probs(float (&to)[V], const float *from) {
+    if constexpr (V == 4)
+        *(float4 *)to = *(const float4 *)from;
+    else
+        to[0] = *from;
+}
+template <int V>
+__device__ __forceinline__ void put_dlogits(const moei_router_args &p, int64_t t, int e,
+                                            const float (&v)[V]) {
+    if constexpr (V == 1) {
+        put_dlogit(p, t, e, v[0]);
+    } else if (!p.dlogits_pairs) {
+        *(float4 *)(p.dlogits + t * p.n_experts + e) = *(const float4 *)v;
+    } else {
+        uint32_t high[V / 2], low[V / 2];
+#pragma unroll
+        for (int i = 0; i < V / 2; ++i) {
+            high[i] = bf16_pack(v[2 * i], v[2 * i + 1]);
+            low[i] = bf16_pack(v[2 * i] - bf16_low(high[i]), v[2 * i + 1] - bf16_high(high[i]));
+        }
+        bf16 *pair = (bf16 *)p.dlogits_pairs + t * 2 * p.n_experts + e;
+        *(uint2 *)pair = make_uint2(high[0], high[1]);
+        *(uint2 *)(pair + p.n_experts) = make_uint2(low[0], low[1]);
+    }
+}
+
+/* The same for plain softmax, up to 32 choices: lane k has the k-th, and all lanes V experts each at a time.
+ * What does not follow from something else is asked for at once: a token waits for memory twice. */
+template <int V> __global__ void __launch_bounds__(THREADS) softmax_grad_kernel(const moei_router_args p) {
     const int64_t t = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
-    const int lane = (int)threadIdx.x & 31;
+    const int lane = (int)threadIdx.x & 31, first = V * lane;
     if (t >= p.n_tokens) return;
     const float *prob = p.prob + t * p.n_experts, lse = p.lse[t];
     const int64_t slot = t * p.top_k + lane;
+    const bool chooses = lane < p.top_k;
+    const int expert = chooses ? p.expert[slot] : -1, row = chooses ? p.row_of[slot] : -1;
+    const float share = chooses && over_chosen(p) ? share_of(p, slot) : 0.f;
+    __align__(16) float begin[V] = {0};
+    if (first < p.n_experts) load_probs<V>(begin, prob + first);
     const bool left_out = (p.mask && !p.mask[t]) || isnan(lse);
-    const int own = lane < p.top_k && !left_out ? p.expert[slot] : -1;
-    const float v = own >= 0 ? (float)p.scale * weight_gradient(p, slot) : 0.f;
+    const int own = left_out ? -1 : expert;
+    const float v = own >= 0 && row >= 0 ? (float)p.scale * p.drow_weight[row] : 0.f;
     const float score = own >= 0 ? prob[own] : 0.f;
     float chosen = 0.f; /* of the logit where over_chosen, else of the score */
     if (over_chosen(p)) {
-        const float share = own >= 0 ? share_of(p, slot) : 0.f;
-        chosen = share * (v - warp_sum(share * v));
+        const float kept = own >= 0 ? share : 0.f;
+        chosen = kept * (v - warp_sum(kept * v));
     } else if (p.norm_topk_prob) {
         const float sum = warp_sum(score) + (float)p.norm_eps, mean = warp_sum(score * v);
         chosen = own >= 0 ? v / sum - mean / (sum * sum) : 0.f;
@@ -351,12 +384,26 @@ static __global__ void __launch_bounds__(THREADS) softmax_grad_kernel(const moei
     for (int e = lane; e < p.n_experts && p.aux_grad; e += 32)
         mean = fmaf((float)p.aux_grad[e], prob[e], mean);
     const float all = (p.z_grad ? (float)*p.z_grad * lse : 0.f) - warp_sum(mean);
-    for (int e = lane; e < p.n_experts; e += 32)
-        put_dlogit(p, t, e, left_out ? 0.f : prob[e] * (all + (p.aux_grad ? (float)p.aux_grad[e] : 0.f)));
-    __syncwarp();
-    if (own < 0) return;
-    const float aux = p.aux_grad ? (float)p.aux_grad[own] : 0.f;
-    put_dlogit(p, t, own, over_chosen(p) ? fmaf(score, all + aux, chosen) : score * (all + aux + chosen));
+    const float own_all = all + (p.aux_grad && own >= 0 ? (float)p.aux_grad[own] : 0.f);
+    const float own_dlogit = over_chosen(p) ? fmaf(score, own_all, chosen) : score * (own_all + chosen);
+    for (int e0 = 0; e0 < p.n_experts; e0 += 32 * V) {
+        const int e = e0 + first;
+        __align__(16) float dlogit[V];
+        if (e0 > 0 && e < p.n_experts) load_probs<V>(begin, prob + e);
+#pragma unroll
+        for (int i = 0; i < V; ++i)
+            dlogit[i] =
+                left_out
+                    ? 0.f
+                    : begin[i] * (all + (p.aux_grad && e < p.n_experts ? (float)p.aux_grad[e + i] : 0.f));
+        for (uint32_t here = __ballot_sync(~0u, own >= e0 && own < e0 + 32 * V); here; here &= here - 1) {
+            const int k = __ffs((int)here) - 1, at = __shfl_sync(~0u, own, k) - e;
+            const float value = __shfl_sync(~0u, own_dlogit, k);
+#pragma unroll
+            for (int i = 0; i < V; ++i) dlogit[i] = at == i ? value : dlogit[i];
+        }
+        if (e < p.n_experts) put_dlogits<V>(p, t, e, dlogit);
+    }
 }
 
 static bool is_plain_softmax(const moei_router_args *a) {
@@ -389,7 +436,9 @@ extern "C" void moei_router__cuda(const moei_team *team, const moei_router_args 
 
 extern "C" void moei_router_grad__cuda(const moei_team *team, const moei_router_args *args) {
     if (args->n_tokens == 0) return;
-    auto *kernel = is_plain_softmax(args) ? softmax_grad_kernel : router_grad_kernel;
+    auto *kernel = !is_plain_softmax(args)    ? router_grad_kernel
+                   : args->n_experts % 4 == 0 ? softmax_grad_kernel<4>
+                                              : softmax_grad_kernel<1>;
     kernel<<<(unsigned)ceil_div(args->n_tokens, WARPS), THREADS, 0, stream_of(team)>>>(*args);
 }
 
