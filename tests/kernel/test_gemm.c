@@ -25,6 +25,7 @@ typedef struct product_case {
     moe_gemm_rows_args args;
     int64_t offset[9], rows, d_z, n_h; /* d_z: columns of z where it is read, n_h: of h */
     int32_t *a_row;
+    double *sum, *size; /* [rows, args.n] of solve: A B_g + bias, and of the sizes of its terms; else NULL */
     guarded a, b, bias, c, h, z, dz, wa, w, dweight, part;
 } product_case;
 
@@ -88,11 +89,27 @@ static moe_act act_of(uint64_t seed) {
     return (moe_act)(seed % (MOE_ACT_GEGLU + 1));
 }
 
+static void free_outputs(product_case *p) {
+    guarded *outputs[] = {&p->c, &p->h, &p->dz, &p->wa, &p->dweight, &p->part};
+    for (size_t i = 0; i < COUNT(outputs); ++i) guarded_free(outputs[i]);
+}
+
 static void free_case(product_case *p) {
-    guarded *all[] = {&p->a,  &p->b,  &p->bias, &p->c,       &p->h,   &p->z,
-                      &p->dz, &p->wa, &p->w,    &p->dweight, &p->part};
-    for (size_t i = 0; i < COUNT(all); ++i) guarded_free(all[i]);
-    free(p->a_row);
+    guarded *inputs[] = {&p->a, &p->b, &p->bias, &p->z, &p->w};
+    for (size_t i = 0; i < COUNT(inputs); ++i) guarded_free(inputs[i]);
+    free_outputs(p);
+    free(p->a_row), free(p->sum), free(p->size);
+}
+
+/* Makes `twin` of the same inputs, with outputs of its own: free_outputs ends it. */
+static void make_twin(product_case *twin, const product_case *p) {
+    *twin = *p;
+    guarded *outputs[] = {&twin->c, &twin->h, &twin->dz, &twin->wa, &twin->dweight, &twin->part};
+    for (size_t i = 0; i < COUNT(outputs); ++i) *outputs[i] = guarded_new(outputs[i]->dtype, outputs[i]->n);
+    moe_gemm_rows_args *args = &twin->args;
+    args->offset = twin->offset;
+    args->c = twin->c.data, args->h = twin->h.data, args->dz = twin->dz.data, args->wa = twin->wa.data;
+    args->dweight = twin->dweight.data, args->dweight_part = twin->part.data;
 }
 
 /* Cells of a row past the matrix (the padding of its ld) must stay as they were. */
@@ -102,10 +119,8 @@ static void check_padding(const guarded *m, int64_t rows, int64_t n, int64_t ld)
 }
 
 /* A B_g + bias at (r, j), and the sum of the sizes of its terms. */
-static double direct(const product_case *p, int64_t r, int64_t j, double *size) {
+static double direct(const product_case *p, int32_t g, int64_t r, int64_t j, double *size) {
     const moe_gemm_rows_args *args = &p->args;
-    int32_t g = 0;
-    while (r >= p->offset[g + 1]) ++g;
     double sum = args->bias ? get(&p->bias, g * args->n + j) : 0;
     *size = fabs(sum);
     for (int64_t i = 0; i < args->k; ++i) {
@@ -117,29 +132,38 @@ static double direct(const product_case *p, int64_t r, int64_t j, double *size) 
     return sum;
 }
 
+/* Once a case, for every variant. */
+static void solve(product_case *p) {
+    const int64_t n = p->args.n;
+    p->sum = malloc((size_t)(p->rows * n + 1) * sizeof *p->sum);
+    p->size = malloc((size_t)(p->rows * n + 1) * sizeof *p->size);
+    assert_true(p->sum && p->size);
+    for (int32_t g = 0; g < p->args.n_groups; ++g)
+        for (int64_t at = p->offset[g] * n; at < p->offset[g + 1] * n; ++at)
+            p->sum[at] = direct(p, g, at / n, at % n, &p->size[at]);
+}
+
 static void run(const moei_kernel_row *variant, int32_t n_threads, const moe_gemm_rows_args *args) {
     moei_team team = test_team(n_threads);
     ((moei_gemm_rows_fn *)variant->fn)(&team, args);
 }
 
-static void check_store(uint64_t seed, const moei_kernel_row *variant, moe_dtype dtype) {
-    product_case p;
-    make_case(&p, seed, dtype, MOE_EPI_STORE, MOE_ACT_NONE, 300);
-    moe_gemm_rows_args *args = &p.args;
-    args->accumulate = seed % 3 == 0;
-    for (int64_t r = 0; r < p.rows && args->accumulate; ++r)
-        for (int64_t j = 0; j < args->n; ++j) moei_real_store(p.c.dtype, p.c.data, r * args->ldc + j, 0.5);
-    run(variant, 1 + (int32_t)(seed % 2), args);
-    for (int64_t r = 0; r < p.rows; ++r) {
+static void check_store(product_case *p, const moei_kernel_row *variant) {
+    moe_gemm_rows_args *args = &p->args;
+    args->accumulate = p->seed % 3 == 0;
+    for (int64_t r = 0; r < p->rows && args->accumulate; ++r)
+        for (int64_t j = 0; j < args->n; ++j) moei_real_store(p->c.dtype, p->c.data, r * args->ldc + j, 0.5);
+    run(variant, 1 + (int32_t)(p->seed % 2), args);
+    for (int64_t r = 0; r < p->rows; ++r) {
         for (int64_t j = 0; j < args->n; ++j) {
-            double size, want = direct(&p, r, j, &size) + (args->accumulate ? 0.5 : 0);
-            double bound = chain_bound(dtype, args->k) * (size + 0.5) + storage_bound(p.c.dtype, want);
-            check_close(get(&p.c, r * args->ldc + j), want, bound, variant->name, seed, "c",
-                        r * args->ldc + j);
+            const int64_t at = r * args->n + j;
+            double want = p->sum[at] + (args->accumulate ? 0.5 : 0);
+            double bound = chain_bound(args->dtype, args->k) * (p->size[at] + 0.5);
+            check_close(get(&p->c, r * args->ldc + j), want, bound + storage_bound(p->c.dtype, want),
+                        variant->name, p->seed, "c", r * args->ldc + j);
         }
     }
-    check_padding(&p.c, p.rows, args->n, args->ldc);
-    free_case(&p);
+    check_padding(&p->c, p->rows, args->n, args->ldc);
 }
 
 /* What the activation makes of an error in its inputs, plus its own. */
@@ -148,85 +172,100 @@ static double act_bound(moei_act_point act, double gate, double up, double error
     return 1.5 * (fabs(act.d_gate) + fabs(act.d_up)) * error + own + error * error;
 }
 
-static void check_act(uint64_t seed, const moei_kernel_row *variant, moe_dtype dtype) {
-    const moe_act act = act_of(seed);
-    product_case p;
-    make_case(&p, seed, dtype, MOE_EPI_ACT, act, 150);
-    moe_gemm_rows_args *args = &p.args;
-    const moei_act_rule rule = moei_act_rule_for(act, args->act_numbers);
+static void check_act(product_case *p, const moei_kernel_row *variant) {
+    moe_gemm_rows_args *args = &p->args;
+    const moe_dtype dtype = args->dtype;
+    const uint64_t seed = p->seed;
+    const moei_act_rule rule = moei_act_rule_for(args->act, args->act_numbers);
     const bool gated = rule.gated, keep = seed % 5 != 0;
     if (!keep) args->c = NULL;
     run(variant, 1, args);
-    for (int64_t r = 0; r < p.rows; ++r) {
-        for (int64_t j = 0; j < p.n_h; ++j) {
-            double gate_size, up_size = 0, gate = direct(&p, r, j, &gate_size);
-            double up = gated ? direct(&p, r, p.n_h + j, &up_size) : 0, bound = chain_bound(dtype, args->k);
+    for (int64_t r = 0; r < p->rows; ++r) {
+        for (int64_t j = 0; j < p->n_h; ++j) {
+            const int64_t at = r * args->n + j;
+            double gate = p->sum[at], gate_size = p->size[at], bound = chain_bound(dtype, args->k);
+            double up = gated ? p->sum[at + p->n_h] : 0, up_size = gated ? p->size[at + p->n_h] : 0;
             const moei_act_point want = moei_act_at(&rule, gate, up);
             double h_bound = act_bound(want, gate, up, bound * (gate_size + up_size));
-            check_close(get(&p.h, r * args->ldh + j), want.value, h_bound + storage_bound(dtype, want.value),
+            check_close(get(&p->h, r * args->ldh + j), want.value, h_bound + storage_bound(dtype, want.value),
                         variant->name, seed, "h", j);
             if (keep)
-                check_close(get(&p.c, r * args->ldc + j), gate,
+                check_close(get(&p->c, r * args->ldc + j), gate,
                             bound * gate_size + storage_bound(dtype, gate), variant->name, seed, "gate", j);
             if (keep && gated)
-                check_close(get(&p.c, r * args->ldc + p.n_h + j), up,
+                check_close(get(&p->c, r * args->ldc + p->n_h + j), up,
                             bound * up_size + storage_bound(dtype, up), variant->name, seed, "up", j);
         }
     }
-    check_padding(&p.h, p.rows, p.n_h, args->ldh);
-    check_padding(&p.c, p.rows, keep ? args->n : 0, args->ldc);
-    free_case(&p);
+    check_padding(&p->h, p->rows, p->n_h, args->ldh);
+    check_padding(&p->c, p->rows, keep ? args->n : 0, args->ldc);
 }
 
-static void check_act_grad(uint64_t seed, const moei_kernel_row *variant, moe_dtype dtype) {
-    const moe_act act = act_of(seed);
-    product_case p;
-    make_case(&p, seed, dtype, MOE_EPI_ACT_GRAD, act, 150);
-    moe_gemm_rows_args *args = &p.args;
+static void check_act_grad(product_case *p, const moei_kernel_row *variant) {
+    const moe_gemm_rows_args *args = &p->args;
+    const moe_dtype dtype = args->dtype;
+    const uint64_t seed = p->seed;
     const char *name = variant->name;
-    const moei_act_rule rule = moei_act_rule_for(act, args->act_numbers);
+    const moei_act_rule rule = moei_act_rule_for(args->act, args->act_numbers);
     const bool gated = rule.gated;
     run(variant, 2, args);
-    for (int64_t r = 0; r < p.rows; ++r) {
-        double w = args->row_weight ? get(&p.w, r) : 1, dweight = 0, dweight_bound = 1e-6;
+    for (int64_t r = 0; r < p->rows; ++r) {
+        double w = args->row_weight ? get(&p->w, r) : 1, dweight = 0, dweight_bound = 1e-6;
         for (int64_t j = 0; j < args->n; ++j) {
-            double size, da = direct(&p, r, j, &size), error = chain_bound(dtype, args->k) * size;
-            double gate = get(&p.z, r * args->ldz + j),
-                   up = gated ? get(&p.z, r * args->ldz + args->n + j) : 0;
+            double da = p->sum[r * args->n + j];
+            double error = chain_bound(dtype, args->k) * p->size[r * args->n + j];
+            double gate = get(&p->z, r * args->ldz + j),
+                   up = gated ? get(&p->z, r * args->ldz + args->n + j) : 0;
             const moei_act_point want = moei_act_at(&rule, gate, up);
             double own = 4e-6 * (1 + fabs(gate)) * (1 + fabs(up));
             double dz = w * want.d_gate * da, dz_up = w * want.d_up * da, wa = w * want.value;
             double wrong = own * (fabs(da) + error);
-            check_close(get(&p.dz, r * args->ldz + j), dz,
+            check_close(get(&p->dz, r * args->ldz + j), dz,
                         fabs(want.d_gate) * error + wrong + storage_bound(dtype, dz), name, seed, "dz", j);
             if (gated)
-                check_close(get(&p.dz, r * args->ldz + args->n + j), dz_up,
+                check_close(get(&p->dz, r * args->ldz + args->n + j), dz_up,
                             fabs(want.d_up) * error + wrong + storage_bound(dtype, dz_up), name, seed,
                             "dz up", j);
-            check_close(get(&p.wa, r * args->ldwa + j), wa, own + storage_bound(dtype, wa), name, seed, "wa",
+            check_close(get(&p->wa, r * args->ldwa + j), wa, own + storage_bound(dtype, wa), name, seed, "wa",
                         j);
             dweight += da * want.value;
             dweight_bound += fabs(want.value) * error + own * (fabs(da) + error);
         }
-        check_close(get(&p.dweight, r), dweight, dweight_bound, name, seed, "dweight", r);
+        check_close(get(&p->dweight, r), dweight, dweight_bound, name, seed, "dweight", r);
     }
-    check_padding(&p.dz, p.rows, p.d_z, args->ldz);
-    check_padding(&p.wa, p.rows, args->n, args->ldwa);
+    check_padding(&p->dz, p->rows, p->d_z, args->ldz);
+    check_padding(&p->wa, p->rows, args->n, args->ldwa);
+}
+
+typedef void check_variant(product_case *p, const moei_kernel_row *variant);
+
+static void check_case(uint64_t seed, moe_dtype dtype, moe_epilogue epilogue,
+                       const moei_kernel_row *const *variant) {
+    static check_variant *const check[] = {
+        [MOE_EPI_STORE] = check_store, [MOE_EPI_ACT] = check_act, [MOE_EPI_ACT_GRAD] = check_act_grad};
+    const bool store = epilogue == MOE_EPI_STORE;
+    product_case p, twin;
+    make_case(&p, seed, dtype, epilogue, store ? MOE_ACT_NONE : act_of(seed), store ? 300 : 150);
+    solve(&p);
+    for (; *variant; ++variant) {
+        if (!serves(*variant, dtype)) continue;
+        make_twin(&twin, &p);
+        check[epilogue](&twin, *variant);
+        free_outputs(&twin);
+    }
     free_case(&p);
 }
 
 static void test_against_triple_loop(void **state) {
     (void)state;
-    for (const moei_kernel_row *v = next_variant("gemm_rows", NULL); v; v = next_variant("gemm_rows", v)) {
-        for (int dtype = 0; dtype < MOEI_DTYPES; ++dtype) {
-            for (uint64_t seed = 1; seed <= (dtype == MOE_F64 ? 20 : 60); ++seed) {
-                if (!serves(v, (moe_dtype)dtype)) continue;
-                check_store(seed, v, (moe_dtype)dtype);
-                check_act(seed, v, (moe_dtype)dtype);
-                check_act_grad(seed, v, (moe_dtype)dtype);
-            }
+    const moei_kernel_row *variant[MOEI_ISA_COUNT + 1] = {next_variant("gemm_rows", NULL)};
+    for (int i = 0; variant[i]; ++i) variant[i + 1] = next_variant("gemm_rows", variant[i]);
+    for (int dtype = 0; dtype < MOEI_DTYPES; ++dtype)
+        for (uint64_t seed = 1; seed <= (dtype == MOE_F64 ? 20 : 60); ++seed) {
+            check_case(seed, (moe_dtype)dtype, MOE_EPI_STORE, variant);
+            check_case(seed, (moe_dtype)dtype, MOE_EPI_ACT, variant);
+            check_case(seed, (moe_dtype)dtype, MOE_EPI_ACT_GRAD, variant);
         }
-    }
 }
 
 static void assert_same_bits(const guarded *a, const guarded *b, const char *variant, uint64_t seed) {
@@ -247,14 +286,14 @@ static void test_same_bits_for_any_threads(void **state) {
             run(v, 1, &one.args);
             for (int32_t threads = 2; threads <= 4; threads += 2) {
                 product_case many;
-                make_case(&many, seed, dtype, epilogue, act_of(seed), 200);
+                make_twin(&many, &one);
                 run(v, threads, &many.args);
                 assert_same_bits(&one.c, &many.c, v->name, seed);
                 assert_same_bits(&one.h, &many.h, v->name, seed);
                 assert_same_bits(&one.dz, &many.dz, v->name, seed);
                 assert_same_bits(&one.wa, &many.wa, v->name, seed);
                 assert_same_bits(&one.dweight, &many.dweight, v->name, seed);
-                free_case(&many);
+                free_outputs(&many);
             }
             free_case(&one);
         }
@@ -273,9 +312,10 @@ static void assert_same_row(const guarded *whole, const guarded *part, int64_t r
 }
 
 /* Rows [first, end) computed without the others. */
-static void check_part(const moei_kernel_row *v, product_case *whole, int32_t g, int64_t first, int64_t end) {
+static void check_part(const moei_kernel_row *v, const product_case *whole, int32_t g, int64_t first,
+                       int64_t end) {
     product_case part;
-    make_case(&part, whole->seed, whole->args.dtype, whole->args.epilogue, whole->args.act, 300);
+    make_twin(&part, whole);
     moe_gemm_rows_args *args = &part.args;
     for (int32_t i = 0; i <= args->n_groups; ++i) part.offset[i] = i <= g ? first : end;
     run(v, 1, args);
@@ -289,7 +329,7 @@ static void check_part(const moei_kernel_row *v, product_case *whole, int32_t g,
         assert_same_row(&whole->wa, &part.wa, r, args->ldwa, args->n, whole, v->name);
         assert_same_row(&whole->dweight, &part.dweight, r, 1, 1, whole, v->name);
     }
-    free_case(&part);
+    free_outputs(&part);
 }
 
 /* The promise of op.h: a row has the same bits whatever other rows stand beside it. */

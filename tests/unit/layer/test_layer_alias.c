@@ -282,19 +282,39 @@ static void the_last_value_counts(void **state) {
     assert_true(pairs > 100);
 }
 
-enum { WORDS = 512 };
+enum { WORDS = 512, FIELDS = 8 };
 
 /* A name and value: an entry of another system's, or one of ours. */
 typedef struct word {
     const char *name, *value;
-    const moe_layer_alias *alias; /* NULL: ours */
-    const moe_option *row;        /* of ours */
-    moe_layer_desc alone;         /* said to an empty descriptor */
+    moe_layer_desc alone;            /* said to an empty descriptor */
+    const moe_option *field[FIELDS]; /* whose values it says, then those it implies */
+    int n_said, n_fields;
 } word;
 
-static void add_word(word *list, int *count, word w) {
+static void add_field(word *w, const char *key) {
+    assert_true(w->n_fields < FIELDS);
+    w->field[w->n_fields] = moe_layer_option_find(key);
+    assert_non_null(w->field[w->n_fields++]);
+}
+
+static void add_fields(word *w, const moe_layer_alias *alias, bool implied) {
+    const moe_alias_setting *setting;
+    for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i)
+        if ((setting->where != NULL) == implied) add_field(w, setting->key);
+}
+
+/* `alias` NULL: ours. */
+static void add_word(word *list, int *count, const char *name, const char *value,
+                     const moe_layer_alias *alias) {
     moe_error error;
-    w.alone = (moe_layer_desc){.size = sizeof w.alone};
+    word w = {.name = name, .value = value, .alone = {.size = sizeof w.alone}};
+    if (alias)
+        add_fields(&w, alias, false);
+    else
+        add_field(&w, name);
+    w.n_said = w.n_fields;
+    if (alias) add_fields(&w, alias, true);
     if (moe_layer_desc_set(&w.alone, w.name, w.value, &error) != MOE_OK) fail_msg("%s", error.text);
     assert_true(*count < WORDS);
     list[(*count)++] = w;
@@ -306,7 +326,7 @@ static int all_words(word *list, int *n_entries) {
     const moe_option *row;
     int count = 0;
     for (size_t i = 0; (alias = moe_layer_alias_at(i)); ++i)
-        if (!alias->advice) add_word(list, &count, (word){alias->name, sample(alias), alias, NULL, {0}});
+        if (!alias->advice) add_word(list, &count, alias->name, sample(alias), alias);
     *n_entries = count;
     for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
         static const char *const flags[] = {"true", "false", NULL}, *const numbers[] = {"0", "1", NULL},
@@ -314,7 +334,7 @@ static int all_words(word *list, int *n_entries) {
         const char *const *values = row->choices ? row->choices : row->max < 1 ? shares : numbers;
         if (row->type == MOE_OPT_BOOL) values = flags;
         if (row->type == MOE_OPT_CHOICE && !row->choices) values = names;
-        for (; *values; ++values) add_word(list, &count, (word){row->key, *values, NULL, row, {0}});
+        for (; *values; ++values) add_word(list, &count, row->key, *values, NULL);
     }
     return count;
 }
@@ -327,26 +347,18 @@ static bool same_field(const moe_option *row, const moe_layer_desc *a, const moe
     return strcmp(left ? left : row->initial, right ? right : row->initial) == 0;
 }
 
-static bool speaks(const word *w, const moe_option *row, bool implying) {
-    const moe_alias_setting *setting;
-    for (size_t i = 0; w->alias && (setting = moe_layer_alias_setting(w->alias, i)); ++i)
-        if ((implying || !setting->where) && moe_layer_option_find(setting->key) == row) return true;
-    return w->row == row;
-}
-
 static bool share_a_field(const word *a, const word *b) {
-    const moe_option *row;
-    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i)
-        if (speaks(a, row, true) && speaks(b, row, true)) return true;
+    for (int i = 0; i < a->n_fields; ++i)
+        for (int j = 0; j < b->n_fields; ++j)
+            if (a->field[i] == b->field[j]) return true;
     return false;
 }
 
 /* Both say, and not only imply, a value of one field, and not the same: then the later wins. */
 static bool contradict(const word *a, const word *b) {
-    const moe_option *row;
-    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i)
-        if (speaks(a, row, false) && speaks(b, row, false) && !same_field(row, &a->alone, &b->alone))
-            return true;
+    for (int i = 0; i < a->n_said; ++i)
+        for (int j = 0; j < b->n_said; ++j)
+            if (a->field[i] == b->field[j] && !same_field(a->field[i], &a->alone, &b->alone)) return true;
     return false;
 }
 
