@@ -87,6 +87,14 @@ static inline void fetch_lines(moei_fetch *f, int64_t lines) {
     }
 }
 
+/* A line of packed weights: into L2 where memory is the limit, into L1 where unpacking is. */
+MOEI_INLINE void fetch_codes(const int bits, const void *at) {
+    if (bits == 16)
+        __builtin_prefetch(at, 0, 2);
+    else
+        __builtin_prefetch(at);
+}
+
 /* Lines to ask for beside each of `tiles` tiles or steps of them: in one burst they would keep the tiles from
  * their own. */
 static inline int64_t fetch_share(const moei_fetch *f, int64_t tiles) {

@@ -75,10 +75,7 @@ MOEI_INLINE void use_pairs(const int rows, const int bits, const bool exponents,
             MOEI_UNROLL
             for (int v = 0; v < vectors; ++v) {
                 const vu words = vu_load(at + v * 4 * VF_N);
-                if (bits == 16) /* faster into L2 where memory is the limit, into L1 where unpacking is */
-                    __builtin_prefetch(at + v * 4 * VF_N + AHEAD_BYTES, 0, 2);
-                else
-                    __builtin_prefetch(at + v * 4 * VF_N + AHEAD_BYTES);
+                fetch_codes(bits, at + v * 4 * VF_N + AHEAD_BYTES);
                 MOEI_UNROLL
                 for (int i = 0; i < per; i += 2) {
                     const __m512i pairs = pairs_in(bits, table, words, i, scale[v]);

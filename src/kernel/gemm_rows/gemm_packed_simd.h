@@ -49,7 +49,7 @@ MOEI_INLINE void packed_strip(const int mr, const int bits, const bool exponents
             MOEI_UNROLL
             for (int v = 0; v < PACKED_V; ++v) {
                 words[v] = vu_load(at + v * 4 * VF_N);
-                __builtin_prefetch(at + v * 4 * VF_N + PACKED_FETCH);
+                fetch_codes(bits, at + v * 4 * VF_N + PACKED_FETCH);
             }
             MOEI_UNROLL
             for (int i = 0; i < per; ++i) {

@@ -132,7 +132,7 @@ static moei_rows_task slab_block(const moei_linear_job *job, const moei_slab *sl
 /* Steps of a strip: few, so that B is read in its order, but enough to be worth loading and storing the sums.
  */
 static int64_t strip_steps(int64_t rows) {
-    return rows <= SWEEP_ROWS ? 2 : rows <= 16 ? 64 : KC;
+    return rows <= SWEEP_ROWS ? 8 : rows <= 16 ? 64 : KC;
 }
 
 /* A strip of a slab: rows of B from k on. */
