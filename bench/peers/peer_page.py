@@ -30,8 +30,8 @@ while, and between turns the ceilings are measured. A time is the median over tu
 are laid out beforehand as the peer likes them, and their gradients are written anew in the weights' dtype; time
 stops when all outputs lie in memory.
 
-- moekit: `moe_layer_forward` and `moe_layer_backward`, its router's scores included. For inference in bf16 it puts its
-  weights in order once (`moe_layer_quantize`, `bf16x2`, which keeps every bit).
+- moekit: `moe_layer_forward` and `moe_layer_backward`, its router's scores included. For inference in bf16 its
+  weights are put in order once (`moe_layer_quantize`, `bf16x2`, which keeps every bit), in chapters that say so.
 - oneDNN, OpenBLAS, libxsmm: one product an expert, between them loops of our own in `bench/peers/peer_gemm.c` (gather,
   swiglu, weighted sum) on all threads. For inference oneDNN reorders its weights once. OpenBLAS and libxsmm as Debian
   has them offer no bf16 product of whole matrices.
