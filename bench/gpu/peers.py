@@ -3,13 +3,14 @@
 
 Every peer's y and gradients are first compared with an f32 reference; one that differs, or cannot run, is not timed,
 and its authors' figure stands in its place where there is one, marked so. Then all take turns in one process, each
-behind an 8192^3 product that keeps the GPU busy while they launch (and tells what the card does in that minute) and a
+behind 8192^3 products that keep the GPU busy while they launch (and tell what the card does in that minute) and a
 write of 256 MiB that empties L2; medians count. Backward is a step less a forward, as SonicMoE's authors count it.
 Needs torch; the peers are whatever is installed. MOEKIT_LIBRARY says which libmoekit.so.
 """
 import argparse
 import datetime
 import json
+import math
 import os
 import statistics
 import sys
@@ -23,6 +24,7 @@ from gpu_numbers import (OTHERS, OURS, PROBLEMS, SHORT, Problem, agrees, draw, e
 from peer_layers import PEERS, missing
 
 BUSY = 8192  # of the product between the turns
+MOST_AHEAD = 20  # such products before a run
 FLUSH = 256 << 20  # bytes: more than any L2
 
 
@@ -48,23 +50,30 @@ class Gpu:
         self.a, self.b, self.c = (torch.randn(BUSY, BUSY, device="cuda").bfloat16() for _ in range(3))
         self.sweep = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
         self.rates = []
+        self.ahead = 1  # products that outlast any peer's launches on the host; the same number for all
 
     def begin(self):
         """A problem begins: rate() is of what follows."""
         self.rates.clear()
+        self.ahead = 1
 
     def time(self, run):
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
-        torch.mm(self.a, self.b, out=self.c)
+        for _ in range(self.ahead):
+            torch.mm(self.a, self.b, out=self.c)
         marks[0].record()
         torch.mm(self.a, self.b, out=self.c)
         marks[1].record()
         self.sweep.zero_()
         marks[2].record()
+        began = time.perf_counter()
         run()
+        launched = time.perf_counter() - began
         marks[3].record()
         torch.cuda.synchronize()
-        self.rates.append(2 * BUSY**3 / (marks[0].elapsed_time(marks[1]) * 1e-3))
+        product = marks[0].elapsed_time(marks[1]) * 1e-3
+        self.rates.append(2 * BUSY**3 / product)
+        self.ahead = max(self.ahead, min(MOST_AHEAD, math.ceil(1.5 * launched / product)))
         return marks[2].elapsed_time(marks[3]) * 1e-3
 
     def rate(self):

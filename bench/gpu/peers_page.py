@@ -23,8 +23,8 @@ and what limits them.
 ![TFLOP/s forward and backward, each shape: SonicMoE, moekit and the dense bound](peers-gpu.svg)
 
 All peers of a shape take turns in one process; medians count. Before it is timed a layer's y and all gradients are
-compared with f32. Every turn follows an 8192^3 product, which hides launches and tells what the card does in that
-minute, and a write of 256 MiB, so that L2 is cold. Backward is a step less a forward. FLOPs are those of the experts'
+compared with f32. Every turn follows 8192^3 products, as many as hide its launches, which also tell what the card does
+in that minute, and a write of 256 MiB, so that L2 is cold. Backward is a step less a forward. FLOPs are those of the experts'
 products; gradients of weights are new in every step, of experts in bf16, for all alike. The bound is cuBLAS batched products of
 the same sizes with even rows: no router, no gather, no activation, no sum.
 
