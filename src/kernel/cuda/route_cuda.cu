@@ -327,12 +327,22 @@ static __global__ void __launch_bounds__(THREADS) router_grad_kernel(const moei_
 }
 
 /* V experts side by side: what is loaded and stored at once. */
-template <int V> __device__ __forceinline__ void load_probs(float (&to)[V], const float *from) {
-    if constexpr (V == 4)
-        *(float4 *)to = *(const float4 *)from;
-    else
-        to[0] = *from;
-}
+template <int V> struct Experts {
+    __align__(16) float prob[V];
+    float aux[V];
+    __device__ __forceinline__ void fetch(const moei_router_args &p, const float *from, int e) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+            prob[i] = 0.f;
+            aux[i] = e < p.n_experts && p.aux_grad ? (float)p.aux_grad[e + i] : 0.f;
+        }
+        if (e >= p.n_experts) return;
+        if constexpr (V == 4)
+            *(float4 *)prob = *(const float4 *)(from + e);
+        else
+            prob[0] = from[e];
+    }
+};
 template <int V>
 __device__ __forceinline__ void put_dlogits(const moei_router_args &p, int64_t t, int e,
                                             const float (&v)[V]) {
@@ -364,8 +374,9 @@ template <int V> __global__ void __launch_bounds__(THREADS) softmax_grad_kernel(
     const bool chooses = lane < p.top_k;
     const int expert = chooses ? p.expert[slot] : -1, row = chooses ? p.row_of[slot] : -1;
     const float share = chooses && over_chosen(p) ? share_of(p, slot) : 0.f;
-    __align__(16) float begin[V] = {0};
-    if (first < p.n_experts) load_probs<V>(begin, prob + first);
+    const bool at_once = p.n_experts <= 32 * V;
+    Experts<V> here;
+    here.fetch(p, prob, first);
     const bool left_out = (p.mask && !p.mask[t]) || isnan(lse);
     const int own = left_out ? -1 : expert;
     const float v = own >= 0 && row >= 0 ? (float)p.scale * p.drow_weight[row] : 0.f;
@@ -381,23 +392,22 @@ template <int V> __global__ void __launch_bounds__(THREADS) softmax_grad_kernel(
         chosen = v;
     }
     float mean = over_chosen(p) ? 0.f : score * chosen;
-    for (int e = lane; e < p.n_experts && p.aux_grad; e += 32)
-        mean = fmaf((float)p.aux_grad[e], prob[e], mean);
+    for (int e0 = 0; e0 < p.n_experts && p.aux_grad; e0 += 32 * V) {
+        if (!at_once) here.fetch(p, prob, e0 + first);
+#pragma unroll
+        for (int i = 0; i < V; ++i) mean = fmaf(here.aux[i], here.prob[i], mean);
+    }
     const float all = (p.z_grad ? (float)*p.z_grad * lse : 0.f) - warp_sum(mean);
     const float own_all = all + (p.aux_grad && own >= 0 ? (float)p.aux_grad[own] : 0.f);
     const float own_dlogit = over_chosen(p) ? fmaf(score, own_all, chosen) : score * (own_all + chosen);
     for (int e0 = 0; e0 < p.n_experts; e0 += 32 * V) {
         const int e = e0 + first;
         __align__(16) float dlogit[V];
-        if (e0 > 0 && e < p.n_experts) load_probs<V>(begin, prob + e);
+        if (!at_once) here.fetch(p, prob, e);
 #pragma unroll
-        for (int i = 0; i < V; ++i)
-            dlogit[i] =
-                left_out
-                    ? 0.f
-                    : begin[i] * (all + (p.aux_grad && e < p.n_experts ? (float)p.aux_grad[e + i] : 0.f));
-        for (uint32_t here = __ballot_sync(~0u, own >= e0 && own < e0 + 32 * V); here; here &= here - 1) {
-            const int k = __ffs((int)here) - 1, at = __shfl_sync(~0u, own, k) - e;
+        for (int i = 0; i < V; ++i) dlogit[i] = left_out ? 0.f : here.prob[i] * (all + here.aux[i]);
+        for (uint32_t rest = __ballot_sync(~0u, own >= e0 && own < e0 + 32 * V); rest; rest &= rest - 1) {
+            const int k = __ffs((int)rest) - 1, at = __shfl_sync(~0u, own, k) - e;
             const float value = __shfl_sync(~0u, own_dlogit, k);
 #pragma unroll
             for (int i = 0; i < V; ++i) dlogit[i] = at == i ? value : dlogit[i];
@@ -412,12 +422,15 @@ static bool is_plain_softmax(const moei_router_args *a) {
 
 /* count of expert e times E / (selections * tokens), and 2 z / tokens; 0 without tokens. */
 static __global__ void balance_kernel(const moei_balance_args p) {
-    __shared__ int64_t total;
+    __shared__ unsigned long long total;
+    unsigned long long own = 0;
     if (threadIdx.x == 0) {
         total = 0;
-        for (int32_t e = 0; e < p.n_experts; ++e) total += p.routed[e];
         *p.z_grad = *p.n_valid > 0 ? 2 * p.z / (double)*p.n_valid : 0;
     }
+    __syncthreads();
+    for (int32_t e = threadIdx.x; e < p.n_experts; e += blockDim.x) own += (unsigned long long)p.routed[e];
+    atomicAdd(&total, own);
     __syncthreads();
     for (int32_t e = threadIdx.x; e < p.n_experts; e += blockDim.x)
         p.aux_grad[e] =
