@@ -154,8 +154,9 @@ const cli_verb cmd_bench = {
         "time a layer, its products or a training step; compare presets, and experts with dense models",
     .about =
         "A problem is one string: e8,t4096,d256,n256,k2 are experts, tokens, model width, expert\n"
-        "width and experts per token. More words: shared1, act=gelu, bias, bf16, f64, skew=even (exactly\n"
-        "balanced), skew=zipf1.0 (expert e is drawn with probability ~ 1/(e+1)), int8, int4g128, nf4,\n"
+        "width and experts per token. More words: shared1, act=gelu, bias, bf16, f64, skew=even (round\n"
+        "robin: exactly balanced, neighbouring experts share tokens), skew=zipf0 (experts are drawn\n"
+        "evenly), skew=zipf1.0 (expert e with probability ~ 1/(e+1)), int8, int4g128, nf4,\n"
         "mxfp4, bf16x2 (layer: inference with packed experts; a scale for each 128), saved=mxfp8\n"
         "(layer: what training keeps of the experts in 8 bits). What is left\n"
         "out is as in the example. A model's name stands for its layer, and later words change it:\n"
