@@ -1,6 +1,6 @@
 /* packed.c: packs weights, and reads them back.
  * b[g]: [k, n] -> panels of blocks (packed.h). Symmetric, to nearest, ties to even codes; the scale of a
- * group is its largest magnitude over the largest code. One task an expert: the same bytes for any threads.
+ * group is its largest magnitude over the largest code. One task a panel: the same bytes for any threads.
  * Source: OCP MX specification 1.0, section 6.3, for the scales of mxfp4.
  */
 #include "kernel/packed.h"
@@ -63,10 +63,8 @@ static void put_scale(const moei_packed_format *format, double largest, unsigned
 
 /* The code whose value is nearest to x, of two the even one. */
 static uint32_t code_of(const moei_packed_format *format, double x) {
-    /* No value is beyond it. */
-    const double most = format->bits == 16 ? 0x1.fep127 : format->bits == 8 ? 127 : 8;
+    const double most = format->bits == 8 ? 127 : 8; /* no value is beyond it */
     x = fmin(fmax(x, -most), most);
-    if (format->bits == 16) return moei_bf16_round((float)x);
     if (format->bits == 8) return (uint32_t)(int32_t)nearbyint(x) & 0xff;
     uint32_t best = 0;
     double least = fabs(x - (double)format->value[0]);
@@ -103,27 +101,50 @@ static bool pack_column(const moe_packed *p, const void *b, int64_t row, int64_t
     return true;
 }
 
+/* The same of 16 bits, which have no scale. */
+static bool pack_halves(const moe_packed *p, const void *b, int64_t row, int64_t end, int64_t j,
+                        unsigned char *block, int64_t column) {
+    static const double MOST = 0x1.fep127;
+    for (int64_t i = row; i < end; ++i) {
+        double x = moei_real_load(p->dtype, b, i * p->n + j);
+        if (!isfinite(x)) return false;
+        x = x > MOST ? MOST : x < -MOST ? -MOST : x;
+        const uint16_t half = moei_bf16_round((float)x);
+        unsigned char *at = block + ((i - row) / 2 * MOEI_PANEL + column) * 4 + (i - row) % 2 * 2;
+        at[0] = (unsigned char)half;
+        at[1] = (unsigned char)(half >> 8);
+    }
+    return true;
+}
+
 typedef struct pack_job {
     const moe_packed *p;
     const char *b;
     unsigned char *out;
-    bool *bad; /* [n_groups] holds what is not finite */
+    bool *bad; /* [n_groups, panels] holds what is not finite */
 } pack_job;
 
-static void pack_task(void *arg, int64_t g, void *scratch) {
+static int64_t group_panels(const moe_packed *p) {
+    return p->n_runs * p->run_panels;
+}
+
+/* A panel, block by block, so that rows of b are read while they are in L1. */
+static void pack_task(void *arg, int64_t number, void *scratch) {
     const pack_job *job = arg;
     const moe_packed *p = job->p;
+    const int64_t g = number / group_panels(p), panel = number % group_panels(p), width = p->n / p->n_runs;
+    const int64_t in_run = panel % p->run_panels * MOEI_PANEL, first = panel / p->run_panels * width + in_run;
+    const int64_t columns = width - in_run < MOEI_PANEL ? width - in_run : MOEI_PANEL;
     const char *b = job->b + (size_t)(g * p->k * p->n) * moe_dtype_bytes(p->dtype);
+    unsigned char *block = job->out + moei_packed_at(p, g, panel);
+    bool (*pack_any)(const moe_packed *, const void *, int64_t, int64_t, int64_t, unsigned char *, int64_t) =
+        p->format->bits == 16 ? pack_halves : pack_column;
     (void)scratch;
-    job->bad[g] = false;
-    for (int64_t j = 0; j < p->n; ++j) {
-        int64_t column;
-        const int64_t panel = moei_packed_panel(p, j, &column);
-        unsigned char *block = job->out + moei_packed_at(p, g, panel);
-        for (int64_t row = 0; row < p->k; row += p->group, block += p->block_bytes) {
-            const int64_t end = row + p->group < p->k ? row + p->group : p->k;
-            if (!pack_column(p, b, row, end, j, block, column)) job->bad[g] = true;
-        }
+    job->bad[number] = false;
+    for (int64_t row = 0; row < p->k; row += p->group, block += p->block_bytes) {
+        const int64_t end = row + p->group < p->k ? row + p->group : p->k;
+        for (int64_t j = 0; j < columns; ++j)
+            if (!pack_any(p, b, row, end, first + j, block, j)) job->bad[number] = true;
     }
 }
 
@@ -133,17 +154,18 @@ static const moei_team *host_team(const moe_ctx *ctx) {
 }
 
 static moe_status pack_host(moe_packed *p, const void *b, unsigned char *out) {
-    bool *bad = moe_ctx_alloc(p->ctx, (size_t)p->n_groups);
+    const int64_t panels = p->n_groups * group_panels(p);
+    bool *bad = moe_ctx_alloc(p->ctx, (size_t)panels);
     if (!bad) return MOE_ERR_MEMORY;
     memset(out, 0, p->bytes); /* columns past the last of a run: scale 0 */
     pack_job job = {p, b, out, bad};
-    moei_parallel(host_team(p->ctx), p->n_groups, pack_task, &job);
-    int32_t g = 0;
-    while (g < p->n_groups && !bad[g]) ++g;
-    moe_ctx_free(p->ctx, bad, (size_t)p->n_groups);
-    if (g == p->n_groups) return MOE_OK;
+    moei_parallel(host_team(p->ctx), panels, pack_task, &job);
+    int64_t panel = 0;
+    while (panel < panels && !bad[panel]) ++panel;
+    moe_ctx_free(p->ctx, bad, (size_t)panels);
+    if (panel == panels) return MOE_OK;
     return moe_ctx_fail(p->ctx, MOE_ERR_NUMERIC, "%s: weights of expert %d hold a NaN or an infinity",
-                        p->format->name, g);
+                        p->format->name, (int)(panel / group_panels(p)));
 }
 
 /* b comes to the host, and what is packed goes to the device, where these are not the same. */
