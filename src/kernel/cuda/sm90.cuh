@@ -111,6 +111,22 @@ __device__ __forceinline__ void tma_load_pair(uint32_t dst, const CUtensorMap *m
                  : "memory");
 }
 
+/* A box: columns from x on, rows from y on, of matrix z. */
+__device__ __forceinline__ void tma_load_box(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x, int y,
+                                             int z) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(dst),
+                 "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+/* Bytes as they lie, a multiple of 16. */
+__device__ __forceinline__ void bulk_load(uint32_t dst, const void *from, int bytes, uint32_t bar) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
+        "l"(from), "r"(bytes), "r"(bar)
+        : "memory");
+}
+
 /* Ragged maps (tensor_map.cuh): row `row` of a group that ends at `row_end`; rows past the end read as zero
  * and are not written. */
 enum { RAGGED_ROWS = 1 << 30 };
