@@ -1,11 +1,15 @@
 /* bench_decode.cu: time of one layer (router, experts, combine) for small batches, bf16, swiglu: by the
  * kernels for few tokens, by the general ones, and by moe_layer, whose gate is another; beside the time that
- * reading the chosen experts' weights takes at the rate of a plain read measured in the same run.
+ * reading the chosen experts' weights takes at the rate of a plain read measured in the same run, and beside
+ * three kernels that wait for each other and only read as many bytes, or as many as weights of int4 have.
  * Steps have tokens of their own, so that weights come from memory; all steps of a batch size are one CUDA
  * graph. Run: make bench-gpu, or build/release/gpu/bench_decode [BATCH].
  */
 #include "gpu_common.cuh"
 
+#include "kernel/cuda/early.cuh"
+
+#include <functional>
 #include <moekit/cuda.h>
 #include <set>
 
@@ -23,6 +27,8 @@ enum { STEPS = 24, MAX_BATCH = 128, ROUNDS = 7 };
 static __global__ void read_kernel(const uint4 *from, int64_t n, uint32_t *sink) {
     uint32_t sum = 0;
     const int64_t step = (int64_t)gridDim.x * blockDim.x;
+    moei::let_next_start(); /* where it was launched to start early */
+    moei::await_earlier();
     for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < n; i += 8 * step) {
         uint4 v[8];
 #pragma unroll
@@ -110,6 +116,18 @@ struct Layer {
         moei_gather_sum__cuda(&team, &sum);
         CUDA_OK(cudaGetLastError());
     }
+    /* Router, up and down, each a kernel that reads as much as it would of `bytes` of weights, or nothing. */
+    void read_step(int i, double bytes, cudaStream_t stream) {
+        const int64_t n = (int64_t)(bytes / 16), up = n * 2 / 3, down = n / 3;
+        const auto read = [&](int blocks, const Buffer<bf16> &of, int64_t pieces) {
+            const int64_t from = i * pieces % (of.n / 8 - pieces + 1);
+            CUDA_OK(moei::launch_early(read_kernel, dim3((unsigned)blocks), 512, 0, stream,
+                                       (const uint4 *)of.data + from, pieces, (uint32_t *)lse.data));
+        };
+        read(8, gate, bytes > 0 ? gate.n / 8 : 0);
+        read(264, w1, up);
+        read(264, w2, down);
+    }
     double weight_bytes(int64_t batch) const {
         const std::vector<int> chosen = expert.get();
         double experts = 0;
@@ -152,23 +170,15 @@ struct PublicLayer {
     }
 };
 
-enum Way { GENERAL, DECODE, LAYER };
-static const char *const way_name[] = {"general", "decode", "moe_layer"};
-
-static double time_steps(Layer &layer, PublicLayer &whole, int64_t batch, Way way) {
+/* us of a step: its number, the stream. */
+static double time_steps(const std::function<void(int, cudaStream_t)> &step) {
     cudaStream_t stream;
     cudaGraph_t graph;
     cudaGraphExec_t steps;
-    const auto step = [&](int i) {
-        if (way == LAYER)
-            whole.step(layer, i, batch, stream);
-        else
-            layer.step(i, batch, way == DECODE, stream);
-    };
     CUDA_OK(cudaStreamCreate(&stream));
-    step(0);
+    step(0, stream);
     CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    for (int i = 0; i < STEPS; ++i) step(i);
+    for (int i = 0; i < STEPS; ++i) step(i, stream);
     CUDA_OK(cudaStreamEndCapture(stream, &graph));
     CUDA_OK(cudaGraphInstantiate(&steps, graph, 0));
     Timer timer;
@@ -181,7 +191,6 @@ static double time_steps(Layer &layer, PublicLayer &whole, int64_t batch, Way wa
     }
     CUDA_OK(cudaGraphExecDestroy(steps));
     CUDA_OK(cudaGraphDestroy(graph));
-    whole.ok(moe_cuda_set_stream(whole.ctx, NULL));
     CUDA_OK(cudaStreamDestroy(stream));
     return median(us);
 }
@@ -198,6 +207,28 @@ static double read_rate(const Buffer<bf16> &from) {
     return 2. * (double)from.n / median(ms) * 1e-9; /* TB/s */
 }
 
+static void print_way(int64_t batch, const char *way, double us, double bytes, double rate) {
+    printf("  batch %3d %-9s %8.1f us, %7.1f MB of weights, %.2f TB/s, %4.1f %% of plain read\n", (int)batch,
+           way, us, bytes * 1e-6, bytes / us * 1e-6, 100 * bytes / us * 1e-6 / rate);
+}
+
+static void time_batch(Layer &layer, PublicLayer &whole, int64_t batch, double rate) {
+    const auto by_kernels = [&](bool few) {
+        return time_steps([&](int i, cudaStream_t stream) { layer.step(i, batch, few, stream); });
+    };
+    const auto read = [&](double bytes) {
+        return time_steps([&](int i, cudaStream_t stream) { layer.read_step(i, bytes, stream); });
+    };
+    const double general = by_kernels(false), bytes = layer.weight_bytes(batch), int4 = bytes * 4.5 / 16;
+    if (batch <= MOEI_FEW_TOKENS) print_way(batch, "few", by_kernels(true), bytes, rate);
+    print_way(batch, "general", general, bytes, rate);
+    print_way(batch, "read", read(bytes), bytes, rate);
+    print_way(batch, "read int4", read(int4), int4, rate);
+    printf("  batch %3d %-9s %8.1f us\n", (int)batch, "moe_layer",
+           time_steps([&](int i, cudaStream_t stream) { whole.step(layer, i, batch, stream); }));
+    whole.ok(moe_cuda_set_stream(whole.ctx, NULL)); /* that one is gone */
+}
+
 int main(int argc, char **argv) {
     const int64_t only = argc > 1 ? atoi(argv[1]) : 0; /* batch */
     cudaDeviceProp prop;
@@ -207,20 +238,11 @@ int main(int argc, char **argv) {
         Layer layer(shape);
         PublicLayer whole(shape);
         const double rate = read_rate(layer.w1);
-        printf("%s: d %d, n %d, E %d, K %d; plain read %.2f TB/s\n", shape.name, (int)shape.d, (int)shape.n,
-               shape.experts, shape.top_k, rate);
-        for (int64_t batch = 1; batch <= MAX_BATCH; batch *= 2) {
-            if (only && batch != only) continue;
-            for (int way = batch <= MOEI_FEW_TOKENS ? DECODE : GENERAL; way >= 0; --way) {
-                const double us = time_steps(layer, whole, batch, (Way)way),
-                             bytes = layer.weight_bytes(batch);
-                printf("  batch %3d %-9s %8.1f us, %7.1f MB of weights, %.2f TB/s, %4.1f %% of plain read\n",
-                       (int)batch, way_name[way], us, bytes * 1e-6, bytes / us * 1e-6,
-                       100 * bytes / us * 1e-6 / rate);
-            }
-            printf("  batch %3d %-9s %8.1f us\n", (int)batch, way_name[LAYER],
-                   time_steps(layer, whole, batch, LAYER));
-        }
+        printf("%s: d %d, n %d, E %d, K %d; plain read %.2f TB/s; three kernels that read nothing %.1f us\n",
+               shape.name, (int)shape.d, (int)shape.n, shape.experts, shape.top_k, rate,
+               time_steps([&](int i, cudaStream_t stream) { layer.read_step(i, 0, stream); }));
+        for (int64_t batch = 1; batch <= MAX_BATCH; batch *= 2)
+            if (!only || batch == only) time_batch(layer, whole, batch, rate);
     }
     return 0;
 }
