@@ -289,7 +289,13 @@ typedef struct packed_case {
     guarded a, b, bias, c, h;
 } packed_case;
 
-static void make_case(packed_case *p, uint64_t seed, moe_dtype dtype) {
+/* Of each group, where they are not drawn. */
+typedef struct case_size {
+    int32_t format;
+    int64_t rows, n, k; /* n: gates alone */
+} case_size;
+
+static void make_sized_case(packed_case *p, uint64_t seed, moe_dtype dtype, const case_size *told) {
     *p = (packed_case){.random = {seed * 0x9e3779b97f4a7c15ULL + 1}, .seed = seed, .ctx = new_ctx(1)};
     test_random *random = &p->random;
     moe_gemm_rows_args *args = &p->args;
@@ -301,16 +307,16 @@ static void make_case(packed_case *p, uint64_t seed, moe_dtype dtype) {
     const bool gated = moe_act_gated(args->act);
     args->n_groups = 1 + (int32_t)random_below(random, 4);
     for (int32_t g = 0; g < args->n_groups; ++g)
-        p->offset[g + 1] = p->offset[g] + random_of(random, loads, COUNT(loads));
+        p->offset[g + 1] = p->offset[g] + (told ? told->rows : random_of(random, loads, COUNT(loads)));
     p->rows = p->offset[args->n_groups];
     args->offset = p->offset;
-    args->n = random_of(random, widths, COUNT(widths)) * (gated ? 2 : 1);
-    args->k = random_of(random, depths, COUNT(depths));
+    args->n = (told ? told->n : random_of(random, widths, COUNT(widths))) * (gated ? 2 : 1);
+    args->k = told ? told->k : random_of(random, depths, COUNT(depths));
     static const char *const formats[] = {"int8", "int4", "nf4", "mxfp4", "bf16x2"};
     static const int32_t groups[] = {32, 64, 128};
-    moe_packed_desc desc =
-        describe(formats[seed / 4 % COUNT(formats)], 0, dtype, args->n_groups, args->k, args->n);
-    if (seed / 4 % COUNT(formats) < 2) desc.group = groups[random_below(random, 3)];
+    const uint64_t format = told ? (uint64_t)told->format : seed / 4 % COUNT(formats);
+    moe_packed_desc desc = describe(formats[format], 0, dtype, args->n_groups, args->k, args->n);
+    if (format < 2) desc.group = groups[random_below(random, 3)];
     desc.n_runs = gated ? 2 : 1;
     p->b = guarded_random(random, dtype, args->n_groups * args->k * args->n);
     p->packed = pack(p->ctx, &desc, p->b.data);
@@ -329,6 +335,10 @@ static void make_case(packed_case *p, uint64_t seed, moe_dtype dtype) {
     p->c = guarded_new(args->c_wide ? moei_wide(dtype) : dtype, a_rows * args->ldc), args->c = p->c.data;
     p->n_h = gated ? args->n / 2 : args->n, args->ldh = p->n_h + random_below(random, 3);
     p->h = guarded_new(dtype, a_rows * args->ldh), args->h = p->h.data;
+}
+
+static void make_case(packed_case *p, uint64_t seed, moe_dtype dtype) {
+    make_sized_case(p, seed, dtype, NULL);
 }
 
 static void free_case(packed_case *p) {
@@ -420,6 +430,20 @@ static const moei_kernel_row *plain_twin(const moei_kernel_row *v, moe_dtype dty
     return NULL;
 }
 
+/* The same product with packed weights and with the numbers read back. */
+static void check_plain_bits(const moei_kernel_row *v, const moei_kernel_row *plain, packed_case *a,
+                             packed_case *b) {
+    run(v, 1, &a->args);
+    b->args.b_packed = NULL;
+    b->args.b = b->b.data;
+    b->args.ldb = b->args.n;
+    b->args.b_group = b->args.k * b->args.n;
+    run(plain, 1, &b->args);
+    same_bits(&a->c, &b->c, "packed and plain differ", v->name, a->seed);
+    same_bits(&a->h, &b->h, "packed and plain differ", v->name, a->seed);
+    free_case(a), free_case(b);
+}
+
 /* The law: packed is plain with the numbers read back. The reference multiplies what f32 cannot hold, and of
  * bf16 those that serve f32 too do not round the numbers. */
 static void test_same_bits_as_plain(void **state) {
@@ -433,15 +457,28 @@ static void test_same_bits_as_plain(void **state) {
             packed_case a, b;
             make_case(&a, seed, dtype);
             make_case(&b, seed, dtype);
-            run(v, 1, &a.args);
-            b.args.b_packed = NULL;
-            b.args.b = b.b.data;
-            b.args.ldb = b.args.n;
-            b.args.b_group = b.args.k * b.args.n;
-            run(plain, 1, &b.args);
-            same_bits(&a.c, &b.c, "packed and plain differ", v->name, seed);
-            same_bits(&a.h, &b.h, "packed and plain differ", v->name, seed);
-            free_case(&a), free_case(&b);
+            check_plain_bits(v, plain, &a, &b);
+        }
+    }
+}
+
+/* Bf16 in pairs is multiplied where it is by rows whose A does not fit all at once; gated and not. */
+static void test_many_rows_of_pairs(void **state) {
+    static const case_size sizes[] = {
+        {4, 100, 72, 1100},
+        {4, 230, 40, 300 },
+        {4, 460, 96, 260 }
+    };
+    (void)state;
+    for (const moei_kernel_row *v = next_variant("gemm_packed", NULL); v;
+         v = next_variant("gemm_packed", v)) {
+        if (v->isa == MOEI_ISA_REF || !serves(v, MOE_BF16)) continue;
+        const moei_kernel_row *plain = plain_twin(v, MOE_BF16);
+        for (uint64_t seed = 8; seed < 11; ++seed) { /* reglu, none, geglu */
+            packed_case a, b;
+            make_sized_case(&a, seed, MOE_BF16, &sizes[seed - 8]);
+            make_sized_case(&b, seed, MOE_BF16, &sizes[seed - 8]);
+            check_plain_bits(v, plain, &a, &b);
         }
     }
 }
@@ -500,6 +537,7 @@ int main(void) {
         cmocka_unit_test(test_products_refuse),
         cmocka_unit_test(test_against_direct_sums),
         cmocka_unit_test(test_same_bits_as_plain),
+        cmocka_unit_test(test_many_rows_of_pairs),
         cmocka_unit_test(test_same_bits_for_any_threads),
         cmocka_unit_test(test_rows_do_not_depend_on_the_batch),
     };
