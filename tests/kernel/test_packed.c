@@ -1,6 +1,6 @@
 /* test_packed.c: packed weights: what each format makes of numbers, and the products that read them.
  * A product with B packed is the product with the numbers moe_packed_read gives: to the bit where the kernel
- * of an instruction set serves both, in f32 or in pairs of bf16; else within the bounds of test_gemm.c.
+ * of an instruction set serves both, in f32 or in pairs of bf16; else within the bounds of gemm_test.h.
  */
 #include "kernel/guarded.h"
 

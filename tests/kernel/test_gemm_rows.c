@@ -1,22 +1,14 @@
-/* test_gemm.c: the grouped products, every variant against a direct triple loop in f64.
- * Bounds: an f32 sum of length k over chains of at most 256 is off by (min(k,256) + k/256 + 4) eps sum|a||b|;
- * what is stored as bf16 by half a unit in its last place more.
+/* test_gemm_rows.c: the grouped products C_g = A_g B_g, every variant and epilogue against a direct triple
+ * loop in f64; the same bits for any number of threads and whatever rows stand beside. Source: op.h; bounds
+ * of gemm_test.h.
  */
-#include "kernel/guarded.h"
+#include "kernel/gemm_test.h"
 
 #include "kernel/act.h"
 
-static const int64_t edges[] = {1,  2,  3,  7,  15, 16,  17,  31,  32,  33,
-                                47, 63, 64, 65, 97, 127, 130, 256, 257, 300};
+static const moei_kernel_row *variants[MOEI_ISA_COUNT + 1];
 static const int64_t depths[] = {1,  2,  3,  4,   5,   8,   17,  31,  32,  33,
                                  63, 65, 96, 128, 255, 256, 257, 511, 513, 520};
-static const int64_t loads[] = {0, 0, 1, 1, 2, 4, 5, 6, 7, 12, 13, 14, 15, 28, 29, 65, 130};
-#define COUNT(list) (sizeof(list) / sizeof(list)[0])
-
-static double chain_bound(moe_dtype dtype, int64_t k) {
-    double length = (double)(k < 256 ? k : 256 + k / 256) + 4;
-    return length * (dtype == MOE_F64 ? EPS_F64 * (double)(k + 4) : EPS_F32);
-}
 
 /* One random problem; its arguments serve every epilogue. */
 typedef struct product_case {
@@ -29,24 +21,14 @@ typedef struct product_case {
     guarded a, b, bias, c, h, z, dz, wa, w, dweight, part;
 } product_case;
 
-static void make_rows(product_case *p, int64_t max_load) {
-    moe_gemm_rows_args *args = &p->args;
-    args->n_groups = 1 + (int32_t)random_below(&p->random, 5);
-    p->offset[0] = 0;
-    for (int32_t g = 0; g < args->n_groups; ++g) {
-        int64_t load = random_of(&p->random, loads, COUNT(loads));
-        p->offset[g + 1] = p->offset[g] + (load < max_load ? load : max_load);
-    }
-    p->rows = p->offset[args->n_groups];
-    args->offset = p->offset;
-}
-
 static void make_case(product_case *p, uint64_t seed, moe_dtype dtype, moe_epilogue epilogue, moe_act act,
                       int64_t max_size) {
     *p = (product_case){.random = {seed * 0x9e3779b97f4a7c15ULL + 1}, .seed = seed};
     moe_gemm_rows_args *args = &p->args;
     test_random *random = &p->random;
-    make_rows(p, max_size);
+    args->n_groups = 1 + (int32_t)random_below(random, 5);
+    p->rows = draw_groups(random, args->n_groups, max_size, p->offset);
+    args->offset = p->offset;
     bool gated = moe_act_gated(act);
     args->dtype = dtype, args->epilogue = epilogue, args->act = act;
     if (seed % 4 == 0) args->act_numbers = (moe_act_numbers){1.702, 1.5, 1};
@@ -239,18 +221,17 @@ static void check_act_grad(product_case *p, const moei_kernel_row *variant) {
 
 typedef void check_variant(product_case *p, const moei_kernel_row *variant);
 
-static void check_case(uint64_t seed, moe_dtype dtype, moe_epilogue epilogue,
-                       const moei_kernel_row *const *variant) {
+static void check_case(uint64_t seed, moe_dtype dtype, moe_epilogue epilogue) {
     static check_variant *const check[] = {
         [MOE_EPI_STORE] = check_store, [MOE_EPI_ACT] = check_act, [MOE_EPI_ACT_GRAD] = check_act_grad};
     const bool store = epilogue == MOE_EPI_STORE;
     product_case p, twin;
     make_case(&p, seed, dtype, epilogue, store ? MOE_ACT_NONE : act_of(seed), store ? 300 : 150);
     solve(&p);
-    for (; *variant; ++variant) {
-        if (!serves(*variant, dtype)) continue;
+    for (int i = 0; variants[i]; ++i) {
+        if (!serves(variants[i], dtype)) continue;
         make_twin(&twin, &p);
-        check[epilogue](&twin, *variant);
+        check[epilogue](&twin, variants[i]);
         free_outputs(&twin);
     }
     free_case(&p);
@@ -258,25 +239,19 @@ static void check_case(uint64_t seed, moe_dtype dtype, moe_epilogue epilogue,
 
 static void test_against_triple_loop(void **state) {
     (void)state;
-    const moei_kernel_row *variant[MOEI_ISA_COUNT + 1] = {next_variant("gemm_rows", NULL)};
-    for (int i = 0; variant[i]; ++i) variant[i + 1] = next_variant("gemm_rows", variant[i]);
     for (int dtype = 0; dtype < MOEI_DTYPES; ++dtype)
         for (uint64_t seed = 1; seed <= (dtype == MOE_F64 ? 20 : 60); ++seed) {
-            check_case(seed, (moe_dtype)dtype, MOE_EPI_STORE, variant);
-            check_case(seed, (moe_dtype)dtype, MOE_EPI_ACT, variant);
-            check_case(seed, (moe_dtype)dtype, MOE_EPI_ACT_GRAD, variant);
+            check_case(seed, (moe_dtype)dtype, MOE_EPI_STORE);
+            check_case(seed, (moe_dtype)dtype, MOE_EPI_ACT);
+            check_case(seed, (moe_dtype)dtype, MOE_EPI_ACT_GRAD);
         }
-}
-
-static void assert_same_bits(const guarded *a, const guarded *b, const char *variant, uint64_t seed) {
-    if (memcmp(a->block, b->block, (size_t)(a->n + 2 * GUARD) * moe_dtype_bytes(a->dtype)) == 0) return;
-    fail_msg("%s, seed %llu: other bits", variant, (unsigned long long)seed);
 }
 
 /* Tasks own what they write, so the number of threads shows nowhere. */
 static void test_same_bits_for_any_threads(void **state) {
     (void)state;
-    for (const moei_kernel_row *v = next_variant("gemm_rows", NULL); v; v = next_variant("gemm_rows", v)) {
+    for (int i = 0; variants[i]; ++i) {
+        const moei_kernel_row *v = variants[i];
         for (uint64_t seed = 1; seed <= 48; ++seed) {
             moe_dtype dtype = seed % 2 ? MOE_F32 : MOE_BF16;
             moe_epilogue epilogue = (moe_epilogue)(seed % 3);
@@ -335,7 +310,8 @@ static void check_part(const moei_kernel_row *v, const product_case *whole, int3
 /* The promise of op.h: a row has the same bits whatever other rows stand beside it. */
 static void test_rows_do_not_depend_on_the_batch(void **state) {
     (void)state;
-    for (const moei_kernel_row *v = next_variant("gemm_rows", NULL); v; v = next_variant("gemm_rows", v)) {
+    for (int i = 0; variants[i]; ++i) {
+        const moei_kernel_row *v = variants[i];
         for (uint64_t seed = 100; seed < 148; ++seed) {
             moe_dtype dtype = seed % 2 ? MOE_F32 : MOE_BF16;
             product_case whole;
@@ -353,6 +329,22 @@ static void test_rows_do_not_depend_on_the_batch(void **state) {
     }
 }
 
+/* One group, nothing between its rows; C is wide and the caller's to add. */
+static moe_gemm_rows_args plain_args(const int64_t *offset, int64_t n, int64_t k, const guarded *a,
+                                     const guarded *b) {
+    return (moe_gemm_rows_args){.dtype = a->dtype,
+                                .n_groups = 1,
+                                .offset = offset,
+                                .n = n,
+                                .k = k,
+                                .a = a->data,
+                                .lda = k,
+                                .b = b->data,
+                                .ldb = n,
+                                .ldc = n,
+                                .c_wide = true};
+}
+
 /* More rows or columns than a task takes, so that blocks of them meet. */
 static void check_many(const moei_kernel_row *v, moe_dtype dtype, int64_t rows, int64_t width,
                        int64_t depth) {
@@ -361,18 +353,8 @@ static void check_many(const moei_kernel_row *v, moe_dtype dtype, int64_t rows, 
             b = guarded_random(&random, dtype, depth * width);
     guarded c = guarded_new(moei_wide(dtype), rows * width);
     int64_t offset[2] = {0, rows};
-    moe_gemm_rows_args args = {.dtype = dtype,
-                               .n_groups = 1,
-                               .offset = offset,
-                               .n = width,
-                               .k = depth,
-                               .a = a.data,
-                               .lda = depth,
-                               .b = b.data,
-                               .ldb = width,
-                               .c = c.data,
-                               .ldc = width,
-                               .c_wide = true};
+    moe_gemm_rows_args args = plain_args(offset, width, depth, &a, &b);
+    args.c = c.data;
     run(v, 1, &args);
     for (int64_t at = 0; at < rows * width; ++at) {
         double sum = 0, size = 0;
@@ -387,7 +369,8 @@ static void check_many(const moei_kernel_row *v, moe_dtype dtype, int64_t rows, 
 
 static void test_many_rows_or_columns(void **state) {
     (void)state;
-    for (const moei_kernel_row *v = next_variant("gemm_rows", NULL); v; v = next_variant("gemm_rows", v)) {
+    for (int i = 0; variants[i]; ++i) {
+        const moei_kernel_row *v = variants[i];
         if (serves(v, MOE_F32)) check_many(v, MOE_F32, 700, 40, 600);
         if (serves(v, MOE_BF16)) check_many(v, MOE_BF16, 700, 40, 600);
         if (serves(v, MOE_BF16)) check_many(v, MOE_BF16, 40, 1570, 270);
@@ -405,17 +388,7 @@ static void check_many_groups(const moei_kernel_row *v, moe_dtype dtype, int64_t
     const int64_t rows = offset[GROUPS], one[2] = {0, rows};
     guarded a = guarded_random(&random, dtype, rows * DEPTH),
             b = guarded_random(&random, dtype, DEPTH * width);
-    moe_gemm_rows_args args = {.dtype = dtype,
-                               .n_groups = 1,
-                               .offset = one,
-                               .n = width,
-                               .k = DEPTH,
-                               .a = a.data,
-                               .lda = DEPTH,
-                               .b = b.data,
-                               .ldb = width,
-                               .ldc = width,
-                               .c_wide = true};
+    moe_gemm_rows_args args = plain_args(one, width, DEPTH, &a, &b);
     guarded together = guarded_new(moei_wide(dtype), rows * width);
     args.c = together.data;
     run(v, 2, &args);
@@ -437,7 +410,8 @@ static void check_many_groups(const moei_kernel_row *v, moe_dtype dtype, int64_t
 
 static void test_many_groups(void **state) {
     (void)state;
-    for (const moei_kernel_row *v = next_variant("gemm_rows", NULL); v; v = next_variant("gemm_rows", v)) {
+    for (int i = 0; variants[i]; ++i) {
+        const moei_kernel_row *v = variants[i];
         if (v->isa == MOEI_ISA_REF) continue; /* no blocks, no passes */
         if (serves(v, MOE_F32)) check_many_groups(v, MOE_F32, 300);
         if (serves(v, MOE_F32)) check_many_groups(v, MOE_F32, 320); /* slabs end where the next begins */
@@ -445,131 +419,14 @@ static void test_many_groups(void **state) {
     }
 }
 
-/* C_g += A^T B over ragged rows with repeats, padding and empty groups. */
-static void check_outer(uint64_t seed, const moei_kernel_row *variant, moe_dtype dtype, int64_t scale) {
-    product_case p = {.random = {seed * 77 + 1}, .seed = seed};
-    test_random *random = &p.random;
-    make_rows(&p, 1000);
-    for (int32_t g = 0; g <= p.args.n_groups; ++g) p.offset[g] *= scale;
-    p.rows *= scale;
-    int64_t m = random_of(random, edges, COUNT(edges)), n = random_of(random, edges, COUNT(edges));
-    int64_t lda = m + random_below(random, 3), ldb = n + random_below(random, 3),
-            ldc = n + random_below(random, 3);
-    int64_t c_group = m * ldc + random_below(random, 4), total = p.args.n_groups * c_group;
-    guarded a = guarded_random(random, dtype, (p.rows + 1) * lda),
-            b = guarded_random(random, dtype, (p.rows + 1) * ldb);
-    moe_dtype c_dtype = seed % 3 ? moei_wide(dtype) : dtype;
-    guarded c = guarded_new(c_dtype, total), again = guarded_new(c_dtype, total);
-    int32_t *index = malloc((size_t)(p.rows + 1) * sizeof *index);
-    for (int64_t r = 0; r <= p.rows; ++r) index[r] = (int32_t)random_below(random, p.rows + 1);
-    moe_gemm_outer_args args = {.dtype = dtype,
-                                .n_groups = p.args.n_groups,
-                                .offset = p.offset,
-                                .m = m,
-                                .n = n,
-                                .a = a.data,
-                                .lda = lda,
-                                .a_row = seed % 2 ? index : NULL,
-                                .b = b.data,
-                                .ldb = ldb,
-                                .b_row = seed % 3 ? NULL : index,
-                                .c = c.data,
-                                .ldc = ldc,
-                                .c_group = c_group,
-                                .accumulate = seed % 4 == 0,
-                                .c_wide = seed % 3 != 0};
-    for (int64_t i = 0; i < total && args.accumulate; ++i) {
-        bool inside = i % c_group < m * ldc && i % c_group % ldc < n;
-        moei_real_store(c_dtype, c.data, i, inside ? 0.25 : NAN);
-        moei_real_store(c_dtype, again.data, i, inside ? 0.25 : NAN);
-    }
-    moei_team one = test_team(1), four = test_team(4);
-    ((moei_gemm_outer_fn *)variant->fn)(&one, &args);
-    args.c = again.data;
-    ((moei_gemm_outer_fn *)variant->fn)(&four, &args);
-    assert_same_bits(&c, &again, variant->name, seed);
-    for (int64_t at = 0; at < total; ++at) {
-        int64_t g = at / c_group, i = at % c_group / ldc, j = at % c_group % ldc;
-        if (i >= m || j >= n) {
-            assert_true(isnan(get(&c, at)));
-            continue;
-        }
-        double sum = args.accumulate ? 0.25 : 0, size = sum;
-        for (int64_t r = p.offset[g]; r < p.offset[g + 1]; ++r) {
-            double term = get(&a, (args.a_row ? index[r] : r) * lda + i) *
-                          get(&b, (args.b_row ? index[r] : r) * ldb + j);
-            sum += term, size += fabs(term);
-        }
-        double bound = chain_bound(dtype, p.offset[g + 1] - p.offset[g]) * size;
-        check_close(get(&c, at), sum, bound + storage_bound(c_dtype, sum), variant->name, seed, "c", at);
-    }
-    free(index);
-    guarded_free(&a), guarded_free(&b), guarded_free(&c), guarded_free(&again);
-}
-
-static void test_outer(void **state) {
-    (void)state;
-    for (const moei_kernel_row *v = next_variant("gemm_outer", NULL); v; v = next_variant("gemm_outer", v)) {
-        for (uint64_t seed = 1; seed <= 40; ++seed) {
-            for (int dtype = 0; dtype < MOEI_DTYPES; ++dtype) {
-                if (!serves(v, (moe_dtype)dtype) || (dtype == MOE_F64 && seed >= 10)) continue;
-                check_outer(seed, v, (moe_dtype)dtype, 1);
-                if (seed % 8 == 0 && dtype != MOE_F64) check_outer(seed, v, (moe_dtype)dtype, 5);
-            }
-        }
-    }
-}
-
-/* New sums of 8 MiB and more may go past the caches, if they begin a line: what adding to zeros makes. */
-static void check_large_outer(const moei_kernel_row *variant, moe_dtype dtype, bool wide) {
-    enum { M = 1025, ROWS = 3, SKIP = 64 };
-    const moe_dtype c_dtype = wide ? MOE_F32 : dtype;
-    const int64_t n = c_dtype == MOE_F32 ? 2048 : 4096, offset[] = {0, ROWS};
-    test_random random = {7};
-    guarded a = guarded_random(&random, dtype, ROWS * M), b = guarded_random(&random, dtype, ROWS * n);
-    guarded c = guarded_new(c_dtype, M * n + SKIP), added = guarded_new(c_dtype, M * n);
-    for (int64_t i = 0; i < M * n; ++i) moei_real_store(c_dtype, added.data, i, 0);
-    int64_t skip = 0;
-    while ((uintptr_t)moei_real_at(c_dtype, c.data, skip) % 64 != 0) ++skip;
-    moe_gemm_outer_args args = {.dtype = dtype,
-                                .n_groups = 1,
-                                .offset = offset,
-                                .m = M,
-                                .n = n,
-                                .a = a.data,
-                                .lda = M,
-                                .b = b.data,
-                                .ldb = n,
-                                .c = moei_real_at(c_dtype, c.data, skip),
-                                .ldc = n,
-                                .c_group = M * n,
-                                .c_wide = wide};
-    const moei_team four = test_team(4);
-    ((moei_gemm_outer_fn *)variant->fn)(&four, &args);
-    args.c = added.data, args.accumulate = true;
-    ((moei_gemm_outer_fn *)variant->fn)(&four, &args);
-    for (int64_t i = 0; i < M * n; ++i) assert_true(get(&c, skip + i) == get(&added, i));
-    for (int64_t i = 0; i < SKIP; ++i) assert_true(isnan(get(&c, i < skip ? i : M * n + i)));
-    guarded_free(&a), guarded_free(&b), guarded_free(&c), guarded_free(&added);
-}
-
-static void test_large_outer(void **state) {
-    (void)state;
-    for (const moei_kernel_row *v = next_variant("gemm_outer", NULL); v; v = next_variant("gemm_outer", v)) {
-        if (serves(v, MOE_F32)) check_large_outer(v, MOE_F32, false);
-        if (serves(v, MOE_BF16)) check_large_outer(v, MOE_BF16, false), check_large_outer(v, MOE_BF16, true);
-    }
-}
-
 int main(void) {
+    all_variants("gemm_rows", variants);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_triple_loop),
         cmocka_unit_test(test_same_bits_for_any_threads),
         cmocka_unit_test(test_rows_do_not_depend_on_the_batch),
         cmocka_unit_test(test_many_rows_or_columns),
         cmocka_unit_test(test_many_groups),
-        cmocka_unit_test(test_outer),
-        cmocka_unit_test(test_large_outer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
