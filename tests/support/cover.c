@@ -28,7 +28,9 @@ static const moe_option call_rows[] = {
 };
 
 typedef struct factor {
-    moe_option row; /* its offset is that in a cover_problem */
+    moe_option row;   /* its offset is that in a cover_problem */
+    const char *word; /* the last part of its key */
+    size_t word_length;
     const char *value[VALUES_EACH];
     int n_values, first; /* number of its first value among all */
 } factor;
@@ -94,7 +96,8 @@ static void list_values(factor *f) {
 static void add_factor(builder *b, const moe_option *row, size_t base) {
     if (b->n_factors == FACTORS) fail_msg("cover.c: more than %d factors", FACTORS);
     factor *f = &b->factor[b->n_factors++];
-    *f = (factor){.row = *row, .first = b->n_values};
+    *f = (factor){.row = *row, .word = strrchr(row->key, '.') + 1, .first = b->n_values};
+    f->word_length = strlen(f->word);
     f->row.offset += base;
     list_values(f);
     b->n_values += f->n_values;
@@ -150,12 +153,15 @@ static bool in_word(char c) {
     return isalnum((unsigned char)c) || c == '_';
 }
 
-static bool names(const char *text, const char *key) {
-    const char *dot = strrchr(key, '.'), *word = dot + 1;
-    const size_t length = strlen(word);
-    for (const char *at = text; (at = strstr(at, word)); at += length)
-        if ((at == text || !in_word(at[-1])) && !in_word(at[length])) return true;
-    return false;
+/* named[i]: the text has the last part of factor i's key as a word. */
+static void list_named(const builder *b, const char *text, bool named[FACTORS]) {
+    memset(named, 0, FACTORS * sizeof *named);
+    for (size_t length; *text; text += length ? length : 1) {
+        for (length = 0; in_word(text[length]);) ++length;
+        for (int i = 0; i < b->n_factors && length > 0; ++i)
+            if (b->factor[i].word_length == length && memcmp(b->factor[i].word, text, length) == 0)
+                named[i] = true;
+    }
 }
 
 static void begin_search(builder *b, int64_t steps) {
@@ -186,9 +192,11 @@ static bool repair(builder *b, choice *c, const bool *locked) {
     if (been_at(b, c) || --b->steps < 0) return false;
     const char *text = refusal(b, c, &error);
     if (!text) return true;
+    bool named[FACTORS];
+    list_named(b, text, named);
     for (int i = 0; i < b->n_factors; ++i) {
         const factor *f = &b->factor[i];
-        if (locked[i] || !names(text, f->row.key)) continue;
+        if (locked[i] || !named[i]) continue;
         bool more[FACTORS];
         memcpy(more, locked, sizeof more);
         more[i] = true;
