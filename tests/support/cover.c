@@ -8,15 +8,8 @@
 
 #include <ctype.h>
 
-enum {
-    FACTORS = 128,
-    VALUES_EACH = 16,
-    REASON = 200,
-    REPAIR_STEPS = 20000,
-    TRIES = 3,
-    QUICK = 30,
-    SEEN = 1 << 16
-};
+enum { FACTORS = 128, VALUES_EACH = 16, REASON = 200 };
+enum { REPAIR_STEPS = 20000, TRIES = 3, QUICK = 30, SEEN = 1 << 16 }; /* of searches */
 
 #define CALL_INT(field, max) MOE_OPT_INT, offsetof(cover_problem, field), "1", 1, max, NULL
 #define CALL_BOOL(field)     MOE_OPT_BOOL, offsetof(cover_problem, field), "false", 0, 0, NULL
