@@ -98,14 +98,14 @@ typedef struct moe_ctx_desc {
     /* NULL: nothing is logged. By the calling thread; the text is the library's, during the call. */
     void (*log)(void *user, moe_log_level level, const char *text);
     void *log_user;
-    int32_t device_index; /* which GPU, for MOE_CUDA (cuda.h) */
+    int32_t device_index; /* which GPU, of MOE_CUDA (cuda.h); 0 on the CPU */
     uint8_t reserved[4];  /* 0: no padding, whose bytes a later field could not tell from its own */
 } moe_ctx_desc;
 /* Makes a context; desc NULL: all defaults. Whoever made it destroys it, after all that was made from it. */
 MOE_API moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **ctx, moe_error *error);
 MOE_API void moe_ctx_destroy(moe_ctx *ctx);
-/* Text of the last failure of a call on this context, which calls that succeed leave; "" if none. Valid until
- * the next call. */
+/* Text of the last failure of a call on this context, which calls that succeed leave; "" if none, "no
+ * context" of NULL. Valid until the next call. */
 MOE_API const char *moe_ctx_error(const moe_ctx *ctx);
 MOE_API int32_t moe_ctx_threads(const moe_ctx *ctx);
 MOE_API uint64_t moe_ctx_seed(const moe_ctx *ctx);
@@ -327,8 +327,9 @@ MOE_API moe_status moe_layer_measure(const moe_layer *layer, int64_t max_tokens,
  * called again with a larger size: parameters and gradients keep their values. MOE_ERR_STATE for MOE_TRAIN
  * of a layer whose weights are packed (quant.h). */
 MOE_API moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode);
-/* Layers of one model run one after another, so they may share one scratch block: `layer` uses that of
- * `owner`, which must be reserved first, for no fewer bytes of scratch, and must outlive it. */
+/* Layers of one model run one after another, so they may share one scratch block: `layer`, which is not
+ * reserved yet, uses that of `owner`, another layer of the same context with a block of its own. The owner
+ * must be reserved before `layer` is, for no fewer bytes of scratch, and must outlive it. */
 MOE_API moe_status moe_layer_share_scratch(moe_layer *layer, moe_layer *owner);
 
 /* Random draws handed in instead of drawn: to repeat another system's run number for number. NULL

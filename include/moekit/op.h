@@ -3,7 +3,9 @@
  * Every operation splits its work over the context's threads and gives the same bits for any number
  * of them: each result element is summed in one fixed order. The grouped products also give the same
  * bits for a row whatever other rows stand beside it. f64 runs on the reference kernels.
- * Matrices are row-major; ld* are elements from one row to the next.
+ * Matrices are row-major; ld* are elements from one row to the next, at most 2^29. Rows (tokens, kv_stride *
+ * n_seq) are fewer than 2^31, and matrices no further apart than bytes are counted in 63 bits: more is
+ * MOE_ERR_ARGUMENT.
  *
  * dtype bf16: tensors are bf16, sums are f32. What is marked "wide" is f32 there, and of `dtype` otherwise:
  * routing weights, statistics of a row, losses, and all that accumulates for parameters.
@@ -113,7 +115,7 @@ typedef struct moe_gemm_outer_args {
     const void *b; /* [*, n] */
     int64_t ldb;
     const int32_t *b_row;
-    void *c; /* group g at c + g * c_group: [m, n] */
+    void *c; /* group g at c + g * c_group: [m, n]; no two overlap */
     int64_t ldc, c_group;
     bool accumulate;
     bool c_wide; /* C is wide (gradients of parameters) */
@@ -225,8 +227,9 @@ typedef struct moe_cross_entropy_args {
 MOE_API moe_status moe_cross_entropy(moe_ctx *ctx, const moe_cross_entropy_args *args);
 
 /* AdamW (Loshchilov & Hutter 2019) on one tensor; bias correction for step `step` >= 1.
- * The gradient is multiplied by grad_scale first (clipping, accumulation). In bf16 the step is made on
- * `master`, of which `value` becomes the rounded copy: most steps are smaller than a bf16 value can show. */
+ * The gradient is multiplied by grad_scale first (clipping, accumulation; 1: as it is, 0 is refused). In bf16
+ * the step is made on `master`, of which `value` becomes the rounded copy: most steps are smaller than a bf16
+ * value can show. */
 typedef struct moe_adamw_args {
     moe_dtype dtype; /* of value */
     int64_t n;

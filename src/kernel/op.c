@@ -3,6 +3,7 @@
  * What costs more than the check of a few numbers (index arrays, overlap) is the caller's duty.
  */
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 #include "core/ctx.h"
@@ -19,6 +20,15 @@ enum { LD_MAX = 1 << 29 };
 /* The same of matrices, `n` of them. */
 static int64_t apart_max(int64_t n) {
     return INT64_MAX / (int64_t)sizeof(double) / (n > 0 ? n : 1);
+}
+
+/* Rows of n, `ld` apart, of m; the next matrix begins `apart` later: behind this one, or beside it in the
+ * same rows. */
+static bool matrices_meet(int64_t matrices, int64_t m, int64_t n, int64_t ld, int64_t apart) {
+    if (matrices < 2) return false;
+    const bool behind = apart >= n && (apart - n) / ld >= m - 1;
+    const bool beside = apart >= n && (ld - n) / apart >= matrices - 1;
+    return !behind && !beside;
 }
 
 /* A whole number and the range it must lie in. */
@@ -245,6 +255,11 @@ moe_status moe_gemm_outer(moe_ctx *ctx, const moe_gemm_outer_args *args) {
     };
     MOEI_TRY(check_limits(ctx, op, limits, COUNT(limits)));
     if (args->n_groups == 0 || args->m == 0 || args->n == 0) return MOE_OK;
+    if (matrices_meet(args->n_groups, args->m, args->n, args->ldc, args->c_group))
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "%s: c_group is %" PRId64 "; the matrices of %" PRId64 " by %" PRId64
+                            " with ldc %" PRId64 " would overlap",
+                            op, args->c_group, args->m, args->n, args->ldc);
     const need needs[] = {
         {"c", args->c},
         {"a", args->a},
@@ -470,6 +485,13 @@ moe_status moe_adamw(moe_ctx *ctx, const moe_adamw_args *args) {
     MOEI_TRY(check_real(ctx, op, "beta1", args->beta1, 0.0));
     MOEI_TRY(check_real(ctx, op, "beta2", args->beta2, 0.0));
     MOEI_TRY(check_real(ctx, op, "eps", args->eps, 0.0));
+    if (!isfinite(args->lr) || !isfinite(args->weight_decay) || !isfinite(args->grad_scale))
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "%s: lr is %g, weight_decay is %g, grad_scale is %g; all must be finite", op,
+                            args->lr, args->weight_decay, args->grad_scale);
+    if (args->grad_scale == 0.0)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "%s: grad_scale is 0, which leaves no gradient; 1 takes it as it is", op);
     if (args->beta1 >= 1.0 || args->beta2 >= 1.0)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: beta1 is %g, beta2 is %g; both must be below 1", op,
                             args->beta1, args->beta2);

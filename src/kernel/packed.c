@@ -192,6 +192,9 @@ static moe_status find_format(moe_ctx *ctx, const moe_packed_desc *desc, moe_pac
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
                             "format: '%s' is not one of: int8, int4, nf4, mxfp4, bf16x2", name);
     const int32_t *groups = p->format->groups;
+    if (desc->group != 0 && moei_packed_scale_bytes(p->format) == 0)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                            "group: %s has no scales, so no groups of %d; it must be 0", name, desc->group);
     for (const int32_t *g = groups; *g; ++g)
         if (p->group == 0 && (*g == desc->group || desc->group == 0)) p->group = *g;
     if (p->group > 0) return MOE_OK;

@@ -117,6 +117,7 @@ static moe_status open_device(moe_ctx *ctx, isa_choice isa, int32_t n_threads) {
     moe_error error;
     ctx->desc.isa = moei_isa_name((moei_isa)ctx->isa);
     desc.device = MOE_CPU;
+    desc.device_index = 0;
     desc.isa = moei_isa_name(isa.cpu);
     desc.n_threads = n_threads;
     if (moe_ctx_create(&desc, &ctx->host, &error) != MOE_OK)
@@ -132,6 +133,10 @@ static moe_status read_desc(const moe_ctx_desc *desc, moe_ctx_desc *filled, isa_
     if (filled->device != MOE_CPU && filled->device != MOE_CUDA)
         return moei_error_set(error, MOE_ERR_ARGUMENT, "device: %d is neither MOE_CPU nor MOE_CUDA",
                               (int)filled->device);
+    if (filled->device == MOE_CPU && filled->device_index != 0)
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "device_index: %d names a GPU, but this context is on the CPU; it must be 0",
+                              filled->device_index);
     if (!filled->host.alloc != !filled->host.free)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "host allocator: give both alloc and free, or neither");

@@ -340,10 +340,18 @@ bool moei_layer_by_sequence(const moe_layer *layer) {
 moe_status moe_layer_share_scratch(moe_layer *layer, moe_layer *owner) {
     if (!layer) return MOE_ERR_ARGUMENT;
     MOEI_TRY(moei_ctx_need(layer->ctx, "moe_layer_share_scratch", "owner", owner));
-    if (owner == layer || owner->scratch_owner || layer->scratch_block)
+    if (owner == layer || owner->ctx != layer->ctx)
+        return moe_ctx_fail(
+            layer->ctx, MOE_ERR_ARGUMENT,
+            "moe_layer_share_scratch: owner is %s; it must be another layer of the same context",
+            owner == layer ? "the layer itself" : "of another context");
+    if (owner->scratch_owner)
         return moe_ctx_fail(
             layer->ctx, MOE_ERR_STATE,
-            "shared scratch: the owner must own its block, and the layer must not be reserved yet");
+            "moe_layer_share_scratch: owner uses the scratch of a third layer; name that one");
+    if (layer->scratch_block)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
+                            "moe_layer_share_scratch: the layer is reserved; share before its first reserve");
     layer->scratch_owner = owner;
     return MOE_OK;
 }

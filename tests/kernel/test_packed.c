@@ -215,6 +215,8 @@ static void test_refusals(void **state) {
     refused(ctx, bad, b, MOE_ERR_ARGUMENT, "int4 has no groups of 48; it has 32, 64 and 128");
     bad = good, bad.format = "mxfp4", bad.group = 64;
     refused(ctx, bad, b, MOE_ERR_ARGUMENT, "mxfp4 has no groups of 64; it has 32");
+    bad = good, bad.format = "bf16x2", bad.group = 32;
+    refused(ctx, bad, b, MOE_ERR_ARGUMENT, "bf16x2 has no scales, so no groups of 32; it must be 0");
     bad = good, bad.n_runs = 2;
     refused(ctx, bad, b, MOE_ERR_ARGUMENT, "two of equal width");
     bad = good, bad.k = 0;

@@ -110,6 +110,12 @@ static void test_sums(void **state) {
     WRONG(moe_gemm_outer, outer, m, -2, "moe_gemm_outer: m is -2");
     WRONG(moe_gemm_outer, outer, c_group, -1, "c_group is -1; it must be at least 0");
     WRONG(moe_gemm_outer, outer, ldc, 2, "ldc is 2; it must be at least 3");
+    WRONG(moe_gemm_outer, outer, c_group, 5, "c_group is 5; the matrices of 2 by 3 with ldc 3 would overlap");
+    WRONG(moe_gemm_outer, outer, c_group, 0, "c_group is 0; the matrices of 2 by 3 with ldc 3 would overlap");
+    moe_gemm_outer_args beside = outer; /* in the same rows */
+    beside.ldc = 6, beside.c_group = 3;
+    assert_int_equal(moe_gemm_outer(ctx, &beside), MOE_OK);
+    WRONG(moe_gemm_outer, beside, ldc, 5, "c_group is 3; the matrices of 2 by 3 with ldc 5 would overlap");
     WRONG(moe_gemm_outer, outer, a, NULL, "a is NULL");
     WRONG(moe_gemm_outer, outer, c, NULL, "c is NULL");
     moe_gemm_outer_args no_rows = outer; /* without rows the result is zero and the inputs need not be */
@@ -233,6 +239,10 @@ static void test_losses(void **state) {
     WRONG(moe_adamw, adamw, step, 0, "moe_adamw: step is 0; it must be at least 1");
     WRONG(moe_adamw, adamw, beta2, 1.0, "beta2 is 1; both must be below 1");
     WRONG(moe_adamw, adamw, beta1, -0.5, "beta1 is -0.5");
+    WRONG(moe_adamw, adamw, lr, (double)NAN,
+          "lr is nan, weight_decay is 0, grad_scale is 1; all must be finite");
+    WRONG(moe_adamw, adamw, weight_decay, (double)INFINITY, "weight_decay is inf");
+    WRONG(moe_adamw, adamw, grad_scale, 0, "grad_scale is 0, which leaves no gradient; 1 takes it as it is");
     WRONG(moe_adamw, adamw, m, NULL, "m is NULL");
     WRONG(moe_adamw, adamw, grad_dtype, MOE_BF16, "moe_adamw: grad_dtype is 2 where dtype is 0");
     WRONG(moe_adamw, adamw, dtype, MOE_F64, "grad_dtype is 0 where dtype is 1");

@@ -75,6 +75,9 @@ static void contexts_are_checked(void **state) {
     assert_non_null(strstr(error.text, "CPU"));
     d = (moe_ctx_desc){.size = sizeof d, .n_threads = -3};
     assert_int_equal(moe_ctx_create(&d, &ctx, &error), MOE_ERR_ARGUMENT);
+    d = (moe_ctx_desc){.size = sizeof d, .device_index = 1};
+    assert_int_equal(moe_ctx_create(&d, &ctx, &error), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(error.text, "device_index: 1 names a GPU"));
     d = (moe_ctx_desc){.size = sizeof d, .device = MOE_CUDA};
     assert_int_equal(moe_ctx_create(&d, &ctx, &error), MOE_ERR_UNSUPPORTED);
     assert_null(ctx);

@@ -125,11 +125,40 @@ static void what_is_kept_beside_z(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+/* Two layers with one scratch compute what each does with its own; who cannot share is told why. */
+static void scratch_is_shared(void **state) {
+    (void)state;
+    moe_ctx *ctx = test_ctx("ref", 1), *other = test_ctx("ref", 1);
+    const moe_layer_desc desc = desc_of(by_sequence[0]);
+    moe_layer *owner = make(ctx, &desc, 0), *alone = make(ctx, &desc, 0), *foreign = NULL, *layer = NULL;
+    must(other, moe_layer_create(other, &desc, &foreign));
+    must(ctx, moe_layer_create(ctx, &desc, &layer));
+    const char *text = moe_ctx_error(ctx);
+    test_told(moe_layer_share_scratch(layer, layer), text, "owner is the layer itself");
+    test_told(moe_layer_share_scratch(layer, foreign), text, "owner is of another context");
+    assert_int_equal(moe_layer_share_scratch(alone, owner), MOE_ERR_STATE);
+    assert_non_null(strstr(text, "the layer is reserved"));
+    must(ctx, moe_layer_share_scratch(layer, owner));
+    assert_int_equal(moe_layer_share_scratch(alone, layer), MOE_ERR_STATE);
+    assert_non_null(strstr(text, "owner uses the scratch of a third layer"));
+    must(ctx, moe_layer_reserve(layer, T, MOE_TRAIN));
+    moe_mat y = test_output(MOE_F32, T, D), dx = test_output(MOE_F32, T, D);
+    moe_mat want_y = test_output(MOE_F32, T, D), want_dx = test_output(MOE_F32, T, D);
+    run(ctx, layer, T, T, y, dx);
+    run(ctx, alone, T, T, want_y, want_dx);
+    assert_memory_equal(y.data, want_y.data, test_bytes(y));
+    assert_memory_equal(dx.data, want_dx.data, test_bytes(dx));
+    free(y.data), free(dx.data), free(want_y.data), free(want_dx.data);
+    moe_layer_destroy(layer), moe_layer_destroy(alone), moe_layer_destroy(owner), moe_layer_destroy(foreign);
+    moe_ctx_destroy(ctx), moe_ctx_destroy(other);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_limit_changes_no_bit),
         cmocka_unit_test(more_sequences_are_refused_where_they_count),
         cmocka_unit_test(what_is_kept_beside_z),
+        cmocka_unit_test(scratch_is_shared),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
