@@ -17,16 +17,17 @@ typedef struct moe_quant_desc {
     size_t size;
     const char *format; /* "int8" "int4" "nf4" "mxfp4" "bf16x2": moe_packed, below */
     int32_t group; /* numbers along the sum that share a scale: int8, int4: 32, 64 or 128; nf4: 64; mxfp4: 32;
-                      0: the smallest of the format; bf16x2 has no scales: 0 */
+                      0: the smallest of the format, and all that bf16x2 takes, which has no scales */
     bool drop_weights; /* the weights' memory is given back: their moe_param.value and grad are NULL from then
                           on, the layer cannot be saved, and no moe_layer_quantize, of NULL or not, is
                           accepted again (MOE_ERR_STATE) */
     uint8_t reserved[3]; /* 0: no padding, as in moe_ctx_desc */
 } moe_quant_desc;
 /* Packs the weights of routed and shared experts as they are now; once more after they were set anew. NULL:
- * the layer uses its own weights again. Experts are the built-in ffn, of one width. On the CPU every dtype,
- * on CUDA f32 and bf16. Refused while the layer is reserved for MOE_TRAIN, as moe_layer_reserve and
- * moe_layer_measure refuse MOE_TRAIN while it is packed. A refusal leaves the layer as it was. */
+ * the layer uses its own weights again. Experts are the built-in ffn, of one width. On the CPU every dtype
+ * and format, on CUDA f32 and bf16 in all but bf16x2. A NaN or infinite weight is MOE_ERR_NUMERIC. Refused
+ * while the layer is reserved for MOE_TRAIN, as moe_layer_reserve and moe_layer_measure refuse MOE_TRAIN
+ * while it is packed. A refusal leaves the layer as it was. */
 MOE_API moe_status moe_layer_quantize(moe_layer *layer, const moe_quant_desc *desc);
 
 /* Weights of inference in 4 or 8 bits a number and a scale for each `group` of numbers along the sum, or as
@@ -35,12 +36,14 @@ MOE_API moe_status moe_layer_quantize(moe_layer *layer, const moe_quant_desc *de
  *   nf4         16 quantiles of the normal distribution, groups of 64 with their largest as f16
  *   mxfp4       OCP's e2m1, groups of 32 with a power of two
  *   bf16x2      bf16, two steps of the sum side by side: no bit of bf16 weights is lost, and y keeps its bits
- * bf16x2 is of the CPU alone (on CUDA MOE_ERR_UNSUPPORTED). Few rows are as fast as memory gives it, more
- * need no packing on the way (docs/kernels.md); it takes as much memory as the weights, which may be dropped.
- * Each number becomes the nearest one, ties to even codes. An f16 scale has 11 bits down to 6.1e-5, which is
- * 0.0078 for the largest number of an int8 group; below it loses bits (int8 of N(0, s^2) is off by 0.5 % from
- * s = 1e-3 on, by 1 % at 3e-5, 3 % at 1e-5), and from 3e-8 on the group becomes zeros. A scale that is too
- * large for f16 (65504), or for a power of two in f32, is clamped. src/kernel/packed.h tells the bytes. */
+ * bf16x2 is of the CPU alone (on CUDA MOE_ERR_UNSUPPORTED). With `avx512bf16` few rows are as fast as memory
+ * gives it, and more need no packing on the way (docs/kernels.md); other kernels, and products of f32, lay it
+ * out anew for more than a few rows. It takes as much memory as bf16 weights, which may be dropped.
+ * Each number becomes the nearest one, ties to even codes; what is beyond bf16's largest becomes that. An f16
+ * scale has 11 bits down to 6.1e-5, which is 0.0078 for the largest number of an int8 group; below it loses
+ * bits (int8 of N(0, s^2) is off by 0.5 % from s = 1e-3 on, by 1 % at 3e-5, 3 % at 1e-5), and from 3e-8 on
+ * the group becomes zeros. A scale that is too large for f16 (65504), or for a power of two in f32, is
+ * clamped. src/kernel/packed.h tells the bytes. */
 typedef struct moe_packed moe_packed;
 typedef struct moe_packed_desc {
     size_t size;
