@@ -78,7 +78,7 @@ typedef struct moe_expert_ops {
     void (*bind_grad)(void *self, int32_t index, void *grad);
     size_t (*saved_bytes)(const void *self, int64_t max_rows);
     size_t (*scratch_bytes)(const void *self, int64_t max_rows, moe_mode mode);
-    /* A failure's status is the layer's as it is; its text is told through moe_ctx_fail. */
+    /* A status other than MOE_OK is what the layer's call returns; its text is told with moe_ctx_fail. */
     moe_status (*forward)(void *self, const moe_expert_io *io);
     moe_status (*backward)(void *self, const moe_expert_io *io); /* NULL: inference only */
     /* Takes what a CUDA context gives: pointers of moe_expert_io are device memory, n_rows is at least

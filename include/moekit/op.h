@@ -4,7 +4,7 @@
  * of them: each result element is summed in one fixed order. The grouped products also give the same
  * bits for a row whatever other rows stand beside it. f64 runs on the reference kernels.
  * Matrices are row-major; ld* are elements from one row to the next, at most 2^29. Rows (tokens, kv_stride *
- * n_seq) are fewer than 2^31, and matrices no further apart than bytes are counted in 63 bits: more is
+ * n_seq) are fewer than 2^31, and n_groups times b_group or c_group at most 2^60 elements: more is
  * MOE_ERR_ARGUMENT.
  *
  * dtype bf16: tensors are bf16, sums are f32. What is marked "wide" is f32 there, and of `dtype` otherwise:

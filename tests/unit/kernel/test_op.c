@@ -204,6 +204,8 @@ static void test_attention(void **state) {
     WRONG(moe_attention, good, head_dim, 0, "head_dim is 0");
     WRONG(moe_attention, good, q_len, 3, "kv_len is 2; it must be at least 3");
     WRONG(moe_attention, good, kv_len, 3, "kv_stride is 2; it must be at least 3");
+    WRONG(moe_attention, good, n_seq, 1 << 30,
+          "n_seq is 1073741824, kv_stride is 2; together they must be at most 2147483647 rows");
     WRONG(moe_attention, good, ldkv, 1, "ldkv is 1; it must be at least 2");
     WRONG(moe_attention, good, v, NULL, "v is NULL");
     moe_attention_args three = good;
