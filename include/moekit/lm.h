@@ -141,9 +141,10 @@ typedef struct moe_lm_baseline {
 } moe_lm_baseline;
 typedef struct moe_lm_eval_options {
     size_t size;
-    int64_t max_bytes;      /* of the text, 2 or more; 0: all */
+    int64_t max_bytes; /* of the text, 2 or more; 0: all */
+    /* What is written replaces nothing that is read: text, trace, a file of `checkpoint`. */
     const char *json_path;  /* NULL: no analysis; else written as docs/run-directory.md says */
-    const char *checkpoint; /* recorded there; NULL: "" */
+    const char *checkpoint; /* the model's directory, recorded there; NULL: "" */
     const moe_lm_baseline *baselines;
     size_t n_baselines;
     /* Route traces, docs/routes.md: which experts every token went to, with which weights. */
@@ -161,7 +162,8 @@ typedef struct moe_lm_eval_result {
 MOE_API moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_options *options,
                                moe_lm_eval_result *result);
 
-/* 6. Report: one self-contained HTML file from a run directory (docs/run-directory.md). */
+/* 6. Report: one self-contained HTML file from a run directory (docs/run-directory.md), none of whose files
+ * that it reads it replaces. */
 MOE_API moe_status moe_lm_report(const char *run_dir, const char *html_path, moe_error *error);
 
 #ifdef __cplusplus

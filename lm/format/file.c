@@ -60,6 +60,25 @@ bool moelm_dir_exists(const char *path) {
     return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
 }
 
+static bool same_parent(const char *a, const char *b) {
+    char *of_a = moelm_path_parent(a), *of_b = moelm_path_parent(b);
+    const bool same = of_a && of_b && moelm_dir_exists(of_a) && moelm_path_same(of_a, of_b);
+    free(of_a);
+    free(of_b);
+    return same;
+}
+
+bool moelm_path_same(const char *a, const char *b) {
+    struct stat one, other;
+    const bool there = stat(a, &one) == 0, also = stat(b, &other) == 0;
+    if (there && also)
+        return one.st_dev == other.st_dev && one.st_ino == other.st_ino &&
+               (S_ISREG(one.st_mode) || S_ISDIR(one.st_mode));
+    if (there || also) return false;
+    const char *slash_a = strrchr(a, '/'), *slash_b = strrchr(b, '/');
+    return strcmp(slash_a ? slash_a + 1 : a, slash_b ? slash_b + 1 : b) == 0 && same_parent(a, b);
+}
+
 /* 2. Reading. */
 
 /* Opens without blocking on pipes, which are refused with everything else that is no regular file. */

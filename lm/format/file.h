@@ -35,6 +35,8 @@ void moelm_file_writer_abort(moelm_file_writer *writer);
 
 bool moelm_file_exists(const char *path); /* whatever it is */
 bool moelm_dir_exists(const char *path);
+/* Whether two paths are one directory, one regular file, or one place where nothing is yet. */
+bool moelm_path_same(const char *a, const char *b);
 /* MOE_ERR_IO when the file system that path lies (or will lie) on has fewer than `bytes` free. */
 moe_status moelm_file_check_space(const char *path, uint64_t bytes, moe_error *error);
 /* Makes a directory and its missing parents; one that exists is fine. */

@@ -35,6 +35,10 @@ static void write_page(moelm_html *html, const moelm_run *run) {
 moe_status moe_lm_report(const char *run_dir, const char *html_path, moe_error *error) {
     MOEI_TRY(moei_error_need(error, "moe_lm_report", "run_dir", run_dir));
     MOEI_TRY(moei_error_need(error, "moe_lm_report", "html_path", html_path));
+    if (moelm_run_reads(run_dir, html_path))
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "%s: is a file that the report reads, which would be lost; name another file",
+                              html_path);
     moelm_run run;
     moelm_html html = {0};
     moe_status status = moelm_run_read(run_dir, &run, error);

@@ -106,20 +106,32 @@ static moe_status read_sample(const char *path, moelm_run *run, moe_error *error
     return run->sample ? MOE_OK : no_memory(path, error);
 }
 
+static const struct {
+    const char *name;
+    reader read;
+} file[] = {
+    {"run.json",             read_about  },
+    {"config.resolved.yaml", read_config },
+    {"metrics.jsonl",        read_metrics},
+    {"load.bin",             read_load   },
+    {"eval.json",            read_eval   },
+    {"sample.txt",           read_sample }
+};
+enum { FILES = sizeof file / sizeof *file };
+
+bool moelm_run_reads(const char *run_dir, const char *path) {
+    bool reads = false;
+    for (size_t i = 0; i < FILES && !reads; ++i) {
+        char *read = moelm_path_join(run_dir, file[i].name);
+        reads = read && moelm_path_same(read, path);
+        free(read);
+    }
+    return reads;
+}
+
 static moe_status read_files(const char *run_dir, moelm_run *run, moe_error *error) {
-    static const struct {
-        const char *name;
-        reader read;
-    } file[] = {
-        {"run.json",             read_about  },
-        {"config.resolved.yaml", read_config },
-        {"metrics.jsonl",        read_metrics},
-        {"load.bin",             read_load   },
-        {"eval.json",            read_eval   },
-        {"sample.txt",           read_sample }
-    };
     bool any = false;
-    for (size_t i = 0; i < sizeof file / sizeof *file; ++i) {
+    for (size_t i = 0; i < FILES; ++i) {
         char *path = moelm_path_join(run_dir, file[i].name);
         if (!path) return no_memory(run_dir, error);
         moe_status status = MOE_OK;

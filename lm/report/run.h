@@ -135,6 +135,8 @@ typedef struct moelm_run {
 
 /* Reads what is there. Missing files are told by `found`, NULL or 0; broken ones are MOE_ERR_INPUT. */
 moe_status moelm_run_read(const char *run_dir, moelm_run *run, moe_error *error);
+/* Whether that reads this file. */
+bool moelm_run_reads(const char *run_dir, const char *path);
 void moelm_run_free(moelm_run *run);
 /* Value of a setting, NULL if there is none. */
 const char *moelm_run_setting(const moelm_run *run, const char *key);

@@ -3,6 +3,7 @@
  * Source: docs/run-directory.md, docs/routes.md.
  */
 #include "core/ctx.h"
+#include "format/file.h"
 #include "format/json.h"
 #include "model/model.h"
 #include "train/analysis.h"
@@ -10,6 +11,7 @@
 #include "train/data.h"
 #include "train/routes.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static json_t *baselines_object(const moe_lm_eval_options *options) {
@@ -100,6 +102,37 @@ static moe_status evaluate(evaluation *e, const char *text_path, moe_lm_eval_res
     return told(e, moelm_routes_save(&e->recorded, options->record_routes, &e->routes_text, &e->error));
 }
 
+/* A file of the checkpoint, whatever its name. */
+static bool is_of_checkpoint(const char *path, const char *checkpoint) {
+    char *parent = checkpoint && moelm_file_exists(path) ? moelm_path_parent(path) : NULL;
+    const bool same = parent && moelm_path_same(parent, checkpoint);
+    free(parent);
+    return same;
+}
+
+/* What is written replaces nothing that is read. */
+static moe_status check_output(moe_lm *lm, const char *path, const char *text_path,
+                               const moe_lm_eval_options *options) {
+    if (!path) return MOE_OK;
+    const char *replay = options->replay_routes;
+    const char *what = moelm_path_same(path, text_path)              ? "the text"
+                       : replay && moelm_path_same(path, replay)     ? "the route trace that is replayed"
+                       : is_of_checkpoint(path, options->checkpoint) ? "a file of the checkpoint"
+                                                                     : NULL;
+    if (!what) return MOE_OK;
+    return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "%s: is %s, which would be lost; name another file", path,
+                        what);
+}
+
+static moe_status check_outputs(moe_lm *lm, const char *text_path, const moe_lm_eval_options *options) {
+    const char *json = options->json_path, *routes = options->record_routes;
+    MOEI_TRY(check_output(lm, json, text_path, options));
+    MOEI_TRY(check_output(lm, routes, text_path, options));
+    if (!json || !routes || !moelm_path_same(json, routes)) return MOE_OK;
+    return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
+                        "%s: takes either the analysis or the route trace; name a file for each", json);
+}
+
 moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_options *options,
                        moe_lm_eval_result *result) {
     if (!lm) return MOE_ERR_ARGUMENT;
@@ -122,6 +155,7 @@ moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_opti
             "the model has %lld tokens; a text can be evaluated for models of bytes, which have "
             "256",
             (long long)lm->vocab);
+    MOEI_TRY(check_outputs(lm, text_path, &ours));
     if (moelm_text_open(text_path, "text", 2, &text, &error) != MOE_OK) return moelm_fail(lm->ctx, &error);
     evaluation e = {.lm = lm, .options = &ours, .text = &text};
     moe_status status = evaluate(&e, text_path, &found);

@@ -58,6 +58,23 @@ expect 3 "$MOEKIT" eval --run run --replay-routes cut.safetensors
 says err 'cut.safetensors'
 expect 2 "$MOEKIT" eval --run run --record-routes run
 
+# nothing that is read is written over
+cp train.txt text.txt
+checkpoint=$(echo run/checkpoints/step-*)
+for output in '-o text.txt' '--record-routes ./text.txt' "--record-routes $checkpoint/model.safetensors" \
+    "-o $checkpoint/config.json" '--replay-routes routes.safetensors --record-routes routes.safetensors' \
+    '-o both --record-routes ./both'; do
+    # shellcheck disable=SC2086
+    expect 2 "$MOEKIT" eval --run run --text text.txt $output
+    says err 'which would be lost|name a file for each'
+done
+cmp train.txt text.txt || complain 'eval replaced its text'
+expect 2 "$MOEKIT" report --run run -o run/run.json
+says err 'run.json: is a file that the report reads'
+expect 2 "$MOEKIT" bench presets small.yaml -o small.yaml --run unasked -q
+says err 'small.yaml: is a configuration that is read'
+expect 0 "$MOEKIT" eval --run run --quiet
+
 # every preset learns, and the page tells how
 expect 2 "$MOEKIT" bench presets small.yaml moe.preset=mixtral
 says err 'moe.preset: presets are what is compared'

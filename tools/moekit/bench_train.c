@@ -137,7 +137,13 @@ static int train_beside(cli_args *args, const char *base, const bench_training *
 
 int bench_train(cli_args *args, const char *run, const bench_training *trainings, size_t n, int64_t jobs) {
     const char *base = cli_text(args, "run") ? cli_text(args, "run") : run;
-    int code = cli_text(args, "output") ? cli_output_check(args, cli_text(args, "output")) : 0;
+    const char *output = cli_text(args, "output");
+    int code = output ? cli_output_check(args, output) : 0;
+    for (int i = 1; output && i < args->n_operands && code == 0; ++i)
+        if (run_files_same(output, args->operand[i]))
+            code = cli_fail(args, MOE_ERR_ARGUMENT,
+                            "%s: is a configuration that is read, which would be lost; name another file",
+                            output);
     for (size_t i = 0; i < n && code == 0; ++i) code = with_settings(args, base, &trainings[i], check);
     if (code) return code;
     cli_signals_catch(NULL);

@@ -24,9 +24,9 @@ typedef struct bench_training {
 } bench_training;
 
 /* Operands of the command after the first are the files. Runs go to DIR/NAME: DIR as --run says, else `run`.
- * An --output that could not be written, and settings that no training begins with, are told before
- * anything runs. Returns the exit code; a training that
- * failed stops those not yet started. */
+ * An --output that could not be written or would replace such a file, and settings that no training begins
+ * with, are told before anything runs. Returns the exit code; a training that failed stops those not yet
+ * started. */
 int bench_train(cli_args *args, const char *run, const bench_training *trainings, size_t n, int64_t jobs);
 
 /* Zeroed memory that the trainings' processes write and the bench reads; NULL: no room. */

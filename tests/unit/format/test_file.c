@@ -246,6 +246,19 @@ static void test_paths(void **state) {
 }
 
 /* In a container every run may have the same process number. */
+static void test_one_place(void **state) {
+    char *a = scratch_path(state, "a"), *b = scratch_path(state, "b"), *again = scratch_path(state, "./a");
+    scratch_put(b, "b", 1);
+    assert_true(moelm_path_same(a, again)); /* nothing is there yet */
+    assert_false(moelm_path_same(a, b));
+    assert_int_equal(symlink(b, a), 0);
+    assert_true(moelm_path_same(a, b));
+    assert_true(moelm_path_same(*state, *state));
+    assert_false(moelm_path_same("/dev/null", "/dev/null")); /* takes all that is written */
+    assert_false(moelm_path_same("nowhere/a", "nowhere/b"));
+    free(a), free(b), free(again);
+}
+
 static void test_leftover_with_our_number(void **state) {
     char *path = scratch_path(state, "a.txt"), *temp = moelm_path_temp(path);
     moe_error error;
@@ -276,6 +289,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_make_dirs, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_space, scratch_setup, scratch_teardown),
         cmocka_unit_test(test_paths),
+        cmocka_unit_test_setup_teardown(test_one_place, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_leftover_with_our_number, scratch_setup, scratch_teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
