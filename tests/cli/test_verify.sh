@@ -60,6 +60,8 @@ expect 0 "$MOEKIT" bench gemm e4,t64,d32,n32,k2,skew=zipf1.0,act=gelu --repeat 1
 json out
 expect 0 "$MOEKIT" bench layer skew=even,e4,t64,d32,n32,k2,shared1 --repeat 1 --json # begins with a word=
 says out '"load_max":1,'
+expect 2 "$MOEKIT" bench step skew=even # of files: a setting
+says err "unknown option 'skew'"
 expect 0 "$MOEKIT" bench layer e4,t64,d32,n32,k2 e4,t16,d32,n32,k1,skew=even --repeat 2 --inference
 says out '^layer e4,t64,'
 says out '^layer e4,t16,'

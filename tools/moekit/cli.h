@@ -35,8 +35,9 @@ typedef struct cli_verb {
     cli_keys keys;
     const char *key_prefixes; /* space-separated; "": every key */
     int max_operands;
-    bool (*is_operand)(const char *text); /* of word=...: that it is no setting; NULL: all are settings */
-    int (*run)(cli_args *args);           /* returns the exit code */
+    /* Of word=... behind the operands so far: that it is no setting; NULL: all are settings. */
+    bool (*is_operand)(const cli_args *args, const char *text);
+    int (*run)(cli_args *args); /* returns the exit code */
 } cli_verb;
 
 struct cli_args {

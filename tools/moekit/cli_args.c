@@ -131,8 +131,9 @@ static int unknown_name(cli_args *args, const char *dashes, const char *name, si
     bare[length] = '\0';
     const char *nearest = nearest_name(args, bare);
     if (nearest) snprintf(hint, sizeof hint, "; did you mean '%s%s'?", dashes, nearest);
-    return cli_fail(args, MOE_ERR_ARGUMENT, "unknown option '%s%s'%s 'moekit help %s' lists them all", dashes,
-                    bare, nearest ? hint : ";", args->verb->name);
+    return cli_fail(args, MOE_ERR_ARGUMENT, "unknown option '%s%s'%s 'moekit help %s' lists %s", dashes, bare,
+                    nearest ? hint : ";", args->verb->name,
+                    args->n_keys > 0 ? "the options, 'moekit config options' the keys" : "them all");
 }
 
 static void assign(cli_args *args, const char *key, const char *value) {
@@ -195,7 +196,7 @@ static int parse_letters(cli_args *args, int argc, char **argv, int *i) {
 
 /* An operand of the form word=value is an assignment; ./word=value is a file. */
 static bool looks_like_assignment(const cli_args *args, const char *text) {
-    if (args->verb->is_operand && args->verb->is_operand(text)) return false;
+    if (args->verb->is_operand && args->verb->is_operand(args, text)) return false;
     size_t length = strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-");
     return args->n_keys > 0 && length > 0 && text[0] != '.' && text[length] == '=';
 }

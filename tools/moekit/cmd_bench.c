@@ -147,6 +147,14 @@ static int run(cli_args *args) {
     return run_problems(args, &b, layer, products);
 }
 
+/* Behind the benches of files, skew=... is a setting, and none that there is. */
+static bool is_problem(const cli_args *args, const char *text) {
+    static const char *const of_files[] = {"presets", "step", "sparsity"};
+    for (size_t i = 0; args->n_operands > 0 && i < sizeof of_files / sizeof *of_files; ++i)
+        if (strcmp(args->operand[0], of_files[i]) == 0) return false;
+    return bench_problem_begins(text);
+}
+
 const cli_verb cmd_bench = {
     .name = "bench",
     .operands = "[layer|gemm] [PROBLEM]... | step|presets|sparsity [CONFIG.yaml]... [KEY=VALUE]...",
@@ -190,6 +198,6 @@ const cli_verb cmd_bench = {
     .keys = CLI_KEYS_LM,
     .key_prefixes = "",
     .max_operands = 64,
-    .is_operand = bench_problem_begins,
+    .is_operand = is_problem,
     .run = run,
 };
