@@ -19,12 +19,18 @@ class Problem:
     E: int
     K: int
     act: str = "swiglu"
-    zipf: float = 0.0  # exponent; 0: every expert gets the same number of rows
+    zipf: float | None = None  # tokens draw their experts by it, 0: each as likely; None: dealt in turn, all get as many rows
     dtype: str = "bf16"
 
     def wide(self):
         """Columns of w1."""
         return 2 * self.n if self.act == "swiglu" else self.n
+
+    def load(self):
+        """How tokens come to their experts, in words."""
+        if self.zipf is None:
+            return "dealt in turn"
+        return f"drawn by zipf {self.zipf:g}" if self.zipf else "drawn evenly"
 
     def rows(self):
         return self.T * self.K
@@ -38,10 +44,10 @@ class Problem:
 
 
 def choose(xp, problem, uniform):
-    """Experts [T, K], none twice for a token: round robin, or drawn with probability ~ 1 / (e + 1)^zipf: the K largest of
+    """Experts [T, K], none twice for a token: dealt in turn, or drawn with probability ~ 1 / (e + 1)^zipf: the K largest of
     log p(e) + Gumbel noise (Kool et al. 2019), made of uniform(T, E), which lie in 0 .. 1."""
     T, K, E = problem.T, problem.K, problem.E
-    if not problem.zipf:
+    if problem.zipf is None:
         return (xp.arange(T * K) % E).reshape(T, K)
     noise = -xp.log(-xp.log(uniform(T, E)))
     return xp.argsort(problem.zipf * xp.log(xp.arange(1, E + 1)) - noise)[:, :K]

@@ -51,9 +51,7 @@ def published(peer, problem):
 
 
 def sizes(problem):
-    skew = f", zipf {problem.zipf:g}" if problem.zipf else ""
-    return (f"{problem.name}: T {problem.T}, d {problem.d}, n {problem.n}, E {problem.E}, K {problem.K}, "
-            f"{problem.act}{skew}")
+    return f"{problem.name}: T {problem.T}, d {problem.d}, n {problem.n}, E {problem.E}, K {problem.K}, {problem.act}"
 
 
 def draw(problem, device):

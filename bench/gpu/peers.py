@@ -124,12 +124,25 @@ def parse_problem(text):
     return Problem(text, *sizes, *words[5:])
 
 
+def parse_skew(text):
+    """None where tokens are dealt in turn, else the exponent they are drawn by."""
+    if text == "even":
+        return None
+    if not text.startswith("zipf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither even nor like zipf1.0")
+    try:
+        return float(text[4:])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}': zipf is followed by its exponent, as in zipf1.0") from error
+
+
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="problems: all, short or names of --list")
     parser.add_argument("problem", nargs="*", default=SHORT, help=f"what to time (default: {' '.join(SHORT)})")
     parser.add_argument("--peers", default=",".join(PEERS), help="which, with commas (default: all)")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each, of which the median counts (7)")
-    parser.add_argument("--zipf", type=float, default=0, help="uneven load: expert e with probability ~ 1/(e+1)^ZIPF")
+    parser.add_argument("--skew", type=parse_skew, default=0.0, metavar="even|zipfS",
+                        help="the load, as in moekit bench: dealt in turn, or drawn with probability ~ 1/(e+1)^S (zipf0)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a trial of this program")
     parser.add_argument("--output", help="a file that gets what is printed, too")
     parser.add_argument("--save", help="a JSON file that gets every turn; what it has of other problems stays (peers_page.py)")
@@ -138,7 +151,7 @@ def parse_args():
     names = []
     for word in args.problem:
         names += {"all": [p.name for p in PROBLEMS], "short": SHORT}.get(word, [word])
-    args.problems = [replace(parse_problem(name), zipf=args.zipf) for name in dict.fromkeys(names)]
+    args.problems = [replace(parse_problem(name), zipf=args.skew) for name in dict.fromkeys(names)]
     args.peers = args.peers.split(",")
     for name in args.peers:
         if name not in PEERS:
@@ -219,7 +232,7 @@ def run_problem(problem, args, clock, say, results):
     take_turns(peers, results, args.rounds, clock)
     for peer in peers.values():
         peer.close()
-    say(f"{sizes(problem)}; {clock.about()}")
+    say(f"{sizes(problem)}, {problem.load()}; {clock.about()}")
     for result in results:
         line = f"  {result.peer}: {result.note}"
         if result.forward:
@@ -236,9 +249,9 @@ def save(path, problem, results, clock, about):
     saved = []
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
-            saved = [row for row in json.load(file) if row["sizes"] != sizes(problem)]
+            saved = [row for row in json.load(file) if (row["sizes"], row["load"]) != (sizes(problem), problem.load())]
     timed = {r.peer: {"about": r.note, "forward": r.forward, "step": r.step} for r in results if r.forward}
-    saved.append({"problem": problem.name, "sizes": sizes(problem), "flop": problem.flop(), "rate": clock.rate(),
+    saved.append({"problem": problem.name, "sizes": sizes(problem), "load": problem.load(), "flop": problem.flop(), "rate": clock.rate(),
                   "timed": timed, "absent": {r.peer: r.note for r in results if not r.forward}} | about)
     names = [p.name for p in PROBLEMS]
     saved.sort(key=lambda row: names.index(row["problem"]) if row["problem"] in names else len(names))

@@ -12,6 +12,7 @@ import sys
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SAVED = os.path.join("bench", "results", "peers-gpu.json")
 OURS, BOUND, RIVAL = "moekit", "bound", "sonicmoe"
+LOADS = ("drawn evenly", "dealt in turn", "drawn by zipf 1")  # the first is the picture's
 LABEL = {OURS: "moekit", BOUND: "dense bound (cuBLAS)", RIVAL: "SonicMoE", "sigma": "sigma-MoE's Triton layer"}
 
 HEAD = """# Peers on a GPU
@@ -27,6 +28,9 @@ compared with f32. Every turn follows 8192^3 products, as many as hide its launc
 in that minute, and a write of 256 MiB, so that L2 is cold. Backward is a step less a forward. FLOPs are those of the experts'
 products; gradients of weights are new in every step, of experts in bf16, for all alike. The bound is cuBLAS batched products of
 the same sizes with even rows: no router, no gather, no activation, no sum.
+
+Experts are drawn as a router's are, each as likely as the others; where they are dealt in turn instead, groups of experts have the very same
+tokens, whose rows are then read from L2.
 
 "Of the bound": both together, ours of the dense bound's rate. "Takes": the peer's time forward, backward, as multiples of ours.
 """
@@ -63,6 +67,11 @@ def table(rows, peer):
         lines.append(f"| {row['problem']} | {row['rate'] * 1e-12:.0f} | {cell(row, BOUND)} | {cell(row, OURS)} | {share} | "
                      f"{cell(row, peer)} | {takes(row, peer)} |")
     return "\n".join(lines)
+
+
+def chapter(rows, peer, load):
+    some = [row for row in rows if times(row, peer) and row["load"] == load]
+    return f"## {LABEL[peer]}, experts {load}\n\n{verdict(some, peer)}\n\n{table(some, peer)}\n" if some else ""
 
 
 def verdict(rows, peer):
@@ -123,15 +132,12 @@ def main(folder):
     with open(os.path.join(TREE, SAVED), encoding="utf-8") as file:
         rows = [row for row in json.load(file) if OURS in row["timed"]]
     parts = [HEAD.format(saved=SAVED)]
-    for peer in (RIVAL, "sigma"):
-        some = [row for row in rows if times(row, peer)]
-        if some:
-            parts.append(f"## {LABEL[peer]}\n\n{verdict(some, peer)}\n\n{table(some, peer)}\n")
-    parts.append("\n".join(f"- {row['sizes']}" for row in rows) + "\n")
+    parts += [text for peer in (RIVAL, "sigma") for load in LOADS if (text := chapter(rows, peer, load))]
+    parts.append("\n".join(f"- {line}" for line in dict.fromkeys(row["sizes"] for row in rows)) + "\n")
     about = dict.fromkeys(f"{row['date']}, {row['card']}, torch {row['torch']}, {row['rounds']} turns" for row in rows)
     parts.append(f"{'; '.join(about)}. {software(rows)}. Raw: `{SAVED}`.\n")
     for name, text in (("peers-gpu.md", "\n".join(parts)),
-                       ("peers-gpu.svg", picture([row for row in rows if times(row, RIVAL)]))):
+                       ("peers-gpu.svg", picture([row for row in rows if times(row, RIVAL) and row["load"] == LOADS[0]]))):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             file.write(text)
 

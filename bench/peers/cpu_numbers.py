@@ -28,7 +28,7 @@ def parse(text):
     if not match:
         raise SystemExit(f"bench_peers: '{text}' is not like e16,t2048,d2048,n768,k2,skew=zipf1.0,bf16")
     E, T, d, n, K = (int(group) for group in match.groups()[:5])
-    return Problem(text, T, d, n, E, K, zipf=float(match[6] or 0), dtype=match[7])
+    return Problem(text, T, d, n, E, K, zipf=float(match[6]) if match[6] else None, dtype=match[7])
 
 
 def to_bf16(x):

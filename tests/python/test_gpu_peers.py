@@ -59,7 +59,8 @@ def expect(what, right, answer):
 
 answer = run("--list")
 expect("list", answer.returncode == 0 and "7B-n256: T 24576, d 1536, n 256, E 128, K 8, swiglu" in answer.stdout, answer)
-for words, text in ((["7b"], "neither of"), (["8,8,8,2,3"], "neither of"), (["--peers", "theirs"], "no peer 'theirs'")):
+for words, text in ((["7b"], "neither of"), (["8,8,8,2,3"], "neither of"), (["--peers", "theirs"], "no peer 'theirs'"),
+                    (["--skew", "odd"], "neither even nor like"), (["--skew", "zipfx"], "followed by its exponent")):
     answer = run(*words)
     expect(f"refusal of {words}", answer.returncode != 0 and text in answer.stderr, answer)
 answer = run("--device", "cpu", "--rounds", "1", "--peers", "moekit,bound,sigma", "96,64,32,8,2", "96,64,32,8,3,relu")
@@ -67,8 +68,8 @@ timed = [line.split()[:2] for line in answer.stdout.splitlines() if " ms " in li
 expect("trial", answer.returncode == 0 and timed == [["96,64,32,8,2", "moekit"], ["96,64,32,8,2", "bound"],
                                                      ["96,64,32,8,3,relu", "moekit"], ["96,64,32,8,3,relu", "bound"]],
        answer)
-answer = run("--device", "cpu", "--rounds", "1", "--peers", "moekit,moekit-adds", "--zipf", "1", "96,64,32,8,2")
-expect("zipf", answer.returncode == 0 and "zipf 1" in answer.stdout
+answer = run("--device", "cpu", "--rounds", "1", "--peers", "moekit,moekit-adds", "--skew", "zipf1", "96,64,32,8,2")
+expect("zipf", answer.returncode == 0 and "drawn by zipf 1" in answer.stdout
        and any(line.split()[1:2] == ["moekit-adds"] and line.endswith("x") for line in answer.stdout.splitlines()), answer)
 for step in ("1", "3"):
     answer = run("--device", "cpu", "--rounds", "2", "--peers", "liger,moekit", "96,64,32,8,2", step,
@@ -78,14 +79,16 @@ for step in ("1", "3"):
            and rows[0].endswith("not run: KeyError: 'no such kernel'") and rows[1].endswith("x"), answer)
 with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, "saved.json")
-    for peers, problems in (("moekit,bound", ["96,64,32,8,2", "64,32,16,4,2"]), ("moekit", ["96,64,32,8,2"])):
-        answer = run("--device", "cpu", "--rounds", "2", "--peers", peers, "--save", path, *problems)
+    for peers, skew, problems in (("moekit,bound", "zipf0", ["96,64,32,8,2", "64,32,16,4,2"]),
+                                  ("moekit", "zipf0", ["96,64,32,8,2"]), ("moekit", "even", ["64,32,16,4,2"])):
+        answer = run("--device", "cpu", "--rounds", "2", "--peers", peers, "--skew", skew, "--save", path, *problems)
     with open(path, encoding="utf-8") as file:
-        saved = {row["problem"]: row for row in json.load(file)}
-    expect("saved turns: a problem again replaces its own", answer.returncode == 0
-           and {name: list(row["timed"]) for name, row in saved.items()} == {
-               "64,32,16,4,2": ["moekit", "bound"], "96,64,32,8,2": ["moekit"]}
-           and len(saved["96,64,32,8,2"]["timed"]["moekit"]["step"]) == 2, answer)
+        saved = {(row["problem"], row["load"]): row["timed"] for row in json.load(file)}
+    expect("saved turns: a problem again replaces its own, of the same load", answer.returncode == 0
+           and {key: list(timed) for key, timed in saved.items()} == {
+               ("64,32,16,4,2", "drawn evenly"): ["moekit", "bound"], ("64,32,16,4,2", "dealt in turn"): ["moekit"],
+               ("96,64,32,8,2", "drawn evenly"): ["moekit"]}
+           and len(saved["96,64,32,8,2", "drawn evenly"]["moekit"]["step"]) == 2, answer)
 answer = run(program=("-c", EVEN_LOADS))
 expect("authors' figures", answer.returncode == 0, answer)
 print(f"{'FAIL' if failed else 'ok'}: {n_expected - failed} passed, {failed} failed")
