@@ -49,13 +49,13 @@ class Gpu:
     def __init__(self):
         self.a, self.b, self.c = (torch.randn(BUSY, BUSY, device="cuda").bfloat16() for _ in range(3))
         self.sweep = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
-        self.rates = []
-        self.ahead = 1  # products that outlast any peer's launches on the host; the same number for all
+        self.begin()
 
     def begin(self):
         """A problem begins: rate() is of what follows."""
-        self.rates.clear()
-        self.ahead = 1
+        self.rates = []
+        self.ahead = 1  # products that outlast any peer's launches on the host; the same number for all
+        self.longest = 0  # of those launches, in products
 
     def time(self, run):
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
@@ -74,6 +74,7 @@ class Gpu:
         product = marks[0].elapsed_time(marks[1]) * 1e-3
         self.rates.append(2 * BUSY**3 / product)
         self.ahead = max(self.ahead, min(MOST_AHEAD, math.ceil(1.5 * launched / product)))
+        self.longest = max(self.longest, launched / product)
         return marks[2].elapsed_time(marks[3]) * 1e-3
 
     def rate(self):
@@ -81,7 +82,8 @@ class Gpu:
         return statistics.median(self.rates) if self.rates else 0
 
     def about(self):
-        return f"8192^3 product {self.rate() * 1e-12:.0f} TFLOP/s"
+        shown = "; launches of a peer outlast the products ahead of them" if self.longest > MOST_AHEAD else ""
+        return f"8192^3 product {self.rate() * 1e-12:.0f} TFLOP/s, {self.ahead} ahead of each run{shown}"
 
     def release(self):
         torch.cuda.empty_cache()
@@ -200,7 +202,9 @@ def prepare(name, problem, numbers, want, results):
 
 def take_turns(peers, results, rounds, clock):
     """Times every peer once a round; one that fails is heard no more, and the result says why."""
-    for i in range(-1, rounds):  # turn -1 warms
+    for i in range(-2, rounds):  # turn -2 warms, -1 tells how long launches take
+        if i == -1:
+            clock.begin()
         for result in results:
             if result.peer not in peers:
                 continue
@@ -228,7 +232,6 @@ def run_problem(problem, args, clock, say, results):
         clock.release()
     del want
     clock.release()
-    clock.begin()
     take_turns(peers, results, args.rounds, clock)
     for peer in peers.values():
         peer.close()

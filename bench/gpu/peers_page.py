@@ -131,13 +131,20 @@ def picture(rows):
 def main(folder):
     with open(os.path.join(TREE, SAVED), encoding="utf-8") as file:
         rows = [row for row in json.load(file) if OURS in row["timed"]]
+    for row in rows:
+        for peer, turns in row["timed"].items():
+            if {len(turns["forward"]), len(turns["step"])} != {row["rounds"]}:
+                sys.exit(f"peers_page.py: {SAVED}: {row['problem']}, {peer}: not {row['rounds']} turns")
+    drawn = [row for row in rows if times(row, RIVAL) and row["load"] == LOADS[0]]
+    if not drawn:
+        sys.exit(f"peers_page.py: {SAVED} has no shape with {LABEL[RIVAL]}, experts {LOADS[0]}: nothing to draw")
     parts = [HEAD.format(saved=SAVED)]
     parts += [text for peer in (RIVAL, "sigma") for load in LOADS if (text := chapter(rows, peer, load))]
     parts.append("\n".join(f"- {line}" for line in dict.fromkeys(row["sizes"] for row in rows)) + "\n")
     about = dict.fromkeys(f"{row['date']}, {row['card']}, torch {row['torch']}, {row['rounds']} turns" for row in rows)
     parts.append(f"{'; '.join(about)}. {software(rows)}. Raw: `{SAVED}`.\n")
     for name, text in (("peers-gpu.md", "\n".join(parts)),
-                       ("peers-gpu.svg", picture([row for row in rows if times(row, RIVAL) and row["load"] == LOADS[0]]))):
+                       ("peers-gpu.svg", picture(drawn))):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             file.write(text)
 

@@ -175,8 +175,8 @@ typedef struct moei_gemm_outers_args {
 } moei_gemm_outers_args;
 
 /* The gate's way back: dgate += dlogits^T x, dx (+)= dlogits gate, of dlogits that stand as pairs where the
- * scratch begins. gate_grad prepares two products for others to queue: dx's part, which is its own, and that
- * of dgate over chunks of tokens, which gate_grad_end then adds. */
+ * scratch begins. gate_grad prepares two products for others to queue: the whole one for dx, and that for
+ * dgate over chunks of tokens, whose parts gate_grad_end then adds. */
 typedef struct moei_gate_grad_args {
     moe_dtype dtype; /* of x, gate, dx */
     int64_t n_tokens, d;
@@ -193,7 +193,7 @@ typedef struct moei_gate_products {
     moe_gemm_rows_args dx; /* c NULL: not wanted */
     moe_gemm_outer_args dgate;
 } moei_gate_products;
-/* Shapes that the kernel is for. */
+/* Shapes that its kernels are for. */
 static inline bool moei_gate_grad_serves(int64_t n_experts, int64_t d) {
     return n_experts % 4 == 0 && d % 8 == 0;
 }
@@ -211,7 +211,7 @@ typedef struct moei_gate_grad_scratch {
     size_t gate, part, offset, bytes;
 } moei_gate_grad_scratch;
 static inline moei_gate_grad_scratch moei_gate_grad_carve(int64_t n_tokens, int64_t n_experts, int64_t d) {
-    const int64_t line = 256, pairs = 66; /* of multiprocessors: each has a tile of 256 x 256 of the sums */
+    const int64_t line = 256, pairs = 66; /* of an H100's multiprocessors: a tile of 256 x 256 each */
     const int64_t tiles = (2 * n_experts + 255) / 256 * ((d + 255) / 256);
     const int64_t chunks = tiles > 0 && tiles < pairs ? pairs / tiles : 1;
     const int64_t gate = (4 * n_tokens * n_experts + line - 1) / line * line;

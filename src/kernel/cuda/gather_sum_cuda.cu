@@ -26,8 +26,8 @@ __device__ __forceinline__ void add_scaled(float (&sum)[8], uint4 v, float w) {
     const uint32_t pair[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        sum[2 * i] = fmaf(w, __uint_as_float(pair[i] << 16), sum[2 * i]);
-        sum[2 * i + 1] = fmaf(w, __uint_as_float(pair[i] & 0xFFFF0000u), sum[2 * i + 1]);
+        sum[2 * i] = fmaf(w, bf16_low(pair[i]), sum[2 * i]);
+        sum[2 * i + 1] = fmaf(w, bf16_high(pair[i]), sum[2 * i + 1]);
     }
 }
 
@@ -54,13 +54,8 @@ template <int K> __global__ void gather_sum8_kernel(const moe_gather_sum_args p)
 #pragma unroll
         for (int k = 0; k < K; ++k) add_scaled(sum, v[k], w[k]);
     }
-    uint32_t packed[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const __nv_bfloat162 two = __floats2bfloat162_rn(sum[2 * i], sum[2 * i + 1]);
-        packed[i] = *(const uint32_t *)&two;
-    }
-    *out = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+    *out = make_uint4(bf16_pack(sum[0], sum[1]), bf16_pack(sum[2], sum[3]), bf16_pack(sum[4], sum[5]),
+                      bf16_pack(sum[6], sum[7]));
 }
 
 static bool in_pieces(const moe_gather_sum_args *a) {

@@ -67,16 +67,5 @@ __device__ __forceinline__ void mma16816(float (&d)[4], uint32_t a0, uint32_t a1
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-__device__ __forceinline__ uint32_t bf16_pack(float low, float high) {
-    __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
-    return *(const uint32_t *)&v;
-}
-__device__ __forceinline__ float bf16_low(uint32_t pair) {
-    return __uint_as_float(pair << 16);
-}
-__device__ __forceinline__ float bf16_high(uint32_t pair) {
-    return __uint_as_float(pair & 0xFFFF0000u);
-}
-
 } // namespace moei
 #endif

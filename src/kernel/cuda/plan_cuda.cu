@@ -109,6 +109,12 @@ static __global__ void __launch_bounds__(TILE) scatter_kernel(const moei_plan_ar
     p.row_weight[r] = p.weight[slot];
 }
 
+__device__ __forceinline__ void clear_row(const moei_plan_args &p, int64_t r) {
+    p.row_slot[r] = -1;
+    p.row_token[r] = 0;
+    p.row_weight[r] = 0.f;
+}
+
 /* Rows that no slot has: past an expert's own where padded, and past the last expert's. */
 static __global__ void padding_kernel(const moei_plan_args p) {
     const int64_t end = p.offset[p.n_experts];
@@ -118,19 +124,11 @@ static __global__ void padding_kernel(const moei_plan_args p) {
             const int64_t per_expert = end / p.n_experts;
             if (!p.pad || r % per_expert < p.kept[r / per_expert]) continue;
         }
-        p.row_slot[r] = -1;
-        p.row_token[r] = 0;
-        p.row_weight[r] = 0.f;
+        clear_row(p, r);
     }
 }
 
 enum { INDEX_THREADS = 256, INDEX_EACH = 4 };
-
-__device__ __forceinline__ void clear_row(const moei_plan_args &p, int64_t r) {
-    p.row_slot[r] = -1;
-    p.row_token[r] = 0;
-    p.row_weight[r] = 0.f;
-}
 
 /* Where padded: rows that the index leaves may be any, so all are cleared before it. */
 static __global__ void clear_rows_kernel(const moei_plan_args p) {

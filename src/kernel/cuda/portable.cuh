@@ -25,6 +25,17 @@ template <class T> __device__ __forceinline__ float load(const void *from, int64
 template <class T> __device__ __forceinline__ void store(void *to, int64_t i, float value) {
     ((T *)to)[i] = (T)value;
 }
+/* Two bf16 numbers as a word, the first in its lower half, and back. */
+__device__ __forceinline__ uint32_t bf16_pack(float low, float high) {
+    __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+    return *(const uint32_t *)&v;
+}
+__device__ __forceinline__ float bf16_low(uint32_t pair) {
+    return __uint_as_float(pair << 16);
+}
+__device__ __forceinline__ float bf16_high(uint32_t pair) {
+    return __uint_as_float(pair & 0xFFFF0000u);
+}
 /* Whether 16 bytes may be moved at once from there. */
 __host__ __device__ __forceinline__ bool aligned16(const void *pointer) {
     return ((uintptr_t)pointer & 15) == 0;

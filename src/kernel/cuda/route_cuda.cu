@@ -1,9 +1,9 @@
 /* route_cuda.cu: scores, the K best, weights, and their gradient, for any NVIDIA GPU from sm_80.
  * logits[T,E] -> prob, lse, expert, weight; drow_weight, aux and z losses -> dlogits[T,E]. One warp a token;
- * lane l has experts l, l + 32, ... Formulas: route/weight.c and route/score_function.c, here in f32.
+ * lane l has experts l, l + 32, ..., but where it says so. Formulas: route/weight.c and
+ * route/score_function.c, here in f32.
  * Order: higher first, then the lower expert. A token with a bad logit is left out and told in p.fault.
  */
-#include "kernel/cuda/mma.cuh"
 #include "kernel/cuda/portable.cuh"
 
 #include <float.h>
@@ -328,6 +328,7 @@ static __global__ void __launch_bounds__(THREADS) router_grad_kernel(const moei_
 
 /* V experts side by side: what is loaded and stored at once. */
 template <int V> struct Experts {
+    static_assert(V == 1 || V == 4, "one number, or four that are loaded at once");
     __align__(16) float prob[V];
     float aux[V];
     __device__ __forceinline__ void fetch(const moei_router_args &p, const float *from, int e) {

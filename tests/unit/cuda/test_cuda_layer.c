@@ -253,6 +253,9 @@ static const problem problems[] = {
      .settings = "aux_loss_coeff=0.3 z_loss_coeff=0.2"},
     {.name = "masked", .tokens = 41, .on_device = true, .masked = true,
      .settings = "aux_loss_coeff=0.3 z_loss_coeff=0.2"},
+    {.name = "many experts, losses", .tokens = 150, .on_device = true, .masked = true,
+     .settings = "d_model=72 num_experts=260 top_k=6 expert_hidden_size=24 aux_loss_coeff=0.1 "
+                 "z_loss_coeff=0.1"},
     {.name = "relu, odd widths", .tokens = 131, .on_device = true,
      .settings = "d_model=67 num_experts=5 top_k=3 expert_hidden_size=131 activation=relu "
                  "score_before_topk=true norm_topk_prob=true aux_loss_coeff=0.1"},
@@ -486,6 +489,19 @@ static void *bytes_of_a_step(const pair *both, const problem *p, size_t *bytes) 
 }
 
 /* The same bits from run to run. */
+static void step_repeats(moe_ctx *gpu, const problem *p, moe_dtype dtype) {
+    pair both = open_pair(gpu, p, dtype);
+    size_t bytes;
+    void *first = bytes_of_a_step(&both, p, &bytes);
+    for (int round = 1; round < 5; ++round) {
+        void *now = bytes_of_a_step(&both, p, &bytes);
+        assert_memory_equal(now, first, bytes);
+        free(now);
+    }
+    free(first);
+    close_pair(&both);
+}
+
 static void runs_repeat(void **state) {
     moe_ctx *gpu = cuda_ctx(*state);
     if (!gpu) skip();
@@ -496,16 +512,8 @@ static void runs_repeat(void **state) {
          .settings = "d_model=192 num_experts=12 top_k=3 expert_hidden_size=264 aux_loss_coeff=0.1" },
     };
     for (size_t i = 0; i < sizeof repeated / sizeof *repeated; ++i) {
-        pair both = open_pair(gpu, &repeated[i], is_hopper(gpu) ? MOE_BF16 : MOE_F32);
-        size_t bytes;
-        void *first = bytes_of_a_step(&both, &repeated[i], &bytes);
-        for (int round = 1; round < 5; ++round) {
-            void *now = bytes_of_a_step(&both, &repeated[i], &bytes);
-            assert_memory_equal(now, first, bytes);
-            free(now);
-        }
-        free(first);
-        close_pair(&both);
+        if (!is_hopper(gpu)) step_repeats(gpu, &repeated[i], MOE_F32);
+        step_repeats(gpu, &repeated[i], MOE_BF16);
     }
     moe_ctx_destroy(gpu);
 }
