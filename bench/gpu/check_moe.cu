@@ -307,7 +307,7 @@ template <class T> static void check_outer(Problem &p, bool trans, bool gather, 
 /* Products in one launch, and one over other groups: the bits of each by itself. */
 template <class T> static void check_outers(Problem &p, bool accumulate, bool with_aside) {
     const int64_t d = p.c.d, n = p.c.n, tokens = p.c.tokens;
-    if (p.c.tokens < 2) return;
+    if (portable || p.c.tokens < 2) return; /* other GPUs have no such launch */
     Buffer<T> c[3][2];
     Buffer<int64_t> thirds(3);
     thirds.put({0, tokens / 3, tokens});
