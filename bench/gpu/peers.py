@@ -52,10 +52,14 @@ class Gpu:
         self.begin()
 
     def begin(self):
-        """A problem begins: rate() is of what follows."""
-        self.rates = []
+        """A problem begins."""
         self.ahead = 1  # products that outlast any peer's launches on the host; the same number for all
-        self.longest = 0  # of those launches, in products
+        self.keep()
+
+    def keep(self):
+        """From now on turns count."""
+        self.rates = []
+        self.longest = 0  # of any peer's launches, in products
 
     def time(self, run):
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
@@ -78,11 +82,15 @@ class Gpu:
         return marks[2].elapsed_time(marks[3]) * 1e-3
 
     def rate(self):
-        """Of the 8192^3 products since begin(): what the card does in this minute."""
+        """Of the 8192^3 products since keep(): what the card does in this minute."""
         return statistics.median(self.rates) if self.rates else 0
 
+    def hidden(self):
+        """Whether the products ahead outlasted all launches."""
+        return self.longest <= self.ahead
+
     def about(self):
-        shown = "; launches of a peer outlast the products ahead of them" if self.longest > MOST_AHEAD else ""
+        shown = "" if self.hidden() else "; launches of a peer outlast the products ahead of them"
         return f"8192^3 product {self.rate() * 1e-12:.0f} TFLOP/s, {self.ahead} ahead of each run{shown}"
 
     def release(self):
@@ -94,6 +102,12 @@ class Cpu:
 
     def begin(self):
         pass
+
+    def keep(self):
+        pass
+
+    def hidden(self):
+        return False
 
     def time(self, run):
         began = time.perf_counter()
@@ -205,6 +219,8 @@ def take_turns(peers, results, rounds, clock):
     for i in range(-2, rounds):  # turn -2 warms, -1 tells how long launches take
         if i == -1:
             clock.begin()
+        if i == 0:
+            clock.keep()
         for result in results:
             if result.peer not in peers:
                 continue
@@ -254,7 +270,7 @@ def save(path, problem, results, clock, about):
         with open(path, encoding="utf-8") as file:
             saved = [row for row in json.load(file) if (row["sizes"], row["load"]) != (sizes(problem), problem.load())]
     timed = {r.peer: {"about": r.note, "forward": r.forward, "step": r.step} for r in results if r.forward}
-    saved.append({"problem": problem.name, "sizes": sizes(problem), "load": problem.load(), "flop": problem.flop(), "rate": clock.rate(),
+    saved.append({"problem": problem.name, "sizes": sizes(problem), "load": problem.load(), "flop": problem.flop(), "rate": clock.rate(), "hidden": clock.hidden(),
                   "timed": timed, "absent": {r.peer: r.note for r in results if not r.forward}} | about)
     names = [p.name for p in PROBLEMS]
     saved.sort(key=lambda row: names.index(row["problem"]) if row["problem"] in names else len(names))

@@ -12,7 +12,7 @@ import sys
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SAVED = os.path.join("bench", "results", "peers-gpu.json")
 OURS, BOUND, RIVAL = "moekit", "bound", "sonicmoe"
-LOADS = ("drawn evenly", "dealt in turn", "drawn by zipf 1")  # the first is the picture's
+LOADS = ("drawn evenly", "dealt in turn")  # come first; the picture is of the first
 LABEL = {OURS: "moekit", BOUND: "dense bound (cuBLAS)", RIVAL: "SonicMoE", "sigma": "sigma-MoE's Triton layer"}
 
 HEAD = """# Peers on a GPU
@@ -24,8 +24,8 @@ and what limits them.
 ![TFLOP/s forward and backward, each shape: SonicMoE, moekit and the dense bound](peers-gpu.svg)
 
 All peers of a shape take turns in one process; medians count. Before it is timed a layer's y and all gradients are
-compared with f32. Every turn follows 8192^3 products, as many as hide its launches, which also tell what the card does
-in that minute, and a write of 256 MiB, so that L2 is cold. Backward is a step less a forward. FLOPs are those of the experts'
+compared with f32. Every turn follows 8192^3 products, up to 20, that hide launches and tell what the card does in that
+minute, and a write of 256 MiB, so that L2 is cold. Backward is a step less a forward. FLOPs are those of the experts'
 products; gradients of weights are new in every step, of experts in bf16, for all alike. The bound is cuBLAS batched products of
 the same sizes with even rows: no router, no gather, no activation, no sum.
 
@@ -71,7 +71,11 @@ def table(rows, peer):
 
 def chapter(rows, peer, load):
     some = [row for row in rows if times(row, peer) and row["load"] == load]
-    return f"## {LABEL[peer]}, experts {load}\n\n{verdict(some, peer)}\n\n{table(some, peer)}\n" if some else ""
+    if not some:
+        return ""
+    shown = [row["problem"] for row in some if not row["hidden"]]
+    note = f"\nOf {' and '.join(shown)} launches were not hidden: they outlasted the products ahead of them.\n" if shown else ""
+    return f"## {LABEL[peer]}, experts {load}\n\n{verdict(some, peer)}\n\n{table(some, peer)}\n{note}"
 
 
 def verdict(rows, peer):
@@ -139,7 +143,8 @@ def main(folder):
     if not drawn:
         sys.exit(f"peers_page.py: {SAVED} has no shape with {LABEL[RIVAL]}, experts {LOADS[0]}: nothing to draw")
     parts = [HEAD.format(saved=SAVED)]
-    parts += [text for peer in (RIVAL, "sigma") for load in LOADS if (text := chapter(rows, peer, load))]
+    loads = dict.fromkeys(LOADS + tuple(row["load"] for row in rows))
+    parts += [text for peer in (RIVAL, "sigma") for load in loads if (text := chapter(rows, peer, load))]
     parts.append("\n".join(f"- {line}" for line in dict.fromkeys(row["sizes"] for row in rows)) + "\n")
     about = dict.fromkeys(f"{row['date']}, {row['card']}, torch {row['torch']}, {row['rounds']} turns" for row in rows)
     parts.append(f"{'; '.join(about)}. {software(rows)}. Raw: `{SAVED}`.\n")
