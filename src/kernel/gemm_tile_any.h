@@ -6,7 +6,11 @@
 #ifndef MOEI_GEMM_TILE_ANY_H
 #define MOEI_GEMM_TILE_ANY_H
 
-enum { WIDE_NB = NB, WIDE_ROWS = 0 /* no task has more columns for having few rows */ };
+enum {
+    FEW_TASKS = 16, /* of a thread, of few rows */
+    WIDE_NB = NB,
+    WIDE_ROWS = 0 /* no task has more columns for having few rows */
+};
 
 /* From where on the sums of rows from i on stand, of a task of so many panels. */
 static inline int64_t strip_sums_at(int64_t i, int64_t panels) {

@@ -352,7 +352,7 @@ static void run_rows(const moei_team *team, const moe_gemm_rows_args *args, int6
     job.block_rows = MB;
     /* Few rows take as long as their weights do to be read: in small pieces, so that all threads end
      * together. */
-    const int64_t tasks = (busiest(args) <= FEW_ROWS ? 16 : 2) * (int64_t)team->n_threads;
+    const int64_t tasks = (busiest(args) <= FEW_ROWS ? FEW_TASKS : 2) * (int64_t)team->n_threads;
     while (job.block_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads) job.block_rows /= 2;
     while (job.block_width > NB_MIN && count_tasks(&job) < tasks)
         job.block_width = moei_ceil_div(job.block_width / 2, COLUMN_ALIGN) * COLUMN_ALIGN;
