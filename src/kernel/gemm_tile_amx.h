@@ -21,7 +21,7 @@ enum {
     SUM_HALF = MR * 16, /* sums from sixteen columns of a strip to the next */
     SECOND_HALF = TILE, /* numbers from a pair row's first vector to its second */
     FEW_ROWS = 16,      /* one tile of A: then B is packed a strip at a time, straight before its use, */
-    FEW_TASKS = 8, /* of a thread at least: with more of them runs were shorter */
+    FEW_TASKS = 8,      /* of a thread at least: with more of them runs were shorter */
     FEW_ROWS_STREAMED = FEW_ROWS,
     FEW_ROWS_TRANS = FEW_ROWS,  /* stored as [n, k] too, */
     FEW_ROWS_PACKED = FEW_ROWS, /* and packed weights, as tiles read memory */
