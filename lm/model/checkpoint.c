@@ -133,8 +133,16 @@ static moe_status check_size(const moe_lm_config *config, const moelm_safetensor
     }
     if (need <= 2 * held + SLACK) return MOE_OK;
     return moei_error_set(error, MOE_ERR_INPUT,
-                          "config.json describes a model of %.3g numbers or more, but the tensors hold %.3g",
+                          "config.json: describes a model of %.3g numbers or more, but the tensors hold %.3g",
                           need, held);
+}
+
+/* Tells where the config.json is that a text is of, whether it names it or a setting. */
+static moe_status found_in(const char *directory, moe_status status, moe_error *error) {
+    if (status == MOE_OK) return MOE_OK;
+    const moe_error found = *error;
+    const bool named = strncmp(found.text, "config.json", strlen("config.json")) == 0;
+    return moei_error_set(error, status, "%s/%s%s", directory, named ? "" : "config.json: ", found.text);
 }
 
 static moe_status read_config(const char *directory, const moelm_family **family, moe_lm_config *config,
@@ -147,7 +155,7 @@ static moe_status read_config(const char *directory, const moelm_family **family
     MOEI_TRY(status);
     status = moelm_family_read(root, family, config, error);
     json_decref(root);
-    return status;
+    return found_in(directory, status, error);
 }
 
 static moe_status read_tensors(moe_lm *lm, const moelm_family *family, const moelm_safetensors *file) {
@@ -184,7 +192,7 @@ moe_status moe_lm_load_as(moe_ctx *ctx, const char *directory, const char *dtype
     if (status == MOE_OK && dtype) status = moe_lm_config_set(config, "model.dtype", dtype, "load", &error);
     if (status == MOE_OK) status = moelm_safetensors_open(directory, &file, &error);
     if (status == MOE_OK) status = moelm_checksum_check(directory, "model.safetensors", &error);
-    if (status == MOE_OK) status = check_size(config, file, &error);
+    if (status == MOE_OK) status = found_in(directory, check_size(config, file, &error), &error);
     status = status == MOE_OK ? load(ctx, family, config, file, lm) : moelm_fail(ctx, &error);
     moelm_safetensors_close(file);
     moe_lm_config_destroy(config);

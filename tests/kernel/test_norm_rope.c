@@ -127,7 +127,8 @@ static void test_norm_threads(void **state) {
     norm_free(&c);
 }
 
-/* With gain 1 and eps 0 a row comes out with root mean square 1, whatever its scale. */
+/* With gain 1 and eps 0 a row comes out with root mean square 1, whatever its scale, and as that changes
+ * nothing, the gradient is at right angles to the row. */
 static void test_norm_unit(void **state) {
     (void)state;
     moei_kernels k;
@@ -135,18 +136,34 @@ static void test_norm_unit(void **state) {
         if (!test_kernels((moei_isa)isa, &k)) continue;
         moei_team team = test_team(1);
         float *x = random_array(MOE_F32, 5 * 67, 11), *y = poisoned(MOE_F32, 5 * 67), gain[67];
+        float *dy = random_array(MOE_F32, 5 * 67, 12), *dx = poisoned(MOE_F32, 5 * 67), dgain[67] = {0},
+              inv[5];
         for (int i = 0; i < 67; ++i) gain[i] = 1.0F;
-        for (int i = 0; i < 5 * 67; ++i) x[i] *= powf(1000.0F, (float)(i / 67) - 2.0F);
-        moe_rmsnorm_args a = {.dtype = MOE_F32, .rows = 5, .n = 67, .x = x, .gain = gain, .y = y};
+        for (int i = 0; i < 5 * 67; ++i) x[i] *= powf(1e12F, (float)(i / 67) - 2.0F);
+        moe_rmsnorm_args a = {.dtype = MOE_F32,
+                              .rows = 5,
+                              .n = 67,
+                              .x = x,
+                              .gain = gain,
+                              .y = y,
+                              .inv_rms = inv,
+                              .dy = dy,
+                              .dx = dx,
+                              .dgain = dgain};
         k.rmsnorm(&team, &a);
+        k.rmsnorm_backward(&team, &a);
         for (int r = 0; r < 5; ++r) {
-            double sum = 0.0;
-            for (int i = 0; i < 67; ++i) sum += (double)y[r * 67 + i] * (double)y[r * 67 + i];
+            double sum = 0.0, along = 0.0, all = 0.0;
+            for (int i = r * 67; i < (r + 1) * 67; ++i) {
+                sum += (double)y[i] * (double)y[i];
+                along += (double)dx[i] * (double)x[i];
+                all += fabs((double)dx[i] * (double)x[i]);
+            }
             assert_near(sqrt(sum / 67), 1.0, 1e-6, "rms", r);
+            assert_near(along, 0.0, 1e-5 * all, "dx along x", r);
             assert_true((x[r * 67] > 0) == (y[r * 67] > 0));
         }
-        free(x);
-        free(y);
+        free(x), free(y), free(dy), free(dx);
     }
 }
 

@@ -81,8 +81,9 @@ static double loss_scale(const moe_lm_config *config) {
     return (double)chosen_k(config) / (double)config->model.n_layers;
 }
 
-static moe_status refuse(const char *what, const char *right, moe_error *error) {
-    return moei_error_set(error, MOE_ERR_UNSUPPORTED, "config.json: %s is not supported; %s", what, right);
+static moe_status refuse(const char *field, const char *value, const char *right, moe_error *error) {
+    return moei_error_set(error, MOE_ERR_UNSUPPORTED, "config.json: %s %.60s is not supported; %s", field,
+                          value, right);
 }
 
 static moe_status read_limits(const json_t *root, const moe_lm_config *config, moe_error *error) {
@@ -94,12 +95,12 @@ static moe_status read_limits(const json_t *root, const moe_lm_config *config, m
     MOEI_TRY(moelm_json_opt_real(root, "config.json", "attention_dropout", &dropout, error));
     MOEI_TRY(moelm_json_opt_int(root, "config.json", "sliding_window", 1, INT64_MAX, &window, error));
     MOEI_TRY(moelm_json_opt_object(root, "config.json", "rope_scaling", &scaling, error));
-    if (strcmp(act, "silu") != 0) return refuse("this hidden_act", "'silu' is", error);
-    if (dropout != 0) return refuse("attention_dropout", "0 is", error);
+    if (strcmp(act, "silu") != 0) return refuse("hidden_act", act, "silu is", error);
+    if (dropout != 0) return refuse("attention_dropout", "above 0", "0 is", error);
     if (window < config->model.context)
-        return refuse("a sliding_window shorter than max_position_embeddings",
+        return refuse("sliding_window", "below max_position_embeddings",
                       "lower max_position_embeddings to it", error);
-    if (scaling) return refuse("rope_scaling", "null is", error);
+    if (scaling) return refuse("rope_scaling", "that is set", "null is", error);
     return MOE_OK;
 }
 
@@ -113,7 +114,7 @@ static moe_status read_rope(const json_t *root, moe_lm_config *config, moe_error
         MOEI_TRY(moelm_json_opt_real(rope, "config.json: rope_parameters", "rope_theta", &theta, error));
         MOEI_TRY(moelm_json_opt_string(rope, "config.json: rope_parameters", "rope_type", &type, error));
     }
-    if (strcmp(type, "default") != 0) return refuse("this rope_type", "'default' is", error);
+    if (strcmp(type, "default") != 0) return refuse("rope_type", type, "default is", error);
     json_t *value = json_real(theta);
     moe_status status = moelm_family_set(config, "model.rope_base", value, error);
     json_decref(value);

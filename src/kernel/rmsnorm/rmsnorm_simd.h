@@ -5,8 +5,10 @@
 #ifndef MOEI_RMSNORM_SIMD_H
 #define MOEI_RMSNORM_SIMD_H
 
+#include <float.h>
 #include <math.h>
 
+#include "core/real.h"
 #include "kernel/kernel_list.h"
 
 /* A task of backward sums its rows' share of dgain in f32; the shares are added in f64. */
@@ -29,9 +31,23 @@ MOEI_INLINE float row_square_sum(const bool bf16, const void *x, int64_t at, int
     return vf_sum(vf_add(vf_add(sum[0], sum[1]), vf_add(sum[2], sum[3])));
 }
 
+/* Squares of numbers beyond 1e19 are no f32, and below 1e-19 they lose bits, which eps may not hide. */
+static double square_sum_in_f64(const moe_rmsnorm_args *a, int64_t at) {
+    double sum = 0;
+    for (int64_t i = at; i < at + a->n; ++i) {
+        const double x = moei_real_load(a->dtype, a->x, i);
+        sum += x * x;
+    }
+    return sum;
+}
+
 MOEI_INLINE void forward_row(const bool bf16, const moe_rmsnorm_args *a, int64_t r) {
+    static const float LEAST = 0x1p-80F, EPS_HIDES = 0x1p-56F;
     int64_t n = a->n, at = r * n;
-    float inv = (float)(1.0 / sqrt((double)row_square_sum(bf16, a->x, at, n) / (double)n + (double)a->eps));
+    double sum = (double)row_square_sum(bf16, a->x, at, n);
+    if (!(sum <= (double)FLT_MAX) || (sum < (double)LEAST && a->eps < EPS_HIDES))
+        sum = square_sum_in_f64(a, at);
+    float inv = (float)(1.0 / sqrt(sum / (double)n + (double)a->eps));
     vf scale = vf_set1(inv);
     for (int64_t i = 0; i < n; i += VF_N) {
         vf normed = vf_mul(vf_get(bf16, a->x, at + i, n - i), scale);
@@ -77,7 +93,7 @@ MOEI_INLINE float row_dot(const bool bf16, const moe_rmsnorm_args *a, int64_t at
 MOEI_INLINE void backward_row(const bool bf16, const moe_rmsnorm_args *a, int64_t r, float *share) {
     int64_t n = a->n, at = r * n;
     float inv = ((const float *)a->inv_rms)[r];
-    vf scale = vf_set1(inv), pull = vf_set1(inv * inv * row_dot(bf16, a, at, inv, share) / (float)n);
+    vf scale = vf_set1(inv), pull = vf_set1(inv * (inv * row_dot(bf16, a, at, inv, share) / (float)n));
     for (int64_t i = 0; i < n; i += VF_N) {
         int64_t left = n - i;
         vf scaled = vf_mul(vf_get(bf16, a->gain, i, left), vf_get(bf16, a->dy, at + i, left));

@@ -372,16 +372,17 @@ static void test_wrong_mixtral_config(void **state) {
     check_config(ctx, path, NULL, "hidden_size", "1048576", input, "model.d_model");
     check_config(ctx, path, NULL, "num_hidden_layers", "3", input, "model.layers.2.");
     check_config(ctx, path, NULL, "num_hidden_layers", "1", input, "has no place");
-    check_config(ctx, path, NULL, "num_attention_heads", "3", input, "n_kv_heads");
+    check_config(ctx, path, NULL, "num_attention_heads", "3", input, "/config.json: model.n_kv_heads");
     check_config(ctx, path, NULL, "num_experts_per_tok", "9", input, "top_k");
     check_config(ctx, path, NULL, "head_dim", "5", input, "odd");
     check_config(ctx, path, NULL, "vocab_size", "99", input, "model.embed_tokens.weight");
     check_config(ctx, path, NULL, "tie_word_embeddings", "true", input, "lm_head.weight");
-    check_config(ctx, path, NULL, "hidden_act", "\"gelu\"", unsupported, "hidden_act");
+    check_config(ctx, path, NULL, "hidden_act", "\"gelu\"", unsupported,
+                 "/config.json: hidden_act gelu is not");
     check_config(ctx, path, NULL, "sliding_window", "8", unsupported, "sliding_window");
     check_config(ctx, path, NULL, "attention_dropout", "0.5", unsupported, "attention_dropout");
     check_config(ctx, path, NULL, "rope_scaling", "{}", unsupported, "rope_scaling");
-    check_config(ctx, path, "rope_parameters", "rope_type", "\"yarn\"", unsupported, "rope_type");
+    check_config(ctx, path, "rope_parameters", "rope_type", "\"yarn\"", unsupported, "rope_type yarn");
     check_config(ctx, path, "rope_parameters", "rope_theta", "[]", input, "rope_theta");
     check_config(ctx, path, "moekit", "moe.score_before_topk", "false", input, "norm_topk_prob");
     moe_lm_destroy(model_load(ctx, path));
