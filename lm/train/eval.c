@@ -85,13 +85,24 @@ static moe_status prepare(evaluation *e) {
     return told(e, moelm_routes_load(options->replay_routes, e->lm, routes, &e->replay, &e->error));
 }
 
+/* What a layer says of the experts that it was to replay is a fault of their file. */
+static moe_status blame_trace(const evaluation *e, moe_status status) {
+    const char *path = e->options->replay_routes;
+    const char *text = moe_ctx_error(e->lm->ctx);
+    if (status != MOE_ERR_ARGUMENT || !path || strncmp(text, "replay_", strlen("replay_")) != 0)
+        return status;
+    moe_error found;
+    moei_error_set(&found, status, "%s", text);
+    return moe_ctx_fail(e->lm->ctx, MOE_ERR_INPUT, "%s: %s", path, found.text);
+}
+
 static moe_status evaluate(evaluation *e, const char *text_path, moe_lm_eval_result *result) {
     const moe_lm_eval_options *options = e->options;
     MOEI_TRY(prepare(e));
     const moelm_score_hooks hooks = {e->replay.layer, on_windows, e};
     const int64_t bytes = e->routes_text.bytes;
     double bits, start = moelm_seconds();
-    MOEI_TRY(moelm_score(e->lm, e->text->map.data, bytes, &hooks, &bits));
+    MOEI_TRY(blame_trace(e, moelm_score(e->lm, e->text->map.data, bytes, &hooks, &bits)));
     *result = (moe_lm_eval_result){.size = sizeof *result,
                                    .n_bytes = bytes,
                                    .bits_per_byte = bits / (double)bytes,

@@ -229,6 +229,14 @@ static void test_wrong_files(void **state) {
     must_refuse(ctx, lm, text, bad, "layer.0.expert[0, 0] is 99; this layer has experts 0 .. 7");
     forge(path, bad, "", -77, 0);
     must_refuse(ctx, lm, text, bad, "is -77");
+    int twice = 0;
+    for (int32_t expert = 1; expert < 8; ++expert) { /* one of them is that of slot 1 */
+        forge(path, bad, "", expert, 0);
+        if (eval(lm, text, NULL, bad, &again) == MOE_OK) continue;
+        must_refuse(ctx, lm, text, bad, "bad: replay_expert: token 0, slot 1 names expert");
+        ++twice;
+    }
+    assert_int_equal(twice, 1);
     forge(path, bad, "", 0, NAN);
     must_refuse(ctx, lm, text, bad, "bad: layer.0.weight[0, 0] is nan; a routing weight is finite");
     forge(path, bad, "", 0, -INFINITY);
