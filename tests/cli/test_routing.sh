@@ -70,7 +70,9 @@ for output in '-o text.txt' '--record-routes ./text.txt' "--record-routes $check
 done
 cmp train.txt text.txt || complain 'eval replaced its text'
 expect 2 "$MOEKIT" report --run run -o run/run.json
-says err 'run.json: is a file that the report reads'
+says err 'run.json: is a file of the run'
+expect 2 "$MOEKIT" eval --run run -o run/metrics.jsonl
+says err 'metrics.jsonl: is a file of the run'
 expect 2 "$MOEKIT" bench presets small.yaml -o small.yaml --run unasked -q
 says err 'small.yaml: is a configuration that is read'
 expect 0 "$MOEKIT" eval --run run --quiet

@@ -83,8 +83,8 @@ static int find_files(cli_args *args, evaluation *eval) {
         code = find_own_analysis(args, eval);
     if (cli_flag(args, "dry-run")) eval->json[0] = '\0';
     const char *routes = cli_text(args, "record-routes");
-    if (code == 0 && routes) code = cli_output_check(args, routes);
-    return code == 0 && *eval->json ? cli_output_check(args, eval->json) : code;
+    if (code == 0 && routes) code = run_files_check_output(args, run, "", routes);
+    return code == 0 && *eval->json ? run_files_check_output(args, run, "eval.json", eval->json) : code;
 }
 
 /* The compressors get the very bytes the model gets. With --bytes these are a part of the file. */
@@ -195,7 +195,7 @@ const cli_verb cmd_eval = {
         "it, along replayed routes, or with -m another checkpoint than the newest of the run, it is written\n"
         "with -o only.\n",
     .examples = "moekit eval --run runs/demo\n"
-                "moekit eval -m runs/demo/checkpoints/step-00001200 --text other.txt --json\n"
+                "moekit eval -m runs/demo/checkpoints/step-00001400 --text other.txt --json\n"
                 "moekit eval --run runs/demo --bytes 20000 --record-routes routes.safetensors\n",
     .options = options,
     .makes_context = true,

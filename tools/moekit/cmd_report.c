@@ -20,7 +20,7 @@ static int run(cli_args *args) {
     int code = output ? 0 : run_files_path(args, run_dir, "report.html", path);
     if (code) return code;
     if (!output) output = path;
-    code = cli_output_check(args, output);
+    code = run_files_check_output(args, run_dir, "report.html", output);
     if (code) return code;
     if (!cli_flag(args, "dry-run")) {
         moe_status status = moe_lm_report(run_dir, output, &error);

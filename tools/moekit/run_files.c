@@ -50,6 +50,21 @@ bool run_files_same(const char *a, const char *b) {
            left.st_ino == right.st_ino;
 }
 
+int run_files_check_output(cli_args *args, const char *run, const char *own, const char *output) {
+    static const char *const names[] = {
+        "run.json",  "config.resolved.yaml", "metrics.jsonl", "load.bin", "main.log",
+        "eval.json", "sample.txt",           "report.html"};
+    char path[RUN_PATH];
+    int code = cli_output_check(args, output);
+    for (size_t i = 0; run && code == 0 && i < sizeof names / sizeof *names; ++i) {
+        code = run_files_path(args, run, names[i], path);
+        if (code == 0 && strcmp(names[i], own) != 0 && run_files_same(path, output))
+            code = cli_fail(args, MOE_ERR_ARGUMENT,
+                            "%s: is a file of the run, which would be lost; name another file", output);
+    }
+    return code;
+}
+
 bool run_files_is_newest(const run_files *files) {
     char newest[RUN_PATH];
     if (!files->named) return true;
