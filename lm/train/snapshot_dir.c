@@ -20,7 +20,9 @@ enum { LEAST_DIGITS = 8, MOST_DIGITS = 18 };
 moe_status moelm_snapshot_path(const char *run_dir, int64_t step, char *path, size_t size, moe_error *error) {
     int n = snprintf(path, size, "%s/checkpoints/" PREFIX "%0*lld", run_dir, LEAST_DIGITS, (long long)step);
     if (n > 0 && (size_t)n < size) return MOE_OK;
-    return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: the path is too long for a checkpoint", run_dir);
+    return moei_error_set(error, MOE_ERR_ARGUMENT,
+                          "%s: the path of a checkpoint is longer than its buffer of %zu bytes", run_dir,
+                          size);
 }
 
 /* The step in a checkpoint's name, 0: another name. */

@@ -186,6 +186,8 @@ moe_status moe_adamw(moe_ctx *ctx, const moe_adamw_args *args) {
     MOEI_TRY(moei_op_real(ctx, op, "beta1", args->beta1, 0.0));
     MOEI_TRY(moei_op_real(ctx, op, "beta2", args->beta2, 0.0));
     MOEI_TRY(moei_op_real(ctx, op, "eps", args->eps, 0.0));
+    MOEI_TRY(moei_op_real(ctx, op, "lr", args->lr, 0.0));
+    MOEI_TRY(moei_op_real(ctx, op, "weight_decay", args->weight_decay, 0.0));
     if (!isfinite(args->lr) || !isfinite(args->weight_decay) || !isfinite(args->grad_scale))
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
                             "%s: lr is %g, weight_decay is %g, grad_scale is %g; all must be finite", op,

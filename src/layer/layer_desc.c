@@ -140,6 +140,8 @@ moe_status moei_layer_desc_fill(const moe_layer_desc *given, moe_layer_desc *fil
 
 moe_status moe_layer_desc_fill(const moe_layer_desc *desc, moe_layer_desc *filled, moe_error *error) {
     moe_layer_desc d;
+    MOEI_TRY(moei_error_need(error, "moe_layer_desc_fill", "desc", desc));
+    MOEI_TRY(moei_error_need(error, "moe_layer_desc_fill", "filled", filled));
     MOEI_TRY(moei_desc_check_out(filled, sizeof d, "moe_layer_desc", error));
     MOEI_TRY(moei_layer_desc_fill(desc, &d, error));
     return moei_desc_write(filled, &d, sizeof d, "moe_layer_desc", error);

@@ -241,9 +241,11 @@ static void test_losses(void **state) {
     WRONG(moe_adamw, adamw, step, 0, "moe_adamw: step is 0; it must be at least 1");
     WRONG(moe_adamw, adamw, beta2, 1.0, "beta2 is 1; both must be below 1");
     WRONG(moe_adamw, adamw, beta1, -0.5, "beta1 is -0.5");
-    WRONG(moe_adamw, adamw, lr, (double)NAN,
-          "lr is nan, weight_decay is 0, grad_scale is 1; all must be finite");
-    WRONG(moe_adamw, adamw, weight_decay, (double)INFINITY, "weight_decay is inf");
+    WRONG(moe_adamw, adamw, lr, (double)NAN, "lr is nan; it must be at least 0");
+    WRONG(moe_adamw, adamw, lr, -1, "lr is -1; it must be at least 0");
+    WRONG(moe_adamw, adamw, weight_decay, -5, "weight_decay is -5; it must be at least 0");
+    WRONG(moe_adamw, adamw, weight_decay, (double)INFINITY,
+          "lr is 0.1, weight_decay is inf, grad_scale is 1; all must be finite");
     WRONG(moe_adamw, adamw, grad_scale, 0, "grad_scale is 0, which leaves no gradient; 1 takes it as it is");
     WRONG(moe_adamw, adamw, m, NULL, "m is NULL");
     WRONG(moe_adamw, adamw, grad_dtype, MOE_BF16, "moe_adamw: grad_dtype is 2 where dtype is 0");

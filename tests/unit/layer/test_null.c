@@ -148,8 +148,8 @@ static void what_a_text_names_is_named(void **state) {
     test_told(moe_layer_desc_set(&desc, "top_k", NULL, &error), error.text,
               "moe_layer_desc_set: value is NULL");
     test_told(moe_layer_desc_check(NULL, &error), error.text, "moe_layer_desc: the pointer is NULL");
-    test_told(moe_layer_desc_fill(NULL, &desc, &error), error.text, "moe_layer_desc: the pointer is NULL");
-    test_told(moe_layer_desc_fill(&desc, NULL, &error), error.text, "moe_layer_desc: the pointer is NULL");
+    test_told(moe_layer_desc_fill(NULL, &desc, &error), error.text, "moe_layer_desc_fill: desc is NULL");
+    test_told(moe_layer_desc_fill(&desc, NULL, &error), error.text, "moe_layer_desc_fill: filled is NULL");
     test_told(moe_layer_alias_find(NULL, "1", &alias, &error), error.text,
               "moe_layer_alias_find: name is NULL");
     test_told(moe_layer_alias_find("seq_aux", NULL, &alias, &error), error.text, "alias_find: value is NULL");
