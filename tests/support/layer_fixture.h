@@ -61,17 +61,12 @@ static inline void test_told(moe_status status, const char *text, const char *ex
     if (!strstr(text, expected)) fail_msg("'%s' does not say '%s'", text, expected);
 }
 
-/* Calls that have nobody to tell, or whose text matters less: the status says it. */
-typedef struct test_refusal {
-    const char *call;
-    moe_status status;
-} test_refusal;
-
-static inline void test_all_refused(const test_refusal *row, size_t count) {
-    for (size_t i = 0; i < count; ++i)
-        if (row[i].status != MOE_ERR_ARGUMENT)
-            fail_msg("%s: %s", row[i].call, moe_status_name(row[i].status));
-}
+/* A call that has nobody to tell, or whose text matters less: the status says it. */
+#define test_refused(call)                                                                                   \
+    do {                                                                                                     \
+        const moe_status refused_status = (call);                                                            \
+        if (refused_status != MOE_ERR_ARGUMENT) fail_msg("%s: %s", #call, moe_status_name(refused_status));  \
+    } while (0)
 
 /* [rows, cols] of N(0,1), a stream of its own for each `purpose`. Freed by the caller. */
 static inline moe_mat test_random(moe_dtype dtype, int64_t rows, int64_t cols, uint32_t purpose) {
