@@ -19,16 +19,21 @@ typedef struct outer_case {
 } outer_case;
 
 /* Rows of every group times `scale`. */
-static void make_case(outer_case *p, uint64_t seed, moe_dtype dtype, int64_t scale, bool many) {
-    test_random stream = {seed * 77 + 1}, *random = &stream;
+static void draw_shape(outer_case *p, test_random *random, int64_t scale, bool many) {
     moe_gemm_outer_args *args = &p->args;
-    *p = (outer_case){.seed = seed};
-    args->dtype = dtype, args->offset = p->offset;
     args->n_groups = many ? MANY : 1 + (int32_t)random_below(random, 5);
-    const int64_t rows = scale * draw_groups(random, args->n_groups, 1000, p->offset);
+    draw_groups(random, args->n_groups, 1000, p->offset);
     for (int32_t g = 0; g <= args->n_groups; ++g) p->offset[g] *= scale;
     const size_t sizes = COUNT(edges) - (many ? 7 : 0); /* many groups are small ones */
     args->m = random_of(random, edges, sizes), args->n = random_of(random, edges, sizes);
+}
+
+/* Everything but the shape. */
+static void fill_case(outer_case *p, test_random *random, uint64_t seed, moe_dtype dtype) {
+    moe_gemm_outer_args *args = &p->args;
+    const int64_t rows = p->offset[args->n_groups];
+    p->seed = seed;
+    args->dtype = dtype, args->offset = p->offset;
     args->lda = args->m + random_below(random, 3), args->ldb = args->n + random_below(random, 3);
     args->ldc = args->n + random_below(random, 3);
     args->c_group = args->m * args->ldc + random_below(random, 4);
@@ -93,14 +98,37 @@ static void check_variant(const outer_case *p, const moei_kernel_row *variant) {
     guarded_free(&c), guarded_free(&again);
 }
 
-static void check_outer(uint64_t seed, moe_dtype dtype, int64_t scale, bool many) {
-    outer_case p;
-    make_case(&p, seed, dtype, scale, many);
-    solve(&p);
+/* Solves it, compares and frees. */
+static void check_case(outer_case *p) {
+    solve(p);
     for (int i = 0; variants[i]; ++i)
-        if (serves(variants[i], dtype)) check_variant(&p, variants[i]);
-    guarded_free(&p.a), guarded_free(&p.b);
-    free(p.index), free(p.sum), free(p.size);
+        if (serves(variants[i], p->args.dtype)) check_variant(p, variants[i]);
+    guarded_free(&p->a), guarded_free(&p->b);
+    free(p->index), free(p->sum), free(p->size);
+}
+
+static void check_outer(uint64_t seed, moe_dtype dtype, int64_t scale, bool many) {
+    outer_case p = {.seed = seed};
+    test_random random = {seed * 77 + 1};
+    draw_shape(&p, &random, scale, many);
+    fill_case(&p, &random, seed, dtype);
+    check_case(&p);
+}
+
+/* A task of a group with few rows is higher than one with many: C of more rows than either, groups of all
+ * kinds beside each other. */
+static void test_heights(void **state) {
+    (void)state;
+    static const int64_t rows[] = {530, 3, 0, 513, 512, 7};
+    for (uint64_t seed = 1; seed <= 2; ++seed) {
+        outer_case p = {
+            .args = {.n_groups = COUNT(rows), .m = 601, .n = 17}
+        };
+        test_random random = {seed};
+        for (size_t g = 0; g < COUNT(rows); ++g) p.offset[g + 1] = p.offset[g] + rows[g];
+        fill_case(&p, &random, seed, seed == 1 ? MOE_BF16 : MOE_F32);
+        check_case(&p);
+    }
 }
 
 static void test_outer(void **state) {
@@ -165,6 +193,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_outer),
         cmocka_unit_test(test_many_groups),
+        cmocka_unit_test(test_heights),
         cmocka_unit_test(test_large_outer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -245,7 +245,6 @@ static void test_paths(void **state) {
     free(bare);
 }
 
-/* In a container every run may have the same process number. */
 static void test_one_place(void **state) {
     char *a = scratch_path(state, "a"), *b = scratch_path(state, "b"), *again = scratch_path(state, "./a");
     scratch_put(b, "b", 1);
@@ -259,6 +258,7 @@ static void test_one_place(void **state) {
     free(a), free(b), free(again);
 }
 
+/* In a container every run may have the same process number. */
 static void test_leftover_with_our_number(void **state) {
     char *path = scratch_path(state, "a.txt"), *temp = moelm_path_temp(path);
     moe_error error;
