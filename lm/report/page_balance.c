@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdio.h>
 
+/* clang-format off */
 static const struct {
     moelm_layer_series series;
     const char *id, *title, *about;
@@ -14,19 +15,20 @@ static const struct {
     unsigned flags;       /* moelm_axis_flags */
     const char *all_zero; /* said instead of a chart of nothing */
 } chart_row[] = {
-    {MOELM_CV,             "l-cv",     "Coefficient of variation", "of the rows per expert; 0 is perfect balance", true,  0,
-     NULL                                                                                                                                                                           },
-    {MOELM_MAX_LOAD,       "l-max",    "Busiest expert",           "its rows over the mean; 1 is perfect balance", false, 0,
-     NULL                                                                                                                                                                           },
-    {MOELM_LOAD_ENTROPY,   "l-ent",    "Entropy of the load",      "over its maximum; 1 is perfect balance",       false, 0,
-     NULL                                                                                                                                                                           },
-    {MOELM_ROUTER_ENTROPY, "l-router", "Entropy of the router",    "nats a token; 0 is a router without doubt",
-     true,                                                                                                                0,                NULL                                    },
-    {MOELM_DROPPED,        "l-drop",   "Drop rate",                "share of the rows, for lack of capacity",      true,
-     MOELM_AXIS_PERCENT,                                                                                                                    "No row was dropped at any logged step."},
-    {MOELM_DEAD,           "l-dead",   "Dead experts",             "experts without a row in a step",              true,  MOELM_AXIS_WHOLE,
-     "No expert was without a row at any logged step."                                                                                                                              },
+    {MOELM_CV, "l-cv", "Coefficient of variation", "of the rows per expert; 0 is perfect balance", true, 0,
+     NULL},
+    {MOELM_MAX_LOAD, "l-max", "Busiest expert", "its rows over the mean; 1 is perfect balance", false, 0,
+     NULL},
+    {MOELM_LOAD_ENTROPY, "l-ent", "Entropy of the load", "over its maximum; 1 is perfect balance", false, 0,
+     NULL},
+    {MOELM_ROUTER_ENTROPY, "l-router", "Entropy of the router", "nats a token; 0 is a router without doubt",
+     true, 0, NULL},
+    {MOELM_DROPPED, "l-drop", "Drop rate", "share of the rows, for lack of capacity", true,
+     MOELM_AXIS_PERCENT, "No row was dropped at any logged step."},
+    {MOELM_DEAD, "l-dead", "Dead experts", "experts without a row in a step", true, MOELM_AXIS_WHOLE,
+     "No expert was without a row at any logged step."},
 };
+/* clang-format on */
 
 static void draw_chart(moelm_html *html, const moelm_report_metrics *metrics, size_t row) {
     double low = INFINITY, high = -INFINITY;

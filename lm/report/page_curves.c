@@ -10,18 +10,20 @@
 /* What decides where an axis starts: small changes around a value, or the size of the value. */
 typedef enum axis_kind { FROM_ZERO, AROUND, LOG_IF_WIDE } axis_kind;
 
+/* clang-format off */
 static const struct {
     moelm_run_series series;
     const char *id, *title, *about;
     axis_kind kind;
 } chart_row[] = {
-    {MOELM_LOSS,      "c-loss",  "Cross-entropy",       "bits per byte; circles: data.eval",             LOG_IF_WIDE},
-    {MOELM_AUX,       "c-aux",   "Load-balancing loss", "1 is perfect balance; without its coefficient", AROUND     },
-    {MOELM_Z,         "c-z",     "Router z-loss",       "without its coefficient",                       LOG_IF_WIDE},
-    {MOELM_GRAD_NORM, "c-grad",  "Gradient norm",       "of all parameters, before clipping",            LOG_IF_WIDE},
-    {MOELM_LR,        "c-lr",    "Learning rate",       "warm-up, then cosine",                          FROM_ZERO  },
-    {MOELM_SPEED,     "c-speed", "Speed",               "tokens per second",                             FROM_ZERO  },
+    {MOELM_LOSS, "c-loss", "Cross-entropy", "bits per byte; circles: data.eval", LOG_IF_WIDE},
+    {MOELM_AUX, "c-aux", "Load-balancing loss", "1 is perfect balance; without its coefficient", AROUND},
+    {MOELM_Z, "c-z", "Router z-loss", "without its coefficient", LOG_IF_WIDE},
+    {MOELM_GRAD_NORM, "c-grad", "Gradient norm", "of all parameters, before clipping", LOG_IF_WIDE},
+    {MOELM_LR, "c-lr", "Learning rate", "warm-up, then cosine", FROM_ZERO},
+    {MOELM_SPEED, "c-speed", "Speed", "tokens per second", FROM_ZERO},
 };
+/* clang-format on */
 
 typedef struct extent {
     double low, high;

@@ -7,21 +7,23 @@
 #include <math.h>
 #include <stddef.h>
 
+/* clang-format off */
 static const struct {
     const char *name;
     size_t coeff, stat;
 } losses[MOELM_OPTIONAL_LOSSES] = {
-    {"seq_aux_loss",      offsetof(moe_layer_desc, seq_aux_loss_coeff),      offsetof(moe_stats, seq_aux_loss)     },
-    {"global_aux_loss",   offsetof(moe_layer_desc, global_aux_loss_coeff),
-     offsetof(moe_stats,                                                                         global_aux_loss)  },
-    {"gshard_loss",       offsetof(moe_layer_desc, gshard_loss_coeff),       offsetof(moe_stats, gshard_loss)      },
+    {"seq_aux_loss", offsetof(moe_layer_desc, seq_aux_loss_coeff), offsetof(moe_stats, seq_aux_loss)},
+    {"global_aux_loss", offsetof(moe_layer_desc, global_aux_loss_coeff),
+     offsetof(moe_stats, global_aux_loss)},
+    {"gshard_loss", offsetof(moe_layer_desc, gshard_loss_coeff), offsetof(moe_stats, gshard_loss)},
     {"second_place_loss", offsetof(moe_layer_desc, second_place_loss_coeff),
-     offsetof(moe_stats,                                                                         second_place_loss)},
-    {"importance_loss",   offsetof(moe_layer_desc, importance_loss_coeff),
-     offsetof(moe_stats,                                                                         importance_loss)  },
-    {"load_loss",         offsetof(moe_layer_desc, load_loss_coeff),         offsetof(moe_stats, load_loss)        },
-    {"entropy_loss",      offsetof(moe_layer_desc, entropy_loss_coeff),      offsetof(moe_stats, entropy_loss)     },
+     offsetof(moe_stats, second_place_loss)},
+    {"importance_loss", offsetof(moe_layer_desc, importance_loss_coeff),
+     offsetof(moe_stats, importance_loss)},
+    {"load_loss", offsetof(moe_layer_desc, load_loss_coeff), offsetof(moe_stats, load_loss)},
+    {"entropy_loss", offsetof(moe_layer_desc, entropy_loss_coeff), offsetof(moe_stats, entropy_loss)},
 };
+/* clang-format on */
 
 const char *moelm_optional_loss(int32_t index) {
     return losses[index].name;

@@ -52,25 +52,27 @@ static void through(const char *format, moe_dtype dtype, const void *x, int64_t 
 /* A column whose largest number makes the scale 1; ties go to even codes. */
 static void test_known_numbers(void **state) {
     (void)state;
+    /* clang-format off */
     static const struct {
         const char *format;
         float x[10], want[10];
     } known[] = {
         {"int8",
          {127, -127, 0, 0.5F, 1.5F, -2.5F, 126.6F, 63, 0.49F, -0.51F},
-         {127, -127, 0, 0, 2, -2, 127, 63, 0, -1}                                                                                             },
-        {"int4",   {7, -7, 0, 0.5F, 1.5F, -2.5F, 6.6F, 3, 0.49F, -0.51F},                                    {7, -7, 0, 0, 2, -2, 7, 3, 0, -1}},
+         {127, -127, 0, 0, 2, -2, 127, 63, 0, -1}},
+        {"int4", {7, -7, 0, 0.5F, 1.5F, -2.5F, 6.6F, 3, 0.49F, -0.51F}, {7, -7, 0, 0, 2, -2, 7, 3, 0, -1}},
         {"mxfp4",
          {6, -6, 0.25F, 0.26F, 2.5F, -5, 5.01F, 3.5F, -0.75F, 1.25F},
-         {6, -6, 0, 0.5F, 2, -4, 6, 4, -1, 1}                                                                                                 },
+         {6, -6, 0, 0.5F, 2, -4, 6, 4, -1, 1}},
         {"nf4",
          {1, -1, 0, 0.04F, 0.5F, -0.7F, 0.0795803F, -0.1F, 0.9F, 0.2F},
          {1, -1, 0, 0.07958029955625534F, 0.44070982933044434F, -0.6961928009986877F, 0.07958029955625534F,
-          -0.09105003625154495F, 1, 0.16093020141124725F}                                                                                     },
+          -0.09105003625154495F, 1, 0.16093020141124725F}},
         {"bf16x2",
          {1, -1, -0.0F, 0x1.01p0F, 0x1.03p0F, -0x1.010002p0F, 0x1.febp127F, -0x1.ffp127F, 0x1p-133F, 3e38F},
-         {1, -1, -0.0F, 1, 0x1.04p0F, -0x1.02p0F, 0x1.fep127F, -0x1.fep127F, 0x1p-133F, 0x1.c4p127F}                                          },
+         {1, -1, -0.0F, 1, 0x1.04p0F, -0x1.02p0F, 0x1.fep127F, -0x1.fep127F, 0x1p-133F, 0x1.c4p127F}},
     };
+    /* clang-format on */
     for (size_t i = 0; i < COUNT(known); ++i) {
         float read[10];
         through(known[i].format, MOE_F32, known[i].x, 10, read);

@@ -185,21 +185,23 @@ static void fill_lines(bench *b, decode *one, double met, double weights, bench_
     const double tokens = number * (double)p->n_tokens * p->d_model,
                  flop = bench_problem_flop(p, p->n_tokens);
     const double z = z_bytes(p);
+    /* clang-format off */
     const bench_line filled[N_LINES] = {
         [FORWARD] = {.what = "forward",
                      .run = run_inference,
                      .flop = flop,
                      .bytes = met * weights + 2 * tokens},
         [DECODE] = {.what = "decode, 1 token",
-                     .run = run_decode,
-                     .arg = one,
-                     .parts = one->n,
-                     .flop = bench_problem_flop(p, 1),
-                     .bytes = weights * (p->top_k + p->n_shared)},
-        [ROUTE] = {.what = "route"     },
-        [TRAIN_FORWARD] = {.what = "forward for training",                    .run = run_training, .flop = flop},
-        [BACKWARD] = {.what = "backward",.run = run_backward,            .flop = 2 * flop        },
+                    .run = run_decode,
+                    .arg = one,
+                    .parts = one->n,
+                    .flop = bench_problem_flop(p, 1),
+                    .bytes = weights * (p->top_k + p->n_shared)},
+        [ROUTE] = {.what = "route"},
+        [TRAIN_FORWARD] = {.what = "forward for training", .run = run_training, .flop = flop},
+        [BACKWARD] = {.what = "backward", .run = run_backward, .flop = 2 * flop},
     };
+    /* clang-format on */
     memcpy(lines, filled, sizeof filled);
     lines[ROUTE].run = b->gpu ? NULL : run_route;
     lines[TRAIN_FORWARD].bytes = lines[FORWARD].bytes + z;

@@ -10,21 +10,23 @@
 #include <string.h>
 #include <unistd.h>
 
+/* clang-format off */
 static const cli_option options[] = {
-    {"repeat",    'r', "N",    "layer, gemm: timed runs, of which the median counts (7); step: timed steps (20)"},
-    {"inference", 0,   NULL,   "layer, gemm: no training, so no gradients in memory"                            },
-    {"device",    0,   "NAME", "layer: cpu or cuda, a GPU that the layer runs on (cpu)"                         },
-    {"graph",     0,   NULL,   "layer, on cuda: what is timed is captured once and replayed as a CUDA graph"    },
-    {"gradients", 0,   "HOW",
-     "layer: backward's of weights: add, store, or bf16 (stored, in bf16 layers) (add)"                         },
-    {"seeds",     0,   "N",    "sparsity: trainings of each model (3)"                                          },
-    {"jobs",      'j', "N",    "presets, sparsity: trainings beside each other, each with --threads threads (1)"},
-    {"run",       0,   "DIR",
-     "where trainings go, DIR/NAME each (runs/presets, runs/sparsity; step: a temporary one)"                   },
-    {"output",    'o', "FILE", "presets, sparsity: where the page goes; else standard output"                   },
-    {"move-old",  0,   NULL,   "an existing run directory is first renamed DIR.1, DIR.2, ..."                   },
-    {NULL,        0,   NULL,   NULL                                                                             }
+    {"repeat", 'r', "N", "layer, gemm: timed runs, of which the median counts (7); step: timed steps (20)"},
+    {"inference", 0, NULL, "layer, gemm: no training, so no gradients in memory"},
+    {"device", 0, "NAME", "layer: cpu or cuda, a GPU that the layer runs on (cpu)"},
+    {"graph", 0, NULL, "layer, on cuda: what is timed is captured once and replayed as a CUDA graph"},
+    {"gradients", 0, "HOW",
+     "layer: backward's of weights: add, store, or bf16 (stored, in bf16 layers) (add)"},
+    {"seeds", 0, "N", "sparsity: trainings of each model (3)"},
+    {"jobs", 'j', "N", "presets, sparsity: trainings beside each other, each with --threads threads (1)"},
+    {"run", 0, "DIR",
+     "where trainings go, DIR/NAME each (runs/presets, runs/sparsity; step: a temporary one)"},
+    {"output", 'o', "FILE", "presets, sparsity: where the page goes; else standard output"},
+    {"move-old", 0, NULL, "an existing run directory is first renamed DIR.1, DIR.2, ..."},
+    {NULL, 0, NULL, NULL},
 };
+/* clang-format on */
 
 /* Told before the machine begins to swap. */
 static int check_memory(const bench *b) {

@@ -110,31 +110,33 @@ static void test_written_and_read(void **state) {
 
 static void test_refusals(void **state) {
     (void)state;
+    /* clang-format off */
     static const struct {
         const char *pair[6], *words;
     } cases[] = {
-        {{"moe.routing_unit", "sequence"},                                                             "yet to be predicted"                             },
-        {{"moe.routing_unit", "task", "moe.num_tasks", "2"},                                           "a text has no tasks"                             },
+        {{"moe.routing_unit", "sequence"}, "yet to be predicted"},
+        {{"moe.routing_unit", "task", "moe.num_tasks", "2"}, "a text has no tasks"},
         {{"moe.num_groups", "3", "moe.group_top_k", "1"},
-         "moe.num_groups: 3 groups do not divide num_experts 8"                                                                                          },
-        {{"moe.noise_epsilon", "0.5"},                                                                 "moe.noise_epsilon: needs router_type noisy_top_k"},
-        {{"train.alarm_action", "stop"},                                                               "train.alarm_action: needs"                       },
-        {{"train.alarm_steps", "3"},                                                                   "train.alarm_steps: needs"                        },
-        {{"train.alarm_dropped", "0.1"},                                                               "needs moe.capacity_factor"                       },
+         "moe.num_groups: 3 groups do not divide num_experts 8"},
+        {{"moe.noise_epsilon", "0.5"}, "moe.noise_epsilon: needs router_type noisy_top_k"},
+        {{"train.alarm_action", "stop"}, "train.alarm_action: needs"},
+        {{"train.alarm_steps", "3"}, "train.alarm_steps: needs"},
+        {{"train.alarm_dropped", "0.1"}, "needs moe.capacity_factor"},
         {{"train.alarm_entropy", "0.1", "train.alarm_action", "revive"},
-         "revive needs train.alarm_dead_steps"                                                                                                           },
-        {{"train.alarm_dead_steps", "5", "model.moe_layer_freq", "0"},                                 "no routed experts to watch"                      },
+         "revive needs train.alarm_dead_steps"},
+        {{"train.alarm_dead_steps", "5", "model.moe_layer_freq", "0"}, "no routed experts to watch"},
         {{"train.alarm_dead_steps", "5", "train.alarm_action", "revive", "moe.router_frozen", "true"},
-         "moe.router_frozen"                                                                                                                             },
+         "moe.router_frozen"},
         {{"train.alarm_dead_steps", "5", "train.alarm_action", "revive", "moe.router_type", "hash"},
-         "the expert would stay dead"                                                                                                                    },
+         "the expert would stay dead"},
         {{"train.alarm_dead_steps", "5", "train.alarm_action", "revive", "moe.expert", "identity"},
-         "have nothing to copy"                                                                                                                          },
+         "have nothing to copy"},
         {{"train.alarm_dead_steps", "5", "train.alarm_action", "revive", "moe.expert_kinds", "4,4"},
-         "moe.expert_kinds"                                                                                                                              },
+         "moe.expert_kinds"},
         {{"train.alarm_dead_steps", "5", "train.alarm_action", "revive", "moe.num_groups_outer", "2"},
-         "one level"                                                                                                                                     },
+         "one level"},
     };
+    /* clang-format on */
     for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
         moe_lm_config *config = make();
         moe_error error;

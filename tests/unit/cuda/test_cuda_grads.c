@@ -14,18 +14,20 @@ typedef struct variant {
     const char *name;
     moe_layer_desc desc;
 } variant;
+/* clang-format off */
 static const variant variants[] = {
-    {"Hopper's widths",    {.d_model = 136, .num_experts = 8, .expert_hidden_size = 72, .aux_loss_coeff = 0.1F}},
+    {"Hopper's widths", {.d_model = 136, .num_experts = 8, .expert_hidden_size = 72, .aux_loss_coeff = 0.1F}},
     {"a shared expert",
-     {.d_model = 64, .num_experts = 4, .expert_hidden_size = 136, .num_shared_experts = 1}                     },
+     {.d_model = 64, .num_experts = 4, .expert_hidden_size = 136, .num_shared_experts = 1}},
     {"biases",
-     {.d_model = 72, .num_experts = 4, .expert_hidden_size = 40, .expert_bias = true, .router_bias = true}     },
-    {"other widths",       {.d_model = 37, .num_experts = 5, .expert_hidden_size = 19, .activation = "geglu"}  },
+     {.d_model = 72, .num_experts = 4, .expert_hidden_size = 40, .expert_bias = true, .router_bias = true}},
+    {"other widths", {.d_model = 37, .num_experts = 5, .expert_hidden_size = 19, .activation = "geglu"}},
     {"routed by a twin",
-     {.d_model = 64, .num_experts = 8, .expert_hidden_size = 24, .router_type = "noisy_top_k"}                 },
+     {.d_model = 64, .num_experts = 8, .expert_hidden_size = 24, .router_type = "noisy_top_k"}},
     {"most without a row",
-     {.d_model = 64, .num_experts = 64, .expert_hidden_size = 24, .capacity_factor = 0.1F}                     },
+     {.d_model = 64, .num_experts = 64, .expert_hidden_size = 24, .capacity_factor = 0.1F}},
 };
+/* clang-format on */
 
 static moe_layer *make(moe_ctx *ctx, const variant *v, moe_dtype dtype, bool narrow) {
     moe_layer *layer = NULL;

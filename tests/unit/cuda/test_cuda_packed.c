@@ -66,14 +66,16 @@ static void check_layer(moe_ctx *gpu, moe_ctx *cpu, const moe_layer_desc *desc, 
 }
 
 static void test_packed_layers(void **state) {
+    /* clang-format off */
     static const moe_quant_desc formats[] = {
-        {.size = sizeof(moe_quant_desc), .format = "int8"                 },
-        {.size = sizeof(moe_quant_desc), .format = "int8",                  .group = 128},
-        {.size = sizeof(moe_quant_desc),                              .format = "int4"                                 },
-        {.size = sizeof(moe_quant_desc),                              .format = "int4", .group = 64, .drop_weights = true},
-        {.size = sizeof(moe_quant_desc),                   .format = "nf4"                               },
+        {.size = sizeof(moe_quant_desc), .format = "int8"},
+        {.size = sizeof(moe_quant_desc), .format = "int8", .group = 128},
+        {.size = sizeof(moe_quant_desc), .format = "int4"},
+        {.size = sizeof(moe_quant_desc), .format = "int4", .group = 64, .drop_weights = true},
+        {.size = sizeof(moe_quant_desc), .format = "nf4"},
         {.size = sizeof(moe_quant_desc), .format = "mxfp4"},
     };
+    /* clang-format on */
     static const moe_layer_desc layers[] = {
         {.size = sizeof(moe_layer_desc),
          .d_model = 256,

@@ -411,19 +411,21 @@ static void check_moments(moe_layer *layer, const char *name, double std, double
 
 static void init_schemes_have_their_moments(void **state) {
     (void)state;
+    /* clang-format off */
     static const struct {
         const char *scheme, *router;
         float std, std_down, scale;
         double up, down, gate, up_bound, down_bound;
     } cases[] = {
-        {"normal",          "normal",               0.03f, 0,      0,    0.03,      0.03,      0.03,   0,         0    },
-        {"normal",          "normal_unit",          0.03f, 0.01f,  0,    0.03,      0.01,      1,      0,         0    },
-        {"megatron_scaled", "normal",               0.02f, 0.005f, 0,    0.02,      0.005,     0.02,   0,         0    },
- /* lucidrains: uniform by the last dimension, 96 and 64; its deviation is the bound over sqrt 3 */
-        {"lucid_uniform",   "normal_unit",          0,     0,      0,    0.0589256, 0.0721688, 1,      0.1020621, 0.125},
- /* sigma-MoE: s / sqrt(64), s / sqrt(8 * 96) */
-        {"sigma_moe",       "normal_fan_in_renorm", 0,     0,      0.5f, 0.0625,    0.0180422, 0.0625, 0,         0    },
+        {"normal", "normal", 0.03f, 0, 0, 0.03, 0.03, 0.03, 0, 0},
+        {"normal", "normal_unit", 0.03f, 0.01f, 0, 0.03, 0.01, 1, 0, 0},
+        {"megatron_scaled", "normal", 0.02f, 0.005f, 0, 0.02, 0.005, 0.02, 0, 0},
+        /* lucidrains: uniform by the last dimension, 96 and 64; its deviation is the bound over sqrt 3 */
+        {"lucid_uniform", "normal_unit", 0, 0, 0, 0.0589256, 0.0721688, 1, 0.1020621, 0.125},
+        /* sigma-MoE: s / sqrt(64), s / sqrt(8 * 96) */
+        {"sigma_moe", "normal_fan_in_renorm", 0, 0, 0.5f, 0.0625, 0.0180422, 0.0625, 0, 0},
     };
+    /* clang-format on */
     moe_ctx *ctx = test_ctx(NULL, 2);
     for (size_t c = 0; c < sizeof cases / sizeof *cases; ++c) {
         const moe_layer_desc d = {.size = sizeof d,

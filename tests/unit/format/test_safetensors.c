@@ -82,53 +82,55 @@ static void test_get(void **state) {
 
 static void test_refuses(void **state) {
     (void)state;
+    /* clang-format off */
     static const struct {
         const char *header;
         size_t n_data;
         const char *words;
     } rows[] = {
-        {"",                                                          0,                              "must start with '{'"},
-        {" {}",                                                       0,                              "must start with '{'"},
-        {"[]",                                                        0,                              "must start with '{'"},
-        {"{",                                                         0,                              "header at offset 9"},
-        {"{} x",                                                      0,                              "header at offset"},
-        {"{\"a\":\xff}",                                              0,                              "unable to decode byte 0xff"},
-        {"{\"a\":1}",                                                 0,                              "tensor a: must be an object"},
-        {"{\"a\":{}}",                                                0,                              "tensor a: dtype must be a string"},
-        {"{\"a\":{\"dtype\":4,\"shape\":[],\"data_offsets\":[0,4]}}", 4,                              "tensor a: dtype must be a string"},
-        {"{" TENSOR("a",                                              "F31",                          "[1]","[0,4]") "}", 4, "tensor a: unknown dtype \"F31\""},
-        {"{" TENSOR("a",                                                          "F32",                                                       "1","[0,4]") "}", 4, "tensor a: shape must be an array"},
-        {"{" TENSOR("a","F32","[-1]","[0,4]") "}", 4, "shape must hold integers of 0 or more"},
-        {"{" TENSOR("a",                         "F32",                                                       "[1.0]","[0,4]") "}", 4, "shape must hold integers of 0 or more"},
-        {"{" TENSOR("a",                                                     "F32",                                                                                                      "[1,1,1,1,1,1,1,1,1]",                                                      "[0,4]") "}", 4, "more than 8 dimensions"},
-        {"{" TENSOR("a",                                                           "F32",                                                                            "[4611686018427387904,4]","[0,4]") "}", 4, "product of its shape overflows"},
-        {"{" TENSOR("a",                                               "F64",                                                                            "[2305843009213693952]","[0,0]") "}", 0, "product of its shape overflows"},
-        {"{" TENSOR("a",                                              "F32",                   "[99999999999999999999]","[0,4]") "}", 4, "too big integer"},
-        {"{" TENSOR("a",                                                          "F32",                                                                "[1]","[0]") "}", 4, "data_offsets must be two integers"},
-        {"{" TENSOR("a","F32","[1]","[0,4,8]") "}", 4, "data_offsets must be two integers"},
-        {"{" TENSOR("a",                           "F32",                                                         "[1]","[0,\"4\"]") "}", 4, "data_offsets must be two integers"},
-        {"{" TENSOR("a",                                    "F32","[1]","{}") "}", 4, "data_offsets must be two integers"},
-        {"{" TENSOR("a",                                                           "F32",                                                                            "[1]","[4,0]") "}", 4,
+        {"", 0, "must start with '{'"},
+        {" {}", 0, "must start with '{'"},
+        {"[]", 0, "must start with '{'"},
+        {"{", 0, "header at offset 9"},
+        {"{} x", 0, "header at offset"},
+        {"{\"a\":\xff}", 0, "unable to decode byte 0xff"},
+        {"{\"a\":1}", 0, "tensor a: must be an object"},
+        {"{\"a\":{}}", 0, "tensor a: dtype must be a string"},
+        {"{\"a\":{\"dtype\":4,\"shape\":[],\"data_offsets\":[0,4]}}", 4, "tensor a: dtype must be a string"},
+        {"{" TENSOR("a", "F31", "[1]", "[0,4]") "}", 4, "tensor a: unknown dtype \"F31\""},
+        {"{" TENSOR("a", "F32", "1", "[0,4]") "}", 4, "tensor a: shape must be an array"},
+        {"{" TENSOR("a", "F32", "[-1]", "[0,4]") "}", 4, "shape must hold integers of 0 or more"},
+        {"{" TENSOR("a", "F32", "[1.0]", "[0,4]") "}", 4, "shape must hold integers of 0 or more"},
+        {"{" TENSOR("a", "F32", "[1,1,1,1,1,1,1,1,1]", "[0,4]") "}", 4, "more than 8 dimensions"},
+        {"{" TENSOR("a", "F32", "[4611686018427387904,4]", "[0,4]") "}", 4, "product of its shape overflows"},
+        {"{" TENSOR("a", "F64", "[2305843009213693952]", "[0,0]") "}", 0, "product of its shape overflows"},
+        {"{" TENSOR("a", "F32", "[99999999999999999999]", "[0,4]") "}", 4, "too big integer"},
+        {"{" TENSOR("a", "F32", "[1]", "[0]") "}", 4, "data_offsets must be two integers"},
+        {"{" TENSOR("a", "F32", "[1]", "[0,4,8]") "}", 4, "data_offsets must be two integers"},
+        {"{" TENSOR("a", "F32", "[1]", "[0,\"4\"]") "}", 4, "data_offsets must be two integers"},
+        {"{" TENSOR("a", "F32", "[1]", "{}") "}", 4, "data_offsets must be two integers"},
+        {"{" TENSOR("a", "F32", "[1]", "[4,0]") "}", 4,
          "data_offsets [4, 0] do not lie in the 4 bytes of data"},
-        {"{" TENSOR("a",                                               "F32",                                                                            "[1]",                                                                                                                                                                   "[-4,0]") "}", 4, "data_offsets [-4, 0] do not lie"},
-        {"{" TENSOR("a",                                              "F32",              "[2]","[0,8]") "}", 4, "data_offsets [0, 8] do not lie in the 4 bytes"},
-        {"{" TENSOR("a",                                                          "F32",                                                     "[1]","[0,9223372036854775807]") "}", 4, "do not lie in the 4 bytes"},
-        {"{" TENSOR("a",                                                           "F32",                                                                                                                                                               "[2]",                                                                                                                                      "[0,4]") "}", 4, "4 bytes, its shape of F32 needs 8"},
-        {"{" TENSOR("a",                        "F32",                                                      "[0,2]","[0,4]") "}", 4, "4 bytes, its shape of F32 needs 0"},
-        {"{" TENSOR("a",                                                      "U8",            "[2]","[0,2]") "," TENSOR("b", "U8", "[3]", "[1,4]") "}", 4,
+        {"{" TENSOR("a", "F32", "[1]", "[-4,0]") "}", 4, "data_offsets [-4, 0] do not lie"},
+        {"{" TENSOR("a", "F32", "[2]", "[0,8]") "}", 4, "data_offsets [0, 8] do not lie in the 4 bytes"},
+        {"{" TENSOR("a", "F32", "[1]", "[0,9223372036854775807]") "}", 4, "do not lie in the 4 bytes"},
+        {"{" TENSOR("a", "F32", "[2]", "[0,4]") "}", 4, "4 bytes, its shape of F32 needs 8"},
+        {"{" TENSOR("a", "F32", "[0,2]", "[0,4]") "}", 4, "4 bytes, its shape of F32 needs 0"},
+        {"{" TENSOR("a", "U8", "[2]", "[0,2]") "," TENSOR("b", "U8", "[3]", "[1,4]") "}", 4,
          "tensor b starts at offset 114 and overlaps the tensor before it"},
-        {"{" TENSOR("a",                                                           "U8",                                                                            "[4]","[0,4]") "," TENSOR("b", "U8", "[4]", "[0,4]") "}", 4, "overlaps"},
-        {"{" TENSOR("a",                                                  "U8",                                                                               "[1]",                                                              "[0,1]") "," TENSOR("b", "U8", "[2]", "[2,4]") "}", 4,
+        {"{" TENSOR("a", "U8", "[4]", "[0,4]") "," TENSOR("b", "U8", "[4]", "[0,4]") "}", 4, "overlaps"},
+        {"{" TENSOR("a", "U8", "[1]", "[0,1]") "," TENSOR("b", "U8", "[2]", "[2,4]") "}", 4,
          "tensor b starts at offset 115 and leaves bytes before it to no tensor"},
-        {"{" TENSOR("a",                                              "U8",             "[3]","[1,4]") "}", 4, "leaves bytes before it"},
-        {"{" TENSOR("a",                                                          "U8",                                     "[3]","[0,3]") "}", 4, "tensors end at offset 64, the file at 65"},
-        {"{}",        1,"tensors end at offset 10, the file at 11"},
-        {"{" TENSOR("a",                          "U8",                                                        "[1]","[0,1]") "," TENSOR("a", "U8", "[1]", "[1,2]") "}", 2,
+        {"{" TENSOR("a", "U8", "[3]", "[1,4]") "}", 4, "leaves bytes before it"},
+        {"{" TENSOR("a", "U8", "[3]", "[0,3]") "}", 4, "tensors end at offset 64, the file at 65"},
+        {"{}", 1, "tensors end at offset 10, the file at 11"},
+        {"{" TENSOR("a", "U8", "[1]", "[0,1]") "," TENSOR("a", "U8", "[1]", "[1,2]") "}", 2,
          "duplicate object key"},
-        {"{\"__metadata__\":3}",                                                      0,                                                           "__metadata__ must be an object of strings"                                                                                                                },
-        {"{\"__metadata__\":{\"k\":3}}",                                                           0,                                                                            "__metadata__ k must be a string"},
-        {"{\"__metadata__\":{\"k\":\"a\",\"k\":\"b\"}}",                             0,                                                          "duplicate object key"},
+        {"{\"__metadata__\":3}", 0, "__metadata__ must be an object of strings"},
+        {"{\"__metadata__\":{\"k\":3}}", 0, "__metadata__ k must be a string"},
+        {"{\"__metadata__\":{\"k\":\"a\",\"k\":\"b\"}}", 0, "duplicate object key"},
     };
+    /* clang-format on */
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         image bad = make_image(rows[i].header, rows[i].n_data);
         moelm_safetensors *file = NULL;
@@ -351,26 +353,29 @@ static void test_shards(void **state) {
 }
 
 static void test_bad_indexes(void **state) {
+    /* clang-format off */
     static const struct {
         const char *map, *words;
     } rows[] = {
-        {"{}",                                                                                            "weight_map is missing"                                      },
-        {"{\"weight_map\":[]}",                                                                           "weight_map must be an object"                               },
-        {"{\"weight_map\":{\"a\":1}}",                                                                    "a must name a file of the same directory"                   },
-        {"{\"weight_map\":{\"a\":\"\"}}",                                                                 "a must name a file"                                         },
-        {"{\"weight_map\":{\"a\":\"../s1.safetensors\"}}",                                                "a must name a file"                                         },
-        {"{\"weight_map\":{\"a\":\"/etc/passwd\"}}",                                                      "a must name a file"                                         },
-        {"{\"weight_map\":{\"a\":\"none.safetensors\"}}",                                                 "none.safetensors: cannot open: No such file"                },
-        {"{\"weight_map\":{\"a\":\"index.json\"}}",                                                       "index.json: header length"                                  },
+        {"{}", "weight_map is missing"},
+        {"{\"weight_map\":[]}", "weight_map must be an object"},
+        {"{\"weight_map\":{\"a\":1}}", "a must name a file of the same directory"},
+        {"{\"weight_map\":{\"a\":\"\"}}", "a must name a file"},
+        {"{\"weight_map\":{\"a\":\"../s1.safetensors\"}}", "a must name a file"},
+        {"{\"weight_map\":{\"a\":\"/etc/passwd\"}}", "a must name a file"},
+        {"{\"weight_map\":{\"a\":\"none.safetensors\"}}", "none.safetensors: cannot open: No such file"},
+        {"{\"weight_map\":{\"a\":\"index.json\"}}", "index.json: header length"},
         {"{\"weight_map\":{\"a\":\"s1.safetensors\",\"x\":\"s1.safetensors\"}}",
-         "tensor x is not in s1.safetensors"                                                                                                                           },
-        {"{\"weight_map\":{\"b\":\"s2.safetensors\"}}",                                                   "does not name tensor c of s2.safetensors"                   },
+         "tensor x is not in s1.safetensors"},
+        {"{\"weight_map\":{\"b\":\"s2.safetensors\"}}", "does not name tensor c of s2.safetensors"},
         {"{\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s1.safetensors\",\"c\":\"s2.safetensors\"}}",
-         "says tensor b is in s1.safetensors, it is in s2.safetensors"                                                                                                 },
+         "says tensor b is in s1.safetensors, it is in s2.safetensors"},
         {"{\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s2.safetensors\",\"c\":\"s2.safetensors\","
-         "\"d\":\"s3.safetensors\"}}",                                                           "says tensor a is in s1.safetensors, it is in s3.safetensors"},
-        {"{\"weight_map\":{",                                                                             "index.json:1:"                                              },
+         "\"d\":\"s3.safetensors\"}}",
+         "says tensor a is in s1.safetensors, it is in s3.safetensors"},
+        {"{\"weight_map\":{", "index.json:1:"},
     };
+    /* clang-format on */
     char *index = scratch_path(state, "index.json");
     write_shard(state, "s1.safetensors", (const char *const[]){"a"}, 1);
     write_shard(state, "s2.safetensors", (const char *const[]){"c", "b"}, 2);

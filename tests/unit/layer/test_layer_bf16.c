@@ -137,27 +137,29 @@ typedef struct variant {
     moe_layer_desc desc; /* over the shape */
 } variant;
 
+/* clang-format off */
 static const variant variants[] = {
-    {"swiglu",                {.aux_loss_coeff = 0.1F, .z_loss_coeff = 0.01F}                                       },
-    {"gelu",                  {.activation = "gelu"}                                                                },
-    {"geglu, its own pass",   {.activation = "geglu"}                                                               },
-    {"swigluoai with biases", {.activation = "swigluoai", .expert_bias = true, .router_bias = true}                 },
-    {"relu with biases",      {.activation = "relu", .expert_bias = true}                                           },
-    {"shared and gated",      {.num_shared_experts = 2, .shared_expert_gate = true}                                 },
-    {"latent",                {.latent_size = 11, .expert_bias = true}                                              },
-    {"output",                {.output_size = 9, .output_bias = true}                                               },
-    {"capacity",              {.capacity_factor = 1, .drop_policy = "position"}                                     },
-    {"recompute",             {.recompute = "layer"}                                                                },
-    {"dropout",               {.dropout = 0.25F}                                                                    },
-    {"jitter",                {.input_jitter_eps = 0.1F}                                                            },
-    {"sigmoid with bias",     {.score_function = "sigmoid", .selection_bias = true, .norm_topk_prob = true}         },
-    {"f64 router",            {.router_dtype = "f64"}                                                               },
-    {"at the input",          {.weight_apply = "input", .top_k = 1, .score_function = "sigmoid"}                    },
-    {"unequal",               {.expert_kinds = "13,identity,5,zero,7"}                                              },
-    {"sequences",             {.routing_unit = "sequence"}                                                          },
-    {"expert choice",         {.router_type = "expert_choice", .capacity_factor = 2}                                },
-    {"noisy",                 {.router_type = "noisy_top_k", .load_loss_coeff = 0.1F, .importance_loss_coeff = 0.1F}},
+    {"swiglu", {.aux_loss_coeff = 0.1F, .z_loss_coeff = 0.01F}},
+    {"gelu", {.activation = "gelu"}},
+    {"geglu, its own pass", {.activation = "geglu"}},
+    {"swigluoai with biases", {.activation = "swigluoai", .expert_bias = true, .router_bias = true}},
+    {"relu with biases", {.activation = "relu", .expert_bias = true}},
+    {"shared and gated", {.num_shared_experts = 2, .shared_expert_gate = true}},
+    {"latent", {.latent_size = 11, .expert_bias = true}},
+    {"output", {.output_size = 9, .output_bias = true}},
+    {"capacity", {.capacity_factor = 1, .drop_policy = "position"}},
+    {"recompute", {.recompute = "layer"}},
+    {"dropout", {.dropout = 0.25F}},
+    {"jitter", {.input_jitter_eps = 0.1F}},
+    {"sigmoid with bias", {.score_function = "sigmoid", .selection_bias = true, .norm_topk_prob = true}},
+    {"f64 router", {.router_dtype = "f64"}},
+    {"at the input", {.weight_apply = "input", .top_k = 1, .score_function = "sigmoid"}},
+    {"unequal", {.expert_kinds = "13,identity,5,zero,7"}},
+    {"sequences", {.routing_unit = "sequence"}},
+    {"expert choice", {.router_type = "expert_choice", .capacity_factor = 2}},
+    {"noisy", {.router_type = "noisy_top_k", .load_loss_coeff = 0.1F, .importance_loss_coeff = 0.1F}},
 };
+/* clang-format on */
 
 typedef struct shape {
     int64_t T;

@@ -33,18 +33,20 @@ static const char *const bases[] = {
 };
 
 /* Accepted though nothing changes, and why. */
+/* clang-format off */
 static const struct {
     const char *key, *base, *reason; /* base: a word of it; "": any */
 } exceptions[] = {
-    {"moe.pad_to_capacity",    "capacity_factor 0.75",   "nothing to pad where all experts are full"                      },
-    {"moe.drop_policy",        "capacity_factor 3",      "nobody to choose where nothing is dropped"                      },
-    {"moe.score_before_topk",  "score_function sigmoid",
-     "a sigmoid sees one logit: before or after is the same"                                                              },
-    {"moe.init_scheme",        "megatron_scaled",        "it is normal with the init_std_down that a whole model asks for"},
-    {"moe.weight_apply",       "",                       "hidden and output are the same numbers by definition"           },
-    {"moe.expert_hidden_size", "expert",                 "a size: it always has a value, also where kinds have theirs"    },
-    {"moe.expert_hidden_size", "num_shared",             "a size: it always has a value"                                  },
+    {"moe.pad_to_capacity", "capacity_factor 0.75", "nothing to pad where all experts are full"},
+    {"moe.drop_policy", "capacity_factor 3", "nobody to choose where nothing is dropped"},
+    {"moe.score_before_topk", "score_function sigmoid",
+     "a sigmoid sees one logit: before or after is the same"},
+    {"moe.init_scheme", "megatron_scaled", "it is normal with the init_std_down that a whole model asks for"},
+    {"moe.weight_apply", "", "hidden and output are the same numbers by definition"},
+    {"moe.expert_hidden_size", "expert", "a size: it always has a value, also where kinds have theirs"},
+    {"moe.expert_hidden_size", "num_shared", "a size: it always has a value"},
 };
+/* clang-format on */
 
 static bool excepted(const char *key, const char *base) {
     for (size_t i = 0; i < sizeof exceptions / sizeof *exceptions; ++i)

@@ -13,24 +13,26 @@ typedef struct variant {
     const char *name;
     moe_layer_desc desc;
 } variant;
+/* clang-format off */
 static const variant variants[] = {
-    {"swiglu",              {.num_experts = 5, .aux_loss_coeff = 0.1F, .z_loss_coeff = 0.01F}                   },
-    {"geglu, its own pass", {.num_experts = 5, .activation = "geglu", .dropout = 0.2F}                          },
-    {"relu with biases",    {.num_experts = 5, .activation = "relu", .expert_bias = true, .router_bias = true}  },
-    {"shared and gated",    {.num_experts = 5, .num_shared_experts = 2, .shared_expert_gate = true}             },
-    {"only shared",         {.num_shared_experts = 2, .shared_expert_hidden_size = 17}                          },
-    {"latent, output bias", {.num_experts = 5, .latent_size = 11, .expert_bias = true, .output_bias = true}     },
-    {"8 bits saved",        {.num_experts = 5, .saved_dtype = "mxfp8"}                                          },
-    {"recompute",           {.num_experts = 5, .recompute = "layer", .expert_up_bias = true}                    },
-    {"f64 router",          {.num_experts = 5, .router_dtype = "f64"}                                           },
-    {"at the input",        {.num_experts = 5, .weight_apply = "input", .top_k = 1, .score_function = "sigmoid"}},
-    {"unequal",             {.expert_kinds = "13,identity,5,zero,7", .num_experts = 5}                          },
-    {"most without a row",  {.num_experts = 64, .capacity_factor = 0.1F, .drop_policy = "position"}             },
-    {"frozen",              {.num_experts = 5, .router_frozen = true}                                           },
-    {"noisy",               {.num_experts = 5, .router_type = "noisy_top_k", .load_loss_coeff = 0.1F}           },
-    {"sequences",           {.num_experts = 5, .routing_unit = "sequence"}                                      },
-    {"two levels",          {.router_type = "gshard_top2", .num_groups_outer = 2, .num_experts = 4}             },
+    {"swiglu", {.num_experts = 5, .aux_loss_coeff = 0.1F, .z_loss_coeff = 0.01F}},
+    {"geglu, its own pass", {.num_experts = 5, .activation = "geglu", .dropout = 0.2F}},
+    {"relu with biases", {.num_experts = 5, .activation = "relu", .expert_bias = true, .router_bias = true}},
+    {"shared and gated", {.num_experts = 5, .num_shared_experts = 2, .shared_expert_gate = true}},
+    {"only shared", {.num_shared_experts = 2, .shared_expert_hidden_size = 17}},
+    {"latent, output bias", {.num_experts = 5, .latent_size = 11, .expert_bias = true, .output_bias = true}},
+    {"8 bits saved", {.num_experts = 5, .saved_dtype = "mxfp8"}},
+    {"recompute", {.num_experts = 5, .recompute = "layer", .expert_up_bias = true}},
+    {"f64 router", {.num_experts = 5, .router_dtype = "f64"}},
+    {"at the input", {.num_experts = 5, .weight_apply = "input", .top_k = 1, .score_function = "sigmoid"}},
+    {"unequal", {.expert_kinds = "13,identity,5,zero,7", .num_experts = 5}},
+    {"most without a row", {.num_experts = 64, .capacity_factor = 0.1F, .drop_policy = "position"}},
+    {"frozen", {.num_experts = 5, .router_frozen = true}},
+    {"noisy", {.num_experts = 5, .router_type = "noisy_top_k", .load_loss_coeff = 0.1F}},
+    {"sequences", {.num_experts = 5, .routing_unit = "sequence"}},
+    {"two levels", {.router_type = "gshard_top2", .num_groups_outer = 2, .num_experts = 4}},
 };
+/* clang-format on */
 
 static moe_layer *make(moe_ctx *ctx, const variant *v, moe_dtype dtype, moe_dtype grad_dtype) {
     moe_layer *layer = NULL;

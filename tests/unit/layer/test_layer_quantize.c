@@ -15,15 +15,17 @@ static const moe_layer_desc plain = {.size = sizeof(moe_layer_desc),
                                      .expert_hidden_size = 40,
                                      .init_std = 0.3F};
 
+/* clang-format off */
 static const moe_quant_desc formats[] = {
     {.size = sizeof(moe_quant_desc), .format = "int8"},
     {.size = sizeof(moe_quant_desc), .format = "int8", .group = 128},
-    {.size = sizeof(moe_quant_desc),                              .format = "int4"                },
-    {.size = sizeof(moe_quant_desc),                              .format = "int4", .group = 64},
-    {.size = sizeof(moe_quant_desc),                   .format = "nf4"                                  },
-    {.size = sizeof(moe_quant_desc),.format = "mxfp4"},
-    {.size = sizeof(moe_quant_desc),                 .format = "bf16x2"                                                      },
+    {.size = sizeof(moe_quant_desc), .format = "int4"},
+    {.size = sizeof(moe_quant_desc), .format = "int4", .group = 64},
+    {.size = sizeof(moe_quant_desc), .format = "nf4"},
+    {.size = sizeof(moe_quant_desc), .format = "mxfp4"},
+    {.size = sizeof(moe_quant_desc), .format = "bf16x2"},
 };
+/* clang-format on */
 enum { N_FORMATS = sizeof formats / sizeof *formats };
 
 static moe_layer *make(moe_ctx *ctx, const moe_layer_desc *desc, moe_dtype dtype) {

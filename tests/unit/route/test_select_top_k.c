@@ -150,18 +150,19 @@ static void rejected_groups_cannot_win(void **state) {
 
 static void automodel_scores(void **state) {
     (void)state;
+    /* clang-format off */
     static const struct {
         moe_layer_desc desc;
         double w3, w2, aux;
     } rows[] = {
-        {{.top_k = 2},                                                                                     .605722, .394278,  1.013478},
-        {{.top_k = 2, .score_before_topk = true},                                                          .466466, .303633,  1.013478},
-        {{.top_k = 2, .score_before_topk = true, .norm_topk_prob = true},                                  .605722, .394278,  1.013478},
+        {{.top_k = 2}, .605722, .394278, 1.013478},
+        {{.top_k = 2, .score_before_topk = true}, .466466, .303633, 1.013478},
+        {{.top_k = 2, .score_before_topk = true, .norm_topk_prob = true}, .605722, .394278, 1.013478},
         {{.top_k = 2, .score_function = "sigmoid", .norm_topk_prob = true, .routed_scaling_factor = 2.5f},
-         1.293427,                                                                                                  1.206573,
-         1.008014                                                                                                                     },
-        {{.top_k = 2, .score_function = "sqrtsoftplus", .norm_topk_prob = true},                           .524663, .475337,  1.006101},
+         1.293427, 1.206573, 1.008014},
+        {{.top_k = 2, .score_function = "sqrtsoftplus", .norm_topk_prob = true}, .524663, .475337, 1.006101},
     };
+    /* clang-format on */
     static const uint8_t mask[12] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0};
     static const int64_t load[] = {6, 3, 4, 7};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; ++i) {
@@ -180,12 +181,14 @@ static void automodel_scores(void **state) {
 
 static void ties_go_to_the_lower_index(void **state) {
     (void)state;
+    /* clang-format off */
     static const moe_layer_desc descs[] = {
-        {.top_k = 3                  },
-        {                .top_k = 3, .score_function = "sigmoid"},
-        {                .top_k = 3,   .score_before_topk = true, .num_groups = 2, .group_top_k = 1},
-        { .top_k = 3,                            .router_type = "quantile"}
+        {.top_k = 3},
+        {.top_k = 3, .score_function = "sigmoid"},
+        {.top_k = 3, .score_before_topk = true, .num_groups = 2, .group_top_k = 1},
+        {.top_k = 3, .router_type = "quantile"},
     };
+    /* clang-format on */
     for (size_t i = 0; i < sizeof descs / sizeof *descs; ++i) {
         moe_mat logits = test_output(MOE_F64, 2, 6);
         for (int j = 0; j < 12; ++j) ((double *)logits.data)[j] = j < 6 ? 0.5 : -0.5;
@@ -211,16 +214,14 @@ static void saturated_scores_keep_their_order(void **state) {
 /* -inf in the selection bias retires an expert: fewer than K are left, and the slots over stay empty. */
 static void retired_experts_leave_slots_empty(void **state) {
     enum { T = 6, E = 8, K = 3 };
+    /* clang-format off */
     static const moe_layer_desc descs[] = {
-        {.top_k = K,              .score_function = "sigmoid", .selection_bias = true, .norm_topk_prob = true},
-        {          .top_k = K, .score_function = "sigmoid",             .selection_bias = true,       .num_groups = 4,                       .group_top_k = 2},
-        { .top_k = K,
-         .score_function = "sigmoid",
-         .selection_bias = true,
-         .num_groups = 2,
-         .group_top_k = 1,
+        {.top_k = K, .score_function = "sigmoid", .selection_bias = true, .norm_topk_prob = true},
+        {.top_k = K, .score_function = "sigmoid", .selection_bias = true, .num_groups = 4, .group_top_k = 2},
+        {.top_k = K, .score_function = "sigmoid", .selection_bias = true, .num_groups = 2, .group_top_k = 1,
          .group_score = "topn_sum"},
     };
+    /* clang-format on */
     (void)state;
     for (size_t i = 0; i < sizeof descs / sizeof *descs; ++i)
         for (int live = 0; live <= 2; ++live) {
