@@ -123,6 +123,15 @@ def absent(run):
     return "\n".join(lines)
 
 
+def kept_rows(run):
+    """Which rows an earlier run measured (keep)."""
+    runs = {}
+    for row in run["results"]:
+        if "from" in row:
+            runs.setdefault(row["from"], []).append(f"{row['problem']} {WORK[row['work']]}")
+    return "\n".join(f"Of an earlier run ({when}): {'; '.join(rows)}." for when, rows in runs.items())
+
+
 def ceilings(run):
     best = {}
     for result in run["results"]:
@@ -138,7 +147,7 @@ def machine(run, file=None):
     kept = f", {run['kept']}" if "kept" in run else ""
     parts = [f"## {run['cpu']}, {run['threads']} threads, {run['date']}{kept}",
              f"{run['turns']} turns. Ceilings: {ceilings(run)}. {run['remark']}".strip(),
-             table(run), goals(run), f"Versions: {versions}." + (f" Raw: `bench/results/{file}`." if file else "")]
+             table(run), kept_rows(run), goals(run), f"Versions: {versions}." + (f" Raw: `bench/results/{file}`." if file else "")]
     if run["notes"]:
         parts.append("Not timed:\n\n" + absent(run))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -150,7 +159,7 @@ def saved(run):
 
 
 def keep(run, problems):
-    """Takes over what this machine's saved run has of other problems, if there is one."""
+    """Takes over what this machine's saved run has of other problems, if there is one; each row says of which run."""
     if not os.path.exists(saved(run)):
         return
     with open(saved(run), encoding="utf-8") as file:
@@ -158,6 +167,9 @@ def keep(run, problems):
     run["about"].update(before["about"])
     for what in ("notes", "results"):
         run[what].extend(row for row in before[what] if (row["problem"], row["work"]) not in problems)
+    for row in run["results"]:
+        if (row["problem"], row["work"]) not in problems:
+            row.setdefault("from", f"{before['date']}, {before['turns']} turns")
 
 
 def publish(run):
