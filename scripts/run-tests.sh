@@ -36,11 +36,12 @@ build() { # PRESET [CMAKE OPTION...]
     cmake --preset "$@" && cmake --build --preset "$1"
 }
 
-# libmoekit asks for a compiler and cmake, nothing else. Not optimized, as no other build is; gcc 12 warns of its
-# own macros there.
+# libmoekit asks for a compiler and cmake, nothing else. Not optimized, as no other build is; there gcc 12 warns of its
+# own macro of _mm512_roundscale_ps.
 build_layer_alone() {
     cmake -S . -B build/alone -G Ninja -DCMAKE_DISABLE_FIND_PACKAGE_PkgConfig=ON -DCMAKE_BUILD_TYPE=Debug \
-        -DMOEKIT_LM=OFF -DMOEKIT_TESTS=OFF -DMOEKIT_CUDA=OFF && cmake --build build/alone
+        -DCMAKE_C_FLAGS=-Wno-sign-conversion -DMOEKIT_WERROR=ON -DMOEKIT_LM=OFF -DMOEKIT_TESTS=OFF \
+        -DMOEKIT_CUDA=OFF && cmake --build build/alone
 }
 
 # The CUDA kernels are compiled where nvcc is and run where a GPU is that they are for.
