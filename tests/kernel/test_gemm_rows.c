@@ -351,11 +351,15 @@ static void check_many(const moei_kernel_row *v, moe_dtype dtype, int64_t rows, 
     test_random random = {7};
     guarded a = guarded_random(&random, dtype, rows * depth),
             b = guarded_random(&random, dtype, depth * width);
-    guarded c = guarded_new(moei_wide(dtype), rows * width);
+    guarded c = guarded_new(moei_wide(dtype), rows * width),
+            again = guarded_new(moei_wide(dtype), rows * width);
     int64_t offset[2] = {0, rows};
     moe_gemm_rows_args args = plain_args(offset, width, depth, &a, &b);
     args.c = c.data;
     run(v, 1, &args);
+    args.c = again.data;
+    run(v, 2, &args); /* cuts rows otherwise */
+    assert_same_bits(&c, &again, v->name, 7);
     for (int64_t at = 0; at < rows * width; ++at) {
         double sum = 0, size = 0;
         for (int64_t i = 0; i < depth; ++i) {
@@ -364,7 +368,7 @@ static void check_many(const moei_kernel_row *v, moe_dtype dtype, int64_t rows, 
         }
         check_close(get(&c, at), sum, chain_bound(dtype, depth) * size, v->name, 7, "c", at);
     }
-    guarded_free(&a), guarded_free(&b), guarded_free(&c);
+    guarded_free(&a), guarded_free(&b), guarded_free(&c), guarded_free(&again);
 }
 
 static void test_many_rows_or_columns(void **state) {

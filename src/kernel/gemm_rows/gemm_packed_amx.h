@@ -9,13 +9,13 @@
 #include "kernel/gemm_rows/gemm_packed_pairs.h"
 
 /* Rows of a task at most that unpack a strip at a time. */
-static int64_t packed_rows(const moe_packed *p) {
+static int64_t few_packed_rows(const moe_packed *p) {
     (void)p;
     return FEW_ROWS_PACKED;
 }
 
 /* sum[rows, NR or 2 NR] (+)= A times a part of a panel. */
-static void packed_panel(int rows, const moei_packed_part *part, moei_pairs_use use, uint16_t *strip) {
+static void few_packed_panel(int rows, const moei_packed_part *part, moei_pairs_use use, uint16_t *strip) {
     for (int64_t j = 0; j < part->width; j += NR) {
         unpack_strip(part->p, part->group, part->column + j, part->k, part->kc, strip);
         tile_panel(rows, use.a, strip, padded(part->kc), use.sum + sum_at(0, j), use.add);

@@ -9,7 +9,7 @@
 #include "kernel/gemm_rows/gemm_packed_pairs.h"
 
 /* Rows of a task at most that read packed panels as they are. */
-static int64_t packed_rows(const moe_packed *p) {
+static int64_t few_packed_rows(const moe_packed *p) {
     return p->format->bits == 16 ? MB : FEW_ROWS_PACKED;
 }
 
@@ -49,7 +49,7 @@ static void begin_next(const moei_packed_part *part) {
 /* sum[rows, NR or 2 NR] (+)= A times a part of a panel. Of pairs that are multiplied where they are, each
  * tile asks for a quarter of what is next, or for half of it where there are but two: all of it beside the
  * first tiles would come no sooner than memory gives it. */
-static void packed_panel(int rows, const moei_packed_part *part, moei_pairs_use use, uint16_t *strip) {
+static void few_packed_panel(int rows, const moei_packed_part *part, moei_pairs_use use, uint16_t *strip) {
     (void)strip;
     if (rows <= FEW_ROWS_PACKED) {
         begin_next(part);

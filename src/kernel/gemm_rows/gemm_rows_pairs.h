@@ -100,7 +100,7 @@ static void packed_run(const moei_rows_job *job, const moei_rows_task *task, con
                                            .k = k,
                                            .kc = moei_min(KC, at->end - k),
                                            .next = after_part(job, task, at, j, k)};
-            packed_panel(
+            few_packed_panel(
                 (int)(task->end - task->row), &part,
                 (moei_pairs_use){.a = scratch->b + (k - at->k0) / KC * strip, .sum = sum, .add = k > 0},
                 scratch->strip);
@@ -137,7 +137,7 @@ static bool few_rows(const moei_rows_job *job, const moei_rows_task *task, const
     const moe_gemm_rows_args *args = job->args;
     const int64_t rows = task->end - task->row;
     if (args->b_packed) {
-        if (rows > packed_rows(args->b_packed)) return false;
+        if (rows > few_packed_rows(args->b_packed)) return false;
         stream_packed(job, task, a, scratch);
         return true;
     }
