@@ -15,13 +15,14 @@ static const struct {
     moelm_run_series series;
     const char *id, *title, *about;
     axis_kind kind;
+    bool of_router; /* left out where no layer has one */
 } chart_row[] = {
-    {MOELM_LOSS, "c-loss", "Cross-entropy", "bits per byte; circles: data.eval", LOG_IF_WIDE},
-    {MOELM_AUX, "c-aux", "Load-balancing loss", "1 is perfect balance; without its coefficient", AROUND},
-    {MOELM_Z, "c-z", "Router z-loss", "without its coefficient", LOG_IF_WIDE},
-    {MOELM_GRAD_NORM, "c-grad", "Gradient norm", "of all parameters, before clipping", LOG_IF_WIDE},
-    {MOELM_LR, "c-lr", "Learning rate", "warm-up, then cosine", FROM_ZERO},
-    {MOELM_SPEED, "c-speed", "Speed", "tokens per second", FROM_ZERO},
+    {MOELM_LOSS, "c-loss", "Cross-entropy", "bits per byte; circles: data.eval", LOG_IF_WIDE, false},
+    {MOELM_AUX, "c-aux", "Load-balancing loss", "1 is perfect balance; without its coefficient", AROUND, true},
+    {MOELM_Z, "c-z", "Router z-loss", "without its coefficient", LOG_IF_WIDE, true},
+    {MOELM_GRAD_NORM, "c-grad", "Gradient norm", "of all parameters, before clipping", LOG_IF_WIDE, false},
+    {MOELM_LR, "c-lr", "Learning rate", "warm-up, then cosine", FROM_ZERO, false},
+    {MOELM_SPEED, "c-speed", "Speed", "tokens per second", FROM_ZERO, false},
 };
 /* clang-format on */
 
@@ -100,7 +101,8 @@ void moelm_page_curves(moelm_html *html, const moelm_run *run) {
             "can show, the curve is their mean and the band reaches from the lowest to the highest.</p>\n",
             moelm_count(run->metrics.n_lines).s);
         moelm_html_put(html, "<div class=\"multiples\">\n");
-        for (size_t row = 0; row < sizeof chart_row / sizeof *chart_row; ++row) draw_chart(html, run, row);
+        for (size_t row = 0; row < sizeof chart_row / sizeof *chart_row; ++row)
+            if (!chart_row[row].of_router || !moelm_run_is_dense(run)) draw_chart(html, run, row);
         moelm_html_put(html, "</div>\n");
     }
     moelm_section_end(html);

@@ -75,9 +75,10 @@ void moelm_page_head(moelm_html *html, const moelm_run *run) {
     moelm_words_findings(html, run);
     moelm_html_put(html, "</div>\n<div class=\"panel\">\n");
     write_bars(html, run);
-    moelm_html_put(html, "</div>\n</div>\n<nav aria-label=\"Sections\"><a href=\"#training\">Training</a> "
-                         "<a href=\"#load\">Load</a> <a href=\"#balance\">Balance</a> <a "
-                         "href=\"#layers\">Layers</a> <a href=\"#tokens\">Tokens</a> "
-                         "<a href=\"#sample\">Sample</a> <a href=\"#configuration\">Configuration</a> "
+    moelm_html_put(html, "</div>\n</div>\n<nav aria-label=\"Sections\"><a href=\"#training\">Training</a> ");
+    if (!moelm_run_is_dense(run))
+        moelm_html_put(html, "<a href=\"#load\">Load</a> <a href=\"#balance\">Balance</a> <a "
+                             "href=\"#layers\">Layers</a> <a href=\"#tokens\">Tokens</a> ");
+    moelm_html_put(html, "<a href=\"#sample\">Sample</a> <a href=\"#configuration\">Configuration</a> "
                          "<a href=\"#environment\">Environment</a></nav>\n</header>\n");
 }

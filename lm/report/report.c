@@ -21,10 +21,12 @@ static void write_page(moelm_html *html, const moelm_run *run) {
     moelm_page_head(html, run);
     moelm_html_put(html, "<main>\n");
     moelm_page_curves(html, run);
-    moelm_page_load(html, run);
-    moelm_page_balance(html, run);
-    moelm_page_layers(html, run);
-    moelm_page_tokens(html, run);
+    if (!moelm_run_is_dense(run)) {
+        moelm_page_load(html, run);
+        moelm_page_balance(html, run);
+        moelm_page_layers(html, run);
+        moelm_page_tokens(html, run);
+    }
     moelm_page_sample(html, run);
     moelm_page_settings(html, run);
     moelm_page_environment(html, run);

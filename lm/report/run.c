@@ -70,6 +70,12 @@ static moe_status add_setting(void *user, const char *key, const char *value, in
     return MOE_OK;
 }
 
+bool moelm_run_is_dense(const moelm_run *run) {
+    const moelm_report_load *load = &run->load;
+    return load->n_layers > 0 && load->first[load->n_layers] == 0 && run->metrics.n_layers == 0 &&
+           run->eval.n_layers == 0;
+}
+
 const char *moelm_run_setting(const moelm_run *run, const char *key) {
     for (int64_t i = 0; i < run->n_settings; ++i) {
         if (strcmp(run->setting[i].key, key) == 0) return run->setting[i].value;

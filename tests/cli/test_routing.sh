@@ -124,7 +124,8 @@ says sparsity.svg '^<polyline'
 expect 0 "$MOEKIT" eval --run sparsity/dense-total-2
 expect 0 "$MOEKIT" report --run sparsity/dense-total-2 -o dense.html
 says dense.html 'No layer of this model has routed experts'
-grep -qE 'did not run yet|no such measurement|how its router' dense.html && complain 'the report of a dense model speaks of experts'
+grep -qE 'did not run yet|no such measurement|how its router|href="#load"|c-aux|Tokens typical' dense.html &&
+    complain 'the report of a dense model speaks of experts'
 expect 2 "$MOEKIT" bench sparsity small.yaml --seeds 2 --jobs 3 --run sparsity -q
 says err 'exists already'
 expect 1 "$MOEKIT" bench sparsity small.yaml --run unasked -o nowhere/x.md -q

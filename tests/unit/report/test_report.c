@@ -314,7 +314,10 @@ static void test_dense_layers(void **state) {
     scratch_put(path, dense, sizeof dense);
     char *page = render(state, &bytes);
     assert_has(page, "No layer of this model has routed experts");
-    assert_has(page, "no heat maps");
+    assert_has(page, "id=\"training\"");
+    assert_lacks(page, "id=\"load\"");
+    assert_lacks(page, "#balance");
+    assert_lacks(page, "id=\"c-aux");
     free(page);
     scratch_put(path, mixed, sizeof mixed);
     page = render(state, &bytes);
