@@ -7,6 +7,7 @@
 
 #include "core/ctx.h"
 #include "core/memory.h"
+#include "core/option.h"
 #include "core/real.h"
 #include "kernel/kernel.h"
 
@@ -188,9 +189,11 @@ static moe_status find_format(moe_ctx *ctx, const moe_packed_desc *desc, moe_pac
     const char *name = desc->format ? desc->format : "";
     for (const moei_packed_format *f = formats; f < formats + N_FORMATS; ++f)
         if (strcmp(f->name, name) == 0) p->format = f;
-    if (!p->format)
-        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
-                            "format: '%s' is not one of: int8, int4, nf4, mxfp4, bf16x2", name);
+    if (!p->format) {
+        char list[64] = "";
+        for (size_t i = 0; i < N_FORMATS; ++i) moei_list_add(list, sizeof list, formats[i].name);
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "format: '%s' is not one of: %s", name, list);
+    }
     const int32_t *groups = p->format->groups;
     if (desc->group != 0 && moei_packed_scale_bytes(p->format) == 0)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
