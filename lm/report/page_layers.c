@@ -104,8 +104,6 @@ void moelm_page_layers(moelm_html *html, const moelm_run *run) {
     moelm_section_begin(html, "layers", "Layers, and what their experts follow");
     if (run->eval.n_layers > 0) {
         write_eval(html, &run->eval);
-    } else if (run->eval.found && run->metrics.n_layers == 0) {
-        moelm_html_missing(html, "No layer of this model has routed experts.");
     } else {
         moelm_html_missing(html, "Whether experts follow the token or its position is measured by "
                                  "<code>moekit eval --run</code>; there is no such measurement here.");

@@ -49,9 +49,7 @@ void moelm_page_tokens(moelm_html *html, const moelm_run *run) {
     moelm_section_begin(html, "tokens", "Tokens typical of each expert");
     if (n_experts == 0) {
         moelm_html_missing(
-            html, eval->found && run->metrics.n_layers == 0
-                      ? "No layer of this model has routed experts."
-                      : "Typical tokens are found by <code>moekit eval --run</code>, which did not run yet.");
+            html, "Typical tokens are found by <code>moekit eval --run</code>, which did not run yet.");
     } else {
         int64_t fit = CHIPS / n_experts;
         int32_t most = (int32_t)(fit < FEWEST ? FEWEST : fit > MOELM_TYPICAL ? MOELM_TYPICAL : fit);

@@ -72,8 +72,8 @@ static moe_status add_setting(void *user, const char *key, const char *value, in
 
 bool moelm_run_is_dense(const moelm_run *run) {
     const moelm_report_load *load = &run->load;
-    return load->n_layers > 0 && load->first[load->n_layers] == 0 && run->metrics.n_layers == 0 &&
-           run->eval.n_layers == 0;
+    const bool none = load->n_layers > 0 ? load->first[load->n_layers] == 0 : run->eval.found;
+    return none && run->metrics.n_layers == 0 && run->eval.n_layers == 0;
 }
 
 const char *moelm_run_setting(const moelm_run *run, const char *key) {

@@ -138,7 +138,7 @@ moe_status moelm_run_read(const char *run_dir, moelm_run *run, moe_error *error)
 /* Whether that reads this file. */
 bool moelm_run_reads(const char *run_dir, const char *path);
 void moelm_run_free(moelm_run *run);
-/* Whether its files name layers and none of them has routed experts. */
+/* Whether no layer has routed experts, as far as the files that tell layers are there. */
 bool moelm_run_is_dense(const moelm_run *run);
 /* Value of a setting, NULL if there is none. */
 const char *moelm_run_setting(const moelm_run *run, const char *key);

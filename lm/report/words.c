@@ -111,12 +111,11 @@ void moelm_words_lead(moelm_html *html, const moelm_run *run) {
         moelm_html_printf(html, ", with %d experts in each of %d %s", metrics->experts[0], metrics->n_layers,
                           metrics->n_layers == 1 ? "layer" : "layers");
     }
-    moelm_html_put(
-        html, moelm_run_is_dense(run) ? ": how it learned. No layer of this model has routed experts.</p>\n"
-              : metrics->found && metrics->n_layers == 0
-                  ? ": how it learned.</p>\n"
-                  : ": how it learned, how its router shared out the work, and what each expert came "
-                    "to stand for.</p>\n");
+    moelm_html_put(html,
+                   moelm_run_is_dense(run)
+                       ? ": how it learned. No layer of this model has routed experts.</p>\n"
+                       : ": how it learned, how its router shared out the work, and what each expert came "
+                         "to stand for.</p>\n");
 }
 
 static const char *last_part(const char *path) {
