@@ -23,13 +23,11 @@ src/dispatch/  ^(core/|dispatch/|flow\.h$|kernel/kernel\.h$)
 src/experts/   ^(core/|experts/|flow\.h$|kernel/kernel\.h$)
 src/combine/   ^(core/|combine/|flow\.h$|kernel/kernel\.h$)
 src/loss/      ^(core/|loss/|flow\.h$|kernel/kernel\.h$)
-src/parallel/  ^(core/|device/|parallel/|flow\.h$)
-src/layer/     ^((core|device|route|dispatch|experts|combine|loss|layer|parallel)/|flow\.h$|kernel/kernel\.h$)
+src/layer/     ^((core|device|route|dispatch|experts|combine|loss|layer)/|flow\.h$|kernel/kernel\.h$)
 lm/format/     ^(core|format)/
 lm/config/     ^(core|format|config)/
 lm/model/      ^(core|format|config|model)/
-lm/train/      ^(core|format|config|model|train|parallel)/
-lm/transform/  ^(core|format|config|model|transform)/
+lm/train/      ^(core|format|config|model|train)/
 lm/report/     ^(core|format|config|report)/
 tools/         ^[a-z_]*\.h$
 examples/      ^$
@@ -40,7 +38,6 @@ owners='
 ^pthread\.h$                                       ^src/core/thread\.c$
 ^yaml\.h$                                          ^lm/format/
 ^jansson\.h$                                       ^lm/
-^(mpi|nccl)\.h$                                    ^(include/moekit/parallel\.h|src/parallel/)
 ^cuda                                              ^(include/moekit/cuda\.h|src/device/|src/kernel/)
 '
 
