@@ -1,6 +1,6 @@
 /* plan.c: counting sort of the routed slots by expert, by the whole team of threads.
  * expert[T,K] -> offset[E+1], row_token[R], row_slot[R], row_of[T,K]; O(T*K + E), no comparison.
- * Source: DESIGN "the plan is indices, not data movement"; MegaBlocks (Gale et al. 2022) for dropless rows;
+ * Source: MegaBlocks (Gale et al. 2022) for dropless rows and a plan of indices, which moves no token;
  * Blelloch 1990 for counts of parts, their prefix sums, and parts that then write on their own.
  */
 #include "core/real.h"

@@ -1,6 +1,6 @@
 /* layer.c: makes and destroys a layer: its gate, its experts, its list of parameters.
  * gate[E,d]; experts and the shared expert come from the public table of moekit/expert.h.
- * Source: DESIGN of this project, section 2; docs/architecture.md walks one call.
+ * Source: docs/architecture.md, which walks one call.
  */
 #include "layer/layer.h"
 

@@ -1,6 +1,6 @@
 /* layer_backward.c: one backward call, the stages in reverse: combine -> experts -> dispatch -> route.
  * dy[T,d] -> dx[T,d]; parameters' gradients are added to, or stored (overwrite_grad). Reads x, Z and the
- * routing, nothing else. Source: DESIGN section 2; SonicMoE (Guo et al. 2025) for what need not be kept.
+ * routing, nothing else. Source: docs/architecture.md; SonicMoE (Guo et al. 2025) for what need not be kept.
  */
 #include "layer/layer_experts.h"
 #include "layer/layer_path.h"

@@ -1,7 +1,7 @@
 /* weight.c: the weights of the chosen experts, and their gradient.
  * s[T,E] or logits[T,E], chosen[T,K] -> weight[T,K]. before: the scores of the chosen; after: softmax over
  * the chosen logits. Then divided by their sum where asked, then scaled. Source: Mixtral (after), DeepSeek-V3
- * (sigmoid, normalised, scaled); semantics section 9 for the gradients.
+ * (sigmoid, normalised, scaled); test_route_gradient.c holds the gradients to finite differences.
  */
 #include "route/select.h"
 

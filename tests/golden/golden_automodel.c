@@ -1,6 +1,6 @@
 /* golden_automodel.c: recorded runs of NeMo Automodel's MoE.
  * x, out [.., d]; indices, weights [T, K] of the gate alone, which knows no token mask; experts [E, d, 2n].
- * Source: moekit's semantics notes, section 3 (nemo_automodel/components/moe of 2026-08).
+ * Source: NeMo Automodel, nemo_automodel/components/moe as of 2026-08.
  */
 #include "golden.h"
 

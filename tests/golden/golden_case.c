@@ -1,6 +1,6 @@
 /* golden_case.c: what one case of a recorded file says, and how far ours is from it.
  * Numbers are read as f64; options are taken out of the case as they are asked for.
- * Source: the form of safetensors files; bounds of moekit's issue on routing.
+ * Source: the form of safetensors files; bounds: limit_of, below.
  */
 #include "golden.h"
 

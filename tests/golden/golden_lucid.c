@@ -1,6 +1,6 @@
 /* golden_lucid.c: recorded runs of lucidrains' MoE, flat and of two levels.
  * x, out, dout [b, n, d]; combine, dispatch [b, n, E, C]; gates [d, E], inner [Eo, d, Ei].
- * Source: moekit's semantics notes, section 1 (mixture_of_experts.py of 2023-09).
+ * Source: lucidrains' mixture-of-experts, mixture_of_experts.py as of 2023-09.
  */
 #include "golden.h"
 

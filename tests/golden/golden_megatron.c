@@ -1,7 +1,7 @@
 /* golden_megatron.c: recorded runs of Megatron-core's router functions.
  * logits, probs, maps [T, E]. The layer's tokens are the logits (its gate is the identity), and expert e
  * answers with unit vector e, so y is the dense matrix of weights and dx the gradient of the logits.
- * Source: moekit's semantics notes, section 4 (megatron/core/transformer/moe of 2026-08).
+ * Source: Megatron core, megatron/core/transformer/moe as of 2026-08.
  */
 #include "golden.h"
 

@@ -1,6 +1,6 @@
 /* golden_sigma.c: recorded runs of the sigma-MoE layer.
  * x [.., n, d], out [.., n, v_dim]; expert_sel [E, d], keys [E, d, n_hidden], values [E, n_hidden, v_dim].
- * Source: moekit's semantics notes, section 2 (moe_layer_simple.py of 2024-01).
+ * Source: sigma-MoE, moe_layer_simple.py as of 2024-01.
  */
 #include "golden.h"
 

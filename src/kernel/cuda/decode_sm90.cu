@@ -2,7 +2,7 @@
  * kernels: gate and up with the activation, then down with the sum over experts. No plan and no rows: a
  * chosen expert is multiplied with all tokens, and what a token did not ask for is left out after that.
  * Blocks share slices of columns (few_slices.cuh); down has a warp more, which brings what it multiplies.
- * Down's first boxes come while up is at work. Source: performance.md section 5.
+ * Down's first boxes come while up is at work. Source: docs/kernels-cuda.md, few tokens.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/early.cuh"

@@ -4,7 +4,7 @@
  * weights brought, boxes of 128 x 32, eight multiply them as they come, one finishes: it adds up the parts of
  * 16 columns, always in one order, so bits do not change from run to run. Multiprocessors read at rates of
  * their own, so slices are drawn by a counter, and few boxes are on their way: more of them wait for each
- * other. Source: performance.md section 5, after FlashInfer's two kernels for small batches.
+ * other. Source: FlashInfer's two kernels for small batches; docs/kernels-cuda-log.md for what was tried.
  */
 #ifndef MOEI_FEW_SLICES_CUH
 #define MOEI_FEW_SLICES_CUH

@@ -1,8 +1,8 @@
 /* route_few_sm90.cu: the router for up to 16 tokens: logits[T,E] = x gate^T, softmax, exact top-k. One
  * cluster: a block has every eighth sixteen of experts, its warps share the sum over d; then a block has
  * every eighth token, for which 128 threads count how many experts come before theirs. It may start before
- * the kernel ahead of it has ended, and asks for the gate in L2 meanwhile. Source: DESIGN section 2;
- * performance.md section 5.
+ * the kernel ahead of it has ended, and asks for the gate in L2 meanwhile. Source: docs/kernels-cuda.md,
+ * few tokens.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/early.cuh"

@@ -2,7 +2,7 @@
  * Blocks stay: a thread loads tiles of 64 tokens and the gate one after another; two warpgroups take turns,
  * so that one multiplies while the other selects from the registers its product left. Two blocks are a
  * cluster: either loads half of the gate for both. Where tokens are few, a cluster of eight shares the sum
- * over d. Source: DESIGN section 2; CUTLASS 3 (ping-pong schedule).
+ * over d. Source: select.cuh; CUTLASS 3 (ping-pong schedule).
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/gemm_core.cuh"

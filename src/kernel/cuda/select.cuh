@@ -1,6 +1,6 @@
 /* select.cuh: the experts and weights of a token from its logits: softmax, exact top-k.
  * logits[E] of a token in shared memory, two tokens a warp, or in the registers of four lanes, eight tokens a
- * warp. Source: DESIGN section 2; odd-even merge sort and bitonic merge: Batcher 1968.
+ * warp. Source: odd-even merge sort and bitonic merge: Batcher 1968.
  */
 #ifndef MOEI_SELECT_CUH
 #define MOEI_SELECT_CUH

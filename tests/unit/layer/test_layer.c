@@ -211,7 +211,7 @@ static void masked_tokens_are_absent(void **state) {
     moe_ctx_destroy(ctx);
 }
 
-/* Each loss alone moves the gate. (Pain P18: a balance loss without a gradient.) */
+/* Each loss alone moves the gate. */
 static void every_loss_alone_reaches_the_gate(void **state) {
     (void)state;
     moe_ctx *ctx = test_ctx(NULL, 2);
