@@ -19,6 +19,27 @@ static inline moe_ctx *cuda_ctx(const char *isa) {
     return NULL;
 }
 
+/* False, with a line that says why, where there is no GPU: the program ends with 77. */
+static inline bool cuda_is_here(void) {
+    moe_ctx *gpu = cuda_ctx("cuda");
+    const bool here = gpu != NULL;
+    moe_ctx_destroy(gpu);
+    return here;
+}
+
+/* Whether MOEKIT_ISA, where it is set, is this family's name. */
+static inline bool cuda_family_is_wanted(const char *family) {
+    const char *isa = getenv("MOEKIT_ISA");
+    if (!isa || strcmp(isa, family) == 0) return true;
+    fprintf(stderr, "not run here: the kernels of %s, as MOEKIT_ISA is '%s'\n", family, isa);
+    return false;
+}
+
+/* In f32 Hopper has the kernels of every GPU. */
+static inline bool cuda_is_hopper(const moe_ctx *gpu) {
+    return strcmp(moe_ctx_isa(gpu), "sm90") == 0;
+}
+
 /* A copy in device memory; the host's is freed. */
 static inline void *uploaded(moe_ctx *ctx, moe_mat host) {
     void *device = moe_memory_alloc(ctx, test_bytes(host));
