@@ -80,7 +80,9 @@ expect 0 "$MOEKIT" eval --run run --quiet
 # every preset learns, and the page tells how
 expect 2 "$MOEKIT" bench presets small.yaml moe.preset=mixtral
 says err 'moe.preset: presets are what is compared'
-expect 0 "$MOEKIT" bench presets small.yaml moe.num_experts=8 -o presets.md --run presets -q
+expect 0 "$MOEKIT" bench presets small.yaml moe.num_experts=8 -o presets.md --run presets -q --json
+json out
+says out '"preset":"sigma_moe","first_loss":[0-9.]+'
 for preset in mixtral deepseek_v3 megatron automodel lucidrains t2t_top2 t2t_noisy sigma_moe; do
     says presets.md "^\| $preset \| [0-9.]+ \| [0-9.]+ \| [0-9.]+ \|"
     says presets.md "^- $preset: \`"
@@ -115,7 +117,9 @@ says out '^matrix products .*%'
 says out '^step .*100\.0 %'
 expect 0 "$MOEKIT" bench step small.yaml --repeat 2 -q --json
 json out
-expect 0 "$MOEKIT" bench sparsity small.yaml --seeds 2 --jobs 3 --threads 1 -o sparsity.md --run sparsity -q
+expect 0 "$MOEKIT" bench sparsity small.yaml --seeds 2 --jobs 3 --threads 1 -o sparsity.md --run sparsity -q --json
+json out
+says out '"model":"mixture","seed":2,.*"curve":\[\[[0-9.]+,[0-9.]+\]'
 says sparsity.md '^\| mixture \| [0-9.]+ \|'
 says sparsity.md '^\| dense, equal total size \| [0-9.]+ \|'
 says sparsity.svg '^<polyline'
