@@ -242,7 +242,8 @@ struct Layer {
                : k == DOWN || k == DH || k == DW2    ? unit
                                                      : 0;
     }
-    /* Fewest bytes: each operand from memory once, each result to it once; of gathered rows, all of x once. */
+    /* Fewest bytes: each operand from memory once, each result to it once; of gathered rows, all of x once.
+     */
     double bytes(int k) const {
         const double td = 2. * (double)(c.tokens * c.d), rn = 2. * (double)(rows * c.n),
                      rd = 2. * (double)(rows * c.d);
