@@ -66,13 +66,15 @@ typedef struct moe_expert_ops {
     const char *name;
     bool contiguous;
     void *user;
-    /* Makes the experts and draws their parameters. Failures are told through moe_ctx_fail. */
+    /* Makes the experts and draws their parameters. Failures are told through moe_ctx_fail, as by `param`; of
+     * a kind that only returns a status the text names it. */
     moe_status (*create)(moe_ctx *ctx, const moe_expert_desc *desc, void **self);
     void (*destroy)(void *self);
     int32_t (*param_count)(const void *self);
-    /* Shape, name and value of one parameter; its grad is told by `bind_grad`. A bf16 parameter has an f32
-     * gradient, but for one that says grad_dtype MOE_BF16. param->size is what the caller knows: nothing
-     * beyond it is written. */
+    /* Shape, name and value of one parameter; its grad is told by `bind_grad`. The name is the kind's, no
+     * other of its parameters has it, and it has 1 to 49 bytes; every dimension is at least 1. A bf16
+     * parameter has an f32 gradient, but for one that says grad_dtype MOE_BF16. param->size is what the
+     * caller knows: nothing beyond it is written. */
     moe_status (*param)(const void *self, int32_t index, moe_param *param);
     /* Gives each parameter its gradient, in the order of `param`; zeroed by the layer. */
     void (*bind_grad)(void *self, int32_t index, void *grad);
@@ -89,8 +91,8 @@ typedef struct moe_expert_ops {
     uint8_t reserved[6]; /* 0: no padding, as in moe_ctx_desc */
 } moe_expert_ops;
 
-/* Registers a kind under its name with this context; `ops` is copied. A layer made afterwards may
- * name it in moe_layer_desc.expert. Names already taken are MOE_ERR_ARGUMENT. */
+/* Registers a kind under its name with this context; `ops` and its name are copied. A layer made afterwards
+ * may name it in moe_layer_desc.expert. Names already taken are MOE_ERR_ARGUMENT. */
 MOE_API moe_status moe_expert_register(moe_ctx *ctx, const moe_expert_ops *ops);
 
 /* For plug-ins: records the text of a failure on the context and returns `status`. */

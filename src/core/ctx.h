@@ -16,8 +16,9 @@
 struct moei_timing;
 
 typedef struct moei_expert_entry {
-    moe_expert_ops ops;
+    moe_expert_ops ops; /* its name is ours */
     struct moei_expert_entry *next;
+    char name[];
 } moei_expert_entry;
 
 struct moe_ctx {

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NAME_MAX_BYTES = 48 }; /* of a parameter */
+enum { NAME = 56, OWN_NAME = NAME - (int)sizeof "65535" }; /* of a parameter; without its first expert */
 
 typedef struct part {
     const moe_expert_ops *ops;
@@ -25,10 +25,10 @@ typedef struct mixed {
     moe_ctx *ctx;
     moe_expert_desc desc;
     int32_t n_parts;
-    part *part;                   /* [n_experts] of which n_parts are used */
-    int64_t *whole, *own;         /* [n_experts + 1] of the call, of a part; where the host counts */
-    int64_t *offset;              /* and of a part, where the kernels read it */
-    char (*name)[NAME_MAX_BYTES]; /* of parameters, by number */
+    part *part;           /* [n_experts] of which n_parts are used */
+    int64_t *whole, *own; /* [n_experts + 1] of the call, of a part; where the host counts */
+    int64_t *offset;      /* and of a part, where the kernels read it */
+    char (*name)[NAME];   /* of parameters, by number */
     int32_t n_params;
 } mixed;
 
@@ -58,7 +58,7 @@ static moe_status find_kind(const mixed *m, const moei_kind *kind, part *found) 
         return moe_ctx_fail(
             m->ctx, MOE_ERR_ARGUMENT,
             "expert_kinds: '%s' is neither a width nor a kind; built in are identity and zero", word);
-    if (found->ops->contiguous || found->ops == &moei_expert_mixed)
+    if (found->ops->contiguous)
         return moe_ctx_fail(m->ctx, MOE_ERR_UNSUPPORTED,
                             "expert_kinds: '%s' cannot stand beside others: it wants its rows gathered",
                             word);
@@ -103,10 +103,9 @@ static moe_status create_part(mixed *m, part *p) {
     told.n_experts = p->count;
     told.d_hidden = p->d_hidden;
     told.stream = 2 + (uint64_t)p->first; /* 0 and 1 are the routed and the shared experts of plain layers */
-    told.user = p->ops->user;
     told.kinds = "";
     spread_sigma(m, &told);
-    MOEI_TRY(p->ops->create(m->ctx, &told, &p->self));
+    MOEI_TRY(moei_expert_create(m->ctx, p->ops, &told, &p->self));
     m->n_params += p->ops->param_count(p->self);
     return MOE_OK;
 }
@@ -140,6 +139,7 @@ static moe_status name_params(mixed *m) {
         int32_t index = i;
         const part *p = owner_of(m, &index);
         moe_param param = {.size = sizeof param};
+        MOEI_TRY(moei_expert_check_param(m->ctx, p->ops, p->self, index, OWN_NAME));
         MOEI_TRY(p->ops->param(p->self, index, &param));
         snprintf(m->name[i], sizeof *m->name, "%d.%s", p->first, param.name);
     }
@@ -256,7 +256,9 @@ static moe_status run_parts(const mixed *m, const moe_expert_io *io, bool forwar
         const moe_expert_io cut = io_of(m, p, io, &saved);
         for (int32_t e = 0; e <= p->count; ++e) m->own[e] = m->whole[p->first + e] - m->whole[p->first];
         MOEI_TRY(moei_memory_copy(m->ctx, m->offset, m->own, (size_t)(p->count + 1) * sizeof *m->own));
-        MOEI_TRY((forward ? p->ops->forward : p->ops->backward)(p->self, &cut));
+        moei_expert_ask(m->ctx);
+        MOEI_TRY(moei_expert_answer(m->ctx, p->ops, forward ? "forward" : "backward",
+                                    (forward ? p->ops->forward : p->ops->backward)(p->self, &cut)));
     }
     return MOE_OK;
 }

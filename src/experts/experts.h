@@ -10,8 +10,24 @@
 /* The kind registered with this context, or built in, under `name`; NULL: none. Lives as long as ctx. */
 const moe_expert_ops *moei_expert_find(const moe_ctx *ctx, const char *name);
 
-/* Our own, found like anybody's: two-layer FFNs, y = x, y = 0, and parts of several kinds. */
-extern const moe_expert_ops moei_expert_ffn, moei_expert_identity, moei_expert_zero, moei_expert_mixed;
+/* Our own, found like anybody's: two-layer FFNs, y = x, y = 0. */
+extern const moe_expert_ops moei_expert_ffn, moei_expert_identity, moei_expert_zero;
+/* Parts of several kinds: what expert_kinds describes, so it has no name to be found by. */
+extern const moe_expert_ops moei_expert_mixed;
+
+/* Around a call of a kind's function, which may fail without a word: the text is then not that of an earlier
+ * failure, but names the kind and its `function`. Returns `status`. */
+void moei_expert_ask(moe_ctx *ctx);
+moe_status moei_expert_answer(moe_ctx *ctx, const moe_expert_ops *ops, const char *function,
+                              moe_status status);
+
+/* Experts of a kind, which has to serve the context's device. */
+moe_status moei_expert_create(moe_ctx *ctx, const moe_expert_ops *ops, const moe_expert_desc *desc,
+                              void **self);
+/* Whether a layer can keep a parameter as its kind tells it: by a name that no other of the kind has and
+ * `room` bytes hold, of a shape with numbers, of a type that there is. */
+moe_status moei_expert_check_param(moe_ctx *ctx, const moe_expert_ops *ops, const void *self, int32_t index,
+                                   size_t room);
 
 /* One entry of expert_kinds, "256,256,identity". */
 enum { MOEI_KIND_BYTES = 48, MOEI_KIND_WIDTH_MAX = 1 << 20 };

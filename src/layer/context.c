@@ -178,7 +178,7 @@ void moe_ctx_destroy(moe_ctx *ctx) {
     if (ctx->device_state) ctx->device->close(ctx);
     for (moei_expert_entry *entry = ctx->experts; entry;) {
         moei_expert_entry *next = entry->next;
-        moe_ctx_free(ctx, entry, sizeof *entry);
+        moe_ctx_free(ctx, entry, sizeof *entry + strlen(entry->name) + 1);
         entry = next;
     }
     moe_ctx_free(ctx, (void *)(uintptr_t)ctx->kernels[MOE_F32], MOEI_DTYPES * sizeof(moei_kernels));

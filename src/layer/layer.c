@@ -76,11 +76,9 @@ static moe_status list_params(moe_layer *layer, moei_experts *experts) {
         moe_param param = {.size = sizeof param};
         moei_layer_param *entry = moei_layer_new_param(layer);
         if (!entry) return MOE_ERR_MEMORY;
+        if (experts->ops != &moei_expert_mixed) /* which has looked at those of its kinds */
+            MOEI_TRY(moei_expert_check_param(layer->ctx, experts->ops, experts->self, i, MOEI_EXPERT_NAME));
         MOEI_TRY(experts->ops->param(experts->self, i, &param));
-        if (param.n_dim < 1 || param.n_dim > 3)
-            return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
-                                "expert '%s': parameter '%s' has %d dimensions; 1 to 3 are possible",
-                                experts->ops->name, param.name, param.n_dim);
         *entry = (moei_layer_param){.experts = experts, .index = i};
         moei_layer_count_param(entry, &param);
         snprintf(entry->name, sizeof entry->name, "%s.%s", experts->prefix, param.name);
@@ -89,24 +87,9 @@ static moe_status list_params(moe_layer *layer, moei_experts *experts) {
     return MOE_OK;
 }
 
-static moe_status create_experts(moe_layer *layer, moei_experts *experts, const char *kind,
+static moe_status create_experts(moe_layer *layer, moei_experts *experts, const moe_expert_ops *ops,
                                  const moe_expert_desc *desc) {
-    const moe_expert_ops *ops = moei_expert_find(layer->ctx, kind);
-    if (!ops)
-        return moe_ctx_fail(
-            layer->ctx, MOE_ERR_ARGUMENT,
-            "expert: '%s' is not known; built in are ffn, identity and zero, others are registered with "
-            "moe_expert_register",
-            kind);
-    if (layer->ctx->host && !ops->on_device)
-        return moe_ctx_fail(
-            layer->ctx, MOE_ERR_UNSUPPORTED,
-            "expert '%s' computes in the host's memory; one that takes device pointers says so by "
-            "moe_expert_ops.on_device",
-            kind);
-    moe_expert_desc told = *desc;
-    told.user = ops->user;
-    MOEI_TRY(ops->create(layer->ctx, &told, &experts->self));
+    MOEI_TRY(moei_expert_create(layer->ctx, ops, desc, &experts->self));
     experts->ops = ops;
     experts->n_experts = desc->n_experts;
     return list_params(layer, experts);
@@ -200,6 +183,17 @@ static moe_status create_around(moe_layer *layer) {
     return add_vector(layer, "output.bias", d->output_size, &w->output_bias, &dw->output_bias);
 }
 
+static moe_status create_routed(moe_layer *layer, const moe_expert_desc *desc) {
+    const char *kind = layer->desc.expert;
+    const moe_expert_ops *ops = *desc->kinds ? &moei_expert_mixed : moei_expert_find(layer->ctx, kind);
+    if (ops) return create_experts(layer, &layer->experts, ops, desc);
+    return moe_ctx_fail(
+        layer->ctx, MOE_ERR_ARGUMENT,
+        "expert: '%s' is not known; built in are ffn, identity and zero, others are registered with "
+        "moe_expert_register",
+        kind);
+}
+
 static moe_status create_parts(moe_layer *layer) {
     const moe_layer_desc *d = &layer->desc;
     layer->experts.prefix = "experts";
@@ -208,11 +202,11 @@ static moe_status create_parts(moe_layer *layer) {
         const moe_expert_desc desc = expert_desc(d);
         MOEI_TRY(moei_layer_create_gate(layer));
         if (layer->ctx->host) MOEI_TRY(moei_twin_create(layer));
-        MOEI_TRY(create_experts(layer, &layer->experts, *d->expert_kinds ? "mixed" : d->expert, &desc));
+        MOEI_TRY(create_routed(layer, &desc));
     }
     if (d->num_shared_experts > 0) {
         const moe_expert_desc desc = shared_desc(d);
-        MOEI_TRY(create_experts(layer, &layer->shared, "ffn", &desc));
+        MOEI_TRY(create_experts(layer, &layer->shared, &moei_expert_ffn, &desc));
     }
     return create_around(layer);
 }

@@ -22,7 +22,9 @@ typedef struct moei_experts {
     size_t packed_bytes; /* of weights in few bits; 0: it has none */
 } moei_experts;
 
-enum { MOEI_PARAM_NAME = 64, MOEI_LAYER_NAMES = 2 };
+/* Bytes of a parameter's name; of one of experts the prefix takes some. */
+enum { MOEI_PARAM_NAME = 64, MOEI_EXPERT_NAME = MOEI_PARAM_NAME - (int)sizeof "experts" };
+enum { MOEI_LAYER_NAMES = 2 };
 
 typedef struct moei_layer_param {
     char name[MOEI_PARAM_NAME];

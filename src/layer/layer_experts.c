@@ -60,14 +60,11 @@ static void gather_input(moe_layer *layer, const moei_scratch *s, moe_expert_io 
                      moei_layer_weighs_input(layer) ? layer->plan.row_weight : NULL, io->in);
 }
 
-/* A kind may fail without a word; the text must then not be that of an earlier failure. */
 static moe_status run_experts(const moe_layer *layer, bool forward, const moe_expert_io *io) {
     const moe_expert_ops *ops = layer->experts.ops;
-    layer->ctx->error.status = MOE_OK;
-    const moe_status status = (forward ? ops->forward : ops->backward)(layer->experts.self, io);
-    if (status == MOE_OK || layer->ctx->error.status != MOE_OK) return status;
-    return moe_ctx_fail(layer->ctx, status, "expert '%s': its %s failed and did not say why (%s)", ops->name,
-                        forward ? "forward" : "backward", moe_status_name(status));
+    moei_expert_ask(layer->ctx);
+    return moei_expert_answer(layer->ctx, ops, forward ? "forward" : "backward",
+                              (forward ? ops->forward : ops->backward)(layer->experts.self, io));
 }
 
 bool moei_layer_takes_few(const moe_layer *layer) {
