@@ -128,14 +128,14 @@ typedef enum moe_dtype {
     MOE_F64 = 1, /* served by the reference kernels only: for gradient checks */
     MOE_BF16 = 2 /* uint16_t in memory; summed in f32, as are gradients of parameters */
 } moe_dtype;
-MOE_API size_t moe_dtype_bytes(moe_dtype dtype);
+MOE_API size_t moe_dtype_bytes(moe_dtype dtype); /* of one number; 0 of what is no moe_dtype */
 /* moe_ctx_kernel for any dtype; an "sm90" one hands what it is not made for to the "cuda" one. */
 MOE_API const char *moe_ctx_kernel_of(const moe_ctx *ctx, const char *op, moe_dtype dtype);
 
 typedef struct moe_mat {
     void *data; /* in memory of the context's device */
     int64_t rows, cols;
-    int64_t stride; /* elements from one row to the next; 0: cols */
+    int64_t stride; /* elements from one row to the next, at most 2^29; 0: cols */
     moe_dtype dtype;
 } moe_mat;
 
@@ -280,7 +280,8 @@ MOE_API bool moe_layer_preset_sets(const char *key);
  * (option.h), and takes back what the same name said before. What is implied never overrides what was said,
  * by a key or in C by a field that is not at its default. So the order of different keys does not matter, but
  * where two say different things of one field: then the later wins. `value` of "expert", "expert_kinds" and
- * "shared_expert_activation" must outlive the descriptor. */
+ * "shared_expert_activation" must outlive the descriptor. A refusal changes nothing; MOE_ERR_UNSUPPORTED: the
+ * descriptor is of an older header, which lacks the field. */
 MOE_API moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value,
                                       moe_error *error);
 /* Whether a layer could be made of it: limits, and settings that go together. The text names the option.

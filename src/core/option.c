@@ -141,6 +141,9 @@ static moe_status set_real(const moe_option *row, void *base, const char *value,
     if (end == value || *end || !isfinite(number) || hexadecimal)
         return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: '%s' is not a finite number", row->key, value);
     if (number < row->min || number > row->max) return out_of_range(row, value, error);
+    if (row->type == MOE_OPT_FLOAT && number != 0 && (float)number == 0)
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: %s is too near 0 for 32 bits; write 0", row->key,
+                              value);
     if (row->type == MOE_OPT_FLOAT)
         *(float *)base = (float)number;
     else

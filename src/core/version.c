@@ -23,9 +23,9 @@ size_t moe_dtype_bytes(moe_dtype dtype) {
     case MOE_BF16:
         return sizeof(uint16_t);
     case MOE_F32:
-        break;
+        return sizeof(float);
     }
-    return sizeof(float);
+    return 0;
 }
 
 const char *moe_status_name(moe_status status) {

@@ -55,6 +55,8 @@ typedef struct moei_topk_grad_args {
     void *dlogits;
 } moei_topk_grad_args;
 
+/* Rows are counted in 31 bits: so far apart, all of them have their bytes counted in 63. */
+enum { MOEI_LD_MAX = 1 << 29 };
 /* Attention keeps rows of a head in fixed blocks of a thread's scratch. */
 enum { MOEI_HEAD_DIM_MAX = 1024 };
 /* Numbers of a row that a norm takes: backward keeps a row of sums in a thread's scratch. */

@@ -5,6 +5,7 @@
 #include "kernel/op_check.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 #include "core/ctx.h"
@@ -41,6 +42,12 @@ moe_status moei_op_dtype(moe_ctx *ctx, const char *op, moe_dtype dtype) {
 }
 
 moe_status moei_op_real(moe_ctx *ctx, const char *op, const char *field, double value, double min) {
-    if (value >= min) return MOE_OK;
-    return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: %s is %g; it must be at least %g", op, field, value, min);
+    if (value >= min && isfinite(value)) return MOE_OK;
+    return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: %s is %g; it must be at least %g and finite", op, field,
+                        value, min);
+}
+
+moe_status moei_op_finite(moe_ctx *ctx, const char *op, const char *field, double value) {
+    if (isfinite(value)) return MOE_OK;
+    return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: %s is %g; it must be finite", op, field, value);
 }

@@ -9,9 +9,6 @@
 
 #define MOEI_COUNT(array) (sizeof(array) / sizeof(array)[0])
 
-/* Rows are counted in 31 bits: so far apart, all of them have their bytes counted in 63. */
-enum { MOEI_LD_MAX = 1 << 29 };
-
 /* A whole number and the range it must lie in. */
 typedef struct moei_limit {
     const char *field;
@@ -28,7 +25,9 @@ moe_status moei_op_needs(moe_ctx *ctx, const char *op, const moei_need *needs, s
 
 /* The CPU serves every operation in every dtype; a device has the rows of kernel.def. */
 moe_status moei_op_dtype(moe_ctx *ctx, const char *op, moe_dtype dtype);
-/* A real number that must not be below `min`; NaN fails too. */
+/* A finite number that must not be below `min`; NaN fails too. */
 moe_status moei_op_real(moe_ctx *ctx, const char *op, const char *field, double value, double min);
+/* One that may have either sign. */
+moe_status moei_op_finite(moe_ctx *ctx, const char *op, const char *field, double value);
 
 #endif

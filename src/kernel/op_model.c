@@ -3,7 +3,6 @@
  * Arguments and shapes: moekit/op.h.
  */
 #include <inttypes.h>
-#include <math.h>
 
 #include "core/ctx.h"
 #include "core/real.h"
@@ -93,6 +92,7 @@ static moe_status check_attention(moe_ctx *ctx, const char *op, const moe_attent
         {"ldo",       a->ldo,       (int64_t)a->heads * a->head_dim,    MOEI_LD_MAX      }
     };
     MOEI_TRY(moei_op_limits(ctx, op, limits, MOEI_COUNT(limits)));
+    MOEI_TRY(moei_op_finite(ctx, op, "scale", (double)a->scale));
     if (a->n_seq > 0 && a->kv_stride > INT32_MAX / a->n_seq)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
                             "%s: n_seq is %" PRId64 ", kv_stride is %" PRId64
@@ -158,6 +158,7 @@ moe_status moe_cross_entropy(moe_ctx *ctx, const moe_cross_entropy_args *args) {
         {"ld",   args->ld,   args->n, MOEI_LD_MAX}
     };
     MOEI_TRY(moei_op_limits(ctx, op, limits, MOEI_COUNT(limits)));
+    MOEI_TRY(moei_op_finite(ctx, op, "grad_scale", args->grad_scale));
     if (args->rows == 0) return MOE_OK;
     const moei_need needs[] = {
         {"logits",   args->logits  },
@@ -188,10 +189,7 @@ moe_status moe_adamw(moe_ctx *ctx, const moe_adamw_args *args) {
     MOEI_TRY(moei_op_real(ctx, op, "eps", args->eps, 0.0));
     MOEI_TRY(moei_op_real(ctx, op, "lr", args->lr, 0.0));
     MOEI_TRY(moei_op_real(ctx, op, "weight_decay", args->weight_decay, 0.0));
-    if (!isfinite(args->lr) || !isfinite(args->weight_decay) || !isfinite(args->grad_scale))
-        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
-                            "%s: lr is %g, weight_decay is %g, grad_scale is %g; all must be finite", op,
-                            args->lr, args->weight_decay, args->grad_scale);
+    MOEI_TRY(moei_op_finite(ctx, op, "grad_scale", args->grad_scale));
     if (args->grad_scale == 0.0)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
                             "%s: grad_scale is 0, which leaves no gradient; 1 takes it as it is", op);

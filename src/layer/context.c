@@ -46,7 +46,9 @@ static moe_status choose_isa(const moe_ctx_desc *desc, isa_choice *choice, moe_e
         if (strcmp(name, moei_isa_name(isa)) == 0) {
             choice->cpu = isa;
             if (moei_isa_supported(isa)) return MOE_OK;
-            return moei_error_set(error, MOE_ERR_UNSUPPORTED, "isa: this machine cannot run '%s'", name);
+            return moei_error_set(error, MOE_ERR_UNSUPPORTED,
+                                  "isa: this machine cannot run '%s'; '%s' is its best", name,
+                                  moei_isa_name(moei_isa_best()));
         }
     for (moei_isa isa = MOEI_ISA_CUDA; isa < MOEI_ISA_END; ++isa)
         if (strcmp(name, moei_isa_name(isa)) == 0) {
@@ -154,7 +156,8 @@ moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **out, moe_error *er
     filled.isa = moei_isa_name(isa.cpu); /* until a GPU is opened */
 
     moe_ctx *ctx = filled.host.alloc(filled.host.user, sizeof *ctx, 64);
-    if (!ctx) return moei_error_set(error, MOE_ERR_MEMORY, "cannot allocate a context");
+    if (!ctx)
+        return moei_error_set(error, MOE_ERR_MEMORY, "a context: cannot allocate %zu bytes", sizeof *ctx);
     *ctx = (moe_ctx){.desc = filled, .isa = (int)isa.cpu, .kernel_name = kernel_name};
     ctx->device = on_cpu ? &moei_device_cpu : &moei_device_cuda;
     ctx->team.n_threads = on_cpu ? filled.n_threads : 1;

@@ -130,7 +130,7 @@ static moe_status check_limits(const moe_layer_desc *d, moe_error *error) {
 
 moe_status moei_layer_desc_fill(const moe_layer_desc *given, moe_layer_desc *filled, moe_error *error) {
     moe_layer_desc d;
-    MOEI_TRY(moei_desc_read(&d, sizeof d, given, "moe_layer_desc", error));
+    MOEI_TRY(moei_layer_desc_open(given, &d, error));
     MOEI_TRY(check_limits(&d, error));
     fill_defaults(&d);
     MOEI_TRY(moei_layer_desc_check(&d, error));

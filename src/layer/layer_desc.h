@@ -11,6 +11,10 @@ bool moei_draws_by_std(const moe_layer_desc *desc);
 moe_status moei_layer_desc_fill(const moe_layer_desc *given, moe_layer_desc *filled, moe_error *error);
 
 moei_option_table moei_layer_option_table(void);
+/* The caller's struct, which may be of an older or a newer header, as ours, to be changed and given back.
+ * What was set that the caller's does not have is refused, and leaves it as it is. */
+moe_status moei_layer_desc_open(const moe_layer_desc *given, moe_layer_desc *ours, moe_error *error);
+moe_status moei_layer_desc_close(moe_layer_desc *given, const moe_layer_desc *ours, moe_error *error);
 /* Sets the field of a row of that table as nobody's word: it yields to what was or will be said. */
 moe_status moei_layer_desc_imply(moe_layer_desc *desc, const moe_option *row, const char *value,
                                  moe_error *error);

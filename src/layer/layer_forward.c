@@ -4,6 +4,7 @@
  */
 #include "core/desc.h"
 #include "core/real.h"
+#include "kernel/kernel.h"
 #include "layer/layer_experts.h"
 #include "layer/layer_path.h"
 
@@ -20,10 +21,9 @@ moe_status moei_layer_check_mat(const moe_layer *layer, const char *name, moe_ma
     if (mat.stride != 0 && mat.stride < cols)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: stride %lld is below its %lld columns", name,
                             (long long)mat.stride, (long long)cols);
-    if (rows > 0 && mat.stride > INT64_MAX / (int64_t)sizeof(double) / rows)
-        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
-                            "%s: stride %lld for %lld rows: their bytes are more than 63 bits count", name,
-                            (long long)mat.stride, (long long)rows);
+    if (mat.stride > MOEI_LD_MAX)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: stride %lld; rows may lie %d elements apart",
+                            name, (long long)mat.stride, MOEI_LD_MAX);
     if (!mat.data && rows > 0)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: data is NULL for %lld rows", name,
                             (long long)rows);

@@ -313,12 +313,13 @@ moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode
     MOEI_TRY(allocate(layer, &bytes, mode));
     const moei_extent extent = extent_of(layer, max_tokens, mode);
     moei_arena arena = {layer->saved_block, 0};
+    layer->has_routing = layer->can_backward = false;
+    layer->max_tokens = -1; /* until the twin has its part: what it is refused leaves nothing reserved */
     moei_layer_carve_saved(layer, &arena, extent);
     if (layer->twin) MOEI_TRY(moei_twin_reserve(layer, max_tokens, mode));
     layer->max_tokens = max_tokens;
     layer->reserved_sequences = extent.sequences;
     layer->mode = mode;
-    layer->has_routing = layer->can_backward = false;
     return MOE_OK;
 }
 

@@ -160,8 +160,11 @@ moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name, moe_err
     for (size_t i = 0; i < PRESETS; ++i) moei_list_add(list, sizeof list, names[i]);
     if (place < 0)
         return moei_error_set(error, MOE_ERR_ARGUMENT, "preset: '%s' is not one of: %s", name, list);
-    MOEI_TRY(reset(desc, error));
+    moe_layer_desc d;
+    MOEI_TRY(moei_layer_desc_open(desc, &d, error));
+    MOEI_TRY(reset(&d, error));
     for (size_t i = 0; i < SETTINGS && settings[place][i][0]; ++i)
-        MOEI_TRY(set(desc, settings[place][i], error));
-    return place == PRESET_T2T_TOP2 && desc->num_groups_outer > 0 ? set_levels(desc, error) : MOE_OK;
+        MOEI_TRY(set(&d, settings[place][i], error));
+    if (place == PRESET_T2T_TOP2 && d.num_groups_outer > 0) MOEI_TRY(set_levels(&d, error));
+    return moei_layer_desc_close(desc, &d, error);
 }

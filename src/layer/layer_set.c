@@ -5,7 +5,7 @@
  */
 #include "layer/layer_desc.h"
 
-#include <stddef.h>
+#include "core/desc.h"
 
 /* Who set a field, a byte in moe_layer_desc.said at the place of its row. */
 enum {
@@ -15,10 +15,8 @@ enum {
     SAID_BY   /* + i: only the name of entry i of moe_layer_alias_at */
 };
 
-/* NULL: the caller's header knows none. */
 static uint8_t *mark_of(moe_layer_desc *desc, const moe_option *row) {
-    const bool has = desc->size >= offsetof(moe_layer_desc, said) + sizeof desc->said;
-    return has ? &desc->said[row - moei_layer_option_table().row] : NULL;
+    return &desc->said[row - moei_layer_option_table().row];
 }
 
 static bool holds(const moe_layer_desc *desc, const moe_option *row, const char *value) {
@@ -28,18 +26,13 @@ static bool holds(const moe_layer_desc *desc, const moe_option *row, const char 
 }
 
 static bool is_said(moe_layer_desc *desc, const moe_option *row) {
-    const uint8_t *mark = mark_of(desc, row);
-    return mark && *mark != UNMARKED ? *mark >= SAID : !holds(desc, row, row->initial);
-}
-
-static void set_mark(moe_layer_desc *desc, const moe_option *row, unsigned by) {
-    uint8_t *mark = mark_of(desc, row);
-    if (mark) *mark = (uint8_t)by;
+    const uint8_t mark = *mark_of(desc, row);
+    return mark != UNMARKED ? mark >= SAID : !holds(desc, row, row->initial);
 }
 
 /* A default stays unmarked, so that C may still say another. */
 static void unsay(moe_layer_desc *desc, const moe_option *row) {
-    set_mark(desc, row, holds(desc, row, row->initial) ? UNMARKED : IMPLIED);
+    *mark_of(desc, row) = holds(desc, row, row->initial) ? UNMARKED : IMPLIED;
 }
 
 moe_status moei_layer_desc_imply(moe_layer_desc *desc, const moe_option *row, const char *value,
@@ -49,10 +42,36 @@ moe_status moei_layer_desc_imply(moe_layer_desc *desc, const moe_option *row, co
     return MOE_OK;
 }
 
-void moe_layer_desc_forget(moe_layer_desc *desc) {
-    if (!desc) return;
+moe_status moei_layer_desc_open(const moe_layer_desc *given, moe_layer_desc *ours, moe_error *error) {
+    return moei_desc_read(ours, sizeof *ours, given, "moe_layer_desc", error);
+}
+
+/* 0 and the default, which is what a struct without the field means. */
+static bool asks_nothing(const moe_layer_desc *desc, const moe_option *row) {
+    return holds(desc, row, "0") || holds(desc, row, row->initial);
+}
+
+moe_status moei_layer_desc_close(moe_layer_desc *given, const moe_layer_desc *ours, moe_error *error) {
     const moei_option_table table = moei_layer_option_table();
-    for (size_t i = 0; i < table.count; ++i) unsay(desc, &table.row[i]);
+    const size_t known = given->size < sizeof *ours ? given->size : sizeof *ours;
+    for (size_t i = 0; i < table.count; ++i)
+        if (table.row[i].offset >= known && !asks_nothing(ours, &table.row[i]))
+            return moei_error_set(
+                error, MOE_ERR_UNSUPPORTED,
+                "%s: no field of a moe_layer_desc of %zu bytes; the header that the caller was "
+                "built with is older than this library",
+                table.row[i].key, given->size);
+    memcpy((char *)given + sizeof given->size, (const char *)ours + sizeof ours->size,
+           known - sizeof given->size);
+    return MOE_OK;
+}
+
+void moe_layer_desc_forget(moe_layer_desc *desc) {
+    const moei_option_table table = moei_layer_option_table();
+    moe_layer_desc d;
+    if (moei_layer_desc_open(desc, &d, NULL) != MOE_OK) return;
+    for (size_t i = 0; i < table.count; ++i) unsay(&d, &table.row[i]);
+    moei_layer_desc_close(desc, &d, NULL);
 }
 
 static unsigned mark_of_name(const moe_layer_alias *named) {
@@ -64,8 +83,7 @@ static unsigned mark_of_name(const moe_layer_alias *named) {
 static moe_status take_back(moe_layer_desc *desc, unsigned by, moe_error *error) {
     const moei_option_table table = moei_layer_option_table();
     for (size_t i = 0; i < table.count; ++i) {
-        const uint8_t *mark = mark_of(desc, &table.row[i]);
-        if (mark && *mark == by)
+        if (*mark_of(desc, &table.row[i]) == by)
             MOEI_TRY(moei_layer_desc_imply(desc, &table.row[i], table.row[i].initial, error));
     }
     return MOE_OK;
@@ -85,7 +103,7 @@ static moe_status say(moe_layer_desc *desc, const moe_option *row, const char *v
     const bool said = is_said(desc, row);
     moei_option_get(row, desc, before, sizeof before);
     MOEI_TRY(moei_option_set(row, desc, value, error));
-    set_mark(desc, row, said && holds(desc, row, before) ? SAID : by);
+    *mark_of(desc, row) = (uint8_t)(said && holds(desc, row, before) ? SAID : by);
     return MOE_OK;
 }
 
@@ -103,16 +121,11 @@ static moe_status say_all(moe_layer_desc *desc, const moe_layer_alias *alias, co
 
 static moe_status set_alias(moe_layer_desc *desc, const moe_layer_alias *alias, const char *value,
                             unsigned by, moe_error *error) {
-    moe_layer_desc trial = {.size = sizeof trial};
-    MOEI_TRY(say_all(&trial, alias, value, by, error)); /* what is refused changes nothing */
     MOEI_TRY(take_back(desc, by, error));
     return say_all(desc, alias, value, by, error);
 }
 
-moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value, moe_error *error) {
-    MOEI_TRY(moei_error_need(error, "moe_layer_desc_set", "desc", desc));
-    MOEI_TRY(moei_error_need(error, "moe_layer_desc_set", "key", key));
-    MOEI_TRY(moei_error_need(error, "moe_layer_desc_set", "value", value));
+static moe_status set(moe_layer_desc *desc, const char *key, const char *value, moe_error *error) {
     const moe_option *row = moe_layer_option_find(key);
     const moe_layer_alias *alias, *named = moe_layer_alias_named(key);
     const unsigned by = named ? mark_of_name(named) : SAID;
@@ -125,6 +138,16 @@ moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char 
                               nearest->key);
     }
     MOEI_TRY(moei_option_set(row, desc, value, error));
-    set_mark(desc, row, SAID);
+    *mark_of(desc, row) = SAID;
     return named ? take_back(desc, by, error) : MOE_OK;
+}
+
+moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value, moe_error *error) {
+    moe_layer_desc d;
+    MOEI_TRY(moei_error_need(error, "moe_layer_desc_set", "desc", desc));
+    MOEI_TRY(moei_error_need(error, "moe_layer_desc_set", "key", key));
+    MOEI_TRY(moei_error_need(error, "moe_layer_desc_set", "value", value));
+    MOEI_TRY(moei_layer_desc_open(desc, &d, error));
+    MOEI_TRY(set(&d, key, value, error));
+    return moei_layer_desc_close(desc, &d, error);
 }

@@ -31,10 +31,13 @@ static moe_status check_counts(const moe_layer *layer, const int64_t *counts) {
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
                             "counts: only an update of the selection bias reads them; this layer has none "
                             "(selection_bias with selection_bias_update_rate), so give NULL");
-    for (int32_t e = 0; counts && e < layer->desc.num_experts; ++e)
-        if (counts[e] < 0)
-            return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "counts: expert %d has %lld rows; at least 0",
-                                e, (long long)counts[e]);
+    const int32_t E = layer->desc.num_experts;
+    const int64_t most = E > 0 ? INT64_MAX / E : 0; /* their sum, and E times one, have 63 bits */
+    for (int32_t e = 0; counts && e < E; ++e)
+        if (counts[e] < 0 || counts[e] > most)
+            return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                                "counts: expert %d has %lld rows; it must lie in 0 .. %lld", e,
+                                (long long)counts[e], (long long)most);
     return MOE_OK;
 }
 

@@ -59,6 +59,7 @@ static void test_gemm_rows(void **state) {
     assert_int_equal(moe_gemm_rows(ctx, &good), MOE_OK);
     WRONG(moe_gemm_rows, good, dtype, (moe_dtype)7,
           "moe_gemm_rows: dtype is 7; it must be MOE_F32, MOE_F64 or MOE_BF16");
+    assert_true(moe_dtype_bytes((moe_dtype)7) == 0 && moe_dtype_bytes(MOE_BF16) == 2);
     WRONG(moe_gemm_rows, good, n_groups, -1, "n_groups is -1");
     WRONG(moe_gemm_rows, good, offset, NULL, "offset is NULL");
     WRONG(moe_gemm_rows, good, offset, falling, "offset[2] is 1; it must be at least 2");
@@ -172,6 +173,7 @@ static void test_norm_rope(void **state) {
     WRONG(moe_rope, rope, head_dim, 2048, "head_dim is 2048; it must lie in 2 .. 1024");
     WRONG(moe_rope, rope, ldx, 7, "ldx is 7; it must be at least 8");
     WRONG(moe_rope, rope, base, 0.0F, "base is 0; it must be at least 1");
+    WRONG(moe_rope, rope, base, INFINITY, "base is inf; it must be at least 1 and finite");
     WRONG(moe_rope, rope, position, NULL, "position is NULL");
 }
 
@@ -208,6 +210,7 @@ static void test_attention(void **state) {
           "n_seq is 1073741824, kv_stride is 2; together they must be at most 2147483647 rows");
     WRONG(moe_attention, good, ldkv, 1, "ldkv is 1; it must be at least 2");
     WRONG(moe_attention, good, v, NULL, "v is NULL");
+    WRONG(moe_attention, good, scale, INFINITY, "moe_attention: scale is inf; it must be finite");
     moe_attention_args three = good;
     three.heads = 3, three.kv_heads = 2, three.ldq = three.ldo = 6, three.ldkv = 4;
     assert_told(moe_attention(ctx, &three), "heads is 3; it must be a multiple of kv_heads, 2");
@@ -226,6 +229,7 @@ static void test_losses(void **state) {
     WRONG(moe_cross_entropy, good, target, high, "target[1] is 4; it must lie in -1 .. 3");
     WRONG(moe_cross_entropy, good, target, low, "target[0] is -2; it must lie in -1 .. 3");
     WRONG(moe_cross_entropy, good, row_loss, NULL, "row_loss is NULL");
+    WRONG(moe_cross_entropy, good, grad_scale, (double)NAN, "grad_scale is nan; it must be finite");
     moe_adamw_args adamw = {.n = 4,
                             .value = number,
                             .m = number + 8,
@@ -245,7 +249,10 @@ static void test_losses(void **state) {
     WRONG(moe_adamw, adamw, lr, -1, "lr is -1; it must be at least 0");
     WRONG(moe_adamw, adamw, weight_decay, -5, "weight_decay is -5; it must be at least 0");
     WRONG(moe_adamw, adamw, weight_decay, (double)INFINITY,
-          "lr is 0.1, weight_decay is inf, grad_scale is 1; all must be finite");
+          "weight_decay is inf; it must be at least 0 and finite");
+    WRONG(moe_adamw, adamw, eps, (double)INFINITY, "eps is inf; it must be at least 0 and finite");
+    WRONG(moe_adamw, adamw, grad_scale, (double)-INFINITY,
+          "moe_adamw: grad_scale is -inf; it must be finite");
     WRONG(moe_adamw, adamw, grad_scale, 0, "grad_scale is 0, which leaves no gradient; 1 takes it as it is");
     WRONG(moe_adamw, adamw, m, NULL, "m is NULL");
     WRONG(moe_adamw, adamw, grad_dtype, MOE_BF16, "moe_adamw: grad_dtype is 2 where dtype is 0");

@@ -149,6 +149,7 @@ static void test_peak(void **state) {
     assert_int_equal(moe_peak(ctx, MOE_F64, 0, &rate), MOE_OK);
     assert_true(rate > 1e7 && rate < 1e15);
     assert_int_equal(moe_peak(ctx, MOE_F32, (double)NAN, &rate), MOE_ERR_ARGUMENT);
+    assert_int_equal(moe_peak(ctx, MOE_F32, (double)INFINITY, &rate), MOE_ERR_ARGUMENT);
     moe_ctx_destroy(ctx);
 }
 

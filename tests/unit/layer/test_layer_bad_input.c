@@ -57,6 +57,9 @@ static void options_are_parsed(void **state) {
     assert_non_null(strstr(error.text, "two"));
     assert_int_equal(moe_layer_desc_set(&d, "moe.top_k", "99999999999", &error), MOE_ERR_ARGUMENT);
     assert_int_equal(moe_layer_desc_set(&d, "moe.aux_loss_coeff", "nan", &error), MOE_ERR_ARGUMENT);
+    assert_int_equal(moe_layer_desc_set(&d, "moe.aux_loss_coeff", "-1e-50", &error), MOE_ERR_ARGUMENT);
+    assert_int_equal(moe_layer_desc_set(&d, "moe.aux_loss_coeff", "1e-50", &error), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(error.text, "1e-50 is too near 0"));
     assert_int_equal(moe_layer_desc_set(&d, "moe.expert_bias", "maybe", &error), MOE_ERR_ARGUMENT);
     assert_int_equal(d.top_k, 4); /* refusals change nothing */
 }
@@ -70,6 +73,21 @@ static void contexts_are_checked(void **state) {
     d = (moe_ctx_desc){.size = sizeof d, .isa = "mmx"};
     assert_int_equal(moe_ctx_create(&d, &ctx, &error), MOE_ERR_ARGUMENT);
     assert_non_null(strstr(error.text, "avx512"));
+    static const char *const either[] = {"neon", "avx2"}; /* no machine has both */
+    int lacking = 0;
+    for (int i = 0; i < 2; ++i) {
+        d = (moe_ctx_desc){.size = sizeof d, .isa = either[i]};
+        if (moe_ctx_create(&d, &ctx, &error) == MOE_OK) {
+            moe_ctx_destroy(ctx);
+            ctx = NULL;
+            continue;
+        }
+        ++lacking;
+        assert_int_equal(error.status, MOE_ERR_UNSUPPORTED);
+        if (!strstr(error.text, either[i]) || !strstr(error.text, "' is its best"))
+            fail_msg("%s", error.text);
+    }
+    assert_true(lacking >= 1);
     d = (moe_ctx_desc){.size = sizeof d, .isa = "sm90"};
     assert_int_equal(moe_ctx_create(&d, &ctx, &error), MOE_ERR_ARGUMENT);
     assert_non_null(strstr(error.text, "CPU"));
@@ -243,7 +261,10 @@ static void shapes_dtypes_and_moments(void **state) {
     assert_int_equal(moe_layer_forward(layer, bad, y, NULL, NULL), MOE_ERR_ARGUMENT);
     bad = x, bad.stride = INT64_MAX / 4; /* 9 rows of it overflow */
     assert_int_equal(moe_layer_forward(layer, bad, y, NULL, NULL), MOE_ERR_ARGUMENT);
-    assert_non_null(strstr(moe_ctx_error(ctx), "x: stride 2305843009213693951 for 9 rows"));
+    assert_non_null(strstr(moe_ctx_error(ctx), "x: stride 2305843009213693951; rows may lie 536870912"));
+    bad = y, bad.stride = (1 << 29) + 1;
+    assert_int_equal(moe_layer_forward(layer, x, bad, NULL, NULL), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(moe_ctx_error(ctx), "y: stride 536870913"));
     bad = x, bad.data = NULL;
     assert_int_equal(moe_layer_forward(layer, bad, y, NULL, NULL), MOE_ERR_ARGUMENT);
     bad = y, bad.rows = 8;

@@ -298,6 +298,10 @@ static void counts_need_a_bias_that_moves(void **state) {
         if (!i) assert_non_null(strstr(moe_ctx_error(b.ctx), "counts"));
         counts[4] = -1;
         assert_int_equal(moe_layer_end_step(b.layer, counts), MOE_ERR_ARGUMENT);
+        counts[4] = INT64_MAX / E + 1; /* the sums would overflow */
+        assert_int_equal(moe_layer_end_step(b.layer, counts), MOE_ERR_ARGUMENT);
+        counts[4] = INT64_MAX / E;
+        assert_int_equal(moe_layer_end_step(b.layer, counts), i ? MOE_OK : MOE_ERR_ARGUMENT);
         if (i) assert_non_null(strstr(moe_ctx_error(b.ctx), "expert 4"));
         must(b.ctx, moe_layer_end_step(b.layer, NULL));
         bench_end(&b);

@@ -42,6 +42,20 @@ static void a_kind_is_found_by_the_name_it_had(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+static void kinds_that_want_their_rows_gathered_stand_alone(void **state) {
+    (void)state;
+    scale_habit habit = {.name = "gathered"};
+    moe_expert_ops ops = scale_kind(&habit);
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_layer *layer = NULL;
+    const moe_layer_desc desc = kinds_desc(NULL, "4,gathered,zero");
+    ops.contiguous = true;
+    must(ctx, moe_expert_register(ctx, &ops));
+    test_fails(ctx, moe_layer_create(ctx, &desc, &layer), MOE_ERR_UNSUPPORTED,
+               "'gathered' cannot stand beside others");
+    moe_ctx_destroy(ctx);
+}
+
 /* --- parameters that no layer can keep --- */
 
 enum { PARAMS = 2 };
@@ -156,6 +170,7 @@ static void silent_failures_are_named(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_kind_is_found_by_the_name_it_had),
+        cmocka_unit_test(kinds_that_want_their_rows_gathered_stand_alone),
         cmocka_unit_test(parameters_that_no_layer_can_keep_are_refused),
         cmocka_unit_test(silent_failures_are_named),
     };

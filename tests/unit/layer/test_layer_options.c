@@ -154,7 +154,7 @@ static const char *const refusals[][2] = {
     {"num_experts 2 expert_kinds 4,4,4", "one entry for each of the 2"},
     {"num_experts 2 expert_kinds 4,plain", "neither a width nor a kind"},
     {"num_experts 2 expert_kinds 4,0", "outside 1 .."},
-    {"num_experts 2 expert_kinds 4,mixed", "beside others"},
+    {"num_experts 2 expert_kinds 4,mixed", "neither a width nor a kind"},
     {"num_experts 2 expert_kinds 4,identity output_size 9", "identity"},
     {"init_scheme megatron_scaled", "init_std_down"},
     {"init_scheme lucid_uniform init_std_down 0.1", "init_std_down"},

@@ -1,4 +1,4 @@
-/* test_layer_outputs.c: structs a layer writes for callers built with an older or a newer header.
+/* test_layer_outputs.c: structs that calls write for callers built with an older or a newer header.
  * Older: a struct cut short, with a guard behind it. Newer: one with fields that this library does not know.
  */
 #include "support/layer_fixture.h"
@@ -81,8 +81,96 @@ static void outputs_grow_by_size(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+/* --- descriptors that calls change --- */
+
+/* Another value than the default. */
+static const char *other_value(const moe_option *row) {
+    switch (row->type) {
+    case MOE_OPT_BOOL:
+        return "true";
+    case MOE_OPT_INT:
+    case MOE_OPT_INT64:
+        return "3";
+    case MOE_OPT_FLOAT:
+    case MOE_OPT_DOUBLE:
+        return "0.5";
+    case MOE_OPT_CHOICE:
+    case MOE_OPT_TEXT:
+        break;
+    }
+    return row->choices ? row->choices[1] : "other";
+}
+
+/* An empty descriptor of `size` bytes with a guard behind it. */
+static moe_layer_desc *guarded(size_t size) {
+    unsigned char *made = calloc(1, size + MORE);
+    assert_non_null(made);
+    memcpy(made, &size, sizeof size);
+    memset(made + size, GUARD, MORE);
+    return (moe_layer_desc *)(void *)made;
+}
+
+static void test_guard(const moe_layer_desc *given, size_t size) {
+    const unsigned char *bytes = (const unsigned char *)given;
+    assert_true(given->size == size);
+    for (size_t i = size; i < size + MORE; ++i) assert_int_equal(bytes[i], GUARD);
+}
+
+/* A field that the caller's struct has is set as in a whole one, and one that it lacks is refused. */
+static void set_in_part(const moe_option *row, size_t size) {
+    moe_layer_desc whole = {.size = sizeof whole}, *part = guarded(size);
+    moe_error error = {0};
+    assert_int_equal(moe_layer_desc_set(&whole, row->key, other_value(row), &error), MOE_OK);
+    const moe_status status = moe_layer_desc_set(part, row->key, other_value(row), &error);
+    assert_int_equal(status, row->offset < size ? MOE_OK : MOE_ERR_UNSUPPORTED);
+    if (status == MOE_OK)
+        assert_memory_equal((char *)part + sizeof size, (char *)&whole + sizeof size, size - sizeof size);
+    else if (!strstr(error.text, row->key) || !strstr(error.text, "older"))
+        fail_msg("%s: '%s'", row->key, error.text);
+    test_guard(part, size);
+    assert_int_equal(moe_layer_desc_set(part, row->key, row->initial, &error), MOE_OK); /* asks nothing new */
+    test_guard(part, size);
+    free(part);
+}
+
+static void descriptors_are_changed_no_further_than_they_reach(void **state) {
+    (void)state;
+    int refused = 0;
+    for (size_t size = 2 * sizeof size; size < sizeof(moe_layer_desc); size += 5 * sizeof size) {
+        for (size_t i = 0; moe_layer_option_at(i); ++i) set_in_part(moe_layer_option_at(i), size);
+        for (const char *const *name = moe_layer_presets(); *name; ++name) {
+            moe_layer_desc *part = guarded(size);
+            const moe_status status = moe_layer_desc_preset(part, *name, NULL);
+            assert_true(status == MOE_OK || status == MOE_ERR_UNSUPPORTED);
+            refused += status != MOE_OK;
+            test_guard(part, size);
+            moe_layer_desc_forget(part);
+            test_guard(part, size);
+            free(part);
+        }
+    }
+    assert_true(refused > 0);
+}
+
+static void descriptors_without_a_size_are_left_alone(void **state) {
+    (void)state;
+    static const size_t senseless[] = {0, sizeof(size_t), SIZE_MAX};
+    for (size_t i = 0; i < sizeof senseless / sizeof *senseless; ++i) {
+        moe_layer_desc given = {.size = senseless[i]}, before = given;
+        moe_error error;
+        assert_int_equal(moe_layer_desc_set(&given, "top_k", "2", &error), MOE_ERR_ARGUMENT);
+        assert_non_null(strstr(error.text, "set it to sizeof(moe_layer_desc)"));
+        assert_int_equal(moe_layer_desc_preset(&given, "mixtral", &error), MOE_ERR_ARGUMENT);
+        assert_non_null(strstr(error.text, "set it to sizeof(moe_layer_desc)"));
+        moe_layer_desc_forget(&given);
+        assert_memory_equal(&given, &before, sizeof given);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(descriptors_are_changed_no_further_than_they_reach),
+        cmocka_unit_test(descriptors_without_a_size_are_left_alone),
         cmocka_unit_test(outputs_grow_by_size),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
