@@ -23,7 +23,6 @@ if ! compgen -G "$root/usr/lib/aarch64-linux-gnu/libcmocka.so*" >/dev/null; then
     for package in "$root"/debs/*.deb; do dpkg -x "$package" "$root"; done
 fi
 
-export PKG_CONFIG_LIBDIR=$root/usr/lib/aarch64-linux-gnu/pkgconfig PKG_CONFIG_SYSROOT_DIR=$root
 cmake -S . -B build/arm -G Ninja -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake "-DMOEKIT_ARM_ROOT=$root" \
     -DCMAKE_BUILD_TYPE=Release -DMOEKIT_WERROR=ON -DMOEKIT_LM=OFF -DMOEKIT_CUDA=OFF
 cmake --build build/arm

@@ -1,6 +1,6 @@
 #!/bin/bash
-# check-install.sh BUILD_DIR: installs into an empty place, moves it, and builds a program against it
-# three ways: pkg-config, find_package(moekit), and as C++ where a C++ compiler is here.
+# check-install.sh BUILD_DIR: installs into an empty place, moves it, and builds a program against it: by pkg-config,
+# by find_package(moekit), each with the shared library and the static one, and as C++ where a C++ compiler is here.
 set -euo pipefail
 build=$(realpath "${1:?usage: check-install.sh BUILD_DIR}")
 place=$(mktemp -d)
@@ -43,6 +43,9 @@ export PKG_CONFIG_PATH=$pc LD_LIBRARY_PATH=${pc%/pkgconfig}
 read -ra flags <<<"$(pkg-config --cflags --libs moekit)"
 gcc -std=c17 -Wall -Werror program.c -o with_pkg_config "${flags[@]}"
 ./with_pkg_config
+read -ra static_flags <<<"$(pkg-config --cflags --libs --static moekit)"
+gcc -std=c17 -Wall -Werror program.c -o static_by_pkg_config -static "${static_flags[@]}"
+env -u LD_LIBRARY_PATH ./static_by_pkg_config
 if command -v g++ >/dev/null; then
     g++ -x c++ -Wall -Werror program.c -o as_cxx "${flags[@]}"
     ./as_cxx
@@ -54,10 +57,17 @@ project(user C)
 find_package(moekit 0.1 REQUIRED COMPONENTS moekit)
 add_executable(with_cmake program.c)
 target_link_libraries(with_cmake moekit::moekit)
+add_executable(static_by_cmake program.c)
+target_link_libraries(static_by_cmake moekit::moekit_static)
+find_package(moekit QUIET COMPONENTS lm)
+if(moekit_FOUND OR NOT moekit_NOT_FOUND_MESSAGE MATCHES "no component 'lm'.* moekit-lm")
+    message(FATAL_ERROR "a component that is not there: '${moekit_NOT_FOUND_MESSAGE}'")
+endif()
 END
 cmake -S . -B out -G Ninja -DCMAKE_PREFIX_PATH="$prefix"
 cmake --build out
 ./out/with_cmake
+env -u LD_LIBRARY_PATH ./out/static_by_cmake
 
 if [ -e "$pc/moekit-lm.pc" ]; then
     read -ra flags <<<"$(pkg-config --cflags --libs moekit-lm)"

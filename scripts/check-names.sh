@@ -27,14 +27,14 @@ complain "declared in moe.h, option.h, expert.h, op.h, quant.h or cuda.h, not ex
     "$(comm -23 <(declared include/moekit/{moe,option,expert,op,quant,cuda}.h) <(echo "$layer"))"
 complain "exported by libmoekit, declared in no header" \
     "$(comm -13 <(declared include/moekit/{moe,option,expert,op,quant,cuda}.h) <(echo "$layer"))"
-static=$(global "$build/libmoekit_static.a")
+static=$(global "$build/libmoekit.a")
 if [ -e "$build/libmoekit-lm.so" ]; then
     models=$(exported "$build/libmoekit-lm.so")
     complain "declared in lm.h, not exported by libmoekit-lm" \
         "$(comm -23 <(declared include/moekit/lm.h) <(echo "$models"))"
     complain "exported by libmoekit-lm, not declared in lm.h" \
         "$(comm -13 <(declared include/moekit/lm.h) <(echo "$models"))"
-    internal=$(global "$build/libmoekit_lm_static.a")
+    internal=$(global "$build/libmoekit-lm.a")
     complain "inside libmoekit-lm, but begin with neither moe_lm_ nor moelm_" \
         "$(grep -Ev '^(moe_lm_|moelm_|$)' <<<"$internal")"
     static+=$'\n'$internal

@@ -17,7 +17,7 @@ libraries() {
     printf 'void %s(void) {}\n' "$@" >"$place/names.c"
     gcc -c -fPIC -o "$place/names.o" "$place/names.c" &&
         gcc -shared -o "$place/libmoekit.so" "$place/names.o" &&
-        rm -f "$place/libmoekit_static.a" && ar rc "$place/libmoekit_static.a" "$place/names.o"
+        rm -f "$place/libmoekit.a" && ar rc "$place/libmoekit.a" "$place/names.o"
 }
 breaks() { # EXPECTED: the complaint about the libraries as they are
     local said
