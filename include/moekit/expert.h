@@ -29,7 +29,7 @@ typedef struct moe_expert_desc {
     bool saved_mxfp8;  /* save pre-activations in 8 bits, moe_layer_desc.saved_dtype */
     const char *kinds; /* unequal experts: one entry an expert; "": all alike */
     const char *init_scheme;
-    float init_std, init_std_down, init_std_scale;
+    float init_std, init_std_down, init_std_scale; /* 0 is 0 here: numbers need not be drawn */
     int32_t layer_index;
     uint64_t stream; /* distinguishes random draws of routed and shared experts */
     void *user;      /* moe_expert_ops.user */

@@ -264,7 +264,8 @@ typedef struct moe_layer_desc {
     int32_t layer_index;     /* keys the random draws, so layers differ */
     /* The library's: who set each field. Leave it 0, and copy it with the rest. */
     uint8_t said[128];
-    uint8_t reserved[4]; /* 0: no padding, as in moe_ctx_desc */
+    bool undrawn;        /* parameters are zeros instead of drawn: for who reads them from a file, sooner */
+    uint8_t reserved[3]; /* 0: no padding, as in moe_ctx_desc */
 } moe_layer_desc;
 
 /* Names and settings of a preset ("mixtral" "deepseek_v3" "megatron" "automodel" "lucidrains" "t2t_top2"

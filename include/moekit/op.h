@@ -285,8 +285,8 @@ typedef enum moe_purpose {
 } moe_purpose;
 MOE_API void moe_random(uint64_t seed, moe_purpose purpose, uint32_t layer, uint64_t step, uint64_t index,
                         uint32_t out[4]);
-/* x[i] = std * N(0,1), element i of stream (seed, purpose, layer, step). Of what is no moe_dtype nothing is
- * written. */
+/* x[i] = std * N(0,1), element i of stream (seed, purpose, layer, step); std 0: zeros, at memory's speed. Of
+ * what is no moe_dtype nothing is written. */
 MOE_API void moe_random_normal(uint64_t seed, moe_purpose purpose, uint32_t layer, uint64_t step,
                                moe_dtype dtype, void *x, int64_t n, double std);
 

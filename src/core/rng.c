@@ -11,6 +11,7 @@
 #include <moekit/op.h>
 
 #include <math.h>
+#include <string.h>
 
 void moei_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {
     moei_philox_words(counter, key, out);
@@ -25,6 +26,10 @@ void moe_random(uint64_t seed, moe_purpose purpose, uint32_t layer, uint64_t ste
 void moe_random_normal(uint64_t seed, moe_purpose purpose, uint32_t layer, uint64_t step, moe_dtype dtype,
                        void *x, int64_t n, double std) {
     if (!x) return;
+    if (std == 0) {
+        if (n > 0) memset(x, 0, (size_t)n * moe_dtype_bytes(dtype));
+        return;
+    }
     const double two_pi = 6.283185307179586476925287;
     for (int64_t i = 0; i < n; i += 2) {
         uint32_t word[4];

@@ -90,10 +90,6 @@ static void spread_sigma(const mixed *m, moe_expert_desc *told) {
     for (int32_t p = 0; p < m->n_parts; ++p)
         if (m->part[p].ops == &moei_expert_ffn) total += (double)m->part[p].count * m->part[p].d_hidden;
     told->init_scheme = "normal";
-    if (told->init_std_scale == MOE_ZERO) {
-        told->init_std = told->init_std_down = MOE_ZERO;
-        return;
-    }
     told->init_std = (float)((double)told->init_std_scale / sqrt((double)told->d_in));
     told->init_std_down = (float)((double)told->init_std_scale / sqrt(total));
 }

@@ -35,9 +35,9 @@ static size_t param_bytes(const moe_param *param) {
 
 static double normal_std(const moe_expert_desc *d, bool down) {
     if (d->init_scheme && strcmp(d->init_scheme, "sigma_moe") == 0)
-        return moei_number(d->init_std_scale, 0) /
+        return (double)d->init_std_scale /
                sqrt(down ? (double)d->n_experts * (double)d->d_hidden : (double)d->d_in);
-    return moei_number(down ? d->init_std_down : d->init_std, 0);
+    return (double)(down ? d->init_std_down : d->init_std);
 }
 
 /* x[n] of U(-bound, bound) */

@@ -24,6 +24,7 @@ static size_t history_bytes(const moe_layer_desc *d) {
 static moe_status draw_param(moe_layer *layer, const moei_layer_param *param, uint64_t stream, double std,
                              bool gate) {
     const moe_layer_desc *d = &layer->desc;
+    if (d->undrawn) return MOE_OK; /* it is zeros already */
     void *view = moei_memory_open(layer->ctx, param->own.value, param->bytes);
     if (!view) return MOE_ERR_MEMORY;
     moe_random_normal(layer->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)d->layer_index, stream,
@@ -96,6 +97,7 @@ static moe_status create_experts(moe_layer *layer, moei_experts *experts, const 
 }
 
 static moe_expert_desc expert_desc(const moe_layer_desc *d) {
+    const bool drawn = !d->undrawn;
     return (moe_expert_desc){.size = sizeof(moe_expert_desc),
                              .dtype = d->dtype,
                              .n_experts = d->num_experts,
@@ -113,10 +115,10 @@ static moe_expert_desc expert_desc(const moe_layer_desc *d) {
                              .recompute = moei_is(d->recompute, "layer"),
                              .saved_mxfp8 = moei_is(d->saved_dtype, "mxfp8"),
                              .kinds = d->expert_kinds,
-                             .init_scheme = d->init_scheme,
-                             .init_std = d->init_std,
-                             .init_std_down = d->init_std_down,
-                             .init_std_scale = d->init_std_scale,
+                             .init_scheme = drawn ? d->init_scheme : "normal",
+                             .init_std = drawn ? (float)moei_number(d->init_std, 0) : 0,
+                             .init_std_down = drawn ? (float)moei_number(d->init_std_down, 0) : 0,
+                             .init_std_scale = (float)moei_number(d->init_std_scale, 0),
                              .layer_index = d->layer_index};
 }
 

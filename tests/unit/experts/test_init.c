@@ -59,7 +59,42 @@ static void init_schemes_have_their_moments(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+/* Whoever reads parameters from a file does not wait for numbers, whatever scheme would draw them. */
+static void undrawn_layers_are_zeros(void **state) {
+    (void)state;
+    static const char *const schemes[] = {"normal", "megatron_scaled", "lucid_uniform", "sigma_moe"};
+    moe_ctx *ctx = test_ctx(NULL, 2);
+    for (size_t c = 0; c < sizeof schemes / sizeof *schemes; ++c) {
+        const bool by_std = c < 2;
+        const moe_layer_desc d = {.size = sizeof d,
+                                  .d_model = 8,
+                                  .num_experts = 4,
+                                  .expert_hidden_size = 6,
+                                  .latent_size = by_std ? 4 : 0,
+                                  .num_shared_experts = 1,
+                                  .expert_bias = true,
+                                  .init_scheme = schemes[c],
+                                  .router_init = by_std ? "normal" : "normal_fan_in_renorm",
+                                  .init_std = by_std ? 0.5f : 0,
+                                  .init_std_down = c == 1 ? 0.25f : 0,
+                                  .undrawn = true};
+        moe_layer *layer = NULL;
+        must(ctx, moe_layer_create(ctx, &d, &layer));
+        for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
+            moe_param p = {.size = sizeof p};
+            must(ctx, moe_layer_param(layer, i, &p));
+            for (int64_t j = 0; j < p.dim[0] * p.dim[1] * p.dim[2]; ++j)
+                if (((const float *)p.value)[j] != 0)
+                    fail_msg("%s: %s[%d] is drawn", schemes[c], p.name, (int)j);
+        }
+        assert_true(moe_layer_get_desc(layer)->init_std == d.init_std);
+        moe_layer_destroy(layer);
+    }
+    moe_ctx_destroy(ctx);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(init_schemes_have_their_moments)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(init_schemes_have_their_moments),
+                                       cmocka_unit_test(undrawn_layers_are_zeros)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
