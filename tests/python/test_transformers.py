@@ -39,6 +39,13 @@ CASES = {
         "moe.aux_loss_coeff": 0.02, "moe.input_jitter_eps": 0.1, "moe.top_k": 3,
     },
     "one expert": {"moe.top_k": 1},
+    "gelu by erf": {"moe.activation": "geglu_exact"},
+    "gelu by tanh": {"moe.activation": "geglu"},
+    "relu": {"moe.activation": "reglu"},
+    "settings of training": {
+        "moe.dropout": 0.1, "moe.expert_dropout": 0.1, "moe.seq_aux_loss_coeff": 0.01, "moe.recompute": "layer",
+        "moe.token_rounding": 4, "moe.router_frozen": "true",
+    },
 }
 # no model of Mixtral's: saved as moekit's own, which transformers does not take for one of its models
 OWN = {

@@ -35,15 +35,48 @@ static const struct {
     {"initializer_range",   "model.init_std",       "0.02" },
     {"router_jitter_noise", "moe.input_jitter_eps", "0"    },
 };
-/* Those that it does not know; kept in an object "moekit", which transformers passes over. */
-static const char *const extra[] = {"moe.score_before_topk", "moe.norm_topk_prob", "moe.z_loss_coeff",
-                                    "moe.init_std", "moe.init_std_down"};
-
+/* Those that it does not know; kept in an object "moekit", which transformers passes over: two ways to say
+ * the same weights, and what only training heeds. */
+static const char *const extra[] = {"moe.score_before_topk",
+                                    "moe.norm_topk_prob",
+                                    "moe.top_k_min",
+                                    "moe.dropout",
+                                    "moe.expert_dropout",
+                                    "moe.token_rounding",
+                                    "moe.router_frozen",
+                                    "moe.aux_loss_type",
+                                    "moe.aux_map",
+                                    "moe.seq_aux_loss_coeff",
+                                    "moe.global_aux_loss_coeff",
+                                    "moe.importance_loss_coeff",
+                                    "moe.entropy_loss_coeff",
+                                    "moe.z_loss_coeff",
+                                    "moe.init_scheme",
+                                    "moe.router_init",
+                                    "moe.init_std",
+                                    "moe.init_std_down",
+                                    "moe.init_std_scale",
+                                    "moe.recompute",
+                                    "moe.saved_dtype"};
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-/* Settings of the layer that the two tables and read_losses carry. */
+/* Hugging Face's name of the activation that the gate column goes through; NULL: it has none. */
+static const char *hidden_act(const moe_lm_config *config) {
+    const moe_layer_alias *alias;
+    for (size_t i = 0; (alias = moe_layer_alias_at(i)); ++i) {
+        const moe_alias_setting *sets = moe_layer_alias_setting(alias, 0);
+        if (strcmp(alias->name, "hidden_act") == 0 && sets && sets->value &&
+            strcmp(sets->value, config->moe.activation) == 0)
+            return alias->value;
+    }
+    return NULL;
+}
+
+/* Settings of the layer that the tables, read_activation and read_losses carry. */
 static bool is_carried(const char *key) {
-    if (strcmp(key, "moe.d_model") == 0 || strcmp(key, "moe.aux_loss_coeff") == 0) return true;
+    static const char *const apart[] = {"moe.d_model", "moe.activation", "moe.aux_loss_coeff"};
+    for (size_t i = 0; i < COUNT(apart); ++i)
+        if (strcmp(key, apart[i]) == 0) return true;
     for (size_t i = 0; i < COUNT(fields); ++i)
         if (strcmp(key, fields[i].ours) == 0) return true;
     for (size_t i = 0; i < COUNT(optional); ++i)
@@ -62,7 +95,7 @@ static int32_t chosen_k(const moe_lm_config *config) {
 static bool fits(const moe_lm_config *config) {
     const moe_layer_desc *moe = &config->moe;
     if (config->model.n_layers > 1 && config->model.moe_layer_freq != 1) return false;
-    if (config->model.moe_layer_freq < 1 || moe->num_experts < 1) return false;
+    if (config->model.moe_layer_freq < 1 || moe->num_experts < 1 || !hidden_act(config)) return false;
     const moe_option *row;
     for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
         char value[1024];
@@ -87,21 +120,26 @@ static moe_status refuse(const char *field, const char *value, const char *right
 }
 
 static moe_status read_limits(const json_t *root, const moe_lm_config *config, moe_error *error) {
-    const char *act = "silu";
     double dropout = 0;
     int64_t window = INT64_MAX;
     json_t *scaling = NULL;
-    MOEI_TRY(moelm_json_opt_string(root, "config.json", "hidden_act", &act, error));
     MOEI_TRY(moelm_json_opt_real(root, "config.json", "attention_dropout", &dropout, error));
     MOEI_TRY(moelm_json_opt_int(root, "config.json", "sliding_window", 1, INT64_MAX, &window, error));
     MOEI_TRY(moelm_json_opt_object(root, "config.json", "rope_scaling", &scaling, error));
-    if (strcmp(act, "silu") != 0) return refuse("hidden_act", act, "silu is", error);
     if (dropout != 0) return refuse("attention_dropout", "above 0", "0 is", error);
     if (window < config->model.context)
         return refuse("sliding_window", "below max_position_embeddings",
                       "lower max_position_embeddings to it", error);
     if (scaling) return refuse("rope_scaling", "that is set", "null is", error);
     return MOE_OK;
+}
+
+static moe_status read_activation(const json_t *root, moe_lm_config *config, moe_error *error) {
+    const char *act = "silu";
+    moe_error inner;
+    MOEI_TRY(moelm_json_opt_string(root, "config.json", "hidden_act", &act, error));
+    if (moe_lm_config_set(config, "hidden_act", act, "config.json", &inner) == MOE_OK) return MOE_OK;
+    return moei_error_set(error, MOE_ERR_UNSUPPORTED, "config.json: %s", inner.text);
 }
 
 static moe_status read_rope(const json_t *root, moe_lm_config *config, moe_error *error) {
@@ -167,6 +205,7 @@ static moe_status read_dtype(const json_t *root, moe_lm_config *config, moe_erro
 static moe_status config_read(const json_t *root, moe_lm_config *config, moe_error *error) {
     MOEI_TRY(read_fields(root, config, error));
     MOEI_TRY(read_dtype(root, config, error));
+    MOEI_TRY(read_activation(root, config, error));
     MOEI_TRY(read_limits(root, config, error));
     MOEI_TRY(read_rope(root, config, error));
     MOEI_TRY(read_losses(root, config, error));
@@ -183,10 +222,10 @@ static int write_fixed(const moe_lm_config *config, json_t *root) {
     json_t *fixed =
         json_pack("{s:[s], s:s, s:s, s:s, s:f, s:n, s:n, s:n, s:n, s:b, s:b, s:{s:o, s:s}, s:f}",
                   "architectures", "MixtralForCausalLM", "dtype", dtype, "torch_dtype", dtype, "hidden_act",
-                  "silu", "attention_dropout", 0.0, "bos_token_id", "eos_token_id", "pad_token_id",
-                  "sliding_window", "use_cache", 1, "output_router_logits", 0, "rope_parameters",
-                  "rope_theta", moelm_family_value(config, "model.rope_base"), "rope_type", "default",
-                  "router_aux_loss_coef", (double)config->moe.aux_loss_coeff / loss_scale(config));
+                  hidden_act(config), "attention_dropout", 0.0, "bos_token_id", "eos_token_id",
+                  "pad_token_id", "sliding_window", "use_cache", 1, "output_router_logits", 0,
+                  "rope_parameters", "rope_theta", moelm_family_value(config, "model.rope_base"), "rope_type",
+                  "default", "router_aux_loss_coef", (double)config->moe.aux_loss_coeff / loss_scale(config));
     int failed = fixed ? json_object_update(root, fixed) : -1;
     json_decref(fixed);
     return failed;

@@ -377,8 +377,8 @@ static void test_wrong_mixtral_config(void **state) {
     check_config(ctx, path, NULL, "head_dim", "5", input, "odd");
     check_config(ctx, path, NULL, "vocab_size", "99", input, "model.embed_tokens.weight");
     check_config(ctx, path, NULL, "tie_word_embeddings", "true", input, "lm_head.weight");
-    check_config(ctx, path, NULL, "hidden_act", "\"gelu\"", unsupported,
-                 "/config.json: hidden_act gelu is not");
+    check_config(ctx, path, NULL, "hidden_act", "\"tanh\"", unsupported,
+                 "/config.json: hidden_act: 'tanh' is not one of: silu");
     check_config(ctx, path, NULL, "sliding_window", "8", unsupported, "sliding_window");
     check_config(ctx, path, NULL, "attention_dropout", "0.5", unsupported, "attention_dropout");
     check_config(ctx, path, NULL, "rope_scaling", "{}", unsupported, "rope_scaling");
