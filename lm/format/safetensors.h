@@ -68,5 +68,14 @@ const char *moelm_safetensors_metadata(const moelm_safetensors *file, const char
 /* 2. Writing: one file, replaced in one step (moelm_file_writer), tensors in the order given. */
 moe_status moelm_safetensors_write(const char *path, const moelm_st_tensor *tensors, size_t count,
                                    const moelm_st_pair *metadata, size_t n_metadata, moe_error *error);
+/* The same where not all data is there at once: that of tensor `index` is asked for when it is its turn, and
+ * is read before the next is asked for. moelm_st_tensor.data is not looked at. */
+typedef struct moelm_st_source {
+    const void *(*data_of)(void *user, size_t index);
+    void *user;
+} moelm_st_source;
+moe_status moelm_safetensors_write_from(const char *path, const moelm_st_tensor *tensors, size_t count,
+                                        const moelm_st_pair *metadata, size_t n_metadata,
+                                        const moelm_st_source *source, moe_error *error);
 
 #endif

@@ -24,7 +24,6 @@ static moe_status tensor_bytes(const char *path, const moelm_st_tensor *tensor, 
         if (tensor->dim[i] < 0 || __builtin_mul_overflow(product, (uint64_t)tensor->dim[i], &product))
             return refuse(path, tensor->name, "its shape is negative or overflows", error);
     }
-    if (product > 0 && !tensor->data) return refuse(path, tensor->name, "has no data", error);
     *bytes = product;
     return MOE_OK;
 }
@@ -91,23 +90,29 @@ static moe_status make_header(const char *path, const moelm_st_tensor *tensors, 
     return MOE_OK;
 }
 
+/* Of a tensor whose shape has been checked. */
+static size_t checked_bytes(const moelm_st_tensor *tensor) {
+    size_t bytes = moelm_st_dtype_bytes(tensor->dtype);
+    for (int32_t i = 0; i < tensor->n_dim; i++) bytes *= (size_t)tensor->dim[i];
+    return bytes;
+}
+
 static moe_status put_all(moelm_file_writer *writer, const char *header, const moelm_st_tensor *tensors,
-                          size_t count, moe_error *error) {
+                          size_t count, const moelm_st_source *source, moe_error *error) {
     uint64_t length = strlen(header);
     unsigned char prefix[8];
     for (int i = 0; i < 8; i++) prefix[i] = (unsigned char)(length >> 8 * i);
     MOEI_TRY(moelm_file_writer_put(writer, prefix, sizeof prefix, error));
     MOEI_TRY(moelm_file_writer_put(writer, header, (size_t)length, error));
-    for (size_t i = 0; i < count; i++) {
-        size_t bytes = moelm_st_dtype_bytes(tensors[i].dtype);
-        for (int32_t k = 0; k < tensors[i].n_dim; k++) bytes *= (size_t)tensors[i].dim[k];
-        MOEI_TRY(moelm_file_writer_put(writer, tensors[i].data, bytes, error));
-    }
+    for (size_t i = 0; i < count; i++)
+        MOEI_TRY(moelm_file_writer_put(writer, source->data_of(source->user, i), checked_bytes(&tensors[i]),
+                                       error));
     return MOE_OK;
 }
 
-moe_status moelm_safetensors_write(const char *path, const moelm_st_tensor *tensors, size_t count,
-                                   const moelm_st_pair *metadata, size_t n_metadata, moe_error *error) {
+moe_status moelm_safetensors_write_from(const char *path, const moelm_st_tensor *tensors, size_t count,
+                                        const moelm_st_pair *metadata, size_t n_metadata,
+                                        const moelm_st_source *source, moe_error *error) {
     char *header = NULL;
     uint64_t data_bytes = 0;
     MOEI_TRY(make_header(path, tensors, count, metadata, n_metadata, &header, &data_bytes, error));
@@ -117,9 +122,25 @@ moe_status moelm_safetensors_write(const char *path, const moelm_st_tensor *tens
         status = moei_error_set(error, MOE_ERR_ARGUMENT, "%s: its header would be longer than 100 MB", path);
     if (status == MOE_OK)
         status = moelm_file_writer_open(path, 8 + strlen(header) + data_bytes, &writer, error);
-    if (status == MOE_OK) status = put_all(writer, header, tensors, count, error);
+    if (status == MOE_OK) status = put_all(writer, header, tensors, count, source, error);
     free(header);
     if (status == MOE_OK) return moelm_file_writer_commit(writer, error);
     moelm_file_writer_abort(writer);
     return status;
+}
+
+static const void *own_data(void *user, size_t index) {
+    return ((const moelm_st_tensor *)user)[index].data;
+}
+
+moe_status moelm_safetensors_write(const char *path, const moelm_st_tensor *tensors, size_t count,
+                                   const moelm_st_pair *metadata, size_t n_metadata, moe_error *error) {
+    const moelm_st_source source = {own_data, (void *)(uintptr_t)tensors};
+    for (size_t i = 0; i < count; i++) {
+        uint64_t bytes = 0;
+        if (tensors[i].data || !tensors[i].name) continue;
+        MOEI_TRY(tensor_bytes(path, &tensors[i], &bytes, error));
+        if (bytes > 0) return refuse(path, tensors[i].name, "has no data", error);
+    }
+    return moelm_safetensors_write_from(path, tensors, count, metadata, n_metadata, &source, error);
 }

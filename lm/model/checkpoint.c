@@ -1,6 +1,6 @@
 /* checkpoint.c: a model read from and written to a directory: config.json and safetensors.
- * The family names tensors and says where their numbers stand; here they are checked, converted and moved.
- * Source: Hugging Face's checkpoint layout; bf16 is the upper half of f32, f16 is IEEE 754 binary16.
+ * The family names tensors and says where their numbers stand, slice.c moves them; here files are checked.
+ * Source: Hugging Face's checkpoint layout.
  */
 #include "model/checkpoint.h"
 
@@ -17,49 +17,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int64_t rows_of(const moelm_slice *s) {
-    return s->n_dim == 1 ? 1 : s->n_dim == 2 ? s->dim[0] : s->dim[0] * s->dim[1];
-}
-
-/* 1. Numbers of a file. */
-
-static float from_f16(uint16_t bits) {
-    int exponent = bits >> 10 & 31, fraction = bits & 1023;
-    float value = exponent == 31 ? (fraction ? NAN : INFINITY)
-                  : exponent     ? ldexpf((float)(1024 + fraction), exponent - 25)
-                                 : ldexpf((float)fraction, -24);
-    return bits >> 15 ? -value : value;
-}
-
-/* The file's numbers need not be aligned. */
-static float number_at(const moelm_st_tensor *tensor, int64_t index) {
-    const char *data = tensor->data;
-    if (tensor->dtype == MOELM_ST_F32) {
-        float value;
-        memcpy(&value, data + index * 4, sizeof value);
-        return value;
-    }
-    uint16_t half;
-    memcpy(&half, data + index * 2, sizeof half);
-    if (tensor->dtype == MOELM_ST_F16) return from_f16(half);
-    uint32_t word = (uint32_t)half << 16;
-    float value;
-    memcpy(&value, &word, sizeof value);
-    return value;
-}
-
-static void read_slice(const moelm_slice *s, const moelm_st_tensor *tensor) {
-    int64_t cols = s->dim[s->n_dim - 1];
-    for (int64_t i = 0; i < rows_of(s); ++i)
-        for (int64_t j = 0; j < cols; ++j)
-            moei_real_store(s->dtype, s->value, i * s->row_step + j * s->col_step,
-                            (double)number_at(tensor, i * cols + j));
-}
-
-/* 2. Reading. */
+/* 1. Reading. */
 
 typedef struct reader {
     moe_ctx *ctx;
+    const char *directory;
     const moelm_safetensors *file;
     size_t n_read;
 } reader;
@@ -71,9 +33,9 @@ static moe_status read_tensor(void *user, const moelm_slice *slice) {
     if (moelm_safetensors_get(r->file, slice->name, slice->n_dim, slice->dim, &tensor, &error) != MOE_OK)
         return moelm_fail(r->ctx, &error);
     if (tensor->dtype != MOELM_ST_F32 && tensor->dtype != MOELM_ST_BF16 && tensor->dtype != MOELM_ST_F16)
-        return moe_ctx_fail(r->ctx, MOE_ERR_INPUT, "tensor '%s' is %s; F32, BF16 and F16 can be read",
-                            slice->name, moelm_st_dtype_name(tensor->dtype));
-    read_slice(slice, tensor);
+        return moe_ctx_fail(r->ctx, MOE_ERR_INPUT, "%s: tensor '%s' is %s; F32, BF16 and F16 can be read",
+                            r->directory, slice->name, moelm_st_dtype_name(tensor->dtype));
+    moelm_slice_read(r->ctx, slice, tensor);
     ++r->n_read;
     return MOE_OK;
 }
@@ -91,8 +53,9 @@ static moe_status check_extra(const moe_lm *lm, const moelm_family *family, cons
         moe_status known = family->visit(lm, find_name, name);
         free(name);
         if (known == MOE_OK)
-            return moe_ctx_fail(r->ctx, MOE_ERR_INPUT, "tensor '%s' has no place in a model of type %s",
-                                moelm_safetensors_at(r->file, i)->name, family->model_type);
+            return moe_ctx_fail(r->ctx, MOE_ERR_INPUT,
+                                "%s: tensor '%s' has no place in the %s model that config.json describes",
+                                r->directory, moelm_safetensors_at(r->file, i)->name, family->model_type);
     }
     return MOE_OK;
 }
@@ -158,17 +121,18 @@ static moe_status read_config(const char *directory, const moelm_family **family
     return found_in(directory, status, error);
 }
 
-static moe_status read_tensors(moe_lm *lm, const moelm_family *family, const moelm_safetensors *file) {
-    reader r = {.ctx = lm->ctx, .file = file};
+static moe_status read_tensors(moe_lm *lm, const moelm_family *family, const moelm_safetensors *file,
+                               const char *directory) {
+    reader r = {.ctx = lm->ctx, .directory = directory, .file = file};
     MOEI_TRY(family->visit(lm, read_tensor, &r));
     return check_extra(lm, family, &r);
 }
 
 static moe_status load(moe_ctx *ctx, const moelm_family *family, const moe_lm_config *config,
-                       const moelm_safetensors *file, moe_lm **lm) {
+                       const moelm_safetensors *file, const char *directory, moe_lm **lm) {
     moe_lm *made;
-    MOEI_TRY(moe_lm_create(ctx, config, &made));
-    moe_status status = read_tensors(made, family, file);
+    MOEI_TRY(moelm_create(ctx, config, false, &made));
+    moe_status status = read_tensors(made, family, file, directory);
     if (status == MOE_OK)
         *lm = made;
     else
@@ -193,69 +157,62 @@ moe_status moe_lm_load_as(moe_ctx *ctx, const char *directory, const char *dtype
     if (status == MOE_OK) status = moelm_safetensors_open(directory, &file, &error);
     if (status == MOE_OK) status = moelm_checksum_check(directory, "model.safetensors", &error);
     if (status == MOE_OK) status = found_in(directory, check_size(config, file, &error), &error);
-    status = status == MOE_OK ? load(ctx, family, config, file, lm) : moelm_fail(ctx, &error);
+    status = status == MOE_OK ? load(ctx, family, config, file, directory, lm) : moelm_fail(ctx, &error);
     moelm_safetensors_close(file);
     moe_lm_config_destroy(config);
     return status;
 }
 
-/* 3. Writing. */
+/* 2. Writing. */
 
 typedef struct writer {
     moe_ctx *ctx;
     moelm_st_tensor *tensor; /* NULL: counting */
     moelm_slice *slice;      /* [count] owns the names */
-    char *block;             /* numbers that stand otherwise in the model than in the file */
-    size_t count, used;
+    size_t count,
+        largest; /* bytes of the largest tensor that stands otherwise in the model than in the file */
+    void *block; /* [largest] one of them as the file has it */
 } writer;
-
-static bool is_plain(const moelm_slice *s) {
-    return s->col_step == 1 && (s->n_dim == 1 || s->row_step == s->dim[s->n_dim - 1]);
-}
-
-static const void *file_order(const moelm_slice *s, void *out) {
-    int64_t cols = s->dim[s->n_dim - 1];
-    for (int64_t i = 0; i < rows_of(s); ++i)
-        for (int64_t j = 0; j < cols; ++j)
-            moei_real_store(s->dtype, out, i * cols + j,
-                            moei_real_load(s->dtype, s->value, i * s->row_step + j * s->col_step));
-    return out;
-}
 
 static moe_status add_tensor(void *user, const moelm_slice *slice) {
     writer *w = user;
+    const moelm_st_dtype dtype = moelm_slice_type(slice);
+    const size_t bytes = (size_t)moelm_slice_numbers(slice) * moelm_st_dtype_bytes(dtype);
+    if (!moelm_slice_is_plain(slice) && bytes > w->largest) w->largest = bytes;
     if (w->tensor) {
         w->slice[w->count] = *slice;
-        moelm_st_tensor *tensor = &w->tensor[w->count];
-        *tensor = (moelm_st_tensor){.name = w->slice[w->count].name,
-                                    .dtype = slice->dtype == MOE_BF16 ? MOELM_ST_BF16 : MOELM_ST_F32,
-                                    .n_dim = slice->n_dim};
-        memcpy(tensor->dim, slice->dim, sizeof slice->dim);
-        tensor->data = is_plain(slice) ? slice->value : file_order(slice, w->block + w->used);
+        w->tensor[w->count] =
+            (moelm_st_tensor){.name = w->slice[w->count].name, .dtype = dtype, .n_dim = slice->n_dim};
+        memcpy(w->tensor[w->count].dim, slice->dim, sizeof slice->dim);
     }
-    if (!is_plain(slice))
-        w->used +=
-            ((size_t)(rows_of(slice) * slice->dim[slice->n_dim - 1]) * moe_dtype_bytes(slice->dtype) + 7) &
-            ~(size_t)7;
     ++w->count;
     return MOE_OK;
 }
 
+static const void *data_of(void *user, size_t index) {
+    const writer *w = user;
+    if (moelm_slice_is_plain(&w->slice[index])) return w->slice[index].value;
+    moelm_slice_write(w->ctx, &w->slice[index], w->block);
+    return w->block;
+}
+
 static moe_status write_file(moe_lm *lm, const moelm_family *family, writer *w, const char *path) {
-    w->count = w->used = 0;
-    MOEI_TRY(family->visit(lm, add_tensor, w));
     moe_error error;
     const moelm_st_pair format = {"format", "pt"}; /* transformers asks for it */
-    if (moelm_safetensors_write(path, w->tensor, w->count, &format, 1, &error) == MOE_OK) return MOE_OK;
+    const moelm_st_source source = {data_of, w};
+    w->count = 0;
+    MOEI_TRY(family->visit(lm, add_tensor, w));
+    if (moelm_safetensors_write_from(path, w->tensor, w->count, &format, 1, &source, &error) == MOE_OK)
+        return MOE_OK;
     return moelm_fail(lm->ctx, &error);
 }
 
 static moe_status write_tensors(moe_lm *lm, const moelm_family *family, const char *path) {
     writer w = {.ctx = lm->ctx};
     MOEI_TRY(family->visit(lm, add_tensor, &w));
-    size_t count = w.count, bytes = w.used;
+    const size_t count = w.count, bytes = w.largest;
     w.block = moe_ctx_alloc(lm->ctx, bytes);
-    if (!w.block) return MOE_ERR_MEMORY;
+    if (!w.block) return moei_ctx_no_memory(lm->ctx, "a tensor in the order of its file");
     w.tensor = calloc(count, sizeof *w.tensor);
     w.slice = calloc(count, sizeof *w.slice);
     moe_status status = w.tensor && w.slice

@@ -86,10 +86,11 @@ static moe_status make_tensors(moe_lm *lm) {
     return MOE_OK;
 }
 
-static moe_status make_layers(moe_lm *lm) {
+static moe_status make_layers(moe_lm *lm, bool drawn) {
     for (int32_t i = 0; i < lm->n_layers; ++i) {
         moe_layer_desc desc;
         moelm_config_layer(lm->config, i, &desc);
+        desc.undrawn = !drawn;
         MOEI_TRY(moe_layer_create(lm->ctx, &desc, &lm->blocks[i].ffn));
     }
     return MOE_OK;
@@ -183,18 +184,18 @@ static void warn_of_foresight(const moe_lm *lm) {
     }
 }
 
-static moe_status make(moe_lm *lm) {
+static moe_status make(moe_lm *lm, bool drawn) {
     lm->blocks = calloc((size_t)lm->n_layers, sizeof *lm->blocks);
     if (!lm->blocks) return moe_ctx_fail(lm->ctx, MOE_ERR_MEMORY, "no memory for %d blocks", lm->n_layers);
     MOEI_TRY(make_tensors(lm));
-    MOEI_TRY(make_layers(lm));
+    MOEI_TRY(make_layers(lm, drawn));
     MOEI_TRY(make_entries(lm));
-    draw_all(lm);
+    if (drawn) draw_all(lm);
     warn_of_foresight(lm);
     return MOE_OK;
 }
 
-moe_status moe_lm_create(moe_ctx *ctx, const moe_lm_config *config, moe_lm **lm) {
+moe_status moelm_create(moe_ctx *ctx, const moe_lm_config *config, bool drawn, moe_lm **lm) {
     MOEI_TRY(moei_ctx_need(ctx, "moe_lm_create", "lm", lm));
     moe_error error = {0};
     if (moe_lm_config_check(config, &error) != MOE_OK) return moelm_fail(ctx, &error);
@@ -204,7 +205,7 @@ moe_status moe_lm_create(moe_ctx *ctx, const moe_lm_config *config, moe_lm **lm)
     moe_status status = copy_config(config, &made->config, &error);
     if (status == MOE_OK) {
         take_sizes(made);
-        status = make(made);
+        status = make(made, drawn);
     } else {
         moelm_fail(ctx, &error);
     }
@@ -214,6 +215,10 @@ moe_status moe_lm_create(moe_ctx *ctx, const moe_lm_config *config, moe_lm **lm)
     }
     *lm = made;
     return MOE_OK;
+}
+
+moe_status moe_lm_create(moe_ctx *ctx, const moe_lm_config *config, moe_lm **lm) {
+    return moelm_create(ctx, config, true, lm);
 }
 
 void moe_lm_destroy(moe_lm *lm) {

@@ -135,6 +135,8 @@ typedef struct moelm_pass {
 } moelm_pass;
 
 /* model.c */
+/* moe_lm_create; not drawn, all weights are zeros, for who reads them from a file. */
+moe_status moelm_create(moe_ctx *ctx, const moe_lm_config *config, bool drawn, moe_lm **lm);
 /* Copies a moe_error onto the context. */
 moe_status moelm_fail(moe_ctx *ctx, const moe_error *error);
 static inline int64_t moelm_qkv_cols(const moe_lm *lm) {

@@ -6,6 +6,7 @@
 #define MOELM_FAMILY_H
 
 #include "format/json.h"
+#include "format/safetensors.h"
 #include "model/model.h"
 
 /* Element (i, j) of the file's [rows, cols] is value[i * row_step + j * col_step]. A tensor of three
@@ -18,6 +19,16 @@ typedef struct moelm_slice {
     moe_dtype dtype;
     int64_t row_step, col_step;
 } moelm_slice;
+
+/* slice.c */
+int64_t moelm_slice_numbers(const moelm_slice *slice);
+moelm_st_dtype moelm_slice_type(const moelm_slice *slice); /* its numbers as a file has them */
+/* Whether the model has the numbers as the file has, one behind the other. */
+bool moelm_slice_is_plain(const moelm_slice *slice);
+/* Into the model, from a tensor of the slice's shape that is F32, BF16 or F16; and out of it, into numbers of
+ * moelm_slice_type, which need not be aligned. Both on the context's threads. */
+void moelm_slice_read(moe_ctx *ctx, const moelm_slice *slice, const moelm_st_tensor *tensor);
+void moelm_slice_write(moe_ctx *ctx, const moelm_slice *slice, void *out);
 
 typedef moe_status (*moelm_slice_fn)(void *user, const moelm_slice *slice);
 

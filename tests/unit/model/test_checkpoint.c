@@ -371,7 +371,8 @@ static void test_wrong_mixtral_config(void **state) {
     check_config(ctx, path, NULL, "hidden_size", "262144", input, "describes a model of");
     check_config(ctx, path, NULL, "hidden_size", "1048576", input, "model.d_model");
     check_config(ctx, path, NULL, "num_hidden_layers", "3", input, "model.layers.2.");
-    check_config(ctx, path, NULL, "num_hidden_layers", "1", input, "has no place");
+    check_config(ctx, path, NULL, "num_hidden_layers", "1", input,
+                 "/m: tensor 'model.layers.1.input_layernorm.weight' has no place");
     check_config(ctx, path, NULL, "num_attention_heads", "3", input, "/config.json: model.n_kv_heads");
     check_config(ctx, path, NULL, "num_experts_per_tok", "9", input, "top_k");
     check_config(ctx, path, NULL, "head_dim", "5", input, "odd");
