@@ -80,17 +80,21 @@ void moe_lm_config_destroy(moe_lm_config *config) {
     free(config);
 }
 
-static const char *keep_text(moe_lm_config *config, const char *value, moe_error *error) {
-    size_t bytes = strlen(value) + 1;
+static moe_status keep_text(moe_lm_config *config, const moe_option *row, const char **value,
+                            moe_error *error) {
+    const size_t bytes = strlen(*value) + 1, most = sizeof((moe_lm_config_entry *)0)->value;
+    if (bytes > most)
+        return moei_error_set(
+            error, MOE_ERR_ARGUMENT, "%s: %zu bytes, but at most %zu are kept%s", row->key, bytes - 1,
+            most - 1,
+            strcmp(row->key, "moe.expert_kinds") == 0 ? "; 8x64 says eight experts of width 64 in four" : "");
     moelm_config_text *text = malloc(sizeof *text + bytes);
-    if (!text) {
-        moei_error_set(error, MOE_ERR_MEMORY, "no memory for a setting of %zu bytes", bytes);
-        return NULL;
-    }
-    memcpy(text->text, value, bytes);
+    if (!text) return moei_error_set(error, MOE_ERR_MEMORY, "no memory for a setting of %zu bytes", bytes);
+    memcpy(text->text, *value, bytes);
     text->next = config->texts;
     config->texts = text;
-    return text->text;
+    *value = text->text;
+    return MOE_OK;
 }
 
 /* NeMo and others write foreign names below their own sections: model.num_moe_experts. */
@@ -219,10 +223,7 @@ moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char 
     if (*value == '\0' && !may_be_empty)
         return moei_error_set(error, MOE_ERR_ARGUMENT, "%s has no value; its default is %s", row->key,
                               row->initial);
-    if (row->type == MOE_OPT_CHOICE && !row->choices) {
-        value = keep_text(config, value, error);
-        if (!value) return MOE_ERR_MEMORY;
-    }
+    if (row->type == MOE_OPT_CHOICE && !row->choices) MOEI_TRY(keep_text(config, row, &value, error));
     if (strncmp(row->key, "moe.", 4) == 0 && !preset) {
         const moe_layer_alias *named = moe_layer_alias_named(key);
         MOEI_TRY(set_layer(config, named ? named->name : row->key, row, value, origin, error));

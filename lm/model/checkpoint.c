@@ -66,8 +66,11 @@ static double routed_width(const moe_layer_desc *desc) {
     double sum = 0;
     if (desc->expert && strcmp(desc->expert, "ffn") != 0) return 0;
     if (!kinds || !*kinds) return (double)desc->num_experts * desc->expert_hidden_size;
-    for (; *kinds; kinds += strcspn(kinds, ","), kinds += *kinds == ',')
-        sum += fmax(0, moei_real_parse(kinds, NULL));
+    for (; *kinds; kinds += strcspn(kinds, ","), kinds += *kinds == ',') {
+        char *end;
+        const double number = moei_real_parse(kinds, &end);
+        sum += fmax(0, *end == 'x' ? number * moei_real_parse(end + 1, NULL) : number);
+    }
     return isfinite(sum) ? sum : 0;
 }
 

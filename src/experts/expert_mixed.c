@@ -40,13 +40,19 @@ bool moei_kind_next(const char **list, moei_kind *kind) {
     kind->name[length] = '\0';
     *list += length;
     char *end;
+    kind->count = 1;
     kind->width = strtoll(kind->name, &end, 10);
-    kind->is_width = *end == '\0';
+    if (*end == 'x' && kind->width >= 1 && kind->width <= MOEI_KIND_COUNT_MAX) {
+        kind->count = (int32_t)kind->width;
+        memmove(kind->name, end + 1, strlen(end));
+        kind->width = strtoll(kind->name, &end, 10);
+    }
+    kind->is_width = *end == '\0' && end > kind->name;
     return true;
 }
 
 static moe_status find_kind(const mixed *m, const moei_kind *kind, part *found) {
-    *found = (part){.count = 1, .d_hidden = m->desc.d_hidden};
+    *found = (part){.count = kind->count, .d_hidden = m->desc.d_hidden};
     if (kind->is_width) {
         found->ops = &moei_expert_ffn;
         found->d_hidden = (int32_t)kind->width;
@@ -69,12 +75,12 @@ static moe_status find_kind(const mixed *m, const moei_kind *kind, part *found) 
 static moe_status read_kinds(mixed *m) {
     const char *list = m->desc.kinds;
     moei_kind kind;
-    for (int32_t e = 0; moei_kind_next(&list, &kind); ++e) {
+    for (int32_t e = 0; moei_kind_next(&list, &kind); e += kind.count) {
         part found;
         MOEI_TRY(find_kind(m, &kind, &found));
         part *last = m->n_parts > 0 ? &m->part[m->n_parts - 1] : NULL;
         if (last && last->ops == found.ops && last->d_hidden == found.d_hidden) {
-            ++last->count;
+            last->count += found.count;
             continue;
         }
         found.first = e;

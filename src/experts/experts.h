@@ -29,10 +29,11 @@ moe_status moei_expert_create(moe_ctx *ctx, const moe_expert_ops *ops, const moe
 moe_status moei_expert_check_param(moe_ctx *ctx, const moe_expert_ops *ops, const void *self, int32_t index,
                                    size_t room);
 
-/* One entry of expert_kinds, "256,256,identity". */
-enum { MOEI_KIND_BYTES = 48, MOEI_KIND_WIDTH_MAX = 1 << 20 };
+/* One entry of expert_kinds, "256,8x64,identity". */
+enum { MOEI_KIND_BYTES = 48, MOEI_KIND_WIDTH_MAX = 1 << 20, MOEI_KIND_COUNT_MAX = 1 << 16 };
 typedef struct moei_kind {
-    char name[MOEI_KIND_BYTES]; /* as it is written */
+    char name[MOEI_KIND_BYTES]; /* as it is written, without its count */
+    int32_t count;              /* neighbouring experts of this kind */
     bool is_width;              /* an FFN of `width` hidden columns; else a kind by name */
     int64_t width;
 } moei_kind;

@@ -122,16 +122,19 @@ static void check_kind(checker *c, const moe_layer_desc *d, const char *option, 
 static void check_kinds(checker *c, const moe_layer_desc *d) {
     const char *list = d->expert_kinds;
     moei_kind kind = {.width = 1};
-    int32_t n = 0;
+    int64_t n = 0;
     if (!*list) {
         snprintf(kind.name, sizeof kind.name, "%s", d->expert);
         check_kind(c, d, "expert", &kind);
         return;
     }
-    for (; moei_kind_next(&list, &kind); ++n) check_kind(c, d, "expert_kinds", &kind);
+    for (; moei_kind_next(&list, &kind); n += kind.count) check_kind(c, d, "expert_kinds", &kind);
     char count[400];
-    snprintf(count, sizeof count, "'%s' must have one entry for each of the %d experts of num_experts",
-             d->expert_kinds, d->num_experts);
+    snprintf(
+        count, sizeof count,
+        "'%.200s' must have one entry for each of the %d experts of num_experts, 8x64 counting as 8, and "
+        "has %lld",
+        d->expert_kinds, d->num_experts, (long long)n);
     rule(c, true, !*list && n == d->num_experts, "expert_kinds", count);
 }
 

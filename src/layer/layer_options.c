@@ -58,7 +58,8 @@ static const moe_option options[] = {
     {"moe.expert", "", NAME(expert, "ffn"),
      "kind of expert: ffn, identity, zero, or a registered plug-in's name"},
     {"moe.expert_kinds", "", NAME(expert_kinds, ""),
-     "unequal experts: a width or a kind for each, as 256,256,64,identity,zero; empty: all alike"},
+     "unequal experts: a width or a kind for each, as 256,8x64,identity,zero (8x64: eight of 64); empty: all "
+     "alike"},
     {"moe.activation", "expert_activation", CHOICE(activation, "swiglu", moei_activation_names),
      "of the hidden layer; those ending in glu, and swigluoai, are gated; "
      "gelu and geglu_exact by erf, gelu_tanh and geglu by tanh"},

@@ -391,6 +391,23 @@ static void test_products_and_true_limits(void **state) {
     refuses((const char *const[]){"train.eval_bytes", "1", NULL}, "train.eval_bytes: 1");
 }
 
+/* What would be cut is not kept: a model of half its experts would be another one. */
+static void test_long_kinds(void **state) {
+    (void)state;
+    char list[1100];
+    for (int i = 0; i < 549; ++i) memcpy(list + 2 * i, "8,", 2);
+    strcpy(list + 1098, "8");
+    moe_lm_config *config = make();
+    moe_error error;
+    assert_fails(moe_lm_config_set(config, "moe.expert_kinds", list, "x", &error), MOE_ERR_ARGUMENT, &error,
+                 "moe.expert_kinds: 1099 bytes, but at most 1023 are kept; 8x64");
+    assert_string_equal(value_of(config, "moe.expert_kinds"), "");
+    assert_ok(moe_lm_config_set(config, "moe.num_experts", "550", "x", &error), &error);
+    assert_ok(moe_lm_config_set(config, "moe.expert_kinds", "549x8,zero", "x", &error), &error);
+    assert_ok(moe_lm_config_check(config, &error), &error);
+    moe_lm_config_destroy(config);
+}
+
 /* A file or an environment that is refused half-way leaves every setting as it was. */
 static void test_refused_whole(void **state) {
     moe_lm_config *config = make();
@@ -428,6 +445,7 @@ int main(void) {
         cmocka_unit_test(test_dense),
         cmocka_unit_test(test_layer_descriptors),
         cmocka_unit_test(test_products_and_true_limits),
+        cmocka_unit_test(test_long_kinds),
         cmocka_unit_test_setup_teardown(test_refused_whole, scratch_setup, scratch_teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -346,7 +346,7 @@ static void equal_kinds_are_the_plain_layer(void **state) {
     moe_layer_desc d = base_desc();
     d.expert_bias = true;
     moe_layer *plain = test_layer(ctx, &d, T);
-    d.expert_kinds = "6,6,6, 6,6";
+    d.expert_kinds = "6,2x6, 2x6";
     moe_layer *mixed = test_layer(ctx, &d, T);
     fill_params(ctx, plain), fill_params(ctx, mixed);
     moe_mat x = test_random(MOE_F64, T, D, 1), y = test_output(MOE_F64, T, D), z = test_output(MOE_F64, T, D);
@@ -363,7 +363,7 @@ static void unequal_experts_are_their_definition(void **state) {
     (void)state;
     moe_ctx *ctx = test_ctx("ref", 2);
     moe_layer_desc d = base_desc();
-    d.expert_kinds = "4,identity,zero,9,9";
+    d.expert_kinds = "4,identity,1xzero,2x9";
     d.activation = "silu";
     d.num_shared_experts = 0;
     moe_layer *layer = test_layer(ctx, &d, T);

@@ -151,6 +151,8 @@ static const char *const refusals[][2] = {
     {"recompute layer saved_dtype mxfp8", "recompute none"},
     {"expert zero expert_kinds 4,4", "leave expert at ffn"},
     {"expert_kinds 4,4,zero", "one entry for each of the 16"},
+    {"expert_kinds 4,16x8", "and has 17"},
+    {"expert_kinds 16x0", "a width of 0 is outside"},
     {"num_experts 2 expert_kinds 4,4,4", "one entry for each of the 2"},
     {"num_experts 2 expert_kinds 4,plain", "neither a width nor a kind"},
     {"num_experts 2 expert_kinds 4,0", "outside 1 .."},
