@@ -158,7 +158,7 @@ typedef struct moe_layer_desc {
 
     /* experts */
     const char *expert; /* NULL: "ffn"; "identity" "zero", or the name of a registered expert (expert.h) */
-    const char *expert_kinds; /* NULL: all alike; else one entry an expert: "256,64,identity,2xzero" (2 of it) */
+    const char *expert_kinds; /* NULL: all alike; else one entry an expert: "256,8x64,identity,zero" */
     const char *activation;   /* NULL: "swiglu"; src/experts/activation.c lists them */
     const char *glu_layout;   /* NULL: "auto", the activation's own; "halves" (gate first) or "interleaved" */
     float activation_alpha;   /* of quick_geglu, quick_gelu, swigluoai; 0: 1.702; or MOE_ZERO */
