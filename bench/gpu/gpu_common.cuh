@@ -1,4 +1,7 @@
-/* gpu_common.cuh: what the GPU check and the GPU benchmark share: buffers, random data, device timing. */
+/* gpu_common.cuh: what the GPU check and the GPU benchmarks share: buffers, random data, device timing.
+ * Buffers are poisoned and end in a guard; random numbers are hashes of seed and place.
+ * Source: the CUDA runtime's reference.
+ */
 #ifndef BENCH_GPU_COMMON_CUH
 #define BENCH_GPU_COMMON_CUH
 

@@ -1,4 +1,6 @@
 /* gemm_openblas.c: sgemm of OpenBLAS, which has no bf16 product in the builds of Debian.
+ * a[m,k] or [k,m], b[k,n] or [n,k] -> c[m,n], row by row.
+ * Source: cblas.h.
  */
 #include "peer_gemm.h"
 

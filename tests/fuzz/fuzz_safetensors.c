@@ -1,5 +1,7 @@
 /* fuzz_safetensors.c: any bytes are refused or read; what is read lies inside the bytes and can be found.
- * Input: a whole .safetensors file. Run by scripts/fuzz.sh. */
+ * Input: a whole .safetensors file. Run by scripts/fuzz.sh.
+ * Source: format/safetensors.h.
+ */
 #include "format/safetensors.h"
 
 #include <stdlib.h>

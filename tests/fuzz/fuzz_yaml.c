@@ -1,5 +1,7 @@
 /* fuzz_yaml.c: any bytes are refused or read as pairs, and those pairs, written, are read again the same.
- * Input: the text of a configuration. Run by scripts/fuzz.sh. */
+ * Input: the text of a configuration. Run by scripts/fuzz.sh.
+ * Source: format/yaml.h.
+ */
 #define _GNU_SOURCE
 #include "format/yaml.h"
 

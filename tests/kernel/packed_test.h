@@ -1,4 +1,6 @@
 /* packed_test.h: what the tests of packed weights share: a context, descriptors, packing.
+ * b[n_groups,k,n] of a dtype -> moe_packed.
+ * Source: moekit/quant.h.
  */
 #ifndef PACKED_TEST_H
 #define PACKED_TEST_H

@@ -1,4 +1,6 @@
 /* test_gather.c: gather_sum and colsum, every variant against direct sums in f64; same bits for any threads.
+ * in[R,n], row_of[T,K] -> out[T,n]; widths at and around vectors, rows that are not there, padded strides.
+ * Source: op.h; bounds as in gemm_test.h.
  */
 #include "kernel/guarded.h"
 

@@ -1,4 +1,7 @@
-/* config_fixture.h: a configuration, also of a file, and what it says of a key. */
+/* config_fixture.h: a configuration, also of a file, and what it says of a key.
+ * Made in the scratch directory of format/scratch.h.
+ * Source: moekit/lm.h.
+ */
 #ifndef CONFIG_FIXTURE_H
 #define CONFIG_FIXTURE_H
 

@@ -1,4 +1,6 @@
 /* test_config.c: settings by every name they have, their precedence, their limits, and YAML both ways.
+ * Every row of the tables of options is set, printed and read back.
+ * Source: moekit/lm.h; docs/options.md.
  */
 #define _XOPEN_SOURCE 700 /* nftw, setenv */
 #include "unit/config/config_fixture.h"

@@ -1,5 +1,7 @@
 /* scratch.h: what the tests of the format layer share: a directory of their own, raw files, random bytes,
- * and a disk that is full on demand. */
+ * and a disk that is full on demand: a limit on the size of files, which root meets too.
+ * Source: getrlimit(2).
+ */
 #ifndef SCRATCH_H
 #define SCRATCH_H
 

@@ -1,5 +1,7 @@
 /* test_file.c: files are read with clear refusals and replaced whole or not at all.
- * Full and read-only disks are made in ways that work for root and for everybody else. */
+ * Full and read-only disks are made in ways that work for root and for everybody else.
+ * Source: format/file.h.
+ */
 #define _GNU_SOURCE
 #include "unit/format/scratch.h"
 

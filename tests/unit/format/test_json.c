@@ -1,4 +1,7 @@
-/* test_json.c: JSON is refused with its place, fields with what they must be. */
+/* test_json.c: JSON is refused with its place, fields with what they must be.
+ * Texts broken by hand, each with the words of its refusal.
+ * Source: format/json.h; RFC 8259.
+ */
 #define _GNU_SOURCE
 #include "unit/format/scratch.h"
 

@@ -1,4 +1,7 @@
-/* test_lines.c: a file of lines holds whole lines only, after a crash, a full disk and a resume. */
+/* test_lines.c: a file of lines holds whole lines only, after a crash, a full disk and a resume.
+ * The writer is a child that is killed, or has a limit on the size of its files.
+ * Source: format/lines.h.
+ */
 #define _GNU_SOURCE
 #include "unit/format/scratch.h"
 

@@ -1,4 +1,7 @@
-/* test_publish.c: a published directory is whole at every moment, whoever is killed and whatever is full. */
+/* test_publish.c: a published directory is whole at every moment, whoever is killed and whatever is full.
+ * Every file of a generation holds its number, so a mix of two would show; children are killed at random.
+ * Source: format/publish.h.
+ */
 #define _GNU_SOURCE
 #include "unit/format/scratch.h"
 

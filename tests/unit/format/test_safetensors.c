@@ -1,5 +1,7 @@
 /* test_safetensors.c: tensors come back as written; every damaged file is refused with its place.
- * Damaged files are made by hand: a header text, then so many bytes of data. */
+ * Damaged files are made by hand: a header text, then so many bytes of data.
+ * Source: the format's description by Hugging Face.
+ */
 #define _GNU_SOURCE
 #include "unit/format/scratch.h"
 

@@ -1,4 +1,6 @@
 /* test_utf8.c: characters at the edges of what RFC 3629 allows, and what it does not.
+ * Each with its length and its code.
+ * Source: RFC 3629, section 4.
  */
 #define _XOPEN_SOURCE 700 /* nftw */
 #include "unit/format/scratch.h"

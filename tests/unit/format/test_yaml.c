@@ -1,5 +1,7 @@
-/* test_yaml.c: YAML becomes dotted pairs, what is not wanted is refused with its place, and pairs written
- * are the pairs read. */
+/* test_yaml.c: YAML becomes dotted pairs, what is not wanted is refused with its place, and pairs
+ * written are the pairs read. Texts by hand, and pairs at random.
+ * Source: format/yaml.h; YAML 1.1 as libyaml reads it.
+ */
 #define _GNU_SOURCE
 #include "unit/format/scratch.h"
 

@@ -1,4 +1,6 @@
 /* grads_fixture.h: what the tests of parameters' gradients share: one step, all gradients one after another.
+ * grad[n] in f64, of every parameter that has one, in the order of moe_layer_param.
+ * Source: moekit/moe.h.
  */
 #ifndef MOEKIT_TEST_GRADS_FIXTURE_H
 #define MOEKIT_TEST_GRADS_FIXTURE_H

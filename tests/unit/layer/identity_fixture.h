@@ -1,4 +1,7 @@
-/* identity_fixture.h: the layer and the instruction sets that identities of the whole layer are held on. */
+/* identity_fixture.h: the layer and the instruction sets that identities of the whole layer are held on.
+ * d 37, 7 experts, 3 a token: nothing divides a vector.
+ * Source: moekit/moe.h.
+ */
 #ifndef IDENTITY_FIXTURE_H
 #define IDENTITY_FIXTURE_H
 

@@ -1,4 +1,7 @@
-/* test_axis.c: ticks are round, in order, inside the axis, and neither too few nor too many. */
+/* test_axis.c: ticks are round, in order, inside the axis, and neither too few nor too many.
+ * Ranges are drawn over twelve powers of ten, besides those worked out by hand.
+ * Source: report/svg.h.
+ */
 #define _GNU_SOURCE
 #include "unit/format/scratch.h"
 

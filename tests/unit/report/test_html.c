@@ -1,4 +1,7 @@
-/* test_html.c: no byte of a user's file becomes markup, and every byte leads to valid UTF-8. */
+/* test_html.c: no byte of a user's file becomes markup, and every byte leads to valid UTF-8.
+ * Known texts, then random bytes.
+ * Source: report/html.h; the escapes of HTML, RFC 3629.
+ */
 #define _GNU_SOURCE
 #include "unit/format/scratch.h"
 

@@ -1,4 +1,7 @@
-/* test_number.c: numbers as text: known texts, what is no number, and reading back what was written. */
+/* test_number.c: numbers as text: known texts, what is no number, and reading back what was written.
+ * Doubles are drawn by their bits, so all sizes are met.
+ * Source: report/html.h.
+ */
 #define _GNU_SOURCE
 #include "unit/format/scratch.h"
 

@@ -1,4 +1,6 @@
 /* test_bench_problem.c: problem strings: read, refused, printed back, and the routes of a skew.
+ * expert[T,K] of even and of Zipf's loads against their counts.
+ * Source: tools/moekit/bench_problem.h.
  */
 #include <setjmp.h>
 #include <stdarg.h>

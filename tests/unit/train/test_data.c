@@ -1,4 +1,6 @@
 /* test_data.c: text files as tokens: fingerprints, windows, refusals.
+ * A file of 1000 bytes in windows of 37; hashes against those that are published.
+ * Source: FIPS 180-4, its examples.
  */
 #define _XOPEN_SOURCE 700 /* nftw */
 #include "unit/format/scratch.h"

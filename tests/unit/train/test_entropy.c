@@ -1,4 +1,6 @@
 /* test_entropy.c: entropy and mutual information from counts, against known distributions.
+ * count[n], count[rows,cols] -> bits; tables whose answer is a whole number of bits.
+ * Source: Miller 1955 for the correction of a finite sample's bias.
  */
 #define _XOPEN_SOURCE 700 /* nftw */
 #include "unit/format/scratch.h"

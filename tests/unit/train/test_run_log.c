@@ -1,4 +1,6 @@
 /* test_run_log.c: load.bin byte by byte, metrics.jsonl line by line, and what opening them again cuts.
+ * Three layers: 2 experts, dense, 3 experts.
+ * Source: docs/run-directory.md.
  */
 #define _XOPEN_SOURCE 700 /* nftw */
 #include "unit/format/scratch.h"

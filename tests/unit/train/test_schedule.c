@@ -1,4 +1,6 @@
 /* test_schedule.c: the learning rate over a run, by steps and by the clock.
+ * 1000 steps of which 100 warm up; half-way values worked out by hand.
+ * Source: Loshchilov and Hutter 2017 for the cosine.
  */
 #define _XOPEN_SOURCE 700 /* nftw */
 #include "unit/format/scratch.h"

@@ -1,4 +1,6 @@
 /* test_train.c: whole runs of a tiny model: what they leave, how they go on, and how they fail.
+ * Sittings end after any step, disks fill, checkpoints are cut or have a bit flipped; bits are compared.
+ * Source: moekit/lm.h; docs/run-directory.md.
  */
 #include "unit/train/train_fixture.h"
 
