@@ -39,6 +39,10 @@ static inline moe_ctx *test_ctx(const char *isa, int32_t n_threads) {
     return ctx;
 }
 
+/* The instruction sets of CPUs: the first four have kernels of f32 of their own, the others of bf16 alone. */
+enum { TEST_ISAS_F32 = 4, TEST_ISAS = 6 };
+static const char *const test_isas[TEST_ISAS] = {"ref", "avx2", "avx512", "neon", "avx512bf16", "amx"};
+
 /* NULL where the machine lacks the instruction set: the caller says so by name. */
 static inline moe_ctx *test_ctx_if_supported(const char *isa) {
     moe_ctx_desc desc = {.size = sizeof desc, .isa = isa, .n_threads = 1, .seed = test_seed()};

@@ -279,10 +279,9 @@ static moe_layer_desc saved_desc(const char *activation, int variant) {
 /* Same bits, less memory; the statistics are counted once. */
 static void recompute_changes_no_bit(void **state) {
     (void)state;
-    static const char *const isas[] = {"ref", "avx2", "avx512"};
     static const char *const activations[] = {"swiglu", "gelu", "relu", "quick_geglu", "relu2"};
-    for (size_t isa = 0; isa < 3; ++isa) {
-        moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
+    for (size_t isa = 0; isa < TEST_ISAS_F32; ++isa) {
+        moe_ctx *ctx = test_ctx_if_supported(test_isas[isa]);
         for (size_t a = 0; ctx && a < sizeof activations / sizeof *activations; ++a)
             for (int variant = 0; variant < 4; ++variant) {
                 moe_layer_desc d = saved_desc(activations[a], variant);
@@ -310,11 +309,10 @@ static double distance(const float *a, const float *b, size_t n) {
 /* Outputs are what they are without; gradients are near, as two factors that are off by 1/16 each at most. */
 static void eight_bits_change_no_output(void **state) {
     (void)state;
-    static const char *const isas[] = {"ref", "avx2", "avx512"};
     static const char *const activations[] = {"swiglu", "gelu", "relu", "quick_geglu", "relu2"};
     double furthest = 0;
-    for (size_t isa = 0; isa < 3; ++isa) {
-        moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
+    for (size_t isa = 0; isa < TEST_ISAS_F32; ++isa) {
+        moe_ctx *ctx = test_ctx_if_supported(test_isas[isa]);
         for (size_t a = 0; ctx && a < sizeof activations / sizeof *activations; ++a)
             for (int variant = 0; variant < 4; ++variant) {
                 moe_layer_desc d = saved_desc(activations[a], variant);

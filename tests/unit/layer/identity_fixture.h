@@ -1,4 +1,4 @@
-/* identity_fixture.h: the layer and the instruction sets that identities of the whole layer are held on.
+/* identity_fixture.h: the layer that identities of the whole layer are held on.
  * d 37, 7 experts, 3 a token: nothing divides a vector.
  * Source: moekit/moe.h.
  */
@@ -7,10 +7,7 @@
 
 #include "support/layer_fixture.h"
 
-static const char *const isas[] = {"ref", "avx2", "avx512"};
-enum { ISAS = sizeof isas / sizeof *isas };
-
-static moe_layer_desc base_desc(void) {
+static inline moe_layer_desc base_desc(void) {
     return (moe_layer_desc){.size = sizeof(moe_layer_desc),
                             .d_model = 37,
                             .num_experts = 7,

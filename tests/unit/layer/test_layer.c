@@ -38,8 +38,8 @@ static run run_once(moe_ctx *ctx, const moe_layer_desc *desc, moe_mat x, moe_mat
 
 static void same_bits_for_any_thread_count(void **state) {
     (void)state;
-    for (int isa = 0; isa < ISAS; ++isa) {
-        moe_ctx *one = test_ctx_if_supported(isas[isa]);
+    for (int isa = 0; isa < TEST_ISAS_F32; ++isa) {
+        moe_ctx *one = test_ctx_if_supported(test_isas[isa]);
         if (!one) continue;
         moe_layer_desc desc = base_desc();
         desc.num_shared_experts = 1;
@@ -48,7 +48,7 @@ static void same_bits_for_any_thread_count(void **state) {
         moe_mat x = test_random(MOE_F32, 301, 37, 4), dy = test_random(MOE_F32, 301, 37, 5);
         run want = run_once(one, &desc, x, dy);
         for (int32_t threads = 2; threads <= 4; threads += 2) {
-            moe_ctx *many = test_ctx(isas[isa], threads);
+            moe_ctx *many = test_ctx(test_isas[isa], threads);
             run got = run_once(many, &desc, x, dy);
             assert_memory_equal(got.y.data, want.y.data, test_bytes(want.y));
             assert_memory_equal(got.dx.data, want.dx.data, test_bytes(want.dx));
@@ -65,8 +65,8 @@ static void same_bits_for_any_thread_count(void **state) {
 /* Dropless: a token alone gives the bits it gives among others, and reordering tokens reorders outputs. */
 static void outputs_do_not_depend_on_company(void **state) {
     (void)state;
-    for (int isa = 0; isa < ISAS; ++isa) {
-        moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
+    for (int isa = 0; isa < TEST_ISAS_F32; ++isa) {
+        moe_ctx *ctx = test_ctx_if_supported(test_isas[isa]);
         if (!ctx) continue;
         enum { T = 211, D = 37 };
         moe_layer_desc desc = base_desc();

@@ -285,10 +285,9 @@ static void shapes_dtypes_and_moments(void **state) {
 
 static void bad_numbers_name_their_token(void **state) {
     (void)state;
-    static const char *const isas[] = {"ref", "avx2", "avx512"};
     static const float values[] = {NAN, INFINITY, -INFINITY};
-    for (size_t isa = 0; isa < 3; ++isa) {
-        moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
+    for (size_t isa = 0; isa < TEST_ISAS_F32; ++isa) {
+        moe_ctx *ctx = test_ctx_if_supported(test_isas[isa]);
         if (!ctx) continue;
         moe_layer_desc desc = good_desc();
         moe_layer *layer = test_layer(ctx, &desc, 40);
@@ -323,9 +322,8 @@ static void extremes_are_legal(void **state) {
         {13,  128, 8, 7,  2 },
         {31,  64,  1, 3,  33}
     };
-    static const char *const isas[] = {"ref", "avx2", "avx512"};
-    for (size_t isa = 0; isa < 3; ++isa) {
-        moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
+    for (size_t isa = 0; isa < TEST_ISAS_F32; ++isa) {
+        moe_ctx *ctx = test_ctx_if_supported(test_isas[isa]);
         if (!ctx) continue;
         for (size_t c = 0; c < sizeof cases / sizeof *cases; ++c) {
             moe_layer_desc desc = {.size = sizeof desc,
@@ -377,9 +375,8 @@ static void all_tokens_on_one_expert(void **state) {
 /* Equal logits: the lower expert index wins. */
 static void ties_go_to_the_lower_expert(void **state) {
     (void)state;
-    static const char *const isas[] = {"ref", "avx2", "avx512"};
-    for (size_t isa = 0; isa < 3; ++isa) {
-        moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
+    for (size_t isa = 0; isa < TEST_ISAS_F32; ++isa) {
+        moe_ctx *ctx = test_ctx_if_supported(test_isas[isa]);
         if (!ctx) continue;
         moe_layer_desc desc = good_desc();
         desc.num_experts = 37;

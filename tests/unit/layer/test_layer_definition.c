@@ -127,7 +127,7 @@ static void compare_with_definition(const char *isa, moe_layer_desc desc, moe_dt
 static void layer_is_its_definition(void **state) {
     (void)state;
     static const char *const activations[] = {"swiglu", "gelu", "relu"};
-    for (int isa = 0; isa < ISAS; ++isa)
+    for (int isa = 0; isa < TEST_ISAS_F32; ++isa)
         for (int act = 0; act < 3; ++act)
             for (int variant = 0; variant < 5; ++variant) {
                 moe_layer_desc desc = base_desc();
@@ -141,8 +141,8 @@ static void layer_is_its_definition(void **state) {
                     desc.num_experts = desc.top_k = 0;
                     desc.aux_loss_coeff = desc.z_loss_coeff = 0;
                 }
-                compare_with_definition(isas[isa], desc, MOE_F32, 2e-5);
-                if (isa == 0) compare_with_definition(isas[isa], desc, MOE_F64, 1e-12);
+                compare_with_definition(test_isas[isa], desc, MOE_F32, 2e-5);
+                if (isa == 0) compare_with_definition(test_isas[isa], desc, MOE_F64, 1e-12);
             }
 }
 
@@ -208,8 +208,8 @@ static const moe_expert_ops identity_ops = {.size = sizeof(moe_expert_ops),
 /* Weights that sum to one make a layer of identity experts the identity, forward and backward. */
 static void identity_experts_make_the_identity(void **state) {
     (void)state;
-    for (int isa = 0; isa < ISAS; ++isa) {
-        moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
+    for (int isa = 0; isa < TEST_ISAS_F32; ++isa) {
+        moe_ctx *ctx = test_ctx_if_supported(test_isas[isa]);
         if (!ctx) continue;
         enum { T = 53 };
         moe_layer_desc desc = base_desc();

@@ -6,9 +6,6 @@
 
 enum { T = 45, D = 24, MOST = 1 << 17 };
 
-static const char *const isas[] = {"ref", "avx2", "avx512", "avx512bf16", "amx"};
-enum { ISAS = sizeof isas / sizeof *isas };
-
 typedef struct variant {
     const char *name;
     moe_layer_desc desc;
@@ -66,8 +63,8 @@ static void stored_is_added_to_zeros(void **state) {
     (void)state;
     static const moe_dtype dtypes[] = {MOE_F32, MOE_F64, MOE_BF16};
     double *added = room(), *stored = room(), *again = room();
-    for (int isa = 0; isa < ISAS; ++isa) {
-        moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
+    for (int isa = 0; isa < TEST_ISAS; ++isa) {
+        moe_ctx *ctx = test_ctx_if_supported(test_isas[isa]);
         for (size_t i = 0; ctx && i < 3 * (sizeof variants / sizeof *variants); ++i) {
             const variant *v = &variants[i / 3];
             const moe_dtype dtype = dtypes[i % 3];
@@ -76,9 +73,9 @@ static void stored_is_added_to_zeros(void **state) {
             const int64_t n = grads_step(ctx, layer, T, false, added, MOST);
             grads_poison(ctx, layer);
             assert_int_equal(grads_step(ctx, layer, T, true, stored, MOST), n);
-            same(isas[isa], v, dtype, added, stored, n);
+            same(test_isas[isa], v, dtype, added, stored, n);
             grads_step(ctx, layer, T, true, again, MOST);
-            same(isas[isa], v, dtype, added, again, n);
+            same(test_isas[isa], v, dtype, added, again, n);
             grads_step(ctx, layer, T, false, again, MOST);
             double moved = 0;
             for (int64_t j = 0; j < n; ++j) moved += fabs(again[j] - added[j]);
@@ -116,8 +113,8 @@ static void narrow(moe_ctx *ctx, const moe_layer *layer, const double *from, con
 static void bf16_gradients_are_rounded_once(void **state) {
     (void)state;
     double *wide = room(), *got = room(), *wanted = room(), *twice = room();
-    for (int isa = 0; isa < ISAS; ++isa) {
-        moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
+    for (int isa = 0; isa < TEST_ISAS; ++isa) {
+        moe_ctx *ctx = test_ctx_if_supported(test_isas[isa]);
         for (size_t i = 0; ctx && i < sizeof variants / sizeof *variants; ++i) {
             const variant *v = &variants[i];
             if (v->desc.expert_kinds) continue;
@@ -127,7 +124,7 @@ static void bf16_gradients_are_rounded_once(void **state) {
             grads_poison(ctx, halved);
             assert_int_equal(grads_step(ctx, halved, T, true, got, MOST), n);
             narrow(ctx, halved, wide, NULL, wanted);
-            same(isas[isa], v, MOE_BF16, got, wanted, n);
+            same(test_isas[isa], v, MOE_BF16, got, wanted, n);
             if (isa > 0) { /* the oracle's sums are in f64 */
                 grads_step(ctx, halved, T, false, twice, MOST);
                 narrow(ctx, halved, wide, got, wanted);
@@ -190,8 +187,8 @@ static void compare_steps(moe_ctx *ctx, const moe_param *param) {
 static void optimizer_reads_bf16_gradients(void **state) {
     (void)state;
     double *grad = room();
-    for (int isa = 0; isa < ISAS; ++isa) {
-        moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
+    for (int isa = 0; isa < TEST_ISAS; ++isa) {
+        moe_ctx *ctx = test_ctx_if_supported(test_isas[isa]);
         moe_layer *layer = ctx ? make(ctx, &variants[0], MOE_BF16, MOE_BF16) : NULL;
         if (layer) grads_step(ctx, layer, T, true, grad, MOST);
         for (int32_t i = 0; layer && i < moe_layer_param_count(layer); ++i) {
@@ -208,8 +205,8 @@ static void optimizer_reads_bf16_gradients(void **state) {
 static void no_tokens_store_zeros(void **state) {
     (void)state;
     double *grad = room();
-    for (int isa = 0; isa < ISAS; ++isa) {
-        moe_ctx *ctx = test_ctx_if_supported(isas[isa]);
+    for (int isa = 0; isa < TEST_ISAS; ++isa) {
+        moe_ctx *ctx = test_ctx_if_supported(test_isas[isa]);
         for (size_t i = 0; ctx && i < 4 * (sizeof variants / sizeof *variants); ++i) {
             const variant *v = &variants[i / 4];
             const bool narrow = i % 4 == MOEI_DTYPES;
@@ -221,7 +218,7 @@ static void no_tokens_store_zeros(void **state) {
             assert_true(n > 0);
             for (int64_t j = 0; j < n; ++j)
                 if (grad[j] != 0)
-                    fail_msg("%s, %s, dtype %d: gradient %lld of no tokens is %g", isas[isa], v->name,
+                    fail_msg("%s, %s, dtype %d: gradient %lld of no tokens is %g", test_isas[isa], v->name,
                              (int)(i % 4), (long long)j, grad[j]);
             moe_layer_destroy(layer);
         }

@@ -44,9 +44,7 @@ static void check_cache(const char *isa) {
 
 static void test_cache_is_the_full_forward(void **state) {
     (void)state;
-    check_cache("ref");
-    check_cache("avx2");
-    check_cache("avx512");
+    for (int isa = 0; isa < TEST_ISAS_F32; ++isa) check_cache(test_isas[isa]);
 }
 
 /* 2. Generation. */
