@@ -5,6 +5,8 @@
  */
 #include "golden.h"
 
+#include "support/bare_kind.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -32,30 +34,6 @@ static void own_destroy(void *self) {
     own_expert *own = self;
     for (int i = 0; i < THREE_PARAMS; ++i) moe_memory_free(own->ctx, own->value[i], own->bytes[i]);
     moe_ctx_free(own->ctx, own, sizeof *own);
-}
-
-static int32_t no_params(const void *self) {
-    (void)self;
-    return 0;
-}
-
-static moe_status no_param(const void *self, int32_t index, moe_param *param) {
-    (void)index, (void)param;
-    return moe_ctx_fail(((const own_expert *)self)->ctx, MOE_ERR_INTERNAL, "this expert has no parameters");
-}
-
-static void no_grad(void *self, int32_t index, void *grad) {
-    (void)self, (void)index, (void)grad;
-}
-
-static size_t no_saved(const void *self, int64_t max_rows) {
-    (void)self, (void)max_rows;
-    return 0;
-}
-
-static size_t no_scratch(const void *self, int64_t max_rows, moe_mode mode) {
-    (void)self, (void)max_rows, (void)mode;
-    return 0;
 }
 
 static float *row_of(moe_mat mat, int64_t row) {
@@ -135,6 +113,16 @@ static moe_status on_host(own_expert *own, const moe_expert_io *io,
     return stage_out(&s, written, sizeof written / sizeof *written);
 }
 
+/* A kind that gets its rows in order, wherever they lie. */
+static moe_expert_ops own_kind(const char *name, moe_status (*forward)(void *self, const moe_expert_io *io),
+                               moe_status (*backward)(void *self, const moe_expert_io *io)) {
+    moe_expert_ops ops = bare_kind(name, forward, backward);
+    ops.contiguous = ops.on_device = true;
+    ops.create = own_create;
+    ops.destroy = own_destroy;
+    return ops;
+}
+
 static bool registered(golden_case *c, const moe_expert_ops *ops) {
     if (moe_expert_register(c->ctx, ops) == MOE_OK) return true;
     golden_fail(c, "%s", moe_ctx_error(c->ctx));
@@ -166,19 +154,7 @@ static moe_status unit_backward(void *self, const moe_expert_io *io) {
 }
 
 bool golden_register_unit(golden_case *c) {
-    const moe_expert_ops ops = {.size = sizeof ops,
-                                .name = "unit",
-                                .contiguous = true,
-                                .on_device = true,
-                                .create = own_create,
-                                .destroy = own_destroy,
-                                .param_count = no_params,
-                                .param = no_param,
-                                .bind_grad = no_grad,
-                                .saved_bytes = no_saved,
-                                .scratch_bytes = no_scratch,
-                                .forward = unit_forward,
-                                .backward = unit_backward};
+    const moe_expert_ops ops = own_kind("unit", unit_forward, unit_backward);
     return registered(c, &ops);
 }
 
@@ -210,20 +186,8 @@ static moe_status recorder_forward(void *self, const moe_expert_io *io) {
 bool golden_register_recorder(golden_case *c, golden_rows *rows) {
     recorder *to = golden_alloc(c, 1, sizeof *to);
     *to = (recorder){c, rows};
-    const moe_expert_ops ops = {.size = sizeof ops,
-                                .name = "recorder",
-                                .contiguous = true,
-                                .on_device = true,
-                                .user = to,
-                                .create = own_create,
-                                .destroy = own_destroy,
-                                .param_count = no_params,
-                                .param = no_param,
-                                .bind_grad = no_grad,
-                                .saved_bytes = no_saved,
-                                .scratch_bytes = no_scratch,
-                                .forward = recorder_forward,
-                                .backward = unit_backward};
+    moe_expert_ops ops = own_kind("recorder", recorder_forward, unit_backward);
+    ops.user = to;
     return registered(c, &ops);
 }
 
@@ -361,18 +325,10 @@ static moe_status three_pass(void *self, const moe_expert_io *io) {
 }
 
 bool golden_register_three(golden_case *c) {
-    const moe_expert_ops ops = {.size = sizeof ops,
-                                .name = "three",
-                                .contiguous = true,
-                                .on_device = true,
-                                .create = three_create,
-                                .destroy = own_destroy,
-                                .param_count = three_param_count,
-                                .param = three_param,
-                                .bind_grad = three_bind_grad,
-                                .saved_bytes = no_saved,
-                                .scratch_bytes = no_scratch,
-                                .forward = three_pass,
-                                .backward = three_pass};
+    moe_expert_ops ops = own_kind("three", three_pass, three_pass);
+    ops.create = three_create;
+    ops.param_count = three_param_count;
+    ops.param = three_param;
+    ops.bind_grad = three_bind_grad;
     return registered(c, &ops);
 }

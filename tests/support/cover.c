@@ -13,12 +13,14 @@ enum { REPAIR_STEPS = 20000, TRIES = 3, QUICK = 30, SEEN = 1 << 16 }; /* of sear
 
 #define CALL_INT(field, max) MOE_OPT_INT, offsetof(cover_problem, field), "1", 1, max, NULL
 #define CALL_BOOL(field)     MOE_OPT_BOOL, offsetof(cover_problem, field), "false", 0, 0, NULL
+/* clang-format off */
 static const moe_option call_rows[] = {
-    {"call.tokens", "",  CALL_INT(n_tokens, COVER_TOKENS),     ""},
-    {"call.sequences",             "", CALL_INT(n_sequences,    2), ""},
-    {"call.token_mask",           "",              CALL_BOOL(masked),               ""                   },
-    {"call.replay_expert",           "",              CALL_BOOL(replayed),""},
+    {"call.tokens",        "", CALL_INT(n_tokens, COVER_TOKENS), ""},
+    {"call.sequences",     "", CALL_INT(n_sequences, 2),         ""},
+    {"call.token_mask",    "", CALL_BOOL(masked),                ""},
+    {"call.replay_expert", "", CALL_BOOL(replayed),              ""},
 };
+/* clang-format on */
 
 typedef struct factor {
     moe_option row;   /* its offset is that in a cover_problem */

@@ -3,6 +3,8 @@
  */
 #include "unit/layer/identity_fixture.h"
 
+#include "support/bare_kind.h"
+
 /* Biases start at zero; identities should not lean on that. */
 static void randomise_biases(moe_layer *layer) {
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
@@ -148,38 +150,6 @@ static void layer_is_its_definition(void **state) {
 
 /* --- identity experts ------------------------------------------------------------------------------- */
 
-typedef struct identity {
-    int64_t d;
-} identity;
-static moe_status identity_create(moe_ctx *ctx, const moe_expert_desc *desc, void **self) {
-    identity *made = moe_ctx_alloc(ctx, sizeof *made);
-    if (!made) return MOE_ERR_MEMORY;
-    made->d = desc->d_in;
-    *self = made;
-    return MOE_OK;
-}
-static void identity_destroy(void *self) {
-    free(self);
-}
-static int32_t identity_params(const void *self) {
-    (void)self;
-    return 0;
-}
-static moe_status identity_param(const void *self, int32_t index, moe_param *param) {
-    (void)self, (void)index, (void)param;
-    return MOE_ERR_ARGUMENT;
-}
-static void identity_bind(void *self, int32_t index, void *grad) {
-    (void)self, (void)index, (void)grad;
-}
-static size_t identity_saved(const void *self, int64_t rows) {
-    (void)self, (void)rows;
-    return 0;
-}
-static size_t identity_scratch(const void *self, int64_t rows, moe_mode mode) {
-    (void)self, (void)rows, (void)mode;
-    return 0;
-}
 static moe_status identity_forward(void *self, const moe_expert_io *io) {
     (void)self;
     assert_null(io->row_token); /* contiguous was asked for */
@@ -192,22 +162,16 @@ static moe_status identity_backward(void *self, const moe_expert_io *io) {
     return MOE_OK;
 }
 
-static const moe_expert_ops identity_ops = {.size = sizeof(moe_expert_ops),
-                                            .name = "copy",
-                                            .contiguous = true,
-                                            .create = identity_create,
-                                            .destroy = identity_destroy,
-                                            .param_count = identity_params,
-                                            .param = identity_param,
-                                            .bind_grad = identity_bind,
-                                            .saved_bytes = identity_saved,
-                                            .scratch_bytes = identity_scratch,
-                                            .forward = identity_forward,
-                                            .backward = identity_backward};
+static moe_expert_ops identity_kind(void) {
+    moe_expert_ops ops = bare_kind("copy", identity_forward, identity_backward);
+    ops.contiguous = true;
+    return ops;
+}
 
 /* Weights that sum to one make a layer of identity experts the identity, forward and backward. */
 static void identity_experts_make_the_identity(void **state) {
     (void)state;
+    const moe_expert_ops ops = identity_kind();
     for (int isa = 0; isa < TEST_ISAS_F32; ++isa) {
         moe_ctx *ctx = test_ctx_if_supported(test_isas[isa]);
         if (!ctx) continue;
@@ -215,8 +179,8 @@ static void identity_experts_make_the_identity(void **state) {
         moe_layer_desc desc = base_desc();
         desc.expert = "copy";
         desc.aux_loss_coeff = desc.z_loss_coeff = 0;
-        must(ctx, moe_expert_register(ctx, &identity_ops));
-        assert_int_equal(moe_expert_register(ctx, &identity_ops), MOE_ERR_ARGUMENT); /* name taken */
+        must(ctx, moe_expert_register(ctx, &ops));
+        assert_int_equal(moe_expert_register(ctx, &ops), MOE_ERR_ARGUMENT); /* name taken */
         moe_layer *layer = test_layer(ctx, &desc, T);
         moe_mat x = test_random(MOE_F32, T, 37, 2), dy = test_random(MOE_F32, T, 37, 3);
         moe_mat y = test_output(MOE_F32, T, 37), dx = test_output(MOE_F32, T, 37);
@@ -246,7 +210,7 @@ static void silent_experts_are_named(void **state) {
     (void)state;
     static const char *const unfit[] = {"a b", "a,b", "64"};
     moe_ctx *ctx = test_ctx(NULL, 1);
-    moe_expert_ops ops = identity_ops;
+    moe_expert_ops ops = identity_kind();
     for (size_t i = 0; i < sizeof unfit / sizeof *unfit; ++i) {
         ops.name = unfit[i];
         assert_int_equal(moe_expert_register(ctx, &ops), MOE_ERR_ARGUMENT);

@@ -2,6 +2,7 @@
  * every two values of options meet (support/cover.h), corner shapes and kinds of the caller's own.
  * Bound: 1e-6 relative; the count of descriptors and of numbers is printed.
  */
+#include "support/bare_kind.h"
 #include "support/cover.h"
 
 #include "moekit/grad_check.h"
@@ -177,7 +178,10 @@ static moe_status square_create(moe_ctx *ctx, const moe_expert_desc *desc, void 
     if (!made) return MOE_ERR_MEMORY;
     *made = (square){.ctx = ctx, .E = desc->n_experts};
     made->scale = moe_ctx_alloc(ctx, (size_t)made->E * sizeof *made->scale);
-    if (!made->scale) return MOE_ERR_MEMORY;
+    if (!made->scale) {
+        moe_ctx_free(ctx, made, sizeof *made);
+        return MOE_ERR_MEMORY;
+    }
     *self = made;
     return MOE_OK;
 }
@@ -206,14 +210,6 @@ static moe_status square_param(const void *self, int32_t index, moe_param *param
 static void square_bind_grad(void *self, int32_t index, void *grad) {
     (void)index;
     ((square *)self)->grad = grad;
-}
-static size_t square_no_bytes(const void *self, int64_t rows) {
-    (void)self, (void)rows;
-    return 0;
-}
-static size_t square_no_scratch(const void *self, int64_t rows, moe_mode mode) {
-    (void)self, (void)rows, (void)mode;
-    return 0;
 }
 static moe_status square_forward(void *self, const moe_expert_io *io) {
     const square *it = self;
@@ -246,8 +242,8 @@ static const moe_expert_ops square_ops = {.size = sizeof(moe_expert_ops),
                                           .param_count = square_param_count,
                                           .param = square_param,
                                           .bind_grad = square_bind_grad,
-                                          .saved_bytes = square_no_bytes,
-                                          .scratch_bytes = square_no_scratch,
+                                          .saved_bytes = bare_saved_bytes,
+                                          .scratch_bytes = bare_scratch_bytes,
                                           .forward = square_forward,
                                           .backward = square_backward};
 

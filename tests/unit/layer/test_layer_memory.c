@@ -1,6 +1,8 @@
 /* test_layer_memory.c: a reserve that is refused changes nothing, wherever the memory ran out.
  * An allocator fails at its n-th allocation, for every n in turn.
+ * Source: moekit/moe.h; "Measure, reserve, run" of docs/architecture.md.
  */
+#include "support/bare_kind.h"
 #include "support/layer_fixture.h"
 
 enum { T = 16, D = 13, LARGER = 128 };
@@ -91,42 +93,6 @@ static void a_refused_reserve_changes_nothing(void **state) {
     assert_true(infer > train);
 }
 
-static int numbers_made;
-
-static moe_status no_create(moe_ctx *ctx, const moe_expert_desc *desc, void **self) {
-    (void)ctx;
-    (void)desc;
-    ++numbers_made;
-    *self = &numbers_made;
-    return MOE_OK;
-}
-static void no_destroy(void *self) {
-    (void)self;
-}
-static int32_t no_params(const void *self) {
-    (void)self;
-    return 0;
-}
-static moe_status no_param(const void *self, int32_t index, moe_param *param) {
-    (void)self;
-    (void)index;
-    (void)param;
-    return MOE_ERR_ARGUMENT;
-}
-static void no_bind(void *self, int32_t index, void *grad) {
-    (void)self;
-    (void)index;
-    (void)grad;
-}
-static size_t no_saved(const void *self, int64_t max_rows) {
-    (void)self;
-    (void)max_rows;
-    return 0;
-}
-static size_t no_scratch(const void *self, int64_t max_rows, moe_mode mode) {
-    (void)mode;
-    return no_saved(self, max_rows);
-}
 static moe_status forward_zero(void *self, const moe_expert_io *io) {
     (void)self;
     for (int64_t r = 0; r < io->n_rows; ++r)
@@ -137,16 +103,7 @@ static moe_status forward_zero(void *self, const moe_expert_io *io) {
 /* A kind without a backward serves inference only, alone or beside others. */
 static void inference_only_kinds_are_not_reserved_for_training(void **state) {
     (void)state;
-    const moe_expert_ops ops = {.size = sizeof ops,
-                                .name = "lookup",
-                                .create = no_create,
-                                .destroy = no_destroy,
-                                .param_count = no_params,
-                                .param = no_param,
-                                .bind_grad = no_bind,
-                                .saved_bytes = no_saved,
-                                .scratch_bytes = no_scratch,
-                                .forward = forward_zero};
+    const moe_expert_ops ops = bare_kind("lookup", forward_zero, NULL);
     moe_ctx *ctx = test_ctx(NULL, 1);
     must(ctx, moe_expert_register(ctx, &ops));
     for (int mixed = 0; mixed < 2; ++mixed) {

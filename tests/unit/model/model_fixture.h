@@ -12,27 +12,14 @@
 #include <moekit/lm.h>
 
 static inline moe_lm_config *model_config(const char *const *pairs) {
-    static const char *const tiny[] = {"model.vocab_size",
-                                       "23",
-                                       "model.d_model",
-                                       "16",
-                                       "model.n_layers",
-                                       "2",
-                                       "model.n_heads",
-                                       "4",
-                                       "model.n_kv_heads",
-                                       "2",
-                                       "model.context",
-                                       "32",
-                                       "model.init_std",
-                                       "0.2",
-                                       "moe.num_experts",
-                                       "4",
-                                       "moe.top_k",
-                                       "2",
-                                       "moe.expert_hidden_size",
-                                       "12",
-                                       NULL};
+    /* clang-format off */
+    static const char *const tiny[] = {
+        "model.vocab_size", "23",  "model.d_model", "16",  "model.n_layers", "2",
+        "model.n_heads", "4",  "model.n_kv_heads", "2",  "model.context", "32",
+        "model.init_std", "0.2",  "moe.num_experts", "4",  "moe.top_k", "2",
+        "moe.expert_hidden_size", "12",  NULL
+    };
+    /* clang-format on */
     moe_lm_config *config;
     moe_error error = {0};
     assert_ok(moe_lm_config_create(&config, &error), &error);

@@ -10,31 +10,19 @@
 
 #include <moekit/quant.h>
 
-static const char *const mixtral[] = {"moe.z_loss_coeff",
-                                      "0.003",
-                                      "moe.aux_loss_coeff",
-                                      "0.01",
-                                      "model.head_dim",
-                                      "6",
-                                      "moe.score_before_topk",
-                                      "true",
-                                      "moe.norm_topk_prob",
-                                      "true",
-                                      NULL};
+/* clang-format off */
+static const char *const mixtral[] = {
+    "moe.z_loss_coeff", "0.003",  "moe.aux_loss_coeff", "0.01",  "model.head_dim", "6",
+    "moe.score_before_topk", "true",  "moe.norm_topk_prob", "true",  NULL
+};
+/* clang-format on */
 static const char *const tied[] = {"model.tie_embeddings", "true", "moe.input_jitter_eps", "0.125", NULL};
-static const char *const moekit[] = {"moe.num_shared_experts",
-                                     "2",
-                                     "moe.expert_bias",
-                                     "true",
-                                     "moe.activation",
-                                     "gelu",
-                                     "model.moe_layer_freq",
-                                     "2",
-                                     "moe.capacity_factor",
-                                     "1.25",
-                                     "moe.drop_policy",
-                                     "position",
-                                     NULL};
+/* clang-format off */
+static const char *const moekit[] = {
+    "moe.num_shared_experts", "2",  "moe.expert_bias", "true",  "moe.activation", "gelu",
+    "model.moe_layer_freq", "2",  "moe.capacity_factor", "1.25",  "moe.drop_policy", "position",  NULL
+};
+/* clang-format on */
 static const char *const unnormed[] = {"moe.score_before_topk", "true", NULL};
 static const char *const dense[] = {"model.moe_layer_freq", "0", NULL};
 

@@ -287,17 +287,12 @@ static void test_gradients_stored(void **state) {
 /* A vocabulary so large that the logits of a batch are made in several pieces. */
 static void test_head_in_pieces(void **state) {
     (void)state;
-    static const char *const pairs[] = {"model.vocab_size",
-                                        "300000",
-                                        "model.d_model",
-                                        "4",
-                                        "model.n_heads",
-                                        "1",
-                                        "model.n_kv_heads",
-                                        "1",
-                                        "model.n_layers",
-                                        "1",
-                                        NULL};
+    /* clang-format off */
+    static const char *const pairs[] = {
+        "model.vocab_size", "300000",  "model.d_model", "4",  "model.n_heads", "1",
+        "model.n_kv_heads", "1",  "model.n_layers", "1",  NULL
+    };
+    /* clang-format on */
     moe_ctx *ctx = test_ctx(NULL, 2);
     moe_lm *lm = model_make(ctx, pairs);
     data d = random_data(17);

@@ -22,17 +22,12 @@ typedef struct bench {
 } bench;
 
 static moe_lm_config *model_settings(const char *const *pairs) {
-    static const char *const tiny[] = {"model.d_model",
-                                       "8",
-                                       "model.n_layers",
-                                       "2",
-                                       "model.n_heads",
-                                       "2",
-                                       "moe.expert_hidden_size",
-                                       "6",
-                                       "model.context",
-                                       "8",
-                                       NULL};
+    /* clang-format off */
+    static const char *const tiny[] = {
+        "model.d_model", "8",  "model.n_layers", "2",  "model.n_heads", "2",
+        "moe.expert_hidden_size", "6",  "model.context", "8",  NULL
+    };
+    /* clang-format on */
     moe_lm_config *config;
     moe_error error;
     assert_ok(moe_lm_config_create(&config, &error), &error);
@@ -204,17 +199,12 @@ static void check_revived(const moelm_optimizer *before, const moelm_optimizer *
 
 static void test_revive(void **state) {
     (void)state;
-    static const char *const pairs[] = {"moe.expert_bias",
-                                        "true",
-                                        "moe.router_bias",
-                                        "true",
-                                        "moe.score_function",
-                                        "sigmoid",
-                                        "moe.score_before_topk",
-                                        "true",
-                                        "moe.selection_bias",
-                                        "true",
-                                        NULL};
+    /* clang-format off */
+    static const char *const pairs[] = {
+        "moe.expert_bias", "true",  "moe.router_bias", "true",  "moe.score_function", "sigmoid",
+        "moe.score_before_topk", "true",  "moe.selection_bias", "true",  NULL
+    };
+    /* clang-format on */
     const moelm_revival revival = {.layer = 1, .n_experts = E, .dead = 3, .from = 0, .seed = 9, .step = 40};
     bench b[3];
     moelm_optimizer o[3];

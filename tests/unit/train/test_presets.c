@@ -69,15 +69,12 @@ static void test_selection_bias(void **state) {
 
 /* A frozen router keeps its first bits: neither gradients nor weight decay reach it. */
 static void test_frozen_router(void **state) {
-    static const char *const pairs[] = {"moe.router_frozen",
-                                        "true",
-                                        "train.weight_decay",
-                                        "0.5",
-                                        "train.save_every",
-                                        "1",
-                                        "train.keep",
-                                        "100",
-                                        NULL};
+    /* clang-format off */
+    static const char *const pairs[] = {
+        "moe.router_frozen", "true",  "train.weight_decay", "0.5",  "train.save_every", "1",
+        "train.keep", "100",  NULL
+    };
+    /* clang-format on */
     train_result result = train_run(state, &(train_setup){.dir = "a", .pairs = pairs});
     train_must(&result);
     static const char *const steps[] = {"a/checkpoints/step-00000001", "a/" LAST};

@@ -22,23 +22,13 @@ static moe_ctx *make_ctx(uint64_t seed) {
 
 /* Large weights: routes differ from token to token and from seed to seed. Layer 1 is dense. */
 static moe_lm *make_model(moe_ctx *ctx, const char *const *pairs) {
-    static const char *const tiny[] = {"model.d_model",
-                                       "16",
-                                       "model.n_layers",
-                                       "3",
-                                       "model.n_heads",
-                                       "2",
-                                       "model.context",
-                                       "32",
-                                       "model.init_std",
-                                       "0.3",
-                                       "moe.num_experts",
-                                       "8",
-                                       "moe.expert_hidden_size",
-                                       "8",
-                                       "moe_layer_freq",
-                                       "2",
-                                       NULL};
+    /* clang-format off */
+    static const char *const tiny[] = {
+        "model.d_model", "16",  "model.n_layers", "3",  "model.n_heads", "2",  "model.context", "32",
+        "model.init_std", "0.3",  "moe.num_experts", "8",  "moe.expert_hidden_size", "8",
+        "moe_layer_freq", "2",  NULL
+    };
+    /* clang-format on */
     moe_lm_config *config;
     moe_lm *lm = NULL;
     moe_error error;
@@ -280,17 +270,12 @@ static void test_other_models(void **state) {
 }
 
 static void test_two_levels(void **state) {
-    static const char *const pairs[] = {"moe.router_type",
-                                        "gshard_top2",
-                                        "moe.num_groups_outer",
-                                        "2",
-                                        "moe.aux_loss_coeff",
-                                        "0",
-                                        "moe.capacity_factor",
-                                        "0.75",
-                                        "moe.drop_policy",
-                                        "rank_major",
-                                        NULL};
+    /* clang-format off */
+    static const char *const pairs[] = {
+        "moe.router_type", "gshard_top2",  "moe.num_groups_outer", "2",  "moe.aux_loss_coeff", "0",
+        "moe.capacity_factor", "0.75",  "moe.drop_policy", "rank_major",  NULL
+    };
+    /* clang-format on */
     char *text = put_text(state, "text", 1), *path = scratch_path(state, "routes");
     moe_ctx *ctx = make_ctx(3);
     moe_lm *lm = make_model(ctx, pairs);

@@ -21,23 +21,13 @@ static moe_ctx *make_ctx(void) {
 
 /* Large initial weights, so that predictions and routing are far from even. */
 static moe_lm *make_model(moe_ctx *ctx) {
-    static const char *const pairs[] = {"model.d_model",
-                                        "16",
-                                        "model.n_layers",
-                                        "2",
-                                        "model.n_heads",
-                                        "2",
-                                        "model.context",
-                                        "16",
-                                        "model.init_std",
-                                        "0.3",
-                                        "moe.num_experts",
-                                        "4",
-                                        "moe.expert_hidden_size",
-                                        "8",
-                                        "moe_layer_freq",
-                                        "2",
-                                        NULL};
+    /* clang-format off */
+    static const char *const pairs[] = {
+        "model.d_model", "16",  "model.n_layers", "2",  "model.n_heads", "2",  "model.context", "16",
+        "model.init_std", "0.3",  "moe.num_experts", "4",  "moe.expert_hidden_size", "8",
+        "moe_layer_freq", "2",  NULL
+    };
+    /* clang-format on */
     moe_lm_config *config;
     moe_lm *lm;
     moe_error error;

@@ -77,47 +77,17 @@ static inline void train_on_log(void *user, moe_log_level level, const char *tex
 }
 
 static inline moe_lm_config *train_config(void **state, const char *const *pairs) {
-    static const char *const tiny[] = {"model.d_model",
-                                       "16",
-                                       "model.n_layers",
-                                       "2",
-                                       "model.n_heads",
-                                       "2",
-                                       "model.context",
-                                       "16",
-                                       "moe.num_experts",
-                                       "4",
-                                       "moe.expert_hidden_size",
-                                       "8",
-                                       "moe.capacity_factor",
-                                       "1.5",
-                                       "moe.input_jitter_eps",
-                                       "0.05",
-                                       "train.steps",
-                                       "12",
-                                       "train.batch_size",
-                                       "3",
-                                       "train.grad_accum",
-                                       "2",
-                                       "train.length",
-                                       "12",
-                                       "train.lr",
-                                       "0.01",
-                                       "train.warmup_steps",
-                                       "3",
-                                       "train.log_every",
-                                       "2",
-                                       "train.eval_every",
-                                       "4",
-                                       "train.eval_bytes",
-                                       "200",
-                                       "train.save_every",
-                                       "5",
-                                       "train.load_every",
-                                       "4",
-                                       "train.seed",
-                                       "7",
-                                       NULL};
+    /* clang-format off */
+    static const char *const tiny[] = {
+        "model.d_model", "16",  "model.n_layers", "2",  "model.n_heads", "2",  "model.context", "16",
+        "moe.num_experts", "4",  "moe.expert_hidden_size", "8",  "moe.capacity_factor", "1.5",
+        "moe.input_jitter_eps", "0.05",  "train.steps", "12",  "train.batch_size", "3",
+        "train.grad_accum", "2",  "train.length", "12",  "train.lr", "0.01",
+        "train.warmup_steps", "3",  "train.log_every", "2",  "train.eval_every", "4",
+        "train.eval_bytes", "200",  "train.save_every", "5",  "train.load_every", "4",
+        "train.seed", "7",  NULL
+    };
+    /* clang-format on */
     moe_lm_config *config;
     moe_error error;
     assert_ok(moe_lm_config_create(&config, &error), &error);
