@@ -19,11 +19,15 @@ MOE_API void moe_lm_config_destroy(moe_lm_config *config);
  * MOE_ERR_ARGUMENT and name the nearest. Names of NeMo, Hugging Face and others are accepted. */
 MOE_API moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char *value,
                                      const char *origin, moe_error *error);
-/* On an error it is as if neither of these had been called. */
+/* On an error it is as if none of these had been called. */
 MOE_API moe_status moe_lm_config_load(moe_lm_config *config, const char *yaml_path, moe_error *error);
 /* Reads MOEKIT_<NAME> for every name of a key: dots become underscores, letters upper case. A variable that
  * names no key is MOE_ERR_ARGUMENT, but for those of the context (MOEKIT_ISA, MOEKIT_NUM_THREADS). */
 MOE_API moe_status moe_lm_config_environment(moe_lm_config *config, moe_error *error);
+/* model.* and moe.* as a checkpoint directory's config.json has them: to train that model further
+ * (train.from), or one like it. */
+MOE_API moe_status moe_lm_config_load_checkpoint(moe_lm_config *config, const char *directory,
+                                                 moe_error *error);
 /* Makes every layer dense, and sets back what only routed experts have: the model to compare this one with.
  */
 MOE_API moe_status moe_lm_config_make_dense(moe_lm_config *config, const char *origin, moe_error *error);
@@ -113,7 +117,8 @@ typedef struct moe_lm_progress {
     double dropped;            /* share of routed rows */
     int32_t n_dead;            /* experts without a row in this step, all layers */
     double eval_bits_per_byte; /* last evaluation, NaN before the first */
-    const char *event; /* NULL, or what happened: "eval", "checkpoint <path>", "resume <path>", "alarm ..." */
+    const char *event;         /* NULL, or what happened: "eval", "checkpoint <path>", "resume <path>", "begin
+                                  <path>", "alarm ..." */
 } moe_lm_progress;
 /* The one line of key=value that main.log keeps and a terminal shows. */
 MOE_API void moe_lm_progress_text(const moe_lm_progress *progress, char *text, size_t size);

@@ -37,6 +37,7 @@ typedef struct moelm_model_config {
 } moelm_model_config;
 
 typedef struct moelm_train_config {
+    char from[MOELM_PATH]; /* checkpoint that training begins with; "": parameters are drawn */
     int64_t steps;
     int64_t batch_size;      /* sequences in one forward */
     int64_t length;          /* tokens of one training sequence; 0: model.context */

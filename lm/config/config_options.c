@@ -59,6 +59,9 @@ static const moe_option options[] = {
      MOE_OPT_FLOAT, AT(model.init_std), "0.02", 0, 1e3, NULL,
      "standard deviation of the initial weights"},
 
+    {"train.from", "pretrained_checkpoint restore_from_path",
+     MOE_OPT_TEXT, AT(train.from), "", 0, MOELM_PATH, NULL,
+     "checkpoint directory whose parameters training begins with, as a new run; empty: they are drawn"},
     {"train.steps", "max_steps train_iters",
      MOE_OPT_INT64, AT(train.steps), "1000", 1, 1e12, NULL,
      "optimizer steps"},

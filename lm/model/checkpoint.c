@@ -131,11 +131,33 @@ static moe_status read_tensors(moe_lm *lm, const moelm_family *family, const moe
     return check_extra(lm, family, &r);
 }
 
-static moe_status load(moe_ctx *ctx, const moelm_family *family, const moe_lm_config *config,
-                       const moelm_safetensors *file, const char *directory, moe_lm **lm) {
+/* A checkpoint, open: what it says of its model, and the file of tensors. */
+typedef struct opened {
+    const char *directory;
+    const moelm_family *family;
+    moe_lm_config *config;
+    moelm_safetensors *file;
+} opened;
+
+static moe_status open_files(const char *directory, const char *dtype, opened *s, moe_error *error) {
+    *s = (opened){.directory = directory};
+    MOEI_TRY(moe_lm_config_create(&s->config, error));
+    MOEI_TRY(read_config(directory, &s->family, s->config, error));
+    if (dtype) MOEI_TRY(moe_lm_config_set(s->config, "model.dtype", dtype, "load", error));
+    MOEI_TRY(moelm_safetensors_open(directory, &s->file, error));
+    MOEI_TRY(moelm_checksum_check(directory, "model.safetensors", error));
+    return found_in(directory, check_size(s->config, s->file, error), error);
+}
+
+static void close_files(opened *s) {
+    moelm_safetensors_close(s->file);
+    moe_lm_config_destroy(s->config);
+}
+
+static moe_status load(moe_ctx *ctx, const opened *s, moe_lm **lm) {
     moe_lm *made;
-    MOEI_TRY(moelm_create(ctx, config, false, &made));
-    moe_status status = read_tensors(made, family, file, directory);
+    MOEI_TRY(moelm_create(ctx, s->config, false, &made));
+    moe_status status = read_tensors(made, s->family, s->file, s->directory);
     if (status == MOE_OK)
         *lm = made;
     else
@@ -151,18 +173,30 @@ moe_status moe_lm_load_as(moe_ctx *ctx, const char *directory, const char *dtype
     MOEI_TRY(moei_ctx_need(ctx, "moe_lm_load", "directory", directory));
     MOEI_TRY(moei_ctx_need(ctx, "moe_lm_load", "lm", lm));
     moe_error error = {0};
-    moe_lm_config *config = NULL;
-    moelm_safetensors *file = NULL;
-    const moelm_family *family = NULL;
-    moe_status status = moe_lm_config_create(&config, &error);
-    if (status == MOE_OK) status = read_config(directory, &family, config, &error);
-    if (status == MOE_OK && dtype) status = moe_lm_config_set(config, "model.dtype", dtype, "load", &error);
-    if (status == MOE_OK) status = moelm_safetensors_open(directory, &file, &error);
-    if (status == MOE_OK) status = moelm_checksum_check(directory, "model.safetensors", &error);
-    if (status == MOE_OK) status = found_in(directory, check_size(config, file, &error), &error);
-    status = status == MOE_OK ? load(ctx, family, config, file, directory, lm) : moelm_fail(ctx, &error);
-    moelm_safetensors_close(file);
-    moe_lm_config_destroy(config);
+    opened s;
+    moe_status status = open_files(directory, dtype, &s, &error);
+    status = status == MOE_OK ? load(ctx, &s, lm) : moelm_fail(ctx, &error);
+    close_files(&s);
+    return status;
+}
+
+moe_status moelm_checkpoint_read(moe_lm *lm, const char *directory) {
+    moe_error error = {0};
+    opened s;
+    moe_status status = open_files(directory, NULL, &s, &error);
+    status = status == MOE_OK ? read_tensors(lm, s.family, s.file, directory) : moelm_fail(lm->ctx, &error);
+    close_files(&s);
+    return status;
+}
+
+moe_status moe_lm_config_load_checkpoint(moe_lm_config *config, const char *directory, moe_error *error) {
+    const moelm_family *family;
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_load_checkpoint", "config", config));
+    MOEI_TRY(moei_error_need(error, "moe_lm_config_load_checkpoint", "directory", directory));
+    moelm_config_copy copy;
+    MOEI_TRY(moelm_config_keep(config, &copy, error));
+    moe_status status = read_config(directory, &family, config, error);
+    moelm_config_settle(config, &copy, status);
     return status;
 }
 

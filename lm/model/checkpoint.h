@@ -8,5 +8,8 @@
 
 /* Writes config.json and model.safetensors into an existing directory. */
 moe_status moelm_checkpoint_write(moe_lm *lm, const char *directory);
+/* Every parameter of a model that is there from the directory's; other tensors than it has are told. On an
+ * error some may have been read. */
+moe_status moelm_checkpoint_read(moe_lm *lm, const char *directory);
 
 #endif

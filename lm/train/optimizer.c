@@ -64,8 +64,12 @@ moe_status moelm_optimizer_create(moe_ctx *ctx, const moe_lm *lm, moelm_optimize
     memset(block, 0, optimizer->bytes);
     arena = (moei_arena){.base = block};
     MOEI_TRY(carve(&arena, lm, optimizer));
-    for (int32_t i = 0; i < optimizer->count; ++i) take_master(&optimizer->slot[i]);
+    moelm_optimizer_take_masters(optimizer);
     return MOE_OK;
+}
+
+void moelm_optimizer_take_masters(const moelm_optimizer *optimizer) {
+    for (int32_t i = 0; i < optimizer->count; ++i) take_master(&optimizer->slot[i]);
 }
 
 void moelm_optimizer_destroy(moelm_optimizer *optimizer) {

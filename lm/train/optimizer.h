@@ -26,6 +26,8 @@ typedef struct moelm_optimizer {
 /* For a model reserved for training; m and v start at zero. Failures are told on the context. */
 moe_status moelm_optimizer_create(moe_ctx *ctx, const moe_lm *lm, moelm_optimizer *optimizer);
 void moelm_optimizer_destroy(moelm_optimizer *optimizer);
+/* Sets the master copies from parameters that somebody else has set. */
+void moelm_optimizer_take_masters(const moelm_optimizer *optimizer);
 
 /* Euclidean norm of all gradients together. */
 moe_status moelm_optimizer_norm(const moelm_optimizer *optimizer, double *norm);

@@ -32,7 +32,7 @@ static moe_status load_newest(moelm_trainer *t, const int64_t *step, size_t coun
     for (; i < count && status == MOE_ERR_INPUT; ++i) status = load(t, step[i], i == 0 ? &first : &t->error);
     if (count == 0) {
         snprintf(event, size, "resume: no checkpoint yet, from the start");
-        return MOE_OK;
+        return moelm_trainer_begin(t);
     }
     if (status == MOE_ERR_INPUT || (status != MOE_OK && i == 1))
         return moei_error_set(&t->error, status, "%s", first.text);

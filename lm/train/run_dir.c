@@ -196,11 +196,11 @@ void moelm_run_dir_release(moelm_run_dir *dir) {
 
 /* 2. Compare. */
 
-/* Settings that may change on the way: where the run lies, how fast it goes, what it keeps. The instruction
- * set is compared with the checkpoint's. */
+/* Settings that may change on the way: where the run lies, how fast it goes, what it keeps, and what it once
+ * began with. The instruction set is compared with the checkpoint's. */
 static bool is_free(const char *key) {
-    static const char *const keys[] = {"run.dir", "run.threads", "run.isa", "run.resume_any_isa",
-                                       "train.keep"};
+    static const char *const keys[] = {"run.dir",    "run.threads", "run.isa", "run.resume_any_isa",
+                                       "train.keep", "train.from"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; ++i)
         if (strcmp(key, keys[i]) == 0) return true;
     return false;

@@ -6,6 +6,7 @@
 
 #include "core/ctx.h"
 #include "core/status.h"
+#include "model/model.h"
 #include "train/clock.h"
 #include "train/score.h"
 #include "train/trainer.h"
@@ -48,7 +49,7 @@ static moe_status open_texts(moelm_trainer *t) {
 static moe_status make_model(moelm_trainer *t) {
     const moe_lm_config *config = t->config;
     int64_t context = config->model.context, batch = config->train.batch_size;
-    MOEI_TRY(moelm_trainer_ctx(t, moe_lm_create(t->ctx, config, &t->lm)));
+    MOEI_TRY(moelm_trainer_ctx(t, moelm_create(t->ctx, config, config->train.from[0] == '\0', &t->lm)));
     MOEI_TRY(moelm_trainer_ctx(t, moe_lm_reserve(t->lm, batch, t->length, MOE_TRAIN)));
     /* What evaluation takes beyond a batch is reserved now: a run that has begun needs no more memory. */
     if (t->eval.map.data)
@@ -83,7 +84,10 @@ static moe_status settle(moelm_trainer *t, bool begun, char *event, size_t size)
     t->state.any_isa = t->config->run.resume_any_isa;
     memcpy(t->state.text_sha256, t->train.sha256, sizeof t->state.text_sha256);
     MOEI_TRY(moelm_config_hash(t->config, t->state.config_sha256, &t->error));
-    if (!begun) return moelm_run_dir_describe(&t->dir, &facts, &t->error);
+    if (!begun) {
+        if (t->options->resume) MOEI_TRY(moelm_trainer_begin(t));
+        return moelm_run_dir_describe(&t->dir, &facts, &t->error);
+    }
     MOEI_TRY(moelm_run_dir_check_config(&t->dir, t->config, &t->error));
     return moelm_trainer_resume(t, event, size);
 }
@@ -107,6 +111,7 @@ static moe_status train(moelm_trainer *t) {
     MOEI_TRY(open_texts(t));
     MOEI_TRY(make_model(t));
     MOEI_TRY(make_buffers(t));
+    if (!t->options->resume) MOEI_TRY(moelm_trainer_begin(t));
     const char *path = t->options->run_dir ? t->options->run_dir : t->config->run.dir;
     const moelm_claim claim = t->options->resume     ? MOELM_CLAIM_RESUME
                               : t->options->move_old ? MOELM_CLAIM_MOVE_OLD
@@ -117,6 +122,10 @@ static moe_status train(moelm_trainer *t) {
     MOEI_TRY(moelm_run_log_open(t->dir.path, t->state.step, &t->load, &t->log, &t->error));
     start_progress(t);
     if (event[0] != '\0') MOEI_TRY(moelm_trainer_event(t, event));
+    if (t->from_checkpoint) {
+        snprintf(event, sizeof event, "begin %s", t->config->train.from);
+        MOEI_TRY(moelm_trainer_event(t, event));
+    }
     return moelm_trainer_run(t);
 }
 

@@ -31,7 +31,8 @@ typedef struct moelm_trainer {
     double rate_seconds;                /* spent in steps since the last logged one */
     int64_t rate_tokens;
     int64_t saved_step;
-    moe_error error; /* text of the failure being passed up */
+    bool from_checkpoint; /* this sitting began with the parameters of train.from */
+    moe_error error;      /* text of the failure being passed up */
 } moelm_trainer;
 
 /* trainer.c: the loop, from state.step on. */
@@ -41,6 +42,9 @@ double moelm_trainer_elapsed(const moelm_trainer *t);
 moe_status moelm_trainer_event(moelm_trainer *t, const char *event);
 /* Passes on the text of a failed call on the context. */
 moe_status moelm_trainer_ctx(moelm_trainer *t, moe_status status);
+
+/* begin.c: reads the parameters of train.from into the model, where it names a checkpoint. */
+moe_status moelm_trainer_begin(moelm_trainer *t);
 
 /* resume.c: reads the newest checkpoint that is whole; `event` says which. */
 moe_status moelm_trainer_resume(moelm_trainer *t, char *event, size_t size);

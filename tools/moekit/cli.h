@@ -128,6 +128,7 @@ void cli_json_number(FILE *out, double number);
 int cli_file_read(cli_args *args, const char *path, char **text, size_t *length);
 int cli_file_write(cli_args *args, const char *path, const char *text, size_t length);
 bool cli_file_exists(const char *path);
+bool cli_is_directory(const char *path);
 /* Before the work whose outcome goes there. Refuses what is there and is no plain file, since a rename would
  * replace a device or a directory, and a directory that is missing or takes no files. */
 int cli_output_check(cli_args *args, const char *path);

@@ -24,7 +24,9 @@ static int load_file(cli_args *args, const char *path) {
     moe_lm_config_entry entry;
     if (!cli_file_exists(path) && moe_lm_config_find(args->config, path, &entry, NULL) == MOE_OK)
         return cli_fail(args, MOE_ERR_ARGUMENT, "%s is a setting and no file: %s=VALUE?", path, path);
-    moe_status status = moe_lm_config_load(args->config, path, &error);
+    /* A checkpoint directory tells the model that it holds. */
+    moe_status status = cli_is_directory(path) ? moe_lm_config_load_checkpoint(args->config, path, &error)
+                                               : moe_lm_config_load(args->config, path, &error);
     return status == MOE_OK ? 0 : cli_fail(args, status, "%s", error.text);
 }
 

@@ -185,6 +185,11 @@ bool cli_file_exists(const char *path) {
     return stat(path, &info) == 0;
 }
 
+bool cli_is_directory(const char *path) {
+    struct stat info;
+    return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
 int cli_output_check(cli_args *args, const char *path) {
     struct stat info;
     if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))

@@ -10,11 +10,12 @@
 #include <unistd.h>
 
 static const cli_option options[] = {
-    {"run",      0,   "DIR", "the run directory to make; same as --run.dir"                },
-    {"resume",   'r', NULL,  "go on from the newest checkpoint of the run directory"       },
-    {"move-old", 0,   NULL,  "an existing run directory is first renamed DIR.1, DIR.2, ..."},
-    {"dry-run",  0,   NULL,  "check the settings, count the parameters and write nothing"  },
-    {NULL,       0,   NULL,  NULL                                                          }
+    {"run",      0,   "DIR", "the run directory to make; same as --run.dir"                      },
+    {"from",     0,   "DIR", "begin with the parameters of this checkpoint, or of a run's newest"},
+    {"resume",   'r', NULL,  "go on from the newest checkpoint of the run directory"             },
+    {"move-old", 0,   NULL,  "an existing run directory is first renamed DIR.1, DIR.2, ..."      },
+    {"dry-run",  0,   NULL,  "check the settings, count the parameters and write nothing"        },
+    {NULL,       0,   NULL,  NULL                                                                }
 };
 
 static bool should_stop(void *user) {
@@ -22,12 +23,12 @@ static bool should_stop(void *user) {
     return cli_signal_caught() != 0;
 }
 
-/* --run DIR counts as the key, spoken last. The directory of the command line, NULL: not there. */
-static const char *run_of_command_line(const cli_args *args) {
-    const char *run = cli_text(args, "run");
-    for (int i = args->n_set; i-- > 0 && !run;)
-        if (strcmp(args->set[i].key, "run.dir") == 0) run = args->set[i].value;
-    return run;
+/* An option counts as its key, spoken last. The directory of the command line, NULL: not there. */
+static const char *named(const cli_args *args, const char *option, const char *key) {
+    const char *directory = cli_text(args, option);
+    for (int i = args->n_set; i-- > 0 && !directory;)
+        if (strcmp(args->set[i].key, key) == 0) directory = args->set[i].value;
+    return directory;
 }
 
 /* A run is resumed from anywhere, so it records where its texts are. */
@@ -47,23 +48,62 @@ static int make_absolute(cli_args *args, const char *key) {
     return status == MOE_OK ? 0 : cli_fail(args, status, "%s", error.text);
 }
 
-/* A run that is resumed without a file goes on with the settings it was started with. */
-static int load_settings(cli_args *args, char *run_dir) {
-    char resolved[4096];
-    const char *run = run_of_command_line(args), *own = resolved;
-    bool from_run = cli_flag(args, "resume") && args->n_operands == 0 && run;
-    if (from_run &&
-        snprintf(resolved, sizeof resolved, "%s/config.resolved.yaml", run) >= (int)sizeof resolved)
-        return cli_fail(args, MOE_ERR_ARGUMENT, "--run: the path is too long");
-    if (from_run && !cli_file_exists(run))
-        return cli_fail(args, MOE_ERR_INPUT, "%s: no such run directory", run);
-    int code = from_run ? cli_settings_load(args, &own, 1)
-                        : cli_settings_load(args, args->operand, args->n_operands);
+static int set_key(cli_args *args, const char *key, const char *value) {
     moe_error error;
-    if (code == 0 && run) {
-        moe_status status = moe_lm_config_set(args->config, "run.dir", run, "command line", &error);
-        if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
+    moe_status status = moe_lm_config_set(args->config, key, value, "command line", &error);
+    return status == MOE_OK ? 0 : cli_fail(args, status, "%s", error.text);
+}
+
+/* The checkpoint that a directory is, or the newest of the run that it is. */
+static moe_status find_checkpoint(const char *directory, char *path, size_t size, moe_error *error) {
+    int n = snprintf(path, size, "%s/config.json", directory);
+    const bool fits = n > 0 && (size_t)n < size;
+    if (!fits || !cli_file_exists(path)) return moe_lm_newest_checkpoint(directory, path, size, error);
+    path[strlen(directory)] = '\0';
+    return MOE_OK;
+}
+
+/* Where training begins is recorded as the checkpoint it was. A run that goes on needs it no more. */
+static int settle_from(cli_args *args, const char *from) {
+    char text[1024], path[1024];
+    moe_error error;
+    int code = from ? set_key(args, "train.from", from) : 0;
+    if (code == 0) code = cli_setting(args, args->config, "train.from", text);
+    if (code || *text == '\0') return code;
+    moe_status status = find_checkpoint(text, path, sizeof path, &error);
+    if (status != MOE_OK)
+        return cli_flag(args, "resume") ? 0 : cli_fail(args, status, "train.from: %s", error.text);
+    code = set_key(args, "train.from", path);
+    return code ? code : make_absolute(args, "train.from");
+}
+
+/* The files of the command line, behind the checkpoint to begin with, whose model is then the default. A run
+ * that is resumed without a file goes on with the settings it was started with. */
+static int load_files(cli_args *args, const char *run, const char *from) {
+    const char *file[65]; /* cmd_train.max_operands and one */
+    char first[4096];
+    moe_error error;
+    int n = 0;
+    if (cli_flag(args, "resume") && args->n_operands == 0 && run) {
+        if (!cli_file_exists(run)) return cli_fail(args, MOE_ERR_INPUT, "%s: no such run directory", run);
+        if (snprintf(first, sizeof first, "%s/config.resolved.yaml", run) >= (int)sizeof first)
+            return cli_fail(args, MOE_ERR_ARGUMENT, "--run: the path is too long");
+        file[n++] = first;
+    } else if (from && !cli_flag(args, "resume")) {
+        moe_status status = find_checkpoint(from, first, sizeof first, &error);
+        if (status != MOE_OK) return cli_fail(args, status, "--from: %s", error.text);
+        file[n++] = first;
     }
+    for (int i = 0; i < args->n_operands; ++i) file[n++] = args->operand[i];
+    return cli_settings_load(args, file, n);
+}
+
+static int load_settings(cli_args *args, char *run_dir) {
+    const char *run = named(args, "run", "run.dir"), *from = named(args, "from", "train.from");
+    moe_error error;
+    int code = load_files(args, run, from);
+    if (code == 0 && run) code = set_key(args, "run.dir", run);
+    if (code == 0) code = settle_from(args, from);
     if (code == 0) code = make_absolute(args, "data.train");
     if (code == 0) code = make_absolute(args, "data.eval");
     if (code == 0) code = cli_setting(args, args->config, "run.dir", run_dir);
@@ -158,6 +198,9 @@ static int run(cli_args *args) {
     if (cli_flag(args, "resume") && cli_flag(args, "move-old"))
         return cli_fail(args, MOE_ERR_ARGUMENT,
                         "--resume goes on in the directory that --move-old would move");
+    if (cli_flag(args, "resume") && cli_text(args, "from"))
+        return cli_fail(args, MOE_ERR_ARGUMENT,
+                        "--resume goes on from the run's own checkpoint, --from begins another run");
     code = cli_context_create(args, NULL, 0, &ctx);
     if (code) return code;
     code = cli_flag(args, "dry-run") ? dry_run(args, ctx, run_dir) : train(args, ctx, run_dir);
@@ -177,12 +220,17 @@ const cli_verb cmd_train = {
              "--resume an existing run goes on from its newest complete checkpoint, bit for bit as if it\n"
              "had not stopped; without a file it takes the settings it was started with.\n"
              "\n"
+             "With --from a new run begins with the parameters of a checkpoint, one of transformers too,\n"
+             "or of another run's newest. Its model is then the default, so that no file need describe it;\n"
+             "the optimizer, the schedule and the texts are the new run's.\n"
+             "\n"
              "SIGINT or SIGTERM ends the forward at hand, saves a checkpoint and exits with 130 or 143; a\n"
              "second one stops at once. An alarm (train.alarm_*) that was asked to stop the run saves\n"
              "too, and exits with 7. docs/run-directory.md says what a run leaves behind.\n",
     .examples = "moekit train configs/demo.yaml --run runs/demo\n"
                 "moekit train configs/demo.yaml --run runs/top1 moe.top_k=1 --train.steps 500\n"
-                "moekit train --resume --run runs/demo\n",
+                "moekit train --resume --run runs/demo\n"
+                "moekit train --from runs/demo --run runs/tuned --data.train mine.txt --train.lr 1e-4\n",
     .options = options,
     .makes_context = true,
     .keys = CLI_KEYS_LM,
