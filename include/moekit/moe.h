@@ -19,7 +19,8 @@
  *     returns no status returns 0, false, NULL or "" then, or does nothing.
  *   - `reserved` fields are 0: a byte that is set belongs to a newer header, and is refused.
  *   - `*_reserve` allocates; no call after it does.
- *   - a context, and everything made from it, belongs to one thread at a time.
+ *   - a context, and everything made from it, belongs to one thread at a time. A child of fork may use and
+ *     destroy those of the CPU that it inherits, on one thread, if nobody was in a call of them then.
  */
 #ifndef MOEKIT_MOE_H
 #define MOEKIT_MOE_H
@@ -277,7 +278,7 @@ MOE_API const char *const *moe_layer_presets(void); /* NULL-terminated */
 /* Whether presets speak of a setting ("moe.top_k"): not of sizes, kinds of experts, deviations and memory. */
 MOE_API bool moe_layer_preset_sets(const char *key);
 /* Sets one field from text. `key` is canonical or an alias, with or without "moe."; an unknown one is
- * MOE_ERR_ARGUMENT and names the nearest. A name of another system may set several fields or imply them
+ * MOE_ERR_ARGUMENT and names the nearest, or what it is a value of. A name of another system may set several fields or imply them
  * (option.h), and takes back what the same name said before. What is implied never overrides what was said,
  * by a key or in C by a field that is not at its default. So the order of different keys does not matter, but
  * where two say different things of one field: then the later wins. `value` of "expert", "expert_kinds" and

@@ -114,18 +114,13 @@ bool moelm_config_is_preset(const moe_lm_config *config, const char *key) {
 }
 
 static moe_status unknown_key(const moe_lm_config *config, const char *key, moe_error *error) {
-    size_t distance, length = strlen(key);
+    const size_t length = strlen(key);
     for (size_t i = 0; i < config->count; ++i)
         if (strncmp(config->row[i].key, key, length) == 0 && config->row[i].key[length] == '.')
             return moei_error_set(error, MOE_ERR_ARGUMENT,
                                   "%s is a section, not a setting; name one of its keys: %s", key,
                                   config->row[i].key);
-    const moe_option *nearest = moei_option_nearest(table_of(config), key, &distance);
-    if (distance > length / 2)
-        return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown key '%s'; 'moekit config options' lists all",
-                              key);
-    return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown key '%s'; the nearest is '%s'", key,
-                          nearest->key);
+    return moei_option_unknown(table_of(config), "key", key, "'moekit config options'", error);
 }
 
 static moe_status layer_width(const moe_lm_config *config, const char *value, moe_error *error) {

@@ -93,6 +93,27 @@ const moe_option *moei_option_nearest(moei_option_table table, const char *key, 
     return best;
 }
 
+/* The first row that has `value` among its choices; NULL: none. */
+static const moe_option *row_of_choice(moei_option_table table, const char *value) {
+    for (size_t i = 0; i < table.count; ++i)
+        if (table.row[i].choices && moei_option_place(value, table.row[i].choices) >= 0) return &table.row[i];
+    return NULL;
+}
+
+moe_status moei_option_unknown(moei_option_table table, const char *noun, const char *key, const char *list,
+                               moe_error *error) {
+    size_t distance;
+    const moe_option *nearest = moei_option_nearest(table, key, &distance);
+    const moe_option *chooses = row_of_choice(table, last_part(key));
+    if (chooses)
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown %s '%s'; it is a value of '%s'", noun, key,
+                              chooses->key);
+    if (!nearest || distance > strlen(key) / 2)
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown %s '%s'; %s lists all", noun, key, list);
+    return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown %s '%s'; the nearest is '%s'", noun, key,
+                          nearest->key);
+}
+
 static moe_status set_bool(const moe_option *row, bool *field, const char *value, moe_error *error) {
     static const struct {
         const char *text;

@@ -19,6 +19,10 @@ typedef struct moei_option_table {
 const moe_option *moei_option_find(moei_option_table table, const char *key);
 /* The row of least moe_option_distance to `key`; NULL where there are no rows. */
 const moe_option *moei_option_nearest(moei_option_table table, const char *key, size_t *distance);
+/* A key that the table does not have, a `noun` to the user: told with the row that it is a value of, or the
+ * nearest one, or, where none is near, with what lists them all. */
+moe_status moei_option_unknown(moei_option_table table, const char *noun, const char *key, const char *list,
+                               moe_error *error);
 
 /* Parses `value` into the row's field of `base`; a wrong one names the key, the value and what is right. */
 moe_status moei_option_set(const moe_option *row, void *base, const char *value, moe_error *error);

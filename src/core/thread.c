@@ -29,6 +29,7 @@ typedef struct worker {
 } worker;
 
 struct moei_pool {
+    pid_t owner; /* the process that started it: a child of fork has the memory, but not the threads */
     pthread_mutex_t lock;
     pthread_cond_t has_work, is_done;
     atomic_uint_fast64_t round; /* counts jobs; a change is the call to work */
@@ -88,12 +89,22 @@ static void *work(void *arg) {
     }
 }
 
-static void open_job(moei_pool *pool, job *j) {
-    pthread_mutex_lock(&pool->lock);
+static bool is_owner(const moei_pool *pool) {
+    return getpid() == pool->owner;
+}
+
+/* In a child of fork nobody joins; and who held the lock, or slept, is not there to go on: then false, or
+ * nobody is woken. It costs a look at the process only where others have to be waited for or woken anyway. */
+static bool open_job(moei_pool *pool, job *j) {
+    if (pthread_mutex_trylock(&pool->lock) != 0) {
+        if (!is_owner(pool)) return false;
+        pthread_mutex_lock(&pool->lock);
+    }
     pool->open = j;
     atomic_fetch_add_explicit(&pool->round, 1, memory_order_release);
-    if (pool->sleeping > 0) pthread_cond_broadcast(&pool->has_work);
+    if (pool->sleeping > 0 && is_owner(pool)) pthread_cond_broadcast(&pool->has_work);
     pthread_mutex_unlock(&pool->lock);
+    return true;
 }
 
 /* No one joins from here on; those inside are waited for. */
@@ -111,8 +122,7 @@ static void close_job(moei_pool *pool) {
 
 void moei_parallel(const moei_team *team, int64_t n_tasks, moei_task_fn fn, void *arg) {
     job j = {.fn = fn, .arg = arg, .n_tasks = n_tasks};
-    bool shared = team->pool && n_tasks > 1;
-    if (shared) open_job(team->pool, &j);
+    const bool shared = team->pool && n_tasks > 1 && open_job(team->pool, &j);
     run_tasks(&j, team->scratch);
     if (shared) close_job(team->pool);
 }
@@ -139,7 +149,7 @@ size_t moei_pool_bytes(int32_t n_threads) {
 }
 
 int32_t moei_pool_start(moei_pool *pool, int32_t n_threads, void *scratch) {
-    *pool = (moei_pool){0};
+    *pool = (moei_pool){.owner = getpid()};
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->has_work, NULL);
     pthread_cond_init(&pool->is_done, NULL);
@@ -153,6 +163,7 @@ int32_t moei_pool_start(moei_pool *pool, int32_t n_threads, void *scratch) {
 }
 
 void moei_pool_stop(moei_pool *pool) {
+    if (!is_owner(pool)) return;
     pthread_mutex_lock(&pool->lock);
     pool->stop = true;
     atomic_fetch_add_explicit(&pool->round, 1, memory_order_release);

@@ -40,6 +40,7 @@ size_t moei_pool_bytes(int32_t n_threads);
 /* Starts n_threads - 1 threads in `memory` (moei_pool_bytes). The system may refuse some: returns how many
  * threads the team has, the caller's included. */
 int32_t moei_pool_start(moei_pool *memory, int32_t n_threads, void *scratch);
+/* In a child of fork, which has none of the threads, it does nothing. */
 void moei_pool_stop(moei_pool *pool);
 
 #endif

@@ -19,6 +19,7 @@ static void *host_alloc(void *user, size_t bytes, size_t align) {
     enum { HUGE = 2 << 20 };
     (void)user;
     if (bytes >= HUGE && align < HUGE) align = HUGE;
+    if (bytes > SIZE_MAX - align) return NULL;
     const size_t whole = (bytes + align - 1) / align * align;
     void *ptr = aligned_alloc(align, whole);
     if (ptr && align == HUGE) madvise(ptr, whole, MADV_HUGEPAGE);

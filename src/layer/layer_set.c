@@ -131,12 +131,8 @@ static moe_status set(moe_layer_desc *desc, const char *key, const char *value, 
     const unsigned by = named ? mark_of_name(named) : SAID;
     MOEI_TRY(moe_layer_alias_find(key, value, &alias, error));
     if (alias) return set_alias(desc, alias, value, by, error);
-    if (!row) {
-        size_t distance;
-        const moe_option *nearest = moei_option_nearest(moei_layer_option_table(), key, &distance);
-        return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown option '%s'; the nearest is '%s'", key,
-                              nearest->key);
-    }
+    if (!row)
+        return moei_option_unknown(moei_layer_option_table(), "option", key, "moe_layer_option_at", error);
     MOEI_TRY(moei_option_set(row, desc, value, error));
     *mark_of(desc, row) = SAID;
     return named ? take_back(desc, by, error) : MOE_OK;

@@ -125,6 +125,25 @@ static void the_nearest_key_is_offered(void **state) {
     assert_int_equal(moe_option_distance(&sitting, ""), 7);
 }
 
+static void unknown_keys_are_told_with_what_was_meant(void **state) {
+    (void)state;
+    static const struct {
+        const char *key, *text;
+    } cases[] = {
+        {"a.smal",  "unknown word 'a.smal'; the nearest is 'a.small'"    },
+        {"a.green", "unknown word 'a.green'; it is a value of 'b.choice'"},
+        {"red",     "unknown word 'red'; it is a value of 'b.choice'"    },
+        {"x.y.z",   "unknown word 'x.y.z'; the table lists all"          },
+        {"",        "unknown word ''; the table lists all"               },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
+        moe_error error;
+        assert_int_equal(moei_option_unknown(table, "word", cases[i].key, "the table", &error),
+                         MOE_ERR_ARGUMENT);
+        assert_string_equal(error.text, cases[i].text);
+    }
+}
+
 /* The layer's own table: keys are unique, defaults parse, aliases are not keys. */
 static void the_layer_table_is_sound(void **state) {
     (void)state;
@@ -190,6 +209,7 @@ int main(void) {
         cmocka_unit_test(values_are_parsed_and_bounded),
         cmocka_unit_test(printing_round_trips),
         cmocka_unit_test(the_nearest_key_is_offered),
+        cmocka_unit_test(unknown_keys_are_told_with_what_was_meant),
         cmocka_unit_test(the_layer_table_is_sound),
         cmocka_unit_test(a_broken_default_is_told),
         cmocka_unit_test(numbers_do_not_follow_the_locale),

@@ -1,7 +1,11 @@
 /* test_thread.c: the parallel loop: every task once, own scratch, any number of threads, nested contexts.
  * Counts are exact; no timing.
  */
+#define _GNU_SOURCE
 #include "support/layer_fixture.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
 
 typedef struct job {
     int32_t ran[1000];
@@ -58,10 +62,48 @@ static void the_environment_is_read(void **state) {
     unsetenv("MOEKIT_ISA");
 }
 
+/* --- a child of fork has the memory of a team, but only one of its threads --- */
+
+static int64_t sum_of(moe_ctx *ctx) {
+    static job j;
+    int64_t ran = 0;
+    memset(&j, 0, sizeof j);
+    moe_parallel(ctx, 1000, count_task, &j);
+    for (int64_t t = 0; t < 1000; ++t) ran += j.ran[t];
+    return ran;
+}
+
+static int child(moe_ctx *ctx) {
+    alarm(20); /* a child that waits for threads that are not there */
+    for (int i = 0; i < 20; ++i)
+        if (sum_of(ctx) != 1000) return 1;
+    moe_ctx_destroy(ctx);
+    return 0;
+}
+
+static void a_child_of_fork_goes_on_alone(void **state) {
+    (void)state;
+    static const useconds_t pauses[] = {0, 0, 10, 2000}; /* the others are awake, half asleep, asleep */
+    moe_ctx *ctx = test_ctx(NULL, 4);
+    for (size_t i = 0; i < sizeof pauses / sizeof *pauses; ++i) {
+        int status = -1;
+        assert_int_equal(sum_of(ctx), 1000);
+        if (pauses[i] > 0) usleep(pauses[i]);
+        const pid_t pid = fork();
+        assert_true(pid >= 0);
+        if (pid == 0) _exit(child(ctx));
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        if (status != 0) fail_msg("the child ended with signal %d, exit code %d", status & 127, status >> 8);
+    }
+    assert_int_equal(sum_of(ctx), 1000);
+    moe_ctx_destroy(ctx);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_task_runs_once),
         cmocka_unit_test(the_environment_is_read),
+        cmocka_unit_test(a_child_of_fork_goes_on_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

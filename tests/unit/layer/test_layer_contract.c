@@ -39,6 +39,19 @@ static void ledger_free(void *user, void *ptr, size_t bytes) {
     free(block);
 }
 
+/* Rounded up to whole lines they would be small. */
+static void sizes_beyond_memory_are_refused(void **state) {
+    (void)state;
+    static const size_t sizes[] = {SIZE_MAX, SIZE_MAX - 62, SIZE_MAX - (1 << 20)};
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; ++i) {
+        assert_null(moe_memory_alloc(ctx, sizes[i]));
+        assert_non_null(strstr(moe_ctx_error(ctx), "cannot allocate"));
+        assert_null(moe_ctx_alloc(ctx, sizes[i]));
+    }
+    moe_ctx_destroy(ctx);
+}
+
 static void memory_goes_back_as_it_came(void **state) {
     static const moe_dtype dtypes[] = {MOE_F32, MOE_F64, MOE_BF16};
     (void)state;
@@ -429,6 +442,7 @@ static void a_measure_is_checked_and_sized(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(memory_goes_back_as_it_came),
+        cmocka_unit_test(sizes_beyond_memory_are_refused),
         cmocka_unit_test(strings_may_go),
         cmocka_unit_test(numbers_handed_in_are_finite),
         cmocka_unit_test(inner_draws_are_finite),
