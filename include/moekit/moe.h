@@ -278,12 +278,12 @@ MOE_API const char *const *moe_layer_presets(void); /* NULL-terminated */
 /* Whether presets speak of a setting ("moe.top_k"): not of sizes, kinds of experts, deviations and memory. */
 MOE_API bool moe_layer_preset_sets(const char *key);
 /* Sets one field from text. `key` is canonical or an alias, with or without "moe."; an unknown one is
- * MOE_ERR_ARGUMENT and names the nearest, or what it is a value of. A name of another system may set several fields or imply them
- * (option.h), and takes back what the same name said before. What is implied never overrides what was said,
- * by a key or in C by a field that is not at its default. So the order of different keys does not matter, but
- * where two say different things of one field: then the later wins. `value` of "expert", "expert_kinds" and
- * "shared_expert_activation" must outlive the descriptor. A refusal changes nothing; MOE_ERR_UNSUPPORTED: the
- * descriptor is of an older header, which lacks the field. */
+ * MOE_ERR_ARGUMENT and names the nearest, or what it is a value of. A name of another system may set several
+ * fields or imply them (option.h), and takes back what the same name said before. What is implied never
+ * overrides what was said, by a key or in C by a field that is not at its default. So the order of different
+ * keys does not matter, but where two say different things of one field: then the later wins. `value` of
+ * "expert", "expert_kinds" and "shared_expert_activation" must outlive the descriptor. A refusal changes
+ * nothing; MOE_ERR_UNSUPPORTED: the descriptor is of an older header, which lacks the field. */
 MOE_API moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value,
                                       moe_error *error);
 /* Whether a layer could be made of it: limits, and settings that go together. The text names the option.
@@ -320,8 +320,9 @@ typedef struct moe_layer_bytes {
     size_t packed;        /* of moe_layer_quantize */
 } moe_layer_bytes;
 /* Calls bring at most so many sequences (moe_call.sequence_length): what a layer keeps by the sequence, such
- * as the rows of capacity_group sequence with pad_to_capacity, then takes memory for no more. 0, as at first:
- * any number, down to sequences of one token. Holds from the next measure and reserve on. */
+ * as the rows of capacity_group sequence with pad_to_capacity, then takes memory for no more, and a call of
+ * more is MOE_ERR_STATE; a layer that keeps nothing so serves it all the same. 0, as at first: any number,
+ * down to sequences of one token. Holds from the next measure and reserve on. */
 MOE_API moe_status moe_layer_limit_sequences(moe_layer *layer, int64_t max_sequences);
 /* Refuses what moe_layer_reserve would. */
 MOE_API moe_status moe_layer_measure(const moe_layer *layer, int64_t max_tokens, moe_mode mode,

@@ -100,7 +100,7 @@ void *moei_cuda_encode(void) {
 
 static moe_status cuda_open(moe_ctx *ctx) {
     cuda_state *state = moe_ctx_alloc(ctx, sizeof *state);
-    if (!state) return MOE_ERR_MEMORY;
+    if (!state) return moei_ctx_no_memory(ctx, "a CUDA context");
     *state = (cuda_state){0};
     ctx->device_state = state;
     MOEI_TRY(choose(ctx, state));

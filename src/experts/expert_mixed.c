@@ -136,7 +136,7 @@ static const part *owner_of(const mixed *m, int32_t *index) {
 static moe_status name_params(mixed *m) {
     if (m->n_params == 0) return MOE_OK;
     m->name = moe_ctx_alloc(m->ctx, (size_t)m->n_params * sizeof *m->name);
-    if (!m->name) return MOE_ERR_MEMORY;
+    if (!m->name) return moei_ctx_no_memory(m->ctx, "names of parameters");
     for (int32_t i = 0; i < m->n_params; ++i) {
         int32_t index = i;
         const part *p = owner_of(m, &index);
@@ -154,7 +154,8 @@ static moe_status build(mixed *m) {
     m->whole = moe_ctx_alloc(m->ctx, (E + 1) * sizeof *m->whole);
     m->own = moe_ctx_alloc(m->ctx, (E + 1) * sizeof *m->own);
     m->offset = moei_memory_alloc(m->ctx, (E + 1) * sizeof *m->offset);
-    if (!m->part || !m->whole || !m->own || !m->offset) return MOE_ERR_MEMORY;
+    if (!m->part || !m->whole || !m->own || !m->offset)
+        return moei_ctx_no_memory(m->ctx, "the experts of expert_kinds");
     MOEI_TRY(read_kinds(m));
     for (int32_t p = 0; p < m->n_parts; ++p) MOEI_TRY(create_part(m, &m->part[p]));
     return name_params(m);
@@ -162,7 +163,7 @@ static moe_status build(mixed *m) {
 
 static moe_status mixed_create(moe_ctx *ctx, const moe_expert_desc *desc, void **self) {
     mixed *m = moe_ctx_alloc(ctx, sizeof *m);
-    if (!m) return MOE_ERR_MEMORY;
+    if (!m) return moei_ctx_no_memory(ctx, "experts");
     *m = (mixed){.ctx = ctx, .desc = *desc};
     const moe_status status = build(m);
     if (status != MOE_OK) {

@@ -13,7 +13,7 @@ typedef struct plain {
 static moe_status plain_create(moe_ctx *ctx, const moe_expert_desc *desc, void **self) {
     (void)desc;
     plain *p = moe_ctx_alloc(ctx, sizeof *p);
-    if (!p) return MOE_ERR_MEMORY;
+    if (!p) return moei_ctx_no_memory(ctx, "experts");
     p->ctx = ctx;
     *self = p;
     return MOE_OK;

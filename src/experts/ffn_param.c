@@ -103,7 +103,7 @@ static moe_status create_param(moei_ffn *f, int32_t index) {
     if (index != MOEI_FFN_UP && index != MOEI_FFN_DOWN)
         return moei_memory_clear(f->ctx, f->value[index], bytes);
     void *view = moei_memory_open(f->ctx, f->value[index], bytes);
-    if (!view) return MOE_ERR_MEMORY;
+    if (!view) return moei_ctx_no_memory(f->ctx, "%s, drawn on the host", param.name);
     draw job = {f, index, &param, view};
     moe_parallel(f->ctx, f->desc.n_experts, draw_expert, &job);
     return moei_memory_close(f->ctx, f->value[index], view, bytes);
@@ -113,7 +113,7 @@ moe_status moei_ffn_create(moe_ctx *ctx, const moe_expert_desc *desc, void **sel
     const moei_activation *kind = moei_activation_find(desc->activation);
     if (!kind) return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "activation: '%s' is not known", desc->activation);
     moei_ffn *f = moe_ctx_alloc(ctx, sizeof *f);
-    if (!f) return MOE_ERR_MEMORY;
+    if (!f) return moei_ctx_no_memory(ctx, "experts");
     *f = (moei_ffn){.ctx = ctx, .desc = *desc, .n_params = desc->bias ? 4 : desc->up_bias ? 3 : 2};
     f->grad_dtype = moei_wide(desc->dtype);
     f->rule = moei_act_rule_of(kind, desc);

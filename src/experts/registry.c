@@ -38,7 +38,7 @@ moe_status moe_expert_register(moe_ctx *ctx, const moe_expert_ops *given) {
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "expert '%s' is registered already; choose another name",
                             ops->name);
     moei_expert_entry *entry = moe_ctx_alloc(ctx, sizeof *entry + strlen(ops->name) + 1);
-    if (!entry) return MOE_ERR_MEMORY;
+    if (!entry) return moei_ctx_no_memory(ctx, "a kind of expert");
     *entry = (moei_expert_entry){.ops = *ops, .next = ctx->experts};
     entry->ops.name = strcpy(entry->name, ops->name);
     ctx->experts = entry;

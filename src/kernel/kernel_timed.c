@@ -182,7 +182,7 @@ moe_status moe_time_start(moe_ctx *ctx) {
                             "moe_time: calls of this device only start its work; use the device's profiler");
     if (!ctx->timing) {
         timed_kernels *timed = moe_ctx_alloc(ctx, sizeof *timed);
-        if (!timed) return MOE_ERR_MEMORY;
+        if (!timed) return moei_ctx_no_memory(ctx, "moe_time_start");
         for (int i = 0; i < MOEI_DTYPES; ++i) {
             timed->inner[i] = ctx->kernels[i];
             wrap(timed->inner[i], &timed->table[i]);

@@ -157,7 +157,7 @@ static const moei_team *host_team(const moe_ctx *ctx) {
 static moe_status pack_host(moe_packed *p, const void *b, unsigned char *out) {
     const int64_t panels = p->n_groups * group_panels(p);
     bool *bad = moe_ctx_alloc(p->ctx, (size_t)panels);
-    if (!bad) return MOE_ERR_MEMORY;
+    if (!bad) return moei_ctx_no_memory(p->ctx, "notes of packing");
     memset(out, 0, p->bytes); /* columns past the last of a run: scale 0 */
     pack_job job = {p, b, out, bad};
     moei_parallel(host_team(p->ctx), panels, pack_task, &job);
@@ -177,7 +177,8 @@ static moe_status pack(moe_packed *p, const void *b) {
     if (!p->data) return moei_ctx_no_memory(ctx, "packed weights");
     if (!ctx->host) return pack_host(p, b, p->data);
     void *here = moe_ctx_alloc(ctx, b_bytes), *view = moei_memory_open(ctx, p->data, p->bytes);
-    moe_status status = here && view ? moei_memory_copy(ctx, here, b, b_bytes) : MOE_ERR_MEMORY;
+    moe_status status = here && view ? moei_memory_copy(ctx, here, b, b_bytes)
+                                     : moei_ctx_no_memory(ctx, "weights to be packed, on the host");
     if (status == MOE_OK) status = pack_host(p, here, view);
     moe_ctx_free(ctx, here, b_bytes);
     if (status == MOE_OK) return moei_memory_close(ctx, p->data, view, p->bytes);
@@ -274,7 +275,7 @@ moe_status moe_packed_create(moe_ctx *ctx, const moe_packed_desc *given, const v
     MOEI_TRY(moei_ctx_need(ctx, "moe_packed_create", "b", b));
     lay_out(&made);
     moe_packed *p = moe_ctx_alloc(ctx, sizeof *p);
-    if (!p) return MOE_ERR_MEMORY;
+    if (!p) return moei_ctx_no_memory(ctx, "packed weights");
     *p = made;
     const moe_status status = pack(p, b);
     if (status != MOE_OK) {
@@ -317,7 +318,8 @@ moe_status moe_packed_read(const moe_packed *packed, void *b) {
     MOEI_TRY(moei_ctx_need(ctx, "moe_packed_read", "b", b));
     if (ctx->host) here.data = moe_ctx_alloc(ctx, packed->bytes);
     void *view = moei_memory_open(ctx, b, b_bytes);
-    moe_status status = here.data && view ? MOE_OK : MOE_ERR_MEMORY;
+    moe_status status =
+        here.data && view ? MOE_OK : moei_ctx_no_memory(ctx, "packed weights to be read, on the host");
     if (status == MOE_OK && ctx->host) status = moei_memory_copy(ctx, here.data, packed->data, packed->bytes);
     if (status == MOE_OK) {
         read_job job = {&here, view};

@@ -85,17 +85,22 @@ static moe_status choose_threads(int32_t wanted, int32_t *n_threads, moe_error *
 /* The kernel tables, one a dtype, stand behind the context in one allocation of their own. */
 static moe_status attach_kernels(moe_ctx *ctx) {
     moei_kernels *table = moe_ctx_alloc(ctx, MOEI_DTYPES * sizeof *table);
-    if (!table) return MOE_ERR_MEMORY;
+    if (!table) return moei_ctx_no_memory(ctx, "tables of kernels");
     moei_kernel_select((moei_isa)ctx->isa, table);
     for (int dtype = 0; dtype < MOEI_DTYPES; ++dtype) ctx->kernels[dtype] = &table[dtype];
     return MOE_OK;
+}
+
+static moe_status take_scratch(moe_ctx *ctx) {
+    ctx->team.scratch = moe_ctx_alloc(ctx, (size_t)ctx->team.n_threads * MOEI_THREAD_SCRATCH);
+    return ctx->team.scratch ? MOE_OK : moei_ctx_no_memory(ctx, "scratch of %d threads", ctx->team.n_threads);
 }
 
 static moe_status start_threads(moe_ctx *ctx) {
     const int32_t wanted = ctx->team.n_threads;
     if (wanted == 1) return MOE_OK;
     moei_pool *pool = moe_ctx_alloc(ctx, moei_pool_bytes(wanted));
-    if (!pool) return MOE_ERR_MEMORY;
+    if (!pool) return moei_ctx_no_memory(ctx, "%d threads", wanted);
     ctx->team.pool = pool;
     int32_t started = moei_pool_start(pool, wanted, ctx->team.scratch);
     ctx->desc.n_threads = started;
@@ -162,8 +167,7 @@ moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **out, moe_error *er
     *ctx = (moe_ctx){.desc = filled, .isa = (int)isa.cpu, .kernel_name = kernel_name};
     ctx->device = on_cpu ? &moei_device_cpu : &moei_device_cuda;
     ctx->team.n_threads = on_cpu ? filled.n_threads : 1;
-    ctx->team.scratch = moe_ctx_alloc(ctx, (size_t)ctx->team.n_threads * MOEI_THREAD_SCRATCH);
-    if (!ctx->team.scratch || open_device(ctx, isa, filled.n_threads) != MOE_OK ||
+    if (take_scratch(ctx) != MOE_OK || open_device(ctx, isa, filled.n_threads) != MOE_OK ||
         attach_kernels(ctx) != MOE_OK || start_threads(ctx) != MOE_OK) {
         const moe_status status = moei_error_set(error, ctx->error.status, "%s", ctx->error.text);
         moe_ctx_destroy(ctx);

@@ -26,7 +26,7 @@ static moe_status draw_param(moe_layer *layer, const moei_layer_param *param, ui
     const moe_layer_desc *d = &layer->desc;
     if (d->undrawn) return MOE_OK; /* it is zeros already */
     void *view = moei_memory_open(layer->ctx, param->own.value, param->bytes);
-    if (!view) return MOE_ERR_MEMORY;
+    if (!view) return moei_ctx_no_memory(layer->ctx, "%s, drawn on the host", param->name);
     moe_random_normal(layer->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)d->layer_index, stream,
                       param->own.dtype, view, param->own.dim[0] * param->own.dim[1] * param->own.dim[2], std);
     if (gate) moei_gate_renorm(d, view);
@@ -65,7 +65,8 @@ moe_status moei_layer_create_gate(moe_layer *layer) {
     layer->history.count = moe_ctx_alloc(layer->ctx, history_bytes(d));
     layer->step.rows = moe_ctx_alloc(layer->ctx, history_bytes(d));
     layer->step.quantile = moe_ctx_alloc(layer->ctx, history_bytes(d));
-    if (!layer->history.count || !layer->step.rows || !layer->step.quantile) return MOE_ERR_MEMORY;
+    if (!layer->history.count || !layer->step.rows || !layer->step.quantile)
+        return moei_ctx_no_memory(layer->ctx, "counts of rows by expert");
     moei_layer_clear_step(layer);
     return MOE_OK;
 }
@@ -76,7 +77,7 @@ static moe_status list_params(moe_layer *layer, moei_experts *experts) {
     for (int32_t i = 0; i < count; ++i) {
         moe_param param = {.size = sizeof param};
         moei_layer_param *entry = moei_layer_new_param(layer);
-        if (!entry) return MOE_ERR_MEMORY;
+        if (!entry) return moei_ctx_no_memory(layer->ctx, "list of parameters");
         if (experts->ops != &moei_expert_mixed) /* which has looked at those of its kinds */
             MOEI_TRY(moei_expert_check_param(layer->ctx, experts->ops, experts->self, i, MOEI_EXPERT_NAME));
         MOEI_TRY(experts->ops->param(experts->self, i, &param));
@@ -220,7 +221,7 @@ static moe_status keep_names(moe_layer *layer) {
     for (int i = 0; i < MOEI_LAYER_NAMES; ++i) {
         const size_t bytes = strlen(*name[i]) + 1;
         layer->name[i] = moe_ctx_alloc(layer->ctx, bytes);
-        if (!layer->name[i]) return MOE_ERR_MEMORY;
+        if (!layer->name[i]) return moei_ctx_no_memory(layer->ctx, "names of experts");
         *name[i] = memcpy(layer->name[i], *name[i], bytes);
     }
     return MOE_OK;
@@ -241,7 +242,7 @@ moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer 
         return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED, "dtype: %s is not served on %s; MOE_F32 is",
                             moei_dtype_name(filled.dtype), ctx->device->name);
     moe_layer *layer = moe_ctx_alloc(ctx, sizeof *layer);
-    if (!layer) return MOE_ERR_MEMORY;
+    if (!layer) return moei_ctx_no_memory(ctx, "a layer");
     *layer = (moe_layer){.ctx = ctx, .desc = filled, .path = &moei_path_cpu, .max_tokens = -1};
     moe_status status = keep_names(layer);
     if (status == MOE_OK) status = create_parts(layer);

@@ -41,7 +41,7 @@ void moei_layer_count_param(moei_layer_param *entry, const moe_param *shape) {
 
 moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void **value, void **grad) {
     moei_layer_param *place = moei_layer_new_param(layer);
-    if (!place) return MOE_ERR_MEMORY;
+    if (!place) return moei_ctx_no_memory(layer->ctx, "list of parameters");
     moei_layer_param entry = {.own = *shape, .grad_slot = grad};
     moei_layer_count_param(&entry, shape);
     entry.own.value = moei_memory_alloc(layer->ctx, entry.bytes);

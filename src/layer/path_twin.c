@@ -26,14 +26,15 @@ moe_status moei_twin_create(moe_layer *layer) {
         return moe_ctx_fail(layer->ctx, MOE_ERR_UNSUPPORTED, "num_experts: %d; on a device %d are served",
                             layer->desc.num_experts, MOST_EXPERTS);
     moe_layer *twin = moe_ctx_alloc(layer->ctx, sizeof *twin);
-    if (!twin) return MOE_ERR_MEMORY;
+    if (!twin) return moei_ctx_no_memory(layer->ctx, "the router of a layer, on the CPU");
     *twin =
         (moe_layer){.ctx = layer->ctx->host, .desc = layer->desc, .path = &moei_path_cpu, .max_tokens = -1};
     layer->twin = twin;
     MOEI_TRY(moei_twin_tell(layer, moei_layer_create_gate(twin)));
     layer->device.step_rows = moei_memory_alloc(layer->ctx, counts_bytes(layer));
     layer->device.drawn = moei_memory_alloc(layer->ctx, DRAWN_BYTES);
-    if (!layer->device.step_rows || !layer->device.drawn) return MOE_ERR_MEMORY;
+    if (!layer->device.step_rows || !layer->device.drawn)
+        return moei_ctx_no_memory(layer->ctx, "counts of rows by expert");
     layer->path = moei_path_device_serves(layer) ? &moei_path_device : &moei_path_twin;
     MOEI_TRY(moei_memory_clear(layer->ctx, layer->device.drawn, DRAWN_BYTES));
     return moei_memory_clear(layer->ctx, layer->device.step_rows, counts_bytes(layer));
@@ -74,7 +75,7 @@ static moe_status fill_capacities(moe_layer *layer, int64_t T) {
     device->n_valid = moei_arena_take(&arena, sizeof *device->n_valid);
     for (int mode = MOE_INFER; mode <= MOE_TRAIN; ++mode) {
         int32_t *table = moei_arena_take(&arena, bytes), *view = moei_memory_open(layer->ctx, table, bytes);
-        if (!view) return MOE_ERR_MEMORY;
+        if (!view) return moei_ctx_no_memory(layer->ctx, "capacities, counted on the host");
         for (int64_t n = 0; n <= T; ++n)
             view[n] = (int32_t)layer->capacity.rows(&layer->capacity, (moe_mode)mode, false, n,
                                                     layer->capacity.top_k, layer->desc.num_experts);
@@ -96,7 +97,9 @@ moe_status moei_twin_reserve(moe_layer *layer, int64_t T, moe_mode mode) {
     if (!host_block || !block) {
         moe_ctx_free(twin->ctx, host_block, host.used);
         moei_memory_free(layer->ctx, block, bytes);
-        return MOE_ERR_MEMORY;
+        if (!host_block)
+            return moei_twin_tell(layer, moei_ctx_no_memory(twin->ctx, "copies of calls, on the CPU"));
+        return moei_ctx_no_memory(layer->ctx, "capacities of batches");
     }
     moe_ctx_free(twin->ctx, device->host_block, device->host_bytes);
     moei_memory_free(layer->ctx, device->block, device->bytes);

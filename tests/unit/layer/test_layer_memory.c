@@ -1,9 +1,12 @@
-/* test_layer_memory.c: a reserve that is refused changes nothing, wherever the memory ran out.
+/* test_layer_memory.c: a reserve that is refused changes nothing, wherever the memory ran out, and says what
+ * for; so does what is made.
  * An allocator fails at its n-th allocation, for every n in turn.
  * Source: moekit/moe.h; "Measure, reserve, run" of docs/architecture.md.
  */
 #include "support/bare_kind.h"
 #include "support/layer_fixture.h"
+
+#include <moekit/quant.h>
 
 enum { T = 16, D = 13, LARGER = 128 };
 
@@ -93,6 +96,49 @@ static void a_refused_reserve_changes_nothing(void **state) {
     assert_true(infer > train);
 }
 
+/* --- what is made, not reserved --- */
+
+/* Makes a context, a layer, and whatever packing it and timing it take, where the n-th allocation fails.
+ * False once nothing fails any more. */
+static bool make_at(int64_t n, const moe_layer_desc *desc, const char *format) {
+    meter m = {.left = n};
+    const moe_ctx_desc ctx_desc = {
+        .size = sizeof ctx_desc, .n_threads = 2, .host = {metered_alloc, metered_free, &m}
+    };
+    const moe_quant_desc quant = {.size = sizeof quant, .format = format};
+    moe_error error = {0};
+    moe_ctx *ctx = NULL;
+    moe_layer *layer = NULL;
+    moe_status status = moe_ctx_create(&ctx_desc, &ctx, &error);
+    if (status == MOE_OK) status = moe_layer_create(ctx, desc, &layer);
+    if (status == MOE_OK) status = moe_time_start(ctx);
+    if (status == MOE_OK && format) status = moe_layer_quantize(layer, &quant);
+    if (status != MOE_OK) {
+        const char *text = ctx ? moe_ctx_error(ctx) : error.text;
+        assert_int_equal(status, MOE_ERR_MEMORY);
+        if (!strstr(text, ": cannot allocate ")) fail_msg("allocation %lld: '%s'", (long long)n, text);
+    }
+    moe_layer_destroy(layer);
+    moe_ctx_destroy(ctx);
+    assert_int_equal(m.bytes, 0);
+    return status != MOE_OK;
+}
+
+/* And nothing stays behind. */
+static void a_refused_create_says_what_for(void **state) {
+    (void)state;
+    static const char *const kinds[] = {NULL, "4,identity,4,zero,9"};
+    for (int i = 0; i < 4; ++i) {
+        moe_layer_desc desc = good_desc();
+        int64_t n = 0;
+        desc.expert_kinds = kinds[i % 2];
+        desc.latent_size = i < 2 ? 0 : 6;
+        desc.router_bias = i >= 2;
+        while (make_at(n, &desc, desc.expert_kinds ? NULL : "int8")) ++n;
+        assert_true(n > 15);
+    }
+}
+
 static moe_status forward_zero(void *self, const moe_expert_io *io) {
     (void)self;
     for (int64_t r = 0; r < io->n_rows; ++r)
@@ -155,6 +201,7 @@ static void only_what_backward_reads_is_kept(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(only_what_backward_reads_is_kept),
+        cmocka_unit_test(a_refused_create_says_what_for),
         cmocka_unit_test(a_refused_reserve_changes_nothing),
         cmocka_unit_test(inference_only_kinds_are_not_reserved_for_training),
     };
