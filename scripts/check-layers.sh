@@ -31,17 +31,19 @@ lm/train/      ^(core|format|config|model|train)/
 lm/report/     ^(core|format|config|report)/
 tools/         ^[a-z_]*\.h$
 examples/      ^$
+tests/         .
+bench/         .
 '
 # special <header>: the only files that may include it.
 owners='
-^(immintrin|x86intrin|cpuid|arm_neon|arm_sve)\.h$  ^src/kernel/
+^(immintrin|x86intrin|cpuid|arm_neon|arm_sve)\.h$  ^(src/kernel/|tests/support/amx_emulated\.h$)
 ^pthread\.h$                                       ^src/core/thread\.c$
 ^yaml\.h$                                          ^lm/format/
-^jansson\.h$                                       ^lm/
-^cuda                                              ^(include/moekit/cuda\.h|src/device/|src/kernel/)
+^jansson\.h$                                       ^(lm|tests)/
+^cuda                                              ^(include/moekit/cuda\.h|src/(device|kernel)/|tests/unit/cuda/|bench/gpu/)
 '
 
-{ find include src lm tools examples -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.def' || true; } \
+{ find include src lm tools examples tests bench -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.def' || true; } \
     2>/dev/null | LC_ALL=C sort |
     sees=$sees owners=$owners awk '
 function offence(line, law) {
@@ -57,7 +59,7 @@ function check_include(name, quoted,    i) {
 }
 
 function check_directive(text) {
-    if (file ~ /\.h$/ && text ~ /^#ifndef [A-Z0-9_]+_H$/) return
+    if (file ~ /\.(h|cuh)$/ && text ~ /^#ifndef [A-Z0-9_]+_(H|CUH)$/) return
     if (file ~ /^include\// && text ~ /__cplusplus|__GNUC__/) return
     if (text ~ /^#[ \t]*(if|ifdef|ifndef|elif)/ && !kernel)
         offence(line, "conditional compilation outside src/kernel")

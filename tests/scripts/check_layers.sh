@@ -45,6 +45,8 @@ plant src/kernel/cuda/gemm.cu <<<'#include <cuda_bf16.h>
 plant lm/model/model.c <<<'#include "core/log.h"
 #include "format/json.h"'
 plant tools/moekit/main.c <<<'#include "cmd.h"'
+plant tests/unit/test_gate.c <<<'#include "route/gate.h"
+#include <jansson.h>'
 { echo 'int longest_allowed(int x) {' && lines 58 && echo '}'; } | plant src/loss/longest.c
 lines 500 | plant src/loss/long_file.c
 lines 800 | plant src/kernel/long_kernel.c
@@ -78,6 +80,8 @@ breaks 'no folder of the table' src/misc/stray.c <<<'int x;'
 breaks 'a file of 501 lines' src/loss/too_long.c < <(lines 501)
 breaks 'a file of 801 lines' src/kernel/too_long_kernel.c < <(lines 801)
 breaks 'a file of 801 lines' src/kernel/cuda/too_long.cuh < <(lines 801)
+breaks 'a file of 501 lines' tests/unit/test_too_long.c < <(lines 501)
+breaks 'belongs to' tests/unit/test_reads.c <<<'#include <yaml.h>'
 breaks 'a function of 61 lines' src/loss/too_far.c < <(echo 'int f(int x) {' && lines 59 && echo '}')
 breaks 'a function of 151 lines' src/kernel/too_far_kernel.c < <(echo 'int f(int x,' && lines 149 && echo '}')
 exit $failed

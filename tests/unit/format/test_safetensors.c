@@ -82,63 +82,64 @@ static void test_get(void **state) {
 #define TENSOR(name, dtype, shape, offsets)                                                                  \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" offsets "}"
 
+/* clang-format off */
+static const struct {
+    const char *header;
+    size_t n_data;
+    const char *words;
+} refusals[] = {
+    {"", 0, "must start with '{'"},
+    {" {}", 0, "must start with '{'"},
+    {"[]", 0, "must start with '{'"},
+    {"{", 0, "header at offset 9"},
+    {"{} x", 0, "header at offset"},
+    {"{\"a\":\xff}", 0, "unable to decode byte 0xff"},
+    {"{\"a\":1}", 0, "tensor a: must be an object"},
+    {"{\"a\":{}}", 0, "tensor a: dtype must be a string"},
+    {"{\"a\":{\"dtype\":4,\"shape\":[],\"data_offsets\":[0,4]}}", 4, "tensor a: dtype must be a string"},
+    {"{" TENSOR("a", "F31", "[1]", "[0,4]") "}", 4, "tensor a: unknown dtype \"F31\""},
+    {"{" TENSOR("a", "F32", "1", "[0,4]") "}", 4, "tensor a: shape must be an array"},
+    {"{" TENSOR("a", "F32", "[-1]", "[0,4]") "}", 4, "shape must hold integers of 0 or more"},
+    {"{" TENSOR("a", "F32", "[1.0]", "[0,4]") "}", 4, "shape must hold integers of 0 or more"},
+    {"{" TENSOR("a", "F32", "[1,1,1,1,1,1,1,1,1]", "[0,4]") "}", 4, "more than 8 dimensions"},
+    {"{" TENSOR("a", "F32", "[4611686018427387904,4]", "[0,4]") "}", 4, "product of its shape overflows"},
+    {"{" TENSOR("a", "F64", "[2305843009213693952]", "[0,0]") "}", 0, "product of its shape overflows"},
+    {"{" TENSOR("a", "F32", "[99999999999999999999]", "[0,4]") "}", 4, "too big integer"},
+    {"{" TENSOR("a", "F32", "[1]", "[0]") "}", 4, "data_offsets must be two integers"},
+    {"{" TENSOR("a", "F32", "[1]", "[0,4,8]") "}", 4, "data_offsets must be two integers"},
+    {"{" TENSOR("a", "F32", "[1]", "[0,\"4\"]") "}", 4, "data_offsets must be two integers"},
+    {"{" TENSOR("a", "F32", "[1]", "{}") "}", 4, "data_offsets must be two integers"},
+    {"{" TENSOR("a", "F32", "[1]", "[4,0]") "}", 4,
+     "data_offsets [4, 0] do not lie in the 4 bytes of data"},
+    {"{" TENSOR("a", "F32", "[1]", "[-4,0]") "}", 4, "data_offsets [-4, 0] do not lie"},
+    {"{" TENSOR("a", "F32", "[2]", "[0,8]") "}", 4, "data_offsets [0, 8] do not lie in the 4 bytes"},
+    {"{" TENSOR("a", "F32", "[1]", "[0,9223372036854775807]") "}", 4, "do not lie in the 4 bytes"},
+    {"{" TENSOR("a", "F32", "[2]", "[0,4]") "}", 4, "4 bytes, its shape of F32 needs 8"},
+    {"{" TENSOR("a", "F32", "[0,2]", "[0,4]") "}", 4, "4 bytes, its shape of F32 needs 0"},
+    {"{" TENSOR("a", "U8", "[2]", "[0,2]") "," TENSOR("b", "U8", "[3]", "[1,4]") "}", 4,
+     "tensor b starts at offset 114 and overlaps the tensor before it"},
+    {"{" TENSOR("a", "U8", "[4]", "[0,4]") "," TENSOR("b", "U8", "[4]", "[0,4]") "}", 4, "overlaps"},
+    {"{" TENSOR("a", "U8", "[1]", "[0,1]") "," TENSOR("b", "U8", "[2]", "[2,4]") "}", 4,
+     "tensor b starts at offset 115 and leaves bytes before it to no tensor"},
+    {"{" TENSOR("a", "U8", "[3]", "[1,4]") "}", 4, "leaves bytes before it"},
+    {"{" TENSOR("a", "U8", "[3]", "[0,3]") "}", 4, "tensors end at offset 64, the file at 65"},
+    {"{}", 1, "tensors end at offset 10, the file at 11"},
+    {"{" TENSOR("a", "U8", "[1]", "[0,1]") "," TENSOR("a", "U8", "[1]", "[1,2]") "}", 2,
+     "duplicate object key"},
+    {"{\"__metadata__\":3}", 0, "__metadata__ must be an object of strings"},
+    {"{\"__metadata__\":{\"k\":3}}", 0, "__metadata__ k must be a string"},
+    {"{\"__metadata__\":{\"k\":\"a\",\"k\":\"b\"}}", 0, "duplicate object key"},
+};
+/* clang-format on */
+
 static void test_refuses(void **state) {
     (void)state;
-    /* clang-format off */
-    static const struct {
-        const char *header;
-        size_t n_data;
-        const char *words;
-    } rows[] = {
-        {"", 0, "must start with '{'"},
-        {" {}", 0, "must start with '{'"},
-        {"[]", 0, "must start with '{'"},
-        {"{", 0, "header at offset 9"},
-        {"{} x", 0, "header at offset"},
-        {"{\"a\":\xff}", 0, "unable to decode byte 0xff"},
-        {"{\"a\":1}", 0, "tensor a: must be an object"},
-        {"{\"a\":{}}", 0, "tensor a: dtype must be a string"},
-        {"{\"a\":{\"dtype\":4,\"shape\":[],\"data_offsets\":[0,4]}}", 4, "tensor a: dtype must be a string"},
-        {"{" TENSOR("a", "F31", "[1]", "[0,4]") "}", 4, "tensor a: unknown dtype \"F31\""},
-        {"{" TENSOR("a", "F32", "1", "[0,4]") "}", 4, "tensor a: shape must be an array"},
-        {"{" TENSOR("a", "F32", "[-1]", "[0,4]") "}", 4, "shape must hold integers of 0 or more"},
-        {"{" TENSOR("a", "F32", "[1.0]", "[0,4]") "}", 4, "shape must hold integers of 0 or more"},
-        {"{" TENSOR("a", "F32", "[1,1,1,1,1,1,1,1,1]", "[0,4]") "}", 4, "more than 8 dimensions"},
-        {"{" TENSOR("a", "F32", "[4611686018427387904,4]", "[0,4]") "}", 4, "product of its shape overflows"},
-        {"{" TENSOR("a", "F64", "[2305843009213693952]", "[0,0]") "}", 0, "product of its shape overflows"},
-        {"{" TENSOR("a", "F32", "[99999999999999999999]", "[0,4]") "}", 4, "too big integer"},
-        {"{" TENSOR("a", "F32", "[1]", "[0]") "}", 4, "data_offsets must be two integers"},
-        {"{" TENSOR("a", "F32", "[1]", "[0,4,8]") "}", 4, "data_offsets must be two integers"},
-        {"{" TENSOR("a", "F32", "[1]", "[0,\"4\"]") "}", 4, "data_offsets must be two integers"},
-        {"{" TENSOR("a", "F32", "[1]", "{}") "}", 4, "data_offsets must be two integers"},
-        {"{" TENSOR("a", "F32", "[1]", "[4,0]") "}", 4,
-         "data_offsets [4, 0] do not lie in the 4 bytes of data"},
-        {"{" TENSOR("a", "F32", "[1]", "[-4,0]") "}", 4, "data_offsets [-4, 0] do not lie"},
-        {"{" TENSOR("a", "F32", "[2]", "[0,8]") "}", 4, "data_offsets [0, 8] do not lie in the 4 bytes"},
-        {"{" TENSOR("a", "F32", "[1]", "[0,9223372036854775807]") "}", 4, "do not lie in the 4 bytes"},
-        {"{" TENSOR("a", "F32", "[2]", "[0,4]") "}", 4, "4 bytes, its shape of F32 needs 8"},
-        {"{" TENSOR("a", "F32", "[0,2]", "[0,4]") "}", 4, "4 bytes, its shape of F32 needs 0"},
-        {"{" TENSOR("a", "U8", "[2]", "[0,2]") "," TENSOR("b", "U8", "[3]", "[1,4]") "}", 4,
-         "tensor b starts at offset 114 and overlaps the tensor before it"},
-        {"{" TENSOR("a", "U8", "[4]", "[0,4]") "," TENSOR("b", "U8", "[4]", "[0,4]") "}", 4, "overlaps"},
-        {"{" TENSOR("a", "U8", "[1]", "[0,1]") "," TENSOR("b", "U8", "[2]", "[2,4]") "}", 4,
-         "tensor b starts at offset 115 and leaves bytes before it to no tensor"},
-        {"{" TENSOR("a", "U8", "[3]", "[1,4]") "}", 4, "leaves bytes before it"},
-        {"{" TENSOR("a", "U8", "[3]", "[0,3]") "}", 4, "tensors end at offset 64, the file at 65"},
-        {"{}", 1, "tensors end at offset 10, the file at 11"},
-        {"{" TENSOR("a", "U8", "[1]", "[0,1]") "," TENSOR("a", "U8", "[1]", "[1,2]") "}", 2,
-         "duplicate object key"},
-        {"{\"__metadata__\":3}", 0, "__metadata__ must be an object of strings"},
-        {"{\"__metadata__\":{\"k\":3}}", 0, "__metadata__ k must be a string"},
-        {"{\"__metadata__\":{\"k\":\"a\",\"k\":\"b\"}}", 0, "duplicate object key"},
-    };
-    /* clang-format on */
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        image bad = make_image(rows[i].header, rows[i].n_data);
+    for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++) {
+        image bad = make_image(refusals[i].header, refusals[i].n_data);
         moelm_safetensors *file = NULL;
         moe_error error;
         assert_fails(moelm_safetensors_parse("model.st", bad.bytes, bad.size, &file, &error), MOE_ERR_INPUT,
-                     &error, rows[i].words);
+                     &error, refusals[i].words);
         assert_non_null(strstr(error.text, "model.st"));
         assert_null(file);
         free(bad.bytes);

@@ -63,66 +63,67 @@ static void test_flattens(void **state) {
     }
 }
 
+/* clang-format off */
+static const struct {
+    const char *yaml, *words;
+} refusals[] = {
+    {"a: 1\nb: &x 2\n", "run.yaml:2:4: anchors and aliases (x) are not accepted"},
+    {"a: &x {b: 1}\n", "run.yaml:1:4: anchors"},
+    {"a: &x [b]\n", "run.yaml:1:4: anchors"},
+    {"a: *x\n", "run.yaml:1:4: anchors"},
+    {"&x a: 1\n", "run.yaml:1:1: anchors"},
+    {"&x\n", "run.yaml:1:1: anchors"},
+    {"a: !!binary aGk=\n", "run.yaml:1:4: the tag tag:yaml.org,2002:binary is not accepted"},
+    {"a: !mine x\n", "the tag !mine"},
+    {"a: ! x\n", "the tag !"},
+    {"a: !!map {b: 1}\n", "run.yaml:1:4: the tag"},
+    {"a: !!set {b}\n", "run.yaml:1:4: the tag"},
+    {"a: [!!python/object:x y]\n", "run.yaml:1:5: the tag"},
+    {"a: 1\nb: 2\na: 3\n", "run.yaml:3:4: the key a was given before, in line 1"},
+    {"a: {b: 1}\nc: 2\na: {d: 1}\n", "run.yaml:3:4: the key a was given before, in line 1"},
+    {"a: 1\na: {b: 2}\n", "run.yaml:2:4: the key a was given before"},
+    {"a: {b: 1}\na.b: 2\n", "run.yaml:2:6: the key a.b was given before, in line 1"},
+    {"a.b: 1\na: 2\n", "a.b stands below a, which has a value in line 2"},
+    {"a: 1\n---\nb: 2\n", "run.yaml:2:1: only one document is accepted"},
+    {"a: {b: {c: {d: {e: {f: {g: {h: {i: 1}}}}}}}}\n",
+     "run.yaml:1:33: the key \"i\" has more than 8 levels"},
+    {"a.b.c.d.e.f.g.h.i: 1\n", "has more than 8 levels"},
+    {": 1\n", "run.yaml:1:1:"},
+    {"'': 1\n", "has an empty part"},
+    {"a..b: 1\n", "has an empty part"},
+    {".a: 1\n", "has an empty part"},
+    {"a.: 1\n", "has an empty part"},
+    {"a:\n  .b: 1\n", "run.yaml:2:3: the key \".b\" has an empty part"},
+    {"[1, 2]: 3\n", "run.yaml:1:1: a key must be a plain word"},
+    {"? {a: 1}\n: 2\n", "a key must be a plain word"},
+    {"a: [1, [2]]\n", "run.yaml:1:8: a list may hold plain values only"},
+    {"a: [{b: 1}]\n", "run.yaml:1:5: a list may hold plain values only"},
+    {"a:\n- 1\n- 'x,y'\n", "run.yaml:3:3: a value in a list must not be empty nor contain a comma"},
+    {"a: [1, ~]\n", "run.yaml:1:8: a value in a list"},
+    {"- 1\n- 2\n", "run.yaml:1:1: must be `key: value` lines"},
+    {"word\n", "run.yaml:1:1: must be `key: value` lines"},
+    {"a: 1\nb: \"\\0\"\n", "run.yaml:2:4: a NUL byte is not accepted"},
+    {"a: 1\n\tb: 2\n", "run.yaml:2:"},
+    {"a: 'open\n", "run.yaml:"},
+    {"a: {b: 1\n", "run.yaml:2:1:"},
+    {"a: 1\nbc: \xff\xfe\n", "run.yaml:2:5: invalid"},
+    {"a: 1\nbc: \x01\n", "run.yaml:2:"},
+    {"\xFF\xFE"
+     "a\n",
+     "run.yaml:1:1:"},
+    {"a: \"\\uD800\"\n", "run.yaml:1:"},
+    {"%YAML 9.0\n---\na: 1\n", "run.yaml:"},
+};
+/* clang-format on */
+
 static void test_refuses(void **state) {
     (void)state;
-    /* clang-format off */
-    static const struct {
-        const char *yaml, *words;
-    } rows[] = {
-        {"a: 1\nb: &x 2\n", "run.yaml:2:4: anchors and aliases (x) are not accepted"},
-        {"a: &x {b: 1}\n", "run.yaml:1:4: anchors"},
-        {"a: &x [b]\n", "run.yaml:1:4: anchors"},
-        {"a: *x\n", "run.yaml:1:4: anchors"},
-        {"&x a: 1\n", "run.yaml:1:1: anchors"},
-        {"&x\n", "run.yaml:1:1: anchors"},
-        {"a: !!binary aGk=\n", "run.yaml:1:4: the tag tag:yaml.org,2002:binary is not accepted"},
-        {"a: !mine x\n", "the tag !mine"},
-        {"a: ! x\n", "the tag !"},
-        {"a: !!map {b: 1}\n", "run.yaml:1:4: the tag"},
-        {"a: !!set {b}\n", "run.yaml:1:4: the tag"},
-        {"a: [!!python/object:x y]\n", "run.yaml:1:5: the tag"},
-        {"a: 1\nb: 2\na: 3\n", "run.yaml:3:4: the key a was given before, in line 1"},
-        {"a: {b: 1}\nc: 2\na: {d: 1}\n", "run.yaml:3:4: the key a was given before, in line 1"},
-        {"a: 1\na: {b: 2}\n", "run.yaml:2:4: the key a was given before"},
-        {"a: {b: 1}\na.b: 2\n", "run.yaml:2:6: the key a.b was given before, in line 1"},
-        {"a.b: 1\na: 2\n", "a.b stands below a, which has a value in line 2"},
-        {"a: 1\n---\nb: 2\n", "run.yaml:2:1: only one document is accepted"},
-        {"a: {b: {c: {d: {e: {f: {g: {h: {i: 1}}}}}}}}\n",
-         "run.yaml:1:33: the key \"i\" has more than 8 levels"},
-        {"a.b.c.d.e.f.g.h.i: 1\n", "has more than 8 levels"},
-        {": 1\n", "run.yaml:1:1:"},
-        {"'': 1\n", "has an empty part"},
-        {"a..b: 1\n", "has an empty part"},
-        {".a: 1\n", "has an empty part"},
-        {"a.: 1\n", "has an empty part"},
-        {"a:\n  .b: 1\n", "run.yaml:2:3: the key \".b\" has an empty part"},
-        {"[1, 2]: 3\n", "run.yaml:1:1: a key must be a plain word"},
-        {"? {a: 1}\n: 2\n", "a key must be a plain word"},
-        {"a: [1, [2]]\n", "run.yaml:1:8: a list may hold plain values only"},
-        {"a: [{b: 1}]\n", "run.yaml:1:5: a list may hold plain values only"},
-        {"a:\n- 1\n- 'x,y'\n", "run.yaml:3:3: a value in a list must not be empty nor contain a comma"},
-        {"a: [1, ~]\n", "run.yaml:1:8: a value in a list"},
-        {"- 1\n- 2\n", "run.yaml:1:1: must be `key: value` lines"},
-        {"word\n", "run.yaml:1:1: must be `key: value` lines"},
-        {"a: 1\nb: \"\\0\"\n", "run.yaml:2:4: a NUL byte is not accepted"},
-        {"a: 1\n\tb: 2\n", "run.yaml:2:"},
-        {"a: 'open\n", "run.yaml:"},
-        {"a: {b: 1\n", "run.yaml:2:1:"},
-        {"a: 1\nbc: \xff\xfe\n", "run.yaml:2:5: invalid"},
-        {"a: 1\nbc: \x01\n", "run.yaml:2:"},
-        {"\xFF\xFE"
-         "a\n",
-         "run.yaml:1:1:"},
-        {"a: \"\\uD800\"\n", "run.yaml:1:"},
-        {"%YAML 9.0\n---\na: 1\n", "run.yaml:"},
-    };
-    /* clang-format on */
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+    for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++) {
         text pairs = {0};
         moe_error error;
         assert_fails(
-            moelm_yaml_parse("run.yaml", rows[i].yaml, strlen(rows[i].yaml), collect, &pairs, &error),
-            MOE_ERR_INPUT, &error, rows[i].words);
+            moelm_yaml_parse("run.yaml", refusals[i].yaml, strlen(refusals[i].yaml), collect, &pairs, &error),
+            MOE_ERR_INPUT, &error, refusals[i].words);
         assert_int_equal(pairs.length, 0); /* nothing of a bad file is handed out */
     }
 }

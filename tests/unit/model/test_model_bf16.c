@@ -1,5 +1,6 @@
-/* test_bf16.c: a model that stores bf16 against the same model in f32 with the same (rounded) weights, and
- * its checkpoints. Bounds: norms within 2e-2 for logits; gradients have gone through all layers twice, 5e-2.
+/* test_model_bf16.c: a model that stores bf16 against the same model in f32 with the same (rounded) weights,
+ * and its checkpoints. Bounds: norms within 2e-2 for logits; gradients have gone through all layers twice,
+ * 5e-2. Source: moekit/lm.h.
  */
 #include "unit/model/model_fixture.h"
 

@@ -1,4 +1,4 @@
-/* test_loss.c: the loss and its gradients: central differences, bits, linearity, wrong inputs.
+/* test_model_loss.c: the loss and its gradients: central differences, bits, linearity, wrong inputs.
  * Tiny models of every shape of block: grouped heads, tied head, dense layers, shared experts, capacity.
  * Source: for a direction u, loss(w + h u) - loss(w - h u) = 2 h <gradient, u> + O(h^3).
  */
