@@ -19,6 +19,10 @@ static void configurations(void **state) {
     assert_ok(moe_lm_config_set(config, "moe.top_k", "1", NULL, &error), &error);
     test_told(moe_lm_config_load(NULL, "a.yaml", &error), error.text, "config_load: config is NULL");
     test_told(moe_lm_config_load(config, NULL, &error), error.text, "config_load: yaml_path is NULL");
+    test_told(moe_lm_config_load_checkpoint(NULL, "a", &error), error.text,
+              "load_checkpoint: config is NULL");
+    test_told(moe_lm_config_load_checkpoint(config, NULL, &error), error.text,
+              "load_checkpoint: directory is NULL");
     test_told(moe_lm_config_environment(NULL, &error), error.text, "config_environment: config is NULL");
     test_told(moe_lm_config_make_dense(NULL, "test", &error), error.text,
               "config_make_dense: config is NULL");
