@@ -70,9 +70,20 @@ for output in '-o text.txt' '--record-routes ./text.txt' "--record-routes $check
 done
 cmp train.txt text.txt || complain 'eval replaced its text'
 expect 2 "$MOEKIT" report --run run -o run/run.json
-says err 'run.json: is a file of the run'
+says err 'run.json: is a file of a run'
 expect 2 "$MOEKIT" eval --run run -o run/metrics.jsonl
-says err 'metrics.jsonl: is a file of the run'
+says err 'metrics.jsonl: is a file of a run'
+cp small.yaml picture.svg
+md5sum $checkpoint/* run/* train.txt picture.svg 2>/dev/null >before.md5
+for line in "report --run run -o $checkpoint/trainer.json" "report --run run -o train.txt" \
+    "eval --run run --record-routes train.txt" "eval -m $checkpoint --text text.txt -o run/load.bin" \
+    "bench presets small.yaml -q --run unasked -o train.txt" "bench sparsity small.yaml -q --run unasked -o p.svg" \
+    "bench sparsity small.yaml -q --run unasked --data.train picture.svg -o picture.md"; do
+    # shellcheck disable=SC2086
+    expect 2 "$MOEKIT" $line
+    says err 'which would be lost|is the name of the picture'
+done
+md5sum --quiet -c before.md5 || complain 'a file that is read was replaced'
 expect 2 "$MOEKIT" bench presets small.yaml -o small.yaml --run unasked -q
 says err 'small.yaml: is a configuration that is read'
 expect 0 "$MOEKIT" eval --run run --quiet
@@ -135,6 +146,8 @@ says err 'exists already'
 expect 1 "$MOEKIT" bench sparsity small.yaml --run unasked -o nowhere/x.md -q
 says err 'nowhere/x\.svg: cannot write there: No such file'
 [ ! -e unasked ] || complain 'models were trained for a page that cannot be written'
+expect 2 "$MOEKIT" bench sparsity small.yaml model.moe_layer_freq=0 -q
+says err 'model.moe_layer_freq is 0'
 expect 2 "$MOEKIT" bench sparsity small.yaml moe.num_experts=1 moe.top_k=1 -q
 says err 'num_experts'
 

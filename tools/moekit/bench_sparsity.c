@@ -50,20 +50,23 @@ typedef struct plan {
 } plan;
 
 static int make_plan(cli_args *args, plan *p) {
-    int64_t experts = 0, hidden = 0, shared = 0, shared_hidden = 0, steps = 0, held_out = 0;
+    int64_t experts = 0, hidden = 0, shared = 0, shared_hidden = 0, freq = 0, steps = 0, held_out = 0;
     char eval[1024];
     int code = cli_settings_load(args, args->operand + 1, args->n_operands - 1);
     if (code == 0) code = read_integer(args, "moe.num_experts", &experts);
     if (code == 0) code = read_integer(args, "moe.expert_hidden_size", &hidden);
     if (code == 0) code = read_integer(args, "moe.num_shared_experts", &shared);
     if (code == 0) code = read_integer(args, "moe.shared_expert_hidden_size", &shared_hidden);
+    if (code == 0) code = read_integer(args, "model.moe_layer_freq", &freq);
     if (code == 0) code = read_integer(args, "train.steps", &steps);
     if (code == 0) code = cli_setting(args, args->config, "data.eval", eval);
     if (code) return code;
     held_out = (int64_t)strlen(eval);
-    if (experts < 2 || held_out == 0)
+    if (experts < 2 || freq == 0 || held_out == 0)
         return cli_fail(args, MOE_ERR_ARGUMENT, "sparsity needs a model with experts and a held-out text: %s",
-                        experts < 2 ? "moe.num_experts is below 2" : "data.eval is empty");
+                        experts < 2 ? "moe.num_experts is below 2"
+                        : freq == 0 ? "model.moe_layer_freq is 0"
+                                    : "data.eval is empty");
     snprintf(p->total_width, sizeof p->total_width, "%lld",
              (long long)(experts * hidden + shared * (shared_hidden ? shared_hidden : hidden)));
     snprintf(p->eval_every, sizeof p->eval_every, "%lld",
@@ -143,7 +146,10 @@ static int picture_path(cli_args *args, char path[RUN_PATH]) {
     if (stem + sizeof ".svg" > RUN_PATH)
         return cli_fail(args, MOE_ERR_ARGUMENT, "--output: the path is too long");
     snprintf(path, RUN_PATH, "%.*s.svg", (int)stem, output);
-    return cli_output_check(args, path);
+    if (strcmp(path, output) == 0)
+        return cli_fail(args, MOE_ERR_ARGUMENT,
+                        "--output: %s is the name of the picture beside the page; name the page .md", path);
+    return bench_check_output(args, path);
 }
 
 static int write_picture(cli_args *args, const sparsity *s, const char *path) {

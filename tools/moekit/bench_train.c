@@ -30,9 +30,22 @@ static bool should_stop(void *user) {
     return cli_signal_caught() != 0;
 }
 
+int bench_check_output(cli_args *args, const char *output) {
+    int code = run_files_check_output(args, NULL, "", output);
+    for (int i = 1; i < args->n_operands && code == 0; ++i)
+        if (run_files_same(output, args->operand[i]))
+            code = cli_fail(args, MOE_ERR_ARGUMENT,
+                            "%s: is a configuration that is read, which would be lost; name another file",
+                            output);
+    return code ? code : run_files_check_texts(args, args->config, output);
+}
+
 /* What would stop a training before it begins, told before the first has taken its time. */
 static int check(cli_args *args, const char *run_dir, const bench_training *training) {
+    const char *output = cli_text(args, "output");
     moe_error error;
+    const int code = output ? bench_check_output(args, output) : 0;
+    if (code) return code;
     if (cli_file_exists(run_dir) && !cli_flag(args, "move-old"))
         return cli_fail(args, MOE_ERR_ARGUMENT,
                         "%s exists already, and a run is never overwritten; name another --run, or rename "
@@ -137,13 +150,7 @@ static int train_beside(cli_args *args, const char *base, const bench_training *
 
 int bench_train(cli_args *args, const char *run, const bench_training *trainings, size_t n, int64_t jobs) {
     const char *base = cli_text(args, "run") ? cli_text(args, "run") : run;
-    const char *output = cli_text(args, "output");
-    int code = output ? cli_output_check(args, output) : 0;
-    for (int i = 1; output && i < args->n_operands && code == 0; ++i)
-        if (run_files_same(output, args->operand[i]))
-            code = cli_fail(args, MOE_ERR_ARGUMENT,
-                            "%s: is a configuration that is read, which would be lost; name another file",
-                            output);
+    int code = 0;
     for (size_t i = 0; i < n && code == 0; ++i) code = with_settings(args, base, &trainings[i], check);
     if (code) return code;
     cli_signals_catch(NULL);

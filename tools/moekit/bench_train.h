@@ -24,10 +24,13 @@ typedef struct bench_training {
 } bench_training;
 
 /* Operands of the command after the first are the files. Runs go to DIR/NAME: DIR as --run says, else `run`.
- * An --output that could not be written or would replace such a file, and settings that no training begins
- * with, are told before anything runs. Returns the exit code; a training that failed stops those not yet
- * started. */
+ * An --output that bench_check_output refuses, and settings that no training begins with, are told before
+ * anything runs. Returns the exit code; a training that failed stops those not yet started. */
 int bench_train(cli_args *args, const char *run, const bench_training *trainings, size_t n, int64_t jobs);
+
+/* Refuses an output that could not be written, or that would replace a file that is read: a configuration, a
+ * text of the settings in args->config, a part of a run. */
+int bench_check_output(cli_args *args, const char *output);
 
 /* Zeroed memory that the trainings' processes write and the bench reads; NULL: no room. */
 void *bench_shared(size_t bytes);

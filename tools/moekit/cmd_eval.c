@@ -37,6 +37,10 @@ static int check_text(cli_args *args, evaluation *eval) {
         return cli_fail(args, MOE_ERR_INPUT, "%s: no such text file", eval->text);
     if (!S_ISREG(info.st_mode))
         return cli_fail(args, MOE_ERR_INPUT, "%s: is no plain file; name a text", eval->text);
+    if (info.st_size < 2)
+        return cli_fail(args, MOE_ERR_INPUT,
+                        info.st_size == 0 ? "%s is empty" : "%s has 1 byte; it takes 2 to predict one",
+                        eval->text);
     eval->n_bytes = info.st_size;
     return 0;
 }
@@ -61,6 +65,11 @@ static int find_own_analysis(cli_args *args, evaluation *eval) {
     return 0;
 }
 
+static int check_output(cli_args *args, const char *run, const char *own, const char *output) {
+    const int code = run_files_check_output(args, run, own, output);
+    return code ? code : run_files_check_run_texts(args, run, output);
+}
+
 static int find_files(cli_args *args, evaluation *eval) {
     const char *text = cli_text(args, "text"), *output = cli_text(args, "output");
     eval->replay = cli_text(args, "replay-routes");
@@ -83,8 +92,8 @@ static int find_files(cli_args *args, evaluation *eval) {
         code = find_own_analysis(args, eval);
     if (cli_flag(args, "dry-run")) eval->json[0] = '\0';
     const char *routes = cli_text(args, "record-routes");
-    if (code == 0 && routes) code = run_files_check_output(args, run, "", routes);
-    return code == 0 && *eval->json ? run_files_check_output(args, run, "eval.json", eval->json) : code;
+    if (code == 0 && routes) code = check_output(args, run, "", routes);
+    return code == 0 && *eval->json ? check_output(args, run, "eval.json", eval->json) : code;
 }
 
 /* The compressors get the very bytes the model gets. With --bytes these are a part of the file. */

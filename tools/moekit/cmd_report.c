@@ -21,6 +21,7 @@ static int run(cli_args *args) {
     if (code) return code;
     if (!output) output = path;
     code = run_files_check_output(args, run_dir, "report.html", output);
+    if (code == 0) code = run_files_check_run_texts(args, run_dir, output);
     if (code) return code;
     if (!cli_flag(args, "dry-run")) {
         moe_status status = moe_lm_report(run_dir, output, &error);

@@ -2,6 +2,8 @@
  */
 #include "run_files.h"
 
+#include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -30,16 +32,25 @@ int run_files_path(cli_args *args, const char *run, const char *name, char path[
     return n < RUN_PATH ? 0 : cli_fail(args, MOE_ERR_ARGUMENT, "%s: the path is too long", run);
 }
 
-int run_files_setting(cli_args *args, const char *run, const char *key, char text[1024]) {
+/* The configuration the run was started with. */
+static int open_config(cli_args *args, const char *run, moe_lm_config **config) {
     char path[RUN_PATH];
     moe_error error;
-    moe_lm_config *config;
     int code = run_files_path(args, run, "config.resolved.yaml", path);
     if (code) return code;
-    moe_status status = moe_lm_config_create(&config, &error);
+    moe_status status = moe_lm_config_create(config, &error);
     if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
-    status = moe_lm_config_load(config, path, &error);
-    code = status == MOE_OK ? cli_setting(args, config, key, text) : cli_fail(args, status, "%s", error.text);
+    status = moe_lm_config_load(*config, path, &error);
+    if (status == MOE_OK) return 0;
+    moe_lm_config_destroy(*config);
+    return cli_fail(args, status, "%s", error.text);
+}
+
+int run_files_setting(cli_args *args, const char *run, const char *key, char text[1024]) {
+    moe_lm_config *config;
+    int code = open_config(args, run, &config);
+    if (code) return code;
+    code = cli_setting(args, config, key, text);
     moe_lm_config_destroy(config);
     return code;
 }
@@ -50,18 +61,68 @@ bool run_files_same(const char *a, const char *b) {
            left.st_ino == right.st_ino;
 }
 
-int run_files_check_output(cli_args *args, const char *run, const char *own, const char *output) {
+static int lost(cli_args *args, const char *output, const char *what) {
+    return cli_fail(args, MOE_ERR_ARGUMENT, "%s: is %s, which would be lost; name another file", output,
+                    what);
+}
+
+static bool is_one_of(const char *name, const char *const *names) {
+    while (*names && strcmp(name, *names) != 0) ++names;
+    return *names != NULL;
+}
+
+static bool holds(const char *directory, const char *name) {
+    char path[RUN_PATH];
+    const int n = snprintf(path, sizeof path, "%s/%s", directory, name);
+    return n > 0 && n < RUN_PATH && cli_file_exists(path);
+}
+
+static bool is_of_checkpoint(const char *directory, const char *name) {
+    static const char *const index = "model.safetensors.index.json";
+    const char *const json[] = {"config.json", "trainer.json", index, NULL};
+    const size_t length = strlen(name), end = strlen(".safetensors");
+    const bool tensors = length > end && strcmp(name + length - end, ".safetensors") == 0;
+    return (tensors || is_one_of(name, json)) && holds(directory, "config.json") &&
+           (holds(directory, "model.safetensors") || holds(directory, index));
+}
+
+static bool is_of_run(const char *directory, const char *name) {
     static const char *const names[] = {
         "run.json",  "config.resolved.yaml", "metrics.jsonl", "load.bin", "main.log",
-        "eval.json", "sample.txt",           "report.html"};
-    char path[RUN_PATH];
-    int code = cli_output_check(args, output);
-    for (size_t i = 0; run && code == 0 && i < sizeof names / sizeof *names; ++i) {
-        code = run_files_path(args, run, names[i], path);
-        if (code == 0 && strcmp(names[i], own) != 0 && run_files_same(path, output))
-            code = cli_fail(args, MOE_ERR_ARGUMENT,
-                            "%s: is a file of the run, which would be lost; name another file", output);
+        "eval.json", "sample.txt",           "report.html",   NULL};
+    return is_one_of(name, names) && holds(directory, "config.resolved.yaml");
+}
+
+int run_files_check_output(cli_args *args, const char *run, const char *own, const char *output) {
+    char path[PATH_MAX];
+    const int code = cli_output_check(args, output);
+    if (code || !realpath(output, path)) return code; /* what is not there cannot be lost */
+    char *slash = strrchr(path, '/');
+    *slash = '\0';
+    const char *name = slash + 1, *directory = slash == path ? "/" : path;
+    if (run && strcmp(name, own) == 0 && run_files_same(directory, run)) return 0;
+    if (is_of_run(directory, name)) return lost(args, output, "a file of a run");
+    return is_of_checkpoint(directory, name) ? lost(args, output, "a file of a checkpoint") : 0;
+}
+
+int run_files_check_texts(cli_args *args, const moe_lm_config *config, const char *output) {
+    static const char *const keys[] = {"data.train", "data.eval"};
+    char text[1024];
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; ++i) {
+        int code = cli_setting(args, config, keys[i], text);
+        if (code == 0 && *text && run_files_same(text, output)) code = lost(args, output, keys[i]);
+        if (code) return code;
     }
+    return 0;
+}
+
+int run_files_check_run_texts(cli_args *args, const char *run, const char *output) {
+    moe_lm_config *config;
+    if (!run || !holds(run, "config.resolved.yaml") || !cli_file_exists(output)) return 0;
+    int code = open_config(args, run, &config);
+    if (code) return code;
+    code = run_files_check_texts(args, config, output);
+    moe_lm_config_destroy(config);
     return code;
 }
 

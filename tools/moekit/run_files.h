@@ -18,8 +18,12 @@ int run_files_find(cli_args *args, run_files *files);
 int run_files_path(cli_args *args, const char *run, const char *name, char path[RUN_PATH]);
 /* The value of a key in the configuration the run was started with. */
 int run_files_setting(cli_args *args, const char *run, const char *key, char text[1024]);
-/* cli_output_check of an `output` that also replaces no file of the run (NULL: there is none) but `own`. */
+/* cli_output_check of an `output` that also replaces no file of any run or checkpoint but `own` of `run`
+ * (NULL: there is none). */
 int run_files_check_output(cli_args *args, const char *run, const char *own, const char *output);
+/* Refuses an output that is a text of the settings, or of those of a run (NULL: there is none). */
+int run_files_check_texts(cli_args *args, const moe_lm_config *config, const char *output);
+int run_files_check_run_texts(cli_args *args, const char *run, const char *output);
 /* Whether two paths name one file or directory. */
 bool run_files_same(const char *a, const char *b);
 /* Whether files->checkpoint is the newest of files->run, or was when nobody named another. */
