@@ -33,6 +33,9 @@ MOE_API moe_status moe_lm_config_load_checkpoint(moe_lm_config *config, const ch
 MOE_API moe_status moe_lm_config_make_dense(moe_lm_config *config, const char *origin, moe_error *error);
 /* Checks combinations (heads divide d_model, context fits, ...) without making anything. */
 MOE_API moe_status moe_lm_config_check(const moe_lm_config *config, moe_error *error);
+/* NULL, or which setting lets later tokens of a text decide on the experts of earlier ones, outside training
+ * too: bits per byte of such a model do not compare with those of one that sees only what was before. */
+MOE_API const char *moe_lm_config_foresight(const moe_lm_config *config);
 MOE_API moe_status moe_lm_config_save(const moe_lm_config *config, const char *yaml_path, moe_error *error);
 
 typedef struct moe_lm_config_entry {
@@ -55,8 +58,8 @@ MOE_API moe_status moe_lm_load(moe_ctx *ctx, const char *directory, moe_lm **lm)
 /* The same with weights and activations of `dtype`, "f32" or "bf16", whatever the file has; NULL: the file's.
  * Saved again, that is the file's type. */
 MOE_API moe_status moe_lm_load_as(moe_ctx *ctx, const char *directory, const char *dtype, moe_lm **lm);
-/* Writes config.json and model.safetensors into a new directory, atomically. MOE_ERR_STATE where a layer has
- * given weights back (quant.h). */
+/* Writes config.json and model.safetensors into a new directory, atomically; missing parents are made.
+ * MOE_ERR_STATE where a layer has given weights back (quant.h). */
 MOE_API moe_status moe_lm_save(moe_lm *lm, const char *directory);
 MOE_API void moe_lm_destroy(moe_lm *lm);
 
@@ -101,7 +104,8 @@ typedef struct moe_lm_sampler {
 typedef bool (*moe_lm_token_fn)(void *user, int32_t token);
 /* Reserves what it needs. A text longer than the context goes on: when the window is full, its last half
  * is read again as a new window. Of a longer prompt the end that fits is read, and the log warns. Equal
- * logits: the lower token. A draw depends on (seed, place in the text) alone. */
+ * logits: the lower token. A draw depends on (seed, place in the text) alone. One text at a time: from
+ * within on_token it is MOE_ERR_STATE. */
 MOE_API moe_status moe_lm_generate(moe_lm *lm, const int32_t *prompt, int64_t n_prompt, int64_t n_new,
                                    const moe_lm_sampler *sampler, moe_lm_token_fn on_token, void *user);
 

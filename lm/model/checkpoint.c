@@ -170,6 +170,12 @@ moe_status moe_lm_load(moe_ctx *ctx, const char *directory, moe_lm **lm) {
 }
 
 moe_status moe_lm_load_as(moe_ctx *ctx, const char *directory, const char *dtype, moe_lm **lm) {
+    MOEI_TRY(moelm_checkpoint_open(ctx, directory, dtype, lm));
+    moelm_warn_of_foresight(*lm);
+    return MOE_OK;
+}
+
+moe_status moelm_checkpoint_open(moe_ctx *ctx, const char *directory, const char *dtype, moe_lm **lm) {
     MOEI_TRY(moei_ctx_need(ctx, "moe_lm_load", "directory", directory));
     MOEI_TRY(moei_ctx_need(ctx, "moe_lm_load", "lm", lm));
     moe_error error = {0};

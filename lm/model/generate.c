@@ -10,7 +10,13 @@
 
 static moe_status check(moe_lm *lm, const int32_t *prompt, int64_t n_prompt, int64_t n_new,
                         const moe_lm_sampler *sampler, moe_lm_token_fn on_token, moe_lm_sampler *ours) {
-    if (!prompt || n_prompt < 1)
+    if (lm->generating)
+        return moe_ctx_fail(
+            lm->ctx, MOE_ERR_STATE,
+            "moe_lm_generate: this model is generating; it has one cache of keys and values, so "
+            "call again when on_token has returned false or the text is over");
+    MOEI_TRY(moei_ctx_need(lm->ctx, "moe_lm_generate", "prompt", prompt));
+    if (n_prompt < 1)
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "the prompt is empty: give at least one token");
     if (n_new < 0)
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "%lld new tokens: 0 or more", (long long)n_new);
@@ -63,6 +69,19 @@ static moe_status read_window(moe_lm *lm, int64_t n) {
     return moelm_head(lm, pass.length - 1, 1, cache->logits);
 }
 
+static moe_status draw_text(moe_lm *lm, int64_t n_prompt, int64_t n_window, int64_t n_new,
+                            const moe_lm_sampler *sampler, moe_lm_token_fn on_token, void *user) {
+    for (int64_t i = 0, n = n_window; i < n_new; ++i) {
+        int32_t token;
+        MOEI_TRY(read_window(lm, n));
+        MOEI_TRY(moelm_sample(lm->ctx, sampler, (uint64_t)(n_prompt + i), lm->cache.logits, lm->vocab,
+                              lm->cache.heap, &token));
+        if (!on_token(user, token)) return MOE_OK;
+        n = append(lm, n, token);
+    }
+    return MOE_OK;
+}
+
 moe_status moe_lm_generate(moe_lm *lm, const int32_t *prompt, int64_t n_prompt, int64_t n_new,
                            const moe_lm_sampler *sampler, moe_lm_token_fn on_token, void *user) {
     if (!lm) return MOE_ERR_ARGUMENT;
@@ -71,14 +90,9 @@ moe_status moe_lm_generate(moe_lm *lm, const int32_t *prompt, int64_t n_prompt, 
     int64_t longest = n_prompt < lm->context - n_new ? n_prompt + n_new : lm->context;
     MOEI_TRY(moe_lm_reserve(lm, 1, longest, MOE_INFER));
     MOEI_TRY(moelm_reserve_cache(lm, longest));
-    int64_t n = open_window(lm, prompt, n_prompt);
-    for (int64_t i = 0; i < n_new; ++i) {
-        int32_t token;
-        MOEI_TRY(read_window(lm, n));
-        uint64_t position = (uint64_t)(n_prompt + i);
-        MOEI_TRY(moelm_sample(lm->ctx, &ours, position, lm->cache.logits, lm->vocab, lm->cache.heap, &token));
-        if (!on_token(user, token)) return MOE_OK;
-        n = append(lm, n, token);
-    }
-    return MOE_OK;
+    int64_t n_window = open_window(lm, prompt, n_prompt);
+    lm->generating = true;
+    moe_status status = draw_text(lm, n_prompt, n_window, n_new, &ours, on_token, user);
+    lm->generating = false;
+    return status;
 }

@@ -171,19 +171,6 @@ static void draw_all(moe_lm *lm) {
 
 /* 4. Life. */
 
-/* Allowed, as in its paper; but who compares bits per byte must know. */
-static void warn_of_foresight(const moe_lm *lm) {
-    for (int32_t i = 0; i < lm->n_layers; ++i) {
-        const moe_layer_desc *desc = moe_layer_get_desc(lm->blocks[i].ffn);
-        if (desc->num_experts == 0 || strcmp(desc->router_type, "expert_choice") != 0) continue;
-        moei_log(
-            lm->ctx, MOE_LOG_WARN,
-            "moe.router_type expert_choice: experts choose among all tokens of a batch, also those yet to "
-            "be predicted; figures do not compare with those of a model that sees only what was before");
-        return;
-    }
-}
-
 static moe_status make(moe_lm *lm, bool drawn) {
     lm->blocks = calloc((size_t)lm->n_layers, sizeof *lm->blocks);
     if (!lm->blocks) return moe_ctx_fail(lm->ctx, MOE_ERR_MEMORY, "no memory for %d blocks", lm->n_layers);
@@ -191,7 +178,6 @@ static moe_status make(moe_lm *lm, bool drawn) {
     MOEI_TRY(make_layers(lm, drawn));
     MOEI_TRY(make_entries(lm));
     if (drawn) draw_all(lm);
-    warn_of_foresight(lm);
     return MOE_OK;
 }
 
@@ -217,8 +203,16 @@ moe_status moelm_create(moe_ctx *ctx, const moe_lm_config *config, bool drawn, m
     return MOE_OK;
 }
 
+/* Allowed, as in the papers; but who compares bits per byte must know. */
+void moelm_warn_of_foresight(const moe_lm *lm) {
+    const char *why = moe_lm_config_foresight(lm->config);
+    if (why) moei_log(lm->ctx, MOE_LOG_WARN, MOELM_FORESIGHT, why);
+}
+
 moe_status moe_lm_create(moe_ctx *ctx, const moe_lm_config *config, moe_lm **lm) {
-    return moelm_create(ctx, config, true, lm);
+    MOEI_TRY(moelm_create(ctx, config, true, lm));
+    moelm_warn_of_foresight(*lm);
+    return MOE_OK;
 }
 
 void moe_lm_destroy(moe_lm *lm) {

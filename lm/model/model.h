@@ -113,6 +113,7 @@ struct moe_lm {
 
     moelm_memory memory;
     moelm_cache cache;
+    bool generating; /* the cache is a text's that is being written */
 };
 
 /* Routes to use again: rows first .. of every layer's recording, in the order of the passes that made it. */
@@ -135,8 +136,11 @@ typedef struct moelm_pass {
 } moelm_pass;
 
 /* model.c */
-/* moe_lm_create; not drawn, all weights are zeros, for who reads them from a file. */
+/* moe_lm_create without its warning; not drawn, all weights are zeros, for who reads them from a file. */
 moe_status moelm_create(moe_ctx *ctx, const moe_lm_config *config, bool drawn, moe_lm **lm);
+/* What is said where moe_lm_config_foresight tells something, %s. */
+#define MOELM_FORESIGHT "%s. Figures do not compare with those of a model that sees only what was before"
+void moelm_warn_of_foresight(const moe_lm *lm);
 /* Copies a moe_error onto the context. */
 moe_status moelm_fail(moe_ctx *ctx, const moe_error *error);
 static inline int64_t moelm_qkv_cols(const moe_lm *lm) {

@@ -11,6 +11,7 @@
 #include "train/data.h"
 #include "train/routes.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,18 +29,19 @@ static const char *last_name(const char *path) {
     return slash ? slash + 1 : path;
 }
 
-static moe_status write_json(const moe_lm_eval_options *options, const char *text_path, const char *sha256,
-                             const moe_lm_eval_result *result, const moelm_analysis *analysis,
-                             moe_error *error) {
+static moe_status write_json(const moe_lm *lm, const moe_lm_eval_options *options, const char *text_path,
+                             const char *sha256, const moe_lm_eval_result *result,
+                             const moelm_analysis *analysis, moe_error *error) {
     json_t *layers = moelm_analysis_layers(analysis);
+    const char *foresight = moe_lm_config_foresight(lm->config);
     json_t *root =
-        !layers
-            ? NULL
-            : json_pack("{s:i, s:s, s:s, s:s, s:s?, s:I, s:f, s:f, s:o, s:o}", "schema", 1, "checkpoint",
-                        options->checkpoint ? options->checkpoint : "", "text", last_name(text_path),
-                        "text_sha256", sha256, "replayed_routes", last_name(options->replay_routes), "bytes",
-                        (json_int_t)result->n_bytes, "bits_per_byte", result->bits_per_byte, "seconds",
-                        result->seconds, "baselines", baselines_object(options), "layers", layers);
+        !layers ? NULL
+                : json_pack("{s:i, s:s, s:s, s:s, s:s?, s:s?, s:I, s:f, s:f, s:o, s:o}", "schema", 1,
+                            "checkpoint", options->checkpoint ? options->checkpoint : "", "text",
+                            last_name(text_path), "text_sha256", sha256, "replayed_routes",
+                            last_name(options->replay_routes), "foresight", foresight, "bytes",
+                            (json_int_t)result->n_bytes, "bits_per_byte", result->bits_per_byte, "seconds",
+                            result->seconds, "baselines", baselines_object(options), "layers", layers);
     if (!root)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "%s: cannot be made: out of memory, or a name in it is not UTF-8",
@@ -108,9 +110,25 @@ static moe_status evaluate(evaluation *e, const char *text_path, moe_lm_eval_res
                                    .bits_per_byte = bits / (double)bytes,
                                    .seconds = moelm_seconds() - start};
     if (e->analysis)
-        MOEI_TRY(told(e, write_json(options, text_path, e->text->sha256, result, e->analysis, &e->error)));
+        MOEI_TRY(
+            told(e, write_json(e->lm, options, text_path, e->text->sha256, result, e->analysis, &e->error)));
     if (!options->record_routes) return MOE_OK;
     return told(e, moelm_routes_save(&e->recorded, options->record_routes, &e->routes_text, &e->error));
+}
+
+static moe_status check_baselines(moe_lm *lm, const moe_lm_eval_options *options) {
+    if (options->n_baselines > 0)
+        MOEI_TRY(moei_ctx_need(lm->ctx, "moe_lm_eval", "baselines", options->baselines));
+    for (size_t i = 0; i < options->n_baselines; ++i) {
+        const moe_lm_baseline *b = &options->baselines[i];
+        if (!b->name)
+            return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT, "moe_lm_eval: baselines[%zu].name is NULL", i);
+        if (!isfinite(b->bits_per_byte))
+            return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
+                                "moe_lm_eval: baselines[%zu], %.40s, has %g bits per byte; leave it out", i,
+                                b->name, b->bits_per_byte);
+    }
+    return MOE_OK;
 }
 
 /* A file of the checkpoint, whatever its name. */
@@ -166,6 +184,7 @@ moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_opti
             "the model has %lld tokens; a text can be evaluated for models of bytes, which have "
             "256",
             (long long)lm->vocab);
+    MOEI_TRY(check_baselines(lm, &ours));
     MOEI_TRY(check_outputs(lm, text_path, &ours));
     if (moelm_text_open(text_path, "text", 2, &text, &error) != MOE_OK) return moelm_fail(lm->ctx, &error);
     evaluation e = {.lm = lm, .options = &ours, .text = &text};

@@ -174,6 +174,19 @@ moe_status moelm_run_dir_claim(const char *path, moelm_claim claim, moelm_run_di
     return status;
 }
 
+moe_status moelm_run_dir_check_place(const moelm_run_dir *dir, moe_error *error) {
+    struct stat claimed, there;
+    const bool known = fstat(dir->lock, &claimed) == 0;
+    if (known && stat(dir->path, &there) == 0 && claimed.st_dev == there.st_dev &&
+        claimed.st_ino == there.st_ino)
+        return MOE_OK;
+    return moei_error_set(
+        error, MOE_ERR_IO,
+        "%s: is no longer the directory that this run trains in: it was renamed or removed, "
+        "so no checkpoint is written; resume it where it is now",
+        dir->path);
+}
+
 /* Where the settings are not, nothing but run.json can be; rmdir leaves alone what holds more. */
 static void remove_unsettled(const moelm_run_dir *dir) {
     char *settings = moelm_path_join(dir->path, "config.resolved.yaml"),

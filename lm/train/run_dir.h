@@ -26,6 +26,8 @@ typedef enum moelm_claim {
  * in it. */
 moe_status moelm_run_dir_claim(const char *path, moelm_claim claim, moelm_run_dir *dir, bool *begun,
                                moe_error *error);
+/* Whether the path still is the directory that was claimed, which may have been renamed or removed since. */
+moe_status moelm_run_dir_check_place(const moelm_run_dir *dir, moe_error *error);
 /* Removes a directory that the claim made and in which nothing settled. */
 void moelm_run_dir_release(moelm_run_dir *dir);
 

@@ -23,9 +23,10 @@ static moe_status check(moelm_trainer *t) {
             &t->error, MOE_ERR_ARGUMENT,
             "moe_lm_train_options: resume goes on in the directory that move_old would move");
     MOEI_TRY(moe_lm_config_check(config, &t->error));
-    if (config->model.vocab_size < 256)
+    if (config->model.vocab_size != 256)
         return moei_error_set(&t->error, MOE_ERR_ARGUMENT,
-                              "model.vocab_size: %d, but a text's bytes need 256", config->model.vocab_size);
+                              "model.vocab_size: %d, but a text is bytes, of which there are 256",
+                              config->model.vocab_size);
     if (moe_ctx_seed(t->ctx) != (uint64_t)config->train.seed)
         return moei_error_set(&t->error, MOE_ERR_ARGUMENT,
                               "train.seed is %lld, but the context was made with seed %llu; make it with "
@@ -38,12 +39,7 @@ static moe_status open_texts(moelm_trainer *t) {
     const moelm_data_config *data = &t->config->data;
     MOEI_TRY(moelm_text_open(data->train, "data.train", t->length + 1, &t->train, &t->error));
     if (data->eval[0] == '\0') return MOE_OK;
-    MOEI_TRY(moelm_text_open(data->eval, "data.eval", 2, &t->eval, &t->error));
-    if (strcmp(t->train.sha256, t->eval.sha256) == 0)
-        moei_log(t->ctx, MOE_LOG_WARN,
-                 "data.eval and data.train are the same text: nothing is held out, and evaluation tells how "
-                 "well it is known by heart");
-    return MOE_OK;
+    return moelm_text_open(data->eval, "data.eval", 2, &t->eval, &t->error);
 }
 
 static moe_status make_model(moelm_trainer *t) {
@@ -92,6 +88,35 @@ static moe_status settle(moelm_trainer *t, bool begun, char *event, size_t size)
     return moelm_trainer_resume(t, event, size);
 }
 
+static moe_status warn(moelm_trainer *t, const char *text) {
+    char line[600];
+    snprintf(line, sizeof line, "warning: %s", text);
+    moei_log(t->ctx, MOE_LOG_WARN, "%s", text);
+    return moelm_run_log_say(t->log, line, &t->error);
+}
+
+/* What is allowed and may mislead: told to who watches, and in main.log to who comes later. */
+static moe_status warn_of_settings(moelm_trainer *t) {
+    const moelm_train_config *train = &t->config->train;
+    const char *foresight = moe_lm_config_foresight(t->config);
+    char text[500];
+    if (t->eval.map.data && strcmp(t->train.sha256, t->eval.sha256) == 0)
+        MOEI_TRY(warn(t, "data.eval and data.train are the same text: nothing is held out, and evaluation "
+                         "tells how well it is known by heart"));
+    if (foresight) {
+        snprintf(text, sizeof text, MOELM_FORESIGHT, foresight);
+        MOEI_TRY(warn(t, text));
+    }
+    if (train->warmup_steps <= train->steps) return MOE_OK;
+    snprintf(
+        text, sizeof text,
+        "train.warmup_steps is %lld and train.steps %lld: the learning rate rises to %.0f %% of train.lr "
+        "and no further",
+        (long long)train->warmup_steps, (long long)train->steps,
+        100 * (double)train->steps / (double)train->warmup_steps);
+    return warn(t, text);
+}
+
 static void start_progress(moelm_trainer *t) {
     t->clock_start = moelm_seconds();
     t->elapsed_before = t->state.elapsed_s;
@@ -120,6 +145,7 @@ static moe_status train(moelm_trainer *t) {
     if (t->dir.old) snprintf(event, sizeof event, "moved what was there to %s", t->dir.old);
     MOEI_TRY(settle(t, begun, event, sizeof event));
     MOEI_TRY(moelm_run_log_open(t->dir.path, t->state.step, &t->load, &t->log, &t->error));
+    if (!begun) MOEI_TRY(warn_of_settings(t));
     start_progress(t);
     if (event[0] != '\0') MOEI_TRY(moelm_trainer_event(t, event));
     if (t->from_checkpoint) {

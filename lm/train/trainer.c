@@ -64,6 +64,7 @@ static moe_status evaluate(moelm_trainer *t) {
 static moe_status save(moelm_trainer *t) {
     char path[4096], event[4200];
     const char *run_dir = t->dir.path;
+    MOEI_TRY(moelm_run_dir_check_place(&t->dir, &t->error));
     MOEI_TRY(moelm_run_log_sync(t->log, &t->error));
     MOEI_TRY(moelm_snapshot_path(run_dir, t->state.step, path, sizeof path, &t->error));
     t->state.elapsed_s = moelm_trainer_elapsed(t);

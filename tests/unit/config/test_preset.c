@@ -147,12 +147,45 @@ static void test_refusals(void **state) {
     }
 }
 
+/* What lets later tokens decide on earlier ones is named, and what does not is not. */
+static void test_foresight(void **state) {
+    (void)state;
+    static const struct {
+        const char *pairs[7], *words;
+    } cases[] = {
+        {{NULL},                                                            NULL                           },
+        {{"moe.router_type", "expert_choice"},                              "moe.router_type expert_choice"},
+        {{"moe.capacity_factor", "1.25"},                                   "moe.drop_policy probs"        },
+        {{"moe.capacity_factor_eval", "2"},                                 "moe.drop_policy probs"        },
+        {{"moe.capacity_factor", "1.25", "moe.drop_policy", "rank_major"},  "moe.drop_policy rank_major"   },
+        {{"moe.capacity_factor", "1.25", "moe.drop_policy", "position"},    NULL                           },
+        {{"moe.capacity_factor", "1.25", "moe.capacity_factor_eval", "-1"}, NULL                           },
+        {{"moe.router_type", "sinkhorn", "moe.top_k", "1"},                 NULL                           },
+        {{"moe.token_rounding", "4"},                                       NULL                           },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
+        moe_lm_config *config;
+        moe_error error;
+        assert_ok(moe_lm_config_create(&config, &error), &error);
+        for (const char *const *p = cases[i].pairs; *p; p += 2)
+            assert_ok(moe_lm_config_set(config, p[0], p[1], "test", &error), &error);
+        assert_ok(moe_lm_config_check(config, &error), &error);
+        const char *found = moe_lm_config_foresight(config);
+        if (!found != !cases[i].words || (found && !strstr(found, cases[i].words)))
+            fail_msg("case %zu: %s", i, found ? found : "nothing");
+        assert_ok(moe_lm_config_make_dense(config, "test", &error), &error);
+        assert_null(moe_lm_config_foresight(config));
+        moe_lm_config_destroy(config);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_final_sizes, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_levels, scratch_setup, scratch_teardown),
         cmocka_unit_test(test_unknown),
         cmocka_unit_test_setup_teardown(test_written_and_read, scratch_setup, scratch_teardown),
+        cmocka_unit_test(test_foresight),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

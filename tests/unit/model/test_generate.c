@@ -234,12 +234,45 @@ static void test_shares_of_draws(void **state) {
                  (double[]){0, 0.5, 0, 0, 0.5, 0});
 }
 
+/* There is one cache: a text within a text would be another one than either. */
+typedef struct nested {
+    moe_lm *lm;
+    moe_status inner;
+    model_taken taken;
+} nested;
+
+static bool generate_again(void *user, int32_t token) {
+    nested *n = user;
+    model_taken inner = {0};
+    const int32_t prompt = 3;
+    n->inner = moe_lm_generate(n->lm, &prompt, 1, 4, &greedy, model_take, &inner);
+    return model_take(&n->taken, token) && inner.n == 0;
+}
+
+static void test_one_text_at_a_time(void **state) {
+    (void)state;
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_lm *lm = model_make(ctx, NULL);
+    const int32_t prompt[3] = {1, 2, 3};
+    model_taken plain = {0};
+    nested n = {.lm = lm};
+    must(ctx, moe_lm_generate(lm, prompt, 3, 12, &greedy, model_take, &plain));
+    must(ctx, moe_lm_generate(lm, prompt, 3, 12, &greedy, generate_again, &n));
+    assert_int_equal(n.inner, MOE_ERR_STATE);
+    assert_int_equal(n.taken.n, 12);
+    assert_memory_equal(n.taken.token, plain.token, 12 * sizeof *plain.token);
+    must(ctx, moe_lm_generate(lm, prompt, 3, 1, &greedy, model_take, &plain)); /* free again */
+    moe_lm_destroy(lm);
+    moe_ctx_destroy(ctx);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cache_is_the_full_forward),
         cmocka_unit_test(test_text_and_sliding_window),
         cmocka_unit_test(test_context_of_one),
         cmocka_unit_test(test_stop_seed_and_training_between),
+        cmocka_unit_test(test_one_text_at_a_time),
         cmocka_unit_test(test_wrong_inputs),
         cmocka_unit_test(test_greedy_ties_to_the_lower_token),
         cmocka_unit_test(test_shares_of_draws),

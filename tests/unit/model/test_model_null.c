@@ -37,6 +37,7 @@ static void configurations(void **state) {
     test_told(moe_lm_report(NULL, "a.html", &error), error.text, "moe_lm_report: run_dir is NULL");
     test_told(moe_lm_report("r", NULL, &error), error.text, "moe_lm_report: html_path is NULL");
     assert_int_equal(moe_lm_config_count(NULL), 0);
+    assert_null(moe_lm_config_foresight(NULL));
     moe_lm_config_entry_get(NULL, 0, &entry);
     moe_lm_config_entry_get(config, 0, NULL);
     moe_lm_config_destroy(NULL);
@@ -110,7 +111,8 @@ static void what_a_model_misses_is_named(void **state) {
     test_told(moe_lm_loss(lm, token, NULL, 1, 2, 0, 0, &loss, NULL), text, "targets: NULL");
     test_told(moe_lm_loss(lm, token, token, 1, 2, 0, 0, NULL, NULL), text, "moe_lm_loss: loss is NULL");
     must(ctx, moe_lm_loss(lm, token, token, 1, 2, 0, 0, &loss, NULL)); /* aux is not wanted */
-    test_told(moe_lm_generate(lm, NULL, 1, 1, &sampler, stop, NULL), text, "the prompt is empty");
+    test_told(moe_lm_generate(lm, NULL, 1, 1, &sampler, stop, NULL), text, "prompt is NULL");
+    test_told(moe_lm_generate(lm, token, 0, 1, &sampler, stop, NULL), text, "the prompt is empty");
     test_told(moe_lm_generate(lm, token, 1, 1, NULL, stop, NULL), text, "a sampler and a function");
     test_told(moe_lm_generate(lm, token, 1, 1, &sampler, NULL, NULL), text, "a sampler and a function");
     test_told(moe_lm_train(ctx, NULL, &options), text, "moe_lm_train: config is NULL");

@@ -176,6 +176,7 @@ static void test_analysis(void **state) {
     assert_string_equal(json_string_value(json_object_get(root, "text")), "t.txt");
     assert_string_equal(json_string_value(json_object_get(root, "checkpoint")), "some/checkpoint");
     assert_true(number_at(json_object_get(root, "baselines"), "gzip") == 2.5);
+    assert_true(json_is_null(json_object_get(root, "foresight")));
     const json_t *layers = json_object_get(root, "layers"), *layer = json_array_get(layers, 0);
     assert_int_equal(json_array_size(layers), 1); /* the second layer is dense */
     count_choices(lm, text, rows, token);
@@ -235,6 +236,26 @@ static void test_bad_text(void **state) {
         assert_non_null(strstr(moe_ctx_error(ctx), "2 or more, or 0"));
     }
     assert_int_equal(result.n_bytes, -1); /* written on success only */
+    const moe_lm_baseline bad[] = {
+        {"gzip",   2.5     },
+        {NULL,     2.5     },
+        {"broken", INFINITY}
+    };
+    const struct {
+        const moe_lm_baseline *list;
+        size_t n;
+        const char *words;
+    } wrong[] = {
+        {NULL,    3, "baselines is NULL"            },
+        {bad,     2, "baselines[1].name is NULL"    },
+        {bad + 2, 1, "baselines[0], broken, has inf"}
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; ++i) {
+        const moe_lm_eval_options options = {
+            .size = sizeof options, .baselines = wrong[i].list, .n_baselines = wrong[i].n};
+        assert_int_equal(moe_lm_eval(lm, path, &options, &result), MOE_ERR_ARGUMENT);
+        if (!strstr(moe_ctx_error(ctx), wrong[i].words)) fail_msg("%s", moe_ctx_error(ctx));
+    }
     const moe_lm_eval_options two = {.size = sizeof two, .max_bytes = 2};
     assert_int_equal(moe_lm_eval(lm, path, &two, &result), MOE_OK);
     assert_int_equal(result.n_bytes, 2);
