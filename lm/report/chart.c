@@ -73,13 +73,13 @@ void moelm_chart_band(moelm_html *html, const moelm_chart *chart, const double *
 
 void moelm_chart_line(moelm_html *html, const moelm_chart *chart, const double *x, const moelm_point *points,
                       int n_points, const char *class_name, const char *title) {
-    char command = 'M';
+    int n_drawn = 0;
     moelm_html_printf(html, "<path class=\"line %s\" d=\"", class_name);
     for (int i = 0; i < n_points; ++i) {
         if (points[i].n == 0) continue;
-        put_point(html, command, place_x(chart, x[i]), place_y(chart, points[i].mean));
-        command = 'L';
+        put_point(html, n_drawn++ ? 'L' : 'M', place_x(chart, x[i]), place_y(chart, points[i].mean));
     }
+    if (n_drawn == 1) moelm_html_put(html, "h-6"); /* a single step is a dash */
     moelm_html_printf(html, "\"><title>%s</title></path>\n", title);
 }
 
@@ -101,9 +101,8 @@ void moelm_chart_rule(moelm_html *html, const moelm_chart *chart, double value, 
     if (!(part >= 0 && part <= 1)) return;
     double y = place_y(chart, value);
     moelm_html_printf(
-        html,
-        "<g class=\"rule\"><path d=\"M%d %sH%d\"/><text x=\"%d\" y=\"%s\" class=\"end\">%s</text></g>\n",
-        LEFT, moelm_coord(y).s, RIGHT, RIGHT, moelm_coord(y - 4).s, name);
+        html, "<g class=\"rule\"><path d=\"M%d %sH%d\"/><text x=\"%d\" y=\"%s\">%s</text></g>\n", LEFT,
+        moelm_coord(y).s, RIGHT, LEFT + 4, moelm_coord(y - 4).s, name); /* curves begin far above it */
 }
 
 int moelm_depth(int index, int n) {

@@ -32,31 +32,58 @@ static size_t group_length(const char *key) {
     return dot ? (size_t)(dot - key) : 0;
 }
 
-/* One table a group, side by side where the page is wide. */
-void moelm_page_settings(moelm_html *html, const moelm_run *run) {
+/* Rows of the group that setting `first` belongs to, changed or not; returns how many. html NULL: counts. */
+static int64_t write_rows(moelm_html *html, const moelm_run *run, int64_t first, bool changed) {
+    const char *key = run->setting[first].key;
+    const size_t length = group_length(key), skip = length > 0 ? length + 1 : 0;
+    int64_t n = 0;
+    for (int64_t i = first; i < run->n_settings; ++i) {
+        const moelm_setting *setting = &run->setting[i];
+        if (group_length(setting->key) != length || strncmp(setting->key, key, length) != 0) break;
+        if (setting->changed != changed) continue;
+        ++n;
+        if (!html) continue;
+        moelm_table_row(html, setting->key + skip);
+        moelm_table_cell(html, *setting->value ? setting->value : "\xe2\x80\x93");
+        moelm_table_row_end(html);
+    }
+    return n;
+}
+
+static void write_table(moelm_html *html, const moelm_run *run, int64_t first, bool changed,
+                        const char *caption) {
     static const char *const heading[] = {"Setting", "Value", NULL};
+    moelm_table_begin(html, "settings", caption, heading);
+    write_rows(html, run, first, changed);
+    moelm_table_end(html);
+}
+
+/* A group: what was set, then, folded, what is at its default. Returns its number of settings. */
+static int64_t write_group(moelm_html *html, const moelm_run *run, int64_t first) {
+    const char *key = run->setting[first].key;
+    const size_t length = group_length(key);
+    const int64_t set = write_rows(NULL, run, first, true), rest = write_rows(NULL, run, first, false);
+    char caption[MAX_KEY] = "settings";
+    /* Letters of keys are plain, but the file may be anybody's: other bytes never reach the markup. */
+    if (length > 0 && length < MAX_KEY && strspn(key, "abcdefghijklmnopqrstuvwxyz_0123456789") >= length)
+        snprintf(caption, sizeof caption, "%.*s", (int)length, key);
+    moelm_html_put(html, "<div class=\"group\">\n");
+    if (set > 0) write_table(html, run, first, true, caption);
+    if (rest > 0) {
+        moelm_html_printf(html, "<details><summary>%s: %s %s</summary>\n", caption, moelm_count(rest).s,
+                          rest == 1 ? "default" : "defaults");
+        write_table(html, run, first, false, "at their defaults");
+        moelm_html_put(html, "</details>\n");
+    }
+    moelm_html_put(html, "</div>\n");
+    return set + rest;
+}
+
+void moelm_page_settings(moelm_html *html, const moelm_run *run) {
     moelm_section_begin(html, "configuration", "Configuration");
     if (run->n_settings == 0) moelm_html_missing(html, "There is no <code>config.resolved.yaml</code>.");
     moelm_html_put(html, "<div class=\"columns\">\n");
-    for (int64_t i = 0; i < run->n_settings;) {
-        const char *key = run->setting[i].key;
-        size_t length = group_length(key), skip = length > 0 ? length + 1 : 0;
-        char caption[MAX_KEY] = "settings";
-        /* Letters of keys are plain, but the file may be anybody's: other bytes never reach the markup. */
-        if (length > 0 && length < MAX_KEY &&
-            strspn(key, "abcdefghijklmnopqrstuvwxyz_0123456789") >= length) {
-            snprintf(caption, sizeof caption, "%.*s", (int)length, key);
-        }
-        moelm_table_begin(html, "settings", caption, heading);
-        for (; i < run->n_settings; ++i) {
-            const char *name = run->setting[i].key;
-            if (group_length(name) != length || strncmp(name, key, length) != 0) break;
-            moelm_table_row(html, name + skip);
-            moelm_table_cell(html, *run->setting[i].value ? run->setting[i].value : "\xe2\x80\x93");
-            moelm_table_row_end(html);
-        }
-        moelm_table_end(html);
-    }
+    for (int64_t i = 0; i < run->n_settings;) i += write_group(html, run, i);
     moelm_html_put(html, "</div>\n");
     moelm_section_end(html);
 }

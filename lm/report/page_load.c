@@ -64,7 +64,7 @@ static void write_maps(moelm_html *html, const moelm_report_load *load) {
     }
     moelm_html_put(html,
                    "<p class=\"note\">One map a layer: experts from top to bottom, steps from left to right. "
-                   "Numbers at the right are means over the run.</p>\n");
+                   "Numbers at the right, where they have room, are means over the run.</p>\n");
     moelm_heat_legend(html);
     moelm_html_put(html, "<div class=\"multiples\">\n");
     for (int32_t l = 0; l < load->n_layers; ++l) {

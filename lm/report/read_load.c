@@ -54,18 +54,21 @@ static int32_t choose_bins(const moelm_report_load *load) {
     return (int32_t)(bins < load->n_records ? bins : load->n_records);
 }
 
-static void add_record(const unsigned char *counts, int64_t bin, moelm_report_load *load) {
+/* The last quarter, and at least the last record. */
+static bool is_late(const moelm_report_load *load, int64_t record) {
+    return 4 * (record + 1) > 3 * load->n_records;
+}
+
+static void add_record(const unsigned char *counts, int64_t bin, bool late, moelm_report_load *load) {
     double *routed = load->routed + bin * load->first[load->n_layers];
     for (int32_t l = 0; l < load->n_layers; ++l) {
-        for (int32_t e = 0; e < load->experts[l]; ++e, counts += 8) {
-            routed[load->first[l] + e] += (double)moelm_get_little(counts, 8);
-            load->routed_in[l] += (double)moelm_get_little(counts, 8);
-        }
-        for (int32_t e = 0; e < load->experts[l]; ++e, counts += 8) {
-            double dropped = (double)moelm_get_little(counts, 8);
-            routed[load->first[l] + e] += dropped;
-            load->routed_in[l] += dropped;
-            load->dropped[l] += dropped;
+        for (int32_t i = 0; i < 2 * load->experts[l]; ++i, counts += 8) { /* kept, then dropped */
+            const int64_t e = load->first[l] + i % load->experts[l];
+            const double rows = (double)moelm_get_little(counts, 8);
+            routed[e] += rows;
+            load->routed_in[l] += rows;
+            if (late) load->late[e] += rows;
+            if (i >= load->experts[l]) load->dropped[l] += rows;
         }
     }
 }
@@ -79,14 +82,15 @@ static moe_status read_records(const char *path, const unsigned char *data, size
     load->found = load->n_records > 0 && total > 0;
     load->step = moelm_pool_take(pool, (size_t)load->n_bins, sizeof *load->step);
     load->routed = moelm_pool_take(pool, (size_t)load->n_bins * total, sizeof *load->routed);
-    if (!load->step || !load->routed) {
+    load->late = moelm_pool_take(pool, total, sizeof *load->late);
+    if (!load->step || !load->routed || !load->late) {
         return moei_error_set(error, MOE_ERR_MEMORY, "%s: no memory for %zu experts", path, total);
     }
     for (int64_t i = 0; i < load->n_records; ++i) {
         const unsigned char *from = data + (size_t)i * record;
         int64_t bin = i * load->n_bins / load->n_records;
         load->step[bin] = moelm_get_little(from, 8);
-        add_record(from + 8, bin, load);
+        add_record(from + 8, bin, is_late(load, i), load);
     }
     return MOE_OK;
 }

@@ -8,6 +8,8 @@
 #include "format/json.h"
 #include "format/yaml.h"
 
+#include <moekit/lm.h>
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -83,6 +85,21 @@ const char *moelm_run_setting(const moelm_run *run, const char *key) {
     return NULL;
 }
 
+/* A run of another version may have settings that are not ours; they are shown all the same. */
+static moe_status judge_settings(const char *path, moelm_run *run, moe_error *error) {
+    moe_lm_config *config;
+    moe_lm_config_entry entry;
+    MOEI_TRY(moe_lm_config_create(&config, error));
+    for (int64_t i = 0; i < run->n_settings; ++i) {
+        moelm_setting *setting = &run->setting[i];
+        const bool known = moe_lm_config_find(config, setting->key, &entry, NULL) == MOE_OK;
+        setting->changed = !known || strcmp(entry.value, setting->value) != 0;
+    }
+    if (moe_lm_config_load(config, path, NULL) == MOE_OK) run->foresight = moe_lm_config_foresight(config);
+    moe_lm_config_destroy(config);
+    return MOE_OK;
+}
+
 /* One reader a file, all of one type, so that the list below is the list of a run's files. */
 typedef moe_status (*reader)(const char *path, moelm_run *run, moe_error *error);
 
@@ -91,7 +108,8 @@ static moe_status read_about(const char *path, moelm_run *run, moe_error *error)
 }
 static moe_status read_config(const char *path, moelm_run *run, moe_error *error) {
     settings to = {.run = run, .path = path, .error = error};
-    return moelm_yaml_load(path, add_setting, &to, error);
+    MOEI_TRY(moelm_yaml_load(path, add_setting, &to, error));
+    return judge_settings(path, run, error);
 }
 static moe_status read_metrics(const char *path, moelm_run *run, moe_error *error) {
     return moelm_report_metrics_read(path, &run->pool, &run->metrics, error);

@@ -87,6 +87,7 @@ typedef struct moelm_report_load {
     double *routed;    /* [n_bins, first[n_layers]] rows kept and dropped */
     double *dropped;   /* [n_layers] */
     double *routed_in; /* [n_layers] */
+    double *late;      /* [first[n_layers]] rows kept and dropped in the last quarter of the records */
 } moelm_report_load;
 
 typedef struct moelm_typical {
@@ -117,6 +118,7 @@ typedef struct moelm_eval {
 
 typedef struct moelm_setting {
     const char *key, *value;
+    bool changed; /* is not at its default */
 } moelm_setting;
 
 typedef struct moelm_run {
@@ -128,7 +130,8 @@ typedef struct moelm_run {
     json_t *eval_json;  /* owns the texts of eval */
     int64_t n_settings; /* config.resolved.yaml, 0: none */
     moelm_setting *setting;
-    char *sample; /* NULL: none */
+    const char *foresight; /* moe_lm_config_foresight of the settings; NULL: none */
+    char *sample;          /* NULL: none */
     size_t sample_bytes;
     moelm_pool pool;
 } moelm_run;

@@ -135,7 +135,8 @@ static const char *const line[] = {
     "border-radius:10px;max-width:88ch;white-space:pre-wrap;overflow-wrap:anywhere;"
     "font-size:.9rem;line-height:1.6}\n",
     ".columns{columns:3 22rem;column-gap:2.5rem}\n",
-    ".columns .wide{break-inside:avoid;margin-bottom:1.2rem}\n",
+    ".columns .group{break-inside:avoid;margin-bottom:1.2rem}\n",
+    ".columns summary{font-size:.88rem;font-weight:400;color:var(--soft)}\n",
     ".columns table{width:100%}\n",
     ".columns th{width:55%}\n",
     ".settings caption{font-weight:600;color:var(--ink);font-size:.95rem}\n",

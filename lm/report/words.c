@@ -145,25 +145,42 @@ static void say_bits(moelm_html *html, const moelm_run *run) {
         double share = bits / run->eval.baseline[i].bits_per_byte - 1;
         int32_t left = run->eval.n_baselines - i;
         moelm_html_put(html, i == 0 ? ": " : left == 1 ? " and " : ", ");
-        moelm_html_printf(html, "%s %s than ", moelm_percent(fabs(share), 0).s, share < 0 ? "fewer" : "more");
+        if (fabs(share) < 0.005)
+            moelm_html_put(html, "as many as ");
+        else
+            moelm_html_printf(html, "%s %s than ", moelm_percent(fabs(share), 0).s,
+                              share < 0 ? "fewer" : "more");
         moelm_html_text(html, run->eval.baseline[i].name);
     }
     moelm_html_put(html, ".</li>\n");
+    if (run->foresight)
+        moelm_html_printf(html,
+                          "<li><strong>This figure looks ahead</strong> and does not compare with those of "
+                          "models that see only what was before: %s.</li>\n",
+                          run->foresight);
 }
 
 static const char *balance(double cv) {
     return cv < even ? "even" : cv < fairly_even ? "fairly even" : cv < uneven ? "uneven" : "very uneven";
 }
 
-static void say_load(moelm_html *html, const moelm_report_metrics *metrics) {
-    double cv = 0, busiest = 0, dropped = 0, dead = 0;
+/* Experts without a row in the last quarter of load.bin. */
+static int64_t count_idle(const moelm_report_load *load) {
+    int64_t idle = 0;
+    for (int64_t e = 0; load->found && e < load->first[load->n_layers]; ++e) idle += load->late[e] == 0;
+    return idle;
+}
+
+static void say_load(moelm_html *html, const moelm_run *run) {
+    const moelm_report_metrics *metrics = &run->metrics;
+    const moelm_report_load *load = &run->load;
+    double cv = 0, busiest = -1, dropped = 0; /* -1: not measured */
     for (int32_t l = 0; l < metrics->n_layers; ++l) {
         cv = fmax(cv, moelm_report_metrics_tail(metrics, l, MOELM_CV).mean);
         busiest = fmax(busiest, moelm_report_metrics_tail(metrics, l, MOELM_MAX_LOAD).mean);
         dropped = fmax(dropped, moelm_report_metrics_tail(metrics, l, MOELM_DROPPED).mean);
-        dead += moelm_report_metrics_tail(metrics, l, MOELM_DEAD).low;
     }
-    if (dead >= 0.5 && busiest == 0) {
+    if (busiest == 0) {
         moelm_html_put(html,
                        "<li>In the last quarter of the run <strong>no expert has a single row</strong>: "
                        "tokens pass by all of them.</li>\n");
@@ -173,19 +190,19 @@ static void say_load(moelm_html *html, const moelm_report_metrics *metrics) {
         html,
         "<li>In the last quarter of the run the load is <strong>%s</strong>: in the least balanced layer "
         "it varies by %s of its mean, and the busiest expert gets %s times its fair share.</li>\n",
-        balance(cv), moelm_percent(cv, 0).s, moelm_fixed(busiest, 2).s);
+        balance(cv), moelm_percent(cv, 0).s, moelm_fixed(busiest < 0 ? NAN : busiest, 2).s);
+    const int64_t idle = count_idle(load);
     moelm_html_put(html, "<li>");
-    if (dead >= 0.5) {
-        moelm_html_printf(html, "<strong>%s %s</strong> never got a row there", moelm_fixed(dead, 0).s,
-                          dead < 1.5 ? "expert" : "experts");
-    } else {
-        moelm_html_put(html, "No expert stays without work");
-    }
+    if (idle > 0)
+        moelm_html_printf(html, "<strong>%s of %s experts</strong> never got a row there; ",
+                          moelm_count(idle).s, moelm_count(load->first[load->n_layers]).s);
+    else if (load->found)
+        moelm_html_put(html, "No expert stays without work; ");
     if (dropped > 0) {
-        moelm_html_printf(html, "; up to %s of a layer&#8217;s rows are dropped.</li>\n",
+        moelm_html_printf(html, "up to %s of a layer&#8217;s rows are dropped.</li>\n",
                           moelm_percent(dropped, 2).s);
     } else {
-        moelm_html_put(html, "; no row is dropped.</li>\n");
+        moelm_html_put(html, "no row is dropped.</li>\n");
     }
 }
 
@@ -233,7 +250,7 @@ void moelm_words_findings(moelm_html *html, const moelm_run *run) {
     moelm_html_put(html, "<ul class=\"findings\">\n");
     say_progress(html, run);
     say_bits(html, run);
-    if (run->metrics.n_layers > 0) say_load(html, &run->metrics);
+    if (run->metrics.n_layers > 0) say_load(html, run);
     say_alarms(html, &run->metrics);
     say_follow(html, &run->eval);
     moelm_html_put(html, "</ul>\n");

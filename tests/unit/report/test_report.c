@@ -149,6 +149,61 @@ static void test_missing_files(void **state) {
                  "not a run directory");
 }
 
+/* Idle in a quarter of the run is who has no row in it, not who has none in one of its steps. */
+static void test_idle_experts(void **state) {
+    size_t bytes;
+    fake_run run = small_run;
+    run.drops = true;
+    write_run(state, run);
+    char *page = render(state, &bytes), words[80];
+    snprintf(words, sizeof words, "<strong>1 of %d experts</strong> never got a row",
+             run.layers * run.experts);
+    assert_has(page, words);
+    free(page);
+    run.dir = *state;
+    run.drops = false;
+    fake_load_bin(&run);
+    page = render(state, &bytes);
+    assert_has(page, "No expert stays without work");
+    assert_lacks(page, "never got a row");
+    free(page);
+}
+
+/* What was set stands apart from what was not; figures that look ahead say so. */
+static void test_settings(void **state) {
+    size_t bytes;
+    write_run(state, small_run);
+    char *page = render(state, &bytes);
+    const char *train = strstr(page, "<caption>train</caption>"),
+               *steps = train ? strstr(train, ">steps<") : NULL;
+    const char *rest = train ? strstr(train, "<details><summary>train: ") : NULL;
+    assert_true(steps && rest && steps < rest && strstr(rest, ">seed<"));
+    assert_lacks(page, "looks ahead");
+    free(page);
+    append(state, "config.resolved.yaml", "moe.router_type: expert_choice\n");
+    page = render(state, &bytes);
+    assert_has(page, "This figure looks ahead");
+    assert_has(page, "moe.router_type expert_choice");
+    free(page);
+    append(state, "config.resolved.yaml", "moe.of_another_version: 3\n");
+    page = render(state, &bytes);
+    assert_has(page, ">of_another_version<");
+    free(page);
+}
+
+static void test_one_step(void **state) {
+    size_t bytes;
+    fake_run run = small_run;
+    run.steps = run.load_every = run.eval_every = 1;
+    write_run(state, run);
+    char *page = render(state, &bytes);
+    assert_has(page, "1 logged step;");
+    const char *curve = strstr(page, "<path class=\"line main\" d=\"M");
+    assert_non_null(curve);
+    assert_has(curve, "h-6\"");
+    free(page);
+}
+
 static void test_training_without_eval_still_tells_its_last_figure(void **state) {
     size_t bytes;
     write_run(state, small_run);
@@ -358,6 +413,9 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_whole_run, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_escapes, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_idle_experts, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_settings, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_one_step, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_same_bytes_twice, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_missing_files, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_training_without_eval_still_tells_its_last_figure, scratch_setup,
