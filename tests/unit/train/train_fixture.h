@@ -41,8 +41,8 @@ typedef struct train_result {
     char text[500];
     moe_lm_progress last;
     int n_steps, n_evals, n_checkpoints;
-    char resumed[500]; /* the resume event, "" if none */
-    char warning[700]; /* the last one of the log */
+    char resumed[500];  /* the resume event, "" if none */
+    char warning[2000]; /* all of the log, a line each */
     double first_loss;
 } train_result;
 
@@ -73,7 +73,8 @@ static inline bool train_should_stop(void *user) {
 
 static inline void train_on_log(void *user, moe_log_level level, const char *text) {
     train_result *result = user;
-    if (level == MOE_LOG_WARN) snprintf(result->warning, sizeof result->warning, "%s", text);
+    const size_t used = strlen(result->warning);
+    if (level == MOE_LOG_WARN) snprintf(result->warning + used, sizeof result->warning - used, "%s\n", text);
 }
 
 static inline moe_lm_config *train_config(void **state, const char *const *pairs) {
