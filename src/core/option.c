@@ -136,7 +136,11 @@ static moe_status set_bool(const moe_option *row, bool *field, const char *value
     return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: '%s' is not true or false", row->key, value);
 }
 
+/* Whole numbers in full, as they can be written. */
 static moe_status out_of_range(const moe_option *row, const char *value, moe_error *error) {
+    if (row->type == MOE_OPT_INT || row->type == MOE_OPT_INT64)
+        return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: %s is outside %.0f .. %.0f", row->key, value,
+                              row->min, row->max);
     return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: %s is outside %.10g .. %.10g", row->key, value,
                           row->min, row->max);
 }

@@ -79,6 +79,8 @@ static void values_are_parsed_and_bounded(void **state) {
         if ((status == MOE_OK) != cases[i].good) fail_msg("%s = '%s'", cases[i].key, cases[i].value);
         if (!cases[i].good) assert_non_null(strstr(error.text, cases[i].key));
     }
+    assert_int_equal(moei_option_set(&rows[2], &s, "-1", &error), MOE_ERR_ARGUMENT);
+    assert_string_equal(error.text, "a.large: -1 is outside 0 .. 9000000000000000"); /* as one can write it */
     assert_true(s.flag && s.small == -5);
     assert_int_equal(s.large, 123456789012);
     assert_string_equal(s.choice, "green");
