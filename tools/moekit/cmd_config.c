@@ -26,7 +26,9 @@ static void describe_range(const moe_option *row, char *text, size_t size) {
     if (row->type == MOE_OPT_CHOICE && row->choices) {
         for (size_t i = 0, used = 0; row->choices[i] && used < size; ++i)
             used += (size_t)snprintf(text + used, size - used, "%s%s", i ? ", " : "", row->choices[i]);
-    } else if (row->type != MOE_OPT_BOOL && row->type != MOE_OPT_TEXT && row->type != MOE_OPT_CHOICE) {
+    } else if (row->type == MOE_OPT_INT || row->type == MOE_OPT_INT64) {
+        snprintf(text, size, "%.0f .. %.0f", row->min, row->max); /* in full, as they can be written */
+    } else if (row->type == MOE_OPT_FLOAT || row->type == MOE_OPT_DOUBLE) {
         snprintf(text, size, "%.10g .. %.10g", row->min, row->max);
     }
 }
