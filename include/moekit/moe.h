@@ -90,7 +90,8 @@ typedef struct moe_allocator {
 typedef struct moe_ctx_desc {
     size_t size;
     moe_device device;
-    int32_t n_threads;  /* 0: MOEKIT_NUM_THREADS, else OMP_NUM_THREADS, else one per core */
+    int32_t n_threads;  /* 0: MOEKIT_NUM_THREADS, else OMP_NUM_THREADS, else one per core that the process
+                           may use: of its affinity, and in a container no more than its quota */
     const char *isa;    /* NULL: MOEKIT_ISA, else the best found. "ref" "avx2" "avx512" "avx512bf16" "amx"
                            "neon"; of a GPU's kernels "cuda" "sm90", while its CPU's are then the best. A
                            GPU's name in MOEKIT_ISA lowers nothing on the CPU; here it is refused there */

@@ -5,6 +5,8 @@
 #define _GNU_SOURCE
 #include "core/thread.h"
 
+#include "core/machine.h"
+
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -43,9 +45,10 @@ struct moei_pool {
 
 int32_t moei_thread_cores(void) {
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return (int32_t)CPU_COUNT(&set);
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n > 0 ? (int32_t)n : 1;
+    const bool listed = sched_getaffinity(0, sizeof set, &set) == 0;
+    const long cores = listed ? CPU_COUNT(&set) : sysconf(_SC_NPROCESSORS_ONLN);
+    const int32_t n = cores > 0 ? (int32_t)cores : 1, quota = moei_machine_quota("/sys/fs/cgroup");
+    return quota > 0 && quota < n ? quota : n;
 }
 
 static void run_tasks(job *j, void *scratch) {

@@ -33,7 +33,8 @@ void moei_parallel(const moei_team *team, int64_t n_tasks, moei_task_fn fn, void
 typedef void (*moei_block_fn)(void *arg, int64_t first, int64_t end, void *scratch);
 void moei_parallel_blocks(const moei_team *team, int64_t n, int64_t block, moei_block_fn fn, void *arg);
 
-/* Threads of this machine: cores in the process's affinity mask. */
+/* Threads that this machine lets the process run at once: cores in its affinity mask, and no more than the
+ * time that its control group leaves it. */
 int32_t moei_thread_cores(void);
 
 size_t moei_pool_bytes(int32_t n_threads);

@@ -271,9 +271,9 @@ moe_status moe_layer_alias_find(const char *name, const char *value, const moe_l
     MOEI_TRY(moei_error_need(error, "moe_layer_alias_find", "value", value));
     MOEI_TRY(moei_error_need(error, "moe_layer_alias_find", "alias", alias));
     const char *bare = bare_name(name);
+    const moe_layer_alias *found = NULL;
     bool known = false;
-    *alias = NULL;
-    for (size_t i = 0; bare && i < ENTRIES; ++i) {
+    for (size_t i = 0; bare && !found && i < ENTRIES; ++i) {
         const moe_layer_alias *entry = &table[i].alias;
         if (strcmp(entry->name, bare) != 0) continue;
         known = true;
@@ -281,9 +281,10 @@ moe_status moe_layer_alias_find(const char *name, const char *value, const moe_l
         if (entry->advice)
             return moei_error_set(error, MOE_ERR_ARGUMENT, "%s (%s) cannot be '%.40s' here; %s", name,
                                   entry->system, value, entry->advice);
-        *alias = entry;
-        return MOE_OK;
+        found = entry;
     }
     /* of a name that is also that of a row only some values are told here */
-    return !known || moe_layer_option_find(bare) ? MOE_OK : unknown_value(bare, value, error);
+    if (known && !found && !moe_layer_option_find(bare)) return unknown_value(bare, value, error);
+    *alias = found;
+    return MOE_OK;
 }

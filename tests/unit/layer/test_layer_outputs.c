@@ -167,8 +167,20 @@ static void descriptors_without_a_size_are_left_alone(void **state) {
     }
 }
 
+/* An output is written on success alone. */
+static void a_refused_value_writes_no_entry(void **state) {
+    (void)state;
+    const moe_layer_alias *const before = moe_layer_alias_at(3), *alias = before;
+    assert_int_equal(moe_layer_alias_find("topk_method", "other", &alias, NULL), MOE_ERR_ARGUMENT);
+    assert_int_equal(moe_layer_alias_find("moe_use_upcycling", "true", &alias, NULL), MOE_ERR_ARGUMENT);
+    assert_ptr_equal(alias, before);
+    assert_int_equal(moe_layer_alias_find("top_k", "3", &alias, NULL), MOE_OK);
+    assert_null(alias);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_refused_value_writes_no_entry),
         cmocka_unit_test(descriptors_are_changed_no_further_than_they_reach),
         cmocka_unit_test(descriptors_without_a_size_are_left_alone),
         cmocka_unit_test(outputs_grow_by_size),
