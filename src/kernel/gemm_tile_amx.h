@@ -16,7 +16,10 @@ enum {
     MB = 288,        /* rows of a task at most */
     WIDE_ROWS = 128, /* of at most so many rows packing takes as long as tiles or longer: then a task has */
     WIDE_NB = 1536,  /* so many columns, as memory is read faster in longer runs */
-    A_STRIP = MR * KC,
+    STRIP_ROWS = MR,
+    A_STRIP = STRIP_ROWS * KC,
+    PACKED_K = 192, /* steps of packed weights at a time: a panel, 24 KiB, stays in L1 while rows pass by */
+    PACKED_A_STRIP = STRIP_ROWS * PACKED_K,
     SUMS = (MB + MR) * NB,
     SUM_HALF = MR * 16, /* sums from sixteen columns of a strip to the next */
     SECOND_HALF = TILE, /* numbers from a pair row's first vector to its second */

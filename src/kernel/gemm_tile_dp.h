@@ -6,13 +6,17 @@
 
 enum {
     K_STEP = 2,
+    K_RUN = 32, /* steps of packed weights that lie together */
     MR = 14, /* 28 of 32 registers hold the tile */
     NR = 32,
     KC = 256,
     NB = 512,            /* columns of a task: KC x NB of packed B is 256 KiB */
     MB = 448,            /* rows of a task at most: whole tiles, also when halved twice */
     A_LD = KC + 32,      /* row stride of packed A; the padding keeps rows off the same cache sets */
-    A_STRIP = 32 * A_LD, /* FEW_ROWS of them */
+    STRIP_ROWS = 32,     /* FEW_ROWS */
+    A_STRIP = STRIP_ROWS * A_LD,
+    PACKED_K = KC, /* steps of packed weights at a time, a chain */
+    PACKED_A_STRIP = A_STRIP,
     SUM_LD = NB + 16,    /* row stride of sums; likewise */
     SUMS = (MB + MR) * SUM_LD,
     SECOND_HALF = NR, /* numbers from a pair row's first vector to its second */
@@ -67,11 +71,12 @@ MOEI_INLINE void to_column_order(vf *low, vf *high) {
     *high = _mm512_castpd_ps(_mm512_permutex2var_pd(x, second, y));
 }
 
-/* Pair rows of B, `pair` numbers apart, beside each of which two lines are asked for, at `next` and `second`
- * bytes behind it (NULL: none); or, with ld, rows of B where they are, so far apart. */
+/* Pair rows of B, `pair` numbers apart, their two vectors `half`, and `skip` more numbers after each K_RUN
+ * steps; beside each of them two lines are asked for, at `next` and `second` bytes behind it (NULL: none).
+ * Or, with ld, rows of B where they are, so far apart. */
 typedef struct moei_tile_pairs {
     const moei_operand *at;
-    int64_t ld, pair;
+    int64_t ld, pair, half, skip;
     const char *next;
     int64_t second;
 } moei_tile_pairs;
@@ -83,7 +88,7 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a
                             const moei_tile_b where, int64_t kc, float *sum, bool add) {
     vf acc[MR][2];
     const bool direct = where.ld != 0;
-    const int64_t b_step = direct ? 2 * where.ld : where.pair;
+    const int64_t b_step = direct ? 2 * where.ld : where.pair, run = where.skip ? K_RUN : kc;
     const moei_operand *b = where.at;
     const char *next = where.next;
     MOEI_UNROLL
@@ -92,27 +97,30 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a
         acc[i][1] = direct && add ? vf_load(sum + i * SUM_LD + VF_N) : vf_zero();
         if (direct) to_pair_order(&acc[i][0], &acc[i][1]);
     }
-    for (int64_t k = 0; k < kc; k += 2, a += 2 * a_k, b += b_step) {
-        moei_pair_row row;
-        if (direct) {
-            row = pairs_of_rows(b, b + where.ld);
-            __builtin_prefetch(b + NR); /* of the next strip, which L2 has */
-            __builtin_prefetch(b + where.ld + NR);
-        } else {
-            row = (moei_pair_row){(__m512bh)_mm512_loadu_si512(b), (__m512bh)_mm512_loadu_si512(b + NR)};
-        }
-        if (where.next) {
-            __builtin_prefetch(next, 0, 2);
-            __builtin_prefetch(next + where.second, 0, 2);
-            next += LINE;
-        }
-        MOEI_UNROLL
-        for (int i = 0; i < mr; ++i) {
-            int32_t pair;
-            memcpy(&pair, a + i * a_i, sizeof pair);
-            __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
-            acc[i][0] = _mm512_dpbf16_ps(acc[i][0], x, row.low);
-            acc[i][1] = _mm512_dpbf16_ps(acc[i][1], x, row.high);
+    for (int64_t k = 0; k < kc; b += where.skip) {
+        for (const int64_t end = moei_min(k + run, kc); k < end; k += 2, a += 2 * a_k, b += b_step) {
+            moei_pair_row row;
+            if (direct) {
+                row = pairs_of_rows(b, b + where.ld);
+                __builtin_prefetch(b + NR); /* of the next strip, which L2 has */
+                __builtin_prefetch(b + where.ld + NR);
+            } else {
+                row = (moei_pair_row){(__m512bh)_mm512_loadu_si512(b),
+                                      (__m512bh)_mm512_loadu_si512(b + where.half)};
+            }
+            if (where.next) {
+                __builtin_prefetch(next, 0, 2);
+                __builtin_prefetch(next + where.second, 0, 2);
+                next += LINE;
+            }
+            MOEI_UNROLL
+            for (int i = 0; i < mr; ++i) {
+                int32_t pair;
+                memcpy(&pair, a + i * a_i, sizeof pair);
+                __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+                acc[i][0] = _mm512_dpbf16_ps(acc[i][0], x, row.low);
+                acc[i][1] = _mm512_dpbf16_ps(acc[i][1], x, row.high);
+            }
         }
     }
     MOEI_UNROLL
@@ -137,7 +145,7 @@ static inline int64_t tile_steps(int64_t kc) {
 /* sum[mr, NR] (+)= A B, a strip of A and a panel. */
 static __attribute__((noinline)) void tile_panel(int mr, const uint16_t *a, const uint16_t *b, int64_t kc,
                                                  float *sum, bool add) {
-    tile_any(mr, a, A_LD, 1, (moei_tile_b){.at = b, .pair = 2 * NR}, kc, sum, add);
+    tile_any(mr, a, A_LD, 1, (moei_tile_b){.at = b, .pair = 2 * NR, .half = NR}, kc, sum, add);
 }
 
 /* The same; `lines` of what is beside are asked for. */

@@ -28,7 +28,7 @@ static const moei_packed_format formats[] = {
     {.name = "mxfp4", .bits = 4, .exponents = true, .groups = {32},
      .value = {0.0F, 0.5F, 1.0F, 1.5F, 2.0F, 3.0F, 4.0F, 6.0F,
                -0.0F, -0.5F, -1.0F, -1.5F, -2.0F, -3.0F, -4.0F, -6.0F}},
-    {.name = "bf16x2", .bits = 16, .groups = {32}},
+    {.name = "bf16x2", .bits = 16, .groups = {MOEI_PAIRS_GROUP}},
 };
 /* clang-format on */
 enum { N_FORMATS = sizeof formats / sizeof *formats };
@@ -111,7 +111,8 @@ static bool pack_halves(const moe_packed *p, const void *b, int64_t row, int64_t
         if (!isfinite(x)) return false;
         x = x > MOST ? MOST : x < -MOST ? -MOST : x;
         const uint16_t half = moei_bf16_round((float)x);
-        unsigned char *at = block + ((i - row) / 2 * MOEI_PANEL + column) * 4 + (i - row) % 2 * 2;
+        unsigned char *at = block + (i - row) / 2 * moei_packed_row_bytes(16) +
+                            moei_packed_column_at(16, column) + (i - row) % 2 * 2;
         at[0] = (unsigned char)half;
         at[1] = (unsigned char)(half >> 8);
     }

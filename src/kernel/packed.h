@@ -4,6 +4,7 @@
  *   scale[64]              f16 or e8m0, one a column; codes of 16 bits have none
  *   code[group / per][64]  words of 32 bits, little-endian: of column j rows per*i .. per*i + per - 1, the
  *                          first in the lowest bits; per is 8 rows of 4 bits, 4 of 8 or 2 of 16
+ * but words of 16 bits stand as [4][group / per][16], each of the four a tile as AMX loads it in one piece,
  * and the number is value[code] * scale, of 8 bits the signed code times scale, of 16 the code as a bf16.
  * Sources: OCP MX specification 1.0 (mxfp4); Dettmers et al. 2023, QLoRA (nf4); Intel's VNNI order of bf16.
  */
@@ -16,7 +17,13 @@
 
 #include "core/real.h"
 
-enum { MOEI_PANEL = 64, MOEI_CODES = 16, MOEI_GROUP_MAX = 128 };
+enum {
+    MOEI_PANEL = 64,
+    MOEI_CODES = 16,
+    MOEI_GROUP_MAX = 128,
+    MOEI_PAIRS_GROUP = 32, /* rows of a block of 16 bits, */
+    MOEI_TILE_BYTES = 1024 /* whose tiles are 16 columns */
+};
 
 typedef struct moei_packed_format {
     const char *name;
@@ -41,6 +48,14 @@ struct moe_packed {
 
 static inline int64_t moei_packed_scale_bytes(const moei_packed_format *format) {
     return format->bits == 16 ? 0 : MOEI_PANEL * (format->exponents ? 1 : 2);
+}
+
+/* Bytes from a row of words to the next, and from the first word of a row to that of column j. */
+static inline int64_t moei_packed_row_bytes(int bits) {
+    return bits == 16 ? 64 : 4 * MOEI_PANEL;
+}
+static inline int64_t moei_packed_column_at(int bits, int64_t j) {
+    return bits == 16 ? j / 16 * MOEI_TILE_BYTES + j % 16 * 4 : 4 * j;
 }
 
 /* Rows of a word. */
@@ -96,8 +111,9 @@ static inline double moei_packed_value(const moe_packed *p, int64_t g, int64_t i
     int64_t column;
     const int64_t panel = moei_packed_panel(p, j, &column);
     const unsigned char *block = p->data + moei_packed_at(p, g, panel) + i / p->group * p->block_bytes;
-    const unsigned char *word =
-        block + moei_packed_scale_bytes(format) + (row / per * MOEI_PANEL + column) * 4;
+    const unsigned char *word = block + moei_packed_scale_bytes(format) +
+                                row / per * moei_packed_row_bytes(format->bits) +
+                                moei_packed_column_at(format->bits, column);
     const double scale = moei_packed_scale(format, block, column);
     const unsigned char *half = word + row % per * 2; /* of 16 bits */
     if (format->bits == 16) return (double)moei_bf16_value((uint16_t)(half[0] | half[1] << 8));

@@ -1,21 +1,111 @@
 /* gemm_packed_amx.h: products of bf16 with packed weights in AMX tiles.
- * sum[rows, 64] (+)= A[rows, kc] times a panel, for one tile of rows: it is written out by strips in L1, as
- * tiles read memory. More rows have all of it written out first (gemm_rows_block.h). Layout: kernel/packed.h.
- * Include after gemm_tile_amx.h.
+ * sum[rows, 64] (+)= A[rows, kc] times a panel. Pairs lie as tiles load them and are multiplied where they are
+ * by any number of rows; of other formats few rows write it out by strips in L1, more have all of it written
+ * out first (gemm_rows_block.h). Layout: kernel/packed.h. Include after gemm_tile_amx.h.
  */
 #ifndef MOEI_GEMM_PACKED_AMX_H
 #define MOEI_GEMM_PACKED_AMX_H
 
 #include "kernel/gemm_rows/gemm_packed_pairs.h"
 
-/* Rows of a task at most that unpack a strip at a time. */
+enum {
+    ASKED_ROWS = 32, /* of more rows the tiles of a part take as long as reading the next one, or longer */
+    ROW_PAIRS = 2 * MOEI_PANEL * K_STEP / 2, /* numbers of a panel for a step of tiles */
+    SUM_LINES = (16 * K_STEP + PACKED_K - 1) / PACKED_K, /* of a tile of sums, a step */
+};
+_Static_assert((int)MOEI_PAIRS_GROUP == (int)K_STEP && (int)MOEI_TILE_BYTES == 2 * (int)TILE, "a block is tiles side by side");
+
+/* Rows of a task at most that read packed panels as they are. */
 static int64_t few_packed_rows(const moe_packed *p) {
-    (void)p;
-    return FEW_ROWS_PACKED;
+    return p->format->bits == 16 ? MB : FEW_ROWS_PACKED;
+}
+
+/* sum[16, 64] (+)= A times a panel where it is, for up to sixteen rows: it is read in order, once. */
+static void sweep_pairs(const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add) {
+    if (add) {
+        _tile_loadd(0, sum, LINE);
+        _tile_loadd(1, sum + SUM_HALF, LINE);
+        _tile_loadd(4, sum + 2 * SUM_HALF, LINE);
+        _tile_loadd(5, sum + 3 * SUM_HALF, LINE);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(4);
+        _tile_zero(5);
+    }
+    for (int64_t k = 0; k < kc; k += K_STEP, a += 2 * TILE, b += ROW_PAIRS) {
+        _tile_loadd(2, a, LINE);
+        _tile_loadd(3, b, LINE);
+        _tile_dpbf16ps(0, 2, 3);
+        _tile_loadd(3, b + TILE, LINE);
+        _tile_dpbf16ps(1, 2, 3);
+        _tile_loadd(3, b + 2 * TILE, LINE);
+        _tile_dpbf16ps(4, 2, 3);
+        _tile_loadd(3, b + 3 * TILE, LINE);
+        _tile_dpbf16ps(5, 2, 3);
+    }
+    _tile_stored(0, sum, LINE);
+    _tile_stored(1, sum + SUM_HALF, LINE);
+    _tile_stored(4, sum + 2 * SUM_HALF, LINE);
+    _tile_stored(5, sum + 3 * SUM_HALF, LINE);
+}
+
+/* 16 x 32 sums of it. Beside each step are asked for: the sums that come next, and `lines` of what is read
+ * next. */
+static void tile_pairs(const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add,
+                       const float *next_sum, const char *next, int64_t lines) {
+    if (add) {
+        _tile_loadd(0, sum, LINE);
+        _tile_loadd(1, sum + SUM_HALF, LINE);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+    }
+    for (int64_t k = 0; k < kc; k += K_STEP, a += 2 * TILE, b += ROW_PAIRS) {
+        _tile_loadd(2, a, LINE);
+        _tile_loadd(3, b, LINE);
+        _tile_dpbf16ps(0, 2, 3);
+        _tile_loadd(3, b + TILE, LINE);
+        _tile_dpbf16ps(1, 2, 3);
+        for (int i = 0; i < SUM_LINES; ++i, next_sum += 16) {
+            _mm_prefetch((const char *)next_sum, _MM_HINT_T0);
+            _mm_prefetch((const char *)(next_sum + SUM_HALF), _MM_HINT_T0);
+        }
+        for (int64_t i = 0; i < lines; ++i, next += LINE) _mm_prefetch(next, _MM_HINT_T1);
+    }
+    _tile_stored(0, sum, LINE);
+    _tile_stored(1, sum + SUM_HALF, LINE);
+}
+
+/* A part of a panel of pairs stays in L1 while all rows pass by, sixteen at a time. */
+static void multiply_pairs(int rows, const moei_packed_part *part, moei_pairs_use use) {
+    const uint16_t *panel = (const void *)moei_packed_block(part->p, part->group, part->k, part->column);
+    const int64_t kc = padded(part->kc), steps = kc / K_STEP, half_panels = part->width > NR ? 2 : 1;
+    const int64_t tiles = moei_ceil_div(rows, 16) * half_panels * steps;
+    const int64_t lines = rows > ASKED_ROWS ? moei_ceil_div(kc * MOEI_PANEL * 2 / LINE, tiles) : 0;
+    const char *next = (const char *)part->next;
+    if (rows <= 16 && half_panels == 2) {
+        sweep_pairs(use.a, panel, kc, use.sum, use.add);
+        return;
+    }
+    for (int i = 0; i < rows; i += 16) {
+        const uint16_t *a = use.a + i / STRIP_ROWS * PACKED_A_STRIP + i % STRIP_ROWS * K_STEP;
+        float *sum = use.sum + strip_sums_at(i, use.panels) + sum_at(i % STRIP_ROWS, 0);
+        const float *row_end = use.sum + strip_sums_at(i + 16, use.panels) + sum_at((i + 16) % STRIP_ROWS, 0);
+        for (int64_t half = 0; half < half_panels; ++half, next += steps * lines * LINE) {
+            float *to = sum + sum_at(0, half * NR);
+            const float *next_sum = half + 1 < half_panels ? to + sum_at(0, NR) : row_end;
+            tile_pairs(a, panel + half * (2 * TILE), kc, to, use.add, next_sum, next, lines);
+        }
+    }
 }
 
 /* sum[rows, NR or 2 NR] (+)= A times a part of a panel. */
 static void few_packed_panel(int rows, const moei_packed_part *part, moei_pairs_use use, uint16_t *strip) {
+    if (part->p->format->bits == 16) {
+        multiply_pairs(rows, part, use);
+        return;
+    }
     for (int64_t j = 0; j < part->width; j += NR) {
         unpack_strip(part->p, part->group, part->column + j, part->k, part->kc, strip);
         tile_panel(rows, use.a, strip, padded(part->kc), use.sum + sum_at(0, j), use.add);

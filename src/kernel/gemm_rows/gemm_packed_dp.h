@@ -33,11 +33,17 @@ static void multiply_few(int mr, const moe_packed *p, int64_t g, int64_t column,
     }
 }
 
+enum { TILE = MOEI_TILE_BYTES / 2 }; /* numbers of sixteen columns of a block */
+_Static_assert((int)K_RUN == (int)MOEI_PAIRS_GROUP, "after as many steps the next block begins");
+
 /* sum[mr, NR] (+)= A times half a panel of pairs, and what is next is asked for. */
 static __attribute__((noinline)) void tile_pairs(int mr, const uint16_t *a, const uint16_t *b, int64_t kc,
                                                  const char *next, int64_t second, float *sum, bool add) {
-    tile_any(mr, a, A_LD, 1, (moei_tile_b){.at = b, .pair = 2 * MOEI_PANEL, .next = next, .second = second},
-             kc, sum, add);
+    tile_any(
+        mr, a, A_LD, 1,
+        (moei_tile_b){
+            .at = b, .pair = 2 * VF_N, .half = TILE, .skip = 3 * TILE, .next = next, .second = second},
+        kc, sum, add);
 }
 
 /* Asks for the first lines of what is next, unless it follows in memory anyway. */
@@ -63,7 +69,7 @@ static void few_packed_panel(int rows, const moei_packed_part *part, moei_pairs_
     for (int64_t j = 0; j < part->width; j += NR) {
         for (int i = 0, mr; i < rows; i += mr) {
             mr = tile_height(rows - i);
-            tile_pairs(mr, use.a + a_at(i, 0), panel + 2 * j, padded(part->kc),
+            tile_pairs(mr, use.a + a_at(i, 0), panel + j / VF_N * TILE, padded(part->kc),
                        (const char *)part->next + asked, two ? quarter : 0, use.sum + sum_at(i, j), use.add);
             asked = moei_min(asked + (two ? 2 : 1) * quarter, 3 * quarter);
         }

@@ -23,6 +23,7 @@ typedef struct moei_pairs_use {
     uint16_t *out;
     const uint16_t *a; /* rows A_ROW apart, zeros up to whole words */
     float *sum;
+    int64_t panels; /* of the task */
     bool add;
 } moei_pairs_use;
 
@@ -55,8 +56,9 @@ MOEI_INLINE void use_pairs(const int rows, const int bits, const bool exponents,
                            moei_pairs_use use) {
     enum { VECTORS = MOEI_PANEL / VF_N };
     const int vectors = rows > 0 ? VECTORS : NR / VF_N;
-    const int per = 32 / bits;
-    const int64_t codes = moei_packed_scale_bytes(p->format) + 4 * column, end = k0 + padded(kc);
+    const int per = 32 / bits, side = bits == 16 ? 1 : vectors; /* tiles are read one after the other */
+    const int64_t codes = moei_packed_scale_bytes(p->format) + moei_packed_column_at(bits, column);
+    const int64_t end = k0 + padded(kc);
     const vt table = vt_load(p->format->value);
     vf acc[4][VECTORS];
     MOEI_UNROLL
@@ -64,29 +66,34 @@ MOEI_INLINE void use_pairs(const int rows, const int bits, const bool exponents,
         MOEI_UNROLL
         for (int v = 0; v < vectors; ++v) acc[r][v] = vf_zero();
     }
-    for (int64_t k = k0; k < end;) {
-        const unsigned char *block = panel + k / p->group * p->block_bytes;
-        const unsigned char *at = block + codes + k % p->group / per * (4 * MOEI_PANEL);
-        const int64_t stop = moei_min(end, (k / p->group + 1) * p->group);
+    for (int64_t begin = k0, stop; begin < end; begin = stop) {
+        const unsigned char *block = panel + begin / p->group * p->block_bytes;
+        const int64_t from = codes + begin % p->group / per * moei_packed_row_bytes(bits);
+        stop = moei_min(end, (begin / p->group + 1) * p->group);
         vf scale[VECTORS];
         MOEI_UNROLL
         for (int v = 0; v < vectors; ++v) scale[v] = pairs_scale(bits, exponents, block, column + v * VF_N);
-        for (; k < stop; k += per, at += 4 * MOEI_PANEL) {
-            MOEI_UNROLL
-            for (int v = 0; v < vectors; ++v) {
-                const vu words = vu_load(at + v * 4 * VF_N);
-                fetch_codes(bits, at + v * 4 * VF_N + AHEAD_BYTES);
+        MOEI_UNROLL
+        for (int first = 0; first < vectors; first += side) {
+            const unsigned char *at = block + from;
+            for (int64_t k = begin; k < stop; k += per, at += moei_packed_row_bytes(bits)) {
                 MOEI_UNROLL
-                for (int i = 0; i < per; i += 2) {
-                    const __m512i pairs = pairs_in(bits, table, words, i, scale[v]);
-                    if (rows == 0)
-                        _mm512_storeu_si512(use.out + pair_at((k - k0 + i) / 2) + v * SECOND_HALF, pairs);
+                for (int v = first; v < first + side; ++v) {
+                    const unsigned char *word = at + moei_packed_column_at(bits, v * VF_N);
+                    const vu words = vu_load(word);
+                    fetch_codes(bits, word, AHEAD_BYTES);
                     MOEI_UNROLL
-                    for (int r = 0; r < rows; ++r) {
-                        int32_t x;
-                        memcpy(&x, use.a + r * A_ROW + k - k0 + i, sizeof x);
-                        acc[r][v] =
-                            _mm512_dpbf16_ps(acc[r][v], (__m512bh)_mm512_set1_epi32(x), (__m512bh)pairs);
+                    for (int i = 0; i < per; i += 2) {
+                        const __m512i pairs = pairs_in(bits, table, words, i, scale[v]);
+                        if (rows == 0)
+                            _mm512_storeu_si512(use.out + pair_at((k - k0 + i) / 2) + v * SECOND_HALF, pairs);
+                        MOEI_UNROLL
+                        for (int r = 0; r < rows; ++r) {
+                            int32_t x;
+                            memcpy(&x, use.a + r * A_ROW + k - k0 + i, sizeof x);
+                            acc[r][v] =
+                                _mm512_dpbf16_ps(acc[r][v], (__m512bh)_mm512_set1_epi32(x), (__m512bh)pairs);
+                        }
                     }
                 }
             }

@@ -30,8 +30,8 @@ MOEI_INLINE vf packed_number(const int bits, vt table, vu words, int i, vf scale
 MOEI_INLINE void packed_strip(const int mr, const int bits, const bool exponents, const moe_packed *p,
                               const unsigned char *block, int64_t column, const float *a, int64_t a_ld,
                               int64_t kc, float *sum, bool add) {
-    const int per = 32 / bits;
-    const int64_t codes = moei_packed_scale_bytes(p->format) + 4 * column;
+    const int per = 32 / bits, side = bits == 16 ? 1 : PACKED_V; /* tiles are read one after the other */
+    const int64_t codes = moei_packed_scale_bytes(p->format) + moei_packed_column_at(bits, column);
     const vt table = vt_load(p->format->value);
     vf acc[4][PACKED_V];
     MOEI_UNROLL
@@ -39,26 +39,31 @@ MOEI_INLINE void packed_strip(const int mr, const int bits, const bool exponents
         MOEI_UNROLL
         for (int v = 0; v < PACKED_V; ++v) acc[r][v] = vf_zero();
     }
-    for (int64_t k = 0; k < kc; block += p->block_bytes) {
+    for (int64_t begin = 0; begin < kc; begin += p->group, block += p->block_bytes) {
         vf scale[PACKED_V];
         MOEI_UNROLL
         for (int v = 0; v < PACKED_V; ++v) scale[v] = packed_scale(bits, exponents, block, column + v * VF_N);
-        const int64_t end = moei_min(k + p->group, kc);
-        for (const unsigned char *at = block + codes; k < end; k += per, at += 4 * MOEI_PANEL) {
-            vu words[PACKED_V];
-            MOEI_UNROLL
-            for (int v = 0; v < PACKED_V; ++v) {
-                words[v] = vu_load(at + v * 4 * VF_N);
-                fetch_codes(bits, at + v * 4 * VF_N + PACKED_FETCH);
-            }
-            MOEI_UNROLL
-            for (int i = 0; i < per; ++i) {
+        const int64_t end = moei_min(begin + p->group, kc);
+        MOEI_UNROLL
+        for (int first = 0; first < PACKED_V; first += side) {
+            const unsigned char *at = block + codes;
+            for (int64_t k = begin; k < end; k += per, at += moei_packed_row_bytes(bits)) {
+                vu words[PACKED_V];
                 MOEI_UNROLL
-                for (int v = 0; v < PACKED_V; ++v) {
-                    const vf w = packed_number(bits, table, words[v], i, scale[v]);
+                for (int v = first; v < first + side; ++v) {
+                    const unsigned char *word = at + moei_packed_column_at(bits, v * VF_N);
+                    words[v] = vu_load(word);
+                    fetch_codes(bits, word, PACKED_FETCH);
+                }
+                MOEI_UNROLL
+                for (int i = 0; i < per; ++i) {
                     MOEI_UNROLL
-                    for (int r = 0; r < mr; ++r)
-                        acc[r][v] = vf_fma(vf_set1(a[r * a_ld + k + i]), w, acc[r][v]);
+                    for (int v = first; v < first + side; ++v) {
+                        const vf w = packed_number(bits, table, words[v], i, scale[v]);
+                        MOEI_UNROLL
+                        for (int r = 0; r < mr; ++r)
+                            acc[r][v] = vf_fma(vf_set1(a[r * a_ld + k + i]), w, acc[r][v]);
+                    }
                 }
             }
         }
@@ -115,11 +120,11 @@ MOEI_INLINE void unpack_rows(const int bits, const bool exponents, const moe_pac
     const vt table = vt_load(p->format->value);
     for (int64_t k = 0; k < kc; block += p->block_bytes) {
         const int64_t end = moei_min(k + p->group, kc);
-        for (const unsigned char *at = block + codes; k < end; k += per, at += 4 * MOEI_PANEL) {
+        for (const unsigned char *at = block + codes; k < end; k += per, at += moei_packed_row_bytes(bits)) {
             const int64_t steps = moei_min(per, kc - k);
             for (int64_t j = 0; j < width; j += VF_N) {
                 const vf scale = packed_scale(bits, exponents, block, j);
-                const vu words = vu_load(at + 4 * j);
+                const vu words = vu_load(at + moei_packed_column_at(bits, j));
                 float *to = out + j / NR * PANEL + k * NR + j % NR;
                 if (steps == per) {
                     MOEI_UNROLL

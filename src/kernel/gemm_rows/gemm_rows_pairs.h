@@ -18,6 +18,12 @@ static void pack_a(const moei_rows *a, int64_t row, int mr, int64_t k0, int64_t 
     }
 }
 
+/* All rows of a task -> strips, for packed weights. */
+static void pack_rows(const moei_rows *a, int64_t row, int64_t rows, int64_t k0, int64_t kc, uint16_t *out) {
+    for (int64_t i = 0; i < rows; i += STRIP_ROWS, out += PACKED_A_STRIP)
+        pack_a(a, row + i, (int)moei_min(STRIP_ROWS, rows - i), k0, kc, out);
+}
+
 /* B[k .. k+steps, panel p of the columns] */
 static moei_b_strip strip_of(const moei_rows *b, bool b_trans, const moei_columns *cols, int64_t p, int64_t k,
                              int64_t steps) {
@@ -63,24 +69,25 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
     epilogue(job, task, task->row, mr, scratch->sum);
 }
 
-/* A run of columns of packed weights along steps k0 .. end, for which A is packed. */
+/* A run of columns of packed weights along steps k0 .. end, for which A is packed: `a` numbers for each PACKED_K. */
 typedef struct moei_packed_run {
     int32_t run;
-    int64_t k0, end;
+    int64_t k0, end, a;
 } moei_packed_run;
 
 /* What is read after the part with column j and steps from k on: it goes on; or the next panel, the next
- * steps, the next run begin, or the task that this thread takes next if all go on in turn. */
+ * run, the next steps begin, or the task that this thread takes next if all go on in turn. */
 static const unsigned char *after_part(const moei_rows_job *job, const moei_rows_task *task,
                                        const moei_packed_run *at, int64_t j, int64_t k) {
     const moe_packed *p = job->args->b_packed;
     const int64_t first = task->cols.first[at->run];
-    if (k + KC < at->end) return moei_packed_block(p, task->group, k + KC, first + j);
+    if (k + PACKED_K < at->end) return moei_packed_block(p, task->group, k + PACKED_K, first + j);
     if (j + MOEI_PANEL < task->cols.width)
         return moei_packed_block(p, task->group, at->k0, first + j + MOEI_PANEL);
-    if (at->end < job->args->k) return moei_packed_block(p, task->group, at->end, first);
     if (at->run + 1 < task->cols.n_runs)
-        return moei_packed_block(p, task->group, 0, task->cols.first[at->run + 1]);
+        return moei_packed_block(p, task->group, at->k0, task->cols.first[at->run + 1]);
+    if (at->end < job->args->k)
+        return moei_packed_block(p, task->group, at->end, task->cols.first[0]);
     const int64_t after = task->number + job->n_threads;
     if (after >= job->n_tasks) return moei_packed_block(p, task->group, k, first + j);
     const moei_rows_task next = find_task(job, after);
@@ -88,47 +95,51 @@ static const unsigned char *after_part(const moei_rows_job *job, const moei_rows
 }
 
 static void packed_run(const moei_rows_job *job, const moei_rows_task *task, const moei_packed_run *at,
-                       int64_t strip, moei_rows_scratch *scratch) {
+                       moei_rows_scratch *scratch) {
     const moei_columns *cols = &task->cols;
     for (int64_t j = 0; j < cols->width; j += MOEI_PANEL) {
         float *sum = scratch->sum + sum_at(0, at->run * cols->panels * NR + j);
-        for (int64_t k = at->k0; k < at->end; k += KC) {
+        for (int64_t k = at->k0; k < at->end; k += PACKED_K) {
             const moei_packed_part part = {.p = job->args->b_packed,
                                            .group = task->group,
                                            .column = cols->first[at->run] + j,
                                            .width = moei_min(MOEI_PANEL, cols->width - j),
                                            .k = k,
-                                           .kc = moei_min(KC, at->end - k),
+                                           .kc = moei_min(PACKED_K, at->end - k),
                                            .next = after_part(job, task, at, j, k)};
-            few_packed_panel(
-                (int)(task->end - task->row), &part,
-                (moei_pairs_use){.a = scratch->b + (k - at->k0) / KC * strip, .sum = sum, .add = k > 0},
-                scratch->strip);
+            few_packed_panel((int)(task->end - task->row), &part,
+                             (moei_pairs_use){.a = scratch->b + (k - at->k0) / PACKED_K * at->a,
+                                              .sum = sum,
+                                              .panels = cols->n_runs * cols->panels,
+                                              .add = k > 0},
+                             scratch->strip);
         }
     }
 }
 
-enum { PACKED_A = NB / NR * PANEL }; /* numbers of A: it stands where B has its place on the other paths */
-_Static_assert(PACKED_A >= (MB + FEW_ROWS - 1) / FEW_ROWS * A_STRIP, "a chain of a task's rows has room");
+enum { PACKED_A = WIDE_NB / NR * PANEL }; /* numbers of A: it stands where B has its place on the other paths */
+_Static_assert(PACKED_A >= (MB + STRIP_ROWS - 1) / STRIP_ROWS * PACKED_A_STRIP, "a chain of a task's rows has room");
 
-/* Packed weights, whose panels are read along the sum, as long a way as A is packed for. Panels are written
- * whole, so that the second run comes after the first. */
+/* Packed weights, whose panels are read along the sum, as long a way as A is packed for. */
 static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
                           moei_rows_scratch *scratch) {
     const int64_t rows = task->end - task->row, k_all = job->args->k;
-    const int64_t strip = moei_ceil_div(rows, FEW_ROWS) * A_STRIP, span = PACKED_A / strip * KC;
-    for (int32_t run = 0; run < task->cols.n_runs; ++run) {
-        for (int64_t k0 = 0; k0 < k_all; k0 += span) {
-            const moei_packed_run at = {run, k0, moei_min(k0 + span, k_all)};
-            for (int64_t k = k0; k < at.end; k += KC)
-                pack_a(a, task->row, (int)rows, k, moei_min(KC, at.end - k),
-                       scratch->b + (k - k0) / KC * strip);
-            packed_run(job, task, &at, strip, scratch);
+    const int64_t a_chain = moei_ceil_div(rows, STRIP_ROWS) * PACKED_A_STRIP;
+    const int64_t span = PACKED_A / a_chain * PACKED_K;
+    for (int64_t k0 = 0; k0 < k_all; k0 += span) {
+        const int64_t end = moei_min(k0 + span, k_all);
+        for (int64_t k = k0; k < end; k += PACKED_K)
+            pack_rows(a, task->row, rows, k, moei_min(PACKED_K, end - k),
+                      scratch->b + (k - k0) / PACKED_K * a_chain);
+        for (int32_t run = 0; run < task->cols.n_runs; ++run) {
+            const moei_packed_run at = {run, k0, end, a_chain};
+            packed_run(job, task, &at, scratch);
         }
     }
+    const int64_t panels = task->cols.n_runs * task->cols.panels;
     for (int64_t row = task->row; row < task->end; row += MR)
         epilogue(job, task, row, (int)moei_min(MR, task->end - row),
-                 scratch->sum + sum_at(row - task->row, 0));
+                 scratch->sum + strip_sums_at(row - task->row, panels));
 }
 
 /* False: as many rows are done. */
