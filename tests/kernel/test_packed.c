@@ -253,7 +253,7 @@ static void test_same_bits_as_plain(void **state) {
 static void test_many_rows_of_pairs(void **state) {
     static const case_size sizes[] = {
         {4, 100, 72, 1100},
-        {4, 230, 40, 300 },
+        {4, 290, 40, 2400},
         {4, 460, 96, 260 }
     };
     (void)state;
