@@ -12,8 +12,6 @@
 #include "core/integer.h"
 #include "kernel/hint.h"
 
-enum { PAIRS_BLOCK = 4096 /* bytes: 32 steps of 64 columns, kernel/packed.h */ };
-
 /* Steps of a sum that the tile takes: whole K_STEPs, the last filled with zeros. */
 static inline int64_t padded(int64_t k) {
     return moei_ceil_div(k, K_STEP) * K_STEP;
@@ -89,13 +87,12 @@ static inline void fetch_lines(moei_fetch *f, int64_t lines) {
     }
 }
 
-/* A line of packed weights so many bytes on, or of pairs the same line of the next block: into L2 where memory
- * is the limit, into L1 where unpacking is. */
-MOEI_INLINE void fetch_codes(const int bits, const unsigned char *at, int64_t ahead) {
+/* A line of packed weights: into L2 where memory is the limit, into L1 where unpacking is. */
+MOEI_INLINE void fetch_codes(const int bits, const void *at) {
     if (bits == 16)
-        __builtin_prefetch(at + PAIRS_BLOCK, 0, 2);
+        __builtin_prefetch(at, 0, 2);
     else
-        __builtin_prefetch(at + ahead);
+        __builtin_prefetch(at);
 }
 
 /* Lines to ask for beside each of `tiles` tiles or steps of them: in one burst they would keep the tiles from

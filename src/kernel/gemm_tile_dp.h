@@ -7,17 +7,17 @@
 enum {
     K_STEP = 2,
     K_RUN = 32, /* steps of packed weights that lie together */
-    MR = 14, /* 28 of 32 registers hold the tile */
+    MR = 14,    /* 28 of 32 registers hold the tile */
     NR = 32,
     KC = 256,
-    NB = 512,            /* columns of a task: KC x NB of packed B is 256 KiB */
-    MB = 448,            /* rows of a task at most: whole tiles, also when halved twice */
-    A_LD = KC + 32,      /* row stride of packed A; the padding keeps rows off the same cache sets */
-    STRIP_ROWS = 32,     /* FEW_ROWS */
+    NB = 512,        /* columns of a task: KC x NB of packed B is 256 KiB */
+    MB = 448,        /* rows of a task at most: whole tiles, also when halved twice */
+    A_LD = KC + 32,  /* row stride of packed A; the padding keeps rows off the same cache sets */
+    STRIP_ROWS = 32, /* FEW_ROWS */
     A_STRIP = STRIP_ROWS * A_LD,
     PACKED_K = KC, /* steps of packed weights at a time, a chain */
     PACKED_A_STRIP = A_STRIP,
-    SUM_LD = NB + 16,    /* row stride of sums; likewise */
+    SUM_LD = NB + 16, /* row stride of sums; likewise */
     SUMS = (MB + MR) * SUM_LD,
     SECOND_HALF = NR, /* numbers from a pair row's first vector to its second */
     FEW_ROWS = 32,    /* up to so many rows take B where it is (gemm_rows_linear.h), */

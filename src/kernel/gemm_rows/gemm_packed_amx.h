@@ -1,7 +1,7 @@
 /* gemm_packed_amx.h: products of bf16 with packed weights in AMX tiles.
- * sum[rows, 64] (+)= A[rows, kc] times a panel. Pairs lie as tiles load them and are multiplied where they are
- * by any number of rows; of other formats few rows write it out by strips in L1, more have all of it written
- * out first (gemm_rows_block.h). Layout: kernel/packed.h. Include after gemm_tile_amx.h.
+ * sum[rows, 64] (+)= A[rows, kc] times a panel. Pairs lie as tiles load them and are multiplied where they
+ * are by any number of rows; of other formats few rows write it out by strips in L1, more have all of it
+ * written out first (gemm_rows_block.h). Layout: kernel/packed.h. Include after gemm_tile_amx.h.
  */
 #ifndef MOEI_GEMM_PACKED_AMX_H
 #define MOEI_GEMM_PACKED_AMX_H
@@ -9,49 +9,19 @@
 #include "kernel/gemm_rows/gemm_packed_pairs.h"
 
 enum {
-    ASKED_ROWS = 32, /* of more rows the tiles of a part take as long as reading the next one, or longer */
-    ROW_PAIRS = 2 * MOEI_PANEL * K_STEP / 2, /* numbers of a panel for a step of tiles */
+    PANEL_STEP = K_STEP * MOEI_PANEL,                    /* numbers of a panel for a step of tiles */
     SUM_LINES = (16 * K_STEP + PACKED_K - 1) / PACKED_K, /* of a tile of sums, a step */
 };
-_Static_assert((int)MOEI_PAIRS_GROUP == (int)K_STEP && (int)MOEI_TILE_BYTES == 2 * (int)TILE, "a block is tiles side by side");
+_Static_assert((int)MOEI_PAIRS_GROUP == (int)K_STEP && (int)MOEI_TILE_BYTES == 2 * (int)TILE,
+               "a block is tiles side by side");
 
 /* Rows of a task at most that read packed panels as they are. */
 static int64_t few_packed_rows(const moe_packed *p) {
     return p->format->bits == 16 ? MB : FEW_ROWS_PACKED;
 }
 
-/* sum[16, 64] (+)= A times a panel where it is, for up to sixteen rows: it is read in order, once. */
-static void sweep_pairs(const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add) {
-    if (add) {
-        _tile_loadd(0, sum, LINE);
-        _tile_loadd(1, sum + SUM_HALF, LINE);
-        _tile_loadd(4, sum + 2 * SUM_HALF, LINE);
-        _tile_loadd(5, sum + 3 * SUM_HALF, LINE);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(4);
-        _tile_zero(5);
-    }
-    for (int64_t k = 0; k < kc; k += K_STEP, a += 2 * TILE, b += ROW_PAIRS) {
-        _tile_loadd(2, a, LINE);
-        _tile_loadd(3, b, LINE);
-        _tile_dpbf16ps(0, 2, 3);
-        _tile_loadd(3, b + TILE, LINE);
-        _tile_dpbf16ps(1, 2, 3);
-        _tile_loadd(3, b + 2 * TILE, LINE);
-        _tile_dpbf16ps(4, 2, 3);
-        _tile_loadd(3, b + 3 * TILE, LINE);
-        _tile_dpbf16ps(5, 2, 3);
-    }
-    _tile_stored(0, sum, LINE);
-    _tile_stored(1, sum + SUM_HALF, LINE);
-    _tile_stored(4, sum + 2 * SUM_HALF, LINE);
-    _tile_stored(5, sum + 3 * SUM_HALF, LINE);
-}
-
-/* 16 x 32 sums of it. Beside each step are asked for: the sums that come next, and `lines` of what is read
- * next. */
+/* 16 x 32 sums of a panel where it is. Beside each step are asked for: the sums that come next, and `lines`
+ * of what is read next. */
 static void tile_pairs(const uint16_t *a, const uint16_t *b, int64_t kc, float *sum, bool add,
                        const float *next_sum, const char *next, int64_t lines) {
     if (add) {
@@ -61,7 +31,7 @@ static void tile_pairs(const uint16_t *a, const uint16_t *b, int64_t kc, float *
         _tile_zero(0);
         _tile_zero(1);
     }
-    for (int64_t k = 0; k < kc; k += K_STEP, a += 2 * TILE, b += ROW_PAIRS) {
+    for (int64_t k = 0; k < kc; k += K_STEP, a += 2 * TILE, b += PANEL_STEP) {
         _tile_loadd(2, a, LINE);
         _tile_loadd(3, b, LINE);
         _tile_dpbf16ps(0, 2, 3);
@@ -77,25 +47,20 @@ static void tile_pairs(const uint16_t *a, const uint16_t *b, int64_t kc, float *
     _tile_stored(1, sum + SUM_HALF, LINE);
 }
 
-/* A part of a panel of pairs stays in L1 while all rows pass by, sixteen at a time. */
+/* A part of a panel of pairs stays in L1 while all rows pass by, sixteen at a time; the part that is next is
+ * asked for meanwhile, evenly. */
 static void multiply_pairs(int rows, const moei_packed_part *part, moei_pairs_use use) {
     const uint16_t *panel = (const void *)moei_packed_block(part->p, part->group, part->k, part->column);
-    const int64_t kc = padded(part->kc), steps = kc / K_STEP, half_panels = part->width > NR ? 2 : 1;
-    const int64_t tiles = moei_ceil_div(rows, 16) * half_panels * steps;
-    const int64_t lines = rows > ASKED_ROWS ? moei_ceil_div(kc * MOEI_PANEL * 2 / LINE, tiles) : 0;
+    const int64_t kc = padded(part->kc), steps = kc / K_STEP, halves = part->width > NR ? 2 : 1;
+    const int64_t lines = moei_ceil_div(kc * MOEI_PANEL * 2 / LINE, moei_ceil_div(rows, 16) * halves * steps);
     const char *next = (const char *)part->next;
-    if (rows <= 16 && half_panels == 2) {
-        sweep_pairs(use.a, panel, kc, use.sum, use.add);
-        return;
-    }
     for (int i = 0; i < rows; i += 16) {
         const uint16_t *a = use.a + i / STRIP_ROWS * PACKED_A_STRIP + i % STRIP_ROWS * K_STEP;
         float *sum = use.sum + strip_sums_at(i, use.panels) + sum_at(i % STRIP_ROWS, 0);
-        const float *row_end = use.sum + strip_sums_at(i + 16, use.panels) + sum_at((i + 16) % STRIP_ROWS, 0);
-        for (int64_t half = 0; half < half_panels; ++half, next += steps * lines * LINE) {
-            float *to = sum + sum_at(0, half * NR);
-            const float *next_sum = half + 1 < half_panels ? to + sum_at(0, NR) : row_end;
-            tile_pairs(a, panel + half * (2 * TILE), kc, to, use.add, next_sum, next, lines);
+        const float *below = use.sum + strip_sums_at(i + 16, use.panels) + sum_at((i + 16) % STRIP_ROWS, 0);
+        for (int64_t half = 0; half < halves; ++half, sum += sum_at(0, NR), next += steps * lines * LINE) {
+            const float *next_sum = half + 1 < halves ? sum + sum_at(0, NR) : below;
+            tile_pairs(a, panel + half * (2 * TILE), kc, sum, use.add, next_sum, next, lines);
         }
     }
 }

@@ -39,11 +39,10 @@ _Static_assert((int)K_RUN == (int)MOEI_PAIRS_GROUP, "after as many steps the nex
 /* sum[mr, NR] (+)= A times half a panel of pairs, and what is next is asked for. */
 static __attribute__((noinline)) void tile_pairs(int mr, const uint16_t *a, const uint16_t *b, int64_t kc,
                                                  const char *next, int64_t second, float *sum, bool add) {
-    tile_any(
-        mr, a, A_LD, 1,
-        (moei_tile_b){
-            .at = b, .pair = 2 * VF_N, .half = TILE, .skip = 3 * TILE, .next = next, .second = second},
-        kc, sum, add);
+    tile_any(mr, a, A_LD, 1,
+             (moei_tile_b){
+                 .at = b, .pair = 2 * VF_N, .half = TILE, .skip = 3 * TILE, .next = next, .second = second},
+             kc, sum, add);
 }
 
 /* Asks for the first lines of what is next, unless it follows in memory anyway. */

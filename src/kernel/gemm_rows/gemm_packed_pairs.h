@@ -81,7 +81,7 @@ MOEI_INLINE void use_pairs(const int rows, const int bits, const bool exponents,
                 for (int v = first; v < first + side; ++v) {
                     const unsigned char *word = at + moei_packed_column_at(bits, v * VF_N);
                     const vu words = vu_load(word);
-                    fetch_codes(bits, word, AHEAD_BYTES);
+                    fetch_codes(bits, word + AHEAD_BYTES);
                     MOEI_UNROLL
                     for (int i = 0; i < per; i += 2) {
                         const __m512i pairs = pairs_in(bits, table, words, i, scale[v]);

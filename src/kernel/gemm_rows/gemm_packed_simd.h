@@ -53,7 +53,7 @@ MOEI_INLINE void packed_strip(const int mr, const int bits, const bool exponents
                 for (int v = first; v < first + side; ++v) {
                     const unsigned char *word = at + moei_packed_column_at(bits, v * VF_N);
                     words[v] = vu_load(word);
-                    fetch_codes(bits, word, PACKED_FETCH);
+                    fetch_codes(bits, word + PACKED_FETCH);
                 }
                 MOEI_UNROLL
                 for (int i = 0; i < per; ++i) {

@@ -18,12 +18,6 @@ static void pack_a(const moei_rows *a, int64_t row, int mr, int64_t k0, int64_t 
     }
 }
 
-/* All rows of a task -> strips, for packed weights. */
-static void pack_rows(const moei_rows *a, int64_t row, int64_t rows, int64_t k0, int64_t kc, uint16_t *out) {
-    for (int64_t i = 0; i < rows; i += STRIP_ROWS, out += PACKED_A_STRIP)
-        pack_a(a, row + i, (int)moei_min(STRIP_ROWS, rows - i), k0, kc, out);
-}
-
 /* B[k .. k+steps, panel p of the columns] */
 static moei_b_strip strip_of(const moei_rows *b, bool b_trans, const moei_columns *cols, int64_t p, int64_t k,
                              int64_t steps) {
@@ -69,7 +63,8 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
     epilogue(job, task, task->row, mr, scratch->sum);
 }
 
-/* A run of columns of packed weights along steps k0 .. end, for which A is packed: `a` numbers for each PACKED_K. */
+/* A run of columns of packed weights along steps k0 .. end, for which A is packed: `a` numbers for each
+ * PACKED_K. */
 typedef struct moei_packed_run {
     int32_t run;
     int64_t k0, end, a;
@@ -86,8 +81,7 @@ static const unsigned char *after_part(const moei_rows_job *job, const moei_rows
         return moei_packed_block(p, task->group, at->k0, first + j + MOEI_PANEL);
     if (at->run + 1 < task->cols.n_runs)
         return moei_packed_block(p, task->group, at->k0, task->cols.first[at->run + 1]);
-    if (at->end < job->args->k)
-        return moei_packed_block(p, task->group, at->end, task->cols.first[0]);
+    if (at->end < job->args->k) return moei_packed_block(p, task->group, at->end, task->cols.first[0]);
     const int64_t after = task->number + job->n_threads;
     if (after >= job->n_tasks) return moei_packed_block(p, task->group, k, first + j);
     const moei_rows_task next = find_task(job, after);
@@ -117,8 +111,24 @@ static void packed_run(const moei_rows_job *job, const moei_rows_task *task, con
     }
 }
 
-enum { PACKED_A = WIDE_NB / NR * PANEL }; /* numbers of A: it stands where B has its place on the other paths */
-_Static_assert(PACKED_A >= (MB + STRIP_ROWS - 1) / STRIP_ROWS * PACKED_A_STRIP, "a chain of a task's rows has room");
+enum {
+    PACKED_A = WIDE_NB / NR * PANEL
+}; /* numbers of A: it stands where B has its place on the other paths */
+_Static_assert(PACKED_A >= (MB + STRIP_ROWS - 1) / STRIP_ROWS * PACKED_A_STRIP,
+               "a chain of a task's rows has room");
+
+/* Steps k0 .. end of all rows of a task -> strips, PACKED_K steps of all of them after the others, a_chain
+ * numbers. Rows are read whole, and each is asked for while the one before is copied. */
+static void pack_chains(const moei_rows *a, const moei_rows_task *task, int64_t k0, int64_t end,
+                        int64_t a_chain, uint16_t *out) {
+    for (int64_t i = 0; i < task->end - task->row; ++i) {
+        const uint16_t *next = bf16_at(a, moei_min(task->row + i + 1, task->end - 1)) + k0;
+        uint16_t *to = out + i / STRIP_ROWS * PACKED_A_STRIP + a_at(i % STRIP_ROWS, 0);
+        for (int64_t j = 0; j < end - k0; j += LINE / 2) _mm_prefetch((const char *)(next + j), _MM_HINT_T1);
+        for (int64_t k = k0; k < end; k += PACKED_K, to += a_chain)
+            pack_a(a, task->row + i, 1, k, moei_min(PACKED_K, end - k), to);
+    }
+}
 
 /* Packed weights, whose panels are read along the sum, as long a way as A is packed for. */
 static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
@@ -128,9 +138,7 @@ static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, 
     const int64_t span = PACKED_A / a_chain * PACKED_K;
     for (int64_t k0 = 0; k0 < k_all; k0 += span) {
         const int64_t end = moei_min(k0 + span, k_all);
-        for (int64_t k = k0; k < end; k += PACKED_K)
-            pack_rows(a, task->row, rows, k, moei_min(PACKED_K, end - k),
-                      scratch->b + (k - k0) / PACKED_K * a_chain);
+        pack_chains(a, task, k0, end, a_chain, scratch->b);
         for (int32_t run = 0; run < task->cols.n_runs; ++run) {
             const moei_packed_run at = {run, k0, end, a_chain};
             packed_run(job, task, &at, scratch);
