@@ -63,11 +63,10 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
     epilogue(job, task, task->row, mr, scratch->sum);
 }
 
-/* A run of columns of packed weights along steps k0 .. end, for which A is packed: `a` numbers for each
- * PACKED_K. */
+/* A run of columns of packed weights along steps k0 .. end, for which A is packed. */
 typedef struct moei_packed_run {
     int32_t run;
-    int64_t k0, end, a;
+    int64_t k0, end, a_chain; /* numbers of A for each PACKED_K steps */
 } moei_packed_run;
 
 /* What is read after the part with column j and steps from k on: it goes on; or the next panel, the next
@@ -102,7 +101,7 @@ static void packed_run(const moei_rows_job *job, const moei_rows_task *task, con
                                            .kc = moei_min(PACKED_K, at->end - k),
                                            .next = after_part(job, task, at, j, k)};
             few_packed_panel((int)(task->end - task->row), &part,
-                             (moei_pairs_use){.a = scratch->b + (k - at->k0) / PACKED_K * at->a,
+                             (moei_pairs_use){.a = scratch->b + (k - at->k0) / PACKED_K * at->a_chain,
                                               .sum = sum,
                                               .panels = cols->n_runs * cols->panels,
                                               .add = k > 0},
@@ -111,9 +110,8 @@ static void packed_run(const moei_rows_job *job, const moei_rows_task *task, con
     }
 }
 
-enum {
-    PACKED_A = WIDE_NB / NR * PANEL
-}; /* numbers of A: it stands where B has its place on the other paths */
+/* Numbers of A, which stands where B has its place on the other paths. */
+enum { PACKED_A = WIDE_NB / NR * PANEL };
 _Static_assert(PACKED_A >= (MB + STRIP_ROWS - 1) / STRIP_ROWS * PACKED_A_STRIP,
                "a chain of a task's rows has room");
 
