@@ -55,7 +55,8 @@ check_markup() { # FILE
     fi
 }
 
-# A page of ours that holds the report in a frame of every width and writes what it measures into its title.
+# A page of ours that holds the report in a frame, makes it as wide as each screen, and writes what it measures into
+# its title.
 write_probe() { # REPORT
     cat >"$dir/probe.html" <<'PROBE'
 <!DOCTYPE html><html><head><title>nothing measured</title></head><body><script>
@@ -80,8 +81,7 @@ function measure(doc, width) {
     const faults = [], view = doc.documentElement, style = e => doc.defaultView.getComputedStyle(e);
     const ground = style(doc.body).backgroundColor;
     if (view.scrollWidth > view.clientWidth) faults.push("page is " + view.scrollWidth + " wide");
-    for (const e of doc.querySelectorAll("body *")) {
-        if (e.closest(".wide") && !e.matches(".wide")) continue;
+    for (const e of doc.querySelectorAll("body :not(.wide *)")) {
         const box = e.getBoundingClientRect();
         if (box.right > view.clientWidth + 0.5 || box.left < -0.5) faults.push(e.tagName + " sticks out");
     }
@@ -95,17 +95,17 @@ function measure(doc, width) {
         if (contrast(style(e).stroke, ground) < 3) faults.push("faint line " + e.className.baseVal);
     return width + " " + (light(ground) > 0.5 ? "light" : "dark") + ": " + ([...new Set(faults)].join(", ") || "good");
 }
-const widths = [360, 380, 1024, 1600], said = [];
-for (const width of widths) {
-    const frame = document.createElement("iframe");
-    frame.style = "border:0;height:800px;width:" + width + "px";
-    frame.onload = () => {
+const frame = document.createElement("iframe");
+frame.onload = () => {
+    const said = [];
+    for (const width of [360, 380, 1024, 1600]) {
+        frame.style = "border:0;height:800px;width:" + width + "px";
         said.push(measure(frame.contentDocument, width));
-        if (said.length == widths.length) document.title = said.join("; ");
-    };
-    frame.src = "REPORT";
-    document.body.append(frame);
-}
+    }
+    document.title = said.join("; ");
+};
+frame.src = "REPORT";
+document.body.append(frame);
 </script></body></html>
 PROBE
     sed -i "s,REPORT,$1," "$dir/probe.html"
