@@ -8,7 +8,7 @@ complain() {
     failed=1
 }
 
-for page in README.md docs/*.md; do
+for page in README.md CONTRIBUTING.md docs/*.md; do
     while read -r link; do
         [ -e "$(dirname "$page")/$link" ] || complain "$page: the link to '$link' leads nowhere"
     done < <(grep -oE '\]\([^)#]+' "$page" | sed 's/^](//' | grep -v '^https\?:' || true)
@@ -31,7 +31,7 @@ done
 
 diff <(awk '/^```c$/ { on = 1; next } /^```/ { on = 0 } on' README.md) \
     <(tail -n +2 examples/01_layer.c) || complain "README.md: its program is not examples/01_layer.c"
-for goal in $(grep -ohE '(^|`)make [a-z-]+' README.md docs/*.md | awk '{ print $2 }' | sort -u); do
+for goal in $(grep -ohE '(^|`)make [a-z-]+' README.md CONTRIBUTING.md docs/*.md | awk '{ print $2 }' | sort -u); do
     grep -q "^$goal:" Makefile || complain "a page speaks of 'make $goal', which the Makefile does not have"
 done
 exit $failed
