@@ -36,14 +36,14 @@ MOE_API moe_status moe_layer_quantize(moe_layer *layer, const moe_quant_desc *de
  *   nf4         16 quantiles of the normal distribution, groups of 64 with their largest as f16
  *   mxfp4       OCP's e2m1, groups of 32 with a power of two
  *   bf16x2      bf16, two steps of the sum side by side: no bit of bf16 weights is lost, and y keeps its bits
- * bf16x2 is of the CPU alone (on CUDA MOE_ERR_UNSUPPORTED). With `avx512bf16` and `amx` few rows are as fast as
- * memory gives it, and more need no packing on the way (docs/kernels.md); other kernels, and products of f32,
- * lay it out anew for more than a few rows. It takes as much memory as bf16 weights, which may be dropped.
- * Each number becomes the nearest one, ties to even codes; what is beyond bf16's largest becomes that. An f16
- * scale has 11 bits down to 6.1e-5, which is 0.0078 for the largest number of an int8 group; below it loses
- * bits (int8 of N(0, s^2) is off by 0.5 % from s = 1e-3 on, by 1 % at 3e-5, 3 % at 1e-5), and from 3e-8 on
- * the group becomes zeros. A scale that is too large for f16 (65504), or for a power of two in f32, is
- * clamped. src/kernel/packed.h tells the bytes. */
+ * bf16x2 is of the CPU alone (on CUDA MOE_ERR_UNSUPPORTED). With `avx512bf16` and `amx` few rows are as fast
+ * as memory gives it, and more need no packing on the way (docs/kernels.md); other kernels, and products of
+ * f32, lay it out anew for more than a few rows. It takes as much memory as bf16 weights, which may be
+ * dropped. Each number becomes the nearest one, ties to even codes; what is beyond bf16's largest becomes
+ * that. An f16 scale has 11 bits down to 6.1e-5, which is 0.0078 for the largest number of an int8 group;
+ * below it loses bits (int8 of N(0, s^2) is off by 0.5 % from s = 1e-3 on, by 1 % at 3e-5, 3 % at 1e-5), and
+ * from 3e-8 on the group becomes zeros. A scale that is too large for f16 (65504), or for a power of two in
+ * f32, is clamped. src/kernel/packed.h tells the bytes. */
 typedef struct moe_packed moe_packed;
 typedef struct moe_packed_desc {
     size_t size;
