@@ -8,8 +8,8 @@
 
 #include <string.h>
 
-/* Logits of a chunk of rows take at most this many numbers (or one row). */
-enum { HEAD_NUMBERS = 1 << 20 };
+/* Logits of a chunk of rows take at most this many numbers (or one row); a layer takes that many tokens. */
+enum { HEAD_NUMBERS = 1 << 20, MOST_TOKENS = (1 << 30) - 1 };
 
 typedef struct sizes {
     int64_t rows, head_rows;
@@ -134,20 +134,47 @@ static moe_status check(moe_lm *lm, int64_t n_seq, int64_t length) {
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
                             "a sequence of %lld tokens is longer than the model's context of %lld",
                             (long long)length, (long long)lm->context);
-    if (n_seq > INT32_MAX / length)
+    if (n_seq > MOST_TOKENS / length)
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
                             "%lld sequences of %lld tokens: more than %d tokens at once", (long long)n_seq,
-                            (long long)length, INT32_MAX);
+                            (long long)length, MOST_TOKENS);
+    return MOE_OK;
+}
+
+/* What is reserved after a call for so much: never less than before. */
+static moelm_memory grown(const moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mode) {
+    moelm_memory mem = {.max_rows = n_seq * length, .max_sequences = n_seq, .mode = mode};
+    if (lm->memory.max_rows > mem.max_rows) mem.max_rows = lm->memory.max_rows;
+    if (lm->memory.max_sequences > n_seq) mem.max_sequences = lm->memory.max_sequences;
+    if (lm->memory.mode == MOE_TRAIN) mem.mode = MOE_TRAIN;
+    return mem;
+}
+
+moe_status moe_lm_measure(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mode, size_t *bytes) {
+    if (!lm) return MOE_ERR_ARGUMENT;
+    MOEI_TRY(moei_ctx_need(lm->ctx, "moe_lm_measure", "bytes", bytes));
+    MOEI_TRY(check(lm, n_seq, length));
+    moelm_memory mem = grown(lm, n_seq, length, mode);
+    moei_arena arena = {0}, grads = {0};
+    carve(lm, &arena, &mem);
+    if (mem.mode == MOE_TRAIN) carve_grads(lm, &grads);
+    size_t sum = lm->value_bytes + arena.used + grads.used;
+    for (int32_t i = 0; i < lm->n_layers; ++i) {
+        moe_layer *layer = lm->blocks[i].ffn;
+        moe_layer_bytes of_layer = {.size = sizeof of_layer};
+        MOEI_TRY(moe_layer_limit_sequences(layer, mem.max_sequences));
+        MOEI_TRY(moe_layer_measure(layer, mem.max_rows, mem.mode, &of_layer));
+        sum += of_layer.params + of_layer.grads + of_layer.saved + of_layer.packed;
+        if (scratch_owner(lm, i) == layer) sum += of_layer.scratch;
+    }
+    *bytes = sum;
     return MOE_OK;
 }
 
 moe_status moe_lm_reserve(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mode) {
     if (!lm) return MOE_ERR_ARGUMENT;
     MOEI_TRY(check(lm, n_seq, length));
-    moelm_memory mem = {.max_rows = n_seq * length, .max_sequences = n_seq, .mode = mode};
-    if (lm->memory.max_rows > mem.max_rows) mem.max_rows = lm->memory.max_rows;
-    if (lm->memory.max_sequences > n_seq) mem.max_sequences = lm->memory.max_sequences;
-    if (lm->memory.mode == MOE_TRAIN) mem.mode = MOE_TRAIN;
+    moelm_memory mem = grown(lm, n_seq, length, mode);
     if (lm->memory.max_rows == mem.max_rows && lm->memory.max_sequences == mem.max_sequences &&
         lm->memory.mode == mem.mode)
         return MOE_OK;

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The first SIGINT or SIGTERM saves and exits with 130 or 143, a second stops at once, --resume goes on.
+# The first SIGINT, SIGTERM or SIGHUP saves and exits with 130, 143 or 129, a second stops at once, --resume goes on.
 . "$(dirname "$0")/support/common.sh"
 make_config
 long=(train.steps=100000 train.log_every=1 train.save_every=0 train.eval_every=0)
@@ -37,6 +37,8 @@ code=0
 says err2 'first: another process is training in it'
 [ -e first.1 ] && complain '--move-old renamed a run that trains'
 stopped INT 130 first
+start small.yaml --run hung "${long[@]}"
+stopped HUP 129 hung
 start small.yaml --run second "${long[@]}"
 stopped TERM 143 second
 

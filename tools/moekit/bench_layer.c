@@ -151,7 +151,7 @@ static double mib(double bytes) {
 static void print_memory(const bench *b) {
     const bench_problem *p = &b->problem;
     moe_layer_bytes bytes = {.size = sizeof bytes};
-    if (p->format || moe_layer_measure(b->layer, p->n_tokens, MOE_TRAIN, &bytes) != MOE_OK) return;
+    if (b->inference || moe_layer_measure(b->layer, p->n_tokens, MOE_TRAIN, &bytes) != MOE_OK) return;
     const double number = (double)moe_dtype_bytes(p->dtype), T = (double)p->n_tokens;
     const double x = number * T * p->d_model;
     const double z = z_bytes(p);

@@ -38,8 +38,8 @@ static bool is_word(const char *word, size_t length, const char *name) {
     return strlen(name) == length && memcmp(word, name, length) == 0;
 }
 
-/* "e8": a known prefix and a number; false: another kind of word. */
-static bool parse_size(const char *word, size_t length, bench_problem *problem) {
+/* "e8": a known prefix and a number. */
+static moe_status parse_size(const char *word, size_t length, bench_problem *problem, moe_error *error) {
     int32_t tokens = -1;
     const struct {
         const char *prefix;
@@ -58,12 +58,13 @@ static bool parse_size(const char *word, size_t length, bench_problem *problem) 
         if (length <= n || memcmp(word, sizes[i].prefix, n) != 0) continue;
         errno = 0;
         long long value = strtoll(word + n, &end, 10);
-        if (end != word + length || errno || value < 0 || value > 1 << 24) continue;
+        if (end != word + length || value < 0) continue;
+        if (errno || value > 1 << 24) return refuse(error, "a size is at most 16777216", word, length);
         *sizes[i].field = (int32_t)value;
         if (tokens >= 0) problem->n_tokens = tokens;
-        return true;
+        return MOE_OK;
     }
-    return false;
+    return refuse(error, "not understood", word, length);
 }
 
 /* The layer's own name of an activation; NULL: it has none such. */
@@ -148,7 +149,7 @@ static moe_status parse_word(const char *word, size_t length, bench_problem *pro
         if (strncmp(word, values[i].name, strlen(values[i].name)) == 0)
             return values[i].parse(word, length, problem, error);
     if (parse_format(word, length, problem)) return MOE_OK;
-    return parse_size(word, length, problem) ? MOE_OK : refuse(error, "not understood", word, length);
+    return parse_size(word, length, problem, error);
 }
 
 static moe_status parse_words(const char *text, bench_problem *problem, moe_error *error) {

@@ -81,8 +81,8 @@ void sparsity_page(FILE *out, const cli_args *args, const sparsity *s, const cha
             "# Do experts pay?\n\n"
             "A mixture of experts against two dense models that differ from it in their FFN alone: one as\n"
             "wide as the experts that a token meets, one as wide as all experts together. Same text, same\n"
-            "batches, same steps and learning rate; %lld seeds. Written by\n\n```sh\n",
-            (long long)s->n_seeds);
+            "batches, same steps and learning rate; %lld seed%s. Written by\n\n```sh\n",
+            (long long)s->n_seeds, s->n_seeds == 1 ? "" : "s");
     bench_page_command(out, args);
     fprintf(out, "\n```\n\n");
     if (*picture) fprintf(out, "![held-out bits per byte by step](%s)\n\n", picture);

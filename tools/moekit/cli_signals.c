@@ -1,5 +1,5 @@
-/* cli_signals.c: SIGINT and SIGTERM ask a long run to finish its step and save; asked twice, it stops at
- * once.
+/* cli_signals.c: SIGINT, SIGTERM and SIGHUP ask a long run to finish its step and save; asked twice, it stops
+ * at once. A hang-up that was ignored from the start (nohup) stays ignored.
  */
 #include "cli.h"
 
@@ -27,6 +27,9 @@ void cli_signals_catch(const char *said) {
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    struct sigaction before;
+    if (sigaction(SIGHUP, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+        sigaction(SIGHUP, &action, NULL);
 }
 
 int cli_signal_caught(void) {

@@ -185,7 +185,7 @@ static int train(cli_args *args, moe_ctx *ctx, const char *run_dir) {
     if (status == MOE_OK) return 0;
     cli_say(args, "stopped after step %lld; 'moekit train --resume --run %s' goes on",
             (long long)line.latest.step, run_dir);
-    return 128 + (cli_signal_caught() == SIGTERM ? SIGTERM : SIGINT);
+    return 128 + cli_signal_caught();
 }
 
 static int run(cli_args *args) {
@@ -212,21 +212,22 @@ const cli_verb cmd_train = {
     .name = "train",
     .operands = "[CONFIG.yaml]... [KEY=VALUE]...",
     .summary = "train a language model into a new run directory",
-    .about = "Reads the configuration files in their order, later ones win, then the environment\n"
-             "(MOEKIT_TRAIN_STEPS for train.steps), then the command line. 'moekit config options'\n"
-             "lists every key.\n"
-             "\n"
-             "The directory must not exist: nothing is overwritten (--move-old renames it first). With\n"
-             "--resume an existing run goes on from its newest complete checkpoint, bit for bit as if it\n"
-             "had not stopped; without a file it takes the settings it was started with.\n"
-             "\n"
-             "With --from a new run begins with the parameters of a checkpoint, one of transformers too,\n"
-             "or of another run's newest. Its model is then the default, so that no file need describe it;\n"
-             "the optimizer, the schedule and the texts are the new run's.\n"
-             "\n"
-             "SIGINT or SIGTERM ends the forward at hand, saves a checkpoint and exits with 130 or 143; a\n"
-             "second one stops at once. An alarm (train.alarm_*) that was asked to stop the run saves\n"
-             "too, and exits with 7. docs/run-directory.md says what a run leaves behind.\n",
+    .about =
+        "Reads the configuration files in their order, later ones win, then the environment\n"
+        "(MOEKIT_TRAIN_STEPS for train.steps), then the command line. 'moekit config options'\n"
+        "lists every key.\n"
+        "\n"
+        "The directory must not exist: nothing is overwritten (--move-old renames it first). With\n"
+        "--resume an existing run goes on from its newest complete checkpoint, bit for bit as if it\n"
+        "had not stopped; without a file it takes the settings it was started with.\n"
+        "\n"
+        "With --from a new run begins with the parameters of a checkpoint, one of transformers too,\n"
+        "or of another run's newest. Its model is then the default, so that no file need describe it;\n"
+        "the optimizer, the schedule and the texts are the new run's.\n"
+        "\n"
+        "SIGINT, SIGTERM or SIGHUP ends the forward at hand, saves a checkpoint and exits with 130, 143\n"
+        "or 129; a second one stops at once. An alarm (train.alarm_*) that was asked to stop the run saves\n"
+        "too, and exits with 7. docs/run-directory.md says what a run leaves behind.\n",
     .examples = "moekit train configs/demo.yaml --run runs/demo\n"
                 "moekit train configs/demo.yaml --run runs/top1 moe.top_k=1 --train.steps 500\n"
                 "moekit train --resume --run runs/demo\n"

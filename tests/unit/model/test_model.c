@@ -185,13 +185,62 @@ static void test_nothing_allocates_after_reserve(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+static size_t held; /* bytes that count_bytes has handed out and not got back */
+static void *count_bytes(void *user, size_t bytes, size_t align) {
+    (void)user;
+    held += bytes;
+    return aligned_alloc(align, (bytes + align - 1) / align * align);
+}
+static void uncount_bytes(void *user, void *ptr, size_t bytes) {
+    (void)user;
+    held -= ptr ? bytes : 0;
+    free(ptr);
+}
+
+/* What is measured is what is held, but for handles and names: nothing is held before. */
+static void test_measured_is_held(void **state) {
+    (void)state;
+    /* clang-format off */
+    static const char *const cases[][9] = {
+        {NULL},
+        {"model.dtype", "bf16", "model.moe_layer_freq", "2"},
+        {"model.tie_embeddings", "true", "moe.num_shared_experts", "1", "moe.recompute", "layer"},
+    };
+    /* clang-format on */
+    enum { HANDLES = 24 << 10 };
+    moe_ctx_desc desc = {
+        .size = sizeof desc, .n_threads = 2, .seed = 3, .host = {count_bytes, uncount_bytes, NULL}
+    };
+    for (int i = 0; i < 6; ++i) {
+        const moe_mode mode = i % 2 ? MOE_TRAIN : MOE_INFER;
+        const char *pairs[16] = {"model.d_model", "64", "moe.expert_hidden_size", "128"};
+        memcpy(pairs + 4, cases[i / 2], sizeof cases[0]);
+        size_t measured, more;
+        moe_ctx *ctx;
+        held = 0;
+        assert_int_equal(moe_ctx_create(&desc, &ctx, NULL), MOE_OK);
+        const size_t before = held;
+        moe_lm *lm = model_make(ctx, pairs);
+        must(ctx, moe_lm_measure(lm, 16, 32, mode, &measured));
+        must(ctx, moe_lm_reserve(lm, 16, 32, mode));
+        const size_t is = held - before;
+        if (measured > is || is - measured > HANDLES)
+            fail_msg("case %d: %zu bytes are held, %zu were measured", i, is, measured);
+        must(ctx, moe_lm_measure(lm, 1, 1, MOE_INFER, &more)); /* nothing is given back */
+        assert_int_equal(more, measured);
+        must_fail(ctx, moe_lm_measure(lm, 1, 33, mode, &more), MOE_ERR_ARGUMENT, "longer than the model");
+        must_fail(ctx, moe_lm_measure(lm, 1 << 30, 1, mode, &more), MOE_ERR_ARGUMENT, "more than 1073741823");
+        moe_lm_destroy(lm);
+        moe_ctx_destroy(ctx);
+        assert_int_equal(held, 0);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_names_and_shapes),
-        cmocka_unit_test(test_initial_values),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_nothing_allocates_after_reserve),
+        cmocka_unit_test(test_names_and_shapes), cmocka_unit_test(test_initial_values),
+        cmocka_unit_test(test_refusals),         cmocka_unit_test(test_measured_is_held),
+        cmocka_unit_test(test_no_memory),        cmocka_unit_test(test_nothing_allocates_after_reserve),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

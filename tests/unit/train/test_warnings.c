@@ -43,6 +43,14 @@ static void test_other_vocabularies(void **state) {
     }
 }
 
+/* What no machine has is refused before any of it is asked for. */
+static void test_no_such_memory(void **state) {
+    static const char *const huge[] = {"train.batch_size", "16000000", "train.grad_accum", "1", NULL};
+    train_result result = train_run(state, &(train_setup){.dir = "d", .pairs = huge});
+    train_must_fail(&result, MOE_ERR_MEMORY, "train.batch_size: training on 16000000 sequences of 12 tokens");
+    assert_false(train_exists(state, "d"));
+}
+
 typedef struct thief {
     char *from, *to;
 } thief;
@@ -83,6 +91,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         IN_SCRATCH(test_warnings_are_kept),
         IN_SCRATCH(test_other_vocabularies),
+        IN_SCRATCH(test_no_such_memory),
         IN_SCRATCH(test_renamed_while_it_trains),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
