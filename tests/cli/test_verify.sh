@@ -111,6 +111,7 @@ expect 0 "$MOEKIT" doctor
 for kernel in $(sed -n 's/^MOEI_KERNEL(\([a-z_]*\),.*/\1/p' "$tree/src/kernel/kernel.def" | sort -u); do
     says out "^kernel $kernel +[a-z]"
 done
+says out '^GPU +(unused: |layers run on it, kernels )'
 says out '^kernel gemm_rows +gemm_rows__'
 says out '^all is well'
 expect 0 "$MOEKIT" doctor --json

@@ -65,6 +65,8 @@ static moe_status put_preset(FILE *out, const char *preset) {
     status = moe_lm_config_set(config, "moe.preset", preset, NULL, NULL);
     fprintf(out, "- %s:", preset);
     if (status == MOE_OK) put_settings(out, config);
+    const char *foresight = moe_lm_config_foresight(config);
+    if (foresight) fprintf(out, ". Its bits per byte look ahead: %s", foresight);
     fprintf(out, "\n");
     moe_lm_config_destroy(config);
     return status;

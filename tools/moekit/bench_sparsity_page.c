@@ -98,6 +98,8 @@ void sparsity_page(FILE *out, const cli_args *args, const sparsity *s, const cha
     fprintf(out, "\n");
     put_answer(out, s, 1, "equally active");
     put_answer(out, s, 2, "equally large");
+    const char *foresight = moe_lm_config_foresight(args->config);
+    if (foresight) fprintf(out, "- The mixture's figures look ahead and do not compare: %s.\n", foresight);
     fprintf(out,
             "\nThe learning rate falls until the last step, and most of what it brings comes at its end: a\n"
             "model that gets somewhere early gets there with the rate still high, so these counts of steps\n"

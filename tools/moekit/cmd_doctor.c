@@ -97,6 +97,21 @@ static void examine_context(doctor *self) {
     moe_ctx_destroy(ctx);
 }
 
+/* A machine without one is well: the language model is the CPU's, layers run on either. */
+static void examine_gpu(doctor *self) {
+    moe_ctx *ctx;
+    moe_error error;
+    char text[sizeof error.text + 16];
+    const moe_ctx_desc desc = {.size = sizeof desc, .device = MOE_CUDA, .n_threads = 1};
+    if (moe_ctx_create(&desc, &ctx, &error) == MOE_OK) {
+        snprintf(text, sizeof text, "layers run on it, kernels %s", moe_ctx_isa(ctx));
+        moe_ctx_destroy(ctx);
+    } else {
+        snprintf(text, sizeof text, "unused: %s", error.text);
+    }
+    tell(self, "GPU", text);
+}
+
 static void examine_tools(doctor *self) {
     static const struct {
         const char *name, *use;
@@ -165,6 +180,7 @@ static int run(cli_args *args) {
     tell(&self, "processor", *text ? text : "unknown");
     examine_isa(&self);
     examine_context(&self);
+    examine_gpu(&self);
     examine_memory(&self);
     examine_tools(&self);
     examine_environment(&self);
@@ -179,7 +195,8 @@ const cli_verb cmd_doctor = {
     .summary = "the machine as moekit sees it, what is off, and the remedy",
     .about =
         "Lists version, processor, instruction sets, threads, the kernel chosen for each operation,\n"
-        "memory, the programs found, and the variables and files that change moekit's behaviour.\n"
+        "whether layers run on a GPU, memory, the programs found, and the variables and files that\n"
+        "change moekit's behaviour.\n"
         "Exits with 1 if something is off, with 0 if all is well. A missing optional program is told, not\n"
         "held against the machine.\n",
     .examples = "moekit doctor\n"

@@ -393,6 +393,20 @@ static void test_products_and_true_limits(void **state) {
     refuses((const char *const[]){"train.eval_bytes", "1", NULL}, "train.eval_bytes: 1");
 }
 
+/* Settings that do not go together are told where they stand: a file may have them under other names. */
+static void test_place_of_a_combination(void **state) {
+    moe_lm_config *config = make();
+    moe_error error;
+    assert_ok(load_text(state, config, "model:\n  num_moe_experts: 8\n  moe_router_topk: 9\n", &error),
+              &error);
+    assert_fails(moe_lm_config_check(config, &error), MOE_ERR_ARGUMENT, &error,
+                 ":3: moe.top_k: 9 is more than moe.num_experts 8");
+    assert_ok(moe_lm_config_set(config, "moe.top_k", "10", "command line", &error), &error);
+    assert_int_equal(moe_lm_config_check(config, &error), MOE_ERR_ARGUMENT);
+    assert_string_equal(error.text, "moe.top_k: 10 is more than moe.num_experts 8");
+    moe_lm_config_destroy(config);
+}
+
 /* What would be cut is not kept: a model of half its experts would be another one. */
 static void test_long_kinds(void **state) {
     (void)state;
@@ -447,6 +461,7 @@ int main(void) {
         cmocka_unit_test(test_dense),
         cmocka_unit_test(test_layer_descriptors),
         cmocka_unit_test(test_products_and_true_limits),
+        cmocka_unit_test_setup_teardown(test_place_of_a_combination, scratch_setup, scratch_teardown),
         cmocka_unit_test(test_long_kinds),
         cmocka_unit_test_setup_teardown(test_refused_whole, scratch_setup, scratch_teardown),
     };
