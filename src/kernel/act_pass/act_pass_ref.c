@@ -75,28 +75,20 @@ static void backward_row(const moei_act_pass_args *args, int64_t r) {
     if (args->drow_weight) moei_real_store(wide, args->drow_weight, r, dweight);
 }
 
-static void forward_task(void *arg, int64_t task, void *scratch) {
-    const moei_act_pass_args *args = arg;
+static void forward_task(void *arg, int64_t first, int64_t end, void *scratch) {
     (void)scratch;
-    for (int64_t r = task * ROWS_PER_TASK; r < args->n_rows && r < (task + 1) * ROWS_PER_TASK; ++r)
-        forward_row(args, r);
+    for (int64_t r = first; r < end; ++r) forward_row(arg, r);
 }
 
-static void backward_task(void *arg, int64_t task, void *scratch) {
-    const moei_act_pass_args *args = arg;
+static void backward_task(void *arg, int64_t first, int64_t end, void *scratch) {
     (void)scratch;
-    for (int64_t r = task * ROWS_PER_TASK; r < args->n_rows && r < (task + 1) * ROWS_PER_TASK; ++r)
-        backward_row(args, r);
-}
-
-static int64_t tasks(const moei_act_pass_args *args) {
-    return (args->n_rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
+    for (int64_t r = first; r < end; ++r) backward_row(arg, r);
 }
 
 void moei_act_pass__ref(const moei_team *team, const moei_act_pass_args *args) {
-    moei_parallel(team, tasks(args), forward_task, (void *)args);
+    moei_parallel_blocks(team, args->n_rows, ROWS_PER_TASK, forward_task, (void *)args);
 }
 
 void moei_act_pass_grad__ref(const moei_team *team, const moei_act_pass_args *args) {
-    moei_parallel(team, tasks(args), backward_task, (void *)args);
+    moei_parallel_blocks(team, args->n_rows, ROWS_PER_TASK, backward_task, (void *)args);
 }

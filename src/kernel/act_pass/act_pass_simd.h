@@ -94,22 +94,18 @@ static void backward_row(const moei_act_pass_args *args, int64_t r) {
     if (args->drow_weight) ((float *)args->drow_weight)[r] = vf_sum(dweight);
 }
 
-static void forward_task(void *arg, int64_t task, void *scratch) {
-    const moei_act_pass_args *args = arg;
+static void forward_task(void *arg, int64_t first, int64_t end, void *scratch) {
     (void)scratch;
-    for (int64_t r = task * ROWS_PER_TASK; r < moei_min(args->n_rows, (task + 1) * ROWS_PER_TASK); ++r)
-        forward_row(args, r);
+    for (int64_t r = first; r < end; ++r) forward_row(arg, r);
 }
 
-static void backward_task(void *arg, int64_t task, void *scratch) {
-    const moei_act_pass_args *args = arg;
+static void backward_task(void *arg, int64_t first, int64_t end, void *scratch) {
     (void)scratch;
-    for (int64_t r = task * ROWS_PER_TASK; r < moei_min(args->n_rows, (task + 1) * ROWS_PER_TASK); ++r)
-        backward_row(args, r);
+    for (int64_t r = first; r < end; ++r) backward_row(arg, r);
 }
 
-static inline void act_pass(const moei_team *team, const moei_act_pass_args *args, moe_task_fn task) {
-    moei_parallel(team, moei_ceil_div(args->n_rows, ROWS_PER_TASK), task, (void *)args);
+static inline void act_pass(const moei_team *team, const moei_act_pass_args *args, moei_block_fn task) {
+    moei_parallel_blocks(team, args->n_rows, ROWS_PER_TASK, task, (void *)args);
 }
 
 #endif

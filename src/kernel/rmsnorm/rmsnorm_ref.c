@@ -9,19 +9,10 @@
 
 enum { ROW_BLOCK = 16, COLUMN_BLOCK = 64 };
 
-static int64_t blocks_of(int64_t n, int64_t block) {
-    return (n + block - 1) / block;
-}
-
-static int64_t min_i64(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
-static void forward_rows(void *arg, int64_t task, void *scratch) {
+static void forward_rows(void *arg, int64_t first, int64_t end, void *scratch) {
     const moe_rmsnorm_args *a = arg;
     (void)scratch;
-    int64_t end = min_i64(a->rows, (task + 1) * ROW_BLOCK);
-    for (int64_t r = task * ROW_BLOCK; r < end; ++r) {
+    for (int64_t r = first; r < end; ++r) {
         double sum = 0.0;
         for (int64_t i = 0; i < a->n; ++i) {
             double x = moei_real_load(a->dtype, a->x, r * a->n + i);
@@ -37,15 +28,14 @@ static void forward_rows(void *arg, int64_t task, void *scratch) {
 }
 
 void moei_rmsnorm__ref(const moei_team *team, const moe_rmsnorm_args *args) {
-    moei_parallel(team, blocks_of(args->rows, ROW_BLOCK), forward_rows, (void *)args);
+    moei_parallel_blocks(team, args->rows, ROW_BLOCK, forward_rows, (void *)args);
 }
 
 /* dx = inv * (gain * dy - x * inv^2 * mean(gain * dy * x)) */
-static void backward_rows(void *arg, int64_t task, void *scratch) {
+static void backward_rows(void *arg, int64_t first, int64_t end, void *scratch) {
     const moe_rmsnorm_args *a = arg;
     (void)scratch;
-    int64_t end = min_i64(a->rows, (task + 1) * ROW_BLOCK);
-    for (int64_t r = task * ROW_BLOCK; r < end; ++r) {
+    for (int64_t r = first; r < end; ++r) {
         double inv = moei_real_load(moei_wide(a->dtype), a->inv_rms, r), dot = 0.0;
         for (int64_t i = 0; i < a->n; ++i)
             dot += moei_real_load(a->dtype, a->gain, i) * moei_real_load(a->dtype, a->dy, r * a->n + i) *
@@ -62,10 +52,10 @@ static void backward_rows(void *arg, int64_t task, void *scratch) {
 }
 
 /* A task owns columns and runs down all rows, so the sum has one order and needs no partials. */
-static void backward_columns(void *arg, int64_t task, void *scratch) {
+static void backward_columns(void *arg, int64_t first, int64_t end, void *scratch) {
     const moe_rmsnorm_args *a = arg;
     (void)scratch;
-    int64_t first = task * COLUMN_BLOCK, count = min_i64(a->n - first, COLUMN_BLOCK);
+    const int64_t count = end - first;
     double sum[COLUMN_BLOCK] = {0};
     moe_dtype wide = moei_wide(a->dtype);
     for (int64_t r = 0; r < a->rows; ++r) {
@@ -81,6 +71,6 @@ static void backward_columns(void *arg, int64_t task, void *scratch) {
 
 /* dgain first: dx may overwrite dy. */
 void moei_rmsnorm_backward__ref(const moei_team *team, const moe_rmsnorm_args *args) {
-    moei_parallel(team, blocks_of(args->n, COLUMN_BLOCK), backward_columns, (void *)args);
-    moei_parallel(team, blocks_of(args->rows, ROW_BLOCK), backward_rows, (void *)args);
+    moei_parallel_blocks(team, args->n, COLUMN_BLOCK, backward_columns, (void *)args);
+    moei_parallel_blocks(team, args->rows, ROW_BLOCK, backward_rows, (void *)args);
 }

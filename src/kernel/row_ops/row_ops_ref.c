@@ -9,19 +9,14 @@
 
 enum { ROWS_PER_TASK = 64 };
 
-static int64_t tasks_of(int64_t rows) {
-    return (rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
+static void for_rows(const moei_team *team, int64_t rows, moei_block_fn fn, const void *args) {
+    moei_parallel_blocks(team, rows, ROWS_PER_TASK, fn, (void *)args);
 }
 
-static int64_t end_of(int64_t task, int64_t rows) {
-    const int64_t end = (task + 1) * ROWS_PER_TASK;
-    return end < rows ? end : rows;
-}
-
-static void add_bias_task(void *arg, int64_t task, void *scratch) {
+static void add_bias_task(void *arg, int64_t first, int64_t end, void *scratch) {
     const moei_bias_args *args = arg;
     (void)scratch;
-    for (int64_t r = task * ROWS_PER_TASK; r < end_of(task, args->rows); ++r)
+    for (int64_t r = first; r < end; ++r)
         for (int64_t j = 0; (!args->mask || args->mask[r]) && j < args->n; ++j) {
             const int64_t i = r * args->ld + j;
             moei_real_store(args->dtype, args->mat, i,
@@ -31,7 +26,7 @@ static void add_bias_task(void *arg, int64_t task, void *scratch) {
 }
 
 void moei_add_bias__ref(const moei_team *team, const moei_bias_args *args) {
-    moei_parallel(team, tasks_of(args->rows), add_bias_task, (void *)args);
+    for_rows(team, args->rows, add_bias_task, args);
 }
 
 static void bias_grad_task(void *arg, int64_t j, void *scratch) {
@@ -48,11 +43,11 @@ void moei_bias_grad__ref(const moei_team *team, const moei_bias_args *args) {
     moei_parallel(team, args->n, bias_grad_task, (void *)args);
 }
 
-static void sigmoid_gate_task(void *arg, int64_t task, void *scratch) {
+static void sigmoid_gate_task(void *arg, int64_t first, int64_t end, void *scratch) {
     const moei_sigmoid_gate_args *args = arg;
     const moe_dtype wide = moei_wide(args->dtype);
     (void)scratch;
-    for (int64_t r = task * ROWS_PER_TASK; r < end_of(task, args->rows); ++r) {
+    for (int64_t r = first; r < end; ++r) {
         const double g = 1 / (1 + exp(-moei_real_load(wide, args->gate, r)));
         moei_real_store(wide, args->gate, r, g);
         for (int64_t j = 0; j < args->n; ++j) {
@@ -63,14 +58,14 @@ static void sigmoid_gate_task(void *arg, int64_t task, void *scratch) {
 }
 
 void moei_sigmoid_gate__ref(const moei_team *team, const moei_sigmoid_gate_args *args) {
-    moei_parallel(team, tasks_of(args->rows), sigmoid_gate_task, (void *)args);
+    for_rows(team, args->rows, sigmoid_gate_task, args);
 }
 
-static void sigmoid_gate_grad_task(void *arg, int64_t task, void *scratch) {
+static void sigmoid_gate_grad_task(void *arg, int64_t first, int64_t end, void *scratch) {
     const moei_sigmoid_gate_args *args = arg;
     const moe_dtype wide = moei_wide(args->dtype);
     (void)scratch;
-    for (int64_t r = task * ROWS_PER_TASK; r < end_of(task, args->rows); ++r) {
+    for (int64_t r = first; r < end; ++r) {
         const double g = moei_real_load(wide, args->gate, r);
         moei_real_store(wide, args->dgate, r, moei_real_load(wide, args->dgate, r) * g * (1 - g));
         const double dgate = moei_real_load(wide, args->dgate, r);
@@ -84,16 +79,15 @@ static void sigmoid_gate_grad_task(void *arg, int64_t task, void *scratch) {
 }
 
 void moei_sigmoid_gate_grad__ref(const moei_team *team, const moei_sigmoid_gate_args *args) {
-    moei_parallel(team, tasks_of(args->rows), sigmoid_gate_grad_task, (void *)args);
+    for_rows(team, args->rows, sigmoid_gate_grad_task, args);
 }
 
-static void row_dot_task(void *arg, int64_t task, void *scratch) {
+static void row_dot_task(void *arg, int64_t first, int64_t end, void *scratch) {
     const moei_row_dot_args *args = arg;
     const moe_dtype wide = moei_wide(args->dtype);
-    const int64_t first = args->offset[0], rows = args->offset[args->n_groups];
     int32_t g = 0;
     (void)scratch;
-    for (int64_t r = first + task * ROWS_PER_TASK; r < end_of(task, rows - first) + first; ++r) {
+    for (int64_t r = args->offset[0] + first; r < args->offset[0] + end; ++r) {
         while (r >= args->offset[g + 1]) ++g;
         const int64_t a = (args->a_row ? args->a_row[r] : r) * args->lda;
         const int64_t b = (args->b_by_group ? g : args->b_row ? args->b_row[r] : r) * args->ldb;
@@ -105,13 +99,13 @@ static void row_dot_task(void *arg, int64_t task, void *scratch) {
 }
 
 void moei_row_dot__ref(const moei_team *team, const moei_row_dot_args *args) {
-    moei_parallel(team, tasks_of(args->offset[args->n_groups] - args->offset[0]), row_dot_task, (void *)args);
+    for_rows(team, args->offset[args->n_groups] - args->offset[0], row_dot_task, args);
 }
 
-static void copy_rows_task(void *arg, int64_t task, void *scratch) {
+static void copy_rows_task(void *arg, int64_t first, int64_t end, void *scratch) {
     const moei_copy_rows_args *args = arg;
     (void)scratch;
-    for (int64_t r = task * ROWS_PER_TASK; r < end_of(task, args->rows); ++r) {
+    for (int64_t r = first; r < end; ++r) {
         const int64_t from = (args->row ? args->row[r] : r) * args->ld_from;
         const bool padding = !args->from || (args->slot && args->slot[r] < 0);
         void *to = moei_real_at(args->dtype, args->to, r * args->ld_to);
@@ -129,5 +123,5 @@ static void copy_rows_task(void *arg, int64_t task, void *scratch) {
 }
 
 void moei_copy_rows__ref(const moei_team *team, const moei_copy_rows_args *args) {
-    moei_parallel(team, tasks_of(args->rows), copy_rows_task, (void *)args);
+    for_rows(team, args->rows, copy_rows_task, args);
 }
