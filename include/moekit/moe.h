@@ -162,7 +162,8 @@ typedef struct moe_layer_desc {
     const char *expert; /* NULL: "ffn"; "identity" "zero", or the name of a registered expert (expert.h) */
     const char *expert_kinds; /* NULL: all alike; else one entry an expert: "256,8x64,identity,zero" */
     const char *activation;   /* NULL: "swiglu"; src/experts/activation.c lists them */
-    const char *glu_layout;   /* NULL: "auto", the activation's own; "halves" (gate first) or "interleaved" */
+    const char *glu_layout;   /* NULL: "auto", the activation's own; "halves" (gate first) or "interleaved"
+                                 (gate, up, gate, ..), as the swigluoai of gpt-oss' checkpoints is */
     float activation_alpha;   /* of quick_geglu, quick_gelu, swigluoai; 0: 1.702; or MOE_ZERO */
     float activation_limit;   /* clamp of gate (above) and up (both sides); 0: the activation's own; MOE_ZERO:
                                  none */
@@ -423,7 +424,7 @@ MOE_API void moe_layer_zero_grad(moe_layer *layer);
  * moe_sum_squares (op.h) read either: both are told moe_param.grad_dtype. */
 MOE_API moe_status moe_layer_set_grad_dtype(moe_layer *layer, moe_dtype dtype);
 
-/* 6. Parameters: names "gate.weight" [E,d], "experts.up.weight" [E,d,n or 2n: gate columns first],
+/* 6. Parameters: names "gate.weight" [E,d], "experts.up.weight" [E,d,n or 2n: by glu_layout],
  * "experts.down.weight" [E,n,d], "experts.up.bias" [E,n or 2n], "experts.down.bias" [E,d],
  * "shared.up.weight" [1,d,..], "shared_gate.weight" [1,d], "latent.in.weight" [d,l], "latent.out.weight"
  * [l,d_out], "output.bias" [d_out]. Unequal experts have the number of the first of each run of equals:

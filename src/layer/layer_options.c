@@ -64,7 +64,8 @@ static const moe_option options[] = {
      "of the hidden layer; those ending in glu, and swigluoai, are gated; "
      "gelu and geglu_exact by erf, gelu_tanh and geglu by tanh"},
     {"moe.glu_layout", "", CHOICE(glu_layout, "auto", glu_layouts),
-     "gate and up columns of a gated activation; auto: interleaved for quick_geglu, else halves, gate first"},
+     "gate and up columns of a gated activation; auto: interleaved for quick_geglu, else halves, gate first; "
+     "gpt-oss' checkpoints are swigluoai, interleaved"},
     {"moe.activation_alpha", "", FLOAT_OR_ZERO(activation_alpha, "0", 1e3),
      "slope inside the sigmoid of quick_geglu, quick_gelu and swigluoai; 0: 1.702; -1: 0"},
     {"moe.activation_limit", "swiglu_limit activation_func_clamp_value",
