@@ -17,6 +17,8 @@ for verb in train eval generate report bench verify doctor config version help; 
     cp out with_option
     expect 0 "$MOEKIT" help $verb
     cmp out with_option || complain "'moekit help $verb' and --help differ"
+    expect 0 "$MOEKIT" help $verb --json
+    json out
     expect 2 "$MOEKIT" $verb --no-such-thing
     silent out
     says err "^moekit $verb: unknown option '--no-such-thing'"

@@ -16,6 +16,34 @@ static void print_verbs_json(void) {
     printf("]\n");
 }
 
+static void print_options_json(const cli_option *option, bool *first) {
+    for (; option && option->name; ++option, *first = false) {
+        printf("%s{\"name\":\"%s\",\"letter\":\"%.*s\",\"value\":", *first ? "" : ",\n ", option->name,
+               option->letter ? 1 : 0, &option->letter);
+        cli_json_string(stdout, option->value ? option->value : "");
+        printf(",\"help\":");
+        cli_json_string(stdout, option->help);
+        printf("}");
+    }
+}
+
+static void print_verb_json(const cli_verb *verb) {
+    bool first = true;
+    printf("{\"name\":\"%s\",\"summary\":", verb->name);
+    cli_json_string(stdout, verb->summary);
+    printf(",\"operands\":");
+    cli_json_string(stdout, verb->operands);
+    printf(",\"about\":");
+    cli_json_string(stdout, verb->about);
+    printf(",\"examples\":");
+    cli_json_string(stdout, verb->examples);
+    printf(",\n\"options\":[");
+    print_options_json(verb->options, &first);
+    if (verb->makes_context) print_options_json(cli_context_options, &first);
+    print_options_json(cli_common_options, &first);
+    printf("]}\n");
+}
+
 static int run(cli_args *args) {
     bool man = cli_flag(args, "man");
     if (args->n_operands == 0 && args->json) {
@@ -34,7 +62,10 @@ static int run(cli_args *args) {
     if (!verb)
         return cli_fail(args, MOE_ERR_ARGUMENT, "unknown verb '%s'; 'moekit help' lists them",
                         args->operand[0]);
-    man ? cli_man_verb(stdout, verb) : cli_help_verb(stdout, verb);
+    if (args->json)
+        print_verb_json(verb);
+    else
+        man ? cli_man_verb(stdout, verb) : cli_help_verb(stdout, verb);
     return 0;
 }
 
