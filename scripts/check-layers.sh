@@ -37,7 +37,7 @@ bench/         .
 # special <header>: the only files that may include it.
 owners='
 ^(immintrin|x86intrin|cpuid|arm_neon|arm_sve)\.h$  ^(src/kernel/|tests/support/amx_emulated\.h$)
-^pthread\.h$                                       ^src/core/thread\.c$
+^pthread\.h$                                       ^(src/core/thread\.c$|tests/)
 ^yaml\.h$                                          ^lm/format/
 ^jansson\.h$                                       ^(lm|tests)/
 ^cuda                                              ^(include/moekit/cuda\.h|src/(device|kernel)/|tests/unit/cuda/|bench/gpu/)
