@@ -7,7 +7,7 @@ set -euo pipefail
 build="gcc libc6-dev cmake ninja-build pkg-config libyaml-dev libjansson-dev"
 demo="$build bible-kjv gzip bzip2 xz-utils"
 check="$demo git clang libclang-rt-dev clang-format libcmocka-dev python3"
-check_optional="chromium scdoc"
+check_optional="chromium scdoc shellcheck"
 
 case "${1:-}" in
     build) wanted=$build optional= ;;

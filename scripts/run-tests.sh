@@ -36,6 +36,11 @@ build() { # PRESET [CMAKE OPTION...]
     cmake --preset "$@" && cmake --build --preset "$1"
 }
 
+check_shell() {
+    command -v shellcheck >/dev/null || { echo "no shellcheck"; return 77; }
+    shellcheck --severity=warning .ci/run scripts/*.sh tests/cli/*.sh tests/scripts/*.sh
+}
+
 # libmoekit asks for a compiler and cmake, nothing else. Not optimized, as no other build is; there gcc 12 warns of its
 # own macro of _mm512_roundscale_ps.
 build_layer_alone() {
@@ -100,6 +105,7 @@ steady_addresses() {
 step dependencies scripts/install-deps.sh check
 step format scripts/check-format.sh
 step layers scripts/check-layers.sh
+step shell check_shell
 step build-gcc build release -DCMAKE_C_COMPILER=gcc -DMOEKIT_WERROR=ON && {
     step names scripts/check-names.sh build/release
     step install scripts/check-install.sh build/release

@@ -40,10 +40,11 @@ stops when all outputs lie in memory.
   by the given routes.
 - kt-kernel: `AMXBF16_MOE`, inference alone.
 
-A cell has milliseconds, and in brackets how many times ours that is: the median over turns of the quotient of one turn,
-as a busy moment of a shared machine meets both. It need not be the quotient of the two medians. "Bound" is our share of what the machine allows: operations
-at the peak of the unit, or weights at the rate of reading memory, whichever takes longer. In a problem e, t, d, n, k
-are experts, tokens, model width, hidden width and experts a token; routes are even where no skew is told.
+A cell has milliseconds, and in brackets how many times ours that is: the median over turns of the quotient of one
+turn, as a busy moment of a shared machine meets both; it need not be the quotient of the two medians. "Bound" is our
+share of what the machine allows: operations at the peak of the unit, or weights at the rate of reading memory,
+whichever takes longer. In a problem e, t, d, n, k are experts, tokens, model width, hidden width and experts a token;
+routes are even where no skew is told.
 """
 
 
