@@ -19,9 +19,10 @@ typedef struct job {
 static void count_task(void *arg, int64_t task, void *scratch) {
     job *j = arg;
     ++j->ran[task]; /* a task that ran twice at once would race; the thread sanitizer watches */
-    memset(scratch, (int)(task & 0xff), j->scratch_bytes);
-    for (size_t i = 0; i < j->scratch_bytes; i += 4096)
-        if (((unsigned char *)scratch)[i] != (task & 0xff)) j->ran[task] = -1000; /* somebody else's too */
+    unsigned char *mine = scratch; /* a byte a page, to its last one */
+    for (size_t i = 4095; i < j->scratch_bytes; i += 4096) mine[i] = (unsigned char)task;
+    for (size_t i = 4095; i < j->scratch_bytes; i += 4096)
+        if (mine[i] != (unsigned char)task) j->ran[task] = -1000; /* somebody else's too */
 }
 
 static void every_task_runs_once(void **state) {
@@ -42,7 +43,7 @@ static void every_task_runs_once(void **state) {
 /* A task may have a context of its own, and loops there; what it counted stands in the outer job. */
 static void loop_in_a_task(void *arg, int64_t task, void *scratch) {
     (void)scratch;
-    job *outer = arg, inner = {.scratch_bytes = 64};
+    job *outer = arg, inner = {.scratch_bytes = 4096};
     const moe_ctx_desc desc = {.size = sizeof desc, .n_threads = 1 + (int32_t)(task % 3)};
     moe_ctx *ctx = NULL;
     if (moe_ctx_create(&desc, &ctx, NULL) != MOE_OK) return;
