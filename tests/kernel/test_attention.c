@@ -1,101 +1,11 @@
-/* test_attention.c: causal grouped-query attention, every variant, training and decoding.
- * The reference against a plain softmax and finite differences, the variants against the reference, and
- * what no rounding may break: causality, batches, threads, decoding against a cache.
+/* test_attention.c: causal grouped-query attention, every variant, training and decoding, on one thread.
+ * The reference against a plain softmax and finite differences, the variants against the reference. What no
+ * rounding may break: test_attention_bits.c. Source: op.h.
  */
-#include "kernel/kernel_test.h"
+#include "kernel/attention_test.h"
 
 static test_variant variants[MOEI_ISA_COUNT];
 static int n_variants;
-
-typedef struct shape {
-    int64_t n_seq, q_len, kv_len, kv_stride;
-    int32_t heads, kv_heads, head_dim;
-} shape;
-
-/* Tensors of one case; rows are padded so that a wrong stride shows. */
-typedef struct tensors {
-    shape s;
-    moe_dtype dtype;
-    int64_t ldq, ldkv, ldo, n_q, n_kv, n_o, n_lse;
-    void *q, *k, *v, *dout;                 /* inputs */
-    void *out, *lse, *delta, *dq, *dk, *dv; /* outputs */
-} tensors;
-
-static void poison_outputs(tensors *t) {
-    t->out = poisoned(t->dtype, t->n_o);
-    t->lse = poisoned(t->dtype, t->n_lse);
-    t->delta = poisoned(t->dtype, t->n_lse);
-    t->dq = poisoned(t->dtype, t->n_q);
-    t->dk = poisoned(t->dtype, t->n_kv);
-    t->dv = poisoned(t->dtype, t->n_kv);
-}
-
-static tensors make(shape s, moe_dtype dtype, uint64_t seed) {
-    tensors t = {.s = s, .dtype = dtype};
-    t.ldq = (int64_t)s.heads * s.head_dim + 5;
-    t.ldkv = (int64_t)s.kv_heads * s.head_dim + 3;
-    t.ldo = (int64_t)s.heads * s.head_dim + 1;
-    t.n_q = s.n_seq * s.q_len * t.ldq;
-    t.n_kv = s.n_seq * s.kv_stride * t.ldkv;
-    t.n_o = s.n_seq * s.q_len * t.ldo;
-    t.n_lse = s.n_seq * s.q_len * s.heads;
-    t.q = random_array(dtype, t.n_q, 4 * seed);
-    t.k = random_array(dtype, t.n_kv, 4 * seed + 1);
-    t.v = random_array(dtype, t.n_kv, 4 * seed + 2);
-    t.dout = random_array(dtype, t.n_o, 4 * seed + 3);
-    poison_outputs(&t);
-    return t;
-}
-
-/* The same inputs, outputs of its own. */
-static tensors twin_of(const tensors *t) {
-    tensors twin = *t;
-    poison_outputs(&twin);
-    return twin;
-}
-
-static void release_twin(tensors *t) {
-    void *outputs[] = {t->out, t->lse, t->delta, t->dq, t->dk, t->dv};
-    for (size_t i = 0; i < COUNT(outputs); ++i) free(outputs[i]);
-}
-
-static void release(tensors *t) {
-    void *inputs[] = {t->q, t->k, t->v, t->dout};
-    for (size_t i = 0; i < COUNT(inputs); ++i) free(inputs[i]);
-    release_twin(t);
-}
-
-static moe_attention_args args_of(const tensors *t) {
-    const shape *s = &t->s;
-    return (moe_attention_args){.dtype = t->dtype,
-                                .n_seq = s->n_seq,
-                                .q_len = s->q_len,
-                                .kv_len = s->kv_len,
-                                .kv_stride = s->kv_stride,
-                                .heads = s->heads,
-                                .kv_heads = s->kv_heads,
-                                .head_dim = s->head_dim,
-                                .q = t->q,
-                                .k = t->k,
-                                .v = t->v,
-                                .ldq = t->ldq,
-                                .ldkv = t->ldkv,
-                                .out = t->out,
-                                .ldo = t->ldo,
-                                .lse = t->lse,
-                                .dout = t->dout,
-                                .dq = t->dq,
-                                .dk = t->dk,
-                                .dv = t->dv,
-                                .delta = t->delta};
-}
-
-static void run(const moei_kernels *k, int32_t threads, const tensors *t, bool backward) {
-    moei_team team = test_team(threads);
-    moe_attention_args a = args_of(t);
-    k->attention(&team, &a);
-    if (backward) k->attention_backward(&team, &a);
-}
 
 /* Rows of `width` numbers at stride ld: near, and the padding between them still poison. */
 static void compare_rows(const float *got, const float *want, int64_t rows, int64_t width, int64_t ld,
@@ -147,7 +57,7 @@ static void compare_variants(const tensors *want, bool backward) {
 static void check_shape(shape s, bool backward) {
     tensors want = make(s, MOE_F32, (uint64_t)(s.kv_len * 131 + s.head_dim));
     moei_kernels ref = ref_kernels(MOE_F32);
-    run(&ref, 2, &want, backward);
+    run(&ref, 1, &want, backward);
     compare_variants(&want, backward);
     release(&want);
 }
@@ -190,126 +100,6 @@ static void test_large_scores(void **state) {
         run(&ref, 1, &want, false);
         compare_variants(&want, false);
         release(&want);
-    }
-}
-
-static void assert_same_bits(const tensors *a, const tensors *b, bool backward) {
-    assert_memory_equal(a->out, b->out, (size_t)a->n_o * sizeof(float));
-    assert_memory_equal(a->lse, b->lse, (size_t)a->n_lse * sizeof(float));
-    if (!backward) return;
-    assert_memory_equal(a->dq, b->dq, (size_t)a->n_q * sizeof(float));
-    assert_memory_equal(a->dk, b->dk, (size_t)a->n_kv * sizeof(float));
-    assert_memory_equal(a->dv, b->dv, (size_t)a->n_kv * sizeof(float));
-}
-
-/* Backward of few sequences and key heads goes another way where there are more threads: {1, 200, ..} from
- * two on, {5, 131, ..} from four on, {2, 131, ..} with none of them. */
-static void test_threads(void **state) {
-    (void)state;
-    static const shape shapes[] = {
-        {2, 131, 131, 131, 4,  2, 24  },
-        {1, 200, 200, 200, 4,  1, 40  },
-        {5, 131, 131, 131, 1,  1, 17  },
-        {1, 60,  60,  60,  3,  1, 24  },
-        {2, 131, 131, 131, 2,  1, 1000},
-        {3, 1,   131, 140, 20, 2, 24  }
-    };
-    moei_kernels k;
-    for (int isa = MOEI_ISA_REF; isa < MOEI_ISA_COUNT; ++isa) {
-        if (!test_kernels((moei_isa)isa, &k)) continue;
-        for (size_t i = 0; i < COUNT(shapes); ++i) {
-            const bool backward = shapes[i].q_len == shapes[i].kv_stride;
-            tensors one = make(shapes[i], MOE_F32, 51);
-            run(&k, 1, &one, backward);
-            for (int32_t threads = 2; threads <= 4; threads += 2) {
-                tensors many = twin_of(&one);
-                run(&k, threads, &many, backward);
-                assert_same_bits(&one, &many, backward);
-                release_twin(&many);
-            }
-            release(&one);
-        }
-    }
-}
-
-/* Decoding one query, or a few, against the cache gives the bits of the whole sequence's forward; rows of the
- * cache past kv_len hold NaN and do not matter; nor does the other sequence. */
-static void test_decode_is_forward(void **state) {
-    (void)state;
-    enum { LEN = 140, STRIDE = 150 };
-    static const int64_t chunks[] = {1, 2, 7};
-    moei_kernels k;
-    for (int isa = MOEI_ISA_REF; isa < MOEI_ISA_COUNT; ++isa) {
-        if (!test_kernels((moei_isa)isa, &k)) continue;
-        tensors whole = make((shape){1, LEN, LEN, LEN, 6, 2, 20}, MOE_F32, 61);
-        run(&k, 1, &whole, false);
-        for (size_t c = 0; c < COUNT(chunks); ++c)
-            for (int64_t kv = chunks[c]; kv <= LEN; kv += isa == MOEI_ISA_REF ? 17 : 1) {
-                tensors part = make((shape){2, chunks[c], kv, STRIDE, 6, 2, 20}, MOE_F32, 62);
-                int64_t first = kv - chunks[c];
-                size_t row = (size_t)whole.ldkv * sizeof(float), q_row = (size_t)whole.ldq * sizeof(float);
-                memset(part.k, 0xff, (size_t)part.n_kv * sizeof(float));
-                memset(part.v, 0xff, (size_t)part.n_kv * sizeof(float));
-                for (int64_t seq = 0; seq < 2; ++seq) { /* the second sequence is another */
-                    memcpy((float *)part.k + seq * STRIDE * whole.ldkv, whole.k, (size_t)kv * row);
-                    memcpy((float *)part.v + seq * STRIDE * whole.ldkv, seq ? whole.k : whole.v,
-                           (size_t)kv * row);
-                }
-                memcpy(part.q, (float *)whole.q + first * whole.ldq, (size_t)chunks[c] * q_row);
-                run(&k, 1, &part, false);
-                assert_memory_equal(part.out, (float *)whole.out + first * whole.ldo,
-                                    (size_t)(chunks[c] * whole.ldo - 1) * sizeof(float));
-                assert_memory_equal(part.lse, (float *)whole.lse + first * 6,
-                                    (size_t)(chunks[c] * 6) * sizeof(float));
-                release(&part);
-            }
-        release(&whole);
-    }
-}
-
-/* A sequence gives the same bits alone and as the second of three, forward and backward. */
-static void test_batch_invariance(void **state) {
-    (void)state;
-    enum { LEN = 90 };
-    moei_kernels k;
-    for (int isa = MOEI_ISA_REF; isa < MOEI_ISA_COUNT; ++isa) {
-        if (!test_kernels((moei_isa)isa, &k)) continue;
-        tensors batch = make((shape){3, LEN, LEN, LEN, 4, 2, 12}, MOE_F32, 63);
-        tensors alone = make((shape){1, LEN, LEN, LEN, 4, 2, 12}, MOE_F32, 64);
-        memcpy(alone.q, (float *)batch.q + alone.n_q, (size_t)alone.n_q * sizeof(float));
-        memcpy(alone.k, (float *)batch.k + alone.n_kv, (size_t)alone.n_kv * sizeof(float));
-        memcpy(alone.v, (float *)batch.v + alone.n_kv, (size_t)alone.n_kv * sizeof(float));
-        memcpy(alone.dout, (float *)batch.dout + alone.n_o, (size_t)alone.n_o * sizeof(float));
-        run(&k, 2, &batch, true);
-        run(&k, 2, &alone, true);
-        tensors second = alone;
-        second.out = (float *)batch.out + alone.n_o;
-        second.lse = (float *)batch.lse + alone.n_lse;
-        second.dq = (float *)batch.dq + alone.n_q;
-        second.dk = (float *)batch.dk + alone.n_kv;
-        second.dv = (float *)batch.dv + alone.n_kv;
-        assert_same_bits(&alone, &second, true);
-        release(&batch);
-        release(&alone);
-    }
-}
-
-/* Other keys and values from position 70 on leave every earlier query's bits alone and change the later. */
-static void test_causality(void **state) {
-    (void)state;
-    enum { LEN = 100, FROM = 70 };
-    moei_kernels k;
-    for (int isa = MOEI_ISA_REF; isa < MOEI_ISA_COUNT; ++isa) {
-        if (!test_kernels((moei_isa)isa, &k)) continue;
-        tensors a = make((shape){1, LEN, LEN, LEN, 2, 1, 16}, MOE_F32, 65), b = make(a.s, MOE_F32, 65);
-        for (int64_t i = FROM * b.ldkv; i < b.n_kv; ++i) ((float *)b.k)[i] = ((float *)b.v)[i] = 9.0F;
-        run(&k, 1, &a, false);
-        run(&k, 1, &b, false);
-        assert_memory_equal(a.out, b.out, (size_t)(FROM * a.ldo) * sizeof(float));
-        for (int64_t r = FROM; r < LEN; ++r)
-            assert_true(((float *)a.out)[r * a.ldo] != ((float *)b.out)[r * b.ldo]);
-        release(&a);
-        release(&b);
     }
 }
 
@@ -374,8 +164,6 @@ int main(void) {
     n_variants = test_variants_of(MOE_F32, variants);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ref_is_softmax),    cmocka_unit_test(test_ref_gradient),
-        cmocka_unit_test(test_causality),         cmocka_unit_test(test_batch_invariance),
-        cmocka_unit_test(test_decode_is_forward), cmocka_unit_test(test_threads),
         cmocka_unit_test(test_variants_training), cmocka_unit_test(test_variants_cache),
         cmocka_unit_test(test_large_scores),
     };
