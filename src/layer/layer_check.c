@@ -32,7 +32,7 @@ static void check_shape(checker *c, const moe_layer_desc *d) {
     rule(c, true, d->d_model > 0, "d_model", "0; a layer needs a width of at least 1");
     rule(c, true, routed || shared, "num_experts",
          "0 without shared experts; set num_experts or num_shared_experts");
-    rule(c, routed && !all_kinds, d->expert_hidden_size > 0, "expert_hidden_size",
+    rule(c, routed && !all_kinds && !moei_experts_plain(d), d->expert_hidden_size > 0, "expert_hidden_size",
          "0; an expert needs at least 1");
     rule(c, shared, d->shared_expert_hidden_size > 0, "shared_expert_hidden_size",
          "0; a shared expert needs at least 1");

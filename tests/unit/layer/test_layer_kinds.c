@@ -42,6 +42,30 @@ static void a_kind_is_found_by_the_name_it_had(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+static void kinds_without_a_hidden_layer_need_no_width(void **state) {
+    (void)state;
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    const moe_mat x = test_random(MOE_F32, T, D, 1), y = test_output(MOE_F32, T, D);
+    const char *const kinds[] = {"identity", "zero", "ffn"};
+    for (int i = 0; i < 3; ++i) {
+        moe_layer_desc desc = kinds_desc(kinds[i], NULL);
+        moe_layer *layer = NULL;
+        desc.expert_hidden_size = 0;
+        if (i == 2) {
+            test_fails(ctx, moe_layer_create(ctx, &desc, &layer), MOE_ERR_ARGUMENT, "expert_hidden_size: 0");
+            continue;
+        }
+        must(ctx, moe_layer_create(ctx, &desc, &layer));
+        must(ctx, moe_layer_reserve(layer, T, MOE_INFER));
+        must(ctx, moe_layer_forward(layer, x, y, NULL, NULL));
+        for (int64_t t = 0; t < T; ++t) /* weights sum to 1 */
+            assert_true(fabs(test_at(y, t, 0) - (i == 0 ? test_at(x, t, 0) : 0)) < 1e-6);
+        moe_layer_destroy(layer);
+    }
+    free(x.data), free(y.data);
+    moe_ctx_destroy(ctx);
+}
+
 static void kinds_that_want_their_rows_gathered_stand_alone(void **state) {
     (void)state;
     scale_habit habit = {.name = "gathered"};
@@ -170,6 +194,7 @@ static void silent_failures_are_named(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_kind_is_found_by_the_name_it_had),
+        cmocka_unit_test(kinds_without_a_hidden_layer_need_no_width),
         cmocka_unit_test(kinds_that_want_their_rows_gathered_stand_alone),
         cmocka_unit_test(parameters_that_no_layer_can_keep_are_refused),
         cmocka_unit_test(silent_failures_are_named),
