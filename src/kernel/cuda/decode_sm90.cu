@@ -135,12 +135,15 @@ __global__ void __cluster_dims__(SHARES, 1, 1) __launch_bounds__(UP_THREADS, 1)
             s, work, work.length() * across, smem_address(raw), smem_address(receive),
             [=](int i) { return factors + i / across * FACTORS * TILES; }, [] {});
     } else if (warp == FINISHER) {
+        if (threadIdx.x == 32 * FINISHER) {
+            if (blockIdx.x == 0) p.drawn[1] = 0;
+            __threadfence();
+            let_next_start();
+        }
+        __syncwarp();
         finish_up<TILES, GATED>(call, s, work, receive);
     } else if (threadIdx.x == 32 * LOADER) {
         BoxLoader loader = {s, &map, smem_address(raw), {}};
-        if (blockIdx.x == 0) p.drawn[1] = 0;
-        __threadfence();
-        let_next_start();
         draw_slices(s, work, p.drawn, [&](int u) {
             const int expert = s.listed[u / work.of_expert], column = u % work.of_expert * SLICE;
             for (int k = work.begin; k < work.end; ++k)
@@ -177,8 +180,8 @@ __global__ void __cluster_dims__(SHARES, 1, 1) __launch_bounds__(DOWN_THREADS, 1
                 mbar_wait(smem_address(&s.fed[at.stage]), at.phase);
                 return factors + at.stage * FACTORS * TILES;
             },
-            [&] {
-                release(&s.eaten[at.stage]);
+            [&] { /* every lane: racecheck sees no lanes meet before one of them arrives */
+                mbar_arrive(smem_address(&s.eaten[at.stage]));
                 at.skip(GROUPS);
             });
     } else if (warp == FINISHER) {

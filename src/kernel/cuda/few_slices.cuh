@@ -32,9 +32,8 @@ enum { CHOICES = MOEI_FEW_ROWS, EXPERTS = MOEI_FEW_EXPERTS };
 struct FewShared {
     uint64_t full[BOXES], empty[BOXES], fed[FED], eaten[FED]; /* boxes of weights; down's factors */
     uint64_t received, taken[SHARES]; /* all parts of this block's columns; by each block, what it was sent */
-    uint64_t told[DRAWN];
+    uint64_t told[DRAWN], summed[2];                    /* of slices by turns: its number; its sums are known */
     int32_t slice[DRAWN];                               /* as drawn */
-    volatile int32_t n_finished;                        /* slices this block has the sums of */
     uint32_t chosen[EXPERTS / 32];                      /* bits */
     int32_t choice[CHOICES], listed[CHOICES], n_listed; /* expert[T,K]; those chosen, each once */
 };
@@ -77,10 +76,10 @@ __device__ __forceinline__ void open_block(FewShared &s, const CUtensorMap *map,
         for (int i = 0; i < BOXES; ++i) mbar_init(smem_address(&s.full[i]), 1);
         for (int i = 0; i < BOXES; ++i) mbar_init(smem_address(&s.empty[i]), GROUP_WARPS);
         for (int i = 0; i < FED; ++i) mbar_init(smem_address(&s.fed[i]), 1);
-        for (int i = 0; i < FED; ++i) mbar_init(smem_address(&s.eaten[i]), GROUP_WARPS);
+        for (int i = 0; i < FED; ++i) mbar_init(smem_address(&s.eaten[i]), 32 * GROUP_WARPS);
         for (int i = 0; i < SHARES; ++i) mbar_init(smem_address(&s.taken[i]), 1);
         for (int i = 0; i < DRAWN; ++i) mbar_init(smem_address(&s.told[i]), 1);
-        s.n_finished = 0;
+        for (int i = 0; i < 2; ++i) mbar_init(smem_address(&s.summed[i]), 1);
         mbar_init(smem_address(&s.received), 1);
         mbar_init_done();
     }
@@ -126,16 +125,14 @@ __device__ __forceinline__ int slice_at(FewShared &s, int turn) {
 
 /* Draws slices and has them brought: one thread of each block, the first block's tells both. A slice's place
  * is free when DRAWN - 2 more have been summed: nobody sends parts of two more before all have read its
- * number. */
+ * number. No barrier of theirs can be a round ahead: what is not told yet is not summed. */
 template <class Bring>
 __device__ __forceinline__ void draw_slices(FewShared &s, const Work &work, uint32_t *drawn, Bring bring) {
     int slice = (int)(blockIdx.x / SHARES);
     for (int turn = 0;; ++turn) {
         const uint32_t told = smem_address(&s.told[turn % DRAWN]),
                        place = smem_address(&s.slice[turn % DRAWN]);
-        if (work.rank == 0)
-            while (s.n_finished < turn - (DRAWN - 3)) {
-            }
+        if (work.rank == 0) mbar_wait(smem_address(&s.summed[turn % 2]), (turn / 2 & 1) ^ 1);
         mbar_arrive_expect(told, sizeof(int32_t));
         if (work.rank == 0)
             for (uint32_t to = 0; to < SHARES; ++to) send(place, told, to, slice);
@@ -255,7 +252,7 @@ __device__ __forceinline__ void receive_sums(float (&sum)[GROUPS][TILES][4], Few
             sum[g][t][0] = all.x, sum[g][t][1] = all.y, sum[g][t][2] = all.z, sum[g][t][3] = all.w;
         }
     __syncwarp();
-    if (lane == 0) s.n_finished = turn + 1;
+    if (lane == 0) mbar_arrive(smem_address(&s.summed[turn % 2]));
     if (lane < SHARES) mbar_arrive_at(smem_address(&s.taken[rank]), (uint32_t)lane);
 }
 
