@@ -138,7 +138,7 @@ static bool route_in_one(const moe_layer *layer, const moei_scratch *s) {
     if (!kernels->route || layer->gate.bias || layer->router.keeps_logits) return false;
     moei_router_args args = router_args(layer, s);
     args.logits = NULL; /* nobody asks */
-    args.tile_count = s->tile_count;
+    args.tile_count = moei_layer_takes_few(layer) ? NULL : s->tile_count;
     return kernels->route(&layer->ctx->team, &args);
 }
 
