@@ -87,8 +87,9 @@ struct Layer {
         const moei_team team = team_of(stream);
         const bf16 *tokens = x.data + i * MAX_BATCH * s.d;
         int *chosen = expert.data + i * MAX_BATCH * s.top_k;
-        const moei_router_args route = route_args(tokens, chosen, batch);
+        moei_router_args route = route_args(tokens, chosen, batch);
         if (few) {
+            route.tile_count = NULL; /* no plan follows */
             moei_few_args decode = {};
             decode.dtype = MOE_BF16, decode.n_tokens = batch, decode.d = decode.ldx = decode.ldy = s.d;
             decode.n = s.n, decode.n_experts = s.experts, decode.top_k = s.top_k, decode.x = tokens;

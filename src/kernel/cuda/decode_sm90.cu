@@ -2,7 +2,7 @@
  * kernels: gate and up with the activation, then down with the sum over experts. No plan and no rows: a
  * chosen expert is multiplied with all tokens, and what a token did not ask for is left out after that.
  * Blocks share slices of columns (few_slices.cuh); down has a warp more, which brings what it multiplies.
- * Down's first boxes come while up is at work. Source: docs/kernels-cuda.md, few tokens.
+ * Down's first boxes come while the last of up is summed. Source: docs/kernels-cuda.md, few tokens.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/early.cuh"
@@ -11,7 +11,9 @@
 
 namespace moei {
 
-enum { SHARED_MOST = 220 * 1024 }; /* bytes of shared memory */
+/* Bytes of shared memory: a block has more than half of a multiprocessor's, so that none gets two while
+ * another gets none. */
+enum { SHARED_LEAST = 116 * 1024, SHARED_MOST = 220 * 1024 };
 
 struct FewCall {
     moei_few_args p;
@@ -135,16 +137,12 @@ __global__ void __cluster_dims__(SHARES, 1, 1) __launch_bounds__(UP_THREADS, 1)
             s, work, work.length() * across, smem_address(raw), smem_address(receive),
             [=](int i) { return factors + i / across * FACTORS * TILES; }, [] {});
     } else if (warp == FINISHER) {
-        if (threadIdx.x == 32 * FINISHER) {
-            if (blockIdx.x == 0) p.drawn[1] = 0;
-            __threadfence();
-            let_next_start();
-        }
-        __syncwarp();
         finish_up<TILES, GATED>(call, s, work, receive);
     } else if (threadIdx.x == 32 * LOADER) {
+        const int last = work.slices - (int)gridDim.x / SHARES; /* from here on, a slice is a block's last */
         BoxLoader loader = {s, &map, smem_address(raw), {}};
         draw_slices(s, work, p.drawn, [&](int u) {
+            if (u >= last) let_next_start();
             const int expert = s.listed[u / work.of_expert], column = u % work.of_expert * SLICE;
             for (int k = work.begin; k < work.end; ++k)
                 for (int half = 0; half < across; ++half)
@@ -180,7 +178,8 @@ __global__ void __cluster_dims__(SHARES, 1, 1) __launch_bounds__(DOWN_THREADS, 1
                 mbar_wait(smem_address(&s.fed[at.stage]), at.phase);
                 return factors + at.stage * FACTORS * TILES;
             },
-            [&] { /* every lane: racecheck sees no lanes meet before one of them arrives */
+            [&] {
+                /* By every lane: that all have read when one arrives is nothing that racecheck can see. */
                 mbar_arrive(smem_address(&s.eaten[at.stage]));
                 at.skip(GROUPS);
             });
@@ -197,7 +196,6 @@ __global__ void __cluster_dims__(SHARES, 1, 1) __launch_bounds__(DOWN_THREADS, 1
         Ring<FED> at;
         await_earlier();
         asm volatile("fence.proxy.async;" ::: "memory"); /* up stored them as any kernel does */
-        if (blockIdx.x == 0) p.drawn[0] = 0;
         /* A block without boxes has nobody to wait for, and would fall behind the numbers of slices. */
         for (int turn = 0; work.length() > 0 && slice_at(s, turn) < work.slices; ++turn)
             for (int i = work.begin; i < work.end; ++i, at.next()) {
@@ -216,7 +214,8 @@ __global__ void __cluster_dims__(SHARES, 1, 1) __launch_bounds__(DOWN_THREADS, 1
 template <class Kernel>
 static cudaError_t launch_slices(Kernel *kernel, const moei_team *team, const moei_few_args *args,
                                  int64_t slices, int threads, int64_t rest, const CUtensorMap &map) {
-    const int64_t bytes = BOXES * BOX_BYTES + rest;
+    const int64_t needed = BOXES * BOX_BYTES + rest,
+                  bytes = needed > SHARED_LEAST ? needed : (int64_t)SHARED_LEAST;
     if (bytes > SHARED_MOST) return cudaErrorNotSupported;
     int n_sm = 0;
     cudaError_t error = multiprocessors(&n_sm);
@@ -239,11 +238,8 @@ static cudaError_t launch_few(const moei_team *team, const moei_few_args *args) 
                               args->n_tokens * args->top_k * ceil_div(args->n, SLICE), UP_THREADS,
                               receive + share * FACTORS * TILES, w1);
     if (error) return error;
-    error = launch_slices(few_down_kernel<TILES>, team, args, ceil_div(args->d, SLICE), DOWN_THREADS,
-                          receive + FED * FACTORS * TILES, w2);
-    /* What up has drawn, down would have cleared. */
-    if (error) cudaMemsetAsync(args->drawn, 0, 2 * sizeof *args->drawn, stream_of(team));
-    return error;
+    return launch_slices(few_down_kernel<TILES>, team, args, ceil_div(args->d, SLICE), DOWN_THREADS,
+                         receive + FED * FACTORS * TILES, w2);
 }
 
 template <bool GATED> static cudaError_t launch_tiles(const moei_team *team, const moei_few_args *args) {

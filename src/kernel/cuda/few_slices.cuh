@@ -32,9 +32,9 @@ enum { CHOICES = MOEI_FEW_ROWS, EXPERTS = MOEI_FEW_EXPERTS };
 struct FewShared {
     uint64_t full[BOXES], empty[BOXES], fed[FED], eaten[FED]; /* boxes of weights; down's factors */
     uint64_t received, taken[SHARES]; /* all parts of this block's columns; by each block, what it was sent */
-    uint64_t told[DRAWN], summed[2];                    /* of slices by turns: its number; its sums are known */
-    int32_t slice[DRAWN];                               /* as drawn */
-    uint32_t chosen[EXPERTS / 32];                      /* bits */
+    uint64_t told[DRAWN], summed[2];  /* by turns: a slice has its number; its sums are known */
+    int32_t slice[DRAWN];             /* as drawn */
+    uint32_t chosen[EXPERTS / 32];    /* bits */
     int32_t choice[CHOICES], listed[CHOICES], n_listed; /* expert[T,K]; those chosen, each once */
 };
 
@@ -125,7 +125,8 @@ __device__ __forceinline__ int slice_at(FewShared &s, int turn) {
 
 /* Draws slices and has them brought: one thread of each block, the first block's tells both. A slice's place
  * is free when DRAWN - 2 more have been summed: nobody sends parts of two more before all have read its
- * number. No barrier of theirs can be a round ahead: what is not told yet is not summed. */
+ * number. No barrier of theirs can be a round ahead: what is not told yet is not summed. After each slice
+ * that was brought one is drawn, so `drawn` is 0 again after the last. */
 template <class Bring>
 __device__ __forceinline__ void draw_slices(FewShared &s, const Work &work, uint32_t *drawn, Bring bring) {
     int slice = (int)(blockIdx.x / SHARES);
@@ -140,7 +141,7 @@ __device__ __forceinline__ void draw_slices(FewShared &s, const Work &work, uint
             slice = slice_at(s, turn);
         if (slice >= work.slices) return;
         bring(slice);
-        if (work.rank == 0) slice = (int)(gridDim.x / SHARES + atomicAdd(drawn, 1));
+        if (work.rank == 0) slice = (int)(gridDim.x / SHARES + atomicInc(drawn, (uint32_t)work.slices - 1));
     }
 }
 

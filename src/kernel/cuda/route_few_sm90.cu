@@ -127,7 +127,7 @@ __device__ __forceinline__ void select_token(const moei_router_args &p, RouteSha
     if (mine) {
         p.expert[token * p.top_k + lane] = expert;
         p.weight[token * p.top_k + lane] = (float)p.scale * own / weight_divisor(p, sum, chosen);
-        atomicAdd(at_rank(s.count + expert, 0), 1);
+        if (p.tile_count) atomicAdd(at_rank(s.count + expert, 0), 1);
     }
     if (lane == 0) p.lse[token] = top + __logf(sum);
 }
@@ -160,12 +160,17 @@ __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1)
             s.logit[slot][e] = logit, s.key[slot][e] = e < p.n_experts ? key_of(logit) : 0;
             if (p.logits && e < p.n_experts) p.logits[(int64_t)token * p.n_experts + e] = logit;
         }
+    }
+    cluster_arrive(); /* what others have here is read */
+    if (token < p.n_tokens) {
         named_barrier(1 + slot, SELECTORS);
         select_token<TILES>(p, s, slot, token);
     }
     __syncwarp();
-    cluster_sync(); /* all have counted, and read what others have here */
-    if (rank == 0 && p.tile_count && thread < padded) p.tile_count[thread] = (uint8_t)s.count[thread];
+    cluster_wait();
+    if (!p.tile_count) return;
+    cluster_sync(); /* all have counted */
+    if (rank == 0 && thread < padded) p.tile_count[thread] = (uint8_t)s.count[thread];
 }
 
 } // namespace moei

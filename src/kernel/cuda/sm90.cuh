@@ -55,6 +55,13 @@ __device__ __forceinline__ void cluster_sync() {
                  "barrier.cluster.wait.acquire.aligned;" ::
                      : "memory");
 }
+/* The same in two halves that order no memory: for what was only read. */
+__device__ __forceinline__ void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+}
 /* The float at the same shared-memory address in block `rank` of the cluster. */
 __device__ __forceinline__ float load_of_rank(uint32_t address, uint32_t rank) {
     float v;
