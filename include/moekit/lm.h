@@ -82,7 +82,7 @@ MOE_API moe_status moe_lm_param(const moe_lm *lm, int32_t index, moe_param *para
 /* Reserves for n_seq sequences of `length` tokens at once. */
 MOE_API moe_status moe_lm_reserve(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mode);
 /* What the model holds once that is reserved, parameters and gradients included. Refuses what moe_lm_reserve
- * would. */
+ * would, and like it announces n_seq to the layers (moe_layer_limit_sequences), if none more were before. */
 MOE_API moe_status moe_lm_measure(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mode, size_t *bytes);
 /* logits[n_seq*length, vocab] of tokens[n_seq*length], every position, without a cache. */
 MOE_API moe_status moe_lm_logits(moe_lm *lm, const int32_t *tokens, int64_t n_seq, int64_t length,

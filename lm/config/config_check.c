@@ -229,24 +229,32 @@ static moe_status check_alarms(const moe_lm_config *config, moe_error *error) {
     return MOE_OK;
 }
 
+/* Whether experts may be full outside training; of two levels, the inner ones too. */
+static bool is_limited(const moe_layer_desc *filled) {
+    const bool inner = filled->num_groups_outer > 0 && filled->capacity_factor_inner > 0;
+    return inner || filled->capacity_factor_eval > 0 ||
+           (filled->capacity_factor > 0 && filled->capacity_factor_eval != MOE_ZERO);
+}
+
+/* clang-format off */
+static const char by_expert[] =
+    "moe.router_type expert_choice: experts choose among all tokens of a batch, also those yet to be predicted";
+static const char by_weight[] =
+    "moe.drop_policy probs: a full expert keeps the largest weights, also of tokens yet to be predicted; "
+    "policy position, or moe.capacity_factor_eval -1, does not look ahead";
+static const char by_rank[] =
+    "moe.drop_policy rank_major: a full expert keeps first choices before second ones, also of tokens yet to be "
+    "predicted; moe.capacity_factor_eval -1, of two levels capacity_factor_inner -1 too, does not look ahead";
+/* clang-format on */
+
 const char *moe_lm_config_foresight(const moe_lm_config *config) {
     moe_layer_desc desc, filled = {.size = sizeof filled};
     if (!config || !is_routed(config, 0)) return NULL;
     moelm_config_layer(config, 0, &desc);
     if (moe_layer_desc_fill(&desc, &filled, NULL) != MOE_OK) return NULL;
-    if (strcmp(filled.router_type, "expert_choice") == 0)
-        return "moe.router_type expert_choice: experts choose among all tokens of a batch, also those yet to "
-               "be "
-               "predicted";
-    const bool limited = filled.capacity_factor_eval > 0 ||
-                         (filled.capacity_factor > 0 && filled.capacity_factor_eval != MOE_ZERO);
-    if (!limited || strcmp(filled.drop_policy, "position") == 0) return NULL;
-    return strcmp(filled.drop_policy, "probs") == 0
-               ? "moe.drop_policy probs: a full expert keeps the largest weights, also of tokens yet to be "
-                 "predicted; policy position, or moe.capacity_factor_eval -1, does not look ahead"
-               : "moe.drop_policy rank_major: a full expert keeps first choices before second ones, also of "
-                 "tokens yet to be predicted; policy position, or moe.capacity_factor_eval -1, does not look "
-                 "ahead";
+    if (strcmp(filled.router_type, "expert_choice") == 0) return by_expert;
+    if (!is_limited(&filled) || strcmp(filled.drop_policy, "position") == 0) return NULL;
+    return strcmp(filled.drop_policy, "probs") == 0 ? by_weight : by_rank;
 }
 
 /* The layer knows what its settings are to each other. Of each kind the first is like the others. */

@@ -5,6 +5,7 @@
 #include <moekit/expert.h>
 
 #include "core/ctx.h"
+#include "core/machine.h"
 #include "core/status.h"
 #include "model/model.h"
 #include "train/clock.h"
@@ -15,7 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static moe_status check(moelm_trainer *t) {
     const moe_lm_config *config = t->config;
@@ -45,34 +45,30 @@ static moe_status open_texts(moelm_trainer *t) {
 
 /* Told before the machine begins to swap, or its system to kill: memory that is promised need not be there.
  */
-static moe_status check_memory(moelm_trainer *t) {
-    const int64_t batch = t->config->train.batch_size;
+static moe_status reserve(moelm_trainer *t, int64_t n_seq, int64_t length) {
     moe_lm_info info = {.size = sizeof info};
     size_t bytes;
     MOEI_TRY(moelm_trainer_ctx(t, moe_lm_get_info(t->lm, &info)));
-    MOEI_TRY(moelm_trainer_ctx(t, moe_lm_measure(t->lm, batch, t->length, MOE_TRAIN, &bytes)));
-    const double moments =
-        (moelm_config_dtype(t->config) == MOE_BF16 ? 12.0 : 8.0) * (double)info.params_total;
-    const double need = (double)bytes + moments;
-    const double have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    if (need <= have) return MOE_OK;
+    MOEI_TRY(moelm_trainer_ctx(t, moe_lm_measure(t->lm, n_seq, length, MOE_TRAIN, &bytes)));
+    const double of_moments = moelm_config_dtype(t->config) == MOE_BF16 ? 12 : 8;
+    const double need = (double)bytes + of_moments * (double)info.params_total;
+    const double have = moei_machine_memory("/sys/fs/cgroup");
+    if (have == 0 || need <= have)
+        return moelm_trainer_ctx(t, moe_lm_reserve(t->lm, n_seq, length, MOE_TRAIN));
     return moei_error_set(
         &t->error, MOE_ERR_MEMORY,
         "train.batch_size: training on %lld sequences of %lld tokens at once takes %.1f GiB, "
         "and this machine has %.1f; lower it, train.length or the model",
-        (long long)batch, (long long)t->length, need * 0x1p-30, have * 0x1p-30);
+        (long long)n_seq, (long long)length, need * 0x1p-30, have * 0x1p-30);
 }
 
 static moe_status make_model(moelm_trainer *t) {
     const moe_lm_config *config = t->config;
     int64_t context = config->model.context, batch = config->train.batch_size;
     MOEI_TRY(moelm_trainer_ctx(t, moelm_create(t->ctx, config, config->train.from[0] == '\0', &t->lm)));
-    MOEI_TRY(check_memory(t));
-    MOEI_TRY(moelm_trainer_ctx(t, moe_lm_reserve(t->lm, batch, t->length, MOE_TRAIN)));
+    MOEI_TRY(reserve(t, batch, t->length));
     /* What evaluation takes beyond a batch is reserved now: a run that has begun needs no more memory. */
-    if (t->eval.map.data)
-        MOEI_TRY(moelm_trainer_ctx(
-            t, moe_lm_reserve(t->lm, moelm_score_sequences(t->lm, context), context, MOE_TRAIN)));
+    if (t->eval.map.data) MOEI_TRY(reserve(t, moelm_score_sequences(t->lm, context), context));
     return moelm_trainer_ctx(t, moelm_optimizer_create(t->ctx, t->lm, &t->optimizer));
 }
 

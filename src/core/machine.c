@@ -9,6 +9,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 void moe_cpu_name(char *text, size_t size) {
     FILE *file = fopen("/proc/cpuinfo", "r");
@@ -34,6 +35,18 @@ static int numbers_in(const char *root, const char *name, long long number[2]) {
     const int read = fscanf(file, "%lld %lld", &number[0], &number[1]);
     fclose(file);
     return read > 0 ? read : 0;
+}
+
+double moei_machine_memory(const char *root) {
+    static const char *const files[] = {"memory.max", "memory/memory.limit_in_bytes"};
+    const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    double bytes = pages > 0 && page > 0 ? (double)pages * (double)page : 0;
+    for (size_t i = 0; i < sizeof files / sizeof *files; ++i) {
+        long long limit[2] = {0, 0};
+        if (numbers_in(root, files[i], limit) == 0 || limit[0] <= 0) continue; /* "max": no limit */
+        if (bytes == 0 || (double)limit[0] < bytes) bytes = (double)limit[0];
+    }
+    return bytes;
 }
 
 int32_t moei_machine_quota(const char *root) {

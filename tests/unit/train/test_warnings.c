@@ -45,9 +45,17 @@ static void test_other_vocabularies(void **state) {
 
 /* What no machine has is refused before any of it is asked for. */
 static void test_no_such_memory(void **state) {
-    static const char *const huge[] = {"train.batch_size", "16000000", "train.grad_accum", "1", NULL};
-    train_result result = train_run(state, &(train_setup){.dir = "d", .pairs = huge});
-    train_must_fail(&result, MOE_ERR_MEMORY, "train.batch_size: training on 16000000 sequences of 12 tokens");
+    static const char *const huge[] = {"train.batch_size",
+                                       "16000000",
+                                       "model.context",
+                                       "64",
+                                       "train.length",
+                                       "64",
+                                       "model.n_layers",
+                                       "64",
+                                       NULL};
+    train_result result = train_run(state, &(train_setup){.dir = "d", .pairs = huge}); /* hundreds of TiB */
+    train_must_fail(&result, MOE_ERR_MEMORY, "train.batch_size: training on 16000000 sequences of 64 tokens");
     assert_false(train_exists(state, "d"));
 }
 
