@@ -155,9 +155,9 @@ moe_status moe_lm_measure(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mo
     MOEI_TRY(moei_ctx_need(lm->ctx, "moe_lm_measure", "bytes", bytes));
     MOEI_TRY(check(lm, n_seq, length));
     moelm_memory mem = grown(lm, n_seq, length, mode);
-    moei_arena arena = {0}, grads = {0};
+    moei_arena arena = {0}, grads = {.used = lm->grad_bytes};
     carve(lm, &arena, &mem);
-    if (mem.mode == MOE_TRAIN) carve_grads(lm, &grads);
+    if (mem.mode == MOE_TRAIN && !lm->grads) carve_grads(lm, &grads);
     size_t sum = lm->value_bytes + arena.used + grads.used;
     for (int32_t i = 0; i < lm->n_layers; ++i) {
         moe_layer *layer = lm->blocks[i].ffn;

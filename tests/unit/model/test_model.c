@@ -228,6 +228,9 @@ static void test_measured_is_held(void **state) {
             fail_msg("case %d: %zu bytes are held, %zu were measured", i, is, measured);
         must(ctx, moe_lm_measure(lm, 1, 1, MOE_INFER, &more)); /* nothing is given back */
         assert_int_equal(more, measured);
+        const int32_t token = 1;
+        double loss, aux;
+        must(ctx, moe_lm_loss(lm, &token, &token, 1, 1, 0, mode == MOE_TRAIN, &loss, &aux)); /* it works on */
         must_fail(ctx, moe_lm_measure(lm, 1, 33, mode, &more), MOE_ERR_ARGUMENT, "longer than the model");
         must_fail(ctx, moe_lm_measure(lm, 1 << 30, 1, mode, &more), MOE_ERR_ARGUMENT, "more than 1073741823");
         moe_lm_destroy(lm);
