@@ -1,9 +1,10 @@
 /* bench_decode.cu: time of one layer (router, experts, combine) for small batches, bf16, swiglu: by the
- * kernels for few tokens, by the general ones, and by moe_layer, whose gate is another; beside the time that
- * reading the chosen experts' weights takes at the rate of a plain read measured in the same run, and beside
- * three kernels that wait for each other and only read as many bytes, or as many as weights of int4 have.
- * Steps have tokens of their own, so that weights come from memory; all steps of a batch size are one CUDA
- * graph. Run: make bench-gpu, or build/release/gpu/bench_decode [BATCH].
+ * kernels for few tokens, also with packed weights, by the general ones, and by moe_layer, whose gate is
+ * another; beside the time that reading the chosen experts' weights takes at the rate of a plain read
+ * measured in the same run, and beside three kernels that wait for each other and only read as many bytes, or
+ * as many as packed ones have. Steps have tokens of their own, so that weights come from memory; all steps of
+ * a batch size are one CUDA graph. Run: make bench-gpu, or build/release/gpu/bench_decode [BATCH or 0 [FORMAT
+ * ...]].
  */
 #include "gpu_common.cuh"
 
@@ -11,6 +12,7 @@
 
 #include <functional>
 #include <moekit/cuda.h>
+#include <moekit/quant.h>
 #include <set>
 
 struct Shape {
@@ -40,6 +42,25 @@ static __global__ void read_kernel(const uint4 *from, int64_t n, uint32_t *sink)
     if (sum == 0x12345678) *sink = sum;
 }
 
+/* Both matrices in few bits. */
+struct Packed {
+    moe_packed *w1 = NULL, *w2 = NULL;
+    Packed(moe_ctx *ctx, const Shape &s, const char *format, const bf16 *up, const bf16 *down) {
+        moe_packed_desc desc = {};
+        desc.size = sizeof desc, desc.format = format, desc.dtype = MOE_BF16, desc.n_groups = s.experts;
+        desc.k = s.d, desc.n = 2 * s.n, desc.n_runs = 2;
+        pack(ctx, &desc, up, &w1);
+        desc.k = s.n, desc.n = s.d, desc.n_runs = 1;
+        pack(ctx, &desc, down, &w2);
+    }
+    Packed(const Packed &) = delete;
+    ~Packed() { moe_packed_destroy(w1), moe_packed_destroy(w2); }
+    double bytes() const { return (double)(moe_packed_bytes(w1) + moe_packed_bytes(w2)); }
+    static void pack(moe_ctx *ctx, const moe_packed_desc *desc, const bf16 *from, moe_packed **to) {
+        if (moe_packed_create(ctx, desc, from, to) != MOE_OK) printf("%s\n", moe_ctx_error(ctx)), exit(1);
+    }
+};
+
 struct Layer {
     Shape s;
     Buffer<bf16> x, gate, w1, w2, h, y_rows, y;
@@ -54,9 +75,10 @@ struct Layer {
         : s(shape), x(STEPS * MAX_BATCH * s.d), gate(s.experts * s.d), w1(s.experts * s.d * 2 * s.n),
           w2(s.experts * s.n * s.d), h(MAX_BATCH * s.top_k * s.n), y_rows(MAX_BATCH * s.top_k * s.d),
           y(MAX_BATCH * s.d), lse(MAX_BATCH), weight(MAX_BATCH * s.top_k), row_weight(MAX_BATCH * s.top_k),
-          scratch((int64_t)moei_few_scratch_bytes(MOEI_FEW_TOKENS, MOEI_FEW_ROWS, s.experts, s.n)), drawn(2),
-          expert(STEPS * MAX_BATCH * s.top_k), row_token(MAX_BATCH * s.top_k), row_slot(MAX_BATCH * s.top_k),
-          row_of(MAX_BATCH * s.top_k), offset(s.experts + 1), count(2 * s.experts + 2),
+          scratch((int64_t)moei_few_scratch_bytes(MOEI_FEW_TOKENS, MOEI_FEW_ROWS, s.experts, s.d, s.n)),
+          drawn(2), expert(STEPS * MAX_BATCH * s.top_k), row_token(MAX_BATCH * s.top_k),
+          row_slot(MAX_BATCH * s.top_k), row_of(MAX_BATCH * s.top_k), offset(s.experts + 1),
+          count(2 * s.experts + 2),
           tile_count((int64_t)moei_plan_scratch_bytes(MAX_BATCH, MAX_BATCH * s.top_k, s.experts)), fault(1) {
         x.random(1, 1), gate.random(2, 1 / sqrtf((float)s.d)), w1.random(3, 1 / sqrtf((float)s.d));
         w2.random(4, 1 / sqrtf((float)s.n)), drawn.put({0, 0});
@@ -83,23 +105,27 @@ struct Layer {
         a.n = n, a.k = k, a.b = b, a.ldb = n, a.b_group = n * k;
         return a;
     }
-    void step(int i, int64_t batch, bool few, cudaStream_t stream) {
+    /* packed: NULL for weights in bf16. */
+    void few_step(int i, int64_t batch, const Packed *packed, cudaStream_t stream) {
+        const moei_team team = team_of(stream);
+        int *chosen = expert.data + i * MAX_BATCH * s.top_k;
+        moei_router_args route = route_args(x.data + i * MAX_BATCH * s.d, chosen, batch);
+        route.tile_count = NULL; /* no plan follows */
+        moei_few_args decode = {};
+        decode.dtype = MOE_BF16, decode.n_tokens = batch, decode.d = decode.ldx = decode.ldy = s.d;
+        decode.n = s.n, decode.n_experts = s.experts, decode.top_k = s.top_k, decode.x = route.x;
+        decode.w1 = w1.data, decode.w2 = w2.data, decode.act = MOE_ACT_SWIGLU, decode.expert = chosen;
+        if (packed) decode.w1_packed = packed->w1, decode.w2_packed = packed->w2;
+        decode.weight = weight.data, decode.scratch = scratch.data, decode.drawn = drawn.data;
+        decode.y = y.data;
+        CUDA_OK(moei_cuda_route_few(&team, &route));
+        CUDA_OK(moei_cuda_decode(&team, &decode));
+    }
+    void general_step(int i, int64_t batch, cudaStream_t stream) {
         const moei_team team = team_of(stream);
         const bf16 *tokens = x.data + i * MAX_BATCH * s.d;
         int *chosen = expert.data + i * MAX_BATCH * s.top_k;
-        moei_router_args route = route_args(tokens, chosen, batch);
-        if (few) {
-            route.tile_count = NULL; /* no plan follows */
-            moei_few_args decode = {};
-            decode.dtype = MOE_BF16, decode.n_tokens = batch, decode.d = decode.ldx = decode.ldy = s.d;
-            decode.n = s.n, decode.n_experts = s.experts, decode.top_k = s.top_k, decode.x = tokens;
-            decode.w1 = w1.data, decode.w2 = w2.data, decode.act = MOE_ACT_SWIGLU, decode.expert = chosen;
-            decode.weight = weight.data, decode.scratch = scratch.data, decode.drawn = drawn.data;
-            decode.y = y.data;
-            CUDA_OK(moei_cuda_route_few(&team, &route));
-            CUDA_OK(moei_cuda_decode(&team, &decode));
-            return;
-        }
+        const moei_router_args route = route_args(tokens, chosen, batch);
         const moei_plan_args plan = plan_args(chosen, batch);
         moe_gemm_rows_args r = rows_args(2 * s.n, s.d, w1.data, batch);
         r.a = tokens, r.lda = s.d, r.a_row = row_token.data;
@@ -129,14 +155,14 @@ struct Layer {
         read(264, w1, up);
         read(264, w2, down);
     }
-    double weight_bytes(int64_t batch) const {
+    double experts_met(int64_t batch) const {
         const std::vector<int> chosen = expert.get();
         double experts = 0;
         for (int i = 0; i < STEPS; ++i) {
             const int *first = &chosen[(size_t)(i * MAX_BATCH * s.top_k)];
             experts += (double)std::set<int>(first, first + batch * s.top_k).size();
         }
-        return experts / STEPS * 6. * (double)(s.n * s.d);
+        return experts / STEPS;
     }
 };
 
@@ -213,21 +239,35 @@ static void print_way(int64_t batch, const char *way, double us, double bytes, d
            way, us, bytes * 1e-6, bytes / us * 1e-6, 100 * bytes / us * 1e-6 / rate);
 }
 
+static double time_read(Layer &layer, double bytes) {
+    return time_steps([&](int i, cudaStream_t stream) { layer.read_step(i, bytes, stream); });
+}
+
 static void time_batch(Layer &layer, PublicLayer &whole, int64_t batch, double rate) {
-    const auto by_kernels = [&](bool few) {
-        return time_steps([&](int i, cudaStream_t stream) { layer.step(i, batch, few, stream); });
-    };
-    const auto read = [&](double bytes) {
-        return time_steps([&](int i, cudaStream_t stream) { layer.read_step(i, bytes, stream); });
-    };
-    const double general = by_kernels(false), bytes = layer.weight_bytes(batch), int4 = bytes * 4.5 / 16;
-    if (batch <= MOEI_FEW_TOKENS) print_way(batch, "few", by_kernels(true), bytes, rate);
+    const double general =
+        time_steps([&](int i, cudaStream_t stream) { layer.general_step(i, batch, stream); });
+    const double bytes = layer.experts_met(batch) * 6. * (double)(layer.s.n * layer.s.d);
+    if (batch <= MOEI_FEW_TOKENS)
+        print_way(batch, "few",
+                  time_steps([&](int i, cudaStream_t stream) { layer.few_step(i, batch, NULL, stream); }),
+                  bytes, rate);
     print_way(batch, "general", general, bytes, rate);
-    print_way(batch, "read", read(bytes), bytes, rate);
-    print_way(batch, "read int4", read(int4), int4, rate);
+    print_way(batch, "read", time_read(layer, bytes), bytes, rate);
     printf("  batch %3d %-9s %8.1f us\n", (int)batch, "moe_layer",
            time_steps([&](int i, cudaStream_t stream) { whole.step(layer, i, batch, stream); }));
     whole.ok(moe_cuda_set_stream(whole.ctx, NULL)); /* that one is gone */
+}
+
+static void time_packed(Layer &layer, PublicLayer &whole, const char *format, int64_t only, double rate) {
+    const Packed packed(whole.ctx, layer.s, format, layer.w1.data, layer.w2.data);
+    for (int64_t batch = 1; batch <= MOEI_FEW_TOKENS; batch *= 2) {
+        if (only && batch != only) continue;
+        const double us =
+            time_steps([&](int i, cudaStream_t stream) { layer.few_step(i, batch, &packed, stream); });
+        const double bytes = layer.experts_met(batch) * packed.bytes() / layer.s.experts;
+        print_way(batch, format, us, bytes, rate);
+        print_way(batch, "  read", time_read(layer, bytes), bytes, rate);
+    }
 }
 
 int main(int argc, char **argv) {
@@ -240,10 +280,10 @@ int main(int argc, char **argv) {
         PublicLayer whole(shape);
         const double rate = read_rate(layer.w1);
         printf("%s: d %d, n %d, E %d, K %d; plain read %.2f TB/s; three kernels that read nothing %.1f us\n",
-               shape.name, (int)shape.d, (int)shape.n, shape.experts, shape.top_k, rate,
-               time_steps([&](int i, cudaStream_t stream) { layer.read_step(i, 0, stream); }));
+               shape.name, (int)shape.d, (int)shape.n, shape.experts, shape.top_k, rate, time_read(layer, 0));
         for (int64_t batch = 1; batch <= MAX_BATCH; batch *= 2)
             if (!only || batch == only) time_batch(layer, whole, batch, rate);
+        for (int i = 2; i < argc; ++i) time_packed(layer, whole, argv[i], only, rate);
     }
     return 0;
 }

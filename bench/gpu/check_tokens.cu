@@ -212,7 +212,7 @@ static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int6
         again(tokens * d);
     Buffer<float> weight(choices);
     Buffer<int> expert(choices);
-    Buffer<char> scratch((int64_t)moei_few_scratch_bytes(tokens, choices, experts, n));
+    Buffer<char> scratch((int64_t)moei_few_scratch_bytes(tokens, choices, experts, d, n));
     Buffer<uint32_t> drawn(2);
     std::vector<int> chosen;
     for (int64_t t = 0; t < tokens; ++t) {

@@ -41,7 +41,9 @@ static ffn_scratch carve(const moei_ffn *f, moei_arena *arena, int64_t rows, moe
     const size_t wide = moe_dtype_bytes(moei_wide(f->desc.dtype));
     const bool few = !train && f->ctx->kernels[f->desc.dtype]->few;
     const size_t a = rows_bytes(f, rows, f->desc.d_hidden),
-                 few_a = few ? moei_few_scratch_bytes(rows, rows, f->desc.n_experts, f->desc.d_hidden) : 0;
+                 few_a = few ? moei_few_scratch_bytes(rows, rows, f->desc.n_experts, f->desc.d_in,
+                                                      f->desc.d_hidden)
+                             : 0;
     ffn_scratch s = {.a = moei_arena_take(arena, few_a > a ? few_a : a)};
     if (train && f->fused)
         s.dweight_part = moei_arena_array(arena, rows, moe_dweight_parts(f->desc.d_hidden), wide);
@@ -146,12 +148,12 @@ bool moei_ffn_few(const void *self, const moei_few_args *given) {
     moei_few_fn *few = f->ctx->kernels[d->dtype]->few;
     moei_arena arena = {given->scratch, 0};
     moei_few_args args = *given;
-    if (!few || !f->fused || d->d_in != d->d_out || f->value[MOEI_FFN_UP_BIAS] || f->packed[MOEI_FFN_UP] ||
-        f->packed[MOEI_FFN_DOWN])
-        return false;
+    if (!few || !f->fused || d->d_in != d->d_out || f->value[MOEI_FFN_UP_BIAS]) return false;
     args.n = d->d_hidden;
     args.w1 = f->value[MOEI_FFN_UP];
     args.w2 = f->value[MOEI_FFN_DOWN];
+    args.w1_packed = f->packed[MOEI_FFN_UP];
+    args.w2_packed = f->packed[MOEI_FFN_DOWN];
     args.act = f->act;
     args.act_numbers = act_numbers(f);
     args.scratch = carve(f, &arena, args.n_tokens * args.top_k, MOE_INFER).a;

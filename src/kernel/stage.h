@@ -236,9 +236,10 @@ typedef struct moei_few_args {
     moe_dtype dtype;
     int64_t n_tokens, d, n;
     int32_t n_experts, top_k;
-    const void *x;  /* [T, d] */
-    const void *w1; /* [E, d, n], gated [E, d, 2n], gate first */
-    const void *w2; /* [E, n, d] */
+    const void *x;                           /* [T, d] */
+    const void *w1;                          /* [E, d, n], gated [E, d, 2n], gate first */
+    const void *w2;                          /* [E, n, d] */
+    const moe_packed *w1_packed, *w2_packed; /* both instead of w1 and w2, or NULL; gated w1 in two runs */
     int64_t ldx, ldy;
     moe_act act;
     moe_act_numbers act_numbers;
@@ -250,13 +251,16 @@ typedef struct moei_few_args {
     bool accumulate;
 } moei_few_args;
 
-/* Hidden numbers in bf16 of each chosen expert for all tokens, in tiles of 128 by 8 or 16. `rows` is
- * n_tokens * top_k or more. */
-static inline size_t moei_few_scratch_bytes(int64_t n_tokens, int64_t rows, int64_t n_experts, int64_t n) {
+/* Hidden numbers in bf16 of each chosen expert for all tokens, in tiles of 128 by 8 or 16; with packed
+ * weights of each choice, and its sums in f32. `rows` is n_tokens * top_k or more. */
+static inline size_t moei_few_scratch_bytes(int64_t n_tokens, int64_t rows, int64_t n_experts, int64_t d,
+                                            int64_t n) {
     const int64_t tokens = n_tokens < MOEI_FEW_TOKENS ? n_tokens : (int64_t)MOEI_FEW_TOKENS,
                   chosen = rows < MOEI_FEW_ROWS ? rows : (int64_t)MOEI_FEW_ROWS;
-    return (size_t)(chosen < n_experts ? chosen : n_experts) * (size_t)((n + 127) / 128 * 128) *
-           (size_t)(tokens <= 8 ? 8 : 16) * 2;
+    const int64_t dense = (chosen < n_experts ? chosen : n_experts) * ((n + 127) / 128 * 128) *
+                          (tokens <= 8 ? 8 : 16) * 2,
+                  packed = chosen * (2 * n + 4 * d);
+    return (size_t)(dense > packed ? dense : packed);
 }
 
 /* Where each routed row stands: dispatch/plan.c on a device. Rows past offset[E] are padding.

@@ -40,6 +40,8 @@ int moei_cuda_gemm_outers(const moei_team *team, const moei_gemm_outers_args *ar
  * empty, rows, m and n are not 0. */
 void moei_cuda_gemm_rows_mma(const moei_team *team, const moe_gemm_rows_args *args);
 void moei_cuda_gemm_outer_mma(const moei_team *team, const moe_gemm_outer_args *args);
+/* `gemm_packed` of bf16, likewise. */
+void moei_cuda_gemm_packed_mma(const moei_team *team, const moe_gemm_rows_args *args);
 
 /* `route` of kernel.h: plain softmax top-k over up to 256 experts, 32 of them a token; up to 1024 tokens by
  * clusters of eight blocks. The second one is for up to MOEI_CUDA_ROUTE_FEW tokens, sooner. */
@@ -52,8 +54,9 @@ int moei_cuda_route_few(const moei_team *team, const moei_router_args *args);
  * for these arguments. */
 bool moei_cuda_plan_dropless(const moei_team *team, const moei_plan_args *args);
 
-/* `few` of kernel.h. */
+/* `few` of kernel.h; the second one where weights are packed, of arguments that the first one takes. */
 int moei_cuda_decode(const moei_team *team, const moei_few_args *args);
+int moei_cuda_decode_packed(const moei_team *team, const moei_few_args *args);
 
 #ifdef __cplusplus
 }

@@ -249,14 +249,15 @@ template <bool GATED> static cudaError_t launch_tiles(const moei_team *team, con
 static bool few_fits(const moei_few_args *a) {
     return a->dtype == MOE_BF16 && a->act != MOE_ACT_NONE && a->n_tokens > 0 &&
            a->n_tokens <= MOEI_FEW_TOKENS && a->n_tokens * a->top_k <= CHOICES && a->n_experts <= EXPERTS &&
-           a->d % 8 == 0 && a->ldx % 8 == 0 && a->n % 8 == 0 && aligned16(a->x) && aligned16(a->w1) &&
-           aligned16(a->w2);
+           a->d % 8 == 0 && a->ldx % 8 == 0 && a->n % 8 == 0 && aligned16(a->x) &&
+           (a->w1_packed || (aligned16(a->w1) && aligned16(a->w2)));
 }
 
 } // namespace moei
 
 int moei_cuda_decode(const moei_team *team, const moei_few_args *args) {
     if (!moei::few_fits(args)) return cudaErrorNotSupported;
+    if (args->w1_packed) return moei_cuda_decode_packed(team, args);
     return moe_act_gated(args->act) ? moei::launch_tiles<true>(team, args)
                                     : moei::launch_tiles<false>(team, args);
 }

@@ -1,0 +1,206 @@
+/* few_packed_sm90.cu: the experts of up to 16 tokens with packed weights, in three kernels: gate and up with
+ * the activation, down, and the sums over experts. No plan: every block finds for itself who chose which
+ * expert, and its rows are multiplied as packed_units.cuh does, a panel of columns at a time. Panels are
+ * drawn by a counter, as multiprocessors read at rates of their own. Each kernel may start before the one
+ * ahead has ended; down's first weights come while up's last ones are multiplied. Source: performance.md
+ * section 5.
+ */
+#include "kernel/cuda/cuda_kernel.h"
+#include "kernel/cuda/early.cuh"
+#include "kernel/cuda/packed_units.cuh"
+#include "kernel/cuda/tensor_map.cuh"
+
+namespace moei {
+
+enum { CHOICES = MOEI_FEW_ROWS, EXPERTS = MOEI_FEW_EXPERTS, AHEAD = 4 };
+
+/* Blocks, as large as leaves every warp some steps of a sum; a multiprocessor has 16 warps. */
+template <bool UP> struct FewBlock {
+    enum { PER_SM = UP ? 1 : 2, WARPS = 16 / PER_SM, THREADS = 32 * WARPS };
+    static_assert((int)CHOICES <= (int)THREADS, "a thread a choice");
+};
+
+struct FewPackedCall {
+    moei_few_args p;
+    PackedB b;
+    ActRule rule;
+    bf16 *h;     /* [T, K, n] */
+    float *sums; /* [T, K, d] */
+};
+
+struct Choices {
+    int32_t drawn[AHEAD];
+    int32_t count[EXPERTS]; /* of an expert's choices; then where they begin in `choice` */
+    int32_t before[16];     /* by warp */
+    int32_t n_tiles;
+    int16_t expert[CHOICES], first[CHOICES], rows[CHOICES]; /* of a tile */
+    int16_t choice[CHOICES];                                /* by expert */
+};
+
+/* Choices by expert, in tiles of TILE. Whole block. */
+template <int THREADS> __device__ __forceinline__ void sort_choices(const moei_few_args &p, Choices &s) {
+    enum { OWN = EXPERTS / THREADS, TILES_AT = 16 };
+    const int thread = threadIdx.x, lane = thread & 31, warp = thread / 32;
+    const int chosen = thread < p.n_tokens * p.top_k ? p.expert[thread] : -1;
+    const int rank = chosen >= 0 ? atomicAdd(&s.count[chosen], 1) : 0;
+    __syncthreads();
+    int own[OWN], sum = 0; /* choices, and in the upper half tiles */
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+        own[i] = s.count[thread * OWN + i];
+        sum += own[i] + ((own[i] + TILE - 1) / TILE << TILES_AT);
+    }
+    int at = warp_prefix(sum);
+    if (lane == 31) s.before[warp] = at;
+    __syncthreads();
+    for (int w = 0; w < warp; ++w) at += s.before[w];
+    if (thread == THREADS - 1) s.n_tiles = at >> TILES_AT;
+    at -= sum;
+    int first = at & ((1 << TILES_AT) - 1), tile = at >> TILES_AT;
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+        s.count[thread * OWN + i] = first;
+        for (int done = 0; done < own[i]; done += TILE, ++tile) {
+            s.expert[tile] = (int16_t)(thread * OWN + i), s.first[tile] = (int16_t)(first + done);
+            s.rows[tile] = (int16_t)min(own[i] - done, (int)TILE);
+        }
+        first += own[i];
+    }
+    __syncthreads();
+    if (chosen >= 0) s.choice[s.count[chosen] + rank] = (int16_t)thread;
+    __syncthreads();
+}
+
+/* Units are panels, of a panel all tiles. For each that is multiplied one is drawn, so the counter is 0 again
+ * after the last. */
+template <bool GATED, bool UP> struct FewUnits {
+    enum { whole = true, THREADS = FewBlock<UP>::THREADS };
+    enum { SHARES = GATED ? FewBlock<UP>::WARPS / 2 : FewBlock<UP>::WARPS };
+    const FewPackedCall &call;
+    Choices &s;
+    uint32_t *counter;
+    int n_units, drawn;
+
+    __device__ __forceinline__ Unit open(int turn) {
+        const int u = s.drawn[turn % AHEAD], panel = u / max(s.n_tiles, 1), tile = u - panel * s.n_tiles;
+        if (u >= n_units) return {0, (const bf16 *)call.p.x, 0};
+        const int rows = s.rows[tile], lane_row = (threadIdx.x & 31) >> 2;
+        const int choice = s.choice[s.first[tile] + (lane_row < rows ? lane_row : 0)];
+        return {s.expert[tile] * call.b.group_bytes + panel * call.b.panel_bytes,
+                UP ? (const bf16 *)call.p.x + choice / call.p.top_k * call.p.ldx : call.h + choice * call.p.n,
+                rows};
+    }
+    __device__ __forceinline__ void await() const {
+        if (!UP) await_earlier();
+    }
+    __device__ __forceinline__ void start(int) {
+        if (threadIdx.x == 0) drawn = (int)(2 * gridDim.x + atomicInc(counter, (uint32_t)n_units - 1));
+    }
+    __device__ __forceinline__ void stop(int turn) {
+        if (threadIdx.x == 0) s.drawn[(turn + 2) % AHEAD] = drawn;
+    }
+    __device__ __forceinline__ void finish(int turn, const UnitParts *part) {
+        const int u = s.drawn[turn % AHEAD], panel = u / s.n_tiles, tile = u - panel * s.n_tiles;
+        for (int i = threadIdx.x; i < s.rows[tile] * PANEL; i += THREADS) {
+            const int r = i / PANEL, c = i % PANEL, column = panel * PANEL + c;
+            const int64_t choice = s.choice[s.first[tile] + r];
+            if (column >= call.b.width) continue;
+            const float z = whole_sum<SHARES>(part, r, c);
+            if (UP)
+                call.h[choice * call.p.n + column] = __float2bfloat16(
+                    act_point(call.rule, z, GATED ? whole_sum<SHARES>(part + SHARES, r, c) : 0.f).value);
+            else
+                call.sums[choice * call.p.d + column] = z;
+        }
+    }
+};
+
+template <int CODES, bool GATED, bool UP>
+__global__ void __launch_bounds__(FewBlock<UP>::THREADS, FewBlock<UP>::PER_SM)
+    few_packed_kernel(const __grid_constant__ FewPackedCall call) {
+    enum { WARPS = FewBlock<UP>::WARPS, THREADS = FewBlock<UP>::THREADS };
+    extern __shared__ __align__(16) char raw[];
+    __shared__ Choices s;
+    UnitShared<CODES, WARPS> &shared = *(UnitShared<CODES, WARPS> *)raw;
+    const moei_few_args &p = call.p;
+    for (int i = threadIdx.x; i < EXPERTS; i += THREADS) s.count[i] = 0;
+    if (CODES == SPLIT_TABLE) shared.table.put(call.b.value);
+    if (threadIdx.x < 2) s.drawn[threadIdx.x] = (int32_t)(blockIdx.x + threadIdx.x * gridDim.x);
+    if (UP) await_earlier();
+    let_next_start();
+    __syncthreads();
+    sort_choices<THREADS>(p, s); /* of down, choices are there: up, which awaited them, let it start */
+    FewUnits<GATED, UP> units = {call, s, p.drawn + !UP, s.n_tiles * call.b.panels, 0};
+    multiply_units<CODES, WARPS, GATED>(call.b, shared, units);
+}
+
+/* y[t] (+)= sum over slots of weight times sums, in order; eight columns a thread. */
+static __global__ void __launch_bounds__(128) few_sum_kernel(const __grid_constant__ FewPackedCall call) {
+    const moei_few_args &p = call.p;
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, t = i * 4 / p.d, column = i * 4 % p.d;
+    let_next_start();
+    await_earlier();
+    if (t >= p.n_tokens) return;
+    float y[4] = {};
+#pragma unroll 8
+    for (int k = 0; k < p.top_k; ++k) {
+        const int64_t choice = t * p.top_k + k;
+        const float4 v = __ldcg((const float4 *)(call.sums + choice * p.d + column));
+        const float weight = p.weight[choice];
+        if (p.expert[choice] < 0) continue;
+        y[0] = fmaf(weight, v.x, y[0]), y[1] = fmaf(weight, v.y, y[1]);
+        y[2] = fmaf(weight, v.z, y[2]), y[3] = fmaf(weight, v.w, y[3]);
+    }
+    bf16 *to = (bf16 *)p.y + t * p.ldy + column;
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+        to[j] = __float2bfloat16(y[j] + (p.accumulate ? __bfloat162float(to[j]) : 0.f));
+}
+
+template <int CODES, bool GATED, bool UP>
+static cudaError_t launch_units(const moei_team *team, const FewPackedCall &call) {
+    int n_sm = 0;
+    const auto kernel = few_packed_kernel<CODES, GATED, UP>;
+    const int bytes = (int)sizeof(UnitShared<CODES, FewBlock<UP>::WARPS>);
+    cudaError_t error = multiprocessors(&n_sm);
+    if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error) return error;
+    const int64_t units = call.p.n_tokens * call.p.top_k * call.b.panels,
+                  blocks = FewBlock<UP>::PER_SM * (int64_t)n_sm;
+    return launch_early(kernel, dim3((unsigned)(units < blocks ? units : blocks)), FewBlock<UP>::THREADS,
+                        bytes, stream_of(team), call);
+}
+template <bool GATED, bool UP>
+static cudaError_t launch_codes(const moei_team *team, const FewPackedCall &call) {
+    switch (call.b.codes) {
+    case BYTES:
+        return launch_units<BYTES, GATED, UP>(team, call);
+    case INTEGERS:
+        return launch_units<INTEGERS, GATED, UP>(team, call);
+    case MINIFLOATS:
+        return launch_units<MINIFLOATS, GATED, UP>(team, call);
+    case SPLIT_TABLE:
+        break;
+    }
+    return launch_units<SPLIT_TABLE, GATED, UP>(team, call);
+}
+
+} // namespace moei
+
+int moei_cuda_decode_packed(const moei_team *team, const moei_few_args *args) {
+    using namespace moei;
+    FewPackedCall up = {*args, packed_b_of(args->w1_packed), act_rule_of(args->act, args->act_numbers), NULL,
+                        NULL};
+    up.h = (bf16 *)args->scratch;
+    up.sums = (float *)(up.h + args->n_tokens * args->top_k * args->n);
+    FewPackedCall down = up;
+    down.b = packed_b_of(args->w2_packed);
+    cudaError_t error =
+        moe_act_gated(args->act) ? launch_codes<true, true>(team, up) : launch_codes<false, true>(team, up);
+    if (error) return error;
+    error = launch_codes<false, false>(team, down);
+    if (!error)
+        error = launch_early(few_sum_kernel, dim3((unsigned)ceil_div(args->n_tokens * args->d, 4 * 128)), 128,
+                             0, stream_of(team), down);
+    return error;
+}

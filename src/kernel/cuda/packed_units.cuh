@@ -1,0 +1,321 @@
+/* packed_units.cuh: products of a few rows in bf16 with packed weights (kernel/packed.h) by the tensor cores,
+ * on any GPU from sm_80. A unit is a panel of 64 columns, gated the gates' panel and the ups' one, times up
+ * to TILE rows; the warps of a block share its sum, 32 steps at a time in turn, and meet once at its end.
+ * Each asks for its codes, scales and rows STAGES of such steps ahead, beyond the unit's end too. Codes
+ * become bf16 by twos, exactly (nf4's two numbers each), and the sum of 32 steps is scaled. Shares are added
+ * in one order, so a row has the same bits whatever stands beside it. Source: Frantar et al. 2024, Marlin
+ * (codes in the order in which mma wants them, deep pipelines of loads); performance.md section 5.
+ */
+#ifndef MOEI_PACKED_UNITS_CUH
+#define MOEI_PACKED_UNITS_CUH
+
+#include "kernel/cuda/mma.cuh"
+#include "kernel/cuda/portable.cuh"
+#include "kernel/packed.h"
+
+#include <cuda_fp16.h>
+
+namespace moei {
+
+enum { PANEL = MOEI_PANEL, TILE = 8, STEP = 32 };
+
+/* The ways from a word to numbers of bf16: signed bytes; four bits that are whole numbers from -8 on, or
+ * e2m1; any table, whose numbers take two of bf16 each. */
+enum Codes { BYTES, INTEGERS, MINIFLOATS, SPLIT_TABLE };
+
+struct PackedB {
+    const unsigned char *data;
+    int64_t group_bytes, panel_bytes, block_bytes, second; /* second: from a panel to that of the ups */
+    int32_t k, width, panels, group_steps;                 /* width, panels: of a run; steps of 32 */
+    Codes codes;
+    float value[MOEI_CODES];
+};
+static inline PackedB packed_b_of(const moe_packed *p) {
+    const moei_packed_format *format = p->format;
+    PackedB b = {};
+    b.data = p->data, b.group_bytes = p->group_bytes, b.panel_bytes = p->panel_bytes;
+    b.block_bytes = p->block_bytes, b.second = p->run_panels * p->panel_bytes;
+    b.k = (int32_t)p->k, b.width = (int32_t)(p->n / p->n_runs), b.panels = (int32_t)p->run_panels;
+    b.group_steps = p->group / STEP;
+    b.codes = format->bits == 8          ? BYTES
+              : format->value[0] == -8.f ? INTEGERS
+              : format->exponents        ? MINIFLOATS
+                                         : SPLIT_TABLE;
+    memcpy(b.value, format->value, sizeof b.value);
+    return b;
+}
+
+template <int CODES> struct Way {
+    enum { WORDS = CODES == BYTES ? 4 : 2, STEP_BYTES = WORDS * 512 };
+    enum { SCALE_BYTES = CODES == MINIFLOATS ? 1 : 2 };
+    typedef
+        typename std::conditional<CODES == MINIFLOATS, uint32_t, uint2>::type Scales; /* of four columns */
+};
+
+/* A warp's step in shared memory: as in memory, but that pieces of 16 bytes of a row of words are turned by
+ * the row. Eight lanes copy 128 bytes in a row, else L2 would be asked for each 32 of them by themselves. Of
+ * what is there lane l reads octet l%4 of the 32 steps, of columns 4(l/4) to 4(l/4)+3 and those 32 beyond,
+ * and of row l/4. */
+template <int CODES> struct Stage {
+    enum {
+        PIECES = PANEL / 4,
+        OCTET_ROWS = CODES == BYTES ? 2 : 1
+    }; /* of a row of words; rows of an octet */
+    uint4 code[Way<CODES>::WORDS * 32], row[32];
+    typename Way<CODES>::Scales scale[PANEL / 4];
+
+    static __device__ __forceinline__ int place(int row, int piece) {
+        return row * PIECES + (piece ^ row / OCTET_ROWS * 2);
+    }
+    /* Words of the lane's columns, of a half of the panel; `second`: of the octet's last four steps. */
+    __device__ __forceinline__ uint4 words(int half, int second) const {
+        const int lane = threadIdx.x & 31;
+        return code[place((lane & 3) * OCTET_ROWS + second, PIECES / 2 * half + (lane >> 2))];
+    }
+};
+
+/* Where a lane copies from. The warps that share a sum have every SHARES'th step, whole blocks apart. */
+template <int CODES, int SHARES> struct Walk {
+    int64_t first, stride; /* bytes, of codes */
+    int back, k, steps;    /* from codes back to their scales; the octet's first step; steps of this warp */
+
+    __device__ __forceinline__ Walk(const PackedB &b) {
+        const int lane = threadIdx.x & 31, own = threadIdx.x / 32 % SHARES, total = (b.k + STEP - 1) / STEP;
+        back = PANEL * Way<CODES>::SCALE_BYTES + own % b.group_steps * Way<CODES>::STEP_BYTES;
+        first = own / b.group_steps * b.block_bytes + back + lane * 16;
+        stride = SHARES / b.group_steps * b.block_bytes;
+        k = own * STEP + (lane & 3) * 8, steps = (total - own + SHARES - 1) / SHARES;
+    }
+    __device__ __forceinline__ void ask_codes(Stage<CODES> &stage, const unsigned char *codes) const {
+        const int lane = threadIdx.x & 31;
+#pragma unroll
+        for (int i = 0; i < Way<CODES>::WORDS; ++i)
+            cp_async16(smem_address(&stage.code[stage.place(2 * i + lane / 16, lane % 16)]), codes + i * 512,
+                       true);
+        if (lane < PANEL * Way<CODES>::SCALE_BYTES / 16)
+            cp_async16(smem_address((char *)stage.scale + lane * 16), codes - back, true);
+    }
+};
+static_assert(MOEI_GROUP_MAX / STEP <= 4, "shares of a sum are whole blocks apart");
+
+/* Asks for eight numbers, of which `left` exist. whole: they begin where 16 bytes may be moved at once, and
+ * all exist or none. */
+__device__ __forceinline__ void ask_octet(uint4 *to, const bf16 *from, int left, bool whole) {
+    if (whole) return cp_async16(smem_address(to), from, left > 0);
+#pragma unroll 1
+    for (int i = 0; i < 8; ++i) ((bf16 *)to)[i] = i < left ? from[i] : bf16(0.f);
+}
+
+__device__ __forceinline__ uint32_t as_word(__nv_bfloat162 pair) {
+    return *(const uint32_t *)&pair;
+}
+__device__ __forceinline__ __nv_bfloat162 as_pair(uint32_t word) {
+    return *(const __nv_bfloat162 *)&word;
+}
+
+/* Numbers by byte of codes, both in bf16, and what that leaves of them. */
+struct PairTable {
+    uint32_t pair[2][256];
+    __device__ __forceinline__ void put(const float (&value)[MOEI_CODES]) {
+        for (int byte = threadIdx.x; byte < 256; byte += blockDim.x) {
+            const float low = value[byte & 15], high = value[byte >> 4];
+            const __nv_bfloat162 near = __floats2bfloat162_rn(low, high);
+            pair[0][byte] = as_word(near);
+            pair[1][byte] =
+                as_word(__floats2bfloat162_rn(low - __low2float(near), high - __high2float(near)));
+        }
+    }
+};
+
+/* An octet's numbers by twos: 0 1, 2 3, .. as bytes and by table, else i and i + 4. INTEGERS are 136 too
+ * large, that is 2^7 plus four bits. */
+template <int CODES>
+__device__ __forceinline__ void read_octet(uint32_t word, uint32_t second, const uint32_t *pair,
+                                           uint32_t (&two)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        if constexpr (CODES == BYTES) { /* a byte in the mantissa of 2^23 is a whole number */
+            const uint32_t code = (i < 2 ? word : second) ^ 0x80808080u;
+            float number[2];
+#pragma unroll
+            for (int j = 0; j < 2; ++j)
+                number[j] =
+                    __uint_as_float(__byte_perm(code, 0x4b000000u, 0x7650 + i % 2 * 2 + j)) - 8388736.f;
+            two[i] = as_word(__floats2bfloat162_rn(number[0], number[1]));
+        } else if constexpr (CODES == INTEGERS) { /* (word >> 4 i & 000f000f) | 43004300 */
+            asm("lop3.b32 %0, %1, %2, %3, 0xea;"
+                : "=r"(two[i])
+                : "r"(word >> 4 * i), "r"(0x000f000fu), "r"(0x43004300u));
+        } else if constexpr (CODES ==
+                             MINIFLOATS) { /* their bits are those of bf16, of 2^-126 times as much */
+            const uint32_t most = i < 2 ? word << (6 - 4 * i) : word >> (4 * i - 6);
+            const uint32_t small = (most & 0x01c001c0u) | (word << (12 - 4 * i) & 0x80008000u);
+            two[i] = as_word(__hmul2(as_pair(small), as_pair(0x7e807e80u)));
+        } else {
+            two[i] = pair[word >> 8 * i & 255];
+        }
+    }
+}
+
+/* Scales of four columns: e8m0, f16. */
+__device__ __forceinline__ void read_scales(uint32_t four, float (&scale)[4]) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) scale[c] = __uint_as_float((four >> 8 * c & 255) << 23);
+}
+__device__ __forceinline__ void read_scales(uint2 four, float (&scale)[4]) {
+    const __half2 low = *(const __half2 *)&four.x, high = *(const __half2 *)&four.y;
+    scale[0] = __low2float(low), scale[1] = __high2float(low);
+    scale[2] = __low2float(high), scale[3] = __high2float(high);
+}
+
+/* Sums of a panel's columns: lane l has of [i] columns 4(l/4) + 2(i%2) + 32(i/2), and the next, and of either
+ * rows 2(l%4) and the next. */
+typedef float UnitSums[4][4];
+
+/* sums += a step. Weights are mma16816's tile of 16, rows the other one; which steps stand beside each other
+ * there is the same for both, and else does not matter. */
+template <int CODES>
+__device__ __forceinline__ void add_step(UnitSums &sums, const Stage<CODES> &stage, const PairTable &table) {
+    const int lane = threadIdx.x & 31;
+    const uint4 x = stage.row[lane];
+    uint32_t row[4] = {x.x, x.y, x.z, x.w};
+    if (CODES == INTEGERS || CODES == MINIFLOATS) {
+        row[0] = __byte_perm(x.x, x.z, 0x5410), row[1] = __byte_perm(x.x, x.z, 0x7632);
+        row[2] = __byte_perm(x.y, x.w, 0x5410), row[3] = __byte_perm(x.y, x.w, 0x7632);
+    }
+    float start[4] = {}; /* what numbers that are 136 too large add */
+    if (CODES == INTEGERS) {
+        const uint32_t less = 0xc308c308u; /* -136 */
+        mma16816(start, less, less, less, less, row[0], row[1]);
+        mma16816(start, less, less, less, less, row[2], row[3]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const uint4 four = stage.words(half, 0), more = CODES == BYTES ? stage.words(half, 1) : four;
+        const uint32_t word[4] = {four.x, four.y, four.z, four.w},
+                       second[4] = {more.x, more.y, more.z, more.w};
+        float scale[4];
+        read_scales(stage.scale[half * 8 + (lane >> 2)], scale);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            float sum[4] = {start[0], start[1], start[2], start[3]};
+#pragma unroll
+            for (int part = 0; part < (CODES == SPLIT_TABLE ? 2 : 1); ++part) {
+                uint32_t low[4], high[4];
+                read_octet<CODES>(word[2 * i], second[2 * i], table.pair[part], low);
+                read_octet<CODES>(word[2 * i + 1], second[2 * i + 1], table.pair[part], high);
+                mma16816(sum, low[0], high[0], low[1], high[1], row[0], row[1]);
+                mma16816(sum, low[2], high[2], low[3], high[3], row[2], row[3]);
+            }
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                sums[2 * half + i][j] = fmaf(sum[j], scale[2 * i + j / 2], sums[2 * half + i][j]);
+        }
+    }
+}
+
+/* Shares of a unit's sums, by warp. */
+typedef float UnitParts[TILE][PANEL];
+__device__ __forceinline__ void put_part(UnitParts &part, const UnitSums &sums, int rows) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int odd = 0; odd < 2; ++odd)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float *a = sums[2 * half] + odd, *b = sums[2 * half + 1] + odd;
+            const int row = 2 * (lane & 3) + odd;
+            if (row < rows)
+                *(float4 *)&part[row][32 * half + (lane >> 2) * 4] = make_float4(a[0], a[2], b[0], b[2]);
+        }
+}
+template <int SHARES> __device__ __forceinline__ float whole_sum(const UnitParts *part, int row, int column) {
+    float sum = 0.f;
+#pragma unroll
+    for (int w = 0; w < SHARES; ++w) sum += part[w][row][column];
+    return sum;
+}
+
+/* A unit as a lane sees it. */
+struct Unit {
+    int64_t panel; /* where it begins in the weights, bytes */
+    const bf16 *row;
+    int rows; /* 0: there are no more units */
+};
+enum { STAGES = 3 }; /* with two as with four some us more, of a hundred */
+template <int CODES, int WARPS> struct UnitShared {
+    Stage<CODES> stage[WARPS][STAGES];
+    UnitParts part[2][WARPS];
+    PairTable table;
+};
+
+/* All units of a block, one after the other; gated the first half of the warps has the gates' panel. Whole
+ * block. Units has:
+ *   open(turn)   -> Unit; asked a turn before it is multiplied
+ *   await()      until rows may be read
+ *   start(turn), stop(turn)   around its product; what threads tell each other in `stop` is there in the next
+ *                             turn
+ *   finish(turn, parts)       by all threads, while others may have begun the next turn
+ *   whole        rows are made of 16-byte pieces */
+template <int CODES, int WARPS, bool GATED, class Units>
+__device__ __forceinline__ void multiply_units(const PackedB &b, UnitShared<CODES, WARPS> &s, Units &units) {
+    enum { SHARES = GATED ? WARPS / 2 : WARPS };
+    const Walk<CODES, SHARES> walk(b);
+    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+    const int64_t first = walk.first + warp / SHARES * b.second;
+    Stage<CODES> *const stage = s.stage[warp];
+    Unit unit = units.open(0);
+    const unsigned char *codes = b.data + unit.panel + first;
+    const bf16 *row = unit.row + walk.k;
+    int left = b.k - walk.k, rows = unit.rows;
+    int asked = rows > 0 ? walk.steps : 0; /* steps that are still to be asked for */
+    const auto ask_row = [&](int i) {      /* what stands in other rows adds to nothing that is stored */
+                                      if (lane >> 2 < rows)
+                                          ask_octet(&stage[i].row[lane], row, left, units.whole);
+                                      row += SHARES * STEP, left -= SHARES * STEP;
+    };
+#pragma unroll
+    for (int i = 0; i < STAGES; ++i, codes += walk.stride)
+        if (i < asked) walk.ask_codes(stage[i], codes);
+    units.await();
+#pragma unroll
+    for (int i = 0; i < STAGES; ++i) {
+        if (i < asked) ask_row(i);
+        cp_async_commit();
+    }
+    asked -= STAGES;
+    for (int turn = 0; unit.rows > 0; ++turn) {
+        const Unit next = units.open(turn + 1);
+        UnitSums sums = {};
+        units.start(turn);
+        for (int at = 0, last = 0; !last; at += STAGES) {
+            last = at + STAGES >= walk.steps;
+            if (last) {
+                codes = b.data + next.panel + first, row = next.row + walk.k, left = b.k - walk.k,
+                rows = next.rows;
+                asked = rows > 0 ? walk.steps : 0;
+            }
+#pragma unroll
+            for (int i = 0; i < STAGES; ++i, codes += walk.stride) {
+                cp_async_wait<STAGES - 1>();
+                __syncwarp();
+                if (at + i < walk.steps) add_step<CODES>(sums, stage[i], s.table);
+                __syncwarp();
+                if (i < asked) {
+                    walk.ask_codes(stage[i], codes);
+                    ask_row(i);
+                }
+                cp_async_commit();
+            }
+            asked -= STAGES;
+        }
+        put_part(s.part[turn % 2][warp], sums, unit.rows);
+        units.stop(turn);
+        __syncthreads();
+        units.finish(turn, s.part[turn % 2]);
+        unit = next;
+    }
+}
+
+} // namespace moei
+
+#endif
