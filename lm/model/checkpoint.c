@@ -186,23 +186,34 @@ moe_status moelm_checkpoint_open(moe_ctx *ctx, const char *directory, const char
     return status;
 }
 
-moe_status moelm_checkpoint_read(moe_lm *lm, const char *directory) {
-    moe_error error = {0};
-    opened s;
-    moe_status status = open_files(directory, NULL, &s, &error);
-    status = status == MOE_OK ? read_tensors(lm, s.family, s.file, directory) : moelm_fail(lm->ctx, &error);
-    close_files(&s);
-    return status;
+/* Every model.* and moe.* entry of `from`; the preset is what its settings are. */
+static moe_status take_model(moe_lm_config *config, const moe_lm_config *from, moe_error *error) {
+    for (size_t i = 0; i < moe_lm_config_count(from); ++i) {
+        moe_lm_config_entry entry;
+        moe_lm_config_entry_get(from, i, &entry);
+        const char *key = entry.option->key;
+        if ((strncmp(key, "model.", 6) != 0 && strncmp(key, "moe.", 4) != 0) ||
+            moelm_config_is_preset(from, key))
+            continue;
+        MOEI_TRY(moe_lm_config_set(config, key, entry.value, "config.json", error));
+    }
+    return MOE_OK;
 }
 
 moe_status moe_lm_config_load_checkpoint(moe_lm_config *config, const char *directory, moe_error *error) {
     const moelm_family *family;
+    moe_lm_config *from;
+    moelm_config_copy copy;
     MOEI_TRY(moei_error_need(error, "moe_lm_config_load_checkpoint", "config", config));
     MOEI_TRY(moei_error_need(error, "moe_lm_config_load_checkpoint", "directory", directory));
-    moelm_config_copy copy;
-    MOEI_TRY(moelm_config_keep(config, &copy, error));
-    moe_status status = read_config(directory, &family, config, error);
-    moelm_config_settle(config, &copy, status);
+    MOEI_TRY(moe_lm_config_create(&from, error));
+    moe_status status = read_config(directory, &family, from, error);
+    if (status == MOE_OK) status = moelm_config_keep(config, &copy, error);
+    if (status == MOE_OK) {
+        status = take_model(config, from, error);
+        moelm_config_settle(config, &copy, status);
+    }
+    moe_lm_config_destroy(from);
     return status;
 }
 

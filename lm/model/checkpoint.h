@@ -8,10 +8,10 @@
 
 /* moe_lm_load_as without its warning. */
 moe_status moelm_checkpoint_open(moe_ctx *ctx, const char *directory, const char *dtype, moe_lm **lm);
+/* init_from.c: moe_lm_init_from, whose warnings go to told[size]; "": none. */
+enum { MOELM_TOLD = 800 };
+moe_status moelm_init_from(moe_lm *lm, const char *directory, char *told, size_t size);
 /* Writes config.json and model.safetensors into an existing directory. */
 moe_status moelm_checkpoint_write(moe_lm *lm, const char *directory);
-/* Every parameter of a model that is there from the directory's; other tensors than it has are told. On an
- * error some may have been read. */
-moe_status moelm_checkpoint_read(moe_lm *lm, const char *directory);
 
 #endif

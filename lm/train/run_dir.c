@@ -209,8 +209,9 @@ void moelm_run_dir_release(moelm_run_dir *dir) {
 
 /* 2. Compare. */
 
-/* Settings that may change on the way: where the run lies, how fast it goes, what it keeps, and what it once
- * began with. The instruction set is compared with the checkpoint's. */
+/* Settings that may change on the way: where the run lies, how fast it goes, what it keeps, and
+ * what it began with, which the run's own record tells. The instruction set is compared with the
+ * checkpoint's. */
 static bool is_free(const char *key) {
     static const char *const keys[] = {"run.dir",    "run.threads", "run.isa", "run.resume_any_isa",
                                        "train.keep", "train.from"};
@@ -235,13 +236,14 @@ static moe_status compare(const moelm_run_dir *dir, const moe_lm_config *begun, 
     return MOE_OK;
 }
 
-moe_status moelm_run_dir_check_config(const moelm_run_dir *dir, const moe_lm_config *config,
+moe_status moelm_run_dir_check_config(const moelm_run_dir *dir, const moe_lm_config *config, char *from,
                                       moe_error *error) {
     moe_lm_config *begun;
     MOEI_TRY(moe_lm_config_create(&begun, error));
     char *path = moelm_path_join(dir->path, "config.resolved.yaml");
     moe_status status = path ? moe_lm_config_load(begun, path, error) : no_memory(dir->path, error);
     if (status == MOE_OK) status = compare(dir, begun, config, error);
+    memcpy(from, begun->train.from, sizeof begun->train.from);
     free(path);
     moe_lm_config_destroy(begun);
     return status;

@@ -32,8 +32,8 @@ moe_status moelm_run_dir_check_place(const moelm_run_dir *dir, moe_error *error)
 void moelm_run_dir_release(moelm_run_dir *dir);
 
 /* Whether going on with `config` would give the bits of the run as it began; names the first key that
- * differs. */
-moe_status moelm_run_dir_check_config(const moelm_run_dir *dir, const moe_lm_config *config,
+ * differs. from[MOELM_PATH]: the train.from that it began with. */
+moe_status moelm_run_dir_check_config(const moelm_run_dir *dir, const moe_lm_config *config, char *from,
                                       moe_error *error);
 /* Of all settings that decide the result. */
 moe_status moelm_config_hash(const moe_lm_config *config, char text[MOELM_SHA256_TEXT], moe_error *error);

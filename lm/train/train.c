@@ -17,12 +17,30 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const char *run_path(const moelm_trainer *t) {
+    return t->options->run_dir ? t->options->run_dir : t->config->run.dir;
+}
+
+/* Whether `inner` lies in the directory `outer`, both as they are on the disk. */
+static bool lies_in(const char *outer, const char *inner) {
+    char *a = realpath(outer, NULL), *b = realpath(inner, NULL);
+    const size_t length = a ? strlen(a) : 0;
+    const bool within = a && b && strncmp(a, b, length) == 0 && (b[length] == '/' || b[length] == '\0');
+    free(a);
+    free(b);
+    return within;
+}
+
 static moe_status check(moelm_trainer *t) {
     const moe_lm_config *config = t->config;
     if (t->options->resume && t->options->move_old)
         return moei_error_set(
             &t->error, MOE_ERR_ARGUMENT,
             "moe_lm_train_options: resume goes on in the directory that move_old would move");
+    if (t->options->move_old && *config->train.from && lies_in(run_path(t), config->train.from))
+        return moei_error_set(&t->error, MOE_ERR_ARGUMENT,
+                              "train.from: %s lies in %s, which move_old would move; name another run_dir",
+                              config->train.from, run_path(t));
     MOEI_TRY(moe_lm_config_check(config, &t->error));
     if (config->model.vocab_size != 256)
         return moei_error_set(&t->error, MOE_ERR_ARGUMENT,
@@ -65,11 +83,19 @@ static moe_status reserve(moelm_trainer *t, int64_t n_seq, int64_t length) {
 static moe_status make_model(moelm_trainer *t) {
     const moe_lm_config *config = t->config;
     int64_t context = config->model.context, batch = config->train.batch_size;
-    MOEI_TRY(moelm_trainer_ctx(t, moelm_create(t->ctx, config, config->train.from[0] == '\0', &t->lm)));
+    MOEI_TRY(moelm_trainer_ctx(t, moe_lm_create(t->ctx, config, &t->lm)));
     MOEI_TRY(reserve(t, batch, t->length));
     /* What evaluation takes beyond a batch is reserved now: a run that has begun needs no more memory. */
     if (t->eval.map.data) MOEI_TRY(reserve(t, moelm_score_sequences(t->lm, context), context));
     return moelm_trainer_ctx(t, moelm_optimizer_create(t->ctx, t->lm, &t->optimizer));
+}
+
+moe_status moelm_trainer_begin(moelm_trainer *t) {
+    if (t->from[0] == '\0') return MOE_OK;
+    MOEI_TRY(moelm_trainer_ctx(t, moelm_init_from(t->lm, t->from, t->told, sizeof t->told)));
+    moelm_optimizer_take_masters(&t->optimizer);
+    t->began_from = true;
+    return MOE_OK;
 }
 
 static moe_status make_buffers(moelm_trainer *t) {
@@ -102,12 +128,12 @@ static moe_status settle(moelm_trainer *t, bool begun, char *event, size_t size)
         if (t->options->resume) MOEI_TRY(moelm_trainer_begin(t));
         return moelm_run_dir_describe(&t->dir, &facts, &t->error);
     }
-    MOEI_TRY(moelm_run_dir_check_config(&t->dir, t->config, &t->error));
+    MOEI_TRY(moelm_run_dir_check_config(&t->dir, t->config, t->from, &t->error));
     return moelm_trainer_resume(t, event, size);
 }
 
 static moe_status warn(moelm_trainer *t, const char *text) {
-    char line[600];
+    char line[MOELM_TOLD + MOELM_PATH + 20];
     snprintf(line, sizeof line, "warning: %s", text);
     moei_log(t->ctx, MOE_LOG_WARN, "%s", text);
     return moelm_run_log_say(t->log, line, &t->error);
@@ -150,12 +176,13 @@ static moe_status train(moelm_trainer *t) {
     char event[4200] = "";
     bool begun = false;
     MOEI_TRY(check(t));
+    memcpy(t->from, t->config->train.from, sizeof t->from);
     t->length = moelm_config_length(t->config);
     MOEI_TRY(open_texts(t));
     MOEI_TRY(make_model(t));
     MOEI_TRY(make_buffers(t));
     if (!t->options->resume) MOEI_TRY(moelm_trainer_begin(t));
-    const char *path = t->options->run_dir ? t->options->run_dir : t->config->run.dir;
+    const char *path = run_path(t);
     const moelm_claim claim = t->options->resume     ? MOELM_CLAIM_RESUME
                               : t->options->move_old ? MOELM_CLAIM_MOVE_OLD
                                                      : MOELM_CLAIM_NEW;
@@ -166,9 +193,11 @@ static moe_status train(moelm_trainer *t) {
     if (!begun) MOEI_TRY(warn_of_settings(t));
     start_progress(t);
     if (event[0] != '\0') MOEI_TRY(moelm_trainer_event(t, event));
-    if (t->from_checkpoint) {
-        snprintf(event, sizeof event, "begin %s", t->config->train.from);
+    if (t->began_from) {
+        snprintf(event, sizeof event, "begin %s", t->from);
         MOEI_TRY(moelm_trainer_event(t, event));
+        snprintf(event, sizeof event, "%s: %s", t->from, t->told);
+        if (t->told[0] != '\0') MOEI_TRY(warn(t, event));
     }
     return moelm_trainer_run(t);
 }

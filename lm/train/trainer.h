@@ -4,6 +4,7 @@
 #define MOELM_TRAINER_H
 
 #include "config/config.h"
+#include "model/checkpoint.h"
 #include "train/data.h"
 #include "train/optimizer.h"
 #include "train/run_dir.h"
@@ -31,8 +32,10 @@ typedef struct moelm_trainer {
     double rate_seconds;                /* spent in steps since the last logged one */
     int64_t rate_tokens;
     int64_t saved_step;
-    bool from_checkpoint; /* this sitting began with the parameters of train.from */
-    moe_error error;      /* text of the failure being passed up */
+    char from[MOELM_PATH]; /* the checkpoint that the run begins, or once began, with; "": none */
+    bool began_from;       /* in this sitting */
+    char told[MOELM_TOLD]; /* how the model is another than there; "": it is not */
+    moe_error error;       /* text of the failure being passed up */
 } moelm_trainer;
 
 /* trainer.c: the loop, from state.step on. */
@@ -43,7 +46,7 @@ moe_status moelm_trainer_event(moelm_trainer *t, const char *event);
 /* Passes on the text of a failed call on the context. */
 moe_status moelm_trainer_ctx(moelm_trainer *t, moe_status status);
 
-/* begin.c: reads the parameters of train.from into the model, where it names a checkpoint. */
+/* train.c: before the first step of a run: the parameters of `from`, where it names a checkpoint. */
 moe_status moelm_trainer_begin(moelm_trainer *t);
 
 /* resume.c: reads the newest checkpoint that is whole; `event` says which. */

@@ -77,19 +77,34 @@ static int settle_from(cli_args *args, const char *from) {
     return code ? code : make_absolute(args, "train.from");
 }
 
-/* The files of the command line, behind the checkpoint to begin with, whose model is then the default. A run
- * that is resumed without a file goes on with the settings it was started with. */
+/* The checkpoint that a run once began with, where it is still there. */
+static bool find_recorded(const char *settings, char *path, size_t size) {
+    moe_lm_config *config;
+    moe_lm_config_entry from;
+    if (moe_lm_config_create(&config, NULL) != MOE_OK) return false;
+    const bool found = moe_lm_config_load(config, settings, NULL) == MOE_OK &&
+                       moe_lm_config_find(config, "train.from", &from, NULL) == MOE_OK && *from.value &&
+                       find_checkpoint(from.value, path, size, NULL) == MOE_OK;
+    moe_lm_config_destroy(config);
+    return found;
+}
+
+/* The files of the command line, behind the checkpoint that the run begins or began with, whose model is then
+ * the default. A run that is resumed without a file goes on with the settings it was started with. */
 static int load_files(cli_args *args, const char *run, const char *from) {
     const char *file[65]; /* cmd_train.max_operands and one */
-    char first[4096];
+    char settings[4096], first[4096];
     moe_error error;
     int n = 0;
-    if (cli_flag(args, "resume") && args->n_operands == 0 && run) {
+    if (cli_flag(args, "resume") && run) {
         if (!cli_file_exists(run)) return cli_fail(args, MOE_ERR_INPUT, "%s: no such run directory", run);
-        if (snprintf(first, sizeof first, "%s/config.resolved.yaml", run) >= (int)sizeof first)
+        if (snprintf(settings, sizeof settings, "%s/config.resolved.yaml", run) >= (int)sizeof settings)
             return cli_fail(args, MOE_ERR_ARGUMENT, "--run: the path is too long");
-        file[n++] = first;
-    } else if (from && !cli_flag(args, "resume")) {
+        if (args->n_operands == 0)
+            file[n++] = settings;
+        else if (find_recorded(settings, first, sizeof first))
+            file[n++] = first;
+    } else if (from) {
         moe_status status = find_checkpoint(from, first, sizeof first, &error);
         if (status != MOE_OK) return cli_fail(args, status, "--from: %s", error.text);
         file[n++] = first;
@@ -120,10 +135,15 @@ static int dry_run(cli_args *args, moe_ctx *ctx, const char *run_dir) {
             run_dir);
     moe_lm *lm;
     moe_lm_info info = {.size = sizeof info};
+    char from[1024];
+    int code = cli_setting(args, args->config, "train.from", from);
+    if (code) return code;
     moe_status status = moe_lm_create(ctx, args->config, &lm);
     if (status != MOE_OK) return cli_fail(args, status, "%s", moe_ctx_error(ctx));
+    if (*from && !cli_flag(args, "resume")) status = moe_lm_init_from(lm, from);
     moe_lm_get_info(lm, &info);
     moe_lm_destroy(lm);
+    if (status != MOE_OK) return cli_fail(args, status, "%s", moe_ctx_error(ctx));
     if (args->json) {
         printf("{\"run\":");
         cli_json_string(stdout, run_dir);
@@ -198,7 +218,7 @@ static int run(cli_args *args) {
     if (cli_flag(args, "resume") && cli_flag(args, "move-old"))
         return cli_fail(args, MOE_ERR_ARGUMENT,
                         "--resume goes on in the directory that --move-old would move");
-    if (cli_flag(args, "resume") && cli_text(args, "from"))
+    if (cli_flag(args, "resume") && named(args, "from", "train.from"))
         return cli_fail(args, MOE_ERR_ARGUMENT,
                         "--resume goes on from the run's own checkpoint, --from begins another run");
     code = cli_context_create(args, NULL, 0, &ctx);
@@ -221,9 +241,9 @@ const cli_verb cmd_train = {
         "--resume an existing run goes on from its newest complete checkpoint, bit for bit as if it\n"
         "had not stopped; without a file it takes the settings it was started with.\n"
         "\n"
-        "With --from a new run begins with the parameters of a checkpoint, one of transformers too,\n"
-        "or of another run's newest. Its model is then the default, so that no file need describe it;\n"
-        "the optimizer, the schedule and the texts are the new run's.\n"
+        "With --from a new run begins with the parameters of a checkpoint, or of another run's newest;\n"
+        "of transformers too, where its model's tokens are bytes. Its model is then the default, so that\n"
+        "no file need describe it; the optimizer, the schedule and the texts are the new run's.\n"
         "\n"
         "SIGINT, SIGTERM or SIGHUP ends the forward at hand, saves a checkpoint and exits with 130, 143\n"
         "or 129; a second one stops at once. An alarm (train.alarm_*) that was asked to stop the run saves\n"

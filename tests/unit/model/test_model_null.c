@@ -61,6 +61,7 @@ static void models_that_are_not_there(void **state) {
     test_refused(moe_lm_load(NULL, "never", &lm));
     test_refused(moe_lm_load_as(NULL, "never", "f32", &lm));
     test_refused(moe_lm_save(NULL, "never"));
+    test_refused(moe_lm_init_from(NULL, "never"));
     test_refused(moe_lm_get_info(NULL, &info));
     test_refused(moe_lm_measure(NULL, 1, 1, MOE_INFER, NULL));
     test_refused(moe_lm_layer_stats(NULL, 0, &stats));
@@ -104,6 +105,7 @@ static void what_a_model_misses_is_named(void **state) {
     test_told(moe_lm_load(ctx, NULL, &lm), text, "moe_lm_load: directory is NULL");
     test_told(moe_lm_load(ctx, "never", NULL), text, "moe_lm_load: lm is NULL");
     test_told(moe_lm_save(lm, NULL), text, "moe_lm_save: directory is NULL");
+    test_told(moe_lm_init_from(lm, NULL), text, "moe_lm_init_from: directory is NULL");
     test_told(moe_lm_get_info(lm, NULL), text, "moe_lm_info: the pointer is NULL");
     test_told(moe_lm_measure(lm, 1, 2, MOE_INFER, NULL), text, "moe_lm_measure: bytes is NULL");
     test_told(moe_lm_layer_stats(lm, 0, NULL), text, "moe_stats: the pointer is NULL");
