@@ -95,7 +95,8 @@ typedef struct moe_ctx_desc {
     const char *isa;    /* NULL: MOEKIT_ISA, else the best found. "ref" "avx2" "avx512" "avx512bf16" "amx"
                            "neon"; of a GPU's kernels "cuda" "sm90", while its CPU's are then the best. A
                            GPU's name in MOEKIT_ISA lowers nothing on the CPU; here it is refused there */
-    uint64_t seed;      /* of initialisation and of every random draw */
+    uint64_t seed;      /* of initialisation and of every random draw of training; what a model draws
+                           otherwise is the same under every seed */
     moe_allocator host; /* all NULL: aligned_alloc and free */
     /* NULL: nothing is logged. By the calling thread; the text is the library's, during the call. */
     void (*log)(void *user, moe_log_level level, const char *text);
@@ -198,7 +199,8 @@ typedef struct moe_layer_desc {
 
     /* router: selection */
     const char *router_type;         /* NULL: "top_k"; "gshard_top2" "noisy_top_k" "sinkhorn" "quantile"
-                                        "expert_choice" "hash" "random" "balanced" */
+                                        "expert_choice" "hash" "random" "balanced". The table of hash
+                                        goes by layer_index alone */
     int32_t num_groups, group_top_k; /* keep group_top_k of num_groups groups; 0: off */
     const char *group_score;         /* NULL: "top2_sum"; "max" "topn_sum" (top K / group_top_k) */
     bool selection_bias; /* a bias [E] on the selection scores only (loss-free balancing). -inf: that
@@ -222,7 +224,7 @@ typedef struct moe_layer_desc {
     float quantile_ema;
     float fake_noise;        /* balanced: 0 exact round robin, else Automodel's noisy form */
     int32_t fake_skip_first; /* balanced: experts never used */
-    float force_bias_std;    /* random: a bias drawn once an expert; 0: none */
+    float force_bias_std;    /* random: a bias drawn once an expert, by layer_index alone; 0: none */
 
     /* capacity */
     float capacity_factor;        /* 0: dropless */
@@ -357,7 +359,9 @@ typedef struct moe_draws {
 typedef struct moe_call {
     size_t size;
     /* MOE_INFER: nothing saved, losses only where stats are asked for, and of random draws only those that
-     * routing itself is made of: second_policy_eval random and sample, router_type random. */
+     * routing itself is made of: second_policy_eval random and sample, router_type random and balanced. These
+     * do not go by the context's seed, as neither do the table of hash and the bias of random in any mode: a
+     * model answers alike in every context. */
     moe_mode mode;
     /* Keys random draws; the same step repeats them, so where there are any it must vary from call to call.
      * router_type balanced with fake_noise draws in both modes too, by its input instead of the step. */

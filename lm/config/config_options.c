@@ -121,7 +121,7 @@ static const moe_option options[] = {
      "newest checkpoints kept"},
     {"train.seed", "",
      MOE_OPT_INT64, AT(train.seed), "1", 0, 9e15, NULL,
-     "of initial weights, batches and jitter"},
+     "of initial weights, batches and all that training draws"},
     {"train.log_layers", "moe_per_layer_logging",
      MOE_OPT_BOOL, AT(train.log_layers), "true", 0, 0, NULL,
      "metrics.jsonl tells losses and load of every layer, not only of the whole model"},

@@ -25,9 +25,15 @@ void moei_each_token(const moei_route_job *job, moei_token_fn *fn, const void *a
     moei_parallel_blocks(&job->ctx->team, job->routing->n_tokens, TOKENS_PER_TASK, tokens_task, &loop);
 }
 
+/* Only training draws by the context's seed. What a model is, and what it answers, must be the same in every
+ * context that reads it, and its parameters do not tell a seed. */
+static uint64_t seed_of(const moei_route_job *job, uint64_t step) {
+    return step == MOEI_EVERY_STEP || job->batch->mode != MOE_TRAIN ? 0 : job->ctx->desc.seed;
+}
+
 static void draw_words(const moei_route_job *job, moe_purpose purpose, uint64_t step, int64_t block,
                        uint32_t word[4]) {
-    moe_random(job->ctx->desc.seed, purpose, job->router->layer_index, step, (uint64_t)block, word);
+    moe_random(seed_of(job, step), purpose, job->router->layer_index, step, (uint64_t)block, word);
 }
 
 void moei_draw_uniform(const moei_route_job *job, moe_purpose purpose, uint64_t step, int64_t row, int64_t n,

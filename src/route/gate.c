@@ -120,9 +120,7 @@ static void force_token(const moei_route_job *job, const void *arg, int64_t t, d
 static void force_logits(const moei_route_job *job) {
     const int64_t E = job->router->n_experts;
     double *bias = job->scratch.work;
-    /* The steps of a run count up from 0, so the last step's stream is free for what holds for all of them.
-     */
-    moei_draw_normal(job, MOE_DRAW_FORCED, UINT64_MAX, 0, E, bias);
+    moei_draw_normal(job, MOE_DRAW_FORCED, MOEI_EVERY_STEP, 0, E, bias);
     for (int64_t e = 0; e < E; ++e) bias[e] *= (double)job->router->desc->force_bias_std;
     moei_each_token(job, force_token, bias);
 }

@@ -130,6 +130,8 @@ static inline const int32_t *moei_chosen(const moei_routing *routing, int64_t t)
     return (routing->choice ? routing->choice : routing->expert) + t * routing->top_k;
 }
 
+/* The step of what is drawn once for all of them and so belongs to the model; a run's count up from 0. */
+#define MOEI_EVERY_STEP UINT64_MAX
 /* u[n]: U(0,1), or N(0,1), of `row` of stream (purpose, step). */
 void moei_draw_uniform(const moei_route_job *job, moe_purpose purpose, uint64_t step, int64_t row, int64_t n,
                        double *u);

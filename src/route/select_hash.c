@@ -7,13 +7,13 @@
 
 #include <math.h>
 
-/* The hash ranks all experts, so K of them are as well defined as one. */
+/* The hash ranks all experts, so K of them are as well defined as one. Its table is the layer's number's. */
 static void rank_hash_token(const moei_route_job *job, const void *arg, int64_t t, double *u) {
     moei_routing *routing = job->routing;
     const int64_t E = routing->n_experts;
     const int64_t id = job->batch->token_id ? job->batch->token_id[t] : moei_draw_row(job, t);
     (void)arg;
-    moei_draw_uniform(job, MOE_DRAW_HASH, 0, id, E, u);
+    moei_draw_uniform(job, MOE_DRAW_HASH, MOEI_EVERY_STEP, id, E, u);
     for (int64_t e = 0; e < E; ++e) moei_real_store(routing->dtype, routing->selection, t * E + e, u[e]);
 }
 
