@@ -34,9 +34,25 @@ set(MOEKIT_WITH_CUDA ON)
 set(cuda_warnings -Xcompiler=-Wall,-Wextra
     $<$<BOOL:${MOEKIT_WERROR}>:-Werror=all-warnings$<SEMICOLON>-Xcompiler=-Werror>)
 
-# *_cuda.cu serve every GPU from sm_80: code for the architectures named, and for later ones by the driver.
-# *_sm90.cu are Hopper's alone; the context takes them where the GPU is one.
-set(MOEKIT_CUDA_ARCHITECTURES "80" CACHE STRING "GPUs the portable kernels are built for (CUDA_ARCHITECTURES of CMake)")
+# *_cuda.cu serve every GPU from sm_80: code for the architectures named, and for later ones by the driver, which
+# takes some 15 s the first time; so those of this machine's GPUs are named too. *_sm90.cu are Hopper's alone; the
+# context takes them where the GPU is one.
+set(architectures 80)
+find_program(nvidia_smi nvidia-smi NO_CACHE)
+if(nvidia_smi)
+    execute_process(COMMAND ${nvidia_smi} --query-gpu=compute_cap --format=csv,noheader
+                    OUTPUT_VARIABLE found ERROR_QUIET)
+    execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-arch OUTPUT_VARIABLE known ERROR_QUIET)
+    string(REGEX MATCHALL "[0-9]+\\.[0-9]" found "${found}")
+    foreach(capability IN LISTS found)
+        string(REPLACE "." "" architecture ${capability})
+        if(architecture GREATER 80 AND known MATCHES "compute_${architecture}\n")
+            list(APPEND architectures ${architecture})
+        endif()
+    endforeach()
+    list(REMOVE_DUPLICATES architectures)
+endif()
+set(MOEKIT_CUDA_ARCHITECTURES "${architectures}" CACHE STRING "GPUs the portable kernels are built for (CUDA_ARCHITECTURES of CMake)")
 set(hopper -gencode=arch=compute_90a,code=sm_90a)
 foreach(family IN ITEMS cuda sm90)
     file(GLOB sources CONFIGURE_DEPENDS src/kernel/cuda/*_${family}.cu)
