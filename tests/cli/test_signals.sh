@@ -4,16 +4,29 @@
 make_config
 long=(train.steps=100000 train.log_every=1 train.save_every=0 train.eval_every=0)
 
-# start ARGUMENT...: trains in the background, until two steps are logged.
-start() {
+# background ARGUMENT...: the command as `pid`. Without job control the shell would have it ignore SIGINT.
+background() {
+    : >out
     : >err
-    "$MOEKIT" train "$@" >out 2>err &
+    set -m
+    "$MOEKIT" "$@" >out 2>err &
     pid=$!
+    set +m
+}
+
+# started WHAT: waits until two steps are logged.
+started() {
     for _ in $(seq 600); do
         [ "$(grep -c '^step=.* loss=' err)" -ge 2 ] && return
         sleep 0.05
     done
     complain "did not start: $* $(cat err)"
+}
+
+# start ARGUMENT...: trains in the background.
+start() {
+    background train "$@"
+    started "$@"
 }
 
 # stopped SIGNAL CODE RUN: what is in the background ends as it should; `step` is the last it made.
@@ -41,9 +54,26 @@ start small.yaml --run hung "${long[@]}"
 stopped HUP 129 hung
 start small.yaml --run second "${long[@]}"
 stopped TERM 143 second
+before=$step
+
+# a shell without job control has what is in the background ignore SIGINT, and it stays so
+: >err
+"$MOEKIT" train small.yaml --run deaf "${long[@]}" >out 2>err &
+pid=$!
+started deaf
+kill -s INT $pid
+stopped TERM 143 deaf
+
+# a bench saves nothing, and tells the signal too
+background bench sparsity small.yaml --run bench "${long[@]}"
+until compgen -G "bench/*/main.log" >/dev/null || ! kill -0 $pid 2>/dev/null; do sleep 0.05; done
+kill -s TERM $pid
+code=0
+wait $pid || code=$?
+[ $code -eq 143 ] || complain "bench: exit code $code after SIGTERM: $(cat err)"
+says err 'stopped; a bench compares whole trainings'
 
 # it goes on where it stopped, with the settings it had, and does no step twice
-before=$step
 start --resume --run second
 stopped INT 130 second
 [ "$(grep -c '^stopping and saving; once more stops at once$' err)" -eq 1 ] || complain 'no remark at the first signal'
@@ -57,8 +87,7 @@ says err 'nowhere'
 
 
 # before the first step is finished: its forwards are many, and none is waited for but the one at hand
-"$MOEKIT" train small.yaml --run early train.grad_accum=1000000 >out 2>err &
-pid=$!
+background train small.yaml --run early train.grad_accum=1000000
 until [ -e early/main.log ] || ! kill -0 $pid 2>/dev/null; do sleep 0.05; done
 sleep 0.2
 kill -s INT $pid
@@ -84,9 +113,7 @@ wait $pid || code=$?
 
 # an interrupted text is whole up to where it was stopped
 expect 0 "$MOEKIT" train small.yaml --run text -q
-: >out
-"$MOEKIT" generate --run text -p And -n 100000000 >out 2>err &
-pid=$!
+background generate --run text -p And -n 100000000
 until [ -s out ] || ! kill -0 $pid; do sleep 0.05; done
 kill -s INT $pid
 code=0

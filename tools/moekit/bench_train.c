@@ -76,10 +76,11 @@ static int train(cli_args *args, const char *run_dir, const bench_training *trai
                                                 .command = args->command};
     moe_status status = moe_lm_train(ctx, args->config, &train_options);
     cli_close_line(args);
-    if (status == MOE_ERR_INTERRUPTED)
-        code = cli_fail(args, status, "%s: stopped; a bench compares whole trainings and begins them anew",
-                        training->name);
-    else if (status != MOE_OK)
+    if (status == MOE_ERR_INTERRUPTED) {
+        cli_fail(args, status, "%s: stopped; a bench compares whole trainings and begins them anew",
+                 training->name);
+        code = 128 + cli_signal_caught();
+    } else if (status != MOE_OK)
         code = cli_fail(args, status, "%s: %s", training->name, moe_ctx_error(ctx));
     moe_ctx_destroy(ctx);
     return code;

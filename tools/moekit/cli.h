@@ -136,8 +136,8 @@ bool cli_program_find(const char *name, char *path, size_t size); /* along PATH 
 
 /* 8. Time and signals. */
 double cli_seconds(void); /* monotonic */
-/* SIGINT, SIGTERM, SIGHUP: the first is noted and answered with a remark (NULL: none), the second ends the
- * process. */
+/* SIGINT, SIGTERM, SIGHUP, where they are not ignored: the first is noted and answered with a remark (NULL:
+ * none), the second ends the process. */
 void cli_signals_catch(const char *remark);
 int cli_signal_caught(void); /* its number; 0: none */
 

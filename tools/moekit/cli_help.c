@@ -19,7 +19,7 @@ static const struct {
     {8,   "legal, but not built in or not on this machine"          },
     {9,   "a library call at the wrong moment; a bug of the command"},
     {11,  "a bug of moekit"                                         },
-    {129, "hung up by SIGHUP, after saving what was to be saved"    },
+    {129, "hung up by SIGHUP; train and generate save first"        },
     {130, "interrupted by SIGINT, likewise"                         },
     {141, "the reader of a pipe went away (SIGPIPE); train goes on" },
     {143, "terminated by SIGTERM, likewise"                         }

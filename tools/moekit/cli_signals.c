@@ -1,5 +1,6 @@
 /* cli_signals.c: SIGINT, SIGTERM and SIGHUP ask a long run to finish its step and save; asked twice, it stops
- * at once. A hang-up that was ignored from the start (nohup) stays ignored.
+ * at once. What was ignored from the start stays ignored: SIGHUP below nohup, SIGINT in the background of a
+ * script, whose Ctrl-C is meant for what is in front.
  */
 #include "cli.h"
 
@@ -23,13 +24,12 @@ static void on_signal(int number) {
 
 void cli_signals_catch(const char *said) {
     remark = said;
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    struct sigaction before, action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    struct sigaction before;
-    if (sigaction(SIGHUP, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
-        sigaction(SIGHUP, &action, NULL);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; ++i)
+        if (sigaction(numbers[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+            sigaction(numbers[i], &action, NULL);
 }
 
 int cli_signal_caught(void) {
