@@ -63,7 +63,8 @@ static moe_status open_texts(moelm_trainer *t) {
 
 /* Told before the machine begins to swap, or its system to kill: memory that is promised need not be there.
  */
-static moe_status reserve(moelm_trainer *t, int64_t n_seq, int64_t length) {
+static moe_status reserve(moelm_trainer *t, int64_t n_seq, int64_t length, const char *what,
+                          const char *advice) {
     moe_lm_info info = {.size = sizeof info};
     size_t bytes;
     MOEI_TRY(moelm_trainer_ctx(t, moe_lm_get_info(t->lm, &info)));
@@ -75,18 +76,24 @@ static moe_status reserve(moelm_trainer *t, int64_t n_seq, int64_t length) {
         return moelm_trainer_ctx(t, moe_lm_reserve(t->lm, n_seq, length, MOE_TRAIN));
     return moei_error_set(
         &t->error, MOE_ERR_MEMORY,
-        "train.batch_size: training on %lld sequences of %lld tokens at once takes %.1f GiB, "
-        "and this machine has %.1f; lower it, train.length or the model",
-        (long long)n_seq, (long long)length, need * 0x1p-30, have * 0x1p-30);
+        "%s %lld sequences of %lld tokens at once takes %.1f GiB, and this machine has %.1f; %s", what,
+        (long long)n_seq, (long long)length, need * 0x1p-30, have * 0x1p-30, advice);
+}
+
+static moe_status reserve_all(moelm_trainer *t) {
+    MOEI_TRY(reserve(t, t->config->train.batch_size, t->length, "train.batch_size: training on",
+                     "lower it, train.length or the model"));
+    if (!t->eval.map.data) return MOE_OK;
+    /* What evaluation takes beyond a batch is reserved now: a run that has begun needs no more memory. */
+    const moelm_windows w =
+        moelm_windows_of(t->eval.map.data, moelm_trainer_eval_bytes(t), t->config->model.context);
+    return reserve(t, moelm_score_sequences(t->lm, w.length), w.length, "data.eval: training, and evaluating",
+                   "lower model.context or the model, or name no data.eval");
 }
 
 static moe_status make_model(moelm_trainer *t) {
-    const moe_lm_config *config = t->config;
-    int64_t context = config->model.context, batch = config->train.batch_size;
-    MOEI_TRY(moelm_trainer_ctx(t, moe_lm_create(t->ctx, config, &t->lm)));
-    MOEI_TRY(reserve(t, batch, t->length));
-    /* What evaluation takes beyond a batch is reserved now: a run that has begun needs no more memory. */
-    if (t->eval.map.data) MOEI_TRY(reserve(t, moelm_score_sequences(t->lm, context), context));
+    MOEI_TRY(moelm_trainer_ctx(t, moe_lm_create(t->ctx, t->config, &t->lm)));
+    MOEI_TRY(reserve_all(t));
     return moelm_trainer_ctx(t, moelm_optimizer_create(t->ctx, t->lm, &t->optimizer));
 }
 

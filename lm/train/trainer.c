@@ -52,9 +52,13 @@ moe_status moelm_trainer_event(moelm_trainer *t, const char *event) {
     return MOE_OK;
 }
 
+int64_t moelm_trainer_eval_bytes(const moelm_trainer *t) {
+    const int64_t bytes = (int64_t)t->eval.map.bytes, most = t->config->train.eval_bytes;
+    return most > 0 && bytes > most ? most : bytes;
+}
+
 static moe_status evaluate(moelm_trainer *t) {
-    int64_t bytes = (int64_t)t->eval.map.bytes, most = t->config->train.eval_bytes;
-    if (most > 0 && bytes > most) bytes = most;
+    const int64_t bytes = moelm_trainer_eval_bytes(t);
     double bits;
     MOEI_TRY(moelm_trainer_ctx(t, moelm_score(t->lm, t->eval.map.data, bytes, NULL, &bits)));
     t->progress.eval_bits_per_byte = t->state.eval_bits_per_byte = bits / (double)bytes;

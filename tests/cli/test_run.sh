@@ -15,6 +15,16 @@ done
 json run/run.json
 says run/run.json 'moekit train small.yaml --run run'
 
+# a run's directory, or a checkpoint's, as a file of settings
+expect 0 "$MOEKIT" config show --changed run
+says out '^train.steps=30$'
+expect 0 "$MOEKIT" config show --changed run/checkpoints/step-00000030
+says out '^model.d_model=32$'
+grep -q '^train' out && complain 'a checkpoint told of training'
+mkdir empty
+expect 3 "$MOEKIT" config check empty
+says err 'empty: is a directory without config\.resolved\.yaml or config\.json'
+
 # what is there stays there
 cp run/metrics.jsonl before
 expect 2 "$MOEKIT" train small.yaml --run run

@@ -19,14 +19,37 @@ bool cli_user_config_path(char *path, size_t size) {
     return n > 0 && (size_t)n < size;
 }
 
+/* Whether the directory has a file of this name, its path into path[size]. */
+static bool find_in(const char *directory, const char *name, char *path, size_t size) {
+    const int n = snprintf(path, size, "%s/%s", directory, name);
+    return n > 0 && (size_t)n < size && cli_file_exists(path);
+}
+
+/* A run stands for its settings, a checkpoint for the model that it holds. */
+static int load_directory(cli_args *args, const char *directory) {
+    char path[4096];
+    moe_error error;
+    moe_status status;
+    if (find_in(directory, "config.resolved.yaml", path, sizeof path))
+        status = moe_lm_config_load(args->config, path, &error);
+    else if (find_in(directory, "config.json", path, sizeof path))
+        status = moe_lm_config_load_checkpoint(args->config, directory, &error);
+    else
+        return cli_fail(
+            args, MOE_ERR_INPUT,
+            "%s: is a directory without config.resolved.yaml or config.json, so neither a run nor a "
+            "checkpoint",
+            directory);
+    return status == MOE_OK ? 0 : cli_fail(args, status, "%s", error.text);
+}
+
 static int load_file(cli_args *args, const char *path) {
     moe_error error;
     moe_lm_config_entry entry;
     if (!cli_file_exists(path) && moe_lm_config_find(args->config, path, &entry, NULL) == MOE_OK)
         return cli_fail(args, MOE_ERR_ARGUMENT, "%s is a setting and no file: %s=VALUE?", path, path);
-    /* A checkpoint directory tells the model that it holds. */
-    moe_status status = cli_is_directory(path) ? moe_lm_config_load_checkpoint(args->config, path, &error)
-                                               : moe_lm_config_load(args->config, path, &error);
+    if (cli_is_directory(path)) return load_directory(args, path);
+    moe_status status = moe_lm_config_load(args->config, path, &error);
     return status == MOE_OK ? 0 : cli_fail(args, status, "%s", error.text);
 }
 

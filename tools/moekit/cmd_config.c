@@ -286,11 +286,14 @@ const cli_verb cmd_config = {
              "\n"
              "check FILE...: whether a run would accept the files.\n"
              "\n"
+             "A FILE may be a directory: a run stands for its settings, a checkpoint for its model.\n"
+             "\n"
              "options: every key with its default.\n"
              "\n"
              "Who speaks later wins: defaults, /etc/moekit/config.yaml,\n"
              "$XDG_CONFIG_HOME/moekit/config.yaml, files in their order, environment, command line.\n",
     .examples = "moekit config show --origin configs/demo.yaml moe.top_k=1\n"
+                "moekit config show --changed runs/demo\n"
                 "moekit config explain num_moe_experts\n",
     .options = options,
     .keys = CLI_KEYS_LM,

@@ -235,7 +235,8 @@ const cli_verb cmd_train = {
     .about =
         "Reads the configuration files in their order, later ones win, then the environment\n"
         "(MOEKIT_TRAIN_STEPS for train.steps), then the command line. 'moekit config options'\n"
-        "lists every key.\n"
+        "lists every key. A file may be a directory: a run stands for its settings, a checkpoint for\n"
+        "its model.\n"
         "\n"
         "The directory must not exist: nothing is overwritten (--move-old renames it first). With\n"
         "--resume an existing run goes on from its newest complete checkpoint, bit for bit as if it\n"

@@ -1,13 +1,10 @@
 /* test_thread.c: the parallel loop: every task once, own scratch, any number of threads, contexts of tasks;
- * what a container and a fork leave of it. Counts are exact; no timing.
+ * what a fork leaves of it. Counts are exact; no timing.
  * Source: moekit/expert.h; core/thread.h.
  */
 #define _GNU_SOURCE
 #include "support/layer_fixture.h"
 
-#include "core/machine.h"
-
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -88,57 +85,6 @@ static void the_environment_is_read(void **state) {
     unsetenv("MOEKIT_ISA");
 }
 
-/* --- what a container leaves --- */
-
-static void write_text(const char *root, const char *name, const char *text) {
-    char path[128];
-    snprintf(path, sizeof path, "%s/%s", root, name);
-    FILE *file = fopen(path, "w");
-    assert_non_null(file);
-    fputs(text, file);
-    fclose(file);
-}
-
-static void quotas_are_rounded_up(void **state) {
-    (void)state;
-    static const struct {
-        const char *text;
-        int32_t cores;
-    } cases[] = {
-        {"200000 100000\n",                   2      },
-        {"50000 100000\n",                    1      },
-        {"250000 100000",                     3      },
-        {"max 100000\n",                      0      },
-        {"0 100000\n",                        0      },
-        {"100000 0",                          0      },
-        {"9223372036854775807 1",             0      },
-        {"9223372036854775807 1099511627776", 8388608},
-        {"",                                  0      },
-    };
-    char root[] = "/tmp/moekit-quota-XXXXXX", cpu[64];
-    assert_non_null(mkdtemp(root));
-    snprintf(cpu, sizeof cpu, "%s/cpu", root);
-    assert_int_equal(mkdir(cpu, 0700), 0);
-    assert_int_equal(moei_machine_quota(root), 0);
-    write_text(cpu, "cpu.cfs_quota_us", "150000\n");
-    assert_int_equal(moei_machine_quota(root), 0); /* of what? */
-    write_text(cpu, "cpu.cfs_period_us", "100000\n");
-    assert_int_equal(moei_machine_quota(root), 2);
-    write_text(cpu, "cpu.cfs_quota_us", "-1\n");
-    assert_int_equal(moei_machine_quota(root), 0);
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
-        write_text(root, "cpu.max", cases[i].text);
-        assert_int_equal(moei_machine_quota(root), cases[i].cores);
-    }
-    static const char *const made[] = {"cpu.max", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us", "cpu",
-                                       "."};
-    for (size_t i = 0; i < sizeof made / sizeof *made; ++i) {
-        char path[128];
-        snprintf(path, sizeof path, "%s/%s", root, made[i]);
-        assert_int_equal(remove(i + 1 < sizeof made / sizeof *made ? path : root), 0);
-    }
-}
-
 /* --- a child of fork has the memory of a team, but only one of its threads --- */
 
 static int64_t sum_of(moe_ctx *ctx) {
@@ -178,8 +124,9 @@ static void a_child_of_fork_goes_on_alone(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_task_runs_once),          cmocka_unit_test(tasks_may_have_contexts),
-        cmocka_unit_test(the_environment_is_read),       cmocka_unit_test(quotas_are_rounded_up),
+        cmocka_unit_test(every_task_runs_once),
+        cmocka_unit_test(tasks_may_have_contexts),
+        cmocka_unit_test(the_environment_is_read),
         cmocka_unit_test(a_child_of_fork_goes_on_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

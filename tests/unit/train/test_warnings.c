@@ -59,6 +59,42 @@ static void test_no_such_memory(void **state) {
     assert_false(train_exists(state, "d"));
 }
 
+/* Nor what evaluation alone would take: a window of the whole context, where the text is as long. */
+static void test_no_such_memory_to_evaluate(void **state) {
+    char *text = scratch_path(state, "long.txt");
+    scratch_put(text, "a", 1);
+    assert_int_equal(truncate(text, 4 << 20), 0);
+    const char *const far[] = {"data.eval",
+                               text,
+                               "model.context",
+                               "4194304",
+                               "train.eval_bytes",
+                               "0",
+                               "train.batch_size",
+                               "1",
+                               "model.n_layers",
+                               "512",
+                               NULL};
+    train_result result = train_run(state, &(train_setup){.dir = "d", .pairs = far}); /* tens of TiB */
+    train_must_fail(&result, MOE_ERR_MEMORY,
+                    "data.eval: training, and evaluating 1 sequences of 4194303 tokens at once");
+    assert_false(train_exists(state, "d"));
+    const char *const near[] = {"data.eval",
+                                text,
+                                "model.context",
+                                "4194304",
+                                "train.eval_bytes",
+                                "50",
+                                "train.steps",
+                                "1",
+                                "train.batch_size",
+                                "1",
+                                NULL}; /* of so few bytes windows are short */
+    result = train_run(state, &(train_setup){.dir = "d", .pairs = near});
+    train_must(&result);
+    free(text);
+}
+
 typedef struct thief {
     char *from, *to;
 } thief;
@@ -97,9 +133,8 @@ static void test_renamed_while_it_trains(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        IN_SCRATCH(test_warnings_are_kept),
-        IN_SCRATCH(test_other_vocabularies),
-        IN_SCRATCH(test_no_such_memory),
+        IN_SCRATCH(test_warnings_are_kept),       IN_SCRATCH(test_other_vocabularies),
+        IN_SCRATCH(test_no_such_memory),          IN_SCRATCH(test_no_such_memory_to_evaluate),
         IN_SCRATCH(test_renamed_while_it_trains),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
