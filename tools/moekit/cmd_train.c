@@ -97,7 +97,8 @@ static int load_files(cli_args *args, const char *run, const char *from) {
     moe_error error;
     int n = 0;
     if (cli_flag(args, "resume") && run) {
-        if (!cli_file_exists(run)) return cli_fail(args, MOE_ERR_INPUT, "%s: no such run directory", run);
+        if (args->n_operands == 0 && !cli_file_exists(run))
+            return cli_fail(args, MOE_ERR_INPUT, "%s: no such run directory", run);
         if (snprintf(settings, sizeof settings, "%s/config.resolved.yaml", run) >= (int)sizeof settings)
             return cli_fail(args, MOE_ERR_ARGUMENT, "--run: the path is too long");
         if (args->n_operands == 0)
