@@ -253,7 +253,7 @@ __device__ __forceinline__ void receive_sums(float (&sum)[GROUPS][TILES][4], Few
             sum[g][t][0] = all.x, sum[g][t][1] = all.y, sum[g][t][2] = all.z, sum[g][t][3] = all.w;
         }
     __syncwarp();
-    if (lane == 0) mbar_arrive(smem_address(&s.summed[turn % 2]));
+    if (lane == 0 && rank == 0) mbar_arrive(smem_address(&s.summed[turn % 2])); /* who draws waits for it */
     if (lane < SHARES) mbar_arrive_at(smem_address(&s.taken[rank]), (uint32_t)lane);
 }
 
