@@ -115,9 +115,6 @@ static moe_status check_experts(const moe_lm_config *config, moe_error *error) {
     if (any_routed && moe->top_k > moe->num_experts)
         return moei_error_set(error, MOE_ERR_ARGUMENT, "moe.top_k: %d is more than moe.num_experts %d",
                               moe->top_k, moe->num_experts);
-    if (any_routed && moe->expert_hidden_size == 0)
-        return moei_error_set(error, MOE_ERR_ARGUMENT,
-                              "moe.expert_hidden_size: 0; an expert needs at least 1");
     if (moe->output_size > 0 && moe->output_size != config->model.d_model)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "moe.output_size: %d, but the model's layers are all model.d_model = %d wide",
