@@ -64,14 +64,17 @@ started deaf
 kill -s INT $pid
 stopped TERM 143 deaf
 
-# a bench saves nothing, and tells the signal too
-background bench sparsity small.yaml --run bench "${long[@]}"
-until compgen -G "bench/*/main.log" >/dev/null || ! kill -0 $pid 2>/dev/null; do sleep 0.05; done
-kill -s TERM $pid
-code=0
-wait $pid || code=$?
-[ $code -eq 143 ] || complain "bench: exit code $code after SIGTERM: $(cat err)"
-says err 'stopped; a bench compares whole trainings'
+# a bench saves nothing, and tells the signal too; its processes end with it
+for jobs in 1 2; do
+    background bench sparsity small.yaml --run bench$jobs --jobs $jobs "${long[@]}"
+    until [ "$(compgen -G "bench$jobs/*/main.log" | wc -l)" -eq $jobs ] || ! kill -0 $pid 2>/dev/null; do sleep 0.05; done
+    kill -s TERM $pid
+    code=0
+    wait $pid || code=$?
+    [ $code -eq 143 ] || complain "bench --jobs $jobs: exit code $code after SIGTERM: $(cat err)"
+    # lines of two processes may run into each other
+    [ "$(grep -o 'stopped; a bench' err | wc -l)" -eq $jobs ] || complain "bench --jobs $jobs: $(cat err)"
+done
 
 # it goes on where it stopped, with the settings it had, and does no step twice
 start --resume --run second

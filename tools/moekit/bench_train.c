@@ -7,10 +7,12 @@
 #include "train_line.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef struct watch {
@@ -123,34 +125,58 @@ static int with_settings(cli_args *args, const char *base, const bench_training 
     return code;
 }
 
-/* Waits for one process; the exit code of the bench is that of the first that failed. */
-static int wait_for_one(int code) {
+/* Processes that train beside each other. */
+typedef struct team {
+    pid_t *process; /* [count], 0 once it has ended */
+    size_t count, running;
+    bool told; /* of a signal */
+    int code;  /* of the first that failed, then the bench's */
+} team;
+
+static void pass_on(const team *t, int number) {
+    for (size_t i = 0; i < t->count; ++i)
+        if (t->process[i]) kill(t->process[i], number);
+}
+
+/* Waits for one to end. A signal may have met this process alone: it is passed on, so that none is left over.
+ */
+static void wait_for_one(team *t) {
+    const struct timespec nap = {.tv_nsec = 20000000};
     int status;
-    while (wait(&status) < 0)
-        if (errno != EINTR) return code ? code : MOE_ERR_INTERNAL;
-    const int its = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    return code ? code : its;
+    pid_t ended;
+    for (; (ended = waitpid(-1, &status, WNOHANG)) == 0; nanosleep(&nap, NULL)) {
+        if (t->told || !cli_signal_caught()) continue;
+        pass_on(t, cli_signal_caught());
+        t->told = true; /* a second one would cut them short */
+    }
+    --t->running;
+    for (size_t i = 0; i < t->count; ++i)
+        if (t->process[i] == ended) t->process[i] = 0;
+    const int its = ended < 0           ? MOE_ERR_INTERNAL
+                    : WIFEXITED(status) ? WEXITSTATUS(status)
+                                        : 128 + WTERMSIG(status);
+    if (t->code == 0) t->code = its;
 }
 
 static int train_beside(cli_args *args, const char *base, const bench_training *trainings, size_t n,
                         int64_t jobs) {
-    int64_t running = 0;
-    int code = 0;
-    for (size_t i = 0; i < n && code == 0; ++i) {
+    team t = {.process = calloc(n, sizeof *t.process)};
+    if (!t.process) return cli_fail(args, MOE_ERR_MEMORY, "no memory for %zu processes", n);
+    while (t.count < n && t.code == 0) {
         fflush(NULL); /* or the child prints it again */
-        pid_t process = fork();
+        const pid_t process = fork();
         if (process < 0) {
-            code =
-                cli_fail(args, MOE_ERR_MEMORY, "no process for %s: %s", trainings[i].name, strerror(errno));
+            t.code = cli_fail(args, MOE_ERR_MEMORY, "no process for %s: %s", trainings[t.count].name,
+                              strerror(errno));
             break;
         }
-        if (process == 0) _exit(with_settings(args, base, &trainings[i], train));
-        if (++running < jobs) continue;
-        code = wait_for_one(code);
-        --running;
+        if (process == 0) _exit(with_settings(args, base, &trainings[t.count], train));
+        t.process[t.count++] = process;
+        if (++t.running == (size_t)jobs) wait_for_one(&t);
     }
-    for (; running > 0; --running) code = wait_for_one(code);
-    return code;
+    while (t.running > 0) wait_for_one(&t);
+    free(t.process);
+    return t.code;
 }
 
 int bench_train(cli_args *args, const char *run, const bench_training *trainings, size_t n, int64_t jobs) {
