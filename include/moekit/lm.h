@@ -61,7 +61,8 @@ MOE_API moe_status moe_lm_load_as(moe_ctx *ctx, const char *directory, const cha
 /* Sets the parameters to those of a checkpoint, by name: the start of a training that goes on from another's.
  * Heads, rope_base and norm_eps must be the checkpoint's (MOE_ERR_ARGUMENT), and each of its parameters must
  * have a place of its shape here (MOE_ERR_INPUT); on an error the model is as it was. What the checkpoint
- * lacks stays as it is, and moe.* may differ: both are warned of. */
+ * lacks stays as it is, and moe.* may differ: both are warned of. Layers that moe_layer_quantize has packed
+ * are packed once more by the caller; MOE_ERR_STATE where one has given its weights back. */
 MOE_API moe_status moe_lm_init_from(moe_lm *lm, const char *directory);
 /* Writes config.json and model.safetensors into a new directory, atomically; missing parents are made.
  * MOE_ERR_STATE where a layer has given weights back (quant.h). */

@@ -71,6 +71,10 @@ static moe_status walk(const pair *p, bool copies, int32_t *missing, char *text,
     for (int32_t i = 0; i < moe_lm_param_count(p->to); ++i) {
         moe_param to = {.size = sizeof to}, from = {.size = sizeof from};
         MOEI_TRY(moe_lm_param(p->to, i, &to));
+        if (!to.value)
+            return moe_ctx_fail(p->to->ctx, MOE_ERR_STATE,
+                                "moe_lm_init_from: moe_layer_quantize has given %s back (drop_weights)",
+                                to.name);
         const int32_t at = find(p->from, to.name, next);
         if (at < 0) {
             if ((*missing)++ == 0) snprintf(text, size, "%s", to.name);

@@ -69,8 +69,10 @@ static moe_status reserve(moelm_trainer *t, int64_t n_seq, int64_t length, const
     size_t bytes;
     MOEI_TRY(moelm_trainer_ctx(t, moe_lm_get_info(t->lm, &info)));
     MOEI_TRY(moelm_trainer_ctx(t, moe_lm_measure(t->lm, n_seq, length, MOE_TRAIN, &bytes)));
-    const double of_moments = moelm_config_dtype(t->config) == MOE_BF16 ? 12 : 8;
-    const double need = (double)bytes + of_moments * (double)info.params_total;
+    /* moments and masters, and until the first step what train.from names */
+    const moe_dtype dtype = moelm_config_dtype(t->config);
+    const size_t each = (dtype == MOE_BF16 ? 12 : 8) + (t->from[0] ? moe_dtype_bytes(dtype) : 0);
+    const double need = (double)bytes + (double)each * (double)info.params_total;
     const double have = moei_machine_memory("/sys/fs/cgroup");
     if (have == 0 || need <= have)
         return moelm_trainer_ctx(t, moe_lm_reserve(t->lm, n_seq, length, MOE_TRAIN));

@@ -4,6 +4,8 @@
  */
 #include "unit/train/train_fixture.h"
 
+#include <moekit/quant.h>
+
 #define LAST "checkpoints/step-00000012"
 
 /* A run begun with another's checkpoint has its parameters before the first step, in its own type, and none
@@ -123,6 +125,10 @@ static void test_init_from(void **state) {
         assert_memory_equal(a.value, b.value, n);
     }
     assert_int_equal(moe_lm_init_from(lm, "/nowhere"), MOE_ERR_INPUT);
+    const moe_quant_desc quant = {.size = sizeof quant, .format = "int8", .drop_weights = true};
+    assert_int_equal(moe_layer_quantize(moe_lm_layer(saved, 1), &quant), MOE_OK);
+    assert_int_equal(moe_lm_init_from(saved, from), MOE_ERR_STATE);
+    assert_non_null(strstr(moe_ctx_error(ctx), "given blocks.1."));
     assert_int_equal(moe_lm_init_from(lm, NULL), MOE_ERR_ARGUMENT);
     assert_int_equal(moe_lm_init_from(NULL, from), MOE_ERR_ARGUMENT);
     moe_lm_destroy(saved);
