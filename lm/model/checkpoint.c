@@ -186,33 +186,52 @@ moe_status moelm_checkpoint_open(moe_ctx *ctx, const char *directory, const char
     return status;
 }
 
-/* Every model.* and moe.* entry of `from`; the preset is what its settings are. */
-static moe_status take_model(moe_lm_config *config, const moe_lm_config *from, moe_error *error) {
-    for (size_t i = 0; i < moe_lm_config_count(from); ++i) {
-        moe_lm_config_entry entry;
-        moe_lm_config_entry_get(from, i, &entry);
-        const char *key = entry.option->key;
-        if ((strncmp(key, "model.", 6) != 0 && strncmp(key, "moe.", 4) != 0) ||
-            moelm_config_is_preset(from, key))
+static bool is_of_model(const char *key) {
+    return strncmp(key, "model.", 6) == 0 || strncmp(key, "moe.", 4) == 0;
+}
+
+/* Every model.* and moe.* entry of `from`. Those with their default are nobody's word, so that they yield to
+ * what another system's name implies; the preset is what its settings are. */
+static moe_status take_model(moe_lm_config *config, const moe_lm_config *from, const moe_lm_config *fresh,
+                             moe_error *error) {
+    config->model = fresh->model;
+    config->preset = fresh->preset;
+    config->moe = fresh->moe;
+    for (size_t i = 0; i < config->count; ++i)
+        if (is_of_model(config->row[i].key)) memcpy(config->origin[i], fresh->origin[i], MOELM_ORIGIN);
+    for (size_t i = 0; i < config->count; ++i) {
+        moe_lm_config_entry there, initial;
+        const char *key = config->row[i].key;
+        moe_lm_config_entry_get(from, i, &there);
+        moe_lm_config_entry_get(fresh, i, &initial);
+        if (!is_of_model(key) || moelm_config_is_preset(from, key) || strcmp(there.value, initial.value) == 0)
             continue;
-        MOEI_TRY(moe_lm_config_set(config, key, entry.value, "config.json", error));
+        MOEI_TRY(moe_lm_config_set(config, key, there.value, "config.json", error));
     }
     return MOE_OK;
+}
+
+static moe_status load_config(moe_lm_config *config, const moe_lm_config *from, moe_error *error) {
+    moe_lm_config *fresh;
+    moelm_config_copy copy;
+    MOEI_TRY(moe_lm_config_create(&fresh, error));
+    moe_status status = moelm_config_keep(config, &copy, error);
+    if (status == MOE_OK) {
+        status = take_model(config, from, fresh, error);
+        moelm_config_settle(config, &copy, status);
+    }
+    moe_lm_config_destroy(fresh);
+    return status;
 }
 
 moe_status moe_lm_config_load_checkpoint(moe_lm_config *config, const char *directory, moe_error *error) {
     const moelm_family *family;
     moe_lm_config *from;
-    moelm_config_copy copy;
     MOEI_TRY(moei_error_need(error, "moe_lm_config_load_checkpoint", "config", config));
     MOEI_TRY(moei_error_need(error, "moe_lm_config_load_checkpoint", "directory", directory));
     MOEI_TRY(moe_lm_config_create(&from, error));
     moe_status status = read_config(directory, &family, from, error);
-    if (status == MOE_OK) status = moelm_config_keep(config, &copy, error);
-    if (status == MOE_OK) {
-        status = take_model(config, from, error);
-        moelm_config_settle(config, &copy, status);
-    }
+    if (status == MOE_OK) status = load_config(config, from, error);
     moe_lm_config_destroy(from);
     return status;
 }

@@ -21,6 +21,9 @@ says out '^train.steps=30$'
 expect 0 "$MOEKIT" config show --changed run/checkpoints/step-00000030
 says out '^model.d_model=32$'
 grep -q '^train' out && complain 'a checkpoint told of training'
+grep -q '^moe.dropout' out && complain '--changed shows a default'
+expect 0 "$MOEKIT" config show run/checkpoints/step-00000030 moe_router_load_balancing_type=seq_aux_loss
+says out '^moe.aux_loss_type=seq' # no word of the checkpoint is against it
 mkdir empty
 expect 3 "$MOEKIT" config check empty
 says err 'empty: is a directory without config\.resolved\.yaml or config\.json'

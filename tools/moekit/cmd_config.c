@@ -56,14 +56,18 @@ static void print_entry_json(const moe_lm_config_entry *entry, bool first) {
 
 /* KEY=VALUE lines, which a command line takes back. */
 static int show(cli_args *args) {
+    moe_lm_config *fresh;
+    moe_error error;
     int code = cli_settings_load(args, args->operand + 1, args->n_operands - 1);
     if (code) return code;
+    if (moe_lm_config_create(&fresh, &error) != MOE_OK) return cli_fail(args, error.status, "%s", error.text);
     bool first = true, changed = cli_flag(args, "changed"), origin = cli_flag(args, "origin");
     if (args->json) printf("{");
     for (size_t i = 0; i < moe_lm_config_count(args->config); ++i) {
-        moe_lm_config_entry entry;
+        moe_lm_config_entry entry, initial;
         moe_lm_config_entry_get(args->config, i, &entry);
-        if (changed && strcmp(entry.origin, "default") == 0) continue;
+        moe_lm_config_entry_get(fresh, i, &initial);
+        if (changed && strcmp(entry.value, initial.value) == 0) continue;
         if (args->json)
             print_entry_json(&entry, first);
         else if (origin)
@@ -73,6 +77,7 @@ static int show(cli_args *args) {
         first = false;
     }
     if (args->json) printf("\n}\n");
+    moe_lm_config_destroy(fresh);
     return 0;
 }
 

@@ -68,6 +68,29 @@ static void check_type(const char *directory, const char *expected) {
     json_decref(root);
 }
 
+/* The settings of a checkpoint are its model's, whatever was set before: a model of them takes its
+ * parameters. */
+static void check_settings(moe_ctx *ctx, moe_lm *lm, const char *path) {
+    static const char *const other[] = {"moe.num_shared_experts",
+                                        "1",
+                                        "model.moe_layer_freq",
+                                        "2",
+                                        "moe.router_type",
+                                        "sinkhorn",
+                                        "moe.expert_up_bias",
+                                        "true",
+                                        NULL};
+    moe_lm_config *config = model_config(other);
+    moe_lm *made = NULL;
+    moe_error error;
+    assert_ok(moe_lm_config_load_checkpoint(config, path, &error), &error);
+    must(ctx, moe_lm_create(ctx, config, &made));
+    must(ctx, moe_lm_init_from(made, path));
+    assert_same_settings(ctx, lm, made);
+    moe_lm_destroy(made);
+    moe_lm_config_destroy(config);
+}
+
 static void round_trip(void **state, const char *name, const char *const *pairs, const char *type) {
     moe_ctx *ctx = test_ctx(NULL, 1);
     moe_lm *lm = model_make(ctx, pairs);
@@ -76,6 +99,7 @@ static void round_trip(void **state, const char *name, const char *const *pairs,
     check_type(path, type);
     moe_lm *back = model_load(ctx, path);
     assert_same_settings(ctx, lm, back);
+    check_settings(ctx, lm, path);
     must_fail(ctx, moe_lm_save(lm, path), MOE_ERR_ARGUMENT, "exists already");
     moe_lm_destroy(back);
     moe_lm_destroy(lm);
