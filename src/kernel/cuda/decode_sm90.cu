@@ -219,7 +219,9 @@ static cudaError_t launch_slices(Kernel *kernel, const moei_team *team, const mo
     if (bytes > SHARED_MOST) return cudaErrorNotSupported;
     int n_sm = 0;
     cudaError_t error = multiprocessors(&n_sm);
-    if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    /* The limit is the function's, of all host threads: no less than another's call may need. */
+    if (!error)
+        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_MOST);
     if (error) return error;
     const int64_t clusters = slices < n_sm / SHARES ? slices : n_sm / SHARES;
     return launch_early(kernel, dim3((unsigned)(clusters * SHARES)), threads, bytes, stream_of(team),

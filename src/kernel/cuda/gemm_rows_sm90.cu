@@ -309,10 +309,12 @@ static cudaError_t launch(const moei_team *team, const moe_gemm_rows_args *args)
     if (!error) error = multiprocessors(&n_sm);
     if (error) return error;
     auto *kernel = gemm_rows_kernel<S, GATHER, B_TRANS, EPI>;
-    const int bytes = Shared<S>::bytes(args->n_groups);
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    /* The limit is the function's, of all host threads: no less than another's call may need. */
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 Shared<S>::bytes(MOEI_CUDA_GROUPS_MAX));
     if (error) return error;
-    kernel<<<n_sm / PAIR * PAIR, THREADS, bytes, stream_of(team)>>>(p, map_a, map_b, map_z, maps);
+    kernel<<<n_sm / PAIR * PAIR, THREADS, Shared<S>::bytes(args->n_groups), stream_of(team)>>>(
+        p, map_a, map_b, map_z, maps);
     return cudaPeekAtLastError();
 }
 
