@@ -161,6 +161,7 @@ __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1)
             if (p.logits && e < p.n_experts) p.logits[(int64_t)token * p.n_experts + e] = logit;
         }
     }
+    __syncwarp();
     cluster_arrive(); /* what others have here is read */
     if (token < p.n_tokens) {
         named_barrier(1 + slot, SELECTORS);

@@ -55,7 +55,7 @@ __device__ __forceinline__ void cluster_sync() {
                  "barrier.cluster.wait.acquire.aligned;" ::
                      : "memory");
 }
-/* The same in two halves that order no memory: for what was only read. */
+/* The same in two halves, of which the first orders no memory: for what was only read. */
 __device__ __forceinline__ void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
