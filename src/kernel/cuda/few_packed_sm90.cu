@@ -2,8 +2,8 @@
  * the activation, down, and the sums over experts. No plan: every block finds for itself who chose which
  * expert, and its rows are multiplied as packed_units.cuh does, a panel of columns at a time. Panels are
  * drawn by a counter, as multiprocessors read at rates of their own. Each kernel may start before the one
- * ahead has ended; down's first weights come while up's last ones are multiplied. Source: performance.md
- * section 5.
+ * ahead has ended; down's first weights come while up's last ones are multiplied. Source:
+ * docs/kernels-cuda.md, packed weights.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/early.cuh"
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(FewBlock<UP>::THREADS, FewBlock<UP>::PER_SM)
     multiply_units<CODES, WARPS, GATED>(call.b, shared, units);
 }
 
-/* y[t] (+)= sum over slots of weight times sums, in order; eight columns a thread. */
+/* y[t] (+)= sum over slots of weight times sums, in order; four columns a thread. */
 static __global__ void __launch_bounds__(128) few_sum_kernel(const __grid_constant__ FewPackedCall call) {
     const moei_few_args &p = call.p;
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, t = i * 4 / p.d, column = i * 4 % p.d;
