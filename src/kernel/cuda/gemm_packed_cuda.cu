@@ -15,7 +15,7 @@ enum { THREADS = 256, WARPS = THREADS / 32, COLS = 32, LANE_COLS = 4 };
 enum { WORDS = WARPS * 4 }; /* rows of words that a block reads at once */
 enum { DEPTH = 1024 };      /* steps of the sum whose A is in shared memory */
 
-/* Beside those of Codes: four bits by table. */
+/* In f32 MINIFLOATS and SPLIT_TABLE are read alike: four bits by one table of f32. */
 enum { TABLE = SPLIT_TABLE };
 
 struct PackedArgs {
@@ -106,7 +106,7 @@ template <int ROWS> struct PackedShared {
 __device__ __forceinline__ void load_eight(const float *from, int64_t left, float (&x)[8]) {
     if (left >= 8 && aligned16(from)) {
 #pragma unroll
-        for (int i = 0; i < (int)sizeof x / 16; ++i) ((uint4 *)x)[i] = __ldg((const uint4 *)from + i);
+        for (int i = 0; i < 2; ++i) ((uint4 *)x)[i] = __ldg((const uint4 *)from + i);
         return;
     }
 #pragma unroll
@@ -117,9 +117,6 @@ template <int CODES, int ROWS> struct Sums {
     enum { PER = Word<CODES>::PER };
     float acc[ROWS][LANE_COLS] = {};
 
-    /* Word rows are eight lanes', columns their quads. */
-    static __device__ __forceinline__ int word_of(int lane) { return lane >> 3; }
-    static __device__ __forceinline__ int quad_of(int lane) { return lane & 7; }
     static __device__ __forceinline__ void arrange(const float (&x)[8], float (&y)[8]) {
 #pragma unroll
         for (int i = 0; i < 8; ++i) y[i] = x[i] * Word<CODES>::factor(i % PER);
@@ -223,7 +220,8 @@ __global__ void __launch_bounds__(THREADS, 2) gemm_packed_kernel(const __grid_co
     const RowTile tile = find_row_tile(p.offset, p.n_groups, p.n_rows, blockIdx.x / across, ROWS);
     if (tile.group < 0) return;
     const int lane = threadIdx.x & 31, words = (int)ceil_div(p.k, PER);
-    const int own = (threadIdx.x >> 5) * 4 + Sum::word_of(lane), quad = Sum::quad_of(lane) * LANE_COLS;
+    /* Eight lanes read a row of words, four columns each. */
+    const int own = (threadIdx.x >> 5) * 4 + (lane >> 3), quad = (lane & 7) * LANE_COLS;
     const int rows = (int)min((int64_t)ROWS, tile.end - tile.first);
     const int begin = (int)(blockIdx.x % across) * args.span, end = min(begin + args.span, args.column_tiles);
     const int64_t second = args.b.second;

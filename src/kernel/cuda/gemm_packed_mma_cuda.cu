@@ -86,6 +86,7 @@ template <class C, int CODES, bool GATED> static void launch(PackedRowsCall call
     const moe_gemm_rows_args &p = call.p;
     const auto kernel = packed_rows_kernel<C, CODES, GATED>;
     const int bytes = (int)sizeof(UnitShared<CODES, WARPS>);
+    static_assert(sizeof(UnitShared<CODES, WARPS>) <= 99 * 1024, "what any GPU from sm_80 gives a block");
     int64_t tiles = ceil_div(p.n_rows, TILE) + (p.offset ? p.n_groups : 0);
     if (tiles > p.n_rows) tiles = p.n_rows; /* no tile is empty */
     const int64_t span = ceil_div(call.b.panels * tiles, BLOCKS);

@@ -4,7 +4,8 @@
  * Each asks for its codes, scales and rows STAGES of such steps ahead, beyond the unit's end too. Codes
  * become bf16 by twos, exactly (nf4's two numbers each), and the sum of 32 steps is scaled. Shares are added
  * in one order, so a row has the same bits whatever stands beside it. Source: Frantar et al. 2024, Marlin
- * (codes in the order in which mma wants them, deep pipelines of loads); performance.md section 5.
+ * (codes in the order in which mma wants them, deep pipelines of loads); docs/kernels-cuda.md,
+ * packed weights.
  */
 #ifndef MOEI_PACKED_UNITS_CUH
 #define MOEI_PACKED_UNITS_CUH
@@ -48,8 +49,8 @@ static inline PackedB packed_b_of(const moe_packed *p) {
 template <int CODES> struct Way {
     enum { WORDS = CODES == BYTES ? 4 : 2, STEP_BYTES = WORDS * 512 };
     enum { SCALE_BYTES = CODES == MINIFLOATS ? 1 : 2 };
-    typedef
-        typename std::conditional<CODES == MINIFLOATS, uint32_t, uint2>::type Scales; /* of four columns */
+    /* Of four columns. */
+    typedef typename std::conditional<CODES == MINIFLOATS, uint32_t, uint2>::type Scales;
 };
 
 /* A warp's step in shared memory: as in memory, but that pieces of 16 bytes of a row of words are turned by
@@ -57,10 +58,8 @@ template <int CODES> struct Way {
  * what is there lane l reads octet l%4 of the 32 steps, of columns 4(l/4) to 4(l/4)+3 and those 32 beyond,
  * and of row l/4. */
 template <int CODES> struct Stage {
-    enum {
-        PIECES = PANEL / 4,
-        OCTET_ROWS = CODES == BYTES ? 2 : 1
-    }; /* of a row of words; rows of an octet */
+    /* Of a row of words; rows of an octet. */
+    enum { PIECES = PANEL / 4, OCTET_ROWS = CODES == BYTES ? 2 : 1 };
     uint4 code[Way<CODES>::WORDS * 32], row[32];
     typename Way<CODES>::Scales scale[PANEL / 4];
 
@@ -146,8 +145,7 @@ __device__ __forceinline__ void read_octet(uint32_t word, uint32_t second, const
             asm("lop3.b32 %0, %1, %2, %3, 0xea;"
                 : "=r"(two[i])
                 : "r"(word >> 4 * i), "r"(0x000f000fu), "r"(0x43004300u));
-        } else if constexpr (CODES ==
-                             MINIFLOATS) { /* their bits are those of bf16, of 2^-126 times as much */
+        } else if constexpr (CODES == MINIFLOATS) { /* bits as of bf16, of 2^-126 times as much */
             const uint32_t most = i < 2 ? word << (6 - 4 * i) : word >> (4 * i - 6);
             const uint32_t small = (most & 0x01c001c0u) | (word << (12 - 4 * i) & 0x80008000u);
             two[i] = as_word(__hmul2(as_pair(small), as_pair(0x7e807e80u)));
@@ -268,10 +266,10 @@ __device__ __forceinline__ void multiply_units(const PackedB &b, UnitShared<CODE
     const bf16 *row = unit.row + walk.k;
     int left = b.k - walk.k, rows = unit.rows;
     int asked = rows > 0 ? walk.steps : 0; /* steps that are still to be asked for */
-    const auto ask_row = [&](int i) {      /* what stands in other rows adds to nothing that is stored */
-                                      if (lane >> 2 < rows)
-                                          ask_octet(&stage[i].row[lane], row, left, units.whole);
-                                      row += SHARES * STEP, left -= SHARES * STEP;
+    /* What stands in other rows adds to nothing that is stored. */
+    const auto ask_row = [&](int i) {
+        if (lane >> 2 < rows) ask_octet(&stage[i].row[lane], row, left, units.whole);
+        row += SHARES * STEP, left -= SHARES * STEP;
     };
 #pragma unroll
     for (int i = 0; i < STAGES; ++i, codes += walk.stride)
