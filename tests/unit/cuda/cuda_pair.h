@@ -13,6 +13,7 @@ typedef struct cuda_problem {
     const char *name, *settings;
     int64_t tokens;
     bool masked, on_device; /* on_device: the device's kernels are to route it */
+    bool none_real;         /* what is masked is every token, else one in five */
     bool eight_bits;        /* Z is saved in 8 bits */
     int64_t sequence;
 } cuda_problem;
@@ -145,7 +146,7 @@ static inline cuda_pair cuda_pair_open(moe_ctx *gpu, const cuda_problem *p, moe_
     free(poison);
     both.mask = malloc((size_t)p->tokens + 1);
     assert_non_null(both.mask);
-    for (int64_t t = 0; t < p->tokens; ++t) both.mask[t] = t % 5 != 2;
+    for (int64_t t = 0; t < p->tokens; ++t) both.mask[t] = !p->none_real && t % 5 != 2;
     both.d_mask = cuda_upload(gpu, both.mask, (size_t)p->tokens);
     return both;
 }
