@@ -14,6 +14,7 @@ namespace moei {
 /* Bytes of shared memory: a block has more than half of a multiprocessor's, so that none gets two while
  * another gets none. */
 enum { SHARED_LEAST = 116 * 1024, SHARED_MOST = 220 * 1024 };
+static_assert(SHARED_MOST + sizeof(FewShared) <= 227 * 1024, "shared memory of a block");
 
 struct FewCall {
     moei_few_args p;
