@@ -270,6 +270,30 @@ static void test_many_rows_of_pairs(void **state) {
     }
 }
 
+/* A panel's padding is zeros, which times an infinite A are no zeros: they must not come into the sums of the
+ * second run, which stand where the first one's last panel ends. The last step comes after 3584, as far as a
+ * row of A is packed at once. */
+static void test_padding_beside_an_infinite_row(void **state) {
+    enum { FORMATS = 5, STEP = 3590 };
+    (void)state;
+    for (const moei_kernel_row *v = next_variant("gemm_packed", NULL); v;
+         v = next_variant("gemm_packed", v)) {
+        if (v->isa == MOEI_ISA_REF) continue;
+        const moe_dtype dtype = serves(v, MOE_F32) ? MOE_F32 : MOE_BF16;
+        const moei_kernel_row *plain = plain_twin(v, dtype);
+        for (int32_t format = 0; format < FORMATS; ++format) {
+            const case_size size = {format, 1, 96, 3840};
+            packed_case pair[2];
+            for (int i = 0; i < 2; ++i) {
+                make_sized_case(&pair[i], 8, dtype, &size); /* reglu */
+                for (int64_t r = 0; r <= pair[i].rows; ++r)
+                    moei_real_store(dtype, pair[i].a.data, r * pair[i].args.lda + STEP, (double)INFINITY);
+            }
+            check_plain_bits(v, plain, &pair[0], &pair[1]);
+        }
+    }
+}
+
 static void test_same_bits_for_any_threads(void **state) {
     (void)state;
     for (const moei_kernel_row *v = next_variant("gemm_packed", NULL); v;
@@ -321,6 +345,7 @@ int main(void) {
         cmocka_unit_test(test_against_direct_sums),
         cmocka_unit_test(test_same_bits_as_plain),
         cmocka_unit_test(test_many_rows_of_pairs),
+        cmocka_unit_test(test_padding_beside_an_infinite_row),
         cmocka_unit_test(test_same_bits_for_any_threads),
         cmocka_unit_test(test_rows_do_not_depend_on_the_batch),
     };

@@ -13,22 +13,21 @@ static int64_t few_packed_rows(const moe_packed *p) {
     return p->format->bits == 16 ? MB : FEW_ROWS_PACKED;
 }
 
-/* sum[mr, MOEI_PANEL] (+)= A times a panel as it is read, mr up to 4: the chains of the tile, without a strip
- * between. */
-static void multiply_few(int mr, const moe_packed *p, int64_t g, int64_t column, int64_t k0, int64_t kc,
-                         moei_pairs_use use) {
+/* sum[mr, NR or 2 NR] (+)= A times a part of a panel as it is read, mr up to 4: the chains of the tile,
+ * without a strip between. */
+static void multiply_few(int mr, const moei_packed_part *part, moei_pairs_use use) {
     switch (mr) {
     case 1:
-        use_column(1, p, g, column, k0, kc, use);
+        use_column(1, part, use);
         break;
     case 2:
-        use_column(2, p, g, column, k0, kc, use);
+        use_column(2, part, use);
         break;
     case 3:
-        use_column(3, p, g, column, k0, kc, use);
+        use_column(3, part, use);
         break;
     default:
-        use_column(4, p, g, column, k0, kc, use);
+        use_column(4, part, use);
         break;
     }
 }
@@ -58,7 +57,7 @@ static void few_packed_panel(int rows, const moei_packed_part *part, moei_pairs_
     (void)strip;
     if (rows <= FEW_ROWS_PACKED) {
         begin_next(part);
-        multiply_few(rows, part->p, part->group, part->column, part->k, part->kc, use);
+        multiply_few(rows, part, use);
         return;
     }
     const uint16_t *panel = (const void *)moei_packed_block(part->p, part->group, part->k, part->column);

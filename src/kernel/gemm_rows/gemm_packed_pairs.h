@@ -49,18 +49,36 @@ MOEI_INLINE __m512i pairs_in(const int bits, vt table, vu words, int i, vf scale
     return pairs_of(vf_mul(even, scale), vf_mul(odd, scale));
 }
 
-/* Steps k0 .. k0+kc of columns of a panel, from `column` on -> pair rows of NR columns; or, all of the
- * panel's, into sums. Zeros up to padded(kc), as the last group of a panel is padded with them. */
-MOEI_INLINE void use_pairs(const int rows, const int bits, const bool exponents, const moe_packed *p,
-                           const unsigned char *panel, int64_t column, int64_t k0, int64_t kc,
+enum { PANEL_V = MOEI_PANEL / VF_N };
+
+/* Chains of a panel's columns -> their sums. Where no more than half of them are needed, the others' place
+ * may be that of the next run, and zeros times an infinite A are no zeros. */
+MOEI_INLINE void store_chains(const int rows, vf acc[4][PANEL_V], int64_t width, moei_pairs_use use) {
+    const int needed = width > NR ? PANEL_V : NR / VF_N;
+    MOEI_UNROLL
+    for (int r = 0; r < rows; ++r) {
+        MOEI_UNROLL
+        for (int v = 0; v < PANEL_V; ++v) {
+            float *at = use.sum + sum_at(r, v * VF_N);
+            if (v < needed) vf_store(at, use.add ? vf_add(vf_load(at), acc[r][v]) : acc[r][v]);
+        }
+    }
+}
+
+/* A part of a panel -> pair rows of NR columns; or, with all of its columns, into sums. Zeros up to
+ * padded(kc), as the last group of a panel is padded with them. */
+MOEI_INLINE void use_pairs(const int rows, const int bits, const bool exponents, const moei_packed_part *part,
                            moei_pairs_use use) {
-    enum { VECTORS = MOEI_PANEL / VF_N };
-    const int vectors = rows > 0 ? VECTORS : NR / VF_N;
+    const moe_packed *p = part->p;
+    int64_t column;
+    const unsigned char *panel =
+        p->data + moei_packed_at(p, part->group, moei_packed_panel(p, part->column, &column));
+    const int vectors = rows > 0 ? PANEL_V : NR / VF_N;
     const int per = 32 / bits, side = bits == 16 ? 1 : vectors; /* tiles are read one after the other */
     const int64_t codes = moei_packed_scale_bytes(p->format) + moei_packed_column_at(bits, column);
-    const int64_t end = k0 + padded(kc);
+    const int64_t k0 = part->k, end = k0 + padded(part->kc);
     const vt table = vt_load(p->format->value);
-    vf acc[4][VECTORS];
+    vf acc[4][PANEL_V];
     MOEI_UNROLL
     for (int r = 0; r < rows; ++r) {
         MOEI_UNROLL
@@ -70,7 +88,7 @@ MOEI_INLINE void use_pairs(const int rows, const int bits, const bool exponents,
         const unsigned char *block = panel + begin / p->group * p->block_bytes;
         const int64_t from = codes + begin % p->group / per * moei_packed_row_bytes(bits);
         stop = moei_min(end, (begin / p->group + 1) * p->group);
-        vf scale[VECTORS];
+        vf scale[PANEL_V];
         MOEI_UNROLL
         for (int v = 0; v < vectors; ++v) scale[v] = pairs_scale(bits, exponents, block, column + v * VF_N);
         MOEI_UNROLL
@@ -99,38 +117,30 @@ MOEI_INLINE void use_pairs(const int rows, const int bits, const bool exponents,
             }
         }
     }
-    MOEI_UNROLL
-    for (int r = 0; r < rows; ++r) {
-        MOEI_UNROLL
-        for (int v = 0; v < vectors; ++v) {
-            float *at = use.sum + sum_at(r, v * VF_N);
-            vf_store(at, use.add ? vf_add(vf_load(at), acc[r][v]) : acc[r][v]);
-        }
-    }
+    if (rows > 0) store_chains(rows, acc, part->width, use);
 }
 
-MOEI_INLINE void use_column(const int rows, const moe_packed *p, int64_t g, int64_t column, int64_t k0,
-                            int64_t kc, moei_pairs_use use) {
-    int64_t in_panel;
-    const unsigned char *panel = p->data + moei_packed_at(p, g, moei_packed_panel(p, column, &in_panel));
-    if (p->format->bits == 16)
-        use_pairs(rows, 16, false, p, panel, in_panel, k0, kc, use);
-    else if (p->format->bits == 8)
-        use_pairs(rows, 8, false, p, panel, in_panel, k0, kc, use);
-    else if (p->format->exponents)
-        use_pairs(rows, 4, true, p, panel, in_panel, k0, kc, use);
+MOEI_INLINE void use_column(const int rows, const moei_packed_part *part, moei_pairs_use use) {
+    const moei_packed_format *format = part->p->format;
+    if (format->bits == 16)
+        use_pairs(rows, 16, false, part, use);
+    else if (format->bits == 8)
+        use_pairs(rows, 8, false, part, use);
+    else if (format->exponents)
+        use_pairs(rows, 4, true, part, use);
     else
-        use_pairs(rows, 4, false, p, panel, in_panel, k0, kc, use);
+        use_pairs(rows, 4, false, part, use);
 }
 
 /* pack_strip of packed weights: the same columns, which begin a strip of a panel. */
-static void unpack_strip(const moe_packed *p, int64_t g, int64_t column, int64_t k0, int64_t kc,
+static void unpack_strip(const moe_packed *p, int32_t g, int64_t column, int64_t k0, int64_t kc,
                          uint16_t *out) {
-    use_column(0, p, g, column, k0, kc, (moei_pairs_use){.out = out});
+    const moei_packed_part part = {.p = p, .group = g, .column = column, .width = NR, .k = k0, .kc = kc};
+    use_column(0, &part, (moei_pairs_use){.out = out});
 }
 
 /* pack_b of packed weights. */
-static void unpack_b(const moe_packed *p, int64_t g, const moei_columns *cols, int64_t k0, int64_t kc,
+static void unpack_b(const moe_packed *p, int32_t g, const moei_columns *cols, int64_t k0, int64_t kc,
                      uint16_t *out) {
     for (int64_t i = 0; i < cols->n_runs * cols->panels; ++i)
         unpack_strip(p, g, cols->first[i / cols->panels] + i % cols->panels * NR, k0, kc, out + i * PANEL);
