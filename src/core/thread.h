@@ -34,7 +34,8 @@ typedef void (*moei_block_fn)(void *arg, int64_t first, int64_t end, void *scrat
 void moei_parallel_blocks(const moei_team *team, int64_t n, int64_t block, moei_block_fn fn, void *arg);
 
 /* Threads that this machine lets the process run at once: cores in its affinity mask, and no more than the
- * time that its control group leaves it. */
+ * time that its container leaves it (the control group at /sys/fs/cgroup; one further down, as of a service
+ * of systemd, is not looked for). */
 int32_t moei_thread_cores(void);
 
 size_t moei_pool_bytes(int32_t n_threads);
