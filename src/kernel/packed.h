@@ -75,7 +75,7 @@ static inline int64_t moei_packed_panel(const moe_packed *p, int64_t j, int64_t 
     return run * p->run_panels + (j - run * width) / MOEI_PANEL;
 }
 
-/* The block at row i of the panel that column j lies in; i begins a block. */
+/* The block that row i lies in, of the panel that column j lies in. */
 static inline const unsigned char *moei_packed_block(const moe_packed *p, int64_t g, int64_t i, int64_t j) {
     int64_t column;
     const int64_t panel = moei_packed_panel(p, j, &column);
