@@ -19,10 +19,12 @@ typedef struct variable {
     const char *value;
 } variable;
 
-/* Of the context and of our own tests, and no settings. One that ends with _ stands for all that begin so. */
+/* Of the context, our own tests and benches, and no settings. One that ends with _ stands for all that begin
+ * so. */
 static bool is_foreign(const char *name) {
-    static const char *const names[] = {"MOEKIT_ISA",    "MOEKIT_NUM_THREADS", "MOEKIT_LIB",
-                                        "MOEKIT_PYTHON", "MOEKIT_PYTHON_USED", "MOEKIT_TEST_"};
+    static const char *const names[] = {"MOEKIT_ISA",     "MOEKIT_NUM_THREADS", "MOEKIT_LIB",
+                                        "MOEKIT_LIBRARY", "MOEKIT_PYTHON",      "MOEKIT_PYTHON_USED",
+                                        "MOEKIT_TEST_"};
     for (size_t i = 0; i < sizeof names / sizeof *names; ++i) {
         const size_t length = strlen(names[i]);
         const bool all = names[i][length - 1] == '_';
