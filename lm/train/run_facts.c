@@ -31,6 +31,19 @@ static json_t *input_object(const char *key, const char *path, const moelm_text 
                      "sha256", text->sha256);
 }
 
+/* The checkpoint that the run begins with: its file of tensors, or, of shards, the index. */
+static moe_status add_checkpoint(json_t *inputs, const char *from, moe_error *error) {
+    char path[MOELM_PATH + 40];
+    moelm_text text;
+    if (*from == '\0') return MOE_OK;
+    snprintf(path, sizeof path, "%s/model.safetensors", from);
+    if (access(path, F_OK) != 0) snprintf(path, sizeof path, "%s/model.safetensors.index.json", from);
+    MOEI_TRY(moelm_text_open(path, "train.from", 1, &text, error));
+    json_array_append_new(inputs, input_object("train.from", path, &text));
+    moelm_text_close(&text);
+    return MOE_OK;
+}
+
 static json_t *run_object(const moelm_run_facts *facts) {
     const moe_lm_config *config = facts->config;
     char now[32] = "";
@@ -58,6 +71,8 @@ moe_status moelm_run_dir_describe(const moelm_run_dir *dir, const moelm_run_fact
         status =
             moei_error_set(error, MOE_ERR_ARGUMENT,
                            "%s: a path or the command line is not UTF-8, so run.json cannot hold it", run);
+    if (status == MOE_OK)
+        status = add_checkpoint(json_object_get(root, "inputs"), facts->config->train.from, error);
     if (status == MOE_OK) status = moelm_json_save(run, root, error);
     if (status == MOE_OK) status = moe_lm_config_save(facts->config, settings, error);
     json_decref(root);

@@ -19,6 +19,11 @@ static void test_begins_with_a_checkpoint(void **state) {
     train_must(&more);
     assert_null(strstr(more.warning, "another layer"));
     assert_true(more.first_loss < first.first_loss - 0.1);
+    size_t bytes;
+    char *facts = train_read(state, "more/run.json", &bytes);
+    assert_non_null(strstr(facts, "\"train.from\""));
+    assert_non_null(strstr(facts, LAST "/model.safetensors\""));
+    free(facts);
     train_result part = train_run(state, &(train_setup){.dir = "part", .pairs = pairs, .stop_after = 3});
     train_must_fail(&part, MOE_ERR_INTERRUPTED, "stopped after step");
     assert_true(part.first_loss == more.first_loss);
