@@ -48,9 +48,7 @@ static int32_t find(const moe_lm *lm, const char *name, int32_t first) {
 }
 
 static moe_status check_shape(const pair *p, const moe_param *to, const moe_param *from) {
-    bool same = to->dtype == from->dtype && to->n_dim == from->n_dim;
-    for (int32_t d = 0; same && d < to->n_dim; ++d) same = to->dim[d] == from->dim[d];
-    if (same) return MOE_OK;
+    if (moelm_param_alike(to, from)) return MOE_OK;
     char shape[2][100];
     const moe_param *of[2] = {from, to};
     for (int i = 0; i < 2; ++i) {
@@ -83,10 +81,10 @@ static moe_status walk(const pair *p, bool copies, int32_t *missing, char *text,
         next = at + 1;
         if (moe_lm_param(p->from, at, &from) != MOE_OK)
             return moe_ctx_fail(p->to->ctx, MOE_ERR_STATE, "%s: %s", p->directory, to.name);
-        if (!copies) MOEI_TRY(check_shape(p, &to, &from));
-        size_t bytes = moe_dtype_bytes(to.dtype);
-        for (int32_t d = 0; d < to.n_dim; ++d) bytes *= (size_t)to.dim[d];
-        if (copies) memcpy(to.value, from.value, bytes);
+        if (copies)
+            moelm_param_copy(&to, &from);
+        else
+            MOEI_TRY(check_shape(p, &to, &from));
     }
     return MOE_OK;
 }

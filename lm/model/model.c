@@ -276,16 +276,26 @@ void moe_lm_zero_grad(moe_lm *lm) {
     for (int32_t i = 0; i < lm->n_layers; ++i) moe_layer_zero_grad(lm->blocks[i].ffn);
 }
 
-static int64_t numbers_of(const moe_param *param) {
+int64_t moelm_param_numbers(const moe_param *param) {
     int64_t n = 1;
     for (int32_t i = 0; i < param->n_dim; ++i) n *= param->dim[i];
     return n;
 }
 
+bool moelm_param_alike(const moe_param *a, const moe_param *b) {
+    bool same = a->dtype == b->dtype && a->n_dim == b->n_dim;
+    for (int32_t d = 0; same && d < a->n_dim; ++d) same = a->dim[d] == b->dim[d];
+    return same;
+}
+
+void moelm_param_copy(const moe_param *to, const moe_param *from) {
+    memcpy(to->value, from->value, (size_t)moelm_param_numbers(to) * moe_dtype_bytes(to->dtype));
+}
+
 /* A token meets K of the E routed experts, whatever an expert names its parameters; of two levels, two of the
  * inner gates and four experts. */
 static int64_t active_of(const moelm_entry *entry, const moe_param *param) {
-    int64_t n = numbers_of(param);
+    int64_t n = moelm_param_numbers(param);
     if (!entry->layer) return n;
     const moe_layer_desc *desc = moe_layer_get_desc(entry->layer);
     const char *name = strstr(entry->name, ".ffn.") + 5;
@@ -309,7 +319,7 @@ moe_status moe_lm_get_info(const moe_lm *lm, moe_lm_info *info) {
     for (int32_t i = 0; i < lm->n_entries; ++i) {
         moe_param param = {.size = sizeof param};
         if (moe_lm_param(lm, i, &param) != MOE_OK || param.buffer) continue;
-        full.params_total += numbers_of(&param);
+        full.params_total += moelm_param_numbers(&param);
         full.params_active += active_of(&lm->entries[i], &param);
     }
     return moei_ctx_desc_write(lm->ctx, info, &full, sizeof full, "moe_lm_info");

@@ -136,6 +136,10 @@ typedef struct moelm_pass {
 } moelm_pass;
 
 /* model.c */
+int64_t moelm_param_numbers(const moe_param *param);
+/* Of one type and shape; then the numbers of one may be copied to the other. */
+bool moelm_param_alike(const moe_param *a, const moe_param *b);
+void moelm_param_copy(const moe_param *to, const moe_param *from);
 /* moe_lm_create without its warning; not drawn, all weights are zeros, for who reads them from a file. */
 moe_status moelm_create(moe_ctx *ctx, const moe_lm_config *config, bool drawn, moe_lm **lm);
 /* What is said where moe_lm_config_foresight tells something, %s. */

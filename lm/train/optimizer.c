@@ -11,6 +11,7 @@
 #include "core/arena.h"
 #include "core/ctx.h"
 #include "core/real.h"
+#include "model/model.h"
 
 #include <math.h>
 #include <string.h>
@@ -21,12 +22,6 @@ bool moelm_optimizer_decays(const moe_param *param) {
     return param->n_dim >= 2 && !is_bias && strstr(param->name, "embed") == NULL;
 }
 
-static int64_t n_numbers(const moe_param *param) {
-    int64_t n = 1;
-    for (int32_t i = 0; i < param->n_dim; ++i) n *= param->dim[i];
-    return n;
-}
-
 /* Runs once to measure and once to hand out: see core/arena.h. */
 static moe_status carve(moei_arena *arena, const moe_lm *lm, moelm_optimizer *optimizer) {
     size_t n = (size_t)optimizer->count;
@@ -34,7 +29,7 @@ static moe_status carve(moei_arena *arena, const moe_lm *lm, moelm_optimizer *op
     for (int32_t i = 0; i < optimizer->count; ++i) {
         moe_param param = {.size = sizeof param};
         MOEI_TRY(moe_lm_param(lm, i, &param));
-        size_t bytes = (size_t)n_numbers(&param) * moe_dtype_bytes(moei_wide(param.dtype));
+        size_t bytes = (size_t)moelm_param_numbers(&param) * moe_dtype_bytes(moei_wide(param.dtype));
         void *m = param.grad ? moei_arena_take(arena, bytes) : NULL;
         void *v = param.grad ? moei_arena_take(arena, bytes) : NULL;
         float *master = param.grad && param.dtype == MOE_BF16 ? moei_arena_take(arena, bytes) : NULL;
@@ -45,12 +40,12 @@ static moe_status carve(moei_arena *arena, const moe_lm *lm, moelm_optimizer *op
 }
 
 static void take_master(const moelm_slot *slot) {
-    for (int64_t j = 0; slot->master && j < n_numbers(&slot->param); ++j)
+    for (int64_t j = 0; slot->master && j < moelm_param_numbers(&slot->param); ++j)
         slot->master[j] = (float)moei_real_load(slot->param.dtype, slot->param.value, j);
 }
 
 void moelm_optimizer_round(const moelm_slot *slot) {
-    for (int64_t j = 0; slot->master && j < n_numbers(&slot->param); ++j)
+    for (int64_t j = 0; slot->master && j < moelm_param_numbers(&slot->param); ++j)
         moei_real_store(slot->param.dtype, slot->param.value, j, (double)slot->master[j]);
 }
 
@@ -84,7 +79,8 @@ moe_status moelm_optimizer_norm(const moelm_optimizer *optimizer, double *norm) 
         const moe_param *param = &optimizer->slot[i].param;
         double sum;
         if (!param->grad) continue;
-        MOEI_TRY(moe_sum_squares(optimizer->ctx, param->grad_dtype, param->grad, n_numbers(param), &sum));
+        MOEI_TRY(moe_sum_squares(optimizer->ctx, param->grad_dtype, param->grad, moelm_param_numbers(param),
+                                 &sum));
         total += sum;
     }
     *norm = sqrt(total);
@@ -98,7 +94,7 @@ moe_status moelm_optimizer_step(const moelm_optimizer *optimizer, const moelm_tr
         if (!slot->m) continue;
         const moe_adamw_args args = {
             .dtype = slot->param.dtype,
-            .n = n_numbers(&slot->param),
+            .n = moelm_param_numbers(&slot->param),
             .value = slot->param.value,
             .master = slot->master,
             .m = slot->m,

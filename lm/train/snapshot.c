@@ -11,6 +11,7 @@
 #include "format/safetensors.h"
 #include "model/checkpoint.h"
 #include "model/checksum.h"
+#include "model/model.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -108,12 +109,6 @@ static moe_status read_optimizer(const char *path, const moelm_optimizer *optimi
 
 /* 2. The model. */
 
-static bool same_shape(const moe_param *a, const moe_param *b) {
-    bool same = a->dtype == b->dtype && a->n_dim == b->n_dim && strcmp(a->name, b->name) == 0;
-    for (int32_t d = 0; same && d < a->n_dim; ++d) same = a->dim[d] == b->dim[d];
-    return same;
-}
-
 static moe_status copy_params(const char *path, const moe_lm *from, const moelm_optimizer *to,
                               moe_error *error) {
     if (moe_lm_param_count(from) != to->count)
@@ -123,12 +118,10 @@ static moe_status copy_params(const char *path, const moe_lm *from, const moelm_
         moe_param source = {.size = sizeof source};
         const moe_param *target = &to->slot[i].param;
         MOEI_TRY(from_ctx(to, moe_lm_param(from, i, &source), error));
-        if (!same_shape(&source, target))
+        if (!moelm_param_alike(&source, target) || strcmp(source.name, target->name) != 0)
             return moei_error_set(error, MOE_ERR_INPUT, "%s: %s stands where this model has %s", path,
                                   source.name, target->name);
-        size_t bytes = moe_dtype_bytes(source.dtype);
-        for (int32_t d = 0; d < source.n_dim; ++d) bytes *= (size_t)source.dim[d];
-        memcpy(target->value, source.value, bytes);
+        moelm_param_copy(target, &source);
     }
     return MOE_OK;
 }
