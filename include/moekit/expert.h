@@ -33,6 +33,7 @@ typedef struct moe_expert_desc {
     int32_t layer_index;
     uint64_t stream; /* distinguishes random draws of routed and shared experts */
     void *user;      /* moe_expert_ops.user */
+    bool unowned;    /* moe_layer_desc.unowned; of built-in kinds alone */
 } moe_expert_desc;
 
 /* One call. Rows of expert e are offset[e] <= r < offset[e+1]; R = offset[n_experts]. */

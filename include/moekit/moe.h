@@ -270,7 +270,8 @@ typedef struct moe_layer_desc {
     /* The library's: who set each field. Leave it 0, and copy it with the rest. */
     uint8_t said[128];
     bool undrawn;        /* parameters are zeros instead of drawn: for who reads them from a file, sooner */
-    uint8_t reserved[3]; /* 0: no padding, as in moe_ctx_desc */
+    bool unowned;        /* parameters and gradients lie in the caller's memory: moe_layer_bind_param */
+    uint8_t reserved[2]; /* 0: no padding, as in moe_ctx_desc */
 } moe_layer_desc;
 
 /* Names and settings of a preset ("mixtral" "deepseek_v3" "megatron" "automodel" "lucidrains" "t2t_top2"
@@ -318,7 +319,7 @@ MOE_API bool moe_layer_routes_on_device(const moe_layer *layer);
 /* Memory, in bytes, for batches of up to max_tokens. */
 typedef struct moe_layer_bytes {
     size_t size;
-    size_t params, grads; /* less the weights that moe_layer_quantize gave back */
+    size_t params, grads; /* less the weights that moe_layer_quantize gave back; 0 of an unowned layer */
     size_t saved;         /* kept from forward to backward: Z and routing (x stays the caller's) */
     size_t scratch;       /* free again when the call returns */
     size_t packed;        /* of moe_layer_quantize */
@@ -438,10 +439,10 @@ typedef struct moe_param {
     const char *name;
     moe_dtype dtype;
     int32_t n_dim;
-    int64_t dim[3];       /* row-major, the last contiguous; 1 beyond n_dim */
-    void *value;          /* NULL where moe_layer_quantize has given it back (quant.h) */
-    void *grad;           /* NULL until reserved for training, and of buffers and frozen routers */
-    bool buffer;          /* saved with the layer but not trained: the selection bias */
+    int64_t dim[3]; /* row-major, the last contiguous; 1 beyond n_dim */
+    void *value;    /* NULL where moe_layer_quantize has given it back (quant.h), or nobody has lent it */
+    void *grad;     /* NULL until reserved for training or lent, and of buffers and frozen routers */
+    bool buffer;    /* saved with the layer but not trained: the selection bias */
     uint8_t reserved[3];  /* 0: no padding, as in moe_stats */
     moe_dtype grad_dtype; /* f32 where dtype is bf16, but for moe_layer_set_grad_dtype; else dtype */
 } moe_param;
@@ -449,6 +450,10 @@ MOE_API int32_t moe_layer_param_count(const moe_layer *layer);
 /* By its place, 0 .. count - 1, or by its name. Names and numbers are the layer's. */
 MOE_API moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *param);
 MOE_API moe_status moe_layer_param_by_name(const moe_layer *layer, const char *name, moe_param *param);
+/* Lends an unowned layer memory of its context's device for a parameter, of moe_param's shape and types, and
+ * for its gradient, 64-byte aligned; NULL: as it was. Nothing is copied or cleared. Layers that are lent the
+ * same values each keep a forward of their own. A call that misses one: MOE_ERR_STATE. Of built-in kinds. */
+MOE_API moe_status moe_layer_bind_param(moe_layer *layer, int32_t index, void *value, void *grad);
 
 /* Once an optimizer step: updates the selection bias from the rows counted since the last call
  * (bias += rate * sign(mean - rows), DeepSeek-V3), quantile balancing's too, and restarts the counts of

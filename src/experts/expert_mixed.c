@@ -193,6 +193,11 @@ static void mixed_bind_grad(void *self, int32_t index, void *grad) {
     p->ops->bind_grad(p->self, index, grad);
 }
 
+void moei_expert_mixed_bind_value(void *self, int32_t index, void *value) {
+    const part *p = owner_of(self, &index);
+    moei_expert_bind_value(p->ops, p->self, index, value);
+}
+
 /* The rows are divided among the parts. What our own kinds save is proportional to rows, so together they
  * need no more than the hungriest of them for all rows; of others nothing is known. */
 static size_t mixed_saved_bytes(const void *self, int64_t max_rows) {

@@ -24,6 +24,10 @@ moe_status moei_expert_answer(moe_ctx *ctx, const moe_expert_ops *ops, const cha
 /* Experts of a kind, which has to serve the context's device. */
 moe_status moei_expert_create(moe_ctx *ctx, const moe_expert_ops *ops, const moe_expert_desc *desc,
                               void **self);
+/* Lends an unowned kind of ours the memory of a parameter. */
+void moei_expert_bind_value(const moe_expert_ops *ops, void *self, int32_t index, void *value);
+void moei_expert_mixed_bind_value(void *self, int32_t index, void *value);
+void moei_ffn_bind_value(void *self, int32_t index, void *value);
 /* Whether a layer can keep a parameter as its kind tells it: by a name that no other of the kind has and
  * `room` bytes hold, of a shape with numbers, of a type that there is. */
 moe_status moei_expert_check_param(moe_ctx *ctx, const moe_expert_ops *ops, const void *self, int32_t index,

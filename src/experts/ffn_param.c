@@ -79,7 +79,7 @@ void moei_ffn_drop(void *self, int32_t index) {
     moei_ffn *f = self;
     moe_param param;
     param_shape(f, index, &param);
-    moei_memory_free(f->ctx, f->value[index], param_bytes(&param));
+    if (!f->desc.unowned) moei_memory_free(f->ctx, f->value[index], param_bytes(&param));
     f->value[index] = NULL;
 }
 
@@ -120,7 +120,7 @@ moe_status moei_ffn_create(moe_ctx *ctx, const moe_expert_desc *desc, void **sel
     f->act = kind->act;
     f->fused = desc->dropout == 0 && moei_act_fuses(&f->rule);
     f->d_z = f->rule.gated ? 2 * desc->d_hidden : desc->d_hidden;
-    for (int32_t i = 0; i < f->n_params; ++i) {
+    for (int32_t i = 0; i < f->n_params && !desc->unowned; ++i) {
         const moe_status status = create_param(f, i);
         if (status == MOE_OK) continue;
         moei_ffn_destroy(f);
@@ -144,6 +144,10 @@ moe_status moei_ffn_param(const void *self, int32_t index, moe_param *param) {
 
 void moei_ffn_set_grad_dtype(void *self, moe_dtype dtype) {
     ((moei_ffn *)self)->grad_dtype = dtype;
+}
+
+void moei_ffn_bind_value(void *self, int32_t index, void *value) {
+    ((moei_ffn *)self)->value[index] = value;
 }
 
 void moei_ffn_bind_grad(void *self, int32_t index, void *grad) {

@@ -56,6 +56,17 @@ moe_status moei_expert_answer(moe_ctx *ctx, const moe_expert_ops *ops, const cha
                         function, moe_status_name(status));
 }
 
+static bool is_ours(const moe_expert_ops *ops) {
+    for (size_t i = 0; i < sizeof built_in / sizeof *built_in; ++i)
+        if (ops == built_in[i]) return true;
+    return ops == &moei_expert_mixed;
+}
+
+void moei_expert_bind_value(const moe_expert_ops *ops, void *self, int32_t index, void *value) {
+    if (ops == &moei_expert_mixed) moei_expert_mixed_bind_value(self, index, value);
+    if (ops == &moei_expert_ffn) moei_ffn_bind_value(self, index, value);
+}
+
 moe_status moei_expert_create(moe_ctx *ctx, const moe_expert_ops *ops, const moe_expert_desc *desc,
                               void **self) {
     moe_expert_desc told = *desc;
@@ -65,6 +76,11 @@ moe_status moei_expert_create(moe_ctx *ctx, const moe_expert_ops *ops, const moe
             ctx, MOE_ERR_UNSUPPORTED,
             "expert '%s' computes in the host's memory; one that takes device pointers says so by "
             "moe_expert_ops.on_device",
+            ops->name);
+    if (desc->unowned && !is_ours(ops))
+        return moe_ctx_fail(
+            ctx, MOE_ERR_UNSUPPORTED,
+            "unowned: the parameters of expert '%s' are its own; built-in kinds alone take lent ones",
             ops->name);
     moei_expert_ask(ctx);
     return moei_expert_answer(ctx, ops, "create", ops->create(ctx, &told, self));

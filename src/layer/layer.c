@@ -24,7 +24,7 @@ static size_t history_bytes(const moe_layer_desc *d) {
 static moe_status draw_param(moe_layer *layer, const moei_layer_param *param, uint64_t stream, double std,
                              bool gate) {
     const moe_layer_desc *d = &layer->desc;
-    if (d->undrawn) return MOE_OK; /* it is zeros already */
+    if (d->undrawn || d->unowned) return MOE_OK; /* it is zeros already, or not here */
     void *view = moei_memory_open(layer->ctx, param->own.value, param->bytes);
     if (!view) return moei_ctx_no_memory(layer->ctx, "%s, drawn on the host", param->name);
     moe_random_normal(layer->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)d->layer_index, stream,
@@ -120,7 +120,8 @@ static moe_expert_desc expert_desc(const moe_layer_desc *d) {
                              .init_std = drawn ? (float)moei_number(d->init_std, 0) : 0,
                              .init_std_down = drawn ? (float)moei_number(d->init_std_down, 0) : 0,
                              .init_std_scale = (float)moei_number(d->init_std_scale, 0),
-                             .layer_index = d->layer_index};
+                             .layer_index = d->layer_index,
+                             .unowned = d->unowned};
 }
 
 /* All shared experts see every token, so together they are one FFN of their summed width. */
@@ -263,7 +264,7 @@ void moe_layer_destroy(moe_layer *layer) {
     moe_ctx *ctx = layer->ctx;
     moei_twin_destroy(layer);
     moei_layer_free_grads(layer);
-    for (int32_t i = 0; i < layer->n_params; ++i)
+    for (int32_t i = 0; i < layer->n_params && !layer->desc.unowned; ++i)
         moei_memory_free(ctx, layer->param[i].own.value, layer->param[i].bytes);
     destroy_experts(&layer->experts);
     destroy_experts(&layer->shared);

@@ -32,8 +32,9 @@ typedef struct moei_layer_param {
     int32_t index;            /* within its owner */
     size_t bytes, grad_bytes; /* bytes 0: given back by moe_layer_quantize */
     void *grad;
-    moe_param own;    /* the layer's own: shape, value */
-    void **grad_slot; /* where the layer's own look for their gradient; NULL: nowhere */
+    moe_param own;     /* the layer's own: shape, value; of an unowned layer also the value lent to experts */
+    void **value_slot; /* where the layer's own are looked for, */
+    void **grad_slot;  /* and their gradients; NULL: nowhere */
 } moei_layer_param;
 
 /* What forward leaves for backward. */
@@ -153,6 +154,11 @@ moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena,
 /* The scratch of layer->batch. */
 moei_scratch moei_layer_scratch(const moe_layer *layer);
 void moei_layer_free_grads(moe_layer *layer);
+void moei_layer_free_grad(moe_layer *layer, moei_layer_param *param);
+/* Not a buffer, and not a frozen router's. */
+bool moei_layer_is_trained(const moei_layer_param *param);
+/* Whether an unowned layer has been lent all values, or all gradients; of others true. */
+moe_status moei_layer_check_lent(const moe_layer *layer, bool grads);
 /* Zeroes the gradients that a backward with overwrite_grad would add to all the same. */
 void moei_layer_open_grads(moe_layer *layer);
 /* Whether anything of the layer takes memory by the sequence. */

@@ -10,6 +10,7 @@ static moe_status check_backward(const moe_layer *layer, moe_mat x, moe_mat dy, 
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
                             "backward without a MOE_TRAIN forward before it; one backward a forward");
     const int64_t rows = layer->batch.x.rows;
+    MOEI_TRY(moei_layer_check_lent(layer, true));
     MOEI_TRY(moei_layer_check_mat(layer, "x", x, rows, layer->desc.d_model));
     MOEI_TRY(moei_layer_check_mat(layer, "dy", dy, rows, layer->desc.output_size));
     if (!dx.data) return MOE_OK;

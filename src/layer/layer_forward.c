@@ -57,6 +57,7 @@ static moe_status check_forward(const moe_layer *layer, moe_mat x, moe_mat y, co
     if (call->mode == MOE_TRAIN && layer->mode != MOE_TRAIN)
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
                             "MOE_TRAIN forward of a layer reserved for MOE_INFER; reserve it for MOE_TRAIN");
+    MOEI_TRY(moei_layer_check_lent(layer, false));
     MOEI_TRY(moei_layer_check_mat(layer, "x", x, x.rows, layer->desc.d_model));
     MOEI_TRY(moei_layer_check_mat(layer, "y", y, x.rows, layer->desc.output_size));
     if (x.data == y.data && x.rows > 0)

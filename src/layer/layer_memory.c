@@ -145,11 +145,6 @@ moei_scratch moei_layer_scratch(const moe_layer *layer) {
     return moei_layer_carve_scratch(layer, &arena, extent);
 }
 
-/* Not a buffer, and not a frozen router's. */
-static bool is_trained(const moei_layer_param *param) {
-    return param->experts || (!param->own.buffer && param->grad_slot);
-}
-
 /* Where nobody limits them, sequences may be as short as one token. */
 static moei_extent extent_of(const moe_layer *layer, int64_t max_tokens, moe_mode mode) {
     const int64_t tokens = max_tokens > 1 ? max_tokens : 1, limit = layer->max_sequences;
@@ -159,9 +154,10 @@ static moei_extent extent_of(const moe_layer *layer, int64_t max_tokens, moe_mod
 static moe_layer_bytes measure(moe_layer *layer, moei_extent extent) {
     const moe_mode mode = extent.mode;
     moe_layer_bytes bytes = {.size = sizeof bytes};
-    for (int32_t i = 0; i < layer->n_params; ++i) {
+    for (int32_t i = 0; i < layer->n_params && !layer->desc.unowned; ++i) {
         bytes.params += layer->param[i].bytes;
-        if (mode == MOE_TRAIN && is_trained(&layer->param[i])) bytes.grads += layer->param[i].grad_bytes;
+        if (mode == MOE_TRAIN && moei_layer_is_trained(&layer->param[i]))
+            bytes.grads += layer->param[i].grad_bytes;
     }
     bytes.packed = layer->experts.packed_bytes + layer->shared.packed_bytes;
     moei_arena saved = {0}, scratch = {0};
@@ -184,10 +180,12 @@ static moe_layer_bytes measure_batches(const moe_layer *layer, int64_t max_token
 }
 
 void moei_layer_free_grads(moe_layer *layer) {
-    for (int32_t i = 0; i < layer->n_params; ++i) {
-        moei_memory_free(layer->ctx, layer->param[i].grad, layer->param[i].grad_bytes);
-        layer->param[i].grad = NULL;
-    }
+    for (int32_t i = 0; i < layer->n_params; ++i) moei_layer_free_grad(layer, &layer->param[i]);
+}
+
+void moei_layer_free_grad(moe_layer *layer, moei_layer_param *param) {
+    if (!layer->desc.unowned) moei_memory_free(layer->ctx, param->grad, param->grad_bytes);
+    param->grad = NULL;
 }
 
 /* Tells every owner where its gradients are. */
@@ -202,13 +200,15 @@ static void bind_grads(moe_layer *layer) {
     }
 }
 
-/* All gradients, zeroed, or none; nothing to do where an earlier reserve made them. */
+/* All gradients, zeroed, or none; nothing to do where an earlier reserve made them or the caller lends them.
+ */
 static moe_status allocate_grads(moe_layer *layer) {
+    if (layer->desc.unowned) return MOE_OK;
     for (int32_t i = 0; i < layer->n_params; ++i)
         if (layer->param[i].grad) return MOE_OK;
     for (int32_t i = 0; i < layer->n_params; ++i) {
         moei_layer_param *param = &layer->param[i];
-        if (!is_trained(param)) continue;
+        if (!moei_layer_is_trained(param)) continue;
         param->grad = moei_memory_alloc(layer->ctx, param->grad_bytes);
         if (param->grad && moei_memory_clear(layer->ctx, param->grad, param->grad_bytes) == MOE_OK) continue;
         moei_layer_free_grads(layer);

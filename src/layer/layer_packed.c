@@ -21,6 +21,7 @@ static moe_status check_quantize(const moe_layer *layer, const moe_quant_desc *d
             "moe_layer_quantize: drop_weights has given this layer's weights back; only a new "
             "layer can have others");
     if (!desc) return MOE_OK;
+    MOEI_TRY(moei_layer_check_lent(layer, false));
     if (layer->max_tokens >= 0 && layer->mode == MOE_TRAIN)
         return moe_ctx_fail(
             layer->ctx, MOE_ERR_STATE,
@@ -45,8 +46,7 @@ static size_t pair_bytes(const packed_pair *pair) {
 /* What an earlier reserve for training left goes with the weights: nobody adds to it again. */
 static void drop_grad(moe_layer *layer, moei_layer_param *param) {
     param->experts->ops->bind_grad(param->experts->self, param->index, NULL);
-    moei_memory_free(layer->ctx, param->grad, param->grad_bytes);
-    param->grad = NULL;
+    moei_layer_free_grad(layer, param);
     param->bytes = 0;
 }
 

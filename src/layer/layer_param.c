@@ -10,6 +10,14 @@
 #include <stdio.h>
 #include <string.h>
 
+enum { LENT_ALIGN = 64 }; /* what moe_memory_alloc gives at least */
+
+static moe_status check_index(const moe_layer *layer, int32_t index) {
+    if (index >= 0 && index < layer->n_params) return MOE_OK;
+    return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "parameter %d: this layer has 0 .. %d", index,
+                        layer->n_params - 1);
+}
+
 moei_layer_param *moei_layer_new_param(moe_layer *layer) {
     if (layer->n_params == layer->n_params_max) {
         const int32_t more = layer->n_params_max > 0 ? 2 * layer->n_params_max : 16;
@@ -39,11 +47,20 @@ void moei_layer_count_param(moei_layer_param *entry, const moe_param *shape) {
     entry->grad_bytes = numbers_of(shape) * moe_dtype_bytes(grad_dtype_of(shape));
 }
 
+static moe_status keep_param(moe_layer *layer, moei_layer_param *place, const moei_layer_param *entry) {
+    *entry->value_slot = entry->own.value;
+    *place = *entry;
+    ++layer->n_params;
+    return MOE_OK;
+}
+
 moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void **value, void **grad) {
     moei_layer_param *place = moei_layer_new_param(layer);
     if (!place) return moei_ctx_no_memory(layer->ctx, "list of parameters");
-    moei_layer_param entry = {.own = *shape, .grad_slot = grad};
+    moei_layer_param entry = {.own = *shape, .value_slot = value, .grad_slot = grad};
     moei_layer_count_param(&entry, shape);
+    snprintf(entry.name, sizeof entry.name, "%s", shape->name);
+    if (layer->desc.unowned) return keep_param(layer, place, &entry);
     entry.own.value = moei_memory_alloc(layer->ctx, entry.bytes);
     if (!entry.own.value) return moei_ctx_no_memory(layer->ctx, "%s", shape->name);
     const moe_status cleared = moei_memory_clear(layer->ctx, entry.own.value, entry.bytes);
@@ -51,10 +68,62 @@ moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void *
         moei_memory_free(layer->ctx, entry.own.value, entry.bytes);
         return cleared;
     }
-    snprintf(entry.name, sizeof entry.name, "%s", shape->name);
-    *value = entry.own.value;
-    *place = entry;
-    ++layer->n_params;
+    return keep_param(layer, place, &entry);
+}
+
+bool moei_layer_is_trained(const moei_layer_param *param) {
+    return param->experts || (!param->own.buffer && param->grad_slot);
+}
+
+static moe_status check_bind(const moe_layer *layer, int32_t index, const void *value, const void *grad) {
+    MOEI_TRY(check_index(layer, index));
+    const moei_layer_param *entry = &layer->param[index];
+    if (!layer->desc.unowned)
+        return moe_ctx_fail(
+            layer->ctx, MOE_ERR_STATE,
+            "%s: this layer has memory of its own; describe it with moe_layer_desc.unowned to lend it "
+            "other",
+            entry->name);
+    if (entry->bytes == 0)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
+                            "%s: moe_layer_quantize with drop_weights does without it", entry->name);
+    if (grad && !moei_layer_is_trained(entry))
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                            "%s: it is not trained and has no gradient; give NULL", entry->name);
+    if ((uintptr_t)value % LENT_ALIGN || (uintptr_t)grad % LENT_ALIGN)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
+                            "%s: its %s is at %p; lent memory is %d-byte aligned", entry->name,
+                            (uintptr_t)value % LENT_ALIGN ? "value" : "gradient",
+                            (uintptr_t)value % LENT_ALIGN ? value : grad, LENT_ALIGN);
+    return MOE_OK;
+}
+
+moe_status moe_layer_bind_param(moe_layer *layer, int32_t index, void *value, void *grad) {
+    if (!layer) return MOE_ERR_ARGUMENT;
+    MOEI_TRY(check_bind(layer, index, value, grad));
+    moei_layer_param *entry = &layer->param[index];
+    if (value) entry->own.value = value;
+    if (grad) entry->grad = grad;
+    if (entry->experts) {
+        moei_expert_bind_value(entry->experts->ops, entry->experts->self, entry->index, entry->own.value);
+        entry->experts->ops->bind_grad(entry->experts->self, entry->index, entry->grad);
+        return MOE_OK;
+    }
+    *entry->value_slot = entry->own.value;
+    if (entry->grad_slot) *entry->grad_slot = entry->grad;
+    return MOE_OK;
+}
+
+moe_status moei_layer_check_lent(const moe_layer *layer, bool grads) {
+    for (int32_t i = 0; i < layer->n_params && layer->desc.unowned; ++i) {
+        const moei_layer_param *entry = &layer->param[i];
+        if (entry->bytes == 0 ||
+            (grads ? entry->grad || !moei_layer_is_trained(entry) : entry->own.value != NULL))
+            continue;
+        return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
+                            "%s: nobody has lent this layer its %s (moe_layer_bind_param)", entry->name,
+                            grads ? "gradient" : "value");
+    }
     return MOE_OK;
 }
 
@@ -98,9 +167,7 @@ int32_t moe_layer_param_count(const moe_layer *layer) {
 
 moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *param) {
     if (!layer) return MOE_ERR_ARGUMENT;
-    if (index < 0 || index >= layer->n_params)
-        return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "parameter %d: this layer has 0 .. %d", index,
-                            layer->n_params - 1);
+    MOEI_TRY(check_index(layer, index));
     const moei_layer_param *entry = &layer->param[index];
     moe_param found = {.size = sizeof found};
     if (entry->experts)

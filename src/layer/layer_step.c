@@ -46,6 +46,7 @@ moe_status moe_layer_end_step(moe_layer *layer, const int64_t *counts) {
     const moe_layer_desc *d = &layer->desc;
     MOEI_TRY(check_counts(layer, counts));
     if (d->num_experts == 0) return MOE_OK;
+    MOEI_TRY(moei_layer_check_lent(layer, false));
     if (layer->twin) return moei_twin_end_step(layer, counts);
     const moe_dtype dtype = moei_gate_dtype(&layer->router, true);
     if (moves_selection_bias(d))

@@ -29,6 +29,8 @@ moe_status moei_twin_create(moe_layer *layer) {
     if (!twin) return moei_ctx_no_memory(layer->ctx, "the router of a layer, on the CPU");
     *twin =
         (moe_layer){.ctx = layer->ctx->host, .desc = layer->desc, .path = &moei_path_cpu, .max_tokens = -1};
+    twin->desc.undrawn = layer->desc.undrawn || layer->desc.unowned;
+    twin->desc.unowned = false; /* it has copies */
     layer->twin = twin;
     MOEI_TRY(moei_twin_tell(layer, moei_layer_create_gate(twin)));
     layer->device.step_rows = moei_memory_alloc(layer->ctx, counts_bytes(layer));

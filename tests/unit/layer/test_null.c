@@ -60,6 +60,7 @@ static void without_a_layer(void **state) {
     test_refused(moe_layer_backward(NULL, mat, mat, mat));
     test_refused(moe_layer_set_grad_dtype(NULL, MOE_F32));
     test_refused(moe_layer_param(NULL, 0, &param));
+    test_refused(moe_layer_bind_param(NULL, 0, NULL, NULL));
     test_refused(moe_layer_param_by_name(NULL, "gate.weight", &param));
     test_refused(moe_layer_end_step(NULL, NULL));
     test_refused(moe_layer_routing(NULL, &view));
