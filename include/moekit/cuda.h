@@ -14,7 +14,9 @@
  *     others are MOE_ERR_UNSUPPORTED. Custom experts say moe_expert_ops.on_device.
  *   - Kernels are those of isa "sm90" on a Hopper GPU (in MOE_BF16), of "cuda" elsewhere: moe_ctx_isa;
  *     moe_ctx_desc.isa or MOEKIT_ISA lowers them.
- *   - The calling thread's current GPU is the context's (cudaSetDevice), where there are several.
+ *   - Where there are several GPUs the calling thread's current one (cudaSetDevice) is the context's, which
+ *     moe_ctx_create makes it for its own thread; else allocations, layers' calls and moe_ctx_wait say so
+ *     (MOE_ERR_STATE).
  */
 #ifndef MOEKIT_CUDA_H
 #define MOEKIT_CUDA_H

@@ -120,7 +120,7 @@ MOE_API const char *moe_ctx_kernel(const moe_ctx *ctx, const char *op);
  * a text recorded, when it does not fit. It is freed with the bytes it was allocated with. */
 MOE_API void *moe_memory_alloc(moe_ctx *ctx, size_t bytes);
 MOE_API void moe_memory_free(moe_ctx *ctx, void *ptr, size_t bytes);
-/* Copies after what was queued before; either side may be the host's. Returns when it is done. */
+/* Queued behind what was before; where either side is the host's it is done on return, else queued. */
 MOE_API moe_status moe_memory_copy(moe_ctx *ctx, void *to, const void *from, size_t bytes);
 /* Waits until the device has done all that was queued, and tells what it found wrong. */
 MOE_API moe_status moe_ctx_wait(moe_ctx *ctx);

@@ -54,8 +54,20 @@ static moe_status choose(moe_ctx *ctx, cuda_state *state) {
     state->capability = 10 * major + minor;
     if (major >= 8) return MOE_OK;
     return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED,
-                        "device cuda: GPU %d has compute capability %d; 8.0 (Ampere) or newer is needed",
-                        state->index, major);
+                        "device cuda: GPU %d has compute capability %d.%d; 8.0 (Ampere) or newer is needed",
+                        state->index, major, minor);
+}
+
+/* What the runtime allocates, and streams that kernels queue on, are those of the calling thread's GPU. */
+static moe_status need_own_gpu(moe_ctx *ctx) {
+    const cuda_state *state = ctx->device_state;
+    int current = state->index;
+    MOEI_TRY(told(ctx, cudaGetDevice(&current), "cudaGetDevice"));
+    if (current == state->index) return MOE_OK;
+    return moe_ctx_fail(ctx, MOE_ERR_STATE,
+                        "device cuda: this thread's current GPU is %d, but the context's is %d; call "
+                        "cudaSetDevice(%d) first",
+                        current, state->index, state->index);
 }
 
 static int32_t cuda_capability(const moe_ctx *ctx) {
@@ -115,9 +127,15 @@ static moe_status cuda_open(moe_ctx *ctx) {
 
 static void *cuda_alloc(moe_ctx *ctx, size_t bytes) {
     void *ptr = NULL;
-    if (cudaMalloc(&ptr, bytes ? bytes : 1) == cudaSuccess) return ptr;
     size_t available = 0, total = 0;
-    cudaGetLastError(); /* a refused allocation is no fault of the device */
+    if (need_own_gpu(ctx) != MOE_OK) return NULL;
+    const cudaError_t error = cudaMalloc(&ptr, bytes ? bytes : 1);
+    if (error == cudaSuccess) return ptr;
+    cudaGetLastError(); /* it is told here, not by the next check */
+    if (error != cudaErrorMemoryAllocation) {
+        told(ctx, error, "cudaMalloc");
+        return NULL;
+    }
     cudaMemGetInfo(&available, &total);
     moe_ctx_fail(ctx, MOE_ERR_MEMORY, "device cuda: cannot allocate %zu bytes; %zu of %zu are free", bytes,
                  available, total);
@@ -130,11 +148,16 @@ static void cuda_free(moe_ctx *ctx, void *ptr, size_t bytes) {
     cudaFree(ptr); /* waits for what still uses it */
 }
 
-/* Copies to pageable memory return when they are done, copies from it when the source has been read. */
+static bool is_of_device(const void *ptr) {
+    struct cudaPointerAttributes about;
+    return cudaPointerGetAttributes(&about, ptr) == cudaSuccess && about.type == cudaMemoryTypeDevice;
+}
+
+/* What the host can reach is awaited: of pinned memory the runtime's copy returns before it is done. */
 static moe_status cuda_copy(moe_ctx *ctx, void *to, const void *from, size_t bytes) {
     const cudaStream_t stream = ctx->team.stream;
     MOEI_TRY(told(ctx, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "copy"));
-    return MOE_OK;
+    return is_of_device(to) && is_of_device(from) ? MOE_OK : told(ctx, cudaStreamSynchronize(stream), "copy");
 }
 
 static moe_status cuda_clear(moe_ctx *ctx, void *ptr, size_t bytes) {
@@ -178,6 +201,7 @@ static void cuda_beside(moe_ctx *ctx, moei_beside step) {
 
 /* What a kernel reported is told once. */
 static moe_status cuda_check(moe_ctx *ctx) {
+    MOEI_TRY(need_own_gpu(ctx));
     MOEI_TRY(told(ctx, cudaGetLastError(), "a kernel failed"));
     const uint64_t fault = *(volatile uint64_t *)&ctx->fault->first;
     if (fault == UINT64_MAX) return MOE_OK;
