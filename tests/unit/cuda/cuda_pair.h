@@ -12,9 +12,10 @@
 typedef struct cuda_problem {
     const char *name, *settings;
     int64_t tokens;
-    bool masked, on_device; /* on_device: the device's kernels are to route it */
-    bool none_real;         /* what is masked is every token, else one in five */
-    bool eight_bits;        /* Z is saved in 8 bits */
+    bool masked, on_device;   /* on_device: the device's kernels are to route it */
+    bool none_real;           /* what is masked is every token, else one in five */
+    bool eight_bits;          /* Z is saved in 8 bits */
+    bool replayed, reweighed; /* choices are given; their weights too */
     int64_t sequence;
 } cuda_problem;
 
@@ -76,6 +77,10 @@ typedef struct cuda_pair {
     double *x64, *dy64;
     void *d_x, *d_y, *d_dy, *d_dx, *d_mask;
     uint8_t *mask;
+    /* Choices and weights for a replay, of the CPU's router and of the GPU's. */
+    int32_t *choice, *d_choice;
+    double *weight;
+    float *d_weight;
     int64_t d, n_in, n_out;
 } cuda_pair;
 
@@ -119,6 +124,24 @@ static inline moe_layer_desc cuda_described(const cuda_problem *p) {
     return desc;
 }
 
+/* Choices that no router made: some slots have none. */
+static inline void cuda_draw_choices(cuda_pair *both, int64_t tokens, int32_t n_experts, int32_t top_k) {
+    const size_t slots = (size_t)tokens * (size_t)top_k;
+    float *narrow = malloc((slots + 1) * sizeof *narrow);
+    both->choice = malloc((slots + 1) * sizeof *both->choice);
+    both->weight = malloc((slots + 1) * sizeof *both->weight);
+    assert_true(narrow && both->choice && both->weight);
+    for (int64_t t = 0; t < tokens; ++t)
+        for (int32_t k = 0; k < top_k; ++k) {
+            const int64_t slot = t * top_k + k;
+            both->choice[slot] = t % 7 == 3 && k == top_k - 1 ? -1 : (int32_t)((5 * t + k) % n_experts);
+            both->weight[slot] = narrow[slot] = (float)(1 + (3 * t + k) % 5) / 8;
+        }
+    both->d_choice = cuda_upload(both->gpu, both->choice, slots * sizeof *both->choice);
+    both->d_weight = cuda_upload(both->gpu, narrow, slots * sizeof *narrow);
+    free(narrow);
+}
+
 static inline cuda_pair cuda_pair_open(moe_ctx *gpu, const cuda_problem *p, moe_dtype dtype) {
     cuda_pair both = {.gpu = gpu, .cpu = test_ctx("ref", 1), .dtype = dtype};
     moe_layer_desc desc = cuda_described(p);
@@ -148,16 +171,19 @@ static inline cuda_pair cuda_pair_open(moe_ctx *gpu, const cuda_problem *p, moe_
     assert_non_null(both.mask);
     for (int64_t t = 0; t < p->tokens; ++t) both.mask[t] = !p->none_real && t % 5 != 2;
     both.d_mask = cuda_upload(gpu, both.mask, (size_t)p->tokens);
+    if (p->replayed) cuda_draw_choices(&both, p->tokens, desc.num_experts, desc.top_k);
     return both;
 }
 
 static inline void cuda_pair_close(cuda_pair *both) {
-    void *device[] = {both->d_x, both->d_y, both->d_dy, both->d_dx, both->d_mask};
+    void *device[] = {both->d_x,    both->d_y,      both->d_dy,    both->d_dx,
+                      both->d_mask, both->d_choice, both->d_weight};
     for (size_t i = 0; i < sizeof device / sizeof *device; ++i) moe_memory_free(both->gpu, device[i], 1);
     moe_layer_destroy(both->layer);
     moe_layer_destroy(both->exact);
     moe_ctx_destroy(both->cpu);
     free(both->x), free(both->dy), free(both->x64), free(both->dy64), free(both->mask);
+    free(both->choice), free(both->weight);
 }
 
 #endif

@@ -1,6 +1,7 @@
 /* test_cuda_calls.c: calls of a layer on a GPU that are told apart by what they ask: few tokens, inferred
- * without a plan until somebody asks for it; a bad logit, told late; the same bits from run to run; which
- * kernels a context has. Skipped by name where there is no GPU, no CUDA or no Hopper. Source: moekit/cuda.h.
+ * without a plan until somebody asks for it; a bad logit or replay, told late; the same bits from run to run;
+ * which kernels a context has. Skipped by name where there is no GPU, no CUDA or no Hopper. Source:
+ * moekit/cuda.h.
  */
 #include "unit/cuda/cuda_pair.h"
 
@@ -59,6 +60,22 @@ static void few_tokens_are_inferred(void **state) {
     moe_ctx_destroy(gpu);
 }
 
+/* A forward of which the device reports something. The first call that sees it tells it, forward itself where
+ * the device was quick: before the first token was there, perhaps, which the next call then tells. */
+static void expect_told(const cuda_pair *both, moe_mat x, moe_mat y, const moe_call *call, moe_status wanted,
+                        const char *text) {
+    int named = 0;
+    for (int i = 0; i < 2; ++i) {
+        const moe_status status =
+            i == 0 ? moe_layer_forward(both->layer, x, y, call, NULL) : moe_ctx_wait(both->gpu);
+        if (status == MOE_OK) continue;
+        assert_int_equal(status, wanted);
+        named += strstr(moe_ctx_error(both->gpu), text) != NULL;
+    }
+    assert_int_equal(named, 1);
+    must(both->gpu, moe_ctx_wait(both->gpu));
+}
+
 static void a_bad_logit_is_told(void **state) {
     moe_ctx *gpu = cuda_ctx(*state);
     if (!gpu) skip();
@@ -69,18 +86,33 @@ static void a_bad_logit_is_told(void **state) {
     for (int64_t t = 5; t < p.tokens; t += 4) moei_real_store(dtype, both.x, t * both.d + 3, (double)NAN);
     must(gpu, moe_memory_copy(gpu, both.d_x, both.x, (size_t)both.n_in * moe_dtype_bytes(dtype)));
     const moe_mat x = {both.d_x, p.tokens, both.d, 0, dtype}, y = {both.d_y, p.tokens, both.d, 0, dtype};
-    /* The first call that sees one tells it, forward itself where the device was quick: before the first
-     * token was there, perhaps, which the next call then tells. */
-    int named = 0;
-    for (int i = 0; i < 2; ++i) {
-        const moe_status status =
-            i == 0 ? moe_layer_forward(both.layer, x, y, &test_train_call, NULL) : moe_ctx_wait(gpu);
-        if (status == MOE_OK) continue;
-        assert_int_equal(status, MOE_ERR_NUMERIC);
-        named += strstr(moe_ctx_error(gpu), "token 5 has") != NULL;
+    expect_told(&both, x, y, &test_train_call, MOE_ERR_NUMERIC, "token 5 has");
+    cuda_pair_close(&both);
+    moe_ctx_destroy(gpu);
+}
+
+/* Token 5 names an expert that is not there, token 9 one twice: both are left out. */
+static void a_wrong_replay_is_told(void **state) {
+    moe_ctx *gpu = cuda_ctx(*state);
+    if (!gpu) skip();
+    const moe_dtype dtype = cuda_is_hopper(gpu) ? MOE_BF16 : MOE_F32;
+    const cuda_problem p = {
+        .name = "a wrong replay", .settings = "num_experts=8 top_k=2", .tokens = 37, .replayed = true};
+    cuda_pair both = cuda_pair_open(gpu, &p, dtype);
+    const moe_mat x = {both.d_x, p.tokens, both.d, 0, dtype}, y = {both.d_y, p.tokens, both.d, 0, dtype};
+    moe_call call = test_train_call;
+    call.replay_expert = both.d_choice;
+    both.choice[5 * 2] = 8;
+    both.choice[9 * 2 + 1] = both.choice[9 * 2];
+    must(gpu, moe_memory_copy(gpu, both.d_choice, both.choice, (size_t)p.tokens * 2 * sizeof *both.choice));
+    expect_told(&both, x, y, &call, MOE_ERR_ARGUMENT, "token 5 names an expert that is not there");
+    double *got = cuda_fetched(gpu, dtype, both.d_y, both.n_out);
+    for (int64_t t = 0; t < p.tokens; ++t) {
+        double most = 0;
+        for (int64_t j = 0; j < both.d; ++j) most = fmax(most, fabs(got[t * both.d + j]));
+        assert_int_equal(most > 0, t != 5 && t != 9);
     }
-    assert_int_equal(named, 1);
-    must(gpu, moe_ctx_wait(gpu));
+    free(got);
     cuda_pair_close(&both);
     moe_ctx_destroy(gpu);
 }
@@ -166,6 +198,7 @@ int main(void) {
             cmocka_unit_test_prestate(isa_names_the_kernels, families[i]),
             cmocka_unit_test_prestate(few_tokens_are_inferred, families[i]),
             cmocka_unit_test_prestate(a_bad_logit_is_told, families[i]),
+            cmocka_unit_test_prestate(a_wrong_replay_is_told, families[i]),
             cmocka_unit_test_prestate(runs_repeat, families[i]),
         };
         failed += cmocka_run_group_tests_name(families[i], tests, NULL, NULL);

@@ -78,9 +78,13 @@ static void run(moe_ctx *gpu, const cuda_problem *p, moe_dtype dtype) {
     assert_true(y && dx);
     assert_int_equal(moe_layer_routes_on_device(both.layer), p->on_device);
     if (p->masked) call.token_mask = both.mask;
+    call.replay_expert = both.choice;
+    if (p->reweighed) call.replay_weight = both.weight;
     must(both.cpu, moe_layer_forward(both.exact, x64, (moe_mat){y, T, d_out, 0, MOE_F64}, &call, &wanted));
     must(both.cpu, moe_layer_backward(both.exact, x64, dy64, (moe_mat){dx, T, d, 0, MOE_F64}));
     if (p->masked) call.token_mask = both.d_mask;
+    call.replay_expert = both.d_choice;
+    if (p->reweighed) call.replay_weight = both.d_weight;
     must(gpu, moe_layer_forward(both.layer, x, (moe_mat){both.d_y, T, d_out, 0, dtype}, &call, &got));
     must(gpu, moe_layer_backward(both.layer, x, dy, (moe_mat){both.d_dx, T, d, 0, dtype}));
     must(gpu, moe_ctx_wait(gpu));
@@ -180,6 +184,15 @@ static const cuda_problem problems[] = {
     {.name = "shared, latent, gate", .tokens = 310, .on_device = true,
      .settings = "d_model=160 latent_size=64 num_experts=9 top_k=3 expert_hidden_size=48 "
                  "num_shared_experts=1 shared_expert_hidden_size=208 shared_expert_gate=true"},
+    {.name = "choices given", .tokens = 93, .on_device = true, .masked = true, .replayed = true,
+     .settings = "num_experts=11 top_k=3 aux_loss_coeff=0.1 z_loss_coeff=0.1"},
+    {.name = "choices given, sigmoid", .tokens = 61, .on_device = true, .replayed = true,
+     .settings = "d_model=64 expert_hidden_size=40 score_function=sigmoid norm_topk_prob=true "
+                 "aux_loss_coeff=0.1 capacity_factor=1.1"},
+    {.name = "choices and weights given", .tokens = 61, .on_device = true, .masked = true, .replayed = true,
+     .reweighed = true, .settings = "d_model=64 expert_hidden_size=40 aux_loss_coeff=0.1"},
+    {.name = "choices given to a twin", .tokens = 40, .sequence = 10, .masked = true, .replayed = true,
+     .settings = "seq_aux_loss_coeff=0.2 num_experts=9"},
     {.name = "no tokens", .tokens = 0, .on_device = true,
      .settings = "aux_loss_coeff=0.1"},
     {.name = "expert choice", .tokens = 40,
