@@ -27,11 +27,13 @@ __device__ __forceinline__ void store_slice(const float *from, float (*to)[SIDE]
         to[threadIdx.x / SIDE + i * (THREADS / SIDE)][threadIdx.x % SIDE] = from[i];
 }
 
-static __global__ void __launch_bounds__(THREADS) gemm_outer_kernel(const moe_gemm_outer_args p) {
+static __global__ void __launch_bounds__(THREADS)
+    gemm_outer_kernel(const moe_gemm_outer_args p, unsigned tiles_m, unsigned tiles_n) {
     __shared__ float a[2][DEPTH][SIDE], b[2][DEPTH][SIDE];
-    const int32_t g = (int32_t)blockIdx.z;
+    const unsigned tile = blockIdx.x / tiles_m;
+    const int64_t m0 = (int64_t)(blockIdx.x % tiles_m) * SIDE, n0 = (int64_t)(tile % tiles_n) * SIDE;
+    const int64_t g = tile / tiles_n;
     const int64_t begin = p.offset ? p.offset[g] : 0, end = p.offset ? p.offset[g + 1] : p.n_rows;
-    const int64_t m0 = (int64_t)blockIdx.x * SIDE, n0 = (int64_t)blockIdx.y * SIDE;
     const int across = threadIdx.x % 16, down = threadIdx.x / 16;
     float acc[4][4] = {}, next_a[PER_THREAD], next_b[PER_THREAD];
     int now = 0;
@@ -69,9 +71,10 @@ static __global__ void __launch_bounds__(THREADS) gemm_outer_kernel(const moe_ge
 
 extern "C" void moei_gemm_outer__cuda(const moei_team *team, const moe_gemm_outer_args *args) {
     using namespace moei;
-    const dim3 grid((unsigned)ceil_div(args->m, SIDE), (unsigned)ceil_div(args->n, SIDE),
-                    (unsigned)args->n_groups);
+    const unsigned tiles_m = (unsigned)ceil_div(args->m, SIDE), tiles_n = (unsigned)ceil_div(args->n, SIDE);
     if (args->n_groups == 0 || args->m == 0 || args->n == 0) return;
     if (args->dtype == MOE_BF16) return moei_cuda_gemm_outer_mma(team, args);
-    gemm_outer_kernel<<<grid, THREADS, 0, stream_of(team)>>>(*args);
+    /* In one dimension: the other two of a grid end at 65535, and groups do not. */
+    const unsigned blocks = tiles_m * tiles_n * (unsigned)args->n_groups;
+    gemm_outer_kernel<<<blocks, THREADS, 0, stream_of(team)>>>(*args, tiles_m, tiles_n);
 }

@@ -208,9 +208,9 @@ template <int EPI> __global__ void __launch_bounds__(THREADS) gemm_rows_kernel(c
 
 /* dweight[r] = the sum of its parts, first to last. */
 static __global__ void dweight_kernel(const moe_gemm_rows_args p, int64_t parts) {
-    const int64_t rows = p.offset ? p.offset[p.n_groups] : p.n_rows;
+    const int64_t begin = p.offset ? p.offset[0] : 0, end = p.offset ? p.offset[p.n_groups] : p.n_rows;
     const int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (r >= rows) return;
+    if (r < begin || r >= end) return;
     float sum = 0.f;
     for (int64_t i = 0; i < parts; ++i) sum += ((const float *)p.dweight_part)[r * parts + i];
     ((float *)p.dweight)[r] = sum;

@@ -8,13 +8,19 @@ namespace moei {
 
 enum { THREADS = 256, COLS = 32, LANES = THREADS / COLS };
 
+/* Blocks that share a group's columns. */
+__host__ __device__ __forceinline__ unsigned column_tiles(int64_t n) {
+    return (unsigned)ceil_div(n, COLS);
+}
+
 /* 32 columns of a group a block: eight lanes take every eighth row, and their sums are added in order. */
 template <class T> __global__ void colsum_kernel(const moe_colsum_args p) {
     __shared__ double part[LANES][COLS];
-    const int32_t g = (int32_t)blockIdx.y;
+    const unsigned across = column_tiles(p.n);
+    const int32_t g = (int32_t)(blockIdx.x / across);
     const int64_t begin = p.offset ? p.offset[g] : 0, end = p.offset ? p.offset[g + 1] : p.n_rows;
     const int lane = threadIdx.x / COLS, c = threadIdx.x % COLS;
-    const int64_t j = (int64_t)blockIdx.x * COLS + c;
+    const int64_t j = (int64_t)(blockIdx.x % across) * COLS + c;
     double sum = 0;
     for (int64_t r = begin + lane; r < end && j < p.n; r += LANES) {
         const double w = p.row_weight ? (double)((const float *)p.row_weight)[r] : 1.0;
@@ -120,9 +126,9 @@ static dim3 by_row(int64_t rows, int64_t n) {
     return dim3((unsigned)rows, (unsigned)ceil_div(n, THREADS));
 }
 
-/* A block 32 columns of a group. */
+/* A block 32 columns of a group. In one dimension: the second ends at 65535, and groups do not. */
 static dim3 by_columns(int64_t n, int32_t groups) {
-    return dim3((unsigned)ceil_div(n, COLS), (unsigned)groups);
+    return dim3(column_tiles(n) * (unsigned)groups);
 }
 
 /* Queues the kernel of the arguments' dtype. */
