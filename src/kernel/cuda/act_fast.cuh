@@ -1,13 +1,14 @@
-/* act_fast.cuh: the activations in the epilogues of Hopper's products: value and derivatives in f32, near
- * enough for bf16. Two paths instead of one for each: the common one, and all others by their coefficients.
- * Formulas: moekit/op.h.
+/* act_fast.cuh: the activations in the epilogues of bf16 products, of any GPU and of Hopper: value and
+ * derivatives in f32, near enough for bf16. Two paths instead of one for each: the common one, and all others
+ * by their coefficients. Formulas: moekit/op.h.
  */
 #ifndef MOEI_ACT_FAST_CUH
 #define MOEI_ACT_FAST_CUH
 
-#include "kernel/cuda/portable.cuh"
+#include "kernel/cuda/act_exact.cuh"
 
 #include <float.h>
+#include <type_traits>
 
 namespace moei {
 
@@ -32,6 +33,7 @@ static const Curve curves[] = {
     {true, 1.59576912f, 0.0713548162f, 0, 10, 0, 0, 0}, /* gelu_tanh */
 };
 /* clang-format on */
+static_assert(sizeof curves / sizeof *curves == MOEI_CURVE_GELU_TANH + 1, "a row for every moei_curve");
 
 /* An activation of an epilogue. Common: swiglu without numbers of its own; ungated, one of pieces. */
 struct FastAct {

@@ -4,6 +4,7 @@
  * Blocks share slices of columns (few_slices.cuh); down has a warp more, which brings what it multiplies.
  * Down's first boxes come while the last of up is summed. Source: docs/kernels-cuda.md, few tokens.
  */
+#include "kernel/cuda/act_exact.cuh"
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/early.cuh"
 #include "kernel/cuda/few_slices.cuh"

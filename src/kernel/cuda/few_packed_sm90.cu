@@ -5,6 +5,7 @@
  * ahead has ended; down's first weights come while up's last ones are multiplied. Source:
  * docs/kernels-cuda.md, packed weights.
  */
+#include "kernel/cuda/act_exact.cuh"
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/early.cuh"
 #include "kernel/cuda/packed_units.cuh"

@@ -6,6 +6,7 @@
  * are added in order, so a row has the same bits whatever stands beside it.
  * Meant for decoding: every ROWS rows read their expert's weights once more.
  */
+#include "kernel/cuda/act_exact.cuh"
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/packed_units.cuh"
 
@@ -287,8 +288,7 @@ enum { FEW = 2, MORE = 4, FEW_ROWS = 16 };
 enum { BLOCKS = 2400 }; /* few of them wait: one that begins finds its rows and fetches A first */
 template <int CODES, bool GATED, int ROWS> static void launch_rows(PackedArgs args, cudaStream_t stream) {
     const moe_gemm_rows_args &p = args.p;
-    int64_t tiles = ceil_div(p.n_rows, ROWS) + (p.offset ? p.n_groups : 0);
-    if (tiles > p.n_rows) tiles = p.n_rows; /* no tile is empty */
+    const int64_t tiles = row_tiles_most(&p, ROWS);
     args.column_tiles = (int32_t)ceil_div(args.b.width, COLS);
     args.span = (int32_t)ceil_div(args.column_tiles * tiles, BLOCKS);
     if (args.span > args.column_tiles) args.span = args.column_tiles;

@@ -3,6 +3,7 @@
  * group and a run of panels, one after the other, as packed_units.cuh multiplies them.
  * Meant for decoding: every TILE rows read their expert's weights once more. Source: packed_units.cuh.
  */
+#include "kernel/cuda/act_exact.cuh"
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/packed_units.cuh"
 
@@ -87,8 +88,7 @@ template <class C, int CODES, bool GATED> static void launch(PackedRowsCall call
     const auto kernel = packed_rows_kernel<C, CODES, GATED>;
     const int bytes = (int)sizeof(UnitShared<CODES, WARPS>);
     static_assert(sizeof(UnitShared<CODES, WARPS>) <= 99 * 1024, "what any GPU from sm_80 gives a block");
-    int64_t tiles = ceil_div(p.n_rows, TILE) + (p.offset ? p.n_groups : 0);
-    if (tiles > p.n_rows) tiles = p.n_rows; /* no tile is empty */
+    const int64_t tiles = row_tiles_most(&p, TILE);
     const int64_t span = ceil_div(call.b.panels * tiles, BLOCKS);
     call.span = (int32_t)(span < call.b.panels ? span : call.b.panels);
     call.across = (int32_t)ceil_div(call.b.panels, call.span);

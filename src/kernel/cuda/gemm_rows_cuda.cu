@@ -4,8 +4,8 @@
  * A and B wait in registers while this one is multiplied. Source: CUTLASS's SIMT product, in our own words.
  * bf16 is multiplied by tensor cores: gemm_rows_mma_cuda.cu.
  */
+#include "kernel/cuda/act_exact.cuh"
 #include "kernel/cuda/cuda_kernel.h"
-#include "kernel/cuda/portable.cuh"
 
 namespace moei {
 
@@ -222,8 +222,7 @@ static void sum_dweight(const moe_gemm_rows_args *args, int64_t parts, cudaStrea
 static void launch(const moe_gemm_rows_args *args, cudaStream_t stream) {
     const RowsCall call = {*args, act_rule_of(args->act, args->act_numbers)};
     const bool pairs = args->epilogue == MOE_EPI_ACT && call.rule.gated;
-    const int64_t tiles = ceil_div(args->n_rows, ROWS) + (args->offset ? args->n_groups : 0);
-    const dim3 grid((unsigned)tiles,
+    const dim3 grid((unsigned)row_tiles_most(args, ROWS),
                     (unsigned)(pairs ? ceil_div(args->n / 2, HALF) : ceil_div(args->n, COLS)));
     if (args->epilogue == MOE_EPI_STORE) gemm_rows_kernel<MOE_EPI_STORE><<<grid, THREADS, 0, stream>>>(call);
     if (args->epilogue == MOE_EPI_ACT) gemm_rows_kernel<MOE_EPI_ACT><<<grid, THREADS, 0, stream>>>(call);

@@ -168,8 +168,7 @@ void moei_cuda_gemm_rows_mma(const moei_team *team, const moe_gemm_rows_args *p)
     args.two_halves = p->epilogue == MOE_EPI_ACT && args.gated;
     args.column_tiles =
         (unsigned)ceil_div(args.two_halves ? p->n / 2 : p->n, args.two_halves ? TILE / 2 : TILE);
-    int64_t row_tiles = ceil_div(p->n_rows, TILE) + (p->offset ? p->n_groups : 0);
-    if (row_tiles > p->n_rows) row_tiles = p->n_rows; /* no tile is empty */
+    const int64_t row_tiles = row_tiles_most(p, TILE);
     const bool aligned = pieces_are_whole(args);
     auto *kernel = p->b_trans ? aligned ? mma_rows_kernel<true, true> : mma_rows_kernel<true, false>
                    : aligned ? mma_rows_kernel<false, true>

@@ -4,7 +4,7 @@
  * route/score_function.c, here in f32.
  * Order: higher first, then the lower expert. A token with a bad logit is left out and told in p.fault.
  */
-#include "kernel/cuda/portable.cuh"
+#include "kernel/cuda/left_out.cuh"
 
 #include <float.h>
 

@@ -5,7 +5,7 @@
 #ifndef MOEI_SELECT_CUH
 #define MOEI_SELECT_CUH
 
-#include "kernel/cuda/portable.cuh"
+#include "kernel/cuda/left_out.cuh"
 
 #include <math.h>
 
