@@ -163,7 +163,7 @@ static __global__ void __launch_bounds__(INDEX_THREADS) index_kernel(const moei_
 }
 
 /* Smaller key: larger weight, then the earlier slot. Weights are no NaN. */
-__device__ __forceinline__ uint64_t key_of(float weight, int32_t slot) {
+__device__ __forceinline__ uint64_t drop_key(float weight, int32_t slot) {
     const uint32_t bits = __float_as_uint(weight + 0.f); /* -0 becomes 0 */
     const uint32_t ordered = bits & 0x80000000u ? bits : ~bits & 0x7FFFFFFFu;
     return (uint64_t)ordered << 32 | (uint32_t)slot;
@@ -189,7 +189,7 @@ static __global__ void __launch_bounds__(256) drop_kernel(const moei_plan_args p
         histogram[threadIdx.x] = 0;
         __syncthreads();
         for (int64_t i = threadIdx.x; i < n; i += 256) {
-            const uint64_t key = key_of(p.row_weight[begin + i], p.row_slot[begin + i]);
+            const uint64_t key = drop_key(p.row_weight[begin + i], p.row_slot[begin + i]);
             if (shift == 56 || (key ^ prefix) >> (shift + 8) == 0)
                 atomicAdd(&histogram[key >> shift & 255], 1u);
         }
@@ -202,7 +202,7 @@ static __global__ void __launch_bounds__(256) drop_kernel(const moei_plan_args p
         __syncthreads();
     }
     for (int64_t i = threadIdx.x; i < n; i += 256)
-        if (key_of(p.row_weight[begin + i], p.row_slot[begin + i]) > prefix)
+        if (drop_key(p.row_weight[begin + i], p.row_slot[begin + i]) > prefix)
             p.row_of[p.row_slot[begin + i]] = -1;
 }
 

@@ -17,6 +17,7 @@ enum { PLAN_BATCH = 12 };                                       /* loads of a th
 /* 131072 tokens: of 256 experts all blocks then read 512 MiB of counts from L2, some 100 us. */
 enum { PLAN_TILES = 2048 };
 enum { COUNT_THREADS = 256 };
+static_assert((int)COUNT_THREADS == (int)PLAN_EXPERTS, "a thread an expert");
 
 /* What the router's kernel counts too, where it did the routing. */
 static __global__ void __launch_bounds__(COUNT_THREADS) count_tile_kernel(const moei_plan_args p) {
