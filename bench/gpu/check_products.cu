@@ -338,7 +338,7 @@ static void check_case(const Case &c) {
         check_act(p, swiglu, MOEI_SCHEDULE_AUTO, gather, true, true);
         check_act(p, gelu, MOEI_SCHEDULE_AUTO, true, gather, true);
     }
-    for (int kind = MOE_ACT_RELU; kind <= MOE_ACT_GEGLU; ++kind)
+    for (int kind = MOE_ACT_RELU; kind < MOEI_ACTS; ++kind)
         for (int i = 0; i < 4; ++i) {
             Act act = {(moe_act)kind, {}};
             if (i / 2) act.numbers = {1.702, 1.5, 1};

@@ -10,6 +10,8 @@
  *     moe_layer_end_step.
  *   - What a kernel finds wrong (a NaN or infinite logit) is told by the next call that looks, at the latest
  *     by moe_ctx_wait; the token concerned was left out as if it were masked.
+ *   - A replay (moe_call.replay_expert) goes by other kernels of the router than a Hopper GPU selects with:
+ *     its weights are the record's but for their last bits. replay_weight gives it those.
  *   - The layer is served in MOE_F32 and MOE_BF16, the operations of op.h as far as a layer needs them,
  *     others are MOE_ERR_UNSUPPORTED. Custom experts say moe_expert_ops.on_device.
  *   - Kernels are those of isa "sm90" on a Hopper GPU (in MOE_BF16), of "cuda" elsewhere: moe_ctx_isa;

@@ -27,24 +27,23 @@ static const struct {
     {"geglu_exact", MOEI_CURVE_GELU,       true },
     {"geglu",       MOEI_CURVE_GELU_TANH,  true },
 };
-enum { ACTS = sizeof acts / sizeof *acts };
-_Static_assert(ACTS == MOE_ACT_GEGLU + 1, "a row for every moe_act");
+_Static_assert(sizeof acts / sizeof *acts == MOEI_ACTS, "a row for every moe_act");
 
 moe_status moe_act_by_name(const char *name, moe_act *act, moe_error *error) {
     MOEI_TRY(moei_error_need(error, "moe_act_by_name", "name", name));
     MOEI_TRY(moei_error_need(error, "moe_act_by_name", "act", act));
-    for (int i = MOE_ACT_NONE + 1; i < ACTS; ++i)
+    for (int i = MOE_ACT_NONE + 1; i < MOEI_ACTS; ++i)
         if (strcmp(name, acts[i].name) == 0) {
             *act = (moe_act)i;
             return MOE_OK;
         }
     char list[256] = "";
-    for (int i = MOE_ACT_NONE + 1; i < ACTS; ++i) moei_list_add(list, sizeof list, acts[i].name);
+    for (int i = MOE_ACT_NONE + 1; i < MOEI_ACTS; ++i) moei_list_add(list, sizeof list, acts[i].name);
     return moei_error_set(error, MOE_ERR_ARGUMENT, "activation: '%s' is not one of: %s", name, list);
 }
 
 bool moe_act_gated(moe_act act) {
-    return (unsigned)act < ACTS && acts[act].gated;
+    return (unsigned)act < MOEI_ACTS && acts[act].gated;
 }
 
 moei_act_rule moei_act_rule_for(moe_act act, moe_act_numbers numbers) {

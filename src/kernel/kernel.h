@@ -139,7 +139,7 @@ typedef enum moei_isa {
     MOEI_ISA_AMX,
     MOEI_ISA_NEON,
     MOEI_ISA_COUNT,
-    /* A device's: its rows serve its contexts, and no others do. */
+    /* A device's: its rows serve its contexts, and no others do. A family's rows serve it alone. */
     MOEI_ISA_CUDA, /* any NVIDIA GPU from compute capability 8.0 */
     MOEI_ISA_SM90, /* Hopper, compute capability 9.0 and no other */
     MOEI_ISA_END

@@ -83,8 +83,8 @@ moei_isa moei_isa_best_cuda(int32_t capability) {
 
 static bool row_serves(const moei_kernel_row *row, moei_isa isa, moe_dtype dtype) {
     if (!(row->serves >> dtype & 1) || row->isa > isa) return false;
-    if (moei_isa_is_cuda(isa) || moei_isa_is_cuda(row->isa))
-        return moei_isa_is_cuda(isa) && moei_isa_is_cuda(row->isa);
+    if (moei_isa_is_cuda(isa)) return row->isa == MOEI_ISA_CUDA || row->isa == isa;
+    if (moei_isa_is_cuda(row->isa)) return false;
     return moei_isa_supported(row->isa);
 }
 

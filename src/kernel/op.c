@@ -169,7 +169,7 @@ moe_status moe_gemm_rows(moe_ctx *ctx, const moe_gemm_rows_args *args) {
         {"ldb",      packed ? row_of_b : args->ldb, row_of_b,      MOEI_LD_MAX              },
         {"b_group",  packed ? 0 : args->b_group,    0,             apart_max(args->n_groups)},
         {"epilogue", args->epilogue,                MOE_EPI_STORE, MOE_EPI_ACT_GRAD         },
-        {"act",      args->act,                     MOE_ACT_NONE,  MOE_ACT_GEGLU            }
+        {"act",      args->act,                     MOE_ACT_NONE,  MOEI_ACTS - 1            }
     };
     MOEI_TRY(moei_op_limits(ctx, op, limits, MOEI_COUNT(limits)));
     if (packed) MOEI_TRY(check_packed(ctx, op, args));

@@ -101,7 +101,8 @@ typedef struct moei_act_point {
     double value, d_gate, d_up;
 } moei_act_point;
 moei_act_point moei_act_at(const moei_act_rule *rule, double gate, double up);
-/* What the products call an activation, as a rule. */
+enum { MOEI_ACTS = MOE_ACT_GEGLU + 1 }; /* what the products call activations: moe_act */
+/* One of them as a rule. */
 moei_act_rule moei_act_rule_for(moe_act act, moe_act_numbers numbers);
 
 /* An activation as a pass of its own, for what the products do not fuse, row by row:
@@ -267,7 +268,7 @@ static inline size_t moei_few_scratch_bytes(int64_t n_tokens, int64_t rows, int6
  *   plan        fills all that is not const
  *   plan_index  row_token, row_slot and row_weight again, from offset and row_of */
 typedef struct moei_plan_args {
-    int64_t n_tokens, n_rows; /* n_rows: that the row arrays hold */
+    int64_t n_tokens, n_rows; /* n_rows: that the row arrays hold, n_tokens * top_k at least */
     int32_t n_experts, top_k;
     bool rank_major;    /* an expert's rows: all first choices, then all second ones; else by token */
     bool keep_heaviest; /* of a full expert, ties to the earlier slot; else the first in that order */

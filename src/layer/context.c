@@ -117,7 +117,7 @@ static moe_status open_device(moe_ctx *ctx, isa_choice isa, int32_t n_threads) {
     if (ctx->device == &moei_device_cpu) return MOE_OK;
     MOEI_TRY(ctx->device->open(ctx));
     const moei_isa best = moei_isa_best_cuda(ctx->device->capability(ctx));
-    if (isa.gpu != MOEI_ISA_END && isa.gpu > best)
+    if (isa.gpu != MOEI_ISA_END && isa.gpu != MOEI_ISA_CUDA && isa.gpu != best)
         return moe_ctx_fail(ctx, MOE_ERR_UNSUPPORTED, "isa: this GPU cannot run '%s'; '%s' is its best",
                             moei_isa_name(isa.gpu), moei_isa_name(best));
     ctx->isa = (int)(isa.gpu == MOEI_ISA_END ? best : isa.gpu);

@@ -68,7 +68,7 @@ static void make_case(product_case *p, uint64_t seed, moe_dtype dtype, moe_epilo
 }
 
 static moe_act act_of(uint64_t seed) {
-    return (moe_act)(seed % (MOE_ACT_GEGLU + 1));
+    return (moe_act)(seed % MOEI_ACTS);
 }
 
 static void free_outputs(product_case *p) {

@@ -86,7 +86,7 @@ static void make_sized_case(packed_case *p, uint64_t seed, moe_dtype dtype, cons
     *p = (packed_case){.random = {seed * 0x9e3779b97f4a7c15ULL + 1}, .seed = seed, .ctx = new_ctx(1)};
     test_random *random = &p->random;
     moe_gemm_rows_args *args = &p->args;
-    const moe_act act = (moe_act)(seed % (MOE_ACT_GEGLU + 1));
+    const moe_act act = (moe_act)(seed % MOEI_ACTS);
     args->dtype = dtype;
     args->epilogue = seed % 3 ? MOE_EPI_ACT : MOE_EPI_STORE;
     args->act = args->epilogue == MOE_EPI_ACT ? act : MOE_ACT_NONE;

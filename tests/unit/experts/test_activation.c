@@ -139,7 +139,7 @@ static void products_are_told_the_rule(void **state) {
 /* The names that need no numbers. */
 static void products_have_the_names(void **state) {
     (void)state;
-    for (int i = MOE_ACT_NONE + 1; i <= MOE_ACT_GEGLU; ++i) {
+    for (int i = MOE_ACT_NONE + 1; i < MOEI_ACTS; ++i) {
         int found = 0;
         for (size_t a = 0; moei_activation_names[a]; ++a) {
             const moei_activation *row = moei_activation_find(moei_activation_names[a]);
