@@ -202,7 +202,7 @@ static void cuda_beside(moe_ctx *ctx, moei_beside step) {
 /* What a kernel reported is told once. */
 static moe_status cuda_check(moe_ctx *ctx) {
     MOEI_TRY(need_own_gpu(ctx));
-    MOEI_TRY(told(ctx, cudaGetLastError(), "a kernel failed"));
+    MOEI_TRY(told(ctx, cudaGetLastError(), "a kernel or an earlier CUDA call of this thread failed"));
     const uint64_t fault = *(volatile uint64_t *)&ctx->fault->first;
     if (fault == UINT64_MAX) return MOE_OK;
     ctx->fault->first = UINT64_MAX;

@@ -40,11 +40,17 @@ static inline bool cuda_is_hopper(const moe_ctx *gpu) {
     return strcmp(moe_ctx_isa(gpu), "sm90") == 0;
 }
 
-/* A copy in device memory; the host's is freed. */
-static inline void *uploaded(moe_ctx *ctx, moe_mat host) {
-    void *device = moe_memory_alloc(ctx, test_bytes(host));
+/* A copy in device memory. */
+static inline void *cuda_upload(moe_ctx *ctx, const void *from, size_t bytes) {
+    void *device = moe_memory_alloc(ctx, bytes);
     assert_non_null(device);
-    must(ctx, moe_memory_copy(ctx, device, host.data, test_bytes(host)));
+    must(ctx, moe_memory_copy(ctx, device, from, bytes));
+    return device;
+}
+
+/* The same of a matrix; the host's is freed. */
+static inline void *uploaded(moe_ctx *ctx, moe_mat host) {
+    void *device = cuda_upload(ctx, host.data, test_bytes(host));
     free(host.data);
     return device;
 }

@@ -101,13 +101,6 @@ static inline void cuda_copy_params(const cuda_pair *p) {
     }
 }
 
-static inline void *cuda_upload(moe_ctx *ctx, const void *from, size_t bytes) {
-    void *device = moe_memory_alloc(ctx, bytes + 1);
-    assert_non_null(device);
-    must(ctx, moe_memory_copy(ctx, device, from, bytes));
-    return device;
-}
-
 static inline moe_layer_desc cuda_described(const cuda_problem *p) {
     moe_layer_desc desc = {
         .size = sizeof desc, .d_model = 24, .num_experts = 8, .top_k = 2, .expert_hidden_size = 20};

@@ -145,14 +145,6 @@ static void test_packed_layers(void **state) {
     moe_ctx_destroy(gpu), moe_ctx_destroy(cpu);
 }
 
-/* A copy in device memory of numbers on the host. */
-static void *upload(moe_ctx *ctx, const void *from, size_t bytes) {
-    void *device = moe_memory_alloc(ctx, bytes);
-    assert_non_null(device);
-    must(ctx, moe_memory_copy(ctx, device, from, bytes));
-    return device;
-}
-
 /* A grouped product whose rows are all of the group in the middle. */
 typedef struct shape {
     moe_dtype dtype;
@@ -171,7 +163,7 @@ static void product(moe_ctx *gpu, const shape *s, const moe_packed *packed, char
     int64_t offset[4];
     const int64_t width = s->gated ? s->n / 2 : s->n;
     for (int32_t i = 0; i <= s->n_groups; ++i) offset[i] = i <= s->n_groups / 2 ? 0 : end - first;
-    void *device = upload(gpu, offset, sizeof offset), *to = c + real_bytes(s, first * width);
+    void *device = cuda_upload(gpu, offset, sizeof offset), *to = c + real_bytes(s, first * width);
     const moe_gemm_rows_args args = {.dtype = s->dtype,
                                      .epilogue = s->gated ? MOE_EPI_ACT : MOE_EPI_STORE,
                                      .act = s->gated ? MOE_ACT_SWIGLU : MOE_ACT_NONE,
@@ -205,7 +197,7 @@ static void check_batches(moe_ctx *gpu, const shape *s, const char *format, char
                                   .n = s->n,
                                   .n_runs = s->gated ? 2 : 1};
     const size_t bytes = test_bytes(together);
-    char *c = upload(gpu, together.data, bytes);
+    char *c = cuda_upload(gpu, together.data, bytes);
     moe_packed *packed = NULL;
     must(gpu, moe_packed_create(gpu, &desc, b, &packed));
     product(gpu, s, packed, a, c, 0, s->rows);
@@ -249,7 +241,7 @@ static void test_rows_do_not_depend_on_the_batch(void **state) {
         const shape s = {i % 2 ? MOE_BF16 : MOE_F32, sizes[i / 2].gated, sizes[i / 2].n_groups,
                          sizes[i / 2].rows,          sizes[i / 2].k,     sizes[i / 2].n};
         moe_mat a = test_random(s.dtype, s.rows, s.k, 1), b = test_random(s.dtype, s.n_groups * s.k, s.n, 2);
-        void *d_a = upload(gpu, a.data, test_bytes(a)), *d_b = upload(gpu, b.data, test_bytes(b));
+        void *d_a = cuda_upload(gpu, a.data, test_bytes(a)), *d_b = cuda_upload(gpu, b.data, test_bytes(b));
         for (const char *const *format = moe_packed_formats(); *format; ++format)
             if (strcmp(*format, "bf16x2") != 0) check_batches(gpu, &s, *format, d_a, d_b);
         moe_memory_free(gpu, d_a, test_bytes(a)), moe_memory_free(gpu, d_b, test_bytes(b));
@@ -270,9 +262,9 @@ static void test_many_rows(void **state) {
     assert_non_null(row);
     for (int32_t r = 0; r < ROWS; ++r) row[r] = r % KINDS;
     const int64_t offset[] = {0, ROWS};
-    void *d_a = upload(gpu, a.data, test_bytes(a)), *d_b = upload(gpu, b.data, test_bytes(b)),
-         *d_c = upload(gpu, c.data, test_bytes(c)), *d_row = upload(gpu, row, ROWS * sizeof *row),
-         *d_offset = upload(gpu, offset, sizeof offset);
+    void *d_a = cuda_upload(gpu, a.data, test_bytes(a)), *d_b = cuda_upload(gpu, b.data, test_bytes(b)),
+         *d_c = cuda_upload(gpu, c.data, test_bytes(c)), *d_row = cuda_upload(gpu, row, ROWS * sizeof *row),
+         *d_offset = cuda_upload(gpu, offset, sizeof offset);
     const moe_packed_desc desc = {
         .size = sizeof desc, .format = "int8", .n_groups = 1, .k = DEPTH, .n = WIDTH};
     moe_packed *packed = NULL;
@@ -318,7 +310,7 @@ static void test_refusals(void **state) {
     assert_int_equal(moe_packed_create(gpu, &desc, b, &packed), MOE_ERR_UNSUPPORTED);
     assert_non_null(strstr(moe_ctx_error(gpu), "a CPU context has them"));
     assert_null(packed);
-    void *d_b = upload(gpu, b, sizeof b);
+    void *d_b = cuda_upload(gpu, b, sizeof b);
     desc.dtype = MOE_F32;
     desc.format = "bf16x2";
     assert_int_equal(moe_packed_create(gpu, &desc, d_b, &packed), MOE_ERR_UNSUPPORTED);
