@@ -108,7 +108,7 @@ moe_status moei_option_unknown(moei_option_table table, const char *noun, const 
     if (chooses)
         return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown %s '%s'; it is a value of '%s'", noun, key,
                               chooses->key);
-    if (!nearest || distance > strlen(key) / 2)
+    if (!nearest || distance > (strlen(key) + 2) / 3)
         return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown %s '%s'; %s lists all", noun, key, list);
     return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown %s '%s'; the nearest is '%s'", noun, key,
                           nearest->key);

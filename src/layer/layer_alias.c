@@ -74,8 +74,7 @@ static const alias_entry table[] = {
     {{NEMO, "moe_token_dropping", "false", NULL}, {{0}}},
     {{NEMO, "moe_token_dropping", NULL,
       "set capacity_factor, and drop_policy: what exceeds a capacity is dropped"}, {{0}}},
-    {{NEMO, "moe_token_dispatcher_type", NULL,
-      "leave it out: all experts are on one machine, and no token is sent"}, {{0}}},
+    {{NEMO, "moe_token_dispatcher_type", NULL, NULL}, {{0}}}, /* no token is sent: whoever would, the numbers are these */
     {{NEMO, "moe_grouped_gemm", "true", NULL}, {{0}}},
     {{NEMO, "moe_grouped_gemm", NULL, "leave it out: experts are always one grouped product"}, {{0}}},
     {{NEMO, "moe_permute_fusion", "true", NULL}, {{0}}},
@@ -123,6 +122,8 @@ static const alias_entry table[] = {
     {{AUTO, "gate_precision", "torch.float32", NULL}, {{"router_dtype", "f32", NULL}}},
     {{AUTO, "gate_precision", "float64", NULL}, {{"router_dtype", "f64", NULL}}},
     {{AUTO, "gate_precision", "torch.float64", NULL}, {{"router_dtype", "f64", NULL}}},
+    {{AUTO, "router_dtype", "float32", NULL}, {{"router_dtype", "f32", NULL}}},
+    {{AUTO, "router_dtype", "float64", NULL}, {{"router_dtype", "f64", NULL}}},
     {{AUTO, "score_func", "softmax_with_bias", NULL},
      {{"score_function", "softmax", NULL}, {"score_before_topk", "true", NULL},
       {"selection_bias", "true", NULL}}},
@@ -138,6 +139,16 @@ static const alias_entry table[] = {
       "leave it out: a call replays what moe_call.replay_expert says, and moekit eval --record-routes "
       "records"}, {{0}}},
 
+    /* what a family's code does without a setting of its own; the rest stands in its config.json */
+    {{HUGG, "model_type", "mixtral", NULL}, {{"score_before_topk", "false", NULL}}},
+    {{HUGG, "model_type", "olmoe", NULL}, {{"score_before_topk", "true", NULL}}},
+    {{HUGG, "model_type", "qwen2_moe", NULL}, {{"score_before_topk", "true", NULL}}},
+    {{HUGG, "model_type", "qwen3_moe", NULL}, {{"score_before_topk", "true", NULL}}},
+    {{HUGG, "model_type", "deepseek_v2", NULL}, {{"score_before_topk", "true", NULL}}},
+    {{HUGG, "model_type", "deepseek_v3", NULL},
+     {{"score_function", "sigmoid", NULL}, {"score_before_topk", "true", NULL}}},
+    {{HUGG, "model_type", "gpt_oss", NULL},
+     {{"activation", "swigluoai", NULL}, {"expert_bias", "true", NULL}, {"router_bias", "true", NULL}}},
     {{HUGG, "hidden_act", "silu", NULL}, {{"activation", "swiglu", NULL}}},
     {{HUGG, "hidden_act", "swish", NULL}, {{"activation", "swiglu", NULL}}},
     {{HUGG, "hidden_act", "gelu", NULL}, {{"activation", "geglu_exact", NULL}}},
@@ -161,6 +172,9 @@ static const alias_entry table[] = {
     {{HUGG, "shared_expert_intermediate_size", NULL, NULL},
      {{"num_shared_experts", "1", NULL}, {"shared_expert_hidden_size", NULL, NULL},
       {"shared_expert_gate", "true", NULL}}},
+    {{HUGG, "intermediate_size", NULL,
+      "set moe_intermediate_size, the experts' width; of Mixtral it is that, of Qwen and DeepSeek the width of "
+      "layers without experts"}, {{0}}},
     {{HUGG, "mlp_only_layers", "", NULL}, {{0}}},
     {{HUGG, "mlp_only_layers", NULL,
       "set moe_layer_freq: layers without experts come at equal distances"}, {{0}}},
@@ -178,6 +192,7 @@ static const alias_entry table[] = {
     {{SIGM, "selection_mode", "sinkmoid", NULL},
      {{"score_function", "sigmoid", NULL}, {"score_before_topk", "false", "unset"},
       {"router_type", "sinkhorn", NULL}, {"sinkhorn_variant", "sigma_moe", NULL}}},
+    {{SIGM, "perplexity_reg", NULL, "set entropy_loss_coeff"}, {{0}}},
     {{SIGM, "activation_after_topk", "true", NULL}, {{"score_before_topk", "false", NULL}}},
     {{SIGM, "activation_after_topk", "false", NULL}, {{"score_before_topk", "true", NULL}}},
     {{SIGM, "v_dim", "", NULL}, {{"output_size", "0", NULL}}},

@@ -43,7 +43,7 @@ static const moe_option options[] = {
      "routed experts; 0 makes the layer its shared expert, a dense FFN"},
     {"moe.num_groups_outer", "num_experts_outer", INT(num_groups_outer, "0", 0, EXPERTS_MAX),
      "two levels: outer experts, each with num_experts / num_groups_outer inner ones; 0: one level"},
-    {"moe.top_k", "moe_router_topk n_activated_experts num_experts_per_tok k moe_k",
+    {"moe.top_k", "moe_router_topk n_activated_experts num_experts_per_tok k moe_k gating_top_n",
      INT(top_k, "0", 0, EXPERTS_MAX),
      "experts per token; 0: 2, or all where there are fewer"},
     {"moe.top_k_min", "", INT(top_k_min, "0", 0, EXPERTS_MAX),
@@ -102,7 +102,7 @@ static const moe_option options[] = {
     {"moe.router_dtype", "moe_router_dtype gate_precision", CHOICE(router_dtype, "auto", moei_router_dtypes),
      "logits, scores, routing weights and losses; auto: f32, but f64 in f64 layers; f64 is slow but exact"},
     {"moe.input_jitter_eps", "moe_input_jitter_eps router_jitter_noise", FLOAT(input_jitter_eps, "0", 0.999),
-     "training: the router sees x * U(1-eps, 1+eps)"},
+     "training: the router sees x * U(1-eps, 1+eps), and it alone (Mixtral's experts in transformers, too)"},
     {"moe.routing_unit", "", CHOICE(routing_unit, "token", moei_units),
      "what is routed: each token, each sequence by the mean of its tokens, or each task by its number"},
     {"moe.num_tasks", "", INT(num_tasks, "0", 0, EXPERTS_MAX),
@@ -114,8 +114,8 @@ static const moe_option options[] = {
     {"moe.score_before_topk", "moe_router_pre_softmax softmax_before_topk", BOOL(score_before_topk),
      "score all experts, then select; else select, then score the selected"},
     {"moe.norm_topk_prob", "", BOOL(norm_topk_prob),
-     "divide the selected weights by their sum; with softmax it needs score_before_topk; ignored for "
-     "top_k 1"},
+     "divide the selected weights by their sum; with softmax it needs score_before_topk, which Qwen's and "
+     "OLMoE's code means either way (model_type says so); ignored for top_k 1"},
     {"moe.routed_scaling_factor", "moe_router_topk_scaling_factor route_scale",
      FLOAT_OR_ZERO(routed_scaling_factor, "1", 1e6),
      "multiplies the routing weights; 0: 1; -1: 0"},
@@ -196,7 +196,8 @@ static const moe_option options[] = {
 
     {"moe.aux_loss_coeff", "moe_aux_loss_coeff router_aux_loss_coef aux_loss_alpha",
      FLOAT(aux_loss_coeff, "0", 1e6),
-     "coefficient of the Switch load-balancing loss over the batch"},
+     "coefficient of the Switch load-balancing loss over the batch, 1 where balanced, one a layer; Hugging "
+     "Face's is top_k there, and one for all layers"},
     {"moe.aux_loss_type", "", CHOICE(aux_loss_type, "batch", aux_types),
      "what aux_loss_coeff is of: batch, or it is seq_aux_loss_coeff or global_aux_loss_coeff by another "
      "name; none: it counts for nothing"},

@@ -50,7 +50,10 @@ static int load_file(cli_args *args, const char *path) {
         return cli_fail(args, MOE_ERR_ARGUMENT, "%s is a setting and no file: %s=VALUE?", path, path);
     if (cli_is_directory(path)) return load_directory(args, path);
     moe_status status = moe_lm_config_load(args->config, path, &error);
-    return status == MOE_OK ? 0 : cli_fail(args, status, "%s", error.text);
+    if (status == MOE_OK) return 0;
+    const char *slash = strrchr(path, '/');
+    const bool foreign = strcmp(slash ? slash + 1 : path, "config.json") == 0;
+    return cli_fail(args, status, "%s%s", error.text, foreign ? "; of a checkpoint give the directory" : "");
 }
 
 static int set_key(cli_args *args, const char *key, const char *value) {

@@ -26,9 +26,11 @@ static moe_status find_family(const json_t *root, const moelm_family **family, m
             *family = families[i];
             return MOE_OK;
         }
-    return moei_error_set(error, MOE_ERR_UNSUPPORTED,
-                          "config.json: model_type '%.60s' is not supported; 'mixtral' and 'moekit' are",
-                          type);
+    return moei_error_set(
+        error, MOE_ERR_UNSUPPORTED,
+        "config.json: model_type '%.60s' is not supported; 'mixtral' and 'moekit' are (a settings "
+        "file takes the names of its layer, model_type among them)",
+        type);
 }
 
 moe_status moelm_family_read(const json_t *root, const moelm_family **family, moe_lm_config *config,

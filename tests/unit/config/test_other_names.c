@@ -84,11 +84,37 @@ static void test_a_name_is_said_again(void **state) {
     moe_lm_config_destroy(config);
 }
 
+/* All that a file says and nobody understands is told at once, and nothing of the file is kept. */
+static void test_every_refused_key_is_named(void **state) {
+    moe_lm_config *config = make();
+    moe_error error;
+    char text[8192] = "moe:\n  num_experts: 4\n  preset: mystery\n";
+    assert_int_equal(
+        load_text(state, config,
+                  "top_k: 1\narchitectures: x\nvocab: 3\nmoe:\n  top_k: many\nhidden_act: silu\n", &error),
+        MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(error.text, ":2:16: unknown key 'architectures'"));
+    assert_non_null(strstr(error.text, "; refused too: vocab (line 3), moe.top_k (line 5)"));
+    assert_string_equal(origin_of(config, "moe.top_k"), "default");
+    for (int i = 0; i < 100; ++i) snprintf(text + strlen(text), 64, "a_key_of_nobody_%d: 1\n", i);
+    assert_int_equal(load_text(state, config, text, &error), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(error.text, "'mystery'"));
+    assert_non_null(strstr(error.text, "a_key_of_nobody_0 (line 4)"));
+    int named = 0, more = 0;
+    for (const char *at = error.text; (at = strstr(at, "(line ")); ++at) ++named;
+    const char *rest = strstr(error.text, ") and ");
+    assert_non_null(rest);
+    assert_int_equal(sscanf(rest, ") and %d more", &more), 1);
+    assert_int_equal(named + more, 100);
+    moe_lm_config_destroy(config);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_settings_of_other_systems, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_what_was_said_stays, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_a_name_is_said_again, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_every_refused_key_is_named, scratch_setup, scratch_teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -97,6 +97,18 @@ static const char *const same[][2] = {
      "router_type=balanced fake_noise=0.5"},
     {"n_routed_experts=4 n_activated_experts=2 moe_inter_dim=6 n_shared_experts=1 shared_expert_inter_dim=5",
      "num_experts=4 top_k=2 expert_hidden_size=6 num_shared_experts=1 shared_expert_hidden_size=5"},
+    {"model_type=qwen3_moe num_experts=4 num_experts_per_tok=2 moe_intermediate_size=6 norm_topk_prob=true "
+     "hidden_act=silu",
+     "num_experts=4 expert_hidden_size=6 score_before_topk=true norm_topk_prob=true"},
+    {"model_type=olmoe norm_topk_prob=false", "score_before_topk=true"},
+    {"model_type=qwen2_moe softmax_before_topk=true", "score_before_topk=true"},
+    {"model_type=mixtral", "moe.top_k=2"},
+    {"model_type=deepseek_v3 norm_topk_prob=true topk_method=noaux_tc",
+     "score_function=sigmoid score_before_topk=true norm_topk_prob=true selection_bias=true "
+     "selection_bias_update_rate=0.001"},
+    {"model_type=gpt_oss swiglu_limit=7",
+     "activation=swigluoai expert_bias=true router_bias=true activation_limit=7"},
+    {"router_dtype=float32 moe_token_dispatcher_type=alltoall", "router_dtype=f32"},
     {"hidden_act=gelu num_local_experts=4 num_experts_per_tok=1 router_aux_loss_coef=0.02",
      "activation=geglu_exact num_experts=4 top_k=1 aux_loss_coeff=0.02"},
     {"topk_method=noaux_tc scoring_func=sigmoid n_group=4 topk_group=2 seq_aux=true aux_loss_alpha=0.001",
@@ -182,7 +194,9 @@ static void refused(const char *key, const char *value, const char *words) {
 static void what_has_no_equivalent_is_explained(void **state) {
     (void)state;
     refused("moe_token_dropping", "true", "set capacity_factor");
-    refused("moe_token_dispatcher_type", "alltoall", "one machine");
+    refused("intermediate_size", "64", "moe_intermediate_size");
+    refused("model_type", "mystery", "qwen3_moe");
+    refused("perplexity_reg", "0.1", "entropy_loss_coeff");
     refused("moe_grouped_gemm", "false", "NeMo");
     refused("mlp_only_layers", "[1]", "moe_layer_freq");
     refused("moe_group_size", "1024", "capacity_group");
