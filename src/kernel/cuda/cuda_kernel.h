@@ -1,5 +1,5 @@
-/* cuda_kernel.h: launchers that CUDA kernels share: those behind the rows of MOEI_ISA_SM90, for those who
- * choose what the rows leave to a table (checks and benchmarks).
+/* cuda_kernel.h: the launchers behind the rows of kernel.def that others call too: kernels of another file or
+ * family, and checks and benchmarks, which choose for themselves what the rows choose by shape.
  * Arguments are those of the operation, all pointers device memory. A launcher queues on team->stream,
  * allocates nothing, and returns 0 or the CUDA error: cudaErrorNotSupported, before anything is queued, for
  * arguments that its kernels do not take. Any other one is left as the runtime's last error too, where the
