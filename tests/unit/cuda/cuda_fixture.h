@@ -8,6 +8,10 @@
 
 #include <moekit/cuda.h>
 
+/* The families of kernels, those of every GPU first. */
+enum { CUDA_FAMILIES = 2 };
+static char *const cuda_families[CUDA_FAMILIES] = {"cuda", "sm90"};
+
 /* With the kernels of `isa` (NULL: the best); NULL where there is no such GPU: the caller says so by name. */
 static inline moe_ctx *cuda_ctx(const char *isa) {
     moe_ctx_desc desc = {.size = sizeof desc, .device = MOE_CUDA, .isa = isa, .seed = test_seed()};

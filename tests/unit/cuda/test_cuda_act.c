@@ -85,9 +85,10 @@ static void what_is_no_number_stays_none(void **state) {
 }
 
 int main(void) {
-    char *families[] = {"cuda", "sm90"};
+    struct CMUnitTest tests[CUDA_FAMILIES];
     if (!cuda_is_here()) return 77;
-    const struct CMUnitTest tests[] = {cmocka_unit_test_prestate(what_is_no_number_stays_none, families[0]),
-                                       cmocka_unit_test_prestate(what_is_no_number_stays_none, families[1])};
+    for (int i = 0; i < CUDA_FAMILIES; ++i)
+        tests[i] =
+            (struct CMUnitTest)cmocka_unit_test_prestate(what_is_no_number_stays_none, cuda_families[i]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -189,19 +189,18 @@ static void isa_names_the_kernels(void **state) {
 }
 
 int main(void) {
-    char *families[] = {"cuda", "sm90"};
     int failed = 0, groups = 0;
     if (!cuda_is_here()) return 77;
-    for (size_t i = 0; i < sizeof families / sizeof *families; ++i) {
-        if (!cuda_family_is_wanted(families[i])) continue;
+    for (int i = 0; i < CUDA_FAMILIES; ++i) {
+        if (!cuda_family_is_wanted(cuda_families[i])) continue;
         const struct CMUnitTest tests[] = {
-            cmocka_unit_test_prestate(isa_names_the_kernels, families[i]),
-            cmocka_unit_test_prestate(few_tokens_are_inferred, families[i]),
-            cmocka_unit_test_prestate(a_bad_logit_is_told, families[i]),
-            cmocka_unit_test_prestate(a_wrong_replay_is_told, families[i]),
-            cmocka_unit_test_prestate(runs_repeat, families[i]),
+            cmocka_unit_test_prestate(isa_names_the_kernels, cuda_families[i]),
+            cmocka_unit_test_prestate(few_tokens_are_inferred, cuda_families[i]),
+            cmocka_unit_test_prestate(a_bad_logit_is_told, cuda_families[i]),
+            cmocka_unit_test_prestate(a_wrong_replay_is_told, cuda_families[i]),
+            cmocka_unit_test_prestate(runs_repeat, cuda_families[i]),
         };
-        failed += cmocka_run_group_tests_name(families[i], tests, NULL, NULL);
+        failed += cmocka_run_group_tests_name(cuda_families[i], tests, NULL, NULL);
         ++groups;
     }
     return groups > 0 ? failed : 77;

@@ -36,6 +36,16 @@ static void pinned_copies_are_done(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+/* And is not told once more by who looks next. */
+static void memory_that_does_not_fit_is_told(void **state) {
+    (void)state;
+    moe_ctx *ctx = cuda_ctx(NULL);
+    assert_null(moe_memory_alloc(ctx, (size_t)1 << 50));
+    assert_non_null(strstr(moe_ctx_error(ctx), "cannot allocate 1125899906842624 bytes; "));
+    must(ctx, moe_ctx_wait(ctx));
+    moe_ctx_destroy(ctx);
+}
+
 /* A layer, its x and its y. */
 typedef struct place {
     moe_ctx *ctx;
@@ -165,6 +175,7 @@ int main(void) {
     if (!cuda_is_here()) return 77;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(pinned_copies_are_done),
+        cmocka_unit_test(memory_that_does_not_fit_is_told),
         cmocka_unit_test(calls_queue_on_the_stream_they_are_given),
         cmocka_unit_test(contexts_keep_to_themselves),
         cmocka_unit_test(a_gpu_that_is_not_there_is_told),

@@ -138,7 +138,8 @@ static void check(moe_ctx *ctx, const char *isa, const variant *v, moe_dtype dty
     moe_layer_destroy(layer);
 }
 
-static void run(const char *isa) {
+static void gradients_are_kept_in_every_way(void **state) {
+    const char *isa = *state;
     moe_ctx *ctx = cuda_ctx(isa);
     double *room[4];
     if (!ctx) skip();
@@ -154,21 +155,11 @@ static void run(const char *isa) {
     moe_ctx_destroy(ctx);
 }
 
-static void every_gpu(void **state) {
-    (void)state;
-    run("cuda");
-}
-
-static void hopper(void **state) {
-    (void)state;
-    run("sm90");
-}
-
 int main(void) {
+    struct CMUnitTest tests[CUDA_FAMILIES];
     if (!cuda_is_here()) return 77;
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_gpu),
-        cmocka_unit_test(hopper),
-    };
+    for (int i = 0; i < CUDA_FAMILIES; ++i)
+        tests[i] =
+            (struct CMUnitTest)cmocka_unit_test_prestate(gradients_are_kept_in_every_way, cuda_families[i]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,7 +12,6 @@
 #include <moekit/op.h>
 
 enum { ROWS = 300, TOKENS = 90, GROUPS = 6, MOST = 1 << 22, PLENTY = 70000 };
-static const char *const families[] = {"cuda", "sm90"}; /* the second one may not be there */
 static const int64_t offset[GROUPS + 1] = {5, 5, 140, 141, 141, 270, 290};
 
 typedef struct shape {
@@ -219,26 +218,28 @@ static void operations_are_those_of_the_cpu(void **state) {
         {MOE_BF16, 72,  64,  8},
         {MOE_BF16, 67,  41,  1},
     };
-    moe_ctx *gpu[] = {cuda_ctx(families[0]), cuda_ctx(families[1])}, *cpu = test_ctx("ref", 2);
+    moe_ctx *gpu[CUDA_FAMILIES], *cpu = test_ctx("ref", 2);
     results got = {.value = malloc(MOST * sizeof(double))}, wanted = {.value = malloc(MOST * sizeof(double))};
     assert_true(got.value && wanted.value);
     (void)state;
+    for (int family = 0; family < CUDA_FAMILIES; ++family) gpu[family] = cuda_ctx(cuda_families[family]);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; ++i) {
         run(cpu, &shapes[i], &wanted);
-        for (int family = 0; family < 2; ++family) {
-            if (!gpu[family]) continue;
+        for (int family = 0; family < CUDA_FAMILIES; ++family) {
+            if (!gpu[family]) continue; /* not of this GPU */
             run(gpu[family], &shapes[i], &got);
-            compare(families[family], &shapes[i], &got, &wanted);
+            compare(cuda_families[family], &shapes[i], &got, &wanted);
         }
     }
     free(got.value), free(wanted.value);
-    moe_ctx_destroy(gpu[0]), moe_ctx_destroy(gpu[1]), moe_ctx_destroy(cpu);
+    for (int family = 0; family < CUDA_FAMILIES; ++family) moe_ctx_destroy(gpu[family]);
+    moe_ctx_destroy(cpu);
 }
 
 /* A row a group, of ones: sums are the rows, products their squares. */
 static void groups_may_be_many(void **state) {
     enum { N = 3 };
-    moe_ctx *ctx = cuda_ctx("cuda"); /* no other family has kernels for so many */
+    moe_ctx *ctx = cuda_ctx(cuda_families[0]); /* no other family has kernels for so many */
     (void)state;
     for (int i = 0; i < 2; ++i) {
         const moe_dtype dtype = i ? MOE_BF16 : MOE_F32;
