@@ -1,0 +1,392 @@
+"""Context and Layer: the C objects of moekit/moe.h with Python's lifetimes, keywords and exceptions.
+
+x [T, d_model] -> y [T, output_size]; tokens may have several dimensions. A context and its layers belong to one thread
+at a time. Nothing of MoE is computed here.
+"""
+import ctypes
+import enum
+import types
+import weakref
+
+from . import _c
+from .array import DTYPES, NAMES, Array, flat, matrix, view
+
+Status = enum.IntEnum("Status", {name.removeprefix("MOE_").removeprefix("ERR_"): value
+                                 for name, value in _c.ENUMS["moe_status"].items()})
+
+
+class Error(RuntimeError):
+    """What the library refused or met: `status` says which kind, the text what, where, and what would be right."""
+
+    def __init__(self, status, text):
+        super().__init__(text)
+        self.status = Status(status)
+
+
+def _text(value):
+    """A setting as option.h reads it: from any source, and so in text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_text, value))
+    return "" if value is None else str(value)
+
+
+def _strings(pointer):
+    names = []
+    while pointer[len(names)]:
+        names.append(pointer[len(names)].decode())
+    return names
+
+
+def presets():
+    """Names for Layer(preset=...)."""
+    return _strings(_c.library().moe_layer_presets())
+
+
+def formats():
+    """Names for Layer.quantize."""
+    return _strings(_c.library().moe_packed_formats())
+
+
+def _option_rows():
+    library, index = _c.library(), 0
+    while row := library.moe_layer_option_at(index):
+        yield row[0]
+        index += 1
+
+
+def options():
+    """Every setting of a layer: name -> its default, choices, aliases in other systems and help, as in docs/options.md."""
+    return {row.key.decode().removeprefix("moe."): types.SimpleNamespace(
+        default=row.initial.decode(), choices=_strings(row.choices) if row.choices else None,
+        aliases=row.aliases.decode().split(), help=row.help.decode()) for row in _option_rows()}
+
+
+def _destroy_context(library, handle, children):
+    while children:
+        children.popitem()[1]()  # the latest first
+    library.moe_ctx_destroy(handle)
+
+
+class _Owned:
+    """A C object of a context, destroyed with the Python object, by close(), or before its context."""
+
+    def __init__(self, context, address, destroy, *args):
+        self.context, self.address, children = context, address, context._children
+        children[id(self)] = lambda: destroy(*args)
+        self._finalizer = weakref.finalize(self, _Owned._end, children, id(self))
+
+    @staticmethod
+    def _end(children, key):
+        destroy = children.pop(key, None)
+        if destroy:
+            destroy()
+
+    @property
+    def closed(self):
+        return not self._finalizer.alive or self.context.closed
+
+    def close(self):
+        self._finalizer()
+
+
+class Context:
+    """Device, threads, kernels and seed: a moe_ctx. log(level, text) hears what the library would say."""
+
+    def __init__(self, device="cpu", *, threads=0, isa=None, seed=0, log=None):
+        name, _, index = device.partition(":")
+        if name not in ("cpu", "cuda") or (index and not index.isdigit()):
+            raise ValueError(f"device: '{device}'; it is 'cpu', 'cuda' or 'cuda:' and a number")
+        self.device, self.index, self.seed, self._library = name, int(index or 0), seed, _c.library()
+        kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+        self._log = kind(lambda user, level, text: log(level, text.decode(errors="replace"))) if log else kind()
+        desc = _c.sized(_c.moe_ctx_desc, device=_c.MOE_CUDA if name == "cuda" else _c.MOE_CPU, n_threads=threads,
+                        isa=isa and isa.encode(), seed=seed, device_index=self.index,
+                        log=ctypes.cast(self._log, ctypes.c_void_p))
+        handle, error = ctypes.c_void_p(), _c.moe_error()
+        status = self._library.moe_ctx_create(ctypes.byref(desc), ctypes.byref(handle), ctypes.byref(error))
+        if status:
+            raise Error(status, error.text.decode(errors="replace"))
+        self._handle, self._children = handle, {}
+        self._finalizer = weakref.finalize(self, _destroy_context, self._library, handle, self._children)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Destroys the layers and arrays made from it, then itself."""
+        self._finalizer()
+
+    @property
+    def closed(self):
+        return not self._finalizer.alive
+
+    @property
+    def handle(self):
+        """The moe_ctx, for functions this package lacks: moekit.library()."""
+        if self.closed:
+            raise ValueError("this moekit context is closed")
+        return self._handle
+
+    def check(self, status):
+        """Raises what a call on this context returned, unless it is MOE_OK."""
+        if status:
+            raise Error(status, self._library.moe_ctx_error(self._handle).decode(errors="replace"))
+
+    @property
+    def isa(self):
+        return self._library.moe_ctx_isa(self.handle).decode()
+
+    @property
+    def threads(self):
+        return self._library.moe_ctx_threads(self.handle)
+
+    def kernel(self, op, dtype="f32"):
+        """Name of the kernel that serves an operation of op.h; None: no such operation."""
+        name = self._library.moe_ctx_kernel_of(self.handle, op.encode(), DTYPES[dtype])
+        return name and name.decode()
+
+    def set_stream(self, stream):
+        """The cudaStream_t, as a number, that later calls queue on; None: the context's own."""
+        self.check(self._library.moe_cuda_set_stream(self.handle, stream))
+
+    def wait(self):
+        """Until the device has done all that was queued; raises what it found wrong."""
+        self.check(self._library.moe_ctx_wait(self.handle))
+
+    def copy(self, to, source, n_bytes):
+        """Between addresses, of which either may be the host's."""
+        self.check(self._library.moe_memory_copy(self.handle, to, source, n_bytes))
+
+    def allocate(self, n_bytes):
+        """Memory of the device."""
+        address = self._library.moe_memory_alloc(self.handle, n_bytes)
+        if not address:
+            self.check(_c.MOE_ERR_MEMORY)
+        return _Owned(self, address, self._library.moe_memory_free, self._handle, address, n_bytes)
+
+
+class _Params(dict):
+    def __missing__(self, name):
+        raise KeyError(f"no parameter '{name}'; there are {', '.join(self)}")
+
+
+class Call:
+    """One forward and its backward with everything prepared: what is said once is not said again each step."""
+    __slots__ = ("layer", "x", "y", "stats", "_struct", "_keep", "_forward", "_backward", "_check")
+
+    def __init__(self, layer, x, y, train, stats, keep, fields):
+        self.layer, self.x, self.y = layer, x, y
+        self._struct = _c.sized(_c.moe_call, mode=_c.MOE_TRAIN if train else _c.MOE_INFER, **fields)
+        self.stats = _c.sized(_c.moe_stats) if stats else None
+        self._keep, self._check = keep, layer.context.check
+        self._forward, self._backward = layer._library.moe_layer_forward, layer._library.moe_layer_backward
+
+    def forward(self):
+        if status := self._forward(self.layer.handle, self.x, self.y, self._struct, self.stats):
+            self._check(status)
+
+    def told(self):
+        """The moe_stats of this forward, by name."""
+        if self.stats is None:
+            raise ValueError("the last forward was not asked for statistics")
+        return types.SimpleNamespace(**{name: getattr(self.stats, name) for name, _ in self.stats._fields_[1:]
+                                        if name != "reserved"})
+
+    def backward(self, dy, dx):
+        """dy, dx: moe_mat, as Layer.matrix makes them."""
+        if status := self._backward(self.layer.handle, self.x, dy, dx):
+            self._check(status)
+
+
+class Layer:
+    """A MoE layer: a moe_layer. Keywords are the names of docs/options.md, or what NeMo, Hugging Face and others call
+    them: Layer(d_model=64, num_experts=8, top_k=2, expert_hidden_size=128, aux_loss_coeff=0.01)."""
+
+    def __init__(self, context=None, *, preset=None, dtype="f32", undrawn=False, unowned=False, **options):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: '{dtype}'; it is one of {', '.join(DTYPES)}")
+        self.context = context = context or Context()
+        self._library, self.dtype = context._library, dtype
+        desc = _c.sized(_c.moe_layer_desc, dtype=DTYPES[dtype], undrawn=undrawn, unowned=unowned)
+        error = _c.moe_error()
+        words = [(name.encode(), _text(value).encode()) for name, value in options.items()]
+        statuses = (self._library.moe_layer_desc_set(desc, *pair, error) for pair in words)
+        status = preset and self._library.moe_layer_desc_preset(desc, preset.encode(), error)
+        status = status or next(filter(None, statuses), 0)
+        if status:
+            raise Error(status, error.text.decode(errors="replace"))
+        handle = ctypes.c_void_p()
+        context.check(self._library.moe_layer_create(context.handle, desc, ctypes.byref(handle)))
+        self._owned = _Owned(context, handle, self._library.moe_layer_destroy, handle)
+        self._reserved, self._call = (-1, False), None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Gives its memory back; views of its parameters end."""
+        self._owned.close()
+
+    @property
+    def closed(self):
+        return self._owned.closed
+
+    @property
+    def handle(self):
+        """The moe_layer, for functions this package lacks."""
+        if self._owned.closed:
+            raise ValueError("this moekit layer is closed")
+        return self._owned.address
+
+    @property
+    def options(self):
+        """Every setting with its defaults filled in."""
+        address = ctypes.cast(self._library.moe_layer_get_desc(self.handle), ctypes.c_void_p).value
+        kinds = {_c.MOE_OPT_BOOL: ctypes.c_bool, _c.MOE_OPT_INT: ctypes.c_int32, _c.MOE_OPT_INT64: ctypes.c_int64,
+                 _c.MOE_OPT_FLOAT: ctypes.c_float, _c.MOE_OPT_DOUBLE: ctypes.c_double, _c.MOE_OPT_CHOICE: ctypes.c_char_p}
+        found = {row.key.decode().removeprefix("moe."): kinds[row.type].from_address(address + row.offset).value
+                 for row in _option_rows()}
+        return {key: value.decode() if isinstance(value, bytes) else value for key, value in found.items()}
+
+    def _params(self):
+        for index in range(self._library.moe_layer_param_count(self.handle)):
+            param = _c.sized(_c.moe_param)
+            self.context.check(self._library.moe_layer_param(self.handle, index, param))
+            yield index, param
+
+    def _views(self, address, dtype):
+        return _Params({p.name.decode(): Array(self.context, getattr(p, address), p.dim[:p.n_dim],
+                                               NAMES[getattr(p, dtype)], self._owned)
+                        for _, p in self._params() if getattr(p, address)})
+
+    @property
+    def params(self):
+        """Name -> a view of the values: write into it what a checkpoint holds."""
+        return self._views("value", "dtype")
+
+    @property
+    def grads(self):
+        """Name -> a view of the gradient, once reserved for training."""
+        return self._views("grad", "grad_dtype")
+
+    @property
+    def param_shapes(self):
+        """Name -> (shape, dtype, dtype of the gradient, whether it is a buffer: saved, not trained)."""
+        return _Params({p.name.decode(): (tuple(p.dim[:p.n_dim]), NAMES[p.dtype], NAMES[p.grad_dtype], p.buffer)
+                        for _, p in self._params()})
+
+    def bind(self, index, value, grad):
+        """Of an unowned layer: addresses of the memory of a parameter, by its place, and of its gradient."""
+        self.context.check(self._library.moe_layer_bind_param(self.handle, index, value, grad))
+
+    def set_grad_dtype(self, dtype):
+        """'bf16': gradients of the experts' matrices, before the first reserve for training."""
+        self.context.check(self._library.moe_layer_set_grad_dtype(self.handle, DTYPES[dtype]))
+
+    def memory(self, max_tokens, train=False):
+        """Bytes that a reserve of so many tokens takes: params, grads, saved, scratch, packed."""
+        found = _c.sized(_c.moe_layer_bytes)
+        self.context.check(self._library.moe_layer_measure(self.handle, max_tokens, int(train), found))
+        return {name: getattr(found, name) for name, _ in found._fields_[1:]}
+
+    def reserve(self, max_tokens, train=False):
+        """Allocates for calls of up to so many tokens; calls that need more reserve by themselves."""
+        self._call = None
+        self.context.check(self._library.moe_layer_reserve(self.handle, max_tokens, int(train)))
+        self._reserved = max_tokens, train
+
+    def matrix(self, array, name, written=False):
+        """moe_mat of somebody's array, and what keeps it alive."""
+        return matrix(array, name, self.dtype, self.context.device == "cuda", written)
+
+    def prepare(self, x, y, *, train=False, stats=False, **fields):
+        """A Call on these arrays, which it keeps; `fields` are those of moe_call: step, token_mask, loss_scale,
+        sequence_length, task, token_id, overwrite_grad."""
+        (x_mat, *keep), (y_mat, y_keep) = self.matrix(x, "x"), self.matrix(y, "y", written=True)
+        tokens, length = x_mat.rows, fields.get("sequence_length") or max(x_mat.rows, 1)
+        for name, dtype, count in (("token_mask", "u8", tokens), ("task", "i32", tokens // length), ("token_id", "i32", tokens)):
+            if fields.get(name) is not None:
+                fields[name], held = flat(fields[name], name, dtype, count, self.context.device == "cuda")
+                keep.append(held)
+        return self.call(x_mat, y_mat, train=train, stats=stats, keep=[*keep, y_keep], **fields)
+
+    def call(self, x, y, *, train=False, stats=False, keep=None, **fields):
+        """prepare for who has moe_mat and addresses already, and keeps them alive."""
+        tokens, train = x.rows, bool(train)
+        if tokens > self._reserved[0] or train > self._reserved[1]:
+            self.reserve(max(tokens, self._reserved[0]), train or self._reserved[1])
+        return Call(self, x, y, train, stats, keep, fields)
+
+    def forward(self, x, y=None, *, train=False, stats=False, **fields):
+        """y of x, into `y` where there is one; `fields` as in prepare. Training keeps what backward needs, in the layer
+        and in x, which must stay as it is until then."""
+        if y is None:
+            shape = view(x, "x").shape[:-1]
+            y = Array.empty(self.context, [*shape, self.output_size], self.dtype)
+        self._call = None
+        call = self.prepare(x, y, train=train, stats=stats, **fields)
+        call.forward()
+        self._call = call
+        return y
+
+    __call__ = forward
+
+    def backward(self, dy, dx=None):
+        """dx of the last training forward, into `dx` where there is one; False: not wanted, and None comes back. Adds
+        to grads, or with overwrite_grad=True in that forward stores them."""
+        if self._call is None:
+            self.context.check(self._library.moe_layer_backward(self.handle, _c.moe_mat(), _c.moe_mat(), _c.moe_mat()))
+        if dx is None:
+            dx = Array.empty(self.context, [*view(dy, "dy").shape[:-1], self._call.x.cols], self.dtype)
+        wanted = (_c.moe_mat(), None) if dx is False else self.matrix(dx, "dx", written=True)
+        self._call.backward(self.matrix(dy, "dy")[0], wanted[0])
+        return None if dx is False else dx
+
+    @property
+    def output_size(self):
+        return self._library.moe_layer_get_desc(self.handle)[0].output_size
+
+    @property
+    def stats(self):
+        """Losses and load of the last forward that was asked for them: moe_stats."""
+        if self._call is None:
+            raise ValueError("no forward comes last")
+        return self._call.told()
+
+    @property
+    def routing(self):
+        """What the router did in the last forward: expert, weight, row_of [T, K], routed, kept [E] as views until the
+        next one; capacity. -1: not routed, dropped, dropless."""
+        found = _c.sized(_c.moe_routing_view)
+        self.context.check(self._library.moe_layer_routing(self.handle, found))
+        slots, experts = (found.n_tokens, found.top_k), (found.n_experts,)
+        arrays = {"expert": (slots, "i32"), "weight": (slots, NAMES[found.dtype]), "row_of": (slots, "i32"),
+                  "routed": (experts, "i64"), "kept": (experts, "i64")}
+        return types.SimpleNamespace(capacity=found.capacity, **{
+            name: Array(self.context, getattr(found, name), shape, dtype, self._owned, readonly=True)
+            for name, (shape, dtype) in arrays.items()})
+
+    def zero_grad(self):
+        self._library.moe_layer_zero_grad(self.handle)
+
+    def end_step(self, counts=None):
+        """Once an optimizer step: moves the selection bias by the rows counted, or by `counts` [E] of int64."""
+        address, held = (None, None) if counts is None else flat(counts, "counts", "i64", self.options["num_experts"], False)
+        self.context.check(self._library.moe_layer_end_step(self.handle, address))
+        del held
+
+    def quantize(self, format=None, *, group=0, drop_weights=False):
+        """Packs the experts' weights, as they are now, for inference: one of formats(). None: their own again."""
+        desc = format and _c.sized(_c.moe_quant_desc, format=format.encode(), group=group, drop_weights=drop_weights)
+        self.context.check(self._library.moe_layer_quantize(self.handle, desc or None))
+
+    def __repr__(self):
+        return f"moekit.Layer({'closed' if self.closed else ', '.join(f'{n} {list(s[0])}' for n, s in self.param_shapes.items())})"

@@ -1,0 +1,280 @@
+#!/usr/bin/env python3
+"""The Python binding with the standard library alone: its declarations are the headers', arrays, lifetimes, errors.
+
+Numbers are held by identities: gradients against finite differences in f64, experts that do nothing, the same bits twice.
+"""
+import array
+import ctypes
+import gc
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import unittest
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+LIBRARY = os.path.join(os.path.dirname(os.path.abspath(os.environ["MOEKIT"])), "libmoekit.so")
+os.environ["MOEKIT_LIBRARY"] = LIBRARY
+sys.path.insert(0, os.path.join(TOP, "python"))
+
+import moekit
+from moekit import _c
+
+SEED = int(os.environ.get("MOEKIT_TEST_SEED", random.randrange(2**31)))
+SIZES = {"d_model": 8, "num_experts": 4, "top_k": 2, "expert_hidden_size": 16, "init_std": 0.4}
+T, D = 12, 8
+
+
+def matrix(rows, columns, code="f", draw=random.Random(SEED).gauss):
+    """Of N(0, 1), with a buffer of two dimensions."""
+    numbers = array.array(code, [draw(0, 1) if code in "fd" else 0 for _ in range(rows * columns)])
+    return memoryview(numbers).cast("B").cast(code, [rows, columns])
+
+
+def headers():
+    text = ""
+    for name in ("moe.h", "option.h", "quant.h", "cuda.h"):
+        with open(os.path.join(TOP, "include", "moekit", name), encoding="utf-8") as file:
+            text += file.read()
+    return re.sub(r"/\*.*?\*/|MOE_API", "", text, flags=re.S)
+
+
+def plain(text):
+    return re.sub(r"\s+", " ", re.sub(r"\s*([{}(),;*=])\s*", r"\1", text)).strip()
+
+
+class Declarations(unittest.TestCase):
+    def test_they_stand_in_the_headers(self):
+        where = plain(headers())
+        for words in re.split(r"(?<=;)\n+(?=\w)", _c.DECLARATIONS.strip()):
+            self.assertTrue(plain(words) in where, f"_c.DECLARATIONS: '{words}' is not what the headers say")
+
+    def test_the_version_is_the_headers(self):
+        parts = re.findall(r"#define MOE_VERSION_(?:MAJOR|MINOR|PATCH)\s+(\d+)", headers())
+        self.assertEqual(_c.VERSION, ".".join(parts))
+        with open(os.path.join(TOP, "python", "pyproject.toml"), encoding="utf-8") as file:
+            self.assertIn(f'version = "{_c.VERSION}"', file.read())
+
+    def test_structs_lie_as_the_compiler_lays_them(self):
+        wanted, lines = [], ["#include <moekit/option.h>", "#include <moekit/quant.h>", "#include <stdio.h>",
+                             "int main(void) {"]
+        for name, struct in _c.STRUCTS.items():
+            wanted.append(ctypes.sizeof(struct))
+            lines.append(f'printf("%zu ", sizeof({name}));')
+            for field, _ in struct._fields_:
+                found = getattr(struct, field)
+                wanted += [found.offset, found.size]
+                lines.append(f'printf("%zu %zu ", offsetof({name}, {field}), sizeof((({name} *)0)->{field}));')
+        with tempfile.TemporaryDirectory() as place:
+            source, program = os.path.join(place, "sizes.c"), os.path.join(place, "sizes")
+            with open(source, "w", encoding="utf-8") as file:
+                file.write("\n".join([*lines, "return 0; }"]))
+            subprocess.run([os.environ.get("CC", "cc"), "-I", os.path.join(TOP, "include"), source, "-o", program], check=True)
+            printed = subprocess.run([program], capture_output=True, text=True, check=True).stdout.split()
+        self.assertGreater(len(wanted), 380)
+        self.assertEqual([int(word) for word in printed], wanted)
+
+
+class Library(unittest.TestCase):
+    def fails(self, path):
+        program = "import moekit; moekit.presets()"
+        environment = dict(os.environ, MOEKIT_LIBRARY=path, PYTHONPATH=os.path.join(TOP, "python"))
+        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+        self.assertEqual(ran.returncode, 1)
+        return ran.stderr
+
+    def test_what_was_tried_is_named(self):
+        self.assertIn("tried: /nowhere/libmoekit.so", self.fails("/nowhere/libmoekit.so"))
+        with tempfile.NamedTemporaryFile(suffix=".so") as file:
+            self.assertIn(file.name, self.fails(file.name))
+
+    def test_a_foreign_library_is_refused(self):
+        self.assertIn("libc.so.6 has no moe_version", self.fails("libc.so.6"))
+
+    def test_names(self):
+        self.assertIn("mixtral", moekit.presets())
+        self.assertIn("nf4", moekit.formats())
+        self.assertEqual(moekit.options()["top_k"].default, "0")
+        self.assertIn("moe_router_topk", moekit.options()["top_k"].aliases)
+
+
+class Layers(unittest.TestCase):
+    def setUp(self):
+        self.context = moekit.Context(threads=2, seed=SEED)
+        self.addCleanup(self.context.close)
+
+    def layer(self, **options):
+        return moekit.Layer(self.context, **SIZES | options)
+
+    def test_gradients_are_those_of_finite_differences(self):
+        layer = self.layer(dtype="f64", score_before_topk=True, num_shared_experts=1)
+        x, dy = matrix(T, D, "d"), matrix(T, D, "d")
+
+        def loss():
+            y = layer.forward(x, train=True, overwrite_grad=True).tolist()
+            return sum(y[t][i] * dy[t, i] for t in range(T) for i in range(D))
+
+        def slope(write, value, step=1e-6):
+            write(value + step)
+            high = loss()
+            write(value - step)
+            low = loss()
+            write(value)
+            return (high - low) / (2 * step)
+
+        loss()
+        dx = layer.backward(dy).tolist()
+        for t, i in ((0, 0), (5, 3), (T - 1, D - 1)):
+            self.assertAlmostEqual(slope(lambda value: x.__setitem__((t, i), value), x[t, i]), dx[t][i], delta=1e-5)
+        for name in layer.params:
+            value = ctypes.c_double.from_address(layer.params[name].address + 8 * 5)
+            grad = ctypes.c_double.from_address(layer.grads[name].address + 8 * 5).value
+            self.assertAlmostEqual(slope(lambda number: setattr(value, "value", number), value.value), grad, delta=1e-5)
+
+    def test_experts_that_do_nothing_give_x_back(self):
+        layer, x = self.layer(expert="identity", expert_hidden_size=0), matrix(T, D)
+        for row, mine in zip(layer(x).tolist(), x.tolist()):
+            for a, b in zip(row, mine):
+                self.assertAlmostEqual(a, b, places=5)
+
+    def test_what_is_prepared_is_what_forward_does(self):
+        layer, x, y, dx = self.layer(), matrix(T, D), matrix(T, D), matrix(T, D)
+        wanted = layer.forward(x, train=True, stats=True)
+        stats, dwanted = layer.stats, layer.backward(wanted)
+        call = layer.prepare(x, y, train=True, overwrite_grad=True)
+        for _ in range(2):
+            call.forward()
+            call.backward(layer.matrix(y, "dy")[0], layer.matrix(dx, "dx")[0])
+        self.assertEqual(y.tolist(), wanted.tolist())
+        self.assertEqual(dx.tolist(), dwanted.tolist())
+        self.assertEqual((stats.n_tokens, stats.n_kept, stats.n_dropped), (T, 2 * T, 0))
+
+    def test_names_of_other_systems_and_presets(self):
+        layer = moekit.Layer(self.context, preset="mixtral", d_model=D, num_local_experts=4, num_experts_per_tok=3,
+                             intermediate_size=16)
+        found = layer.options
+        self.assertEqual((found["d_model"], found["num_experts"], found["top_k"]), (D, 4, 3))
+        kinds = self.layer(expert_kinds=["8", "2x16", "identity"])
+        self.assertIn("experts.1.up.weight", kinds.params)
+
+    def test_routing_and_masks(self):
+        layer, mask = self.layer(), bytearray([1] * 9 + [0] * 3)
+        layer.forward(matrix(T, D), token_mask=mask)
+        routing = layer.routing
+        self.assertEqual(sum(routing.kept.tolist()), 9 * 2)
+        for expert, weight in zip(routing.expert.tolist()[:9], routing.weight.tolist()):
+            self.assertEqual(len(set(expert)), 2)
+            self.assertAlmostEqual(sum(weight), 1, places=5)
+        self.assertEqual(routing.expert.tolist()[9:], [[-1, -1]] * 3)
+        with self.assertRaisesRegex(ValueError, "token_mask: u8 .* needs 12 elements of u8"):
+            layer.forward(matrix(T, D), token_mask=bytearray(5))
+
+    def test_packed_weights(self):
+        layer, x = self.layer(expert_hidden_size=32, d_model=32), matrix(T, 32)
+        wanted = layer(x).tolist()
+        layer.quantize("int8", group=32)
+        packed = layer(x).tolist()
+        self.assertNotEqual(wanted, packed)
+        for a, b in zip(sum(wanted, []), sum(packed, [])):
+            self.assertAlmostEqual(a, b, delta=0.05 * max(map(abs, sum(wanted, []))))
+        self.assertGreater(layer.memory(T)["packed"], 0)
+        layer.quantize(None)
+        self.assertEqual(layer(x).tolist(), wanted)
+
+    def test_bf16_is_16_bits(self):
+        layer, x = self.layer(dtype="bf16"), matrix(T, D, "H")
+        self.assertEqual(layer(x).tolist(), [[0.0] * D] * T)
+        for name, (_, dtype, grad, _) in layer.param_shapes.items():
+            self.assertEqual((dtype, grad), ("bf16", "f32"), name)
+
+    def test_steps_of_training(self):
+        layer = self.layer(selection_bias=True, selection_bias_update_rate=0.1, score_function="sigmoid")
+        layer.forward(matrix(T, D), train=True)
+        kept = layer.routing.kept.tolist()
+        layer.end_step()
+        for bias, rows in zip(layer.params["gate.selection_bias"].tolist(), kept):
+            self.assertAlmostEqual(bias, 0.1 * ((rows < 6) - (rows > 6)), places=6)
+        layer.end_step(array.array("q", [9, 0, 0, 0]))
+
+    def test_what_does_not_fit_is_told(self):
+        layer, x = self.layer(), matrix(T, D)
+        wide = matrix(T, 2 * D)
+        self.assertEqual(layer(wide.cast("B").cast("f", [2, T, D])).shape, (2, T, D))
+        for array_, wrong, text in ((matrix(T, D, "d"), TypeError, "x: dtype is f64; this layer computes in f32"),
+                                    (wide, moekit.Error, r"x: \[12, 16\]"), (x.obj, ValueError, r"needs \[tokens, width\]"),
+                                    ("text", TypeError, "x: a str is no array"), (None, TypeError, "NoneType"),
+                                    (x.toreadonly(), TypeError, "writable")):
+            with self.assertRaisesRegex(wrong, text):
+                layer.forward(array_, matrix(T, D))
+        with self.assertRaises(moekit.Error) as caught:
+            self.layer(d_modle=3)
+        self.assertEqual(caught.exception.status, moekit.Status.ARGUMENT)
+        self.assertIn("nearest is 'moe.d_model'", str(caught.exception))
+        with self.assertRaisesRegex(moekit.Error, "one backward a forward"):
+            layer.backward(x)
+        with self.assertRaisesRegex(KeyError, "there are gate.weight, experts.up.weight"):
+            layer.params["gate"]
+        with self.assertRaisesRegex(ValueError, "'tpu'"):
+            moekit.Context("tpu")
+        with self.assertRaisesRegex(moekit.Error, "isa"):
+            moekit.Context(isa="avx9")
+
+
+class Lifetimes(unittest.TestCase):
+    def test_closed_is_said(self):
+        with moekit.Context(threads=1) as context:
+            layer = moekit.Layer(context, **SIZES)
+            y, params = layer(matrix(T, D)), layer.params
+            layer.close()
+            layer.close()
+            for use in (lambda: layer(matrix(T, D)), lambda: params["gate.weight"].tolist(), lambda: layer.options):
+                with self.assertRaisesRegex(ValueError, "closed"):
+                    use()
+            y.tolist()
+        self.assertTrue(context.closed)
+        with self.assertRaisesRegex(ValueError, "closed"):
+            y.tolist()
+        with self.assertRaisesRegex(ValueError, "closed"):
+            moekit.Layer(context, **SIZES)
+
+    def test_views_keep_what_they_see(self):
+        weight = moekit.Layer(**SIZES).params["gate.weight"]
+        y = moekit.Layer(**SIZES)(matrix(T, D))
+        gc.collect()
+        self.assertEqual(len(weight.tolist()), 4)
+        self.assertEqual(len(y.tolist()), T)
+
+    def test_nobody_takes_a_capsule(self):
+        array_ = moekit.Layer(**SIZES).params["gate.weight"]
+        for _ in range(100):
+            array_.__dlpack__()
+        self.assertEqual(array_.__dlpack_device__(), (1, 0))
+        self.assertEqual(len(moekit.array._exported), 0)
+
+    def test_arrays_meet_by_dlpack_and_interface(self):
+        class Dlpack:
+            def __init__(self, of):
+                self.__dlpack__, self.__dlpack_device__ = of.__dlpack__, of.__dlpack_device__
+
+        class Interface:
+            def __init__(self, of):
+                self.__array_interface__ = of.__array_interface__
+
+        layer = moekit.Layer(**SIZES)
+        y = layer(matrix(T, D))
+        wanted = layer(y).tolist()
+        self.assertEqual(layer(Dlpack(y)).tolist(), wanted)
+        self.assertEqual(layer(Interface(y)).tolist(), wanted)
+
+    def test_the_log_is_heard(self):
+        heard = []
+        with moekit.Context(threads=1, log=lambda level, text: heard.append(text)) as context:
+            moekit.Layer(context, **SIZES)(matrix(T, D))
+        self.assertTrue(all(isinstance(text, str) for text in heard))
+
+
+if __name__ == "__main__":
+    print(f"MOEKIT_TEST_SEED={SEED}")
+    unittest.main()
