@@ -10,6 +10,7 @@ import os
 import re
 
 VERSION = "0.1.0"
+MOE_ZERO = -1
 
 DECLARATIONS = """
 typedef enum moe_device { MOE_CPU = 0, MOE_CUDA = 1 } moe_device;

@@ -113,7 +113,9 @@ def _(x, params, mask, step, handle, train, stats, loss_scale, sequence_length):
 
 @torch.library.custom_op("moekit::backward", mutates_args=())
 def _backward(dy: Tensor, x: Tensor, params: Sequence[Tensor], mask: Optional[Tensor], step: Tensor, ticket: Tensor,
-              handle: int, loss_scale: float, sequence_length: int) -> List[Tensor]:
+              handle: int, train: bool, loss_scale: float, sequence_length: int) -> List[Tensor]:
+    if not train:  # here and not before: a compiler asks for every backward
+        raise RuntimeError("moekit.torch.MoE: backward of a forward in eval mode, which keeps nothing for it; call train()")
     with _context(x.device) as context:
         engine = _modules[handle].engine(context, x.device, x.dtype)
         x, dy = _rows(x), _rows(dy)
@@ -124,21 +126,20 @@ def _backward(dy: Tensor, x: Tensor, params: Sequence[Tensor], mask: Optional[Te
 
 
 @_backward.register_fake
-def _(dy, x, params, mask, step, ticket, handle, loss_scale, sequence_length):
+def _(dy, x, params, mask, step, ticket, handle, train, loss_scale, sequence_length):
     return [x.new_empty(x.shape), *(params[i].new_empty(params[i].shape) for i in _modules[handle].trained)]
 
 
 def _save(ctx, inputs, output):
-    x, params, mask, step, ctx.handle, ctx.train, _, ctx.loss_scale, ctx.sequence_length = inputs
+    x, params, mask, step, ctx.handle, train, _, loss_scale, sequence_length = inputs
+    ctx.said = ctx.handle, train, loss_scale, sequence_length
     ctx.n_params = len(params)
     ctx.save_for_backward(x, mask, step, output[1], *params)
 
 
 def _differentiate(ctx, dy, _):
-    if not ctx.train:
-        raise RuntimeError("moekit.torch.MoE: backward of a forward in eval mode, which keeps nothing for it; call train()")
     x, mask, step, ticket, *params = ctx.saved_tensors
-    dx, *found = torch.ops.moekit.backward(dy, x, params, mask, step, ticket, ctx.handle, ctx.loss_scale, ctx.sequence_length)
+    dx, *found = torch.ops.moekit.backward(dy, x, params, mask, step, ticket, *ctx.said)
     grads = [None] * ctx.n_params
     for index, grad in zip(_modules[ctx.handle].trained, found):
         grads[index] = grad

@@ -54,6 +54,7 @@ class Declarations(unittest.TestCase):
     def test_the_version_is_the_headers(self):
         parts = re.findall(r"#define MOE_VERSION_(?:MAJOR|MINOR|PATCH)\s+(\d+)", headers())
         self.assertEqual(_c.VERSION, ".".join(parts))
+        self.assertIn(f"#define MOE_ZERO ({_c.MOE_ZERO})", headers())
         with open(os.path.join(TOP, "python", "pyproject.toml"), encoding="utf-8") as file:
             self.assertIn(f'version = "{_c.VERSION}"', file.read())
 
@@ -153,7 +154,7 @@ class Layers(unittest.TestCase):
 
     def test_names_of_other_systems_and_presets(self):
         layer = moekit.Layer(self.context, preset="mixtral", d_model=D, num_local_experts=4, num_experts_per_tok=3,
-                             intermediate_size=16)
+                             moe_intermediate_size=16)
         found = layer.options
         self.assertEqual((found["d_model"], found["num_experts"], found["top_k"]), (D, 4, 3))
         kinds = self.layer(expert_kinds=["8", "2x16", "identity"])

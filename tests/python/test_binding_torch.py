@@ -1,0 +1,295 @@
+#!/usr/bin/env python3
+"""moekit.torch.MoE on the CPU: the numbers of transformers' blocks, and what torch asks of a module of its own.
+
+Runs under $MOEKIT_PYTHON where that is set. Exit code 77: torch is not installed. Without transformers its blocks are not
+compared; with a GPU (MOEKIT_TEST_DEVICE=cuda) everything runs there.
+"""
+import copy
+import io
+import os
+import random
+import re
+import sys
+import unittest
+
+python = os.environ.get("MOEKIT_PYTHON")
+if python and os.environ.get("MOEKIT_PYTHON_USED") != python:
+    os.environ["MOEKIT_PYTHON_USED"] = python
+    os.execvp(python, [python, *sys.argv])
+try:
+    import torch
+except ImportError:
+    print(f"skipped: tests/python/test_binding_torch.py: no module named 'torch' in {sys.executable}")
+    sys.exit(77)
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+os.environ.setdefault("MOEKIT_LIBRARY", os.path.join(os.path.dirname(os.path.abspath(os.environ["MOEKIT"])), "libmoekit.so"))
+sys.path.insert(0, os.path.join(TOP, "python"))
+
+import moekit
+import moekit.torch
+
+SEED = int(os.environ.get("MOEKIT_TEST_SEED", random.randrange(2**31)))
+DEVICE = os.environ.get("MOEKIT_TEST_DEVICE", "cpu")
+D, SIZES = 16, {"d_model": 16, "num_experts": 4, "top_k": 2, "expert_hidden_size": 24, "init_std": 0.4}
+
+
+def module(**options):
+    options = SIZES | {"device": DEVICE} | options
+    return moekit.torch.MoE(**options)
+
+
+def tokens(*shape, dtype=torch.float32, grad=False):
+    return torch.randn(*shape, dtype=dtype, device=DEVICE, requires_grad=grad)
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        torch.manual_seed(SEED)
+
+    def near(self, a, b, bound=1e-5):
+        self.assertEqual(a.shape, b.shape)
+        self.assertEqual(a.dtype, b.dtype)
+        error = (a.double() - b.double()).norm() / b.double().norm()
+        self.assertLessEqual(error.item(), bound)
+
+    def step(self, layer, x, dy, **how):
+        """y, dx and the gradients, new ones."""
+        x = x.detach().clone().requires_grad_()
+        layer.zero_grad()
+        y = layer(x, **how)
+        y.backward(dy)
+        return [y.detach(), x.grad, *(p.grad.clone() for p in layer.parameters() if p.grad is not None)]
+
+    def same(self, a, b):
+        self.assertEqual(len(a), len(b))
+        for one, other in zip(a, b):
+            self.assertTrue(torch.equal(one, other))
+
+
+class Transformers(Case):
+    def compare(self, block, dtype, bound):
+        """In bf16 theirs is computed in f32 from the same numbers: their own logits in bf16 choose other experts."""
+        for param in block.parameters():
+            torch.nn.init.normal_(param, std=0.3)
+        layer = moekit.torch.MoE.from_mixtral(block.to(DEVICE, dtype))
+        x, dy = tokens(3, 7, D, dtype=dtype), tokens(3, 7, D, dtype=dtype)
+        theirs, ours = self.step(block.float(), x.float(), dy.float()), self.step(layer, x, dy)
+        names = dict(block.named_parameters())
+        grads = [names[name].grad for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj")]
+        for a, b in zip(ours, [*theirs[:2], grads[0], grads[1].mT, grads[2].mT]):
+            self.assertEqual(a.dtype, dtype)
+            self.near(a.float(), b, bound)
+
+    def test_their_blocks(self):
+        try:
+            from transformers.models.mixtral.modeling_mixtral import MixtralConfig, MixtralSparseMoeBlock
+            from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeConfig, Qwen3MoeSparseMoeBlock
+        except ImportError as error:
+            self.skipTest(str(error))
+        mixtral = MixtralConfig(hidden_size=D, intermediate_size=24, num_local_experts=4, num_experts_per_tok=2)
+        for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+            self.compare(MixtralSparseMoeBlock(mixtral), dtype, bound)
+            for norm in (True, False):
+                qwen = Qwen3MoeConfig(hidden_size=D, moe_intermediate_size=24, num_experts=5, num_experts_per_tok=3,
+                                      norm_topk_prob=norm)
+                self.compare(Qwen3MoeSparseMoeBlock(qwen), dtype, bound)
+        with self.assertRaisesRegex(TypeError, "Linear: no gate"):
+            linear = torch.nn.Linear(2, 2)
+            linear.gate = linear.experts = None
+            moekit.torch.MoE.from_mixtral(linear)
+
+
+class Gradients(Case):
+    @unittest.skipIf(DEVICE != "cpu", "f64 is of the CPU")
+    def test_they_are_those_of_finite_differences(self):
+        layer = module(dtype=torch.float64, expert_bias=True, num_shared_experts=1, shared_expert_gate=True)
+        names = [name for name, _ in layer.named_parameters()]
+
+        def of(x, *params):
+            return torch.func.functional_call(layer, dict(zip(names, params)), (x,))
+
+        x = tokens(5, D, dtype=torch.float64, grad=True)
+        self.assertTrue(torch.autograd.gradcheck(of, (x, *layer.parameters()), fast_mode=True))
+
+    def test_losses_join_in_backward(self):
+        layer, x = module(aux_loss_coeff=0.5, score_before_topk=True), tokens(9, D)
+        dy, found = torch.zeros(9, D, device=DEVICE), []
+        for scale in (0.0, 1.0, 2.0):
+            layer.loss_scale = scale
+            found.append(self.step(layer, x, dy)[2])
+        gate = layer.gate.weight.detach().clone().requires_grad_()
+        prob = torch.softmax(x @ gate.T, -1)
+        share = torch.zeros(9, 4, device=DEVICE).scatter_(1, prob.topk(2).indices, 1).mean(0) / 2
+        (0.5 * 4 * (share * prob.mean(0)).sum()).backward()
+        self.assertEqual(found[0].abs().max(), 0)
+        self.near(found[1], gate.grad, 1e-4)
+        self.near(found[2], 2 * found[1])
+
+    def test_a_forward_between_changes_nothing(self):
+        layer, other = module(dropout=0.3), tokens(20, D)
+        inputs = [(tokens(6, D, grad=True), tokens(6, D)) for _ in range(2)]
+        torch.manual_seed(SEED)
+        wanted = [self.step(layer, *pair) for pair in inputs]
+        torch.manual_seed(SEED)
+        layer.zero_grad()
+        outputs = [layer(x) for x, _ in inputs]
+        layer.eval()(other)
+        layer.train()
+        for y, (x, dy), want in zip(outputs, inputs, wanted):
+            layer.zero_grad()
+            y.backward(dy, retain_graph=True)
+            self.same([y.detach(), x.grad, *(p.grad for p in layer.parameters())], want)
+            x.grad = None
+            layer.zero_grad()
+            y.backward(dy)
+            self.same([x.grad, *(p.grad for p in layer.parameters())], want[1:])
+
+    def test_checkpointing_draws_the_same(self):
+        layer, x, dy = module(dropout=0.3, input_jitter_eps=0.1), tokens(8, D, grad=True), tokens(8, D)
+        torch.manual_seed(SEED)
+        want = self.step(layer, x, dy)
+        torch.manual_seed(SEED)
+        layer.zero_grad()
+        y = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
+        y.backward(dy)
+        self.same([y.detach(), x.grad, *(p.grad for p in layer.parameters())], want)
+        self.assertFalse(torch.equal(self.step(layer, x, dy)[0], want[0]))
+
+    def test_a_module_learns(self):
+        layer, x = module(), tokens(64, D)
+        wanted, optimizer, losses = torch.tanh(x.roll(1, -1)), torch.optim.AdamW(layer.parameters(), 1e-2), []
+        for _ in range(60):
+            optimizer.zero_grad()
+            losses.append(torch.nn.functional.mse_loss(layer(x), wanted))
+            losses[-1].backward()
+            optimizer.step()
+        self.assertLess(losses[-1], 0.3 * losses[0])
+
+
+class Operators(Case):
+    def test_torch_checks_them(self):
+        layer = module(expert_bias=True)
+        x, mask = tokens(6, D, grad=True), torch.tensor([1, 1, 1, 1, 0, 1], device=DEVICE)
+        for train in (True, False):
+            given = (x, layer.tensors(), mask, torch.tensor(5), layer._handle, train, False, 1.0, 0)
+            kinds = ("test_schema", "test_faketensor") + ("test_autograd_registration", "test_aot_dispatch_dynamic") * train
+            torch.library.opcheck(torch.ops.moekit.forward, given, test_utils=kinds)
+
+    def test_compiled_is_eager(self):
+        layer, x, dy = module(), tokens(2, 5, D), tokens(2, 5, D)
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        want = self.step(layer, x, dy)
+        self.same(self.step(compiled, x, dy), want)
+        self.same([compiled.eval()(x)], [layer(x)])
+
+    def test_eval_keeps_nothing_for_backward(self):
+        layer, x = module().eval(), tokens(4, D, grad=True)
+        with self.assertRaisesRegex(RuntimeError, "call train"):
+            layer(x).sum().backward()
+        self.assertTrue(torch.equal(layer(x), layer.train()(x)))
+
+
+class Modules(Case):
+    def test_states_and_copies(self):
+        layer, x, dy = module(selection_bias=True, score_function="sigmoid"), tokens(4, D), tokens(4, D)
+        self.assertEqual(list(layer.state_dict()), ["gate.weight", "gate.selection_bias", "experts.up.weight",
+                                                    "experts.down.weight"])
+        want, file, other = self.step(layer, x, dy), io.BytesIO(), module(selection_bias=True, score_function="sigmoid")
+        torch.save(layer, file)
+        file.seek(0)
+        other.load_state_dict(layer.state_dict())
+        for twin in (other, copy.deepcopy(layer), torch.load(file, weights_only=False)):
+            self.assertIsNot(twin.gate.weight, layer.gate.weight)
+            self.same(self.step(twin, x, dy), want)
+
+    def test_devices_and_dtypes(self):
+        x = tokens(6, D)
+        with self.assertRaisesRegex(TypeError, "x: torch.float32 .* parameters are torch.bfloat16"):
+            module().bfloat16()(x)
+        layer = module(device="meta").to_empty(device=DEVICE)
+        torch.manual_seed(SEED)
+        layer.reset_parameters()
+        torch.manual_seed(SEED)
+        want = module()
+        self.same(list(layer.parameters()), list(want.parameters()))
+        half = copy.deepcopy(want).bfloat16()
+        self.near(half(x.bfloat16()).float(), want(x), 5e-2)
+        self.assertEqual(half(x.bfloat16()).dtype, torch.bfloat16)
+
+    def test_uneven_memory(self):
+        layer, x, dy = module(), tokens(6, D), tokens(6, D)
+        want, wide = self.step(layer, x, dy), torch.zeros(6, 3 * D, device=DEVICE)
+        for param in layer.parameters():
+            store = torch.empty(param.numel() + 1, device=DEVICE)
+            store[1:] = param.data.flatten()
+            param.data = store[1:].view(param.shape)
+        wide[:, D:2 * D] = x
+        self.same([layer(wide[:, D:2 * D]).detach()], want[:1])
+        self.same(self.step(layer, x, dy), want)
+
+    def test_masks_and_empty_batches(self):
+        layer, x, dy = module(), tokens(2, 4, D), tokens(2, 4, D)
+        mask = torch.tensor([[True, True, True, False], [True, True, False, False]], device=DEVICE)
+        y, dx, *grads = self.step(layer, x, dy, mask=mask)
+        self.assertEqual(y[~mask].abs().max(), 0)
+        self.near(y[mask], layer(x[mask]).detach(), 1e-6)
+        for a, b in zip(grads, self.step(layer, x[mask], dy[mask])[2:]):
+            self.near(a, b)
+        self.assertEqual(self.step(layer, x[:, :0], dy[:, :0])[0].shape, (2, 0, D))
+
+    def test_routing_statistics_and_steps(self):
+        layer = module(selection_bias=True, selection_bias_update_rate=0.1, score_function="sigmoid", num_experts=5)
+        layer.measure = True
+        layer(tokens(7, D))
+        self.assertEqual(layer.last_stats.n_routed, 14)
+        kept = torch.from_dlpack(layer.routing.kept).clone()
+        layer.end_step()
+        self.near(layer.gate.selection_bias, 0.1 * torch.sign(14 / 5 - kept).to(DEVICE, torch.float32))
+
+
+class Arrays(Case):
+    @unittest.skipIf(DEVICE != "cpu", "of the CPU")
+    def test_torch_and_numpy_see_the_same_memory(self):
+        layer = moekit.Layer(**SIZES, dtype="bf16")
+        up = torch.from_dlpack(layer.params["experts.up.weight"])
+        self.assertEqual((up.dtype, up.shape), (torch.bfloat16, (4, D, 48)))
+        x = tokens(6, D, dtype=torch.bfloat16)
+        self.assertGreater(torch.from_dlpack(layer(x)).abs().max(), 0)
+        y = torch.empty_like(x)
+        layer.forward(x, y)
+        self.assertTrue(torch.equal(torch.from_dlpack(layer(x)), y))
+        up.zero_()
+        self.assertEqual(torch.from_dlpack(layer(x)).abs().max(), 0)
+        with self.assertRaisesRegex(ValueError, "strides"):
+            layer(x.T.contiguous().T)
+        try:
+            import numpy
+        except ImportError:
+            return
+        layer = moekit.Layer(**SIZES)
+        x = numpy.ones([6, 2, D], numpy.float32)
+        numpy.asarray(layer.params["experts.down.weight"])[:] = 0
+        self.assertEqual(numpy.abs(numpy.asarray(layer(x[:, 1]))).max(), 0)
+        x.flags.writeable = False
+        with self.assertRaisesRegex(ValueError, "y: it is read-only"):
+            layer.forward(numpy.ones([6, D], numpy.float32), x[:, 0])
+
+
+class Pages(Case):
+    @unittest.skipIf(DEVICE != "cpu", "of the CPU")
+    def test_programs_of_the_page_run(self):
+        try:
+            import numpy
+        except ImportError as error:
+            self.skipTest(str(error))
+        with open(os.path.join(TOP, "docs", "python.md"), encoding="utf-8") as file:
+            programs = re.findall(r"```python\n(.*?)```", file.read(), re.S)
+        self.assertEqual(len(programs), 2)
+        for program in programs:
+            exec(program, {"print": numpy.array})
+
+
+if __name__ == "__main__":
+    print(f"MOEKIT_TEST_SEED={SEED}")
+    unittest.main()
