@@ -5,6 +5,7 @@ Runs under $MOEKIT_PYTHON where that is set. Exit code 77: torch is not installe
 compared; with a GPU (MOEKIT_TEST_DEVICE=cuda) everything runs there.
 """
 import copy
+import importlib.util
 import io
 import os
 import random
@@ -279,15 +280,13 @@ class Arrays(Case):
 class Pages(Case):
     @unittest.skipIf(DEVICE != "cpu", "of the CPU")
     def test_programs_of_the_page_run(self):
-        try:
-            import numpy
-        except ImportError as error:
-            self.skipTest(str(error))
+        if not importlib.util.find_spec("numpy"):
+            self.skipTest("no module named 'numpy'")
         with open(os.path.join(TOP, "docs", "python.md"), encoding="utf-8") as file:
             programs = re.findall(r"```python\n(.*?)```", file.read(), re.S)
         self.assertEqual(len(programs), 2)
         for program in programs:
-            exec(program, {"print": numpy.array})
+            exec(program, {"print": lambda *words: self.assertEqual(len(words), 3)})
 
 
 if __name__ == "__main__":
