@@ -29,8 +29,8 @@
 extern "C" {
 #endif
 
-/* The cudaStream_t that later calls queue on, of the context's GPU; NULL: the context's own, cudaStreamLegacy:
- * the default one. They do not wait for what was queued on another. */
+/* The cudaStream_t that later calls queue on, of the context's GPU; NULL: the context's own. The default one
+ * is cudaStreamLegacy. They do not wait for what was queued on another. */
 MOE_API moe_status moe_cuda_set_stream(moe_ctx *ctx, void *stream);
 /* The one in use; NULL for a context on the CPU. */
 MOE_API void *moe_cuda_stream(const moe_ctx *ctx);
