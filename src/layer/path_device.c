@@ -12,11 +12,28 @@
 
 enum { MOST_EXPERTS = 4096, MOST_GROUPS = 64 };
 
+/* The kernels' name of a score; false: they have none. */
+static bool score_serves(moei_score score, moei_router_score *theirs) {
+    switch (score) {
+    case MOEI_SOFTMAX:
+        *theirs = MOEI_ROUTER_SOFTMAX;
+        return true;
+    case MOEI_SIGMOID:
+        *theirs = MOEI_ROUTER_SIGMOID;
+        return true;
+    case MOEI_SQRTSOFTPLUS:
+        *theirs = MOEI_ROUTER_SQRTSOFTPLUS;
+        return true;
+    }
+    return false;
+}
+
 static bool router_serves(const moe_layer *layer) {
     const moe_layer_desc *d = &layer->desc;
-    return layer->router.type == MOEI_ROUTER_TOP_K && layer->router.unit == MOEI_UNIT_TOKEN &&
-           d->input_jitter_eps <= 0 && d->expert_dropout <= 0 && d->top_k_min == 0 &&
-           d->token_rounding == 0 && d->num_groups <= MOST_GROUPS && !*d->expert_kinds &&
+    moei_router_score score;
+    return score_serves(layer->router.score, &score) && layer->router.type == MOEI_ROUTER_TOP_K &&
+           layer->router.unit == MOEI_UNIT_TOKEN && d->input_jitter_eps <= 0 && d->expert_dropout <= 0 &&
+           d->top_k_min == 0 && d->token_rounding == 0 && d->num_groups <= MOST_GROUPS && !*d->expert_kinds &&
            d->num_experts <= MOST_EXPERTS;
 }
 
@@ -39,10 +56,12 @@ static moei_router_args router_args(const moe_layer *layer, const moei_scratch *
                             [MOEI_GROUP_TOP2_SUM] = 2,
                             [MOEI_GROUP_TOPN_SUM] =
                                 router->top_k / (layer->desc.group_top_k > 0 ? layer->desc.group_top_k : 1)};
+    moei_router_score score = MOEI_ROUTER_SOFTMAX;
+    score_serves(router->score, &score); /* it does: moei_path_device_serves */
     return (moei_router_args){.n_tokens = routing->n_tokens,
                               .n_experts = router->n_experts,
                               .top_k = router->top_k,
-                              .score = (moei_router_score)router->score,
+                              .score = score,
                               .score_before_topk = router->score_before_topk,
                               .norm_topk_prob = router->norm_topk_prob,
                               .rank_logits = router->rank_logits,

@@ -17,10 +17,31 @@ static double softplus(double x) {
     return fmax(x, 0) + log1p(exp(-fabs(x)));
 }
 
-/* The raw score of one logit; softmax needs its row's lse. */
-static double score_of(moei_score score, double logit, double lse) {
-    if (score == MOEI_SIGMOID) return logistic(logit);
-    return score == MOEI_SQRTSOFTPLUS ? sqrt(softplus(logit)) : exp(logit - lse);
+/* The raw score of one logit; of softmax, which needs its whole row, see moei_softmax_row. */
+static double score_of(moei_score score, double logit) {
+    switch (score) {
+    case MOEI_SOFTMAX:
+        break;
+    case MOEI_SIGMOID:
+        return logistic(logit);
+    case MOEI_SQRTSOFTPLUS:
+        return sqrt(softplus(logit));
+    }
+    return NAN;
+}
+
+/* Its derivative; of softmax, see moei_softmax_backward. */
+static double slope_of(moei_score score, double logit) {
+    const double p = logistic(logit), root = sqrt(softplus(logit));
+    switch (score) {
+    case MOEI_SOFTMAX:
+        break;
+    case MOEI_SIGMOID:
+        return p * (1 - p);
+    case MOEI_SQRTSOFTPLUS:
+        return root > 0 ? p / (2 * root) : 0;
+    }
+    return NAN;
 }
 
 static double logit(const moei_routing *routing, int64_t t, int64_t e) {
@@ -38,7 +59,7 @@ void moei_score_token(const moei_route_job *job, int64_t t, double *s) {
     const bool biased = router->desc->selection_bias_in_weights;
     for (int64_t e = 0; e < E; ++e) {
         s[e] = router->score == MOEI_SOFTMAX ? moei_real_load(routing->dtype, routing->prob, t * E + e)
-                                             : score_of(router->score, logit(routing, t, e), 0);
+                                             : score_of(router->score, logit(routing, t, e));
         if (biased) s[e] += moei_real_load(routing->dtype, job->gate->selection_bias, e);
     }
 }
@@ -146,15 +167,8 @@ static void through_score(const moei_route_job *job, int64_t t, const double *s,
         moei_softmax_backward(s, ds, 0, routing->n_experts, dl);
         return;
     }
-    for (int64_t e = 0; e < routing->n_experts; ++e) {
-        double l = logit(routing, t, e), p = logistic(l);
-        if (job->router->score == MOEI_SIGMOID) {
-            dl[e] += ds[e] * p * (1 - p);
-            continue;
-        }
-        double root = score_of(MOEI_SQRTSOFTPLUS, l, 0);
-        if (root > 0) dl[e] += ds[e] * p / (2 * root);
-    }
+    for (int64_t e = 0; e < routing->n_experts; ++e)
+        dl[e] += ds[e] * slope_of(job->router->score, logit(routing, t, e));
 }
 
 /* dl[E] += usage through softmax, and the z-loss; `room` [E] holds the softmax where scores are another. */

@@ -3,6 +3,7 @@
  * meet. Source: docs/architecture.md, "What was said stays".
  */
 #include "support/layer_fixture.h"
+#include "support/same_settings.h"
 
 #include "unit/layer/alias_fixture.h"
 
@@ -63,14 +64,6 @@ static int all_words(word *list, int *n_entries) {
     return count;
 }
 
-static bool same_field(const moe_option *row, const moe_layer_desc *a, const moe_layer_desc *b) {
-    const char *p = (const char *)a + row->offset, *q = (const char *)b + row->offset;
-    if (row->type == MOE_OPT_BOOL) return *p == *q;
-    if (row->type != MOE_OPT_CHOICE) return memcmp(p, q, 4) == 0; /* int32_t or float */
-    const char *left = *(const char *const *)(const void *)p, *right = *(const char *const *)(const void *)q;
-    return strcmp(left ? left : row->initial, right ? right : row->initial) == 0;
-}
-
 static bool share_a_field(const word *a, const word *b) {
     for (int i = 0; i < a->n_fields; ++i)
         for (int j = 0; j < b->n_fields; ++j)
@@ -82,7 +75,7 @@ static bool share_a_field(const word *a, const word *b) {
 static bool contradict(const word *a, const word *b) {
     for (int i = 0; i < a->n_said; ++i)
         for (int j = 0; j < b->n_said; ++j)
-            if (a->field[i] == b->field[j] && !same_field(a->field[i], &a->alone, &b->alone)) return true;
+            if (a->field[i] == b->field[j] && !same_setting(a->field[i], &a->alone, &b->alone)) return true;
     return false;
 }
 
@@ -99,7 +92,7 @@ static void both_ways(const char *preset, const word *a, const word *b, const wo
     const moe_layer_desc p = say_three(preset, a, b, c), q = say_three(preset, b, a, c);
     const moe_option *row;
     for (size_t i = 0; (row = moe_layer_option_at(i)); ++i)
-        if (!same_field(row, &p, &q))
+        if (!same_setting(row, &p, &q))
             fail_msg("preset %s: %s depends on the order of %s=%s and %s=%s, then %s=%s",
                      preset ? preset : "none", row->key, a->name, a->value, b->name, b->value,
                      c ? c->name : "", c ? c->value : "");

@@ -3,6 +3,7 @@
  * or a step would ignore is refused. Source: include/moekit/moe.h.
  */
 #include "support/layer_fixture.h"
+#include "support/same_settings.h"
 
 enum { T = 12, D = 5, E = 6, K = 2 };
 
@@ -343,17 +344,6 @@ static void the_global_loss_outlives_its_step(void **state) {
 
 /* --- defaults --- */
 
-static void same_settings(const moe_layer_desc *one, const moe_layer_desc *two) {
-    const moe_option *row;
-    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
-        const char *a = (const char *)one + row->offset, *b = (const char *)two + row->offset;
-        if (row->type == MOE_OPT_CHOICE)
-            assert_string_equal(*(const char *const *)(const void *)a, *(const char *const *)(const void *)b);
-        else if (memcmp(a, b, row->type == MOE_OPT_BOOL ? sizeof(bool) : sizeof(int32_t)) != 0)
-            fail_msg("%s is not the same in both", row->key);
-    }
-}
-
 /* A field left at 0 is its row's default, but for the two that the header names. */
 static void zero_fields_are_the_defaults(void **state) {
     (void)state;
@@ -368,7 +358,7 @@ static void zero_fields_are_the_defaults(void **state) {
     }
     must(ctx, moe_layer_create(ctx, &desc, &plain));
     must(ctx, moe_layer_create(ctx, &spelt, &told));
-    same_settings(moe_layer_get_desc(plain), moe_layer_get_desc(told));
+    assert_same_settings(moe_layer_get_desc(plain), moe_layer_get_desc(told));
     moe_layer_destroy(plain);
     moe_layer_destroy(told);
     moe_ctx_destroy(ctx);
@@ -383,7 +373,7 @@ static void a_descriptor_is_filled(void **state) {
     assert_int_equal(moe_layer_desc_fill(&desc, &filled, &error), MOE_OK);
     assert_true(filled.init_std > 0.0199f && filled.init_std < 0.0201f && filled.output_size == desc.d_model);
     assert_int_equal(moe_layer_desc_fill(&filled, &again, &error), MOE_OK);
-    same_settings(&filled, &again);
+    assert_same_settings(&filled, &again);
     desc.init_scheme = "lucid_uniform"; /* now nothing is drawn by a deviation */
     assert_int_equal(moe_layer_desc_fill(&desc, &filled, &error), MOE_OK);
     assert_true(filled.init_std == 0);

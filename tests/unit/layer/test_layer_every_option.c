@@ -4,6 +4,7 @@
  * their reason.
  */
 #include "support/layer_fixture.h"
+#include "support/same_settings.h"
 
 enum { T = 48, SEQUENCE = 24 };
 
@@ -171,13 +172,6 @@ static const char *const *values_of(const moe_option *row) {
     return strcmp(row->key, "moe.expert") == 0 ? expert : activation;
 }
 
-static bool same_field(const moe_option *row, const moe_layer_desc *a, const moe_layer_desc *b) {
-    const char *p = (const char *)a + row->offset, *q = (const char *)b + row->offset;
-    if (row->type != MOE_OPT_CHOICE) return memcmp(p, q, row->type == MOE_OPT_BOOL ? sizeof(bool) : 4) == 0;
-    const char *one = *(char *const *)(const void *)p, *two = *(char *const *)(const void *)q;
-    return strcmp(one ? one : row->initial, two ? two : row->initial) == 0;
-}
-
 /* Tries the values of one row; counts those that are accepted and say another thing than the complete base,
  * and says whether any of them changed a thing. */
 static bool has_effect(moe_ctx *ctx, const moe_option *row, const moe_layer_desc *base,
@@ -186,7 +180,7 @@ static bool has_effect(moe_ctx *ctx, const moe_option *row, const moe_layer_desc
         moe_layer_desc d = *base, after;
         uint64_t hash;
         if (moe_layer_desc_set(&d, row->key, *value, NULL) != MOE_OK ||
-            !fingerprint(ctx, &d, &after, &hash) || same_field(row, complete, &after))
+            !fingerprint(ctx, &d, &after, &hash) || same_setting(row, complete, &after))
             continue;
         ++*accepted;
         if (hash != before) return true;

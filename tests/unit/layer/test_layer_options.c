@@ -2,6 +2,7 @@
  * setting that would be ignored is refused with its reason.
  */
 #include "support/layer_fixture.h"
+#include "support/same_settings.h"
 
 enum { T = 48, D = 8 };
 
@@ -31,18 +32,6 @@ static void run_both_ways(moe_ctx *ctx, moe_layer *layer, const char *name) {
     free(x.data), free(y.data), free(dx.data);
 }
 
-static void same_settings(const moe_layer_desc *a, const moe_layer_desc *b) {
-    const moe_option *row;
-    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
-        const char *p = (const char *)a + row->offset, *q = (const char *)b + row->offset;
-        if (row->type == MOE_OPT_CHOICE) {
-            const char *one = *(char *const *)(const void *)p, *two = *(char *const *)(const void *)q;
-            assert_string_equal(one ? one : row->initial, two ? two : row->initial);
-        } else
-            assert_memory_equal(p, q, row->type == MOE_OPT_BOOL ? sizeof(bool) : 4);
-    }
-}
-
 /* Every preset runs, and the layer's own complete descriptor makes the same layer again. */
 static void presets_make_layers(void **state) {
     (void)state;
@@ -56,7 +45,7 @@ static void presets_make_layers(void **state) {
         assert_int_equal(d.num_experts, 16); /* sizes are left alone */
         if (moe_layer_create(ctx, &d, &layer) != MOE_OK) fail_msg("%s: %s", *name, moe_ctx_error(ctx));
         must(ctx, moe_layer_create(ctx, moe_layer_get_desc(layer), &again));
-        same_settings(moe_layer_get_desc(layer), moe_layer_get_desc(again));
+        assert_same_settings(moe_layer_get_desc(layer), moe_layer_get_desc(again));
         run_both_ways(ctx, layer, *name);
         moe_layer_destroy(layer), moe_layer_destroy(again);
     }
@@ -77,7 +66,7 @@ static void the_last_preset_holds(void **state) {
             assert_int_equal(moe_layer_desc_preset(&alone, *name, NULL), MOE_OK);
             assert_int_equal(moe_layer_desc_preset(&after, *first, NULL), MOE_OK);
             assert_int_equal(moe_layer_desc_preset(&after, *name, NULL), MOE_OK);
-            same_settings(&alone, &after);
+            assert_same_settings(&alone, &after);
         }
     moe_layer_desc d = good_desc();
     assert_int_equal(moe_layer_desc_preset(&d, "t2t_top2", NULL), MOE_OK);
@@ -119,7 +108,7 @@ static void defaults_agree_with_zero(void **state) {
     moe_layer *a = NULL, *b = NULL;
     must(ctx, moe_layer_create(ctx, &zero, &a));
     must(ctx, moe_layer_create(ctx, &told, &b));
-    same_settings(moe_layer_get_desc(a), moe_layer_get_desc(b));
+    assert_same_settings(moe_layer_get_desc(a), moe_layer_get_desc(b));
     moe_layer_destroy(a), moe_layer_destroy(b);
     moe_ctx_destroy(ctx);
 }

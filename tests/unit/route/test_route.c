@@ -3,6 +3,8 @@
  */
 #include "support/route_fixture.h"
 
+#include "route/select.h"
+
 enum { T = 24, E = 8, K = 3 };
 
 /* One of each router and of each way to score. */
@@ -319,6 +321,16 @@ static void a_frozen_gate_gets_no_gradient(void **state) {
     route_end(&b);
 }
 
+/* A name without its row in select.c would be a call of NULL. */
+static void every_router_has_a_row(void **state) {
+    (void)state;
+    for (const char *const *name = moei_router_types; *name; ++name) {
+        const moei_selector *row = moei_selector_find(*name);
+        if (!row || !row->rank || !row->select || !row->weigh)
+            fail_msg("router_type %s has no row in select.c", *name);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(replay_equals_record),           cmocka_unit_test(replayed_weights_are_constants),
@@ -326,7 +338,7 @@ int main(void) {
         cmocka_unit_test(bad_logits_name_the_token),      cmocka_unit_test(all_masked),
         cmocka_unit_test(random_k_stays_in_range),        cmocka_unit_test(expert_dropout_leaves_k),
         cmocka_unit_test(sequences_are_routed_whole),     cmocka_unit_test(tasks_are_routed_by_name),
-        cmocka_unit_test(a_frozen_gate_gets_no_gradient),
+        cmocka_unit_test(a_frozen_gate_gets_no_gradient), cmocka_unit_test(every_router_has_a_row),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
