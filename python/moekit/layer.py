@@ -170,6 +170,9 @@ class Context:
         return _Owned(self, address, self._library.moe_memory_free, self._handle, address, n_bytes)
 
 
+CALL_FIELDS = ("step", "token_mask", "loss_scale", "sequence_length", "task", "token_id", "overwrite_grad")
+
+
 class _Params(dict):
     def __missing__(self, name):
         raise KeyError(f"no parameter '{name}'; there are {', '.join(self)}")
@@ -205,7 +208,7 @@ class Call:
 
 class Layer:
     """A MoE layer: a moe_layer. Keywords are the names of docs/options.md, or what NeMo, Hugging Face and others call
-    them: Layer(d_model=64, num_experts=8, top_k=2, expert_hidden_size=128, aux_loss_coeff=0.01)."""
+    them, and values are what YAML has: Layer(d_model=64, num_experts=8, top_k=2, expert_hidden_size=128)."""
 
     def __init__(self, context=None, *, preset=None, dtype="f32", undrawn=False, unowned=False, **options):
         if dtype not in DTYPES:
@@ -310,6 +313,8 @@ class Layer:
     def prepare(self, x, y, *, train=False, stats=False, **fields):
         """A Call on these arrays, which it keeps; `fields` are those of moe_call: step, token_mask, loss_scale,
         sequence_length, task, token_id, overwrite_grad."""
+        if unknown := fields.keys() - CALL_FIELDS:
+            raise TypeError(f"{', '.join(sorted(unknown))}: no field of a call; there are {', '.join(CALL_FIELDS)}")
         (x_mat, *keep), (y_mat, y_keep) = self.matrix(x, "x"), self.matrix(y, "y", written=True)
         tokens, length = x_mat.rows, fields.get("sequence_length") or max(x_mat.rows, 1)
         for name, dtype, count in (("token_mask", "u8", tokens), ("task", "i32", tokens // length), ("token_id", "i32", tokens)):
@@ -321,6 +326,8 @@ class Layer:
     def call(self, x, y, *, train=False, stats=False, keep=None, **fields):
         """prepare for who has moe_mat and addresses already, and keeps them alive."""
         tokens, train = x.rows, bool(train)
+        if fields.get("loss_scale") == 0:
+            fields["loss_scale"] = _c.MOE_ZERO
         if tokens > self._reserved[0] or train > self._reserved[1]:
             self.reserve(max(tokens, self._reserved[0]), train or self._reserved[1])
         return Call(self, x, y, train, stats, keep, fields)

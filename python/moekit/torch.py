@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import _c
 from .array import DTYPES
-from .layer import Context, Error, Layer
+from .layer import Context, Error, Layer, Status
 
 NAMES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 TYPES = {name: dtype for dtype, name in NAMES.items()}
@@ -56,8 +56,11 @@ class _Engine:
     def __init__(self, module, context, dtype):
         self.layer = Layer(context, dtype=NAMES[dtype], unowned=True, preset=module.preset, **module.options)
         if dtype == torch.bfloat16:
-            with contextlib.suppress(Error):  # kinds of expert that have f32 gradients alone
+            try:
                 self.layer.set_grad_dtype("bf16")
+            except Error as error:
+                if error.status != Status.UNSUPPORTED:  # kinds of expert that have f32 gradients alone
+                    raise
         self.grad_types = [TYPES[grad] for _, _, grad, _ in self.layer.param_shapes.values()]
         self.trained, self.ticket, self.call, self.held = module.trained, None, None, None
 
@@ -74,7 +77,7 @@ class _Engine:
         self.ticket = None
         self.held = self.lend(params), mask
         y = x.new_empty([x.shape[0], self.layer.output_size])
-        fields = {"loss_scale": loss_scale or _c.MOE_ZERO, "overwrite_grad": True, "step": int(step)} if train else {}
+        fields = {"loss_scale": loss_scale, "overwrite_grad": True, "step": int(step)} if train else {}
         self.call = self.layer.call(_mat(x), _mat(y), train=train, stats=stats, sequence_length=sequence_length,
                                     token_mask=None if mask is None else mask.data_ptr(), **fields)
         self.call.forward()
@@ -131,8 +134,9 @@ def _(dy, x, params, mask, step, ticket, handle, train, loss_scale, sequence_len
 
 
 def _save(ctx, inputs, output):
-    x, params, mask, step, ctx.handle, train, _, loss_scale, sequence_length = inputs
-    ctx.said = ctx.handle, train, loss_scale, sequence_length
+    x, params, mask, step, handle, train, _, loss_scale, sequence_length = inputs
+    ctx.said = handle, train, loss_scale, sequence_length
+    ctx.module = _modules[handle]  # lives as long as the graph does
     ctx.n_params = len(params)
     ctx.save_for_backward(x, mask, step, output[1], *params)
 
@@ -141,7 +145,7 @@ def _differentiate(ctx, dy, _):
     x, mask, step, ticket, *params = ctx.saved_tensors
     dx, *found = torch.ops.moekit.backward(dy, x, params, mask, step, ticket, *ctx.said)
     grads = [None] * ctx.n_params
-    for index, grad in zip(_modules[ctx.handle].trained, found):
+    for index, grad in zip(ctx.module.trained, found):
         grads[index] = grad
     return dx, grads, *[None] * 7
 
@@ -248,6 +252,18 @@ class MoE(torch.nn.Module):
             for param, lent in zip(params, even):
                 if param is not lent:
                     param.copy_(lent)
+
+    @torch.no_grad()
+    def quantize(self, format=None, *, group=0):
+        """Packs the experts' weights as they are now, for eval(): moekit.Layer.quantize. None: reads them again."""
+        params = self.tensors()
+        with _context(params[0].device) as context:
+            self._engines.clear()  # one that was reserved for training cannot
+            if format:
+                engine = self.engine(context, params[0].device, params[0].dtype)
+                even = engine.lend(params)
+                engine.layer.quantize(format, group=group)
+                del even
 
     @classmethod
     def from_mixtral(cls, block, **options):

@@ -209,6 +209,8 @@ class Layers(unittest.TestCase):
                                     (x.toreadonly(), TypeError, "writable")):
             with self.assertRaisesRegex(wrong, text):
                 layer.forward(array_, matrix(T, D))
+        with self.assertRaisesRegex(TypeError, "stepp: no field of a call"):
+            layer.forward(x, stepp=3)
         with self.assertRaises(moekit.Error) as caught:
             self.layer(d_modle=3)
         self.assertEqual(caught.exception.status, moekit.Status.ARGUMENT)

@@ -5,6 +5,7 @@ Runs under $MOEKIT_PYTHON where that is set. Exit code 77: torch is not installe
 compared; with a GPU (MOEKIT_TEST_DEVICE=cuda) everything runs there.
 """
 import copy
+import gc
 import importlib.util
 import io
 import os
@@ -157,6 +158,13 @@ class Gradients(Case):
         self.same([y.detach(), x.grad, *(p.grad for p in layer.parameters())], want)
         self.assertFalse(torch.equal(self.step(layer, x, dy)[0], want[0]))
 
+    def test_a_graph_keeps_its_module(self):
+        x = tokens(5, D, grad=True)
+        y = module()(x)
+        gc.collect()
+        y.sum().backward()
+        self.assertGreater(x.grad.abs().max(), 0)
+
     def test_a_module_learns(self):
         layer, x = module(), tokens(64, D)
         wanted, optimizer, losses = torch.tanh(x.roll(1, -1)), torch.optim.AdamW(layer.parameters(), 1e-2), []
@@ -247,6 +255,20 @@ class Modules(Case):
         kept = torch.from_dlpack(layer.routing.kept).clone()
         layer.end_step()
         self.near(layer.gate.selection_bias, 0.1 * torch.sign(14 / 5 - kept).to(DEVICE, torch.float32))
+
+
+    def test_packed_weights(self):
+        layer, x = module(d_model=32, expert_hidden_size=64), tokens(3, 32)
+        layer(x)
+        want = layer.eval()(x)
+        layer.quantize("int8", group=32)
+        packed = layer(x)
+        self.near(packed, want, 0.05)
+        self.assertFalse(torch.equal(packed, want))
+        with self.assertRaisesRegex(moekit.Error, "packed the weights"):
+            layer.train()(x)
+        layer.quantize(None)
+        self.same([layer(x)], [want])
 
 
 class Arrays(Case):
