@@ -1,8 +1,8 @@
 /* test_cuda_grads.c: how gradients of parameters are kept on a GPU: stored or added to, in f32 or in bf16.
  * Identities, of which none needs the CPU: stored into poison = added to zeros; bf16 = f32 rounded once; the
- * same bits in the next run, and in one that wants no dx; added to themselves, twice as much. With the
- * kernels of every GPU and Hopper's, at widths for those and others. Skipped by name where there is no GPU,
- * no CUDA or no Hopper.
+ * same bits in the next run, in one that wants no dx, and in lent memory; added to themselves, twice as much.
+ * With the kernels of every GPU and Hopper's, at widths for those and others. Skipped by name where there is
+ * no GPU, no CUDA or no Hopper.
  */
 #include "unit/cuda/cuda_fixture.h"
 
@@ -39,6 +39,10 @@ static moe_layer *make(moe_ctx *ctx, const variant *v, moe_dtype dtype, bool nar
     if (narrow) must(ctx, moe_layer_set_grad_dtype(layer, MOE_BF16));
     must(ctx, moe_layer_reserve(layer, T, MOE_TRAIN));
     return layer;
+}
+
+static size_t grad_bytes(const moe_param *param) {
+    return (size_t)(param->dim[0] * param->dim[1] * param->dim[2]) * moe_dtype_bytes(param->grad_dtype);
 }
 
 /* A layer's gradients one after another, fetched or written from the host; returns how many. */
@@ -107,6 +111,29 @@ static void check_doubled(moe_ctx *ctx, moe_layer *layer, const char *isa, const
                      (long long)i, twice[i], once[i], (unsigned long long)test_seed());
 }
 
+/* A layer that is lent the owner's values and other gradients stores the same. */
+static void check_lent(moe_ctx *ctx, const moe_layer *owner, const char *isa, const variant *v,
+                       const double *wanted, double *got) {
+    moe_layer *layer = NULL;
+    moe_layer_desc desc = *moe_layer_get_desc(owner);
+    desc.unowned = true;
+    must(ctx, moe_layer_create(ctx, &desc, &layer));
+    must(ctx, moe_layer_reserve(layer, T, MOE_TRAIN));
+    for (int32_t i = 0; i < moe_layer_param_count(owner); ++i) {
+        moe_param param = {.size = sizeof param};
+        must(ctx, moe_layer_param(owner, i, &param));
+        void *grad = param.grad ? moe_memory_alloc(ctx, grad_bytes(&param)) : NULL;
+        must(ctx, moe_layer_bind_param(layer, i, param.value, grad));
+    }
+    same(isa, v, "lent", got, wanted, step(ctx, layer, STORED, got));
+    for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
+        moe_param param = {.size = sizeof param};
+        must(ctx, moe_layer_param(layer, i, &param));
+        moe_memory_free(ctx, param.grad, grad_bytes(&param));
+    }
+    moe_layer_destroy(layer);
+}
+
 static void check(moe_ctx *ctx, const char *isa, const variant *v, moe_dtype dtype, double *const room[4]) {
     moe_layer *layer = make(ctx, v, dtype, false);
     double *const added = room[0], *const stored = room[1], *const narrow = room[2], *const again = room[3];
@@ -118,6 +145,7 @@ static void check(moe_ctx *ctx, const char *isa, const variant *v, moe_dtype dty
     same(isa, v, "stored again", again, stored, n);
     step(ctx, layer, STORED_WITHOUT_DX, again);
     same(isa, v, "without dx", again, stored, n);
+    check_lent(ctx, layer, isa, v, stored, again);
     moe_layer_destroy(layer);
     if (dtype != MOE_BF16) return;
     layer = make(ctx, v, dtype, true);
