@@ -7,16 +7,22 @@
 #include <numeric>
 #include <string.h>
 
+/* As many rows, any of as many, a few -1. */
+static std::vector<int> some_rows(int64_t rows) {
+    std::vector<int> index((size_t)rows);
+    for (int64_t i = 0; i < rows; ++i)
+        index[(size_t)i] =
+            mix(seed + (uint64_t)i) % 17 == 0 ? -1 : (int)(mix(seed * 3 + (uint64_t)i) % (uint32_t)rows);
+    return index;
+}
+
 static void check_gather_sum(int64_t tokens, int top_k, int64_t n, bool weighted, bool accumulate) {
     const int64_t rows = tokens * top_k;
     Buffer<bf16> in(rows * n), out(tokens * n);
     Buffer<float> weight(rows);
     Buffer<int> row_of(rows);
     in.random(seed, 1), weight.random(seed + 1, 1);
-    std::vector<int> index((size_t)rows);
-    for (int64_t i = 0; i < rows; ++i)
-        index[(size_t)i] =
-            mix(seed + (uint64_t)i) % 17 == 0 ? -1 : (int)(mix(seed * 3 + (uint64_t)i) % (uint32_t)rows);
+    const std::vector<int> index = some_rows(rows);
     row_of.put(index);
     std::vector<bf16> before;
     if (accumulate) out.random(seed + 9, 1), before = out.get();
@@ -265,14 +271,21 @@ static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int6
 }
 
 /* Against f64, so near that dlogits' low halves must count. Opposed: the high halves of experts e and e + 1,
- * whose gate is the same, cancel, and the low halves are all that dx, whose bf16 would hide them, is made of.
+ * whose gate is the same, cancel, and the low halves are all that dx, whose bf16 would hide them, is made of;
+ * then it has no rows besides.
  */
-static void check_gate_grad(int64_t tokens, int experts, int64_t d, bool opposed, bool accumulate) {
+static void check_gate_grad(int64_t tokens, int experts, int64_t d, int top_k, bool accumulate) {
+    const bool opposed = top_k == 0;
     const moei_gate_grad_scratch at = moei_gate_grad_carve(tokens, experts, d);
     Buffer<float> dlogits(tokens * experts), dgate(experts * d);
     Buffer<bf16> x(tokens * d), gate(experts * d), dx(tokens * d);
+    Buffer<bf16> rows(tokens * top_k * d);
+    Buffer<int> row_of(tokens * top_k);
     Buffer<char> scratch((int64_t)at.bytes);
-    dlogits.random(seed, 1), dgate.random(seed + 1, 1), dx.random(seed + 2, 1e-3f);
+    dlogits.random(seed, 1), dgate.random(seed + 1, 1), dx.random(seed + 2, opposed ? 1e-3f : 1);
+    if (top_k > 0) rows.random(seed + 5, 1);
+    const std::vector<int> index = some_rows(tokens * top_k);
+    row_of.put(index);
     x.random(seed + 3, 1), gate.random(seed + 4, 1);
     std::vector<float> dl = dlogits.get();
     std::vector<bf16> g = gate.get();
@@ -288,16 +301,17 @@ static void check_gate_grad(int64_t tokens, int experts, int64_t d, bool opposed
         high[experts] = __float2bfloat16(dl[(size_t)i] - __bfloat162float(*high));
     }
     CUDA_OK(cudaMemcpy(scratch.data, pairs.data(), pairs.size() * sizeof(bf16), cudaMemcpyHostToDevice));
-    const std::vector<bf16> xv = x.get(), was_x = dx.get();
+    const std::vector<bf16> xv = x.get(), was_x = dx.get(), row = rows.get();
     const std::vector<float> was_gate = dgate.get();
     moei_gate_grad_args args = {};
     args.dtype = MOE_BF16, args.n_tokens = tokens, args.d = args.ldx = args.ld_dx = d;
     args.n_experts = experts, args.accumulate = accumulate, args.x = x.data, args.gate = gate.data;
     args.dgate = dgate.data, args.dx = dx.data, args.scratch = scratch.data;
-    moei_gate_products products;
-    moei_gate_grad__cuda(&team, &args, &products);
-    gemm_rows(products.dx, MOEI_SCHEDULE_AUTO);
-    gemm_outer(products.dgate);
+    args.top_k = top_k, args.rows = rows.data, args.ld_rows = d, args.row_of = row_of.data;
+    moe_gemm_outer_args product;
+    moei_gate_grad__cuda(&team, &args, &product);
+    moei_gate_grad_sum__cuda(&team, &args);
+    gemm_outer(product);
     moei_gate_grad_end__cuda(&team, &args);
     CUDA_OK(cudaGetLastError());
     CUDA_OK(cudaDeviceSynchronize());
@@ -305,6 +319,8 @@ static void check_gate_grad(int64_t tokens, int experts, int64_t d, bool opposed
     for (int64_t t = 0; t < tokens; ++t)
         for (int64_t j = 0; j < d; ++j) {
             double sum = accumulate ? (double)(float)was_x[(size_t)(t * d + j)] : 0;
+            for (int64_t i = t * top_k; i < (t + 1) * top_k; ++i)
+                if (index[(size_t)i] >= 0) sum += (double)(float)row[(size_t)(index[(size_t)i] * d + j)];
             for (int e = 0; e < experts; ++e) {
                 const double v = dl[(size_t)(t * experts + e)];
                 sum += v * (double)(float)g[(size_t)(e * d + j)];
@@ -313,8 +329,8 @@ static void check_gate_grad(int64_t tokens, int experts, int64_t d, bool opposed
             want_x[(size_t)(t * d + j)] = sum;
         }
     char what[100];
-    snprintf(what, sizeof what, "gate_grad T %d E %d d %d opposed %d: dgate", (int)tokens, experts, (int)d,
-             opposed);
+    snprintf(what, sizeof what, "gate_grad T %d E %d d %d K %d add %d: dgate", (int)tokens, experts, (int)d,
+             top_k, accumulate);
     verdict(what, distance(dgate.get(), want_gate), 1e-4, dgate.guard_intact() && scratch.guard_intact());
     verdict("  its dx", distance(dx.get(), want_x), 5e-3, dx.guard_intact());
 }
@@ -360,9 +376,12 @@ void check_tokens() {
     check_decode(16, 40, 16, 1032, 72, swiglu);
     check_decode(1, 128, 8, 2048, 768, swiglu);
     for (bool opposed : {false, true}) {
-        check_gate_grad(1009, 64, 200, opposed, opposed);
-        check_gate_grad(131, 12, 72, opposed, opposed);
-        check_gate_grad(3001, 128, 256, opposed, false);
-        check_gate_grad(1, 4, 64, opposed, opposed);
+        check_gate_grad(1009, 64, 200, opposed ? 0 : 8, opposed);
+        check_gate_grad(131, 12, 72, opposed ? 0 : 5, true);
+        check_gate_grad(3001, 128, 256, opposed ? 0 : 3, false);
+        check_gate_grad(1, 4, 64, opposed ? 0 : 1, opposed);
     }
+    check_gate_grad(77, 60, 136, 2, true);
+    check_gate_grad(515, 256, 88, 16, false);
+    check_gate_grad(49, 20, 320, 19, true);
 }

@@ -88,10 +88,10 @@ typedef void moei_router_fn(const moei_team *team, const moei_router_args *args)
 /* The same from x and the gate, logits included. False: not for these arguments, and nothing was done. */
 typedef bool moei_route_fn(const moei_team *team, const moei_router_args *args);
 typedef bool moei_gemm_outers_fn(const moei_team *team, const moei_gemm_outers_args *args); /* likewise */
-/* Both of arguments that moei_gate_grad_takes. */
+/* All of arguments that moei_gate_grad_takes. */
 typedef void moei_gate_grad_fn(const moei_team *team, const moei_gate_grad_args *args,
-                               moei_gate_products *products);
-typedef void moei_gate_grad_end_fn(const moei_team *team, const moei_gate_grad_args *args);
+                               moe_gemm_outer_args *product);
+typedef void moei_gate_grad_part_fn(const moei_team *team, const moei_gate_grad_args *args);
 typedef bool moei_few_fn(const moei_team *team, const moei_few_args *args); /* likewise */
 typedef void moei_plan_fn(const moei_team *team, const moei_plan_args *args);
 typedef void moei_balance_fn(const moei_team *team, const moei_balance_args *args);
@@ -119,11 +119,11 @@ typedef struct moei_kernels {
     moei_convert_fn *convert;
     moei_act_pass_fn *act_pass, *act_pass_grad;
     moei_mx_rows_fn *mx_save, *mx_restore;
-    /* On devices only: NULL on the CPU, where the stages do it. The first five may be NULL on devices too. */
+    /* On devices only: NULL on the CPU, where the stages do it. The first six may be NULL on devices too. */
     moei_gemm_outers_fn *gemm_outers;
     moei_route_fn *route;
     moei_gate_grad_fn *gate_grad;
-    moei_gate_grad_end_fn *gate_grad_end;
+    moei_gate_grad_part_fn *gate_grad_sum, *gate_grad_end;
     moei_few_fn *few;
     moei_router_fn *router, *router_grad;
     moei_plan_fn *plan, *plan_index;

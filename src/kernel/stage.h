@@ -175,51 +175,60 @@ typedef struct moei_gemm_outers_args {
     const moe_gemm_outer_args *aside;   /* one over groups of its own; NULL: none */
 } moei_gemm_outers_args;
 
-/* The gate's way back: dgate += dlogits^T x, dx (+)= dlogits gate, of dlogits that stand as pairs where the
- * scratch begins. gate_grad prepares two products for others to queue: the whole one for dx, and that for
- * dgate over chunks of tokens, whose parts gate_grad_end then adds. */
+/* The gate's way back, of dlogits that stand as pairs where the scratch begins:
+ *   gate_grad      prepares, and tells the product over chunks of tokens that others queue for dgate;
+ *   gate_grad_sum  dx[t] (+)= dlogits[t] gate + sum_k rows[row_of[t,k]], f32 sum, k ascending;
+ *   gate_grad_end  dgate += the parts of that product. */
 typedef struct moei_gate_grad_args {
     moe_dtype dtype; /* of x, gate, dx */
     int64_t n_tokens, d;
     int32_t n_experts;
     const void *x, *gate; /* [T, d], [E, d] */
     int64_t ldx;
-    float *dgate; /* [E, d]; gate_grad_end alone writes it, and reads nothing else but the scratch */
-    void *dx;     /* [T, d]; NULL: not wanted */
+    float *dgate;  /* [E, d]; gate_grad_end alone writes it, and reads nothing else but the scratch */
+    void *scratch; /* of moei_gate_grad_carve */
+    /* gate_grad_sum only */
+    int32_t top_k; /* 0: no rows */
+    const void *rows;
+    int64_t ld_rows;
+    const int32_t *row_of; /* [T, K]; negative: none */
+    void *dx;              /* [T, d] */
     int64_t ld_dx;
-    bool accumulate; /* dx */
-    void *scratch;   /* of moei_gate_grad_carve */
+    bool accumulate;
 } moei_gate_grad_args;
-typedef struct moei_gate_products {
-    moe_gemm_rows_args dx; /* c NULL: not wanted */
-    moe_gemm_outer_args dgate;
-} moei_gate_products;
 /* Shapes that its kernels are for. */
 static inline bool moei_gate_grad_serves(int64_t n_experts, int64_t d) {
     return n_experts % 4 == 0 && d % 8 == 0;
 }
 /* And arguments: what it reads and writes lies in pieces of 16 bytes. */
 static inline bool moei_gate_grad_takes(const moei_gate_grad_args *a) {
-    const uintptr_t at = (uintptr_t)a->x | (uintptr_t)a->gate | (uintptr_t)a->dgate | (uintptr_t)a->dx;
+    const uintptr_t at =
+        (uintptr_t)a->x | (uintptr_t)a->gate | (uintptr_t)a->dgate | (uintptr_t)a->dx | (uintptr_t)a->rows;
     return a->scratch && a->dtype == MOE_BF16 && a->n_tokens > 0 &&
            moei_gate_grad_serves(a->n_experts, a->d) && a->ldx % 8 == 0 && (!a->dx || a->ld_dx % 8 == 0) &&
-           at % 16 == 0;
+           (!a->rows || a->ld_rows % 8 == 0) && at % 16 == 0;
 }
-/* Where its arrays begin in the scratch, and bytes of all: dlogits as two bf16 numbers [T, 2E], the gate
- * twice [2E, d], sums over chunks of tokens f32 [chunks, 2E, d], tokens of a chunk int64_t [chunks + 1]. */
+/* Tiles of the gate, as gate_grad_sum multiplies them: experts by columns. */
+enum { MOEI_GATE_STEP = 16, MOEI_GATE_COLUMNS = 128, MOEI_GATE_TOKENS = 16 };
+/* Where its arrays begin in the scratch, and bytes of all: dlogits as two bf16 numbers [T, 2E], the gate in
+ * whole tiles, sums over chunks of tokens f32 [chunks, 2E, d], tokens of a chunk int64_t [chunks + 1]. */
 typedef struct moei_gate_grad_scratch {
     int64_t chunks;
-    size_t gate, part, offset, bytes;
+    size_t gate, dlogits, part, offset, bytes;
 } moei_gate_grad_scratch;
 static inline moei_gate_grad_scratch moei_gate_grad_carve(int64_t n_tokens, int64_t n_experts, int64_t d) {
     const int64_t line = 256, pairs = 66; /* of an H100's multiprocessors: a tile of 256 x 256 each */
     const int64_t tiles = (2 * n_experts + 255) / 256 * ((d + 255) / 256);
     const int64_t chunks = tiles > 0 && tiles < pairs ? pairs / tiles : 1;
     const int64_t gate = (4 * n_tokens * n_experts + line - 1) / line * line;
-    const int64_t part = gate + (4 * n_experts * d + line - 1) / line * line;
+    const int64_t steps = (n_experts + MOEI_GATE_STEP - 1) / MOEI_GATE_STEP * MOEI_GATE_STEP;
+    const int64_t columns = (d + MOEI_GATE_COLUMNS - 1) / MOEI_GATE_COLUMNS * MOEI_GATE_COLUMNS;
+    const int64_t tokens = (n_tokens + MOEI_GATE_TOKENS - 1) / MOEI_GATE_TOKENS * MOEI_GATE_TOKENS;
+    const int64_t dlogits = gate + 2 * steps * columns, part = dlogits + 4 * steps * tokens;
     const int64_t offset = part + (8 * chunks * n_experts * d + line - 1) / line * line;
     return (moei_gate_grad_scratch){.chunks = chunks,
                                     .gate = (size_t)gate,
+                                    .dlogits = (size_t)dlogits,
                                     .part = (size_t)part,
                                     .offset = (size_t)offset,
                                     .bytes = (size_t)(offset + 8 * (chunks + 1))};

@@ -218,29 +218,30 @@ static void gather_gradient(moe_layer *layer, const moei_scratch *s, moe_mat dou
 }
 
 /* Beside the products of the parameters' gradients, where the device has room for both. */
-static void sum_row_gradients(const moe_layer *layer, moe_mat drows, moe_mat din, bool accumulate) {
+static void sum_row_gradients(moe_layer *layer, const moei_scratch *s, moe_mat drows, moe_mat din,
+                              bool accumulate) {
     const moei_plan *plan = &layer->plan;
     moei_beside_step(layer->ctx, MOEI_BESIDE_ENTER);
-    if (moei_layer_weighs_input(layer))
+    if (layer->router_done)
+        layer->path->route_backward_sum(layer, s, drows, din, accumulate);
+    else if (moei_layer_weighs_input(layer))
         moei_combine(layer->ctx, plan, moei_plan_slot_weight(plan, &layer->routing), drows, din, accumulate);
     else
         moei_combine_backward(layer->ctx, plan, drows, din, accumulate);
 }
 
-/* The router's part of dx, which needs no more than the weights' gradients. */
+/* The router's way back, which needs no more than the weights' gradients. */
 typedef struct router_part {
     moe_layer *layer;
     const moei_scratch *s;
     moe_mat dx;
-    bool accumulate;
     moe_gemm_outer_args gate; /* what is left of it for the launch of the parameters' gradients */
 } router_part;
 
 static void queue_router_part(void *arg) {
     router_part *part = arg;
     moe_layer *layer = part->layer;
-    layer->router_done =
-        layer->path->route_backward_first(layer, part->s, part->dx, part->accumulate, &part->gate);
+    layer->router_done = layer->path->route_backward_first(layer, part->s, part->dx, &part->gate);
     if (layer->router_done) layer->ctx->ride = &part->gate;
 }
 
@@ -264,8 +265,8 @@ static double sum_intensity(const moe_layer *layer) {
 }
 
 /* Without dx nothing runs beside: the products keep all of the device. Of several kinds the last to mark need
- * not be the last to write rows. The sum of the rows adds to the router's part where that can come first: it
- * is the shorter way to wait for, and beside the parameters' products it would find no room. */
+ * not be the last to write rows. The sum of the rows begins with the router's part where that can come first.
+ */
 static void offer_sum(router_part *part) {
     const moe_layer *layer = part->layer;
     if (!part->dx.data || layer->experts.ops == &moei_expert_mixed) return;
@@ -287,13 +288,13 @@ static moe_status rows_backward(moe_layer *layer, const moei_scratch *s, moe_mat
     io.drow_weight = s->drow_weight;
     io.overwrite_grad = layer->overwrite_grad && layer->experts.ops->overwrites;
     if (moei_layer_gathers(layer)) gather_gradient(layer, s, dout, &io);
-    router_part part = {.layer = layer, .s = s, .dx = din, .accumulate = accumulate};
+    router_part part = {.layer = layer, .s = s, .dx = din};
     offer_sum(&part);
     moe_status status = run_experts(layer, false, &io);
     if (status == MOE_OK && at_input)
         moei_rows_weight_gradient(layer->ctx, &layer->plan, expert_input(layer), drows, s->drow_weight);
     if (status == MOE_OK && layer->router_done) status = end_router_part(layer, s);
-    if (status == MOE_OK && din.data) sum_row_gradients(layer, drows, din, accumulate || layer->router_done);
+    if (status == MOE_OK && din.data) sum_row_gradients(layer, s, drows, din, accumulate);
     moei_beside_step(layer->ctx, MOEI_BESIDE_END);
     layer->ctx->ride = NULL;
     return status;

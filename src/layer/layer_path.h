@@ -20,11 +20,14 @@ struct moei_layer_path {
     /* s->drow_weight and the losses -> gradients of the gate, added, and of x, added to dx (data NULL: not
      * wanted). */
     moe_status (*route_backward)(moe_layer *layer, const moei_scratch *s, moe_mat dx);
-    /* The same ahead of the experts' part of dx, which it then writes (accumulate: adds to), by kernels only.
-     * False: not for this router or call, and nothing was done. NULL: never. What is left of the gate's
-     * gradient is `product`, for the caller to queue, and then the end. */
-    bool (*route_backward_first)(moe_layer *layer, const moei_scratch *s, moe_mat dx, bool accumulate,
+    /* The same by kernels only, begun ahead of the parameters' gradients, beside which the rest may run. False:
+     * not for this router or call, and nothing was done. NULL: never. For the caller to queue are then
+     * `product`, which is of the gate's gradient, and after it the end; and dx (+)= the router's part and the
+     * sums of the tokens' `drows`. */
+    bool (*route_backward_first)(moe_layer *layer, const moei_scratch *s, moe_mat dx,
                                  moe_gemm_outer_args *product);
+    void (*route_backward_sum)(moe_layer *layer, const moei_scratch *s, moe_mat drows, moe_mat dx,
+                               bool accumulate);
     void (*route_backward_end)(moe_layer *layer, const moei_scratch *s);
 };
 

@@ -68,4 +68,5 @@ static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_ma
     return MOE_OK;
 }
 
-const moei_layer_path moei_path_cpu = {"cpu", route, NULL, measure, index_rows, route_backward, NULL, NULL};
+const moei_layer_path moei_path_cpu = {"cpu",          route, NULL, measure, index_rows,
+                                       route_backward, NULL,  NULL, NULL};

@@ -250,18 +250,24 @@ static void queue_dlogits(const moe_layer *layer, const moei_scratch *s, void *p
     kernels->router_grad(&layer->ctx->team, &args);
 }
 
-static bool route_backward_first(moe_layer *layer, const moei_scratch *s, moe_mat dx, bool accumulate,
+static bool route_backward_first(moe_layer *layer, const moei_scratch *s, moe_mat dx,
                                  moe_gemm_outer_args *product) {
-    moei_gate_grad_args args = gate_grad_args(layer, s, dx);
-    args.accumulate = accumulate;
+    const moei_gate_grad_args args = gate_grad_args(layer, s, dx);
     if (!moei_gate_grad_takes(&args)) return false;
-    const moei_kernels *kernels = layer->ctx->kernels[layer->desc.dtype];
-    moei_gate_products products;
     queue_dlogits(layer, s, args.scratch);
-    kernels->gate_grad(&layer->ctx->team, &args, &products);
-    if (dx.data) kernels->gemm_rows(&layer->ctx->team, &products.dx);
-    *product = products.dgate;
+    layer->ctx->kernels[layer->desc.dtype]->gate_grad(&layer->ctx->team, &args, product);
     return true;
+}
+
+static void route_backward_sum(moe_layer *layer, const moei_scratch *s, moe_mat drows, moe_mat dx,
+                               bool accumulate) {
+    moei_gate_grad_args args = gate_grad_args(layer, s, dx);
+    args.top_k = drows.data ? layer->plan.top_k : 0;
+    args.rows = drows.data;
+    args.ld_rows = drows.stride;
+    args.row_of = layer->plan.row_of;
+    args.accumulate = accumulate;
+    layer->ctx->kernels[layer->desc.dtype]->gate_grad_sum(&layer->ctx->team, &args);
 }
 
 static void route_backward_end(moe_layer *layer, const moei_scratch *s) {
@@ -271,7 +277,8 @@ static void route_backward_end(moe_layer *layer, const moei_scratch *s) {
 
 static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx) {
     moe_gemm_outer_args product;
-    if (route_backward_first(layer, s, dx, true, &product)) {
+    if (route_backward_first(layer, s, dx, &product)) {
+        if (dx.data) route_backward_sum(layer, s, (moe_mat){0}, dx, true);
         MOEI_TRY(moe_gemm_outer(layer->ctx, &product));
         route_backward_end(layer, s);
         return MOE_OK;
@@ -283,5 +290,6 @@ static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_ma
 }
 
 const moei_layer_path moei_path_device = {
-    "device",   route,          build_due_plan,       measure,
-    index_rows, route_backward, route_backward_first, route_backward_end};
+    "device",          route,          build_due_plan,       measure,
+    index_rows,        route_backward, route_backward_first, route_backward_sum,
+    route_backward_end};

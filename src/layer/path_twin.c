@@ -293,7 +293,8 @@ static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_ma
     return dx.data ? copy_matrix(layer, dx, mirror) : MOE_OK;
 }
 
-const moei_layer_path moei_path_twin = {"twin", route, NULL, measure, index_rows, route_backward, NULL, NULL};
+const moei_layer_path moei_path_twin = {"twin",         route, NULL, measure, index_rows,
+                                        route_backward, NULL,  NULL, NULL};
 
 /* --- once a step --- */
 

@@ -1,18 +1,27 @@
-/* gate_grad_cuda.cu: the way back through the gate by the grouped products of tensor cores, bf16 with f32
- * sums: dgate[E,d] += dlogits^T x, dx[T,d] (+)= dlogits gate. Each of dlogits[T,E] stands as the sum of two
- * bf16 numbers, so that 16 of its 24 bits count, and a product over both is one over 2E experts. The sum over
- * tokens is done in chunks side by side, whose parts are added in their order. The products are the
- * context's.
+/* gate_grad_cuda.cu: the way back through the gate by tensor cores, bf16 with f32 sums, for any NVIDIA GPU
+ * from sm_80: dgate[E,d] += dlogits^T x, and dx[t] (+)= dlogits[t] gate + sum_k rows[row_of[t,k]]. Each of
+ * dlogits[T,E] stands as the sum of two bf16 numbers, so that 16 of its 24 bits count.
+ * dgate: the context's product over 2E, over chunks of tokens side by side, whose parts are added in order.
+ * dx: a warp multiplies 16 tokens by 128 columns while the first of their rows come.
  */
+#include "kernel/cuda/mma.cuh"
 #include "kernel/cuda/portable.cuh"
 
 namespace moei {
 
-enum { THREADS = 256 };
+enum { THREADS = 256, TOKENS = MOEI_GATE_TOKENS, TILE_PIECES = MOEI_GATE_STEP * MOEI_GATE_COLUMNS / 8 };
+/* Warps of a block, by tokens and by columns: their gate and their dlogits meet in L1. */
+enum { WARPS_COLUMNS = 2, WARPS_TOKENS = THREADS / 32 / WARPS_COLUMNS };
+enum {
+    STEP_ROWS = 16,
+    ROWS_MOST = 8,
+    RING = 3
+}; /* rows that a warp asks for in a step; steps on their way */
 
 struct GateParts {
     bf16 *pairs;     /* [T, 2E]: high parts, low parts of dlogits */
-    bf16 *gate;      /* [2E, d]: the gate twice */
+    uint4 *gate;     /* [columns / 128, experts / 16] tiles, in the order in which lanes multiply them */
+    uint4 *dlogits;  /* [tokens / 16, experts / 16] tiles, likewise */
     float *part;     /* [chunks, 2E, d] */
     int64_t *offset; /* [chunks + 1] tokens of a chunk */
     int64_t chunks;
@@ -21,19 +30,184 @@ struct GateParts {
 static GateParts parts_of(const moei_gate_grad_args *a) {
     const moei_gate_grad_scratch at = moei_gate_grad_carve(a->n_tokens, a->n_experts, a->d);
     char *base = (char *)a->scratch;
-    return {(bf16 *)base, (bf16 *)(base + at.gate), (float *)(base + at.part), (int64_t *)(base + at.offset),
+    return {(bf16 *)base,
+            (uint4 *)(base + at.gate),
+            (uint4 *)(base + at.dlogits),
+            (float *)(base + at.part),
+            (int64_t *)(base + at.offset),
             at.chunks};
 }
 
-/* The gate twice, 16 bytes a thread, and where the chunks begin. */
+__host__ __device__ __forceinline__ int steps_of(const moei_gate_grad_args &p) {
+    return (int)ceil_div(p.n_experts, MOEI_GATE_STEP);
+}
+
+/* Two experts of a column. */
+__device__ __forceinline__ uint32_t gate_pair(const moei_gate_grad_args &p, int64_t e, int64_t column) {
+    const uint16_t *gate = (const uint16_t *)p.gate + e * p.d + column;
+    return e < p.n_experts && column < p.d ? gate[0] | (uint32_t)gate[p.d] << 16 : 0;
+}
+
+/* A piece a thread of the gate's tiles, zeros past its ends, and where the chunks begin. In a product of 16
+ * experts by 8 columns lane (g, q) has experts 2q, 2q + 1, 2q + 8, 2q + 9 of column g, and of the sums
+ * columns 2q and the next. Which experts and columns these are is free: here 4q to 4q + 3, so that a lane
+ * reads them of dlogits at once, and of four products side by side the columns 8q to 8q + 7. */
 static __global__ void __launch_bounds__(THREADS)
     prepare_kernel(const moei_gate_grad_args p, const GateParts to) {
-    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, pieces = p.n_experts * p.d / 8;
-    const int64_t chunk = ceil_div(p.n_tokens, to.chunks);
+    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, tile = i / TILE_PIECES;
+    const int64_t chunk = ceil_div(p.n_tokens, to.chunks), steps = steps_of(p);
     if (i <= to.chunks) to.offset[i] = i * chunk < p.n_tokens ? i * chunk : p.n_tokens;
-    if (i >= pieces) return;
-    uint4 *gate = (uint4 *)to.gate;
-    gate[i] = gate[pieces + i] = ((const uint4 *)p.gate)[i];
+    const int lane = (int)(i % 32), g = lane / 4, q = lane % 4, piece = (int)(i % TILE_PIECES) / 32;
+    const int64_t e = tile % steps * MOEI_GATE_STEP + 4 * q;
+    const int64_t column =
+        tile / steps * MOEI_GATE_COLUMNS + piece / 2 * 32 + g / 2 * 8 + piece % 2 * 4 + g % 2;
+    if (tile >= steps * ceil_div(p.d, MOEI_GATE_COLUMNS)) return;
+    to.gate[i] = make_uint4(gate_pair(p, e, column), gate_pair(p, e + 2, column), gate_pair(p, e, column + 2),
+                            gate_pair(p, e + 2, column + 2));
+}
+
+/* dlogits as lanes multiply them: of 16 tokens by 16 experts lane (g, q) has experts 4q to 4q + 3 of tokens g
+ * and g + 8, high parts and low ones a piece each; zeros past the last token and expert. */
+static __global__ void __launch_bounds__(THREADS)
+    arrange_kernel(const moei_gate_grad_args p, const GateParts to) {
+    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, tile = i / 64, steps = steps_of(p);
+    const int lane = (int)(i % 32), part = (int)(i / 32 % 2);
+    const int64_t token = tile / steps * 16 + lane / 4, e = tile % steps * MOEI_GATE_STEP + 4 * (lane % 4);
+    if (tile >= steps * ceil_div(p.n_tokens, TOKENS)) return;
+    uint2 v[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const bool any = e < p.n_experts && token + 8 * half < p.n_tokens;
+        const bf16 *from = to.pairs + ((token + 8 * half) * 2 + part) * p.n_experts + e;
+        v[half] = any ? *(const uint2 *)from : make_uint2(0, 0);
+    }
+    to.dlogits[i] = make_uint4(v[0].x, v[1].x, v[0].y, v[1].y);
+}
+
+/* What lane (g, q) has of its warp's 16 tokens by 128 columns: of token g + 8 `half` columns 8q to 8q + 7 of
+ * each `part` of 32. */
+struct Sums {
+    float v[4][4][4]; /* part, product, two columns of each half */
+
+    __device__ __forceinline__ float *at(int half, int part, int i) {
+        return &v[part][i / 2][half * 2 + i % 2];
+    }
+    __device__ __forceinline__ void add(int half, int part, const uint32_t (&two)[4]) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+            *at(half, part, i) += i % 2 ? bf16_high(two[i / 2]) : bf16_low(two[i / 2]);
+    }
+    __device__ __forceinline__ uint4 rounded(int half, int part) {
+        uint32_t two[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) two[i] = bf16_pack(*at(half, part, 2 * i), *at(half, part, 2 * i + 1));
+        return make_uint4(two[0], two[1], two[2], two[3]);
+    }
+};
+
+/* sums += dlogits gate: high parts, then low ones, of 16 experts at a time. */
+__device__ __forceinline__ void multiply_gate(const uint4 *dlogits, const uint4 *gate, int steps,
+                                              Sums &sums) {
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step, gate += TILE_PIECES, dlogits += 64) {
+        const uint4 a[2] = {__ldg(dlogits), __ldg(dlogits + 32)};
+        uint4 b[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) b[i] = __ldg(gate + 32 * i);
+#pragma unroll
+        for (int i = 0; i < 32; ++i) {
+            const uint4 of = a[i / 16], two = b[i % 16 / 2];
+            mma16816(sums.v[i % 16 / 4][i % 4], of.x, of.y, of.z, of.w, i % 2 ? two.z : two.x,
+                     i % 2 ? two.w : two.y);
+        }
+    }
+}
+
+/* Shared memory of a warp: rows of its tokens, one of each of eight tokens after another, and 256 bytes each
+ * of some of them. The 16 pieces of a row stand turned by its token, so that eight lanes read from all banks.
+ */
+struct SumShared {
+    uint4 piece[RING][STEP_ROWS][16];
+    int row[TOKENS * ROWS_MOST];
+};
+
+/* Step s: two rows of eight tokens. Of a row 256 bytes are asked for at once: less of a page of memory at a
+ * time takes longer. */
+__device__ __forceinline__ void fetch_rows(const moei_gate_grad_args &p, SumShared &shared, int64_t column,
+                                           int s, int slot) {
+    const int lane = (int)threadIdx.x % 32, own = lane % 16, odd = lane / 16;
+    const bool any = column + 8 * own < p.d;
+    const uint16_t *from = (const uint16_t *)p.rows + column + 8 * own;
+    const uint32_t to = smem_address(shared.piece[slot][odd]) + (own ^ odd << 2) * 16;
+    const int *rows = shared.row + s * STEP_ROWS + odd;
+    int row[STEP_ROWS / 2];
+#pragma unroll
+    for (int i = 0; i < STEP_ROWS / 2; ++i) row[i] = rows[2 * i];
+#pragma unroll
+    for (int i = 0; i < STEP_ROWS / 2; ++i)
+        cp_async16((to ^ i % 4 * 16) + i * 512, from + row[i] * p.ld_rows, any && row[i] >= 0);
+}
+
+__device__ __forceinline__ void add_rows(Sums &sums, const SumShared &shared, int half, int slot) {
+    const int lane = (int)threadIdx.x % 32, g = lane / 4;
+    const uint32_t from = smem_address(shared.piece[slot][g]) + (lane % 4 ^ ((g & 1) << 2 | g >> 1)) * 16;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        uint32_t two[4];
+        shared_load16(two, (from ^ i % 2 * 64) + i / 2 % 2 * 128 + i / 4 * 2048);
+        sums.add(half, i % 4, two);
+    }
+}
+
+/* K rows of each token at a time, some steps of them on their way; of the first ones while it multiplies. */
+template <int K>
+__global__ void __launch_bounds__(THREADS, 2)
+    sum_kernel(const moei_gate_grad_args p, const GateParts parts, int column_blocks) {
+    extern __shared__ __align__(256) uint8_t raw[];
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, steps = steps_of(p);
+    SumShared &shared = ((SumShared *)raw)[warp];
+    const int64_t tile = (int64_t)(blockIdx.x / column_blocks) * WARPS_TOKENS + warp / WARPS_COLUMNS;
+    const int64_t block = (int64_t)(blockIdx.x % column_blocks) * WARPS_COLUMNS + warp % WARPS_COLUMNS;
+    const int64_t column = block * MOEI_GATE_COLUMNS;
+    if (column >= p.d || tile * TOKENS >= p.n_tokens) return;
+    Sums sums = {};
+    int k0 = 0;
+    do {
+        for (int i = lane; i < TOKENS * K; i += 32) {
+            const int64_t token = tile * TOKENS + i / K;
+            const bool any = k0 + i % K < p.top_k && token < p.n_tokens;
+            shared.row[(i / K / 8 * K + i % K) * 8 + i / K % 8] =
+                any ? __ldg(p.row_of + token * p.top_k + k0 + i % K) : -1;
+        }
+        __syncwarp();
+#pragma unroll 1
+        for (int s = 0; s < RING; ++s) {
+            if (s < K) fetch_rows(p, shared, column, s, s);
+            cp_async_commit();
+        }
+        if (k0 == 0)
+            multiply_gate(parts.dlogits + tile * steps * 64 + lane,
+                          parts.gate + block * steps * TILE_PIECES + lane, steps, sums);
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll 1
+            for (int s = half * K / 2; s < (half + 1) * K / 2; ++s) {
+                cp_async_wait<RING - 1>();
+                __syncwarp();
+                add_rows(sums, shared, half, s % RING);
+                __syncwarp();
+                if (s + RING < K) fetch_rows(p, shared, column, s + RING, s % RING);
+                cp_async_commit();
+            }
+    } while ((k0 += K) < p.top_k);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        const int64_t token = tile * TOKENS + lane / 4 + i / 4 * 8, at = column + i % 4 * 32 + lane % 4 * 8;
+        if (token >= p.n_tokens || at >= p.d) continue;
+        uint4 *out = (uint4 *)((uint16_t *)p.dx + token * p.ld_dx + at);
+        if (p.accumulate) sums.add(i / 4, i % 4, {out->x, out->y, out->z, out->w});
+        *out = sums.rounded(i / 4, i % 4);
+    }
 }
 
 /* dgate += parts, first chunk to last, high then low; four columns of an expert a thread. */
@@ -51,33 +225,36 @@ static __global__ void __launch_bounds__(THREADS)
     *out = make_float4(before.x + sum.x, before.y + sum.y, before.z + sum.z, before.w + sum.w);
 }
 
-static moe_gemm_rows_args input_product(const moei_gate_grad_args *args, const GateParts &parts) {
-    moe_gemm_rows_args a = {};
-    a.dtype = MOE_BF16, a.n_groups = 1, a.n_rows = args->n_tokens, a.n = a.ldb = args->d;
-    a.k = a.lda = 2 * args->n_experts, a.a = parts.pairs, a.b = parts.gate;
-    a.c = args->dx, a.ldc = args->ld_dx, a.accumulate = args->accumulate;
-    return a;
-}
-
-static moe_gemm_outer_args gate_product(const moei_gate_grad_args *args, const GateParts &parts) {
-    moe_gemm_outer_args a = {};
-    a.dtype = MOE_BF16, a.n_groups = (int32_t)parts.chunks, a.offset = parts.offset;
-    a.n_rows = args->n_tokens;
-    a.m = a.lda = 2 * args->n_experts, a.n = a.ldc = args->d, a.c_group = a.m * a.n;
-    a.a = parts.pairs, a.b = args->x, a.ldb = args->ldx, a.c = parts.part, a.c_wide = true;
-    return a;
-}
-
 } // namespace moei
 
 extern "C" void moei_gate_grad__cuda(const moei_team *team, const moei_gate_grad_args *args,
-                                     moei_gate_products *products) {
+                                     moe_gemm_outer_args *product) {
     using namespace moei;
     const GateParts parts = parts_of(args);
-    const int64_t pieces = args->n_experts * args->d / 8, most = parts.chunks + 1;
+    const int64_t pieces = steps_of(*args) * ceil_div(args->d, MOEI_GATE_COLUMNS) * TILE_PIECES;
+    const int64_t most = parts.chunks + 1;
     const unsigned blocks = (unsigned)ceil_div(pieces > most ? pieces : most, THREADS);
     prepare_kernel<<<blocks, THREADS, 0, stream_of(team)>>>(*args, parts);
-    *products = {input_product(args, parts), gate_product(args, parts)};
+    *product = {};
+    product->dtype = MOE_BF16, product->n_groups = (int32_t)parts.chunks, product->offset = parts.offset;
+    product->n_rows = args->n_tokens, product->m = product->lda = 2 * args->n_experts;
+    product->n = product->ldc = args->d, product->c_group = product->m * product->n;
+    product->a = parts.pairs, product->b = args->x, product->ldb = args->ldx;
+    product->c = parts.part, product->c_wide = true;
+}
+
+extern "C" void moei_gate_grad_sum__cuda(const moei_team *team, const moei_gate_grad_args *args) {
+    using namespace moei;
+    const int64_t column_blocks = ceil_div(args->d, MOEI_GATE_COLUMNS * WARPS_COLUMNS);
+    const int64_t blocks = column_blocks * ceil_div(args->n_tokens, TOKENS * WARPS_TOKENS);
+    const int64_t pieces = steps_of(*args) * ceil_div(args->n_tokens, TOKENS) * 64;
+    const GateParts parts = parts_of(args);
+    auto *kernel = args->top_k <= 2 ? sum_kernel<2> : args->top_k <= 4 ? sum_kernel<4> : sum_kernel<8>;
+    arrange_kernel<<<(unsigned)ceil_div(pieces, THREADS), THREADS, 0, stream_of(team)>>>(*args, parts);
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         (int)(THREADS / 32 * sizeof(SumShared)));
+    kernel<<<(unsigned)blocks, THREADS, THREADS / 32 * sizeof(SumShared), stream_of(team)>>>(
+        *args, parts, (int)column_blocks);
 }
 
 extern "C" void moei_gate_grad_end__cuda(const moei_team *team, const moei_gate_grad_args *args) {
