@@ -10,9 +10,9 @@
 #include <cuda_runtime_api.h>
 
 /* Multiprocessors for what runs beside products: so many for a byte that it moves for each operation of
- * theirs, in pairs, which products take them in; 2 to 16, and an eighth at most: a GPU may be a slice of one.
+ * theirs, in pairs, which products take them in; 2 to 12, and an eighth at most: a GPU may be a slice of one.
  * docs/kernels-cuda.md says which were measured. */
-enum { SPARE_LEAST = 2, SPARE_MOST = 16, SPARE_SHARE = 8 };
+enum { SPARE_LEAST = 2, SPARE_MOST = 12, SPARE_SHARE = 8 };
 static const double spare_of_intensity = 9800;
 
 typedef struct cuda_state {

@@ -252,7 +252,8 @@ static moe_status end_router_part(moe_layer *layer, const moei_scratch *s) {
     return MOE_OK;
 }
 
-/* Rows are read, tokens read and written; of each row's products with its token, two operations a weight. */
+/* Rows are read, tokens written and, added to, read; of each row's products with its token, two operations a
+ * weight. */
 static double sum_intensity(const moe_layer *layer) {
     const double rows = (double)layer->plan.n_rows, tokens = (double)layer->batch.x.rows;
     const double real = (double)moe_dtype_bytes(layer->desc.dtype);

@@ -20,8 +20,8 @@ struct moei_layer_path {
     /* s->drow_weight and the losses -> gradients of the gate, added, and of x, added to dx (data NULL: not
      * wanted). */
     moe_status (*route_backward)(moe_layer *layer, const moei_scratch *s, moe_mat dx);
-    /* The same by kernels only, begun ahead of the parameters' gradients, beside which the rest may run. False:
-     * not for this router or call, and nothing was done. NULL: never. For the caller to queue are then
+    /* The same by kernels only, begun ahead of the parameters' gradients, beside which the rest may run.
+     * False: not for this router or call, and nothing was done. NULL: never. For the caller to queue are then
      * `product`, which is of the gate's gradient, and after it the end; and dx (+)= the router's part and the
      * sums of the tokens' `drows`. */
     bool (*route_backward_first)(moe_layer *layer, const moei_scratch *s, moe_mat dx,

@@ -10,13 +10,13 @@
 namespace moei {
 
 enum { THREADS = 256, TOKENS = MOEI_GATE_TOKENS, TILE_PIECES = MOEI_GATE_STEP * MOEI_GATE_COLUMNS / 8 };
-/* Warps of a block, by tokens and by columns: their gate and their dlogits meet in L1. */
-enum { WARPS_COLUMNS = 2, WARPS_TOKENS = THREADS / 32 / WARPS_COLUMNS };
+/* Warps of a block, by tokens and by columns: they share the gate's tiles and dlogits in L1. */
+enum { WARPS = THREADS / 32, WARPS_COLUMNS = 2, WARPS_TOKENS = WARPS / WARPS_COLUMNS };
 enum {
-    STEP_ROWS = 16,
-    ROWS_MOST = 8,
-    RING = 3
-}; /* rows that a warp asks for in a step; steps on their way */
+    STEP_ROWS = 16, /* pieces of rows that a warp asks for in a step */
+    RING = 2,       /* steps on their way: more are no faster, and 99 KB are all that some GPUs have */
+    ROWS_MOST = 8   /* of a token at a time */
+};
 
 struct GateParts {
     bf16 *pairs;     /* [T, 2E]: high parts, low parts of dlogits */
@@ -123,16 +123,14 @@ __device__ __forceinline__ void multiply_gate(const uint4 *dlogits, const uint4 
     }
 }
 
-/* Shared memory of a warp: rows of its tokens, one of each of eight tokens after another, and 256 bytes each
- * of some of them. The 16 pieces of a row stand turned by its token, so that eight lanes read from all banks.
- */
+/* Shared memory of a warp: the numbers of its tokens' rows, eight tokens side by side, and 256 bytes each of
+ * a few of these rows. Their 16 pieces stand turned by the token, so that eight lanes read from all banks. */
 struct SumShared {
     uint4 piece[RING][STEP_ROWS][16];
     int row[TOKENS * ROWS_MOST];
 };
 
-/* Step s: two rows of eight tokens. Of a row 256 bytes are asked for at once: less of a page of memory at a
- * time takes longer. */
+/* Step s: two rows of eight tokens, half a warp asking for the 256 bytes of each. */
 __device__ __forceinline__ void fetch_rows(const moei_gate_grad_args &p, SumShared &shared, int64_t column,
                                            int s, int slot) {
     const int lane = (int)threadIdx.x % 32, own = lane % 16, odd = lane / 16;
@@ -159,10 +157,12 @@ __device__ __forceinline__ void add_rows(Sums &sums, const SumShared &shared, in
     }
 }
 
-/* K rows of each token at a time, some steps of them on their way; of the first ones while it multiplies. */
+/* K rows of each token at a time, of the first eight tokens before those of the others; the first ones come
+ * while it multiplies. */
 template <int K>
 __global__ void __launch_bounds__(THREADS, 2)
     sum_kernel(const moei_gate_grad_args p, const GateParts parts, int column_blocks) {
+    static_assert(K % 2 == 0 && K <= ROWS_MOST, "a step has rows of the same eight tokens");
     extern __shared__ __align__(256) uint8_t raw[];
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, steps = steps_of(p);
     SumShared &shared = ((SumShared *)raw)[warp];
@@ -252,9 +252,9 @@ extern "C" void moei_gate_grad_sum__cuda(const moei_team *team, const moei_gate_
     auto *kernel = args->top_k <= 2 ? sum_kernel<2> : args->top_k <= 4 ? sum_kernel<4> : sum_kernel<8>;
     arrange_kernel<<<(unsigned)ceil_div(pieces, THREADS), THREADS, 0, stream_of(team)>>>(*args, parts);
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         (int)(THREADS / 32 * sizeof(SumShared)));
-    kernel<<<(unsigned)blocks, THREADS, THREADS / 32 * sizeof(SumShared), stream_of(team)>>>(
-        *args, parts, (int)column_blocks);
+                         (int)(WARPS * sizeof(SumShared)));
+    kernel<<<(unsigned)blocks, THREADS, WARPS * sizeof(SumShared), stream_of(team)>>>(*args, parts,
+                                                                                      (int)column_blocks);
 }
 
 extern "C" void moei_gate_grad_end__cuda(const moei_team *team, const moei_gate_grad_args *args) {
