@@ -62,10 +62,11 @@ class _Engine:
                 if error.status != Status.UNSUPPORTED:  # kinds of expert that have f32 gradients alone
                     raise
         self.grad_types = [TYPES[grad] for _, _, grad, _ in self.layer.param_shapes.values()]
-        self.trained, self.ticket, self.call, self.held = module.trained, None, None, None
+        self.trained, self.output_size = module.trained, module.output_size
+        self.ticket, self.call, self.mask = None, None, None
 
     def lend(self, params):
-        """Their memory; copies of those that lie unevenly, which are returned to be kept."""
+        """Until the next call of this engine. Of those that lie unevenly, copies: all are returned, to be held by then."""
         even = [p if p.is_contiguous() and p.data_ptr() % ALIGN == 0 else p.clone(memory_format=torch.contiguous_format)
                 for p in params]
         for index, param in enumerate(even):
@@ -74,14 +75,16 @@ class _Engine:
 
     def forward(self, x, params, mask, step, train, stats, loss_scale, sequence_length):
         """y; where it trains, self.ticket is then this forward's."""
-        self.ticket = None
-        self.held = self.lend(params), mask
-        y = x.new_empty([x.shape[0], self.layer.output_size])
+        self.ticket, even = None, self.lend(params)
+        mask = None if mask is None else mask.to(torch.uint8).clone()
+        y = x.new_empty([x.shape[0], self.output_size])
         fields = {"loss_scale": loss_scale, "overwrite_grad": True, "step": int(step)} if train else {}
         self.call = self.layer.call(_mat(x), _mat(y), train=train, stats=stats, sequence_length=sequence_length,
                                     token_mask=None if mask is None else mask.data_ptr(), **fields)
         self.call.forward()
-        self.ticket = torch.zeros(1, dtype=torch.int64) if train else None
+        del even
+        if train:
+            self.ticket, self.mask = torch.zeros(1, dtype=torch.int64), mask  # which backward reads again
         return y
 
     def backward(self, dy, x, params):
@@ -93,7 +96,7 @@ class _Engine:
         dx, self.call.x, self.ticket = torch.empty_like(x, memory_format=torch.contiguous_format), _mat(x), None
         self.call.backward(_mat(dy), _mat(dx))
         del even
-        self.held = None
+        self.mask = None
         return [dx, *(grad.to(params[index].dtype) for index, grad in zip(self.trained, grads))]
 
 
@@ -104,7 +107,6 @@ def _forward(x: Tensor, params: Sequence[Tensor], mask: Optional[Tensor], step: 
              stats: bool, loss_scale: float, sequence_length: int) -> Tuple[Tensor, Tensor]:
     with _context(x.device) as context:
         engine = _modules[handle].engine(context, x.device, x.dtype)
-        mask = None if mask is None else mask.to(torch.uint8).clone()  # read again by backward
         y = engine.forward(_rows(x), params, mask, step, train, stats, loss_scale, sequence_length)
         return y, engine.ticket if train else torch.zeros(1, dtype=torch.int64)
 
@@ -123,7 +125,6 @@ def _backward(dy: Tensor, x: Tensor, params: Sequence[Tensor], mask: Optional[Te
         engine = _modules[handle].engine(context, x.device, x.dtype)
         x, dy = _rows(x), _rows(dy)
         if engine.ticket is None or engine.ticket.data_ptr() != ticket.data_ptr():
-            mask = None if mask is None else mask.to(torch.uint8).clone()
             engine.forward(x, params, mask, step, True, False, loss_scale, sequence_length)
         return engine.backward(dy, x, params)
 
