@@ -1,5 +1,6 @@
 /* 02_train_step.c: a layer learns a toy by plain gradient descent: forward, backward, step. The toy has three
  * kinds of tokens, each turned in its own way, so that experts have something to divide between them.
+ * cc 02_train_step.c $(pkg-config --cflags --libs moekit)
  */
 #include <moekit/moe.h>
 #include <moekit/op.h>

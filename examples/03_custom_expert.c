@@ -1,6 +1,7 @@
 /* 03_custom_expert.c: experts of three layers, y = relu(relu(x W1) W2) W3, through the table of expert.h.
  * All experts at once: W1[E,d,n] W2[E,n,n] W3[E,n,d] and the grouped products of op.h. The kind asks for
  * contiguous rows, so it sees neither tokens nor routing weights.
+ * cc 03_custom_expert.c $(pkg-config --cflags --libs moekit) -lm
  */
 #include <moekit/expert.h>
 #include <moekit/op.h>

@@ -1,5 +1,6 @@
 /* 04_generate.c: continues a prompt with a language model of bytes.
  * 04_generate CHECKPOINT [PROMPT]; without a checkpoint a small random model shows the calls (and no sense).
+ * cc 04_generate.c $(pkg-config --cflags --libs moekit-lm)
  */
 #include <moekit/lm.h>
 

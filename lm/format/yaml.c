@@ -54,6 +54,14 @@ static moe_status no_memory(const yaml_reader *reader) {
     return moei_error_set(reader->error, MOE_ERR_MEMORY, "%s: out of memory", reader->name);
 }
 
+/* Whether line `line`, of which 0 is the first, is indented by a tab. */
+static bool has_tab(const yaml_reader *reader, size_t line) {
+    const char *at = reader->data, *end = at + reader->bytes;
+    for (; line > 0 && at < end; ++at) line -= *at == '\n';
+    while (at < end && *at == ' ') ++at;
+    return at < end && *at == '\t';
+}
+
 /* A place given as a byte offset, for faults that libyaml finds before it counts lines. */
 static moe_status fail_at_offset(const yaml_reader *reader, size_t offset, const char *what) {
     int line = 1, column = 1;
@@ -70,8 +78,9 @@ static moe_status next_event(yaml_reader *reader, yaml_event_t *event) {
     if (parser->error == YAML_MEMORY_ERROR) return no_memory(reader);
     const char *problem = parser->problem ? parser->problem : "not YAML";
     if (parser->error == YAML_READER_ERROR) return fail_at_offset(reader, parser->problem_offset, problem);
-    return fail_at(reader, (int)parser->problem_mark.line + 1, (int)parser->problem_mark.column + 1, "%s",
-                   problem);
+    return fail_at(reader, (int)parser->problem_mark.line + 1, (int)parser->problem_mark.column + 1, "%s%s",
+                   problem,
+                   has_tab(reader, parser->problem_mark.line) ? ": a tab; YAML indents by spaces" : "");
 }
 
 /* 1. What every node must satisfy. */

@@ -166,6 +166,9 @@ says run/sample.txt "$(head -n 1 first | cut -c 1-8 | sed 's/[^a-z ]/./g')"
 printf 'And "\\ \377 x' >prompt
 expect 0 "$MOEKIT" generate -m run/checkpoints/step-00000030 -f prompt -n 5 --temp 0 --json
 json out
+"$MOEKIT" generate -m run/checkpoints/step-00000030 -f - -n 5 --temp 0 --json <prompt 2>/dev/null >piped
+cmp <(sed 's/"seconds".*//' out) <(sed 's/"seconds".*//' piped) ||
+    complain 'standard input and the file it came from were continued differently'
 expect 2 "$MOEKIT" generate --run run -p x -f prompt
 if command -v script >/dev/null; then
     script -qec "'$MOEKIT' generate -m run/checkpoints/step-00000030 -n 2000 --temp 1000 --top-p 1" typed >/dev/null </dev/null

@@ -12,7 +12,7 @@ static const cli_option options[] = {
     {"model",     'm', "DIR",  "a checkpoint directory"                                        },
     {"dtype",     0,   "TYPE", "compute in f32 or bf16; else as the checkpoint is stored"      },
     {"prompt",    'p', "TEXT", "the text to continue; left out: a line break"                  },
-    {"file",      'f', "FILE", "the text to continue, from a file"                             },
+    {"file",      'f', "FILE", "the text to continue, from a file; -: standard input"          },
     {"n-predict", 'n', "N",    "bytes to draw (256)"                                           },
     {"temp",      0,   "X",    "temperature; 0 takes the likeliest byte (0.8)"                 },
     {"top-k",     0,   "N",    "draw from the N likeliest bytes; 0: all (0)"                   },
@@ -39,6 +39,7 @@ static int read_prompt(cli_args *args, sample *self) {
     const char *prompt = cli_text(args, "prompt"), *file = cli_text(args, "file");
     char *text = NULL;
     if (prompt && file) return cli_fail(args, MOE_ERR_ARGUMENT, "give --prompt or --file, not both");
+    if (file && strcmp(file, "-") == 0) file = "/dev/stdin";
     if (file) {
         int code = cli_file_read(args, file, &text, &self->n_prompt);
         if (code) return code;

@@ -118,7 +118,7 @@ static const char *const same[][2] = {
      "selection_bias=true selection_bias_update_rate=0.001 score_function=sigmoid num_groups=4 group_top_k=2 "
      "seq_aux_loss_coeff=0.001"},
     {"topk_method=group_limited_greedy n_group=4 topk_group=2",
-     "group_score=max num_groups=4 group_top_k=2"},
+     "group_score=max num_groups=4 group_top_k=2 score_before_topk=true"},
     {"shared_expert_intermediate_size=7",
      "num_shared_experts=1 shared_expert_hidden_size=7 shared_expert_gate=true"},
     {"router_type=gshard_top2 capacity_factor_train=1.25 second_policy_train=random second_threshold_train=0.3 "
