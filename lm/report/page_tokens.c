@@ -54,9 +54,10 @@ void moelm_page_tokens(moelm_html *html, const moelm_run *run) {
         int64_t fit = CHIPS / n_experts;
         int32_t most = (int32_t)(fit < FEWEST ? FEWEST : fit > MOELM_TYPICAL ? MOELM_TYPICAL : fit);
         moelm_html_put(
-            html, "<p class=\"note\">Beside each token its lift (how many times more often it is among the tokens "
-                  "whose first choice is this expert than in the text) and how often it was counted there. "
-                  "<kbd>&#x2423;</kbd> is a space, <kbd>&#x23ce;</kbd> a new line.</p>\n");
+            html,
+            "<p class=\"note\">Beside each token its lift (how many times more often it is among the tokens "
+            "whose first choice is this expert than in the text) and how often it was counted there. "
+            "<kbd>&#x2423;</kbd> is a space, <kbd>&#x23ce;</kbd> a new line.</p>\n");
         for (int32_t l = 0; l < eval->n_layers; ++l) {
             rows_open += eval->layer[l].experts;
             write_layer(html, &eval->layer[l], l == 0 || rows_open <= ROWS_OPEN, most);
