@@ -20,6 +20,8 @@ template <bool UP> struct FewBlock {
     enum { PER_SM = UP ? 1 : 2, WARPS = 16 / PER_SM, THREADS = 32 * WARPS };
     static_assert((int)CHOICES <= (int)THREADS, "a thread a choice");
 };
+/* Three stages: with two as with four some us more, of a hundred. */
+template <int CODES, bool UP> using FewShared = UnitShared<CODES, FewBlock<UP>::WARPS, 3>;
 
 struct FewPackedCall {
     moei_few_args p;
@@ -119,20 +121,20 @@ template <bool GATED, bool UP> struct FewUnits {
 template <int CODES, bool GATED, bool UP>
 __global__ void __launch_bounds__(FewBlock<UP>::THREADS, FewBlock<UP>::PER_SM)
     few_packed_kernel(const __grid_constant__ FewPackedCall call) {
-    enum { WARPS = FewBlock<UP>::WARPS, THREADS = FewBlock<UP>::THREADS };
+    enum { THREADS = FewBlock<UP>::THREADS };
     extern __shared__ __align__(16) char raw[];
     __shared__ Choices s;
-    UnitShared<CODES, WARPS> &shared = *(UnitShared<CODES, WARPS> *)raw;
+    FewShared<CODES, UP> &shared = *(FewShared<CODES, UP> *)raw;
     const moei_few_args &p = call.p;
     for (int i = threadIdx.x; i < EXPERTS; i += THREADS) s.count[i] = 0;
-    if (CODES == SPLIT_TABLE) shared.table.put(call.b.value);
+    shared.table.put(call.b.value);
     if (threadIdx.x < 2) s.drawn[threadIdx.x] = (int32_t)(blockIdx.x + threadIdx.x * gridDim.x);
     if (UP) await_earlier();
     let_next_start();
     __syncthreads();
     sort_choices<THREADS>(p, s); /* of down, choices are there: up, which awaited them, let it start */
     FewUnits<GATED, UP> units = {call, s, p.drawn + !UP, s.n_tiles * call.b.panels, 0};
-    multiply_units<CODES, WARPS, GATED>(call.b, shared, units);
+    multiply_units<GATED>(call.b, shared, units);
 }
 
 /* y[t] (+)= sum over slots of weight times sums, in order; four columns a thread. */
@@ -162,7 +164,7 @@ template <int CODES, bool GATED, bool UP>
 static cudaError_t launch_units(const moei_team *team, const FewPackedCall &call) {
     int n_sm = 0;
     const auto kernel = few_packed_kernel<CODES, GATED, UP>;
-    const int bytes = (int)sizeof(UnitShared<CODES, FewBlock<UP>::WARPS>);
+    const int bytes = (int)sizeof(FewShared<CODES, UP>);
     cudaError_t error = multiprocessors(&n_sm);
     if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;
@@ -178,12 +180,12 @@ static cudaError_t launch_codes(const moei_team *team, const FewPackedCall &call
         return launch_units<BYTES, GATED, UP>(team, call);
     case INTEGERS:
         return launch_units<INTEGERS, GATED, UP>(team, call);
-    case MINIFLOATS:
-        return launch_units<MINIFLOATS, GATED, UP>(team, call);
-    case SPLIT_TABLE:
+    case TABLE_EXPONENTS:
+        return launch_units<TABLE_EXPONENTS, GATED, UP>(team, call);
+    case TABLE:
         break;
     }
-    return launch_units<SPLIT_TABLE, GATED, UP>(team, call);
+    return launch_units<TABLE, GATED, UP>(team, call);
 }
 
 } // namespace moei

@@ -16,9 +16,6 @@ enum { THREADS = 256, WARPS = THREADS / 32, COLS = 32, LANE_COLS = 4 };
 enum { WORDS = WARPS * 4 }; /* rows of words that a block reads at once */
 enum { DEPTH = 1024 };      /* steps of the sum whose A is in shared memory */
 
-/* In f32 MINIFLOATS and SPLIT_TABLE are read alike: four bits by one table of f32. */
-enum { TABLE = SPLIT_TABLE };
-
 struct PackedArgs {
     moe_gemm_rows_args p;
     PackedB b;

@@ -10,6 +10,8 @@
 namespace moei {
 
 enum { WARPS = 8, THREADS = 32 * WARPS };
+/* A table leaves room for two stages. */
+template <int CODES> using RowsShared = UnitShared<CODES, WARPS, Way<CODES>::BY_TABLE ? 2 : 3>;
 
 struct PackedRowsCall {
     moe_gemm_rows_args p;
@@ -72,22 +74,22 @@ template <class C, int CODES, bool GATED>
 __global__ void __launch_bounds__(THREADS, 2)
     packed_rows_kernel(const __grid_constant__ PackedRowsCall call) {
     extern __shared__ __align__(16) char raw[];
-    UnitShared<CODES, WARPS> &s = *(UnitShared<CODES, WARPS> *)raw;
+    RowsShared<CODES> &s = *(RowsShared<CODES> *)raw;
     const RowTile tile = find_row_tile(call.p.offset, call.p.n_groups, call.p.n_rows,
                                        blockIdx.x / (unsigned)call.across, TILE);
     if (tile.group < 0) return;
-    if (CODES == SPLIT_TABLE) s.table.put(call.b.value);
+    s.table.put(call.b.value);
     __syncthreads();
     RowUnits<C, GATED> units(call, tile);
-    multiply_units<CODES, WARPS, GATED>(call.b, s, units);
+    multiply_units<GATED>(call.b, s, units);
 }
 
 enum { BLOCKS = 1056 }; /* about; few of them wait, as one that begins finds its rows first */
 template <class C, int CODES, bool GATED> static void launch(PackedRowsCall call, cudaStream_t stream) {
     const moe_gemm_rows_args &p = call.p;
     const auto kernel = packed_rows_kernel<C, CODES, GATED>;
-    const int bytes = (int)sizeof(UnitShared<CODES, WARPS>);
-    static_assert(sizeof(UnitShared<CODES, WARPS>) <= 99 * 1024, "what any GPU from sm_80 gives a block");
+    const int bytes = (int)sizeof(RowsShared<CODES>);
+    static_assert(sizeof(RowsShared<CODES>) <= 99 * 1024, "what any GPU from sm_80 gives a block");
     const int64_t tiles = row_tiles_most(&p, TILE);
     const int64_t span = ceil_div(call.b.panels * tiles, BLOCKS);
     call.span = (int32_t)(span < call.b.panels ? span : call.b.panels);
@@ -102,10 +104,10 @@ template <class C, bool GATED> static void launch_codes(const PackedRowsCall &ca
         return launch<C, BYTES, GATED>(call, stream);
     case INTEGERS:
         return launch<C, INTEGERS, GATED>(call, stream);
-    case MINIFLOATS:
-        return launch<C, MINIFLOATS, GATED>(call, stream);
-    case SPLIT_TABLE:
-        return launch<C, SPLIT_TABLE, GATED>(call, stream);
+    case TABLE_EXPONENTS:
+        return launch<C, TABLE_EXPONENTS, GATED>(call, stream);
+    case TABLE:
+        return launch<C, TABLE, GATED>(call, stream);
     }
 }
 

@@ -30,6 +30,22 @@ template <int PENDING> __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
+/* Words of shared memory. */
+__device__ __forceinline__ void shared_load(uint32_t &v, uint32_t src) {
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(src) : "memory");
+}
+__device__ __forceinline__ void shared_load(uint2 &v, uint32_t src) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(src) : "memory");
+}
+__device__ __forceinline__ void shared_load(uint4 &v, uint32_t src) {
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(src)
+                 : "memory");
+}
+__device__ __forceinline__ void shared_store(uint32_t dst, uint32_t v) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(dst), "r"(v) : "memory");
+}
 __device__ __forceinline__ void shared_store8(uint32_t dst, float a, float b) {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(dst), "f"(a), "f"(b) : "memory");
 }

@@ -2,9 +2,9 @@
  * on any GPU from sm_80. A unit is a panel of 64 columns, gated the gates' panel and the ups' one, times up
  * to TILE rows; the warps of a block share its sum, 32 steps at a time in turn, and meet once at its end.
  * Each asks for its codes, scales and rows STAGES of such steps ahead, beyond the unit's end too. Codes
- * become bf16 by twos, exactly (nf4's two numbers each), and the sum of 32 steps is scaled. Shares are added
- * in one order, so a row has the same bits whatever stands beside it. Source: Frantar et al. 2024, Marlin
- * (codes in the order in which mma wants them, deep pipelines of loads); docs/kernels-cuda.md,
+ * become bf16 by twos, exactly but for nf4, whose 16 numbers are rounded, and the sum of 32 steps is scaled.
+ * Shares are added in one order, so a row has the same bits whatever stands beside it. Source: Frantar et al.
+ * 2024, Marlin (codes in the order in which mma wants them, deep pipelines of loads); docs/kernels-cuda.md,
  * packed weights.
  */
 #ifndef MOEI_PACKED_UNITS_CUH
@@ -15,14 +15,15 @@
 #include "kernel/packed.h"
 
 #include <cuda_fp16.h>
+#include <stddef.h>
 
 namespace moei {
 
 enum { PANEL = MOEI_PANEL, TILE = 8, STEP = 32 };
 
-/* The ways from a word to numbers of bf16: signed bytes; four bits that are whole numbers from -8 on, or
- * e2m1; any table, whose numbers take two of bf16 each. */
-enum Codes { BYTES, INTEGERS, MINIFLOATS, SPLIT_TABLE };
+/* The ways from a word to numbers of bf16: signed bytes; four bits that are whole numbers from -8 on; four
+ * bits by a table, scaled by f16 or by powers of two. */
+enum Codes { BYTES, INTEGERS, TABLE, TABLE_EXPONENTS };
 
 struct PackedB {
     const unsigned char *data;
@@ -40,17 +41,17 @@ static inline PackedB packed_b_of(const moe_packed *p) {
     b.group_steps = p->group / STEP;
     b.codes = format->bits == 8          ? BYTES
               : format->value[0] == -8.f ? INTEGERS
-              : format->exponents        ? MINIFLOATS
-                                         : SPLIT_TABLE;
+              : format->exponents        ? TABLE_EXPONENTS
+                                         : TABLE;
     memcpy(b.value, format->value, sizeof b.value);
     return b;
 }
 
 template <int CODES> struct Way {
     enum { WORDS = CODES == BYTES ? 4 : 2, STEP_BYTES = WORDS * 512 };
-    enum { SCALE_BYTES = CODES == MINIFLOATS ? 1 : 2 };
+    enum { SCALE_BYTES = CODES == TABLE_EXPONENTS ? 1 : 2, BY_TABLE = CODES >= TABLE };
     /* Of four columns. */
-    typedef typename std::conditional<CODES == MINIFLOATS, uint32_t, uint2>::type Scales;
+    typedef typename std::conditional<CODES == TABLE_EXPONENTS, uint32_t, uint2>::type Scales;
 };
 
 /* A warp's step in shared memory: as in memory, but that pieces of 16 bytes of a row of words are turned by
@@ -66,10 +67,54 @@ template <int CODES> struct Stage {
     static __device__ __forceinline__ int place(int row, int piece) {
         return row * PIECES + (piece ^ row / OCTET_ROWS * 2);
     }
-    /* Words of the lane's columns, of a half of the panel; `second`: of the octet's last four steps. */
-    __device__ __forceinline__ uint4 words(int half, int second) const {
-        const int lane = threadIdx.x & 31;
-        return code[place((lane & 3) * OCTET_ROWS + second, PIECES / 2 * half + (lane >> 2))];
+};
+
+/* Both numbers of a byte of codes, in bf16, once for each lane: so 32 lanes look up in 32 banks. */
+enum { TABLE_ROW = 32 * 4 };
+template <bool BY_TABLE> struct LaneTable {
+    enum { PIECES = TABLE_ROW / 16 };
+    uint4 pair[256][PIECES];
+    __device__ __forceinline__ void put(const float (&value)[MOEI_CODES]) {
+        for (int i = threadIdx.x; i < 256 * PIECES; i += blockDim.x) {
+            const uint32_t two = bf16_pack(value[i / PIECES & 15], value[i / PIECES >> 4]);
+            pair[0][i] = make_uint4(two, two, two, two);
+        }
+    }
+};
+template <> struct LaneTable<false> {
+    __device__ __forceinline__ void put(const float (&)[MOEI_CODES]) {}
+};
+
+template <int CODES, int WARPS, int STAGES> struct UnitShared;
+
+/* Addresses in shared memory of what a lane has of its warp's first stage; of the others they are a constant
+ * away. Hidden from the compiler, which would compute them anew in every step. */
+template <int CODES> struct Places {
+    enum { WORDS = Way<CODES>::WORDS, STAGE = sizeof(Stage<CODES>) };
+    /* From the words and scales of four columns to those 32 beyond; to words of an octet's last four steps.
+     */
+    enum { HALF_WORDS = PANEL * 2, HALF_SCALES = PANEL / 2 * Way<CODES>::SCALE_BYTES, SECOND = PANEL * 4 };
+    uint32_t words, row, scale, table; /* that it reads */
+    uint32_t piece[WORDS];             /* that it copies codes to */
+    int lane;
+
+    template <int WARPS, int STAGES>
+    __device__ __forceinline__ Places(const UnitShared<CODES, WARPS, STAGES> &s) {
+        const Stage<CODES> &stage = s.stage[threadIdx.x / 32][0];
+        lane = threadIdx.x & 31;
+        words = smem_address(&stage.code[stage.place((lane & 3) * stage.OCTET_ROWS, lane >> 2)]);
+        row = smem_address(&stage.row[lane]), scale = smem_address(&stage.scale[lane >> 2]);
+        table = smem_address(&s.table) + lane * 4;
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) {
+            piece[i] = smem_address(&stage.code[stage.place(2 * i + lane / 16, lane % 16)]);
+            asm volatile("" : "+r"(piece[i]));
+        }
+        asm volatile("" : "+r"(words), "+r"(row), "+r"(scale), "+r"(table), "+r"(lane));
+    }
+    /* That it copies scales to: as far into them as the lane's octet into the rows. */
+    __device__ __forceinline__ uint32_t piece_of_scales() const {
+        return row + (uint32_t)(offsetof(Stage<CODES>, scale) - offsetof(Stage<CODES>, row));
     }
 };
 
@@ -85,51 +130,31 @@ template <int CODES, int SHARES> struct Walk {
         stride = SHARES / b.group_steps * b.block_bytes;
         k = own * STEP + (lane & 3) * 8, steps = (total - own + SHARES - 1) / SHARES;
     }
-    __device__ __forceinline__ void ask_codes(Stage<CODES> &stage, const unsigned char *codes) const {
-        const int lane = threadIdx.x & 31;
+    __device__ __forceinline__ void ask_codes(const Places<CODES> &places, int stage,
+                                              const unsigned char *codes) const {
+        const uint32_t at = stage * places.STAGE;
 #pragma unroll
-        for (int i = 0; i < Way<CODES>::WORDS; ++i)
-            cp_async16(smem_address(&stage.code[stage.place(2 * i + lane / 16, lane % 16)]), codes + i * 512,
-                       true);
-        if (lane < PANEL * Way<CODES>::SCALE_BYTES / 16)
-            cp_async16(smem_address((char *)stage.scale + lane * 16), codes - back, true);
+        for (int i = 0; i < Way<CODES>::WORDS; ++i) cp_async16(places.piece[i] + at, codes + i * 512, true);
+        if (places.lane < PANEL * Way<CODES>::SCALE_BYTES / 16)
+            cp_async16(places.piece_of_scales() + at, codes - back, true);
     }
 };
 static_assert(MOEI_GROUP_MAX / STEP <= 4, "shares of a sum are whole blocks apart");
 
 /* Asks for eight numbers, of which `left` exist. whole: they begin where 16 bytes may be moved at once, and
  * all exist or none. */
-__device__ __forceinline__ void ask_octet(uint4 *to, const bf16 *from, int left, bool whole) {
-    if (whole) return cp_async16(smem_address(to), from, left > 0);
+__device__ __forceinline__ void ask_octet(uint32_t to, const bf16 *from, int left, bool whole) {
+    if (whole) return cp_async16(to, from, left > 0);
 #pragma unroll 1
-    for (int i = 0; i < 8; ++i) ((bf16 *)to)[i] = i < left ? from[i] : bf16(0.f);
+    for (int i = 0; i < 8; i += 2)
+        shared_store(to + 2 * i,
+                     bf16_pack(i < left ? (float)from[i] : 0.f, i + 1 < left ? (float)from[i + 1] : 0.f));
 }
 
-__device__ __forceinline__ uint32_t as_word(__nv_bfloat162 pair) {
-    return *(const uint32_t *)&pair;
-}
-__device__ __forceinline__ __nv_bfloat162 as_pair(uint32_t word) {
-    return *(const __nv_bfloat162 *)&word;
-}
-
-/* Numbers by byte of codes, both in bf16, and what that leaves of them. */
-struct PairTable {
-    uint32_t pair[2][256];
-    __device__ __forceinline__ void put(const float (&value)[MOEI_CODES]) {
-        for (int byte = threadIdx.x; byte < 256; byte += blockDim.x) {
-            const float low = value[byte & 15], high = value[byte >> 4];
-            const __nv_bfloat162 near = __floats2bfloat162_rn(low, high);
-            pair[0][byte] = as_word(near);
-            pair[1][byte] =
-                as_word(__floats2bfloat162_rn(low - __low2float(near), high - __high2float(near)));
-        }
-    }
-};
-
-/* An octet's numbers by twos: 0 1, 2 3, .. as bytes and by table, else i and i + 4. INTEGERS are 136 too
- * large, that is 2^7 plus four bits. */
+/* An octet's numbers by twos: 0 1, 2 3, .., but INTEGERS i and i + 4, and 136 too large, that is 2^7 plus
+ * four bits. */
 template <int CODES>
-__device__ __forceinline__ void read_octet(uint32_t word, uint32_t second, const uint32_t *pair,
+__device__ __forceinline__ void read_octet(uint32_t word, uint32_t second, uint32_t table,
                                            uint32_t (&two)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -140,17 +165,13 @@ __device__ __forceinline__ void read_octet(uint32_t word, uint32_t second, const
             for (int j = 0; j < 2; ++j)
                 number[j] =
                     __uint_as_float(__byte_perm(code, 0x4b000000u, 0x7650 + i % 2 * 2 + j)) - 8388736.f;
-            two[i] = as_word(__floats2bfloat162_rn(number[0], number[1]));
+            two[i] = bf16_pack(number[0], number[1]);
         } else if constexpr (CODES == INTEGERS) { /* (word >> 4 i & 000f000f) | 43004300 */
             asm("lop3.b32 %0, %1, %2, %3, 0xea;"
                 : "=r"(two[i])
                 : "r"(word >> 4 * i), "r"(0x000f000fu), "r"(0x43004300u));
-        } else if constexpr (CODES == MINIFLOATS) { /* bits as of bf16, of 2^-126 times as much */
-            const uint32_t most = i < 2 ? word << (6 - 4 * i) : word >> (4 * i - 6);
-            const uint32_t small = (most & 0x01c001c0u) | (word << (12 - 4 * i) & 0x80008000u);
-            two[i] = as_word(__hmul2(as_pair(small), as_pair(0x7e807e80u)));
         } else {
-            two[i] = pair[word >> 8 * i & 255];
+            shared_load(two[i], table + __byte_perm(word, 0, 0x4440 + i) * TABLE_ROW);
         }
     }
 }
@@ -173,38 +194,38 @@ typedef float UnitSums[4][4];
 /* sums += a step. Weights are mma16816's tile of 16, rows the other one; which steps stand beside each other
  * there is the same for both, and else does not matter. */
 template <int CODES>
-__device__ __forceinline__ void add_step(UnitSums &sums, const Stage<CODES> &stage, const PairTable &table) {
-    const int lane = threadIdx.x & 31;
-    const uint4 x = stage.row[lane];
+__device__ __forceinline__ void add_step(UnitSums &sums, const Places<CODES> &places, int stage) {
+    const uint32_t at = stage * places.STAGE;
+    uint4 x;
+    shared_load(x, places.row + at);
     uint32_t row[4] = {x.x, x.y, x.z, x.w};
-    if (CODES == INTEGERS || CODES == MINIFLOATS) {
-        row[0] = __byte_perm(x.x, x.z, 0x5410), row[1] = __byte_perm(x.x, x.z, 0x7632);
-        row[2] = __byte_perm(x.y, x.w, 0x5410), row[3] = __byte_perm(x.y, x.w, 0x7632);
-    }
     float start[4] = {}; /* what numbers that are 136 too large add */
     if (CODES == INTEGERS) {
+        row[0] = __byte_perm(x.x, x.z, 0x5410), row[1] = __byte_perm(x.x, x.z, 0x7632);
+        row[2] = __byte_perm(x.y, x.w, 0x5410), row[3] = __byte_perm(x.y, x.w, 0x7632);
         const uint32_t less = 0xc308c308u; /* -136 */
         mma16816(start, less, less, less, less, row[0], row[1]);
         mma16816(start, less, less, less, less, row[2], row[3]);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const uint4 four = stage.words(half, 0), more = CODES == BYTES ? stage.words(half, 1) : four;
+        uint4 four, more = {};
+        shared_load(four, places.words + at + half * places.HALF_WORDS);
+        if (CODES == BYTES) shared_load(more, places.words + at + half * places.HALF_WORDS + places.SECOND);
         const uint32_t word[4] = {four.x, four.y, four.z, four.w},
                        second[4] = {more.x, more.y, more.z, more.w};
+        typename Way<CODES>::Scales scales;
         float scale[4];
-        read_scales(stage.scale[half * 8 + (lane >> 2)], scale);
+        shared_load(scales, places.scale + at + half * places.HALF_SCALES);
+        read_scales(scales, scale);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             float sum[4] = {start[0], start[1], start[2], start[3]};
-#pragma unroll
-            for (int part = 0; part < (CODES == SPLIT_TABLE ? 2 : 1); ++part) {
-                uint32_t low[4], high[4];
-                read_octet<CODES>(word[2 * i], second[2 * i], table.pair[part], low);
-                read_octet<CODES>(word[2 * i + 1], second[2 * i + 1], table.pair[part], high);
-                mma16816(sum, low[0], high[0], low[1], high[1], row[0], row[1]);
-                mma16816(sum, low[2], high[2], low[3], high[3], row[2], row[3]);
-            }
+            uint32_t low[4], high[4];
+            read_octet<CODES>(word[2 * i], second[2 * i], places.table, low);
+            read_octet<CODES>(word[2 * i + 1], second[2 * i + 1], places.table, high);
+            mma16816(sum, low[0], high[0], low[1], high[1], row[0], row[1]);
+            mma16816(sum, low[2], high[2], low[3], high[3], row[2], row[3]);
 #pragma unroll
             for (int j = 0; j < 4; ++j)
                 sums[2 * half + i][j] = fmaf(sum[j], scale[2 * i + j / 2], sums[2 * half + i][j]);
@@ -239,11 +260,10 @@ struct Unit {
     const bf16 *row;
     int rows; /* 0: there are no more units */
 };
-enum { STAGES = 3 }; /* with two as with four some us more, of a hundred */
-template <int CODES, int WARPS> struct UnitShared {
+template <int CODES, int WARPS, int STAGES> struct UnitShared {
     Stage<CODES> stage[WARPS][STAGES];
     UnitParts part[2][WARPS];
-    PairTable table;
+    LaneTable<Way<CODES>::BY_TABLE> table;
 };
 
 /* All units of a block, one after the other; gated the first half of the warps has the gates' panel. Whole
@@ -254,13 +274,14 @@ template <int CODES, int WARPS> struct UnitShared {
  *                             turn
  *   finish(turn, parts)       by all threads, while others may have begun the next turn
  *   whole        rows are made of 16-byte pieces */
-template <int CODES, int WARPS, bool GATED, class Units>
-__device__ __forceinline__ void multiply_units(const PackedB &b, UnitShared<CODES, WARPS> &s, Units &units) {
+template <bool GATED, int CODES, int WARPS, int STAGES, class Units>
+__device__ __forceinline__ void multiply_units(const PackedB &b, UnitShared<CODES, WARPS, STAGES> &s,
+                                               Units &units) {
     enum { SHARES = GATED ? WARPS / 2 : WARPS };
     const Walk<CODES, SHARES> walk(b);
-    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+    const Places<CODES> places(s);
+    const int warp = threadIdx.x / 32;
     const int64_t first = walk.first + warp / SHARES * b.second;
-    Stage<CODES> *const stage = s.stage[warp];
     Unit unit = units.open(0);
     const unsigned char *codes = b.data + unit.panel + first;
     const bf16 *row = unit.row + walk.k;
@@ -268,12 +289,12 @@ __device__ __forceinline__ void multiply_units(const PackedB &b, UnitShared<CODE
     int asked = rows > 0 ? walk.steps : 0; /* steps that are still to be asked for */
     /* What stands in other rows adds to nothing that is stored. */
     const auto ask_row = [&](int i) {
-        if (lane >> 2 < rows) ask_octet(&stage[i].row[lane], row, left, units.whole);
+        if (places.lane < 4 * rows) ask_octet(places.row + i * places.STAGE, row, left, units.whole);
         row += SHARES * STEP, left -= SHARES * STEP;
     };
 #pragma unroll
     for (int i = 0; i < STAGES; ++i, codes += walk.stride)
-        if (i < asked) walk.ask_codes(stage[i], codes);
+        if (i < asked) walk.ask_codes(places, i, codes);
     units.await();
 #pragma unroll
     for (int i = 0; i < STAGES; ++i) {
@@ -296,10 +317,10 @@ __device__ __forceinline__ void multiply_units(const PackedB &b, UnitShared<CODE
             for (int i = 0; i < STAGES; ++i, codes += walk.stride) {
                 cp_async_wait<STAGES - 1>();
                 __syncwarp();
-                if (at + i < walk.steps) add_step<CODES>(sums, stage[i], s.table);
+                if (at + i < walk.steps) add_step<CODES>(sums, places, i);
                 __syncwarp();
                 if (i < asked) {
-                    walk.ask_codes(stage[i], codes);
+                    walk.ask_codes(places, i, codes);
                     ask_row(i);
                 }
                 cp_async_commit();
