@@ -210,7 +210,7 @@ static bool narrow(const moe_gemm_outer_args *a) {
 }
 
 /* Bytes that the products of a group of mean size read, side by side: less than half of an H100's L2. */
-enum { SMALL_GROUP = 20 << 20 };
+enum { SMALL_GROUP = 24 << 20 };
 static bool small_groups(const moei_gemm_outers_args *args) {
     int64_t columns = 0;
     for (int i = 0; i < args->n_products; ++i) columns += args->product[i].m + args->product[i].n;
