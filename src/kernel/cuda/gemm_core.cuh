@@ -68,21 +68,36 @@ struct Offsets {
     }
 };
 
-/* Tiles of the ragged rows: pair u of tiles -> group, first row, tile of columns. */
+/* Tiles of the ragged rows: pair u of tiles -> group, first row, first column. */
 struct Tile {
     int group, row, row_end, column;
-    bool live; /* this block of the pair has rows at all */
+    bool live;  /* this block of the pair has a tile at all */
+    bool apart; /* the pair has two columns of the same rows, so B is not shared */
 };
 
-/* first[g] = pairs of row tiles before group g. Called by one whole warp. */
-__device__ inline void count_row_tiles(const Offsets &offset, int n_groups, int tile_m, int *first) {
-    const int lane = threadIdx.x & 31, rows = PAIR * tile_m;
-    int before = 0;
+/* How many pairs of tiles a column of them has, of a group or of all before it: those of two row tiles, and
+ * in units of ALONE last row tiles without a second one, of which a pair does two columns at a time. */
+enum { ALONE = 1 << 22 }; /* more than pairs of 2^29 rows and 512 groups */
+__device__ __forceinline__ uint32_t row_pairs(int rows, int tile_m, bool by_columns) {
+    const int left = rows % (PAIR * tile_m);
+    if (by_columns && left > 0 && left <= tile_m) return (uint32_t)(rows / (PAIR * tile_m)) + ALONE;
+    return (uint32_t)((rows + PAIR * tile_m - 1) / (PAIR * tile_m));
+}
+__device__ __forceinline__ int tiles_of(uint32_t pairs, int n_tiles_n) {
+    return (int)(pairs % ALONE) * n_tiles_n + (int)(pairs / ALONE) * ((n_tiles_n + 1) / PAIR);
+}
+
+/* first[g] = row_pairs of all groups before g. Called by one whole warp. */
+__device__ inline void count_row_tiles(const Offsets &offset, int n_groups, int tile_m, bool by_columns,
+                                       uint32_t *first) {
+    const int lane = threadIdx.x & 31;
+    uint32_t before = 0;
     for (int base = 0; base < n_groups; base += 32) {
-        int g = base + lane;
-        int own = g < n_groups ? (offset[g + 1] - offset[g] + rows - 1) / rows : 0, sum = own;
+        const int g = base + lane;
+        const uint32_t own = g < n_groups ? row_pairs(offset[g + 1] - offset[g], tile_m, by_columns) : 0;
+        uint32_t sum = own;
         for (int step = 1; step < 32; step *= 2) {
-            int left = __shfl_up_sync(~0u, sum, step);
+            const uint32_t left = __shfl_up_sync(~0u, sum, step);
             if (lane >= step) sum += left;
         }
         if (g < n_groups) first[g] = before + sum - own;
@@ -91,27 +106,31 @@ __device__ inline void count_row_tiles(const Offsets &offset, int n_groups, int 
     if (lane == 0) first[n_groups] = before;
 }
 
-struct RowTiles {
+/* BY_COLUMNS: last row tiles alone are done two columns at a time. */
+template <bool BY_COLUMNS> struct RowTiles {
     Offsets offset;
-    const int *first;
+    const uint32_t *first;
     int n_groups, n_tiles_n, tile_m, tile_n, rank;
     int group = 0;
-    __device__ __forceinline__ int count() const { return first[n_groups] * n_tiles_n; }
+    __device__ __forceinline__ int before(int g) const {
+        return BY_COLUMNS ? tiles_of(first[g], n_tiles_n) : (int)first[g] * n_tiles_n;
+    }
+    __device__ __forceinline__ int count() const { return before(n_groups); }
     /* u must not fall from call to call. */
     __device__ __forceinline__ Tile at(int u) {
-        while (u >= first[group + 1] * n_tiles_n) ++group;
-        const int pairs = first[group + 1] - first[group];
-        const int local = u - first[group] * n_tiles_n;
+        while (u >= before(group + 1)) ++group;
+        const uint32_t own = first[group + 1] - first[group];
+        const int pairs = (int)(BY_COLUMNS ? own % ALONE : own);
+        const int local = u - before(group), beyond = local - pairs * n_tiles_n;
+        const int end = offset[group + 1];
+        if (BY_COLUMNS && beyond >= 0) {
+            const int row = offset[group] + pairs * PAIR * tile_m, j = beyond * PAIR + rank;
+            return {group, row, end, j * tile_n, j < n_tiles_n, true};
+        }
         const int band = local / (BAND * n_tiles_n), inside = local - band * BAND * n_tiles_n;
         const int height = min((int)BAND, pairs - band * BAND);
-        const int pair = band * BAND + inside % height;
-        Tile tile;
-        tile.group = group;
-        tile.row_end = offset[group + 1];
-        tile.row = offset[group] + (pair * PAIR + rank) * tile_m;
-        tile.column = inside / height * tile_n;
-        tile.live = tile.row < tile.row_end;
-        return tile;
+        const int row = offset[group] + ((band * BAND + inside % height) * PAIR + rank) * tile_m;
+        return {group, row, end, inside / height * tile_n, row < end, false};
     }
 };
 

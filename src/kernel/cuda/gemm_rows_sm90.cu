@@ -28,22 +28,27 @@ constexpr int PIECES = S::PINGPONG || (EPI != EPI_ACT && EPI != EPI_ACT_GATED)
                            : ActLines<S, EPI == EPI_ACT_GATED>::PIECES;
 template <class S, int EPI> constexpr int Z_STAGES = Z_HALVES<EPI> ? S::TILE_N / LINE : 0;
 
-/* This block's half of a B tile, to both blocks. */
-template <class S, bool B_TRANS, bool GATED>
+/* Half `half` of a B tile, to both blocks of the pair or to this one. */
+template <class S, bool B_TRANS, bool GATED, bool TO_PAIR>
 __device__ __forceinline__ void load_b(const CUtensorMap *map, uint32_t dst, uint32_t bar, const Tile &tile,
-                                       int kb, int rank, int n) {
-    if (B_TRANS) {
-        constexpr int HALF = S::TILE_N / PAIR;
-        tma_load_pair(dst + rank * HALF * 128, map, bar, kb * TILE_K, tile.column + rank * HALF, tile.group);
-        return;
-    }
-    constexpr int HALF = TILE_K / PAIR;
+                                       int kb, int half, int n) {
+    constexpr int HEIGHT = (B_TRANS ? S::TILE_N : TILE_K) / PAIR;
+    const auto load = [&](uint32_t to, int x, int y) {
+        if (TO_PAIR)
+            tma_load_pair(to, map, bar, x, y, tile.group);
+        else
+            tma_load_box(to, map, bar, x, y, tile.group);
+    };
+    dst += half * HEIGHT * 128;
+    if constexpr (B_TRANS) {
+        load(dst, kb * TILE_K, tile.column + half * HEIGHT);
+    } else {
 #pragma unroll
-    for (int block = 0; block < S::TILE_N / 64; ++block) {
-        const bool up = GATED && block >= S::TILE_N / 128;
-        const int column = tile.column + block * 64 + (up ? n - S::TILE_N / 2 : 0);
-        tma_load_pair(dst + block * 8192 + rank * HALF * 128, map, bar, column, kb * TILE_K + rank * HALF,
-                      tile.group);
+        for (int block = 0; block < S::TILE_N / 64; ++block) {
+            const bool up = GATED && block >= S::TILE_N / 128;
+            const int column = tile.column + block * 64 + (up ? n - S::TILE_N / 2 : 0);
+            load(dst + block * 8192, column, kb * TILE_K + half * HEIGHT);
+        }
     }
 }
 
@@ -62,19 +67,26 @@ __device__ __forceinline__ void load_z(const CUtensorMap *map, uint32_t dst, uin
 
 /* Contiguous rows: one thread drives the copy engine. */
 template <class S, bool B_TRANS, int EPI>
-__device__ __forceinline__ void load_tiles(const RowsArgs &p, const CUtensorMap *map_a,
-                                           const CUtensorMap *map_b, const CUtensorMap *map_z,
-                                           const Pipeline<S> &pipe, RowTiles tiles, int first, int step) {
+__device__ __forceinline__ void
+load_tiles(const RowsArgs &p, const CUtensorMap *map_a, const CUtensorMap *map_b, const CUtensorMap *map_z,
+           const Pipeline<S> &pipe, RowTiles<true> tiles, int first, int step) {
     Ring<S::STAGES> ring;
     for (int u = first, total = tiles.count(); u < total; u += step) {
         const Tile tile = tiles.at(u);
-        const uint32_t bytes = tile.live ? S::STAGE_BYTES : S::B_BYTES;
+        const uint32_t bytes = tile.live ? S::STAGE_BYTES : tile.apart ? 0 : S::B_BYTES;
 #pragma unroll 1
         for (int kb = 0; kb < p.k_blocks; ++kb, ring.next()) {
             mbar_wait(pipe.empty_at(ring.stage), ring.phase ^ 1);
             const uint32_t bar = pipe.full_at(ring.stage);
             mbar_arrive_expect(bar, bytes);
-            load_b<S, B_TRANS, TWO_HALVES<EPI>>(map_b, pipe.b(ring.stage), bar, tile, kb, tiles.rank, p.e.n);
+            const uint32_t to = pipe.b(ring.stage);
+            if (!tile.apart) {
+                load_b<S, B_TRANS, TWO_HALVES<EPI>, true>(map_b, to, bar, tile, kb, tiles.rank, p.e.n);
+            } else if (tile.live) {
+#pragma unroll 1
+                for (int half = 0; half < PAIR; ++half)
+                    load_b<S, B_TRANS, TWO_HALVES<EPI>, false>(map_b, to, bar, tile, kb, half, p.e.n);
+            }
             if (tile.live) tma_load(pipe.a(ring.stage), map_a, bar, kb * TILE_K, tile.row);
         }
 #pragma unroll 1
@@ -89,7 +101,7 @@ __device__ __forceinline__ void load_tiles(const RowsArgs &p, const CUtensorMap 
 template <class S, bool B_TRANS, int EPI>
 __device__ __forceinline__ void gather_tiles(const RowsArgs &p, const CUtensorMap *map_b,
                                              const CUtensorMap *map_z, const Pipeline<S> &pipe,
-                                             RowTiles tiles, int first, int step) {
+                                             RowTiles<false> tiles, int first, int step) {
     constexpr int N_ROWS = S::TILE_M / 16;
     const int chunk = threadIdx.x & 7, row0 = threadIdx.x >> 3;
     const uint32_t to = row0 * 128 + ((chunk ^ (row0 & 7)) << 4);
@@ -107,8 +119,8 @@ __device__ __forceinline__ void gather_tiles(const RowsArgs &p, const CUtensorMa
             mbar_wait(pipe.empty_at(ring.stage), ring.phase ^ 1);
             if (threadIdx.x == 0) {
                 mbar_arrive_expect(pipe.full_at(ring.stage), S::B_BYTES);
-                load_b<S, B_TRANS, TWO_HALVES<EPI>>(map_b, pipe.b(ring.stage), pipe.full_at(ring.stage), tile,
-                                                    kb, tiles.rank, p.e.n);
+                load_b<S, B_TRANS, TWO_HALVES<EPI>, true>(map_b, pipe.b(ring.stage), pipe.full_at(ring.stage),
+                                                          tile, kb, tiles.rank, p.e.n);
             }
             __syncwarp();
             if (tile.live) {
@@ -151,7 +163,8 @@ __device__ __forceinline__ void add_bias(float (&acc)[S::BLOCKS_M][S::TILE_N / 2
 
 template <class S, bool GATHER, bool B_TRANS, int EPI>
 __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<S> &pipe, uint32_t stage,
-                                              RowTiles tiles, int first, int step, const OutMaps &maps) {
+                                              RowTiles<!GATHER> tiles, int first, int step,
+                                              const OutMaps &maps) {
     constexpr int M = S::BLOCKS_M, N = S::TILE_N, pieces = PIECES<S, EPI>;
     const int n_stages = p.k_blocks + Z_STAGES<S, EPI>; /* of a tile */
     const int group = threadIdx.x / 128 - 1, warp = (threadIdx.x / 32) % 4;
@@ -218,16 +231,16 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
     typedef Shared<S> Layout;
     extern __shared__ __align__(1024) uint8_t raw[];
     const uint32_t base = smem_address(raw);
-    int *first = (int *)(raw + Layout::FIRST);
+    uint32_t *first = (uint32_t *)(raw + Layout::FIRST);
     const Pipeline<S> pipe = {base, base + Layout::FULL, base + Layout::EMPTY};
     if (threadIdx.x == 0) pipe.init(GATHER ? LOADERS + 1 : 1);
-    if (threadIdx.x / 32 == 1) count_row_tiles(p.offset, p.n_groups, S::TILE_M, first);
+    if (threadIdx.x / 32 == 1) count_row_tiles(p.offset, p.n_groups, S::TILE_M, !GATHER, first);
     __syncthreads();
     cluster_sync();
 
     const int rank = (int)cluster_rank(), pair = blockIdx.x / PAIR, step = gridDim.x / PAIR;
     constexpr int TILE_COLUMNS = TWO_HALVES<EPI> ? S::TILE_N / 2 : S::TILE_N;
-    const RowTiles tiles = {p.offset, first, p.n_groups, p.n_tiles_n, S::TILE_M, TILE_COLUMNS, rank};
+    const RowTiles<!GATHER> tiles = {p.offset, first, p.n_groups, p.n_tiles_n, S::TILE_M, TILE_COLUMNS, rank};
     if (threadIdx.x < 128) {
         registers_lower<GATHER ? 56 : 40>();
         if constexpr (GATHER)
