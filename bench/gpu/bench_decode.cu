@@ -75,13 +75,12 @@ struct Layer {
         : s(shape), x(STEPS * MAX_BATCH * s.d), gate(s.experts * s.d), w1(s.experts * s.d * 2 * s.n),
           w2(s.experts * s.n * s.d), h(MAX_BATCH * s.top_k * s.n), y_rows(MAX_BATCH * s.top_k * s.d),
           y(MAX_BATCH * s.d), lse(MAX_BATCH), weight(MAX_BATCH * s.top_k), row_weight(MAX_BATCH * s.top_k),
-          scratch((int64_t)moei_few_scratch_bytes(MOEI_FEW_TOKENS, MOEI_FEW_ROWS, s.experts, s.d, s.n)),
-          drawn(2), expert(STEPS * MAX_BATCH * s.top_k), row_token(MAX_BATCH * s.top_k),
-          row_slot(MAX_BATCH * s.top_k), row_of(MAX_BATCH * s.top_k), offset(s.experts + 1),
-          count(2 * s.experts + 2),
+          scratch((int64_t)moei_few_scratch_bytes(MOEI_FEW_ROWS, s.d, s.n)), drawn(MOEI_FEW_COUNTERS),
+          expert(STEPS * MAX_BATCH * s.top_k), row_token(MAX_BATCH * s.top_k), row_slot(MAX_BATCH * s.top_k),
+          row_of(MAX_BATCH * s.top_k), offset(s.experts + 1), count(2 * s.experts + 2),
           tile_count((int64_t)moei_plan_scratch_bytes(MAX_BATCH, MAX_BATCH * s.top_k, s.experts)), fault(1) {
         x.random(1, 1), gate.random(2, 1 / sqrtf((float)s.d)), w1.random(3, 1 / sqrtf((float)s.d));
-        w2.random(4, 1 / sqrtf((float)s.n)), drawn.put({0, 0});
+        w2.random(4, 1 / sqrtf((float)s.n)), drawn.put(std::vector<uint32_t>(MOEI_FEW_COUNTERS, 0));
     }
     moei_router_args route_args(const bf16 *tokens, int *chosen, int64_t batch) {
         moei_router_args a = {};
@@ -119,7 +118,7 @@ struct Layer {
         decode.weight = weight.data, decode.scratch = scratch.data, decode.drawn = drawn.data;
         decode.y = y.data;
         CUDA_OK(moei_cuda_route_few(&team, &route));
-        CUDA_OK(moei_cuda_decode(&team, &decode));
+        CUDA_OK(moei_cuda_few(&team, &decode));
     }
     void general_step(int i, int64_t batch, cudaStream_t stream) {
         const moei_team team = team_of(stream);
@@ -260,7 +259,7 @@ static void time_batch(Layer &layer, PublicLayer &whole, int64_t batch, double r
 
 static void time_packed(Layer &layer, PublicLayer &whole, const char *format, int64_t only, double rate) {
     const Packed packed(whole.ctx, layer.s, format, layer.w1.data, layer.w2.data);
-    for (int64_t batch = 1; batch <= MOEI_FEW_TOKENS; batch *= 2) {
+    for (int64_t batch = 1; batch <= MOEI_FEW_PACKED_TOKENS; batch *= 2) {
         if (only && batch != only) continue;
         const double us =
             time_steps([&](int i, cudaStream_t stream) { layer.few_step(i, batch, &packed, stream); });

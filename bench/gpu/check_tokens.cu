@@ -86,13 +86,15 @@ struct Routing {
             std::copy_n(g.begin() + e * c.d, c.d, g.begin() + (e + 1) * c.d);
         gate.put(g);
     }
+    bool uncounted() const { return c.few && c.tokens > 8; }
     moei_router_args router_args() const {
         moei_router_args args = {};
         args.dtype = MOE_BF16, args.n_tokens = c.tokens, args.n_experts = c.experts, args.top_k = c.top_k;
         args.d = args.ldx = c.d, args.x = x.data, args.gate = gate.data;
         args.score_before_topk = c.before, args.norm_topk_prob = c.norm, args.scale = 1.5;
         args.logits = logits.data, args.prob = prob.data, args.lse = lse.data;
-        args.expert = expert.data, args.weight = weight.data, args.tile_count = tile_count.data;
+        args.expert = expert.data, args.weight = weight.data;
+        args.tile_count = uncounted() ? NULL : tile_count.data;
         args.fault = fault.data, args.mask = mask.data;
         return args;
     }
@@ -105,7 +107,7 @@ struct Routing {
         args.capacity = args.n_valid + 1, args.row_token = token.data, args.row_slot = row_slot.data;
         args.row_of = row_of.data, args.row_weight = row_weight.data, args.tile_count = tile_count.data;
         args.mask = mask.data;
-        args.counted = !c.few || c.tokens % 2; /* else it counts itself */
+        args.counted = !uncounted() && (!c.few || c.tokens % 2); /* else it counts itself */
         return args;
     }
     void run() {
@@ -210,7 +212,7 @@ static void check_route(const RouteCase &c) {
 }
 
 /* Experts may repeat between tokens and be missing (-1). */
-static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int64_t n, const Act &act) {
+static void check_few(int64_t tokens, int experts, int top_k, int64_t d, int64_t n, const Act &act) {
     const moei_act_rule rule = moei_act_rule_for(act.act, act.numbers);
     const bool gated = rule.gated;
     const int64_t width = gated ? 2 * n : n, choices = tokens * top_k;
@@ -218,8 +220,8 @@ static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int6
         again(tokens * d);
     Buffer<float> weight(choices);
     Buffer<int> expert(choices);
-    Buffer<char> scratch((int64_t)moei_few_scratch_bytes(tokens, choices, experts, d, n));
-    Buffer<uint32_t> drawn(2);
+    Buffer<char> scratch((int64_t)moei_few_scratch_bytes(choices, d, n));
+    Buffer<uint32_t> drawn(MOEI_FEW_COUNTERS);
     std::vector<int> chosen;
     for (int64_t t = 0; t < tokens; ++t) {
         const int start = (int)(mix(seed * 5 + (uint64_t)t) % (uint32_t)experts);
@@ -233,15 +235,15 @@ static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int6
     args.n_experts = experts, args.top_k = top_k, args.x = x.data, args.w1 = w1.data, args.w2 = w2.data;
     args.act = act.act, args.act_numbers = act.numbers, args.expert = expert.data, args.weight = weight.data,
     args.scratch = scratch.data, args.drawn = drawn.data, args.y = y.data;
-    drawn.put({0, 0});
+    drawn.put(std::vector<uint32_t>(MOEI_FEW_COUNTERS, 0));
     y.random(seed + 4, 1);
     const std::vector<bf16> was = y.get();
     args.accumulate = tokens % 2;
     CUDA_OK(cudaMemcpy(again.data, y.data, (size_t)(tokens * d) * sizeof(bf16), cudaMemcpyDeviceToDevice));
-    CUDA_OK(moei_cuda_decode(&team, &args));
+    CUDA_OK(moei_cuda_few(&team, &args));
     scratch.poison();
     args.y = again.data;
-    CUDA_OK(moei_cuda_decode(&team, &args));
+    CUDA_OK(moei_cuda_few(&team, &args));
     CUDA_OK(cudaDeviceSynchronize());
     const std::vector<bf16> xv = x.get(), v1 = w1.get(), v2 = w2.get(), got = y.get(), twice = again.get();
     const std::vector<float> w = weight.get();
@@ -263,7 +265,7 @@ static void check_decode(int64_t tokens, int experts, int top_k, int64_t d, int6
         }
     }
     char what[100];
-    snprintf(what, sizeof what, "decode T %d E %d K %d d %d n %d act %d", (int)tokens, experts, top_k, (int)d,
+    snprintf(what, sizeof what, "few T %d E %d K %d d %d n %d act %d", (int)tokens, experts, top_k, (int)d,
              (int)n, act.act);
     verdict(what, distance(got, want), 4e-3, y.guard_intact() && scratch.guard_intact());
     verdict("  the same bits again", memcmp(got.data(), twice.data(), got.size() * sizeof(bf16)) != 0, 0,
@@ -360,21 +362,29 @@ void check_tokens() {
         {12, 128, 8, 2048, true, true, true, true},
         {15, 3, 3, 64, false, false, true, true},
         {16, 250, 32, 328, false, false, false, true},
+        {101, 128, 8, 2048, true, true, true, true},
+        {128, 60, 12, 136, false, false, true, true},
     };
     /* clang-format on */
     for (int i = 0; i < 8; ++i)
         check_gather_sum(i % 2 ? 331 : 64, 1 + i + (i > 5) * 4, i % 3 ? 72 : 1536, i & 1, i & 2);
     for (const RouteCase &c : routes) check_route(c);
-    check_decode(1, 16, 4, 256, 128, swiglu);
-    check_decode(8, 11, 8, 200, 72, swiglu);
-    check_decode(3, 64, 2, 1048, 264, clamped);
-    check_decode(7, 5, 2, 136, 40, gelu);
-    check_decode(2, 8, 2, 64, 8, relu2);
-    check_decode(9, 130, 6, 328, 136, swiglu);
-    check_decode(16, 32, 8, 512, 64, clamped);
-    check_decode(15, 300, 4, 192, 200, gelu);
-    check_decode(16, 40, 16, 1032, 72, swiglu);
-    check_decode(1, 128, 8, 2048, 768, swiglu);
+    check_few(1, 16, 4, 256, 128, swiglu);
+    check_few(8, 11, 8, 200, 72, swiglu);
+    check_few(3, 64, 2, 1048, 264, clamped);
+    check_few(7, 5, 2, 136, 40, gelu);
+    check_few(2, 8, 2, 64, 8, relu2);
+    check_few(9, 130, 6, 328, 136, swiglu);
+    check_few(16, 32, 8, 512, 64, clamped);
+    check_few(15, 300, 4, 192, 200, gelu);
+    check_few(16, 40, 16, 1032, 72, swiglu);
+    check_few(1, 128, 8, 2048, 768, swiglu);
+    check_few(17, 40, 4, 200, 72, swiglu);
+    check_few(128, 12, 3, 136, 40, gelu);
+    check_few(33, 300, 8, 328, 200, clamped);
+    check_few(100, 64, 8, 512, 264, swiglu);
+    check_few(127, 2, 1, 1048, 136, relu2);
+    check_few(48, 3, 2, 72, 8, swiglu);
     for (bool opposed : {false, true}) {
         check_gate_grad(1009, 64, 200, opposed ? 0 : 8, opposed);
         check_gate_grad(131, 12, 72, opposed ? 0 : 5, true);

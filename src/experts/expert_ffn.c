@@ -41,9 +41,7 @@ static ffn_scratch carve(const moei_ffn *f, moei_arena *arena, int64_t rows, moe
     const size_t wide = moe_dtype_bytes(moei_wide(f->desc.dtype));
     const bool few = !train && f->ctx->kernels[f->desc.dtype]->few;
     const size_t a = rows_bytes(f, rows, f->desc.d_hidden),
-                 few_a = few ? moei_few_scratch_bytes(rows, rows, f->desc.n_experts, f->desc.d_in,
-                                                      f->desc.d_hidden)
-                             : 0;
+                 few_a = few ? moei_few_scratch_bytes(rows, f->desc.d_in, f->desc.d_hidden) : 0;
     ffn_scratch s = {.a = moei_arena_take(arena, few_a > a ? few_a : a)};
     if (train && f->fused)
         s.dweight_part = moei_arena_array(arena, rows, moe_dweight_parts(f->desc.d_hidden), wide);

@@ -235,12 +235,14 @@ static inline moei_gate_grad_scratch moei_gate_grad_carve(int64_t n_tokens, int6
 }
 
 /* The experts of few tokens in inference, without a plan: y[t] (+)= sum_k weight[t,k] f_expert[t,k](x[t]) of
- * two-layer experts without biases; expert negative: nothing. A chosen expert's w2 is multiplied with zeros
- * for the tokens that did not choose it: of a NaN or an infinity in w2 all tokens of the call have a NaN. */
+ * two-layer experts without biases; expert negative: nothing. */
 enum {
-    MOEI_FEW_TOKENS = 16,   /* so many; of more the general products are the faster ones */
-    MOEI_FEW_ROWS = 256,    /* n_tokens * top_k at most */
-    MOEI_FEW_EXPERTS = 1024 /* n_experts at most */
+    MOEI_FEW_TOKENS = 128,      /* so many */
+    MOEI_FEW_ROWS = 2048,       /* n_tokens * top_k at most */
+    MOEI_FEW_EXPERTS = 1024,    /* n_experts at most */
+    MOEI_FEW_PACKED_ROWS = 256, /* n_tokens * top_k at most where weights are packed, of so many tokens: */
+    MOEI_FEW_PACKED_TOKENS = 16,
+    MOEI_FEW_COUNTERS = 2 + MOEI_FEW_EXPERTS + MOEI_FEW_ROWS / 64
 };
 typedef struct moei_few_args {
     moe_dtype dtype;
@@ -256,21 +258,18 @@ typedef struct moei_few_args {
     const int32_t *expert; /* [T, K]; of a token no expert twice */
     const float *weight;   /* [T, K] */
     void *scratch;         /* [moei_few_scratch_bytes] */
-    uint32_t *drawn;       /* [2] for the kernels alone, zeros before the first call */
+    uint32_t *drawn;       /* [MOEI_FEW_COUNTERS] for the kernels alone, zeros before the first call */
     void *y;               /* [T, d] */
     bool accumulate;
 } moei_few_args;
 
-/* Hidden numbers in bf16 of each chosen expert for all tokens, in tiles of 128 by 8 or 16; with packed
- * weights of each choice, and its sums in f32. `rows` is n_tokens * top_k or more. */
-static inline size_t moei_few_scratch_bytes(int64_t n_tokens, int64_t rows, int64_t n_experts, int64_t d,
-                                            int64_t n) {
-    const int64_t tokens = n_tokens < MOEI_FEW_TOKENS ? n_tokens : (int64_t)MOEI_FEW_TOKENS,
-                  chosen = rows < MOEI_FEW_ROWS ? rows : (int64_t)MOEI_FEW_ROWS;
-    const int64_t dense = (chosen < n_experts ? chosen : n_experts) * ((n + 127) / 128 * 128) *
-                          (tokens <= 8 ? 8 : 16) * 2,
-                  packed = chosen * (2 * n + 4 * d);
-    return (size_t)(dense > packed ? dense : packed);
+/* Of each choice hidden numbers in bf16 and sums, these in bf16 or, with packed weights, f32. `rows` is
+ * n_tokens * top_k or more. */
+static inline size_t moei_few_scratch_bytes(int64_t rows, int64_t d, int64_t n) {
+    const int64_t chosen = rows < MOEI_FEW_ROWS ? rows : (int64_t)MOEI_FEW_ROWS,
+                  packed = rows < MOEI_FEW_PACKED_ROWS ? rows : (int64_t)MOEI_FEW_PACKED_ROWS;
+    const int64_t bytes = chosen * (2 * n + 2 * d), packed_bytes = packed * (2 * n + 4 * d);
+    return (size_t)(bytes > packed_bytes ? bytes : packed_bytes);
 }
 
 /* Where each routed row stands: dispatch/plan.c on a device. Rows past offset[E] are padding.

@@ -3,12 +3,13 @@
  * statistics, and does what happens once a step. x[T,d], gate -> routing, plan; drow_weight[R], dx -> gate
  * gradients, dx.
  */
+#include "kernel/stage.h"
 #include "layer/layer_path.h"
 
 #include <string.h>
 
 enum { MOST_EXPERTS = 65535 }; /* blocks along a grid's second and third axes */
-enum { DRAWN_BYTES = 2 * sizeof(uint32_t) };
+enum { DRAWN_BYTES = MOEI_FEW_COUNTERS * sizeof(uint32_t) };
 
 /* --- making and reserving ------------------------------------------------------------------------------- */
 

@@ -42,8 +42,8 @@ struct FastAct {
     float limit, offset;
 };
 
-static inline FastAct fast_act_of(const moe_gemm_rows_args *args) {
-    const ActRule rule = act_rule_of(args->act, args->act_numbers);
+static inline FastAct fast_act_of(moe_act which, moe_act_numbers numbers) {
+    const ActRule rule = act_rule_of(which, numbers);
     FastAct act = {false, curves[rule.curve], rule.limit, rule.offset};
     if (rule.curve == MOEI_CURVE_SWISH) {
         act.curve.p0 = rule.alpha;

@@ -6,14 +6,13 @@
  * docs/kernels-cuda.md, packed weights.
  */
 #include "kernel/cuda/act_exact.cuh"
-#include "kernel/cuda/cuda_kernel.h"
-#include "kernel/cuda/early.cuh"
+#include "kernel/cuda/few_sum.cuh"
 #include "kernel/cuda/packed_units.cuh"
 #include "kernel/cuda/tensor_map.cuh"
 
 namespace moei {
 
-enum { CHOICES = MOEI_FEW_ROWS, EXPERTS = MOEI_FEW_EXPERTS, AHEAD = 4 };
+enum { CHOICES = MOEI_FEW_PACKED_ROWS, EXPERTS = MOEI_FEW_EXPERTS, AHEAD = 4 };
 
 /* Blocks, as large as leaves every warp some steps of a sum; a multiprocessor has 16 warps. */
 template <bool UP> struct FewBlock {
@@ -137,29 +136,6 @@ __global__ void __launch_bounds__(FewBlock<UP>::THREADS, FewBlock<UP>::PER_SM)
     multiply_units<GATED>(call.b, shared, units);
 }
 
-/* y[t] (+)= sum over slots of weight times sums, in order; four columns a thread. */
-static __global__ void __launch_bounds__(128) few_sum_kernel(const __grid_constant__ FewPackedCall call) {
-    const moei_few_args &p = call.p;
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, t = i * 4 / p.d, column = i * 4 % p.d;
-    let_next_start();
-    await_earlier();
-    if (t >= p.n_tokens) return;
-    float y[4] = {};
-#pragma unroll 8
-    for (int k = 0; k < p.top_k; ++k) {
-        const int64_t choice = t * p.top_k + k;
-        const float4 v = __ldcg((const float4 *)(call.sums + choice * p.d + column));
-        const float weight = p.weight[choice];
-        if (p.expert[choice] < 0) continue;
-        y[0] = fmaf(weight, v.x, y[0]), y[1] = fmaf(weight, v.y, y[1]);
-        y[2] = fmaf(weight, v.z, y[2]), y[3] = fmaf(weight, v.w, y[3]);
-    }
-    bf16 *to = (bf16 *)p.y + t * p.ldy + column;
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-        to[j] = __float2bfloat16(y[j] + (p.accumulate ? __bfloat162float(to[j]) : 0.f));
-}
-
 template <int CODES, bool GATED, bool UP>
 static cudaError_t launch_units(const moei_team *team, const FewPackedCall &call) {
     int n_sm = 0;
@@ -190,8 +166,10 @@ static cudaError_t launch_codes(const moei_team *team, const FewPackedCall &call
 
 } // namespace moei
 
-int moei_cuda_decode_packed(const moei_team *team, const moei_few_args *args) {
+int moei_cuda_few_packed(const moei_team *team, const moei_few_args *args) {
     using namespace moei;
+    if (args->n_tokens > MOEI_FEW_PACKED_TOKENS || args->n_tokens * args->top_k > CHOICES)
+        return cudaErrorNotSupported;
     FewPackedCall up = {*args, packed_b_of(args->w1_packed), act_rule_of(args->act, args->act_numbers), NULL,
                         NULL};
     up.h = (bf16 *)args->scratch;
@@ -202,8 +180,5 @@ int moei_cuda_decode_packed(const moei_team *team, const moei_few_args *args) {
         moe_act_gated(args->act) ? launch_codes<true, true>(team, up) : launch_codes<false, true>(team, up);
     if (error) return error;
     error = launch_codes<false, false>(team, down);
-    if (!error)
-        error = launch_early(few_sum_kernel, dim3((unsigned)ceil_div(args->n_tokens * args->d, 4 * 128)), 128,
-                             0, stream_of(team), down);
-    return error;
+    return error ? error : launch_few_sum(team, *args, up.sums, 0);
 }

@@ -269,7 +269,7 @@ template <int EPI> static EpilogueArgs epilogue_of(const moe_gemm_rows_args *arg
     e.accumulate = args->accumulate;
     e.keep_z = EPI != EPI_STORE && EPI != EPI_STORE_WIDE && args->c;
     e.n = n;
-    e.act = fast_act_of(args);
+    e.act = fast_act_of(args->act, args->act_numbers);
     e.bias = (const bf16 *)args->bias;
     if (EPI < EPI_ACT_GRAD) return e;
     e.row_weight = (const float *)args->row_weight;

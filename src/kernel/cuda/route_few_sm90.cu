@@ -1,8 +1,8 @@
-/* route_few_sm90.cu: the router for up to 16 tokens: logits[T,E] = x gate^T, softmax, exact top-k. One
- * cluster: a block has every eighth sixteen of experts, its warps share the sum over d; then a block has
- * every eighth token, for which 128 threads count how many experts come before theirs. It may start before
- * the kernel ahead of it has ended, and asks for the gate in L2 meanwhile. Source: docs/kernels-cuda.md,
- * few tokens.
+/* route_few_sm90.cu: the router for up to 128 tokens: logits[T,E] = x gate^T, softmax, exact top-k. A cluster
+ * has eight tokens: a block every eighth sixteen of experts, whose sum over d its warps share; then a block
+ * has one token, for which 128 threads count how many experts come before theirs. It may start before the
+ * kernel ahead of it has ended, and asks for the gate in L2 meanwhile. Source: docs/kernels-cuda.md, few
+ * tokens.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/early.cuh"
@@ -13,16 +13,15 @@ namespace moei {
 
 enum { ROUTE_RANKS = 8, ROUTE_WARPS = 16, ROUTE_THREADS = 32 * ROUTE_WARPS, ROUTE_EXPERTS = 256 };
 enum { OWN_EXPERTS = ROUTE_EXPERTS / ROUTE_RANKS, STEP_K = 32 }; /* a warp's step */
-enum { SELECTORS = 128, SELECTED = ROUTE_THREADS / SELECTORS };  /* threads a token, tokens at once */
-static_assert(MOEI_CUDA_ROUTE_FEW <= ROUTE_RANKS * SELECTED, "each token has threads");
+enum { SELECTORS = 128 };                                        /* threads that look for a token's experts */
 
-template <int TILES> struct RouteShared {
-    float part[ROUTE_WARPS][TILES][32][4]; /* results of 16 experts x 8 tokens as mma has them */
-    float own[TILES * 8][OWN_EXPERTS];
+struct RouteShared {
+    float part[ROUTE_WARPS][32][4]; /* results of 16 experts x 8 tokens as mma has them */
+    float own[ROUTE_RANKS][OWN_EXPERTS];
     uint32_t count[ROUTE_EXPERTS];
-    alignas(16) uint32_t key[SELECTED][ROUTE_EXPERTS];
-    float logit[SELECTED][ROUTE_EXPERTS];
-    int32_t chosen[SELECTED][32];
+    alignas(16) uint32_t key[ROUTE_EXPERTS]; /* of the block's token */
+    float logit[ROUTE_EXPERTS];
+    int32_t chosen[32];
 };
 
 __device__ __forceinline__ uint4 load_row(const void *matrix, int64_t row, int64_t ld, int64_t k,
@@ -30,64 +29,57 @@ __device__ __forceinline__ uint4 load_row(const void *matrix, int64_t row, int64
     return valid ? __ldg((const uint4 *)((const bf16 *)matrix + row * ld + k)) : make_uint4(0, 0, 0, 0);
 }
 
-/* The warp's share of the sums of 16 experts from `first` on, all tokens. Which steps stand beside each other
- * in a product is the same for both operands, and else does not matter: a lane has eight of a row. */
-template <int TILES>
-__device__ __forceinline__ void multiply_gate(const moei_router_args &p, int first, float (&acc)[TILES][4]) {
-    enum { AHEAD = 4 / TILES };
+/* The warp's share of the sums of 16 experts from `first` on, of the cluster's tokens. Which steps stand
+ * beside each other in a product is the same for both operands, and else does not matter: a lane has eight of
+ * a row. */
+__device__ __forceinline__ void multiply_gate(const moei_router_args &p, int first, int64_t first_token,
+                                              float (&acc)[4]) {
+    enum { AHEAD = 4 };
     const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, row = lane >> 2;
+    const int64_t token = first_token + row;
     for (int64_t k0 = warp * STEP_K; k0 < p.d; k0 += AHEAD * ROUTE_WARPS * STEP_K) {
-        uint4 low[AHEAD], high[AHEAD], x[AHEAD][TILES];
+        uint4 low[AHEAD], high[AHEAD], x[AHEAD];
 #pragma unroll
         for (int i = 0; i < AHEAD; ++i) {
             const int64_t k = k0 + i * ROUTE_WARPS * STEP_K + (lane & 3) * 8;
             low[i] = load_row(p.gate, first + row, p.d, k, k < p.d && first + row < p.n_experts);
             high[i] = load_row(p.gate, first + row + 8, p.d, k, k < p.d && first + row + 8 < p.n_experts);
-#pragma unroll
-            for (int t = 0; t < TILES; ++t)
-                x[i][t] = load_row(p.x, t * 8 + row, p.ldx, k, k < p.d && t * 8 + row < p.n_tokens);
+            x[i] = load_row(p.x, token, p.ldx, k, k < p.d && token < p.n_tokens);
         }
 #pragma unroll
-        for (int i = 0; i < AHEAD; ++i)
-#pragma unroll
-            for (int t = 0; t < TILES; ++t) {
-                mma16816(acc[t], low[i].x, high[i].x, low[i].y, high[i].y, x[i][t].x, x[i][t].y);
-                mma16816(acc[t], low[i].z, high[i].z, low[i].w, high[i].w, x[i][t].z, x[i][t].w);
-            }
+        for (int i = 0; i < AHEAD; ++i) {
+            mma16816(acc, low[i].x, high[i].x, low[i].y, high[i].y, x[i].x, x[i].y);
+            mma16816(acc, low[i].z, high[i].z, low[i].w, high[i].w, x[i].z, x[i].w);
+        }
     }
 }
 
 /* Logits of the block's experts -> s.own, the warps' shares in order. */
-template <int TILES>
-__device__ __forceinline__ void make_logits(const moei_router_args &p, RouteShared<TILES> &s, int rank) {
+__device__ __forceinline__ void make_logits(const moei_router_args &p, RouteShared &s, int64_t first_token,
+                                            int rank) {
     for (int j = 0; j < OWN_EXPERTS / 16; ++j) {
         const int first = (j * ROUTE_RANKS + rank) * 16;
         if (first >= p.n_experts) return;
-        float acc[TILES][4] = {};
-        multiply_gate<TILES>(p, first, acc);
-#pragma unroll
-        for (int t = 0; t < TILES; ++t)
-            *(float4 *)s.part[threadIdx.x / 32][t][threadIdx.x & 31] =
-                make_float4(acc[t][0], acc[t][1], acc[t][2], acc[t][3]);
+        float acc[4] = {};
+        multiply_gate(p, first, first_token, acc);
+        *(float4 *)s.part[threadIdx.x / 32][threadIdx.x & 31] = make_float4(acc[0], acc[1], acc[2], acc[3]);
         __syncthreads();
-        for (int i = threadIdx.x; i < TILES * 128; i += ROUTE_THREADS) {
-            const int tile = i / 128, lane = i % 128 / 4, at = i % 4;
+        if (threadIdx.x < 128) {
+            const int lane = threadIdx.x / 4, at = threadIdx.x % 4;
             float sum = 0;
 #pragma unroll
-            for (int w = 0; w < ROUTE_WARPS; ++w) sum += s.part[w][tile][lane][at];
-            s.own[tile * 8 + lane % 4 * 2 + at % 2][j * 16 + lane / 4 + at / 2 * 8] = sum;
+            for (int w = 0; w < ROUTE_WARPS; ++w) sum += s.part[w][lane][at];
+            s.own[lane % 4 * 2 + at % 2][j * 16 + lane / 4 + at / 2 * 8] = sum;
         }
         __syncthreads();
     }
 }
 
 /* Experts and weights of a token whose logits and keys are in place, by SELECTORS threads. */
-template <int TILES>
-__device__ __forceinline__ void select_token(const moei_router_args &p, RouteShared<TILES> &s, int slot,
-                                             int64_t token) {
-    const int thread = threadIdx.x % SELECTORS, lane = threadIdx.x & 31;
-    const uint32_t *key = s.key[slot];
-    const float *logit = s.logit[slot];
+__device__ __forceinline__ void select_token(const moei_router_args &p, RouteShared &s, int64_t token) {
+    const int thread = threadIdx.x, lane = threadIdx.x & 31;
+    const uint32_t *key = s.key;
+    const float *logit = s.logit;
     uint32_t best = 0;
     bool finite = true;
     for (int e = lane; e < p.n_experts; e += 32) {
@@ -108,9 +100,9 @@ __device__ __forceinline__ void select_token(const moei_router_args &p, RouteSha
             before += (k.x > own || (k.x == own && i < e)) + (k.y > own || (k.y == own && i + 1 < e)) +
                       (k.z > own || (k.z == own && i + 2 < e)) + (k.w > own || (k.w == own && i + 3 < e));
         }
-        if (before < p.top_k) s.chosen[slot][before] = e;
+        if (before < p.top_k) s.chosen[before] = e;
     }
-    named_barrier(1 + slot, SELECTORS);
+    named_barrier(1, SELECTORS);
     const bool masked = p.mask && !p.mask[token], good = finite && !masked;
     if (good)
         for (int e = thread; p.prob && e < p.n_experts; e += SELECTORS)
@@ -122,7 +114,7 @@ __device__ __forceinline__ void select_token(const moei_router_args &p, RouteSha
         return;
     }
     const bool mine = lane < p.top_k;
-    const int expert = mine ? s.chosen[slot][lane] : 0;
+    const int expert = mine ? s.chosen[lane] : 0;
     const float own = mine ? __expf(logit[expert] - top) : 0, chosen = warp_sum(own);
     if (mine) {
         p.expert[token * p.top_k + lane] = expert;
@@ -132,13 +124,13 @@ __device__ __forceinline__ void select_token(const moei_router_args &p, RouteSha
     if (lane == 0) p.lse[token] = top + __logf(sum);
 }
 
-template <int TILES>
 __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1)
     __launch_bounds__(ROUTE_THREADS, 2) /* beside the experts' first blocks */
     route_few_kernel(const __grid_constant__ moei_router_args p) {
-    __shared__ RouteShared<TILES> s;
-    const int thread = threadIdx.x, slot = thread / SELECTORS, rank = (int)cluster_rank();
-    const int token = slot * ROUTE_RANKS + rank, padded = (p.n_experts + 3) / 4 * 4;
+    __shared__ RouteShared s;
+    const int thread = threadIdx.x, rank = (int)cluster_rank(), padded = (p.n_experts + 3) / 4 * 4;
+    const int64_t first_token = blockIdx.x / ROUTE_RANKS * ROUTE_RANKS, token = first_token + rank;
+    const bool selects = thread < SELECTORS && token < p.n_tokens;
     let_next_start();
     for (int j = 0; j < OWN_EXPERTS / 16; ++j) {
         const int expert = (j * ROUTE_RANKS + rank) * 16 + thread / 32;
@@ -148,24 +140,22 @@ __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1)
     }
     if (thread < ROUTE_EXPERTS) s.count[thread] = 0;
     await_earlier();
-    make_logits<TILES>(p, s, rank);
+    make_logits(p, s, first_token, rank);
     cluster_sync();
-    if (token < p.n_tokens) {
-        for (int e = thread % SELECTORS; e < padded; e += SELECTORS) {
-            const float logit =
-                e < p.n_experts
-                    ? load_of_rank(smem_address(&s.own[token][e / 16 / ROUTE_RANKS * 16 + e % 16]),
-                                   (uint32_t)(e / 16 % ROUTE_RANKS))
-                    : 0;
-            s.logit[slot][e] = logit, s.key[slot][e] = e < p.n_experts ? key_of(logit) : 0;
-            if (p.logits && e < p.n_experts) p.logits[(int64_t)token * p.n_experts + e] = logit;
-        }
+    for (int e = thread; selects && e < padded; e += SELECTORS) {
+        const bool valid = e < p.n_experts;
+        const float logit = valid
+                                ? load_of_rank(smem_address(&s.own[rank][e / 16 / ROUTE_RANKS * 16 + e % 16]),
+                                               (uint32_t)(e / 16 % ROUTE_RANKS))
+                                : 0;
+        s.logit[e] = logit, s.key[e] = valid ? key_of(logit) : 0;
+        if (p.logits && valid) p.logits[token * p.n_experts + e] = logit;
     }
     __syncwarp();
     cluster_arrive(); /* what others have here is read */
-    if (token < p.n_tokens) {
-        named_barrier(1 + slot, SELECTORS);
-        select_token<TILES>(p, s, slot, token);
+    if (selects) {
+        named_barrier(1, SELECTORS);
+        select_token(p, s, token);
     }
     __syncwarp();
     cluster_wait();
@@ -178,7 +168,10 @@ __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1)
 
 int moei_cuda_route_few(const moei_team *team, const moei_router_args *args) {
     using namespace moei;
-    if (args->n_tokens > MOEI_CUDA_ROUTE_FEW || !moei_cuda_route_fits(args)) return cudaErrorNotSupported;
-    const auto kernel = args->n_tokens <= 8 ? route_few_kernel<1> : route_few_kernel<2>;
-    return launch_early(kernel, dim3(ROUTE_RANKS), ROUTE_THREADS, 0, stream_of(team), *args);
+    const bool counts = args->tile_count && args->n_tokens > ROUTE_RANKS; /* of several clusters */
+    if (counts || args->n_tokens > MOEI_FEW_TOKENS || !moei_cuda_route_fits(args))
+        return cudaErrorNotSupported;
+    const unsigned clusters = (unsigned)ceil_div(args->n_tokens, ROUTE_RANKS);
+    return launch_early(route_few_kernel, dim3(clusters * ROUTE_RANKS), ROUTE_THREADS, 0, stream_of(team),
+                        *args);
 }

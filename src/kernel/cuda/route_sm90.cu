@@ -309,6 +309,6 @@ int moei_cuda_route(const moei_team *team, const moei_router_args *args) {
 
 /* After any failure the other kernels route: whoever reads the choices must find experts there. */
 extern "C" bool moei_route__sm90(const moei_team *team, const moei_router_args *args) {
-    const bool few = args->n_tokens <= MOEI_CUDA_ROUTE_FEW;
-    return (few ? moei_cuda_route_few(team, args) : moei_cuda_route(team, args)) == cudaSuccess;
+    const int error = moei_cuda_route_few(team, args);
+    return (error == cudaErrorNotSupported ? moei_cuda_route(team, args) : error) == cudaSuccess;
 }

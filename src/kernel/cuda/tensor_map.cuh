@@ -35,19 +35,6 @@ inline cudaError_t make_map(const moei_team *team, CUtensorMap *map, const void 
                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
-/* [groups, rows, columns] without gaps in boxes of 32 columns, which are swizzle rows of 64 bytes. */
-inline cudaError_t make_box_map(const moei_team *team, CUtensorMap *map, const void *data, int64_t columns,
-                                int64_t rows, int64_t groups, uint32_t box_rows) {
-    EncodeTiled *const encode = (EncodeTiled *)team->encode;
-    if (!encode) return cudaErrorNotSupported;
-    const cuuint64_t dim[3] = {(cuuint64_t)columns, (cuuint64_t)rows, (cuuint64_t)groups};
-    const cuuint64_t stride[2] = {(cuuint64_t)columns * 2, (cuuint64_t)(rows * columns) * 2};
-    const cuuint32_t box[3] = {32, box_rows, 1}, step[3] = {1, 1, 1};
-    return described(encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)data, dim, stride, box, step,
-                            CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B,
-                            CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
-}
-
 /* Rows of ragged groups, [rows, halves, columns]: a box reaches to its group's end and no further. The rows
  * are bounded by RAGGED_ROWS, of which a box uses the last: coordinate RAGGED_ROWS - (row_end - row). Two
  * more dimensions of the same stride move it to where it stands, +row_end, and back, -RAGGED_ROWS rows: 2^30

@@ -1,5 +1,5 @@
 /* wgmma.cuh: D[64, N] (+)= A[64, 16] B[16, N], bf16 from shared memory, f32 in registers of a warpgroup.
- * N 64 to 256. A_MN, B_MN: the operand's rows in shared memory run along m or n instead of k.
+ * N 16 to 256. A_MN, B_MN: the operand's rows in shared memory run along m or n instead of k.
  * Source: PTX ISA 8.x, wgmma.mma_async; one specialisation a width, because asm operands cannot be counted.
  */
 #ifndef MOEI_WGMMA_CUH
@@ -11,6 +11,31 @@ namespace moei {
 
 /* `keep` 0 overwrites D. */
 template <int N, bool A_MN, bool B_MN> struct Wgmma;
+
+template <bool A_MN, bool B_MN> struct Wgmma<16, A_MN, B_MN> {
+    static __device__ __forceinline__ void mma(float (&d)[8], uint64_t a, uint64_t b, int keep) {
+        asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %10, 0;\n"
+                     " wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
+                     " %0, %1, %2, %3, %4, %5, %6, %7},"
+                     " %8, %9, p, 1, 1, %11, %12;\n}"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+                       "+f"(d[7])
+                     : "l"(a), "l"(b), "r"(keep), "n"((int)A_MN), "n"((int)B_MN));
+    }
+};
+
+template <bool A_MN, bool B_MN> struct Wgmma<32, A_MN, B_MN> {
+    static __device__ __forceinline__ void mma(float (&d)[16], uint64_t a, uint64_t b, int keep) {
+        asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %18, 0;\n"
+                     " wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+                     " %0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15},"
+                     " %16, %17, p, 1, 1, %19, %20;\n}"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+                       "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+                       "+f"(d[14]), "+f"(d[15])
+                     : "l"(a), "l"(b), "r"(keep), "n"((int)A_MN), "n"((int)B_MN));
+    }
+};
 
 template <bool A_MN, bool B_MN> struct Wgmma<64, A_MN, B_MN> {
     static __device__ __forceinline__ void mma(float (&d)[32], uint64_t a, uint64_t b, int keep) {

@@ -1,0 +1,58 @@
+/* few_sum.cuh: what ends the kernels for few tokens that keep the sums of each choice, rows [T, K, d] in bf16
+ * or f32: y[t] (+)= sum over slots of weight times row, in order. Source: docs/kernels-cuda.md, few tokens.
+ */
+#ifndef MOEI_FEW_SUM_CUH
+#define MOEI_FEW_SUM_CUH
+
+#include "kernel/cuda/cuda_kernel.h"
+#include "kernel/cuda/early.cuh"
+#include "kernel/cuda/portable.cuh"
+
+namespace moei {
+
+enum { SUM_THREADS = 128, SUM_COLUMNS = 4 /* of a thread */ };
+
+__device__ __forceinline__ float4 load_four(const float *from) {
+    return __ldcg((const float4 *)from);
+}
+__device__ __forceinline__ float4 load_four(const bf16 *from) {
+    const uint2 v = __ldcg((const uint2 *)from);
+    return make_float4(bf16_low(v.x), bf16_high(v.x), bf16_low(v.y), bf16_high(v.y));
+}
+
+/* Leaves `n_counters` of the call's counters as zeros. */
+template <class T>
+static __global__ void __launch_bounds__(SUM_THREADS)
+    few_sum_kernel(const __grid_constant__ moei_few_args p, const T *rows, int n_counters) {
+    const int64_t i = (int64_t)blockIdx.x * SUM_THREADS + threadIdx.x, t = i * SUM_COLUMNS / p.d,
+                  column = i * SUM_COLUMNS % p.d;
+    let_next_start();
+    await_earlier();
+    for (int c = (int)i; c < n_counters; c += (int)(gridDim.x * SUM_THREADS)) p.drawn[c] = 0;
+    if (t >= p.n_tokens) return;
+    float y[SUM_COLUMNS] = {};
+#pragma unroll 8
+    for (int k = 0; k < p.top_k; ++k) {
+        const int64_t choice = t * p.top_k + k;
+        const float4 v = load_four(rows + choice * p.d + column);
+        const float weight = p.weight[choice];
+        if (p.expert[choice] < 0) continue;
+        y[0] = fmaf(weight, v.x, y[0]), y[1] = fmaf(weight, v.y, y[1]);
+        y[2] = fmaf(weight, v.z, y[2]), y[3] = fmaf(weight, v.w, y[3]);
+    }
+    bf16 *to = (bf16 *)p.y + t * p.ldy + column;
+#pragma unroll
+    for (int j = 0; j < SUM_COLUMNS; ++j)
+        to[j] = __float2bfloat16(y[j] + (p.accumulate ? __bfloat162float(to[j]) : 0.f));
+}
+
+template <class T>
+static cudaError_t launch_few_sum(const moei_team *team, const moei_few_args &args, const T *rows,
+                                  int n_counters) {
+    const int64_t threads = args.n_tokens * args.d / SUM_COLUMNS;
+    return launch_early(few_sum_kernel<T>, dim3((unsigned)ceil_div(threads, SUM_THREADS)), SUM_THREADS, 0,
+                        stream_of(team), args, rows, n_counters);
+}
+
+} // namespace moei
+#endif
