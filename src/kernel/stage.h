@@ -242,7 +242,7 @@ enum {
     MOEI_FEW_EXPERTS = 1024,    /* n_experts at most */
     MOEI_FEW_PACKED_ROWS = 256, /* n_tokens * top_k at most where weights are packed, of so many tokens: */
     MOEI_FEW_PACKED_TOKENS = 16,
-    MOEI_FEW_COUNTERS = 2 + MOEI_FEW_EXPERTS + MOEI_FEW_ROWS / 64
+    MOEI_FEW_COUNTERS = 1 + MOEI_FEW_EXPERTS + MOEI_FEW_ROWS / 64
 };
 typedef struct moei_few_args {
     moe_dtype dtype;

@@ -19,7 +19,7 @@ enum { BRINGERS = LOADERS - 32, ROWS_AT_ONCE = BRINGERS / 8, CONSUMER_WARPS = 4 
 enum { TOLD = 16 }; /* units between being drawn and being finished, which are one more than the stages */
 static_assert((int)TOLD > (int)STAGES + 3, "a unit's place is free again");
 enum { CHOICES = MOEI_FEW_ROWS, EXPERTS = MOEI_FEW_EXPERTS, LISTED = EXPERTS + CHOICES / MOST_ROWS };
-static_assert(2 + (int)LISTED <= (int)MOEI_FEW_COUNTERS, "counters");
+static_assert(1 + (int)LISTED <= (int)MOEI_FEW_COUNTERS, "counters");
 enum { TURN = 1, STORED = 3, SORTED = 5 }; /* barriers; of the first two one a warpgroup */
 static_assert(THREADS == LOADERS + 2 * 128 && CHOICES <= INT16_MAX + 1, "");
 
@@ -56,12 +56,9 @@ struct Units {
     }
 };
 
-/* Units drawn, and of each listed expert those of up that are stored; all 0 between calls. */
-__device__ __forceinline__ uint32_t *drawn_of(const moei_few_args &p) {
-    return p.drawn;
-}
+/* Of a listed expert, units of up that are stored. Counted behind the units drawn; all 0 between calls. */
 __device__ __forceinline__ uint32_t *stored_of(const moei_few_args &p, int listed) {
-    return p.drawn + 2 + listed;
+    return p.drawn + 1 + listed;
 }
 
 /* Choices by expert. Whole block; whoever asks for weights, which `choice` is nothing to, goes on at once. */
@@ -146,12 +143,12 @@ __device__ __forceinline__ void load_units(const moei_few_args &p, FewShared &s,
         tell(s, turn, u, position);
         if (unit.up) {
             const int column = unit.slice * COLUMNS * (GATED ? 1 : HALVES);
-            u = load_unit(s, w1, base, ring, drawn_of(p), column, column + (GATED ? (int)p.n : (int)COLUMNS),
+            u = load_unit(s, w1, base, ring, p.drawn, column, column + (GATED ? (int)p.n : (int)COLUMNS),
                           expert, up_blocks);
             position += up_blocks;
         } else {
             const int column = unit.slice * COLUMNS * HALVES;
-            u = load_unit(s, w2, base, ring, drawn_of(p), column, column + COLUMNS, expert, down_blocks);
+            u = load_unit(s, w2, base, ring, p.drawn, column, column + COLUMNS, expert, down_blocks);
             position += down_blocks;
         }
     }
@@ -331,7 +328,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     let_next_start();
     await_earlier();
     int first = 0;
-    if (threadIdx.x == 0) first = (int)atomicAdd(drawn_of(p), 1);
+    if (threadIdx.x == 0) first = (int)atomicAdd(p.drawn, 1);
     sort_choices(p, s);
     const Units units = {s.n_listed, (int)ceil_div(p.n, GATED ? (int)COLUMNS : HALVES * COLUMNS),
                          (int)ceil_div(p.d, HALVES * COLUMNS)};

@@ -164,7 +164,7 @@ static bool pieces_are_whole(const MmaRows &args) {
 using namespace moei;
 
 void moei_cuda_gemm_rows_mma(const moei_team *team, const moe_gemm_rows_args *p) {
-    MmaRows args = {*p, fast_act_of(p), moe_act_gated(p->act), false, 0};
+    MmaRows args = {*p, fast_act_of(p->act, p->act_numbers), moe_act_gated(p->act), false, 0};
     args.two_halves = p->epilogue == MOE_EPI_ACT && args.gated;
     args.column_tiles =
         (unsigned)ceil_div(args.two_halves ? p->n / 2 : p->n, args.two_halves ? TILE / 2 : TILE);

@@ -49,9 +49,9 @@ static void few_tokens_are_inferred(void **state) {
         "d_model=64 num_experts=5 top_k=2 expert_hidden_size=48 activation=swigluoai activation_limit=0.8",
     };
     for (size_t i = 0; i < sizeof settings / sizeof *settings; ++i)
-        for (int64_t tokens = 1; tokens <= 9; tokens += tokens > 4 ? 4 : 1) {
+        for (int64_t tokens = 1; tokens < 40; tokens = tokens < 5 ? tokens + 1 : 2 * tokens + 3) {
             cuda_problem p = {
-                .name = settings[i], .settings = settings[i], .tokens = tokens, .masked = tokens == 3};
+                .name = settings[i], .settings = settings[i], .tokens = tokens, .masked = tokens % 5 == 3};
             infer(gpu, &p, cuda_is_hopper(gpu) ? MOE_BF16 : MOE_F32);
             if (tokens > 2) continue;
             p.masked = p.none_real = true; /* no expert is chosen */

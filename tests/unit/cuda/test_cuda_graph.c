@@ -109,6 +109,7 @@ int main(void) {
         {"cuda", MOE_BF16, MOE_TRAIN, 203, 36, 1.1f, NULL  },
         {"sm90", MOE_BF16, MOE_TRAIN, 203, 40, 0,    NULL  },
         {"sm90", MOE_BF16, MOE_INFER, 5,   40, 0,    NULL  },
+        {"sm90", MOE_BF16, MOE_INFER, 125, 40, 0,    NULL  },
         {"sm90", MOE_BF16, MOE_INFER, 5,   40, 0,    "int4"},
         {"sm90", MOE_BF16, MOE_INFER, 16,  40, 0,    "nf4" },
     };
