@@ -16,12 +16,14 @@ enum { HALVES = 2, COLUMNS = 64, BOX_BYTES = COLUMNS * TILE_K * 2 }; /* of a uni
 enum { STAGES = 5, WEIGHT_BYTES = HALVES * BOX_BYTES, ROW_BYTES = TILE_K * 2 };
 enum { MOST_ROWS = 64, STAGE_BYTES = WEIGHT_BYTES + MOST_ROWS * ROW_BYTES };
 enum { BRINGERS = LOADERS - 32, ROWS_AT_ONCE = BRINGERS / 8, CONSUMER_WARPS = 4 };
-enum { TOLD = 16 }; /* units between being drawn and being finished, which are one more than the stages */
+/* Places for units that are known and not finished: each but the last two has a stage that is taken. */
+enum { TOLD = 16 };
 static_assert((int)TOLD > (int)STAGES + 3, "a unit's place is free again");
 enum { CHOICES = MOEI_FEW_ROWS, EXPERTS = MOEI_FEW_EXPERTS, LISTED = EXPERTS + CHOICES / MOST_ROWS };
 static_assert(1 + (int)LISTED <= (int)MOEI_FEW_COUNTERS, "counters");
+static_assert(THREADS == LOADERS + 2 * 128 && CHOICES <= INT16_MAX,
+              "roles of warpgroups, numbers of choices");
 enum { TURN = 1, STORED = 3, SORTED = 5 }; /* barriers; of the first two one a warpgroup */
-static_assert(THREADS == LOADERS + 2 * 128 && CHOICES <= INT16_MAX + 1, "");
 
 struct FewCall {
     moei_few_args p;
@@ -108,7 +110,6 @@ __device__ __forceinline__ Told told_at(FewShared &s, int turn) {
     mbar_wait(smem_address(&s.told[turn % TOLD]), turn / TOLD & 1);
     return s.unit[turn % TOLD];
 }
-/* Its place is free: each unit between has a stage at least, and most of these have been given back. */
 __device__ __forceinline__ void tell(FewShared &s, int turn, int unit, int position) {
     s.unit[turn % TOLD] = {unit, position};
     mbar_arrive(smem_address(&s.told[turn % TOLD]));
@@ -356,11 +357,15 @@ template <bool GATED> static cudaError_t launch_few(const moei_team *team, const
                         w2);
 }
 
+/* An expert with more than MOST_ROWS rows is read once more for each so many; on average it should not be. */
+static bool read_once(const moei_few_args *a) {
+    return a->n_tokens <= MOST_ROWS || 4 * a->n_tokens * a->top_k <= 3 * MOST_ROWS * a->n_experts;
+}
 static bool fits(const moei_few_args *a) {
     return a->dtype == MOE_BF16 && a->act != MOE_ACT_NONE && a->n_tokens > 0 &&
            a->n_tokens <= MOEI_FEW_TOKENS && a->n_tokens * a->top_k <= CHOICES && a->n_experts <= EXPERTS &&
            a->d % 8 == 0 && a->ldx % 8 == 0 && a->n % 8 == 0 && aligned16(a->x) &&
-           (a->w1_packed || (aligned16(a->w1) && aligned16(a->w2)));
+           (a->w1_packed || (read_once(a) && aligned16(a->w1) && aligned16(a->w2)));
 }
 
 } // namespace moei
