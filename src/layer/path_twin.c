@@ -3,7 +3,7 @@
  * statistics, and does what happens once a step. x[T,d], gate -> routing, plan; drow_weight[R], dx -> gate
  * gradients, dx.
  */
-#include "kernel/stage.h"
+#include "kernel/kernel.h"
 #include "layer/layer_path.h"
 
 #include <string.h>

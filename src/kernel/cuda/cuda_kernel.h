@@ -44,7 +44,8 @@ void moei_cuda_gemm_outer_mma(const moei_team *team, const moe_gemm_outer_args *
 void moei_cuda_gemm_packed_mma(const moei_team *team, const moe_gemm_rows_args *args);
 
 /* `route` of kernel.h: plain softmax top-k over up to 256 experts, 32 of them a token; up to 1024 tokens by
- * clusters of eight blocks. The second one is sooner: for up to MOEI_FEW_TOKENS tokens, counted ones up to 8. */
+ * clusters of eight blocks. The second one is sooner: for up to MOEI_FEW_TOKENS tokens, counted ones up to 8.
+ */
 bool moei_cuda_route_fits(const moei_router_args *args);
 int moei_cuda_route(const moei_team *team, const moei_router_args *args);
 int moei_cuda_route_few(const moei_team *team, const moei_router_args *args);

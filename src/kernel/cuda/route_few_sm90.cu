@@ -124,7 +124,7 @@ __device__ __forceinline__ void select_token(const moei_router_args &p, RouteSha
     if (lane == 0) p.lse[token] = top + __logf(sum);
 }
 
-__global__ void __cluster_dims__(ROUTE_RANKS, 1, 1)
+static __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1)
     __launch_bounds__(ROUTE_THREADS, 2) /* beside the experts' first blocks */
     route_few_kernel(const __grid_constant__ moei_router_args p) {
     __shared__ RouteShared s;
