@@ -15,13 +15,14 @@ typedef struct bench {
     moe_ctx *ctx;
     bench_problem problem;
     int64_t repeats;
-    double peak, bandwidth; /* best so far: operations and bytes a second */
-    void *sweep;            /* what the bandwidth is read from */
-    bench_gpu *gpu;         /* NULL: on the CPU */
-    bool graph;             /* what a GPU runs is replayed */
-    bool inference;         /* no training */
-    const char *gradients;  /* how backward keeps those of weights: add, store or bf16 */
-    bool stores, narrow;    /* and so: it stores them; those of experts are bf16 */
+    double peak;           /* operations a second, the best so far */
+    double bandwidth;      /* bytes a second: on a GPU the best so far, else the last, then the median */
+    void *sweep;           /* what the bandwidth is read from */
+    bench_gpu *gpu;        /* NULL: on the CPU */
+    bool graph;            /* what a GPU runs is replayed */
+    bool inference;        /* no training */
+    const char *gradients; /* how backward keeps those of weights: add, store or bf16 */
+    bool stores, narrow;   /* and so: it stores them; those of experts are bf16 */
     bool first_line;
     struct bench_block {
         void *memory;
@@ -43,6 +44,7 @@ typedef struct bench_line {
     void *graph;        /* bench_gpu_time's */
     double flop, bytes; /* of one run; 0: not told */
     double time[BENCH_REPEATS];
+    double bandwidth[BENCH_REPEATS]; /* of the memory around each run */
 } bench_line;
 
 /* bench_time.c */

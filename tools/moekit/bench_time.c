@@ -1,6 +1,8 @@
 /* bench_time.c: lines timed in turns, so that a busy minute meets all of them alike; medians count.
- * Between two turns the ceilings are measured: multiply-adds in registers, and reading memory that no cache
- * holds; on a GPU before every line, a dense product and a copy. Of a ceiling the best counts.
+ * Between two lines the ceilings are measured: multiply-adds in registers, of which the best counts, and
+ * reading memory that no cache holds. Memory is shared with whoever else is on the machine and changes by the
+ * minute, so a run is held against the readings straight before and after it, and the median share counts. On
+ * a GPU the ceilings are a dense product and a copy, before every line; of both the best counts.
  */
 #include "bench.h"
 
@@ -94,11 +96,27 @@ static moe_status measure_ceilings(bench *b) {
     }
     const double began = cli_seconds();
     moe_parallel(b->ctx, (int64_t)(sweep_bytes / SWEEP_TASK), sweep_task, b->sweep);
-    b->bandwidth = fmax(b->bandwidth, (double)sweep_bytes / (cli_seconds() - began));
+    b->bandwidth = (double)sweep_bytes / (cli_seconds() - began);
     return MOE_OK;
 }
 
 /* 2. Lines. */
+
+static int compare_numbers(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void sort_repeats(const bench *b, const double *from, double *to) {
+    memcpy(to, from, (size_t)b->repeats * sizeof *to);
+    qsort(to, (size_t)b->repeats, sizeof *to, compare_numbers);
+}
+
+static double median_of(const bench *b, const double *repeat) {
+    double sorted[BENCH_REPEATS];
+    sort_repeats(b, repeat, sorted);
+    return sorted[b->repeats / 2];
+}
 
 static moe_status run_on_gpu(bench *b, bench_line *line, double *seconds) {
     bench_gpu_times times = {0};
@@ -118,13 +136,25 @@ static moe_status run_on_cpu(const bench_line *line, double *seconds) {
     return status;
 }
 
+/* Between two readings of memory; the second is the next line's first. */
+static moe_status run_between(bench *b, const bench_line *line, double *seconds, double *bandwidth) {
+    const double before = b->bandwidth;
+    moe_status status = run_on_cpu(line, seconds);
+    if (status == MOE_OK) status = measure_ceilings(b);
+    *bandwidth = (before + b->bandwidth) / 2;
+    return status;
+}
+
 static moe_status run_turn(bench *b, int64_t turn, bench_line *lines, int n_lines) {
     moe_status status = b->gpu ? MOE_OK : measure_ceilings(b);
     for (int i = 0; i < n_lines && status == MOE_OK; ++i) {
-        double seconds = 0;
+        double seconds = 0, bandwidth = 0;
         if (!lines[i].run) continue;
-        status = b->gpu ? run_on_gpu(b, &lines[i], &seconds) : run_on_cpu(&lines[i], &seconds);
-        if (turn >= 0) lines[i].time[turn] = lines[i].parts > 0 ? seconds / (double)lines[i].parts : seconds;
+        status =
+            b->gpu ? run_on_gpu(b, &lines[i], &seconds) : run_between(b, &lines[i], &seconds, &bandwidth);
+        if (turn < 0) continue;
+        lines[i].time[turn] = lines[i].parts > 0 ? seconds / (double)lines[i].parts : seconds;
+        lines[i].bandwidth[turn] = bandwidth;
     }
     return status;
 }
@@ -135,29 +165,29 @@ moe_status bench_measure(bench *b, bench_line *lines, int n_lines) {
     for (int64_t turn = -1; turn < b->repeats && status == MOE_OK; ++turn)
         status = run_turn(b, turn, lines, n_lines);
     for (int i = 0; i < n_lines && b->gpu; ++i) bench_gpu_drop(b->gpu, lines[i].graph);
+    if (!b->gpu && status == MOE_OK) b->bandwidth = median_of(b, lines[0].bandwidth);
     return status;
 }
 
 void bench_add(const bench *b, const bench_line *first, const bench_line *second, bench_line *sum) {
     sum->flop = first->flop + second->flop;
     sum->bytes = first->bytes + second->bytes;
-    for (int64_t i = 0; i < b->repeats; ++i) sum->time[i] = first->time[i] + second->time[i];
-}
-
-static int compare_times(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static void sort_times(const bench *b, const bench_line *line, double *time) {
-    memcpy(time, line->time, (size_t)b->repeats * sizeof *time);
-    qsort(time, (size_t)b->repeats, sizeof *time, compare_times);
+    for (int64_t i = 0; i < b->repeats; ++i) {
+        sum->time[i] = first->time[i] + second->time[i];
+        sum->bandwidth[i] = (first->bandwidth[i] + second->bandwidth[i]) / 2;
+    }
 }
 
 double bench_median(const bench *b, const bench_line *line) {
-    double time[BENCH_REPEATS];
-    sort_times(b, line, time);
-    return time[b->repeats / 2];
+    return median_of(b, line->time);
+}
+
+/* A run's bytes, against what reading, or copying, would have moved in its time. */
+static double bandwidth_share(const bench *b, const bench_line *line) {
+    double share[BENCH_REPEATS];
+    if (b->gpu) return line->bytes / bench_median(b, line) / b->bandwidth;
+    for (int64_t i = 0; i < b->repeats; ++i) share[i] = line->bytes / line->time[i] / line->bandwidth[i];
+    return median_of(b, share);
 }
 
 /* 3. Print. */
@@ -197,19 +227,19 @@ void bench_print_head(bench *b, const char *subject, const moe_stats *stats) {
 
 void bench_print_line(bench *b, const bench_line *line) {
     double time[BENCH_REPEATS];
-    sort_times(b, line, time);
+    sort_repeats(b, line->time, time);
     const double median = time[b->repeats / 2], flops = line->flop / median, bytes = line->bytes / median;
     if (b->args->json) {
         printf("%s{\"what\":\"%s\",\"ms\":%.6g,\"best_ms\":%.6g,\"gflops\":%.6g,\"peak_share\":%.4g,"
                "\"gbs\":%.6g,\"bandwidth_share\":%.4g}",
                b->first_line ? "" : ",", line->what, median * 1e3, time[0] * 1e3, flops * 1e-9,
-               flops / b->peak, bytes * 1e-9, bytes / b->bandwidth);
+               flops / b->peak, bytes * 1e-9, bandwidth_share(b, line));
     } else {
         printf("%-22s %9.3f ms (best %.3f) %9.2f %s, %3.0f%% of the peak", line->what, median * 1e3,
                time[0] * 1e3, flops * (b->gpu ? 1e-12 : 1e-9), b->gpu ? "TFLOP/s" : "GFLOP/s",
                100 * flops / b->peak);
         if (line->bytes > 0)
-            printf("; %6.2f GB/s, %3.0f%% of %s", bytes * 1e-9, 100 * bytes / b->bandwidth,
+            printf("; %6.2f GB/s, %3.0f%% of %s", bytes * 1e-9, 100 * bandwidth_share(b, line),
                    b->gpu ? "copying" : "reading");
         printf("\n");
     }
