@@ -6,6 +6,7 @@
 #include "core/thread.h"
 
 #include "core/machine.h"
+#include "core/timing.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -13,9 +14,11 @@
 #include <stdbool.h>
 #include <unistd.h>
 
-/* About 20 us: longer than the gap between two products of a model, far shorter than a time slice, so that
- * a busy machine loses little to those who wait. */
-enum { SPINS = 20000 };
+/* So long a thread that waits stays awake: about what waking it costs on a virtual machine, longer than the
+ * gap between two products of a model, and far shorter than a time slice, so that a busy machine loses little
+ * to those who wait. */
+static const double awake_seconds = 100e-6;
+enum { LOOKS = 256 /* at what is waited for, before one at the clock */ };
 
 typedef struct job {
     moei_task_fn fn;
@@ -59,9 +62,22 @@ static void run_tasks(job *j, void *scratch) {
     }
 }
 
+typedef struct waiting {
+    double began;
+    int looks;
+} waiting;
+
+static waiting start_waiting(void) {
+    return (waiting){moei_timing_now(), 0};
+}
+
+static bool stays_awake(waiting *w) {
+    return ++w->looks % LOOKS != 0 || moei_timing_now() - w->began < awake_seconds;
+}
+
 /* Waits until the round is not `seen` any more: first awake, then asleep. */
 static void wait_for_round(moei_pool *pool, uint_fast64_t seen) {
-    for (int spin = 0; spin < SPINS; ++spin)
+    for (waiting w = start_waiting(); stays_awake(&w);)
         if (atomic_load_explicit(&pool->round, memory_order_acquire) != seen) return;
     pthread_mutex_lock(&pool->lock);
     ++pool->sleeping;
@@ -115,7 +131,7 @@ static void close_job(moei_pool *pool) {
     pthread_mutex_lock(&pool->lock);
     pool->open = NULL;
     pthread_mutex_unlock(&pool->lock);
-    for (int spin = 0; spin < SPINS; ++spin)
+    for (waiting w = start_waiting(); stays_awake(&w);)
         if (atomic_load_explicit(&pool->active, memory_order_acquire) == 0) return;
     pthread_mutex_lock(&pool->lock);
     while (atomic_load_explicit(&pool->active, memory_order_acquire) > 0)
