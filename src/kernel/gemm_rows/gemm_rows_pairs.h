@@ -36,28 +36,62 @@ static void stream_task(const moei_rows_job *job, const moei_rows_task *task, co
                         const moei_rows *b, moei_rows_scratch *scratch) {
     const moe_gemm_rows_args *args = job->args;
     const moei_columns *cols = &task->cols;
+    const int64_t panels = cols->n_runs * cols->panels;
     int mr = (int)(task->end - task->row);
-    int64_t strip_k = args->b_trans ? KC : STRIP_K; /* where k runs along memory, in longer pieces */
-    const int64_t lag = args->b_trans ? 0 : STRIP_LAG, panels = cols->n_runs * cols->panels;
-    fetch_all(fetch_b(b, args->b_trans, cols, 0, moei_min(strip_k, args->k)));
-    for (int64_t k = 0; k < args->k; k += strip_k) {
-        int64_t steps = moei_min(strip_k, args->k - k);
-        moei_fetch fetch = next_block(job, task, b, k + strip_k, strip_k);
+    fetch_all(fetch_b(b, false, cols, 0, moei_min(STRIP_K, args->k)));
+    for (int64_t k = 0; k < args->k; k += STRIP_K) {
+        int64_t steps = moei_min(STRIP_K, args->k - k);
+        moei_fetch fetch = next_block(job, task, b, k + STRIP_K, STRIP_K);
         int64_t share = fetch_share(&fetch, panels);
         if (k % KC == 0) pack_a(a, task->row, mr, k, moei_min(KC, args->k - k), scratch->a);
-        for (int64_t p = 0; p < panels + lag; ++p) {
-            const int64_t done = p - lag;
+        for (int64_t p = 0; p < panels + STRIP_LAG; ++p) {
+            const int64_t done = p - STRIP_LAG;
             if (p < panels) {
-                const moei_b_strip strip = strip_of(b, args->b_trans, cols, p, k, steps);
+                const moei_b_strip strip = strip_of(b, false, cols, p, k, steps);
                 fetch_lines(&fetch, share);
-                strip_ready(&strip, scratch->strip + (p & lag) * (STRIP_K * NR));
+                strip_ready(&strip, scratch->strip + (p & STRIP_LAG) * (STRIP_K * NR));
             }
             if (done >= 0) {
-                const moei_b_strip strip = strip_of(b, args->b_trans, cols, done, k, steps);
+                const moei_b_strip strip = strip_of(b, false, cols, done, k, steps);
                 strip_product(mr, scratch->a + a_at(0, k % KC), &strip,
-                              scratch->strip + (done & lag) * (STRIP_K * NR),
+                              scratch->strip + (done & STRIP_LAG) * (STRIP_K * NR),
                               scratch->sum + sum_at(0, done * NR), k > 0);
             }
+        }
+    }
+    epilogue(job, task, task->row, mr, scratch->sum);
+}
+
+/* Panel p of the task's columns, of B stored as [n, k]: NR rows, which are one run of memory. Past the last
+ * panel the first one of the task that this thread takes next if all go on in turn. */
+static moei_fetch fetch_panel(const moei_rows_job *job, const moei_rows_task *task, int64_t p) {
+    const int64_t after = task->number + job->n_threads;
+    moei_rows_task of = *task;
+    if (p == task->cols.n_runs * task->cols.panels) {
+        if (after >= job->n_tasks) return (moei_fetch){.end = 0};
+        of = find_task(job, after);
+        p = 0;
+    }
+    const moei_rows b = group_b(job, of.group);
+    const moei_b_strip strip = strip_of(&b, true, &of.cols, p, 0, job->args->k);
+    return fetch_block(&b, strip.column, strip.column + strip.width, 0, job->args->k);
+}
+
+/* The same of B stored as [n, k], panel by panel: the next one is asked for in the order of memory. */
+static void stream_trans(const moei_rows_job *job, const moei_rows_task *task, const moei_rows *a,
+                         const moei_rows *b, moei_rows_scratch *scratch) {
+    const int64_t k_all = job->args->k, panels = task->cols.n_runs * task->cols.panels;
+    const int mr = (int)(task->end - task->row);
+    if (task->number < job->n_threads) fetch_all(fetch_panel(job, task, 0));
+    for (int64_t p = 0; p < panels; ++p) {
+        moei_fetch fetch = fetch_panel(job, task, p + 1);
+        const int64_t share = fetch_share(&fetch, moei_ceil_div(k_all, KC));
+        for (int64_t k = 0; k < k_all; k += KC) {
+            const moei_b_strip strip = strip_of(b, true, &task->cols, p, k, moei_min(KC, k_all - k));
+            fetch_lines(&fetch, share);
+            pack_a(a, task->row, mr, k, strip.kc, scratch->a);
+            strip_ready(&strip, scratch->strip);
+            strip_product(mr, scratch->a, &strip, scratch->strip, scratch->sum + sum_at(0, p * NR), k > 0);
         }
     }
     epilogue(job, task, task->row, mr, scratch->sum);
@@ -159,7 +193,10 @@ static bool few_rows(const moei_rows_job *job, const moei_rows_task *task, const
         return true;
     }
     if (rows > (args->b_trans ? FEW_ROWS_TRANS : FEW_ROWS_STREAMED)) return false;
-    stream_task(job, task, a, b, scratch);
+    if (args->b_trans)
+        stream_trans(job, task, a, b, scratch);
+    else
+        stream_task(job, task, a, b, scratch);
     return true;
 }
 

@@ -14,7 +14,6 @@
 enum {
     COLUMN_ALIGN = MOEI_DWEIGHT_COLS,
     SWEEP_ROWS = 2, /* up to so many rows take all columns of a row of B before those of the next */
-    NB_MIN = 128,   /* columns of a task at least, where threads would have nothing to do */
 };
 
 /* Packed operands and sums of one task; a tile may write sums of rows past the last. */
@@ -341,6 +340,14 @@ static int64_t widest_block(const moei_rows_job *job) {
     return (wide ? WIDE_NB : NB) / (job->gated ? 2 : 1);
 }
 
+/* Columns of a task at least, where threads would have nothing to do. Few rows take what lies in one run of
+ * memory: a panel, or, of B stored as [n, k], as many rows. */
+static int64_t narrowest_block(const moe_gemm_rows_args *args) {
+    const bool few = busiest(args) <= FEW_ROWS;
+    if (few && args->b_packed) return MOEI_PANEL;
+    return few && args->b_trans && args->epilogue == MOE_EPI_STORE ? NR : 2 * COLUMN_ALIGN;
+}
+
 /* Cuts the groups of more than done_rows rows into tasks and runs them; then what needs all of a row's
  * columns. */
 static void run_rows(const moei_team *team, const moe_gemm_rows_args *args, int64_t done_rows,
@@ -353,9 +360,10 @@ static void run_rows(const moei_team *team, const moe_gemm_rows_args *args, int6
     /* Few rows take as long as their weights do to be read: in small pieces, so that all threads end
      * together. */
     const int64_t tasks = (busiest(args) <= FEW_ROWS ? FEW_TASKS : 2) * (int64_t)team->n_threads;
+    const int64_t narrowest = narrowest_block(args), align = moei_min(narrowest, COLUMN_ALIGN);
     while (job.block_rows > MB_MIN && count_tasks(&job) < 4 * team->n_threads) job.block_rows /= 2;
-    while (job.block_width > NB_MIN && count_tasks(&job) < tasks)
-        job.block_width = moei_ceil_div(job.block_width / 2, COLUMN_ALIGN) * COLUMN_ALIGN;
+    while (job.block_width > narrowest && count_tasks(&job) < tasks)
+        job.block_width = moei_ceil_div(job.block_width / 2, align) * align;
     job.n_tasks = count_tasks(&job);
     moei_parallel(team, job.n_tasks, task, &job);
     if (args->epilogue == MOE_EPI_ACT_GRAD && args->dweight) {
