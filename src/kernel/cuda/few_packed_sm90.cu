@@ -6,6 +6,7 @@
  * docs/kernels-cuda.md, packed weights.
  */
 #include "kernel/cuda/act_exact.cuh"
+#include "kernel/cuda/few_halves.cuh"
 #include "kernel/cuda/few_sum.cuh"
 #include "kernel/cuda/packed_units.cuh"
 #include "kernel/cuda/tensor_map.cuh"
@@ -18,6 +19,7 @@ enum { CHOICES = MOEI_FEW_PACKED_ROWS, EXPERTS = MOEI_FEW_EXPERTS, AHEAD = 4 };
 template <bool UP> struct FewBlock {
     enum { PER_SM = UP ? 1 : 2, WARPS = 16 / PER_SM, THREADS = 32 * WARPS };
     static_assert((int)CHOICES <= (int)THREADS, "a thread a choice");
+    static_assert((int)MOEI_FEW_PACKED_TOKENS <= 2 * (int)TILE, "two tiles of tokens at most");
 };
 /* Three stages: with two as with four some us more, of a hundred. */
 template <int CODES, bool UP> using FewShared = UnitShared<CODES, FewBlock<UP>::WARPS, 3>;
@@ -32,25 +34,29 @@ struct FewPackedCall {
 
 struct Choices {
     int32_t drawn[AHEAD];
-    int32_t count[EXPERTS]; /* of an expert's choices; then where they begin in `choice` */
+    int32_t count[EXPERTS]; /* of an expert's choices, see Halves */
     int32_t before[16];     /* by warp */
     int32_t n_tiles;
     int16_t expert[CHOICES], first[CHOICES], rows[CHOICES]; /* of a tile */
     int16_t choice[CHOICES];                                /* by expert */
 };
 
-/* Choices by expert, in tiles of TILE. Whole block. */
+/* Choices by expert, in tiles of TILE. Whole block. Of more than one tile the first TILE tokens and the
+ * others each have theirs: every block sorts for itself, so what a tile holds must not hang on who counts
+ * first. */
 template <int THREADS> __device__ __forceinline__ void sort_choices(const moei_few_args &p, Choices &s) {
     enum { OWN = EXPERTS / THREADS, TILES_AT = 16 };
     const int thread = threadIdx.x, lane = thread & 31, warp = thread / 32;
     const int chosen = thread < p.n_tokens * p.top_k ? p.expert[thread] : -1;
-    const int rank = chosen >= 0 ? atomicAdd(&s.count[chosen], 1) : 0;
+    const Halves half = {thread / p.top_k >= TILE};
+    const int rank = chosen >= 0 ? half.count(&s.count[chosen]) : 0;
     __syncthreads();
-    int own[OWN], sum = 0; /* choices, and in the upper half tiles */
+    int own[OWN], sum = 0; /* by halves; choices, and in the upper half tiles */
 #pragma unroll
     for (int i = 0; i < OWN; ++i) {
         own[i] = s.count[thread * OWN + i];
-        sum += own[i] + ((own[i] + TILE - 1) / TILE << TILES_AT);
+        const int rows = Halves::both(own[i]);
+        sum += rows + ((rows > TILE) + (rows > 0) << TILES_AT);
     }
     int at = warp_prefix(sum);
     if (lane == 31) s.before[warp] = at;
@@ -61,15 +67,16 @@ template <int THREADS> __device__ __forceinline__ void sort_choices(const moei_f
     int first = at & ((1 << TILES_AT) - 1), tile = at >> TILES_AT;
 #pragma unroll
     for (int i = 0; i < OWN; ++i) {
-        s.count[thread * OWN + i] = first;
-        for (int done = 0; done < own[i]; done += TILE, ++tile) {
+        const int rows = Halves::both(own[i]), earlier = rows > TILE ? Halves::first(own[i]) : rows;
+        s.count[thread * OWN + i] = Halves::begin(first, own[i]);
+        for (int done = 0; done < rows; done += earlier, ++tile) {
             s.expert[tile] = (int16_t)(thread * OWN + i), s.first[tile] = (int16_t)(first + done);
-            s.rows[tile] = (int16_t)min(own[i] - done, (int)TILE);
+            s.rows[tile] = (int16_t)(done ? rows - done : earlier);
         }
-        first += own[i];
+        first += rows;
     }
     __syncthreads();
-    if (chosen >= 0) s.choice[s.count[chosen] + rank] = (int16_t)thread;
+    if (chosen >= 0) s.choice[half.place(s.count[chosen], rank)] = (int16_t)thread;
     __syncthreads();
 }
 

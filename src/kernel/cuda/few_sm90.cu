@@ -6,6 +6,7 @@
  * multiply units in turns, weights as wgmma's A. Source: docs/kernels-cuda.md, few tokens.
  */
 #include "kernel/cuda/act_fast.cuh"
+#include "kernel/cuda/few_halves.cuh"
 #include "kernel/cuda/few_sum.cuh"
 #include "kernel/cuda/gemm_core.cuh"
 #include "kernel/cuda/tensor_map.cuh"
@@ -18,6 +19,7 @@ enum { MOST_ROWS = 64, STAGE_BYTES = WEIGHT_BYTES + MOST_ROWS * ROW_BYTES };
 enum { BRINGERS = LOADERS - 32, ROWS_AT_ONCE = BRINGERS / 8, CONSUMER_WARPS = 4 };
 /* Places for units that are known and not finished: each but the last two has a stage that is taken. */
 enum { TOLD = 16 };
+static_assert((int)MOEI_FEW_TOKENS <= 2 * (int)MOST_ROWS, "two entries an expert at most");
 static_assert((int)TOLD > (int)STAGES + 3, "a unit's place is free again");
 enum { CHOICES = MOEI_FEW_ROWS, EXPERTS = MOEI_FEW_EXPERTS, LISTED = EXPERTS + CHOICES / MOST_ROWS };
 static_assert(1 + (int)LISTED <= (int)MOEI_FEW_COUNTERS, "counters");
@@ -40,8 +42,8 @@ struct Listed {
 struct FewShared {
     uint64_t full[STAGES], empty[STAGES], told[TOLD];
     Told unit[TOLD];
-    int32_t n_listed, count[EXPERTS];        /* of an expert's choices; then where they begin */
-    Listed listed[LISTED];                   /* those that somebody chose, with more rows more than once */
+    int32_t n_listed, count[EXPERTS];        /* of an expert's choices, see Halves */
+    Listed listed[LISTED];                   /* those that somebody chose, with more than MOST_ROWS twice */
     int16_t choice[CHOICES], token[CHOICES]; /* by expert */
 };
 
@@ -63,32 +65,38 @@ __device__ __forceinline__ uint32_t *stored_of(const moei_few_args &p, int liste
     return p.drawn + 1 + listed;
 }
 
-/* Choices by expert. Whole block; whoever asks for weights, which `choice` is nothing to, goes on at once. */
+/* Choices by expert. Of an expert that is listed twice the first MOST_ROWS tokens and the others each have
+ * their entry: every block sorts for itself, so what an entry holds must not hang on who counts first. Whole
+ * block; whoever asks for weights, which `choice` is nothing to, goes on at once. */
 __device__ __forceinline__ void sort_choices(const moei_few_args &p, FewShared &s) {
     enum { OWN = (CHOICES + THREADS - 1) / THREADS, FIRST_AT = 16 };
     const int thread = threadIdx.x, choices = (int)p.n_tokens * p.top_k;
     int chosen[OWN], rank[OWN];
+    const auto half_of = [&](int i) { return Halves{(i * THREADS + thread) / p.top_k >= MOST_ROWS}; };
 #pragma unroll
     for (int i = 0; i < OWN; ++i)
         chosen[i] = i * THREADS + thread < choices ? p.expert[i * THREADS + thread] : -1;
 #pragma unroll
-    for (int i = 0; i < OWN; ++i) rank[i] = chosen[i] >= 0 ? atomicAdd(&s.count[chosen[i]], 1) : 0;
+    for (int i = 0; i < OWN; ++i) rank[i] = chosen[i] >= 0 ? half_of(i).count(&s.count[chosen[i]]) : 0;
     __syncthreads();
     if (thread < 32) {
         const int each = (p.n_experts + 31) / 32, begin = min(thread * each, p.n_experts),
                   end = min(begin + each, p.n_experts);
         int own = 0; /* choices, and below them experts */
-        for (int e = begin; e < end; ++e)
-            own += (s.count[e] << FIRST_AT) + (s.count[e] + MOST_ROWS - 1) / MOST_ROWS;
+        for (int e = begin; e < end; ++e) {
+            const int rows = Halves::both(s.count[e]);
+            own += (rows << FIRST_AT) + (rows > MOST_ROWS) + (rows > 0);
+        }
         const int upto = warp_prefix(own);
         if (thread == 31) s.n_listed = upto & ((1 << FIRST_AT) - 1);
         int at = (upto - own) & ((1 << FIRST_AT) - 1), first = (upto - own) >> FIRST_AT;
         for (int e = begin; e < end; ++e) {
-            const int rows = s.count[e];
-            s.count[e] = first;
-            for (int done = 0; done < rows; done += MOST_ROWS)
+            const int own_rows = s.count[e], rows = Halves::both(own_rows),
+                      earlier = rows > MOST_ROWS ? Halves::first(own_rows) : rows;
+            s.count[e] = Halves::begin(first, own_rows);
+            for (int done = 0; done < rows; done += earlier)
                 s.listed[at++] = {(int16_t)e, (int16_t)(first + done),
-                                  (int16_t)min(rows - done, (int)MOST_ROWS)};
+                                  (int16_t)(done ? rows - done : earlier)};
             first += rows;
         }
     }
@@ -96,7 +104,7 @@ __device__ __forceinline__ void sort_choices(const moei_few_args &p, FewShared &
 #pragma unroll
     for (int i = 0; i < OWN; ++i) {
         if (chosen[i] < 0) continue;
-        const int at = s.count[chosen[i]] + rank[i], choice = i * THREADS + thread;
+        const int at = half_of(i).place(s.count[chosen[i]], rank[i]), choice = i * THREADS + thread;
         s.choice[at] = (int16_t)choice, s.token[at] = (int16_t)(choice / p.top_k);
     }
     if (thread < 32)
