@@ -31,9 +31,10 @@ typedef struct moe_expert_desc {
     const char *init_scheme;
     float init_std, init_std_down, init_std_scale; /* 0 is 0 here: numbers need not be drawn */
     int32_t layer_index;
-    uint64_t stream; /* distinguishes random draws of routed and shared experts */
-    void *user;      /* moe_expert_ops.user */
-    bool unowned;    /* moe_layer_desc.unowned; of built-in kinds alone */
+    uint64_t stream;     /* distinguishes random draws of routed and shared experts */
+    void *user;          /* moe_expert_ops.user */
+    bool unowned;        /* moe_layer_desc.unowned; of built-in kinds alone */
+    uint8_t reserved[7]; /* 0: no padding, as in moe_ctx_desc */
 } moe_expert_desc;
 
 /* One call. Rows of expert e are offset[e] <= r < offset[e+1]; R = offset[n_experts]. */

@@ -50,7 +50,8 @@ moe_status moei_ctx_no_memory(moe_ctx *ctx, const char *format, ...) {
     va_start(args, format);
     vsnprintf(purpose, sizeof purpose, format, args);
     va_end(args);
-    return moe_ctx_fail(ctx, MOE_ERR_MEMORY, "%s: %s", purpose, refused.text);
+    return moe_ctx_fail(ctx, refused.status != MOE_OK ? refused.status : MOE_ERR_MEMORY, "%s: %s", purpose,
+                        refused.text);
 }
 
 moe_status moei_ctx_desc_read(moe_ctx *ctx, void *ours, size_t our_size, const void *given,

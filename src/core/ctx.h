@@ -42,7 +42,8 @@ struct moe_ctx {
 /* moei_error_need for those who have a context, or were given none: then the status alone tells it. */
 moe_status moei_ctx_need(moe_ctx *ctx, const char *call, const char *field, const void *ptr);
 
-/* Says what the memory was for that has just been refused; returns MOE_ERR_MEMORY. */
+/* Says what the memory was for that has just been refused; returns the status of that refusal:
+ * MOE_ERR_MEMORY, or what else a device gave as its reason. */
 moe_status moei_ctx_no_memory(moe_ctx *ctx, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* desc.h for those who have a context. */

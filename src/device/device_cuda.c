@@ -150,7 +150,9 @@ static void cuda_free(moe_ctx *ctx, void *ptr, size_t bytes) {
 
 static bool is_of_device(const void *ptr) {
     struct cudaPointerAttributes about;
-    return cudaPointerGetAttributes(&about, ptr) == cudaSuccess && about.type == cudaMemoryTypeDevice;
+    if (cudaPointerGetAttributes(&about, ptr) == cudaSuccess) return about.type == cudaMemoryTypeDevice;
+    cudaGetLastError(); /* an address it does not know is no fault that the next check should tell */
+    return false;
 }
 
 /* What the host can reach is awaited: of pinned memory the runtime's copy returns before it is done. */

@@ -30,16 +30,25 @@ static double score_of(moei_score score, double logit) {
     return NAN;
 }
 
+static double slope_of_sigmoid(double x) {
+    const double p = logistic(x);
+    return p * (1 - p);
+}
+
+static double slope_of_sqrtsoftplus(double x) {
+    const double root = sqrt(softplus(x));
+    return root > 0 ? logistic(x) / (2 * root) : 0;
+}
+
 /* Its derivative; of softmax, see moei_softmax_backward. */
 static double slope_of(moei_score score, double logit) {
-    const double p = logistic(logit), root = sqrt(softplus(logit));
     switch (score) {
     case MOEI_SOFTMAX:
         break;
     case MOEI_SIGMOID:
-        return p * (1 - p);
+        return slope_of_sigmoid(logit);
     case MOEI_SQRTSOFTPLUS:
-        return root > 0 ? p / (2 * root) : 0;
+        return slope_of_sqrtsoftplus(logit);
     }
     return NAN;
 }

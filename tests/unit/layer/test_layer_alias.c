@@ -106,11 +106,10 @@ static const char *const same[][2] = {
     {"model_type=olmoe norm_topk_prob=false", "score_before_topk=true"},
     {"model_type=qwen2_moe softmax_before_topk=true", "score_before_topk=true"},
     {"model_type=mixtral", "moe.top_k=2"},
-    {"model_type=deepseek_v3 norm_topk_prob=true topk_method=noaux_tc",
+    {"model_type=deepseek_v3 norm_topk_prob=true topk_method=noaux_tc scoring_func=sigmoid",
      "score_function=sigmoid score_before_topk=true norm_topk_prob=true selection_bias=true "
      "selection_bias_update_rate=0.001"},
-    {"model_type=gpt_oss swiglu_limit=7",
-     "activation=swigluoai expert_bias=true router_bias=true activation_limit=7"},
+    {"model_type=deepseek_v3", "score_function=sigmoid score_before_topk=true selection_bias=true"},
     {"router_dtype=float32 moe_token_dispatcher_type=alltoall", "router_dtype=f32"},
     {"hidden_act=gelu num_local_experts=4 num_experts_per_tok=1 router_aux_loss_coef=0.02",
      "activation=geglu_exact num_experts=4 top_k=1 aux_loss_coeff=0.02"},
@@ -199,6 +198,7 @@ static void what_has_no_equivalent_is_explained(void **state) {
     refused("moe_token_dropping", "true", "set capacity_factor");
     refused("intermediate_size", "64", "moe_intermediate_size");
     refused("model_type", "mystery", "qwen3_moe");
+    refused("model_type", "gpt_oss", "set activation swigluoai");
     refused("perplexity_reg", "0.1", "entropy_loss_coeff");
     refused("moe_grouped_gemm", "false", "NeMo");
     refused("mlp_only_layers", "[1]", "moe_layer_freq");

@@ -344,6 +344,14 @@ static void the_global_loss_outlives_its_step(void **state) {
 
 /* --- defaults --- */
 
+/* A complete descriptor names every choice, its default too. */
+static void assert_all_named(const moe_layer_desc *desc) {
+    const moe_option *row;
+    for (size_t i = 0; (row = moe_layer_option_at(i)); ++i)
+        if (row->type == MOE_OPT_CHOICE && !*(char *const *)(const void *)((const char *)desc + row->offset))
+            fail_msg("%s is NULL", row->key);
+}
+
 /* A field left at 0 is its row's default, but for the two that the header names. */
 static void zero_fields_are_the_defaults(void **state) {
     (void)state;
@@ -359,6 +367,7 @@ static void zero_fields_are_the_defaults(void **state) {
     must(ctx, moe_layer_create(ctx, &desc, &plain));
     must(ctx, moe_layer_create(ctx, &spelt, &told));
     assert_same_settings(moe_layer_get_desc(plain), moe_layer_get_desc(told));
+    assert_all_named(moe_layer_get_desc(plain));
     moe_layer_destroy(plain);
     moe_layer_destroy(told);
     moe_ctx_destroy(ctx);
@@ -374,6 +383,7 @@ static void a_descriptor_is_filled(void **state) {
     assert_true(filled.init_std > 0.0199f && filled.init_std < 0.0201f && filled.output_size == desc.d_model);
     assert_int_equal(moe_layer_desc_fill(&filled, &again, &error), MOE_OK);
     assert_same_settings(&filled, &again);
+    assert_all_named(&filled);
     desc.init_scheme = "lucid_uniform"; /* now nothing is drawn by a deviation */
     assert_int_equal(moe_layer_desc_fill(&desc, &filled, &error), MOE_OK);
     assert_true(filled.init_std == 0);
