@@ -22,7 +22,7 @@ template <bool UP> struct FewBlock {
     static_assert((int)MOEI_FEW_PACKED_TOKENS <= 2 * (int)TILE, "two tiles of tokens at most");
 };
 /* Three stages: with two as with four some us more, of a hundred. */
-template <int CODES, bool UP> using FewShared = UnitShared<CODES, FewBlock<UP>::WARPS, 3>;
+template <int CODES, bool UP> using FewPackedShared = UnitShared<CODES, FewBlock<UP>::WARPS, 3>;
 
 struct FewPackedCall {
     moei_few_args p;
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(FewBlock<UP>::THREADS, FewBlock<UP>::PER_SM)
     enum { THREADS = FewBlock<UP>::THREADS };
     extern __shared__ __align__(16) char raw[];
     __shared__ Choices s;
-    FewShared<CODES, UP> &shared = *(FewShared<CODES, UP> *)raw;
+    FewPackedShared<CODES, UP> &shared = *(FewPackedShared<CODES, UP> *)raw;
     const moei_few_args &p = call.p;
     for (int i = threadIdx.x; i < EXPERTS; i += THREADS) s.count[i] = 0;
     shared.table.put(call.b.value);
@@ -147,7 +147,7 @@ template <int CODES, bool GATED, bool UP>
 static cudaError_t launch_units(const moei_team *team, const FewPackedCall &call) {
     int n_sm = 0;
     const auto kernel = few_packed_kernel<CODES, GATED, UP>;
-    const int bytes = (int)sizeof(FewShared<CODES, UP>);
+    const int bytes = (int)sizeof(FewPackedShared<CODES, UP>);
     cudaError_t error = multiprocessors(&n_sm);
     if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;

@@ -166,8 +166,7 @@ __device__ __forceinline__ void load_units(const moei_few_args &p, FewShared &s,
 
 /* All of up's units of an expert are stored. */
 __device__ __forceinline__ void await_stored(const uint32_t *count, uint32_t all) {
-    for (uint32_t stored = 0; stored < all;)
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(stored) : "l"(count) : "memory");
+    for (uint32_t stored = 0; stored < all;) stored = load_acquire(count);
 }
 
 /* The rows of all units, a stage at a time beside its weights; eight threads a row. */

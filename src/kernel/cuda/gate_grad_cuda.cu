@@ -92,7 +92,8 @@ struct Sums {
     __device__ __forceinline__ float *at(int half, int part, int i) {
         return &v[part][i / 2][half * 2 + i % 2];
     }
-    __device__ __forceinline__ void add(int half, int part, const uint32_t (&two)[4]) {
+    __device__ __forceinline__ void add(int half, int part, const uint4 &eight) {
+        const uint32_t two[4] = {eight.x, eight.y, eight.z, eight.w};
 #pragma unroll
         for (int i = 0; i < 8; ++i)
             *at(half, part, i) += i % 2 ? bf16_high(two[i / 2]) : bf16_low(two[i / 2]);
@@ -129,6 +130,7 @@ struct SumShared {
     uint4 piece[RING][STEP_ROWS][16];
     int row[TOKENS * ROWS_MOST];
 };
+static_assert(WARPS * sizeof(SumShared) <= 99 * 1024, "what any GPU from sm_80 gives a block");
 
 /* Step s: two rows of eight tokens, half a warp asking for the 256 bytes of each. */
 __device__ __forceinline__ void fetch_rows(const moei_gate_grad_args &p, SumShared &shared, int64_t column,
@@ -151,9 +153,9 @@ __device__ __forceinline__ void add_rows(Sums &sums, const SumShared &shared, in
     const uint32_t from = smem_address(shared.piece[slot][g]) + (lane % 4 ^ ((g & 1) << 2 | g >> 1)) * 16;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        uint32_t two[4];
-        shared_load16(two, (from ^ i % 2 * 64) + i / 2 % 2 * 128 + i / 4 * 2048);
-        sums.add(half, i % 4, two);
+        uint4 eight;
+        shared_load(eight, (from ^ i % 2 * 64) + i / 2 % 2 * 128 + i / 4 * 2048);
+        sums.add(half, i % 4, eight);
     }
 }
 
@@ -205,7 +207,7 @@ __global__ void __launch_bounds__(THREADS, 2)
         const int64_t token = tile * TOKENS + lane / 4 + i / 4 * 8, at = column + i % 4 * 32 + lane % 4 * 8;
         if (token >= p.n_tokens || at >= p.d) continue;
         uint4 *out = (uint4 *)((uint16_t *)p.dx + token * p.ld_dx + at);
-        if (p.accumulate) sums.add(i / 4, i % 4, {out->x, out->y, out->z, out->w});
+        if (p.accumulate) sums.add(i / 4, i % 4, *out);
         *out = sums.rounded(i / 4, i % 4);
     }
 }

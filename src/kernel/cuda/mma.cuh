@@ -54,12 +54,6 @@ __device__ __forceinline__ void shared_store16(uint32_t dst, const uint32_t (&v)
                  "r"(v[3])
                  : "memory");
 }
-__device__ __forceinline__ void shared_load16(uint32_t (&v)[4], uint32_t src) {
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-                 : "r"(src)
-                 : "memory");
-}
 
 /* 8x8 matrices from shared memory; lane l gives the address of row l%8 of matrix l/8 and gets of each matrix
  * row l/4, columns 2(l%4) and the next; transposed, rows 2(l%4) and the next of column l/4. */

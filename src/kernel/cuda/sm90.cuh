@@ -92,6 +92,13 @@ __device__ __forceinline__ void fence_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+/* A word that blocks count in: what they wrote before they did is there afterwards. */
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t *from) {
+    uint32_t v;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
+
 /* Policy of what L2 need not keep: stored once, read by a later kernel when it is long gone. */
 __device__ __forceinline__ uint64_t pass_through_l2() {
     uint64_t policy;
@@ -125,13 +132,6 @@ __device__ __forceinline__ void tma_load_box(uint32_t dst, const CUtensorMap *ma
                  " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(dst),
                  "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z)
                  : "memory");
-}
-/* Bytes as they lie, a multiple of 16. */
-__device__ __forceinline__ void bulk_load(uint32_t dst, const void *from, int bytes, uint32_t bar) {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
-        "l"(from), "r"(bytes), "r"(bar)
-        : "memory");
 }
 
 /* Ragged maps (tensor_map.cuh): row `row` of a group that ends at `row_end`; rows past the end read as zero
