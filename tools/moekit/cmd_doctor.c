@@ -62,45 +62,47 @@ static void examine_isa(doctor *self) {
         find(self, "no vector kernels", "", "this processor has no AVX2; training will be very slow");
 }
 
+/* Rows of kernel.def. */
+static const char *const operations[] = {"gemm_rows",
+                                         "gemm_packed",
+                                         "gemm_outer",
+                                         "gather_sum",
+                                         "colsum",
+                                         "act_pass",
+                                         "act_pass_grad",
+                                         "mx_save",
+                                         "mx_restore",
+                                         "topk",
+                                         "topk_grad",
+                                         "rmsnorm",
+                                         "rmsnorm_backward",
+                                         "rope",
+                                         "attention",
+                                         "attention_backward",
+                                         "cross_entropy",
+                                         "adamw",
+                                         "sum_squares",
+                                         "peak",
+                                         "add_bias",
+                                         "balance_grad",
+                                         "bias_grad",
+                                         "convert",
+                                         "copy_rows",
+                                         "plan",
+                                         "plan_index",
+                                         "few",
+                                         "gemm_outers",
+                                         "gate_grad",
+                                         "gate_grad_end",
+                                         "route",
+                                         "router",
+                                         "router_grad",
+                                         "row_dot",
+                                         "sigmoid_gate",
+                                         "sigmoid_gate_grad",
+                                         "gate_grad_sum"};
+
 static void examine_context(doctor *self) {
-    static const char *const ops[] = {"gemm_rows",
-                                      "gemm_packed",
-                                      "gemm_outer",
-                                      "gather_sum",
-                                      "colsum",
-                                      "act_pass",
-                                      "act_pass_grad",
-                                      "mx_save",
-                                      "mx_restore",
-                                      "topk",
-                                      "topk_grad",
-                                      "rmsnorm",
-                                      "rmsnorm_backward",
-                                      "rope",
-                                      "attention",
-                                      "attention_backward",
-                                      "cross_entropy",
-                                      "adamw",
-                                      "sum_squares",
-                                      "peak",
-                                      "add_bias",
-                                      "balance_grad",
-                                      "bias_grad",
-                                      "convert",
-                                      "copy_rows",
-                                      "plan",
-                                      "plan_index",
-                                      "few",
-                                      "gemm_outers",
-                                      "gate_grad",
-                                      "gate_grad_end",
-                                      "route",
-                                      "router",
-                                      "router_grad",
-                                      "row_dot",
-                                      "sigmoid_gate",
-                                      "sigmoid_gate_grad",
-                                      "gate_grad_sum"};
     char text[64], key[64];
     moe_ctx *ctx;
     moe_error error;
@@ -116,9 +118,9 @@ static void examine_context(doctor *self) {
         find(self, "more threads than cores: ", text,
              "unset MOEKIT_NUM_THREADS and OMP_NUM_THREADS, or lower them");
     tell(self, "isa in use", moe_ctx_isa(ctx));
-    for (size_t i = 0; i < sizeof ops / sizeof *ops; ++i) {
-        const char *kernel = moe_ctx_kernel(ctx, ops[i]);
-        snprintf(key, sizeof key, "kernel %s", ops[i]);
+    for (size_t i = 0; i < sizeof operations / sizeof *operations; ++i) {
+        const char *kernel = moe_ctx_kernel(ctx, operations[i]);
+        snprintf(key, sizeof key, "kernel %s", operations[i]);
         tell(self, key, kernel ? kernel : "on GPUs only");
     }
     moe_ctx_destroy(ctx);
