@@ -8,6 +8,11 @@
 
 namespace moei {
 
+/* Rows of an expert that are done together: its choices from `first` on. */
+struct Listed {
+    int16_t expert, first, rows;
+};
+
 struct Halves {
     bool second; /* which half a choice is of */
 
@@ -20,6 +25,16 @@ struct Halves {
     static __device__ __forceinline__ int first(int counted) { return counted & MASK; }
     static __device__ __forceinline__ int both(int counted) {
         return (counted & MASK) + (counted >> SECOND_AT);
+    }
+    /* Parts of an expert: one where its rows are `most` at most, else one a half. */
+    static __device__ __forceinline__ int parts(int counted, int most) {
+        return (both(counted) > 0) + (both(counted) > most);
+    }
+    /* Writes them to `to`, the expert's choices beginning at `at`. */
+    static __device__ __forceinline__ void list(Listed *to, int expert, int at, int counted, int most) {
+        const int rows = both(counted), earlier = rows > most ? first(counted) : rows;
+        if (rows > 0) to[0] = {(int16_t)expert, (int16_t)at, (int16_t)earlier};
+        if (rows > most) to[1] = {(int16_t)expert, (int16_t)(at + earlier), (int16_t)(rows - earlier)};
     }
     /* Where an expert's choices begin, and above it where those of its second half do, seen from there. */
     static __device__ __forceinline__ int begin(int at, int counted) {

@@ -37,8 +37,8 @@ struct Choices {
     int32_t count[EXPERTS]; /* of an expert's choices, see Halves */
     int32_t before[16];     /* by warp */
     int32_t n_tiles;
-    int16_t expert[CHOICES], first[CHOICES], rows[CHOICES]; /* of a tile */
-    int16_t choice[CHOICES];                                /* by expert */
+    Listed tile[CHOICES];
+    int16_t choice[CHOICES]; /* by expert */
 };
 
 /* Choices by expert, in tiles of TILE. Whole block. Of more than one tile the first TILE tokens and the
@@ -55,8 +55,7 @@ template <int THREADS> __device__ __forceinline__ void sort_choices(const moei_f
 #pragma unroll
     for (int i = 0; i < OWN; ++i) {
         own[i] = s.count[thread * OWN + i];
-        const int rows = Halves::both(own[i]);
-        sum += rows + ((rows > TILE) + (rows > 0) << TILES_AT);
+        sum += Halves::both(own[i]) + (Halves::parts(own[i], TILE) << TILES_AT);
     }
     int at = warp_prefix(sum);
     if (lane == 31) s.before[warp] = at;
@@ -67,13 +66,9 @@ template <int THREADS> __device__ __forceinline__ void sort_choices(const moei_f
     int first = at & ((1 << TILES_AT) - 1), tile = at >> TILES_AT;
 #pragma unroll
     for (int i = 0; i < OWN; ++i) {
-        const int rows = Halves::both(own[i]), earlier = rows > TILE ? Halves::first(own[i]) : rows;
         s.count[thread * OWN + i] = Halves::begin(first, own[i]);
-        for (int done = 0; done < rows; done += earlier, ++tile) {
-            s.expert[tile] = (int16_t)(thread * OWN + i), s.first[tile] = (int16_t)(first + done);
-            s.rows[tile] = (int16_t)(done ? rows - done : earlier);
-        }
-        first += rows;
+        Halves::list(&s.tile[tile], thread * OWN + i, first, own[i], TILE);
+        tile += Halves::parts(own[i], TILE), first += Halves::both(own[i]);
     }
     __syncthreads();
     if (chosen >= 0) s.choice[half.place(s.count[chosen], rank)] = (int16_t)thread;
@@ -93,11 +88,12 @@ template <bool GATED, bool UP> struct FewUnits {
     __device__ __forceinline__ Unit open(int turn) {
         const int u = s.drawn[turn % AHEAD], panel = u / max(s.n_tiles, 1), tile = u - panel * s.n_tiles;
         if (u >= n_units) return {0, (const bf16 *)call.p.x, 0};
-        const int rows = s.rows[tile], lane_row = (threadIdx.x & 31) >> 2;
-        const int choice = s.choice[s.first[tile] + (lane_row < rows ? lane_row : 0)];
-        return {s.expert[tile] * call.b.group_bytes + panel * call.b.panel_bytes,
+        const Listed of = s.tile[tile];
+        const int lane_row = (threadIdx.x & 31) >> 2;
+        const int choice = s.choice[of.first + (lane_row < of.rows ? lane_row : 0)];
+        return {of.expert * call.b.group_bytes + panel * call.b.panel_bytes,
                 UP ? (const bf16 *)call.p.x + choice / call.p.top_k * call.p.ldx : call.h + choice * call.p.n,
-                rows};
+                of.rows};
     }
     __device__ __forceinline__ void await() const {
         if (!UP) await_earlier();
@@ -110,9 +106,9 @@ template <bool GATED, bool UP> struct FewUnits {
     }
     __device__ __forceinline__ void finish(int turn, const UnitParts *part) {
         const int u = s.drawn[turn % AHEAD], panel = u / s.n_tiles, tile = u - panel * s.n_tiles;
-        for (int i = threadIdx.x; i < s.rows[tile] * PANEL; i += THREADS) {
+        for (int i = threadIdx.x; i < s.tile[tile].rows * PANEL; i += THREADS) {
             const int r = i / PANEL, c = i % PANEL, column = panel * PANEL + c;
-            const int64_t choice = s.choice[s.first[tile] + r];
+            const int64_t choice = s.choice[s.tile[tile].first + r];
             if (column >= call.b.width) continue;
             const float z = whole_sum<SHARES>(part, r, c);
             if (UP)

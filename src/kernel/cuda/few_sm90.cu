@@ -36,9 +36,6 @@ struct FewCall {
 struct Told {
     int32_t unit, position; /* stages before it */
 };
-struct Listed {
-    int16_t expert, first, rows; /* whose choices begin at `first` */
-};
 struct FewShared {
     uint64_t full[STAGES], empty[STAGES], told[TOLD];
     Told unit[TOLD];
@@ -83,21 +80,16 @@ __device__ __forceinline__ void sort_choices(const moei_few_args &p, FewShared &
         const int each = (p.n_experts + 31) / 32, begin = min(thread * each, p.n_experts),
                   end = min(begin + each, p.n_experts);
         int own = 0; /* choices, and below them experts */
-        for (int e = begin; e < end; ++e) {
-            const int rows = Halves::both(s.count[e]);
-            own += (rows << FIRST_AT) + (rows > MOST_ROWS) + (rows > 0);
-        }
+        for (int e = begin; e < end; ++e)
+            own += (Halves::both(s.count[e]) << FIRST_AT) + Halves::parts(s.count[e], MOST_ROWS);
         const int upto = warp_prefix(own);
         if (thread == 31) s.n_listed = upto & ((1 << FIRST_AT) - 1);
         int at = (upto - own) & ((1 << FIRST_AT) - 1), first = (upto - own) >> FIRST_AT;
         for (int e = begin; e < end; ++e) {
-            const int own_rows = s.count[e], rows = Halves::both(own_rows),
-                      earlier = rows > MOST_ROWS ? Halves::first(own_rows) : rows;
-            s.count[e] = Halves::begin(first, own_rows);
-            for (int done = 0; done < rows; done += earlier)
-                s.listed[at++] = {(int16_t)e, (int16_t)(first + done),
-                                  (int16_t)(done ? rows - done : earlier)};
-            first += rows;
+            const int counted = s.count[e];
+            s.count[e] = Halves::begin(first, counted);
+            Halves::list(&s.listed[at], e, first, counted, MOST_ROWS);
+            at += Halves::parts(counted, MOST_ROWS), first += Halves::both(counted);
         }
     }
     __syncthreads();
