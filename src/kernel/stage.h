@@ -200,11 +200,11 @@ typedef struct moei_gate_grad_args {
 static inline bool moei_gate_grad_serves(int64_t n_experts, int64_t d) {
     return n_experts % 4 == 0 && d % 8 == 0;
 }
-/* And arguments: what it reads and writes lies in pieces of 16 bytes. */
+/* And arguments: what it reads and writes lies in pieces of 16 bytes; a frozen router has no gradient. */
 static inline bool moei_gate_grad_takes(const moei_gate_grad_args *a) {
     const uintptr_t at =
         (uintptr_t)a->x | (uintptr_t)a->gate | (uintptr_t)a->dgate | (uintptr_t)a->dx | (uintptr_t)a->rows;
-    return a->scratch && a->dtype == MOE_BF16 && a->n_tokens > 0 &&
+    return a->scratch && a->dgate && a->dtype == MOE_BF16 && a->n_tokens > 0 &&
            moei_gate_grad_serves(a->n_experts, a->d) && a->ldx % 8 == 0 && (!a->dx || a->ld_dx % 8 == 0) &&
            (!a->rows || a->ld_rows % 8 == 0) && at % 16 == 0;
 }

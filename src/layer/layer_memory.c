@@ -99,7 +99,8 @@ static void carve_router_scratch(const moe_layer *layer, moei_arena *arena, moei
     s->dweight = moei_arena_array(arena, slots, 1, moe_dtype_bytes(layer->router.dtype));
     if (!layer->twin) return;
     s->aux_grad = moei_arena_array(arena, E + 1, 1, sizeof *s->aux_grad);
-    if (layer->ctx->kernels[d->dtype]->gate_grad && !d->router_bias && moei_gate_grad_serves(E, d->d_model))
+    if (layer->ctx->kernels[d->dtype]->gate_grad && !d->router_bias && !d->router_frozen &&
+        moei_gate_grad_serves(E, d->d_model))
         s->gate_grad = moei_arena_take(arena, moei_gate_grad_carve(extent.tokens, E, d->d_model).bytes);
 }
 

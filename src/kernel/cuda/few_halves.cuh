@@ -6,6 +6,8 @@
 #ifndef MOEI_FEW_HALVES_CUH
 #define MOEI_FEW_HALVES_CUH
 
+#include <stdint.h>
+
 namespace moei {
 
 /* Rows of an expert that are done together: its choices from `first` on. */

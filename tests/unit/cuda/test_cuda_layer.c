@@ -117,6 +117,8 @@ static const cuda_problem problems[] = {
     {.name = "relu, odd widths", .tokens = 131, .on_device = true,
      .settings = "d_model=67 num_experts=5 top_k=3 expert_hidden_size=131 activation=relu "
                  "score_before_topk=true norm_topk_prob=true aux_loss_coeff=0.1"},
+    {.name = "router frozen", .tokens = 59, .on_device = true,
+     .settings = "d_model=64 expert_hidden_size=40 router_frozen=true aux_loss_coeff=0.1"},
     {.name = "gelu, biases", .tokens = 53, .on_device = true,
      .settings = "activation=gelu expert_bias=true router_bias=true z_loss_coeff=0.1"},
     {.name = "biases, whole lines", .tokens = 153, .on_device = true,
