@@ -21,6 +21,8 @@ static const variant variants[] = {
      {.d_model = 64, .num_experts = 4, .expert_hidden_size = 136, .num_shared_experts = 1}},
     {"biases",
      {.d_model = 72, .num_experts = 4, .expert_hidden_size = 40, .expert_bias = true, .router_bias = true}},
+    {"a frozen router",
+     {.d_model = 64, .num_experts = 8, .expert_hidden_size = 40, .router_frozen = true}},
     {"other widths", {.d_model = 37, .num_experts = 5, .expert_hidden_size = 19, .activation = "geglu"}},
     {"routed by a twin",
      {.d_model = 64, .num_experts = 8, .expert_hidden_size = 24, .router_type = "noisy_top_k"}},
