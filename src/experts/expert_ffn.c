@@ -140,22 +140,21 @@ static moe_status ffn_forward(void *self, const moe_expert_io *io) {
     return down_product(f, io, s.a);
 }
 
-bool moei_ffn_few(const void *self, const moei_few_args *given) {
+bool moei_ffn_few_args(const void *self, moei_few_args *args) {
     const moei_ffn *f = self;
     const moe_expert_desc *d = &f->desc;
-    moei_few_fn *few = f->ctx->kernels[d->dtype]->few;
-    moei_arena arena = {given->scratch, 0};
-    moei_few_args args = *given;
-    if (!few || !f->fused || d->d_in != d->d_out || f->value[MOEI_FFN_UP_BIAS]) return false;
-    args.n = d->d_hidden;
-    args.w1 = f->value[MOEI_FFN_UP];
-    args.w2 = f->value[MOEI_FFN_DOWN];
-    args.w1_packed = f->packed[MOEI_FFN_UP];
-    args.w2_packed = f->packed[MOEI_FFN_DOWN];
-    args.act = f->act;
-    args.act_numbers = act_numbers(f);
-    args.scratch = carve(f, &arena, args.n_tokens * args.top_k, MOE_INFER).a;
-    return few(&f->ctx->team, &args);
+    moei_arena arena = {args->scratch, 0};
+    if (!f->ctx->kernels[d->dtype]->few || !f->fused || d->d_in != d->d_out || f->value[MOEI_FFN_UP_BIAS])
+        return false;
+    args->n = d->d_hidden;
+    args->w1 = f->value[MOEI_FFN_UP];
+    args->w2 = f->value[MOEI_FFN_DOWN];
+    args->w1_packed = f->packed[MOEI_FFN_UP];
+    args->w2_packed = f->packed[MOEI_FFN_DOWN];
+    args->act = f->act;
+    args->act_numbers = act_numbers(f);
+    args->scratch = carve(f, &arena, args->n_tokens * args->top_k, MOE_INFER).a;
+    return moei_few_takes(args);
 }
 
 /* dA' = gather(dy) W2^T; from it dZ (over Z), weight*A and dweight = <dA', A>. */

@@ -53,9 +53,10 @@ void moei_ffn_use_packed(void *self, moe_packed *const packed[MOEI_FFN_MATRICES]
 /* Of moei_expert_ffn, before gradients are bound: the type of those of its matrices, wide or bf16. */
 void moei_ffn_set_grad_dtype(void *self, moe_dtype dtype);
 
-/* Of moei_expert_ffn: `few` of kernel.h, for the tokens, the routing and the y of `args`; h is the kind's
- * scratch of a call. False: not with these weights or on this device, and nothing was done. */
-bool moei_ffn_few(const void *self, const moei_few_args *args);
+/* Of moei_expert_ffn, in `args` for `few` of kernel.h, whose tokens are filled in: the weights, what is done
+ * with them, and of the kind's scratch of a call (as it stands in `args`) what those kernels use. False: not
+ * of these experts, on this device or for such tokens. */
+bool moei_ffn_few_args(const void *self, moei_few_args *args);
 
 /* Of moei_expert_mixed: the first of its kinds that has no backward; NULL: all have. */
 const char *moei_expert_mixed_forward_only(const void *self);

@@ -92,7 +92,8 @@ typedef bool moei_gemm_outers_fn(const moei_team *team, const moei_gemm_outers_a
 typedef void moei_gate_grad_fn(const moei_team *team, const moei_gate_grad_args *args,
                                moe_gemm_outer_args *product);
 typedef void moei_gate_grad_part_fn(const moei_team *team, const moei_gate_grad_args *args);
-typedef bool moei_few_fn(const moei_team *team, const moei_few_args *args); /* likewise */
+/* Of arguments that moei_few_takes; false: the driver cannot describe the weights, and nothing was done. */
+typedef bool moei_few_fn(const moei_team *team, const moei_few_args *args);
 typedef void moei_plan_fn(const moei_team *team, const moei_plan_args *args);
 typedef void moei_balance_fn(const moei_team *team, const moei_balance_args *args);
 

@@ -240,9 +240,10 @@ enum {
     MOEI_FEW_TOKENS = 128,      /* so many */
     MOEI_FEW_ROWS = 2048,       /* n_tokens * top_k at most */
     MOEI_FEW_EXPERTS = 1024,    /* n_experts at most */
+    MOEI_FEW_EXPERT_ROWS = 64,  /* rows of an expert for which its weights are read once */
     MOEI_FEW_PACKED_ROWS = 256, /* n_tokens * top_k at most where weights are packed, of so many tokens: */
     MOEI_FEW_PACKED_TOKENS = 16,
-    MOEI_FEW_COUNTERS = 1 + MOEI_FEW_EXPERTS + MOEI_FEW_ROWS / 64
+    MOEI_FEW_COUNTERS = 1 + MOEI_FEW_EXPERTS + MOEI_FEW_ROWS / MOEI_FEW_EXPERT_ROWS
 };
 typedef struct moei_few_args {
     moe_dtype dtype;
@@ -262,6 +263,19 @@ typedef struct moei_few_args {
     void *y;               /* [T, d] */
     bool accumulate;
 } moei_few_args;
+/* Arguments that its kernels are for: bf16, in pieces of 16 bytes. Of more tokens than rows for which an
+ * expert is read once, only while experts have three quarters of so many on average: beyond, what is read
+ * twice costs more than a plan. */
+static inline bool moei_few_takes(const moei_few_args *a) {
+    const int64_t rows = a->n_tokens * a->top_k;
+    const bool packed = a->w1_packed;
+    const uintptr_t at = (uintptr_t)a->x | (packed ? 0 : (uintptr_t)a->w1 | (uintptr_t)a->w2);
+    return a->dtype == MOE_BF16 && a->act != MOE_ACT_NONE && a->n_tokens > 0 &&
+           a->n_tokens <= (packed ? MOEI_FEW_PACKED_TOKENS : MOEI_FEW_TOKENS) &&
+           rows <= (packed ? MOEI_FEW_PACKED_ROWS : MOEI_FEW_ROWS) && a->n_experts <= MOEI_FEW_EXPERTS &&
+           (a->n_tokens <= MOEI_FEW_EXPERT_ROWS || 4 * rows <= 3 * MOEI_FEW_EXPERT_ROWS * a->n_experts) &&
+           a->d % 8 == 0 && a->ldx % 8 == 0 && a->n % 8 == 0 && at % 16 == 0;
+}
 
 /* Of each choice hidden numbers in bf16 and sums, these in bf16 or, with packed weights, f32. `rows` is
  * n_tokens * top_k or more. */

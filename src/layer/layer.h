@@ -183,7 +183,7 @@ void moei_layer_clear_step(moe_layer *layer);
 void moei_layer_count_step(moe_layer *layer);
 
 /* Whether the routed experts of this call may do without a plan. */
-bool moei_layer_takes_few(const moe_layer *layer);
+bool moei_layer_takes_few(const moe_layer *layer, const moei_scratch *s);
 
 /* The losses of the last forward, in this call's scratch. */
 static inline moei_loss_job moei_layer_loss_job(const moe_layer *layer, const moei_scratch *s) {

@@ -67,33 +67,40 @@ static moe_status run_experts(const moe_layer *layer, bool forward, const moe_ex
                               (forward ? ops->forward : ops->backward)(layer->experts.self, io));
 }
 
-bool moei_layer_takes_few(const moe_layer *layer) {
-    const int64_t tokens = layer->batch.x.rows;
-    return layer->ctx->kernels[layer->desc.dtype]->few && layer->batch.mode == MOE_INFER &&
-           tokens <= MOEI_FEW_TOKENS && tokens * layer->routing.top_k <= MOEI_FEW_ROWS &&
-           layer->experts.ops == &moei_expert_ffn && layer->desc.latent_size == 0 &&
-           !moei_layer_weighs_input(layer) && layer->capacity.factor[MOE_INFER] <= 0;
+/* What kernels that need no plan are told of few tokens; false: not of these, or with these experts. */
+static bool few_args(const moe_layer *layer, const moei_scratch *s, moei_few_args *args) {
+    const moe_mat x = layer->batch.x;
+    if (layer->batch.mode != MOE_INFER || layer->experts.ops != &moei_expert_ffn ||
+        layer->desc.latent_size > 0 || moei_layer_weighs_input(layer) ||
+        layer->capacity.factor[MOE_INFER] > 0)
+        return false;
+    *args = (moei_few_args){.dtype = x.dtype,
+                            .n_tokens = x.rows,
+                            .d = x.cols,
+                            .n_experts = layer->routing.n_experts,
+                            .top_k = layer->routing.top_k,
+                            .x = x.data,
+                            .ldx = x.stride,
+                            .expert = layer->routing.expert,
+                            .scratch = s->experts,
+                            .drawn = layer->device.drawn,
+                            .accumulate = layer->shared.ops != NULL};
+    return moei_ffn_few_args(layer->experts.self, args);
 }
 
-/* Experts and sum of few tokens by kernels that need no plan; false: not with these experts. */
+bool moei_layer_takes_few(const moe_layer *layer, const moei_scratch *s) {
+    moei_few_args args;
+    return few_args(layer, s, &args);
+}
+
+/* Experts and sum of few tokens; false: nothing was done. */
 static bool few_forward(const moe_layer *layer, const moei_scratch *s, moe_mat y) {
-    const moe_mat x = layer->batch.x;
-    if (!layer->plan_due) return false;
-    return moei_ffn_few(layer->experts.self,
-                        &(moei_few_args){.dtype = x.dtype,
-                                         .n_tokens = x.rows,
-                                         .d = x.cols,
-                                         .n_experts = layer->routing.n_experts,
-                                         .top_k = layer->routing.top_k,
-                                         .x = x.data,
-                                         .ldx = x.stride,
-                                         .ldy = y.stride,
-                                         .expert = layer->routing.expert,
-                                         .weight = moei_plan_slot_weight(&layer->plan, &layer->routing),
-                                         .scratch = s->experts,
-                                         .drawn = layer->device.drawn,
-                                         .y = y.data,
-                                         .accumulate = layer->shared.ops != NULL});
+    moei_few_args args;
+    if (!layer->plan_due || !few_args(layer, s, &args)) return false;
+    args.weight = moei_plan_slot_weight(&layer->plan, &layer->routing);
+    args.y = y.data;
+    args.ldy = y.stride;
+    return layer->ctx->kernels[layer->desc.dtype]->few(&layer->ctx->team, &args);
 }
 
 /* The experts' rows, and their sums. */

@@ -157,7 +157,7 @@ static bool route_in_one(const moe_layer *layer, const moei_scratch *s) {
     if (!kernels->route || layer->gate.bias || layer->router.keeps_logits) return false;
     moei_router_args args = router_args(layer, s);
     args.logits = NULL; /* nobody asks */
-    args.tile_count = moei_layer_takes_few(layer) ? NULL : s->tile_count;
+    args.tile_count = moei_layer_takes_few(layer, s) ? NULL : s->tile_count;
     return kernels->route(&layer->ctx->team, &args);
 }
 
@@ -175,7 +175,7 @@ static moe_status route(moe_layer *layer, const moei_scratch *s) {
         layer->ctx->kernels[layer->desc.dtype]->router(&layer->ctx->team, &args);
     }
     open_plan(layer, s);
-    layer->plan_due = moei_layer_takes_few(layer);
+    layer->plan_due = moei_layer_takes_few(layer, s);
     if (!layer->plan_due) build_plan(layer, s, fused);
     return MOE_OK;
 }

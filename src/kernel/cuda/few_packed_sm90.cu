@@ -171,8 +171,6 @@ static cudaError_t launch_codes(const moei_team *team, const FewPackedCall &call
 
 int moei_cuda_few_packed(const moei_team *team, const moei_few_args *args) {
     using namespace moei;
-    if (args->n_tokens > MOEI_FEW_PACKED_TOKENS || args->n_tokens * args->top_k > CHOICES)
-        return cudaErrorNotSupported;
     FewPackedCall up = {*args, packed_b_of(args->w1_packed), act_rule_of(args->act, args->act_numbers), NULL,
                         NULL};
     up.h = (bf16 *)args->scratch;

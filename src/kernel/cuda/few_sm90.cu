@@ -15,7 +15,7 @@ namespace moei {
 
 enum { HALVES = 2, COLUMNS = 64, BOX_BYTES = COLUMNS * TILE_K * 2 }; /* of a unit, its boxes of weights */
 enum { STAGES = 5, WEIGHT_BYTES = HALVES * BOX_BYTES, ROW_BYTES = TILE_K * 2 };
-enum { MOST_ROWS = 64, STAGE_BYTES = WEIGHT_BYTES + MOST_ROWS * ROW_BYTES };
+enum { MOST_ROWS = MOEI_FEW_EXPERT_ROWS, STAGE_BYTES = WEIGHT_BYTES + MOST_ROWS * ROW_BYTES };
 enum { BRINGERS = LOADERS - 32, ROWS_AT_ONCE = BRINGERS / 8, CONSUMER_WARPS = 4 };
 /* Places for units that are known and not finished: each but the last two has a stage that is taken. */
 enum { TOLD = 16 };
@@ -356,22 +356,11 @@ template <bool GATED> static cudaError_t launch_few(const moei_team *team, const
                         w2);
 }
 
-/* An expert with more than MOST_ROWS rows is read once more for each so many; on average it should not be. */
-static bool read_once(const moei_few_args *a) {
-    return a->n_tokens <= MOST_ROWS || 4 * a->n_tokens * a->top_k <= 3 * MOST_ROWS * a->n_experts;
-}
-static bool fits(const moei_few_args *a) {
-    return a->dtype == MOE_BF16 && a->act != MOE_ACT_NONE && a->n_tokens > 0 &&
-           a->n_tokens <= MOEI_FEW_TOKENS && a->n_tokens * a->top_k <= CHOICES && a->n_experts <= EXPERTS &&
-           a->d % 8 == 0 && a->ldx % 8 == 0 && a->n % 8 == 0 && aligned16(a->x) &&
-           (a->w1_packed || (read_once(a) && aligned16(a->w1) && aligned16(a->w2)));
-}
-
 } // namespace moei
 
 int moei_cuda_few(const moei_team *team, const moei_few_args *args) {
     using namespace moei;
-    if (!fits(args)) return cudaErrorNotSupported;
+    if (!moei_few_takes(args)) return cudaErrorNotSupported;
     if (args->w1_packed) return moei_cuda_few_packed(team, args);
     FewCall call = {*args, fast_act_of(args->act, args->act_numbers), (bf16 *)args->scratch, NULL};
     call.rows = call.h + args->n_tokens * args->top_k * args->n;
