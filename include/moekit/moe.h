@@ -332,7 +332,7 @@ MOE_API moe_status moe_layer_limit_sequences(moe_layer *layer, int64_t max_seque
 /* Refuses what moe_layer_reserve would. */
 MOE_API moe_status moe_layer_measure(const moe_layer *layer, int64_t max_tokens, moe_mode mode,
                                      moe_layer_bytes *bytes);
-/* Allocates for batches of up to max_tokens; MOE_TRAIN also allocates zeroed gradients. May be
+/* Allocates for batches of up to max_tokens; MOE_TRAIN also zeroed gradients, but of unowned layers. May be
  * called again with a larger size: parameters and gradients keep their values. MOE_ERR_STATE for MOE_TRAIN
  * of a layer whose weights are packed (quant.h). */
 MOE_API moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode);
@@ -443,7 +443,8 @@ typedef struct moe_param {
     void *value;    /* NULL where moe_layer_quantize has given it back (quant.h), or nobody has lent it */
     void *grad;     /* NULL until reserved for training or lent, and of buffers and frozen routers */
     bool buffer;    /* saved with the layer but not trained: the selection bias */
-    uint8_t reserved[3];  /* 0: no padding, as in moe_stats */
+    bool frozen;    /* the router's, with router_frozen: not trained either */
+    uint8_t reserved[2];  /* 0: no padding, as in moe_stats */
     moe_dtype grad_dtype; /* f32 where dtype is bf16, but for moe_layer_set_grad_dtype; else dtype */
 } moe_param;
 MOE_API int32_t moe_layer_param_count(const moe_layer *layer);

@@ -86,7 +86,7 @@ typedef struct moe_stats {
 } moe_stats;
 typedef struct moe_param {
     size_t size; const char *name; moe_dtype dtype; int32_t n_dim; int64_t dim[3]; void *value; void *grad;
-    bool buffer; uint8_t reserved[3]; moe_dtype grad_dtype;
+    bool buffer; bool frozen; uint8_t reserved[2]; moe_dtype grad_dtype;
 } moe_param;
 typedef struct moe_routing_view {
     size_t size; int64_t n_tokens; int32_t n_experts; int32_t top_k; moe_dtype dtype; int32_t reserved;
@@ -111,6 +111,7 @@ void moe_memory_free(moe_ctx *ctx, void *ptr, size_t bytes);
 moe_status moe_memory_copy(moe_ctx *ctx, void *to, const void *from, size_t bytes);
 moe_status moe_ctx_wait(moe_ctx *ctx);
 moe_status moe_cuda_set_stream(moe_ctx *ctx, void *stream);
+void *moe_cuda_stream(const moe_ctx *ctx);
 moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name, moe_error *error);
 const char *const *moe_layer_presets(void);
 moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value, moe_error *error);

@@ -6,6 +6,7 @@ has no bf16: there it is uint16, bit for bit.
 """
 import ctypes
 import math
+import types
 
 from . import _c
 
@@ -14,20 +15,24 @@ DTYPES = {"f32": _c.MOE_F32, "f64": _c.MOE_F64, "bf16": _c.MOE_BF16}
 NAMES = {number: name for name, number in DTYPES.items()}
 CTYPES = {"f32": ctypes.c_float, "f64": ctypes.c_double, "bf16": ctypes.c_uint16, "i32": ctypes.c_int32,
           "i64": ctypes.c_int64}
+HOST = types.SimpleNamespace(device="cpu", index=0)  # as a context says where it is
+DEVICES = {"cpu": "the CPU", "cuda": "a GPU"}
 TYPESTR = {"f32": "<f4", "f64": "<f8", "bf16": "<u2", "i32": "<i4", "i64": "<i8"}
 FROM_TYPESTR = {text: name for name, text in TYPESTR.items()} | {"<u2": "u16", "<V2": "bf16", "|u1": "u8", "|b1": "u8"}
 FROM_FORMAT = {"f": "f32", "d": "f64", "H": "u16", "i": "i32", "q": "i64", "l": "i64", "B": "u8", "?": "u8"}
 DLPACK = {"f32": (2, 32), "f64": (2, 64), "bf16": (4, 16), "i32": (0, 32), "i64": (0, 64)}  # type code, bits
 FROM_DLPACK = {pair: name for name, pair in DLPACK.items()} | {(1, 8): "u8", (6, 8): "u8", (1, 16): "u16"}
 DLPACK_CPU, DLPACK_CUDA = 1, 2
+FROM_DLPACK_DEVICE = {DLPACK_CPU: "cpu", DLPACK_CUDA: "cuda", 3: "cpu", 13: "any"}  # 3: pinned, 13: managed
 
 
 class View:
-    """Somebody's array: address, shape, strides in elements, dtype by name, on a GPU or not; keeps it alive."""
-    __slots__ = ("address", "shape", "strides", "dtype", "cuda", "readonly", "keep")
+    """Somebody's array: address, shape, strides in elements, dtype by name, device ("cpu", "cuda", "any") and, where it
+    says so, which GPU; keeps it alive."""
+    __slots__ = ("address", "shape", "strides", "dtype", "device", "index", "readonly", "keep")
 
-    def __init__(self, address, shape, strides, dtype, cuda, readonly, keep):
-        self.address, self.shape, self.dtype, self.cuda = address, tuple(shape), dtype, cuda
+    def __init__(self, address, shape, strides, dtype, device, readonly, keep, index=None):
+        self.address, self.shape, self.dtype, self.device, self.index = address, tuple(shape), dtype, device, index
         self.strides = tuple(strides) if strides is not None else contiguous(self.shape)
         self.readonly, self.keep = readonly, keep
 
@@ -43,7 +48,8 @@ def contiguous(shape):
 
 class DLTensor(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("device", ctypes.c_int32), ("device_id", ctypes.c_int32),
-                ("n_dim", ctypes.c_int32), ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
+                ("n_dim", ctypes.c_int32), ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8),
+                ("lanes", ctypes.c_uint16),
                 ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
                 ("byte_offset", ctypes.c_uint64)]
 
@@ -95,11 +101,12 @@ class Array:
     @property
     def address(self):
         if self.owner.closed:
-            raise ValueError("this array is of a moekit object that is closed")
+            raise ValueError("this array is of a moekit object that is closed, or of memory that it has given back")
         return self._address
 
     def _interface(self):
-        return {"shape": self.shape, "typestr": TYPESTR[self.dtype], "data": (self.address, self._readonly), "version": 3}
+        return {"shape": self.shape, "typestr": TYPESTR[self.dtype], "data": (self.address, self._readonly),
+                "version": 3}
 
     @property
     def __array_interface__(self):
@@ -111,13 +118,15 @@ class Array:
     def __cuda_array_interface__(self):
         if self.context.device == "cpu":
             raise AttributeError("an array on the CPU has no __cuda_array_interface__")
-        return self._interface() | {"stream": None}
+        return self._interface() | {"stream": self.context.stream}
 
     def __dlpack_device__(self):
         cuda = self.context.device == "cuda"
         return (DLPACK_CUDA if cuda else DLPACK_CPU), self.context.index
 
-    def __dlpack__(self, *, stream=None, **_):
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        if copy or dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError("a moekit.Array is given as it lies in memory; copy what you take")
         if self.context.device == "cuda" and stream != -1:
             self.context.wait()
         n = len(self.shape)
@@ -145,75 +154,94 @@ class Array:
         return f"moekit.Array({list(self.shape)}, {self.dtype}, {self.context.device})"
 
 
-def _by_interface(obj, interface, cuda):
-    typestr, strides = interface["typestr"], interface.get("strides")
+def _in_elements(strides, shape, size, name):
+    """Of strides in bytes; those of dimensions of one element mean nothing."""
+    if any(stride % size for stride, n in zip(strides, shape) if n > 1):
+        raise ValueError(f"{name}: strides of {list(strides)} bytes; elements of {size} bytes must lie whole "
+                         "numbers of them apart (make it contiguous)")
+    return [stride // size for stride in strides]
+
+
+def _by_interface(obj, interface, device, name):
+    typestr, strides, shape = interface["typestr"], interface.get("strides"), interface["shape"]
     dtype = FROM_TYPESTR.get(typestr, typestr)
     if strides is not None and dtype in BYTES:
-        strides = [stride // BYTES[dtype] for stride in strides]
+        strides = _in_elements(strides, shape, BYTES[dtype], name)
     address, readonly = interface["data"]
-    return View(address, interface["shape"], strides, dtype, cuda, readonly, obj)
+    return View(address, shape, strides, dtype, device, readonly, obj)
 
 
-def _by_dlpack(obj):
-    cuda = obj.__dlpack_device__()[0] == DLPACK_CUDA
-    capsule = obj.__dlpack__(stream=-1) if cuda else obj.__dlpack__()
+def _by_dlpack(obj, name):
+    number, index = obj.__dlpack_device__()
+    device = FROM_DLPACK_DEVICE.get(number)
+    if device is None:
+        raise ValueError(f"{name}: it lies on a device of DLPack's type {int(number)}; memory of the CPU and of CUDA "
+                         f"is of types {', '.join(map(str, FROM_DLPACK_DEVICE))}")
+    capsule = obj.__dlpack__() if device == "cpu" else obj.__dlpack__(stream=-1)
     tensor = ctypes.cast(_capsule_pointer(capsule, b"dltensor"), ctypes.POINTER(DLManagedTensor))[0].tensor
     n, pair = tensor.n_dim, (tensor.code, tensor.bits)
-    return View((tensor.data or 0) + tensor.byte_offset, tensor.shape[:n], tensor.strides[:n] if tensor.strides else None,
-                FROM_DLPACK.get(pair, f"DLPack's {pair}"), cuda, False, (obj, capsule))
+    strides = tensor.strides[:n] if tensor.strides else None
+    return View((tensor.data or 0) + tensor.byte_offset, tensor.shape[:n], strides,
+                FROM_DLPACK.get(pair, f"DLPack's {pair}"), device, False, (obj, capsule), index)
 
 
 def view(obj, name="array"):
     """Where and what an array is. Its device's queue is the caller's business: nothing is waited for."""
     if isinstance(obj, Array):
-        return View(obj.address, obj.shape, None, obj.dtype, obj.context.device == "cuda", obj._readonly, obj)
+        return View(obj.address, obj.shape, None, obj.dtype, obj.context.device, obj._readonly, obj, obj.context.index)
     interface = getattr(obj, "__array_interface__", None)
     if interface is not None:
-        return _by_interface(obj, interface, False)
+        return _by_interface(obj, interface, "cpu", name)
     if hasattr(obj, "__dlpack__"):
-        return _by_dlpack(obj)
+        return _by_dlpack(obj, name)
     interface = getattr(obj, "__cuda_array_interface__", None)
     if interface is not None:
-        return _by_interface(obj, interface, True)
+        return _by_interface(obj, interface, "cuda", name)
     try:
         buffer = memoryview(obj)
         address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: a {type(obj).__name__} is no array that can be taken as it lies in memory: it needs "
-                        f"__dlpack__, __array_interface__, __cuda_array_interface__ or a writable buffer ({error})") from None
-    strides = [stride // buffer.itemsize for stride in buffer.strides]
-    return View(address, buffer.shape, strides, FROM_FORMAT.get(buffer.format, buffer.format), False, buffer.readonly, buffer)
+                        "__dlpack__, __array_interface__, __cuda_array_interface__ or a writable buffer "
+                        f"({error})") from None
+    strides = _in_elements(buffer.strides, buffer.shape, buffer.itemsize, name)
+    dtype = FROM_FORMAT.get(buffer.format, buffer.format)
+    return View(address, buffer.shape, strides, dtype, "cpu", buffer.readonly, buffer)
 
 
-def _check_place(found, name, cuda, written):
-    if found.cuda != cuda:
-        raise ValueError(f"{name}: it lies in memory of {'a GPU' if found.cuda else 'the CPU'}, and this context is of "
-                         f"{'a GPU' if cuda else 'the CPU'}")
+def _check_place(found, name, context, written):
+    if found.device not in (context.device, "any"):
+        raise ValueError(f"{name}: it lies in memory of {DEVICES[found.device]}, and this context is of "
+                         f"{DEVICES[context.device]}")
+    if found.device == "cuda" and found.index not in (None, context.index):
+        raise ValueError(f"{name}: it lies on cuda:{found.index}, and this context is of cuda:{context.index}")
+    if found.address % BYTES.get(found.dtype, 1):
+        raise ValueError(f"{name}: it begins within an element, at {found.address:#x} (make it contiguous)")
     if written and found.readonly:
         raise ValueError(f"{name}: it is read-only, and is to be written")
 
 
-def matrix(obj, name, dtype, cuda, written=False):
+def matrix(obj, name, dtype, context, written=False):
     """moe_mat of an array [.., columns] whose rows are evenly spaced; what keeps it alive."""
     found = view(obj, name)
-    _check_place(found, name, cuda, written)
+    _check_place(found, name, context, written)
     if found.dtype != dtype and (found.dtype, dtype) != ("u16", "bf16"):
         raise TypeError(f"{name}: dtype is {found.dtype}; this layer computes in {dtype}")
     if len(found.shape) < 2:
         raise ValueError(f"{name}: shape {list(found.shape)}; it needs [tokens, width]")
     *rows, columns = found.shape
-    spacing = found.strides[-2] if rows[-1] != 1 else columns
+    spacing = next((stride for size, stride in zip(rows[::-1], found.strides[-2::-1]) if size != 1), columns)
     outer = all(size == 1 or have == want * spacing for size, have, want in zip(rows, found.strides, contiguous(rows)))
     if (columns > 1 and found.strides[-1] != 1) or not outer or spacing < columns and math.prod(rows) > 1:
-        raise ValueError(f"{name}: strides {list(found.strides)} of shape {list(found.shape)}; numbers of a row must lie "
-                         "side by side, and rows evenly spaced (make it contiguous)")
+        raise ValueError(f"{name}: strides {list(found.strides)} of shape {list(found.shape)}; numbers of a row must "
+                         "lie side by side, and rows evenly spaced (make it contiguous)")
     return _c.moe_mat(found.address, math.prod(rows), columns, spacing, DTYPES[dtype]), found
 
 
-def flat(obj, name, dtype, count, cuda):
+def flat(obj, name, dtype, count, context):
     """Address of an array of `count` elements, one after another; what keeps it alive."""
     found = view(obj, name)
-    _check_place(found, name, cuda, False)
+    _check_place(found, name, context, False)
     if found.dtype != dtype or math.prod(found.shape) != count or not found.is_contiguous():
         raise ValueError(f"{name}: {found.dtype} {list(found.shape)}, strides {list(found.strides)}; it needs {count} "
                          f"elements of {dtype}, one after another")

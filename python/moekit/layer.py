@@ -9,7 +9,7 @@ import types
 import weakref
 
 from . import _c
-from .array import DTYPES, NAMES, Array, flat, matrix, view
+from .array import DTYPES, HOST, NAMES, Array, flat, matrix, view
 
 Status = enum.IntEnum("Status", {name.removeprefix("MOE_").removeprefix("ERR_"): value
                                  for name, value in _c.ENUMS["moe_status"].items()})
@@ -57,7 +57,7 @@ def _option_rows():
 
 
 def options():
-    """Every setting of a layer: name -> its default, choices, aliases in other systems and help, as in docs/options.md."""
+    """Every setting of a layer, as in docs/options.md: name -> its default, choices, aliases in other systems, help."""
     return {row.key.decode().removeprefix("moe."): types.SimpleNamespace(
         default=row.initial.decode(), choices=_strings(row.choices) if row.choices else None,
         aliases=row.aliases.decode().split(), help=row.help.decode()) for row in _option_rows()}
@@ -91,13 +91,39 @@ class _Owned:
         self._finalizer()
 
 
+class _Handle(_Owned):
+    """A moe_layer, and what stays of its last forward; no layer, whose views and calls hold this one."""
+    last = None
+
+    @property
+    def layer(self):
+        if self.closed:
+            raise ValueError("this moekit layer is closed")
+        return self.address
+
+
+class _Lease:
+    """What views are of whose memory the layer may give back before it is closed."""
+
+    def __init__(self, owned):
+        self.owned, self.ended = owned, False
+
+    @property
+    def closed(self):
+        return self.ended or self.owned.closed
+
+
 class Context:
-    """Device, threads, kernels and seed: a moe_ctx. log(level, text) hears what the library would say."""
+    """Device, threads, kernels and seed: a moe_ctx. log(level, text) hears what the library would say. On a GPU calls
+    queue on a stream of the context's own, and wait for no other: set_stream to that on which arrays are made and read,
+    or wait() for them."""
 
     def __init__(self, device="cpu", *, threads=0, isa=None, seed=0, log=None):
         name, _, index = device.partition(":")
-        if name not in ("cpu", "cuda") or (index and not index.isdigit()):
+        if name not in ("cpu", "cuda") or (index and not index.isdecimal()):
             raise ValueError(f"device: '{device}'; it is 'cpu', 'cuda' or 'cuda:' and a number")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed: {seed}; it is of 64 bits, 0 .. 2**64 - 1")
         self.device, self.index, self.seed, self._library = name, int(index or 0), seed, _c.library()
         kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
         self._log = kind(lambda user, level, text: log(level, text.decode(errors="replace"))) if log else kind()
@@ -154,6 +180,11 @@ class Context:
         """The cudaStream_t, as a number, that later calls queue on; None: the context's own."""
         self.check(self._library.moe_cuda_set_stream(self.handle, stream))
 
+    @property
+    def stream(self):
+        """The cudaStream_t in use, as a number; None on the CPU."""
+        return self._library.moe_cuda_stream(self.handle)
+
     def wait(self):
         """Until the device has done all that was queued; raises what it found wrong."""
         self.check(self._library.moe_ctx_wait(self.handle))
@@ -178,31 +209,47 @@ class _Params(dict):
         raise KeyError(f"no parameter '{name}'; there are {', '.join(self)}")
 
 
-class Call:
-    """One forward and its backward with everything prepared: what is said once is not said again each step."""
-    __slots__ = ("layer", "x", "y", "stats", "_struct", "_keep", "_forward", "_backward", "_check")
+class _Forward:
+    """What a forward leaves for who asks after it: x, which backward reads again, and moe_stats or None."""
+    __slots__ = ("x", "stats", "keep")
 
-    def __init__(self, layer, x, y, train, stats, keep, fields):
-        self.layer, self.x, self.y = layer, x, y
-        self._struct = _c.sized(_c.moe_call, mode=_c.MOE_TRAIN if train else _c.MOE_INFER, **fields)
-        self.stats = _c.sized(_c.moe_stats) if stats else None
-        self._keep, self._check = keep, layer.context.check
-        self._forward, self._backward = layer._library.moe_layer_forward, layer._library.moe_layer_backward
-
-    def forward(self):
-        if status := self._forward(self.layer.handle, self.x, self.y, self._struct, self.stats):
-            self._check(status)
+    def __init__(self, x, stats, keep):
+        self.x, self.stats, self.keep = x, _c.sized(_c.moe_stats) if stats else None, keep
 
     def told(self):
-        """The moe_stats of this forward, by name."""
+        """moe_stats, by name."""
         if self.stats is None:
             raise ValueError("the last forward was not asked for statistics")
         return types.SimpleNamespace(**{name: getattr(self.stats, name) for name, _ in self.stats._fields_[1:]
                                         if name != "reserved"})
 
-    def backward(self, dy, dx):
-        """dy, dx: moe_mat, as Layer.matrix makes them."""
-        if status := self._backward(self.layer.handle, self.x, dy, dx):
+
+class Call:
+    """One forward and its backward with everything prepared: what is said once is not said again each step."""
+    __slots__ = ("y", "_owned", "_mine", "_struct", "_forward", "_backward", "_check")
+
+    def __init__(self, layer, x, y, train, stats, keep, fields):
+        self.y, self._owned, self._mine, self._check = y, layer._owned, _Forward(x, stats, keep), layer.context.check
+        self._struct = _c.sized(_c.moe_call, mode=_c.MOE_TRAIN if train else _c.MOE_INFER, **fields)
+        self._forward, self._backward = layer._library.moe_layer_forward, layer._library.moe_layer_backward
+
+    def forward(self):
+        owned, mine = self._owned, self._mine
+        owned.last = mine
+        if status := self._forward(owned.layer, mine.x, self.y, self._struct, mine.stats):
+            owned.last = None
+            self._check(status)
+
+    def told(self):
+        """The moe_stats of this forward, by name."""
+        return self._mine.told()
+
+    def backward(self, dy, dx, x=None):
+        """dy, dx: moe_mat, as Layer.matrix makes them; so is x, where it lies elsewhere by now."""
+        owned, mine = self._owned, self._mine
+        if owned.last is not mine:
+            raise ValueError("backward of a forward that is not the layer's last")
+        if status := self._backward(owned.layer, x or mine.x, dy, dx):
             self._check(status)
 
 
@@ -219,14 +266,14 @@ class Layer:
         error = _c.moe_error()
         words = [(name.encode(), _text(value).encode()) for name, value in options.items()]
         statuses = (self._library.moe_layer_desc_set(desc, *pair, error) for pair in words)
-        status = preset and self._library.moe_layer_desc_preset(desc, preset.encode(), error)
+        status = 0 if preset is None else self._library.moe_layer_desc_preset(desc, preset.encode(), error)
         status = status or next(filter(None, statuses), 0)
         if status:
             raise Error(status, error.text.decode(errors="replace"))
         handle = ctypes.c_void_p()
         context.check(self._library.moe_layer_create(context.handle, desc, ctypes.byref(handle)))
-        self._owned = _Owned(context, handle, self._library.moe_layer_destroy, handle)
-        self._reserved, self._call = (-1, False), None
+        self._owned = _Handle(context, handle, self._library.moe_layer_destroy, handle)
+        self._weights, self._work, self._reserved = _Lease(self._owned), _Lease(self._owned), (-1, False)
 
     def __enter__(self):
         return self
@@ -245,16 +292,15 @@ class Layer:
     @property
     def handle(self):
         """The moe_layer, for functions this package lacks."""
-        if self._owned.closed:
-            raise ValueError("this moekit layer is closed")
-        return self._owned.address
+        return self._owned.layer
 
     @property
     def options(self):
         """Every setting with its defaults filled in."""
         address = ctypes.cast(self._library.moe_layer_get_desc(self.handle), ctypes.c_void_p).value
         kinds = {_c.MOE_OPT_BOOL: ctypes.c_bool, _c.MOE_OPT_INT: ctypes.c_int32, _c.MOE_OPT_INT64: ctypes.c_int64,
-                 _c.MOE_OPT_FLOAT: ctypes.c_float, _c.MOE_OPT_DOUBLE: ctypes.c_double, _c.MOE_OPT_CHOICE: ctypes.c_char_p}
+                 _c.MOE_OPT_FLOAT: ctypes.c_float, _c.MOE_OPT_DOUBLE: ctypes.c_double,
+                 _c.MOE_OPT_CHOICE: ctypes.c_char_p}
         found = {row.key.decode().removeprefix("moe."): kinds[row.type].from_address(address + row.offset).value
                  for row in _option_rows()}
         return {key: value.decode() if isinstance(value, bytes) else value for key, value in found.items()}
@@ -267,7 +313,7 @@ class Layer:
 
     def _views(self, address, dtype):
         return _Params({p.name.decode(): Array(self.context, getattr(p, address), p.dim[:p.n_dim],
-                                               NAMES[getattr(p, dtype)], self._owned)
+                                               NAMES[getattr(p, dtype)], self._weights)
                         for _, p in self._params() if getattr(p, address)})
 
     @property
@@ -282,9 +328,10 @@ class Layer:
 
     @property
     def param_shapes(self):
-        """Name -> (shape, dtype, dtype of the gradient, whether it is a buffer: saved, not trained)."""
-        return _Params({p.name.decode(): (tuple(p.dim[:p.n_dim]), NAMES[p.dtype], NAMES[p.grad_dtype], p.buffer)
-                        for _, p in self._params()})
+        """Name -> its shape, dtype, grad_dtype, and whether it is a buffer (saved, not trained) or frozen."""
+        return _Params({p.name.decode(): types.SimpleNamespace(
+            shape=tuple(p.dim[:p.n_dim]), dtype=NAMES[p.dtype], grad_dtype=NAMES[p.grad_dtype], buffer=p.buffer,
+            frozen=p.frozen) for _, p in self._params()})
 
     def bind(self, index, value, grad):
         """Of an unowned layer: addresses of the memory of a parameter, by its place, and of its gradient."""
@@ -301,14 +348,15 @@ class Layer:
         return {name: getattr(found, name) for name, _ in found._fields_[1:]}
 
     def reserve(self, max_tokens, train=False):
-        """Allocates for calls of up to so many tokens; calls that need more reserve by themselves."""
-        self._call = None
+        """Allocates for calls of up to so many tokens; calls that need more reserve by themselves. Ends the last
+        forward, and views of its routing."""
+        self._owned.last, self._work.ended, self._work = None, True, _Lease(self._owned)
         self.context.check(self._library.moe_layer_reserve(self.handle, max_tokens, int(train)))
         self._reserved = max_tokens, train
 
     def matrix(self, array, name, written=False):
         """moe_mat of somebody's array, and what keeps it alive."""
-        return matrix(array, name, self.dtype, self.context.device == "cuda", written)
+        return matrix(array, name, self.dtype, self.context, written)
 
     def prepare(self, x, y, *, train=False, stats=False, **fields):
         """A Call on these arrays, which it keeps; `fields` are those of moe_call: step, token_mask, loss_scale,
@@ -317,16 +365,19 @@ class Layer:
             raise TypeError(f"{', '.join(sorted(unknown))}: no field of a call; there are {', '.join(CALL_FIELDS)}")
         (x_mat, *keep), (y_mat, y_keep) = self.matrix(x, "x"), self.matrix(y, "y", written=True)
         tokens, length = x_mat.rows, fields.get("sequence_length") or max(x_mat.rows, 1)
-        for name, dtype, count in (("token_mask", "u8", tokens), ("task", "i32", tokens // length), ("token_id", "i32", tokens)):
+        for name, dtype, count in (("token_mask", "u8", tokens), ("task", "i32", tokens // length),
+                                   ("token_id", "i32", tokens)):
             if fields.get(name) is not None:
-                fields[name], held = flat(fields[name], name, dtype, count, self.context.device == "cuda")
+                fields[name], held = flat(fields[name], name, dtype, count, self.context)
                 keep.append(held)
         return self.call(x_mat, y_mat, train=train, stats=stats, keep=[*keep, y_keep], **fields)
 
     def call(self, x, y, *, train=False, stats=False, keep=None, **fields):
         """prepare for who has moe_mat and addresses already, and keeps them alive."""
         tokens, train = x.rows, bool(train)
-        if fields.get("loss_scale") == 0:
+        if (scale := fields.get("loss_scale")) is not None and not scale > 0:
+            if scale != 0:  # C's sentinel for 0 is -1
+                raise ValueError(f"loss_scale: {scale}; it is at least 0")
             fields["loss_scale"] = _c.MOE_ZERO
         if tokens > self._reserved[0] or train > self._reserved[1]:
             self.reserve(max(tokens, self._reserved[0]), train or self._reserved[1])
@@ -338,10 +389,7 @@ class Layer:
         if y is None:
             shape = view(x, "x").shape[:-1]
             y = Array.empty(self.context, [*shape, self.output_size], self.dtype)
-        self._call = None
-        call = self.prepare(x, y, train=train, stats=stats, **fields)
-        call.forward()
-        self._call = call
+        self.prepare(x, y, train=train, stats=stats, **fields).forward()
         return y
 
     __call__ = forward
@@ -349,13 +397,17 @@ class Layer:
     def backward(self, dy, dx=None):
         """dx of the last training forward, into `dx` where there is one; False: not wanted, and None comes back. Adds
         to grads, or with overwrite_grad=True in that forward stores them."""
-        if self._call is None:
-            self.context.check(self._library.moe_layer_backward(self.handle, _c.moe_mat(), _c.moe_mat(), _c.moe_mat()))
+        x = self._last().x
         if dx is None:
-            dx = Array.empty(self.context, [*view(dy, "dy").shape[:-1], self._call.x.cols], self.dtype)
-        wanted = (_c.moe_mat(), None) if dx is False else self.matrix(dx, "dx", written=True)
-        self._call.backward(self.matrix(dy, "dy")[0], wanted[0])
+            dx = Array.empty(self.context, [*view(dy, "dy").shape[:-1], x.cols], self.dtype)
+        dx_mat = _c.moe_mat() if dx is False else self.matrix(dx, "dx", written=True)[0]
+        self.context.check(self._library.moe_layer_backward(self.handle, x, self.matrix(dy, "dy")[0], dx_mat))
         return None if dx is False else dx
+
+    def _last(self):
+        if self._owned.last is None:
+            raise ValueError("no forward of this layer comes last: there was none, it failed, or a reserve came after")
+        return self._owned.last
 
     @property
     def output_size(self):
@@ -364,21 +416,19 @@ class Layer:
     @property
     def stats(self):
         """Losses and load of the last forward that was asked for them: moe_stats."""
-        if self._call is None:
-            raise ValueError("no forward comes last")
-        return self._call.told()
+        return self._last().told()
 
     @property
     def routing(self):
         """What the router did in the last forward: expert, weight, row_of [T, K], routed, kept [E] as views until the
-        next one; capacity. -1: not routed, dropped, dropless."""
+        next one, to be read only, as DLPack cannot say; capacity. -1: not routed, dropped, dropless."""
         found = _c.sized(_c.moe_routing_view)
         self.context.check(self._library.moe_layer_routing(self.handle, found))
         slots, experts = (found.n_tokens, found.top_k), (found.n_experts,)
         arrays = {"expert": (slots, "i32"), "weight": (slots, NAMES[found.dtype]), "row_of": (slots, "i32"),
                   "routed": (experts, "i64"), "kept": (experts, "i64")}
         return types.SimpleNamespace(capacity=found.capacity, **{
-            name: Array(self.context, getattr(found, name), shape, dtype, self._owned, readonly=True)
+            name: Array(self.context, getattr(found, name), shape, dtype, self._work, readonly=True)
             for name, (shape, dtype) in arrays.items()})
 
     def zero_grad(self):
@@ -386,14 +436,27 @@ class Layer:
 
     def end_step(self, counts=None):
         """Once an optimizer step: moves the selection bias by the rows counted, or by `counts` [E] of int64."""
-        address, held = (None, None) if counts is None else flat(counts, "counts", "i64", self.options["num_experts"], False)
+        address, held = None, None
+        if counts is not None:
+            address, held = flat(counts, "counts", "i64", self.options["num_experts"], HOST)
         self.context.check(self._library.moe_layer_end_step(self.handle, address))
         del held
 
     def quantize(self, format=None, *, group=0, drop_weights=False):
-        """Packs the experts' weights, as they are now, for inference: one of formats(). None: their own again."""
-        desc = format and _c.sized(_c.moe_quant_desc, format=format.encode(), group=group, drop_weights=drop_weights)
-        self.context.check(self._library.moe_layer_quantize(self.handle, desc or None))
+        """Packs the experts' weights, as they are now, for inference: one of formats(). None: their own again.
+        drop_weights gives their own back for good: views of parameters end, and what numpy or torch have made of such
+        views reads freed memory."""
+        desc = None
+        if format is None:
+            if group or drop_weights:
+                raise ValueError("group, drop_weights: they are of a format, and there is none")
+        else:
+            desc = _c.sized(_c.moe_quant_desc, format=format.encode(), group=group, drop_weights=drop_weights)
+        self.context.check(self._library.moe_layer_quantize(self.handle, desc))
+        if drop_weights:
+            self._weights.ended, self._weights = True, _Lease(self._owned)
 
     def __repr__(self):
-        return f"moekit.Layer({'closed' if self.closed else ', '.join(f'{n} {list(s[0])}' for n, s in self.param_shapes.items())})"
+        if self.closed:
+            return "moekit.Layer(closed)"
+        return f"moekit.Layer({', '.join(f'{name} {list(p.shape)}' for name, p in self.param_shapes.items())})"

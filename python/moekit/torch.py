@@ -22,26 +22,54 @@ NAMES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 TYPES = {name: dtype for dtype, name in NAMES.items()}
 ALIGN = 64  # bytes, of lent memory
 LEGACY_STREAM = 1  # cudaStreamLegacy; torch calls its default stream 0, which moekit takes for its own
-_modules = weakref.WeakValueDictionary()  # by the handle that operators get
-_handles = itertools.count()
+_layers = weakref.WeakValueDictionary()  # by the number in the tensor that operators get
+_numbers = itertools.count()
 _contexts = {}  # by device; their seed draws nothing that training does not key anew (MoE.forward's step)
+_streams = {}  # by device: the one that the last call queued on
+_dead = []  # engines that nobody asks again
 _lock = threading.RLock()  # a context belongs to one thread at a time
+
+
+def _follow_stream(context, device):
+    """Queues on torch's current stream, after what another has of ours: the layers' memory is one for all streams."""
+    stream = torch.cuda.current_stream(device)
+    if stream != _streams.get(device, stream) and not torch.cuda.is_current_stream_capturing():
+        stream.wait_stream(_streams[device])
+    _streams[device] = stream
+    context.set_stream(stream.cuda_stream or LEGACY_STREAM)
 
 
 @contextlib.contextmanager
 def _context(device):
     """The context of a device, on torch's current stream there."""
-    with _lock, torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+    on_gpu = device.type == "cuda"
+    with _lock, torch.cuda.device(device) if on_gpu else contextlib.nullcontext():
+        _dead.clear()
         if device not in _contexts:
-            on_gpu = device.type == "cuda"
-            _contexts[device] = Context(f"cuda:{device.index}" if on_gpu else device.type, threads=torch.get_num_threads())
-        if device.type == "cuda":
-            _contexts[device].set_stream(torch.cuda.current_stream(device).cuda_stream or LEGACY_STREAM)
+            _contexts[device] = Context(f"cuda:{device.index}" if on_gpu else device.type,
+                                        threads=torch.get_num_threads())
+        if on_gpu:
+            _follow_stream(_contexts[device], device)
         yield _contexts[device]
 
 
+def _bury(engines):
+    """From any thread, whenever the collector comes: they end under the lock, here or with whose turn it is."""
+    _dead.append(engines)
+    if _lock.acquire(blocking=False):
+        _dead.clear()
+        _lock.release()
+
+
+def _name(dtype):
+    if dtype not in NAMES:
+        raise TypeError(f"dtype: {dtype}; it is one of {', '.join(map(str, NAMES))}")
+    return NAMES[dtype]
+
+
 def _mat(tensor):
-    return _c.moe_mat(tensor.data_ptr(), tensor.shape[0], tensor.shape[1], tensor.stride(0), DTYPES[NAMES[tensor.dtype]])
+    return _c.moe_mat(tensor.data_ptr(), tensor.shape[0], tensor.shape[1], tensor.stride(0),
+                      DTYPES[NAMES[tensor.dtype]])
 
 
 def _rows(tensor):
@@ -53,31 +81,41 @@ def _rows(tensor):
 class _Engine:
     """The C layer of a module on one device, in one dtype."""
 
-    def __init__(self, module, context, dtype):
-        self.layer = Layer(context, dtype=NAMES[dtype], unowned=True, preset=module.preset, **module.options)
+    def __init__(self, context, device, dtype, said):
+        self.layer, self.device = Layer(context, dtype=_name(dtype), unowned=True, **said), device
         if dtype == torch.bfloat16:
             try:
                 self.layer.set_grad_dtype("bf16")
             except Error as error:
                 if error.status != Status.UNSUPPORTED:  # kinds of expert that have f32 gradients alone
                     raise
-        self.grad_types = [TYPES[grad] for _, _, grad, _ in self.layer.param_shapes.values()]
-        self.trained, self.output_size = module.trained, module.output_size
-        self.ticket, self.call, self.mask = None, None, None
+        shapes = self.layer.param_shapes
+        self.params = [(name, torch.Size(param.shape), TYPES[param.dtype]) for name, param in shapes.items()]
+        self.grad_types = [TYPES[param.grad_dtype] for param in shapes.values()]
+        self.ticket, self.call, self.last, self.mask = None, None, None, None
 
     def lend(self, params):
-        """Until the next call of this engine. Of those that lie unevenly, copies: all are returned, to be held by then."""
-        even = [p if p.is_contiguous() and p.data_ptr() % ALIGN == 0 else p.clone(memory_format=torch.contiguous_format)
-                for p in params]
-        for index, param in enumerate(even):
-            self.layer.bind(index, param.data_ptr(), None)
+        """Until the next call of this engine. Of those that lie unevenly, copies: all are returned, to be held by
+        then."""
+        even = []
+        for index, (param, (name, shape, dtype)) in enumerate(zip(params, self.params)):
+            if param.shape != shape or param.dtype != dtype or param.device != self.device:
+                raise TypeError(f"{name}: {param.dtype} {list(param.shape)} on {param.device}; this layer has it in "
+                                f"{dtype} {list(shape)} on {self.device}")
+            if not (param.is_contiguous() and param.data_ptr() % ALIGN == 0):
+                param = param.clone(memory_format=torch.contiguous_format)
+            address = param.data_ptr()
+            if not address:
+                raise ValueError(f"{name}: it has no memory (a shard that was not gathered?)")
+            self.layer.bind(index, address, None)
+            even.append(param)
         return even
 
-    def forward(self, x, params, mask, step, train, stats, loss_scale, sequence_length):
+    def forward(self, x, params, mask, step, output_size, train, stats, loss_scale, sequence_length):
         """y; where it trains, self.ticket is then this forward's."""
         self.ticket, even = None, self.lend(params)
-        mask = None if mask is None else mask.to(torch.uint8).clone()
-        y = x.new_empty([x.shape[0], self.output_size])
+        mask = None if mask is None else mask.ne(0).view(torch.uint8)
+        y = x.new_empty([x.shape[0], output_size])
         fields = {"loss_scale": loss_scale, "overwrite_grad": True, "step": int(step)} if train else {}
         self.call = self.layer.call(_mat(x), _mat(y), train=train, stats=stats, sequence_length=sequence_length,
                                     token_mask=None if mask is None else mask.data_ptr(), **fields)
@@ -87,68 +125,94 @@ class _Engine:
             self.ticket, self.mask = torch.zeros(1, dtype=torch.int64), mask  # which backward reads again
         return y
 
-    def backward(self, dy, x, params):
+    def backward(self, dy, x, params, trained):
         """dx and the gradients of what is trained, of the types of their values."""
         grads, even = [], self.lend(params)
-        for index in self.trained:
+        for index in trained:
             grads.append(torch.empty(params[index].shape, dtype=self.grad_types[index], device=x.device))
             self.layer.bind(index, None, grads[-1].data_ptr())
-        dx, self.call.x, self.ticket = torch.empty_like(x, memory_format=torch.contiguous_format), _mat(x), None
-        self.call.backward(_mat(dy), _mat(dx))
+        dx, self.ticket = torch.empty_like(x, memory_format=torch.contiguous_format), None
+        self.call.backward(_mat(dy), _mat(dx), _mat(x))
         del even
         self.mask = None
-        return [dx, *(grad.to(params[index].dtype) for index, grad in zip(self.trained, grads))]
+        return [dx, *(grad.to(params[index].dtype) for index, grad in zip(trained, grads))]
+
+
+class _Layers:
+    """The C layers of a module, by device and dtype, made when first asked for. `said` is what Layer is told; packed:
+    format and group of quantize, or None."""
+
+    def __init__(self, said, packed):
+        self.said, self.packed, self.engines = said, packed, {}
+        weakref.finalize(self, _bury, self.engines).atexit = False
+
+    def engine(self, context, device, dtype, params):
+        if (device, dtype) not in self.engines:
+            engine = _Engine(context, device, dtype, self.said)
+            if self.packed:
+                even = engine.lend(params)
+                engine.layer.quantize(self.packed[0], group=self.packed[1])
+                del even
+            self.engines[device, dtype] = engine
+        return self.engines[device, dtype]
 
 
 # y, and a ticket: by its address the layer knows in backward whether it still holds this forward. It keeps the ticket
-# itself, so no other is there meanwhile.
+# itself, so no other is there meanwhile. `handle` has the number of the module's _Layers, which live as long as it
+# does: a tensor, as a compiler takes numbers for constants and would compile each module anew.
 @torch.library.custom_op("moekit::forward", mutates_args=())
-def _forward(x: Tensor, params: Sequence[Tensor], mask: Optional[Tensor], step: Tensor, handle: int, train: bool,
-             stats: bool, loss_scale: float, sequence_length: int) -> Tuple[Tensor, Tensor]:
+def _forward(x: Tensor, params: Sequence[Tensor], mask: Optional[Tensor], step: Tensor, handle: Tensor,
+             output_size: int, trained: Sequence[int], train: bool, stats: bool, loss_scale: float,
+             sequence_length: int) -> Tuple[Tensor, Tensor]:
     with _context(x.device) as context:
-        engine = _modules[handle].engine(context, x.device, x.dtype)
-        y = engine.forward(_rows(x), params, mask, step, train, stats, loss_scale, sequence_length)
+        engine = _layers[int(handle)].engine(context, x.device, x.dtype, params)
+        y = engine.forward(_rows(x), params, mask, step, output_size, train, stats, loss_scale, sequence_length)
+        engine.last = engine.call
         return y, engine.ticket if train else torch.zeros(1, dtype=torch.int64)
 
 
 @_forward.register_fake
-def _(x, params, mask, step, handle, train, stats, loss_scale, sequence_length):
-    return x.new_empty([x.shape[0], _modules[handle].output_size]), torch.empty(1, dtype=torch.int64)
+def _(x, params, mask, step, handle, output_size, trained, train, stats, loss_scale, sequence_length):
+    elsewhere = {str(param.device) for param in params if param.device != x.device}
+    if elsewhere:  # one on meta, and torch asks here even for real ones
+        raise TypeError(f"parameters on {', '.join(elsewhere)}, and x on {x.device}")
+    return x.new_empty([x.shape[0], output_size]), torch.empty(1, dtype=torch.int64)
 
 
 @torch.library.custom_op("moekit::backward", mutates_args=())
-def _backward(dy: Tensor, x: Tensor, params: Sequence[Tensor], mask: Optional[Tensor], step: Tensor, ticket: Tensor,
-              handle: int, train: bool, loss_scale: float, sequence_length: int) -> List[Tensor]:
+def _backward(dy: Tensor, x: Tensor, params: Sequence[Tensor], mask: Optional[Tensor], step: Tensor, handle: Tensor,
+              ticket: Tensor, output_size: int, trained: Sequence[int], train: bool, loss_scale: float,
+              sequence_length: int) -> List[Tensor]:
     if not train:  # here and not before: a compiler asks for every backward
-        raise RuntimeError("moekit.torch.MoE: backward of a forward in eval mode, which keeps nothing for it; call train()")
+        raise RuntimeError("moekit.torch.MoE: backward of a forward in eval mode, which keeps nothing for it; call "
+                           "train()")
     with _context(x.device) as context:
-        engine = _modules[handle].engine(context, x.device, x.dtype)
+        engine = _layers[int(handle)].engine(context, x.device, x.dtype, params)
         x, dy = _rows(x), _rows(dy)
         if engine.ticket is None or engine.ticket.data_ptr() != ticket.data_ptr():
-            engine.forward(x, params, mask, step, True, False, loss_scale, sequence_length)
-        return engine.backward(dy, x, params)
+            engine.forward(x, params, mask, step, output_size, True, False, loss_scale, sequence_length)
+        return engine.backward(dy, x, params, trained)
 
 
 @_backward.register_fake
-def _(dy, x, params, mask, step, ticket, handle, train, loss_scale, sequence_length):
-    return [x.new_empty(x.shape), *(params[i].new_empty(params[i].shape) for i in _modules[handle].trained)]
+def _(dy, x, params, mask, step, handle, ticket, output_size, trained, train, loss_scale, sequence_length):
+    return [x.new_empty(x.shape), *(params[i].new_empty(params[i].shape) for i in trained)]
 
 
 def _save(ctx, inputs, output):
-    x, params, mask, step, handle, train, _, loss_scale, sequence_length = inputs
-    ctx.said = handle, train, loss_scale, sequence_length
-    ctx.module = _modules[handle]  # lives as long as the graph does
-    ctx.n_params = len(params)
-    ctx.save_for_backward(x, mask, step, output[1], *params)
+    x, params, mask, step, handle, output_size, trained, train, _, loss_scale, sequence_length = inputs
+    ctx.said = output_size, trained, train, loss_scale, sequence_length
+    ctx.n_params, ctx.trained = len(params), trained
+    ctx.save_for_backward(x, mask, step, handle, output[1], *params)
 
 
 def _differentiate(ctx, dy, _):
-    x, mask, step, ticket, *params = ctx.saved_tensors
-    dx, *found = torch.ops.moekit.backward(dy, x, params, mask, step, ticket, *ctx.said)
+    x, mask, step, handle, ticket, *params = ctx.saved_tensors
+    dx, *found = torch.ops.moekit.backward(dy, x, params, mask, step, handle, ticket, *ctx.said)
     grads = [None] * ctx.n_params
-    for index, grad in zip(ctx.module.trained, found):
+    for index, grad in zip(ctx.trained, found):
         grads[index] = grad
-    return dx, grads, *[None] * 7
+    return dx, grads, *[None] * 9
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -158,49 +222,59 @@ class MoE(torch.nn.Module):
     """Keywords are those of moekit.Layer: MoE(d_model=64, num_experts=8, top_k=2, expert_hidden_size=128).
 
     x [.., d_model] -> y [.., output_size]; of [B, S, d_model] each of the B is a sequence. The gradients of the layer's
-    own losses, times `loss_scale`, join in backward; last_stats has their values where `measure` is set. Parameters have
-    the names and layouts of moekit/moe.h: "experts.up.weight" [E, d, 2n], gates first.
+    own losses, times `loss_scale`, join in backward; last_stats has their values where `measure` is set. Parameters
+    have the names and layouts of moekit/moe.h: "experts.up.weight" [E, d, 2n], gates first.
     """
 
     def __init__(self, *, preset=None, device=None, dtype=None, **options):
         super().__init__()
-        dtype = dtype or torch.get_default_dtype()
-        if dtype not in NAMES:
-            raise TypeError(f"dtype: {dtype}; it is one of {', '.join(map(str, NAMES))}")
-        self.preset, self.options, self.loss_scale, self.measure = preset, options, 1.0, False
-        self._identify()
-        with _context(torch.device("cpu")) as context, Layer(context, preset=preset, unowned=True, dtype=NAMES[dtype],
-                                                             **options) as layer:
-            self.output_size, said, shapes = layer.output_size, layer.options, layer.param_shapes
-        self.names, self.trained = list(shapes), []
-        for index, (name, (shape, kind, _, buffer)) in enumerate(shapes.items()):
+        kind = _name(dtype or torch.get_default_dtype())
+        self.preset, self.options, self.loss_scale, self.measure, self.packed = preset, options, 1.0, False, None
+        with _context(torch.device("cpu")) as context:
+            layer = Layer(context, unowned=True, dtype=kind, **self._said())
+            self.output_size, shapes = layer.output_size, layer.param_shapes
+            layer.close()
+        self.names = list(shapes)
+        self.trained = [i for i, param in enumerate(shapes.values()) if not (param.buffer or param.frozen)]
+        for name, param in shapes.items():
             *path, leaf = name.split(".")
             place = functools.reduce(_child, path, self)
-            tensor = torch.empty(shape, dtype=TYPES[kind], device=device)
-            frozen = said["router_frozen"] and path == ["gate"]
-            if buffer:
+            tensor = torch.empty(param.shape, dtype=TYPES[param.dtype], device=device)
+            if param.buffer:
                 place.register_buffer(leaf, tensor)
             else:
-                place.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=not frozen))
-            if not (buffer or frozen):
-                self.trained.append(index)
+                place.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=not param.frozen))
+        self._identify()
         self.reset_parameters()
 
-    def _identify(self):
-        self._handle, self._engines = next(_handles), {}
-        _modules[self._handle] = self
+    def _said(self):
+        return {"preset": self.preset} | self.options
+
+    def _identify(self, layers=None):
+        """C layers of its own, new ones where none are given; those of graphs that are still there stay theirs."""
+        with torch.inference_mode(False):  # one that is saved for backward
+            self._handle = torch.tensor(next(_numbers), device="cpu")
+        self._handle.layers = _layers[int(self._handle)] = layers or _Layers(self._said(), self.packed)
 
     def __getstate__(self):
-        return {key: value for key, value in self.__dict__.items() if key not in ("_handle", "_engines")}
+        return {key: value for key, value in self.__dict__.items() if key != "_handle"}
 
     def __setstate__(self, state):
         super().__setstate__(state)
         self._identify()
 
-    def engine(self, context, device, dtype):
-        if (device, dtype) not in self._engines:
-            self._engines[device, dtype] = _Engine(self, context, dtype)
-        return self._engines[device, dtype]
+    def _apply(self, fn, recurse=True):
+        """Buffers stay as wide as sums are, so that in a bf16 layer the selection bias is f32 as the C layer has it."""
+        buffers = {id(buffer) for buffer in self.buffers()}
+
+        def moved(tensor):
+            to = fn(tensor)
+            narrow = id(tensor) in buffers and to.dtype.itemsize < torch.float32.itemsize
+            return tensor.to(to.device, torch.float32) if narrow else to
+
+        super()._apply(moved, recurse)
+        self._identify()
+        return self
 
     def tensors(self):
         """Parameters and buffers in the order of the C layer."""
@@ -212,68 +286,88 @@ class MoE(torch.nn.Module):
         tensors = self.tensors()
         if all(tensor.is_meta for tensor in tensors):
             return
-        options = {"preset": self.preset, "dtype": NAMES[tensors[0].dtype]} | self.options
-        with Context(seed=int(torch.randint(2**62, ())), threads=torch.get_num_threads()) as context:
-            for tensor, drawn in zip(tensors, Layer(context, **options).params.values()):
-                tensor.copy_(torch.from_dlpack(drawn))
+        seed = int(torch.randint(2**62, (), device="cpu"))
+        with Context(seed=seed, threads=torch.get_num_threads()) as context:
+            drawn = Layer(context, dtype=_name(tensors[0].dtype), **self._said()).params
+            for tensor, values in zip(tensors, drawn.values()):
+                tensor.copy_(torch.from_dlpack(values))
 
     def forward(self, x, mask=None):
         """mask [T] or as x without its last dimension: False or 0 where a token is padding."""
-        params = self.tensors()
+        params, rows = self.tensors(), x.reshape(-1, x.shape[-1])
         if x.dtype != params[0].dtype or x.device != params[0].device:
-            raise TypeError(f"x: {x.dtype} on {x.device}; the parameters are {params[0].dtype} on {params[0].device}")
-        step = torch.randint(2**62, ()) if self.training else torch.zeros((), dtype=torch.int64)
-        y, _ = torch.ops.moekit.forward(x.reshape(-1, x.shape[-1]), params, None if mask is None else mask.reshape(-1), step,
-                                        self._handle, self.training, self.measure, float(self.loss_scale),
+            raise TypeError(f"x: {x.dtype} on {x.device}; the parameters are {params[0].dtype} on {params[0].device}, "
+                            "and torch.autocast changes neither")
+        if mask is not None:
+            if mask.numel() != rows.shape[0] or mask.device != x.device:
+                raise ValueError(f"mask: {list(mask.shape)} on {mask.device}; it needs one of each of {rows.shape[0]} "
+                                 f"tokens, on {x.device}")
+            mask = mask.reshape(-1)
+        step = torch.zeros((), dtype=torch.int64, device="cpu")
+        if self.training:
+            step = torch.randint(2**62, (), device="cpu")
+        y, _ = torch.ops.moekit.forward(rows, params, mask, step, self._handle, self.output_size, self.trained,
+                                        self.training, self.measure, float(self.loss_scale),
                                         x.shape[1] if x.dim() == 3 else 0)
         return y.reshape(*x.shape[:-1], self.output_size)
 
     def _last(self):
+        """The engine of the last forward."""
         tensor = self.tensors()[0]
-        return self._engines[tensor.device, tensor.dtype]
+        engine = self._handle.layers.engines.get((tensor.device, tensor.dtype))
+        if engine is None or engine.last is None:
+            raise ValueError("no forward of this module comes last: there was none since it was made, moved or packed")
+        return engine
 
     @property
     def last_stats(self):
         """Losses and load of the last forward, where `measure` was set: moe_stats by name."""
-        return self._last().call.told()
+        return self._last().last.told()
 
     @property
     def routing(self):
         """What the router did in the last forward, as moekit.Layer.routing."""
-        return self._last().layer.routing
+        engine = self._last()
+        if engine.call is not engine.last:
+            raise ValueError("routing: a backward has run its forward again since the last one; ask before it")
+        with _context(engine.device):
+            return engine.layer.routing
 
     @torch.no_grad()
     def end_step(self, counts=None):
         """Once an optimizer step, after the backward: moves the selection bias, as moekit.Layer.end_step."""
         params = self.tensors()
         with _context(params[0].device) as context:
-            engine = self.engine(context, params[0].device, params[0].dtype)
+            engine = self._handle.layers.engine(context, params[0].device, params[0].dtype, params)
             even = engine.lend(params)
             engine.layer.end_step(counts)
-            for param, lent in zip(params, even):
-                if param is not lent:
-                    param.copy_(lent)
+        for param, lent in zip(params, even):
+            if param is not lent:
+                param.copy_(lent)
+        for buffer in self.buffers():
+            if not buffer.is_inference():  # which have no version
+                torch.autograd.graph.increment_version(buffer)
 
     @torch.no_grad()
     def quantize(self, format=None, *, group=0):
-        """Packs the experts' weights as they are now, for eval(): moekit.Layer.quantize. None: reads them again."""
-        params = self.tensors()
-        with _context(params[0].device) as context:
-            self._engines.clear()  # one that was reserved for training cannot
-            if format:
-                engine = self.engine(context, params[0].device, params[0].dtype)
-                even = engine.lend(params)
-                engine.layer.quantize(format, group=group)
-                del even
+        """Packs the experts' weights as they are now, for eval(): moekit.Layer.quantize. None: reads them again.
+        Copies, and the module moved elsewhere, pack theirs at their first call; a state_dict has the weights alone."""
+        packed, params = None if format is None else (format, group), self.tensors()
+        layers = _Layers(self._said(), packed)  # new ones: a layer that was reserved for training cannot
+        if packed:
+            with _context(params[0].device) as context:
+                layers.engine(context, params[0].device, params[0].dtype, params)
+        self.packed = packed
+        self._identify(layers)
 
     @classmethod
     def from_mixtral(cls, block, **options):
-        """Takes over transformers' MixtralSparseMoeBlock or Qwen3MoeSparseMoeBlock (version 5): same numbers in and out.
-        Weights are copied, transposed once."""
+        """Takes over a block of transformers (version 5) whose type is one of BLOCKS: same numbers in and out. Weights
+        are copied, transposed once."""
         return _from_mixtral(cls, block, options)
 
     def extra_repr(self):
-        return ", ".join(f"{key}={value}" for key, value in ({"preset": self.preset} | self.options).items() if value is not None)
+        return ", ".join(f"{key}={value}" for key, value in self._said().items() if value is not None)
 
 
 def _child(module, name):
@@ -284,13 +378,19 @@ def _child(module, name):
 
 ACTIVATIONS = {"SiLU": "swiglu", "SiLUActivation": "swiglu", "GELUActivation": "geglu_exact", "GELU": "geglu_exact",
                "GELUTanh": "geglu", "PytorchGELUTanh": "geglu", "ReLU": "reglu"}
+BLOCKS = ("MixtralSparseMoeBlock", "Qwen3MoeSparseMoeBlock", "OlmoeSparseMoeBlock")
+COPIED = {"gate.weight", "experts.gate_up_proj", "experts.down_proj"}
 
 
 @torch.no_grad()
 def _from_mixtral(cls, block, options):
+    kind, names = type(block).__name__, {name for name, _ in block.named_parameters()}
+    if kind not in BLOCKS:
+        raise TypeError(f"{kind}: blocks of transformers whose function this is are {', '.join(BLOCKS)}")
+    if names != COPIED:
+        raise TypeError(f"{kind}: it has parameters {', '.join(sorted(names))}; it needs {', '.join(sorted(COPIED))}, "
+                        "as transformers 5 has them")
     gate, experts = block.gate, block.experts
-    if not hasattr(experts, "gate_up_proj") or not hasattr(gate, "top_k"):
-        raise TypeError(f"{type(block).__name__}: no gate with top_k and experts with gate_up_proj, as transformers 5 has them")
     activation = ACTIVATIONS.get(type(experts.act_fn).__name__)
     if activation is None:
         raise ValueError(f"activation {type(experts.act_fn).__name__}: there are {', '.join(ACTIVATIONS)}")

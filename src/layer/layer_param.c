@@ -176,6 +176,7 @@ moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *par
         found = entry->own;
     found.name = entry->name;
     found.grad = entry->grad;
+    found.frozen = !found.buffer && !moei_layer_is_trained(entry);
     found.grad_dtype = grad_dtype_of(&found);
     return moei_ctx_desc_write(layer->ctx, param, &found, sizeof found, "moe_param");
 }

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import types
 import unittest
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -152,6 +153,31 @@ class Layers(unittest.TestCase):
         self.assertEqual(dx.tolist(), dwanted.tolist())
         self.assertEqual((stats.n_tokens, stats.n_kept, stats.n_dropped), (T, 2 * T, 0))
 
+    def test_backward_is_of_the_last_forward_whoever_called_it(self):
+        layer, y = self.layer(), matrix(T, D)
+        x1, x2, dy = matrix(T, D), matrix(T, D), matrix(T, D)
+
+        def gradients(first):
+            layer.zero_grad()
+            first()
+            return [layer.backward(dy).tolist(), *(grad.tolist() for grad in layer.grads.values())]
+
+        prepared = [layer.prepare(x, y, train=True, stats=x is x2) for x in (x1, x2)]
+        wanted = gradients(lambda: layer.forward(x2, train=True))
+        layer.forward(x1, train=True)
+        self.assertEqual(gradients(prepared[1].forward), wanted)
+        self.assertEqual(layer.stats.n_kept, 2 * T)
+        prepared[0].forward()
+        with self.assertRaisesRegex(ValueError, "not asked for statistics"):
+            layer.stats
+        with self.assertRaisesRegex(ValueError, "not the layer's last"):
+            prepared[1].backward(layer.matrix(dy, "dy")[0], layer.matrix(y, "dx")[0])
+        y[0, 0] = float("nan")
+        with self.assertRaises(moekit.Error):
+            layer.forward(y, train=True)
+        with self.assertRaisesRegex(ValueError, "no forward of this layer comes last"):
+            layer.backward(dy)
+
     def test_names_of_other_systems_and_presets(self):
         layer = moekit.Layer(self.context, preset="mixtral", d_model=D, num_local_experts=4, num_experts_per_tok=3,
                              moe_intermediate_size=16)
@@ -169,6 +195,9 @@ class Layers(unittest.TestCase):
             self.assertEqual(len(set(expert)), 2)
             self.assertAlmostEqual(sum(weight), 1, places=5)
         self.assertEqual(routing.expert.tolist()[9:], [[-1, -1]] * 3)
+        layer.reserve(T + 1)
+        with self.assertRaisesRegex(ValueError, "given back"):
+            routing.kept.tolist()
         with self.assertRaisesRegex(ValueError, "token_mask: u8 .* needs 12 elements of u8"):
             layer.forward(matrix(T, D), token_mask=bytearray(5))
 
@@ -181,14 +210,37 @@ class Layers(unittest.TestCase):
         for a, b in zip(sum(wanted, []), sum(packed, [])):
             self.assertAlmostEqual(a, b, delta=0.05 * max(map(abs, sum(wanted, []))))
         self.assertGreater(layer.memory(T)["packed"], 0)
+        with self.assertRaisesRegex(moekit.Error, "format"):
+            layer.quantize("")
+        with self.assertRaisesRegex(ValueError, "they are of a format"):
+            layer.quantize(None, group=32)
+        with self.assertRaisesRegex(moekit.Error, "preset"):
+            self.layer(preset="")
         layer.quantize(None)
         self.assertEqual(layer(x).tolist(), wanted)
+        up = layer.params["experts.up.weight"]
+        layer.quantize("int8", group=32, drop_weights=True)
+        self.assertEqual(layer(x).tolist(), packed)
+        for use in (up.tolist, up.__dlpack__, lambda: up.__array_interface__):
+            with self.assertRaisesRegex(ValueError, "given back"):
+                use()
+        self.assertEqual(len(layer.params["gate.weight"].tolist()), 4)
 
     def test_bf16_is_16_bits(self):
-        layer, x = self.layer(dtype="bf16"), matrix(T, D, "H")
-        self.assertEqual(layer(x).tolist(), [[0.0] * D] * T)
-        for name, (_, dtype, grad, _) in layer.param_shapes.items():
-            self.assertEqual((dtype, grad), ("bf16", "f32"), name)
+        x, draw = matrix(T, D, "H"), random.Random(SEED)
+        wide = memoryview(bytearray(4 * T * D)).cast("f", [T, D])
+        for t in range(T):
+            for i in range(D):
+                x[t, i] = draw.randrange(2) << 15 | draw.randrange(120, 130) << 7 | draw.randrange(128)
+        words = wide.cast("B").cast("I", [T, D])
+        for at in ((t, i) for t in range(T) for i in range(D)):
+            words[at] = x[at] << 16
+        for row, mine in zip(self.layer(dtype="bf16", expert="identity", expert_hidden_size=0)(x).tolist(), wide.tolist()):
+            for a, b in zip(row, mine):
+                self.assertAlmostEqual(a, b, delta=2**-7 * abs(b))
+        layer = self.layer(dtype="bf16")
+        for name, param in layer.param_shapes.items():
+            self.assertEqual((param.dtype, param.grad_dtype), ("bf16", "f32"), name)
 
     def test_steps_of_training(self):
         layer = self.layer(selection_bias=True, selection_bias_update_rate=0.1, score_function="sigmoid")
@@ -215,12 +267,21 @@ class Layers(unittest.TestCase):
             self.layer(d_modle=3)
         self.assertEqual(caught.exception.status, moekit.Status.ARGUMENT)
         self.assertIn("nearest is 'moe.d_model'", str(caught.exception))
-        with self.assertRaisesRegex(moekit.Error, "one backward a forward"):
+        self.assertEqual(repr(layer), "moekit.Layer(gate.weight [4, 8], experts.up.weight [4, 8, 32], "
+                         "experts.down.weight [4, 16, 8])")
+        with self.assertRaisesRegex(ValueError, "no forward of this layer comes last"):
             layer.backward(x)
+        for scale in (-1, -0.5, float("nan")):
+            with self.assertRaisesRegex(ValueError, f"loss_scale: {scale}; it is at least 0"):
+                layer.forward(x, train=True, loss_scale=scale)
         with self.assertRaisesRegex(KeyError, "there are gate.weight, experts.up.weight"):
             layer.params["gate"]
-        with self.assertRaisesRegex(ValueError, "'tpu'"):
-            moekit.Context("tpu")
+        for device in ("tpu", "cuda:\N{SUPERSCRIPT TWO}"):
+            with self.assertRaisesRegex(ValueError, f"'{device}'"):
+                moekit.Context(device)
+        for seed in (-1, 2**64):
+            with self.assertRaisesRegex(ValueError, f"seed: {seed}"):
+                moekit.Context(seed=seed)
         with self.assertRaisesRegex(moekit.Error, "isa"):
             moekit.Context(isa="avx9")
 
@@ -271,11 +332,53 @@ class Lifetimes(unittest.TestCase):
         self.assertEqual(layer(Dlpack(y)).tolist(), wanted)
         self.assertEqual(layer(Interface(y)).tolist(), wanted)
 
+    def test_arrays_that_do_not_lie_as_they_must(self):
+        class Interface:
+            def __init__(self, of, **other):
+                self.__array_interface__ = of.__array_interface__ | other
+
+        class Elsewhere:
+            """An array that says it lies on another device, of DLPack's types."""
+            def __init__(self, of, *device):
+                self.__dlpack__, self.__dlpack_device__ = (lambda **_: of.__dlpack__()), lambda: device
+
+        layer, source = moekit.Layer(**SIZES), matrix(40, D)
+        y = layer(source)
+        address, shape = y.address, (T, D)
+        for strides, where, text in (((4 * D + 1, 4), 0, "whole numbers"), ((4 * D, 5), 0, "whole numbers"),
+                                     (None, 1, "begins within an element")):
+            with self.assertRaisesRegex(ValueError, f"x: .*{text}"):
+                layer(Interface(y, shape=shape, strides=strides, data=(address + where, False)))
+        one = Interface(y, shape=(1, D), strides=(4 * D + 1, 4))
+        self.assertEqual(layer(one).tolist(), layer(y).tolist()[:1])
+        apart = Interface(y, shape=(4, 1, D), strides=(4 * D * 5, 4 * D, 4))
+        self.assertEqual([row for row, in layer(apart).tolist()], layer(y).tolist()[:20:5])
+        for device, text in (((8, 0), "DLPack's type 8"), ((2, 0), "memory of a GPU")):
+            with self.assertRaisesRegex(ValueError, f"x: .*{text}"):
+                layer(Elsewhere(y, *device))
+        for device in (3, 13):
+            self.assertEqual(layer(Elsewhere(y, device, 0)).tolist(), layer(y).tolist())
+        for how in ({"copy": True}, {"dl_device": (2, 0)}):
+            with self.assertRaises(BufferError):
+                y.__dlpack__(**how)
+
+    def test_arrays_of_a_gpu_say_which_and_its_stream(self):
+        context = types.SimpleNamespace(device="cuda", index=0, stream=7)
+        here = moekit.Array(context, 4096, [T, D], "f32", types.SimpleNamespace(closed=False))
+        self.assertEqual(here.__cuda_array_interface__["stream"], 7)
+        self.assertEqual(moekit.array.matrix(here, "x", "f32", context)[0].data, 4096)
+        there = types.SimpleNamespace(device="cuda", index=1)
+        with self.assertRaisesRegex(ValueError, "x: it lies on cuda:0, and this context is of cuda:1"):
+            moekit.array.matrix(here, "x", "f32", there)
+        with moekit.Context(threads=1) as cpu:
+            self.assertIsNone(cpu.stream)
+
     def test_the_log_is_heard(self):
         heard = []
         with moekit.Context(threads=1, log=lambda level, text: heard.append(text)) as context:
-            moekit.Layer(context, **SIZES)(matrix(T, D))
-        self.assertTrue(all(isinstance(text, str) for text in heard))
+            with self.assertRaises(moekit.Error):
+                moekit.Layer(context, **SIZES)(matrix(T, D + 1))
+        self.assertIn("x: [12, 9]; this call needs [12, 8]", heard)
 
 
 if __name__ == "__main__":

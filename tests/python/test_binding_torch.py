@@ -86,6 +86,8 @@ class Transformers(Case):
     def test_their_blocks(self):
         try:
             from transformers.models.mixtral.modeling_mixtral import MixtralConfig, MixtralSparseMoeBlock
+            from transformers.models.olmoe.modeling_olmoe import OlmoeConfig, OlmoeSparseMoeBlock
+            from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeConfig, Qwen2MoeSparseMoeBlock
             from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeConfig, Qwen3MoeSparseMoeBlock
         except ImportError as error:
             self.skipTest(str(error))
@@ -96,10 +98,16 @@ class Transformers(Case):
                 qwen = Qwen3MoeConfig(hidden_size=D, moe_intermediate_size=24, num_experts=5, num_experts_per_tok=3,
                                       norm_topk_prob=norm)
                 self.compare(Qwen3MoeSparseMoeBlock(qwen), dtype, bound)
-        with self.assertRaisesRegex(TypeError, "Linear: no gate"):
-            linear = torch.nn.Linear(2, 2)
-            linear.gate = linear.experts = None
-            moekit.torch.MoE.from_mixtral(linear)
+        olmoe = OlmoeConfig(hidden_size=D, intermediate_size=24, num_experts=5, num_experts_per_tok=3)
+        self.compare(OlmoeSparseMoeBlock(olmoe), torch.float32, 1e-5)
+        qwen2 = Qwen2MoeConfig(hidden_size=D, moe_intermediate_size=24, shared_expert_intermediate_size=24, num_experts=4,
+                               num_experts_per_tok=2)
+        more = MixtralSparseMoeBlock(mixtral)
+        more.shared_expert = torch.nn.Linear(D, D)
+        for block, text in ((Qwen2MoeSparseMoeBlock(qwen2), "Qwen2MoeSparseMoeBlock: blocks of transformers"),
+                            (torch.nn.Linear(2, 2), "Linear: blocks"), (more, "parameters .*shared_expert.bias")):
+            with self.assertRaisesRegex(TypeError, text):
+                moekit.torch.MoE.from_mixtral(block)
 
 
 class Gradients(Case):
@@ -147,6 +155,36 @@ class Gradients(Case):
             y.backward(dy)
             self.same([x.grad, *(p.grad for p in layer.parameters())], want[1:])
 
+    def test_statistics_are_of_the_last_forward(self):
+        layer, x = module(), tokens(6, D)
+        layer.measure = True
+        for ask in (lambda: layer.last_stats, lambda: layer.routing):
+            with self.assertRaisesRegex(ValueError, "no forward of this module comes last"):
+                ask()
+        y = layer(x)
+        layer(tokens(7, D))
+        self.assertEqual(layer.routing.expert.shape, (7, 2))
+        y.sum().backward()
+        self.assertEqual(layer.last_stats.n_tokens, 7)
+        with self.assertRaisesRegex(ValueError, "run its forward again"):
+            layer.routing
+        with self.assertRaisesRegex(ValueError, "no forward of this module comes last"):
+            copy.deepcopy(layer).last_stats
+
+    def test_a_frozen_router_has_no_gradients(self):
+        layer = module(num_groups_outer=2, router_type="gshard_top2", router_frozen=True)
+        layer(tokens(6, D)).sum().backward()
+        with_gradient = [name for name, param in layer.named_parameters() if param.grad is not None]
+        self.assertEqual(with_gradient, ["experts.up.weight", "experts.down.weight"])
+        self.assertEqual([p.requires_grad for p in layer.parameters()], [False, False, True, True])
+
+    def test_a_bias_that_moved_before_backward_is_told(self):
+        layer = module(selection_bias=True, selection_bias_update_rate=0.1, score_function="sigmoid")
+        y = layer(tokens(6, D))
+        layer.end_step()
+        with self.assertRaisesRegex(RuntimeError, "modified by an inplace operation"):
+            y.sum().backward()
+
     def test_checkpointing_draws_the_same(self):
         layer, x, dy = module(dropout=0.3, input_jitter_eps=0.1), tokens(8, D, grad=True), tokens(8, D)
         torch.manual_seed(SEED)
@@ -181,7 +219,7 @@ class Operators(Case):
         layer = module(expert_bias=True)
         x, mask = tokens(6, D, grad=True), torch.tensor([1, 1, 1, 1, 0, 1], device=DEVICE)
         for train in (True, False):
-            given = (x, layer.tensors(), mask, torch.tensor(5), layer._handle, train, False, 1.0, 0)
+            given = (x, layer.tensors(), mask, torch.tensor(5), layer._handle, D, layer.trained, train, False, 1.0, 0)
             kinds = ("test_schema", "test_faketensor") + ("test_autograd_registration", "test_aot_dispatch_dynamic") * train
             torch.library.opcheck(torch.ops.moekit.forward, given, test_utils=kinds)
 
@@ -191,6 +229,18 @@ class Operators(Case):
         want = self.step(layer, x, dy)
         self.same(self.step(compiled, x, dy), want)
         self.same([compiled.eval()(x)], [layer(x)])
+
+    def test_modules_share_what_was_compiled(self):
+        x, seen = tokens(5, D), []
+
+        def backend(graph, inputs):
+            seen.append(graph)
+            return graph.forward
+
+        for _ in range(10):
+            layer = module()
+            self.same([torch.compile(layer, fullgraph=True, backend=backend)(x)], [layer(x)])
+        self.assertLess(len(seen), 4)
 
     def test_eval_keeps_nothing_for_backward(self):
         layer, x = module().eval(), tokens(4, D, grad=True)
@@ -224,7 +274,42 @@ class Modules(Case):
         self.same(list(layer.parameters()), list(want.parameters()))
         half = copy.deepcopy(want).bfloat16()
         self.near(half(x.bfloat16()).float(), want(x), 5e-2)
+        for use in (lambda: want.half()(x.half()), want.reset_parameters):
+            with self.assertRaisesRegex(TypeError, "dtype: torch.float16; it is one of torch.float32"):
+                use()
         self.assertEqual(half(x.bfloat16()).dtype, torch.bfloat16)
+
+    def test_buffers_stay_as_wide_as_sums(self):
+        options = {"selection_bias": True, "score_function": "sigmoid", "selection_bias_update_rate": 0.1}
+        layer = module(**options)
+        layer.gate.selection_bias.copy_(torch.tensor([0.0, 0, 5.1, 0]))
+        for move in (layer.bfloat16, lambda: layer.to(torch.bfloat16), lambda: layer.to(DEVICE, torch.bfloat16)):
+            self.assertEqual(move().gate.selection_bias.dtype, torch.float32)
+        self.assertEqual(layer.gate.weight.dtype, torch.bfloat16)
+        layer(tokens(8, D, dtype=torch.bfloat16))
+        self.assertTrue(all(2 in chosen for chosen in layer.routing.expert.tolist()))
+        kept = torch.tensor(layer.routing.kept.tolist(), device=DEVICE)
+        before = layer.gate.selection_bias.clone()
+        layer.end_step()
+        self.near(layer.gate.selection_bias, before + 0.1 * torch.sign(4 - kept))
+        self.assertEqual(layer.double().gate.selection_bias.dtype, torch.float64)
+        self.assertEqual(layer.float().gate.selection_bias.dtype, torch.float32)
+
+    def test_parameters_that_are_not_the_layers_are_refused(self):
+        def emptied(layer):
+            layer.experts.up.weight.data.untyped_storage().resize_(0)
+
+        def reshaped(layer):
+            layer.experts.up.weight.data = layer.experts.up.weight.data.mT
+
+        for spoil, text in ((lambda layer: layer.experts.bfloat16(), "experts.up.weight: torch.bfloat16"),
+                            (lambda layer: layer.experts.to("meta"), "parameters on meta, and x on"),
+                            (reshaped, r"experts.up.weight: .*\[4, 48, 16\]"), (emptied, "it has no memory")):
+            layer, x = module().eval(), tokens(6, D)
+            layer(x)
+            spoil(layer)
+            with self.assertRaisesRegex((TypeError, ValueError), text):
+                layer(x)
 
     def test_uneven_memory(self):
         layer, x, dy = module(), tokens(6, D), tokens(6, D)
@@ -245,7 +330,14 @@ class Modules(Case):
         self.near(y[mask], layer(x[mask]).detach(), 1e-6)
         for a, b in zip(grads, self.step(layer, x[mask], dy[mask])[2:]):
             self.near(a, b)
-        self.assertEqual(self.step(layer, x[:, :0], dy[:, :0])[0].shape, (2, 0, D))
+        for numbers in ((mask * 256).long(), mask * 0.5):
+            self.same(self.step(layer, x, dy, mask=numbers), [y, dx, *grads])
+        for wrong in (mask[:, :3], mask[0], mask.to("meta")):
+            with self.assertRaisesRegex(ValueError, r"mask: .*; it needs one of each of 8 tokens"):
+                layer(x, mask=wrong)
+        y, dx, *grads = self.step(layer, x[:, :0], dy[:, :0])
+        self.assertEqual((y.shape, dx.shape), ((2, 0, D), (2, 0, D)))
+        self.assertEqual([grad.abs().max().item() for grad in grads], [0, 0, 0])
 
     def test_routing_statistics_and_steps(self):
         layer = module(selection_bias=True, selection_bias_update_rate=0.1, score_function="sigmoid", num_experts=5)
@@ -265,6 +357,14 @@ class Modules(Case):
         packed = layer(x)
         self.near(packed, want, 0.05)
         self.assertFalse(torch.equal(packed, want))
+        file = io.BytesIO()
+        torch.save(layer, file)
+        file.seek(0)
+        for twin in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
+            self.same([twin(x)], [packed])
+        with self.assertRaisesRegex(moekit.Error, "int9"):
+            layer.quantize("int9")
+        self.same([layer(x)], [packed])
         with self.assertRaisesRegex(moekit.Error, "packed the weights"):
             layer.train()(x)
         layer.quantize(None)

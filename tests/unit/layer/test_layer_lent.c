@@ -29,6 +29,8 @@ static const variant variants[] = {
       .selection_bias = true,
       .selection_bias_update_rate = 0.1F}},
     {"two levels", {.router_type = "gshard_top2", .num_groups_outer = 2, .num_experts = 4}},
+    {"two levels, frozen",
+     {.router_type = "gshard_top2", .num_groups_outer = 2, .num_experts = 4, .router_frozen = true}},
 };
 /* clang-format on */
 
@@ -67,6 +69,7 @@ static void lend(moe_ctx *ctx, const moe_layer *owner, moe_layer *layer) {
         assert_string_equal(from.name, to.name);
         assert_null(to.value);
         assert_null(to.grad);
+        assert_int_equal(to.frozen, !from.buffer && !from.grad);
         void *value = memcpy(lent(numbers, from.dtype, 0), from.value, numbers * moe_dtype_bytes(from.dtype));
         must(ctx,
              moe_layer_bind_param(layer, i, value, from.grad ? lent(numbers, from.grad_dtype, 0xff) : NULL));
