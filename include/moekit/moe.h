@@ -442,8 +442,7 @@ typedef struct moe_param {
     int64_t dim[3]; /* row-major, the last contiguous; 1 beyond n_dim */
     void *value;    /* NULL where moe_layer_quantize has given it back (quant.h), or nobody has lent it */
     void *grad;     /* NULL until reserved for training or lent, and of buffers and frozen routers */
-    bool buffer;    /* saved with the layer but not trained: the selection bias */
-    bool frozen;    /* the router's, with router_frozen: not trained either */
+    bool buffer, frozen;  /* not trained: what is saved alone, as the selection bias; a frozen router's */
     uint8_t reserved[2];  /* 0: no padding, as in moe_stats */
     moe_dtype grad_dtype; /* f32 where dtype is bf16, but for moe_layer_set_grad_dtype; else dtype */
 } moe_param;

@@ -86,7 +86,7 @@ typedef struct moe_stats {
 } moe_stats;
 typedef struct moe_param {
     size_t size; const char *name; moe_dtype dtype; int32_t n_dim; int64_t dim[3]; void *value; void *grad;
-    bool buffer; bool frozen; uint8_t reserved[2]; moe_dtype grad_dtype;
+    bool buffer, frozen; uint8_t reserved[2]; moe_dtype grad_dtype;
 } moe_param;
 typedef struct moe_routing_view {
     size_t size; int64_t n_tokens; int32_t n_experts; int32_t top_k; moe_dtype dtype; int32_t reserved;
