@@ -211,7 +211,7 @@ static void check_route(const RouteCase &c) {
     check_plan(r, check_selection(r));
 }
 
-/* Experts may repeat between tokens and be missing (-1). */
+/* Experts may repeat between tokens, not within one, and be missing (-1). */
 static void check_few(int64_t tokens, int experts, int top_k, int64_t d, int64_t n, const Act &act) {
     const moei_act_rule rule = moei_act_rule_for(act.act, act.numbers);
     const bool gated = rule.gated;
@@ -223,11 +223,12 @@ static void check_few(int64_t tokens, int experts, int top_k, int64_t d, int64_t
     Buffer<char> scratch((int64_t)moei_few_scratch_bytes(choices, d, n));
     Buffer<uint32_t> drawn(MOEI_FEW_COUNTERS);
     std::vector<int> chosen;
+    const int apart = experts % 3 ? 3 : 1; /* the experts of a token */
     for (int64_t t = 0; t < tokens; ++t) {
         const uint32_t number = mix(seed * 5 + (uint64_t)t);
         const int start = number % 8 < 5 ? 0 : (int)(number / 8 % (uint32_t)experts); /* one has many rows */
         for (int k = 0; k < top_k; ++k)
-            chosen.push_back(mix(seed + (uint64_t)(t * top_k + k)) % 9 ? (start + 3 * k) % experts : -1);
+            chosen.push_back(mix(seed + (uint64_t)(t * top_k + k)) % 9 ? (start + apart * k) % experts : -1);
     }
     x.random(seed, 1), w1.random(seed + 1, 1 / sqrtf((float)d)), w2.random(seed + 2, 1 / sqrtf((float)n));
     weight.random(seed + 3, 1), expert.put(chosen);
