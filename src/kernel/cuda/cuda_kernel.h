@@ -54,7 +54,8 @@ int moei_cuda_route_few(const moei_team *team, const moei_router_args *args);
  * for these arguments. */
 bool moei_cuda_plan_dropless(const moei_team *team, const moei_plan_args *args);
 
-/* `few` of kernel.h; the second one where weights are packed, of arguments that the first one takes. */
+/* `few` of kernel.h; the second one where weights are packed, of arguments that the first one takes. Calls
+ * that share `drawn` run one after the other; each leaves zeros there, so that graphs can be replayed. */
 int moei_cuda_few(const moei_team *team, const moei_few_args *args);
 int moei_cuda_few_packed(const moei_team *team, const moei_few_args *args);
 

@@ -13,12 +13,12 @@
 
 namespace moei {
 
-enum { CHOICES = MOEI_FEW_PACKED_ROWS, EXPERTS = MOEI_FEW_EXPERTS, AHEAD = 4 };
+enum { AHEAD = 4 }; /* turns whose units stand beside each other */
 
 /* Blocks, as large as leaves every warp some steps of a sum; a multiprocessor has 16 warps. */
 template <bool UP> struct FewBlock {
     enum { PER_SM = UP ? 1 : 2, WARPS = 16 / PER_SM, THREADS = 32 * WARPS };
-    static_assert((int)CHOICES <= (int)THREADS, "a thread a choice");
+    static_assert((int)MOEI_FEW_PACKED_ROWS <= (int)THREADS, "a thread a choice");
     static_assert((int)MOEI_FEW_PACKED_TOKENS <= 2 * (int)TILE, "two tiles of tokens at most");
 };
 /* Three stages: with two as with four some us more, of a hundred. */
@@ -34,18 +34,19 @@ struct FewPackedCall {
 
 struct Choices {
     int32_t drawn[AHEAD];
-    int32_t count[EXPERTS]; /* of an expert's choices, see Halves */
-    int32_t before[16];     /* by warp */
+    int32_t count[MOEI_FEW_EXPERTS]; /* of an expert's choices, see Halves */
+    int32_t before[16];              /* by warp */
     int32_t n_tiles;
-    Listed tile[CHOICES];
-    int16_t choice[CHOICES]; /* by expert */
+    Listed tile[MOEI_FEW_PACKED_ROWS];
+    int16_t choice[MOEI_FEW_PACKED_ROWS]; /* by expert */
 };
 
 /* Choices by expert, in tiles of TILE. Whole block. Of more than one tile the first TILE tokens and the
  * others each have theirs: every block sorts for itself, so what a tile holds must not hang on who counts
  * first. */
-template <int THREADS> __device__ __forceinline__ void sort_choices(const moei_few_args &p, Choices &s) {
-    enum { OWN = EXPERTS / THREADS, TILES_AT = 16 };
+template <int THREADS>
+__device__ __forceinline__ void sort_packed_choices(const moei_few_args &p, Choices &s) {
+    enum { OWN = MOEI_FEW_EXPERTS / THREADS, TILES_AT = 16 };
     const int thread = threadIdx.x, lane = thread & 31, warp = thread / 32;
     const int chosen = thread < p.n_tokens * p.top_k ? p.expert[thread] : -1;
     const Halves half = {thread / p.top_k >= TILE};
@@ -85,7 +86,7 @@ template <bool GATED, bool UP> struct FewUnits {
     uint32_t *counter;
     int n_units, drawn;
 
-    __device__ __forceinline__ Unit open(int turn) {
+    __device__ __forceinline__ PackedUnit open(int turn) {
         const int u = s.drawn[turn % AHEAD], panel = u / max(s.n_tiles, 1), tile = u - panel * s.n_tiles;
         if (u >= n_units) return {0, (const bf16 *)call.p.x, 0};
         const Listed of = s.tile[tile];
@@ -128,15 +129,15 @@ __global__ void __launch_bounds__(FewBlock<UP>::THREADS, FewBlock<UP>::PER_SM)
     __shared__ Choices s;
     FewPackedShared<CODES, UP> &shared = *(FewPackedShared<CODES, UP> *)raw;
     const moei_few_args &p = call.p;
-    for (int i = threadIdx.x; i < EXPERTS; i += THREADS) s.count[i] = 0;
+    for (int i = threadIdx.x; i < MOEI_FEW_EXPERTS; i += THREADS) s.count[i] = 0;
     shared.table.put(call.b.value);
     if (threadIdx.x < 2) s.drawn[threadIdx.x] = (int32_t)(blockIdx.x + threadIdx.x * gridDim.x);
     if (UP) await_earlier();
     let_next_start();
     __syncthreads();
-    sort_choices<THREADS>(p, s); /* of down, choices are there: up, which awaited them, let it start */
+    sort_packed_choices<THREADS>(p, s); /* of down, choices are there: up, which awaited them, let it start */
     FewUnits<GATED, UP> units = {call, s, p.drawn + !UP, s.n_tiles * call.b.panels, 0};
-    multiply_units<GATED>(call.b, shared, units);
+    multiply_packed_units<GATED>(call.b, shared, units);
 }
 
 template <int CODES, bool GATED, bool UP>

@@ -107,8 +107,8 @@ struct Sums {
 };
 
 /* sums += dlogits gate: high parts, then low ones, of 16 experts at a time. */
-__device__ __forceinline__ void multiply_gate(const uint4 *dlogits, const uint4 *gate, int steps,
-                                              Sums &sums) {
+__device__ __forceinline__ void multiply_gate_tiles(const uint4 *dlogits, const uint4 *gate, int steps,
+                                                    Sums &sums) {
 #pragma unroll 1
     for (int step = 0; step < steps; ++step, gate += TILE_PIECES, dlogits += 64) {
         const uint4 a[2] = {__ldg(dlogits), __ldg(dlogits + 32)};
@@ -188,8 +188,8 @@ __global__ void __launch_bounds__(THREADS, 2)
             cp_async_commit();
         }
         if (k0 == 0)
-            multiply_gate(parts.dlogits + tile * steps * 64 + lane,
-                          parts.gate + block * steps * TILE_PIECES + lane, steps, sums);
+            multiply_gate_tiles(parts.dlogits + tile * steps * 64 + lane,
+                                parts.gate + block * steps * TILE_PIECES + lane, steps, sums);
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll 1

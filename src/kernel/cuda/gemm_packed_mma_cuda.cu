@@ -38,7 +38,7 @@ template <class C, bool GATED> struct RowUnits {
         const int64_t r = tile.first + (lane_row < rows ? lane_row : 0);
         row = (const bf16 *)call.p.a + (call.p.a_row ? call.p.a_row[r] : r) * call.p.lda;
     }
-    __device__ __forceinline__ Unit open(int turn) const {
+    __device__ __forceinline__ PackedUnit open(int turn) const {
         const int panel = begin + turn;
         if (panel >= end) return {0, row, 0};
         return {tile.group * call.b.group_bytes + panel * call.b.panel_bytes, row, rows};
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(THREADS, 2)
     s.table.put(call.b.value);
     __syncthreads();
     RowUnits<C, GATED> units(call, tile);
-    multiply_units<GATED>(call.b, s, units);
+    multiply_packed_units<GATED>(call.b, s, units);
 }
 
 enum { BLOCKS = 1056 }; /* about; few of them wait, as one that begins finds its rows first */

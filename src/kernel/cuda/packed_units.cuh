@@ -255,7 +255,7 @@ template <int SHARES> __device__ __forceinline__ float whole_sum(const UnitParts
 }
 
 /* A unit as a lane sees it. */
-struct Unit {
+struct PackedUnit {
     int64_t panel; /* where it begins in the weights, bytes */
     const bf16 *row;
     int rows; /* 0: there are no more units */
@@ -268,21 +268,21 @@ template <int CODES, int WARPS, int STAGES> struct UnitShared {
 
 /* All units of a block, one after the other; gated the first half of the warps has the gates' panel. Whole
  * block. Units has:
- *   open(turn)   -> Unit; asked a turn before it is multiplied
+ *   open(turn)   -> PackedUnit; asked a turn before it is multiplied
  *   await()      until rows may be read
  *   start(turn), stop(turn)   around its product; what threads tell each other in `stop` is there in the next
  *                             turn
  *   finish(turn, parts)       by all threads, while others may have begun the next turn
  *   whole        rows are made of 16-byte pieces */
 template <bool GATED, int CODES, int WARPS, int STAGES, class Units>
-__device__ __forceinline__ void multiply_units(const PackedB &b, UnitShared<CODES, WARPS, STAGES> &s,
-                                               Units &units) {
+__device__ __forceinline__ void multiply_packed_units(const PackedB &b, UnitShared<CODES, WARPS, STAGES> &s,
+                                                      Units &units) {
     enum { SHARES = GATED ? WARPS / 2 : WARPS };
     const Walk<CODES, SHARES> walk(b);
     const Places<CODES> places(s);
     const int warp = threadIdx.x / 32;
     const int64_t first = walk.first + warp / SHARES * b.second;
-    Unit unit = units.open(0);
+    PackedUnit unit = units.open(0);
     const unsigned char *codes = b.data + unit.panel + first;
     const bf16 *row = unit.row + walk.k;
     int left = b.k - walk.k, rows = unit.rows;
@@ -303,7 +303,7 @@ __device__ __forceinline__ void multiply_units(const PackedB &b, UnitShared<CODE
     }
     asked -= STAGES;
     for (int turn = 0; unit.rows > 0; ++turn) {
-        const Unit next = units.open(turn + 1);
+        const PackedUnit next = units.open(turn + 1);
         UnitSums sums = {};
         units.start(turn);
         for (int at = 0, last = 0; !last; at += STAGES) {
