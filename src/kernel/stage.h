@@ -211,7 +211,8 @@ static inline bool moei_gate_grad_takes(const moei_gate_grad_args *a) {
 /* Tiles of the gate, as gate_grad_sum multiplies them: experts by columns. */
 enum { MOEI_GATE_STEP = 16, MOEI_GATE_COLUMNS = 128, MOEI_GATE_TOKENS = 16 };
 /* Where its arrays begin in the scratch, and bytes of all: dlogits as two bf16 numbers [T, 2E], the gate in
- * whole tiles, sums over chunks of tokens f32 [chunks, 2E, d], tokens of a chunk int64_t [chunks + 1]. */
+ * whole tiles, dlogits once more in whole tiles of tokens by experts, sums over chunks of tokens f32
+ * [chunks, 2E, d], tokens of a chunk int64_t [chunks + 1]. */
 typedef struct moei_gate_grad_scratch {
     int64_t chunks;
     size_t gate, dlogits, part, offset, bytes;
