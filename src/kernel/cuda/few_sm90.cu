@@ -62,10 +62,25 @@ __device__ __forceinline__ uint32_t *stored_of(const moei_few_args &p, int liste
     return p.drawn + 1 + listed;
 }
 
-/* Choices by expert. Of an expert that is listed twice the first MOST_ROWS tokens and the others each have
- * their entry: every block sorts for itself, so what an entry holds must not hang on who counts first. Whole
- * block; whoever asks for weights, which `choice` is nothing to, goes on at once. */
-__device__ __forceinline__ void sort_choices(const moei_few_args &p, FewShared &s) {
+/* Choices by expert, up to 32, a lane each. One warp. */
+__device__ __forceinline__ void sort_by_warp(const moei_few_args &p, FewShared &s) {
+    const int lane = threadIdx.x & 31, expert = lane < p.n_tokens * p.top_k ? p.expert[lane] : -1;
+    const uint32_t before = (1u << lane) - 1, same = __match_any_sync(~0u, expert);
+    const int leader = __ffs((int)same) - 1;
+    const bool leads = lane == leader && expert >= 0;
+    const uint32_t leaders = __ballot_sync(~0u, leads);
+    const int rows = leads ? __popc(same) : 0, own_first = warp_prefix(rows) - rows;
+    if (lane == 0) s.n_listed = __popc(leaders);
+    if (leads) s.listed[__popc(leaders & before)] = {(int16_t)expert, (int16_t)own_first, (int16_t)rows};
+    const int at = __shfl_sync(~0u, own_first, leader) + __popc(same & before);
+    if (expert >= 0) s.choice[at] = (int16_t)lane, s.token[at] = (int16_t)(lane / p.top_k);
+    __syncwarp();
+}
+
+/* The same of any number, whole block. Of an expert that is listed twice the first MOST_ROWS tokens and the
+ * others each have their entry: every block sorts for itself, so what an entry holds must not hang on who
+ * counts first. */
+__device__ __forceinline__ void sort_by_block(const moei_few_args &p, FewShared &s) {
     enum { OWN = (CHOICES + THREADS - 1) / THREADS, FIRST_AT = 16 };
     const int thread = threadIdx.x, choices = (int)p.n_tokens * p.top_k;
     int chosen[OWN], rank[OWN];
@@ -99,7 +114,15 @@ __device__ __forceinline__ void sort_choices(const moei_few_args &p, FewShared &
         const int at = half_of(i).place(s.count[chosen[i]], rank[i]), choice = i * THREADS + thread;
         s.choice[at] = (int16_t)choice, s.token[at] = (int16_t)(choice / p.top_k);
     }
-    if (thread < 32)
+}
+
+/* Whole block; whoever asks for weights, which `choice` is nothing to, goes on at once. */
+__device__ __forceinline__ void sort_choices(const moei_few_args &p, FewShared &s) {
+    if (p.n_tokens * p.top_k > 32)
+        sort_by_block(p, s);
+    else if (threadIdx.x < 32)
+        sort_by_warp(p, s);
+    if (threadIdx.x < 32)
         named_barrier_arrive(SORTED, THREADS);
     else
         named_barrier(SORTED, THREADS);
@@ -267,8 +290,7 @@ __device__ __forceinline__ void store_up(const FewCall &call, const FewShared &s
     });
     named_barrier(STORED + group, 128);
     if (threadIdx.x % 128 != 0) return;
-    __threadfence();
-    atomicAdd(stored_of(p, unit.listed), 1);
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(stored_of(p, unit.listed)) : "memory");
 }
 
 template <int N, bool GATED>
@@ -310,7 +332,7 @@ __device__ __forceinline__ void multiply_units(const FewCall &call, FewShared &s
 }
 
 template <bool GATED>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __maxnreg__(160) /* of 384 threads, which leaves room for blocks of the sums */
     few_kernel(const __grid_constant__ FewCall call, const __grid_constant__ CUtensorMap w1,
                const __grid_constant__ CUtensorMap w2) {
     extern __shared__ __align__(1024) char raw[];
@@ -319,6 +341,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     const uint32_t base = smem_address(raw);
     for (int i = threadIdx.x; i < p.n_experts; i += THREADS) s.count[i] = 0;
     if (threadIdx.x == 0) {
+        prefetch_map(&w1), prefetch_map(&w2);
         for (int i = 0; i < STAGES; ++i) mbar_init(smem_address(&s.full[i]), 1 + BRINGERS);
         for (int i = 0; i < STAGES; ++i) mbar_init(smem_address(&s.empty[i]), CONSUMER_WARPS);
         for (int i = 0; i < TOLD; ++i) mbar_init(smem_address(&s.told[i]), 1);

@@ -1,8 +1,8 @@
 /* route_few_sm90.cu: the router for up to 128 tokens: logits[T,E] = x gate^T, softmax, exact top-k. A cluster
  * has eight tokens: a block every eighth sixteen of experts, whose sum over d its warps share; then a block
- * has one token, for which 128 threads count how many experts come before theirs. It may start before the
- * kernel ahead of it has ended, and asks for the gate in L2 meanwhile. Source: docs/kernels-cuda.md, few
- * tokens.
+ * has one token, for which four threads an expert count how many come before it. It may start before the
+ * kernel ahead of it has ended, and asks for the gate and tokens in L2 meanwhile. Source:
+ * docs/kernels-cuda.md, few tokens.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/early.cuh"
@@ -12,8 +12,8 @@
 namespace moei {
 
 enum { ROUTE_RANKS = 8, ROUTE_WARPS = 16, ROUTE_THREADS = 32 * ROUTE_WARPS, ROUTE_EXPERTS = 256 };
-enum { OWN_EXPERTS = ROUTE_EXPERTS / ROUTE_RANKS, STEP_K = 32 }; /* a warp's step */
-enum { SELECTORS = 128 };                                        /* threads that look for a token's experts */
+enum { OWN_EXPERTS = ROUTE_EXPERTS / ROUTE_RANKS, STEP_K = 32 };   /* a warp's step */
+enum { COUNTERS = 4, COUNTED_AT_ONCE = ROUTE_THREADS / COUNTERS }; /* threads of an expert */
 
 struct RouteShared {
     float part[ROUTE_WARPS][32][4]; /* results of 16 experts x 8 tokens as mma has them */
@@ -32,7 +32,7 @@ __device__ __forceinline__ uint4 load_row(const void *matrix, int64_t row, int64
 /* The warp's share of the sums of 16 experts from `first` on, of the cluster's tokens. Which steps stand
  * beside each other in a product is the same for both operands, and else does not matter: a lane has eight of
  * a row. */
-__device__ __forceinline__ void multiply_gate(const moei_router_args &p, int first, int64_t first_token,
+__device__ __forceinline__ void multiply_gate(const moei_router_args &p, int first, int first_token,
                                               float (&acc)[4]) {
     enum { AHEAD = 4 };
     const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, row = lane >> 2;
@@ -55,7 +55,7 @@ __device__ __forceinline__ void multiply_gate(const moei_router_args &p, int fir
 }
 
 /* Logits of the block's experts -> s.own, the warps' shares in order. */
-__device__ __forceinline__ void make_logits(const moei_router_args &p, RouteShared &s, int64_t first_token,
+__device__ __forceinline__ void make_logits(const moei_router_args &p, RouteShared &s, int first_token,
                                             int rank) {
     for (int j = 0; j < OWN_EXPERTS / 16; ++j) {
         const int first = (j * ROUTE_RANKS + rank) * 16;
@@ -75,7 +75,7 @@ __device__ __forceinline__ void make_logits(const moei_router_args &p, RouteShar
     }
 }
 
-/* Experts and weights of a token whose logits and keys are in place, by SELECTORS threads. */
+/* Experts and weights of a token whose logits and keys are in place, by the whole block. */
 __device__ __forceinline__ void select_token(const moei_router_args &p, RouteShared &s, int64_t token) {
     const int thread = threadIdx.x, lane = threadIdx.x & 31;
     const uint32_t *key = s.key;
@@ -91,21 +91,24 @@ __device__ __forceinline__ void select_token(const moei_router_args &p, RouteSha
     for (int e = lane; e < p.n_experts; e += 32) sum += __expf(logit[e] - top);
     sum = warp_sum(sum);
     finite = __all_sync(~0u, finite);
-    for (int e = thread; e < p.n_experts; e += SELECTORS) {
-        const uint32_t own = key[e];
+    for (int first = 0; first < p.n_experts; first += COUNTED_AT_ONCE) {
+        const int e = first + thread / COUNTERS;
+        const uint32_t own = key[min(e, p.n_experts - 1)];
         int before = 0;
-#pragma unroll 8
-        for (int i = 0; i < p.n_experts; i += 4) { /* keys past the last expert are 0 */
+#pragma unroll 4
+        for (int i = thread % COUNTERS * 4; i < p.n_experts; i += COUNTERS * 4) { /* keys past the last: 0 */
             const uint4 k = *(const uint4 *)(key + i);
             before += (k.x > own || (k.x == own && i < e)) + (k.y > own || (k.y == own && i + 1 < e)) +
                       (k.z > own || (k.z == own && i + 2 < e)) + (k.w > own || (k.w == own && i + 3 < e));
         }
-        if (before < p.top_k) s.chosen[before] = e;
+        before += __shfl_xor_sync(~0u, before, 1);
+        before += __shfl_xor_sync(~0u, before, 2);
+        if (thread % COUNTERS == 0 && e < p.n_experts && before < p.top_k) s.chosen[before] = e;
     }
-    named_barrier(1, SELECTORS);
+    __syncthreads();
     const bool masked = p.mask && !p.mask[token], good = finite && !masked;
     if (good)
-        for (int e = thread; p.prob && e < p.n_experts; e += SELECTORS)
+        for (int e = thread; p.prob && e < p.n_experts; e += ROUTE_THREADS)
             p.prob[token * p.n_experts + e] = __expf(logit[e] - top) * (1.f / sum);
     if (thread >= 32) return;
     if (!good) {
@@ -129,8 +132,8 @@ static __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1)
     route_few_kernel(const __grid_constant__ moei_router_args p) {
     __shared__ RouteShared s;
     const int thread = threadIdx.x, rank = (int)cluster_rank(), padded = (p.n_experts + 3) / 4 * 4;
-    const int64_t first_token = blockIdx.x / ROUTE_RANKS * ROUTE_RANKS, token = first_token + rank;
-    const bool selects = thread < SELECTORS && token < p.n_tokens;
+    const int first_token = (int)(blockIdx.x / ROUTE_RANKS * ROUTE_RANKS), token = first_token + rank;
+    const bool selects = (int)token < (int)p.n_tokens;
     let_next_start();
     for (int j = 0; j < OWN_EXPERTS / 16; ++j) {
         const int expert = (j * ROUTE_RANKS + rank) * 16 + thread / 32;
@@ -138,11 +141,13 @@ static __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1)
         for (int64_t at = thread % 32 * 128; expert < p.n_experts && at < 2 * p.d; at += 32 * 128)
             prefetch_line(row + at);
     }
+    for (int64_t at = thread * 128; selects && at < 2 * p.d; at += ROUTE_THREADS * 128)
+        prefetch_line((const char *)p.x + (int64_t)token * p.ldx * 2 + at);
     if (thread < ROUTE_EXPERTS) s.count[thread] = 0;
     await_earlier();
     make_logits(p, s, first_token, rank);
     cluster_sync();
-    for (int e = thread; selects && e < padded; e += SELECTORS) {
+    for (int e = thread; selects && e < padded; e += ROUTE_THREADS) {
         const bool valid = e < p.n_experts;
         const float logit = valid
                                 ? load_of_rank(smem_address(&s.own[rank][e / 16 / ROUTE_RANKS * 16 + e % 16]),
@@ -154,7 +159,7 @@ static __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1)
     __syncwarp();
     cluster_arrive(); /* what others have here is read */
     if (selects) {
-        named_barrier(1, SELECTORS);
+        __syncthreads();
         select_token(p, s, token);
     }
     __syncwarp();

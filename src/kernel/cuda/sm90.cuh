@@ -125,6 +125,10 @@ __device__ __forceinline__ void tma_load_pair(uint32_t dst, const CUtensorMap *m
                  : "memory");
 }
 
+/* Brings a map, so that the first copy need not await it. */
+__device__ __forceinline__ void prefetch_map(const CUtensorMap *map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 /* A box: columns from x on, rows from y on, of matrix z. */
 __device__ __forceinline__ void tma_load_box(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x, int y,
                                              int z) {
