@@ -212,7 +212,23 @@ static void check_route(const RouteCase &c) {
 }
 
 /* Experts may repeat between tokens, not within one, and be missing (-1). */
-static void check_few(int64_t tokens, int experts, int top_k, int64_t d, int64_t n, const Act &act) {
+static std::vector<int> some_choices(int64_t tokens, int experts, int top_k, bool none) {
+    std::vector<int> chosen;
+    const int apart = experts % 3 ? 3 : 1; /* the experts of a token */
+    for (int64_t t = 0; t < tokens; ++t) {
+        const uint32_t number = mix(seed * 5 + (uint64_t)t);
+        const int start = number % 8 < 5 ? 0 : (int)(number / 8 % (uint32_t)experts); /* one has many rows */
+        for (int k = 0; k < top_k; ++k) {
+            const bool missing = none || mix(seed + (uint64_t)(t * top_k + k)) % 9 == 0;
+            chosen.push_back(missing ? -1 : (start + apart * k) % experts);
+        }
+    }
+    return chosen;
+}
+
+/* chosen_by_none: no expert is. */
+static void check_few(int64_t tokens, int experts, int top_k, int64_t d, int64_t n, const Act &act,
+                      bool chosen_by_none = false) {
     const moei_act_rule rule = moei_act_rule_for(act.act, act.numbers);
     const bool gated = rule.gated;
     const int64_t width = gated ? 2 * n : n, choices = tokens * top_k;
@@ -222,14 +238,7 @@ static void check_few(int64_t tokens, int experts, int top_k, int64_t d, int64_t
     Buffer<int> expert(choices);
     Buffer<char> scratch((int64_t)moei_few_scratch_bytes(choices, d, n));
     Buffer<uint32_t> drawn(MOEI_FEW_COUNTERS);
-    std::vector<int> chosen;
-    const int apart = experts % 3 ? 3 : 1; /* the experts of a token */
-    for (int64_t t = 0; t < tokens; ++t) {
-        const uint32_t number = mix(seed * 5 + (uint64_t)t);
-        const int start = number % 8 < 5 ? 0 : (int)(number / 8 % (uint32_t)experts); /* one has many rows */
-        for (int k = 0; k < top_k; ++k)
-            chosen.push_back(mix(seed + (uint64_t)(t * top_k + k)) % 9 ? (start + apart * k) % experts : -1);
-    }
+    const std::vector<int> chosen = some_choices(tokens, experts, top_k, chosen_by_none);
     x.random(seed, 1), w1.random(seed + 1, 1 / sqrtf((float)d)), w2.random(seed + 2, 1 / sqrtf((float)n));
     weight.random(seed + 3, 1), expert.put(chosen);
     moei_few_args args = {};
@@ -272,6 +281,9 @@ static void check_few(int64_t tokens, int experts, int top_k, int64_t d, int64_t
     verdict(what, distance(got, want), 4e-3, y.guard_intact() && scratch.guard_intact());
     verdict("  the same bits again", memcmp(got.data(), twice.data(), got.size() * sizeof(bf16)) != 0, 0,
             true);
+    int64_t left = 0;
+    for (const uint32_t count : drawn.get()) left += count != 0;
+    verdict("  counters that are not 0", (double)left, 0, drawn.guard_intact());
 }
 
 /* Against f64, so near that dlogits' low halves must count. Opposed: the high halves of experts e and e + 1,
@@ -339,6 +351,30 @@ static void check_gate_grad(int64_t tokens, int experts, int64_t d, int top_k, b
     verdict("  its dx", distance(dx.get(), want_x), 5e-3, dx.guard_intact());
 }
 
+static void check_few_tokens() {
+    check_few(1, 16, 4, 256, 128, swiglu);
+    check_few(8, 11, 8, 200, 72, swiglu);
+    check_few(3, 64, 2, 1048, 264, clamped);
+    check_few(7, 5, 2, 136, 40, gelu);
+    check_few(2, 8, 2, 64, 8, relu2);
+    check_few(9, 130, 6, 328, 136, swiglu);
+    check_few(16, 32, 8, 512, 64, clamped);
+    check_few(15, 300, 4, 192, 200, gelu);
+    check_few(16, 40, 16, 1032, 72, swiglu);
+    check_few(1, 128, 8, 2048, 768, swiglu);
+    check_few(4, 41, 12, 1032, 72, swiglu);
+    check_few(2, 301, 16, 392, 136, gelu);
+    check_few(4, 128, 32, 200, 72, swiglu);
+    check_few(3, 8, 2, 264, 72, swiglu, true);
+    check_few(9, 8, 2, 264, 72, swiglu, true);
+    check_few(17, 40, 4, 200, 72, swiglu);
+    check_few(128, 12, 3, 136, 40, gelu);
+    check_few(33, 300, 8, 328, 200, clamped);
+    check_few(100, 64, 8, 512, 264, swiglu);
+    check_few(127, 3, 1, 1048, 136, relu2);
+    check_few(48, 3, 2, 72, 8, swiglu);
+}
+
 void check_tokens() {
     /* clang-format off */
     static const RouteCase routes[] = {
@@ -371,22 +407,7 @@ void check_tokens() {
     for (int i = 0; i < 8; ++i)
         check_gather_sum(i % 2 ? 331 : 64, 1 + i + (i > 5) * 4, i % 3 ? 72 : 1536, i & 1, i & 2);
     for (const RouteCase &c : routes) check_route(c);
-    check_few(1, 16, 4, 256, 128, swiglu);
-    check_few(8, 11, 8, 200, 72, swiglu);
-    check_few(3, 64, 2, 1048, 264, clamped);
-    check_few(7, 5, 2, 136, 40, gelu);
-    check_few(2, 8, 2, 64, 8, relu2);
-    check_few(9, 130, 6, 328, 136, swiglu);
-    check_few(16, 32, 8, 512, 64, clamped);
-    check_few(15, 300, 4, 192, 200, gelu);
-    check_few(16, 40, 16, 1032, 72, swiglu);
-    check_few(1, 128, 8, 2048, 768, swiglu);
-    check_few(17, 40, 4, 200, 72, swiglu);
-    check_few(128, 12, 3, 136, 40, gelu);
-    check_few(33, 300, 8, 328, 200, clamped);
-    check_few(100, 64, 8, 512, 264, swiglu);
-    check_few(127, 3, 1, 1048, 136, relu2);
-    check_few(48, 3, 2, 72, 8, swiglu);
+    check_few_tokens();
     for (bool opposed : {false, true}) {
         check_gate_grad(1009, 64, 200, opposed ? 0 : 8, opposed);
         check_gate_grad(131, 12, 72, opposed ? 0 : 5, true);
