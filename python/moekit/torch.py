@@ -92,6 +92,7 @@ class _Engine:
         shapes = self.layer.param_shapes
         self.params = [(name, torch.Size(param.shape), TYPES[param.dtype]) for name, param in shapes.items()]
         self.grad_types = [TYPES[param.grad_dtype] for param in shapes.values()]
+        self.buffers = [index for index, param in enumerate(shapes.values()) if param.buffer]
         self.ticket, self.call, self.last, self.mask = None, None, None, None
 
     def lend(self, params):
@@ -264,8 +265,9 @@ class MoE(torch.nn.Module):
         self._identify()
 
     def _apply(self, fn, recurse=True):
-        """Buffers stay as wide as sums are, so that in a bf16 layer the selection bias is f32 as the C layer has it."""
-        buffers = {id(buffer) for buffer in self.buffers()}
+        """Buffers stay as wide as sums are, so that in a bf16 layer the selection bias is f32 as the C layer has it. C
+        layers of another place, and the rows that they counted, are left behind."""
+        place, buffers = self._place(), {id(buffer) for buffer in self.buffers()}
 
         def moved(tensor):
             to = fn(tensor)
@@ -273,8 +275,13 @@ class MoE(torch.nn.Module):
             return tensor.to(to.device, torch.float32) if narrow else to
 
         super()._apply(moved, recurse)
-        self._identify()
+        if self._place() != place:
+            self._identify()
         return self
+
+    def _place(self):
+        tensor = self.tensors()[0]
+        return tensor.device, tensor.dtype
 
     def tensors(self):
         """Parameters and buffers in the order of the C layer."""
@@ -313,8 +320,7 @@ class MoE(torch.nn.Module):
 
     def _last(self):
         """The engine of the last forward."""
-        tensor = self.tensors()[0]
-        engine = self._handle.layers.engines.get((tensor.device, tensor.dtype))
+        engine = self._handle.layers.engines.get(self._place())
         if engine is None or engine.last is None:
             raise ValueError("no forward of this module comes last: there was none since it was made, moved or packed")
         return engine
@@ -341,12 +347,11 @@ class MoE(torch.nn.Module):
             engine = self._handle.layers.engine(context, params[0].device, params[0].dtype, params)
             even = engine.lend(params)
             engine.layer.end_step(counts)
-        for param, lent in zip(params, even):
-            if param is not lent:
-                param.copy_(lent)
-        for buffer in self.buffers():
-            if not buffer.is_inference():  # which have no version
-                torch.autograd.graph.increment_version(buffer)
+        for index in engine.buffers:
+            if params[index] is not even[index]:
+                params[index].copy_(even[index])
+            elif not params[index].is_inference():  # which have no version
+                torch.autograd.graph.increment_version(params[index])
 
     @torch.no_grad()
     def quantize(self, format=None, *, group=0):

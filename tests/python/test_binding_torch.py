@@ -345,9 +345,20 @@ class Modules(Case):
         layer(tokens(7, D))
         self.assertEqual(layer.last_stats.n_routed, 14)
         kept = torch.from_dlpack(layer.routing.kept).clone()
+        layer.to(DEVICE).requires_grad_().end_step()
+        want = 0.1 * torch.sign(14 / 5 - kept).to(DEVICE, torch.float32)
+        self.near(layer.gate.selection_bias, want)
+        for tensor in layer.tensors():
+            store = torch.empty(tensor.numel() + 1, device=DEVICE)
+            store[1:] = tensor.data.flatten()
+            tensor.data = store[1:].view(tensor.shape)
+        versions = [tensor._version for tensor in layer.tensors()]
+        layer(tokens(7, D))
+        kept = torch.from_dlpack(layer.routing.kept).clone()
         layer.end_step()
-        self.near(layer.gate.selection_bias, 0.1 * torch.sign(14 / 5 - kept).to(DEVICE, torch.float32))
-
+        self.near(layer.gate.selection_bias, want + 0.1 * torch.sign(14 / 5 - kept).to(DEVICE, torch.float32))
+        moved = [tensor._version - version for tensor, version in zip(layer.tensors(), versions)]
+        self.assertEqual(moved, [0, 1, 0, 0])
 
     def test_packed_weights(self):
         layer, x = module(d_model=32, expert_hidden_size=64), tokens(3, 32)
