@@ -233,6 +233,8 @@ class MoE(torch.nn.Module):
         self.preset, self.options, self.loss_scale, self.measure, self.packed = preset, options, 1.0, False, None
         with _context(torch.device("cpu")) as context:
             layer = Layer(context, unowned=True, dtype=kind, **self._said())
+            if layer.options["routing_unit"] == "task":
+                raise ValueError("routing_unit task: this module is not told the tasks; moekit.Layer is, in forward")
             self.output_size, shapes = layer.output_size, layer.param_shapes
             layer.close()
         self.names = list(shapes)
@@ -400,8 +402,8 @@ def _from_mixtral(cls, block, options):
     if activation is None:
         raise ValueError(f"activation {type(experts.act_fn).__name__}: there are {', '.join(ACTIVATIONS)}")
     if getattr(block, "jitter_noise", 0):
-        raise ValueError("router_jitter_noise: transformers moves the experts' input too, moekit (input_jitter_eps) the "
-                         "router's alone; set block.jitter_noise = 0 first")
+        raise ValueError("router_jitter_noise: transformers moves the experts' input too, moekit (input_jitter_eps) "
+                         "the router's alone; set block.jitter_noise = 0 first")
     E, d, n = experts.down_proj.shape
     said = {"d_model": d, "num_experts": E, "top_k": gate.top_k, "expert_hidden_size": n, "activation": activation,
             "score_before_topk": True, "norm_topk_prob": getattr(gate, "norm_topk_prob", True)}

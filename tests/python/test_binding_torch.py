@@ -266,6 +266,8 @@ class Modules(Case):
         x = tokens(6, D)
         with self.assertRaisesRegex(TypeError, "x: torch.float32 .* parameters are torch.bfloat16"):
             module().bfloat16()(x)
+        with self.assertRaisesRegex(ValueError, "routing_unit task: this module is not told"):
+            module(routing_unit="task", num_tasks=3)
         layer = module(device="meta").to_empty(device=DEVICE)
         torch.manual_seed(SEED)
         layer.reset_parameters()
