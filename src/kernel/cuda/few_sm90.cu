@@ -1,9 +1,10 @@
-/* few_sm90.cu: the experts of up to 128 tokens, each weight read once and reading never paused: one
- * kernel for gate, up and down, then the sums over experts. No plan: every block finds for itself who chose
- * which expert. A unit is twice 64 columns of an expert, of gate and up, or of down, with all rows that chose
- * it. Units are drawn in order, all of up's before down's, so that what one waits for has been begun by a
- * block that runs. Of a block one thread has weights brought, three warps bring rows, and two warpgroups
- * multiply units in turns, weights as wgmma's A. Source: docs/kernels-cuda.md, few tokens.
+/* few_sm90.cu: the experts of up to 128 tokens; weights are read once (of an expert with more than 64 rows
+ * twice), and reading never pauses: one kernel for gate, up and down, then the sums over experts. No plan:
+ * every block finds for itself who chose which expert. A unit is twice 64 columns of an expert, of gate and
+ * up, or of down, with up to 64 rows that chose it. Units are drawn in order, all of up's before down's, so
+ * that what one waits for has been begun by a block that runs. Of a block one thread has weights brought,
+ * three warps bring rows, and two warpgroups multiply units in turns, weights as wgmma's A. Source:
+ * docs/kernels-cuda.md, few tokens.
  */
 #include "kernel/cuda/act_fast.cuh"
 #include "kernel/cuda/few_halves.cuh"
@@ -273,13 +274,13 @@ __device__ __forceinline__ void store_up(const FewCall &call, const FewShared &s
                                          const Listed &e, const float (&acc)[HALVES][N / 2], int group) {
     const moei_few_args &p = call.p;
     by_path(call.act, [&](auto common) {
-        if (GATED)
+        if (GATED) {
             store_rows<N>(s, e, call.h, p.n, unit.slice * COLUMNS, p.n, [&](int j, int i) {
                 return fast_point<true, decltype(common)::value>(call.act, acc[0][4 * j + i],
                                                                  acc[1][4 * j + i])
                     .value;
             });
-        else
+        } else {
 #pragma unroll
             for (int half = 0; half < HALVES; ++half)
                 store_rows<N>(
@@ -287,10 +288,11 @@ __device__ __forceinline__ void store_up(const FewCall &call, const FewShared &s
                         return fast_point<false, decltype(common)::value>(call.act, acc[half][4 * j + i], 0)
                             .value;
                     });
+        }
     });
     named_barrier(STORED + group, 128);
     if (threadIdx.x % 128 != 0) return;
-    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(stored_of(p, unit.listed)) : "memory");
+    count_release(stored_of(p, unit.listed));
 }
 
 template <int N, bool GATED>

@@ -93,6 +93,9 @@ __device__ __forceinline__ void fence_async() {
 }
 
 /* A word that blocks count in: what they wrote before they did is there afterwards. */
+__device__ __forceinline__ void count_release(uint32_t *word) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(word) : "memory");
+}
 __device__ __forceinline__ uint32_t load_acquire(const uint32_t *from) {
     uint32_t v;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
