@@ -210,6 +210,19 @@ def _open():
                   "MOEKIT_LIBRARY be the path of libmoekit.so")
 
 
+class _Symbol(ctypes.Structure):
+    """Dl_info of dlfcn.h."""
+    _fields_ = [("file", ctypes.c_char_p), ("base", ctypes.c_void_p), ("name", ctypes.c_char_p),
+                ("address", ctypes.c_void_p)]
+
+
+def library_path():
+    """The file that library() was loaded from."""
+    found = _Symbol()
+    ctypes.CDLL(None).dladdr(library().moe_version, ctypes.byref(found))
+    return os.path.realpath(os.fsdecode(found.file))
+
+
 @functools.cache
 def library():
     """libmoekit, of this package's major and minor version, its functions typed."""
@@ -217,7 +230,7 @@ def library():
     for name, (result, arguments) in FUNCTIONS.items():
         function = getattr(found, name, None)
         if function is None:
-            raise OSError(f"{path} has no {name}: it is older than this package, {VERSION}")
+            raise OSError(f"{path} has no {name}: it is no libmoekit, or one older than this package, {VERSION}")
         function.restype, function.argtypes = result, arguments
     version = found.moe_version_string().decode()
     if version.split(".")[:2] != VERSION.split(".")[:2]:

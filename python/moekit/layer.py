@@ -122,6 +122,9 @@ class Context:
         name, _, index = device.partition(":")
         if name not in ("cpu", "cuda") or (index and not index.isdecimal()):
             raise ValueError(f"device: '{device}'; it is 'cpu', 'cuda' or 'cuda:' and a number")
+        for what, number in (("threads", threads), ("seed", seed)):
+            if not hasattr(number, "__index__"):
+                raise TypeError(f"{what}: {number!r}; it is a whole number")
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed: {seed}; it is of 64 bits, 0 .. 2**64 - 1")
         self.device, self.index, self.seed, self._library = name, int(index or 0), seed, _c.library()
@@ -219,7 +222,8 @@ class _Forward:
     def told(self):
         """moe_stats, by name."""
         if self.stats is None:
-            raise ValueError("the last forward was not asked for statistics")
+            raise ValueError("the last forward was not asked for statistics: stats=True of moekit.Layer, measure = True "
+                             "of moekit.torch.MoE")
         return types.SimpleNamespace(**{name: getattr(self.stats, name) for name, _ in self.stats._fields_[1:]
                                         if name != "reserved"})
 
@@ -264,6 +268,8 @@ class Layer:
         self._library, self.dtype = context._library, dtype
         desc = _c.sized(_c.moe_layer_desc, dtype=DTYPES[dtype], undrawn=undrawn, unowned=unowned)
         error = _c.moe_error()
+        if not isinstance(preset, (str, type(None))):
+            raise TypeError(f"preset: {preset!r}; it is one of {', '.join(presets())}")
         words = [(name.encode(), _text(value).encode()) for name, value in options.items()]
         statuses = (self._library.moe_layer_desc_set(desc, *pair, error) for pair in words)
         status = 0 if preset is None else self._library.moe_layer_desc_preset(desc, preset.encode(), error)

@@ -13,6 +13,7 @@ from typing import List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from . import _c
 from .array import DTYPES
@@ -226,6 +227,7 @@ class MoE(torch.nn.Module):
     own losses, times `loss_scale`, join in backward; last_stats has their values where `measure` is set. Parameters
     have the names and layouts of moekit/moe.h: "experts.up.weight" [E, d, 2n], gates first.
     """
+    __jit_ignored_attributes__ = __jit_unused_properties__ = ["last_stats", "routing"]  # torch.jit asks for all else
 
     def __init__(self, *, preset=None, device=None, dtype=None, **options):
         super().__init__()
@@ -303,7 +305,15 @@ class MoE(torch.nn.Module):
 
     def forward(self, x, mask=None):
         """mask [T] or as x without its last dimension: False or 0 where a token is padding."""
+        if not isinstance(x, Tensor) or not x.dim():
+            raise TypeError(f"x: {'a number' if isinstance(x, Tensor) else type(x).__name__}; it is a torch.Tensor "
+                            "[.., d_model]")
+        if self.training and self.packed:
+            raise Error(Status.STATE, "quantize() has packed the weights of this module's experts, for eval(): call "
+                                      "eval(), or quantize(None) to train")
         params, rows = self.tensors(), x.reshape(-1, x.shape[-1])
+        if any(unpack_dual(tensor).tangent is not None for tensor in (x, *params)):
+            raise NotImplementedError("forward-mode derivatives (jvp): this module has those of backward alone")
         if x.dtype != params[0].dtype or x.device != params[0].device:
             raise TypeError(f"x: {x.dtype} on {x.device}; the parameters are {params[0].dtype} on {params[0].device}, "
                             "and torch.autocast changes neither")
@@ -391,9 +401,13 @@ COPIED = {"gate.weight", "experts.gate_up_proj", "experts.down_proj"}
 
 @torch.no_grad()
 def _from_mixtral(cls, block, options):
-    kind, names = type(block).__name__, {name for name, _ in block.named_parameters()}
+    kind = type(block).__name__
     if kind not in BLOCKS:
-        raise TypeError(f"{kind}: blocks of transformers whose function this is are {', '.join(BLOCKS)}")
+        raise TypeError(f"{kind}: this takes over {', '.join(BLOCKS)} of transformers alone; what else stands in such "
+                        "a model's place, a dense layer, stays as it is")
+    if said := {"preset", "dtype", "device"} & options.keys():
+        raise TypeError(f"{', '.join(sorted(said))}: that is the block's; .to() moves the module once it is made")
+    names = {name for name, _ in block.named_parameters()}
     if names != COPIED:
         raise TypeError(f"{kind}: it has parameters {', '.join(sorted(names))}; it needs {', '.join(sorted(COPIED))}, "
                         "as transformers 5 has them")
@@ -408,8 +422,14 @@ def _from_mixtral(cls, block, options):
     said = {"d_model": d, "num_experts": E, "top_k": gate.top_k, "expert_hidden_size": n, "activation": activation,
             "score_before_topk": True, "norm_topk_prob": getattr(gate, "norm_topk_prob", True)}
     made = cls(device="meta", dtype=gate.weight.dtype, **said | options).to_empty(device=gate.weight.device)
-    for to, source in ((made.gate.weight, gate.weight), (made.experts.up.weight, experts.gate_up_proj.mT),
-                       (made.experts.down.weight, experts.down_proj.mT)):
+    if len(made.names) > len(COPIED):  # `options` bring others, which the block has no numbers for
+        made.reset_parameters()
+    for name, source in (("gate.weight", gate.weight), ("experts.up.weight", experts.gate_up_proj.mT),
+                         ("experts.down.weight", experts.down_proj.mT)):
+        to = made.get_parameter(name)
+        if to.shape != source.shape:
+            raise ValueError(f"{name}: {list(source.shape)} in the block, and {list(to.shape)} with these options; "
+                             "sizes are the block's")
         to.copy_(source)
         to.requires_grad_(source.requires_grad)
     return made.train(block.training)

@@ -34,7 +34,7 @@ enum { WIDTH_MAX = 1 << 20, EXPERTS_MAX = 65536 };
 /* Two lines an entry read better than aligned columns. */
 /* clang-format off */
 static const moe_option options[] = {
-    {"moe.d_model", "dim dmodel", INT(d_model, "0", 0, WIDTH_MAX),
+    {"moe.d_model", "dim dmodel hidden_size n_embd", INT(d_model, "0", 0, WIDTH_MAX),
      "width of the tokens; a language model sets it from model.d_model"},
     {"moe.output_size", "v_dim output_dim", INT(output_size, "0", 0, WIDTH_MAX),
      "width of the layer's output; 0: d_model"},

@@ -284,6 +284,11 @@ class Layers(unittest.TestCase):
                 moekit.Context(seed=seed)
         with self.assertRaisesRegex(moekit.Error, "isa"):
             moekit.Context(isa="avx9")
+        with self.assertRaisesRegex(TypeError, "threads: '2'; it is a whole number"):
+            moekit.Context(threads="2")
+        with self.assertRaisesRegex(TypeError, "preset: 3; it is one of"):
+            self.layer(preset=3)
+        self.assertEqual(self.layer(n_embd=24).options["d_model"], 24)
 
 
 class Lifetimes(unittest.TestCase):

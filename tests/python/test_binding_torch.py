@@ -104,10 +104,25 @@ class Transformers(Case):
                                num_experts_per_tok=2)
         more = MixtralSparseMoeBlock(mixtral)
         more.shared_expert = torch.nn.Linear(D, D)
-        for block, text in ((Qwen2MoeSparseMoeBlock(qwen2), "Qwen2MoeSparseMoeBlock: blocks of transformers"),
-                            (torch.nn.Linear(2, 2), "Linear: blocks"), (more, "parameters .*shared_expert.bias")):
+        for block, text in ((Qwen2MoeSparseMoeBlock(qwen2), "Qwen2MoeSparseMoeBlock: this takes over MixtralSparseMoeBlock"),
+                            (torch.nn.Linear(2, 2), "Linear: this takes over"), (more, "parameters .*shared_expert.bias")):
             with self.assertRaisesRegex(TypeError, text):
                 moekit.torch.MoE.from_mixtral(block)
+        block = MixtralSparseMoeBlock(mixtral)
+        for options, wrong, text in (({"dtype": torch.bfloat16}, TypeError, "dtype: that is the block's"),
+                                     ({"preset": "deepseek_v3"}, TypeError, "preset: that is the block's"),
+                                     ({"n_experts": 8}, ValueError, r"gate.weight: \[4, 16\] in the block")):
+            with self.assertRaisesRegex(wrong, text):
+                moekit.torch.MoE.from_mixtral(block, **options)
+        more = {"selection_bias": True, "router_bias": True, "num_shared_experts": 1, "expert_bias": True}
+        torch.manual_seed(SEED)
+        layer = moekit.torch.MoE.from_mixtral(block, **more)
+        torch.manual_seed(SEED)
+        drawn = module(score_before_topk=True, init_std=0.02, **more).state_dict()
+        for name, value in layer.state_dict().items():
+            if name not in ("gate.weight", "experts.up.weight", "experts.down.weight"):
+                self.assertTrue(torch.equal(value, drawn[name]), name)
+        self.assertTrue(torch.equal(layer.experts.up.weight, block.experts.gate_up_proj.mT))
 
 
 class Gradients(Case):
@@ -121,6 +136,16 @@ class Gradients(Case):
 
         x = tokens(5, D, dtype=torch.float64, grad=True)
         self.assertTrue(torch.autograd.gradcheck(of, (x, *layer.parameters()), fast_mode=True))
+
+    def test_forward_mode_is_refused(self):
+        layer, x = module(), tokens(5, D)
+
+        def of(gate):
+            return torch.func.functional_call(layer, {"gate.weight": gate}, (x,))
+
+        for function, at in ((layer, x), (of, layer.gate.weight.detach())):
+            with self.assertRaisesRegex(NotImplementedError, "forward-mode"):
+                torch.func.jvp(function, (at,), (torch.ones_like(at),))
 
     def test_losses_join_in_backward(self):
         layer, x = module(aux_loss_coeff=0.5, score_before_topk=True), tokens(9, D)
@@ -161,6 +186,11 @@ class Gradients(Case):
         for ask in (lambda: layer.last_stats, lambda: layer.routing):
             with self.assertRaisesRegex(ValueError, "no forward of this module comes last"):
                 ask()
+        layer.measure = False
+        layer(x)
+        with self.assertRaisesRegex(ValueError, "measure = True of moekit.torch.MoE"):
+            layer.last_stats
+        layer.measure = True
         y = layer(x)
         layer(tokens(7, D))
         self.assertEqual(layer.routing.expert.shape, (7, 2))
@@ -266,6 +296,9 @@ class Modules(Case):
         x = tokens(6, D)
         with self.assertRaisesRegex(TypeError, "x: torch.float32 .* parameters are torch.bfloat16"):
             module().bfloat16()(x)
+        for wrong, what in (([1.0], "list"), (torch.tensor(1.0), "a number")):
+            with self.assertRaisesRegex(TypeError, f"x: {what}; it is a torch.Tensor"):
+                module()(wrong)
         with self.assertRaisesRegex(ValueError, "routing_unit task: this module is not told"):
             module(routing_unit="task", num_tasks=3)
         layer = module(device="meta").to_empty(device=DEVICE)
@@ -378,7 +411,7 @@ class Modules(Case):
         with self.assertRaisesRegex(moekit.Error, "int9"):
             layer.quantize("int9")
         self.same([layer(x)], [packed])
-        with self.assertRaisesRegex(moekit.Error, "packed the weights"):
+        with self.assertRaisesRegex(moekit.Error, r"packed the weights .*quantize\(None\) to train"):
             layer.train()(x)
         layer.quantize(None)
         self.same([layer(x)], [want])
