@@ -93,7 +93,10 @@ class Library(unittest.TestCase):
             self.assertIn(file.name, self.fails(file.name))
 
     def test_a_foreign_library_is_refused(self):
-        self.assertIn("libc.so.6 has no moe_version", self.fails("libc.so.6"))
+        self.assertIn("libc.so.6 has no moe_version: it is no libmoekit", self.fails("libc.so.6"))
+
+    def test_the_file_that_was_loaded(self):
+        self.assertEqual(moekit.library_path(), os.path.realpath(LIBRARY))
 
     def test_names(self):
         self.assertIn("mixtral", moekit.presets())
