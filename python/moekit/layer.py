@@ -32,6 +32,13 @@ def _text(value):
     return "" if value is None else str(value)
 
 
+def _word(what, value):
+    """A name, as C takes it."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what}: {value!r}; it is a name, in a str")
+    return value.encode()
+
+
 def _strings(pointer):
     names = []
     while pointer[len(names)]:
@@ -119,7 +126,7 @@ class Context:
     or wait() for them."""
 
     def __init__(self, device="cpu", *, threads=0, isa=None, seed=0, log=None):
-        name, _, index = device.partition(":")
+        name, _, index = _word("device", device).decode().partition(":")
         if name not in ("cpu", "cuda") or (index and not index.isdecimal()):
             raise ValueError(f"device: '{device}'; it is 'cpu', 'cuda' or 'cuda:' and a number")
         for what, number in (("threads", threads), ("seed", seed)):
@@ -131,7 +138,7 @@ class Context:
         kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
         self._log = kind(lambda user, level, text: log(level, text.decode(errors="replace"))) if log else kind()
         desc = _c.sized(_c.moe_ctx_desc, device=_c.MOE_CUDA if name == "cuda" else _c.MOE_CPU, n_threads=threads,
-                        isa=isa and isa.encode(), seed=seed, device_index=self.index,
+                        isa=None if isa is None else _word("isa", isa), seed=seed, device_index=self.index,
                         log=ctypes.cast(self._log, ctypes.c_void_p))
         handle, error = ctypes.c_void_p(), _c.moe_error()
         status = self._library.moe_ctx_create(ctypes.byref(desc), ctypes.byref(handle), ctypes.byref(error))
@@ -209,7 +216,7 @@ CALL_FIELDS = ("step", "token_mask", "loss_scale", "sequence_length", "task", "t
 
 class _Params(dict):
     def __missing__(self, name):
-        raise KeyError(f"no parameter '{name}'; there are {', '.join(self)}")
+        raise KeyError(f"no parameter '{name}'; there are {', '.join(self) or 'none until reserve(.., train=True)'}")
 
 
 class _Forward:
@@ -264,15 +271,15 @@ class Layer:
     def __init__(self, context=None, *, preset=None, dtype="f32", undrawn=False, unowned=False, **options):
         if dtype not in DTYPES:
             raise ValueError(f"dtype: '{dtype}'; it is one of {', '.join(DTYPES)}")
+        if not isinstance(context, (Context, type(None))):
+            raise TypeError(f"context: {context!r}; it is a moekit.Context")
         self.context = context = context or Context()
         self._library, self.dtype = context._library, dtype
         desc = _c.sized(_c.moe_layer_desc, dtype=DTYPES[dtype], undrawn=undrawn, unowned=unowned)
         error = _c.moe_error()
-        if not isinstance(preset, (str, type(None))):
-            raise TypeError(f"preset: {preset!r}; it is one of {', '.join(presets())}")
         words = [(name.encode(), _text(value).encode()) for name, value in options.items()]
         statuses = (self._library.moe_layer_desc_set(desc, *pair, error) for pair in words)
-        status = 0 if preset is None else self._library.moe_layer_desc_preset(desc, preset.encode(), error)
+        status = 0 if preset is None else self._library.moe_layer_desc_preset(desc, _word("preset", preset), error)
         status = status or next(filter(None, statuses), 0)
         if status:
             raise Error(status, error.text.decode(errors="replace"))
@@ -286,6 +293,10 @@ class Layer:
 
     def __exit__(self, *_):
         self.close()
+
+    def __reduce__(self):
+        raise TypeError("moekit.Layer: memory of the library, which neither copies nor pickles; save what layer.params "
+                        "has")
 
     def close(self):
         """Gives its memory back; views of its parameters end."""
@@ -381,6 +392,8 @@ class Layer:
     def call(self, x, y, *, train=False, stats=False, keep=None, **fields):
         """prepare for who has moe_mat and addresses already, and keeps them alive."""
         tokens, train = x.rows, bool(train)
+        if not 0 <= fields.get("step", 0) < 2**64:
+            raise ValueError(f"step: {fields['step']}; it is of 64 bits, 0 .. 2**64 - 1")
         if (scale := fields.get("loss_scale")) is not None and not scale > 0:
             if scale != 0:  # C's sentinel for 0 is -1
                 raise ValueError(f"loss_scale: {scale}; it is at least 0")
@@ -457,7 +470,7 @@ class Layer:
             if group or drop_weights:
                 raise ValueError("group, drop_weights: they are of a format, and there is none")
         else:
-            desc = _c.sized(_c.moe_quant_desc, format=format.encode(), group=group, drop_weights=drop_weights)
+            desc = _c.sized(_c.moe_quant_desc, format=_word("format", format), group=group, drop_weights=drop_weights)
         self.context.check(self._library.moe_layer_quantize(self.handle, desc))
         if drop_weights:
             self._weights.ended, self._weights = True, _Lease(self._owned)

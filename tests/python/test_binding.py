@@ -4,9 +4,11 @@
 Numbers are held by identities: gradients against finite differences in f64, experts that do nothing, the same bits twice.
 """
 import array
+import copy
 import ctypes
 import gc
 import os
+import pickle
 import random
 import re
 import subprocess
@@ -289,8 +291,20 @@ class Layers(unittest.TestCase):
             moekit.Context(isa="avx9")
         with self.assertRaisesRegex(TypeError, "threads: '2'; it is a whole number"):
             moekit.Context(threads="2")
-        with self.assertRaisesRegex(TypeError, "preset: 3; it is one of"):
-            self.layer(preset=3)
+        for use, text in ((lambda: self.layer(preset=3), "preset: 3"), (lambda: moekit.Context(isa=3), "isa: 3"),
+                          (lambda: moekit.Context(None), "device: None"), (lambda: layer.quantize(4), "format: 4")):
+            with self.assertRaisesRegex(TypeError, f"{text}; it is a name"):
+                use()
+        with self.assertRaisesRegex(TypeError, "context: 'cpu'; it is a moekit.Context"):
+            moekit.Layer("cpu", **SIZES)
+        for step in (-1, 2**64):
+            with self.assertRaisesRegex(ValueError, f"step: {step}"):
+                layer.forward(x, train=True, step=step)
+        with self.assertRaisesRegex(KeyError, "there are none until reserve"):
+            self.layer().grads["gate.weight"]
+        for use in (copy.copy, copy.deepcopy, pickle.dumps):
+            with self.assertRaisesRegex(TypeError, "save what layer.params has"):
+                use(layer)
         self.assertEqual(self.layer(n_embd=24).options["d_model"], 24)
 
 
