@@ -266,16 +266,19 @@ class Call:
 
 class Layer:
     """A MoE layer: a moe_layer. Keywords are the names of docs/options.md, or what NeMo, Hugging Face and others call
-    them, and values are what YAML has: Layer(d_model=64, num_experts=8, top_k=2, expert_hidden_size=128)."""
+    them, and values are what YAML has: Layer(d_model=64, num_experts=8, top_k=2, expert_hidden_size=128).
+    `layer_index` tells a model's layers apart: those of one index and seed begin with the same weights."""
 
-    def __init__(self, context=None, *, preset=None, dtype="f32", undrawn=False, unowned=False, **options):
+    def __init__(self, context=None, *, preset=None, dtype="f32", layer_index=0, undrawn=False, unowned=False,
+                 **options):
         if dtype not in DTYPES:
             raise ValueError(f"dtype: '{dtype}'; it is one of {', '.join(DTYPES)}")
         if not isinstance(context, (Context, type(None))):
             raise TypeError(f"context: {context!r}; it is a moekit.Context")
         self.context = context = context or Context()
         self._library, self.dtype = context._library, dtype
-        desc = _c.sized(_c.moe_layer_desc, dtype=DTYPES[dtype], undrawn=undrawn, unowned=unowned)
+        desc = _c.sized(_c.moe_layer_desc, dtype=DTYPES[dtype], layer_index=layer_index, undrawn=undrawn,
+                        unowned=unowned)
         error = _c.moe_error()
         words = [(name.encode(), _text(value).encode()) for name, value in options.items()]
         statuses = (self._library.moe_layer_desc_set(desc, *pair, error) for pair in words)

@@ -249,6 +249,7 @@ class MoE(torch.nn.Module):
                 place.register_buffer(leaf, tensor)
             else:
                 place.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=not param.frozen))
+        self.register_load_state_dict_post_hook(_pack_again)
         self._identify()
         self.reset_parameters()
 
@@ -385,6 +386,12 @@ class MoE(torch.nn.Module):
 
     def extra_repr(self):
         return ", ".join(f"{key}={value}" for key, value in self._said().items() if value is not None)
+
+
+def _pack_again(module, _incompatible):
+    """Packed weights are of the parameters that were there before."""
+    if module.packed:
+        module._identify()
 
 
 def _child(module, name):

@@ -191,6 +191,11 @@ class Layers(unittest.TestCase):
         kinds = self.layer(expert_kinds=["8", "2x16", "identity"])
         self.assertIn("experts.1.up.weight", kinds.params)
 
+    def test_layers_are_told_apart_by_their_index(self):
+        gates = [self.layer(layer_index=i).params["gate.weight"].tolist() for i in (0, 0, 1)]
+        self.assertEqual(gates[0], gates[1])
+        self.assertNotEqual(gates[0], gates[2])
+
     def test_routing_and_masks(self):
         layer, mask = self.layer(), bytearray([1] * 9 + [0] * 3)
         layer.forward(matrix(T, D), token_mask=mask)

@@ -410,6 +410,13 @@ class Modules(Case):
         file.seek(0)
         for twin in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
             self.same([twin(x)], [packed])
+        other = module(d_model=32, expert_hidden_size=64)
+        state = copy.deepcopy(layer.state_dict())
+        layer.load_state_dict(other.state_dict())
+        other.eval().quantize("int8", group=32)
+        self.same([layer(x)], [other(x)])
+        torch.nn.Sequential(layer).load_state_dict({"0." + name: value for name, value in state.items()})
+        self.same([layer(x)], [packed])
         with self.assertRaisesRegex(moekit.Error, "int9"):
             layer.quantize("int9")
         self.same([layer(x)], [packed])
