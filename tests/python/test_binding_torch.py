@@ -14,15 +14,11 @@ import re
 import sys
 import unittest
 
-python = os.environ.get("MOEKIT_PYTHON")
-if python and os.environ.get("MOEKIT_PYTHON_USED") != python:
-    os.environ["MOEKIT_PYTHON_USED"] = python
-    os.execvp(python, [python, *sys.argv])
-try:
-    import torch
-except ImportError:
-    print(f"skipped: tests/python/test_binding_torch.py: no module named 'torch' in {sys.executable}")
-    sys.exit(77)
+import need
+
+need.modules("torch")
+
+import torch
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 os.environ.setdefault("MOEKIT_LIBRARY", os.path.join(os.path.dirname(os.path.abspath(os.environ["MOEKIT"])), "libmoekit.so"))

@@ -9,15 +9,11 @@ import os
 import subprocess
 import sys
 
-python = os.environ.get("MOEKIT_PYTHON")
-if python and os.environ.get("MOEKIT_PYTHON_USED") != python:
-    os.environ["MOEKIT_PYTHON_USED"] = python
-    os.execvp(python, [python, *sys.argv])
-try:
-    import numpy as np
-except ImportError:
-    print(f"skipped: tests/python/test_peers.py: no module named 'numpy' in {sys.executable}")
-    sys.exit(77)
+import need
+
+need.modules("numpy")
+
+import numpy as np
 
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.path.dirname(os.environ["MOEKIT"])

@@ -10,18 +10,13 @@ import os
 import sys
 import tempfile
 
-python = os.environ.get("MOEKIT_PYTHON")
-if python and os.environ.get("MOEKIT_PYTHON_USED") != python:
-    os.environ["MOEKIT_PYTHON_USED"] = python
-    os.execvp(python, [python, *sys.argv])
+import need
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-try:
-    import torch
-    import transformers
-except ImportError as error:
-    print(f"skipped: tests/python/test_transformers.py: no module named '{error.name}' in {sys.executable}")
-    sys.exit(77)
+need.modules("torch", "transformers")
+
+import torch
+import transformers
 
 COMMON = {
     "model.vocab_size": 64, "model.d_model": 32, "model.n_layers": 3, "model.n_heads": 4, "model.n_kv_heads": 2,
