@@ -1,9 +1,9 @@
 /* bench_time.c: lines timed in turns, so that a busy minute meets all of them alike; medians count.
  * Between two lines the ceilings are measured: multiply-adds in registers, of which the best counts, and
  * reading memory that no cache holds. Memory is shared with whoever else is on the machine and changes by the
- * minute, so a run is held against the readings straight before and after it, and the median share counts; so
- * no run finds in a cache what an earlier one left there. On a GPU the ceilings are a dense product and a copy,
- * before every line; of both the best counts.
+ * minute, so a run is held against the readings straight before and after it, and the median share counts;
+ * no run finds in a cache what an earlier one left there. On a GPU the ceilings are a dense product and a
+ * copy, before every line; of both the best counts.
  */
 #include "bench.h"
 
