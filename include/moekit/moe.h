@@ -303,8 +303,7 @@ MOE_API moe_status moe_layer_desc_fill(const moe_layer_desc *desc, moe_layer_des
 typedef struct moe_layer moe_layer;
 typedef enum moe_mode { MOE_INFER = 0, MOE_TRAIN = 1 } moe_mode;
 
-/* Makes the layer and its parameters, drawn from N(0, init_std^2) with the context's seed. The descriptor and
- * its strings are copied. */
+/* The layer with parameters of N(0, init_std^2), drawn by the context's seed. Copies desc and its strings. */
 MOE_API moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer **layer);
 MOE_API void moe_layer_destroy(moe_layer *layer);
 /* The descriptor with every default filled in. Its strings are the layer's: they go with it. */
@@ -315,6 +314,9 @@ MOE_API const moe_layer_desc *moe_layer_get_desc(const moe_layer *layer);
  * selection bias, capacity by batch, aux and z losses. Else the CPU routes, which waits for two copies a
  * call: the numbers are the same. False on the CPU. */
 MOE_API bool moe_layer_routes_on_device(const moe_layer *layer);
+/* NULL where a token has the same bits in inference beside any others of a call, else why they have a say: a
+ * capacity, a router that looks at all. Experts of your own are taken to look at one row. */
+MOE_API const char *moe_layer_company(const moe_layer *layer);
 
 /* Memory, in bytes, for batches of up to max_tokens. */
 typedef struct moe_layer_bytes {
@@ -341,8 +343,7 @@ MOE_API moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_m
  * must be reserved before `layer` is, for no fewer bytes of scratch, and must outlive it. */
 MOE_API moe_status moe_layer_share_scratch(moe_layer *layer, moe_layer *owner);
 
-/* Random draws handed in instead of drawn: to repeat another system's run number for number. NULL
- * fields are drawn as always. */
+/* Random draws handed in, not drawn: to repeat another system's run to the number. NULL: drawn as always. */
 typedef struct moe_draws {
     size_t size;
     const float *second_policy; /* [T] U(0,1) of gshard_top2's second choice */
@@ -458,13 +459,12 @@ MOE_API moe_status moe_layer_bind_param(moe_layer *layer, int32_t index, void *v
 /* Once an optimizer step: updates the selection bias from the rows counted since the last call
  * (bias += rate * sign(mean - rows), DeepSeek-V3), quantile balancing's too, and restarts the counts of
  * the global balance loss with the next training forward. `counts` [E], only of a layer whose selection bias
- * is updated, replaces the layer's own (say, summed over ranks); NULL: its own. Call it after the backward:
- * with selection_bias_in_weights one that comes later would see the new bias. */
+ * is updated, replaces the layer's own (say, summed over ranks); NULL: its own. After the backward: with
+ * selection_bias_in_weights one that comes later would see the new bias. */
 MOE_API moe_status moe_layer_end_step(moe_layer *layer, const int64_t *counts);
 
 /* 7. What the router did in the last forward. Pointers are the layer's, valid until the next. On a GPU, after
- * an inference of few tokens, which does without, it queues the kernels that find row_of and the counts: each
- * time, so ask once a forward. */
+ * an inference of few tokens, it queues the kernels that find row_of and counts: so ask once a forward. */
 typedef struct moe_routing_view {
     size_t size;
     int64_t n_tokens;

@@ -3,6 +3,7 @@
  * Source: lm/model needs whole heads, even rotary widths and sequences within the context.
  */
 #include "config/config.h"
+#include "core/desc.h"
 
 #include <math.h>
 #include <string.h>
@@ -226,13 +227,6 @@ static moe_status check_alarms(const moe_lm_config *config, moe_error *error) {
     return MOE_OK;
 }
 
-/* Whether experts may be full outside training; of two levels, the inner ones too. */
-static bool is_limited(const moe_layer_desc *filled) {
-    const bool inner = filled->num_groups_outer > 0 && filled->capacity_factor_inner > 0;
-    return inner || filled->capacity_factor_eval > 0 ||
-           (filled->capacity_factor > 0 && filled->capacity_factor_eval != MOE_ZERO);
-}
-
 /* clang-format off */
 static const char by_expert[] =
     "moe.router_type expert_choice: experts choose among all tokens of a batch, also those yet to be predicted";
@@ -250,7 +244,7 @@ const char *moe_lm_config_foresight(const moe_lm_config *config) {
     moelm_config_layer(config, 0, &desc);
     if (moe_layer_desc_fill(&desc, &filled, NULL) != MOE_OK) return NULL;
     if (strcmp(filled.router_type, "expert_choice") == 0) return by_expert;
-    if (!is_limited(&filled) || strcmp(filled.drop_policy, "position") == 0) return NULL;
+    if (!moei_desc_limited(&filled) || strcmp(filled.drop_policy, "position") == 0) return NULL;
     return strcmp(filled.drop_policy, "probs") == 0 ? by_weight : by_rank;
 }
 

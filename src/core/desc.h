@@ -15,6 +15,13 @@ static inline double moei_number(float field, double otherwise) {
     return field == 0 ? otherwise : (double)field;
 }
 
+/* Whether experts may be full outside training; of two levels, the inner ones too. */
+static inline bool moei_desc_limited(const moe_layer_desc *filled) {
+    const bool inner = filled->num_groups_outer > 0 && filled->capacity_factor_inner > 0;
+    return inner || filled->capacity_factor_eval > 0 ||
+           (filled->capacity_factor > 0 && filled->capacity_factor_eval != MOE_ZERO);
+}
+
 /* Whether an output struct says its size, so that a call can refuse it before it works. */
 moe_status moei_desc_check_out(const void *out, size_t our_size, const char *name, moe_error *error);
 /* Copies `ours` into the caller's output struct, whose first field is its size and stays: no more than that

@@ -285,3 +285,21 @@ const moe_layer_desc *moe_layer_get_desc(const moe_layer *layer) {
 bool moe_layer_routes_on_device(const moe_layer *layer) {
     return layer && layer->path == &moei_path_device;
 }
+
+const char *moe_layer_company(const moe_layer *layer) {
+    static const char *const by_token[] = {"top_k",    "noisy_top_k", "sinkhorn",
+                                           "quantile", "hash",        "gshard_top2"};
+    if (!layer || layer->desc.num_experts == 0) return NULL;
+    const moe_layer_desc *desc = &layer->desc;
+    const char *policy = desc->second_policy_eval;
+    bool alone = false;
+    if (moei_desc_limited(desc)) return "with a capacity its neighbours decide what is dropped";
+    if (strcmp(desc->routing_unit, "token") != 0) return "what is routed is no token";
+    for (size_t i = 0; i < sizeof by_token / sizeof *by_token; ++i)
+        alone = alone || strcmp(desc->router_type, by_token[i]) == 0;
+    if (!alone) return "this router asks where in the batch a token stands";
+    if (strcmp(desc->router_type, "gshard_top2") == 0 &&
+        (strcmp(policy, "random") == 0 || strcmp(policy, "sample") == 0))
+        return "the second choice is drawn by where in the batch a token stands";
+    return NULL;
+}

@@ -199,7 +199,7 @@ static int verify_determinism(cli_args *args, int64_t seed) {
     free(told.task);
     if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
     print_determinism(args, &result);
-    if (!args->json && *result.not_alone)
+    if (!args->json && result.not_alone)
         cli_say(args, "not compared: a token alone and in the batch; %s", result.not_alone);
     if (result.equal) return 0;
     return cli_fail(args, MOE_ERR_NUMERIC, "results differ in bits (seed %lld)", (long long)seed);

@@ -156,25 +156,6 @@ static moe_status compare_second_run(subject *first, determinism_result *result,
     return status;
 }
 
-/* Why a token alone may be routed otherwise than in a batch; "": it may not. */
-static const char *why_not_alone(const moe_layer_desc *desc) {
-    static const char *const by_token[] = {"top_k",    "noisy_top_k", "sinkhorn",
-                                           "quantile", "hash",        "gshard_top2"};
-    const char *policy = desc->second_policy_eval;
-    bool alone = false;
-    if (desc->num_experts == 0) return "";
-    if (desc->capacity_factor > 0 || desc->capacity_factor_eval > 0)
-        return "with a capacity its neighbours decide what is dropped";
-    if (strcmp(desc->routing_unit, "token") != 0) return "what is routed is no token";
-    for (size_t i = 0; i < sizeof by_token / sizeof *by_token; ++i)
-        alone = alone || strcmp(desc->router_type, by_token[i]) == 0;
-    if (!alone) return "this router asks where in the batch a token stands";
-    if (strcmp(desc->router_type, "gshard_top2") == 0 &&
-        (strcmp(policy, "random") == 0 || strcmp(policy, "sample") == 0))
-        return "the second choice is drawn by where in the batch a token stands";
-    return "";
-}
-
 static moe_status compare_batches(subject *s, determinism_result *result, moe_error *error) {
     const moe_layer_desc *desc = moe_layer_get_desc(s->layer);
     const bool hashes = desc->num_experts > 0 && strcmp(desc->router_type, "hash") == 0 &&
@@ -207,8 +188,8 @@ moe_status determinism_check_layer(const moe_layer_desc *desc, const determinism
     for (size_t i = 0; i < sizeof n_threads / sizeof *n_threads && status == MOE_OK; ++i)
         status = compare_threads(desc, options, &first, n_threads[i], &found, error);
     if (status == MOE_OK) status = compare_second_run(&first, &found, error);
-    found.not_alone = why_not_alone(moe_layer_get_desc(first.layer));
-    if (status == MOE_OK && !*found.not_alone) status = compare_batches(&first, &found, error);
+    found.not_alone = moe_layer_company(first.layer);
+    if (status == MOE_OK && !found.not_alone) status = compare_batches(&first, &found, error);
     subject_destroy(&first);
     if (status != MOE_OK) return status;
     found.equal = true;

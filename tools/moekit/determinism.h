@@ -18,7 +18,7 @@ typedef struct determinism_result {
     int32_t n_rows;
     determinism_row row[DETERMINISM_ROWS];
     bool equal;            /* all of them */
-    const char *not_alone; /* why a token alone was not compared with it in the batch; "": it was */
+    const char *not_alone; /* why a token alone was not compared with it in the batch; NULL: it was */
 } determinism_result;
 
 typedef struct determinism_options {

@@ -172,6 +172,7 @@ static void questions_about_nothing_have_no_answer(void **state) {
     assert_false(moe_layer_preset_sets(NULL));
     assert_null(moe_layer_get_desc(NULL));
     assert_false(moe_layer_routes_on_device(NULL));
+    assert_null(moe_layer_company(NULL));
     assert_int_equal(moe_layer_param_count(NULL), 0);
     assert_int_equal(moe_packed_bytes(NULL), 0);
     assert_null(moe_time_rows(NULL, &count));
