@@ -118,6 +118,40 @@ typedef bool (*moe_lm_token_fn)(void *user, int32_t token);
 MOE_API moe_status moe_lm_generate(moe_lm *lm, const int32_t *prompt, int64_t n_prompt, int64_t n_new,
                                    const moe_lm_sampler *sampler, moe_lm_token_fn on_token, void *user);
 
+/* Several texts at once. A step draws one token of each in one pass over all of them, so that weights are
+ * read once. Texts join between steps and leave when they are over; each has the tokens, to the bit of the
+ * logits, that moe_lm_generate gives it alone. Where neighbours have a say (moe_layer_company), that takes a
+ * pass a text: nothing is gained, and the log warns. The model outlives its batches, and its parameters must
+ * not change while a text is being written. */
+typedef struct moe_lm_batch moe_lm_batch;
+typedef struct moe_lm_batch_desc {
+    size_t size;
+    int64_t max_texts;  /* at once, 1 or more: each has keys and values of its own */
+    int64_t max_length; /* of prompt and new tokens of any text; 0, or more than the context: the context, and
+                           then texts may be of any length */
+} moe_lm_batch_desc;
+typedef struct moe_lm_text {
+    size_t size;
+    const int32_t *prompt; /* [n_prompt], copied; what it has in common with another's text is read once */
+    int64_t n_prompt, n_new;
+    const moe_lm_sampler *sampler; /* copied */
+    moe_lm_token_fn on_token;      /* of the new tokens, in steps; it may use the model, but not its batch */
+    void *user;
+} moe_lm_text;
+/* Bytes of the batch alone. Its passes are those of moe_lm_measure: of max_texts sequences of one token, and
+ * of one of max_length. */
+MOE_API moe_status moe_lm_batch_measure(moe_lm *lm, const moe_lm_batch_desc *desc, size_t *bytes);
+/* Reserves both; no call on the batch allocates. */
+MOE_API moe_status moe_lm_batch_create(moe_lm *lm, const moe_lm_batch_desc *desc, moe_lm_batch **batch);
+MOE_API void moe_lm_batch_destroy(moe_lm_batch *batch);
+/* MOE_ERR_STATE where max_texts are being written. n_new 0 is over at once. */
+MOE_API moe_status moe_lm_batch_add(moe_lm_batch *batch, const moe_lm_text *text);
+/* One more token of every text: first of those whose prompts are new their whole prompts are read. After a
+ * failure a text has got this step's token or will get it from the next. */
+MOE_API moe_status moe_lm_batch_step(moe_lm_batch *batch);
+/* Texts that are being written; 0 of NULL. */
+MOE_API int64_t moe_lm_batch_live(const moe_lm_batch *batch);
+
 /* 4. Training. */
 typedef struct moe_lm_progress {
     size_t size;

@@ -1,5 +1,5 @@
 /* attention.c: causal grouped-query self-attention with rotary positions, forward and backward.
- * norm[R, d] -> qkv[R, C] -> att[R, H*c] -> branch[R, d]; with a cache, keys and values come from it.
+ * norm[R, d] -> qkv[R, C] -> att[R, H*c] -> branch[R, d]; with caches, keys and values come from them.
  * Source: Ainslie et al. 2023 (groups), Su et al. 2021 (rotary), as in Mixtral: no biases.
  */
 #include "model/model.h"
@@ -41,13 +41,31 @@ static moe_attention_args self_attention(const moe_lm *lm, const moelm_saved *s,
     };
 }
 
-static void read_cache(const moe_lm *lm, int32_t index, const moelm_pass *pass, moe_attention_args *args) {
-    args->kv_len = pass->cache->n + pass->length;
-    args->kv_stride = pass->cache->capacity;
-    args->ldkv = 2 * moelm_kv_cols(lm);
-    const void *keys = moelm_cache_keys(lm, pass->cache, index);
-    args->k = keys;
-    args->v = moelm_at(lm, keys, moelm_kv_cols(lm));
+/* Sequence `seq` alone, which first puts its new keys and values into its cache: each has seen its own number
+ * of tokens. */
+static moe_status cached_attention(moe_lm *lm, int32_t index, const moelm_pass *pass, int64_t seq,
+                                   moe_attention_args args) {
+    moelm_cache *cache = pass->cache[seq];
+    const int64_t row = seq * pass->length;
+    args.q = moelm_at(lm, args.q, row * args.ldq);
+    args.out = moelm_at(lm, args.out, row * args.ldo);
+    if (args.lse) args.lse = (float *)args.lse + row * lm->heads;
+    moelm_cache_put(lm, cache, index, args.q, pass->length);
+    const void *keys = moelm_cache_keys(lm, cache, index);
+    args.n_seq = 1;
+    args.kv_len = cache->n + pass->length;
+    args.kv_stride = cache->capacity;
+    args.ldkv = 2 * moelm_kv_cols(lm);
+    args.k = keys;
+    args.v = moelm_at(lm, keys, moelm_kv_cols(lm));
+    return moe_attention(lm->ctx, &args);
+}
+
+static moe_status attend(moe_lm *lm, int32_t index, const moelm_pass *pass) {
+    const moe_attention_args args = self_attention(lm, &lm->blocks[index].saved, pass);
+    if (!pass->cache) return moe_attention(lm->ctx, &args);
+    for (int64_t seq = 0; seq < pass->n_seq; ++seq) MOEI_TRY(cached_attention(lm, index, pass, seq, args));
+    return MOE_OK;
 }
 
 moe_status moelm_attention(moe_lm *lm, int32_t index, const moelm_pass *pass) {
@@ -56,12 +74,7 @@ moe_status moelm_attention(moe_lm *lm, int32_t index, const moelm_pass *pass) {
     int64_t rows = pass->n_seq * pass->length;
     MOEI_TRY(moelm_linear(lm, rows, s->norm, &block->qkv, s->qkv));
     MOEI_TRY(turn(lm, s->qkv, rows, false));
-    moe_attention_args args = self_attention(lm, s, pass);
-    if (pass->cache) {
-        moelm_cache_put(lm, pass->cache, index, s->qkv, rows);
-        read_cache(lm, index, pass, &args);
-    }
-    MOEI_TRY(moe_attention(lm->ctx, &args));
+    MOEI_TRY(attend(lm, index, pass));
     return moelm_linear(lm, rows, s->att, &block->out, lm->memory.branch);
 }
 

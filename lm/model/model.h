@@ -16,7 +16,7 @@
 #include "core/arena.h"
 #include "core/real.h"
 
-enum { MOELM_NAME = 128 };
+enum { MOELM_NAME = 128, MOELM_MAX_TEXTS = 1 << 16 };
 
 /* A parameter of the model itself; the layers own theirs. */
 typedef struct moelm_tensor {
@@ -74,16 +74,12 @@ typedef struct moelm_memory {
     int64_t *offset;   /* [V + 1] rows of each token */
 } moelm_memory;
 
-/* Keys and values of the window generated so far; see kv_cache.c. */
+/* Keys and values of a text's window; see kv_cache.c. */
 typedef struct moelm_cache {
-    void *block;
-    size_t bytes;
     int64_t capacity; /* tokens */
     int64_t n;        /* tokens whose keys and values are in */
     void *kv;         /* [n_layers, capacity, 2*G*c] a row is its keys, then its values */
     int32_t *window;  /* [capacity] the tokens */
-    float *logits;    /* [V] wide */
-    int32_t *heap;    /* [V] scratch of sampling */
 } moelm_cache;
 
 /* Where parameter `index` of moe_lm_param lives. */
@@ -112,8 +108,7 @@ struct moe_lm {
     size_t value_bytes, grad_bytes;
 
     moelm_memory memory;
-    moelm_cache cache;
-    bool generating; /* the cache is a text's that is being written */
+    moe_lm_batch *own; /* of one text: that of moe_lm_generate; NULL before the first */
 };
 
 /* Routes to use again: rows first .. of every layer's recording, in the order of the passes that made it. */
@@ -124,11 +119,11 @@ typedef struct moelm_route {
     const void *weight;    /* [rows, slots] of dtype; NULL: the router's own */
 } moelm_route;
 
-/* One pass over tokens[n_seq * length]. With a cache: one sequence, continued at cache->n. */
+/* One pass over tokens[n_seq * length]. With caches, one a sequence, each goes on at its cache's n. */
 typedef struct moelm_pass {
     const int32_t *tokens;
     int64_t n_seq, length;
-    moelm_cache *cache;
+    moelm_cache *const *cache; /* [n_seq]; NULL: none */
     const moelm_route *replay; /* [n_layers]; NULL: routed anew */
     int64_t replay_row;        /* of the first token */
     moe_call call;             /* moelm_forward fills in what the tokens say */
@@ -163,7 +158,6 @@ static inline void *moelm_at(const moe_lm *lm, const void *block, int64_t i) {
 }
 
 /* reserve.c */
-moe_status moelm_reserve_cache(moe_lm *lm, int64_t capacity);
 void moelm_release(moe_lm *lm);
 
 /* Gradients of what the model owns; the layers have theirs. */
@@ -216,13 +210,27 @@ moe_status moelm_forward(moe_lm *lm, moelm_pass *pass);
  * call.overwrite_grad they replace what stood there, as the first forward of a step wants it. */
 moe_status moelm_loss(moe_lm *lm, moelm_pass *pass, const int32_t *targets, double *loss);
 
-/* kv_cache.c: the rows' keys and values, appended behind cache->n */
+/* kv_cache.c: room for `capacity` tokens; the rows' keys and values, appended behind cache->n; those of the
+ * rows to->n .. rows-1 of another cache, whose text begins alike. */
+void moelm_cache_carve(const moe_lm *lm, moei_arena *arena, int64_t capacity, moelm_cache *cache);
 void moelm_cache_put(moe_lm *lm, moelm_cache *cache, int32_t layer, const void *qkv, int64_t rows);
 const void *moelm_cache_keys(const moe_lm *lm, const moelm_cache *cache, int32_t layer);
+void moelm_cache_copy(const moe_lm *lm, moelm_cache *to, const moelm_cache *from, int64_t rows);
 
-/* sample.c: heap[vocab] is scratch; `position` keys the draw. */
+/* sample.c: of logits[vocab] that are numbers; heap[vocab] is scratch, `position` keys the draw. */
 moe_status moelm_sampler_check(moe_ctx *ctx, const moe_lm_sampler *sampler);
-moe_status moelm_sample(moe_ctx *ctx, const moe_lm_sampler *sampler, uint64_t position, const float *logits,
-                        int64_t vocab, int32_t *heap, int32_t *token);
+moe_status moelm_logits_check(moe_ctx *ctx, const float *logits, int64_t vocab);
+int32_t moelm_draw(const moe_lm_sampler *sampler, uint64_t position, const float *logits, int64_t vocab,
+                   int32_t *heap);
+
+/* batch.c: `ours` and `sampler` get copies of what was told; `call` is named where something is wrong. */
+moe_status moelm_text_check(moe_lm *lm, const char *call, const moe_lm_text *text, moe_lm_text *ours,
+                            moe_lm_sampler *sampler);
+/* Tokens of the longest window that the text needs. */
+int64_t moelm_text_length(const moe_lm *lm, const moe_lm_text *text);
+int64_t moelm_batch_capacity(const moe_lm_batch *batch);
+bool moelm_batch_in_step(const moe_lm_batch *batch);
+/* Drops the texts that are being written. */
+void moelm_batch_clear(moe_lm_batch *batch);
 
 #endif

@@ -39,9 +39,12 @@ static moe_status check_tokens(moe_lm *lm, const char *what, const int32_t *toke
 
 moe_status moelm_forward(moe_lm *lm, moelm_pass *pass) {
     MOEI_TRY(check_shape(lm, pass));
-    int64_t rows = pass->n_seq * pass->length, start = pass->cache ? pass->cache->n : 0;
+    int64_t rows = pass->n_seq * pass->length;
     MOEI_TRY(check_tokens(lm, "tokens", pass->tokens, rows, 0));
-    for (int64_t r = 0; r < rows; ++r) lm->memory.position[r] = (int32_t)(start + r % pass->length);
+    for (int64_t r = 0; r < rows; ++r) {
+        const int64_t start = pass->cache ? pass->cache[r / pass->length]->n : 0;
+        lm->memory.position[r] = (int32_t)(start + r % pass->length);
+    }
     pass->aux = 0.0;
     pass->call.sequence_length = pass->length;
     MOEI_TRY(moelm_embed(lm, pass, lm->blocks[0].saved.in));

@@ -194,31 +194,8 @@ moe_status moe_lm_reserve(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mo
     return MOE_OK;
 }
 
-static void carve_cache(const moe_lm *lm, moei_arena *arena, moelm_cache *cache) {
-    cache->kv = take(lm, arena, lm->n_layers * cache->capacity, 2 * moelm_kv_cols(lm));
-    cache->window = moei_arena_take(arena, (size_t)cache->capacity * sizeof *cache->window);
-    cache->logits = take_wide(arena, 1, lm->vocab);
-    cache->heap = moei_arena_take(arena, (size_t)lm->vocab * sizeof *cache->heap);
-}
-
-moe_status moelm_reserve_cache(moe_lm *lm, int64_t capacity) {
-    if (capacity <= lm->cache.capacity) return MOE_OK;
-    moelm_cache cache = {.capacity = capacity};
-    moei_arena arena = {0};
-    carve_cache(lm, &arena, &cache);
-    cache.bytes = arena.used;
-    cache.block = moe_ctx_alloc(lm->ctx, cache.bytes);
-    if (!cache.block)
-        return moei_ctx_no_memory(lm->ctx, "keys and values of %lld tokens", (long long)cache.capacity);
-    arena = (moei_arena){.base = cache.block};
-    carve_cache(lm, &arena, &cache);
-    moe_ctx_free(lm->ctx, lm->cache.block, lm->cache.bytes);
-    lm->cache = cache;
-    return MOE_OK;
-}
-
 void moelm_release(moe_lm *lm) {
-    moe_ctx_free(lm->ctx, lm->cache.block, lm->cache.bytes);
+    moe_lm_batch_destroy(lm->own);
     moe_ctx_free(lm->ctx, lm->memory.block, lm->memory.bytes);
     moe_ctx_free(lm->ctx, lm->grads, lm->grad_bytes);
     moe_ctx_free(lm->ctx, lm->values, lm->value_bytes);

@@ -61,7 +61,7 @@ static int64_t walk(const moe_lm_sampler *s, const float *logits, const int32_t 
     return kept;
 }
 
-static moe_status check_logits(moe_ctx *ctx, const float *logits, int64_t vocab) {
+moe_status moelm_logits_check(moe_ctx *ctx, const float *logits, int64_t vocab) {
     for (int64_t i = 0; i < vocab; ++i)
         if (!isfinite(logits[i]))
             return moe_ctx_fail(ctx, MOE_ERR_NUMERIC,
@@ -70,21 +70,18 @@ static moe_status check_logits(moe_ctx *ctx, const float *logits, int64_t vocab)
     return MOE_OK;
 }
 
-moe_status moelm_sample(moe_ctx *ctx, const moe_lm_sampler *s, uint64_t position, const float *logits,
-                        int64_t vocab, int32_t *heap, int32_t *token) {
-    MOEI_TRY(check_logits(ctx, logits, vocab));
+int32_t moelm_draw(const moe_lm_sampler *s, uint64_t position, const float *logits, int64_t vocab,
+                   int32_t *heap) {
     int64_t kept = s->top_k > 0 && s->top_k < vocab ? s->top_k : vocab;
     if (s->temperature == 0.0F) kept = 1;
     take_best(logits, vocab, kept, heap);
     const int32_t *last = heap + vocab - 1;
-    *token = *last;
-    if (kept == 1) return MOE_OK;
+    if (kept == 1) return *last;
 
     double sum, walked;
     walk(s, logits, last, kept, INFINITY, &sum);
     if (s->top_p > 0.0F && s->top_p < 1.0F) kept = walk(s, logits, last, kept, (double)s->top_p * sum, &sum);
     uint32_t word[4];
     moe_random(s->seed, MOE_DRAW_SAMPLE, 0, position, 0, word);
-    *token = last[-(walk(s, logits, last, kept, moei_uniform(word[0]) * sum, &walked) - 1)];
-    return MOE_OK;
+    return last[-(walk(s, logits, last, kept, moei_uniform(word[0]) * sum, &walked) - 1)];
 }

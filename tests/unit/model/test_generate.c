@@ -12,6 +12,15 @@ static const moe_lm_sampler greedy = {.size = sizeof greedy};
 
 /* 1. Cache. */
 
+static void *make_cache(const moe_lm *lm, moelm_cache *cache) {
+    moei_arena arena = {0};
+    moelm_cache_carve(lm, &arena, CONTEXT, cache);
+    arena = (moei_arena){.base = malloc(arena.used)};
+    assert_non_null(arena.base);
+    moelm_cache_carve(lm, &arena, CONTEXT, cache);
+    return memset(arena.base, 0xff, arena.used);
+}
+
 /* Every split of a text into what is read at once and what follows gives the bits of the whole. */
 static void check_cache(const char *isa) {
     enum { LENGTH = 21 };
@@ -23,21 +32,23 @@ static void check_cache(const char *isa) {
     model_tokens(tokens, LENGTH, VOCAB, 1);
     must(ctx, moe_lm_reserve(lm, 1, LENGTH, MOE_INFER));
     must(ctx, moe_lm_logits(lm, tokens, 1, LENGTH, full));
-    must(ctx, moelm_reserve_cache(lm, CONTEXT));
+    moelm_cache cache, *caches[1] = {&cache};
+    void *block = make_cache(lm, &cache);
     for (int64_t first = 1; first <= LENGTH; first += 5) {
-        lm->cache.n = 0;
+        cache.n = 0;
         for (int64_t n = first; n <= LENGTH; ++n) {
-            moelm_pass pass = {.tokens = tokens + lm->cache.n,
+            moelm_pass pass = {.tokens = tokens + cache.n,
                                .n_seq = 1,
-                               .length = n - lm->cache.n,
-                               .cache = &lm->cache,
+                               .length = n - cache.n,
+                               .cache = caches,
                                .call = {.size = sizeof pass.call}};
             must(ctx, moelm_forward(lm, &pass));
-            lm->cache.n = n;
+            cache.n = n;
             must(ctx, moelm_head(lm, pass.length - 1, 1, cached));
             assert_memory_equal(cached, full + (n - 1) * VOCAB, sizeof cached);
         }
     }
+    free(block);
     moe_lm_destroy(lm);
     moe_ctx_destroy(ctx);
 }
@@ -174,8 +185,9 @@ static void test_wrong_inputs(void **state) {
 
 static int32_t draw(moe_ctx *ctx, const moe_lm_sampler *s, uint64_t position, const float *logits,
                     int32_t n) {
-    int32_t heap[64], token = -1;
-    must(ctx, moelm_sample(ctx, s, position, logits, n, heap, &token));
+    int32_t heap[64];
+    must(ctx, moelm_logits_check(ctx, logits, n));
+    const int32_t token = moelm_draw(s, position, logits, n, heap);
     assert_in_range(token, 0, n - 1);
     return token;
 }

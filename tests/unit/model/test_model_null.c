@@ -70,6 +70,16 @@ static void models_that_are_not_there(void **state) {
     test_refused(moe_lm_logits(NULL, token, 1, 1, &logit));
     test_refused(moe_lm_loss(NULL, token, token, 1, 1, 0, 0, &loss, &aux));
     test_refused(moe_lm_generate(NULL, token, 1, 1, &sampler, NULL, NULL));
+    const moe_lm_batch_desc batch_desc = {.size = sizeof batch_desc, .max_texts = 1};
+    moe_lm_batch *batch = NULL;
+    size_t bytes;
+    test_refused(moe_lm_batch_measure(NULL, &batch_desc, &bytes));
+    test_refused(moe_lm_batch_create(NULL, &batch_desc, &batch));
+    test_refused(moe_lm_batch_add(NULL, NULL));
+    test_refused(moe_lm_batch_step(NULL));
+    assert_int_equal(moe_lm_batch_live(NULL), 0);
+    moe_lm_batch_destroy(NULL);
+    assert_null(batch);
     test_refused(moe_lm_train(NULL, config, &options));
     test_refused(moe_lm_eval(NULL, "never", NULL, &result));
     assert_null(lm);
@@ -119,6 +129,19 @@ static void what_a_model_misses_is_named(void **state) {
     test_told(moe_lm_generate(lm, token, 0, 1, &sampler, stop, NULL), text, "the prompt is empty");
     test_told(moe_lm_generate(lm, token, 1, 1, NULL, stop, NULL), text, "a sampler and a function");
     test_told(moe_lm_generate(lm, token, 1, 1, &sampler, NULL, NULL), text, "a sampler and a function");
+    const moe_lm_batch_desc two = {.size = sizeof two, .max_texts = 2};
+    const moe_lm_text nothing = {
+        .size = sizeof nothing, .n_prompt = 1, .sampler = &sampler, .on_token = stop};
+    moe_lm_batch *batch = NULL;
+    size_t bytes;
+    test_told(moe_lm_batch_measure(lm, NULL, &bytes), text, "moe_lm_batch_desc: the pointer is NULL");
+    test_told(moe_lm_batch_measure(lm, &two, NULL), text, "moe_lm_batch_measure: bytes is NULL");
+    test_told(moe_lm_batch_create(lm, NULL, &batch), text, "moe_lm_batch_desc: the pointer is NULL");
+    test_told(moe_lm_batch_create(lm, &two, NULL), text, "moe_lm_batch_create: batch is NULL");
+    must(ctx, moe_lm_batch_create(lm, &two, &batch));
+    test_told(moe_lm_batch_add(batch, NULL), text, "moe_lm_text: the pointer is NULL");
+    test_told(moe_lm_batch_add(batch, &nothing), text, "moe_lm_batch_add: prompt is NULL");
+    moe_lm_batch_destroy(batch);
     test_told(moe_lm_train(ctx, NULL, &options), text, "moe_lm_train: config is NULL");
     test_told(moe_lm_train(ctx, config, NULL), text, "moe_lm_train_options: the pointer is NULL");
     test_told(moe_lm_eval(lm, NULL, NULL, &result), text, "moe_lm_eval: text_path is NULL");
