@@ -183,6 +183,50 @@ says err '--run DIR'
 expect 3 "$MOEKIT" generate --run elsewhere
 says err 'elsewhere: no such run'
 
+# several at once: each is what its seed draws alone, in order, however many are drawn together
+expect 0 "$MOEKIT" generate --run run -p 'And the' -p house --samples 2 -n 40 -s 5 -v
+says err '4 texts, 160 bytes'
+cmp out run/sample.txt || complain 'sample.txt is not what was printed'
+cp out together
+says out '^==> prompt 2 of 2, sample 1 of 2, seed 5 <==$'
+for batch in 1 3; do
+    expect 0 "$MOEKIT" generate --run run -p 'And the' -p house --samples 2 -n 40 -s 5 --batch $batch
+    cmp out together || complain "--batch $batch drew other texts"
+done
+{
+    for prompt in 'And the' house; do
+        for seed in 5 6; do
+            [ "$prompt$seed" = 'And the5' ] || echo
+            echo "==> prompt $([ "$prompt" = house ] && echo 2 || echo 1) of 2, sample $((seed - 4)) of 2, seed $seed <=="
+            printf '%s' "$prompt"
+            "$MOEKIT" generate --run run -p "$prompt" -n 40 -s $seed --no-save 2>/dev/null
+        done
+    done
+} >one_by_one
+cmp together one_by_one || complain 'texts drawn together are not those drawn one by one'
+printf 'And the\nhouse' >lines
+expect 0 "$MOEKIT" generate --run run --prompts lines --samples 2 -n 40 -s 5 --no-save
+cmp out together || complain 'prompts of a file and of the command line were continued differently'
+expect 0 "$MOEKIT" generate --run run --prompts lines --samples 2 -n 9 --json
+json out
+says out '"prompt":"house","sample":2,.*"bytes":9,"seed":2'
+[ "$(grep -c '"prompt":' out)" -eq 4 ] || complain 'four texts were wanted, one a line'
+"$MOEKIT" generate --run run --prompts - -n 9 --json --no-save <lines 2>/dev/null | grep -q '"prompt":"house","sample":1' ||
+    complain 'prompts of standard input'
+expect 0 "$MOEKIT" generate --run run -p x --samples 2 --temp 0 -n 5 --no-save
+says err 'will be the same'
+printf 'a\n\nb\n' >gap
+expect 3 "$MOEKIT" generate --run run --prompts gap
+says err 'gap: line 2: empty'
+silent out
+expect 3 "$MOEKIT" generate --run run --prompts nothing
+expect 3 "$MOEKIT" generate --run run --prompts missing
+expect 2 "$MOEKIT" generate --run run --prompts lines -p x
+says err 'only one of'
+expect 2 "$MOEKIT" generate --run run -p x -p ''
+expect 2 "$MOEKIT" generate --run run -p x --samples 0
+expect 2 "$MOEKIT" generate --run run -p x --batch 0
+
 expect 0 "$MOEKIT" report --run run
 [ "$(cat out)" = run/report.html ] || complain 'report prints its path and nothing else'
 says run/report.html '<svg'

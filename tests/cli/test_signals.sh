@@ -123,4 +123,16 @@ code=0
 wait $pid || code=$?
 [ $code -eq 130 ] || complain "generate: exit code $code after SIGINT: $(cat err)"
 says text/sample.txt '^And'
+
+# of several texts what was drawn is told, and those that had not begun are not
+background generate --run text -p And -p The --samples 3 --batch 4 -n 100000000 --json
+until grep -Eq '^SigCgt:.*4003$' /proc/$pid/status || ! kill -0 $pid; do sleep 0.05; done # it listens
+sleep 1
+kill -s TERM $pid
+code=0
+wait $pid || code=$?
+[ $code -eq 143 ] || complain "generate of several: exit code $code after SIGTERM: $(cat err)"
+json out
+[ "$(grep -c '"prompt":' out)" -eq 4 ] || complain "four texts had begun: $(cut -c 1-80 out)"
+says text/sample.txt '^==> prompt 2 of 2, sample 1 of 3, seed 1 <==$'
 finish

@@ -1,4 +1,4 @@
-/* cmd_generate.c: moekit generate: continues a prompt, byte by byte, as it is drawn.
+/* cmd_generate.c: moekit generate: continues prompts, byte by byte: one as it is drawn, several at once.
  */
 #include "run_files.h"
 
@@ -11,8 +11,11 @@ static const cli_option options[] = {
     {"run",       0,   "DIR",  "a run: its newest checkpoint; receives sample.txt"             },
     {"model",     'm', "DIR",  "a checkpoint directory"                                        },
     {"dtype",     0,   "TYPE", "compute in f32 or bf16; else as the checkpoint is stored"      },
-    {"prompt",    'p', "TEXT", "the text to continue; left out: a line break"                  },
+    {"prompt",    'p', "TEXT", "the text to continue; again: one more; left out: a line break" },
     {"file",      'f', "FILE", "the text to continue, from a file; -: standard input"          },
+    {"prompts",   0,   "FILE", "texts to continue, one a line; -: standard input"              },
+    {"samples",   0,   "N",    "continuations of each; the seeds are SEED, SEED + 1, ... (1)"  },
+    {"batch",     0,   "N",    "texts that are drawn at once (16)"                             },
     {"n-predict", 'n', "N",    "bytes to draw (256)"                                           },
     {"temp",      0,   "X",    "temperature; 0 takes the likeliest byte (0.8)"                 },
     {"top-k",     0,   "N",    "draw from the N likeliest bytes; 0: all (0)"                   },
@@ -23,50 +26,111 @@ static const cli_option options[] = {
     {NULL,        0,   NULL,   NULL                                                            }
 };
 
+typedef struct job job;
+typedef struct prompt {
+    const char *bytes;
+    size_t n;
+} prompt;
+
+/* A continuation of a prompt. */
 typedef struct sample {
-    run_files files;
-    char output[RUN_PATH]; /* where the sample goes; "": nowhere */
-    char *text;            /* prompt, then what was drawn */
-    size_t n_prompt, n_text, room;
-    bool stream, terminal;
-    unsigned char last; /* byte drawn */
-    double seconds;
+    const job *job;
+    const prompt *of;
+    int64_t number; /* of the prompt's samples, from 0 */
+    char *drawn;    /* [n_new] */
+    int64_t n;
+    bool over;
     moe_lm_sampler sampler;
-    int64_t n_new;
 } sample;
 
-static int read_prompt(cli_args *args, sample *self) {
-    const char *prompt = cli_text(args, "prompt"), *file = cli_text(args, "file");
-    char *text = NULL;
-    if (prompt && file) return cli_fail(args, MOE_ERR_ARGUMENT, "give --prompt or --file, not both");
-    if (file && strcmp(file, "-") == 0) file = "/dev/stdin";
-    if (file) {
-        int code = cli_file_read(args, file, &text, &self->n_prompt);
-        if (code) return code;
-    } else {
-        if (!prompt) prompt = "\n"; /* a model needs something to continue */
-        self->n_prompt = strlen(prompt);
-    }
-    if (self->n_prompt == 0) {
-        free(text);
-        return cli_fail(args, file ? MOE_ERR_INPUT : MOE_ERR_ARGUMENT,
-                        "%s: empty; a prompt needs at least one byte, or leave it out for a line break",
-                        file ? file : "--prompt");
-    }
-    self->room = self->n_prompt + (size_t)self->n_new;
-    self->text = malloc(self->room);
-    if (self->text) memcpy(self->text, text ? text : prompt, self->n_prompt);
-    free(text);
-    self->n_text = self->n_prompt;
-    return self->text ? 0
-                      : cli_fail(args, MOE_ERR_MEMORY, "--n-predict: no memory for %zu bytes", self->room);
+struct job {
+    run_files files;
+    char output[RUN_PATH]; /* where the samples go; "": nowhere */
+    char *text;            /* the file that prompts lie in; NULL: they are arguments */
+    prompt *prompts;
+    sample *samples; /* [n_prompts * n_each] */
+    int64_t n_prompts, n_each, n_new, batch;
+    int64_t n_begun, n_shown;
+    bool many; /* several were asked for, if only one came */
+    bool stream, terminal;
+    double seconds;
+    moe_lm_sampler sampler;
+};
+
+/* 1. Prompts. */
+
+static int fail_empty(cli_args *args, const char *file, const char *where) {
+    return cli_fail(args, file ? MOE_ERR_INPUT : MOE_ERR_ARGUMENT,
+                    "%s: empty; a prompt needs at least one byte, or leave it out for a line break", where);
 }
 
-static int read_options(cli_args *args, sample *self) {
+/* Of the command line, in their order. */
+static int take_arguments(cli_args *args, job *self) {
+    for (int i = 0; i < args->n_given; ++i) {
+        const char *text = args->given[i].value;
+        if (strcmp(args->given[i].option->name, "prompt") != 0) continue;
+        if (!*text) return fail_empty(args, NULL, "--prompt");
+        self->prompts[self->n_prompts++] = (prompt){text, strlen(text)};
+    }
+    if (self->n_prompts == 0)
+        self->prompts[self->n_prompts++] = (prompt){"\n", 1}; /* to continue something */
+    return 0;
+}
+
+static int take_lines(cli_args *args, job *self, const char *file, const char *end) {
+    for (const char *at = self->text, *next; at < end; at = next) {
+        const char *stop = memchr(at, '\n', (size_t)(end - at));
+        next = stop ? stop + 1 : end;
+        char where[RUN_PATH];
+        snprintf(where, sizeof where, "%s: line %lld", file, (long long)self->n_prompts + 1);
+        if (stop == at) return fail_empty(args, file, where);
+        self->prompts[self->n_prompts++] = (prompt){at, (size_t)((stop ? stop : end) - at)};
+    }
+    return 0;
+}
+
+/* At most so many prompts: options on the line, or lines of the text. */
+static size_t most_prompts(const cli_args *args, const char *text, size_t length) {
+    size_t n = (size_t)args->n_given + 1;
+    for (size_t i = 0; i < length; ++i) n += text[i] == '\n';
+    return n;
+}
+
+static int read_prompts(cli_args *args, job *self) {
+    const char *option = cli_text(args, "prompt"), *file = cli_text(args, "file");
+    const char *lines = cli_text(args, "prompts");
+    size_t length = 0;
+    if ((option != NULL) + (file != NULL) + (lines != NULL) > 1)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "give only one of --prompt, --file and --prompts");
+    if (lines) file = lines;
+    if (file && strcmp(file, "-") == 0) file = "/dev/stdin";
+    if (file) {
+        const int code = cli_file_read(args, file, &self->text, &length);
+        if (code) return code;
+        if (length == 0) return fail_empty(args, file, file);
+    }
+    self->prompts = calloc(most_prompts(args, self->text, length), sizeof *self->prompts);
+    if (!self->prompts) return cli_fail(args, MOE_ERR_MEMORY, "no memory for the prompts");
+    int code = 0;
+    if (lines)
+        code = take_lines(args, self, file, self->text + length);
+    else if (file)
+        self->prompts[self->n_prompts++] = (prompt){self->text, length};
+    else
+        code = take_arguments(args, self);
+    self->many = lines || cli_text(args, "samples") || self->n_prompts > 1;
+    return code;
+}
+
+static int read_options(cli_args *args, job *self) {
     double temperature = 0.8, top_p = 0.95;
     int64_t top_k = 0, seed = 1;
     self->n_new = 256;
+    self->n_each = 1;
+    self->batch = 16;
     int code = cli_integer(args, "n-predict", 1, 1 << 30, &self->n_new);
+    if (code == 0) code = cli_integer(args, "samples", 1, 1 << 20, &self->n_each);
+    if (code == 0) code = cli_integer(args, "batch", 1, 1 << 16, &self->batch);
     if (code == 0) code = cli_real(args, "temp", 0, 1000, &temperature);
     if (code == 0) code = cli_integer(args, "top-k", 0, INT32_MAX, &top_k);
     if (code == 0) code = cli_real(args, "top-p", 0, 1, &top_p);
@@ -75,8 +139,8 @@ static int read_options(cli_args *args, sample *self) {
                         "--top-p: 0 leaves no byte to draw; 1 draws from all, --temp 0 takes the likeliest");
     if (code == 0) code = cli_integer(args, "seed", 0, INT64_MAX, &seed);
     if (code == 0) code = run_files_find(args, &self->files);
-    self->stream = !args->json;
-    self->terminal = isatty(STDOUT_FILENO);
+    if (code == 0 && self->n_each > 1 && temperature == 0)
+        cli_warn(args, "--temp 0 draws nothing: the samples of a prompt will be the same");
     self->sampler = (moe_lm_sampler){.size = sizeof self->sampler,
                                      .temperature = (float)temperature,
                                      .top_k = (int32_t)top_k,
@@ -85,31 +149,86 @@ static int read_options(cli_args *args, sample *self) {
     return code;
 }
 
+static int64_t n_samples(const job *self) {
+    return self->n_prompts * self->n_each;
+}
+
+static int make_samples(cli_args *args, job *self) {
+    self->samples = calloc((size_t)n_samples(self), sizeof *self->samples);
+    if (!self->samples)
+        return cli_fail(args, MOE_ERR_MEMORY, "no memory for %lld samples", (long long)n_samples(self));
+    self->stream = !self->many && !args->json;
+    self->terminal = isatty(STDOUT_FILENO);
+    for (int64_t i = 0; i < n_samples(self); ++i) {
+        sample *s = &self->samples[i];
+        *s = (sample){.job = self,
+                      .of = &self->prompts[i / self->n_each],
+                      .number = i % self->n_each,
+                      .sampler = self->sampler};
+        s->sampler.seed += (uint64_t)s->number;
+        s->drawn = malloc((size_t)self->n_new);
+        if (!s->drawn)
+            return cli_fail(args, MOE_ERR_MEMORY, "--n-predict: no memory for %lld bytes",
+                            (long long)self->n_new);
+    }
+    return 0;
+}
+
+/* 2. Output. */
+
 /* A model that draws an escape sequence must not command the terminal: there control characters, those of
- * UTF-8's second block too, appear as \xNN. */
-static void put_byte(sample *self, unsigned char byte) {
+ * UTF-8's second block too, appear as \xNN. `last` is the byte before. */
+static void put_byte(FILE *out, bool terminal, unsigned char last, unsigned char byte) {
     const bool control = (byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7f ||
-                         (byte >= 0x80 && byte < 0xa0 && self->last == 0xc2);
-    if (self->terminal && control)
-        printf("\\x%02x", byte);
+                         (byte >= 0x80 && byte < 0xa0 && last == 0xc2);
+    if (terminal && control)
+        fprintf(out, "\\x%02x", byte);
     else
-        putchar(byte);
-    self->last = byte;
+        fputc(byte, out);
+}
+
+static void put_bytes(FILE *out, bool terminal, const char *bytes, size_t n) {
+    for (size_t i = 0; i < n; ++i)
+        put_byte(out, terminal, i ? (unsigned char)bytes[i - 1] : '\0', (unsigned char)bytes[i]);
+}
+
+/* One of many, with the prompt it continues. */
+static void put_sample(FILE *out, bool terminal, const job *self, const sample *s) {
+    if (s != self->samples) fputc('\n', out);
+    fprintf(out, "==> prompt %lld of %lld", (long long)(s->of - self->prompts) + 1,
+            (long long)self->n_prompts);
+    if (self->n_each > 1)
+        fprintf(out, ", sample %lld of %lld", (long long)s->number + 1, (long long)self->n_each);
+    fprintf(out, ", seed %llu <==\n", (unsigned long long)s->sampler.seed);
+    put_bytes(out, terminal, s->of->bytes, s->of->n);
+    put_bytes(out, terminal, s->drawn, (size_t)s->n);
+    fputc('\n', out);
 }
 
 static bool on_token(void *user, int32_t token) {
-    sample *self = user;
-    char byte = (char)token;
-    if (self->n_text < self->room) self->text[self->n_text++] = byte;
-    if (self->stream) {
-        put_byte(self, (unsigned char)byte);
+    sample *s = user;
+    s->drawn[s->n++] = (char)token;
+    if (s->job->stream) {
+        put_byte(stdout, s->job->terminal, s->n > 1 ? (unsigned char)s->drawn[s->n - 2] : '\0',
+                 (unsigned char)token);
         fflush(stdout);
     }
-    return cli_signal_caught() == 0 && !ferror(stdout);
+    s->over = s->n == s->job->n_new || cli_signal_caught() != 0 || ferror(stdout);
+    return !s->over;
 }
 
+/* Of many those that are over, in their order. */
+static void show(cli_args *args, job *self) {
+    for (; self->n_shown < self->n_begun && self->samples[self->n_shown].over; ++self->n_shown)
+        if (self->many && !args->json)
+            put_sample(stdout, self->terminal, self, &self->samples[self->n_shown]);
+    if (self->many) fflush(stdout);
+}
+
+/* 3. Drawing. */
+
 /* Text is bytes to us; a checkpoint with another vocabulary would be fed nonsense. */
-static int check_vocabulary(cli_args *args, const sample *self, const moe_lm *lm) {
+static int check_vocabulary(cli_args *args, const job *self, const moe_lm *lm) {
     moe_lm_info info = {.size = sizeof info};
     moe_lm_get_info(lm, &info);
     if (info.vocab_size == 256) return 0;
@@ -118,47 +237,115 @@ static int check_vocabulary(cli_args *args, const sample *self, const moe_lm *lm
                     self->files.checkpoint, (long long)info.vocab_size);
 }
 
-static int generate(cli_args *args, sample *self) {
+static size_t longest_prompt(const job *self) {
+    size_t most = 0;
+    for (int64_t i = 0; i < self->n_prompts; ++i)
+        if (self->prompts[i].n > most) most = self->prompts[i].n;
+    return most;
+}
+
+/* The next sample joins; token[] has room for its prompt. */
+static moe_status begin(job *self, moe_lm_batch *batch, int32_t *token) {
+    sample *s = &self->samples[self->n_begun];
+    for (size_t i = 0; i < s->of->n; ++i) token[i] = (unsigned char)s->of->bytes[i];
+    const moe_lm_text text = {.size = sizeof text,
+                              .prompt = token,
+                              .n_prompt = (int64_t)s->of->n,
+                              .n_new = self->n_new,
+                              .sampler = &s->sampler,
+                              .on_token = on_token,
+                              .user = s};
+    const moe_status status = moe_lm_batch_add(batch, &text);
+    if (status == MOE_OK) ++self->n_begun;
+    return status;
+}
+
+static moe_status draw(cli_args *args, job *self, moe_lm_batch *batch, int32_t *token) {
+    moe_status status = MOE_OK;
+    while (status == MOE_OK) {
+        while (status == MOE_OK && self->n_begun < n_samples(self) && cli_signal_caught() == 0 &&
+               moe_lm_batch_live(batch) < self->batch)
+            status = begin(self, batch, token);
+        if (status != MOE_OK || moe_lm_batch_live(batch) == 0) break;
+        status = moe_lm_batch_step(batch);
+        show(args, self);
+        if (ferror(stdout)) break;
+    }
+    return status;
+}
+
+static int draw_all(cli_args *args, job *self, moe_ctx *ctx, moe_lm *lm) {
+    const size_t longest = longest_prompt(self);
+    if (self->batch > n_samples(self)) self->batch = n_samples(self);
+    const moe_lm_batch_desc desc = {
+        .size = sizeof desc, .max_texts = self->batch, .max_length = (int64_t)longest + self->n_new};
+    moe_lm_batch *batch = NULL;
+    int32_t *token = malloc(longest * sizeof *token);
+    if (!token) return cli_fail(args, MOE_ERR_MEMORY, "the prompt does not fit");
+    moe_status status = moe_lm_batch_create(lm, &desc, &batch);
+    if (status == MOE_OK) {
+        const double start = cli_seconds();
+        cli_signals_catch(NULL);
+        status = draw(args, self, batch, token);
+        self->seconds = cli_seconds() - start;
+        if (self->stream) putchar('\n');
+    }
+    moe_lm_batch_destroy(batch);
+    free(token);
+    return status == MOE_OK ? 0 : cli_fail(args, status, "%s", moe_ctx_error(ctx));
+}
+
+static int generate(cli_args *args, job *self) {
     moe_ctx *ctx;
     moe_lm *lm;
     int code = run_files_load(args, &self->files, &ctx, &lm);
     if (code) return code;
-    int32_t *prompt = malloc(self->n_prompt * sizeof *prompt);
-    code =
-        prompt ? check_vocabulary(args, self, lm) : cli_fail(args, MOE_ERR_MEMORY, "the prompt does not fit");
-    if (code == 0) {
-        for (size_t i = 0; i < self->n_prompt; ++i) prompt[i] = (unsigned char)self->text[i];
-        double start = cli_seconds();
-        cli_signals_catch(NULL);
-        moe_status status =
-            moe_lm_generate(lm, prompt, (int64_t)self->n_prompt, self->n_new, &self->sampler, on_token, self);
-        self->seconds = cli_seconds() - start;
-        if (self->stream) putchar('\n');
-        if (status != MOE_OK && status != MOE_ERR_INTERRUPTED)
-            code = cli_fail(args, status, "%s", moe_ctx_error(ctx));
-    }
-    free(prompt);
+    code = check_vocabulary(args, self, lm);
+    if (code == 0) code = draw_all(args, self, ctx, lm);
     moe_lm_destroy(lm);
     moe_ctx_destroy(ctx);
     return code;
 }
 
-static void print_json(const sample *self) {
-    int64_t drawn = (int64_t)(self->n_text - self->n_prompt);
+/* 4. What is left when it is over. */
+
+/* Samples to tell of: one that was asked for alone in any case. */
+static int64_t n_told(const job *self) {
+    return self->many ? self->n_begun : 1;
+}
+
+static int64_t n_drawn(const job *self) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < self->n_begun; ++i) n += self->samples[i].n;
+    return n;
+}
+
+static void print_sample_json(const sample *s, bool many) {
+    printf("\"prompt\":");
+    cli_json_text(stdout, s->of->bytes, s->of->n);
+    if (many) printf(",\"sample\":%lld", (long long)s->number + 1);
+    printf(",\"text\":");
+    cli_json_text(stdout, s->drawn, (size_t)s->n);
+    printf(",\"bytes\":%lld,\"seed\":%llu", (long long)s->n, (unsigned long long)s->sampler.seed);
+}
+
+static void print_json(const job *self) {
     printf("{\"checkpoint\":");
     cli_json_string(stdout, self->files.checkpoint);
-    printf(",\"prompt\":");
-    cli_json_text(stdout, self->text, self->n_prompt);
-    printf(",\"text\":");
-    cli_json_text(stdout, self->text + self->n_prompt, (size_t)drawn);
-    printf(",\"bytes\":%lld,\"seed\":%llu,\"seconds\":", (long long)drawn,
-           (unsigned long long)self->sampler.seed);
+    printf(self->many ? ",\"texts\":[" : ",");
+    for (int64_t i = 0; i < n_told(self); ++i) {
+        if (self->many) printf(i ? ",\n{" : "\n{");
+        print_sample_json(&self->samples[i], self->many);
+        if (self->many) putchar('}');
+    }
+    if (self->many) printf("],\n\"bytes\":%lld", (long long)n_drawn(self));
+    printf(",\"seconds\":");
     cli_json_number(stdout, self->seconds);
     printf("}\n");
 }
 
-/* Where the sample goes; that it can be written is asked before anything is drawn. */
-static int find_output(cli_args *args, sample *self) {
+/* Where the samples go; that it can be written is asked before anything is drawn. */
+static int find_output(cli_args *args, job *self) {
     const bool save = self->files.run && !cli_flag(args, "no-save") && !cli_flag(args, "dry-run");
     self->output[0] = '\0';
     if (!save) return 0;
@@ -171,37 +358,75 @@ static int find_output(cli_args *args, sample *self) {
     return code ? code : cli_output_check(args, self->output);
 }
 
-static int finish(cli_args *args, const sample *self) {
-    const int code = *self->output ? cli_file_write(args, self->output, self->text, self->n_text) : 0;
+static int save(cli_args *args, const job *self) {
+    char *text = NULL;
+    size_t length = 0;
+    FILE *out = open_memstream(&text, &length);
+    for (int64_t i = 0; out && i < n_told(self); ++i) {
+        const sample *s = &self->samples[i];
+        if (self->many) {
+            put_sample(out, false, self, s);
+        } else {
+            fwrite(s->of->bytes, 1, s->of->n, out);
+            fwrite(s->drawn, 1, (size_t)s->n, out);
+        }
+    }
+    const bool fits = out && !ferror(out);
+    const bool closed = out && fclose(out) == 0;
+    const int code = fits && closed ? cli_file_write(args, self->output, text, length)
+                                    : cli_fail(args, MOE_ERR_MEMORY, "%s: no memory for it", self->output);
+    free(text);
+    return code;
+}
+
+static int finish(cli_args *args, const job *self) {
+    const int code = *self->output ? save(args, self) : 0;
     if (code) return code;
     if (args->json) print_json(self);
-    if (args->verbose)
-        cli_say(args, "%zu bytes in %.2f s; seed %llu", self->n_text - self->n_prompt, self->seconds,
+    if (args->verbose && self->many)
+        cli_say(args, "%lld texts, %lld bytes in %.2f s, %.0f a second", (long long)self->n_begun,
+                (long long)n_drawn(self), self->seconds, (double)n_drawn(self) / self->seconds);
+    else if (args->verbose)
+        cli_say(args, "%lld bytes in %.2f s; seed %llu", (long long)n_drawn(self), self->seconds,
                 (unsigned long long)self->sampler.seed);
     return cli_signal_caught() ? 128 + cli_signal_caught() : 0;
 }
 
+static void release(job *self) {
+    for (int64_t i = 0; self->samples && i < n_samples(self); ++i) free(self->samples[i].drawn);
+    free(self->samples);
+    free(self->prompts);
+    free(self->text);
+}
+
 static int run(cli_args *args) {
-    sample self = {.text = NULL};
+    job self = {.text = NULL};
     int code = read_options(args, &self);
-    if (code == 0) code = read_prompt(args, &self);
+    if (code == 0) code = read_prompts(args, &self);
+    if (code == 0) code = make_samples(args, &self);
     if (code == 0) code = find_output(args, &self);
     if (code == 0) code = generate(args, &self);
     if (code == 0) code = finish(args, &self);
-    free(self.text);
+    release(&self);
     return code;
 }
 
 const cli_verb cmd_generate = {
     .name = "generate",
     .operands = "",
-    .summary = "continue a prompt",
+    .summary = "continue a prompt, or several at once",
     .about = "Streams the continuation to standard output. The same seed draws the same text on any\n"
-             "number of threads. With --run, prompt and continuation are also written to sample.txt of\n"
+             "number of threads, alone or beside others.\n\n"
+             "Several prompts (--prompt again and again, --prompts FILE) and several samples of each\n"
+             "are drawn at once, which takes less time than one after the other: sample I of a prompt\n"
+             "is the text that seed SEED + I - 1 draws alone. Each is printed with its prompt, in\n"
+             "order, under a line that tells which it is; --json prints {\"texts\": [...]}.\n\n"
+             "With --run, prompt and continuation are also written to sample.txt of\n"
              "the run, where 'moekit report' finds them; --no-save leaves that file alone,\n"
              "and so does -m with another checkpoint than the newest of the run.\n",
     .examples = "moekit generate --run runs/demo -p 'In the beginning' -n 400\n"
-                "moekit generate -m checkpoint/ -f prompt.txt --temp 0 --json\n",
+                "moekit generate -m checkpoint/ -f prompt.txt --temp 0 --json\n"
+                "moekit generate --run runs/demo --prompts prompts.txt --samples 4 --json\n",
     .options = options,
     .makes_context = true,
     .keys = CLI_KEYS_LM,
