@@ -72,13 +72,13 @@ MOEI_INLINE void to_column_order(vf *low, vf *high) {
 }
 
 /* Pair rows of B, `pair` numbers apart, their two vectors `half`, and `skip` more numbers after each K_RUN
- * steps; beside each of them two lines are asked for, at `next` and `second` bytes behind it (NULL: none).
+ * steps; beside each of them a line is asked for, from `next` on (NULL: none), or, with `two`, two.
  * Or, with ld, rows of B where they are, so far apart. */
 typedef struct moei_tile_pairs {
     const moei_operand *at;
     int64_t ld, pair, half, skip;
     const char *next;
-    int64_t second;
+    bool two;
 } moei_tile_pairs;
 typedef moei_tile_pairs moei_tile_b;
 
@@ -91,6 +91,7 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a
     const int64_t b_step = direct ? 2 * where.ld : where.pair, run = where.skip ? K_RUN : kc;
     const moei_operand *b = where.at;
     const char *next = where.next;
+    const int64_t second = where.two ? LINE : 0;
     MOEI_UNROLL
     for (int i = 0; i < mr; ++i) {
         acc[i][0] = direct && add ? vf_load(sum + i * SUM_LD) : vf_zero();
@@ -110,8 +111,8 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a
             }
             if (where.next) {
                 __builtin_prefetch(next, 0, 2);
-                __builtin_prefetch(next + where.second, 0, 2);
-                next += LINE;
+                __builtin_prefetch(next + second, 0, 2);
+                next += LINE + second;
             }
             MOEI_UNROLL
             for (int i = 0; i < mr; ++i) {

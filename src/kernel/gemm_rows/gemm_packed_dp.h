@@ -37,11 +37,11 @@ _Static_assert((int)K_RUN == (int)MOEI_PAIRS_GROUP, "after as many steps the nex
 
 /* sum[mr, NR] (+)= A times half a panel of pairs, and what is next is asked for. */
 static __attribute__((noinline)) void tile_pairs(int mr, const uint16_t *a, const uint16_t *b, int64_t kc,
-                                                 const char *next, int64_t second, float *sum, bool add) {
-    tile_any(mr, a, A_LD, 1,
-             (moei_tile_b){
-                 .at = b, .pair = 2 * VF_N, .half = TILE, .skip = 3 * TILE, .next = next, .second = second},
-             kc, sum, add);
+                                                 const char *next, bool two, float *sum, bool add) {
+    tile_any(
+        mr, a, A_LD, 1,
+        (moei_tile_b){.at = b, .pair = 2 * VF_N, .half = TILE, .skip = 3 * TILE, .next = next, .two = two},
+        kc, sum, add);
 }
 
 /* Asks for the first lines of what is next, unless it follows in memory anyway. */
@@ -51,8 +51,8 @@ static void begin_next(const moei_packed_part *part) {
 }
 
 /* sum[rows, NR or 2 NR] (+)= A times a part of a panel. Of pairs that are multiplied where they are, each
- * tile asks for a quarter of what is next, or for half of it where there are but two: all of it beside the
- * first tiles would come no sooner than memory gives it. */
+ * tile asks for a quarter of what is next, or for half of it where there are but two, in the order of memory:
+ * all of it beside the first tiles would come no sooner than memory gives it. */
 static void few_packed_panel(int rows, const moei_packed_part *part, moei_pairs_use use, uint16_t *strip) {
     (void)strip;
     if (rows <= FEW_ROWS_PACKED) {
@@ -68,7 +68,7 @@ static void few_packed_panel(int rows, const moei_packed_part *part, moei_pairs_
         for (int i = 0, mr; i < rows; i += mr) {
             mr = tile_height(rows - i);
             tile_pairs(mr, use.a + a_at(i, 0), panel + j / VF_N * TILE, padded(part->kc),
-                       (const char *)part->next + asked, two ? quarter : 0, use.sum + sum_at(i, j), use.add);
+                       (const char *)part->next + asked, two, use.sum + sum_at(i, j), use.add);
             asked = moei_min(asked + (two ? 2 : 1) * quarter, 3 * quarter);
         }
     }
