@@ -26,5 +26,5 @@ fi
 cmake -S . -B build/arm -G Ninja -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake "-DMOEKIT_ARM_ROOT=$root" \
     -DCMAKE_BUILD_TYPE=Release -DMOEKIT_WERROR=ON -DMOEKIT_LM=OFF -DMOEKIT_CUDA=OFF
 cmake --build build/arm
-ctest --test-dir build/arm --output-on-failure --parallel "$(nproc)" --timeout 1200 \
+ctest --test-dir build/arm --output-on-failure --parallel "$(nproc)" \
     -R "${1:-^(kernel|unit/(core|kernel|route|dispatch|experts|combine|loss|layer))/}"

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "core/ctx.h"
+#include "core/timing.h"
 #include "kernel/kernel.h"
 
 static moe_ctx *make(void) {
@@ -141,12 +142,25 @@ static void test_passes_of_a_layer(void **state) {
     }
 }
 
+/* FLOP/s of multiplications and additions that wait for each other, on a processor or an emulated one. */
+static double chain_rate(void) {
+    enum { STEPS = 1000000 };
+    volatile float seed = 0.999999F; /* read at run time, so that nothing is known to the compiler */
+    const float factor = seed;
+    float x = 1;
+    const double began = moei_timing_now();
+    for (int i = 0; i < STEPS; ++i) x = x * factor + 1e-7F;
+    seed = x;
+    return 2.0 * STEPS / (moei_timing_now() - began);
+}
+
 static void test_peak(void **state) {
     (void)state;
     moe_ctx *ctx = make();
     double rate = 0;
+    const double least = chain_rate() / 8; /* as the machine may be busy with more in one of both moments */
     assert_int_equal(moe_peak(ctx, MOE_F32, 0.002, &rate), MOE_OK);
-    assert_true(rate > 1e8 && rate < 1e15);
+    assert_true(rate > least && rate < 1e15);
     assert_int_equal(moe_peak(ctx, MOE_F64, 0, &rate), MOE_OK);
     assert_true(rate > 1e7 && rate < 1e15);
     assert_int_equal(moe_peak(ctx, MOE_F32, (double)NAN, &rate), MOE_ERR_ARGUMENT);
