@@ -157,19 +157,23 @@ typedef struct moe_colsum_args {
 MOE_API moe_status moe_colsum(moe_ctx *ctx, const moe_colsum_args *args);
 
 /* y = x / sqrt(mean(x^2) + eps) * gain over rows of n, at most 2^18 (Zhang & Sennrich 2019). inv_rms[rows]
- * is kept for backward. Backward: dx is overwritten, or added to with `accumulate`; dgain is added to. */
+ * is kept for backward. Backward: dx is overwritten, or added to with `accumulate`; dgain is added to. dx may
+ * be dy. With `heads` each row has so many parts of n side by side, normed one by one with the same gain. */
 typedef struct moe_rmsnorm_args {
     moe_dtype dtype;
     int64_t rows, n;
     float eps;
-    const void *x;    /* [rows, n] */
+    const void *x;    /* [rows, heads, n] */
     const void *gain; /* [n] */
-    void *y;          /* forward: [rows, n] */
-    void *inv_rms;    /* wide [rows] forward writes, backward reads; NULL in inference */
+    void *y;          /* forward: [rows, heads, n] */
+    void *inv_rms;    /* wide [rows, heads] forward writes, backward reads; NULL in inference */
     const void *dy;   /* backward */
     void *dx;
     void *dgain; /* wide */
     bool accumulate;
+    int32_t heads; /* 0: 1 */
+    int64_t ldx;   /* from a row of x to the next; 0: heads * n */
+    int64_t ldy;   /* of y, dy and dx; 0: heads * n */
 } moe_rmsnorm_args;
 MOE_API moe_status moe_rmsnorm(moe_ctx *ctx, const moe_rmsnorm_args *args);
 MOE_API moe_status moe_rmsnorm_backward(moe_ctx *ctx, const moe_rmsnorm_args *args);

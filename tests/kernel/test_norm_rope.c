@@ -127,6 +127,58 @@ static void test_norm_threads(void **state) {
     norm_free(&c);
 }
 
+/* Heads side by side in longer rows: the bits of rows one after the other, and nothing between them is
+ * touched.
+ */
+static void test_norm_heads(void **state) {
+    (void)state;
+    enum { ROWS = 37, HEADS = 3, N = 19, GAP = 5, ALL = ROWS * HEADS, LDX = HEADS * N + GAP, LDY = LDX + 2 };
+    norm_case c = norm_make(ALL, N);
+    float *x = poisoned(MOE_F32, ROWS * LDX), *dy = poisoned(MOE_F32, ROWS * LDY);
+    for (int r = 0; r < ROWS; ++r) {
+        memcpy(x + r * LDX, c.x + r * HEADS * N, HEADS * N * sizeof *x);
+        memcpy(dy + r * LDY, c.dy + r * HEADS * N, HEADS * N * sizeof *dy);
+    }
+    for (int isa = MOEI_ISA_REF; isa < MOEI_ISA_COUNT; ++isa) {
+        moei_kernels k;
+        if (!test_kernels((moei_isa)isa, &k)) continue;
+        moei_team team = test_team(2);
+        norm_result plain = norm_run(&k, 1, &c, false);
+        float *y = poisoned(MOE_F32, ROWS * LDY), *dx = poisoned(MOE_F32, ROWS * LDY), inv[ALL], dgain[N];
+        memcpy(dx, dy, ROWS * LDY * sizeof *dx); /* dx is dy */
+        memcpy(dgain, c.dgain0, sizeof dgain);
+        const moe_rmsnorm_args a = {.dtype = MOE_F32,
+                                    .rows = ROWS,
+                                    .n = N,
+                                    .eps = 1e-5F,
+                                    .x = x,
+                                    .gain = c.gain,
+                                    .y = y,
+                                    .inv_rms = inv,
+                                    .dy = dx,
+                                    .dx = dx,
+                                    .dgain = dgain,
+                                    .heads = HEADS,
+                                    .ldx = LDX,
+                                    .ldy = LDY};
+        k.rmsnorm(&team, &a);
+        k.rmsnorm_backward(&team, &a);
+        assert_memory_equal(inv, plain.inv, sizeof inv);
+        assert_memory_equal(dgain, plain.dgain, sizeof dgain);
+        for (int r = 0; r < ROWS; ++r) {
+            assert_memory_equal(y + r * LDY, plain.y + r * HEADS * N, HEADS * N * sizeof *y);
+            assert_memory_equal(dx + r * LDY, plain.dx + r * HEADS * N, HEADS * N * sizeof *dx);
+            /* the gaps of dy were never written either, and dx began as its copy */
+            assert_memory_equal(y + r * LDY + HEADS * N, dy + r * LDY + HEADS * N, (GAP + 2) * sizeof *y);
+            assert_memory_equal(dx + r * LDY + HEADS * N, dy + r * LDY + HEADS * N, (GAP + 2) * sizeof *y);
+        }
+        norm_result_free(&plain);
+        free(y), free(dx);
+    }
+    free(x), free(dy);
+    norm_free(&c);
+}
+
 /* With gain 1 and eps 0 a row comes out with root mean square 1, whatever its scale, and as that changes
  * nothing, the gradient is at right angles to the row. */
 static void test_norm_unit(void **state) {
@@ -321,10 +373,10 @@ static void test_rope_relative(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_norm_unit),       cmocka_unit_test(test_norm_gradient),
-        cmocka_unit_test(test_norm_variants),   cmocka_unit_test(test_norm_threads),
-        cmocka_unit_test(test_rope_identities), cmocka_unit_test(test_rope_relative),
-        cmocka_unit_test(test_rope_variants),
+        cmocka_unit_test(test_norm_unit),     cmocka_unit_test(test_norm_gradient),
+        cmocka_unit_test(test_norm_variants), cmocka_unit_test(test_norm_threads),
+        cmocka_unit_test(test_norm_heads),    cmocka_unit_test(test_rope_identities),
+        cmocka_unit_test(test_rope_relative), cmocka_unit_test(test_rope_variants),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

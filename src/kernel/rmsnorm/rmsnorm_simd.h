@@ -1,5 +1,5 @@
 /* rmsnorm_simd.h: RMS normalisation in vectors, forward and backward, f32 or bf16.
- * x, y, dy, dx [rows, n], gain, dgain [n], inv_rms [rows].
+ * x, y, dy, dx [rows, n], each with its own distance between rows, gain, dgain [n], inv_rms [rows].
  * Source: Zhang & Sennrich 2019, eq. 4. Include after simd_avx2.h or simd_avx512.h.
  */
 #ifndef MOEI_RMSNORM_SIMD_H
@@ -10,6 +10,7 @@
 
 #include "core/real.h"
 #include "kernel/kernel_list.h"
+#include "kernel/rmsnorm/rmsnorm_rows.h"
 
 /* A task of backward sums its rows' share of dgain in f32; the shares are added in f64. */
 enum { ROW_BLOCK = 16, ROW_CHUNK = 64, COLUMN_BLOCK = 4 * VF_N };
@@ -43,7 +44,7 @@ static double square_sum_in_f64(const moe_rmsnorm_args *a, int64_t at) {
 
 MOEI_INLINE void forward_row(const bool bf16, const moe_rmsnorm_args *a, int64_t r) {
     static const float LEAST = 0x1p-80F, EPS_HIDES = 0x1p-56F;
-    int64_t n = a->n, at = r * n;
+    const int64_t n = a->n, at = norm_at(a, a->ldx, r), to = norm_at(a, a->ldy, r);
     double sum = (double)row_square_sum(bf16, a->x, at, n);
     if (!(sum <= (double)FLT_MAX) || (sum < (double)LEAST && a->eps < EPS_HIDES))
         sum = square_sum_in_f64(a, at);
@@ -51,7 +52,7 @@ MOEI_INLINE void forward_row(const bool bf16, const moe_rmsnorm_args *a, int64_t
     vf scale = vf_set1(inv);
     for (int64_t i = 0; i < n; i += VF_N) {
         vf normed = vf_mul(vf_get(bf16, a->x, at + i, n - i), scale);
-        vf_put(bf16, a->y, at + i, vf_mul(normed, vf_get(bf16, a->gain, i, n - i)), n - i);
+        vf_put(bf16, a->y, to + i, vf_mul(normed, vf_get(bf16, a->gain, i, n - i)), n - i);
     }
     if (a->inv_rms) ((float *)a->inv_rms)[r] = inv;
 }
@@ -59,7 +60,7 @@ MOEI_INLINE void forward_row(const bool bf16, const moe_rmsnorm_args *a, int64_t
 static void forward_rows(void *arg, int64_t task, void *scratch) {
     const moe_rmsnorm_args *a = arg;
     (void)scratch;
-    int64_t end = moei_min((task + 1) * ROW_BLOCK, a->rows);
+    int64_t end = moei_min((task + 1) * ROW_BLOCK, norm_rows(a));
     for (int64_t r = task * ROW_BLOCK; r < end; ++r) {
         if (a->dtype == MOE_BF16)
             forward_row(true, a, r);
@@ -76,13 +77,13 @@ typedef struct norm_wave {
     float *share;       /* [chunks, ld] */
 } norm_wave;
 
-/* Sum of gain * dy * x of a row; adds inv * dy * x to share[n]. */
-MOEI_INLINE float row_dot(const bool bf16, const moe_rmsnorm_args *a, int64_t at, float inv, float *share) {
+/* Sum of gain * dy * x of row r; adds inv * dy * x to share[n]. */
+MOEI_INLINE float row_dot(const bool bf16, const moe_rmsnorm_args *a, int64_t r, float inv, float *share) {
     vf sum[2] = {vf_zero(), vf_zero()}, scale = vf_set1(inv);
-    int64_t n = a->n;
+    const int64_t n = a->n, at = norm_at(a, a->ldx, r), to = norm_at(a, a->ldy, r);
     for (int64_t i = 0; i < n; i += VF_N) {
         int64_t v = i / VF_N % 2;
-        vf x = vf_get(bf16, a->x, at + i, n - i), dy = vf_get(bf16, a->dy, at + i, n - i);
+        vf x = vf_get(bf16, a->x, at + i, n - i), dy = vf_get(bf16, a->dy, to + i, n - i);
         sum[v] = vf_fma(vf_mul(vf_get(bf16, a->gain, i, n - i), dy), x, sum[v]);
         vf_store(share + i, vf_fma(vf_mul(x, scale), dy, vf_load(share + i)));
     }
@@ -91,15 +92,15 @@ MOEI_INLINE float row_dot(const bool bf16, const moe_rmsnorm_args *a, int64_t at
 
 /* dx = inv * (gain * dy - x * pull), pull = inv^2 * mean(gain * dy * x); dx may be dy. */
 MOEI_INLINE void backward_row(const bool bf16, const moe_rmsnorm_args *a, int64_t r, float *share) {
-    int64_t n = a->n, at = r * n;
+    const int64_t n = a->n, at = norm_at(a, a->ldx, r), to = norm_at(a, a->ldy, r);
     float inv = ((const float *)a->inv_rms)[r];
-    vf scale = vf_set1(inv), pull = vf_set1(inv * (inv * row_dot(bf16, a, at, inv, share) / (float)n));
+    vf scale = vf_set1(inv), pull = vf_set1(inv * (inv * row_dot(bf16, a, r, inv, share) / (float)n));
     for (int64_t i = 0; i < n; i += VF_N) {
         int64_t left = n - i;
-        vf scaled = vf_mul(vf_get(bf16, a->gain, i, left), vf_get(bf16, a->dy, at + i, left));
+        vf scaled = vf_mul(vf_get(bf16, a->gain, i, left), vf_get(bf16, a->dy, to + i, left));
         vf g = vf_fnma(vf_get(bf16, a->x, at + i, left), pull, scaled);
-        vf old = a->accumulate ? vf_get(bf16, a->dx, at + i, left) : vf_zero();
-        vf_put(bf16, a->dx, at + i, vf_fma(g, scale, old), left);
+        vf old = a->accumulate ? vf_get(bf16, a->dx, to + i, left) : vf_zero();
+        vf_put(bf16, a->dx, to + i, vf_fma(g, scale, old), left);
     }
 }
 
@@ -137,7 +138,7 @@ static void add_shares(void *arg, int64_t task, void *scratch) {
 }
 
 static inline void rmsnorm_forward(const moei_team *team, const moe_rmsnorm_args *args) {
-    moei_parallel(team, (args->rows + ROW_BLOCK - 1) / ROW_BLOCK, forward_rows, (void *)args);
+    moei_parallel(team, moei_ceil_div(norm_rows(args), ROW_BLOCK), forward_rows, (void *)args);
 }
 
 /* Every number is read once. The shares of a wave fill the first thread's scratch, which no task of ours uses
@@ -145,9 +146,9 @@ static inline void rmsnorm_forward(const moei_team *team, const moe_rmsnorm_args
 static inline void rmsnorm_backward(const moei_team *team, const moe_rmsnorm_args *args) {
     const int64_t ld = moei_ceil_div(args->n, VF_N) * VF_N,
                   room = MOEI_THREAD_SCRATCH / (int64_t)sizeof(float);
-    const int64_t rows = room / ld * ROW_CHUNK;
-    for (int64_t r = 0; r < args->rows; r += rows) {
-        norm_wave wave = {args, r, moei_min(r + rows, args->rows), ld, team->scratch};
+    const int64_t rows = room / ld * ROW_CHUNK, all = norm_rows(args);
+    for (int64_t r = 0; r < all; r += rows) {
+        norm_wave wave = {args, r, moei_min(r + rows, all), ld, team->scratch};
         moei_parallel(team, moei_ceil_div(wave.end - r, ROW_CHUNK), backward_chunk, &wave);
         moei_parallel(team, moei_ceil_div(args->n, COLUMN_BLOCK), add_shares, &wave);
     }

@@ -161,6 +161,9 @@ static void test_norm_rope(void **state) {
     assert_int_equal(moe_rmsnorm_backward(ctx, &norm), MOE_OK);
     WRONG(moe_rmsnorm, norm, rows, -1, "moe_rmsnorm: rows is -1; it must be at least 0");
     WRONG(moe_rmsnorm, norm, n, 0, "n is 0; it must lie in 1 .. 262144");
+    WRONG(moe_rmsnorm, norm, heads, -1, "heads is -1; it must lie in 0 .. 262144");
+    WRONG(moe_rmsnorm, norm, ldx, 3, "ldx is 3; it must be at least 4");
+    WRONG(moe_rmsnorm_backward, norm, ldy, 3, "ldy is 3; it must be at least 4");
     WRONG(moe_rmsnorm, norm, eps, -1.0F, "eps is -1; it must be at least 0");
     WRONG(moe_rmsnorm, norm, eps, NAN, "eps is");
     WRONG(moe_rmsnorm, norm, gain, NULL, "gain is NULL");
