@@ -53,16 +53,19 @@ MOE_API moe_status moe_lm_config_find(const moe_lm_config *config, const char *k
 typedef struct moe_lm moe_lm;
 /* A model with new weights, drawn with the context's seed; the configuration is copied. */
 MOE_API moe_status moe_lm_create(moe_ctx *ctx, const moe_lm_config *config, moe_lm **lm);
-/* Opens a checkpoint directory: Hugging Face form (config.json + safetensors), Mixtral's or our own. */
+/* Opens a checkpoint directory: config.json and safetensors, one file or shards, as transformers has them of
+ * Mixtral, Qwen3-MoE and OLMoE, or our own. What such a config.json says and this model does not do is
+ * MOE_ERR_UNSUPPORTED, all of it in one text. */
 MOE_API moe_status moe_lm_load(moe_ctx *ctx, const char *directory, moe_lm **lm);
 /* The same with weights and activations of `dtype`, "f32" or "bf16", whatever the file has; NULL: the file's.
  * Saved again, that is the file's type. */
 MOE_API moe_status moe_lm_load_as(moe_ctx *ctx, const char *directory, const char *dtype, moe_lm **lm);
 /* Sets the parameters to those of a checkpoint, by name: the start of a training that goes on from another's.
- * Heads, rope_base and norm_eps must be the checkpoint's (MOE_ERR_ARGUMENT), and each of its parameters must
- * have a place of its shape here (MOE_ERR_INPUT); on an error the model is as it was. What the checkpoint
- * lacks stays as it is, and moe.* may differ: both are warned of. Layers that moe_layer_quantize has packed
- * are packed once more by the caller; MOE_ERR_STATE where one has given its weights back. */
+ * Heads, rope_base, norm_eps and qk_norm must be the checkpoint's (MOE_ERR_ARGUMENT), and each of its
+ * parameters must have a place of its shape here (MOE_ERR_INPUT); on an error the model is as it was. What
+ * the checkpoint lacks stays as it is, and moe.* may differ: both are warned of. Layers that
+ * moe_layer_quantize has packed are packed once more by the caller; MOE_ERR_STATE where one has given its
+ * weights back. */
 MOE_API moe_status moe_lm_init_from(moe_lm *lm, const char *directory);
 /* Writes config.json and model.safetensors into a new directory, atomically; missing parents are made.
  * MOE_ERR_STATE where a layer has given weights back (quant.h). */

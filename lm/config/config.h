@@ -20,18 +20,21 @@ enum {
 };
 
 typedef struct moelm_model_config {
-    const char *dtype;       /* "f32" or "bf16" */
-    int32_t vocab_size;      /* 256: bytes */
-    int32_t d_model;         /* alias hidden_size */
-    int32_t n_layers;        /* alias num_hidden_layers, num_layers */
-    int32_t n_heads;         /* alias num_attention_heads */
-    int32_t n_kv_heads;      /* 0: n_heads; alias num_key_value_heads, num_query_groups */
-    int32_t head_dim;        /* 0: d_model / n_heads */
-    int32_t context;         /* longest sequence; alias max_position_embeddings */
-    float rope_base;         /* alias rope_theta */
-    float norm_eps;          /* alias rms_norm_eps */
-    bool tie_embeddings;     /* alias tie_word_embeddings */
-    int32_t moe_layer_freq;  /* layer i has routed experts iff i % freq == 0; 0: none (dense model) */
+    const char *dtype;      /* "f32" or "bf16" */
+    int32_t vocab_size;     /* 256: bytes */
+    int32_t d_model;        /* alias hidden_size */
+    int32_t n_layers;       /* alias num_hidden_layers, num_layers */
+    int32_t n_heads;        /* alias num_attention_heads */
+    int32_t n_kv_heads;     /* 0: n_heads; alias num_key_value_heads, num_query_groups */
+    int32_t head_dim;       /* 0: d_model / n_heads */
+    int32_t context;        /* longest sequence; alias max_position_embeddings */
+    float rope_base;        /* alias rope_theta */
+    float norm_eps;         /* alias rms_norm_eps */
+    const char *qk_norm;    /* "none" "head" "full" */
+    bool tie_embeddings;    /* alias tie_word_embeddings */
+    int32_t moe_layer_freq; /* layer i has routed experts iff i % freq == offset; 0: none (dense model) */
+    int32_t moe_layer_offset;
+    char dense_layers[MOELM_PATH]; /* those that have none all the same: "0,3" */
     int32_t ffn_hidden_size; /* width of the FFN of the other layers; 0: what a token meets in a routed one */
     float init_std;
 } moelm_model_config;
@@ -121,6 +124,14 @@ const char *moelm_config_word(const char *key, const char *value);
 
 /* The layer descriptor of block `index`: routed experts, or a dense FFN where the frequency says so. */
 void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_desc *desc);
+
+/* Whether block `index` has routed experts. */
+bool moelm_config_is_routed(const moe_lm_config *config, int32_t index);
+/* Width of the FFN of those that have none. */
+int64_t moelm_config_dense_width(const moe_lm_config *config);
+/* The first number of a list like "0,3", which *at goes behind. false: the list is over, or **at is no
+ * number. */
+bool moelm_config_next_layer(const char **at, int32_t *layer);
 
 /* model.dtype as a number. */
 moe_dtype moelm_config_dtype(const moe_lm_config *config);

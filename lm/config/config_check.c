@@ -5,7 +5,9 @@
 #include "config/config.h"
 #include "core/desc.h"
 
+#include <ctype.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 static int32_t top_k_of(const moe_layer_desc *moe) {
@@ -18,13 +20,40 @@ static int64_t shared_width(const moe_layer_desc *moe) {
     return moe->num_shared_experts * each;
 }
 
-static bool is_routed(const moe_lm_config *config, int32_t index) {
-    int32_t freq = config->model.moe_layer_freq;
-    return freq > 0 && index % freq == 0 && config->moe.num_experts > 0;
+bool moelm_config_next_layer(const char **at, int32_t *layer) {
+    char *end;
+    if (!isdigit((unsigned char)**at)) return false;
+    const long number = strtol(*at, &end, 10);
+    *layer = number < MOELM_MAX_LAYERS ? (int32_t)number : MOELM_MAX_LAYERS; /* no layer either */
+    *at = end + (end[0] == ',' && end[1] != '\0');
+    return true;
+}
+
+static bool is_listed(const char *list, int32_t index) {
+    for (int32_t layer; moelm_config_next_layer(&list, &layer);)
+        if (layer == index) return true;
+    return false;
+}
+
+bool moelm_config_is_routed(const moe_lm_config *config, int32_t index) {
+    const moelm_model_config *m = &config->model;
+    return m->moe_layer_freq > 0 && index % m->moe_layer_freq == m->moe_layer_offset &&
+           config->moe.num_experts > 0 && !is_listed(m->dense_layers, index);
+}
+
+/* The first layer that has routed experts, or has none; -1: no layer is such a one. */
+static int32_t first_layer(const moe_lm_config *config, bool routed) {
+    for (int32_t i = 0; i < config->model.n_layers; ++i)
+        if (moelm_config_is_routed(config, i) == routed) return i;
+    return -1;
+}
+
+static bool has_routed(const moe_lm_config *config) {
+    return first_layer(config, true) >= 0;
 }
 
 /* A dense layer is as wide as what one token meets in a routed one, so that the two compare. */
-static int64_t dense_width(const moe_lm_config *config) {
+int64_t moelm_config_dense_width(const moe_lm_config *config) {
     if (config->model.ffn_hidden_size > 0) return config->model.ffn_hidden_size;
     const moe_layer_desc *moe = &config->moe;
     return (int64_t)top_k_of(moe) * moe->expert_hidden_size + shared_width(moe);
@@ -71,7 +100,8 @@ void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_de
     const float std = init_std(config);
     if (desc->init_std_down == 0 && desc->init_scheme && strcmp(desc->init_scheme, "megatron_scaled") == 0)
         desc->init_std_down = std > 0 ? std / sqrtf(2.0f * (float)config->model.n_layers) : MOE_ZERO;
-    if (!is_routed(config, index)) *desc = dense_desc(desc, (int32_t)dense_width(config));
+    if (!moelm_config_is_routed(config, index))
+        *desc = dense_desc(desc, (int32_t)moelm_config_dense_width(config));
     if (desc->init_std == 0 && draws_by_std(desc)) desc->init_std = std;
 }
 
@@ -108,11 +138,38 @@ static moe_status check_heads(const moelm_model_config *m, moe_error *error) {
     return MOE_OK;
 }
 
+/* Which layers have experts. */
+static moe_status check_pattern(const moe_lm_config *config, moe_error *error) {
+    const moelm_model_config *m = &config->model;
+    const char *list = m->dense_layers;
+    if (m->moe_layer_freq == 0 && (m->moe_layer_offset > 0 || *list))
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "model.moe_layer_freq: 0 leaves no layer with experts; leave "
+                              "model.moe_layer_offset and model.dense_layers out");
+    if (m->moe_layer_offset > 0 && m->moe_layer_offset >= m->moe_layer_freq)
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "model.moe_layer_offset: %d must be below model.moe_layer_freq %d",
+                              m->moe_layer_offset, m->moe_layer_freq);
+    for (int32_t layer; moelm_config_next_layer(&list, &layer);)
+        if (layer >= m->n_layers)
+            return moei_error_set(error, MOE_ERR_ARGUMENT,
+                                  "model.dense_layers: '%.100s' names a layer outside 0 .. %d",
+                                  m->dense_layers, m->n_layers - 1);
+    if (*list)
+        return moei_error_set(error, MOE_ERR_ARGUMENT,
+                              "model.dense_layers: '%.100s' is no list of layers, as 0,3", m->dense_layers);
+    if (m->moe_layer_freq > 0 && config->moe.num_experts > 0 && !has_routed(config))
+        return moei_error_set(
+            error, MOE_ERR_ARGUMENT,
+            "model.dense_layers: with model.moe_layer_freq and model.moe_layer_offset it leaves "
+            "none of %d layers with experts; model.moe_layer_freq 0 says that",
+            m->n_layers);
+    return MOE_OK;
+}
+
 static moe_status check_experts(const moe_lm_config *config, moe_error *error) {
     const moe_layer_desc *moe = &config->moe;
-    int32_t freq = config->model.moe_layer_freq;
-    bool any_routed = is_routed(config, 0);
-    bool any_dense = !any_routed || (freq > 1 && config->model.n_layers > 1);
+    const bool any_routed = has_routed(config), any_dense = first_layer(config, false) >= 0;
     if (any_routed && moe->top_k > moe->num_experts)
         return moei_error_set(error, MOE_ERR_ARGUMENT, "moe.top_k: %d is more than moe.num_experts %d",
                               moe->top_k, moe->num_experts);
@@ -120,15 +177,15 @@ static moe_status check_experts(const moe_lm_config *config, moe_error *error) {
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "moe.output_size: %d, but the model's layers are all model.d_model = %d wide",
                               moe->output_size, config->model.d_model);
-    if (any_dense && dense_width(config) == 0)
+    if (any_dense && moelm_config_dense_width(config) == 0)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "model.ffn_hidden_size: 0, and there are no experts to take a width from");
-    if (any_dense && dense_width(config) > MOELM_MAX_WIDTH)
+    if (any_dense && moelm_config_dense_width(config) > MOELM_MAX_WIDTH)
         return moei_error_set(
             error, MOE_ERR_ARGUMENT,
             "model.ffn_hidden_size: 0 makes a dense layer as wide as moe.top_k experts and the "
             "shared ones, %lld, but the limit is %d; set it",
-            (long long)dense_width(config), MOELM_MAX_WIDTH);
+            (long long)moelm_config_dense_width(config), MOELM_MAX_WIDTH);
     return MOE_OK;
 }
 
@@ -151,7 +208,7 @@ static bool acts_when_dense(const moe_lm_config *config, const moe_option *row) 
 /* A dense model is told nothing that it would ignore. */
 static moe_status check_dense(const moe_lm_config *config, moe_error *error) {
     const char *why = config->model.moe_layer_freq > 0 ? "moe.num_experts" : "model.moe_layer_freq";
-    for (size_t i = 0; i < config->count && !is_routed(config, 0); ++i) {
+    for (size_t i = 0; i < config->count && !has_routed(config); ++i) {
         const moe_option *row = &config->row[i];
         moe_lm_config_entry entry;
         moe_lm_config_entry_get(config, i, &entry);
@@ -166,6 +223,8 @@ static moe_status check_dense(const moe_lm_config *config, moe_error *error) {
 moe_status moe_lm_config_make_dense(moe_lm_config *config, const char *origin, moe_error *error) {
     MOEI_TRY(moei_error_need(error, "moe_lm_config_make_dense", "config", config));
     MOEI_TRY(moe_lm_config_set(config, "model.moe_layer_freq", "0", origin, error));
+    MOEI_TRY(moe_lm_config_set(config, "model.moe_layer_offset", "0", origin, error));
+    MOEI_TRY(moe_lm_config_set(config, "model.dense_layers", "", origin, error));
     for (size_t i = 0; i < config->count; ++i)
         if (!acts_when_dense(config, &config->row[i]))
             MOEI_TRY(moei_option_set(&config->row[i], config, config->row[i].initial, error));
@@ -175,7 +234,7 @@ moe_status moe_lm_config_make_dense(moe_lm_config *config, const char *origin, m
 /* The mean of a sequence holds the tokens that the model is to predict. */
 static moe_status check_router(const moe_lm_config *config, moe_error *error) {
     const char *unit = config->moe.routing_unit;
-    if (!is_routed(config, 0) || !unit || strcmp(unit, "token") == 0) return MOE_OK;
+    if (!has_routed(config) || !unit || strcmp(unit, "token") == 0) return MOE_OK;
     const bool task = strcmp(unit, "task") == 0;
     return moei_error_set(error, MOE_ERR_ARGUMENT, "moe.routing_unit: %s; a language model routes by token",
                           task ? "task, but a text has no tasks"
@@ -200,7 +259,7 @@ static moe_status check_alarms(const moe_lm_config *config, moe_error *error) {
     const bool limited = moe->capacity_factor > 0 || moe->capacity_factor_eval > 0;
     /* clang-format off */
     const rule rules[] = {
-        {dead || bound, is_routed(config, 0), "alarm_*: there are no routed experts to watch"},
+        {dead || bound, has_routed(config), "alarm_*: there are no routed experts to watch"},
         {train->alarm_steps > 1, bound, "alarm_steps: needs train.alarm_entropy or train.alarm_dropped"},
         {train->alarm_dropped > 0, limited,
          "alarm_dropped: needs moe.capacity_factor: a dropless layer drops nothing"},
@@ -240,8 +299,8 @@ static const char by_rank[] =
 
 const char *moe_lm_config_foresight(const moe_lm_config *config) {
     moe_layer_desc desc, filled = {.size = sizeof filled};
-    if (!config || !is_routed(config, 0)) return NULL;
-    moelm_config_layer(config, 0, &desc);
+    if (!config || !has_routed(config)) return NULL;
+    moelm_config_layer(config, first_layer(config, true), &desc);
     if (moe_layer_desc_fill(&desc, &filled, NULL) != MOE_OK) return NULL;
     if (strcmp(filled.router_type, "expert_choice") == 0) return by_expert;
     if (!moei_desc_limited(&filled) || strcmp(filled.drop_policy, "position") == 0) return NULL;
@@ -250,11 +309,12 @@ const char *moe_lm_config_foresight(const moe_lm_config *config) {
 
 /* The layer knows what its settings are to each other. Of each kind the first is like the others. */
 static moe_status check_layers(const moe_lm_config *config, moe_error *error) {
-    const int32_t last = config->model.n_layers > 1 ? 1 : 0;
-    for (int32_t i = 0; i <= last; ++i) {
+    for (int routed = 1; routed >= 0; --routed) {
+        const int32_t first = first_layer(config, routed);
         moe_layer_desc desc;
         moe_error inner;
-        moelm_config_layer(config, i, &desc);
+        if (first < 0) continue;
+        moelm_config_layer(config, first, &desc);
         moe_status status = moe_layer_desc_check(&desc, &inner);
         if (status == MOE_OK) continue;
         const char *section = strncmp(inner.text, "moe.", 4) == 0 ? "" : "moe.";
@@ -266,6 +326,7 @@ static moe_status check_layers(const moe_lm_config *config, moe_error *error) {
 static moe_status check_all(const moe_lm_config *config, moe_error *error) {
     const moelm_train_config *train = &config->train;
     MOEI_TRY(check_heads(&config->model, error));
+    MOEI_TRY(check_pattern(config, error));
     MOEI_TRY(check_dense(config, error));
     MOEI_TRY(check_experts(config, error));
     MOEI_TRY(check_router(config, error));

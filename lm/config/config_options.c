@@ -10,6 +10,7 @@
 #define AT(field) offsetof(moe_lm_config, field)
 
 static const char *const dtypes[] = {"f32", "bf16", NULL};
+static const char *const qk_norms[] = {"none", "head", "full", NULL};
 static const char *const alarm_actions[] = {"warn", "stop", "revive", NULL};
 
 /* Three lines an option: its names; type, field, default, limits, choices; its help. clang-format would align
@@ -46,12 +47,21 @@ static const moe_option options[] = {
     {"model.norm_eps", "rms_norm_eps layernorm_epsilon",
      MOE_OPT_FLOAT, AT(model.norm_eps), "1e-5", 0, 1, NULL,
      "added to the mean square in RMSNorm"},
+    {"model.qk_norm", "qk_layernorm use_qk_norm",
+     MOE_OPT_CHOICE, AT(model.qk_norm), "none", 0, 0, qk_norms,
+     "RMSNorm of queries and keys before they turn; head: each head by itself, as Qwen3; full: all heads of a token together, as OLMoE"},
     {"model.tie_embeddings", "tie_word_embeddings share_embeddings_and_output_weights",
      MOE_OPT_BOOL, AT(model.tie_embeddings), "false", 0, 0, NULL,
      "the output projection is the embedding"},
     {"model.moe_layer_freq", "",
      MOE_OPT_INT, AT(model.moe_layer_freq), "1", 0, 4096, NULL,
-     "layer i has routed experts if i % freq is 0; 0: none, a dense model"},
+     "layer i has routed experts if i % freq is moe_layer_offset; 0: none, a dense model"},
+    {"model.moe_layer_offset", "",
+     MOE_OPT_INT, AT(model.moe_layer_offset), "0", 0, 4095, NULL,
+     "first layer with routed experts, below moe_layer_freq"},
+    {"model.dense_layers", "",
+     MOE_OPT_TEXT, AT(model.dense_layers), "", 0, MOELM_PATH, NULL,
+     "layers that have no routed experts whatever moe_layer_freq says, as 0,3; empty: none"},
     {"model.ffn_hidden_size", "dense_hidden_size inter_dim",
      MOE_OPT_INT, AT(model.ffn_hidden_size), "0", 0, MOELM_MAX_WIDTH, NULL,
      "width of a dense layer's FFN; 0: the width one token meets in a routed layer"},
@@ -195,6 +205,8 @@ const char *moelm_config_word(const char *key, const char *value) {
         {"model.dtype",      "bfloat16",       "bf16"},
         {"model.dtype",      "torch.bfloat16", "bf16"},
         {"model.dtype",      "bf16-mixed",     "bf16"},
+        {"model.qk_norm",    "true",           "head"},
+        {"model.qk_norm",    "false",          "none"},
         {"model.n_kv_heads", "",               "0"   },
         {"model.head_dim",   "",               "0"   },
     };

@@ -1,8 +1,19 @@
 /* attention.c: causal grouped-query self-attention with rotary positions, forward and backward.
  * norm[R, d] -> qkv[R, C] -> att[R, H*c] -> branch[R, d]; with caches, keys and values come from them.
+ * Queries and keys may be normed between the product and the rotation (qk_norm.c).
  * Source: Ainslie et al. 2023 (groups), Su et al. 2021 (rotary), as in Mixtral: no biases.
  */
 #include "model/model.h"
+
+/* norm[R, d] -> qkv[R, C] before rotary; queries and keys that are normed come by way of raw. */
+static moe_status project(moe_lm *lm, const moelm_block *block, int64_t rows) {
+    const moelm_saved *s = &block->saved;
+    if (lm->qk_norm == MOELM_QK_NONE) return moelm_linear(lm, rows, s->norm, &block->qkv, s->qkv);
+    const int64_t qk = moelm_qk_cols(lm), kv = moelm_kv_cols(lm), all = moelm_qkv_cols(lm);
+    MOEI_TRY(moelm_linear_columns(lm, rows, s->norm, &block->qkv, 0, qk, s->raw, qk));
+    MOEI_TRY(moelm_linear_columns(lm, rows, s->norm, &block->qkv, qk, kv, moelm_at(lm, s->qkv, qk), all));
+    return moelm_qk_norm(lm, block, rows);
+}
 
 /* Turns the queries and the keys of qkv-shaped rows; `inverse` is the gradient. */
 static moe_status turn(moe_lm *lm, void *qkv, int64_t rows, bool inverse) {
@@ -72,7 +83,7 @@ moe_status moelm_attention(moe_lm *lm, int32_t index, const moelm_pass *pass) {
     moelm_block *block = &lm->blocks[index];
     moelm_saved *s = &block->saved;
     int64_t rows = pass->n_seq * pass->length;
-    MOEI_TRY(moelm_linear(lm, rows, s->norm, &block->qkv, s->qkv));
+    MOEI_TRY(project(lm, block, rows));
     MOEI_TRY(turn(lm, s->qkv, rows, false));
     MOEI_TRY(attend(lm, index, pass));
     return moelm_linear(lm, rows, s->att, &block->out, lm->memory.branch);
@@ -93,6 +104,7 @@ moe_status moelm_attention_backward(moe_lm *lm, int32_t index, const moelm_pass 
     args.delta = mem->delta;
     MOEI_TRY(moe_attention_backward(lm->ctx, &args));
     MOEI_TRY(turn(lm, mem->dqkv, rows, true));
+    if (lm->qk_norm != MOELM_QK_NONE) MOEI_TRY(moelm_qk_norm_backward(lm, block, rows));
     MOEI_TRY(moelm_linear_grad(lm, rows, s->norm, mem->dqkv, &block->qkv));
     return moelm_linear_trans(lm, rows, mem->dqkv, &block->qkv, mem->dnorm);
 }

@@ -50,7 +50,7 @@ static moe_status check_extra(const moe_lm *lm, const moelm_family *family, cons
     for (size_t i = 0; r->n_read < count && i < count; ++i) {
         char *name = strdup(moelm_safetensors_at(r->file, i)->name);
         if (!name) return moe_ctx_fail(r->ctx, MOE_ERR_MEMORY, "no memory for a name");
-        moe_status known = family->visit(lm, find_name, name);
+        moe_status known = family->visit(family, lm, find_name, name);
         free(name);
         if (known == MOE_OK)
             return moe_ctx_fail(r->ctx, MOE_ERR_INPUT,
@@ -127,7 +127,7 @@ static moe_status read_config(const char *directory, const moelm_family **family
 static moe_status read_tensors(moe_lm *lm, const moelm_family *family, const moelm_safetensors *file,
                                const char *directory) {
     reader r = {.ctx = lm->ctx, .directory = directory, .file = file};
-    MOEI_TRY(family->visit(lm, read_tensor, &r));
+    MOEI_TRY(family->visit(family, lm, read_tensor, &r));
     return check_extra(lm, family, &r);
 }
 
@@ -274,7 +274,7 @@ static moe_status write_file(moe_lm *lm, const moelm_family *family, writer *w, 
     const moelm_st_pair format = {"format", "pt"}; /* transformers asks for it */
     const moelm_st_source source = {data_of, w};
     w->count = 0;
-    MOEI_TRY(family->visit(lm, add_tensor, w));
+    MOEI_TRY(family->visit(family, lm, add_tensor, w));
     if (moelm_safetensors_write_from(path, w->tensor, w->count, &format, 1, &source, &error) == MOE_OK)
         return MOE_OK;
     return moelm_fail(lm->ctx, &error);
@@ -282,7 +282,7 @@ static moe_status write_file(moe_lm *lm, const moelm_family *family, writer *w, 
 
 static moe_status write_tensors(moe_lm *lm, const moelm_family *family, const char *path) {
     writer w = {.ctx = lm->ctx};
-    MOEI_TRY(family->visit(lm, add_tensor, &w));
+    MOEI_TRY(family->visit(family, lm, add_tensor, &w));
     const size_t count = w.count, bytes = w.largest;
     w.block = moe_ctx_alloc(lm->ctx, bytes);
     if (!w.block) return moei_ctx_no_memory(lm->ctx, "a tensor in the order of its file");
@@ -300,7 +300,7 @@ static moe_status write_tensors(moe_lm *lm, const moelm_family *family, const ch
 static moe_status write_config(const moe_lm *lm, const moelm_family *family, const char *path) {
     moe_error error;
     json_t *root = json_pack("{s:s}", "model_type", family->model_type);
-    moe_status status = root ? family->write(lm->config, root, &error)
+    moe_status status = root ? family->write(family, lm->config, root, &error)
                              : moei_error_set(&error, MOE_ERR_MEMORY, "no memory for config.json");
     if (status == MOE_OK) status = moelm_json_save(path, root, &error);
     json_decref(root);

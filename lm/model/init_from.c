@@ -34,6 +34,13 @@ static moe_status check_model(const pair *p) {
                                 "%s: its model has %s %g, which is %g here; a model that begins with its "
                                 "parameters has what it has",
                                 p->directory, rows[i].key, rows[i].there, rows[i].here);
+    const char *here = p->to->config->model.qk_norm, *there = p->from->config->model.qk_norm;
+    if (strcmp(here, there) != 0)
+        return moe_ctx_fail(
+            p->to->ctx, MOE_ERR_ARGUMENT,
+            "%s: its model has model.qk_norm %s, which is %s here; a model that begins with its "
+            "parameters has what it has",
+            p->directory, there, here);
     return MOE_OK;
 }
 

@@ -17,12 +17,18 @@ static moe_gemm_rows_args product(const moe_lm *lm, const int64_t offset[2], con
                                 .ldc = n};
 }
 
-moe_status moelm_linear(moe_lm *lm, int64_t rows, const void *x, const moelm_tensor *w, void *y) {
+moe_status moelm_linear_columns(moe_lm *lm, int64_t rows, const void *x, const moelm_tensor *w, int64_t first,
+                                int64_t n, void *y, int64_t ldy) {
     const int64_t offset[2] = {0, rows};
-    moe_gemm_rows_args args = product(lm, offset, x, w->dim[0], w->dim[1], y);
-    args.b = w->value;
+    moe_gemm_rows_args args = product(lm, offset, x, w->dim[0], n, y);
+    args.b = moelm_at(lm, w->value, first);
     args.ldb = w->dim[1];
+    args.ldc = ldy;
     return moe_gemm_rows(lm->ctx, &args);
+}
+
+moe_status moelm_linear(moe_lm *lm, int64_t rows, const void *x, const moelm_tensor *w, void *y) {
+    return moelm_linear_columns(lm, rows, x, w, 0, w->dim[1], y, w->dim[1]);
 }
 
 static moe_status linear_trans(moe_lm *lm, int64_t rows, const void *dy, const moelm_tensor *w, void *dx,

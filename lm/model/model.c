@@ -1,6 +1,7 @@
 /* model.c: a model made from its configuration: tensors, names, initial values, counts.
- * Names: embed.weight, blocks.N.{norm,qkv,out,ffn_norm}.weight, blocks.N.ffn.<layer's name>,
- * final_norm.weight, head.weight (not where tied). Source: initial values of GPT-2 (Radford et al. 2019).
+ * Names: embed.weight, blocks.N.{norm,qkv,q_norm,k_norm,out,ffn_norm}.weight (q_norm, k_norm where
+ * model.qk_norm asks for them), blocks.N.ffn.<layer's name>, final_norm.weight, head.weight (not where tied).
+ * Source: initial values of GPT-2 (Radford et al. 2019).
  */
 #include "model/model.h"
 
@@ -46,6 +47,9 @@ static void take_sizes(moe_lm *lm) {
     lm->head_dim = m->head_dim ? m->head_dim : m->d_model / m->n_heads;
     lm->eps = m->norm_eps;
     lm->rope_base = m->rope_base;
+    lm->qk_norm = strcmp(m->qk_norm, "head") == 0   ? MOELM_QK_HEAD
+                  : strcmp(m->qk_norm, "full") == 0 ? MOELM_QK_FULL
+                                                    : MOELM_QK_NONE;
 }
 
 /* 1. Tensors. */
@@ -58,12 +62,20 @@ static void carve_tensor(const moe_lm *lm, moei_arena *arena, moelm_tensor *tens
     tensor->value = moei_arena_array(arena, rows, tensor->dim[1], moe_dtype_bytes(lm->dtype));
 }
 
+static void carve_qk_norms(const moe_lm *lm, moei_arena *arena, moelm_block *block) {
+    const bool each = lm->qk_norm == MOELM_QK_HEAD;
+    if (lm->qk_norm == MOELM_QK_NONE) return;
+    carve_tensor(lm, arena, &block->q_norm, each ? lm->head_dim : moelm_att_cols(lm), 0);
+    carve_tensor(lm, arena, &block->k_norm, each ? lm->head_dim : moelm_kv_cols(lm), 0);
+}
+
 static void carve_tensors(moe_lm *lm, moei_arena *arena) {
     carve_tensor(lm, arena, &lm->embed, lm->vocab, lm->d);
     for (int32_t i = 0; i < lm->n_layers; ++i) {
         moelm_block *block = &lm->blocks[i];
         carve_tensor(lm, arena, &block->norm, lm->d, 0);
         carve_tensor(lm, arena, &block->qkv, lm->d, moelm_qkv_cols(lm));
+        carve_qk_norms(lm, arena, block);
         carve_tensor(lm, arena, &block->out, moelm_att_cols(lm), lm->d);
         carve_tensor(lm, arena, &block->ffn_norm, lm->d, 0);
     }
@@ -124,7 +136,7 @@ static moe_status add_layer_entries(moe_lm *lm, const char *prefix, moe_layer *l
 
 static moe_status make_entries(moe_lm *lm) {
     size_t count = 3;
-    for (int32_t i = 0; i < lm->n_layers; ++i) count += 4 + (size_t)moe_layer_param_count(lm->blocks[i].ffn);
+    for (int32_t i = 0; i < lm->n_layers; ++i) count += 6 + (size_t)moe_layer_param_count(lm->blocks[i].ffn);
     lm->entries = calloc(count, sizeof *lm->entries);
     if (!lm->entries)
         return moe_ctx_fail(lm->ctx, MOE_ERR_MEMORY, "no memory for %zu parameter names", count);
@@ -135,6 +147,8 @@ static moe_status make_entries(moe_lm *lm) {
         snprintf(prefix, sizeof prefix, "blocks.%d.", i);
         add_entry(lm, prefix, "norm.weight", &block->norm);
         add_entry(lm, prefix, "qkv.weight", &block->qkv);
+        if (block->q_norm.value) add_entry(lm, prefix, "q_norm.weight", &block->q_norm);
+        if (block->k_norm.value) add_entry(lm, prefix, "k_norm.weight", &block->k_norm);
         add_entry(lm, prefix, "out.weight", &block->out);
         add_entry(lm, prefix, "ffn_norm.weight", &block->ffn_norm);
         MOEI_TRY(add_layer_entries(lm, prefix, block->ffn));
@@ -148,6 +162,7 @@ static moe_status make_entries(moe_lm *lm) {
 
 static void draw(moe_lm *lm, moelm_tensor *tensor, uint32_t layer, uint64_t step, double std) {
     int64_t n = tensor->dim[0] * tensor->dim[1];
+    if (!tensor->value) return; /* a norm that there is not */
     if (tensor->n_dim == 1)
         for (int64_t i = 0; i < n; ++i) moei_real_store(lm->dtype, tensor->value, i, 1.0);
     else
@@ -164,6 +179,8 @@ static void draw_all(moe_lm *lm) {
         moelm_block *block = &lm->blocks[i];
         draw(lm, &block->norm, (uint32_t)i, 0, std);
         draw(lm, &block->qkv, (uint32_t)i, 2, std);
+        draw(lm, &block->q_norm, (uint32_t)i, 0, std);
+        draw(lm, &block->k_norm, (uint32_t)i, 0, std);
         draw(lm, &block->out, (uint32_t)i, 3, std / sqrt(2.0 * lm->n_layers));
         draw(lm, &block->ffn_norm, (uint32_t)i, 0, std);
     }

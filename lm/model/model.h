@@ -29,13 +29,15 @@ typedef struct moelm_tensor {
 /* What backward reads of one block. In inference all blocks share one set, and the three residual
  * streams are one buffer. */
 typedef struct moelm_saved {
-    void *in;   /* [R, d] residual stream before the block */
-    void *norm; /* [R, d] and normed */
-    float *rms; /* [R] wide */
-    void *qkv;  /* [R, C] after rotary */
-    float *lse; /* [R, H] wide */
-    void *att;  /* [R, H*c] */
-    void *mid;  /* [R, d] residual stream between attention and experts */
+    void *in;             /* [R, d] residual stream before the block */
+    void *norm;           /* [R, d] and normed */
+    float *rms;           /* [R] wide */
+    void *raw;            /* [R, (H+G)*c] queries and keys before their norms; NULL without norms */
+    float *q_rms, *k_rms; /* [R, H], [R, G] wide, or [R] of all heads together; NULL without norms */
+    void *qkv;            /* [R, C] after norms and rotary */
+    float *lse;           /* [R, H] wide */
+    void *att;            /* [R, H*c] */
+    void *mid;            /* [R, d] residual stream between attention and experts */
     void *ffn_norm;
     float *ffn_rms; /* wide */
 } moelm_saved;
@@ -43,6 +45,8 @@ typedef struct moelm_saved {
 typedef struct moelm_block {
     moelm_tensor norm;     /* [d] */
     moelm_tensor qkv;      /* [d, C] columns of q, then k, then v */
+    moelm_tensor q_norm;   /* [c], or [H*c] of all heads together; without norms there is none */
+    moelm_tensor k_norm;   /* [c], or [G*c] */
     moelm_tensor out;      /* [H*c, d] */
     moelm_tensor ffn_norm; /* [d] */
     moe_layer *ffn;
@@ -90,6 +94,9 @@ typedef struct moelm_entry {
     int32_t param;
 } moelm_entry;
 
+/* model.qk_norm: who shares a root mean square. */
+typedef enum moelm_qk { MOELM_QK_NONE, MOELM_QK_HEAD, MOELM_QK_FULL } moelm_qk;
+
 struct moe_lm {
     moe_ctx *ctx;
     moe_lm_config *config; /* model.* and moe.* of what it was made from */
@@ -97,6 +104,7 @@ struct moe_lm {
     int64_t vocab, d, context;
     int32_t n_layers, heads, kv_heads, head_dim;
     float eps, rope_base;
+    moelm_qk qk_norm;
 
     moelm_tensor embed;      /* [V, d] */
     moelm_tensor final_norm; /* [d] */
@@ -152,6 +160,10 @@ static inline int64_t moelm_kv_cols(const moe_lm *lm) {
     return (int64_t)lm->kv_heads * lm->head_dim;
 }
 
+static inline int64_t moelm_qk_cols(const moe_lm *lm) {
+    return moelm_att_cols(lm) + moelm_kv_cols(lm);
+}
+
 /* Element i of a block of the model's dtype. */
 static inline void *moelm_at(const moe_lm *lm, const void *block, int64_t i) {
     return moei_real_at(lm->dtype, (void *)(uintptr_t)block, i);
@@ -165,6 +177,9 @@ void moelm_zero_own_grad(moe_lm *lm);
 
 /* linear.c: y[rows, out] = x W; dx[rows, in] = dy W^T; dW += x^T dy; logits[rows, V], wide, = x W^T. */
 moe_status moelm_linear(moe_lm *lm, int64_t rows, const void *x, const moelm_tensor *w, void *y);
+/* The same with columns first .. first + n - 1 of W only: y[rows, n], whose rows are ldy apart. */
+moe_status moelm_linear_columns(moe_lm *lm, int64_t rows, const void *x, const moelm_tensor *w, int64_t first,
+                                int64_t n, void *y, int64_t ldy);
 moe_status moelm_linear_trans(moe_lm *lm, int64_t rows, const void *dy, const moelm_tensor *w, void *dx);
 moe_status moelm_linear_grad(moe_lm *lm, int64_t rows, const void *x, const void *dy, moelm_tensor *w);
 moe_status moelm_linear_logits(moe_lm *lm, int64_t rows, const void *x, const moelm_tensor *w, float *logits);
@@ -189,6 +204,13 @@ typedef struct moelm_norm_grad {
     bool add;
 } moelm_norm_grad;
 moe_status moelm_norm_backward(moe_lm *lm, const moelm_norm_grad *g);
+
+/* qk_norm.c: saved.raw normed into saved.qkv; backward turns memory.dqkv from the gradient of the one into
+ * the other's. */
+moe_status moelm_qk_norm(moe_lm *lm, const moelm_block *block, int64_t rows);
+moe_status moelm_qk_norm_backward(moe_lm *lm, const moelm_block *block, int64_t rows);
+/* Root mean squares of a row, of `heads` heads. */
+int64_t moelm_qk_stats(const moe_lm *lm, int32_t heads);
 
 /* attention.c: from saved.norm to memory.branch, and back from memory.dout to memory.dnorm. */
 moe_status moelm_attention(moe_lm *lm, int32_t index, const moelm_pass *pass);

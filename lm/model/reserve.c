@@ -24,6 +24,15 @@ static float *take_wide(moei_arena *arena, int64_t rows, int64_t cols) {
     return moei_arena_array(arena, rows, cols, sizeof(float));
 }
 
+/* Queries and keys before their norms; only backward asks for the statistics. */
+static void carve_raw(const moe_lm *lm, moei_arena *arena, int64_t rows, bool train, moelm_saved *s) {
+    if (lm->qk_norm == MOELM_QK_NONE) return;
+    s->raw = take(lm, arena, rows, moelm_qk_cols(lm));
+    if (!train) return;
+    s->q_rms = take_wide(arena, rows, moelm_qk_stats(lm, lm->heads));
+    s->k_rms = take_wide(arena, rows, moelm_qk_stats(lm, lm->kv_heads));
+}
+
 static void carve_saved(const moe_lm *lm, moei_arena *arena, int64_t rows, moelm_saved *s) {
     *s = (moelm_saved){
         .in = take(lm, arena, rows, lm->d),
@@ -36,6 +45,7 @@ static void carve_saved(const moe_lm *lm, moei_arena *arena, int64_t rows, moelm
         .ffn_norm = take(lm, arena, rows, lm->d),
         .ffn_rms = take_wide(arena, rows, 1),
     };
+    carve_raw(lm, arena, rows, true, s);
 }
 
 static void carve_shared(const moe_lm *lm, moei_arena *arena, int64_t rows, moelm_memory *mem) {
@@ -48,6 +58,7 @@ static void carve_shared(const moe_lm *lm, moei_arena *arena, int64_t rows, moel
         .mid = stream,
     };
     s.ffn_norm = s.norm;
+    carve_raw(lm, arena, rows, false, &s);
     mem->out = stream;
     if (!arena->base) return;
     for (int32_t i = 0; i < lm->n_layers; ++i) lm->blocks[i].saved = s;

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""transformers loads what moekit saves: the same logits, the same greedy text, also for a trained-looking model.
+"""transformers loads what moekit saves, and moekit what transformers saves: the same logits, the same greedy text.
 
-Random small models in Mixtral's form, written through libmoekit-lm's C interface; logits to 1e-4 of the largest.
+Random small models in the forms of Mixtral, Qwen3-MoE and OLMoE, written and read through libmoekit-lm's C interface;
+logits to 1e-4 of the largest.
 Runs under $MOEKIT_PYTHON where that is set. Exit code 77: torch or transformers is not installed.
 """
 import ctypes
@@ -23,8 +24,9 @@ COMMON = {
     "model.context": 48, "model.init_std": 0.15, "model.norm_eps": 1e-5, "moe.num_experts": 6, "moe.top_k": 2,
     "moe.expert_hidden_size": 40,
 }
-# name -> what differs from COMMON
-CASES = {
+QWEN, OLMOE = {"model.qk_norm": "head"}, {"model.qk_norm": "full"}
+# class of transformers -> name -> what differs from COMMON
+CASES = {"MixtralForCausalLM": {
     "grouped heads": {},
     "tied embeddings": {"model.tie_embeddings": "true", "model.n_kv_heads": 4},
     "wide heads, other rotary base": {"model.head_dim": 24, "model.rope_base": 500000},
@@ -41,11 +43,41 @@ CASES = {
         "moe.dropout": 0.1, "moe.expert_dropout": 0.1, "moe.seq_aux_loss_coeff": 0.01, "moe.recompute": "layer",
         "moe.token_rounding": 4, "moe.router_frozen": "true",
     },
-}
-# no model of Mixtral's: saved as moekit's own, which transformers does not take for one of its models
+}, "Qwen3MoeForCausalLM": {
+    "renormalised": QWEN,
+    "wide heads, scores as they are": {**QWEN, "model.head_dim": 12, "moe.score_before_topk": "true"},
+    "one expert with its score": {**QWEN, "moe.top_k": 1, "moe.score_before_topk": "true"},
+    "one expert": {**QWEN, "moe.top_k": 1},
+    "every second layer": {**QWEN, "model.moe_layer_freq": 2, "model.moe_layer_offset": 1},
+    "layers without experts": {**QWEN, "model.dense_layers": "0,2", "model.ffn_hidden_size": 28,
+                               "model.tie_embeddings": "true"},
+    "jitter in training": {**QWEN, "moe.input_jitter_eps": 0.1, "moe.score_before_topk": "true",
+                           "moe.norm_topk_prob": "true"},
+}, "OlmoeForCausalLM": {
+    "scores as they are": {**OLMOE, "moe.score_before_topk": "true", "moe.top_k": 3},
+    "renormalised, tied": {**OLMOE, "model.tie_embeddings": "true", "moe.score_before_topk": "true",
+                           "moe.norm_topk_prob": "true"},
+    "as many key heads": {**OLMOE, "model.n_kv_heads": 0, "model.rope_base": 500000},
+}}
+# no model of theirs: saved as moekit's own, which transformers does not take for one of its models
 OWN = {
     "one expert with its score": {"moe.top_k": 1, "moe.score_before_topk": "true", "moe.norm_topk_prob": "true"},
     "scores as they are": {"moe.score_before_topk": "true"},
+    "heads wider than OLMoE's": {**OLMOE, "model.head_dim": 12},
+    "experts in the first of every two layers": {**QWEN, "model.moe_layer_freq": 2},
+}
+THEIRS = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+          "max_position_embeddings": 48, "num_experts": 6, "num_experts_per_tok": 2, "bos_token_id": None,
+          "eos_token_id": None, "pad_token_id": None}
+QWEN_SIZES = {"intermediate_size": 28, "moe_intermediate_size": 24, "head_dim": 12}
+# saved by transformers: configuration, what differs from THEIRS, type of the file
+SAVED = {
+    "renormalised": ("Qwen3MoeConfig", {**QWEN_SIZES, "norm_topk_prob": True}, torch.float32),
+    "scores as they are": ("Qwen3MoeConfig", {**QWEN_SIZES, "tie_word_embeddings": True}, torch.float32),
+    "every second layer, bfloat16": ("Qwen3MoeConfig", {**QWEN_SIZES, "decoder_sparse_step": 2}, torch.bfloat16),
+    "a layer without experts, float16": ("Qwen3MoeConfig", {**QWEN_SIZES, "mlp_only_layers": [1]}, torch.float16),
+    "OLMoE": ("OlmoeConfig", {"intermediate_size": 24}, torch.float32),
+    "OLMoE, renormalised": ("OlmoeConfig", {"intermediate_size": 24, "norm_topk_prob": True}, torch.float16),
 }
 N_SEQ, LENGTH, PROMPT, NEW = 2, 40, 6, 30
 
@@ -77,15 +109,23 @@ def open_library():
 
 
 class Model:
-    """One random model, its context and its configuration."""
+    """One model, random with settings or read from a directory, and its context."""
 
-    def __init__(self, library, settings):
+    def __init__(self, library, settings=None, directory=None):
         self.library = library
-        self.ctx, self.lm, config, error = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p(), Error()
+        self.ctx, self.lm, error = ctypes.c_void_p(), ctypes.c_void_p(), Error()
         desc = ContextDesc(size=ctypes.sizeof(ContextDesc), n_threads=2, seed=2024)
-        for status in (library.moe_ctx_create(ctypes.byref(desc), ctypes.byref(self.ctx), ctypes.byref(error)),
-                       library.moe_lm_config_create(ctypes.byref(config), ctypes.byref(error))):
-            assert status == 0, error.text
+        status = library.moe_ctx_create(ctypes.byref(desc), ctypes.byref(self.ctx), ctypes.byref(error))
+        assert status == 0, error.text
+        if directory:
+            self.check(library.moe_lm_load_as(self.ctx, directory.encode(), b"f32", ctypes.byref(self.lm)))
+        else:
+            self.create(settings)
+
+    def create(self, settings):
+        library, config, error = self.library, ctypes.c_void_p(), Error()
+        status = library.moe_lm_config_create(ctypes.byref(config), ctypes.byref(error))
+        assert status == 0, error.text
         for key, value in settings.items():
             status = library.moe_lm_config_set(config, key.encode(), str(value).encode(), b"test", ctypes.byref(error))
             assert status == 0, error.text
@@ -120,17 +160,17 @@ class Model:
         self.library.moe_ctx_destroy(self.ctx)
 
 
-def compare(library, name, changes, directory):
-    settings = {**COMMON, **changes}
-    ours = Model(library, settings)
-    ours.save(directory)
-    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
-    assert type(theirs).__name__ == "MixtralForCausalLM", type(theirs)
+def load(name, kind, directory):
+    """What transformers makes of a directory, as f32."""
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True,
+                                                                     dtype=torch.float32)
+    assert type(theirs).__name__ == kind, f"{name}: {type(theirs)}"
     for trouble in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         assert not info[trouble], f"{name}: {trouble}: {info[trouble]}"
-    theirs.eval()
+    return theirs.eval()
 
-    vocab = settings["model.vocab_size"]
+
+def compare(name, ours, theirs, vocab):
     torch.manual_seed(7)
     tokens = torch.randint(0, vocab, (N_SEQ, LENGTH))
     with torch.no_grad():
@@ -138,11 +178,37 @@ def compare(library, name, changes, directory):
         wanted = theirs.generate(tokens[:1, :PROMPT], max_new_tokens=NEW, do_sample=False)[0, PROMPT:].tolist()
     off = ((ours.logits(tokens, vocab) - right).abs().max() / right.abs().max()).item()
     text = ours.greedy(tokens[0, :PROMPT].tolist(), NEW)
-    ours.close()
     assert off < 1e-4, f"{name}: logits off by {off:g} of the largest"
     assert len(wanted) == NEW, f"{name}: transformers stopped after {len(wanted)} tokens"
     assert text == wanted, f"{name}: greedy text {text}, transformers {wanted}"
     print(f"ok: {name}: logits off by {off:.1e} of the largest, {NEW} greedy tokens the same")
+
+
+def saves(library, kind, name, changes, directory):
+    settings = {**COMMON, **changes}
+    ours = Model(library, settings)
+    ours.save(directory)
+    compare(f"{kind}: {name}", ours, load(name, kind, directory), settings["model.vocab_size"])
+    ours.close()
+
+
+def reads(library, name, config, changes, dtype, directory):
+    """Theirs, in shards, read; and saved once more by us, read by transformers."""
+    config = getattr(transformers, config)(**{**THEIRS, **changes})
+    torch.manual_seed(5)
+    theirs = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            one = 1.0 if parameter.dim() == 1 else 0.0
+            parameter.copy_(one + (0.4 if one else 0.15) * torch.randn_like(parameter))
+    theirs.to(dtype).save_pretrained(directory, max_shard_size="40KB")
+    assert os.path.exists(os.path.join(directory, "model.safetensors.index.json")), "one file is no shards"
+    kind, vocab = type(theirs).__name__, THEIRS["vocab_size"]
+    ours = Model(library, directory=directory)
+    compare(f"{kind}: {name}, read", ours, load(name, kind, directory), vocab)
+    ours.save(directory + "-again")
+    compare(f"{kind}: {name}, saved again", ours, load(name, kind, directory + "-again"), vocab)
+    ours.close()
 
 
 def stays_own(library, name, changes, directory):
@@ -163,8 +229,11 @@ def main():
     transformers.logging.set_verbosity_error()
     library = open_library()
     with tempfile.TemporaryDirectory() as top:
-        for index, (name, changes) in enumerate(CASES.items()):
-            compare(library, name, changes, os.path.join(top, str(index)))
+        for kind, cases in CASES.items():
+            for index, (name, changes) in enumerate(cases.items()):
+                saves(library, kind, name, changes, os.path.join(top, f"{kind}{index}"))
+        for index, (name, case) in enumerate(SAVED.items()):
+            reads(library, name, *case, os.path.join(top, f"theirs{index}"))
         for index, (name, changes) in enumerate(OWN.items()):
             stays_own(library, name, changes, os.path.join(top, f"own{index}"))
 

@@ -7,17 +7,17 @@
 #include <sys/stat.h>
 
 static const cli_option options[] = {
-    {"run",           0,   "DIR",  "a run: its newest checkpoint, its data.eval; receives eval.json"   },
-    {"model",         'm', "DIR",  "a checkpoint directory: our own, or Mixtral's in Hugging Face form"},
-    {"dtype",         0,   "TYPE", "compute in f32 or bf16; else as the checkpoint is stored"          },
-    {"text",          0,   "FILE", "the text to predict, instead of the run's data.eval"               },
-    {"bytes",         'n', "N",    "only the first N bytes of it, at least 2; 0: all of it"            },
-    {"output",        'o', "FILE", "where the analysis goes, instead of eval.json of the run"          },
-    {"dry-run",       0,   NULL,   "evaluate, but write no analysis"                                   },
-    {"record-routes", 0,   "FILE", "write which experts every token went to, and with which weights"   },
+    {"run",           0,   "DIR",  "a run: its newest checkpoint, its data.eval; receives eval.json"        },
+    {"model",         'm', "DIR",  "a checkpoint directory: our own, or a Mixtral's, Qwen3-MoE's or OLMoE's"},
+    {"dtype",         0,   "TYPE", "compute in f32 or bf16; else as the checkpoint is stored"               },
+    {"text",          0,   "FILE", "the text to predict, instead of the run's data.eval"                    },
+    {"bytes",         'n', "N",    "only the first N bytes of it, at least 2; 0: all of it"                 },
+    {"output",        'o', "FILE", "where the analysis goes, instead of eval.json of the run"               },
+    {"dry-run",       0,   NULL,   "evaluate, but write no analysis"                                        },
+    {"record-routes", 0,   "FILE", "write which experts every token went to, and with which weights"        },
     {"replay-routes", 0,   "FILE",
-     "send every token where such a file says instead of where the routers would"                      },
-    {NULL,            0,   NULL,   NULL                                                                }
+     "send every token where such a file says instead of where the routers would"                           },
+    {NULL,            0,   NULL,   NULL                                                                     }
 };
 
 typedef struct evaluation {

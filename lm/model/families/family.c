@@ -10,11 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const moelm_family *const families[] = {&moelm_family_mixtral, &moelm_family_moekit};
+static const moelm_family *const families[] = {&moelm_family_mixtral, &moelm_family_qwen3_moe,
+                                               &moelm_family_olmoe, &moelm_family_moekit};
 
 const moelm_family *moelm_family_of(const moe_lm_config *config) {
     size_t i = 0;
-    while (!families[i]->fits(config)) ++i; /* the last fits everything */
+    while (!families[i]->fits(families[i], config)) ++i; /* the last fits everything */
     return families[i];
 }
 
@@ -26,11 +27,11 @@ static moe_status find_family(const json_t *root, const moelm_family **family, m
             *family = families[i];
             return MOE_OK;
         }
-    return moei_error_set(
-        error, MOE_ERR_UNSUPPORTED,
-        "config.json: model_type '%.60s' is not supported; 'mixtral' and 'moekit' are (a settings "
-        "file takes the names of its layer, model_type among them)",
-        type);
+    return moei_error_set(error, MOE_ERR_UNSUPPORTED,
+                          "config.json: model_type '%.60s' is not supported; 'mixtral', 'qwen3_moe', 'olmoe' "
+                          "and 'moekit' are (a "
+                          "settings file takes the names of its layer, model_type among them)",
+                          type);
 }
 
 moe_status moelm_family_read(const json_t *root, const moelm_family **family, moe_lm_config *config,
@@ -38,7 +39,7 @@ moe_status moelm_family_read(const json_t *root, const moelm_family **family, mo
     moe_error inner;
     if (!json_is_object(root)) return moei_error_set(error, MOE_ERR_INPUT, "config.json: expected an object");
     MOEI_TRY(find_family(root, family, error));
-    MOEI_TRY((*family)->read(root, config, error));
+    MOEI_TRY((*family)->read(*family, root, config, error));
     moe_status status = moe_lm_config_check(config, &inner);
     if (status == MOE_OK) return MOE_OK;
     if (status == MOE_ERR_ARGUMENT) status = MOE_ERR_INPUT; /* the caller did nothing wrong */

@@ -32,18 +32,26 @@ void moelm_slice_write(moe_ctx *ctx, const moelm_slice *slice, void *out);
 
 typedef moe_status (*moelm_slice_fn)(void *user, const moelm_slice *slice);
 
-typedef struct moelm_family {
+/* The functions are given the family itself. */
+typedef struct moelm_family moelm_family;
+struct moelm_family {
     const char *model_type;
-    bool (*fits)(const moe_lm_config *config);
-    /* config.json -> settings. Faults are MOE_ERR_INPUT, or MOE_ERR_UNSUPPORTED for what this cannot run. */
-    moe_status (*read)(const json_t *root, moe_lm_config *config, moe_error *error);
+    bool (*fits)(const moelm_family *family, const moe_lm_config *config);
+    /* config.json -> settings. Faults are MOE_ERR_INPUT, or MOE_ERR_UNSUPPORTED for what this cannot run: all
+     * of that at once. */
+    moe_status (*read)(const moelm_family *family, const json_t *root, moe_lm_config *config,
+                       moe_error *error);
     /* Settings -> config.json; model_type is set already. */
-    moe_status (*write)(const moe_lm_config *config, json_t *root, moe_error *error);
+    moe_status (*write)(const moelm_family *family, const moe_lm_config *config, json_t *root,
+                        moe_error *error);
     /* Every tensor of the file once, in the order of the file. */
-    moe_status (*visit)(const moe_lm *lm, moelm_slice_fn fn, void *user);
-} moelm_family;
+    moe_status (*visit)(const moelm_family *family, const moe_lm *lm, moelm_slice_fn fn, void *user);
+    const struct moelm_form *form; /* form.h; NULL: none */
+};
 
 extern const moelm_family moelm_family_mixtral;
+extern const moelm_family moelm_family_qwen3_moe;
+extern const moelm_family moelm_family_olmoe;
 extern const moelm_family moelm_family_moekit; /* fits everything */
 
 /* The family that a model of these settings is written as. */

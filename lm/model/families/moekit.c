@@ -9,8 +9,8 @@
 #include <stdio.h>
 #include <string.h>
 
-static bool fits(const moe_lm_config *config) {
-    (void)config;
+static bool fits(const moelm_family *family, const moe_lm_config *config) {
+    (void)family, (void)config;
     return true;
 }
 
@@ -31,12 +31,16 @@ static moe_status read_section(const json_t *root, const char *section, moe_lm_c
     return MOE_OK;
 }
 
-static moe_status config_read(const json_t *root, moe_lm_config *config, moe_error *error) {
+static moe_status config_read(const moelm_family *family, const json_t *root, moe_lm_config *config,
+                              moe_error *error) {
+    (void)family;
     MOEI_TRY(read_section(root, "model", config, error));
     return read_section(root, "moe", config, error);
 }
 
-static moe_status config_write(const moe_lm_config *config, json_t *root, moe_error *error) {
+static moe_status config_write(const moelm_family *family, const moe_lm_config *config, json_t *root,
+                               moe_error *error) {
+    (void)family;
     json_t *model = json_object(), *moe = json_object();
     int failed = json_object_set_new(root, "architectures", json_pack("[s]", "MoekitForCausalLM"));
     failed |= json_object_set_new(root, "moekit_version", json_string(moe_version_string()));
@@ -54,7 +58,8 @@ static moe_status config_write(const moe_lm_config *config, json_t *root, moe_er
     return failed ? moei_error_set(error, MOE_ERR_MEMORY, "no memory for config.json") : MOE_OK;
 }
 
-static moe_status visit(const moe_lm *lm, moelm_slice_fn fn, void *user) {
+static moe_status visit(const moelm_family *family, const moe_lm *lm, moelm_slice_fn fn, void *user) {
+    (void)family;
     for (int32_t i = 0; i < moe_lm_param_count(lm); ++i) {
         moe_param param = {.size = sizeof param};
         MOEI_TRY(moe_lm_param(lm, i, &param));
@@ -67,4 +72,4 @@ static moe_status visit(const moe_lm *lm, moelm_slice_fn fn, void *user) {
     return MOE_OK;
 }
 
-const moelm_family moelm_family_moekit = {"moekit", fits, config_read, config_write, visit};
+const moelm_family moelm_family_moekit = {"moekit", fits, config_read, config_write, visit, NULL};

@@ -49,6 +49,7 @@ static const struct {
     {"kv_channels",                         "model.head_dim",            "20"      },
     {"rotary_base",                         "model.rope_base",           "500"     },
     {"layernorm_epsilon",                   "model.norm_eps",            "0.001"   },
+    {"qk_layernorm",                        "model.qk_norm",             "head"    },
     {"init_method_std",                     "model.init_std",            "0.5"     },
     {"share_embeddings_and_output_weights", "model.tie_embeddings",      "true"    },
     {"micro_batch_size",                    "train.batch_size",          "5"       },

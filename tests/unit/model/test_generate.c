@@ -22,11 +22,11 @@ static void *make_cache(const moe_lm *lm, moelm_cache *cache) {
 }
 
 /* Every split of a text into what is read at once and what follows gives the bits of the whole. */
-static void check_cache(const char *isa) {
+static void check_cache(const char *isa, const char *const *pairs) {
     enum { LENGTH = 21 };
     moe_ctx *ctx = test_ctx_if_supported(isa);
     if (!ctx) return;
-    moe_lm *lm = model_make(ctx, NULL);
+    moe_lm *lm = model_make(ctx, pairs);
     int32_t tokens[LENGTH];
     float full[LENGTH * VOCAB], cached[VOCAB];
     model_tokens(tokens, LENGTH, VOCAB, 1);
@@ -55,7 +55,13 @@ static void check_cache(const char *isa) {
 
 static void test_cache_is_the_full_forward(void **state) {
     (void)state;
-    for (int isa = 0; isa < TEST_ISAS_F32; ++isa) check_cache(test_isas[isa]);
+    static const char *const by_head[] = {"model.qk_norm", "head", NULL}, *const full[] = {"model.qk_norm",
+                                                                                           "full", NULL};
+    for (int isa = 0; isa < TEST_ISAS_F32; ++isa) {
+        check_cache(test_isas[isa], NULL);
+        check_cache(test_isas[isa], by_head);
+        check_cache(test_isas[isa], full);
+    }
 }
 
 /* 2. Generation. */

@@ -60,6 +60,57 @@ static void test_names_and_shapes(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+/* The gains of queries and keys: of one head, or of all heads of a token. */
+static void test_qk_norms(void **state) {
+    (void)state;
+    static const struct {
+        const char *setting;
+        int64_t q, k;
+    } right[] = {
+        {"head", 6,  6 },
+        {"full", 24, 12}
+    };
+    for (int i = 0; i < 2; ++i) {
+        const char *const pairs[] = {"model.qk_norm", right[i].setting, "model.head_dim", "6", NULL};
+        moe_ctx *ctx = test_ctx(NULL, 1);
+        moe_lm *lm = model_make(ctx, pairs);
+        const moe_param q = model_param(lm, "blocks.1.q_norm.weight"),
+                        k = model_param(lm, "blocks.1.k_norm.weight");
+        assert_int_equal(q.n_dim, 1);
+        assert_int_equal(k.n_dim, 1);
+        assert_int_equal(q.dim[0], right[i].q);
+        assert_int_equal(k.dim[0], right[i].k);
+        assert_true(((float *)q.value)[0] == 1.0F && ((float *)k.value)[k.dim[0] - 1] == 1.0F);
+        moe_lm_destroy(lm);
+        moe_ctx_destroy(ctx);
+    }
+}
+
+/* What a common scale of all queries and keys does not change where they are normed, it changes elsewhere. */
+static void test_qk_norms_take_scale_away(void **state) {
+    (void)state;
+    enum { LENGTH = 9, VOCAB = 23, COLS = 32, QK = 24, D = 16 };
+    static const char *const settings[] = {"none", "head", "full"};
+    int32_t tokens[LENGTH];
+    float before[LENGTH * VOCAB], after[LENGTH * VOCAB];
+    model_tokens(tokens, LENGTH, VOCAB, 1);
+    for (int i = 0; i < 3; ++i) {
+        const char *const pairs[] = {"model.qk_norm", settings[i], "model.norm_eps", "1e-20", NULL};
+        moe_ctx *ctx = test_ctx(NULL, 1);
+        moe_lm *lm = model_make(ctx, pairs);
+        must(ctx, moe_lm_reserve(lm, 1, LENGTH, MOE_INFER));
+        must(ctx, moe_lm_logits(lm, tokens, 1, LENGTH, before));
+        float *qkv = model_param(lm, "blocks.0.qkv.weight").value;
+        for (int r = 0; r < D; ++r)
+            for (int c = 0; c < QK; ++c) qkv[r * COLS + c] *= 4.0F;
+        must(ctx, moe_lm_logits(lm, tokens, 1, LENGTH, after));
+        const double moved = model_distance(after, before, LENGTH * VOCAB);
+        if (i > 0 ? moved > 1e-5 : moved < 1e-3) fail_msg("%s: logits moved by %g", settings[i], moved);
+        moe_lm_destroy(lm);
+        moe_ctx_destroy(ctx);
+    }
+}
+
 static double spread(const moe_param *param) {
     double sum = 0;
     int64_t n = model_numbers(param);
@@ -205,13 +256,14 @@ static void test_measured_is_held(void **state) {
         {NULL},
         {"model.dtype", "bf16", "model.moe_layer_freq", "2"},
         {"model.tie_embeddings", "true", "moe.num_shared_experts", "1", "moe.recompute", "layer"},
+        {"model.qk_norm", "head"},
     };
     /* clang-format on */
     enum { HANDLES = 24 << 10 };
     moe_ctx_desc desc = {
         .size = sizeof desc, .n_threads = 2, .seed = 3, .host = {count_bytes, uncount_bytes, NULL}
     };
-    for (int i = 0; i < 6; ++i) {
+    for (int i = 0; i < 8; ++i) {
         const moe_mode mode = i % 2 ? MOE_TRAIN : MOE_INFER;
         const char *pairs[16] = {"model.d_model", "64", "moe.expert_hidden_size", "128"};
         memcpy(pairs + 4, cases[i / 2], sizeof cases[0]);
@@ -241,6 +293,7 @@ static void test_measured_is_held(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_qk_norms),         cmocka_unit_test(test_qk_norms_take_scale_away),
         cmocka_unit_test(test_names_and_shapes), cmocka_unit_test(test_initial_values),
         cmocka_unit_test(test_refusals),         cmocka_unit_test(test_measured_is_held),
         cmocka_unit_test(test_no_memory),        cmocka_unit_test(test_nothing_allocates_after_reserve),

@@ -110,6 +110,11 @@ static void test_gradients(void **state) {
     static const char *const shared[] = {
         "moe.num_shared_experts", "1",    "moe.top_k", "4", "model.head_dim", "6", "model.n_kv_heads", "1",
         "moe.score_before_topk",  "true", NULL};
+    static const char *const by_head[] = {"model.qk_norm",  "head", "moe.top_k", "4",
+                                          "model.head_dim", "6",    NULL};
+    static const char *const full[] = {"model.qk_norm", "full", "moe.top_k", "4", NULL};
+    check_gradients(by_head);
+    check_gradients(full);
     check_gradients(all);
     check_gradients(tied);
     check_gradients(dense);

@@ -61,6 +61,9 @@ static void test_begins_with_what_it_is(void **state) {
     const char *const heads[] = {"train.from", from, "model.rope_base", "500", NULL};
     train_result result = train_run(state, &(train_setup){.dir = "b", .pairs = heads});
     train_must_fail(&result, MOE_ERR_ARGUMENT, "model.rope_base 10000, which is 500 here");
+    const char *const normed[] = {"train.from", from, "model.qk_norm", "head", NULL};
+    result = train_run(state, &(train_setup){.dir = "b", .pairs = normed});
+    train_must_fail(&result, MOE_ERR_ARGUMENT, "model.qk_norm none, which is head here");
     const char *const fewer[] = {"train.from", from, "moe.num_experts", "3", NULL};
     result = train_run(state, &(train_setup){.dir = "b", .pairs = fewer});
     train_must_fail(&result, MOE_ERR_INPUT, "and the model here wants");
