@@ -79,6 +79,19 @@ def _rows(tensor):
     return rows if rows.stride(1) == 1 and rows.stride(0) >= rows.shape[1] else rows.contiguous()
 
 
+def _cast(x, param):
+    """x in the parameters' dtype where autocast says that dtypes are torch's business: what
+    torch.amp.custom_fwd(cast_inputs=...) does, f64 left alone."""
+    if x.device != param.device:
+        raise TypeError(f"x: on {x.device}; the parameters are on {param.device}: move one of them by .to()")
+    if x.dtype == param.dtype:
+        return x
+    if x.is_floating_point() and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return x.to(param.dtype)
+    raise TypeError(f"x: {x.dtype}; the parameters are {param.dtype}: give x.to({param.dtype}), or have the layer in "
+                    "x's dtype by .to(); under torch.autocast the layer casts x itself, but not from f64")
+
+
 class _Engine:
     """The C layer of a module on one device, in one dtype."""
 
@@ -220,6 +233,14 @@ def _differentiate(ctx, dy, _):
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
+def _refuse_second(*_):
+    raise NotImplementedError("moekit.torch.MoE: a derivative of a derivative (create_graph=True, torch.func.hessian): "
+                              "this module has those of one backward alone")
+
+
+_backward.register_autograd(_refuse_second)
+
+
 class MoE(torch.nn.Module):
     """Keywords are those of moekit.Layer: MoE(d_model=64, num_experts=8, top_k=2, expert_hidden_size=128).
 
@@ -315,9 +336,7 @@ class MoE(torch.nn.Module):
         params, rows = self.tensors(), x.reshape(-1, x.shape[-1])
         if any(unpack_dual(tensor).tangent is not None for tensor in (x, *params)):
             raise NotImplementedError("forward-mode derivatives (jvp): this module has those of backward alone")
-        if x.dtype != params[0].dtype or x.device != params[0].device:
-            raise TypeError(f"x: {x.dtype} on {x.device}; the parameters are {params[0].dtype} on {params[0].device}, "
-                            "and torch.autocast changes neither")
+        rows = _cast(rows, params[0])
         if mask is not None:
             if mask.numel() != rows.shape[0] or mask.device != x.device:
                 raise ValueError(f"mask: {list(mask.shape)} on {mask.device}; it needs one of each of {rows.shape[0]} "
@@ -377,6 +396,8 @@ class MoE(torch.nn.Module):
                 layers.engine(context, params[0].device, params[0].dtype, params)
         self.packed = packed
         self._identify(layers)
+        return self
+        return self
 
     @classmethod
     def from_mixtral(cls, block, **options):

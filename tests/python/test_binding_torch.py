@@ -4,7 +4,9 @@
 Runs under $MOEKIT_PYTHON where that is set. Exit code 77: torch is not installed. Without transformers its blocks are not
 compared; with a GPU (MOEKIT_TEST_DEVICE=cuda) everything runs there.
 """
+import contextlib
 import copy
+import functools
 import gc
 import importlib.util
 import io
@@ -144,6 +146,12 @@ class Gradients(Case):
         for function, at in ((layer, x), (of, layer.gate.weight.detach())):
             with self.assertRaisesRegex(NotImplementedError, "forward-mode"):
                 torch.func.jvp(function, (at,), (torch.ones_like(at),))
+
+    def test_second_derivatives_are_refused(self):
+        layer, x = module(), tokens(5, D, grad=True)
+        dx, = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        with self.assertRaisesRegex(NotImplementedError, "a derivative of a derivative"):
+            dx.sum().backward()
 
     def test_losses_join_in_backward(self):
         layer, x = module(aux_loss_coeff=0.5, score_before_topk=True), tokens(9, D)
@@ -292,7 +300,7 @@ class Modules(Case):
 
     def test_devices_and_dtypes(self):
         x = tokens(6, D)
-        with self.assertRaisesRegex(TypeError, "x: torch.float32 .* parameters are torch.bfloat16"):
+        with self.assertRaisesRegex(TypeError, "x: torch.float32; the parameters are torch.bfloat16"):
             module().bfloat16()(x)
         for wrong, what in (([1.0], "list"), (torch.tensor(1.0), "a number")):
             with self.assertRaisesRegex(TypeError, f"x: {what}; it is a torch.Tensor"):
@@ -311,6 +319,29 @@ class Modules(Case):
             with self.assertRaisesRegex(TypeError, "dtype: torch.float16; it is one of torch.float32"):
                 use()
         self.assertEqual(half(x.bfloat16()).dtype, torch.bfloat16)
+
+    def test_autocast_casts_x(self):
+        layer, x, dy = module(), tokens(2, 5, D), tokens(2, 5, D)
+        narrow, auto = x.bfloat16(), functools.partial(torch.autocast, DEVICE, torch.bfloat16)
+        y, dx, *grads = want = self.step(layer, narrow.float(), dy)
+        with auto():
+            self.same(self.step(layer, narrow, dy), [y, dx.bfloat16(), *grads])
+            self.same(self.step(torch.compile(layer, fullgraph=True, backend="aot_eager"), narrow, dy),
+                      [y, dx.bfloat16(), *grads])
+            self.same(self.step(layer, narrow.float(), dy), want)
+            model = torch.nn.Sequential(torch.nn.Linear(D, D, device=DEVICE), layer, torch.nn.Linear(D, 3, device=DEVICE))
+            self.assertEqual(layer(model[0](x)).dtype, torch.float32)
+            model(x).float().square().sum().backward()
+            self.assertGreater(model[0].weight.grad.abs().max(), 0)
+            half, f64 = copy.deepcopy(layer).bfloat16(), x.double()
+            self.same([half(narrow.float())], [half(narrow)])
+            self.assertEqual(half(x).dtype, torch.bfloat16)
+            for wrong in (f64, narrow.long()):
+                with self.assertRaisesRegex(TypeError, "x: .* the parameters are torch.float32: give x.to"):
+                    layer(wrong)
+        for off in (contextlib.nullcontext(), auto(enabled=False)):
+            with off, self.assertRaisesRegex(TypeError, "under torch.autocast the layer casts x itself"):
+                layer(narrow)
 
     def test_buffers_stay_as_wide_as_sums(self):
         options = {"selection_bias": True, "score_function": "sigmoid", "selection_bias_update_rate": 0.1}
@@ -397,7 +428,7 @@ class Modules(Case):
         layer, x = module(d_model=32, expert_hidden_size=64), tokens(3, 32)
         layer(x)
         want = layer.eval()(x)
-        layer.quantize("int8", group=32)
+        self.assertIs(layer.quantize("int8", group=32), layer)
         packed = layer(x)
         self.near(packed, want, 0.05)
         self.assertFalse(torch.equal(packed, want))
