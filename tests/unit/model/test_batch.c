@@ -70,13 +70,9 @@ static void same_tokens(const model_taken *a, const model_taken *b, int i) {
 
 /* 1. A text beside others is the text alone. */
 
-static void check_model(const char *isa, const char *const *pairs, int32_t n_threads) {
-    const moe_ctx_desc desc = {.size = sizeof desc, .isa = isa, .n_threads = n_threads, .seed = test_seed()};
-    moe_ctx *ctx = isa ? test_ctx_if_supported(isa) : NULL;
-    if (isa && !ctx) return;
-    moe_ctx_destroy(ctx);
-    moe_error error;
-    if (moe_ctx_create(&desc, &ctx, &error) != MOE_OK) fail_msg("context: %s", error.text);
+static void check_model(const char *isa, const char *const *pairs) {
+    moe_ctx *ctx = isa ? test_ctx_if_supported(isa) : test_ctx(NULL, 3);
+    if (!ctx) return;
     moe_lm *lm = model_make(ctx, pairs);
     static job alone[TEXTS], jobs[TEXTS];
     make_jobs(alone);
@@ -100,10 +96,10 @@ static void test_every_isa(void **state) {
     (void)state;
     static const char *const bf16[] = {"model.dtype", "bf16", NULL};
     for (int isa = 0; isa < TEST_ISAS; ++isa) {
-        if (isa < TEST_ISAS_F32) check_model(test_isas[isa], NULL, 1);
-        check_model(test_isas[isa], bf16, 1);
+        if (isa < TEST_ISAS_F32) check_model(test_isas[isa], NULL);
+        check_model(test_isas[isa], bf16);
     }
-    check_model(NULL, NULL, 4);
+    check_model(NULL, NULL);
 }
 
 /* Routers of every kind, those too whose choices neighbours have a say in: such texts take a pass each. */
@@ -128,7 +124,7 @@ static void test_every_router(void **state) {
         {"model.moe_layer_freq", "0"},
     };
     /* clang-format on */
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) check_model(NULL, cases[i], 2);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) check_model(NULL, cases[i]);
 }
 
 /* The logits themselves: equal tokens could hide other bits. */
