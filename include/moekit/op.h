@@ -198,8 +198,10 @@ MOE_API moe_status moe_rope(moe_ctx *ctx, const moe_rope_args *args);
  * queries q[n_seq*q_len, heads*head_dim] stand at positions kv_len - q_len .. kv_len - 1 of keys and
  * values k, v[n_seq*kv_stride rows, kv_heads*head_dim], of which the first kv_len rows of every
  * sequence are valid. scale 0: 1/sqrt(head_dim). lse[n_seq*q_len, heads] is kept for backward.
- * Backward (q_len == kv_len == kv_stride): recomputes the weights from lse; dq, dk, dv overwritten;
- * `delta` is scratch [n_seq*q_len, heads]. */
+ * Sequences that have seen unequally much (kv_lens and kv_rows, of n_seq numbers each; forward only):
+ * sequence s has kv_lens[s] keys, which begin at row kv_rows[s] of k and v; kv_len and kv_stride are not
+ * looked at. Backward (q_len == kv_len == kv_stride): recomputes the weights from lse; dq, dk, dv
+ * overwritten; `delta` is scratch [n_seq*q_len, heads]. */
 typedef struct moe_attention_args {
     moe_dtype dtype;
     int64_t n_seq, q_len, kv_len, kv_stride;
@@ -209,10 +211,11 @@ typedef struct moe_attention_args {
     int64_t ldq, ldkv;
     void *out; /* [n_seq*q_len, heads*head_dim] */
     int64_t ldo;
-    void *lse;          /* wide; NULL in inference */
-    const void *dout;   /* ld: ldo */
-    void *dq, *dk, *dv; /* ld: ldq, ldkv, ldkv */
-    void *delta;        /* wide */
+    void *lse;                        /* wide; NULL in inference */
+    const void *dout;                 /* ld: ldo */
+    void *dq, *dk, *dv;               /* ld: ldq, ldkv, ldkv */
+    void *delta;                      /* wide */
+    const int64_t *kv_lens, *kv_rows; /* NULL: kv_len, and multiples of kv_stride */
 } moe_attention_args;
 MOE_API moe_status moe_attention(moe_ctx *ctx, const moe_attention_args *args);
 MOE_API moe_status moe_attention_backward(moe_ctx *ctx, const moe_attention_args *args);

@@ -52,31 +52,22 @@ static moe_attention_args self_attention(const moe_lm *lm, const moelm_saved *s,
     };
 }
 
-/* Sequence `seq` alone, which first puts its new keys and values into its cache: each has seen its own number
- * of tokens. */
-static moe_status cached_attention(moe_lm *lm, int32_t index, const moelm_pass *pass, int64_t seq,
-                                   moe_attention_args args) {
-    moelm_cache *cache = pass->cache[seq];
-    const int64_t row = seq * pass->length;
-    args.q = moelm_at(lm, args.q, row * args.ldq);
-    args.out = moelm_at(lm, args.out, row * args.ldo);
-    if (args.lse) args.lse = (float *)args.lse + row * lm->heads;
-    moelm_cache_put(lm, cache, index, args.q, pass->length);
-    const void *keys = moelm_cache_keys(lm, cache, index);
-    args.n_seq = 1;
-    args.kv_len = cache->n + pass->length;
-    args.kv_stride = cache->capacity;
-    args.ldkv = 2 * moelm_kv_cols(lm);
-    args.k = keys;
-    args.v = moelm_at(lm, keys, moelm_kv_cols(lm));
-    return moe_attention(lm->ctx, &args);
-}
-
-static moe_status attend(moe_lm *lm, int32_t index, const moelm_pass *pass) {
-    const moe_attention_args args = self_attention(lm, &lm->blocks[index].saved, pass);
-    if (!pass->cache) return moe_attention(lm->ctx, &args);
-    for (int64_t seq = 0; seq < pass->n_seq; ++seq) MOEI_TRY(cached_attention(lm, index, pass, seq, args));
-    return MOE_OK;
+/* New keys and values go into each sequence's cache; then all see as many as theirs has. */
+static void read_caches(moe_lm *lm, int32_t index, const moelm_pass *pass, moe_attention_args *args) {
+    const moelm_memory *mem = &lm->memory;
+    for (int64_t seq = 0; seq < pass->n_seq; ++seq) {
+        moelm_cache *cache = pass->cache[seq];
+        moelm_cache_put(lm, cache, index, moelm_at(lm, args->q, seq * pass->length * args->ldq),
+                        pass->length);
+        mem->kv_lens[seq] = cache->n + pass->length;
+        mem->kv_rows[seq] = cache->first;
+    }
+    const void *keys = moelm_cache_keys(lm, pass->cache[0], index);
+    args->k = keys;
+    args->v = moelm_at(lm, keys, moelm_kv_cols(lm));
+    args->ldkv = 2 * moelm_kv_cols(lm);
+    args->kv_lens = mem->kv_lens;
+    args->kv_rows = mem->kv_rows;
 }
 
 moe_status moelm_attention(moe_lm *lm, int32_t index, const moelm_pass *pass) {
@@ -85,7 +76,9 @@ moe_status moelm_attention(moe_lm *lm, int32_t index, const moelm_pass *pass) {
     int64_t rows = pass->n_seq * pass->length;
     MOEI_TRY(project(lm, block, rows));
     MOEI_TRY(turn(lm, s->qkv, rows, false));
-    MOEI_TRY(attend(lm, index, pass));
+    moe_attention_args args = self_attention(lm, s, pass);
+    if (pass->cache) read_caches(lm, index, pass, &args);
+    MOEI_TRY(moe_attention(lm->ctx, &args));
     return moelm_linear(lm, rows, s->att, &block->out, lm->memory.branch);
 }
 

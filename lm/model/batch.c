@@ -11,7 +11,7 @@
 #include <string.h>
 
 typedef struct place {
-    moelm_cache cache;
+    moelm_cache *cache;
     int64_t n;           /* tokens in the window */
     int64_t left;        /* still to draw; 0: the place is free */
     uint64_t at;         /* of the next token in the text, prompt included */
@@ -30,6 +30,7 @@ struct moe_lm_batch {
     bool in_step;
     bool alone;          /* a pass a text: its neighbours would have a say */
     place *places;       /* [max_texts] */
+    moelm_cache *caches; /* [max_texts] theirs */
     place **live;        /* [max_texts] the texts of this step */
     place **newest;      /* [max_texts] those of one pass, */
     moelm_cache **cache; /* [max_texts] their caches */
@@ -68,17 +69,15 @@ int64_t moelm_text_length(const moe_lm *lm, const moe_lm_text *text) {
 static void carve(const moe_lm *lm, moei_arena *arena, moe_lm_batch *batch) {
     const size_t n = (size_t)batch->max_texts;
     batch->places = moei_arena_take(arena, n * sizeof *batch->places);
+    batch->caches = moei_arena_take(arena, n * sizeof *batch->caches);
     batch->live = moei_arena_take(arena, n * sizeof *batch->live);
     batch->newest = moei_arena_take(arena, n * sizeof *batch->newest);
     batch->cache = moei_arena_take(arena, n * sizeof *batch->cache);
     batch->token = moei_arena_take(arena, n * sizeof *batch->token);
     batch->logits = moei_arena_array(arena, batch->max_texts, lm->vocab, sizeof *batch->logits);
     batch->heap = moei_arena_array(arena, batch->max_texts, lm->vocab, sizeof *batch->heap);
-    for (size_t i = 0; i < n; ++i) {
-        moelm_cache cache = {.n = 0};
-        moelm_cache_carve(lm, arena, batch->capacity, &cache);
-        if (batch->places) batch->places[i] = (place){.cache = cache};
-    }
+    moelm_cache_carve(lm, arena, batch->max_texts, batch->capacity, batch->caches);
+    for (size_t i = 0; batch->places && i < n; ++i) batch->places[i] = (place){.cache = &batch->caches[i]};
 }
 
 /* Of one layer of each kind the first speaks for the others. */
@@ -103,6 +102,10 @@ static moe_status measure(moe_lm *lm, const moe_lm_batch_desc *desc, moe_lm_batc
                             .max_texts = ours.max_texts,
                             .capacity = whole ? lm->context : ours.max_length,
                             .alone = company(lm) != NULL};
+    if (batch->max_texts > INT32_MAX / batch->capacity)
+        return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
+                            "max_texts: %lld of %lld tokens are more than %d tokens; lower max_length",
+                            (long long)batch->max_texts, (long long)batch->capacity, INT32_MAX);
     moei_arena arena = {0};
     carve(lm, &arena, batch);
     batch->bytes = arena.used;
@@ -166,7 +169,7 @@ bool moelm_batch_in_step(const moe_lm_batch *batch) {
 
 /* Whoever comes next may have trained the model: what was read is forgotten. */
 void moelm_batch_clear(moe_lm_batch *batch) {
-    for (int64_t i = 0; i < batch->max_texts; ++i) batch->places[i].left = batch->places[i].cache.n = 0;
+    for (int64_t i = 0; i < batch->max_texts; ++i) batch->places[i].left = batch->places[i].cache->n = 0;
 }
 
 static moe_status check_idle(const moe_lm_batch *batch, const char *call) {
@@ -198,18 +201,18 @@ static void open_window(const moe_lm_batch *batch, const moe_lm_text *text, plac
                  "the prompt of %lld tokens is longer than the context of %lld: its last %lld are read",
                  (long long)text->n_prompt, (long long)lm->context, (long long)p->n);
     const int32_t *prompt = text->prompt + text->n_prompt - p->n;
-    const int64_t most = batch->alone ? 0 : least(p->cache.n, p->n - 1);
-    p->cache.n = common(p->cache.window, prompt, most);
-    memcpy(p->cache.window, prompt, (size_t)p->n * sizeof *prompt);
+    const int64_t most = batch->alone ? 0 : least(p->cache->n, p->n - 1);
+    p->cache->n = common(p->cache->window, prompt, most);
+    memcpy(p->cache->window, prompt, (size_t)p->n * sizeof *prompt);
 }
 
 /* Appends the token that was drawn, and first shortens a full window to its last half. */
 static void append(const moe_lm *lm, place *p) {
-    int32_t *window = p->cache.window;
+    int32_t *window = p->cache->window;
     if (p->n == lm->context) {
         const int64_t keep = lm->context / 2 > 1 ? lm->context / 2 - 1 : 0;
         memmove(window, window + p->n - keep, (size_t)keep * sizeof *window);
-        p->cache.n = 0;
+        p->cache->n = 0;
         p->n = keep;
     }
     window[p->n++] = p->drawn;
@@ -249,27 +252,27 @@ moe_status moe_lm_batch_add(moe_lm_batch *batch, const moe_lm_text *text) {
 static moe_status read_texts(moe_lm_batch *batch, place **texts, int64_t n, int64_t length, float *logits) {
     moe_lm *lm = batch->lm;
     for (int64_t i = 0; i < n; ++i) {
-        batch->cache[i] = &texts[i]->cache;
-        batch->token[i] = texts[i]->cache.window[texts[i]->cache.n];
+        batch->cache[i] = texts[i]->cache;
+        batch->token[i] = texts[i]->cache->window[texts[i]->cache->n];
         texts[i]->logits = logits + i * lm->vocab;
     }
-    moelm_pass pass = {.tokens = length == 1 ? batch->token : texts[0]->cache.window + texts[0]->cache.n,
+    moelm_pass pass = {.tokens = length == 1 ? batch->token : texts[0]->cache->window + texts[0]->cache->n,
                        .n_seq = n,
                        .length = length,
                        .cache = batch->cache,
                        .call = {.size = sizeof pass.call}};
     MOEI_TRY(moelm_forward(lm, &pass));
     MOEI_TRY(moelm_head(lm, length - 1, n, logits));
-    for (int64_t i = 0; i < n; ++i) texts[i]->cache.n = texts[i]->n;
+    for (int64_t i = 0; i < n; ++i) texts[i]->cache->n = texts[i]->n;
     return MOE_OK;
 }
 
 /* Takes over what another text has read of the same beginning. */
 static void share_beginning(const moe_lm_batch *batch, place *p) {
     for (int64_t i = 0; i < batch->max_texts; ++i) {
-        const moelm_cache *other = &batch->places[i].cache;
-        const int64_t rows = common(other->window, p->cache.window, least(other->n, p->n - 1));
-        if (rows > p->cache.n) moelm_cache_copy(batch->lm, &p->cache, other, rows);
+        const moelm_cache *other = batch->places[i].cache;
+        const int64_t rows = common(other->window, p->cache->window, least(other->n, p->n - 1));
+        if (rows > p->cache->n) moelm_cache_copy(batch->lm, p->cache, other, rows);
     }
 }
 
@@ -279,10 +282,10 @@ static moe_status read_prompts(moe_lm_batch *batch, int64_t n) {
     float *logits = batch->logits + batch->max_texts * batch->lm->vocab;
     for (int64_t i = 0; i < n; ++i) {
         place *p = batch->live[i];
-        if (p->n - p->cache.n > 1 && !batch->alone) share_beginning(batch, p);
-        if (p->n - p->cache.n == 1) continue;
+        if (p->n - p->cache->n > 1 && !batch->alone) share_beginning(batch, p);
+        if (p->n - p->cache->n == 1) continue;
         logits -= batch->lm->vocab;
-        MOEI_TRY(read_texts(batch, &p, 1, p->n - p->cache.n, logits));
+        MOEI_TRY(read_texts(batch, &p, 1, p->n - p->cache->n, logits));
     }
     return MOE_OK;
 }
@@ -290,7 +293,7 @@ static moe_status read_prompts(moe_lm_batch *batch, int64_t n) {
 static moe_status read_newest(moe_lm_batch *batch, int64_t n) {
     int64_t newest = 0;
     for (int64_t i = 0; i < n; ++i)
-        if (batch->live[i]->cache.n < batch->live[i]->n) batch->newest[newest++] = batch->live[i];
+        if (batch->live[i]->cache->n < batch->live[i]->n) batch->newest[newest++] = batch->live[i];
     const int64_t most = batch->alone ? 1 : newest;
     for (int64_t i = 0; i < newest; i += most)
         MOEI_TRY(read_texts(batch, batch->newest + i, most, 1, batch->logits + i * batch->lm->vocab));
@@ -315,7 +318,7 @@ static void hand_out(const moe_lm *lm, place *p) {
 static moe_status step(moe_lm_batch *batch, int64_t n) {
     moe_lm *lm = batch->lm;
     for (int64_t i = 0; i < n; ++i) { /* after a failure: read, but nothing drawn */
-        moelm_cache *cache = &batch->live[i]->cache;
+        moelm_cache *cache = batch->live[i]->cache;
         cache->n = least(cache->n, batch->live[i]->n - 1);
     }
     MOEI_TRY(read_prompts(batch, n));

@@ -61,29 +61,30 @@ typedef struct moelm_memory {
     int64_t max_rows, head_rows; /* rows of logits that exist at one time */
     int64_t max_sequences;
     moe_mode mode;
-    int32_t *position; /* [R] */
-    void *out;         /* [R, d] residual stream after the last block */
-    void *norm;        /* [R, d] and normed */
-    float *rms;        /* [R] wide */
-    void *branch;      /* [R, d] what a branch adds to the stream */
-    float *logits;     /* [head_rows, V] wide */
-    float *row_loss;   /* [head_rows] wide */
-    void *dlogits;     /* [head_rows, V] gradient of the logits: `logits` itself where the types are one */
-    void *dout;        /* [R, d] gradient of the residual stream */
-    void *dnorm;       /* [R, d] */
-    void *dqkv;        /* [R, C] */
-    void *datt;        /* [R, H*c] */
-    float *delta;      /* [R, H] wide */
-    int32_t *order;    /* [R] rows sorted by token */
-    int64_t *offset;   /* [V + 1] rows of each token */
+    int32_t *position;          /* [R] */
+    int64_t *kv_lens, *kv_rows; /* [max_sequences] where a sequence's cache is */
+    void *out;                  /* [R, d] residual stream after the last block */
+    void *norm;                 /* [R, d] and normed */
+    float *rms;                 /* [R] wide */
+    void *branch;               /* [R, d] what a branch adds to the stream */
+    float *logits;              /* [head_rows, V] wide */
+    float *row_loss;            /* [head_rows] wide */
+    void *dlogits;   /* [head_rows, V] gradient of the logits: `logits` itself where the types are one */
+    void *dout;      /* [R, d] gradient of the residual stream */
+    void *dnorm;     /* [R, d] */
+    void *dqkv;      /* [R, C] */
+    void *datt;      /* [R, H*c] */
+    float *delta;    /* [R, H] wide */
+    int32_t *order;  /* [R] rows sorted by token */
+    int64_t *offset; /* [V + 1] rows of each token */
 } moelm_memory;
 
-/* Keys and values of a text's window; see kv_cache.c. */
+/* Keys and values of a text's window, one of several that share a block; see kv_cache.c. */
 typedef struct moelm_cache {
-    int64_t capacity; /* tokens */
-    int64_t n;        /* tokens whose keys and values are in */
-    void *kv;         /* [n_layers, capacity, 2*G*c] a row is its keys, then its values */
-    int32_t *window;  /* [capacity] the tokens */
+    int64_t n;           /* tokens whose keys and values are in */
+    int32_t *window;     /* [capacity] the tokens */
+    void *kv;            /* [n_layers, rows, 2*G*c] of all: a row is its keys, then its values */
+    int64_t rows, first; /* of a layer; where this text's begin there */
 } moelm_cache;
 
 /* Where parameter `index` of moe_lm_param lives. */
@@ -127,7 +128,8 @@ typedef struct moelm_route {
     const void *weight;    /* [rows, slots] of dtype; NULL: the router's own */
 } moelm_route;
 
-/* One pass over tokens[n_seq * length]. With caches, one a sequence, each goes on at its cache's n. */
+/* One pass over tokens[n_seq * length]. With caches, one a sequence, each goes on at its cache's n; they are
+ * of one block. */
 typedef struct moelm_pass {
     const int32_t *tokens;
     int64_t n_seq, length;
@@ -232,11 +234,12 @@ moe_status moelm_forward(moe_lm *lm, moelm_pass *pass);
  * call.overwrite_grad they replace what stood there, as the first forward of a step wants it. */
 moe_status moelm_loss(moe_lm *lm, moelm_pass *pass, const int32_t *targets, double *loss);
 
-/* kv_cache.c: room for `capacity` tokens; the rows' keys and values, appended behind cache->n; those of the
- * rows to->n .. rows-1 of another cache, whose text begins alike. */
-void moelm_cache_carve(const moe_lm *lm, moei_arena *arena, int64_t capacity, moelm_cache *cache);
-void moelm_cache_put(moe_lm *lm, moelm_cache *cache, int32_t layer, const void *qkv, int64_t rows);
+/* kv_cache.c: n empty caches for `capacity` tokens each; a layer of the block that they share; the rows' keys
+ * and values, appended behind cache->n; those of the rows to->n .. rows-1 of another cache, whose text begins
+ * alike. */
+void moelm_cache_carve(const moe_lm *lm, moei_arena *arena, int64_t n, int64_t capacity, moelm_cache *caches);
 const void *moelm_cache_keys(const moe_lm *lm, const moelm_cache *cache, int32_t layer);
+void moelm_cache_put(moe_lm *lm, moelm_cache *cache, int32_t layer, const void *qkv, int64_t rows);
 void moelm_cache_copy(const moe_lm *lm, moelm_cache *to, const moelm_cache *from, int64_t rows);
 
 /* sample.c: of logits[vocab] that are numbers; heap[vocab] is scratch, `position` keys the draw. */

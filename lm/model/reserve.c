@@ -85,6 +85,8 @@ static void carve(const moe_lm *lm, moei_arena *arena, moelm_memory *mem) {
     int64_t rows = mem->max_rows, most = HEAD_NUMBERS / lm->vocab > 0 ? HEAD_NUMBERS / lm->vocab : 1;
     mem->head_rows = most < rows ? most : rows;
     mem->position = moei_arena_take(arena, (size_t)rows * sizeof *mem->position);
+    mem->kv_lens = moei_arena_take(arena, (size_t)mem->max_sequences * sizeof *mem->kv_lens);
+    mem->kv_rows = moei_arena_take(arena, (size_t)mem->max_sequences * sizeof *mem->kv_rows);
     mem->norm = take(lm, arena, rows, lm->d);
     mem->rms = take_wide(arena, rows, 1);
     mem->branch = take(lm, arena, rows, lm->d);

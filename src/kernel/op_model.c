@@ -81,27 +81,47 @@ moe_status moe_rope(moe_ctx *ctx, const moe_rope_args *args) {
     return MOE_OK;
 }
 
+/* Of each sequence its keys, where they are told by lists. */
+static moe_status check_kv_lists(moe_ctx *ctx, const char *op, const moe_attention_args *a) {
+    const moei_need needs[] = {
+        {"kv_lens", a->kv_lens},
+        {"kv_rows", a->kv_rows}
+    };
+    MOEI_TRY(moei_op_needs(ctx, op, needs, MOEI_COUNT(needs)));
+    for (int64_t s = 0; s < a->n_seq; ++s)
+        if (a->kv_lens[s] < a->q_len || a->kv_lens[s] > INT32_MAX || a->kv_rows[s] < 0 ||
+            a->kv_rows[s] > INT32_MAX - a->kv_lens[s])
+            return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                                "%s: kv_lens[%" PRId64 "] is %" PRId64 ", kv_rows[%" PRId64 "] is %" PRId64
+                                "; at least %" PRId64 " keys from row 0 or later, which end by row %d",
+                                op, s, a->kv_lens[s], s, a->kv_rows[s], a->q_len, INT32_MAX);
+    return MOE_OK;
+}
+
 static moe_status check_attention(moe_ctx *ctx, const char *op, const moe_attention_args *a) {
     MOEI_TRY(moei_op_dtype(ctx, op, a->dtype));
+    const bool lists = a->kv_lens || a->kv_rows;
+    const int64_t kv_len = lists ? a->q_len : a->kv_len, kv_stride = lists ? kv_len : a->kv_stride;
     const moei_limit limits[] = {
-        {"n_seq",     a->n_seq,     0,                                  INT32_MAX        },
-        {"q_len",     a->q_len,     0,                                  INT32_MAX        },
-        {"kv_len",    a->kv_len,    a->q_len,                           INT32_MAX        },
-        {"kv_stride", a->kv_stride, a->kv_len,                          INT32_MAX        },
-        {"heads",     a->heads,     1,                                  INT32_MAX        },
-        {"kv_heads",  a->kv_heads,  1,                                  a->heads         },
-        {"head_dim",  a->head_dim,  1,                                  MOEI_HEAD_DIM_MAX},
-        {"ldq",       a->ldq,       (int64_t)a->heads * a->head_dim,    MOEI_LD_MAX      },
-        {"ldkv",      a->ldkv,      (int64_t)a->kv_heads * a->head_dim, MOEI_LD_MAX      },
-        {"ldo",       a->ldo,       (int64_t)a->heads * a->head_dim,    MOEI_LD_MAX      }
+        {"n_seq",     a->n_seq,    0,                                  INT32_MAX        },
+        {"q_len",     a->q_len,    0,                                  INT32_MAX        },
+        {"kv_len",    kv_len,      a->q_len,                           INT32_MAX        },
+        {"kv_stride", kv_stride,   kv_len,                             INT32_MAX        },
+        {"heads",     a->heads,    1,                                  INT32_MAX        },
+        {"kv_heads",  a->kv_heads, 1,                                  a->heads         },
+        {"head_dim",  a->head_dim, 1,                                  MOEI_HEAD_DIM_MAX},
+        {"ldq",       a->ldq,      (int64_t)a->heads * a->head_dim,    MOEI_LD_MAX      },
+        {"ldkv",      a->ldkv,     (int64_t)a->kv_heads * a->head_dim, MOEI_LD_MAX      },
+        {"ldo",       a->ldo,      (int64_t)a->heads * a->head_dim,    MOEI_LD_MAX      }
     };
     MOEI_TRY(moei_op_limits(ctx, op, limits, MOEI_COUNT(limits)));
     MOEI_TRY(moei_op_finite(ctx, op, "scale", (double)a->scale));
-    if (a->n_seq > 0 && a->kv_stride > INT32_MAX / a->n_seq)
+    if (lists) MOEI_TRY(check_kv_lists(ctx, op, a));
+    if (a->n_seq > 0 && kv_stride > INT32_MAX / a->n_seq)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
                             "%s: n_seq is %" PRId64 ", kv_stride is %" PRId64
                             "; together they must be at most %d rows",
-                            op, a->n_seq, a->kv_stride, INT32_MAX);
+                            op, a->n_seq, kv_stride, INT32_MAX);
     if (a->heads % a->kv_heads != 0)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
                             "%s: heads is %" PRId32 "; it must be a multiple of kv_heads, %" PRId32, op,
@@ -129,6 +149,8 @@ moe_status moe_attention_backward(moe_ctx *ctx, const moe_attention_args *args) 
     const char *op = "moe_attention_backward";
     MOEI_TRY(moei_ctx_need(ctx, op, "args", args));
     MOEI_TRY(check_attention(ctx, op, args));
+    if (args->kv_lens || args->kv_rows)
+        return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: kv_lens and kv_rows are of the forward alone", op);
     const moei_limit limits[] = {
         {"kv_len",    args->kv_len,    args->q_len, args->q_len},
         {"kv_stride", args->kv_stride, args->q_len, args->q_len}

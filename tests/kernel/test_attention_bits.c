@@ -78,6 +78,40 @@ static void test_decode_is_forward(void **state) {
     }
 }
 
+/* Sequences that have seen unequally much, anywhere in one tensor, have the bits of each alone. */
+static void test_unequal_sequences(void **state) {
+    (void)state;
+    enum { N = 3, ROWS = 300 };
+    static const int64_t lens[N] = {70, 3, 129}, rows[N] = {130, 1, 60}, q_lens[] = {1, 3};
+    moei_kernels k;
+    for (int isa = MOEI_ISA_REF; isa < MOEI_ISA_COUNT; ++isa) {
+        if (!test_kernels((moei_isa)isa, &k)) continue;
+        for (size_t c = 0; c < COUNT(q_lens); ++c) {
+            const int64_t q = q_lens[c];
+            tensors t = make((shape){N, q, q, ROWS / N, 6, 2, 20}, MOE_F32, 67), alone = twin_of(&t);
+            moei_team team = test_team(2);
+            moe_attention_args a = args_of(&t);
+            a.kv_lens = lens;
+            a.kv_rows = rows;
+            k.attention(&team, &a);
+            for (int64_t s = 0; s < N; ++s) {
+                moe_attention_args one = args_of(&alone);
+                one.n_seq = 1;
+                one.kv_len = one.kv_stride = lens[s];
+                one.q = (const float *)t.q + s * q * t.ldq;
+                one.k = (const float *)t.k + rows[s] * t.ldkv;
+                one.v = (const float *)t.v + rows[s] * t.ldkv;
+                one.out = (float *)alone.out + s * q * t.ldo;
+                one.lse = (float *)alone.lse + s * q * 6;
+                k.attention(&team, &one);
+            }
+            assert_same_bits(&t, &alone, false);
+            release_twin(&alone);
+            release(&t);
+        }
+    }
+}
+
 /* A sequence gives the same bits alone and as the second of three, forward and backward. */
 static void test_batch_invariance(void **state) {
     (void)state;
@@ -126,9 +160,8 @@ static void test_causality(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_causality),
-        cmocka_unit_test(test_batch_invariance),
-        cmocka_unit_test(test_decode_is_forward),
+        cmocka_unit_test(test_causality),         cmocka_unit_test(test_batch_invariance),
+        cmocka_unit_test(test_unequal_sequences), cmocka_unit_test(test_decode_is_forward),
         cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,6 +6,7 @@
 #include <math.h>
 
 #include "core/real.h"
+#include "kernel/attention/attention_keys.h"
 #include "kernel/kernel_list.h"
 
 static double scale_of(const moe_attention_args *a) {
@@ -35,7 +36,7 @@ static void forward_query(void *arg, int64_t task, void *scratch) {
     const moe_attention_args *a = arg;
     (void)scratch;
     int64_t row = task / a->heads, head = task % a->heads, seq = row / a->q_len;
-    int64_t seen = a->kv_len - a->q_len + row % a->q_len + 1, key0 = seq * a->kv_stride;
+    int64_t seen = moei_kv_len(a, seq) - a->q_len + row % a->q_len + 1, key0 = moei_kv_row(a, seq);
     double scale = scale_of(a), max = -INFINITY, sum = 0.0;
     for (int64_t j = 0; j < seen; ++j)
         max = fmax(max, scale * dot(a, a->q, query_at(a, row, head), a->k, key_at(a, key0 + j, head)));

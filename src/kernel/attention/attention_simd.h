@@ -13,6 +13,7 @@
 
 #include <math.h>
 
+#include "kernel/attention/attention_keys.h"
 #include "kernel/attention/attention_tile.h"
 
 static float scale_of(const moe_attention_args *a) {
@@ -88,7 +89,7 @@ static void forward_keys(forward_scratch *s, whole_rows k, whole_rows v, int64_t
 static void forward_block(const moe_attention_args *a, int64_t seq, int64_t head, int64_t first, int64_t n,
                           forward_scratch *s) {
     int64_t dim = a->head_dim, vecs = (n + VF_N - 1) / VF_N, row = seq * a->q_len + first;
-    int64_t position = a->kv_len - a->q_len + first, kv_head = head / (a->heads / a->kv_heads);
+    int64_t position = moei_kv_len(a, seq) - a->q_len + first, kv_head = head / (a->heads / a->kv_heads);
     const lane_rows to = rows_of(a, a->out, row * a->ldo + head * dim, a->ldo);
     ask_rows(to, n, dim);
     const whole_rows q = pass_by(rows_of(a, a->q, row * a->ldq + head * dim, a->ldq), n, dim, s->k);
@@ -98,7 +99,7 @@ static void forward_block(const moe_attention_args *a, int64_t seq, int64_t head
     fill_run(s->out, whole_vectors(dim) * LANES, 0.0F);
     for (int64_t j = 0; j < position + n; j += BLOCK) {
         int64_t keys = moei_min(BLOCK, position + n - j);
-        int64_t at = (seq * a->kv_stride + j) * a->ldkv + kv_head * dim;
+        int64_t at = (moei_kv_row(a, seq) + j) * a->ldkv + kv_head * dim;
         const whole_rows k = pass_by(rows_of(a, a->k, at, a->ldkv), keys, dim, s->k);
         const whole_rows v = pass_by(rows_of(a, a->v, at, a->ldkv), keys, dim, s->v);
         forward_keys(s, k, v, keys, dim, vecs, j - position);
@@ -169,7 +170,7 @@ MOEI_INLINE void decode_output(const bool bf16, float *out, int64_t n, vf shrink
  * over head_dim. Same blocks, same order of every sum: the same bits as forward_block. */
 static void decode_heads(const moe_attention_args *a, int64_t seq, int64_t head, int64_t n,
                          decode_scratch *s) {
-    int64_t dim = a->head_dim, kv_head = head / (a->heads / a->kv_heads);
+    int64_t dim = a->head_dim, kv_head = head / (a->heads / a->kv_heads), kv_len = moei_kv_len(a, seq);
     bool bf16 = a->dtype == MOE_BF16;
     float *lse = a->lse;
     vf scale = vf_set1(scale_of(a));
@@ -180,9 +181,9 @@ static void decode_heads(const moe_attention_args *a, int64_t seq, int64_t head,
         vf q = vf_get(bf16, a->q, seq * a->ldq + head * dim + i, n * dim - i);
         vf_store_upto(s->q + i, vf_mul(scale, q), n * dim - i);
     }
-    for (int64_t j = 0; j < a->kv_len; j += BLOCK) {
-        int64_t keys = moei_min(BLOCK, a->kv_len - j);
-        int64_t at = (seq * a->kv_stride + j) * a->ldkv + kv_head * dim;
+    for (int64_t j = 0; j < kv_len; j += BLOCK) {
+        int64_t keys = moei_min(BLOCK, kv_len - j);
+        int64_t at = (moei_kv_row(a, seq) + j) * a->ldkv + kv_head * dim;
         lane_rows v = rows_of(a, a->v, at, a->ldkv);
         const whole_rows k = pass_by(rows_of(a, a->k, at, a->ldkv), keys, dim, s->k_row);
         pack_lanes(s->k, k, keys, dim, 1.0F);

@@ -214,6 +214,16 @@ static void test_attention(void **state) {
     WRONG(moe_attention, good, ldkv, 1, "ldkv is 1; it must be at least 2");
     WRONG(moe_attention, good, v, NULL, "v is NULL");
     WRONG(moe_attention, good, scale, INFINITY, "moe_attention: scale is inf; it must be finite");
+    static const int64_t lens[1] = {2}, rows[1] = {5}, none[1] = {1}, before[1] = {-1}, far[1] = {INT32_MAX};
+    moe_attention_args lists = good;
+    lists.kv_lens = lens, lists.kv_rows = rows, lists.kv_len = lists.kv_stride = -1; /* not looked at */
+    assert_int_equal(moe_attention(ctx, &lists), MOE_OK);
+    WRONG(moe_attention, lists, kv_rows, NULL, "kv_rows is NULL");
+    WRONG(moe_attention, lists, kv_lens, NULL, "kv_lens is NULL");
+    WRONG(moe_attention, lists, kv_lens, none, "kv_lens[0] is 1, kv_rows[0] is 5; at least 2 keys");
+    WRONG(moe_attention, lists, kv_rows, before, "kv_rows[0] is -1");
+    WRONG(moe_attention, lists, kv_rows, far, "kv_rows[0] is 2147483647");
+    assert_told(moe_attention_backward(ctx, &lists), "of the forward alone");
     moe_attention_args three = good;
     three.heads = 3, three.kv_heads = 2, three.ldq = three.ldo = 6, three.ldkv = 4;
     assert_told(moe_attention(ctx, &three), "heads is 3; it must be a multiple of kv_heads, 2");

@@ -138,15 +138,15 @@ static void check_logits(const char *isa, const char *dtype) {
     float right[LENGTH * VOCAB], logits[N * VOCAB];
     moelm_cache cache[N], *caches[N];
     moei_arena arena = {0};
-    for (int i = 0; i < N; ++i) moelm_cache_carve(lm, &arena, LENGTH, &cache[i]);
+    moelm_cache_carve(lm, &arena, N, LENGTH, cache);
     void *block = malloc(arena.used);
     assert_non_null(block);
     arena = (moei_arena){.base = block};
+    moelm_cache_carve(lm, &arena, N, LENGTH, cache);
     must(ctx, moe_lm_reserve(lm, 1, LENGTH, MOE_INFER));
     must(ctx, moe_lm_reserve(lm, N, 1, MOE_INFER));
     for (int i = 0; i < N; ++i) { /* text i has 3 + i tokens, the last of which is read beside others */
-        cache[i].n = 0;
-        moelm_cache_carve(lm, &arena, LENGTH, caches[i] = &cache[i]);
+        caches[i] = &cache[i];
         model_tokens(tokens[i], LENGTH, VOCAB, (uint64_t)i);
         moelm_pass pass = {.tokens = tokens[i],
                            .n_seq = 1,

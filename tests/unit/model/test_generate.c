@@ -14,11 +14,11 @@ static const moe_lm_sampler greedy = {.size = sizeof greedy};
 
 static void *make_cache(const moe_lm *lm, moelm_cache *cache) {
     moei_arena arena = {0};
-    moelm_cache_carve(lm, &arena, CONTEXT, cache);
+    moelm_cache_carve(lm, &arena, 1, CONTEXT, cache);
     arena = (moei_arena){.base = malloc(arena.used)};
     assert_non_null(arena.base);
-    moelm_cache_carve(lm, &arena, CONTEXT, cache);
-    return memset(arena.base, 0xff, arena.used);
+    moelm_cache_carve(lm, &arena, 1, CONTEXT, cache);
+    return arena.base;
 }
 
 /* Every split of a text into what is read at once and what follows gives the bits of the whole. */
