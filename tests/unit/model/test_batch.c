@@ -121,6 +121,8 @@ static void test_every_router(void **state) {
         {"moe.capacity_factor", "0.5", "moe.capacity_group", "sequence"},
         {"moe.num_shared_experts", "1", "model.tie_embeddings", "true"},
         {"model.moe_layer_freq", "2"},
+        {"model.qk_norm", "head"},
+        {"model.qk_norm", "full", "model.dense_layers", "1"},
         {"model.moe_layer_freq", "0"},
     };
     /* clang-format on */
