@@ -1,5 +1,5 @@
-/* bench_decode.c: tokens a second of B texts that are written at once (moe_lm_batch), of a model with random
- * weights: bench_decode [KEY=VALUE]..., keys of `moekit config options`, e.g. model.d_model=1024.
+/* bench_texts.c: tokens a second of B texts that are written at once (moe_lm_batch), of a model with random
+ * weights: bench_texts [KEY=VALUE]..., keys of `moekit config options`, e.g. model.d_model=1024.
  * A step makes one token of each text and reads the weights of the experts that some text went to, so the
  * table tells how many those were and how many times faster that lets steps be where bytes are what takes
  * time. Each text has a prompt of its own, which is read before the clock starts; sizes take turns, the best
@@ -27,7 +27,7 @@ static double now(void) {
 }
 
 static void fail(const char *text) {
-    fprintf(stderr, "bench_decode: %s\n", text);
+    fprintf(stderr, "bench_texts: %s\n", text);
     exit(1);
 }
 
