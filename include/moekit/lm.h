@@ -159,8 +159,8 @@ MOE_API int64_t moe_lm_batch_live(const moe_lm_batch *batch);
 typedef struct moe_lm_progress {
     size_t size;
     int64_t step, steps;
-    int64_t tokens; /* seen so far */
-    double loss, aux_loss, z_loss, lr, grad_norm;
+    int64_t tokens;                               /* seen so far */
+    double loss, aux_loss, z_loss, lr, grad_norm; /* of the step; NaN before this sitting has made one */
     double tokens_per_second, elapsed_s, eta_s;
     double load_cv, load_max;  /* mean over MoE layers, largest over them */
     double load_entropy;       /* of its maximum, mean over them */
@@ -168,7 +168,8 @@ typedef struct moe_lm_progress {
     int32_t n_dead;            /* experts without a row in this step, all layers */
     double eval_bits_per_byte; /* last evaluation, NaN before the first */
     const char *event;         /* NULL, or what happened: "eval", "checkpoint <path>", "resume <path>", "begin
-                                  <path>", "alarm ..." */
+                                  <path>", "alarm ...", "over ..." of a run whose time is over */
+    int64_t eval_step;         /* that of eval_bits_per_byte; 0 before the first */
 } moe_lm_progress;
 /* The one line of key=value that main.log keeps and a terminal shows. */
 MOE_API void moe_lm_progress_text(const moe_lm_progress *progress, char *text, size_t size);

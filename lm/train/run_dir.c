@@ -230,8 +230,8 @@ static moe_status compare(const moelm_run_dir *dir, const moe_lm_config *begun, 
         return moei_error_set(
             error, MOE_ERR_ARGUMENT,
             "%s: %.80s is '%.120s' now and was '%.120s' when the run began; resume with the "
-            "settings in its config.resolved.yaml, or begin another run",
-            dir->path, now.option->key, now.value, then.value);
+            "settings in its config.resolved.yaml, or begin another run (train.from=%s: with its parameters)",
+            dir->path, now.option->key, now.value, then.value, dir->path);
     }
     return MOE_OK;
 }

@@ -191,13 +191,16 @@ void moe_lm_progress_text(const moe_lm_progress *p, char *text, size_t size) {
         snprintf(text, size, "step=%lld/%lld %s", (long long)p->step, (long long)p->steps, p->event);
         return;
     }
+    /* what matters most comes first: a terminal may cut the end */
     char rate[32], eta[32], eval[32] = "";
     print_rate(p->tokens_per_second, rate, sizeof rate);
     print_duration(p->eta_s, eta, sizeof eta);
-    if (isfinite(p->eval_bits_per_byte)) snprintf(eval, sizeof eval, " eval=%.4f", p->eval_bits_per_byte);
-    snprintf(text, size,
-             "step=%lld/%lld loss=%.4f aux=%.4f z=%.4f lr=%.1e gnorm=%.2f tok/s=%s drop=%.1f%% cv=%.2f "
-             "maxload=%.2f dead=%d%s eta=%s",
-             (long long)p->step, (long long)p->steps, p->loss, p->aux_loss, p->z_loss, p->lr, p->grad_norm,
-             rate, 100 * p->dropped, p->load_cv, p->load_max, p->n_dead, eval, eta);
+    if (p->eval_step == p->step && isfinite(p->eval_bits_per_byte))
+        snprintf(eval, sizeof eval, " eval=%.4f", p->eval_bits_per_byte);
+    snprintf(
+        text, size,
+        "step=%lld/%lld loss=%.4f eta=%s aux=%.4f z=%.4f lr=%.1e gnorm=%.2f tok/s=%s drop=%.1f%% cv=%.2f "
+        "maxload=%.2f dead=%d%s",
+        (long long)p->step, (long long)p->steps, p->loss, eta, p->aux_loss, p->z_loss, p->lr, p->grad_norm,
+        rate, 100 * p->dropped, p->load_cv, p->load_max, p->n_dead, eval);
 }

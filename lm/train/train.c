@@ -170,6 +170,13 @@ static moe_status warn_of_settings(moelm_trainer *t) {
     return warn(t, text);
 }
 
+/* The last step up to the one that the run stands at which had a held-out figure; 0: none. */
+static int64_t eval_step(const moelm_trainer *t) {
+    const int64_t step = t->state.step, every = t->config->train.eval_every;
+    if (!isfinite(t->state.eval_bits_per_byte)) return 0;
+    return t->state.finished || every == 0 ? step : step - step % every;
+}
+
 static void start_progress(moelm_trainer *t) {
     t->clock_start = moelm_seconds();
     t->elapsed_before = t->state.elapsed_s;
@@ -177,8 +184,14 @@ static void start_progress(moelm_trainer *t) {
                                     .step = t->state.step,
                                     .steps = t->config->train.steps,
                                     .tokens = t->state.tokens,
+                                    .loss = NAN,
+                                    .aux_loss = NAN,
+                                    .z_loss = NAN,
+                                    .lr = NAN,
+                                    .grad_norm = NAN,
                                     .elapsed_s = t->state.elapsed_s,
-                                    .eval_bits_per_byte = t->state.eval_bits_per_byte};
+                                    .eval_bits_per_byte = t->state.eval_bits_per_byte,
+                                    .eval_step = eval_step(t)};
 }
 
 static moe_status train(moelm_trainer *t) {

@@ -62,19 +62,34 @@ static moe_status evaluate(moelm_trainer *t) {
     double bits;
     MOEI_TRY(moelm_trainer_ctx(t, moelm_score(t->lm, t->eval.map.data, bytes, NULL, &bits)));
     t->progress.eval_bits_per_byte = t->state.eval_bits_per_byte = bits / (double)bytes;
+    t->progress.eval_step = t->state.step;
     return moelm_trainer_event(t, "eval");
+}
+
+/* What a disk that is full takes from the run, and what gives it back. */
+static moe_status told_what_is_lost(moelm_trainer *t, moe_status status) {
+    char lost[64] = "no step is saved";
+    const moe_error why = t->error;
+    if (status != MOE_ERR_IO) return status;
+    if (t->saved_step > 0)
+        snprintf(lost, sizeof lost, "no step after %lld is saved", (long long)t->saved_step);
+    return moei_error_set(&t->error, status, "%.300s; %s. Make room, then resume %s to go on", why.text, lost,
+                          t->dir.path);
+}
+
+static moe_status write_checkpoint(moelm_trainer *t, const char *path) {
+    MOEI_TRY(moelm_run_log_sync(t->log, &t->error));
+    t->state.elapsed_s = moelm_trainer_elapsed(t);
+    MOEI_TRY(moelm_snapshot_save(path, t->lm, &t->optimizer, &t->state, &t->error));
+    t->saved_step = t->state.step;
+    return moelm_snapshot_rotate(t->dir.path, t->config->train.keep, &t->error);
 }
 
 static moe_status save(moelm_trainer *t) {
     char path[4096], event[4200];
-    const char *run_dir = t->dir.path;
     MOEI_TRY(moelm_run_dir_check_place(&t->dir, &t->error));
-    MOEI_TRY(moelm_run_log_sync(t->log, &t->error));
-    MOEI_TRY(moelm_snapshot_path(run_dir, t->state.step, path, sizeof path, &t->error));
-    t->state.elapsed_s = moelm_trainer_elapsed(t);
-    MOEI_TRY(moelm_snapshot_save(path, t->lm, &t->optimizer, &t->state, &t->error));
-    t->saved_step = t->state.step;
-    MOEI_TRY(moelm_snapshot_rotate(run_dir, t->config->train.keep, &t->error));
+    MOEI_TRY(moelm_snapshot_path(t->dir.path, t->state.step, path, sizeof path, &t->error));
+    MOEI_TRY(told_what_is_lost(t, write_checkpoint(t, path)));
     snprintf(event, sizeof event, "checkpoint %s", path);
     return moelm_trainer_event(t, event);
 }
@@ -94,6 +109,18 @@ static void measure_time(moelm_trainer *t, double step_seconds) {
     p->eta_s = p->elapsed_s * (1 - done) / done;
 }
 
+static moe_status write_metrics(moelm_trainer *t, bool evaluated, bool last) {
+    const moelm_metrics metrics = {.progress = &t->progress,
+                                   .load = &t->load,
+                                   .router = t->router,
+                                   .alarms = &t->state.alarms,
+                                   .evaluated = evaluated,
+                                   .layers = t->config->train.log_layers,
+                                   .finished = last};
+    MOEI_TRY(say(t, NULL));
+    return moelm_run_log_metrics(t->log, &metrics, &t->error);
+}
+
 /* What follows the update of a step: held-out figure, metrics, load, checkpoint, in this order. A step that
  * rings is logged. */
 static moe_status write_step(moelm_trainer *t, bool last) {
@@ -103,19 +130,9 @@ static moe_status write_step(moelm_trainer *t, bool last) {
     bool evaluated = t->eval.map.data && is_due(step, train->eval_every, last);
     if (evaluated) MOEI_TRY(evaluate(t));
     const bool logged = is_due(step, train->log_every, last) || t->state.alarms.n_ringing > 0;
-    const moelm_metrics metrics = {.progress = &t->progress,
-                                   .load = &t->load,
-                                   .router = t->router,
-                                   .alarms = &t->state.alarms,
-                                   .evaluated = evaluated,
-                                   .layers = train->log_layers,
-                                   .finished = last};
-    if (logged) {
-        MOEI_TRY(say(t, NULL));
-        MOEI_TRY(moelm_run_log_metrics(t->log, &metrics, &t->error));
-    }
+    if (logged) MOEI_TRY(told_what_is_lost(t, write_metrics(t, evaluated, last)));
     if (is_due(step, train->load_every, last)) {
-        MOEI_TRY(moelm_run_log_load(t->log, step, &t->state.interval, &t->error));
+        MOEI_TRY(told_what_is_lost(t, moelm_run_log_load(t->log, step, &t->state.interval, &t->error)));
         moelm_load_clear(&t->state.interval);
     }
     report(t, NULL);
@@ -143,8 +160,25 @@ static moe_status stopped_by_alarm(moelm_trainer *t) {
                           (long long)step, text, t->dir.path);
 }
 
+/* Told where the end is not the last step, which speaks for itself, and of a run that was over before. */
+static moe_status tell_end(moelm_trainer *t, bool was_over) {
+    const moelm_train_config *train = &t->config->train;
+    const bool late = t->state.step < train->steps;
+    char event[4400], why[80] = "", idle[4200] = "";
+    if (!late && !was_over) return MOE_OK;
+    if (late)
+        snprintf(why, sizeof why, ", as its time (train.max_seconds %g) has passed", train->max_seconds);
+    if (was_over)
+        snprintf(idle, sizeof idle,
+                 "; there is nothing to resume, and train.from=%s begins another run with its parameters",
+                 t->dir.path);
+    snprintf(event, sizeof event, "over%s%s", why, idle);
+    return moelm_trainer_event(t, event);
+}
+
 moe_status moelm_trainer_run(moelm_trainer *t) {
     const moelm_train_config *train = &t->config->train;
+    const bool was_over = t->state.finished;
     while (!t->state.finished) {
         if (t->options->should_stop && t->options->should_stop(t->options->user)) return stopped(t);
         double start = moelm_seconds();
@@ -160,5 +194,5 @@ moe_status moelm_trainer_run(moelm_trainer *t) {
         if (t->state.alarms.n_ringing > 0 && strcmp(train->alarm_action, "stop") == 0)
             return stopped_by_alarm(t);
     }
-    return MOE_OK;
+    return tell_end(t, was_over);
 }

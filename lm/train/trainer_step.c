@@ -74,8 +74,9 @@ static moe_status check_finite(moelm_trainer *t, int64_t step, const char *what,
         snprintf(kept, sizeof kept, "the checkpoint of step %lld is good", (long long)t->saved_step);
     return moei_error_set(&t->error, MOE_ERR_NUMERIC,
                           "step %lld: the %s is %s; step %lld was not applied and %s. Lower train.lr, "
-                          "lengthen train.warmup_steps or set train.clip",
-                          (long long)step, what, name, (long long)step, kept);
+                          "lengthen train.warmup_steps or %s train.clip",
+                          (long long)step, what, name, (long long)step, kept,
+                          t->config->train.clip > 0 ? "lower" : "set");
 }
 
 static void summarise(moelm_trainer *t, double loss, double norm, double lr) {

@@ -20,6 +20,8 @@ rm -r run/checkpoints/step-00000030
 cp run/checkpoints/step-00000020/model.safetensors before
 expect 1 limited 16 "$MOEKIT" train --resume --run run
 says said 'run/checkpoints'
+says said 'no step after 20 is saved. Make room, then resume run'
+says said "'moekit train --resume --run run' goes on"
 cmp run/checkpoints/step-00000020/model.safetensors before || complain 'a failed save harmed an older checkpoint'
 [ -e run/checkpoints/step-00000030 ] && complain 'half a checkpoint has the name of a whole one'
 expect 0 "$MOEKIT" train --resume --run run -q

@@ -10,6 +10,10 @@ for way in help --help -h; do
     says out '^usage: moekit VERB'
     silent err
 done
+# every status of the library is an exit code that the help tells
+for code in $(sed -nE 's/^ +MOE_(ERR_[A-Z]+|OK) = ([0-9]+).*/\2/p' "$tree/include/moekit/moe.h"); do
+    [ "$code" -eq 6 ] || says out "^  $code +[A-Za-z]" # no verb has collectives
+done
 for verb in train eval generate report bench verify doctor config version help; do
     expect 0 "$MOEKIT" $verb --help
     says out "^usage: moekit $verb"

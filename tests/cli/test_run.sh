@@ -7,13 +7,26 @@ expect 0 "$MOEKIT" train small.yaml --run run --dry-run
 [ -e run ] && complain 'a dry run made something'
 expect 0 "$MOEKIT" train small.yaml --run run
 says out '^checkpoint  run/checkpoints/step-00000030$'
-says err '^step=10/30 loss=[0-9.]+ aux=[0-9.]+ z=[0-9.]+ lr=[0-9.e-]+ gnorm=[0-9.]+ tok/s=[^ ]+ drop=[0-9.]+% cv='
+says err '^step=10/30 loss=[0-9.]+ eta=[^ ]+ aux=[0-9.]+ z=[0-9.]+ lr=[0-9.e-]+ gnorm=[0-9.]+ tok/s=[^ ]+ drop=[0-9.]+% cv='
+says out '^held-out    [0-9.]+ bits per byte$'
+grep -q '^step=20/30 .*eval=' err && complain 'the held-out figure of step 15 in the line of step 20'
 grep -q $'\r' err && complain 'a living line without a terminal'
 for name in run.json config.resolved.yaml metrics.jsonl load.bin main.log checkpoints/step-00000030/config.json; do
     [ -s run/$name ] || complain "run/$name is missing or empty"
 done
 json run/run.json
 says run/run.json 'moekit train small.yaml --run run'
+
+# what is over says so, and how to go on
+expect 0 "$MOEKIT" train --run run --resume
+says err '^step=30/30 over; there is nothing to resume'
+says err "'moekit train --from run --run ANOTHER' goes on"
+expect 0 "$MOEKIT" train --run run --resume --json --quiet
+json out
+says out '"step":30,"loss":null,"eval_bits_per_byte":[0-9.]+,"eval_step":30'
+expect 0 "$MOEKIT" train small.yaml --run timed train.steps=1000000 train.max_seconds=0.5 train.log_every=0
+says err '^step=[0-9]+/1000000 over, as its time \(train\.max_seconds 0\.5\) has passed$'
+says err "'moekit train --from timed --run ANOTHER' goes on"
 
 # a run's directory, or a checkpoint's, as a file of settings
 expect 0 "$MOEKIT" config show --changed run

@@ -52,9 +52,11 @@ says err2 'first: another process is training in it'
 stopped INT 130 first
 start small.yaml --run hung "${long[@]}"
 stopped HUP 129 hung
-start small.yaml --run second "${long[@]}"
+start small.yaml --run second "${long[@]}" train.eval_every=3
 stopped TERM 143 second
 before=$step
+held=$(sed -nE 's/^held-out .*\(of step ([0-9]+)\)$/\1/p' out)
+[ "${held:-$step}" -eq $((step - step % 3)) ] || complain "after step $step: $(grep '^held-out' out)"
 
 # a shell without job control has what is in the background ignore SIGINT, and it stays so
 : >err

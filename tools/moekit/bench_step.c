@@ -112,7 +112,8 @@ static int remove_entry(const char *path, const struct stat *stat, int kind, str
 
 int bench_step(cli_args *args, int64_t steps) {
     step_times times = {.from = WARM_UP, .to = WARM_UP + steps};
-    char n_steps[32];
+    char n_steps[32], run[] = "/tmp/moekit-step-XXXXXX";
+    const bool fleeting = !cli_text(args, "run");
     snprintf(n_steps, sizeof n_steps, "%lld", (long long)(times.to + 1));
     const bench_training training = {
         .name = "step",
@@ -122,14 +123,14 @@ int bench_step(cli_args *args, int64_t steps) {
                     {"train.save_every", "0"},
                     {"train.log_every", "0"},
                     {"data.eval", ""}},
+        .fleeting = fleeting,
         .on_progress = on_progress,
         .user = &times
     };
-    char run[] = "/tmp/moekit-step-XXXXXX";
-    if (!cli_text(args, "run") && !mkdtemp(run))
+    if (fleeting && !mkdtemp(run))
         return cli_fail(args, MOE_ERR_IO, "no temporary directory %s: %s", run, strerror(errno));
     int code = bench_train(args, run, &training, 1, 1);
-    if (!cli_text(args, "run")) nftw(run, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+    if (fleeting) nftw(run, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
     if (code) return code;
     if (times.status != MOE_OK) return cli_fail(args, times.status, "this context tells no times");
     print_step(args, &times);

@@ -23,7 +23,7 @@ typedef struct watch {
 
 static void on_progress(void *user, const moe_lm_progress *now) {
     watch *w = user;
-    train_line_show(&w->line, now);
+    if (!w->training->fleeting || !now->event) train_line_show(&w->line, now);
     w->training->on_progress(w->training->user, w->ctx, now);
 }
 

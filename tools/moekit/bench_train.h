@@ -17,6 +17,7 @@ typedef struct bench_training {
     const char *preset;                    /* moe.preset under what the command line says; NULL: theirs */
     bench_setting setting[BENCH_SETTINGS]; /* over everything else; ends with a NULL key */
     bool dense;                            /* without routed experts */
+    bool fleeting;                         /* its directory goes with the bench: no word of its files */
     /* Every step and event of the training, with its context. Beside each other, trainings are processes:
      * what `user` points to must come from bench_shared. */
     void (*on_progress)(void *user, moe_ctx *ctx, const moe_lm_progress *now);

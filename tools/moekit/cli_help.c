@@ -18,6 +18,7 @@ static const struct {
     {7,   "a router alarm that was asked to stop the run"           },
     {8,   "legal, but not built in or not on this machine"          },
     {9,   "a library call at the wrong moment; a bug of the command"},
+    {10,  "the GPU reported it"                                     },
     {11,  "a bug of moekit"                                         },
     {129, "hung up by SIGHUP; train and generate save first"        },
     {130, "interrupted by SIGINT, likewise"                         },

@@ -170,14 +170,22 @@ static void print_results(cli_args *args, const char *run_dir, const moe_lm_prog
         cli_json_number(stdout, last->loss);
         printf(",\"eval_bits_per_byte\":");
         cli_json_number(stdout, last->eval_bits_per_byte);
+        printf(",\"eval_step\":");
+        cli_json_number(stdout, last->eval_step > 0 ? (double)last->eval_step : (double)NAN);
         printf(",\"interrupted\":%s}\n", cli_signal_caught() ? "true" : "false");
         return;
     }
     printf("run         %s\n", run_dir);
     printf("checkpoint  %s\n", *checkpoint ? checkpoint : "none: no step was finished");
     printf("metrics     %s/metrics.jsonl\n", run_dir);
-    if (isfinite(last->eval_bits_per_byte))
-        printf("held-out    %.3f bits per byte\n", last->eval_bits_per_byte);
+    if (!isfinite(last->eval_bits_per_byte)) return;
+    printf("held-out    %.3f bits per byte", last->eval_bits_per_byte);
+    if (last->eval_step != last->step) printf(" (of step %lld)", (long long)last->eval_step);
+    printf("\n");
+}
+
+static void say_goes_on(cli_args *args, const char *run_dir) {
+    cli_say(args, "'moekit train --resume --run %s' goes on", run_dir);
 }
 
 static int train(cli_args *args, moe_ctx *ctx, const char *run_dir) {
@@ -187,6 +195,7 @@ static int train(cli_args *args, moe_ctx *ctx, const char *run_dir) {
     train_line line = {.args = args,
                        .terminal = isatty(STDERR_FILENO),
                        .log_every = strtoll(log_every, NULL, 10),
+                       .latest.loss = (double)NAN,
                        .latest.eval_bits_per_byte = (double)NAN};
     moe_lm_train_options train_options = {.size = sizeof train_options,
                                           .run_dir = run_dir,
@@ -200,13 +209,22 @@ static int train(cli_args *args, moe_ctx *ctx, const char *run_dir) {
     cli_signals_catch(args->quiet ? NULL : "stopping and saving; once more stops at once\n");
     moe_status status = moe_lm_train(ctx, args->config, &train_options);
     cli_close_line(args);
-    if (status != MOE_OK && status != MOE_ERR_INTERRUPTED)
-        return cli_fail(args, status, "%s", moe_ctx_error(ctx));
+    if (status != MOE_OK && status != MOE_ERR_INTERRUPTED) {
+        code = cli_fail(args, status, "%s", moe_ctx_error(ctx));
+        if (line.latest.step > 0 && (status == MOE_ERR_IO || status == MOE_ERR_ALARM))
+            say_goes_on(args, run_dir);
+        return code;
+    }
     print_results(args, run_dir, &line.latest);
-    if (status == MOE_OK) return 0;
-    cli_say(args, "stopped after step %lld; 'moekit train --resume --run %s' goes on",
-            (long long)line.latest.step, run_dir);
-    return 128 + cli_signal_caught();
+    if (status == MOE_ERR_INTERRUPTED) {
+        cli_say(args, "stopped after step %lld", (long long)line.latest.step);
+        say_goes_on(args, run_dir);
+        return 128 + cli_signal_caught();
+    }
+    /* over before its last step, or before this sitting: who wants more of it needs another run */
+    if (line.latest.step < line.latest.steps || isnan(line.latest.loss))
+        cli_say(args, "'moekit train --from %s --run ANOTHER' goes on in another run", run_dir);
+    return 0;
 }
 
 static int run(cli_args *args) {
@@ -241,7 +259,8 @@ const cli_verb cmd_train = {
         "\n"
         "The directory must not exist: nothing is overwritten (--move-old renames it first). With\n"
         "--resume an existing run goes on from its newest complete checkpoint, bit for bit as if it\n"
-        "had not stopped; without a file it takes the settings it was started with.\n"
+        "had not stopped; without a file it takes the settings it was started with. A run that is over,\n"
+        "by its last step or by train.max_seconds, goes on in another one: --from.\n"
         "\n"
         "With --from a new run begins with the parameters of a checkpoint, or of another run's newest;\n"
         "of transformers too, where its model's tokens are bytes. Its model is then the default, so that\n"

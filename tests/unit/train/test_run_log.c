@@ -229,9 +229,13 @@ static void test_text(void **state) {
     progress.load_cv = 0.18;
     progress.load_max = 1.32;
     progress.dropped = 0.004;
+    progress.eval_step = 30;
     moe_lm_progress_text(&progress, text, sizeof text);
-    assert_string_equal(text, "step=30/100 loss=2.5000 aux=1.1250 z=0.2500 lr=1.0e-03 gnorm=0.50 tok/s=41.2k "
-                              "drop=0.4% cv=0.18 maxload=1.32 dead=0 eval=2.0000 eta=7s");
+    assert_string_equal(text, "step=30/100 loss=2.5000 eta=7s aux=1.1250 z=0.2500 lr=1.0e-03 gnorm=0.50 "
+                              "tok/s=41.2k drop=0.4% cv=0.18 maxload=1.32 dead=0 eval=2.0000");
+    progress.eval_step = 20; /* an old figure is not this step's */
+    moe_lm_progress_text(&progress, text, sizeof text);
+    assert_null(strstr(text, "eval="));
     progress.event = "eval";
     moe_lm_progress_text(&progress, text, sizeof text);
     assert_string_equal(text, "step=30/100 held-out text: 2.0000 bits per byte");

@@ -42,6 +42,7 @@ typedef struct train_result {
     moe_lm_progress last;
     int n_steps, n_evals, n_checkpoints;
     char resumed[500];  /* the resume event, "" if none */
+    char over[500];     /* that of a run whose time is over, "" if none */
     char warning[2000]; /* all of the log, a line each */
     double first_loss;
 } train_result;
@@ -62,6 +63,7 @@ static inline void train_on_progress(void *user, const moe_lm_progress *progress
     if (event && strncmp(event, "checkpoint ", 11) == 0) result->n_checkpoints++;
     if (event && strncmp(event, "resume", 6) == 0)
         snprintf(result->resumed, sizeof result->resumed, "%s", event);
+    if (event && strncmp(event, "over", 4) == 0) snprintf(result->over, sizeof result->over, "%s", event);
     if (watch->setup->disk_full_after && !event && progress->step == watch->setup->disk_full_after)
         scratch_disk_full(2000);
 }
