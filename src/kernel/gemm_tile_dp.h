@@ -53,16 +53,7 @@ static inline moei_pair_row pairs_of_rows(const uint16_t *even, const uint16_t *
     return (moei_pair_row){(__m512bh)_mm512_unpacklo_epi16(x, y), (__m512bh)_mm512_unpackhi_epi16(x, y)};
 }
 
-/* Sums of 32 columns from their own order to that one. */
-MOEI_INLINE void to_pair_order(vf *low, vf *high) {
-    const __m512i first = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13);
-    const __m512i second = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
-    __m512d x = _mm512_castps_pd(*low), y = _mm512_castps_pd(*high);
-    *low = _mm512_castpd_ps(_mm512_permutex2var_pd(x, first, y));
-    *high = _mm512_castpd_ps(_mm512_permutex2var_pd(x, second, y));
-}
-
-/* And back. */
+/* Sums of 32 columns from that order to their own. */
 MOEI_INLINE void to_column_order(vf *low, vf *high) {
     const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
     const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
@@ -73,12 +64,13 @@ MOEI_INLINE void to_column_order(vf *low, vf *high) {
 
 /* Pair rows of B, `pair` numbers apart, their two vectors `half`, and `skip` more numbers after each K_RUN
  * steps; beside each of them a line is asked for, from `next` on (NULL: none), or, with `two`, two.
- * Or, with ld, rows of B where they are, so far apart. */
+ * Or, with ld, rows of B where they are, so far apart; until a chain `ends` its sums stay in the order of
+ * pairs. */
 typedef struct moei_tile_pairs {
     const moei_operand *at;
     int64_t ld, pair, half, skip;
     const char *next;
-    bool two;
+    bool two, ends;
 } moei_tile_pairs;
 typedef moei_tile_pairs moei_tile_b;
 
@@ -96,7 +88,6 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a
     for (int i = 0; i < mr; ++i) {
         acc[i][0] = direct && add ? vf_load(sum + i * SUM_LD) : vf_zero();
         acc[i][1] = direct && add ? vf_load(sum + i * SUM_LD + VF_N) : vf_zero();
-        if (direct) to_pair_order(&acc[i][0], &acc[i][1]);
     }
     for (int64_t k = 0; k < kc; b += where.skip) {
         for (const int64_t end = moei_min(k + run, kc); k < end; k += 2, a += 2 * a_k, b += b_step) {
@@ -126,7 +117,7 @@ MOEI_INLINE void tile_fixed(const int mr, const moei_operand *a, const int64_t a
     }
     MOEI_UNROLL
     for (int i = 0; i < mr; ++i) {
-        if (direct) to_column_order(&acc[i][0], &acc[i][1]);
+        if (direct && where.ends) to_column_order(&acc[i][0], &acc[i][1]);
         MOEI_UNROLL
         for (int v = 0; v < 2; ++v) {
             float *at = sum + i * SUM_LD + v * VF_N;

@@ -9,8 +9,8 @@
 
 /* tile_panel with B where it is, rows ldb apart; kc is even. */
 static __attribute__((noinline)) void tile_direct(int mr, const uint16_t *a, const uint16_t *b, int64_t ldb,
-                                                  int64_t kc, float *sum, bool add) {
-    tile_any(mr, a, A_LD, 1, (moei_tile_b){.at = b, .ld = ldb}, kc, sum, add);
+                                                  int64_t kc, float *sum, bool add, bool ends) {
+    tile_any(mr, a, A_LD, 1, (moei_tile_b){.at = b, .ld = ldb, .ends = ends}, kc, sum, add);
 }
 
 /* Chains of `rows` sums go on by a strip of B where it is; what cannot be read there is packed when the chain
@@ -28,7 +28,7 @@ static void linear_product(int rows, const uint16_t *a, const moei_strip *s, uin
     for (int i = 0, mr; i < rows; i += mr) {
         mr = tile_height(rows - i);
         tile_direct(mr, a + a_at(i, 0) + done, bf16_at(s->b, s->k) + s->column, s->b->ld, s->steps,
-                    sum + i * SUM_LD, done > 0);
+                    sum + i * SUM_LD, done > 0, s->steps == s->left);
     }
 }
 
