@@ -1,8 +1,8 @@
 /* route_few_sm90.cu: the router for up to 128 tokens: logits[T,E] = x gate^T, softmax, exact top-k. A cluster
- * has eight tokens: a block every eighth sixteen of experts, whose sum over d its warps share; then a block
- * has one token, for which four threads an expert count how many come before it. It may start before the
- * kernel ahead of it has ended, and asks for the gate and tokens in L2 meanwhile. Source:
- * docs/kernels-cuda.md, few tokens.
+ * has eight tokens: a block every eighth sixteen of experts, whose sum over d its warps share; each logit is
+ * sent to the block that has its token, where one warp takes the best expert again and again while another
+ * one sums up the softmax. It may start before the kernel ahead of it has ended, and asks for the gate and
+ * tokens in L2 meanwhile. Source: docs/kernels-cuda.md, few tokens.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/early.cuh"
@@ -12,15 +12,19 @@
 namespace moei {
 
 enum { ROUTE_RANKS = 8, ROUTE_WARPS = 16, ROUTE_THREADS = 32 * ROUTE_WARPS, ROUTE_EXPERTS = 256 };
-enum { OWN_EXPERTS = ROUTE_EXPERTS / ROUTE_RANKS, STEP_K = 32 };   /* a warp's step */
-enum { COUNTERS = 4, COUNTED_AT_ONCE = ROUTE_THREADS / COUNTERS }; /* threads of an expert */
+enum { OWN_EXPERTS = ROUTE_EXPERTS / ROUTE_RANKS, STEP_K = 32 }; /* a warp's step */
+enum { CHOOSER, SUMMER, MEET = 1 };                              /* warps that share a token; their barrier */
 
+struct Softmax {
+    float top, sum; /* the largest logit, of exp(logit - top) */
+    bool finite;
+};
 struct RouteShared {
     float part[ROUTE_WARPS][32][4]; /* results of 16 experts x 8 tokens as mma has them */
-    float own[ROUTE_RANKS][OWN_EXPERTS];
     uint32_t count[ROUTE_EXPERTS];
-    alignas(16) uint32_t key[ROUTE_EXPERTS]; /* of the block's token */
-    float logit[ROUTE_EXPERTS];
+    alignas(16) float logit[ROUTE_EXPERTS]; /* of the block's token */
+    uint64_t sent;                          /* all of them are here */
+    Softmax softmax;
     int32_t chosen[32];
 };
 
@@ -54,77 +58,118 @@ __device__ __forceinline__ void multiply_gate(const moei_router_args &p, int fir
     }
 }
 
-/* Logits of the block's experts -> s.own, the warps' shares in order. */
+/* Logits of the block's experts, the warps' shares in order, to the blocks that have the tokens. */
 __device__ __forceinline__ void make_logits(const moei_router_args &p, RouteShared &s, int first_token,
                                             int rank) {
     for (int j = 0; j < OWN_EXPERTS / 16; ++j) {
         const int first = (j * ROUTE_RANKS + rank) * 16;
-        if (first >= p.n_experts) return;
-        float acc[4] = {};
-        multiply_gate(p, first, first_token, acc);
-        *(float4 *)s.part[threadIdx.x / 32][threadIdx.x & 31] = make_float4(acc[0], acc[1], acc[2], acc[3]);
+        if (first < p.n_experts) {
+            float acc[4] = {};
+            multiply_gate(p, first, first_token, acc);
+            *(float4 *)s.part[threadIdx.x / 32][threadIdx.x & 31] =
+                make_float4(acc[0], acc[1], acc[2], acc[3]);
+        }
+        if (j == 0) cluster_wait(); /* all wait for what is sent */
         __syncthreads();
-        if (threadIdx.x < 128) {
-            const int lane = threadIdx.x / 4, at = threadIdx.x % 4;
+        const int lane = threadIdx.x / 4, at = threadIdx.x % 4;
+        const int expert = first + lane / 4 + at / 2 * 8, to = lane % 4 * 2 + at % 2;
+        if (threadIdx.x < 128 && expert < p.n_experts && first_token + to < p.n_tokens) {
             float sum = 0;
 #pragma unroll
             for (int w = 0; w < ROUTE_WARPS; ++w) sum += s.part[w][lane][at];
-            s.own[lane % 4 * 2 + at % 2][j * 16 + lane / 4 + at / 2 * 8] = sum;
+            send_to_rank(smem_address(&s.logit[expert]), sum, smem_address(&s.sent), (uint32_t)to);
         }
+        if ((j + 1) * ROUTE_RANKS * 16 >= p.n_experts) return;
         __syncthreads();
     }
 }
 
-/* Experts and weights of a token whose logits and keys are in place, by the whole block. */
-__device__ __forceinline__ void select_token(const moei_router_args &p, RouteShared &s, int64_t token) {
-    const int thread = threadIdx.x, lane = threadIdx.x & 31;
-    const uint32_t *key = s.key;
-    const float *logit = s.logit;
+/* Of a token whose logits are in place; one warp. */
+__device__ __forceinline__ Softmax sum_up(const moei_router_args &p, const RouteShared &s) {
+    const int lane = threadIdx.x & 31;
     uint32_t best = 0;
     bool finite = true;
     for (int e = lane; e < p.n_experts; e += 32) {
-        best = max(best, key[e]);
-        finite &= fabsf(logit[e]) < INFINITY;
+        best = max(best, key_of(s.logit[e]));
+        finite &= fabsf(s.logit[e]) < INFINITY;
     }
     const float top = key_score(__reduce_max_sync(~0u, best));
     float sum = 0;
-    for (int e = lane; e < p.n_experts; e += 32) sum += __expf(logit[e] - top);
-    sum = warp_sum(sum);
-    finite = __all_sync(~0u, finite);
-    for (int first = 0; first < p.n_experts; first += COUNTED_AT_ONCE) {
-        const int e = first + thread / COUNTERS;
-        const uint32_t own = key[min(e, p.n_experts - 1)];
-        int before = 0;
-#pragma unroll 4
-        for (int i = thread % COUNTERS * 4; i < p.n_experts; i += COUNTERS * 4) { /* keys past the last: 0 */
-            const uint4 k = *(const uint4 *)(key + i);
-            before += (k.x > own || (k.x == own && i < e)) + (k.y > own || (k.y == own && i + 1 < e)) +
-                      (k.z > own || (k.z == own && i + 2 < e)) + (k.w > own || (k.w == own && i + 3 < e));
-        }
-        before += __shfl_xor_sync(~0u, before, 1);
-        before += __shfl_xor_sync(~0u, before, 2);
-        if (thread % COUNTERS == 0 && e < p.n_experts && before < p.top_k) s.chosen[before] = e;
+    for (int e = lane; e < p.n_experts; e += 32) sum += __expf(s.logit[e] - top);
+    return {top, warp_sum(sum), (bool)__all_sync(~0u, finite)};
+}
+
+/* The best experts in order, of equal ones the first; one warp, of which a lane has OWN experts in a row. It
+ * sorts them once, then the best of 32 heads is taken again and again. */
+template <int OWN> __device__ __forceinline__ void choose(const moei_router_args &p, RouteShared &s) {
+    const int lane = threadIdx.x & 31;
+    uint32_t key[OWN], expert[OWN];
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+        expert[i] = lane * OWN + i;
+        key[i] = lane * OWN + i < p.n_experts ? key_of(s.logit[lane * OWN + i]) : 0;
     }
-    __syncthreads();
-    const bool masked = p.mask && !p.mask[token], good = finite && !masked;
-    if (good)
-        for (int e = thread; p.prob && e < p.n_experts; e += ROUTE_THREADS)
-            p.prob[token * p.n_experts + e] = __expf(logit[e] - top) * (1.f / sum);
-    if (thread >= 32) return;
-    if (!good) {
+#pragma unroll
+    for (int last = OWN - 1; last > 0; --last)
+#pragma unroll
+        for (int i = 0; i < last; ++i) {
+            const uint32_t k = key[i], e = expert[i];
+            const bool swap = key[i + 1] > k; /* equal ones keep their order */
+            key[i] = swap ? key[i + 1] : k, expert[i] = swap ? expert[i + 1] : e;
+            key[i + 1] = swap ? k : key[i + 1], expert[i + 1] = swap ? e : expert[i + 1];
+        }
+    for (int k = 0; k < p.top_k; ++k) {
+        const uint32_t best = __reduce_max_sync(~0u, key[0]);
+        const bool taken = lane == __ffs((int)__ballot_sync(~0u, key[0] == best)) - 1;
+        if (taken) s.chosen[k] = (int32_t)expert[0];
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) {
+            key[i] = !taken ? key[i] : i + 1 < OWN ? key[(i + 1) % OWN] : 0;
+            expert[i] = taken ? expert[(i + 1) % OWN] : expert[i];
+        }
+    }
+    __syncwarp();
+}
+
+/* Experts and weights of a token whose logits are in place. */
+__device__ __forceinline__ void store_choices(const moei_router_args &p, RouteShared &s, int64_t token,
+                                              bool masked) {
+    const int lane = threadIdx.x & 31;
+    const Softmax all = s.softmax;
+    if (masked || !all.finite) {
         leave_out(p, token, masked ? 0.f : NAN, lane, 32);
         if (!masked && lane == 0) tell(p, token, MOEI_FAULT_LOGIT);
         return;
     }
     const bool mine = lane < p.top_k;
     const int expert = mine ? s.chosen[lane] : 0;
-    const float own = mine ? __expf(logit[expert] - top) : 0, chosen = warp_sum(own);
+    const float own = mine ? __expf(s.logit[expert] - all.top) : 0, chosen = warp_sum(own);
     if (mine) {
         p.expert[token * p.top_k + lane] = expert;
-        p.weight[token * p.top_k + lane] = (float)p.scale * own / weight_divisor(p, sum, chosen);
+        p.weight[token * p.top_k + lane] = (float)p.scale * own / weight_divisor(p, all.sum, chosen);
         if (p.tile_count) atomicAdd(at_rank(s.count + expert, 0), 1);
     }
-    if (lane == 0) p.lse[token] = top + __logf(sum);
+    if (lane == 0) p.lse[token] = all.top + __logf(all.sum);
+}
+__device__ __forceinline__ void select_token(const moei_router_args &p, RouteShared &s, int64_t token) {
+    const int warp = threadIdx.x / 32;
+    const bool masked = p.mask && !p.mask[token];
+    if (warp == CHOOSER) {
+        if (p.n_experts <= 128)
+            choose<4>(p, s);
+        else
+            choose<8>(p, s);
+        named_barrier(MEET, 64);
+        store_choices(p, s, token, masked);
+    } else if (warp == SUMMER) {
+        const Softmax all = sum_up(p, s);
+        if ((threadIdx.x & 31) == 0) s.softmax = all;
+        named_barrier_arrive(MEET, 64);
+    } else if (p.prob) {
+        const Softmax all = sum_up(p, s);
+        for (int e = threadIdx.x - 64; all.finite && !masked && e < p.n_experts; e += ROUTE_THREADS - 64)
+            p.prob[token * p.n_experts + e] = __expf(s.logit[e] - all.top) * (1.f / all.sum);
+    }
 }
 
 static __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1)
@@ -134,7 +179,16 @@ static __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1)
     const int thread = threadIdx.x, rank = (int)cluster_rank(), padded = (p.n_experts + 3) / 4 * 4;
     const int first_token = (int)(blockIdx.x / ROUTE_RANKS * ROUTE_RANKS), token = first_token + rank;
     const bool selects = (int)token < (int)p.n_tokens;
+    const uint32_t sent = smem_address(&s.sent);
     let_next_start();
+    if (thread == 0) {
+        mbar_init(sent, 1);
+        mbar_init_done();
+        if (selects) mbar_arrive_expect(sent, (uint32_t)p.n_experts * sizeof(float));
+    }
+    if (thread < ROUTE_EXPERTS) s.count[thread] = 0;
+    __syncwarp();
+    cluster_arrive();
     for (int j = 0; j < OWN_EXPERTS / 16; ++j) {
         const int expert = (j * ROUTE_RANKS + rank) * 16 + thread / 32;
         const char *row = (const char *)p.gate + (int64_t)expert * p.d * 2;
@@ -143,28 +197,15 @@ static __global__ void __cluster_dims__(ROUTE_RANKS, 1, 1)
     }
     for (int64_t at = thread * 128; selects && at < 2 * p.d; at += ROUTE_THREADS * 128)
         prefetch_line((const char *)p.x + (int64_t)token * p.ldx * 2 + at);
-    if (thread < ROUTE_EXPERTS) s.count[thread] = 0;
     await_earlier();
     make_logits(p, s, first_token, rank);
-    cluster_sync();
-    for (int e = thread; selects && e < padded; e += ROUTE_THREADS) {
-        const bool valid = e < p.n_experts;
-        const float logit = valid
-                                ? load_of_rank(smem_address(&s.own[rank][e / 16 / ROUTE_RANKS * 16 + e % 16]),
-                                               (uint32_t)(e / 16 % ROUTE_RANKS))
-                                : 0;
-        s.logit[e] = logit, s.key[e] = valid ? key_of(logit) : 0;
-        if (p.logits && valid) p.logits[token * p.n_experts + e] = logit;
-    }
-    __syncwarp();
-    cluster_arrive(); /* what others have here is read */
     if (selects) {
-        __syncthreads();
+        mbar_wait_sent(sent, 0);
+        if (p.logits && thread < p.n_experts) p.logits[token * p.n_experts + thread] = s.logit[thread];
         select_token(p, s, token);
     }
-    __syncwarp();
-    cluster_wait();
     if (!p.tile_count) return;
+    __syncwarp();
     cluster_sync(); /* all have counted */
     if (rank == 0 && thread < padded) p.tile_count[thread] = (uint8_t)s.count[thread];
 }

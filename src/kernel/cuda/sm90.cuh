@@ -45,6 +45,18 @@ __device__ __forceinline__ void mbar_wait(uint32_t bar, uint32_t parity) {
                  : "memory");
 }
 
+/* The same for what other blocks of the cluster have sent here. */
+__device__ __forceinline__ void mbar_wait_sent(uint32_t bar, uint32_t parity) {
+    asm volatile("{\n .reg .pred done;\n"
+                 "again:\n"
+                 " mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+                 " @done bra.uni over;\n"
+                 " bra.uni again;\n"
+                 "over:\n}" ::"r"(bar),
+                 "r"(parity)
+                 : "memory");
+}
+
 __device__ __forceinline__ uint32_t cluster_rank() {
     uint32_t rank;
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -55,12 +67,12 @@ __device__ __forceinline__ void cluster_sync() {
                  "barrier.cluster.wait.acquire.aligned;" ::
                      : "memory");
 }
-/* The same in two halves, of which the first orders no memory: for what was only read. */
+/* The same in two halves. */
 __device__ __forceinline__ void cluster_arrive() {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void cluster_wait() {
-    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 /* The float at the same shared-memory address in block `rank` of the cluster. */
 __device__ __forceinline__ float load_of_rank(uint32_t address, uint32_t rank) {
@@ -72,6 +84,18 @@ __device__ __forceinline__ float load_of_rank(uint32_t address, uint32_t rank) {
                  : "r"(address), "r"(rank)
                  : "memory");
     return v;
+}
+/* A float to the same shared-memory address in block `rank` of the cluster; a barrier there counts its 4
+ * bytes.
+ */
+__device__ __forceinline__ void send_to_rank(uint32_t address, float v, uint32_t bar, uint32_t rank) {
+    asm volatile(
+        "{\n .reg .b32 there, counts;\n"
+        " mapa.shared::cluster.u32 there, %0, %3;\n"
+        " mapa.shared::cluster.u32 counts, %2, %3;\n"
+        " st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [there], %1, [counts];\n}" ::"r"(address),
+        "r"(__float_as_uint(v)), "r"(bar), "r"(rank)
+        : "memory");
 }
 /* The same variable of block `rank` of the cluster. */
 template <class T> __device__ __forceinline__ T *at_rank(T *variable, uint32_t rank) {
