@@ -6,6 +6,8 @@
 #ifndef MOEI_FEW_HALVES_CUH
 #define MOEI_FEW_HALVES_CUH
 
+#include "kernel/cuda/portable.cuh"
+
 #include <stdint.h>
 
 namespace moei {
@@ -14,6 +16,22 @@ namespace moei {
 struct Listed {
     int16_t expert, first, rows;
 };
+
+/* Up to 32 choices by expert, a lane each (expert -1: none), no expert listed twice: `choice` and its token
+ * by place. One warp; how many experts are listed. */
+__device__ __forceinline__ int sort_by_warp(int expert, int token, Listed *listed, int16_t *choice,
+                                            int16_t *of_token) {
+    const int lane = threadIdx.x & 31;
+    const uint32_t before = (1u << lane) - 1, same = __match_any_sync(~0u, expert);
+    const int leader = __ffs((int)same) - 1;
+    const bool leads = lane == leader && expert >= 0;
+    const uint32_t leaders = __ballot_sync(~0u, leads);
+    const int rows = leads ? __popc(same) : 0, own_first = warp_prefix(rows) - rows;
+    if (leads) listed[__popc(leaders & before)] = {(int16_t)expert, (int16_t)own_first, (int16_t)rows};
+    const int at = __shfl_sync(~0u, own_first, leader) + __popc(same & before);
+    if (expert >= 0) choice[at] = (int16_t)lane, of_token[at] = (int16_t)token;
+    return __popc(leaders);
+}
 
 struct Halves {
     bool second; /* which half a choice is of */

@@ -38,18 +38,16 @@ struct Choices {
     int32_t before[16];              /* by warp */
     int32_t n_tiles;
     Listed tile[MOEI_FEW_PACKED_ROWS];
-    int16_t choice[MOEI_FEW_PACKED_ROWS]; /* by expert */
+    int16_t choice[MOEI_FEW_PACKED_ROWS], token[MOEI_FEW_PACKED_ROWS]; /* by expert */
 };
 
-/* Choices by expert, in tiles of TILE. Whole block. Of more than one tile the first TILE tokens and the
+/* Choices by expert, in tiles of TILE, whole block. Of more than one tile the first TILE tokens and the
  * others each have theirs: every block sorts for itself, so what a tile holds must not hang on who counts
  * first. */
-template <int THREADS>
-__device__ __forceinline__ void sort_packed_choices(const moei_few_args &p, Choices &s) {
+template <int THREADS> __device__ __forceinline__ void sort_by_block(Choices &s, int chosen, int token) {
     enum { OWN = MOEI_FEW_EXPERTS / THREADS, TILES_AT = 16 };
     const int thread = threadIdx.x, lane = thread & 31, warp = thread / 32;
-    const int chosen = thread < p.n_tokens * p.top_k ? p.expert[thread] : -1;
-    const Halves half = {thread / p.top_k >= TILE};
+    const Halves half = {token >= TILE};
     const int rank = chosen >= 0 ? half.count(&s.count[chosen]) : 0;
     __syncthreads();
     int own[OWN], sum = 0; /* by halves; choices, and in the upper half tiles */
@@ -72,12 +70,34 @@ __device__ __forceinline__ void sort_packed_choices(const moei_few_args &p, Choi
         tile += Halves::parts(own[i], TILE), first += Halves::both(own[i]);
     }
     __syncthreads();
-    if (chosen >= 0) s.choice[half.place(s.count[chosen], rank)] = (int16_t)thread;
+    if (chosen < 0) return;
+    const int place = half.place(s.count[chosen], rank);
+    s.choice[place] = (int16_t)thread, s.token[place] = (int16_t)token;
+}
+/* token: of the thread's choice. */
+template <int THREADS>
+__device__ __forceinline__ void sort_packed_choices(const moei_few_args &p, Choices &s, int token) {
+    const int thread = threadIdx.x, choices = (int)p.n_tokens * p.top_k;
+    const int chosen = thread < choices ? p.expert[thread] : -1;
+    if (choices > 32 || p.n_tokens > TILE) {
+        sort_by_block<THREADS>(s, chosen, token);
+    } else if (thread < 32) {
+        const int tiles = sort_by_warp(chosen, token, s.tile, s.choice, s.token);
+        if (thread == 0) s.n_tiles = tiles;
+    }
     __syncthreads();
 }
 
-/* Units are panels, of a panel all tiles. For each that is multiplied one is drawn, so the counter is 0 again
- * after the last. */
+/* Unit u: a panel of a tile, of a panel all tiles. */
+struct FewUnit {
+    int panel, tile;
+    static __device__ __forceinline__ FewUnit at(int u, int n_tiles) {
+        const int panel = (int)((unsigned)u / (unsigned)n_tiles);
+        return {panel, u - panel * n_tiles};
+    }
+};
+
+/* Of each unit that is multiplied one is drawn, so the counter is 0 again after the last. */
 template <bool GATED, bool UP> struct FewUnits {
     enum { whole = true, THREADS = FewBlock<UP>::THREADS };
     enum { SHARES = GATED ? FewBlock<UP>::WARPS / 2 : FewBlock<UP>::WARPS };
@@ -87,13 +107,14 @@ template <bool GATED, bool UP> struct FewUnits {
     int n_units, drawn;
 
     __device__ __forceinline__ PackedUnit open(int turn) {
-        const int u = s.drawn[turn % AHEAD], panel = u / max(s.n_tiles, 1), tile = u - panel * s.n_tiles;
+        const int u = s.drawn[turn % AHEAD];
         if (u >= n_units) return {0, (const bf16 *)call.p.x, 0};
-        const Listed of = s.tile[tile];
+        const FewUnit unit = FewUnit::at(u, s.n_tiles);
+        const Listed of = s.tile[unit.tile];
         const int lane_row = (threadIdx.x & 31) >> 2;
-        const int choice = s.choice[of.first + (lane_row < of.rows ? lane_row : 0)];
-        return {of.expert * call.b.group_bytes + panel * call.b.panel_bytes,
-                UP ? (const bf16 *)call.p.x + choice / call.p.top_k * call.p.ldx : call.h + choice * call.p.n,
+        const int at = of.first + (lane_row < of.rows ? lane_row : 0);
+        return {of.expert * call.b.group_bytes + unit.panel * call.b.panel_bytes,
+                UP ? (const bf16 *)call.p.x + s.token[at] * call.p.ldx : call.h + s.choice[at] * call.p.n,
                 of.rows};
     }
     __device__ __forceinline__ void await() const {
@@ -106,10 +127,11 @@ template <bool GATED, bool UP> struct FewUnits {
         if (threadIdx.x == 0) s.drawn[(turn + 2) % AHEAD] = drawn;
     }
     __device__ __forceinline__ void finish(int turn, const UnitParts *part) {
-        const int u = s.drawn[turn % AHEAD], panel = u / s.n_tiles, tile = u - panel * s.n_tiles;
-        for (int i = threadIdx.x; i < s.tile[tile].rows * PANEL; i += THREADS) {
-            const int r = i / PANEL, c = i % PANEL, column = panel * PANEL + c;
-            const int64_t choice = s.choice[s.tile[tile].first + r];
+        const FewUnit unit = FewUnit::at(s.drawn[turn % AHEAD], s.n_tiles);
+        const Listed of = s.tile[unit.tile];
+        for (int i = threadIdx.x; i < of.rows * PANEL; i += THREADS) {
+            const int r = i / PANEL, c = i % PANEL, column = unit.panel * PANEL + c;
+            const int64_t choice = s.choice[of.first + r];
             if (column >= call.b.width) continue;
             const float z = whole_sum<SHARES>(part, r, c);
             if (UP)
@@ -129,15 +151,20 @@ __global__ void __launch_bounds__(FewBlock<UP>::THREADS, FewBlock<UP>::PER_SM)
     __shared__ Choices s;
     FewPackedShared<CODES, UP> &shared = *(FewPackedShared<CODES, UP> *)raw;
     const moei_few_args &p = call.p;
+    const int token = threadIdx.x / p.top_k;
     for (int i = threadIdx.x; i < MOEI_FEW_EXPERTS; i += THREADS) s.count[i] = 0;
     shared.table.put(call.b.value);
     if (threadIdx.x < 2) s.drawn[threadIdx.x] = (int32_t)(blockIdx.x + threadIdx.x * gridDim.x);
+    /* All that can be known before choices are. */
+    const Walk<CODES, FewUnits<GATED, UP>::SHARES> walk(call.b);
+    const Places<CODES> places(shared);
     if (UP) await_earlier();
     let_next_start();
     __syncthreads();
-    sort_packed_choices<THREADS>(p, s); /* of down, choices are there: up, which awaited them, let it start */
+    /* Of down, choices are there: up, which awaited them, let it start. */
+    sort_packed_choices<THREADS>(p, s, token);
     FewUnits<GATED, UP> units = {call, s, p.drawn + !UP, s.n_tiles * call.b.panels, 0};
-    multiply_packed_units<GATED>(call.b, shared, units);
+    multiply_packed_units(call.b, shared, walk, places, units);
 }
 
 template <int CODES, bool GATED, bool UP>

@@ -63,22 +63,7 @@ __device__ __forceinline__ uint32_t *stored_of(const moei_few_args &p, int liste
     return p.drawn + 1 + listed;
 }
 
-/* Choices by expert, up to 32, a lane each. One warp. */
-__device__ __forceinline__ void sort_by_warp(const moei_few_args &p, FewShared &s) {
-    const int lane = threadIdx.x & 31, expert = lane < p.n_tokens * p.top_k ? p.expert[lane] : -1;
-    const uint32_t before = (1u << lane) - 1, same = __match_any_sync(~0u, expert);
-    const int leader = __ffs((int)same) - 1;
-    const bool leads = lane == leader && expert >= 0;
-    const uint32_t leaders = __ballot_sync(~0u, leads);
-    const int rows = leads ? __popc(same) : 0, own_first = warp_prefix(rows) - rows;
-    if (lane == 0) s.n_listed = __popc(leaders);
-    if (leads) s.listed[__popc(leaders & before)] = {(int16_t)expert, (int16_t)own_first, (int16_t)rows};
-    const int at = __shfl_sync(~0u, own_first, leader) + __popc(same & before);
-    if (expert >= 0) s.choice[at] = (int16_t)lane, s.token[at] = (int16_t)(lane / p.top_k);
-    __syncwarp();
-}
-
-/* The same of any number, whole block. Of an expert that is listed twice the first MOST_ROWS tokens and the
+/* Choices by expert, whole block. Of an expert that is listed twice the first MOST_ROWS tokens and the
  * others each have their entry: every block sorts for itself, so what an entry holds must not hang on who
  * counts first. */
 __device__ __forceinline__ void sort_by_block(const moei_few_args &p, FewShared &s) {
@@ -119,10 +104,15 @@ __device__ __forceinline__ void sort_by_block(const moei_few_args &p, FewShared 
 
 /* Whole block; whoever asks for weights, which `choice` is nothing to, goes on at once. */
 __device__ __forceinline__ void sort_choices(const moei_few_args &p, FewShared &s) {
-    if (p.n_tokens * p.top_k > 32)
+    const int lane = threadIdx.x & 31, choices = (int)p.n_tokens * p.top_k;
+    if (choices > 32) {
         sort_by_block(p, s);
-    else if (threadIdx.x < 32)
-        sort_by_warp(p, s);
+    } else if (threadIdx.x < 32) {
+        const int expert = lane < choices ? p.expert[lane] : -1,
+                  listed = sort_by_warp(expert, lane / p.top_k, s.listed, s.choice, s.token);
+        if (lane == 0) s.n_listed = listed;
+        __syncwarp();
+    }
     if (threadIdx.x < 32)
         named_barrier_arrive(SORTED, THREADS);
     else

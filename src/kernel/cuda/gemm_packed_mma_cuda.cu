@@ -81,7 +81,9 @@ __global__ void __launch_bounds__(THREADS, 2)
     s.table.put(call.b.value);
     __syncthreads();
     RowUnits<C, GATED> units(call, tile);
-    multiply_packed_units<GATED>(call.b, s, units);
+    const Walk<CODES, RowUnits<C, GATED>::SHARES> walk(call.b);
+    const Places<CODES> places(s);
+    multiply_packed_units(call.b, s, walk, places, units);
 }
 
 enum { BLOCKS = 1056 }; /* about; few of them wait, as one that begins finds its rows first */

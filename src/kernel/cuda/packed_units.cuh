@@ -28,7 +28,7 @@ enum Codes { BYTES, INTEGERS, TABLE, TABLE_EXPONENTS };
 struct PackedB {
     const unsigned char *data;
     int64_t group_bytes, panel_bytes, block_bytes, second; /* second: from a panel to that of the ups */
-    int32_t k, width, panels, group_steps;                 /* width, panels: of a run; steps of 32 */
+    int32_t k, width, panels, group_bits;                  /* width, panels: of a run; 2^bits steps of 32 */
     Codes codes;
     float value[MOEI_CODES];
 };
@@ -38,7 +38,7 @@ static inline PackedB packed_b_of(const moe_packed *p) {
     b.data = p->data, b.group_bytes = p->group_bytes, b.panel_bytes = p->panel_bytes;
     b.block_bytes = p->block_bytes, b.second = p->run_panels * p->panel_bytes;
     b.k = (int32_t)p->k, b.width = (int32_t)(p->n / p->n_runs), b.panels = (int32_t)p->run_panels;
-    b.group_steps = p->group / STEP;
+    while (STEP << b.group_bits < p->group) ++b.group_bits;
     b.codes = format->bits == 8          ? BYTES
               : format->value[0] == -8.f ? INTEGERS
               : format->exponents        ? TABLE_EXPONENTS
@@ -125,10 +125,13 @@ template <int CODES, int SHARES> struct Walk {
 
     __device__ __forceinline__ Walk(const PackedB &b) {
         const int lane = threadIdx.x & 31, own = threadIdx.x / 32 % SHARES, total = (b.k + STEP - 1) / STEP;
-        back = PANEL * Way<CODES>::SCALE_BYTES + own % b.group_steps * Way<CODES>::STEP_BYTES;
-        first = own / b.group_steps * b.block_bytes + back + lane * 16;
-        stride = SHARES / b.group_steps * b.block_bytes;
+        const int inside = own & ((1 << b.group_bits) - 1); /* its block */
+        back = PANEL * Way<CODES>::SCALE_BYTES + inside * Way<CODES>::STEP_BYTES;
+        first = (own >> b.group_bits) * b.block_bytes + back + lane * 16;
+        stride = (SHARES >> b.group_bits) * b.block_bytes;
         k = own * STEP + (lane & 3) * 8, steps = (total - own + SHARES - 1) / SHARES;
+        /* Computed where it stands, before choices are awaited. */
+        asm volatile("" : "+l"(first), "+l"(stride), "+r"(back), "+r"(k), "+r"(steps));
     }
     __device__ __forceinline__ void ask_codes(const Places<CODES> &places, int stage,
                                               const unsigned char *codes) const {
@@ -191,6 +194,16 @@ __device__ __forceinline__ void read_scales(uint2 four, float (&scale)[4]) {
  * rows 2(l%4) and the next. */
 typedef float UnitSums[4][4];
 
+/* An octet of a row as codes stand beside it, and what numbers that are 136 too large add to its sums. */
+template <int CODES> __device__ __forceinline__ void turn_rows(uint32_t (&row)[4], float (&start)[4]) {
+    if (CODES != INTEGERS) return;
+    const uint32_t less = 0xc308c308u, x = row[0], y = row[1]; /* -136 */
+    row[0] = __byte_perm(x, row[2], 0x5410), row[1] = __byte_perm(x, row[2], 0x7632);
+    row[2] = __byte_perm(y, row[3], 0x5410), row[3] = __byte_perm(y, row[3], 0x7632);
+    mma16816(start, less, less, less, less, row[0], row[1]);
+    mma16816(start, less, less, less, less, row[2], row[3]);
+}
+
 /* sums += a step. Weights are mma16816's tile of 16, rows the other one; which steps stand beside each other
  * there is the same for both, and else does not matter. */
 template <int CODES>
@@ -199,14 +212,8 @@ __device__ __forceinline__ void add_step(UnitSums &sums, const Places<CODES> &pl
     uint4 x;
     shared_load(x, places.row + at);
     uint32_t row[4] = {x.x, x.y, x.z, x.w};
-    float start[4] = {}; /* what numbers that are 136 too large add */
-    if (CODES == INTEGERS) {
-        row[0] = __byte_perm(x.x, x.z, 0x5410), row[1] = __byte_perm(x.x, x.z, 0x7632);
-        row[2] = __byte_perm(x.y, x.w, 0x5410), row[3] = __byte_perm(x.y, x.w, 0x7632);
-        const uint32_t less = 0xc308c308u; /* -136 */
-        mma16816(start, less, less, less, less, row[0], row[1]);
-        mma16816(start, less, less, less, less, row[2], row[3]);
-    }
+    float start[4] = {};
+    turn_rows<CODES>(row, start);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         uint4 four, more = {};
@@ -274,12 +281,10 @@ template <int CODES, int WARPS, int STAGES> struct UnitShared {
  *                             turn
  *   finish(turn, parts)       by all threads, while others may have begun the next turn
  *   whole        rows are made of 16-byte pieces */
-template <bool GATED, int CODES, int WARPS, int STAGES, class Units>
+template <int CODES, int SHARES, int WARPS, int STAGES, class Units>
 __device__ __forceinline__ void multiply_packed_units(const PackedB &b, UnitShared<CODES, WARPS, STAGES> &s,
-                                                      Units &units) {
-    enum { SHARES = GATED ? WARPS / 2 : WARPS };
-    const Walk<CODES, SHARES> walk(b);
-    const Places<CODES> places(s);
+                                                      const Walk<CODES, SHARES> &walk,
+                                                      const Places<CODES> &places, Units &units) {
     const int warp = threadIdx.x / 32;
     const int64_t first = walk.first + warp / SHARES * b.second;
     PackedUnit unit = units.open(0);
