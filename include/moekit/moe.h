@@ -136,7 +136,7 @@ MOE_API size_t moe_dtype_bytes(moe_dtype dtype); /* of one number; 0 of what is 
 MOE_API const char *moe_ctx_kernel_of(const moe_ctx *ctx, const char *op, moe_dtype dtype);
 
 typedef struct moe_mat {
-    void *data; /* in memory of the context's device */
+    void *data; /* in memory of the context's device, at a multiple of a number's bytes */
     int64_t rows, cols;
     int64_t stride; /* elements from one row to the next, at most 2^29; 0: cols */
     moe_dtype dtype;

@@ -5,8 +5,8 @@
  * bits for a row whatever other rows stand beside it. f64 runs on the reference kernels.
  * Matrices are row-major; ld* are elements from one row to the next, at most 2^29. Rows (tokens, kv_stride *
  * n_seq) are fewer than 2^31, and n_groups times b_group or c_group at most 2^60 elements: more is
- * MOE_ERR_ARGUMENT. Offsets and targets are looked at, row indices (a_row, b_row, row_of) are not: one
- * outside its matrix is the caller's fault and may crash.
+ * MOE_ERR_ARGUMENT, and so is data that begins within an element. Offsets and targets are looked at, row
+ * indices (a_row, b_row, row_of) are not: one outside its matrix is the caller's fault and may crash.
  *
  * dtype bf16: tensors are bf16, sums are f32. What is marked "wide" is f32 there, and of `dtype` otherwise:
  * routing weights, statistics of a row, losses, and all that accumulates for parameters.

@@ -43,6 +43,13 @@ moe_status moei_ctx_need(moe_ctx *ctx, const char *call, const char *field, cons
     return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: %s is NULL; this call needs it", call, field);
 }
 
+moe_status moei_ctx_whole(moe_ctx *ctx, const char *call, const char *field, const void *ptr, size_t bytes) {
+    if ((uintptr_t)ptr % bytes == 0) return MOE_OK;
+    return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT,
+                        "%s: %s is at %p, within an element; those of %zu bytes lie at multiples of that",
+                        call, field, ptr, bytes);
+}
+
 moe_status moei_ctx_no_memory(moe_ctx *ctx, const char *format, ...) {
     char purpose[120];
     const moe_error refused = ctx->error;

@@ -41,6 +41,8 @@ struct moe_ctx {
 
 /* moei_error_need for those who have a context, or were given none: then the status alone tells it. */
 moe_status moei_ctx_need(moe_ctx *ctx, const char *call, const char *field, const void *ptr);
+/* Data that begins within an element of so many bytes cannot be read as such in C. NULL begins nowhere. */
+moe_status moei_ctx_whole(moe_ctx *ctx, const char *call, const char *field, const void *ptr, size_t bytes);
 
 /* Says what the memory was for that has just been refused; returns the status of that refusal:
  * MOE_ERR_MEMORY, or what else a device gave as its reason. */

@@ -34,7 +34,7 @@ static moe_status check_offset(moe_ctx *ctx, const char *op, const int64_t *offs
         {"n_groups", n_groups, 0, INT32_MAX}
     };
     const moei_need needs[] = {
-        {"offset", offset}
+        {"offset", offset, sizeof *offset}
     };
     MOEI_TRY(moei_op_limits(ctx, op, limits, MOEI_COUNT(limits)));
     const moei_limit told[] = {
@@ -80,13 +80,14 @@ static moe_status check_epilogue(moe_ctx *ctx, const char *op, const moe_gemm_ro
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: accumulate goes with MOE_EPI_STORE only", op);
     if (a->c_wide && a->epilogue != MOE_EPI_STORE)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: c_wide goes with MOE_EPI_STORE only", op);
+    const size_t size = moe_dtype_bytes(a->dtype), wide = moe_dtype_bytes(moei_wide(a->dtype));
     int64_t gate_and_up = moe_act_gated(a->act) ? 2 : 1;
     if (a->epilogue == MOE_EPI_STORE) {
         const moei_limit limits[] = {
             {"ldc", a->ldc, a->n, MOEI_LD_MAX}
         };
         const moei_need needs[] = {
-            {"c", a->c}
+            {"c", a->c, a->c_wide ? wide : size}
         };
         MOEI_TRY(moei_op_limits(ctx, op, limits, MOEI_COUNT(limits)));
         return moei_op_needs(ctx, op, needs, MOEI_COUNT(needs));
@@ -101,10 +102,14 @@ static moe_status check_epilogue(moe_ctx *ctx, const char *op, const moe_gemm_ro
             {"ldh", a->ldh,               a->n / gate_and_up, MOEI_LD_MAX}
         };
         const moei_need needs[] = {
-            {"h", a->h}
+            {"h", a->h, size}
+        };
+        const moei_need may[] = {
+            {"c", a->c, size}
         };
         MOEI_TRY(moei_op_limits(ctx, op, limits, MOEI_COUNT(limits)));
-        return moei_op_needs(ctx, op, needs, MOEI_COUNT(needs));
+        MOEI_TRY(moei_op_needs(ctx, op, needs, MOEI_COUNT(needs)));
+        return moei_op_whole(ctx, op, may, MOEI_COUNT(may));
     }
     if (a->bias)
         return moe_ctx_fail(ctx, MOE_ERR_ARGUMENT, "%s: bias must be NULL with MOE_EPI_ACT_GRAD", op);
@@ -113,13 +118,18 @@ static moe_status check_epilogue(moe_ctx *ctx, const char *op, const moe_gemm_ro
         {"ldwa", a->ldwa, a->n,               MOEI_LD_MAX}
     };
     const moei_need needs[] = {
-        {"z",                           a->z                               },
-        {"dz",                          a->dz                              },
-        {"wa",                          a->wa                              },
-        {"dweight_part (with dweight)", a->dweight ? a->dweight_part : a->z}
+        {"z",                           a->z,                                size                    },
+        {"dz",                          a->dz,                               size                    },
+        {"wa",                          a->wa,                               size                    },
+        {"dweight_part (with dweight)", a->dweight ? a->dweight_part : a->z, a->dweight ? wide : size}
+    };
+    const moei_need may[] = {
+        {"row_weight", a->row_weight, wide},
+        {"dweight",    a->dweight,    wide}
     };
     MOEI_TRY(moei_op_limits(ctx, op, limits, MOEI_COUNT(limits)));
-    return moei_op_needs(ctx, op, needs, MOEI_COUNT(needs));
+    MOEI_TRY(moei_op_needs(ctx, op, needs, MOEI_COUNT(needs)));
+    return moei_op_whole(ctx, op, may, MOEI_COUNT(may));
 }
 
 /* B packed in few bits is this product's, in memory that its device reads. */
@@ -174,12 +184,18 @@ moe_status moe_gemm_rows(moe_ctx *ctx, const moe_gemm_rows_args *args) {
     MOEI_TRY(moei_op_limits(ctx, op, limits, MOEI_COUNT(limits)));
     if (packed) MOEI_TRY(check_packed(ctx, op, args));
     if (rows == 0 || args->n == 0) return MOE_OK;
+    const size_t size = moe_dtype_bytes(args->dtype);
     const moei_need needs[] = {
-        {"a", args->a                                },
-        {"b", packed ? (const void *)packed : args->b}
+        {"a", args->a,                                 size             },
+        {"b", packed ? (const void *)packed : args->b, packed ? 1 : size}
     };
     MOEI_TRY(moei_op_needs(ctx, op, needs, MOEI_COUNT(needs)));
     MOEI_TRY(check_epilogue(ctx, op, args));
+    const moei_need may[] = {
+        {"a_row", args->a_row, sizeof *args->a_row},
+        {"bias",  args->bias,  size               }
+    };
+    MOEI_TRY(moei_op_whole(ctx, op, may, MOEI_COUNT(may)));
     const moei_kernels *kernels = ctx->kernels[args->dtype];
     (packed ? kernels->gemm_packed : kernels->gemm_rows)(&ctx->team, args);
     return MOE_OK;
@@ -206,12 +222,18 @@ moe_status moe_gemm_outer(moe_ctx *ctx, const moe_gemm_outer_args *args) {
                             "%s: c_group is %" PRId64 "; the matrices of %" PRId64 " by %" PRId64
                             " with ldc %" PRId64 " would overlap",
                             op, args->c_group, args->m, args->n, args->ldc);
+    const size_t size = moe_dtype_bytes(args->dtype), wide = moe_dtype_bytes(moei_wide(args->dtype));
     const moei_need needs[] = {
-        {"c", args->c},
-        {"a", args->a},
-        {"b", args->b}
+        {"c", args->c, args->c_wide ? wide : size},
+        {"a", args->a, size                      },
+        {"b", args->b, size                      }
     };
     MOEI_TRY(moei_op_needs(ctx, op, needs, rows > 0 ? MOEI_COUNT(needs) : 1));
+    const moei_need may[] = {
+        {"a_row", args->a_row, sizeof *args->a_row},
+        {"b_row", args->b_row, sizeof *args->b_row}
+    };
+    MOEI_TRY(moei_op_whole(ctx, op, may, MOEI_COUNT(may)));
     ctx->kernels[args->dtype]->gemm_outer(&ctx->team, args);
     return MOE_OK;
 }
@@ -229,12 +251,17 @@ moe_status moe_gather_sum(moe_ctx *ctx, const moe_gather_sum_args *args) {
     };
     MOEI_TRY(moei_op_limits(ctx, op, limits, MOEI_COUNT(limits)));
     if (args->n_tokens == 0 || args->n == 0) return MOE_OK;
+    const size_t size = moe_dtype_bytes(args->dtype), wide = moe_dtype_bytes(moei_wide(args->dtype));
     const moei_need needs[] = {
-        {"out",    args->out   },
-        {"row_of", args->row_of},
-        {"rows",   args->rows  }
+        {"out",    args->out,    size                },
+        {"row_of", args->row_of, sizeof *args->row_of},
+        {"rows",   args->rows,   size                }
     };
     MOEI_TRY(moei_op_needs(ctx, op, needs, args->top_k > 0 ? MOEI_COUNT(needs) : 1));
+    const moei_need may[] = {
+        {"weight", args->weight, wide}
+    };
+    MOEI_TRY(moei_op_whole(ctx, op, may, MOEI_COUNT(may)));
     ctx->kernels[args->dtype]->gather_sum(&ctx->team, args);
     return MOE_OK;
 }
@@ -251,11 +278,17 @@ moe_status moe_colsum(moe_ctx *ctx, const moe_colsum_args *args) {
     };
     MOEI_TRY(moei_op_limits(ctx, op, limits, MOEI_COUNT(limits)));
     if (args->n_groups == 0 || args->n == 0) return MOE_OK;
+    const size_t size = moe_dtype_bytes(args->dtype), wide = moe_dtype_bytes(moei_wide(args->dtype));
     const moei_need needs[] = {
-        {"out", args->out},
-        {"a",   args->a  }
+        {"out", args->out, wide},
+        {"a",   args->a,   size}
     };
     MOEI_TRY(moei_op_needs(ctx, op, needs, rows > 0 ? MOEI_COUNT(needs) : 1));
+    const moei_need may[] = {
+        {"a_row",      args->a_row,      sizeof *args->a_row},
+        {"row_weight", args->row_weight, wide               }
+    };
+    MOEI_TRY(moei_op_whole(ctx, op, may, MOEI_COUNT(may)));
     ctx->kernels[args->dtype]->colsum(&ctx->team, args);
     return MOE_OK;
 }
@@ -268,7 +301,10 @@ moe_status moe_sum_squares(moe_ctx *ctx, moe_dtype dtype, const void *x, int64_t
         {"n", n, 0, INT64_MAX}
     };
     MOEI_TRY(moei_op_limits(ctx, op, limits, MOEI_COUNT(limits)));
-    if (n > 0) MOEI_TRY(moei_ctx_need(ctx, op, "x", x));
+    const moei_need needs[] = {
+        {"x", x, moe_dtype_bytes(dtype)}
+    };
+    MOEI_TRY(moei_op_needs(ctx, op, needs, n > 0 ? 1 : 0));
     *sum = ctx->kernels[dtype]->sum_squares(&ctx->team, dtype, x, n);
     return MOE_OK;
 }

@@ -26,6 +26,12 @@ moe_status moei_op_limits(moe_ctx *ctx, const char *op, const moei_limit *limits
 
 moe_status moei_op_needs(moe_ctx *ctx, const char *op, const moei_need *needs, size_t n) {
     for (const moei_need *p = needs; p < needs + n; ++p) MOEI_TRY(moei_ctx_need(ctx, op, p->field, p->ptr));
+    return moei_op_whole(ctx, op, needs, n);
+}
+
+moe_status moei_op_whole(moe_ctx *ctx, const char *op, const moei_need *may, size_t n) {
+    for (const moei_need *p = may; p < may + n; ++p)
+        MOEI_TRY(moei_ctx_whole(ctx, op, p->field, p->ptr, p->bytes));
     return MOE_OK;
 }
 

@@ -1,6 +1,7 @@
 /* op_check.h: what the public operations ask of their arguments: whole numbers in a range, pointers that are
- * there, dtypes that are served. A wrong one is told by the operation's and its own name, with its value and
- * what would be right (MOE_ERR_ARGUMENT). `op` is "moe_" and the name of a row of kernel.def.
+ * there and begin with an element, dtypes that are served. A wrong one is told by the operation's and its own
+ * name, with its value and what would be right (MOE_ERR_ARGUMENT). `op` is "moe_" and the name of a row of
+ * kernel.def.
  */
 #ifndef MOEI_OP_CHECK_H
 #define MOEI_OP_CHECK_H
@@ -16,12 +17,15 @@ typedef struct moei_limit {
 } moei_limit;
 moe_status moei_op_limits(moe_ctx *ctx, const char *op, const moei_limit *limits, size_t n);
 
-/* A pointer that the call needs. */
+/* A pointer and the bytes of what it points to, of which its address is a multiple. */
 typedef struct moei_need {
     const char *field;
     const void *ptr;
+    size_t bytes;
 } moei_need;
 moe_status moei_op_needs(moe_ctx *ctx, const char *op, const moei_need *needs, size_t n);
+/* Of those that may be NULL. */
+moe_status moei_op_whole(moe_ctx *ctx, const char *op, const moei_need *may, size_t n);
 
 /* The CPU serves every operation in every dtype; a device has the rows of kernel.def. */
 moe_status moei_op_dtype(moe_ctx *ctx, const char *op, moe_dtype dtype);

@@ -28,12 +28,17 @@ moe_status moe_rmsnorm(moe_ctx *ctx, const moe_rmsnorm_args *args) {
     MOEI_TRY(moei_ctx_need(ctx, op, "args", args));
     MOEI_TRY(check_rmsnorm(ctx, op, args));
     if (args->rows == 0) return MOE_OK;
+    const size_t size = moe_dtype_bytes(args->dtype), wide = moe_dtype_bytes(moei_wide(args->dtype));
     const moei_need needs[] = {
-        {"x",    args->x   },
-        {"gain", args->gain},
-        {"y",    args->y   }
+        {"x",    args->x,    size},
+        {"gain", args->gain, size},
+        {"y",    args->y,    size}
     };
     MOEI_TRY(moei_op_needs(ctx, op, needs, MOEI_COUNT(needs)));
+    const moei_need may[] = {
+        {"inv_rms", args->inv_rms, wide}
+    };
+    MOEI_TRY(moei_op_whole(ctx, op, may, MOEI_COUNT(may)));
     ctx->kernels[args->dtype]->rmsnorm(&ctx->team, args);
     return MOE_OK;
 }
@@ -43,13 +48,14 @@ moe_status moe_rmsnorm_backward(moe_ctx *ctx, const moe_rmsnorm_args *args) {
     MOEI_TRY(moei_ctx_need(ctx, op, "args", args));
     MOEI_TRY(check_rmsnorm(ctx, op, args));
     if (args->rows == 0) return MOE_OK;
+    const size_t size = moe_dtype_bytes(args->dtype), wide = moe_dtype_bytes(moei_wide(args->dtype));
     const moei_need needs[] = {
-        {"x",       args->x      },
-        {"gain",    args->gain   },
-        {"inv_rms", args->inv_rms},
-        {"dy",      args->dy     },
-        {"dx",      args->dx     },
-        {"dgain",   args->dgain  }
+        {"x",       args->x,       size},
+        {"gain",    args->gain,    size},
+        {"inv_rms", args->inv_rms, wide},
+        {"dy",      args->dy,      size},
+        {"dx",      args->dx,      size},
+        {"dgain",   args->dgain,   wide}
     };
     MOEI_TRY(moei_op_needs(ctx, op, needs, MOEI_COUNT(needs)));
     ctx->kernels[args->dtype]->rmsnorm_backward(&ctx->team, args);
@@ -72,9 +78,10 @@ moe_status moe_rope(moe_ctx *ctx, const moe_rope_args *args) {
                             args->head_dim);
     MOEI_TRY(moei_op_real(ctx, op, "base", (double)args->base, 1.0));
     if (args->rows == 0) return MOE_OK;
+    const size_t size = moe_dtype_bytes(args->dtype);
     const moei_need needs[] = {
-        {"x",        args->x       },
-        {"position", args->position}
+        {"x",        args->x,        size                  },
+        {"position", args->position, sizeof *args->position}
     };
     MOEI_TRY(moei_op_needs(ctx, op, needs, MOEI_COUNT(needs)));
     ctx->kernels[args->dtype]->rope(&ctx->team, args);
@@ -84,8 +91,8 @@ moe_status moe_rope(moe_ctx *ctx, const moe_rope_args *args) {
 /* Of each sequence its keys, where they are told by lists. */
 static moe_status check_kv_lists(moe_ctx *ctx, const char *op, const moe_attention_args *a) {
     const moei_need needs[] = {
-        {"kv_lens", a->kv_lens},
-        {"kv_rows", a->kv_rows}
+        {"kv_lens", a->kv_lens, sizeof *a->kv_lens},
+        {"kv_rows", a->kv_rows, sizeof *a->kv_rows}
     };
     MOEI_TRY(moei_op_needs(ctx, op, needs, MOEI_COUNT(needs)));
     for (int64_t s = 0; s < a->n_seq; ++s)
@@ -134,13 +141,18 @@ moe_status moe_attention(moe_ctx *ctx, const moe_attention_args *args) {
     MOEI_TRY(moei_ctx_need(ctx, op, "args", args));
     MOEI_TRY(check_attention(ctx, op, args));
     if (args->n_seq == 0 || args->q_len == 0) return MOE_OK;
+    const size_t size = moe_dtype_bytes(args->dtype), wide = moe_dtype_bytes(moei_wide(args->dtype));
     const moei_need needs[] = {
-        {"q",   args->q  },
-        {"k",   args->k  },
-        {"v",   args->v  },
-        {"out", args->out}
+        {"q",   args->q,   size},
+        {"k",   args->k,   size},
+        {"v",   args->v,   size},
+        {"out", args->out, size}
     };
     MOEI_TRY(moei_op_needs(ctx, op, needs, MOEI_COUNT(needs)));
+    const moei_need may[] = {
+        {"lse", args->lse, wide}
+    };
+    MOEI_TRY(moei_op_whole(ctx, op, may, MOEI_COUNT(may)));
     ctx->kernels[args->dtype]->attention(&ctx->team, args);
     return MOE_OK;
 }
@@ -157,17 +169,18 @@ moe_status moe_attention_backward(moe_ctx *ctx, const moe_attention_args *args) 
     };
     MOEI_TRY(moei_op_limits(ctx, op, limits, MOEI_COUNT(limits)));
     if (args->n_seq == 0 || args->q_len == 0) return MOE_OK;
+    const size_t size = moe_dtype_bytes(args->dtype), wide = moe_dtype_bytes(moei_wide(args->dtype));
     const moei_need needs[] = {
-        {"q",     args->q    },
-        {"k",     args->k    },
-        {"v",     args->v    },
-        {"out",   args->out  },
-        {"dout",  args->dout },
-        {"lse",   args->lse  },
-        {"dq",    args->dq   },
-        {"dk",    args->dk   },
-        {"dv",    args->dv   },
-        {"delta", args->delta}
+        {"q",     args->q,     size},
+        {"k",     args->k,     size},
+        {"v",     args->v,     size},
+        {"out",   args->out,   size},
+        {"dout",  args->dout,  size},
+        {"lse",   args->lse,   wide},
+        {"dq",    args->dq,    size},
+        {"dk",    args->dk,    size},
+        {"dv",    args->dv,    size},
+        {"delta", args->delta, wide}
     };
     MOEI_TRY(moei_op_needs(ctx, op, needs, MOEI_COUNT(needs)));
     ctx->kernels[args->dtype]->attention_backward(&ctx->team, args);
@@ -186,10 +199,11 @@ moe_status moe_cross_entropy(moe_ctx *ctx, const moe_cross_entropy_args *args) {
     MOEI_TRY(moei_op_limits(ctx, op, limits, MOEI_COUNT(limits)));
     MOEI_TRY(moei_op_finite(ctx, op, "grad_scale", args->grad_scale));
     if (args->rows == 0) return MOE_OK;
+    const size_t size = moe_dtype_bytes(args->dtype), wide = moe_dtype_bytes(moei_wide(args->dtype));
     const moei_need needs[] = {
-        {"logits",   args->logits  },
-        {"target",   args->target  },
-        {"row_loss", args->row_loss}
+        {"logits",   args->logits,   size                },
+        {"target",   args->target,   sizeof *args->target},
+        {"row_loss", args->row_loss, wide                }
     };
     MOEI_TRY(moei_op_needs(ctx, op, needs, MOEI_COUNT(needs)));
     for (int64_t r = 0; r < args->rows; ++r)
@@ -229,12 +243,13 @@ moe_status moe_adamw(moe_ctx *ctx, const moe_adamw_args *args) {
                             "%s: grad_dtype is %d where dtype is %d; it must be that, or MOE_F32 of MOE_BF16",
                             op, (int)args->grad_dtype, (int)args->dtype);
     if (args->n == 0) return MOE_OK;
+    const size_t size = moe_dtype_bytes(args->dtype), wide = moe_dtype_bytes(moei_wide(args->dtype));
     const moei_need needs[] = {
-        {"value",         args->value                                         },
-        {"m",             args->m                                             },
-        {"v",             args->v                                             },
-        {"grad",          args->grad                                          },
-        {"master (bf16)", args->dtype == MOE_BF16 ? args->master : args->value}
+        {"value",         args->value,                                          size                             },
+        {"m",             args->m,                                              wide                             },
+        {"v",             args->v,                                              wide                             },
+        {"grad",          args->grad,                                           moe_dtype_bytes(args->grad_dtype)},
+        {"master (bf16)", args->dtype == MOE_BF16 ? args->master : args->value, sizeof *args->master             }
     };
     MOEI_TRY(moei_op_needs(ctx, op, needs, MOEI_COUNT(needs)));
     ctx->kernels[args->dtype]->adamw(&ctx->team, args);

@@ -274,6 +274,7 @@ moe_status moe_packed_create(moe_ctx *ctx, const moe_packed_desc *given, const v
     MOEI_TRY(check_device(ctx, &made));
     MOEI_TRY(check_shape(ctx, &desc));
     MOEI_TRY(moei_ctx_need(ctx, "moe_packed_create", "b", b));
+    MOEI_TRY(moei_ctx_whole(ctx, "moe_packed_create", "b", b, moe_dtype_bytes(desc.dtype)));
     lay_out(&made);
     moe_packed *p = moe_ctx_alloc(ctx, sizeof *p);
     if (!p) return moei_ctx_no_memory(ctx, "packed weights");
@@ -317,6 +318,7 @@ moe_status moe_packed_read(const moe_packed *packed, void *b) {
     const int64_t rows = packed->n_groups * packed->k;
     const size_t b_bytes = (size_t)(rows * packed->n) * moe_dtype_bytes(packed->dtype);
     MOEI_TRY(moei_ctx_need(ctx, "moe_packed_read", "b", b));
+    MOEI_TRY(moei_ctx_whole(ctx, "moe_packed_read", "b", b, moe_dtype_bytes(packed->dtype)));
     if (ctx->host) here.data = moe_ctx_alloc(ctx, packed->bytes);
     void *view = moei_memory_open(ctx, b, b_bytes);
     moe_status status =

@@ -11,6 +11,19 @@ typedef struct told_rule {
     const char *field, *reason;
 } told_rule;
 
+/* An array that a call points to, and the bytes of its numbers. */
+typedef struct told_array {
+    const void *told;
+    size_t bytes;
+    const char *field;
+} told_array;
+
+static moe_status check_arrays(moe_ctx *ctx, const char *owner, const told_array *array, size_t count) {
+    for (size_t i = 0; i < count; ++i)
+        MOEI_TRY(moei_ctx_whole(ctx, owner, array[i].field, array[i].told, array[i].bytes));
+    return MOE_OK;
+}
+
 static moe_status check_rules(moe_ctx *ctx, const told_rule *rule, size_t count) {
     for (size_t i = 0; i < count; ++i)
         if (rule[i].told && !rule[i].read)
@@ -46,6 +59,13 @@ static moe_status check_draws(moe_ctx *ctx, const moe_layer_desc *d, const moe_c
         {draws->dropout_keep, train && d->dropout > 0, "moe_draws.dropout_keep",
          "needs dropout and MOE_TRAIN"},
     };
+    const told_array arrays[] = {
+        {draws->second_policy, sizeof *draws->second_policy, "second_policy"},
+        {draws->second_policy_inner, sizeof *draws->second_policy_inner, "second_policy_inner"},
+        {draws->expert_dropout, sizeof *draws->expert_dropout, "expert_dropout"},
+        {draws->noise, sizeof *draws->noise, "noise"},
+    };
+    MOEI_TRY(check_arrays(ctx, "moe_draws", arrays, sizeof arrays / sizeof *arrays));
     return check_rules(ctx, rules, sizeof rules / sizeof *rules);
 }
 
@@ -65,7 +85,14 @@ moe_status moei_layer_call_check(const moe_layer *layer, const moe_call *call, c
         {call->overwrite_grad ? &call->overwrite_grad : NULL, call->mode == MOE_TRAIN,
          "moe_call.overwrite_grad", "is of the backward that follows; needs MOE_TRAIN"},
     };
+    const told_array arrays[] = {
+        {call->task, sizeof *call->task, "task"},
+        {call->token_id, sizeof *call->token_id, "token_id"},
+        {call->replay_expert, sizeof *call->replay_expert, "replay_expert"},
+        {call->replay_weight, routed ? moe_dtype_bytes(layer->routing.dtype) : 1, "replay_weight"},
+    };
     MOEI_TRY(check_rules(layer->ctx, rules, sizeof rules / sizeof *rules));
+    MOEI_TRY(check_arrays(layer->ctx, "moe_call", arrays, sizeof arrays / sizeof *arrays));
     return draws ? check_draws(layer->ctx, d, call, draws) : MOE_OK;
 }
 /* clang-format on */

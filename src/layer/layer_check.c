@@ -23,12 +23,12 @@ static void rule(checker *c, bool used, bool right, const char *option, const ch
 
 static void check_shape(checker *c, const moe_layer_desc *d) {
     const bool routed = d->num_experts > 0, shared = d->num_shared_experts > 0;
-    char outside[64];
+    char outside[64], unknown[64];
     snprintf(outside, sizeof outside, "%d is outside 1 .. num_experts = %d", d->top_k, d->num_experts);
+    snprintf(unknown, sizeof unknown, "%d is not MOE_F32, MOE_F64 or MOE_BF16", (int)d->dtype);
     rule(c, routed, d->top_k >= 1 && d->top_k <= d->num_experts, "top_k", outside);
     const bool all_kinds = *d->expert_kinds;
-    rule(c, true, d->dtype == MOE_F32 || d->dtype == MOE_F64 || d->dtype == MOE_BF16, "dtype",
-         "is not MOE_F32, MOE_F64 or MOE_BF16");
+    rule(c, true, d->dtype == MOE_F32 || d->dtype == MOE_F64 || d->dtype == MOE_BF16, "dtype", unknown);
     rule(c, true, d->d_model > 0, "d_model", "0; a layer needs a width of at least 1");
     rule(c, true, routed || shared, "num_experts",
          "0 without shared experts; set num_experts or num_shared_experts");

@@ -27,7 +27,7 @@ moe_status moei_layer_check_mat(const moe_layer *layer, const char *name, moe_ma
     if (!mat.data && rows > 0)
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "%s: data is NULL for %lld rows", name,
                             (long long)rows);
-    return MOE_OK;
+    return moei_ctx_whole(layer->ctx, name, "data", mat.data, moe_dtype_bytes(mat.dtype));
 }
 
 static moe_status check_forward(const moe_layer *layer, moe_mat x, moe_mat y, const moe_call *call) {

@@ -31,6 +31,7 @@ static moe_status check_counts(const moe_layer *layer, const int64_t *counts) {
         return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT,
                             "counts: only an update of the selection bias reads them; this layer has none "
                             "(selection_bias with selection_bias_update_rate), so give NULL");
+    MOEI_TRY(moei_ctx_whole(layer->ctx, "moe_layer_end_step", "counts", counts, sizeof *counts));
     const int32_t E = layer->desc.num_experts;
     const int64_t most = E > 0 ? INT64_MAX / E : 0; /* their sum, and E times one, have 63 bits */
     for (int32_t e = 0; counts && e < E; ++e)

@@ -43,6 +43,15 @@ static void assert_told(moe_status status, const char *text) {
         assert_told(call(ctx, &spoilt), text);                                                               \
     } while (0)
 
+/* One field of a right call begins a byte into an element. */
+#define WITHIN(call, args, field)                                                                            \
+    do {                                                                                                     \
+        __typeof__(args) spoilt = args;                                                                      \
+        const char *odd = (const char *)number + 1;                                                          \
+        memcpy(&spoilt.field, &odd, sizeof odd);                                                             \
+        assert_told(call(ctx, &spoilt), #call ": " #field " is at 0x");                                      \
+    } while (0)
+
 static void test_gemm_rows(void **state) {
     (void)state;
     moe_gemm_rows_args good = {.n_groups = 2,
@@ -75,12 +84,21 @@ static void test_gemm_rows(void **state) {
     WRONG(moe_gemm_rows, good, a, NULL, "a is NULL");
     WRONG(moe_gemm_rows, good, b, NULL, "b is NULL");
     WRONG(moe_gemm_rows, good, c, NULL, "c is NULL");
+    WITHIN(moe_gemm_rows, good, offset);
+    WITHIN(moe_gemm_rows, good, a);
+    WITHIN(moe_gemm_rows, good, b);
+    WITHIN(moe_gemm_rows, good, c);
+    WITHIN(moe_gemm_rows, good, a_row);
+    WITHIN(moe_gemm_rows, good, bias);
+    WRONG(moe_gemm_rows, good, a, (char *)number + 2, "within an element; those of 4 bytes lie at multiples");
     WRONG(moe_gemm_rows, good, epilogue, (moe_epilogue)9, "epilogue is 9; it must lie in 0 .. 2");
     moe_gemm_rows_args act = good;
     act.epilogue = MOE_EPI_ACT, act.act = MOE_ACT_SWIGLU, act.h = number, act.ldh = 2;
     WRONG(moe_gemm_rows, act, accumulate, true, "accumulate goes with MOE_EPI_STORE only");
     WRONG(moe_gemm_rows, act, n, 3, "n is 3; a gated activation needs an even number");
     WRONG(moe_gemm_rows, act, h, NULL, "h is NULL");
+    WITHIN(moe_gemm_rows, act, h);
+    WITHIN(moe_gemm_rows, act, c);
     WRONG(moe_gemm_rows, act, ldh, 1, "ldh is 1; it must be at least 2");
     WRONG(moe_gemm_rows, act, act, (moe_act)17, "act is 17");
     moe_gemm_rows_args grad = good;
@@ -89,7 +107,13 @@ static void test_gemm_rows(void **state) {
     WRONG(moe_gemm_rows, grad, bias, number, "bias must be NULL with MOE_EPI_ACT_GRAD");
     WRONG(moe_gemm_rows, grad, ldz, 7, "ldz is 7; it must be at least 8");
     WRONG(moe_gemm_rows, grad, wa, NULL, "wa is NULL");
+    WITHIN(moe_gemm_rows, grad, z);
+    WITHIN(moe_gemm_rows, grad, dz);
+    WITHIN(moe_gemm_rows, grad, wa);
+    WITHIN(moe_gemm_rows, grad, row_weight);
     WRONG(moe_gemm_rows, grad, dweight, number, "dweight_part (with dweight) is NULL");
+    grad.dweight_part = number;
+    WITHIN(moe_gemm_rows, grad, dweight);
     moe_gemm_rows_args none = {.n_groups = 2, .offset = empty, .n = 4, .k = 3, .lda = 3, .ldb = 4};
     assert_int_equal(moe_gemm_rows(ctx, &none), MOE_OK);
 }
@@ -119,6 +143,11 @@ static void test_sums(void **state) {
     WRONG(moe_gemm_outer, beside, ldc, 5, "c_group is 3; the matrices of 2 by 3 with ldc 5 would overlap");
     WRONG(moe_gemm_outer, outer, a, NULL, "a is NULL");
     WRONG(moe_gemm_outer, outer, c, NULL, "c is NULL");
+    WITHIN(moe_gemm_outer, outer, a);
+    WITHIN(moe_gemm_outer, outer, b);
+    WITHIN(moe_gemm_outer, outer, c);
+    WITHIN(moe_gemm_outer, outer, a_row);
+    WITHIN(moe_gemm_outer, outer, b_row);
     moe_gemm_outer_args no_rows = outer; /* without rows the result is zero and the inputs need not be */
     no_rows.offset = empty, no_rows.a = no_rows.b = NULL;
     number[32] = 5.0F;
@@ -137,12 +166,20 @@ static void test_sums(void **state) {
     WRONG(moe_gather_sum, gather, n_tokens, -2, "moe_gather_sum: n_tokens is -2");
     WRONG(moe_gather_sum, gather, ld_out, 2, "ld_out is 2; it must be at least 3");
     WRONG(moe_gather_sum, gather, row_of, NULL, "row_of is NULL");
+    WITHIN(moe_gather_sum, gather, rows);
+    WITHIN(moe_gather_sum, gather, row_of);
+    WITHIN(moe_gather_sum, gather, weight);
+    WITHIN(moe_gather_sum, gather, out);
 
     moe_colsum_args colsum = {
         .n_groups = 2, .offset = offset, .n = 3, .a = number, .lda = 3, .out = number + 32};
     assert_int_equal(moe_colsum(ctx, &colsum), MOE_OK);
     WRONG(moe_colsum, colsum, lda, 2, "moe_colsum: lda is 2; it must be at least 3");
     WRONG(moe_colsum, colsum, out, NULL, "out is NULL");
+    WITHIN(moe_colsum, colsum, a);
+    WITHIN(moe_colsum, colsum, a_row);
+    WITHIN(moe_colsum, colsum, row_weight);
+    WITHIN(moe_colsum, colsum, out);
 }
 
 static void test_norm_rope(void **state) {
@@ -169,6 +206,14 @@ static void test_norm_rope(void **state) {
     WRONG(moe_rmsnorm, norm, gain, NULL, "gain is NULL");
     WRONG(moe_rmsnorm_backward, norm, inv_rms, NULL, "moe_rmsnorm_backward: inv_rms is NULL");
     WRONG(moe_rmsnorm_backward, norm, dgain, NULL, "dgain is NULL");
+    WITHIN(moe_rmsnorm, norm, x);
+    WITHIN(moe_rmsnorm, norm, gain);
+    WITHIN(moe_rmsnorm, norm, y);
+    WITHIN(moe_rmsnorm, norm, inv_rms);
+    WITHIN(moe_rmsnorm_backward, norm, inv_rms);
+    WITHIN(moe_rmsnorm_backward, norm, dy);
+    WITHIN(moe_rmsnorm_backward, norm, dx);
+    WITHIN(moe_rmsnorm_backward, norm, dgain);
     moe_rope_args rope = {
         .rows = 2, .heads = 2, .head_dim = 4, .x = number, .ldx = 8, .position = index_of, .base = 10000.0F};
     assert_int_equal(moe_rope(ctx, &rope), MOE_OK);
@@ -178,6 +223,8 @@ static void test_norm_rope(void **state) {
     WRONG(moe_rope, rope, base, 0.0F, "base is 0; it must be at least 1");
     WRONG(moe_rope, rope, base, INFINITY, "base is inf; it must be at least 1 and finite");
     WRONG(moe_rope, rope, position, NULL, "position is NULL");
+    WITHIN(moe_rope, rope, x);
+    WITHIN(moe_rope, rope, position);
 }
 
 static void test_attention(void **state) {
@@ -229,6 +276,17 @@ static void test_attention(void **state) {
     assert_told(moe_attention(ctx, &three), "heads is 3; it must be a multiple of kv_heads, 2");
     WRONG(moe_attention_backward, good, lse, NULL, "moe_attention_backward: lse is NULL");
     WRONG(moe_attention_backward, good, q_len, 1, "kv_len is 2; it must lie in 1 .. 1");
+    WITHIN(moe_attention, good, q);
+    WITHIN(moe_attention, good, k);
+    WITHIN(moe_attention, good, v);
+    WITHIN(moe_attention, good, out);
+    WITHIN(moe_attention, good, lse);
+    WITHIN(moe_attention_backward, good, lse);
+    WITHIN(moe_attention_backward, good, dout);
+    WITHIN(moe_attention_backward, good, dq);
+    WITHIN(moe_attention_backward, good, dk);
+    WITHIN(moe_attention_backward, good, dv);
+    WITHIN(moe_attention_backward, good, delta);
 }
 
 static void test_losses(void **state) {
@@ -242,6 +300,9 @@ static void test_losses(void **state) {
     WRONG(moe_cross_entropy, good, target, high, "target[1] is 4; it must lie in -1 .. 3");
     WRONG(moe_cross_entropy, good, target, low, "target[0] is -2; it must lie in -1 .. 3");
     WRONG(moe_cross_entropy, good, row_loss, NULL, "row_loss is NULL");
+    WITHIN(moe_cross_entropy, good, logits);
+    WITHIN(moe_cross_entropy, good, target);
+    WITHIN(moe_cross_entropy, good, row_loss);
     WRONG(moe_cross_entropy, good, grad_scale, (double)NAN, "grad_scale is nan; it must be finite");
     moe_adamw_args adamw = {.n = 4,
                             .value = number,
@@ -256,6 +317,10 @@ static void test_losses(void **state) {
                             .step = 1};
     assert_int_equal(moe_adamw(ctx, &adamw), MOE_OK);
     WRONG(moe_adamw, adamw, step, 0, "moe_adamw: step is 0; it must be at least 1");
+    WITHIN(moe_adamw, adamw, value);
+    WITHIN(moe_adamw, adamw, m);
+    WITHIN(moe_adamw, adamw, v);
+    WITHIN(moe_adamw, adamw, grad);
     WRONG(moe_adamw, adamw, beta2, 1.0, "beta2 is 1; both must be below 1");
     WRONG(moe_adamw, adamw, beta1, -0.5, "beta1 is -0.5");
     WRONG(moe_adamw, adamw, lr, (double)NAN, "lr is nan; it must be at least 0");
@@ -273,6 +338,7 @@ static void test_losses(void **state) {
     double sum = -1.0;
     assert_told(moe_sum_squares(ctx, MOE_F32, number, -1, &sum), "moe_sum_squares: n is -1");
     assert_told(moe_sum_squares(ctx, MOE_F32, NULL, 3, &sum), "x is NULL");
+    assert_told(moe_sum_squares(ctx, MOE_F32, (char *)number + 2, 3, &sum), "moe_sum_squares: x is at 0x");
     assert_told(moe_sum_squares(ctx, MOE_F32, number, 3, NULL), "sum is NULL");
     assert_true(sum == -1.0); /* outputs are written on success only */
     assert_int_equal(moe_sum_squares(ctx, MOE_F64, NULL, 0, &sum), MOE_OK);

@@ -37,7 +37,8 @@ static void descriptors_are_checked(void **state) {
     d = good_desc(), d.capacity_factor = -1, refused(ctx, d, MOE_ERR_ARGUMENT, "capacity_factor");
     d = good_desc(), d.aux_loss_coeff = NAN, refused(ctx, d, MOE_ERR_ARGUMENT, "aux_loss_coeff");
     d = good_desc(), d.input_jitter_eps = 1, refused(ctx, d, MOE_ERR_ARGUMENT, "input_jitter_eps");
-    d = good_desc(), d.dtype = (moe_dtype)9, refused(ctx, d, MOE_ERR_ARGUMENT, "dtype");
+    d = good_desc(), d.dtype = (moe_dtype)9,
+    refused(ctx, d, MOE_ERR_ARGUMENT, "dtype: 9 is not MOE_F32, MOE_F64 or MOE_BF16");
     moe_ctx_destroy(ctx);
 }
 
@@ -283,6 +284,52 @@ static void shapes_dtypes_and_moments(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+static void within(moe_ctx *ctx, moe_status status, const char *words) {
+    assert_int_equal(status, MOE_ERR_ARGUMENT);
+    if (!strstr(moe_ctx_error(ctx), words)) fail_msg("'%s' lacks '%s'", moe_ctx_error(ctx), words);
+}
+
+/* Data that begins within an element is told by its name: read as such it would be undefined in C. */
+static void data_begins_with_an_element(void **state) {
+    (void)state;
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_layer_desc desc = good_desc();
+    desc.dtype = MOE_F64, desc.score_function = "sigmoid", desc.selection_bias = true;
+    desc.selection_bias_update_rate = 0.1f;
+    moe_layer *layer = test_layer(ctx, &desc, 9);
+    const moe_mat x = test_random(MOE_F64, 9, 13, 1), y = test_output(MOE_F64, 9, 13);
+    const moe_mat dx = test_output(MOE_F64, 9, 13);
+    static const int64_t numbers[64];
+    const char *odd = (const char *)numbers + 4;
+    moe_mat off = x;
+    off.data = (char *)x.data + 4;
+    within(ctx, moe_layer_forward(layer, off, y, NULL, NULL), "x: data is at 0x");
+    within(ctx, moe_layer_forward(layer, x, off, NULL, NULL), "y: data is at 0x");
+    must(ctx, moe_layer_forward(layer, x, y, &test_train_call, NULL));
+    within(ctx, moe_layer_backward(layer, off, y, dx), "x: data is at 0x");
+    within(ctx, moe_layer_backward(layer, x, off, dx), "dy: data is at 0x");
+    within(ctx, moe_layer_backward(layer, x, y, off), "dx: data is at 0x");
+    must(ctx, moe_layer_backward(layer, x, y, dx));
+    moe_call call = {.size = sizeof call, .replay_expert = (const int32_t *)numbers};
+    call.replay_weight = odd;
+    within(ctx, moe_layer_forward(layer, x, y, &call, NULL), "moe_call: replay_weight is at 0x");
+    call.replay_weight = NULL;
+    odd += 1;
+    memcpy(&call.replay_expert, &odd, sizeof odd);
+    within(ctx, moe_layer_forward(layer, x, y, &call, NULL), "moe_call: replay_expert is at 0x");
+    moe_draws draws = {.size = sizeof draws};
+    memcpy(&draws.expert_dropout, &odd, sizeof odd);
+    call = test_train_call, call.draws = &draws;
+    within(ctx, moe_layer_forward(layer, x, y, &call, NULL), "moe_draws: expert_dropout is at 0x");
+    const int64_t *counts;
+    memcpy(&counts, &odd, sizeof odd);
+    within(ctx, moe_layer_end_step(layer, counts), "moe_layer_end_step: counts is at 0x");
+    must(ctx, moe_layer_forward(layer, x, y, &test_train_call, NULL));
+    free(x.data), free(y.data), free(dx.data);
+    moe_layer_destroy(layer);
+    moe_ctx_destroy(ctx);
+}
+
 static void bad_numbers_name_their_token(void **state) {
     (void)state;
     static const float values[] = {NAN, INFINITY, -INFINITY};
@@ -438,6 +485,7 @@ int main(void) {
         cmocka_unit_test(a_refused_reserve_changes_nothing),
         cmocka_unit_test(routing_is_told_after_success_only),
         cmocka_unit_test(a_refused_call_leaves_the_backward),
+        cmocka_unit_test(data_begins_with_an_element),
         cmocka_unit_test(bad_numbers_name_their_token),
         cmocka_unit_test(extremes_are_legal),
         cmocka_unit_test(all_tokens_on_one_expert),
