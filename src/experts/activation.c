@@ -1,4 +1,4 @@
-/* activation.c: the table of activations.
+/* activation.c: the table of activations, whose rows stand in activation.def.
  * Z[n or 2n] -> A[n]: gate and up stand in halves or interleaved.
  * Source: kernel/act.c; Automodel and Megatron core for the clamped and interleaved ones.
  */
@@ -8,25 +8,17 @@
 
 #include <string.h>
 
+#define MOEI_ACTIVATION(...) {__VA_ARGS__},
 static const moei_activation activations[] = {
-    {"swiglu",      MOE_ACT_SWIGLU,      false, 0,     0, 0},
-    {"geglu",       MOE_ACT_GEGLU,       false, 0,     0, 0},
-    {"geglu_exact", MOE_ACT_GEGLU_EXACT, false, 0,     0, 0},
-    {"reglu",       MOE_ACT_REGLU,       false, 0,     0, 0},
-    {"quick_geglu", MOE_ACT_SWIGLU,      true,  1.702, 7, 1},
-    {"swigluoai",   MOE_ACT_SWIGLU,      false, 1.702, 7, 1},
-    {"relu",        MOE_ACT_RELU,        false, 0,     0, 0},
-    {"leaky_relu",  MOE_ACT_LEAKY_RELU,  false, 0,     0, 0},
-    {"relu2",       MOE_ACT_RELU2,       false, 0,     0, 0},
-    {"silu",        MOE_ACT_SILU,        false, 0,     0, 0},
-    {"gelu",        MOE_ACT_GELU,        false, 0,     0, 0},
-    {"gelu_tanh",   MOE_ACT_GELU_TANH,   false, 0,     0, 0},
-    {"quick_gelu",  MOE_ACT_SILU,        false, 1.702, 0, 0}
+#include "experts/activation.def"
 };
+#undef MOEI_ACTIVATION
 
-const char *const moei_activation_names[] = {"swiglu",    "geglu",     "geglu_exact", "reglu", "quick_geglu",
-                                             "swigluoai", "relu",      "leaky_relu",  "relu2", "silu",
-                                             "gelu",      "gelu_tanh", "quick_gelu",  NULL};
+#define MOEI_ACTIVATION(name, ...) name,
+const char *const moei_activation_names[] = {
+#include "experts/activation.def"
+    NULL};
+#undef MOEI_ACTIVATION
 
 const moei_activation *moei_activation_find(const char *name) {
     for (size_t i = 0; i < sizeof activations / sizeof *activations; ++i)

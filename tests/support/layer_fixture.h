@@ -31,6 +31,13 @@ static inline uint64_t test_seed(void) {
     return seed;
 }
 
+/* How many names a list has that ends with NULL. */
+static inline size_t test_names(const char *const *list) {
+    size_t n = 0;
+    while (list[n]) ++n;
+    return n;
+}
+
 static inline moe_ctx *test_ctx(const char *isa, int32_t n_threads) {
     moe_ctx_desc desc = {.size = sizeof desc, .isa = isa, .n_threads = n_threads, .seed = test_seed()};
     moe_ctx *ctx = NULL;

@@ -6,6 +6,7 @@
 #include "support/cover.h"
 
 #include "moekit/grad_check.h"
+#include "route/names.h"
 
 static const double bound = 1e-6;
 
@@ -136,14 +137,13 @@ static void corner_shapes(void **state) {
 /* Weights of 0: experts have gradients of exactly 0, gate, shared experts and x learn from what is left. */
 static void without_weights(void **state) {
     (void)state;
-    static const char *const scores[] = {"softmax", "sigmoid", "sqrtsoftplus"};
-    for (size_t s = 0; s < sizeof scores / sizeof *scores; ++s) {
+    for (size_t s = 0; moei_scores[s]; ++s) {
         const grad_check_options options = {
             .desc = {.d_model = 5,
                      .num_experts = 4,
                      .top_k = 2,
                      .expert_hidden_size = 3,
-                     .score_function = scores[s],
+                     .score_function = moei_scores[s],
                      .routed_scaling_factor = MOE_ZERO,
                      .num_shared_experts = 1,
                      .aux_loss_coeff = 0.5f,
@@ -153,12 +153,12 @@ static void without_weights(void **state) {
         };
         grad_check_result result;
         moe_error error = {0};
-        if (grad_check(&options, &result, &error) != MOE_OK) fail_msg("%s: %s", scores[s], error.text);
+        if (grad_check(&options, &result, &error) != MOE_OK) fail_msg("%s: %s", moei_scores[s], error.text);
         for (int32_t i = 0; i < result.n_tensors; ++i) {
             const grad_check_tensor *tensor = &result.tensor[i];
             const bool routed = strncmp(tensor->name, "experts.", 8) == 0;
             if (!(tensor->error < bound) || tensor->checked == 0 || (tensor->largest > 0) == routed)
-                fail_msg("%s: %s is off by %g, %lld checked, the largest %g", scores[s], tensor->name,
+                fail_msg("%s: %s is off by %g, %lld checked, the largest %g", moei_scores[s], tensor->name,
                          tensor->error, (long long)tensor->checked, tensor->largest);
         }
     }

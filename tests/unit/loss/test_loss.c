@@ -5,6 +5,7 @@
 
 #include "loss/loss.h"
 #include "moekit/grad_check.h"
+#include "route/names.h"
 
 static moe_stats run_stats(moe_layer_desc desc, moe_mat logits, const moe_call *call) {
     desc.top_k = 2;
@@ -244,19 +245,20 @@ static void losses_together(void **state) {
     calls[1].sequence_length = 2;
     calls[2].sequence_length = 4;
     calls[2].token_mask = some_masked;
-    static const char *const scores[] = {"softmax", "sigmoid", "sqrtsoftplus"};
+    const uint32_t n = (uint32_t)test_names(moei_scores);
     (void)state;
     for (uint64_t i = 0; i < 40; ++i) {
         uint32_t word[4];
         moe_random(test_seed(), MOE_DRAW_TEST, 920, 0, i, word);
-        moe_layer_desc desc = base("top_k", scores[word[0] % 3]);
+        moe_layer_desc desc = base("top_k", moei_scores[word[0] % n]);
         for (int c = 0; c < CASES; ++c)
             if (word[1] >> c & 1 && strcmp(cases[c].router, "top_k") == 0)
                 set_coeff(&desc, &cases[c], 0.2f + 0.1f * (float)c);
         const bool balance =
             desc.aux_loss_coeff > 0 || desc.seq_aux_loss_coeff > 0 || desc.global_aux_loss_coeff > 0;
         if (balance && word[2] & 1) desc.aux_map = "plain";
-        if (balance && word[2] & 2 && word[0] % 3 > 0) desc.aux_scores = "raw"; /* softmax sums to 1 */
+        if (balance && word[2] & 2 && word[0] % n != MOEI_SOFTMAX)
+            desc.aux_scores = "raw"; /* softmax sums to 1 */
         if (word[2] & 4) desc.capacity_factor = 0.8f;
         check_gradient(&desc, &calls[word[3] % 3], "together", 100 + i);
     }

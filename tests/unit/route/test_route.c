@@ -33,6 +33,28 @@ static const moe_layer_desc routers[] = {
 /* clang-format on */
 enum { N_ROUTERS = sizeof routers / sizeof *routers };
 
+/* Whether router i is of this type. */
+static bool is_of(int i, moei_router_type type) {
+    const char *name = routers[i].router_type ? routers[i].router_type : moei_router_types[MOEI_ROUTER_TOP_K];
+    return strcmp(name, moei_router_types[type]) == 0;
+}
+
+static void every_router_and_score_is_tried(void **state) {
+    (void)state;
+    for (int type = 0; type < MOEI_ROUTER_TYPES; ++type) {
+        if (!moei_router_types[type]) fail_msg("router %d of route/names.h has no name in names.c", type);
+        int tried = 0;
+        for (int i = 0; i < N_ROUTERS; ++i) tried += is_of(i, (moei_router_type)type);
+        if (tried == 0) fail_msg("%s has no row in `routers` of this file", moei_router_types[type]);
+    }
+    for (size_t s = 0; moei_scores[s]; ++s) {
+        int tried = s == MOEI_SOFTMAX;
+        for (int i = 0; i < N_ROUTERS; ++i)
+            tried += routers[i].score_function && strcmp(routers[i].score_function, moei_scores[s]) == 0;
+        if (tried == 0) fail_msg("score %s has no row in `routers` of this file", moei_scores[s]);
+    }
+}
+
 /* Router i with every loss that it allows. */
 static moe_layer_desc with_losses(int i) {
     moe_layer_desc desc = routers[i];
@@ -333,12 +355,19 @@ static void every_router_has_a_row(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(replay_equals_record),           cmocka_unit_test(replayed_weights_are_constants),
-        cmocka_unit_test(a_replay_names_an_expert_once),  cmocka_unit_test(threads_make_no_difference),
-        cmocka_unit_test(bad_logits_name_the_token),      cmocka_unit_test(all_masked),
-        cmocka_unit_test(random_k_stays_in_range),        cmocka_unit_test(expert_dropout_leaves_k),
-        cmocka_unit_test(sequences_are_routed_whole),     cmocka_unit_test(tasks_are_routed_by_name),
-        cmocka_unit_test(a_frozen_gate_gets_no_gradient), cmocka_unit_test(every_router_has_a_row),
+        cmocka_unit_test(every_router_and_score_is_tried),
+        cmocka_unit_test(replay_equals_record),
+        cmocka_unit_test(replayed_weights_are_constants),
+        cmocka_unit_test(a_replay_names_an_expert_once),
+        cmocka_unit_test(threads_make_no_difference),
+        cmocka_unit_test(bad_logits_name_the_token),
+        cmocka_unit_test(all_masked),
+        cmocka_unit_test(random_k_stays_in_range),
+        cmocka_unit_test(expert_dropout_leaves_k),
+        cmocka_unit_test(sequences_are_routed_whole),
+        cmocka_unit_test(tasks_are_routed_by_name),
+        cmocka_unit_test(a_frozen_gate_gets_no_gradient),
+        cmocka_unit_test(every_router_has_a_row),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

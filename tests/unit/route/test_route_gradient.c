@@ -4,6 +4,7 @@
 #include "support/layer_fixture.h"
 
 #include "moekit/grad_check.h"
+#include "route/names.h"
 
 static const double bound = 1e-6;
 
@@ -50,8 +51,6 @@ static moe_layer_desc base(const char *type, const char *score) {
                             .z_loss_coeff = 0.3f};
 }
 
-static const char *const scores[] = {"softmax", "sigmoid", "sqrtsoftplus"};
-
 /* Order: after, before, before and normalised (softmax after cannot be normalised again). */
 static void set_order(moe_layer_desc *desc, int order) {
     desc->score_before_topk = order > 0;
@@ -64,8 +63,9 @@ static void routers_scores_and_orders(void **state) {
                                         "quantile", "expert_choice", "hash"};
     static const uint8_t mask[] = {1, 1, 0, 1, 1, 1};
     total sum = {0};
-    for (size_t i = 0; i < 6 * 3 * 3; ++i) {
-        moe_layer_desc desc = base(types[i / 9], scores[i / 3 % 3]);
+    const size_t n = test_names(moei_scores);
+    for (size_t i = 0; i < 6 * n * 3; ++i) {
+        moe_layer_desc desc = base(types[i / 3 / n], moei_scores[i / 3 % n]);
         const moe_call call = {
             .mode = MOE_TRAIN, .step = 3, .token_mask = i % 2 ? mask : NULL, .sequence_length = 3};
         set_order(&desc, (int)(i % 3));
@@ -83,10 +83,11 @@ static void routers_scores_and_orders(void **state) {
 static void options_of_top_k(void **state) {
     (void)state;
     total sum = {0};
-    for (size_t i = 0; i < 3 * 9; ++i) {
-        moe_layer_desc desc = base("top_k", scores[i % 3]);
-        const bool softmax = i % 3 == 0;
-        switch (i / 3) {
+    const size_t n = test_names(moei_scores);
+    for (size_t i = 0; i < n * 9; ++i) {
+        moe_layer_desc desc = base("top_k", moei_scores[i % n]);
+        const bool softmax = i % n == MOEI_SOFTMAX;
+        switch (i / n) {
         case 0:
             desc.num_groups = desc.group_top_k = 2, desc.group_score = "topn_sum";
             break;
@@ -138,8 +139,8 @@ static void units_and_replay(void **state) {
     static const int32_t task[] = {1, 0}, expert[] = {0, 3, 1, -1, 2, 1, 3, 0, 0, 1, 2, 3};
     static const uint8_t mask[] = {1, 0, 1, 1, 1, 1};
     total sum = {0};
-    for (int i = 0; i < 12; ++i) {
-        moe_layer_desc desc = base(i % 4 == 1 ? "noisy_top_k" : "top_k", scores[i / 4]);
+    for (int i = 0; moei_scores[i / 4]; ++i) {
+        moe_layer_desc desc = base(i % 4 == 1 ? "noisy_top_k" : "top_k", moei_scores[i / 4]);
         moe_call call = {.mode = MOE_TRAIN, .step = 3, .sequence_length = 3, .token_mask = mask};
         desc.routing_unit = i % 4 == 3 ? "token" : i % 4 == 2 ? "task" : "sequence";
         if (i % 4 == 2) desc.num_tasks = 2, call.task = task;
