@@ -54,19 +54,21 @@ static void assert_told(moe_status status, const char *text) {
         assert_told(call(ctx, &spoilt), #call ": " #field " is at 0x");                                      \
     } while (0)
 
+static const moe_gemm_rows_args right_product = {.n_groups = 2,
+                                                 .offset = offset,
+                                                 .n = 4,
+                                                 .k = 3,
+                                                 .a = number,
+                                                 .lda = 3,
+                                                 .b = number,
+                                                 .ldb = 4,
+                                                 .b_group = 12,
+                                                 .c = number + 32,
+                                                 .ldc = 4};
+
 static void test_gemm_rows(void **state) {
     (void)state;
-    moe_gemm_rows_args good = {.n_groups = 2,
-                               .offset = offset,
-                               .n = 4,
-                               .k = 3,
-                               .a = number,
-                               .lda = 3,
-                               .b = number,
-                               .ldb = 4,
-                               .b_group = 12,
-                               .c = number + 32,
-                               .ldc = 4};
+    moe_gemm_rows_args good = right_product;
     assert_int_equal(moe_gemm_rows(ctx, &good), MOE_OK);
     WRONG(moe_gemm_rows, good, dtype, (moe_dtype)7,
           "moe_gemm_rows: dtype is 7; it must be MOE_F32, MOE_F64 or MOE_BF16");
@@ -94,7 +96,13 @@ static void test_gemm_rows(void **state) {
     WITHIN(moe_gemm_rows, good, bias);
     WRONG(moe_gemm_rows, good, a, (char *)number + 2, "within an element; those of 4 bytes lie at multiples");
     WRONG(moe_gemm_rows, good, epilogue, (moe_epilogue)9, "epilogue is 9; it must lie in 0 .. 2");
-    moe_gemm_rows_args act = good;
+    moe_gemm_rows_args none = {.n_groups = 2, .offset = empty, .n = 4, .k = 3, .lda = 3, .ldb = 4};
+    assert_int_equal(moe_gemm_rows(ctx, &none), MOE_OK);
+}
+
+static void test_epilogues(void **state) {
+    (void)state;
+    moe_gemm_rows_args act = right_product;
     act.epilogue = MOE_EPI_ACT, act.act = MOE_ACT_SWIGLU, act.h = number, act.ldh = 2;
     WRONG(moe_gemm_rows, act, accumulate, true, "accumulate goes with MOE_EPI_STORE only");
     WRONG(moe_gemm_rows, act, n, 3, "n is 3; a gated activation needs an even number");
@@ -103,7 +111,7 @@ static void test_gemm_rows(void **state) {
     WITHIN(moe_gemm_rows, act, c);
     WRONG(moe_gemm_rows, act, ldh, 1, "ldh is 1; it must be at least 2");
     WRONG(moe_gemm_rows, act, act, (moe_act)17, "act is 17");
-    moe_gemm_rows_args grad = good;
+    moe_gemm_rows_args grad = right_product;
     grad.epilogue = MOE_EPI_ACT_GRAD, grad.act = MOE_ACT_SWIGLU;
     grad.z = grad.dz = number, grad.ldz = 8, grad.wa = number + 16, grad.ldwa = 4;
     WRONG(moe_gemm_rows, grad, bias, number, "bias must be NULL with MOE_EPI_ACT_GRAD");
@@ -116,11 +124,9 @@ static void test_gemm_rows(void **state) {
     WRONG(moe_gemm_rows, grad, dweight, number, "dweight_part (with dweight) is NULL");
     grad.dweight_part = number;
     WITHIN(moe_gemm_rows, grad, dweight);
-    moe_gemm_rows_args none = {.n_groups = 2, .offset = empty, .n = 4, .k = 3, .lda = 3, .ldb = 4};
-    assert_int_equal(moe_gemm_rows(ctx, &none), MOE_OK);
 }
 
-static void test_sums(void **state) {
+static void test_gemm_outer(void **state) {
     (void)state;
     moe_gemm_outer_args outer = {.n_groups = 2,
                                  .offset = offset,
@@ -155,7 +161,10 @@ static void test_sums(void **state) {
     number[32] = 5.0F;
     assert_int_equal(moe_gemm_outer(ctx, &no_rows), MOE_OK);
     assert_true(number[32] == 0.0F);
+}
 
+static void test_sums(void **state) {
+    (void)state;
     moe_gather_sum_args gather = {.n_tokens = 2,
                                   .n = 3,
                                   .top_k = 1,
@@ -229,28 +238,30 @@ static void test_norm_rope(void **state) {
     WITHIN(moe_rope, rope, position);
 }
 
+static const moe_attention_args right_attention = {.n_seq = 1,
+                                                   .q_len = 2,
+                                                   .kv_len = 2,
+                                                   .kv_stride = 2,
+                                                   .heads = 2,
+                                                   .kv_heads = 1,
+                                                   .head_dim = 2,
+                                                   .q = number,
+                                                   .k = number,
+                                                   .v = number,
+                                                   .ldq = 4,
+                                                   .ldkv = 2,
+                                                   .out = number + 8,
+                                                   .ldo = 4,
+                                                   .lse = number + 16,
+                                                   .dout = number,
+                                                   .dq = number + 24,
+                                                   .dk = number + 32,
+                                                   .dv = number + 40,
+                                                   .delta = number + 48};
+
 static void test_attention(void **state) {
     (void)state;
-    moe_attention_args good = {.n_seq = 1,
-                               .q_len = 2,
-                               .kv_len = 2,
-                               .kv_stride = 2,
-                               .heads = 2,
-                               .kv_heads = 1,
-                               .head_dim = 2,
-                               .q = number,
-                               .k = number,
-                               .v = number,
-                               .ldq = 4,
-                               .ldkv = 2,
-                               .out = number + 8,
-                               .ldo = 4,
-                               .lse = number + 16,
-                               .dout = number,
-                               .dq = number + 24,
-                               .dk = number + 32,
-                               .dv = number + 40,
-                               .delta = number + 48};
+    moe_attention_args good = right_attention;
     assert_int_equal(moe_attention(ctx, &good), MOE_OK);
     assert_int_equal(moe_attention_backward(ctx, &good), MOE_OK);
     WRONG(moe_attention, good, kv_heads, 0, "moe_attention: kv_heads is 0; it must lie in 1 .. 2");
@@ -280,6 +291,11 @@ static void test_attention(void **state) {
     assert_told(moe_attention(ctx, &three), "heads is 3; it must be a multiple of kv_heads, 2");
     WRONG(moe_attention_backward, good, lse, NULL, "moe_attention_backward: lse is NULL");
     WRONG(moe_attention_backward, good, q_len, 1, "kv_len is 2; it must lie in 1 .. 1");
+}
+
+static void test_attention_data(void **state) {
+    (void)state;
+    moe_attention_args good = right_attention;
     WITHIN(moe_attention, good, q);
     WITHIN(moe_attention, good, k);
     WITHIN(moe_attention, good, v);
@@ -382,8 +398,11 @@ static void test_small_things(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gemm_rows), cmocka_unit_test(test_sums),   cmocka_unit_test(test_norm_rope),
-        cmocka_unit_test(test_attention), cmocka_unit_test(test_losses), cmocka_unit_test(test_small_things),
+        cmocka_unit_test(test_gemm_rows),      cmocka_unit_test(test_epilogues),
+        cmocka_unit_test(test_gemm_outer),     cmocka_unit_test(test_sums),
+        cmocka_unit_test(test_norm_rope),      cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_attention_data), cmocka_unit_test(test_losses),
+        cmocka_unit_test(test_small_things),
     };
     return cmocka_run_group_tests(tests, open_ctx, close_ctx);
 }
