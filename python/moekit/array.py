@@ -6,6 +6,7 @@ has no bf16: there it is uint16, bit for bit.
 """
 import ctypes
 import math
+import operator
 import types
 
 from . import _c
@@ -23,6 +24,7 @@ FROM_FORMAT = {"f": "f32", "d": "f64", "H": "u16", "i": "i32", "q": "i64", "l": 
 DLPACK = {"f32": (2, 32), "f64": (2, 64), "bf16": (4, 16), "i32": (0, 32), "i64": (0, 64)}  # type code, bits
 FROM_DLPACK = {pair: name for name, pair in DLPACK.items()} | {(1, 8): "u8", (6, 8): "u8", (1, 16): "u16"}
 DLPACK_CPU, DLPACK_CUDA = 1, 2
+SHOWN = 6  # numbers of a dimension that repr prints
 FROM_DLPACK_DEVICE = {DLPACK_CPU: "cpu", DLPACK_CUDA: "cuda", 3: "cpu", 13: "any"}  # 3: pinned, 13: managed
 
 
@@ -150,8 +152,49 @@ class Array:
             flat = [flat[i:i + size] for i in range(0, len(flat), size)] if size else []
         return flat
 
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, at):
+        """A view of a row, array[t], or of rows, array[2:5]; array[t, i] is a number, copied. np.asarray(array) has the
+        other kinds of index."""
+        first, *more = at if isinstance(at, tuple) else (at,)
+        if isinstance(first, slice):
+            start, stop, step = first.indices(len(self))
+            if step != 1 or more:
+                raise IndexError(f"{at}: a moekit.Array has numbers, and one range of step 1 after them; np.asarray() "
+                                 "or torch.from_dlpack() of it has the rest")
+            return self._rows(start, max(stop - start, 0))
+        place = operator.index(first)
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"{place}: outside of {len(self)}")
+        one = self._rows(place % len(self), 1)
+        if len(self.shape) == 1:
+            if more:
+                raise IndexError(f"{at}: more than its dimensions")
+            return one.tolist()[0]
+        row = Array(self.context, one._address, self.shape[1:], self.dtype, self.owner, self._readonly)
+        return row[tuple(more)] if more else row
+
+    def _rows(self, start, count):
+        address = self.address + start * math.prod(self.shape[1:]) * BYTES[self.dtype]
+        return Array(self.context, address, [count, *self.shape[1:]], self.dtype, self.owner, self._readonly)
+
+    def _text(self):
+        """The first numbers of each dimension."""
+        few, dots = self[:SHOWN], ["..."] if len(self) > SHOWN else []
+        if len(self.shape) > 1:
+            rows = [row._text() for row in few]
+        else:
+            rows = [str(n) if isinstance(n, int) else f"{n:.6g}" for n in few.tolist()]
+        return f"[{', '.join(rows + dots)}]"
+
     def __repr__(self):
-        return f"moekit.Array({list(self.shape)}, {self.dtype}, {self.context.device})"
+        """With numbers where they are at hand: those on a GPU would have to be waited for."""
+        what = f"{list(self.shape)}, {self.dtype}, {self.context.device}"
+        if self.owner.closed:
+            return f"moekit.Array({what}, closed)"
+        return f"moekit.Array({what}, {self._text()})" if self.context.device == "cpu" else f"moekit.Array({what})"
 
 
 def _in_elements(strides, shape, size, name):
@@ -197,6 +240,9 @@ def view(obj, name="array"):
     interface = getattr(obj, "__cuda_array_interface__", None)
     if interface is not None:
         return _by_interface(obj, interface, "cuda", name)
+    if isinstance(obj, (list, tuple)):
+        raise TypeError(f"{name}: a {type(obj).__name__}; arrays are taken as they lie in memory, so give "
+                        f"np.asarray({name}, np.float32), or of the layer's dtype")
     try:
         buffer = memoryview(obj)
         address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))

@@ -477,6 +477,7 @@ class Layer:
         self.context.check(self._library.moe_layer_quantize(self.handle, desc))
         if drop_weights:
             self._weights.ended, self._weights = True, _Lease(self._owned)
+        return self
 
     def __repr__(self):
         if self.closed:

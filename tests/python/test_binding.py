@@ -214,7 +214,7 @@ class Layers(unittest.TestCase):
     def test_packed_weights(self):
         layer, x = self.layer(expert_hidden_size=32, d_model=32), matrix(T, 32)
         wanted = layer(x).tolist()
-        layer.quantize("int8", group=32)
+        self.assertIs(layer.quantize("int8", group=32), layer)
         packed = layer(x).tolist()
         self.assertNotEqual(wanted, packed)
         for a, b in zip(sum(wanted, []), sum(packed, [])):
@@ -267,7 +267,9 @@ class Layers(unittest.TestCase):
         self.assertEqual(layer(wide.cast("B").cast("f", [2, T, D])).shape, (2, T, D))
         for array_, wrong, text in ((matrix(T, D, "d"), TypeError, "x: dtype is f64; this layer computes in f32"),
                                     (wide, moekit.Error, r"x: \[12, 16\]"), (x.obj, ValueError, r"needs \[tokens, width\]"),
-                                    ("text", TypeError, "x: a str is no array"), (None, TypeError, "NoneType"),
+                                    ("text", TypeError, "x: a str is no array"),
+                                    ([[1.0]], TypeError, r"x: a list; .* give np.asarray\(x, np.float32\)"),
+                                    (None, TypeError, "NoneType"),
                                     (x.toreadonly(), TypeError, "writable")):
             with self.assertRaisesRegex(wrong, text):
                 layer.forward(array_, matrix(T, D))
@@ -336,6 +338,27 @@ class Lifetimes(unittest.TestCase):
         gc.collect()
         self.assertEqual(len(weight.tolist()), 4)
         self.assertEqual(len(y.tolist()), T)
+
+    def test_parts_of_an_array(self):
+        layer = moekit.Layer(**SIZES)
+        y, up = layer(matrix(T, D)), layer.params["experts.up.weight"]
+        rows, blocks = y.tolist(), up.tolist()
+        self.assertEqual((len(y), [row.tolist() for row in y]), (T, rows))
+        self.assertEqual((y[3].tolist(), y[-1].tolist(), y[3, 5], y[-1, -2]), (rows[3], rows[-1], rows[3][5], rows[-1][-2]))
+        self.assertEqual((y[2:5].tolist(), y[3, 1:4].tolist(), y[:0].tolist()), (rows[2:5], rows[3][1:4], []))
+        self.assertEqual((up[1, 2].tolist(), up[1, 2:4].tolist(), up[3, 7, 0]), (blocks[1][2], blocks[1][2:4], blocks[3][7][0]))
+        ctypes.c_float.from_address(up[2, 1].address).value = 7
+        self.assertEqual(up[2, 1, 0], 7)
+        for at in (T, -T - 1, (0, D), (0, 0, 0), slice(0, 4, 2), (slice(0, 2), 0)):
+            with self.assertRaises(IndexError):
+                y[at]
+        with self.assertRaises(TypeError):
+            y[0.5]
+        routing = layer.routing.expert
+        self.assertEqual(repr(routing[:2]), f"moekit.Array([2, 2], i32, cpu, {routing[:2].tolist()})")
+        self.assertRegex(repr(y), r"^moekit.Array\(\[12, 8\], f32, cpu, \[\[([-\d.e]+, ){6}\.\.\.\], .*\.\.\.\]\)$")
+        layer.close()
+        self.assertEqual(repr(up), "moekit.Array([4, 8, 32], f32, cpu, closed)")
 
     def test_nobody_takes_a_capsule(self):
         array_ = moekit.Layer(**SIZES).params["gate.weight"]
