@@ -61,9 +61,9 @@ MOE_API moe_status moe_lm_load(moe_ctx *ctx, const char *directory, moe_lm **lm)
  * Saved again, that is the file's type. */
 MOE_API moe_status moe_lm_load_as(moe_ctx *ctx, const char *directory, const char *dtype, moe_lm **lm);
 /* Sets the parameters to those of a checkpoint, by name: the start of a training that goes on from another's.
- * Heads, rope_base, norm_eps and qk_norm must be the checkpoint's (MOE_ERR_ARGUMENT), and each of its
- * parameters must have a place of its shape here (MOE_ERR_INPUT); on an error the model is as it was. What
- * the checkpoint lacks stays as it is, and moe.* may differ: both are warned of. Layers that
+ * Heads, rope_base, norm_eps, qk_norm and clip_qkv must be the checkpoint's (MOE_ERR_ARGUMENT), and each of
+ * its parameters must have a place of its shape here (MOE_ERR_INPUT); on an error the model is as it was.
+ * What the checkpoint lacks stays as it is, and moe.* may differ: both are warned of. Layers that
  * moe_layer_quantize has packed are packed once more by the caller; MOE_ERR_STATE where one has given its
  * weights back. */
 MOE_API moe_status moe_lm_init_from(moe_lm *lm, const char *directory);

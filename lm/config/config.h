@@ -31,6 +31,7 @@ typedef struct moelm_model_config {
     float rope_base;        /* alias rope_theta */
     float norm_eps;         /* alias rms_norm_eps */
     const char *qk_norm;    /* "none" "head" "full" */
+    float clip_qkv;         /* 0: off */
     bool tie_embeddings;    /* alias tie_word_embeddings */
     int32_t moe_layer_freq; /* layer i has routed experts iff i % freq == offset; 0: none (dense model) */
     int32_t moe_layer_offset;

@@ -50,6 +50,9 @@ static const moe_option options[] = {
     {"model.qk_norm", "qk_layernorm use_qk_norm",
      MOE_OPT_CHOICE, AT(model.qk_norm), "none", 0, 0, qk_norms,
      "RMSNorm of queries and keys before they turn; head: each head by itself, as Qwen3; full: all heads of a token together, as OLMoE"},
+    {"model.clip_qkv", "",
+     MOE_OPT_FLOAT, AT(model.clip_qkv), "0", 0, 1e30, NULL,
+     "largest magnitude of queries, keys and values before they turn, norms first; 0: any"},
     {"model.tie_embeddings", "tie_word_embeddings share_embeddings_and_output_weights",
      MOE_OPT_BOOL, AT(model.tie_embeddings), "false", 0, 0, NULL,
      "the output projection is the embedding"},
@@ -207,6 +210,7 @@ const char *moelm_config_word(const char *key, const char *value) {
         {"model.dtype",      "bf16-mixed",     "bf16"},
         {"model.qk_norm",    "true",           "head"},
         {"model.qk_norm",    "false",          "none"},
+        {"model.clip_qkv",   "",               "0"   },
         {"model.n_kv_heads", "",               "0"   },
         {"model.head_dim",   "",               "0"   },
     };

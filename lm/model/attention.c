@@ -1,11 +1,11 @@
 /* attention.c: causal grouped-query self-attention with rotary positions, forward and backward.
  * norm[R, d] -> qkv[R, C] -> att[R, H*c] -> branch[R, d]; with caches, keys and values come from them.
- * Queries and keys may be normed between the product and the rotation (qk_norm.c).
- * Source: Ainslie et al. 2023 (groups), Su et al. 2021 (rotary), as in Mixtral: no biases.
+ * Between the product and the rotation queries and keys may be normed (qk_norm.c), and all three clipped
+ * (clip.c). Source: Ainslie et al. 2023 (groups), Su et al. 2021 (rotary), as in Mixtral: no biases.
  */
 #include "model/model.h"
 
-/* norm[R, d] -> qkv[R, C] before rotary; queries and keys that are normed come by way of raw. */
+/* norm[R, d] -> qkv[R, C]; queries and keys that are normed come by way of raw. */
 static moe_status project(moe_lm *lm, const moelm_block *block, int64_t rows) {
     const moelm_saved *s = &block->saved;
     if (lm->qk_norm == MOELM_QK_NONE) return moelm_linear(lm, rows, s->norm, &block->qkv, s->qkv);
@@ -75,6 +75,7 @@ moe_status moelm_attention(moe_lm *lm, int32_t index, const moelm_pass *pass) {
     moelm_saved *s = &block->saved;
     int64_t rows = pass->n_seq * pass->length;
     MOEI_TRY(project(lm, block, rows));
+    moelm_clip(lm, s, rows);
     MOEI_TRY(turn(lm, s->qkv, rows, false));
     moe_attention_args args = self_attention(lm, s, pass);
     if (pass->cache) read_caches(lm, index, pass, &args);
@@ -97,6 +98,7 @@ moe_status moelm_attention_backward(moe_lm *lm, int32_t index, const moelm_pass 
     args.delta = mem->delta;
     MOEI_TRY(moe_attention_backward(lm->ctx, &args));
     MOEI_TRY(turn(lm, mem->dqkv, rows, true));
+    moelm_clip_backward(lm, s, rows);
     if (lm->qk_norm != MOELM_QK_NONE) MOEI_TRY(moelm_qk_norm_backward(lm, block, rows));
     MOEI_TRY(moelm_linear_grad(lm, rows, s->norm, mem->dqkv, &block->qkv));
     return moelm_linear_trans(lm, rows, mem->dqkv, &block->qkv, mem->dnorm);

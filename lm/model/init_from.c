@@ -27,6 +27,7 @@ static moe_status check_model(const pair *p) {
         {"model.head_dim",   p->to->head_dim,          p->from->head_dim         },
         {"model.rope_base",  (double)p->to->rope_base, (double)p->from->rope_base},
         {"model.norm_eps",   (double)p->to->eps,       (double)p->from->eps      },
+        {"model.clip_qkv",   (double)p->to->clip,      (double)p->from->clip     },
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; ++i)
         if (rows[i].here != rows[i].there)

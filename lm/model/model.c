@@ -47,6 +47,7 @@ static void take_sizes(moe_lm *lm) {
     lm->head_dim = m->head_dim ? m->head_dim : m->d_model / m->n_heads;
     lm->eps = m->norm_eps;
     lm->rope_base = m->rope_base;
+    lm->clip = m->clip_qkv;
     lm->qk_norm = strcmp(m->qk_norm, "head") == 0   ? MOELM_QK_HEAD
                   : strcmp(m->qk_norm, "full") == 0 ? MOELM_QK_FULL
                                                     : MOELM_QK_NONE;

@@ -34,7 +34,8 @@ typedef struct moelm_saved {
     float *rms;           /* [R] wide */
     void *raw;            /* [R, (H+G)*c] queries and keys before their norms; NULL without norms */
     float *q_rms, *k_rms; /* [R, H], [R, G] wide, or [R] of all heads together; NULL without norms */
-    void *qkv;            /* [R, C] after norms and rotary */
+    void *qkv;            /* [R, C] after norms, clipping and rotary */
+    uint8_t *kept;        /* [R, C] which of them were not clipped; NULL where none are */
     float *lse;           /* [R, H] wide */
     void *att;            /* [R, H*c] */
     void *mid;            /* [R, d] residual stream between attention and experts */
@@ -104,7 +105,7 @@ struct moe_lm {
     moe_dtype dtype;       /* f32 or bf16 */
     int64_t vocab, d, context;
     int32_t n_layers, heads, kv_heads, head_dim;
-    float eps, rope_base;
+    float eps, rope_base, clip; /* clip 0: none */
     moelm_qk qk_norm;
 
     moelm_tensor embed;      /* [V, d] */
@@ -213,6 +214,10 @@ moe_status moelm_qk_norm(moe_lm *lm, const moelm_block *block, int64_t rows);
 moe_status moelm_qk_norm_backward(moe_lm *lm, const moelm_block *block, int64_t rows);
 /* Root mean squares of a row, of `heads` heads. */
 int64_t moelm_qk_stats(const moe_lm *lm, int32_t heads);
+
+/* clip.c: saved.qkv within lm->clip; backward takes the gradient of what was outside from memory.dqkv. */
+void moelm_clip(moe_lm *lm, const moelm_saved *s, int64_t rows);
+void moelm_clip_backward(moe_lm *lm, const moelm_saved *s, int64_t rows);
 
 /* attention.c: from saved.norm to memory.branch, and back from memory.dout to memory.dnorm. */
 moe_status moelm_attention(moe_lm *lm, int32_t index, const moelm_pass *pass);

@@ -24,8 +24,9 @@ static float *take_wide(moei_arena *arena, int64_t rows, int64_t cols) {
     return moei_arena_array(arena, rows, cols, sizeof(float));
 }
 
-/* Queries and keys before their norms; only backward asks for the statistics. */
+/* Queries and keys before their norms; only backward asks for the statistics, and what was clipped. */
 static void carve_raw(const moe_lm *lm, moei_arena *arena, int64_t rows, bool train, moelm_saved *s) {
+    if (train && lm->clip > 0) s->kept = moei_arena_array(arena, rows, moelm_qkv_cols(lm), sizeof *s->kept);
     if (lm->qk_norm == MOELM_QK_NONE) return;
     s->raw = take(lm, arena, rows, moelm_qk_cols(lm));
     if (!train) return;

@@ -173,6 +173,11 @@ printf 'moe: {moe_z_loss_coeff: null, moe_aux_loss_coeff: null, mlp_only_layers:
 expect 0 "$MOEKIT" config show nemo.yaml torch_dtype=torch.float32
 says out '^moe\.z_loss_coeff=0$'
 says out '^model\.dtype=f32$'
+printf 'model: {dense_layers: [0, 3], qk_layernorm: true, clip_qkv: null}\n' >layers.yaml
+expect 0 "$MOEKIT" config show layers.yaml
+says out '^model\.dense_layers=0,3$'
+says out '^model\.qk_norm=head$'
+says out '^model\.clip_qkv=0$'
 echo 'moe: {moe_router_load_balancing_type: [aux_loss, seq_aux_loss]}' >list.yaml
 expect 2 "$MOEKIT" config check list.yaml
 says err "list\.yaml:1:.*\(NeMo\) cannot be 'aux_loss,seq_aux_loss' here; set aux_loss_coeff"

@@ -58,6 +58,7 @@ CASES = {"MixtralForCausalLM": {
     "renormalised, tied": {**OLMOE, "model.tie_embeddings": "true", "moe.score_before_topk": "true",
                            "moe.norm_topk_prob": "true"},
     "as many key heads": {**OLMOE, "model.n_kv_heads": 0, "model.rope_base": 500000},
+    "clipped": {**OLMOE, "model.clip_qkv": 0.75},
 }}
 # no model of theirs: saved as moekit's own, which transformers does not take for one of its models
 OWN = {
@@ -78,6 +79,7 @@ SAVED = {
     "a layer without experts, float16": ("Qwen3MoeConfig", {**QWEN_SIZES, "mlp_only_layers": [1]}, torch.float16),
     "OLMoE": ("OlmoeConfig", {"intermediate_size": 24}, torch.float32),
     "OLMoE, renormalised": ("OlmoeConfig", {"intermediate_size": 24, "norm_topk_prob": True}, torch.float16),
+    "OLMoE, clipped": ("OlmoeConfig", {"intermediate_size": 24, "clip_qkv": 1.0}, torch.bfloat16),
 }
 N_SEQ, LENGTH, PROMPT, NEW = 2, 40, 6, 30
 

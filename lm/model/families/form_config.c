@@ -100,6 +100,7 @@ bool moelm_form_fits(const moelm_family *family, const moe_lm_config *config) {
     if (strcmp(m->qk_norm, form->qk_norm) != 0 || moe->num_experts < 1 || !hidden_act(config)) return false;
     if (form->narrow_heads && m->head_dim > 0 && (int64_t)m->head_dim * m->n_heads != m->d_model)
         return false;
+    if (m->clip_qkv != 0 && !is_field(form, "model.clip_qkv")) return false;
     if (!layers_fit(form, config)) return false;
     const moe_option *row;
     for (size_t i = 0; (row = moe_layer_option_at(i)); ++i) {
@@ -142,6 +143,7 @@ static bool is_off(const json_t *value) {
 
 static moe_status read_limits(const moelm_form *form, const json_t *root, const moe_lm_config *config,
                               refusals *r, moe_error *error) {
+    const json_t *clip = json_object_get(root, "clip_qkv");
     double dropout = 0;
     bool slides = !form->window_has_switch;
     int64_t window = form->window_has_switch ? 4096 : INT64_MAX; /* as transformers, where it is left out */
@@ -152,6 +154,8 @@ static moe_status read_limits(const moelm_form *form, const json_t *root, const 
     if (dropout != 0) refuse(r, "attention_dropout above 0");
     if (slides && window < config->model.context)
         refuse(r, "sliding_window below max_position_embeddings (lower that to it)");
+    if (is_field(form, "model.clip_qkv") && json_is_number(clip) && json_number_value(clip) == 0)
+        refuse(r, "clip_qkv 0 (null clips nothing)");
     for (const char *const *key = form->refused; *key; ++key)
         if (!is_off(json_object_get(root, *key))) refuse(r, "%s", *key);
     return MOE_OK;
@@ -339,6 +343,7 @@ static int write_fixed(const moelm_form *form, const moe_lm_config *config, json
 /* 0 stands for a default here, which a reader of theirs would take literally. */
 static json_t *number_of(const moe_lm_config *config, const char *key) {
     const moelm_model_config *m = &config->model;
+    if (strcmp(key, "model.clip_qkv") == 0 && m->clip_qkv == 0) return json_null();
     if (strcmp(key, "model.n_kv_heads") == 0 && m->n_kv_heads == 0) return json_integer(m->n_heads);
     if (strcmp(key, "model.head_dim") == 0 && m->head_dim == 0) return json_integer(m->d_model / m->n_heads);
     if (strcmp(key, "moe.top_k") == 0) return json_integer(chosen_k(config));

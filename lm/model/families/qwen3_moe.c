@@ -6,21 +6,21 @@
 #include "model/families/form.h"
 
 static const moelm_form_field fields[] = {
-    {"num_experts",             "moe.num_experts", NULL},
-    {"vocab_size",                     "model.vocab_size", NULL},
-    {"hidden_size",              "model.d_model", NULL},
-    {"num_hidden_layers",                     "model.n_layers", NULL},
-    {"num_attention_heads",             "model.n_heads", NULL},
-    {"max_position_embeddings",                     "model.context", NULL},
-    {"rms_norm_eps",       "model.norm_eps", NULL},
-    {"num_experts_per_tok",                     "moe.top_k", NULL},
-    {"moe_intermediate_size",     "moe.expert_hidden_size", NULL},
-    {"intermediate_size",                     "model.ffn_hidden_size", NULL},
-    {"num_key_value_heads", "model.n_kv_heads", NULL},
-    {"head_dim",                     "model.head_dim", "0"},
-    {"tie_word_embeddings",            "model.tie_embeddings", "false"},
-    {"initializer_range",                     "model.init_std", "0.02"},
-    {0    }
+    {"num_experts",             "moe.num_experts",        NULL   },
+    {"vocab_size",              "model.vocab_size",       NULL   },
+    {"hidden_size",             "model.d_model",          NULL   },
+    {"num_hidden_layers",       "model.n_layers",         NULL   },
+    {"num_attention_heads",     "model.n_heads",          NULL   },
+    {"max_position_embeddings", "model.context",          NULL   },
+    {"rms_norm_eps",            "model.norm_eps",         NULL   },
+    {"num_experts_per_tok",     "moe.top_k",              NULL   },
+    {"moe_intermediate_size",   "moe.expert_hidden_size", NULL   },
+    {"intermediate_size",       "model.ffn_hidden_size",  NULL   },
+    {"num_key_value_heads",     "model.n_kv_heads",       NULL   },
+    {"head_dim",                "model.head_dim",         "0"    },
+    {"tie_word_embeddings",     "model.tie_embeddings",   "false"},
+    {"initializer_range",       "model.init_std",         "0.02" },
+    {NULL,                      NULL,                     NULL   },
 };
 static const char *const refused[] = {"attention_bias", "rope_scaling", "quantization_config", NULL};
 

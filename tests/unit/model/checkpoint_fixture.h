@@ -33,7 +33,7 @@ static const char *const qwen[] = {"model.qk_norm",
                                    "10",
                                    NULL};
 /* clang-format off */
-static const char *const olmoe[] = {"model.qk_norm", "full",  "moe.score_before_topk", "true",  NULL};
+static const char *const olmoe[] = {"model.qk_norm", "full",  "moe.score_before_topk", "true", "model.clip_qkv", "1.5",  NULL};
 /* clang-format on */
 
 enum { MAX_TENSORS = 64 };

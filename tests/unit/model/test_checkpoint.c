@@ -125,6 +125,8 @@ static void test_round_trips(void **state) {
     round_trip(state, "normed", normed, "moekit");
     round_trip(state, "qwen", qwen, "qwen3_moe");
     round_trip(state, "olmoe", olmoe, "olmoe");
+    static const char *const clipped[] = {"model.clip_qkv", "8", NULL};
+    round_trip(state, "clipped", clipped, "moekit");
     static const char *const some[] = {
         "model.qk_norm", "head", "model.dense_layers", "1", "moe.z_loss_coeff", "0.5", "moe.input_jitter_eps",
         "0.125",         NULL};
@@ -148,7 +150,7 @@ static void test_round_trips(void **state) {
     static const char *const top1[] = {"moe.top_k", "1", NULL};
     round_trip(state, "top1_scored", top1_scored, "moekit");
     round_trip(state, "top1", top1, "mixtral");
-    assert_int_equal(scratch_count(*state), 16);
+    assert_int_equal(scratch_count(*state), 17);
 }
 
 static void check_golden(void **state, const char *golden, const char *name) {

@@ -174,7 +174,7 @@ static void test_all_that_is_refused(void **state) {
     assert_ok(moelm_json_load(name, &root, &error), &error);
     json_object_set_new(root, "attention_bias", json_true());
     json_object_set_new(root, "attention_dropout", json_real(0.1));
-    json_object_set_new(root, "clip_qkv", json_real(8.0));
+    json_object_set_new(root, "clip_qkv", json_integer(0));
     json_object_set_new(root, "head_dim", json_integer(6));
     json_object_set_new(root, "hidden_act", json_string("tanh"));
     json_object_set_new(root, "rope_scaling", json_object());
