@@ -34,4 +34,8 @@ diff <(awk '/^```c$/ { on = 1; next } /^```/ { on = 0 } on' README.md) \
 for goal in $(grep -ohE '(^|`)make [a-z-]+' README.md CONTRIBUTING.md docs/*.md | awk '{ print $2 }' | sort -u); do
     grep -q "^$goal:" Makefile || complain "a page speaks of 'make $goal', which the Makefile does not have"
 done
+for preset in $(grep -ohE -- '--preset [a-z]+' README.md CONTRIBUTING.md docs/*.md | awk '{ print $2 }' | sort -u); do
+    grep -q "{\"name\": \"$preset\", \"configurePreset\"" CMakePresets.json ||
+        complain "a page speaks of the preset '$preset', which CMakePresets.json does not have"
+done
 exit $failed
