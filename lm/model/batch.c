@@ -80,7 +80,7 @@ static void carve(const moe_lm *lm, moei_arena *arena, moe_lm_batch *batch) {
     for (size_t i = 0; batch->places && i < n; ++i) batch->places[i] = (place){.cache = &batch->caches[i]};
 }
 
-/* Of one layer of each kind the first speaks for the others. */
+/* What the first layer says whose routing depends on neighbours; NULL: none does. */
 static const char *company(const moe_lm *lm) {
     const char *why = NULL;
     for (int32_t i = 0; i < lm->n_layers && !why; ++i) why = moe_layer_company(lm->blocks[i].ffn);

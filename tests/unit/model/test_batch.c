@@ -287,6 +287,11 @@ static void test_wrong_inputs(void **state) {
     assert_int_equal(moe_lm_batch_live(batch), 2);
     moe_lm_batch_destroy(batch); /* with texts in it */
     moe_lm_destroy(lm);
+    static const char *const far[] = {"model.context", "1000000", NULL};
+    lm = model_make(ctx, far);
+    desc = (moe_lm_batch_desc){.size = sizeof desc, .max_texts = 1 << 16};
+    must_fail(ctx, moe_lm_batch_create(lm, &desc, &batch), MOE_ERR_ARGUMENT, "65536 of 1000000 tokens");
+    moe_lm_destroy(lm);
     moe_ctx_destroy(ctx);
 }
 
