@@ -187,6 +187,11 @@ typedef struct moe_lm_train_options {
  * MOE_ERR_INTERRUPTED, or MOE_ERR_ALARM where an alarm asked for it. */
 MOE_API moe_status moe_lm_train(moe_ctx *ctx, const moe_lm_config *config,
                                 const moe_lm_train_options *options);
+/* What moe_lm_train would refuse before its first step (settings, texts, the directory, too little memory),
+ * told without making anything, and the sizes of the model it would train. Of the options run_dir, resume and
+ * move_old count. A run_dir or data.train that is "" may be told later. */
+MOE_API moe_status moe_lm_train_check(moe_ctx *ctx, const moe_lm_config *config,
+                                      const moe_lm_train_options *options, moe_lm_info *info);
 /* Newest complete checkpoint of a run directory, its path into path[size]; MOE_ERR_INPUT if there is none. */
 MOE_API moe_status moe_lm_newest_checkpoint(const char *run_dir, char *path, size_t size, moe_error *error);
 

@@ -87,10 +87,14 @@ static void carve_tensors(moe_lm *lm, moei_arena *arena) {
         carve_tensor(lm, arena, &lm->head, lm->vocab, lm->d);
 }
 
-static moe_status make_tensors(moe_lm *lm) {
+/* What is done about the weights: drawn, zeros for who reads them from a file, or only their shapes. */
+typedef enum making { DRAWN, ZEROS, SHAPES } making;
+
+static moe_status make_tensors(moe_lm *lm, making how) {
     moei_arena arena = {0};
     carve_tensors(lm, &arena);
     lm->value_bytes = arena.used;
+    if (how == SHAPES) return MOE_OK;
     lm->values = moe_ctx_alloc(lm->ctx, lm->value_bytes);
     if (!lm->values) return moei_ctx_no_memory(lm->ctx, "weights of the model but for its experts");
     memset(lm->values, 0, lm->value_bytes); /* the gaps between tensors too */
@@ -99,13 +103,20 @@ static moe_status make_tensors(moe_lm *lm) {
     return MOE_OK;
 }
 
-static moe_status make_layers(moe_lm *lm, bool drawn) {
-    for (int32_t i = 0; i < lm->n_layers; ++i) {
-        moe_layer_desc desc;
-        moelm_config_layer(lm->config, i, &desc);
-        desc.undrawn = !drawn;
-        MOEI_TRY(moe_layer_create(lm->ctx, &desc, &lm->blocks[i].ffn));
-    }
+static moe_status make_layer(moe_lm *lm, int32_t index, making how) {
+    moe_layer_desc desc;
+    moe_layer **layer = &lm->blocks[index].ffn;
+    moelm_config_layer(lm->config, index, &desc);
+    desc.undrawn = how != DRAWN;
+    desc.unowned = how == SHAPES;
+    const moe_status status = moe_layer_create(lm->ctx, &desc, layer);
+    if (how != SHAPES || status != MOE_ERR_UNSUPPORTED) return status;
+    desc.unowned = false; /* experts of a registered kind have memory of their own */
+    return moe_layer_create(lm->ctx, &desc, layer);
+}
+
+static moe_status make_layers(moe_lm *lm, making how) {
+    for (int32_t i = 0; i < lm->n_layers; ++i) MOEI_TRY(make_layer(lm, i, how));
     return MOE_OK;
 }
 
@@ -148,14 +159,14 @@ static moe_status make_entries(moe_lm *lm) {
         snprintf(prefix, sizeof prefix, "blocks.%d.", i);
         add_entry(lm, prefix, "norm.weight", &block->norm);
         add_entry(lm, prefix, "qkv.weight", &block->qkv);
-        if (block->q_norm.value) add_entry(lm, prefix, "q_norm.weight", &block->q_norm);
-        if (block->k_norm.value) add_entry(lm, prefix, "k_norm.weight", &block->k_norm);
+        if (block->q_norm.n_dim) add_entry(lm, prefix, "q_norm.weight", &block->q_norm);
+        if (block->k_norm.n_dim) add_entry(lm, prefix, "k_norm.weight", &block->k_norm);
         add_entry(lm, prefix, "out.weight", &block->out);
         add_entry(lm, prefix, "ffn_norm.weight", &block->ffn_norm);
         MOEI_TRY(add_layer_entries(lm, prefix, block->ffn));
     }
     add_entry(lm, "", "final_norm.weight", &lm->final_norm);
-    if (lm->head.value != lm->embed.value) add_entry(lm, "", "head.weight", &lm->head);
+    if (!lm->config->model.tie_embeddings) add_entry(lm, "", "head.weight", &lm->head);
     return MOE_OK;
 }
 
@@ -189,17 +200,17 @@ static void draw_all(moe_lm *lm) {
 
 /* 4. Life. */
 
-static moe_status make(moe_lm *lm, bool drawn) {
+static moe_status make(moe_lm *lm, making how) {
     lm->blocks = calloc((size_t)lm->n_layers, sizeof *lm->blocks);
     if (!lm->blocks) return moe_ctx_fail(lm->ctx, MOE_ERR_MEMORY, "no memory for %d blocks", lm->n_layers);
-    MOEI_TRY(make_tensors(lm));
-    MOEI_TRY(make_layers(lm, drawn));
+    MOEI_TRY(make_tensors(lm, how));
+    MOEI_TRY(make_layers(lm, how));
     MOEI_TRY(make_entries(lm));
-    if (drawn) draw_all(lm);
+    if (how == DRAWN) draw_all(lm);
     return MOE_OK;
 }
 
-moe_status moelm_create(moe_ctx *ctx, const moe_lm_config *config, bool drawn, moe_lm **lm) {
+static moe_status create(moe_ctx *ctx, const moe_lm_config *config, making how, moe_lm **lm) {
     MOEI_TRY(moei_ctx_need(ctx, "moe_lm_create", "lm", lm));
     moe_error error = {0};
     if (moe_lm_config_check(config, &error) != MOE_OK) return moelm_fail(ctx, &error);
@@ -209,7 +220,7 @@ moe_status moelm_create(moe_ctx *ctx, const moe_lm_config *config, bool drawn, m
     moe_status status = copy_config(config, &made->config, &error);
     if (status == MOE_OK) {
         take_sizes(made);
-        status = make(made, drawn);
+        status = make(made, how);
     } else {
         moelm_fail(ctx, &error);
     }
@@ -219,6 +230,14 @@ moe_status moelm_create(moe_ctx *ctx, const moe_lm_config *config, bool drawn, m
     }
     *lm = made;
     return MOE_OK;
+}
+
+moe_status moelm_create(moe_ctx *ctx, const moe_lm_config *config, bool drawn, moe_lm **lm) {
+    return create(ctx, config, drawn ? DRAWN : ZEROS, lm);
+}
+
+moe_status moelm_create_shapes(moe_ctx *ctx, const moe_lm_config *config, moe_lm **lm) {
+    return create(ctx, config, SHAPES, lm);
 }
 
 /* Allowed, as in the papers; but who compares bits per byte must know. */

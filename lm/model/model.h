@@ -148,6 +148,9 @@ bool moelm_param_alike(const moe_param *a, const moe_param *b);
 void moelm_param_copy(const moe_param *to, const moe_param *from);
 /* moe_lm_create without its warning; not drawn, all weights are zeros, for who reads them from a file. */
 moe_status moelm_create(moe_ctx *ctx, const moe_lm_config *config, bool drawn, moe_lm **lm);
+/* Its shapes alone: moe_lm_get_info and moe_lm_measure tell of the model, and the weights take no memory (but
+ * those of registered kinds of experts). All else needs weights. */
+moe_status moelm_create_shapes(moe_ctx *ctx, const moe_lm_config *config, moe_lm **lm);
 /* What is said where moe_lm_config_foresight tells something, %s. */
 #define MOELM_FORESIGHT "%s. Figures do not compare with those of a model that sees only what was before"
 void moelm_warn_of_foresight(const moe_lm *lm);

@@ -164,6 +164,19 @@ static moelm_memory grown(const moe_lm *lm, int64_t n_seq, int64_t length, moe_m
     return mem;
 }
 
+/* What an unowned layer, of shapes alone, would hold and does not count. */
+static size_t lent_bytes(const moe_layer *layer, moe_mode mode) {
+    size_t sum = 0;
+    for (int32_t i = 0; moe_layer_get_desc(layer)->unowned && i < moe_layer_param_count(layer); ++i) {
+        moe_param param = {.size = sizeof param};
+        if (moe_layer_param(layer, i, &param) != MOE_OK) continue;
+        const bool grad = mode == MOE_TRAIN && !param.buffer && !param.frozen;
+        sum += (size_t)moelm_param_numbers(&param) *
+               (moe_dtype_bytes(param.dtype) + (grad ? moe_dtype_bytes(param.grad_dtype) : 0));
+    }
+    return sum;
+}
+
 moe_status moe_lm_measure(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mode, size_t *bytes) {
     if (!lm) return MOE_ERR_ARGUMENT;
     MOEI_TRY(moei_ctx_need(lm->ctx, "moe_lm_measure", "bytes", bytes));
@@ -179,6 +192,7 @@ moe_status moe_lm_measure(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mo
         MOEI_TRY(moe_layer_limit_sequences(layer, mem.max_sequences));
         MOEI_TRY(moe_layer_measure(layer, mem.max_rows, mem.mode, &of_layer));
         sum += of_layer.params + of_layer.grads + of_layer.saved + of_layer.packed;
+        sum += lent_bytes(layer, mem.mode);
         if (scratch_owner(lm, i) == layer) sum += of_layer.scratch;
     }
     *bytes = sum;

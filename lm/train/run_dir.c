@@ -99,23 +99,37 @@ static moe_status check_unsettled(const char *path, moe_error *error) {
     return status;
 }
 
+/* Whether the directory has a file that only runs have. */
+static bool is_run(const char *path) {
+    static const char *const files[] = {"run.json", "config.resolved.yaml"};
+    bool found = false;
+    for (size_t i = 0; i < sizeof files / sizeof *files && !found; ++i) {
+        char *file = moelm_path_join(path, files[i]);
+        found = file && moelm_file_exists(file);
+        free(file);
+    }
+    return found;
+}
+
 /* --move-old is for runs: a directory of something else is not renamed by a slip of the pen. */
 static moe_status check_movable(const moelm_run_dir *dir, moe_error *error) {
-    char *about = moelm_path_join(dir->path, "run.json");
-    if (!about) return no_memory(dir->path, error);
-    const bool is_run = moelm_file_exists(about);
-    free(about);
-    return is_run ? MOE_OK : check_unsettled(dir->path, error);
+    return is_run(dir->path) ? MOE_OK : check_unsettled(dir->path, error);
+}
+
+moe_status moelm_run_dir_check_free(const char *path, moe_error *error) {
+    if (*path == '\0' || !moelm_file_exists(path)) return MOE_OK;
+    if (is_run(path))
+        return moei_error_set(
+            error, MOE_ERR_ARGUMENT,
+            "%s exists already, and a run is never overwritten; resume it, or name another directory", path);
+    return moei_error_set(error, MOE_ERR_ARGUMENT,
+                          "%s exists already and is no run; name a directory that is to be made", path);
 }
 
 static moe_status make_or_take(moelm_run_dir *dir, moelm_claim claim, moe_error *error) {
+    if (claim == MOELM_CLAIM_NEW) MOEI_TRY(moelm_run_dir_check_free(dir->path, error));
     MOEI_TRY(make_parent(dir->path, error));
-    if (!moelm_file_exists(dir->path)) MOEI_TRY(make_new(dir, error));
-    if (!dir->made && claim == MOELM_CLAIM_NEW)
-        return moei_error_set(
-            error, MOE_ERR_ARGUMENT,
-            "%s exists already, and a run is never overwritten; resume it, or name another directory",
-            dir->path);
+    if (claim == MOELM_CLAIM_NEW || !moelm_file_exists(dir->path)) MOEI_TRY(make_new(dir, error));
     MOEI_TRY(lock(dir, error));
     if (dir->made || claim == MOELM_CLAIM_RESUME) return MOE_OK;
     MOEI_TRY(check_movable(dir, error));
@@ -246,6 +260,19 @@ moe_status moelm_run_dir_check_config(const moelm_run_dir *dir, const moe_lm_con
     memcpy(from, begun->train.from, sizeof begun->train.from);
     free(path);
     moe_lm_config_destroy(begun);
+    return status;
+}
+
+moe_status moelm_run_dir_check_begun(const char *path, const moe_lm_config *config, moe_error *error) {
+    char from[MOELM_PATH];
+    if (*path == '\0') return MOE_OK;
+    char *settings = moelm_path_join(path, "config.resolved.yaml"), *copy = strdup(path);
+    moe_status status = settings && copy ? MOE_OK : no_memory(path, error);
+    const moelm_run_dir dir = {.path = copy, .lock = -1};
+    if (status == MOE_OK && moelm_file_exists(settings))
+        status = moelm_run_dir_check_config(&dir, config, from, error);
+    free(copy);
+    free(settings);
     return status;
 }
 

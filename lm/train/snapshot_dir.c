@@ -81,7 +81,10 @@ moe_status moe_lm_newest_checkpoint(const char *run_dir, char *path, size_t size
     size_t count;
     moe_status status = moelm_snapshot_list(run_dir, &step, &count, error);
     if (status == MOE_OK && count == 0)
-        status = moei_error_set(error, MOE_ERR_INPUT, "%s: holds no complete checkpoint", run_dir);
+        status = moei_error_set(error, MOE_ERR_INPUT,
+                                moelm_file_exists(run_dir) ? "%s: holds no complete checkpoint"
+                                                           : "%s: no such directory",
+                                run_dir);
     if (status == MOE_OK) status = moelm_snapshot_path(run_dir, step[0], path, size, error);
     free(step);
     return status;

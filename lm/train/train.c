@@ -61,41 +61,76 @@ static moe_status open_texts(moelm_trainer *t) {
     return moelm_text_open(data->eval, "data.eval", 2, &t->eval, &t->error);
 }
 
+/* Sequences at once, and the words of who wants them and has not the memory. */
+typedef struct extent {
+    int64_t n_seq, length;
+    const char *what, *advice;
+} extent;
+
 /* Told before the machine begins to swap, or its system to kill: memory that is promised need not be there.
  */
-static moe_status reserve(moelm_trainer *t, int64_t n_seq, int64_t length, const char *what,
-                          const char *advice) {
+static moe_status check_room(moelm_trainer *t, const extent *e) {
     moe_lm_info info = {.size = sizeof info};
     size_t bytes;
     MOEI_TRY(moelm_trainer_ctx(t, moe_lm_get_info(t->lm, &info)));
-    MOEI_TRY(moelm_trainer_ctx(t, moe_lm_measure(t->lm, n_seq, length, MOE_TRAIN, &bytes)));
+    MOEI_TRY(moelm_trainer_ctx(t, moe_lm_measure(t->lm, e->n_seq, e->length, MOE_TRAIN, &bytes)));
     /* moments and masters, and until the first step what train.from names */
     const moe_dtype dtype = moelm_config_dtype(t->config);
     const size_t each = (dtype == MOE_BF16 ? 12 : 8) + (t->from[0] ? moe_dtype_bytes(dtype) : 0);
-    const double need = (double)bytes + (double)each * (double)info.params_total;
+    const size_t model = each + moe_dtype_bytes(dtype) + sizeof(float); /* values and gradients too */
+    const double need = (double)bytes + (double)each * (double)info.params_total,
+                 least = (double)model * (double)info.params_total;
     const double have = moei_machine_memory("/sys/fs/cgroup");
-    if (have == 0 || need <= have)
-        return moelm_trainer_ctx(t, moe_lm_reserve(t->lm, n_seq, length, MOE_TRAIN));
+    t->lm->memory.max_rows = e->n_seq * e->length; /* as if it were reserved */
+    t->lm->memory.mode = MOE_TRAIN;
+    if (have == 0 || need <= have) return MOE_OK;
+    if (least > have)
+        return moei_error_set(
+            &t->error, MOE_ERR_MEMORY,
+            "model.*: training %.1f G parameters, with their gradients and moments, takes %.1f GiB, and this "
+            "machine has %.1f; lower model.d_model, model.n_layers, moe.num_experts or "
+            "moe.expert_hidden_size",
+            (double)info.params_total * 1e-9, least * 0x1p-30, have * 0x1p-30);
     return moei_error_set(
         &t->error, MOE_ERR_MEMORY,
-        "%s %lld sequences of %lld tokens at once takes %.1f GiB, and this machine has %.1f; %s", what,
-        (long long)n_seq, (long long)length, need * 0x1p-30, have * 0x1p-30, advice);
+        "%s %lld sequences of %lld tokens at once takes %.1f GiB, and this machine has %.1f; %s", e->what,
+        (long long)e->n_seq, (long long)e->length, need * 0x1p-30, have * 0x1p-30, e->advice);
 }
 
-static moe_status reserve_all(moelm_trainer *t) {
-    MOEI_TRY(reserve(t, t->config->train.batch_size, t->length, "train.batch_size: training on",
-                     "lower it, train.length or the model"));
+static moe_status reserve(moelm_trainer *t, const extent *e) {
+    return moelm_trainer_ctx(t, moe_lm_reserve(t->lm, e->n_seq, e->length, MOE_TRAIN));
+}
+
+/* Does `work` for a batch, and for what evaluation takes beyond it: a run that has begun needs no more
+ * memory.
+ */
+static moe_status for_extents(moelm_trainer *t, moe_status (*work)(moelm_trainer *, const extent *)) {
+    const extent batch = {t->config->train.batch_size, t->length, "train.batch_size: training on",
+                          "lower it, train.length or the model"};
+    MOEI_TRY(work(t, &batch));
     if (!t->eval.map.data) return MOE_OK;
-    /* What evaluation takes beyond a batch is reserved now: a run that has begun needs no more memory. */
     const moelm_windows w =
         moelm_windows_of(t->eval.map.data, moelm_trainer_eval_bytes(t), t->config->model.context);
-    return reserve(t, moelm_score_sequences(t->lm, w.length), w.length, "data.eval: training, and evaluating",
-                   "lower model.context or the model, or name no data.eval");
+    const extent windows = {moelm_score_sequences(t->lm, w.length), w.length,
+                            "data.eval: training, and evaluating",
+                            "lower model.context or the model, or name no data.eval"};
+    return work(t, &windows);
+}
+
+/* Before a number is drawn: whether there is room, by the model's shapes. */
+static moe_status check_size(moelm_trainer *t, moe_lm_info *info) {
+    MOEI_TRY(moelm_trainer_ctx(t, moelm_create_shapes(t->ctx, t->config, &t->lm)));
+    moe_status status = for_extents(t, check_room);
+    if (status == MOE_OK && info) status = moelm_trainer_ctx(t, moe_lm_get_info(t->lm, info));
+    moe_lm_destroy(t->lm);
+    t->lm = NULL;
+    return status;
 }
 
 static moe_status make_model(moelm_trainer *t) {
+    MOEI_TRY(check_size(t, NULL));
     MOEI_TRY(moelm_trainer_ctx(t, moe_lm_create(t->ctx, t->config, &t->lm)));
-    MOEI_TRY(reserve_all(t));
+    MOEI_TRY(for_extents(t, reserve));
     return moelm_trainer_ctx(t, moelm_optimizer_create(t->ctx, t->lm, &t->optimizer));
 }
 
@@ -141,14 +176,16 @@ static moe_status settle(moelm_trainer *t, bool begun, char *event, size_t size)
     return moelm_trainer_resume(t, event, size);
 }
 
+/* To who watches, and in main.log, where there is a run. */
 static moe_status warn(moelm_trainer *t, const char *text) {
     char line[MOELM_TOLD + MOELM_PATH + 20];
     snprintf(line, sizeof line, "warning: %s", text);
     moei_log(t->ctx, MOE_LOG_WARN, "%s", text);
+    if (!t->log) return MOE_OK;
     return moelm_run_log_say(t->log, line, &t->error);
 }
 
-/* What is allowed and may mislead: told to who watches, and in main.log to who comes later. */
+/* What is allowed and may mislead. */
 static moe_status warn_of_settings(moelm_trainer *t) {
     const moelm_train_config *train = &t->config->train;
     const char *foresight = moe_lm_config_foresight(t->config);
@@ -194,12 +231,17 @@ static void start_progress(moelm_trainer *t) {
                                     .eval_step = eval_step(t)};
 }
 
-static moe_status train(moelm_trainer *t) {
-    char event[4200] = "";
-    bool begun = false;
+static moe_status prepare(moelm_trainer *t) {
     MOEI_TRY(check(t));
     memcpy(t->from, t->config->train.from, sizeof t->from);
     t->length = moelm_config_length(t->config);
+    return MOE_OK;
+}
+
+static moe_status train(moelm_trainer *t) {
+    char event[4200] = "";
+    bool begun = false;
+    MOEI_TRY(prepare(t));
     MOEI_TRY(open_texts(t));
     MOEI_TRY(make_model(t));
     MOEI_TRY(make_buffers(t));
@@ -224,23 +266,62 @@ static moe_status train(moelm_trainer *t) {
     return moelm_trainer_run(t);
 }
 
+/* What `from` names fits into the model, or is refused as training would refuse it. */
+static moe_status check_from(moelm_trainer *t) {
+    if (t->from[0] == '\0' || t->options->resume) return MOE_OK;
+    MOEI_TRY(moelm_trainer_ctx(t, moelm_create(t->ctx, t->config, false, &t->lm)));
+    return moelm_trainer_ctx(t, moelm_init_from(t->lm, t->from, t->told, sizeof t->told));
+}
+
+static moe_status look(moelm_trainer *t, moe_lm_info *info) {
+    const char *path = run_path(t);
+    MOEI_TRY(prepare(t));
+    if (t->config->data.train[0] != '\0') MOEI_TRY(open_texts(t));
+    if (t->options->resume)
+        MOEI_TRY(moelm_run_dir_check_begun(path, t->config, &t->error));
+    else if (!t->options->move_old)
+        MOEI_TRY(moelm_run_dir_check_free(path, &t->error));
+    MOEI_TRY(check_size(t, info));
+    MOEI_TRY(check_from(t));
+    return warn_of_settings(t);
+}
+
+static void close_all(moelm_trainer *t) {
+    moelm_run_log_close(t->log);
+    moelm_run_dir_release(&t->dir);
+    free(t->router);
+    free(t->targets);
+    free(t->tokens);
+    moelm_alarms_destroy(&t->state.alarms);
+    moelm_load_destroy(&t->state.interval);
+    moelm_load_destroy(&t->load);
+    moelm_optimizer_destroy(&t->optimizer);
+    moe_lm_destroy(t->lm);
+    moelm_text_close(&t->eval);
+    moelm_text_close(&t->train);
+}
+
+static moe_status closed(moelm_trainer *t, moe_status status) {
+    close_all(t);
+    return status == MOE_OK ? MOE_OK : moe_ctx_fail(t->ctx, status, "%s", t->error.text);
+}
+
 moe_status moe_lm_train(moe_ctx *ctx, const moe_lm_config *config, const moe_lm_train_options *options) {
     MOEI_TRY(moei_ctx_need(ctx, "moe_lm_train", "config", config));
     moe_lm_train_options ours;
     moelm_trainer t = {.ctx = ctx, .config = config, .options = &ours, .dir = {.lock = -1}};
     MOEI_TRY(moei_ctx_desc_read(ctx, &ours, sizeof ours, options, "moe_lm_train_options"));
-    moe_status status = train(&t);
-    moelm_run_log_close(t.log);
-    moelm_run_dir_release(&t.dir);
-    free(t.router);
-    free(t.targets);
-    free(t.tokens);
-    moelm_alarms_destroy(&t.state.alarms);
-    moelm_load_destroy(&t.state.interval);
-    moelm_load_destroy(&t.load);
-    moelm_optimizer_destroy(&t.optimizer);
-    moe_lm_destroy(t.lm);
-    moelm_text_close(&t.eval);
-    moelm_text_close(&t.train);
-    return status == MOE_OK ? MOE_OK : moe_ctx_fail(ctx, status, "%s", t.error.text);
+    return closed(&t, train(&t));
+}
+
+moe_status moe_lm_train_check(moe_ctx *ctx, const moe_lm_config *config, const moe_lm_train_options *options,
+                              moe_lm_info *info) {
+    MOEI_TRY(moei_ctx_need(ctx, "moe_lm_train_check", "config", config));
+    moe_lm_train_options ours;
+    moe_lm_info found = {.size = sizeof found};
+    moelm_trainer t = {.ctx = ctx, .config = config, .options = &ours, .dir = {.lock = -1}};
+    MOEI_TRY(moei_ctx_desc_read(ctx, &ours, sizeof ours, options, "moe_lm_train_options"));
+    MOEI_TRY(moei_ctx_desc_check_out(ctx, info, sizeof *info, "moe_lm_info"));
+    MOEI_TRY(closed(&t, look(&t, &found)));
+    return moei_ctx_desc_write(ctx, info, &found, sizeof found, "moe_lm_info");
 }

@@ -7,6 +7,8 @@
 #include "core/real.h"
 #include "experts/experts.h"
 
+#include <moekit/option.h>
+
 #include <stdio.h>
 #include <string.h>
 
@@ -184,10 +186,16 @@ moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *par
 moe_status moe_layer_param_by_name(const moe_layer *layer, const char *name, moe_param *param) {
     if (!layer) return MOE_ERR_ARGUMENT;
     MOEI_TRY(moei_ctx_need(layer->ctx, "moe_layer_param_by_name", "name", name));
-    for (int32_t i = 0; i < layer->n_params; ++i)
+    size_t least = SIZE_MAX;
+    int32_t nearest = 0;
+    for (int32_t i = 0; i < layer->n_params; ++i) {
         if (strcmp(layer->param[i].name, name) == 0) return moe_layer_param(layer, i, param);
-    return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "this layer has no parameter '%s'; its first is '%s'",
-                        name, layer->param[0].name);
+        const moe_option row = {.key = layer->param[i].name, .aliases = ""};
+        const size_t distance = moe_option_distance(&row, name);
+        if (distance < least) least = distance, nearest = i;
+    }
+    return moe_ctx_fail(layer->ctx, MOE_ERR_ARGUMENT, "this layer has no parameter '%s'; the nearest is '%s'",
+                        name, layer->param[nearest].name);
 }
 
 static void clear_grad(moe_layer *layer, const moei_layer_param *param) {

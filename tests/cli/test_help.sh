@@ -38,6 +38,12 @@ says out '"isa":"'
 expect 0 "$MOEKIT" help --json
 json out
 
+expect 0 "$MOEKIT" doctor
+grep -q '^kernel' out && complain 'doctor tells of kernels unasked'
+grep -Ev '^(.{25} [^ ]|all is well)' out && complain 'a line of doctor runs over its column'
+expect 0 "$MOEKIT" doctor -v
+grep -Ev '^(.{25} [^ ]|all is well)' out && complain 'a line of doctor -v runs over its column'
+
 # what was meant
 expect 2 "$MOEKIT" trian
 says err "did you mean 'train'"

@@ -5,6 +5,21 @@ make_config
 
 expect 0 "$MOEKIT" train small.yaml --run run --dry-run
 [ -e run ] && complain 'a dry run made something'
+says out '^parameters     [0-9]+, of which a token meets [0-9]+$'
+cp out dry
+# what the run would refuse, and what it would warn of
+expect 3 "$MOEKIT" train small.yaml --run run --dry-run data.train=nope.txt
+says err 'data\.train: .*/nope\.txt: cannot open'
+expect 3 "$MOEKIT" train small.yaml --run run --dry-run data.eval=/dev/null
+says err 'data\.eval'
+expect 0 "$MOEKIT" train small.yaml --run run --dry-run data.eval=train.txt
+says err 'same text: nothing is held out'
+# a model that no machine holds is counted, and said to be too big
+expect 4 "$MOEKIT" train small.yaml --dry-run model.d_model=8192 model.n_heads=64 model.n_layers=100 moe.expert_hidden_size=32768
+says err 'training 349\.0 G parameters, .* takes [0-9.]+ GiB, and this machine has [0-9.]+; lower model\.d_model'
+expect 4 "$MOEKIT" train small.yaml --run run model.d_model=8192 model.n_heads=64 model.n_layers=100 moe.expert_hidden_size=32768
+says err 'lower model\.d_model'
+[ -e run ] && complain 'a run without memory made something'
 expect 0 "$MOEKIT" train small.yaml --run run
 says out '^checkpoint  run/checkpoints/step-00000030$'
 says err '^step=10/30 loss=[0-9.]+ eta=[^ ]+ aux=[0-9.]+ z=[0-9.]+ lr=[0-9.e-]+ gnorm=[0-9.]+ tok/s=[^ ]+ drop=[0-9.]+% cv='
@@ -16,6 +31,9 @@ for name in run.json config.resolved.yaml metrics.jsonl load.bin main.log checkp
 done
 json run/run.json
 says run/run.json 'moekit train small.yaml --run run'
+
+[ "$(sed -n 's/^parameters *\([0-9]*\),.*/\1/p' dry)" = "$(sed -n 's/.*"total": *\([0-9]*\).*/\1/p' run/run.json)" ] ||
+    complain "shapes are counted otherwise than the model: $(cat dry)"
 
 # what is over says so, and how to go on
 expect 0 "$MOEKIT" train --run run --resume
@@ -100,6 +118,19 @@ expect 3 "$MOEKIT" train --resume --run none
 says err 'none: no such run directory'
 expect 2 "$MOEKIT" train small.yaml --run run --dry-run
 says err 'run exists already'
+expect 2 "$MOEKIT" train --run run --resume train.lr=1 --dry-run
+says err "train\.lr is '1' now"
+for claim in '' --dry-run; do
+    expect 2 "$MOEKIT" train small.yaml --run foreign $claim
+    says err 'foreign exists already and is no run; name a directory that is to be made'
+    expect 2 "$MOEKIT" train small.yaml --run train.txt $claim
+    says err 'train\.txt exists already and is no run'
+done
+expect 3 "$MOEKIT" train small.yaml --from nope --run other
+says err 'nope: no such directory'
+# a text where settings belong
+expect 3 "$MOEKIT" train heldout.txt --run other
+says err 'heldout\.txt is read as settings \(YAML\), and a text to train on is --data\.train heldout\.txt'
 mkfifo pipe.txt
 for text in pipe.txt elsewhere-dir; do
     expect 3 "$MOEKIT" eval --run run --text $text

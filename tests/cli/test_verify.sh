@@ -100,6 +100,14 @@ expect 2 "$MOEKIT" bench layer --gradients half
 says err "'half' is not add, store or bf16"
 expect 2 "$MOEKIT" bench layer e4,k5
 says err 'k from 1 to e'
+expect 2 "$MOEKIT" verify grda
+says err "'grda' is no proof"
+expect 2 "$MOEKIT" bench layer mixtrall
+says err "did you mean 'mixtral'"
+# no share of what memory gives is far above all of it
+expect 0 "$MOEKIT" bench layer e2,t64,d512,n512,k2 --inference --repeat 3
+[ "$(sed -nE 's/.* ([0-9]+)% of reading.*/\1/p' out | sort -n | tail -n 1)" -gt 110 ] 2>/dev/null &&
+    complain "more than memory gives: $(cat out)"
 expect 2 "$MOEKIT" bench layer e8,wide
 says err "'wide'"
 expect 2 "$MOEKIT" bench layer e8,saved=mxfp8,int4
@@ -107,7 +115,7 @@ says err 'saved=mxfp8 is of what training keeps'
 expect 2 "$MOEKIT" bench layers
 says err "'layer' or 'gemm'"
 
-expect 0 "$MOEKIT" doctor
+expect 0 "$MOEKIT" doctor -v
 for kernel in $(sed -n 's/^MOEI_KERNEL(\([a-z_]*\),.*/\1/p' "$tree/src/kernel/kernel.def" | sort -u); do
     says out "^kernel $kernel +[a-z]"
 done

@@ -34,6 +34,21 @@ static moe_status refuse(moe_error *error, const char *what, const char *word, s
     return MOE_ERR_ARGUMENT;
 }
 
+/* A misspelt model; the message is the usual one where nothing is near. */
+static moe_status refuse_unknown(moe_error *error, const char *word, size_t length) {
+    char name[32], what[80] = "not understood";
+    size_t least = (length + 2) / 3 + 1;
+    snprintf(name, sizeof name, "%.*s", (int)length, word);
+    for (const bench_shape *shape = bench_shapes; shape->name; ++shape) {
+        const moe_option row = {.key = shape->name, .aliases = ""};
+        const size_t distance = moe_option_distance(&row, name);
+        if (distance >= least) continue;
+        least = distance;
+        snprintf(what, sizeof what, "not understood; did you mean '%s'?", shape->name);
+    }
+    return refuse(error, what, word, length);
+}
+
 static bool is_word(const char *word, size_t length, const char *name) {
     return strlen(name) == length && memcmp(word, name, length) == 0;
 }
@@ -64,15 +79,7 @@ static moe_status parse_size(const char *word, size_t length, bench_problem *pro
         if (tokens >= 0) problem->n_tokens = tokens;
         return MOE_OK;
     }
-    return refuse(error, "not understood", word, length);
-}
-
-/* The layer's own name of an activation; NULL: it has none such. */
-static const char *activation_find(const char *word, size_t length) {
-    const moe_option *row = moe_layer_option_find("moe.activation");
-    for (const char *const *name = row ? row->choices : NULL; name && *name; ++name)
-        if (is_word(word, length, *name)) return *name;
-    return NULL;
+    return refuse_unknown(error, word, length);
 }
 
 static moe_status parse_skew(const char *word, size_t length, bench_problem *problem, moe_error *error) {
@@ -90,10 +97,18 @@ static moe_status parse_skew(const char *word, size_t length, bench_problem *pro
 
 static moe_status parse_activation(const char *word, size_t length, bench_problem *problem,
                                    moe_error *error) {
-    const char *found = activation_find(word + strlen("act="), length - strlen("act="));
-    if (!found) return refuse(error, "not an activation of the layer", word, length);
-    problem->activation = found;
-    return MOE_OK;
+    const moe_option *row = moe_layer_option_find("moe.activation");
+    const size_t key = strlen("act=");
+    char all[256] = "not an activation of the layer, which has";
+    for (const char *const *name = row ? row->choices : NULL; name && *name; ++name) {
+        if (is_word(word + key, length - key, *name)) {
+            problem->activation = *name;
+            return MOE_OK;
+        }
+        const size_t used = strlen(all);
+        snprintf(all + used, sizeof all - used, " %s", *name);
+    }
+    return refuse(error, all, word, length);
 }
 
 static moe_status parse_saved(const char *word, size_t length, bench_problem *problem, moe_error *error) {

@@ -226,6 +226,14 @@ void bench_print_head(bench *b, const char *subject, const moe_stats *stats) {
     printf("; busiest expert %.2f x mean\n", stats->load_max);
 }
 
+/* What memory cannot give came from the caches: single tokens meet the same experts over and over. */
+static void print_bandwidth(const bench *b, double bytes, double share) {
+    if (share > 1.1)
+        printf("; %6.2f GB/s, in caches", bytes * 1e-9);
+    else
+        printf("; %6.2f GB/s, %3.0f%% of %s", bytes * 1e-9, 100 * share, b->gpu ? "copying" : "reading");
+}
+
 void bench_print_line(bench *b, const bench_line *line) {
     double time[BENCH_REPEATS];
     sort_repeats(b, line->time, time);
@@ -239,9 +247,7 @@ void bench_print_line(bench *b, const bench_line *line) {
         printf("%-22s %9.3f ms (best %.3f) %9.2f %s, %3.0f%% of the peak", line->what, median * 1e3,
                time[0] * 1e3, flops * (b->gpu ? 1e-12 : 1e-9), b->gpu ? "TFLOP/s" : "GFLOP/s",
                100 * flops / b->peak);
-        if (line->bytes > 0)
-            printf("; %6.2f GB/s, %3.0f%% of %s", bytes * 1e-9, 100 * bandwidth_share(b, line),
-                   b->gpu ? "copying" : "reading");
+        if (line->bytes > 0) print_bandwidth(b, bytes, bandwidth_share(b, line));
         printf("\n");
     }
     b->first_line = false;

@@ -43,6 +43,23 @@ static int load_directory(cli_args *args, const char *directory) {
     return status == MOE_OK ? 0 : cli_fail(args, status, "%s", error.text);
 }
 
+static bool ends_with(const char *text, const char *end) {
+    const size_t length = strlen(text), n = strlen(end);
+    return length >= n && strcmp(text + length - n, end) == 0;
+}
+
+/* What was probably meant: a checkpoint, or the text to train on. */
+static int refuse_file(cli_args *args, const char *path, const moe_error *error) {
+    const char *slash = strrchr(path, '/');
+    if (strcmp(slash ? slash + 1 : path, "config.json") == 0)
+        return cli_fail(args, error->status, "%s; of a checkpoint give the directory", error->text);
+    if (ends_with(path, ".yaml") || ends_with(path, ".yml"))
+        return cli_fail(args, error->status, "%s", error->text);
+    return cli_fail(args, error->status,
+                    "%s; %s is read as settings (YAML), and a text to train on is --data.train %s",
+                    error->text, path, path);
+}
+
 static int load_file(cli_args *args, const char *path) {
     moe_error error;
     moe_lm_config_entry entry;
@@ -51,9 +68,7 @@ static int load_file(cli_args *args, const char *path) {
     if (cli_is_directory(path)) return load_directory(args, path);
     moe_status status = moe_lm_config_load(args->config, path, &error);
     if (status == MOE_OK) return 0;
-    const char *slash = strrchr(path, '/');
-    const bool foreign = strcmp(slash ? slash + 1 : path, "config.json") == 0;
-    return cli_fail(args, status, "%s%s", error.text, foreign ? "; of a checkpoint give the directory" : "");
+    return refuse_file(args, path, &error);
 }
 
 static int set_key(cli_args *args, const char *key, const char *value) {

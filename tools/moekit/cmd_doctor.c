@@ -18,7 +18,7 @@ static void tell(doctor *self, const char *key, const char *value) {
         printf("%s\"%s\":", self->first_key ? "{" : ",", key);
         cli_json_string(stdout, value);
     } else {
-        printf("%-20s %s\n", key, value);
+        printf("%-25s %s\n", key, value);
     }
     self->first_key = false;
 }
@@ -118,7 +118,8 @@ static void examine_context(doctor *self) {
         find(self, "more threads than cores: ", text,
              "unset MOEKIT_NUM_THREADS and OMP_NUM_THREADS, or lower them");
     tell(self, "isa in use", moe_ctx_isa(ctx));
-    for (size_t i = 0; i < sizeof operations / sizeof *operations; ++i) {
+    const bool all = self->args->json || self->args->verbose > 0;
+    for (size_t i = 0; all && i < sizeof operations / sizeof *operations; ++i) {
         const char *kernel = moe_ctx_kernel(ctx, operations[i]);
         snprintf(key, sizeof key, "kernel %s", operations[i]);
         tell(self, key, kernel ? kernel : "on GPUs only");
@@ -223,7 +224,8 @@ const cli_verb cmd_doctor = {
     .operands = "",
     .summary = "the machine as moekit sees it, what is off, and the remedy",
     .about =
-        "Lists version, processor, instruction sets, threads, the kernel chosen for each operation,\n"
+        "Lists version, processor, instruction sets, threads, with -v and in JSON the kernel chosen for\n"
+        "each operation,\n"
         "whether layers run on a GPU, memory, the programs found, and the variables and files that\n"
         "change moekit's behaviour.\n"
         "Exits with 1 if something is off, with 0 if all is well. A missing optional program is told, not\n"

@@ -10,12 +10,12 @@
 #include <unistd.h>
 
 static const cli_option options[] = {
-    {"run",      0,   "DIR", "the run directory to make; same as --run.dir"                      },
-    {"from",     0,   "DIR", "begin with the parameters of this checkpoint, or of a run's newest"},
-    {"resume",   'r', NULL,  "go on from the newest checkpoint of the run directory"             },
-    {"move-old", 0,   NULL,  "an existing run directory is first renamed DIR.1, DIR.2, ..."      },
-    {"dry-run",  0,   NULL,  "check the settings, count the parameters and write nothing"        },
-    {NULL,       0,   NULL,  NULL                                                                }
+    {"run",      0,   "DIR", "the run directory to make; same as --run.dir"                         },
+    {"from",     0,   "DIR", "begin with the parameters of this checkpoint, or of a run's newest"   },
+    {"resume",   'r', NULL,  "go on from the newest checkpoint of the run directory"                },
+    {"move-old", 0,   NULL,  "an existing run directory is first renamed DIR.1, DIR.2, ..."         },
+    {"dry-run",  0,   NULL,  "check settings, texts and memory, count the parameters, write nothing"},
+    {NULL,       0,   NULL,  NULL                                                                   }
 };
 
 static bool should_stop(void *user) {
@@ -129,21 +129,12 @@ static int load_settings(cli_args *args, char *run_dir) {
 }
 
 static int dry_run(cli_args *args, moe_ctx *ctx, const char *run_dir) {
-    if (*run_dir && cli_file_exists(run_dir) && !cli_flag(args, "resume") && !cli_flag(args, "move-old"))
-        return cli_fail(
-            args, MOE_ERR_ARGUMENT,
-            "%s exists already, and a run is never overwritten; resume it, or name another directory",
-            run_dir);
-    moe_lm *lm;
+    const moe_lm_train_options train_options = {.size = sizeof train_options,
+                                                .run_dir = run_dir,
+                                                .resume = cli_flag(args, "resume"),
+                                                .move_old = cli_flag(args, "move-old")};
     moe_lm_info info = {.size = sizeof info};
-    char from[1024];
-    int code = cli_setting(args, args->config, "train.from", from);
-    if (code) return code;
-    moe_status status = moe_lm_create(ctx, args->config, &lm);
-    if (status != MOE_OK) return cli_fail(args, status, "%s", moe_ctx_error(ctx));
-    if (*from && !cli_flag(args, "resume")) status = moe_lm_init_from(lm, from);
-    moe_lm_get_info(lm, &info);
-    moe_lm_destroy(lm);
+    const moe_status status = moe_lm_train_check(ctx, args->config, &train_options, &info);
     if (status != MOE_OK) return cli_fail(args, status, "%s", moe_ctx_error(ctx));
     if (args->json) {
         printf("{\"run\":");

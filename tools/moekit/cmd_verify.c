@@ -213,7 +213,8 @@ static int run(cli_args *args) {
     if (strcmp(subject, "grad") == 0) return verify_grad(args, seed);
     if (strcmp(subject, "determinism") == 0) return verify_determinism(args, seed);
     return cli_fail(args, MOE_ERR_ARGUMENT,
-                    "say what to verify: 'moekit verify grad' or 'moekit verify determinism'");
+                    "%s%s%ssay what to verify: 'moekit verify grad' or 'moekit verify determinism'",
+                    *subject ? "'" : "", subject, *subject ? "' is no proof; " : "");
 }
 
 const cli_verb cmd_verify = {

@@ -81,6 +81,7 @@ static void models_that_are_not_there(void **state) {
     moe_lm_batch_destroy(NULL);
     assert_null(batch);
     test_refused(moe_lm_train(NULL, config, &options));
+    test_refused(moe_lm_train_check(NULL, config, &options, &info));
     test_refused(moe_lm_eval(NULL, "never", NULL, &result));
     assert_null(lm);
     assert_null(moe_lm_layer(NULL, 0));
@@ -144,6 +145,12 @@ static void what_a_model_misses_is_named(void **state) {
     moe_lm_batch_destroy(batch);
     test_told(moe_lm_train(ctx, NULL, &options), text, "moe_lm_train: config is NULL");
     test_told(moe_lm_train(ctx, config, NULL), text, "moe_lm_train_options: the pointer is NULL");
+    moe_lm_info train_info = {.size = sizeof train_info};
+    test_told(moe_lm_train_check(ctx, NULL, &options, &train_info), text,
+              "moe_lm_train_check: config is NULL");
+    test_told(moe_lm_train_check(ctx, config, NULL, &train_info), text,
+              "moe_lm_train_options: the pointer is NULL");
+    test_told(moe_lm_train_check(ctx, config, &options, NULL), text, "moe_lm_info: the pointer is NULL");
     test_told(moe_lm_eval(lm, NULL, NULL, &result), text, "moe_lm_eval: text_path is NULL");
     test_told(moe_lm_eval(lm, "never", NULL, NULL), text, "moe_lm_eval_result: the pointer is NULL");
     moe_lm_progress_text(NULL, line, sizeof line);

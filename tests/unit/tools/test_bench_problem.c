@@ -84,6 +84,18 @@ static void test_refusals(void **state) {
     }
 }
 
+static void test_near_names(void **state) {
+    (void)state;
+    bench_problem problem;
+    moe_error error;
+    assert_int_equal(bench_problem_parse("mixtrall", &problem, &error), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(error.text, "did you mean 'mixtral'?"));
+    assert_int_equal(bench_problem_parse("e8,wide", &problem, &error), MOE_ERR_ARGUMENT);
+    assert_null(strstr(error.text, "did you mean"));
+    assert_int_equal(bench_problem_parse("act=gleu", &problem, &error), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(error.text, " gelu "));
+}
+
 /* Rows per expert of the problem's routes, with each token's experts checked. */
 static int64_t *count_rows(const bench_problem *p) {
     int32_t *expert = malloc((size_t)(p->n_tokens * p->top_k) * sizeof *expert);
@@ -128,7 +140,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_words),       cmocka_unit_test(test_shapes),
         cmocka_unit_test(test_refusals),    cmocka_unit_test(test_even_routes),
-        cmocka_unit_test(test_zipf_routes),
+        cmocka_unit_test(test_zipf_routes), cmocka_unit_test(test_near_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
