@@ -108,7 +108,6 @@ static void what_a_model_misses_is_named(void **state) {
     double loss;
     moe_lm_eval_result result = {.size = sizeof result};
     const moe_lm_sampler sampler = {.size = sizeof sampler};
-    const moe_lm_train_options options = {.size = sizeof options, .run_dir = "never"};
     char line[9] = "as it was";
     must(ctx, moe_lm_reserve(lm, 1, 2, MOE_INFER));
     test_told(moe_lm_create(ctx, NULL, &lm), text, "config is NULL");
@@ -143,14 +142,6 @@ static void what_a_model_misses_is_named(void **state) {
     test_told(moe_lm_batch_add(batch, NULL), text, "moe_lm_text: the pointer is NULL");
     test_told(moe_lm_batch_add(batch, &nothing), text, "moe_lm_batch_add: prompt is NULL");
     moe_lm_batch_destroy(batch);
-    test_told(moe_lm_train(ctx, NULL, &options), text, "moe_lm_train: config is NULL");
-    test_told(moe_lm_train(ctx, config, NULL), text, "moe_lm_train_options: the pointer is NULL");
-    moe_lm_info train_info = {.size = sizeof train_info};
-    test_told(moe_lm_train_check(ctx, NULL, &options, &train_info), text,
-              "moe_lm_train_check: config is NULL");
-    test_told(moe_lm_train_check(ctx, config, NULL, &train_info), text,
-              "moe_lm_train_options: the pointer is NULL");
-    test_told(moe_lm_train_check(ctx, config, &options, NULL), text, "moe_lm_info: the pointer is NULL");
     test_told(moe_lm_eval(lm, NULL, NULL, &result), text, "moe_lm_eval: text_path is NULL");
     test_told(moe_lm_eval(lm, "never", NULL, NULL), text, "moe_lm_eval_result: the pointer is NULL");
     moe_lm_progress_text(NULL, line, sizeof line);
@@ -161,11 +152,29 @@ static void what_a_model_misses_is_named(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+static void what_training_misses_is_named(void **state) {
+    (void)state;
+    moe_ctx *ctx = test_ctx("ref", 1);
+    const char *text = moe_ctx_error(ctx);
+    moe_lm_config *config = model_config(NULL);
+    moe_lm_info info = {.size = sizeof info};
+    const moe_lm_train_options options = {.size = sizeof options, .run_dir = "never"};
+    test_told(moe_lm_train(ctx, NULL, &options), text, "moe_lm_train: config is NULL");
+    test_told(moe_lm_train(ctx, config, NULL), text, "moe_lm_train_options: the pointer is NULL");
+    test_told(moe_lm_train_check(ctx, NULL, &options, &info), text, "moe_lm_train_check: config is NULL");
+    test_told(moe_lm_train_check(ctx, config, NULL, &info), text,
+              "moe_lm_train_options: the pointer is NULL");
+    test_told(moe_lm_train_check(ctx, config, &options, NULL), text, "moe_lm_info: the pointer is NULL");
+    moe_lm_config_destroy(config);
+    moe_ctx_destroy(ctx);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(configurations),
         cmocka_unit_test(models_that_are_not_there),
         cmocka_unit_test(what_a_model_misses_is_named),
+        cmocka_unit_test(what_training_misses_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
