@@ -75,11 +75,15 @@ static inline int64_t moei_packed_panel(const moe_packed *p, int64_t j, int64_t 
     return run * p->run_panels + (j - run * width) / MOEI_PANEL;
 }
 
-/* The block that row i lies in, of the panel that column j lies in. */
+/* The block that row i lies in, of a panel that begins there; of the panel that column j lies in. */
+static inline const unsigned char *moei_panel_block(const moe_packed *p, const unsigned char *panel,
+                                                    int64_t i) {
+    return panel + i / p->group * p->block_bytes;
+}
 static inline const unsigned char *moei_packed_block(const moe_packed *p, int64_t g, int64_t i, int64_t j) {
     int64_t column;
     const int64_t panel = moei_packed_panel(p, j, &column);
-    return p->data + moei_packed_at(p, g, panel) + i / p->group * p->block_bytes;
+    return moei_panel_block(p, p->data + moei_packed_at(p, g, panel), i);
 }
 
 /* A finite f16 of at least zero. */

@@ -50,7 +50,7 @@ static void tile_pairs(const uint16_t *a, const uint16_t *b, int64_t kc, float *
 /* A part of a panel of pairs stays in L1 while all rows pass by, sixteen at a time; the part that is next is
  * asked for meanwhile, evenly. */
 static void multiply_pairs(int rows, const moei_packed_part *part, moei_pairs_use use) {
-    const uint16_t *panel = (const void *)moei_packed_block(part->p, part->group, part->k, part->column);
+    const uint16_t *panel = (const void *)moei_panel_block(part->p, part->panel, part->k);
     const int64_t kc = padded(part->kc), steps = kc / K_STEP, halves = part->width > NR ? 2 : 1;
     const int64_t lines = moei_ceil_div(kc * MOEI_PANEL * 2 / LINE, moei_ceil_div(rows, 16) * halves * steps);
     const char *next = (const char *)part->next;
@@ -72,7 +72,7 @@ static void few_packed_panel(int rows, const moei_packed_part *part, moei_pairs_
         return;
     }
     for (int64_t j = 0; j < part->width; j += NR) {
-        unpack_strip(part->p, part->group, part->column + j, part->k, part->kc, strip);
+        unpack_strip(part->p, part->panel, part->column + j, part->k, part->kc, strip);
         tile_panel(rows, use.a, strip, padded(part->kc), use.sum + sum_at(0, j), use.add);
     }
 }

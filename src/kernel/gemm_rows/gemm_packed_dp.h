@@ -46,7 +46,7 @@ static __attribute__((noinline)) void tile_pairs(int mr, const uint16_t *a, cons
 
 /* Asks for the first lines of what is next, unless it follows in memory anyway. */
 static void begin_next(const moei_packed_part *part) {
-    if (part->next == moei_packed_block(part->p, part->group, part->k + part->kc, part->column)) return;
+    if (part->next == moei_panel_block(part->p, part->panel, part->k + part->kc)) return;
     for (int64_t at = 0; at < AHEAD_BYTES; at += LINE) __builtin_prefetch(part->next + at, 0, 2);
 }
 
@@ -60,7 +60,7 @@ static void few_packed_panel(int rows, const moei_packed_part *part, moei_pairs_
         multiply_few(rows, part, use);
         return;
     }
-    const uint16_t *panel = (const void *)moei_packed_block(part->p, part->group, part->k, part->column);
+    const uint16_t *panel = (const void *)moei_panel_block(part->p, part->panel, part->k);
     const int64_t quarter = part->kc / 2 * LINE;
     const bool two = part->width <= NR || rows <= MR;
     int64_t asked = 0;

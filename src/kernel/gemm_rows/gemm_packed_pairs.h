@@ -27,10 +27,12 @@ typedef struct moei_pairs_use {
     bool add;
 } moei_pairs_use;
 
-/* Of a panel, steps k .. k+kc of the columns from `column` on, of which `width` are needed. */
+/* Of a panel, steps k .. k+kc of its columns from `column` on, of which `width` are needed. Where the panel
+ * begins is found once for all of its parts: that takes divisions, which a thread that waits for memory
+ * notices. */
 typedef struct moei_packed_part {
     const moe_packed *p;
-    int32_t group;
+    const unsigned char *panel;
     int64_t column, width, k, kc;
     const unsigned char *next; /* what is read after it */
 } moei_packed_part;
@@ -70,9 +72,8 @@ MOEI_INLINE void store_chains(const int rows, vf acc[4][PANEL_V], int64_t width,
 MOEI_INLINE void use_pairs(const int rows, const int bits, const bool exponents, const moei_packed_part *part,
                            moei_pairs_use use) {
     const moe_packed *p = part->p;
-    int64_t column;
-    const unsigned char *panel =
-        p->data + moei_packed_at(p, part->group, moei_packed_panel(p, part->column, &column));
+    const unsigned char *panel = part->panel;
+    const int64_t column = part->column;
     const int vectors = rows > 0 ? PANEL_V : NR / VF_N;
     const int per = 32 / bits, side = bits == 16 ? 1 : vectors; /* tiles are read one after the other */
     const int64_t codes = moei_packed_scale_bytes(p->format) + moei_packed_column_at(bits, column);
@@ -133,17 +134,21 @@ MOEI_INLINE void use_column(const int rows, const moei_packed_part *part, moei_p
 }
 
 /* pack_strip of packed weights: the same columns, which begin a strip of a panel. */
-static void unpack_strip(const moe_packed *p, int32_t g, int64_t column, int64_t k0, int64_t kc,
-                         uint16_t *out) {
-    const moei_packed_part part = {.p = p, .group = g, .column = column, .width = NR, .k = k0, .kc = kc};
+static void unpack_strip(const moe_packed *p, const unsigned char *panel, int64_t column, int64_t k0,
+                         int64_t kc, uint16_t *out) {
+    const moei_packed_part part = {.p = p, .panel = panel, .column = column, .width = NR, .k = k0, .kc = kc};
     use_column(0, &part, (moei_pairs_use){.out = out});
 }
 
 /* pack_b of packed weights. */
 static void unpack_b(const moe_packed *p, int32_t g, const moei_columns *cols, int64_t k0, int64_t kc,
                      uint16_t *out) {
-    for (int64_t i = 0; i < cols->n_runs * cols->panels; ++i)
-        unpack_strip(p, g, cols->first[i / cols->panels] + i % cols->panels * NR, k0, kc, out + i * PANEL);
+    for (int64_t i = 0; i < cols->n_runs * cols->panels; ++i) {
+        const int64_t j = cols->first[i / cols->panels] + i % cols->panels * NR;
+        int64_t column;
+        const int64_t panel = moei_packed_panel(p, j, &column);
+        unpack_strip(p, p->data + moei_packed_at(p, g, panel), column, k0, kc, out + i * PANEL);
+    }
 }
 
 #endif

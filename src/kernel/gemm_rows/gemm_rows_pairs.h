@@ -103,20 +103,19 @@ typedef struct moei_packed_run {
     int64_t k0, end, a_chain; /* numbers of A for each PACKED_K steps */
 } moei_packed_run;
 
-/* What is read after the part with column j and steps from k on: it goes on; or the next panel, the next
- * run, the next steps begin, or the task that this thread takes next if all go on in turn. */
-static const unsigned char *after_part(const moei_rows_job *job, const moei_rows_task *task,
-                                       const moei_packed_run *at, int64_t j, int64_t k) {
+/* What is read after the panel with column j: the next panel, the next run, the next steps begin, or the task
+ * that this thread takes next if all go on in turn; or, of the last, nothing new. */
+static const unsigned char *after_panel(const moei_rows_job *job, const moei_rows_task *task,
+                                        const moei_packed_run *at, int64_t j) {
     const moe_packed *p = job->args->b_packed;
     const int64_t first = task->cols.first[at->run];
-    if (k + PACKED_K < at->end) return moei_packed_block(p, task->group, k + PACKED_K, first + j);
     if (j + MOEI_PANEL < task->cols.width)
         return moei_packed_block(p, task->group, at->k0, first + j + MOEI_PANEL);
     if (at->run + 1 < task->cols.n_runs)
         return moei_packed_block(p, task->group, at->k0, task->cols.first[at->run + 1]);
     if (at->end < job->args->k) return moei_packed_block(p, task->group, at->end, task->cols.first[0]);
     const int64_t after = task->number + job->n_threads;
-    if (after >= job->n_tasks) return moei_packed_block(p, task->group, k, first + j);
+    if (after >= job->n_tasks) return moei_packed_block(p, task->group, at->k0, first + j);
     const moei_rows_task next = find_task(job, after);
     return moei_packed_block(p, next.group, 0, next.cols.first[0]);
 }
@@ -124,16 +123,19 @@ static const unsigned char *after_part(const moei_rows_job *job, const moei_rows
 static void packed_run(const moei_rows_job *job, const moei_rows_task *task, const moei_packed_run *at,
                        moei_rows_scratch *scratch) {
     const moei_columns *cols = &task->cols;
+    const moe_packed *p = job->args->b_packed;
     for (int64_t j = 0; j < cols->width; j += MOEI_PANEL) {
         float *sum = scratch->sum + sum_at(0, at->run * cols->panels * NR + j);
+        const unsigned char *panel = moei_packed_block(p, task->group, 0, cols->first[at->run] + j);
+        const unsigned char *after = after_panel(job, task, at, j);
         for (int64_t k = at->k0; k < at->end; k += PACKED_K) {
-            const moei_packed_part part = {.p = job->args->b_packed,
-                                           .group = task->group,
-                                           .column = cols->first[at->run] + j,
+            const bool last = k + PACKED_K >= at->end;
+            const moei_packed_part part = {.p = p,
+                                           .panel = panel,
                                            .width = moei_min(MOEI_PANEL, cols->width - j),
                                            .k = k,
                                            .kc = moei_min(PACKED_K, at->end - k),
-                                           .next = after_part(job, task, at, j, k)};
+                                           .next = last ? after : moei_panel_block(p, panel, k + PACKED_K)};
             few_packed_panel((int)(task->end - task->row), &part,
                              (moei_pairs_use){.a = scratch->b + (k - at->k0) / PACKED_K * at->a_chain,
                                               .sum = sum,
