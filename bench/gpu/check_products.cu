@@ -133,6 +133,26 @@ static void check_store_wide(Problem &p, bool one_group, bool accumulate) {
     verdict(p.name(what).c_str(), distance(c.get(), want), 1e-5, c.guard_intact());
 }
 
+/* With factor[r] vector[group of r] added; not on every GPU. */
+static void check_store_plus(Problem &p) {
+    const int64_t k = p.c.n, n = p.c.d;
+    Buffer<bf16> c(p.c.rows * n);
+    Buffer<float> factor(p.c.rows), vector(p.c.groups * n);
+    factor.random(seed + 9, 1), vector.random(seed + 10, 1);
+    moe_gemm_rows_args args = rows_args(p, n, k, p.w1.data, true);
+    args.a = p.h.data, args.lda = k, args.c = c.data, args.ldc = n;
+    const moei_rows_plus plus = {factor.data, vector.data};
+    const bool taken = moei_gemm_rows_plus__sm90(&team, &args, &plus);
+    CUDA_OK(cudaDeviceSynchronize());
+    const std::vector<float> ref = p.product(args), f = factor.get(), v = vector.get();
+    const std::vector<int64_t> offset = offsets_of(p.c);
+    std::vector<double> want(ref.begin(), ref.end());
+    for (int g = 0; g < p.c.groups; ++g)
+        for (int64_t i = offset[(size_t)g] * n; i < offset[(size_t)g + 1] * n; ++i)
+            want[(size_t)i] += (double)f[(size_t)(i / n)] * (double)v[(size_t)(g * n + i % n)];
+    verdict(p.name("store plus").c_str(), taken ? distance(c.get(), want) : 1, 4e-3, c.guard_intact());
+}
+
 static void check_act(Problem &p, const Act &act, moei_schedule schedule, bool keep, bool gather,
                       bool biased) {
     const moei_act_rule rule = moei_act_rule_for(act.act, act.numbers);
@@ -332,6 +352,7 @@ static void check_case(const Case &c) {
     check_store(p, true, true, MOEI_SCHEDULE_AUTO, false, false);
     check_store_wide(p, false, false);
     check_store_wide(p, true, true);
+    if (!portable) check_store_plus(p);
     check_act(p, swiglu, MOEI_SCHEDULE_AUTO, false, true, false);
     for (bool gather : {false, true}) {
         check_store(p, gather, false, MOEI_SCHEDULE_AUTO, gather, true);

@@ -351,6 +351,42 @@ static void check_gate_grad(int64_t tokens, int experts, int64_t d, int top_k, b
     verdict("  its dx", distance(dx.get(), want_x), 5e-3, dx.guard_intact());
 }
 
+/* The gate less its mean, and the sum where the rows have the router's part. */
+static void check_gate_in_rows(int64_t tokens, int experts, int64_t d, int top_k) {
+    Buffer<float> dgate(experts * d), vector(experts * d);
+    Buffer<bf16> x(tokens * d), gate(experts * d), dx(tokens * d), rows(tokens * top_k * d);
+    Buffer<int> row_of(tokens * top_k);
+    Buffer<char> scratch((int64_t)moei_gate_grad_carve(tokens, experts, d).bytes);
+    const std::vector<int> index = some_rows(tokens * top_k);
+    x.random(seed, 1), gate.random(seed + 1, 1), rows.random(seed + 2, 1), row_of.put(index);
+    moei_gate_grad_args args = {};
+    args.dtype = MOE_BF16, args.n_tokens = tokens, args.d = args.ldx = args.ld_dx = args.ld_rows = d;
+    args.n_experts = experts, args.x = x.data, args.gate = gate.data, args.dgate = dgate.data;
+    args.dx = dx.data, args.scratch = scratch.data, args.vector = vector.data, args.top_k = top_k;
+    args.rows = rows.data, args.row_of = row_of.data, args.in_rows = true;
+    moe_gemm_outer_args product;
+    moei_gate_grad__cuda(&team, &args, &product);
+    moei_gate_grad_sum__cuda(&team, &args);
+    CUDA_OK(cudaGetLastError());
+    CUDA_OK(cudaDeviceSynchronize());
+    const std::vector<bf16> g = gate.get(), row = rows.get();
+    std::vector<double> centred(g.begin(), g.end()), want((size_t)(tokens * d));
+    for (int64_t j = 0; j < d; ++j) {
+        double mean = 0;
+        for (int e = 0; e < experts; ++e) mean += (double)(float)g[(size_t)(e * d + j)] / experts;
+        for (int e = 0; e < experts; ++e) centred[(size_t)(e * d + j)] -= mean;
+    }
+    for (int64_t i = 0; i < tokens * top_k * d; ++i) {
+        const int r = index[(size_t)(i / d)];
+        if (r >= 0) want[(size_t)(i / d / top_k * d + i % d)] += (double)(float)row[(size_t)(r * d + i % d)];
+    }
+    char what[100];
+    snprintf(what, sizeof what, "gate_grad T %d E %d d %d K %d: the gate less its mean", (int)tokens, experts,
+             (int)d, top_k);
+    verdict(what, distance(vector.get(), centred), 1e-5, vector.guard_intact());
+    verdict("  dx of rows alone", distance(dx.get(), want), 5e-3, dx.guard_intact());
+}
+
 static void check_few_tokens() {
     check_few(1, 16, 4, 256, 128, swiglu);
     check_few(8, 11, 8, 200, 72, swiglu);
@@ -414,6 +450,9 @@ void check_tokens() {
         check_gate_grad(3001, 128, 256, opposed ? 0 : 3, false);
         check_gate_grad(1, 4, 64, opposed ? 0 : 1, opposed);
     }
+    check_gate_in_rows(1009, 64, 200, 8);
+    check_gate_in_rows(131, 12, 72, 5);
+    check_gate_in_rows(515, 256, 1088, 16);
     check_gate_grad(77, 60, 136, 2, true);
     check_gate_grad(515, 256, 88, 16, false);
     check_gate_grad(49, 20, 320, 19, true);

@@ -29,7 +29,8 @@ struct moe_ctx {
     struct moei_fault *fault;         /* NULL on the CPU */
     moei_offer offer;                 /* the last, of moei_beside_offer */
     const moe_gemm_outer_args
-        *ride;     /* waits to share a launch with the next moei_outer_products; NULL: none */
+        *ride; /* waits to share a launch with the next moei_outer_products; NULL: none */
+    const struct moei_rows_plus *plus; /* waits for the next moei_rows_product; NULL: nothing */
     moe_ctx *host; /* on a device: the CPU context that does what the device cannot; else NULL */
     int isa;       /* moei_isa; kernels above it are not used */
     const struct moei_kernels *kernels[MOEI_DTYPES]; /* indexed by moe_dtype */

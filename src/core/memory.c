@@ -58,8 +58,9 @@ moe_status moei_memory_copy(moe_ctx *ctx, void *to, const void *from, size_t byt
 void moei_beside_step(moe_ctx *ctx, moei_beside step) {
     if (!ctx->device->beside) return;
     void (*const before)(void *arg) = ctx->offer.before;
-    if (step == MOEI_BESIDE_MARK || step == MOEI_BESIDE_END) ctx->offer.before = NULL;
-    if (step == MOEI_BESIDE_MARK && before) before(ctx->offer.arg);
+    const bool due = step == MOEI_BESIDE_WEIGHED || step == MOEI_BESIDE_MARK;
+    if (due || step == MOEI_BESIDE_END) ctx->offer.before = NULL;
+    if (due && before) before(ctx->offer.arg);
     ctx->device->beside(ctx, step);
 }
 

@@ -9,7 +9,8 @@
 
 /* Steps of a queue beside the first, for work that only moves bytes while products compute. */
 typedef enum moei_beside {
-    MOEI_BESIDE_OFFER, /* what is to run there comes later; who makes its inputs may mark */
+    MOEI_BESIDE_OFFER,   /* what is to run there comes later; who makes its inputs may mark */
+    MOEI_BESIDE_WEIGHED, /* the gradients of the rows' weights are queued, those of the rows not yet */
     MOEI_BESIDE_MARK,  /* all it needs is queued: products from here on leave it room. Not offered: nothing */
     MOEI_BESIDE_ENTER, /* calls from here on queue there, after the mark, or after all where nobody marked */
     MOEI_BESIDE_END    /* back to the first queue, which waits for what was queued there */
@@ -49,8 +50,9 @@ moe_status moei_memory_copy(moe_ctx *ctx, void *to, const void *from, size_t byt
 void moei_beside_step(moe_ctx *ctx, moei_beside step);
 /* What MOEI_BESIDE_OFFER offers. */
 typedef struct moei_offer {
-    void (*before)(void *arg); /* who marks first calls it: it queues what needs the same inputs, on the first
-                                  queue. Nobody marked: it was not called. NULL: nothing */
+    void (*before)(void *arg); /* who has weighed or marks first calls it: it queues what needs the gradients
+                                  of the rows' weights, on the first queue. Nobody: it was not called. NULL:
+                                  nothing */
     void *arg;
     double intensity; /* bytes that it moves for each operation of the products it is to run beside */
 } moei_offer;

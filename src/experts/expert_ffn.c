@@ -274,20 +274,20 @@ static moe_status down_bias_gradient(const moei_ffn *f, const moe_expert_io *io)
 /* dX = dZ W1^T, row by row */
 static moe_status input_gradient(const moei_ffn *f, const moe_expert_io *io, const void *z) {
     const moe_expert_desc *d = &f->desc;
-    return moe_gemm_rows(f->ctx, &(moe_gemm_rows_args){.dtype = d->dtype,
-                                                       .n_groups = io->n_experts,
-                                                       .offset = io->offset,
-                                                       .n_rows = io->n_rows,
-                                                       .n = d->d_in,
-                                                       .k = f->d_z,
-                                                       .a = z,
-                                                       .lda = f->d_z,
-                                                       .b = f->value[MOEI_FFN_UP],
-                                                       .ldb = f->d_z,
-                                                       .b_group = (int64_t)d->d_in * f->d_z,
-                                                       .b_trans = true,
-                                                       .c = io->din.data,
-                                                       .ldc = io->din.stride});
+    return moei_rows_product(f->ctx, &(moe_gemm_rows_args){.dtype = d->dtype,
+                                                           .n_groups = io->n_experts,
+                                                           .offset = io->offset,
+                                                           .n_rows = io->n_rows,
+                                                           .n = d->d_in,
+                                                           .k = f->d_z,
+                                                           .a = z,
+                                                           .lda = f->d_z,
+                                                           .b = f->value[MOEI_FFN_UP],
+                                                           .ldb = f->d_z,
+                                                           .b_group = (int64_t)d->d_in * f->d_z,
+                                                           .b_trans = true,
+                                                           .c = io->din.data,
+                                                           .ldc = io->din.stride});
 }
 
 /* What the layer waits for comes first, the gradients of the parameters last. */
@@ -303,6 +303,7 @@ static moe_status ffn_backward(void *self, const moe_expert_io *io) {
     }
     MOEI_TRY(hidden_gradient(f, io, z, s));
     if (f->value[MOEI_FFN_DOWN_BIAS] && io->drow_weight) bias_weight_gradient(f, io);
+    moei_beside_step(f->ctx, MOEI_BESIDE_WEIGHED);
     if (io->din.data) MOEI_TRY(input_gradient(f, io, z));
     moei_beside_step(f->ctx, MOEI_BESIDE_MARK);
     MOEI_TRY(weight_gradients(f, io, z, s));

@@ -43,6 +43,13 @@ void moei_product_weight(moe_ctx *ctx, moe_mat in, moe_mat dout, void *db) {
                                                               .c_wide = true});
 }
 
+moe_status moei_rows_product(moe_ctx *ctx, const moe_gemm_rows_args *args) {
+    moei_gemm_rows_plus_fn *product = ctx->kernels[args->dtype]->gemm_rows_plus;
+    if (!ctx->plus || !product || !product(&ctx->team, args, ctx->plus)) return moe_gemm_rows(ctx, args);
+    ctx->plus = NULL;
+    return MOE_OK;
+}
+
 moe_status moei_outer_products(moe_ctx *ctx, const moe_gemm_outer_args *product, int32_t n_products) {
     moei_gemm_outers_fn *outers = ctx->kernels[product->dtype]->gemm_outers;
     const moei_gemm_outers_args args = {product, n_products, ctx->ride};

@@ -14,6 +14,8 @@ void moei_product_weight(moe_ctx *ctx, moe_mat in, moe_mat dout, void *db);
 /* wide out[n] += sum over t of row_weight[t] in[t,n]; row_weight NULL: 1 */
 void moei_column_sums(moe_ctx *ctx, moe_mat in, const void *row_weight, void *out);
 
+/* The gradients of an expert kind's rows. ctx->plus is added where the device can, and is then NULL. */
+moe_status moei_rows_product(moe_ctx *ctx, const moe_gemm_rows_args *args);
 /* product[n_products] over the same groups: the gradients of parameters. ctx->ride, which is over others,
  * shares their launch where the device can, and is then NULL. */
 moe_status moei_outer_products(moe_ctx *ctx, const moe_gemm_outer_args *product, int32_t n_products);

@@ -166,7 +166,14 @@ typedef struct moei_router_args {
     float *dlogits;           /* [T, E] */
     /* bf16 [T, 2E], where not NULL written instead: dlogits as the sum of two numbers, high ones first */
     void *dlogits_pairs;
+    float *row_factor; /* [R] dlogits of the choices by row, where those are all; NULL: not wanted */
 } moei_router_args;
+
+/* What a product over rows adds to them beside A B: C[r] += factor[r] vector[group of r]. */
+typedef struct moei_rows_plus {
+    const float *factor; /* [R] */
+    const float *vector; /* [n_groups, n] */
+} moei_rows_plus;
 
 /* Products of gemm_outer in one launch. */
 typedef struct moei_gemm_outers_args {
@@ -174,6 +181,14 @@ typedef struct moei_gemm_outers_args {
     int32_t n_products;                 /* 1 or 2 */
     const moe_gemm_outer_args *aside;   /* one over groups of its own; NULL: none */
 } moei_gemm_outers_args;
+
+/* Whether choices alone have dlogits that are not 0, and each token's add up to 0: softmax over the chosen,
+ * without losses; and not so many of a token that the kernels have a slower way for them. */
+enum { MOEI_SOFTMAX_CHOICES = 32 };
+static inline bool moei_router_chosen_only(const moei_router_args *a) {
+    return a->top_k <= MOEI_SOFTMAX_CHOICES && a->score == MOEI_ROUTER_SOFTMAX && !a->score_before_topk &&
+           !a->bias_in_weights && !a->replay_weight && !a->aux_grad && !a->z_grad;
+}
 
 /* The gate's way back, of dlogits that stand as pairs where the scratch begins:
  *   gate_grad      prepares, and tells the product over chunks of tokens that others queue for dgate;
@@ -187,6 +202,7 @@ typedef struct moei_gate_grad_args {
     int64_t ldx;
     float *dgate;  /* [E, d]; gate_grad_end alone writes it, and reads nothing else but the scratch */
     void *scratch; /* of moei_gate_grad_carve */
+    float *vector; /* [E, d] gate_grad writes the gate less its experts' mean; NULL: not wanted */
     /* gate_grad_sum only */
     int32_t top_k; /* 0: no rows */
     const void *rows;
@@ -194,7 +210,7 @@ typedef struct moei_gate_grad_args {
     const int32_t *row_of; /* [T, K]; negative: none */
     void *dx;              /* [T, d] */
     int64_t ld_dx;
-    bool accumulate;
+    bool accumulate, in_rows; /* in_rows: the rows have dlogits' part already */
 } moei_gate_grad_args;
 /* Shapes that its kernels are for. */
 static inline bool moei_gate_grad_serves(int64_t n_experts, int64_t d) {
@@ -211,8 +227,9 @@ static inline bool moei_gate_grad_takes(const moei_gate_grad_args *a) {
 /* Tiles of the gate, as gate_grad_sum multiplies them: experts by columns. */
 enum { MOEI_GATE_STEP = 16, MOEI_GATE_COLUMNS = 128, MOEI_GATE_TOKENS = 16 };
 /* Where its arrays begin in the scratch, and bytes of all: dlogits as two bf16 numbers [T, 2E], the gate in
- * whole tiles, dlogits once more in whole tiles of tokens by experts, sums over chunks of tokens f32
- * [chunks, 2E, d], tokens of a chunk int64_t [chunks + 1]. */
+ * whole tiles, dlogits once more in whole tiles of tokens by experts (or of each choice f32 [T, K], a
+ * moei_rows_plus' factor), sums over chunks of tokens f32 [chunks, 2E, d] (before them the gate as its
+ * vector, f32 [E, d]), tokens of a chunk int64_t [chunks + 1]. */
 typedef struct moei_gate_grad_scratch {
     int64_t chunks;
     size_t gate, dlogits, part, offset, bytes;

@@ -129,6 +129,7 @@ struct moe_layer {
     void *saved_block, *scratch_block;
     size_t saved_bytes, scratch_bytes;
     moe_layer *scratch_owner; /* NULL: its own */
+    bool lends_scratch;       /* another layer uses it too */
 
     moei_routing routing;
     moei_plan plan;

@@ -31,7 +31,8 @@ moe_status moe_layer_backward(moe_layer *layer, moe_mat x, moe_mat dy, moe_mat d
 
     if (layer->overwrite_grad) moei_layer_open_grads(layer);
     layer->router_done = false;
-    if (layer->experts.ops) MOEI_TRY(layer->path->index(layer, &s));
+    if (layer->experts.ops && (layer->scratch_owner || layer->lends_scratch))
+        MOEI_TRY(layer->path->index(layer, &s));
     MOEI_TRY(moei_layer_experts_backward(layer, &s, dy, dx));
     if (layer->experts.ops && !layer->router_done) MOEI_TRY(layer->path->route_backward(layer, &s, dx));
     return layer->ctx->device->check(layer->ctx);

@@ -224,13 +224,14 @@ static void gather_gradient(moe_layer *layer, const moei_scratch *s, moe_mat dou
                               matrix(layer, layer->saved.out_rows, plan->n_rows, dout.cols), s->drow_weight);
 }
 
-/* Beside the products of the parameters' gradients, where the device has room for both. */
+/* Beside the products of the parameters' gradients, where the device has room for both. in_rows: the
+ * router's part is in them. */
 static void sum_row_gradients(moe_layer *layer, const moei_scratch *s, moe_mat drows, moe_mat din,
-                              bool accumulate) {
+                              bool accumulate, bool in_rows) {
     const moei_plan *plan = &layer->plan;
     moei_beside_step(layer->ctx, MOEI_BESIDE_ENTER);
     if (layer->router_done)
-        layer->path->route_backward_sum(layer, s, drows, din, accumulate);
+        layer->path->route_backward_sum(layer, s, drows, din, accumulate, in_rows);
     else if (moei_layer_weighs_input(layer))
         moei_combine(layer->ctx, plan, moei_plan_slot_weight(plan, &layer->routing), drows, din, accumulate);
     else
@@ -242,14 +243,16 @@ typedef struct router_part {
     moe_layer *layer;
     const moei_scratch *s;
     moe_mat dx;
-    moe_gemm_outer_args gate; /* what is left of it for the launch of the parameters' gradients */
+    moei_router_rides rides;
 } router_part;
 
 static void queue_router_part(void *arg) {
     router_part *part = arg;
     moe_layer *layer = part->layer;
-    layer->router_done = layer->path->route_backward_first(layer, part->s, part->dx, &part->gate);
-    if (layer->router_done) layer->ctx->ride = &part->gate;
+    layer->router_done = layer->path->route_backward_first(layer, part->s, part->dx, &part->rides);
+    if (!layer->router_done) return;
+    layer->ctx->ride = &part->rides.product;
+    if (part->rides.rows.factor) layer->ctx->plus = &part->rides.rows;
 }
 
 /* What the launch of the parameters' gradients left of it. The sum of the rows may outlast both. */
@@ -302,9 +305,10 @@ static moe_status rows_backward(moe_layer *layer, const moei_scratch *s, moe_mat
     if (status == MOE_OK && at_input)
         moei_rows_weight_gradient(layer->ctx, &layer->plan, expert_input(layer), drows, s->drow_weight);
     if (status == MOE_OK && layer->router_done) status = end_router_part(layer, s);
-    if (status == MOE_OK && din.data) sum_row_gradients(layer, s, drows, din, accumulate);
+    const bool in_rows = part.rides.rows.factor && !layer->ctx->plus;
+    if (status == MOE_OK && din.data) sum_row_gradients(layer, s, drows, din, accumulate, in_rows);
     moei_beside_step(layer->ctx, MOEI_BESIDE_END);
-    layer->ctx->ride = NULL;
+    layer->ctx->ride = NULL, layer->ctx->plus = NULL;
     return status;
 }
 

@@ -355,5 +355,6 @@ moe_status moe_layer_share_scratch(moe_layer *layer, moe_layer *owner) {
         return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
                             "moe_layer_share_scratch: the layer is reserved; share before its first reserve");
     layer->scratch_owner = owner;
+    owner->lends_scratch = true;
     return MOE_OK;
 }

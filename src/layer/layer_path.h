@@ -5,7 +5,14 @@
 #ifndef MOEI_LAYER_PATH_H
 #define MOEI_LAYER_PATH_H
 
+#include "kernel/kernel.h"
 #include "layer/layer.h"
+
+/* The router's share of others' launches. */
+typedef struct moei_router_rides {
+    moe_gemm_outer_args product; /* of the gate's gradient, for the launch of the parameters' */
+    moei_rows_plus rows; /* its part of dx, for the product of the rows' gradients; factor NULL: not so */
+} moei_router_rides;
 
 struct moei_layer_path {
     const char *name;
@@ -15,19 +22,20 @@ struct moei_layer_path {
     void (*plan)(const moe_layer *layer, const moei_scratch *s);
     /* After the experts: counts for the step, and the losses where stats are wanted (NULL: nobody asks). */
     moe_status (*measure)(moe_layer *layer, const moei_scratch *s, moe_stats *stats);
-    /* At the beginning of backward: the rows of layer->plan again, which forward left in scratch. */
+    /* At the beginning of backward: the rows of layer->plan again, which forward left in scratch that other
+     * layers use too. */
     moe_status (*index)(moe_layer *layer, const moei_scratch *s);
     /* s->drow_weight and the losses -> gradients of the gate, added, and of x, added to dx (data NULL: not
      * wanted). */
     moe_status (*route_backward)(moe_layer *layer, const moei_scratch *s, moe_mat dx);
     /* The same by kernels only, begun ahead of the parameters' gradients, beside which the rest may run.
      * False: not for this router or call, and nothing was done. NULL: never. For the caller to queue are then
-     * `product`, which is of the gate's gradient, and after it the end; and dx (+)= the router's part and the
+     * what rides, and after it the end; and dx (+)= the router's part, if that is not in the rows, and the
      * sums of the tokens' `drows`. */
     bool (*route_backward_first)(moe_layer *layer, const moei_scratch *s, moe_mat dx,
-                                 moe_gemm_outer_args *product);
+                                 moei_router_rides *rides);
     void (*route_backward_sum)(moe_layer *layer, const moei_scratch *s, moe_mat drows, moe_mat dx,
-                               bool accumulate);
+                               bool accumulate, bool in_rows);
     void (*route_backward_end)(moe_layer *layer, const moei_scratch *s);
 };
 

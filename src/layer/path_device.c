@@ -209,6 +209,10 @@ static moe_status measure(moe_layer *layer, const moei_scratch *s, moe_stats *st
     return moei_path_cpu.measure(twin, &ours, stats);
 }
 
+static bool has_losses(const moe_layer_desc *d) {
+    return d->aux_loss_coeff > 0 || d->z_loss_coeff > 0;
+}
+
 /* What the gate's way back by the device's kernel is told; scratch NULL: there is none for this router. */
 static moei_gate_grad_args gate_grad_args(const moe_layer *layer, const moei_scratch *s, moe_mat dx) {
     const moe_mat x = layer->batch.x;
@@ -225,17 +229,17 @@ static moei_gate_grad_args gate_grad_args(const moe_layer *layer, const moei_scr
                                  .scratch = s->gate_grad};
 }
 
-/* dlogits[T,E] f32, or as pairs where there is room for them. */
-static void queue_dlogits(const moe_layer *layer, const moei_scratch *s, void *pairs) {
+/* dlogits[T,E] f32, or as pairs where there is room for them; of the choices alone by row too. */
+static void queue_dlogits(const moe_layer *layer, const moei_scratch *s, void *pairs, float *row_factor) {
     const moe_layer_desc *d = &layer->desc;
     const moei_kernels *kernels = layer->ctx->kernels[d->dtype];
-    const bool has_losses = d->aux_loss_coeff > 0 || d->z_loss_coeff > 0;
     moei_router_args args = router_args(layer, s);
     args.row_of = layer->plan.row_of;
     args.drow_weight = s->drow_weight;
     args.dlogits = s->route.logits;
     args.dlogits_pairs = pairs;
-    if (has_losses) {
+    args.row_factor = row_factor;
+    if (has_losses(d)) {
         const moei_balance_args balance = {.n_experts = d->num_experts,
                                            .routed = layer->plan.routed,
                                            .n_valid = layer->device.n_valid,
@@ -250,23 +254,40 @@ static void queue_dlogits(const moe_layer *layer, const moei_scratch *s, void *p
     kernels->router_grad(&layer->ctx->team, &args);
 }
 
+/* dlogits[t] gate is the sum over a token's choices k of dlogit[k] gate[expert of k], where no other expert
+ * has one; and where those add up to 0, so is it of the gate less any vector. So it can be added to the
+ * choices' rows as these are made. Each choice needs a row. */
+static moei_rows_plus rides_on_rows(const moe_layer *layer, const moei_scratch *s) {
+    const moei_router_args args = router_args(layer, s);
+    const moei_gate_grad_scratch at =
+        moei_gate_grad_carve(args.n_tokens, args.n_experts, layer->batch.x.cols);
+    if (!layer->ctx->kernels[layer->desc.dtype]->gemm_rows_plus || has_losses(&layer->desc) ||
+        !moei_router_chosen_only(&args) || layer->capacity.factor[layer->batch.mode] > 0)
+        return (moei_rows_plus){0};
+    char *scratch = s->gate_grad;
+    return (moei_rows_plus){(float *)(void *)(scratch + at.dlogits), (float *)(void *)(scratch + at.part)};
+}
+
 static bool route_backward_first(moe_layer *layer, const moei_scratch *s, moe_mat dx,
-                                 moe_gemm_outer_args *product) {
-    const moei_gate_grad_args args = gate_grad_args(layer, s, dx);
+                                 moei_router_rides *rides) {
+    moei_gate_grad_args args = gate_grad_args(layer, s, dx);
     if (!moei_gate_grad_takes(&args)) return false;
-    queue_dlogits(layer, s, args.scratch);
-    layer->ctx->kernels[layer->desc.dtype]->gate_grad(&layer->ctx->team, &args, product);
+    rides->rows = dx.data ? rides_on_rows(layer, s) : (moei_rows_plus){0};
+    args.vector = (float *)(uintptr_t)rides->rows.vector;
+    queue_dlogits(layer, s, args.scratch, (float *)(uintptr_t)rides->rows.factor);
+    layer->ctx->kernels[layer->desc.dtype]->gate_grad(&layer->ctx->team, &args, &rides->product);
     return true;
 }
 
 static void route_backward_sum(moe_layer *layer, const moei_scratch *s, moe_mat drows, moe_mat dx,
-                               bool accumulate) {
+                               bool accumulate, bool in_rows) {
     moei_gate_grad_args args = gate_grad_args(layer, s, dx);
     args.top_k = drows.data ? layer->plan.top_k : 0;
     args.rows = drows.data;
     args.ld_rows = drows.stride;
     args.row_of = layer->plan.row_of;
     args.accumulate = accumulate;
+    args.in_rows = in_rows;
     layer->ctx->kernels[layer->desc.dtype]->gate_grad_sum(&layer->ctx->team, &args);
 }
 
@@ -276,14 +297,14 @@ static void route_backward_end(moe_layer *layer, const moei_scratch *s) {
 }
 
 static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx) {
-    moe_gemm_outer_args product;
-    if (route_backward_first(layer, s, dx, &product)) {
-        if (dx.data) route_backward_sum(layer, s, (moe_mat){0}, dx, true);
-        MOEI_TRY(moe_gemm_outer(layer->ctx, &product));
+    moei_router_rides rides;
+    if (route_backward_first(layer, s, dx, &rides)) {
+        if (dx.data) route_backward_sum(layer, s, (moe_mat){0}, dx, true, false);
+        MOEI_TRY(moe_gemm_outer(layer->ctx, &rides.product));
         route_backward_end(layer, s);
         return MOE_OK;
     }
-    queue_dlogits(layer, s, NULL);
+    queue_dlogits(layer, s, NULL, NULL);
     const moei_route_job job = moei_layer_route_job(layer, s);
     moei_route_logits_backward(&job, &layer->gate_grad, dx);
     return MOE_OK;

@@ -2,7 +2,8 @@
  * from sm_80: dgate[E,d] += dlogits^T x, and dx[t] (+)= dlogits[t] gate + sum_k rows[row_of[t,k]]. Each of
  * dlogits[T,E] stands as the sum of two bf16 numbers, so that 16 of its 24 bits count.
  * dgate: the context's product over 2E, over chunks of tokens side by side, whose parts are added in order.
- * dx: a warp multiplies 16 tokens by 128 columns while the first of their rows come.
+ * dx: a warp multiplies 16 tokens by 128 columns while the first of their rows come; or only sums rows, where
+ * the product that made them has added dlogits' part.
  */
 #include "kernel/cuda/mma.cuh"
 #include "kernel/cuda/portable.cuh"
@@ -48,14 +49,46 @@ __device__ __forceinline__ uint32_t gate_pair(const moei_gate_grad_args &p, int6
     return e < p.n_experts && column < p.d ? gate[0] | (uint32_t)gate[p.d] << 16 : 0;
 }
 
-/* A piece a thread of the gate's tiles, zeros past its ends, and where the chunks begin. In a product of 16
- * experts by 8 columns lane (g, q) has experts 2q, 2q + 1, 2q + 8, 2q + 9 of column g, and of the sums
- * columns 2q and the next. Which experts and columns these are is free: here 4q to 4q + 3, so that a lane
- * reads them of dlogits at once, and of four products side by side the columns 8q to 8q + 7. */
+/* The gate of 64 columns less its experts' mean. What all experts share adds nothing to a token whose dlogits
+ * add up to 0, but in each of its rows it would be rounded. */
+__device__ __forceinline__ void centre_columns(const moei_gate_grad_args &p, int64_t block) {
+    __shared__ float2 part[WARPS][32];
+    const int pair = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const int64_t column = block * 64 + 2 * pair;
+    const uint16_t *gate = (const uint16_t *)p.gate + column;
+    float2 mean = make_float2(0.f, 0.f);
+#pragma unroll 8
+    for (int e = warp; e < p.n_experts && column < p.d; e += WARPS) {
+        const uint32_t two = *(const uint32_t *)(gate + e * p.d);
+        mean.x += bf16_low(two), mean.y += bf16_high(two);
+    }
+    part[warp][pair] = mean;
+    __syncthreads();
+    mean = make_float2(0.f, 0.f);
+#pragma unroll
+    for (int i = 0; i < WARPS; ++i) mean.x += part[i][pair].x, mean.y += part[i][pair].y;
+    mean.x /= (float)p.n_experts, mean.y /= (float)p.n_experts;
+    await_earlier();
+#pragma unroll 8
+    for (int e = warp; e < p.n_experts && column < p.d; e += WARPS) {
+        const uint32_t two = *(const uint32_t *)(gate + e * p.d);
+        *(float2 *)(p.vector + e * p.d + column) =
+            make_float2(bf16_low(two) - mean.x, bf16_high(two) - mean.y);
+    }
+}
+
+/* A piece a thread of the gate's tiles, zeros past its ends, and where the chunks begin; the first blocks,
+ * where it is wanted, centre the gate. In a product of 16 experts by 8 columns lane (g, q) has experts 2q, 2q
+ * + 1, 2q + 8, 2q + 9 of column g, and of the sums columns 2q and the next. Which experts and columns these
+ * are is free: here 4q to 4q + 3, so that a lane reads them of dlogits at once, and of four products side by
+ * side the columns 8q to 8q + 7. */
 static __global__ void __launch_bounds__(THREADS)
-    prepare_kernel(const moei_gate_grad_args p, const GateParts to) {
-    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, tile = i / TILE_PIECES;
+    prepare_kernel(const __grid_constant__ moei_gate_grad_args p, const GateParts to, unsigned centring) {
+    let_next_start();
+    if (blockIdx.x < centring) return centre_columns(p, blockIdx.x);
+    const int64_t i = (int64_t)(blockIdx.x - centring) * THREADS + threadIdx.x, tile = i / TILE_PIECES;
     const int64_t chunk = ceil_div(p.n_tokens, to.chunks), steps = steps_of(p);
+    await_earlier();
     if (i <= to.chunks) to.offset[i] = i * chunk < p.n_tokens ? i * chunk : p.n_tokens;
     const int lane = (int)(i % 32), g = lane / 4, q = lane % 4, piece = (int)(i % TILE_PIECES) / 32;
     const int64_t e = tile % steps * MOEI_GATE_STEP + 4 * q;
@@ -163,10 +196,10 @@ __device__ __forceinline__ void add_rows(Sums &sums, const SumShared &shared, in
  * while it multiplies. */
 template <int K>
 __global__ void __launch_bounds__(THREADS, 2)
-    sum_kernel(const moei_gate_grad_args p, const GateParts parts, int column_blocks) {
+    sum_kernel(const moei_gate_grad_args p, const GateParts parts, int column_blocks, int steps) {
     static_assert(K % 2 == 0 && K <= ROWS_MOST, "a step has rows of the same eight tokens");
     extern __shared__ __align__(256) uint8_t raw[];
-    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, steps = steps_of(p);
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     SumShared &shared = ((SumShared *)raw)[warp];
     const int64_t tile = (int64_t)(blockIdx.x / column_blocks) * WARPS_TOKENS + warp / WARPS_COLUMNS;
     const int64_t block = (int64_t)(blockIdx.x % column_blocks) * WARPS_COLUMNS + warp % WARPS_COLUMNS;
@@ -236,7 +269,9 @@ extern "C" void moei_gate_grad__cuda(const moei_team *team, const moei_gate_grad
     const int64_t pieces = steps_of(*args) * ceil_div(args->d, MOEI_GATE_COLUMNS) * TILE_PIECES;
     const int64_t most = parts.chunks + 1;
     const unsigned blocks = (unsigned)ceil_div(pieces > most ? pieces : most, THREADS);
-    prepare_kernel<<<blocks, THREADS, 0, stream_of(team)>>>(*args, parts);
+    const unsigned centring = args->vector ? (unsigned)ceil_div(args->d, 64) : 0;
+    Launch(dim3(centring + blocks), THREADS, 0, stream_of(team))
+        .early_where_built(prepare_kernel)(prepare_kernel, *args, parts, centring);
     *product = {};
     product->dtype = MOE_BF16, product->n_groups = (int32_t)parts.chunks, product->offset = parts.offset;
     product->n_rows = args->n_tokens, product->m = product->lda = 2 * args->n_experts;
@@ -252,18 +287,18 @@ extern "C" void moei_gate_grad_sum__cuda(const moei_team *team, const moei_gate_
     const int64_t pieces = steps_of(*args) * ceil_div(args->n_tokens, TOKENS) * 64;
     const GateParts parts = parts_of(args);
     auto *kernel = args->top_k <= 2 ? sum_kernel<2> : args->top_k <= 4 ? sum_kernel<4> : sum_kernel<8>;
-    arrange_kernel<<<(unsigned)ceil_div(pieces, THREADS), THREADS, 0, stream_of(team)>>>(*args, parts);
+    if (!args->in_rows)
+        arrange_kernel<<<(unsigned)ceil_div(pieces, THREADS), THREADS, 0, stream_of(team)>>>(*args, parts);
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          (int)(WARPS * sizeof(SumShared)));
-    kernel<<<(unsigned)blocks, THREADS, WARPS * sizeof(SumShared), stream_of(team)>>>(*args, parts,
-                                                                                      (int)column_blocks);
+    kernel<<<(unsigned)blocks, THREADS, WARPS * sizeof(SumShared), stream_of(team)>>>(
+        *args, parts, (int)column_blocks, args->in_rows ? 0 : steps_of(*args));
 }
 
 extern "C" void moei_gate_grad_end__cuda(const moei_team *team, const moei_gate_grad_args *args) {
     using namespace moei;
     const GateParts parts = parts_of(args);
     const unsigned blocks = (unsigned)ceil_div(args->n_experts * args->d, 4 * THREADS);
-    cudaLaunchAttribute priority;
-    const cudaLaunchConfig_t config = urgent_launch(team, dim3(blocks), THREADS, 0, &priority);
-    cudaLaunchKernelEx(&config, sum_chunks_kernel, *args, (const float *)parts.part, parts.chunks);
+    Launch launch(dim3(blocks), THREADS, 0, stream_of(team));
+    urgent(team, launch)(sum_chunks_kernel, *args, (const float *)parts.part, parts.chunks);
 }

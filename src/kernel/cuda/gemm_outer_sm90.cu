@@ -199,10 +199,8 @@ template <class S> static cudaError_t launch(const moei_team *team, const moei_g
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;
     const int pairs = min((n_sm - team->spare) / PAIR, 32 * (int)PAIRS_A_LANE);
-    cudaLaunchAttribute priority;
-    const cudaLaunchConfig_t config = urgent_launch(team, dim3((unsigned)(PAIR * (pairs > 0 ? pairs : 1))),
-                                                    THREADS, (size_t)bytes, &priority);
-    return cudaLaunchKernelEx(&config, kernel, p, maps);
+    Launch launch(dim3((unsigned)(PAIR * (pairs > 0 ? pairs : 1))), THREADS, bytes, stream_of(team));
+    return urgent(team, launch)(kernel, p, maps);
 }
 
 static bool narrow(const moe_gemm_outer_args *a) {

@@ -210,13 +210,16 @@ template <int EPI> __global__ void __launch_bounds__(THREADS) gemm_rows_kernel(c
 static __global__ void dweight_kernel(const moe_gemm_rows_args p, int64_t parts) {
     const int64_t begin = p.offset ? p.offset[0] : 0, end = p.offset ? p.offset[p.n_groups] : p.n_rows;
     const int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    let_next_start();
+    await_earlier();
     if (r < begin || r >= end) return;
     float sum = 0.f;
     for (int64_t i = 0; i < parts; ++i) sum += ((const float *)p.dweight_part)[r * parts + i];
     ((float *)p.dweight)[r] = sum;
 }
 static void sum_dweight(const moe_gemm_rows_args *args, int64_t parts, cudaStream_t stream) {
-    dweight_kernel<<<(unsigned)ceil_div(args->n_rows, 256), 256, 0, stream>>>(*args, parts);
+    Launch(dim3((unsigned)ceil_div(args->n_rows, 256)), 256, 0, stream)
+        .early_where_built(dweight_kernel)(dweight_kernel, *args, parts);
 }
 
 static void launch(const moe_gemm_rows_args *args, cudaStream_t stream) {

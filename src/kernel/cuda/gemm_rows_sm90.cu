@@ -7,7 +7,15 @@
 
 namespace moei {
 
-enum Epilogue { EPI_STORE, EPI_STORE_WIDE, EPI_ACT, EPI_ACT_GATED, EPI_ACT_GRAD, EPI_ACT_GRAD_GATED };
+enum Epilogue {
+    EPI_STORE,
+    EPI_STORE_PLUS,
+    EPI_STORE_WIDE,
+    EPI_ACT,
+    EPI_ACT_GATED,
+    EPI_ACT_GRAD,
+    EPI_ACT_GRAD_GATED
+};
 
 struct RowsArgs {
     Offsets offset;
@@ -15,6 +23,7 @@ struct RowsArgs {
     const bf16 *a;
     int64_t lda;
     const int *a_row;
+    moei_rows_plus plus; /* EPI_STORE_PLUS */
     EpilogueArgs e;
 };
 
@@ -161,6 +170,45 @@ __device__ __forceinline__ void add_bias(float (&acc)[S::BLOCKS_M][S::TILE_N / 2
     }
 }
 
+/* factor[r] vector[group], added to a tile's sums. Both come while its last product runs: a lane asks for two
+ * columns of each 64, which the others get from it, since one by one they would wait for L2 24 times. */
+template <class S> struct PlusTerm {
+    static constexpr int LINES = S::TILE_N / LINE;
+    float factor[S::BLOCKS_M][2];
+    float2 own[LINES];
+
+    __device__ __forceinline__ void begin(const moei_rows_plus &plus, const Tile &tile, RowSpan span, int n) {
+        const int lane = threadIdx.x & 31;
+#pragma unroll
+        for (int m = 0; m < S::BLOCKS_M; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int r = span.row + 64 * m + (lane >> 2) + 8 * half;
+                factor[m][half] = r < span.row_end ? __ldg(plus.factor + r) : 0.f;
+            }
+#pragma unroll
+        for (int i = 0; i < LINES; ++i) {
+            const int column = tile.column + i * LINE + 2 * lane;
+            const float *from = plus.vector + (int64_t)tile.group * n + column;
+            own[i] = column < n ? __ldg((const float2 *)from) : make_float2(0.f, 0.f);
+        }
+    }
+    __device__ __forceinline__ void add(float (&acc)[S::BLOCKS_M][S::TILE_N / 2]) const {
+        const int quarter = threadIdx.x & 3;
+#pragma unroll
+        for (int j = 0; j < S::TILE_N / 8; ++j) {
+            const float2 from = own[j / 8];
+            const float v[2] = {__shfl_sync(~0u, from.x, j % 8 * 4 + quarter),
+                                __shfl_sync(~0u, from.y, j % 8 * 4 + quarter)};
+#pragma unroll
+            for (int m = 0; m < S::BLOCKS_M; ++m)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    acc[m][4 * j + i] = fmaf(factor[m][i / 2], v[i % 2], acc[m][4 * j + i]);
+        }
+    }
+};
+
 template <class S, bool GATHER, bool B_TRANS, int EPI>
 __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<S> &pipe, uint32_t stage,
                                               RowTiles<!GATHER> tiles, int first, int step,
@@ -195,6 +243,18 @@ __device__ __forceinline__ void compute_tiles(const RowsArgs &p, const Pipeline<
                     },
                     [](int) {});
                 grad.run(acc, pipe, ring);
+            } else if constexpr (EPI == EPI_STORE_PLUS) {
+                PlusTerm<S> term;
+                multiply<S, false, !B_TRANS, GATHER>(
+                    acc, pipe, ring, p.k_blocks, a_offset,
+                    [&] {
+                        term.begin(p.plus, tile, span, p.e.n);
+                        pass_turn<S>(group);
+                    },
+                    [](int) {});
+                term.add(acc);
+                tma_store_wait<0>();
+                epilogue_store<M, N, false>(acc, stage, span, tile.column, p.e, maps);
             } else {
                 multiply<S, false, !B_TRANS, GATHER, pieces>(
                     acc, pipe, ring, p.k_blocks, a_offset, [group] { pass_turn<S>(group); },
@@ -234,6 +294,8 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
     uint32_t *first = (uint32_t *)(raw + Layout::FIRST);
     const Pipeline<S> pipe = {base, base + Layout::FULL, base + Layout::EMPTY};
     if (threadIdx.x == 0) pipe.init(GATHER ? LOADERS + 1 : 1);
+    await_earlier();
+    let_next_start();
     if (threadIdx.x / 32 == 1) count_row_tiles(p.offset, p.n_groups, S::TILE_M, !GATHER, first);
     __syncthreads();
     cluster_sync();
@@ -267,7 +329,7 @@ static int64_t parts_of(int64_t n) {
 template <int EPI> static EpilogueArgs epilogue_of(const moe_gemm_rows_args *args, int n) {
     EpilogueArgs e = {};
     e.accumulate = args->accumulate;
-    e.keep_z = EPI != EPI_STORE && EPI != EPI_STORE_WIDE && args->c;
+    e.keep_z = EPI > EPI_STORE_WIDE && args->c;
     e.n = n;
     e.act = fast_act_of(args->act, args->act_numbers);
     e.bias = (const bf16 *)args->bias;
@@ -286,7 +348,7 @@ static cudaError_t maps_of(const moei_team *team, const moe_gemm_rows_args *args
         return error ? error
                      : make_ragged_map(team, &maps->z, args->dz, n, Z_HALVES<EPI>, args->ldz, 16, false);
     }
-    if (EPI == EPI_STORE || EPI == EPI_STORE_WIDE)
+    if (EPI <= EPI_STORE_WIDE)
         return make_ragged_map(team, &maps->out, args->c, n, 1, args->ldc, 16, EPI == EPI_STORE_WIDE);
     const cudaError_t error = make_ragged_map(team, &maps->out, args->h, n, 1, args->ldh, 16, false);
     if (error || !args->c) return error;
@@ -294,7 +356,8 @@ static cudaError_t maps_of(const moei_team *team, const moe_gemm_rows_args *args
 }
 
 template <class S, bool GATHER, bool B_TRANS, int EPI>
-static cudaError_t launch(const moei_team *team, const moe_gemm_rows_args *args) {
+static cudaError_t launch(const moei_team *team, const moe_gemm_rows_args *args,
+                          const moei_rows_plus &plus = {}) {
     constexpr int TILE_COLUMNS = TWO_HALVES<EPI> ? S::TILE_N / 2 : S::TILE_N;
     const int columns = (int)args->n, n = TWO_HALVES<EPI> ? columns / 2 : columns, k = (int)args->k;
     const RowsArgs p = {
@@ -306,6 +369,7 @@ static cudaError_t launch(const moei_team *team, const moe_gemm_rows_args *args)
         (const bf16 *)args->a,
         args->lda,
         args->a_row,
+        plus,
         epilogue_of<EPI>(args, n)
     };
     CUtensorMap map_a = {}, map_b, map_z = {};
@@ -326,9 +390,8 @@ static cudaError_t launch(const moei_team *team, const moe_gemm_rows_args *args)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  Shared<S>::bytes(MOEI_CUDA_GROUPS_MAX));
     if (error) return error;
-    kernel<<<n_sm / PAIR * PAIR, THREADS, Shared<S>::bytes(args->n_groups), stream_of(team)>>>(
-        p, map_a, map_b, map_z, maps);
-    return cudaPeekAtLastError();
+    return launch_early(kernel, dim3((unsigned)(n_sm / PAIR * PAIR)), THREADS,
+                        Shared<S>::bytes(args->n_groups), stream_of(team), p, map_a, map_b, map_z, maps);
 }
 
 /* A cooperative tile's store is time lost; ping-pong hides it, but reads more. Equal at k 4096; where the sum
@@ -422,6 +485,17 @@ int moei_cuda_gemm_rows(const moei_team *team, const moe_gemm_rows_args *args, m
     if (error || !args->dweight || parts == 1) return error;
     moei_cuda_sum_dweight(team, args, parts);
     return cudaPeekAtLastError();
+}
+
+extern "C" bool moei_gemm_rows_plus__sm90(const moei_team *team, const moe_gemm_rows_args *args,
+                                          const moei_rows_plus *plus) {
+    if (!fits(args) || args->epilogue != MOE_EPI_STORE || args->a_row || !args->b_trans || args->c_wide ||
+        args->accumulate || args->bias || args->ldc % 8 || !aligned16(args->c))
+        return false;
+    const cudaError_t error = pingpong_is_faster(args)
+                                  ? launch<PingPong192, false, true, EPI_STORE_PLUS>(team, args, *plus)
+                                  : launch<Cooperative256, false, true, EPI_STORE_PLUS>(team, args, *plus);
+    return error != cudaErrorNotSupported;
 }
 
 extern "C" void moei_gemm_rows__sm90(const moei_team *team, const moe_gemm_rows_args *args) {

@@ -141,6 +141,7 @@ static __global__ void clear_rows_kernel(const moei_plan_args p) {
 static __global__ void __launch_bounds__(INDEX_THREADS) index_kernel(const moei_plan_args p) {
     const int64_t first = (int64_t)blockIdx.x * INDEX_THREADS * INDEX_EACH + threadIdx.x;
     const int64_t slots = p.n_tokens * p.top_k;
+    let_next_start();
     int32_t row[INDEX_EACH];
     float weight[INDEX_EACH];
 #pragma unroll

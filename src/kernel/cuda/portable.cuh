@@ -5,6 +5,7 @@
 #ifndef MOEI_PORTABLE_CUH
 #define MOEI_PORTABLE_CUH
 
+#include "kernel/cuda/early.cuh"
 #include "kernel/kernel_list.h"
 
 #include <cuda_bf16.h>
@@ -45,17 +46,11 @@ static inline cudaStream_t stream_of(const moei_team *team) {
     return (cudaStream_t)team->stream;
 }
 
-/* A launch on the team's stream that goes first where smaller kernels are queued beside it. `priority` is its
- * attribute and must last as long. */
-static inline cudaLaunchConfig_t urgent_launch(const moei_team *team, dim3 grid, int threads, size_t shared,
-                                               cudaLaunchAttribute *priority) {
-    *priority = {};
-    priority->id = cudaLaunchAttributePriority;
-    priority->val.priority = team->urgency;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid, config.blockDim = dim3((unsigned)threads), config.dynamicSmemBytes = shared;
-    config.stream = stream_of(team), config.attrs = priority, config.numAttrs = team->spare > 0;
-    return config;
+/* It goes first where smaller kernels are queued beside it; not early: its blocks would wait on the
+ * multiprocessors that are left to those. */
+static inline Launch &urgent(const moei_team *team, Launch &launch) {
+    if (team->spare > 0) launch.add(cudaLaunchAttributePriority).priority = team->urgency;
+    return launch;
 }
 
 /* Rows [first, end) of group g, of at most `rows` each. */

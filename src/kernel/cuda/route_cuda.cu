@@ -365,11 +365,18 @@ __device__ __forceinline__ void put_dlogits(const moei_router_args &p, int64_t t
 }
 
 /* The same for plain softmax, up to 32 choices: lane k has the k-th, and all lanes V experts each at a time.
- * What does not follow from something else is asked for at once: a token waits for memory twice. */
-template <int V> __global__ void __launch_bounds__(THREADS) softmax_grad_kernel(const moei_router_args p) {
+ * What does not follow from something else is asked for at once: a token waits for memory twice. What forward
+ * wrote is asked for before the kernels ahead have ended; without losses the scores are not asked for at all
+ * where the choices alone have gradients. */
+template <int V>
+__global__ void __launch_bounds__(THREADS)
+    softmax_grad_kernel(const __grid_constant__ moei_router_args p, bool chosen_only) {
     const int64_t t = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
     const int lane = (int)threadIdx.x & 31, first = V * lane;
+    const bool has_losses = p.aux_grad || p.z_grad;
+    let_next_start();
     if (t >= p.n_tokens) return;
+    if (has_losses) await_earlier();
     const float *prob = p.prob + t * p.n_experts, lse = p.lse[t];
     const int64_t slot = t * p.top_k + lane;
     const bool chooses = lane < p.top_k;
@@ -377,11 +384,12 @@ template <int V> __global__ void __launch_bounds__(THREADS) softmax_grad_kernel(
     const float share = chooses && over_chosen(p) ? share_of(p, slot) : 0.f;
     const bool at_once = p.n_experts <= 32 * V;
     Experts<V> here;
-    here.fetch(p, prob, first);
+    here.fetch(p, prob, chosen_only ? p.n_experts : first);
     const bool left_out = (p.mask && !p.mask[t]) || isnan(lse);
     const int own = left_out ? -1 : expert;
+    if (!has_losses) await_earlier();
     const float v = own >= 0 && row >= 0 ? (float)p.scale * p.drow_weight[row] : 0.f;
-    const float score = own >= 0 ? prob[own] : 0.f;
+    const float score = own >= 0 && !chosen_only ? prob[own] : 0.f;
     float chosen = 0.f; /* of the logit where over_chosen, else of the score */
     if (over_chosen(p)) {
         const float kept = own >= 0 ? share : 0.f;
@@ -401,10 +409,11 @@ template <int V> __global__ void __launch_bounds__(THREADS) softmax_grad_kernel(
     const float all = (p.z_grad ? (float)*p.z_grad * lse : 0.f) - warp_sum(mean);
     const float own_all = all + (p.aux_grad && own >= 0 ? (float)p.aux_grad[own] : 0.f);
     const float own_dlogit = over_chosen(p) ? fmaf(score, own_all, chosen) : score * (own_all + chosen);
+    if (p.row_factor && own >= 0 && row >= 0) p.row_factor[row] = own_dlogit;
     for (int e0 = 0; e0 < p.n_experts; e0 += 32 * V) {
         const int e = e0 + first;
         __align__(16) float dlogit[V];
-        if (!at_once) here.fetch(p, prob, e);
+        if (!at_once && !chosen_only) here.fetch(p, prob, e);
 #pragma unroll
         for (int i = 0; i < V; ++i) dlogit[i] = left_out ? 0.f : here.prob[i] * (all + here.aux[i]);
         for (uint32_t rest = __ballot_sync(~0u, own >= e0 && own < e0 + 32 * V); rest; rest &= rest - 1) {
@@ -418,7 +427,8 @@ template <int V> __global__ void __launch_bounds__(THREADS) softmax_grad_kernel(
 }
 
 static bool is_plain_softmax(const moei_router_args *a) {
-    return a->score == MOEI_ROUTER_SOFTMAX && a->top_k <= 32 && !a->replay_weight && !a->bias_in_weights;
+    return a->score == MOEI_ROUTER_SOFTMAX && a->top_k <= MOEI_SOFTMAX_CHOICES && !a->replay_weight &&
+           !a->bias_in_weights;
 }
 
 /* count of expert e times E / (selections * tokens), and 2 z / tokens; 0 without tokens. */
@@ -450,10 +460,14 @@ extern "C" void moei_router__cuda(const moei_team *team, const moei_router_args 
 
 extern "C" void moei_router_grad__cuda(const moei_team *team, const moei_router_args *args) {
     if (args->n_tokens == 0) return;
-    auto *kernel = !is_plain_softmax(args)    ? router_grad_kernel
-                   : args->n_experts % 4 == 0 ? softmax_grad_kernel<4>
-                                              : softmax_grad_kernel<1>;
-    kernel<<<(unsigned)ceil_div(args->n_tokens, WARPS), THREADS, 0, stream_of(team)>>>(*args);
+    const dim3 blocks((unsigned)ceil_div(args->n_tokens, WARPS));
+    if (!is_plain_softmax(args)) {
+        router_grad_kernel<<<blocks, THREADS, 0, stream_of(team)>>>(*args);
+        return;
+    }
+    auto *kernel = args->n_experts % 4 == 0 ? softmax_grad_kernel<4> : softmax_grad_kernel<1>;
+    Launch(blocks, THREADS, 0, stream_of(team))
+        .early_where_built(kernel)(kernel, *args, moei_router_chosen_only(args));
 }
 
 extern "C" void moei_balance_grad__cuda(const moei_team *team, const moei_balance_args *args) {

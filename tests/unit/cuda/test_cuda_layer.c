@@ -171,6 +171,12 @@ static const cuda_problem problems[] = {
     {.name = "narrow experts", .tokens = 515, .on_device = true, .masked = true,
      .settings = "d_model=136 num_experts=40 top_k=5 expert_hidden_size=24 aux_loss_coeff=0.1 "
                  "routed_scaling_factor=2.5"},
+    {.name = "choices alone have gradients", .tokens = 515, .on_device = true, .masked = true,
+     .settings = "d_model=136 num_experts=40 top_k=5 expert_hidden_size=72 routed_scaling_factor=2.5"},
+    {.name = "the same, shared expert", .tokens = 300, .on_device = true,
+     .settings = "d_model=256 num_experts=12 top_k=4 expert_hidden_size=264 num_shared_experts=1"},
+    {.name = "the same, biases", .tokens = 300, .on_device = true,
+     .settings = "d_model=264 num_experts=8 top_k=3 expert_hidden_size=40 expert_bias=true"},
     {.name = "scaled by 0", .tokens = 61, .on_device = true, .masked = true,
      .settings = "routed_scaling_factor=-1 aux_loss_coeff=0.1 num_shared_experts=1"},
     {.name = "scaled by 0, many choices", .tokens = 61, .on_device = true,

@@ -125,6 +125,18 @@ static void what_is_kept_beside_z(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+/* A backward of `owner` after another layer has used its scratch. */
+static void owner_finds_its_rows(moe_ctx *ctx, moe_layer *owner, moe_layer *layer, moe_mat want_dx) {
+    const moe_mat x = test_random(MOE_F32, T, D, 1), dy = test_random(MOE_F32, T, D, 2),
+                  y = test_output(MOE_F32, T, D), dx = test_output(MOE_F32, T, D);
+    const moe_call call = {.size = sizeof call, .mode = MOE_TRAIN, .step = T, .sequence_length = T};
+    must(ctx, moe_layer_forward(owner, x, y, &call, NULL));
+    must(ctx, moe_layer_forward(layer, dy, y, &call, NULL));
+    must(ctx, moe_layer_backward(owner, x, dy, dx));
+    assert_memory_equal(dx.data, want_dx.data, test_bytes(dx));
+    free(x.data), free(dy.data), free(y.data), free(dx.data);
+}
+
 /* Two layers with one scratch compute what each does with its own; who cannot share is told why. */
 static void scratch_is_shared(void **state) {
     (void)state;
@@ -148,6 +160,7 @@ static void scratch_is_shared(void **state) {
     run(ctx, alone, T, T, want_y, want_dx);
     assert_memory_equal(y.data, want_y.data, test_bytes(y));
     assert_memory_equal(dx.data, want_dx.data, test_bytes(dx));
+    owner_finds_its_rows(ctx, owner, layer, want_dx);
     free(y.data), free(dx.data), free(want_y.data), free(want_dx.data);
     moe_layer_destroy(layer), moe_layer_destroy(alone), moe_layer_destroy(owner), moe_layer_destroy(foreign);
     moe_ctx_destroy(ctx), moe_ctx_destroy(other);
