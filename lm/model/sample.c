@@ -37,28 +37,53 @@ static void sift_down(const float *logits, int32_t *heap, int64_t n, int64_t at)
     }
 }
 
-/* The k best tokens, best first, at the end of the heap's array in reverse: heap[vocab-1] is the best. */
-static void take_best(const float *logits, int64_t vocab, int64_t k, int32_t *heap) {
+/* Tokens by their logits: heap[0 .. left-1] is a heap of those not yet taken out of it; behind it stand those
+ * that are, the best last. */
+typedef struct ranking {
+    const float *logits;
+    int32_t *heap;
+    int64_t vocab, left;
+} ranking;
+
+static ranking rank_tokens(const float *logits, int64_t vocab, int32_t *heap) {
     for (int64_t i = 0; i < vocab; ++i) heap[i] = (int32_t)i;
     for (int64_t i = vocab / 2; i-- > 0;) sift_down(logits, heap, vocab, i);
-    for (int64_t n = vocab; n > vocab - k; --n) {
-        int32_t best = heap[0];
-        heap[0] = heap[n - 1];
-        heap[n - 1] = best;
-        sift_down(logits, heap, n - 1, 0);
+    return (ranking){logits, heap, vocab, vocab};
+}
+
+/* The token of place i, 0 the best; no more are ranked than that takes. */
+static int32_t ranked(ranking *r, int64_t i) {
+    while (r->vocab - r->left <= i) {
+        const int32_t best = r->heap[0];
+        r->heap[0] = r->heap[--r->left];
+        r->heap[r->left] = best;
+        sift_down(r->logits, r->heap, r->left, 0);
     }
+    return r->heap[r->vocab - 1 - i];
+}
+
+static double weight(const moe_lm_sampler *s, ranking *r, int32_t token) {
+    return exp(((double)r->logits[token] - (double)r->logits[ranked(r, 0)]) / (double)s->temperature);
 }
 
 /* Walks the kept tokens, best first, until their weights reach `share`; *sum gets what they weigh. */
-static int64_t walk(const moe_lm_sampler *s, const float *logits, const int32_t *last, int64_t kept,
-                    double share, double *sum) {
-    double top = (double)logits[*last];
+static int64_t walk(const moe_lm_sampler *s, ranking *r, int64_t kept, double share, double *sum) {
     *sum = 0.0;
     for (int64_t i = 0; i < kept; ++i) {
-        *sum += exp(((double)logits[last[-i]] - top) / (double)s->temperature);
+        *sum += weight(s, r, ranked(r, i));
         if (*sum >= share) return i + 1;
     }
     return kept;
+}
+
+/* What the kept tokens weigh: all of them in their own order, as ranking them takes longer than all else. */
+static double weigh(const moe_lm_sampler *s, ranking *r, int64_t kept) {
+    double sum = 0.0;
+    if (kept < r->vocab)
+        walk(s, r, kept, INFINITY, &sum);
+    else
+        for (int64_t i = 0; i < r->vocab; ++i) sum += weight(s, r, (int32_t)i);
+    return sum;
 }
 
 moe_status moelm_logits_check(moe_ctx *ctx, const float *logits, int64_t vocab) {
@@ -74,14 +99,12 @@ int32_t moelm_draw(const moe_lm_sampler *s, uint64_t position, const float *logi
                    int32_t *heap) {
     int64_t kept = s->top_k > 0 && s->top_k < vocab ? s->top_k : vocab;
     if (s->temperature == 0.0F) kept = 1;
-    take_best(logits, vocab, kept, heap);
-    const int32_t *last = heap + vocab - 1;
-    if (kept == 1) return *last;
+    ranking r = rank_tokens(logits, vocab, heap);
+    if (kept == 1) return ranked(&r, 0);
 
-    double sum, walked;
-    walk(s, logits, last, kept, INFINITY, &sum);
-    if (s->top_p > 0.0F && s->top_p < 1.0F) kept = walk(s, logits, last, kept, (double)s->top_p * sum, &sum);
+    double sum = weigh(s, &r, kept), walked;
+    if (s->top_p > 0.0F && s->top_p < 1.0F) kept = walk(s, &r, kept, (double)s->top_p * sum, &sum);
     uint32_t word[4];
     moe_random(s->seed, MOE_DRAW_SAMPLE, 0, position, 0, word);
-    return last[-(walk(s, logits, last, kept, moei_uniform(word[0]) * sum, &walked) - 1)];
+    return ranked(&r, walk(s, &r, kept, moei_uniform(word[0]) * sum, &walked) - 1);
 }

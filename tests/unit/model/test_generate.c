@@ -4,6 +4,7 @@
  */
 #include "unit/model/model_fixture.h"
 
+#include "core/rng.h"
 #include "model/model.h"
 
 enum { VOCAB = 23, CONTEXT = 32 };
@@ -252,6 +253,57 @@ static void test_shares_of_draws(void **state) {
                  (double[]){0, 0.5, 0, 0, 0.5, 0});
 }
 
+/* Every token ranked and weighed, then as documented. */
+static int32_t plain_draw(const moe_lm_sampler *s, uint64_t position, const float *logits, int32_t n) {
+    int32_t order[64];
+    double p[64], sum = 0, walked = 0;
+    for (int32_t i = 0; i < n; ++i) { /* by insertion: the later of equals goes behind */
+        int32_t at = i;
+        for (; at > 0 && logits[order[at - 1]] < logits[i]; --at) order[at] = order[at - 1];
+        order[at] = i;
+    }
+    if (s->top_k > 0 && s->top_k < n) n = s->top_k;
+    for (int32_t i = 0; i < n; ++i)
+        sum += p[i] = exp((double)(logits[order[i]] - logits[order[0]]) / (double)s->temperature);
+    for (int32_t i = 0; i < n && s->top_p > 0; ++i)
+        if ((walked += p[i]) >= (double)s->top_p * sum) n = i + 1;
+    if (s->top_p > 0) sum = walked;
+    uint32_t word[4];
+    moe_random(s->seed, MOE_DRAW_SAMPLE, 0, position, 0, word);
+    walked = 0;
+    for (int32_t i = 0; i < n; ++i)
+        if ((walked += p[i]) >= moei_uniform(word[0]) * sum) return order[i];
+    return order[n - 1];
+}
+
+static void test_draws_are_those_of_all_ranked(void **state) {
+    (void)state;
+    enum { N = 3000, TOKENS = 64 };
+    static const float rules[][3] = {
+  /* temperature, top_k, top_p */
+        {1.0F, 0,  0    },
+        {0.7F, 0,  0.9F },
+        {3.0F, 7,  0    },
+        {2.0F, 20, 0.5F },
+        {1.0F, 64, 0.99F}
+    };
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    for (uint64_t i = 0; i < N; ++i) {
+        float logits[TOKENS];
+        const float *rule = rules[i % (sizeof rules / sizeof *rules)];
+        const moe_lm_sampler s = {.size = sizeof s,
+                                  .temperature = rule[0],
+                                  .top_k = (int32_t)rule[1],
+                                  .top_p = rule[2],
+                                  .seed = test_seed()};
+        moe_random_normal(test_seed(), MOE_DRAW_TEST, 5, i, MOE_F32, logits, TOKENS, 2.0);
+        if (i % 3 == 0) /* with equals */
+            for (int t = 0; t < TOKENS; ++t) logits[t] = rintf(logits[t]);
+        assert_int_equal(draw(ctx, &s, i, logits, TOKENS), plain_draw(&s, i, logits, TOKENS));
+    }
+    moe_ctx_destroy(ctx);
+}
+
 /* There is one cache: a text within a text would be another one than either. */
 typedef struct nested {
     moe_lm *lm;
@@ -294,6 +346,7 @@ int main(void) {
         cmocka_unit_test(test_wrong_inputs),
         cmocka_unit_test(test_greedy_ties_to_the_lower_token),
         cmocka_unit_test(test_shares_of_draws),
+        cmocka_unit_test(test_draws_are_those_of_all_ranked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
