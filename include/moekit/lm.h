@@ -211,6 +211,9 @@ typedef struct moe_lm_eval_options {
     /* Route traces, docs/routes.md: which experts every token went to, with which weights. */
     const char *record_routes; /* NULL, or the file to write */
     const char *replay_routes; /* NULL, or a file written for the same text, used instead of the routers */
+    /* NULL, or told after every forward how many bytes of `bytes` are predicted. */
+    void (*on_progress)(void *user, int64_t done, int64_t bytes);
+    void *user;
 } moe_lm_eval_options;
 typedef struct moe_lm_eval_result {
     size_t size;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 enum { WANTED = 4 }; /* steps between ticks, about */
+static const double NEAR = 1.15;
 
 /* The round step nearest to `rough`. */
 static double round_step(double rough) {
@@ -37,17 +38,33 @@ moelm_axis moelm_axis_linear(double low, double high, unsigned flags) {
     return axis;
 }
 
+static const double round_number[] = {1, 1.5, 2, 3, 4, 5, 6, 8};
+
+/* A curve that ends a little beyond the last number would end where none stands: the axis goes as far. */
+static void reach_ticks(moelm_axis *axis, unsigned wanted) {
+    const double low = axis->min, high = axis->max;
+    const int first = (int)floor(log10(low)), last = (int)floor(log10(high)) + 1;
+    for (int power = first; power <= last; ++power) {
+        for (int i = 0; i < 8; ++i) {
+            const double tick = round_number[i] * pow(10, power);
+            if (!(wanted >> i & 1u)) continue;
+            if (tick < low && low < NEAR * tick) axis->min = tick / 1.001;
+            if (tick > high && tick < NEAR * high) axis->max = tick * 1.001;
+        }
+    }
+}
+
 moelm_axis moelm_axis_log(double low, double high) {
-    static const double mantissa[] = {1, 1.5, 2, 3, 4, 5, 6, 8};
     moelm_axis axis = {.min = low / 1.03, .max = high * 1.03, .logarithmic = true};
     double decades = log10(axis.max / axis.min);
     /* Few decades need more ticks in each: all mantissas, 1-2-5, or powers of ten alone. */
     unsigned wanted = decades < 1.1 ? 0xff : decades < 3 ? 0x25 : 0x01;
     int stride = decades > 10 ? (int)ceil(decades / 10) : 1;
+    if (decades < 3) reach_ticks(&axis, wanted);
     int first = (int)floor(log10(axis.min));
     for (int power = first; power <= first + 700 && axis.n_ticks < MOELM_MAX_TICKS; power += stride) {
         for (int i = 0; i < 8 && axis.n_ticks < MOELM_MAX_TICKS; ++i) {
-            double tick = mantissa[i] * pow(10, power);
+            double tick = round_number[i] * pow(10, power);
             if (!(wanted >> i & 1u) || tick < axis.min) continue;
             if (tick > axis.max) return axis;
             axis.tick[axis.n_ticks++] = tick;

@@ -78,7 +78,10 @@ static void draw_chart(moelm_html *html, const moelm_run *run, size_t row) {
     if (metrics->n_lines > metrics->n_points)
         moelm_chart_band(html, &chart, metrics->step, points, metrics->n_points);
     if (is_loss && run->eval.n_baselines > 0) {
-        moelm_chart_rule(html, &chart, run->eval.baseline[0].bits_per_byte, run->eval.baseline[0].name);
+        const double bits = run->eval.baseline[0].bits_per_byte;
+        char name[100];
+        snprintf(name, sizeof name, "%.40s %s", run->eval.baseline[0].name, moelm_fixed(bits, 2).s);
+        moelm_chart_rule(html, &chart, bits, name);
     }
     moelm_chart_line(html, &chart, metrics->step, points, metrics->n_points, "main", chart_row[row].title);
     if (is_loss) moelm_chart_marks(html, &chart, metrics->step, held_out, metrics->n_points, "data.eval");

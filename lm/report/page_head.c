@@ -29,8 +29,8 @@ static void write_facts(moelm_html *html, const moelm_run *run) {
         fact(html, "Steps", moelm_count(metrics->last_step), "");
         fact(html, "Training time", moelm_duration(metrics->elapsed_s), "");
         if (metrics->elapsed_s > 0) {
-            fact(html, "Speed", moelm_short((double)metrics->tokens / metrics->elapsed_s),
-                 "tokens/s, evaluations and all");
+            fact(html, "Speed, with evaluations", moelm_short((double)metrics->tokens / metrics->elapsed_s),
+                 "tokens/s");
         }
     }
     if (isfinite(total)) {

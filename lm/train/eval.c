@@ -64,8 +64,13 @@ typedef struct evaluation {
 
 static moe_status on_windows(void *user, moe_lm *lm, const moelm_windows *windows) {
     evaluation *e = user;
+    const int64_t last = windows->first + windows->n_seq - 1;
     if (e->analysis) MOEI_TRY(moelm_analysis_add(e->analysis, lm, windows));
-    return e->recorded.layer ? moelm_routes_add(&e->recorded, lm, windows) : MOE_OK;
+    if (e->recorded.layer) MOEI_TRY(moelm_routes_add(&e->recorded, lm, windows));
+    if (e->options->on_progress)
+        e->options->on_progress(e->options->user, 1 + moelm_window_start(windows, last) + windows->length,
+                                windows->bytes);
+    return MOE_OK;
 }
 
 /* Passes a failure on to the model's context. */

@@ -149,6 +149,11 @@ says out 'moekit'
 says out '^            [0-9.]+  gzip -9$'
 json run/eval.json
 says run/eval.json '"baselines"'
+grep -q eta err && complain 'a living line without a terminal'
+if command -v script >/dev/null; then
+    script -qec "'$MOEKIT' eval --run run" typed >/dev/null </dev/null
+    says typed '[0-9]+ of [0-9]+ bytes, eta [0-9]+ s'
+fi
 cp run/eval.json kept.json
 expect 0 "$MOEKIT" eval --run run --bytes 100
 says err 'eval\.json is left alone: this is a part of the text'

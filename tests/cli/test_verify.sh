@@ -104,6 +104,12 @@ expect 2 "$MOEKIT" verify grda
 says err "'grda' is no proof"
 expect 2 "$MOEKIT" bench layer mixtrall
 says err "did you mean 'mixtral'"
+# a sign of life, for terminals alone
+if command -v script >/dev/null; then
+    script -qec "'$MOEKIT' bench layer e4,t64,d32,n32,k2 --repeat 2 --inference" typed >/dev/null </dev/null
+    says typed 'drawing 0\.00 G weights'
+    says typed 'run 2 of 2'
+fi
 # no share of what memory gives is far above all of it
 expect 0 "$MOEKIT" bench layer e2,t64,d512,n512,k2 --inference --repeat 3
 [ "$(sed -nE 's/.* ([0-9]+)% of reading.*/\1/p' out | sort -n | tail -n 1)" -gt 110 ] 2>/dev/null &&

@@ -163,8 +163,14 @@ static moe_status run_turn(bench *b, int64_t turn, bench_line *lines, int n_line
 moe_status bench_measure(bench *b, bench_line *lines, int n_lines) {
     moe_status status = MOE_OK;
     /* turn -1 warms caches and threads */
-    for (int64_t turn = -1; turn < b->repeats && status == MOE_OK; ++turn)
+    for (int64_t turn = -1; turn < b->repeats && status == MOE_OK; ++turn) {
+        char text[64] = "warming up";
+        if (turn >= 0)
+            snprintf(text, sizeof text, "run %lld of %lld", (long long)turn + 1, (long long)b->repeats);
+        cli_draw_line(b->args, text);
         status = run_turn(b, turn, lines, n_lines);
+    }
+    cli_erase_line(b->args);
     for (int i = 0; i < n_lines && b->gpu; ++i) bench_gpu_drop(b->gpu, lines[i].graph);
     if (!b->gpu && status == MOE_OK) b->bandwidth = median_of(b, lines[0].bandwidth);
     return status;

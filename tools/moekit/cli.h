@@ -110,6 +110,9 @@ int cli_fail(cli_args *args, moe_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 void cli_warn(cli_args *args, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void cli_say(cli_args *args, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Draws a living line over the last one, cut at the terminal's width; where stderr is none, or --quiet,
+ * nothing. */
+void cli_draw_line(cli_args *args, const char *text);
 /* Ends an unfinished progress line, or takes it back. */
 void cli_close_line(cli_args *args);
 void cli_erase_line(cli_args *args);

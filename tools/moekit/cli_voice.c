@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <time.h>
@@ -21,6 +22,18 @@ const char *cli_paint(bool on, cli_color color, char buffer[8]) {
 
 const char *cli_plain(bool on) {
     return on ? "\033[0m" : "";
+}
+
+/* A line longer than the terminal would wrap and leave its pieces behind. */
+void cli_draw_line(cli_args *args, const char *text) {
+    struct winsize window;
+    int most = (int)strlen(text);
+    if (args->quiet || !isatty(STDERR_FILENO)) return;
+    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 1 && most >= window.ws_col)
+        most = window.ws_col - 1;
+    fprintf(stderr, "\r\033[K%.*s", most, text);
+    fflush(stderr);
+    args->line_open = true;
 }
 
 void cli_close_line(cli_args *args) {

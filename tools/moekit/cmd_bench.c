@@ -68,6 +68,11 @@ static int check_problem(bench *b, bool products) {
 }
 
 static moe_status bench_one(bench *b, bool layer, bool products) {
+    char text[96];
+    snprintf(text, sizeof text, "drawing %.2f G weights",
+             1e-9 * (double)bench_problem_weights(&b->problem) *
+                 (b->problem.n_experts + b->problem.n_shared));
+    cli_draw_line(b->args, text);
     moe_status status = bench_make_layer(b);
     if (status == MOE_OK && layer) status = bench_layer(b);
     if (status == MOE_OK && products) status = bench_products(b);

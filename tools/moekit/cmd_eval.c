@@ -107,11 +107,28 @@ static int measure_baselines(cli_args *args, evaluation *eval) {
     return 0;
 }
 
+/* What a terminal shows meanwhile, at most 10 times a second. */
+typedef struct eval_line {
+    cli_args *args;
+    double began, shown_at;
+} eval_line;
+
+static void show(void *user, int64_t done, int64_t bytes) {
+    eval_line *line = user;
+    char text[96];
+    const double now = cli_seconds(), left = (now - line->began) * (double)(bytes - done) / (double)done;
+    if (now - line->shown_at < 0.1) return;
+    snprintf(text, sizeof text, "%lld of %lld bytes, eta %.0f s", (long long)done, (long long)bytes, left);
+    cli_draw_line(line->args, text);
+    line->shown_at = now;
+}
+
 static int evaluate(cli_args *args, evaluation *eval) {
     moe_ctx *ctx;
     moe_lm *lm;
     int code = run_files_load(args, &eval->files, &ctx, &lm);
     if (code) return code;
+    eval_line line = {args, cli_seconds(), 0};
     moe_lm_eval_options eval_options = {.size = sizeof eval_options,
                                         .max_bytes = eval->max_bytes,
                                         .json_path = *eval->json ? eval->json : NULL,
@@ -119,9 +136,12 @@ static int evaluate(cli_args *args, evaluation *eval) {
                                         .baselines = eval->baselines.found,
                                         .n_baselines = eval->baselines.n_found,
                                         .record_routes = cli_text(args, "record-routes"),
-                                        .replay_routes = eval->replay};
+                                        .replay_routes = eval->replay,
+                                        .on_progress = show,
+                                        .user = &line};
     eval->result.size = sizeof eval->result;
     moe_status status = moe_lm_eval(lm, eval->text, &eval_options, &eval->result);
+    cli_erase_line(args);
     if (status != MOE_OK) code = cli_fail(args, status, "%s", moe_ctx_error(ctx));
     moe_lm_destroy(lm);
     moe_ctx_destroy(ctx);

@@ -2,21 +2,6 @@
  */
 #include "train_line.h"
 
-#include <string.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
-
-/* A line longer than the terminal would wrap and leave its pieces behind. */
-static void draw_living(train_line *self, char *text) {
-    struct winsize window;
-    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 1 && strlen(text) >= window.ws_col)
-        text[window.ws_col - 1] = '\0';
-    fprintf(stderr, "\r\033[K%s", text);
-    fflush(stderr);
-    self->args->line_open = true;
-    self->shown_at = cli_seconds();
-}
-
 void train_line_show(void *user, const moe_lm_progress *now) {
     train_line *self = user;
     char text[4608]; /* an event names a path */
@@ -27,7 +12,9 @@ void train_line_show(void *user, const moe_lm_progress *now) {
     bool last = now->step == now->steps;
     bool logged = last || (self->log_every > 0 && now->step % self->log_every == 0);
     if (self->terminal && !now->event && !last) {
-        if (cli_seconds() - self->shown_at >= 0.1) draw_living(self, text);
+        if (cli_seconds() - self->shown_at < 0.1) return;
+        cli_draw_line(self->args, text);
+        self->shown_at = cli_seconds();
     } else if (now->event || logged) {
         cli_erase_line(self->args);
         cli_say(self->args, "%s", text);

@@ -61,6 +61,24 @@ static void test_logarithmic(void **state) {
     }
 }
 
+/* The number that an end is near to is on the axis: a curve that ends at 2.1 ends by a 2. */
+static void test_ends_have_numbers(void **state) {
+    (void)state;
+    const double end[][4] = {
+        {2.1, 6,    2,   6  },
+        {2.5, 6,    3,   6  }, /* neither 2 nor 3 is near, and half the picture is not left empty */
+        {1.6, 5.6,  1.5, 6  },
+        {1.2, 9.5,  1.5, 10 },
+        {2.1, 90.0, 2,   100}
+    };
+    for (size_t i = 0; i < sizeof end / sizeof *end; ++i) {
+        const moelm_axis axis = moelm_axis_log(end[i][0], end[i][1]);
+        assert_in_order(&axis);
+        assert_true(fabs(axis.tick[0] - end[i][2]) < 1e-9);
+        assert_true(fabs(axis.tick[axis.n_ticks - 1] - end[i][3]) < 1e-9);
+    }
+}
+
 static void test_odd_ranges(void **state) {
     (void)state;
     const double range[][2] = {
@@ -98,6 +116,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_linear),
         cmocka_unit_test(test_logarithmic),
+        cmocka_unit_test(test_ends_have_numbers),
         cmocka_unit_test(test_odd_ranges),
         cmocka_unit_test(test_labels),
     };

@@ -79,6 +79,7 @@ static void test_whole_run(void **state) {
                                         "id=\"environment\"",
                                         "1.98 bits per byte",
                                         "16\xc2\xa0% fewer than gzip",
+                                        ">gzip 2.37</text>",
                                         "17\xc2\xa0% more than bzip2",
                                         "1.64\xc2\xa0M",
                                         "606\xc2\xa0k",

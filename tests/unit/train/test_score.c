@@ -148,6 +148,12 @@ static void check_typical(const json_t *list, double token[E][VOCAB], int e) {
     }
 }
 
+static void on_progress(void *user, int64_t done, int64_t bytes) {
+    int64_t *before = user;
+    assert_true(done > *before && done <= bytes && bytes == BYTES);
+    *before = done;
+}
+
 static void test_analysis(void **state) {
     static unsigned char text[BYTES];
     static double token[E][VOCAB];
@@ -158,15 +164,19 @@ static void test_analysis(void **state) {
     make_text(text, sizeof text);
     scratch_put(text_path, text, sizeof text);
     const moe_lm_baseline gzip = {"gzip", 2.5};
+    int64_t done = 0;
     const moe_lm_eval_options options = {.size = sizeof options,
                                          .json_path = json_path,
                                          .checkpoint = "some/checkpoint",
                                          .baselines = &gzip,
-                                         .n_baselines = 1};
+                                         .n_baselines = 1,
+                                         .on_progress = on_progress,
+                                         .user = &done};
     moe_lm_eval_result result = {.size = sizeof result}, again = {.size = sizeof again};
     assert_int_equal(moe_lm_eval(lm, text_path, &options, &result), MOE_OK);
     assert_int_equal(moe_lm_eval(lm, text_path, NULL, &again), MOE_OK);
     assert_int_equal(result.n_bytes, BYTES);
+    assert_int_equal(done, BYTES);
     assert_true(result.bits_per_byte == again.bits_per_byte);
 
     json_t *root = json_load_file(json_path, 0, NULL);
