@@ -138,6 +138,8 @@ for text in pipe.txt elsewhere-dir; do
 done
 expect 5 "$MOEKIT" train small.yaml --run nan train.lr=1000 train.warmup_steps=0 train.clip=0 train.steps=400
 says err 'step ([0-9]+): the .* is (nan|inf); step [0-9]+ was not applied'
+expect 5 "$MOEKIT" train small.yaml --run nan2 train.lr=1000 train.warmup_steps=0 train.clip=1e6 train.steps=400
+says err 'or lower train\.clip$'
 
 # the resolved settings repeat the run
 expect 0 "$MOEKIT" train run/config.resolved.yaml --run again -q

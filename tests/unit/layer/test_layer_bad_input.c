@@ -279,6 +279,9 @@ static void shapes_dtypes_and_moments(void **state) {
     moe_param param = {.size = sizeof param};
     assert_int_equal(moe_layer_param(layer, 99, &param), MOE_ERR_ARGUMENT);
     assert_int_equal(moe_layer_param_by_name(layer, "gate.wait", &param), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(moe_ctx_error(ctx), "the nearest is 'gate.weight'"));
+    assert_int_equal(moe_layer_param_by_name(layer, "experts.up.wieght", &param), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(moe_ctx_error(ctx), "the nearest is 'experts.up.weight'"));
     free(x.data), free(y.data), free(dx.data);
     moe_layer_destroy(layer);
     moe_ctx_destroy(ctx);
