@@ -19,21 +19,18 @@ import subprocess
 import sys
 import tempfile
 
-python = os.environ.get("MOEKIT_PYTHON")
-if python and os.environ.get("MOEKIT_PYTHON_USED") != python:
-    os.environ["MOEKIT_PYTHON_USED"] = python
-    os.execvp(python, [python, *sys.argv])
-try:
-    import numpy
-except ImportError:
-    print(f"skipped: bench_peers.py: no module named 'numpy' in {sys.executable}")
-    sys.exit(77)
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.append(os.path.join(HERE, "..", "..", "tests", "python"))
+import need
+
+need.modules("numpy")
+
+import numpy
 
 import peer_page
 from cpu_numbers import BOUND, draw, parse, right, save
 from peer_process import PEERS
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 OURS = "moekit"
 PASSES = ("forward", "step", "decode")
 # Expert sizes of real models; fewer experts where their number is not what matters, so that all peers fit in memory.

@@ -42,6 +42,9 @@ MOE_API const moe_option *moe_layer_option_find(const char *key);
 /* How far `key` is from the nearest of a row's names, its key and its aliases: letters to insert, delete or
  * replace, case aside. A key without a dot is compared with the last part of the row's. Of NULL: SIZE_MAX. */
 MOE_API size_t moe_option_distance(const moe_option *row, const char *key);
+/* Whether a name so far from `key` may have been meant by it: a third of its letters wrong, rounded up, and
+ * no more. Of NULL: no. */
+MOE_API bool moe_option_is_near(const char *key, size_t distance);
 
 /* 2. Settings of other systems. */
 

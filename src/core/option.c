@@ -81,6 +81,10 @@ size_t moe_option_distance(const moe_option *row, const char *key) {
     return nearest;
 }
 
+bool moe_option_is_near(const char *key, size_t distance) {
+    return key && distance <= (strlen(key) + 2) / 3;
+}
+
 const moe_option *moei_option_nearest(moei_option_table table, const char *key, size_t *distance) {
     const moe_option *best = NULL;
     *distance = SIZE_MAX;
@@ -108,7 +112,7 @@ moe_status moei_option_unknown(moei_option_table table, const char *noun, const 
     if (chooses)
         return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown %s '%s'; it is a value of '%s'", noun, key,
                               chooses->key);
-    if (!nearest || distance > (strlen(key) + 2) / 3)
+    if (!nearest || !moe_option_is_near(key, distance))
         return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown %s '%s'; %s lists all", noun, key, list);
     return moei_error_set(error, MOE_ERR_ARGUMENT, "unknown %s '%s'; the nearest is '%s'", noun, key,
                           nearest->key);

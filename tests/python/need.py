@@ -1,7 +1,7 @@
 """need.py: what a test cannot do without.
 
-A test that needs more than the standard library goes on under $MOEKIT_PYTHON where that is set, and is skipped by name
-(exit code 77) where the modules are not installed there.
+A test, or a bench, that needs more than the standard library goes on under $MOEKIT_PYTHON where that is set, and is
+skipped by name (exit code 77) where the modules are not installed there.
 """
 import importlib
 import os

@@ -83,7 +83,7 @@ int cli_integer(cli_args *args, const char *option, int64_t min, int64_t max, in
 int cli_real(cli_args *args, const char *option, double min, double max, double *number);
 /* The nearest of names met so far to one that is misspelt. */
 typedef struct cli_guess {
-    const char *name; /* NULL: more than half of it is wrong */
+    const char *name; /* NULL: none was near */
     size_t distance;
 } cli_guess;
 void cli_guess_row(cli_guess *guess, const moe_option *row, const char *name);

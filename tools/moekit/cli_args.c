@@ -104,7 +104,7 @@ static const char *find_key(const cli_args *args, const char *name, size_t lengt
 
 void cli_guess_row(cli_guess *guess, const moe_option *row, const char *name) {
     const size_t distance = moe_option_distance(row, name);
-    if (distance > (strlen(name) + 2) / 3 || (guess->name && distance >= guess->distance)) return;
+    if (!moe_option_is_near(name, distance) || (guess->name && distance >= guess->distance)) return;
     *guess = (cli_guess){row->key, distance};
 }
 

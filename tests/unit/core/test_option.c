@@ -125,6 +125,10 @@ static void the_nearest_key_is_offered(void **state) {
     static const moe_option sitting = {.key = "sitting", .aliases = ""};
     assert_int_equal(moe_option_distance(&sitting, "kitten"), 3);
     assert_int_equal(moe_option_distance(&sitting, ""), 7);
+    assert_true(moe_option_is_near("kitten", 2) &&
+                !moe_option_is_near("kitten", 3)); /* a third of its letters */
+    assert_true(moe_option_is_near("ab", 1) && !moe_option_is_near("", 1));
+    assert_false(moe_option_is_near(NULL, 0));
 }
 
 static void unknown_keys_are_told_with_what_was_meant(void **state) {
