@@ -23,27 +23,27 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const OuterMaps
     while (walk.next<S>(tile)) {
         const OuterJob &job = p.job[tile.job];
         const CUtensorMap *map_b = &maps.b[tile.job];
-        const uint32_t lda16 = (uint32_t)(job.lda / 8); /* rows start at 16-byte pieces: 32 bits: 64 GiB */
+        const uint32_t pitch = 2 * (uint32_t)job.lda; /* bytes from one row to the next: LONGEST_ROW */
         const int k_blocks = tile.k_blocks(), last = tile.row_end - 1;
         const bool columns_valid = tile.m + chunk * 8 < job.e.m;
-        const bf16 *a = job.a + (columns_valid ? tile.m + chunk * 8 : 0);
+        const char *a = (const char *)(job.a + (columns_valid ? tile.m + chunk * 8 : 0));
         const int *a_row = job.a_row;
-        const auto offset_at = [&](int k0) {
+        const auto row_at = [&](int k0) {
             const int row = min(k0 + my_row, last);
-            return (uint32_t)(a_row ? __ldg(a_row + row) : row) * lda16;
+            return (uint32_t)(a_row ? __ldg(a_row + row) : row);
         };
         if (k_blocks == 0) continue;
-        uint32_t next = offset_at(tile.row), after = offset_at(tile.row + TILE_K);
+        uint32_t next = row_at(tile.row), after = row_at(tile.row + TILE_K);
 #pragma unroll 2
         for (int kb = 0; kb < k_blocks; ++kb, ring.next()) {
             const int k0 = tile.row + kb * TILE_K;
-            const uint32_t offset = next;
-            const bf16 *from[8];
+            const uint32_t row = next;
+            const char *from[8];
             next = after;
-            after = offset_at(k0 + 2 * TILE_K);
+            after = row_at(k0 + 2 * TILE_K);
 #pragma unroll
             for (int i = 0; i < 8; ++i)
-                from[i] = a + (int64_t)__shfl_sync(~0u, offset, 2 * i + (lane >> 4)) * 8;
+                from[i] = a + (uint64_t)__shfl_sync(~0u, row, 2 * i + (lane >> 4)) * pitch;
             mbar_wait(pipe.empty_at(ring.stage), ring.phase ^ 1);
             if (threadIdx.x == 0) {
                 const uint32_t bar = pipe.full_at(ring.stage),
@@ -138,11 +138,13 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
 typedef Shape<false, 64, 256, 4> Outer256;
 typedef Shape<false, 64, 128, 4> Outer128; /* narrow experts */
 
+enum { LONGEST_ROW = 1 << 30 }; /* numbers from one row to the next, of what may be gathered */
+
 static bool fits(const moe_gemm_outer_args *a) {
     return a->dtype == MOE_BF16 && !(a->a_row && a->b_row) && a->n_rows > 0 && a->n_groups >= 1 &&
            a->n_groups <= MOEI_CUDA_GROUPS_MAX && a->m > 0 && a->n > 0 && a->m % 8 == 0 && a->n % 8 == 0 &&
-           a->lda % 8 == 0 && a->ldb % 8 == 0 && a->ldc == a->n &&
-           (a->n_groups == 1 || a->c_group == a->m * a->n) &&
+           a->lda % 8 == 0 && a->ldb % 8 == 0 && a->lda <= LONGEST_ROW && a->ldb <= LONGEST_ROW &&
+           a->ldc == a->n && (a->n_groups == 1 || a->c_group == a->m * a->n) &&
            a->n_groups * (a->m > a->n ? a->m : a->n) < RAGGED_ROWS / 2 && a->n_rows < RAGGED_ROWS / 2 &&
            aligned16(a->a) && aligned16(a->b) && aligned16(a->c);
 }
