@@ -116,6 +116,7 @@ moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name, moe_err
 const char *const *moe_layer_presets(void);
 moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value, moe_error *error);
 const moe_option *moe_layer_option_at(size_t index);
+const moe_option *moe_layer_option_find(const char *key);
 moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer **layer);
 void moe_layer_destroy(moe_layer *layer);
 const moe_layer_desc *moe_layer_get_desc(const moe_layer *layer);

@@ -14,6 +14,7 @@ from . import _c
 BYTES = {"f32": 4, "f64": 8, "bf16": 2, "u16": 2, "i32": 4, "i64": 8, "u8": 1}
 DTYPES = {"f32": _c.MOE_F32, "f64": _c.MOE_F64, "bf16": _c.MOE_BF16}
 NAMES = {number: name for name, number in DTYPES.items()}
+SPELT = {"float32": "f32", "float64": "f64", "bfloat16": "bf16"}  # by torch, numpy, jax and ml_dtypes
 CTYPES = {"f32": ctypes.c_float, "f64": ctypes.c_double, "bf16": ctypes.c_uint16, "i32": ctypes.c_int32,
           "i64": ctypes.c_int64}
 HOST = types.SimpleNamespace(device="cpu", index=0)  # as a context says where it is
@@ -26,6 +27,18 @@ FROM_DLPACK = {pair: name for name, pair in DLPACK.items()} | {(1, 8): "u8", (6,
 DLPACK_CPU, DLPACK_CUDA = 1, 2
 SHOWN = 6  # numbers of a dimension that repr prints
 FROM_DLPACK_DEVICE = {DLPACK_CPU: "cpu", DLPACK_CUDA: "cuda", 3: "cpu", 13: "any"}  # 3: pinned, 13: managed
+
+
+def dtype_name(dtype):
+    """The key of DTYPES: of itself, of 'bfloat16', torch.bfloat16, numpy.float32 or numpy.dtype('float32')."""
+    text = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
+    name = text.removeprefix("torch.")
+    name = SPELT.get(name, name)
+    if name not in DTYPES:
+        kind = ValueError if isinstance(dtype, str) else TypeError
+        raise kind(f"dtype: {dtype!r}; it is one of {', '.join(DTYPES)}, or {', '.join(SPELT)} as torch and numpy have "
+                   "them")
+    return name
 
 
 class View:

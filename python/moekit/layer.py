@@ -5,11 +5,12 @@ at a time. Nothing of MoE is computed here.
 """
 import ctypes
 import enum
+import threading
 import types
 import weakref
 
 from . import _c
-from .array import DTYPES, HOST, NAMES, Array, flat, matrix, view
+from .array import DTYPES, HOST, NAMES, Array, dtype_name, flat, matrix, view
 
 Status = enum.IntEnum("Status", {name.removeprefix("MOE_").removeprefix("ERR_"): value
                                  for name, value in _c.ENUMS["moe_status"].items()})
@@ -21,6 +22,35 @@ class Error(RuntimeError):
     def __init__(self, status, text):
         super().__init__(text)
         self.status = Status(status)
+
+
+class Missing(AttributeError, ValueError):
+    """What no forward has left, or not since: to hasattr() it is not there."""
+
+
+class _Turns:
+    """The library's functions as the threads of a context may call them: one at a time. Another that calls meanwhile is
+    refused; what the collector destroys waits for its turn, in whatever thread that comes."""
+    WAIT = ("moe_ctx_destroy", "moe_layer_destroy", "moe_memory_free")
+
+    def __init__(self, library):
+        self._library, self._turn = library, threading.RLock()
+
+    def __getattr__(self, name):
+        function, waits = getattr(self._library, name), name in self.WAIT
+        take, give = self._turn.acquire, self._turn.release
+
+        def call(*args):
+            if not take(waits):
+                raise Error(Status.STATE, f"{name}: another thread is in a call of this context; a context, its layers "
+                                          "and arrays belong to one thread at a time (a context a thread, or a lock)")
+            try:
+                return function(*args)
+            finally:
+                give()
+
+        setattr(self, name, call)
+        return call
 
 
 def _text(value):
@@ -68,6 +98,20 @@ def options():
     return {row.key.decode().removeprefix("moe."): types.SimpleNamespace(
         default=row.initial.decode(), choices=_strings(row.choices) if row.choices else None,
         aliases=row.aliases.decode().split(), help=row.help.decode()) for row in _option_rows()}
+
+
+def setting(name):
+    """The key of a keyword, by whatever name; itself, where it has a meaning of its own."""
+    row = _c.library().moe_layer_option_find(name.encode())
+    return row[0].key.decode() if row else name
+
+
+def _refuse_twins(keywords):
+    """One setting said twice, by its name and by another system's."""
+    said = {}
+    for name in keywords:
+        if (other := said.setdefault(setting(name), name)) != name:
+            raise TypeError(f"{other}, {name}: two names of one setting; say it once")
 
 
 def _destroy_context(library, handle, children):
@@ -134,7 +178,7 @@ class Context:
                 raise TypeError(f"{what}: {number!r}; it is a whole number")
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed: {seed}; it is of 64 bits, 0 .. 2**64 - 1")
-        self.device, self.index, self.seed, self._library = name, int(index or 0), seed, _c.library()
+        self.device, self.index, self.seed, self._library = name, int(index or 0), seed, _Turns(_c.library())
         kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
         self._log = kind(lambda user, level, text: log(level, text.decode(errors="replace"))) if log else kind()
         desc = _c.sized(_c.moe_ctx_desc, device=_c.MOE_CUDA if name == "cuda" else _c.MOE_CPU, n_threads=threads,
@@ -183,7 +227,7 @@ class Context:
 
     def kernel(self, op, dtype="f32"):
         """Name of the kernel that serves an operation of op.h; None: no such operation."""
-        name = self._library.moe_ctx_kernel_of(self.handle, op.encode(), DTYPES[dtype])
+        name = self._library.moe_ctx_kernel_of(self.handle, op.encode(), DTYPES[dtype_name(dtype)])
         return name and name.decode()
 
     def set_stream(self, stream):
@@ -229,8 +273,8 @@ class _Forward:
     def told(self):
         """moe_stats, by name."""
         if self.stats is None:
-            raise ValueError("the last forward was not asked for statistics: stats=True of moekit.Layer, measure = True "
-                             "of moekit.torch.MoE")
+            raise Missing("the last forward was not asked for statistics: stats=True of moekit.Layer, measure = True of "
+                          "moekit.torch.MoE")
         return types.SimpleNamespace(**{name: getattr(self.stats, name) for name, _ in self.stats._fields_[1:]
                                         if name != "reserved"})
 
@@ -271,13 +315,12 @@ class Layer:
 
     def __init__(self, context=None, *, preset=None, dtype="f32", layer_index=0, undrawn=False, unowned=False,
                  **options):
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype: '{dtype}'; it is one of {', '.join(DTYPES)}")
         if not isinstance(context, (Context, type(None))):
             raise TypeError(f"context: {context!r}; it is a moekit.Context")
         self.context = context = context or Context()
-        self._library, self.dtype = context._library, dtype
-        desc = _c.sized(_c.moe_layer_desc, dtype=DTYPES[dtype], layer_index=layer_index, undrawn=undrawn,
+        self._library, self.dtype = context._library, dtype_name(dtype)
+        _refuse_twins(options)
+        desc = _c.sized(_c.moe_layer_desc, dtype=DTYPES[self.dtype], layer_index=layer_index, undrawn=undrawn,
                         unowned=unowned)
         error = _c.moe_error()
         words = [(name.encode(), _text(value).encode()) for name, value in options.items()]
@@ -359,7 +402,7 @@ class Layer:
 
     def set_grad_dtype(self, dtype):
         """'bf16': gradients of the experts' matrices, before the first reserve for training."""
-        self.context.check(self._library.moe_layer_set_grad_dtype(self.handle, DTYPES[dtype]))
+        self.context.check(self._library.moe_layer_set_grad_dtype(self.handle, DTYPES[dtype_name(dtype)]))
 
     def memory(self, max_tokens, train=False):
         """Bytes that a reserve of so many tokens takes: params, grads, saved, scratch, packed."""
@@ -428,7 +471,7 @@ class Layer:
 
     def _last(self):
         if self._owned.last is None:
-            raise ValueError("no forward of this layer comes last: there was none, it failed, or a reserve came after")
+            raise Missing("no forward of this layer comes last: there was none, it failed, or a reserve came after")
         return self._owned.last
 
     @property

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from . import _c
-from .array import DTYPES
-from .layer import Context, Error, Layer, Status
+from .array import DTYPES, dtype_name
+from .layer import Context, Error, Layer, Missing, Status, setting
 
 NAMES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 TYPES = {name: dtype for dtype, name in NAMES.items()}
@@ -62,12 +62,6 @@ def _bury(engines):
         _lock.release()
 
 
-def _name(dtype):
-    if dtype not in NAMES:
-        raise TypeError(f"dtype: {dtype}; it is one of {', '.join(map(str, NAMES))}")
-    return NAMES[dtype]
-
-
 def _mat(tensor):
     return _c.moe_mat(tensor.data_ptr(), tensor.shape[0], tensor.shape[1], tensor.stride(0),
                       DTYPES[NAMES[tensor.dtype]])
@@ -96,7 +90,7 @@ class _Engine:
     """The C layer of a module on one device, in one dtype."""
 
     def __init__(self, context, device, dtype, said):
-        self.layer, self.device = Layer(context, dtype=_name(dtype), unowned=True, **said), device
+        self.layer, self.device = Layer(context, dtype=dtype, unowned=True, **said), device
         if dtype == torch.bfloat16:
             try:
                 self.layer.set_grad_dtype("bf16")
@@ -252,7 +246,7 @@ class MoE(torch.nn.Module):
 
     def __init__(self, *, preset=None, device=None, dtype=None, **options):
         super().__init__()
-        kind = _name(dtype or torch.get_default_dtype())
+        kind = dtype_name(dtype or torch.get_default_dtype())
         self.preset, self.options, self.loss_scale, self.measure, self.packed = preset, options, 1.0, False, None
         with _context(torch.device("cpu")) as context:
             layer = Layer(context, unowned=True, dtype=kind, **self._said())
@@ -321,7 +315,7 @@ class MoE(torch.nn.Module):
             return
         seed = int(torch.randint(2**62, (), device="cpu"))
         with Context(seed=seed, threads=torch.get_num_threads()) as context:
-            drawn = Layer(context, dtype=_name(tensors[0].dtype), **self._said()).params
+            drawn = Layer(context, dtype=tensors[0].dtype, **self._said()).params
             for tensor, values in zip(tensors, drawn.values()):
                 tensor.copy_(torch.from_dlpack(values))
 
@@ -350,11 +344,15 @@ class MoE(torch.nn.Module):
                                         x.shape[1] if x.dim() == 3 else 0)
         return y.reshape(*x.shape[:-1], self.output_size)
 
+    def __getattr__(self, name):
+        """Torch would say that there is no such attribute; the property says why it has nothing."""
+        return getattr(MoE, name).fget(self) if name in ("last_stats", "routing") else super().__getattr__(name)
+
     def _last(self):
         """The engine of the last forward."""
         engine = self._handle.layers.engines.get(self._place())
         if engine is None or engine.last is None:
-            raise ValueError("no forward of this module comes last: there was none since it was made, moved or packed")
+            raise Missing("no forward of this module comes last: there was none since it was made, moved or packed")
         return engine
 
     @property
@@ -367,7 +365,7 @@ class MoE(torch.nn.Module):
         """What the router did in the last forward, as moekit.Layer.routing."""
         engine = self._last()
         if engine.call is not engine.last:
-            raise ValueError("routing: a backward has run its forward again since the last one; ask before it")
+            raise Missing("routing: a backward has run its forward again since the last one; ask before it")
         with _context(engine.device):
             return engine.layer.routing
 
@@ -449,7 +447,9 @@ def _from_mixtral(cls, block, options):
     E, d, n = experts.down_proj.shape
     said = {"d_model": d, "num_experts": E, "top_k": gate.top_k, "expert_hidden_size": n, "activation": activation,
             "score_before_topk": True, "norm_topk_prob": getattr(gate, "norm_topk_prob", True)}
-    made = cls(device="meta", dtype=gate.weight.dtype, **said | options).to_empty(device=gate.weight.device)
+    others = set(map(setting, options))
+    said = {key: value for key, value in said.items() if setting(key) not in others}
+    made = cls(device="meta", dtype=gate.weight.dtype, **said, **options).to_empty(device=gate.weight.device)
     if len(made.names) > len(COPIED):  # `options` bring others, which the block has no numbers for
         made.reset_parameters()
     for name, source in (("gate.weight", gate.weight), ("experts.up.weight", experts.gate_up_proj.mT),

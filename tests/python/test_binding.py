@@ -14,6 +14,8 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import types
 import unittest
 
@@ -312,7 +314,73 @@ class Layers(unittest.TestCase):
         for use in (copy.copy, copy.deepcopy, pickle.dumps):
             with self.assertRaisesRegex(TypeError, "save what layer.params has"):
                 use(layer)
-        self.assertEqual(self.layer(n_embd=24).options["d_model"], 24)
+        sizes = {key: value for key, value in SIZES.items() if key != "d_model"}
+        self.assertEqual(moekit.Layer(self.context, n_embd=24, **sizes).options["d_model"], 24)
+        with self.assertRaisesRegex(TypeError, "d_model, n_embd: two names of one setting"):
+            self.layer(n_embd=24)
+
+    def test_dtypes_by_the_names_that_others_have(self):
+        numpy_like = type("float32", (), {})  # numpy.float32 is a class of that name
+        torch_like = types.SimpleNamespace(__name__="torch.bfloat16")
+        for spelt, name in (("f64", "f64"), ("bfloat16", "bf16"), ("torch.float64", "f64"), (numpy_like, "f32"),
+                            (torch_like, "bf16")):
+            self.assertEqual(self.layer(dtype=spelt).dtype, name)
+        for spelt, wrong in (("float16", ValueError), ("", ValueError), (float, TypeError), (None, TypeError)):
+            with self.assertRaisesRegex(wrong, "it is one of f32, f64, bf16, or float32, float64, bfloat16"):
+                self.layer(dtype=spelt)
+        self.assertIn("gemm", self.context.kernel("gemm_rows", "bfloat16"))
+
+    def test_what_is_not_there_yet_is_no_attribute(self):
+        layer = self.layer()
+        self.assertFalse(hasattr(layer, "stats"))
+        layer.forward(matrix(T, D))
+        with self.assertRaisesRegex(AttributeError, "not asked for statistics"):
+            layer.stats
+        layer.forward(matrix(T, D), stats=True)
+        self.assertTrue(hasattr(layer, "stats"))
+
+
+class Threads(unittest.TestCase):
+    def test_a_second_thread_is_refused_while_one_is_in_a_call(self):
+        with moekit.Context(threads=1, seed=SEED) as context:
+            layer = moekit.Layer(context, d_model=256, num_experts=4, top_k=2, expert_hidden_size=512)
+            call = layer.prepare(matrix(2048, 256, draw=lambda *_: 0.5), matrix(2048, 256, draw=lambda *_: 0))
+            caller, refused = threading.Thread(target=lambda: [call.forward() for _ in range(3)]), []
+            caller.start()
+            while caller.is_alive():
+                try:
+                    context.isa
+                    time.sleep(0.001)
+                except moekit.Error as error:
+                    refused.append(error)
+            caller.join()
+            self.assertTrue(refused)
+            self.assertEqual(refused[0].status, moekit.Status.STATE)
+            self.assertRegex(str(refused[0]), "moe_ctx_isa: another thread is in a call of this context")
+            call.forward()  # as if nothing had been
+            self.assertTrue(context.isa)
+
+    def test_the_collector_waits_for_its_turn(self):
+        with moekit.Context(threads=1, seed=SEED) as context:
+            layer, other = (moekit.Layer(context, **SIZES) for _ in range(2))
+            held, go = threading.Event(), threading.Event()
+
+            def hold():  # the turn, as a call does
+                with context._library._turn:
+                    held.set()
+                    go.wait(10)
+
+            caller, closer = threading.Thread(target=hold), threading.Thread(target=other.close)
+            caller.start()
+            held.wait()
+            closer.start()
+            closer.join(0.05)
+            self.assertTrue(closer.is_alive())
+            go.set()
+            caller.join()
+            closer.join()
+            self.assertTrue(other.closed)
+            layer(matrix(T, D))
 
 
 class Lifetimes(unittest.TestCase):

@@ -192,6 +192,9 @@ class Gradients(Case):
         for ask in (lambda: layer.last_stats, lambda: layer.routing):
             with self.assertRaisesRegex(ValueError, "no forward of this module comes last"):
                 ask()
+            self.assertFalse(hasattr(layer, "last_stats") or hasattr(layer, "routing"))
+        with self.assertRaisesRegex(AttributeError, "'MoE' object has no attribute 'last_stat'"):
+            layer.last_stat
         layer.measure = False
         layer(x)
         with self.assertRaisesRegex(ValueError, "measure = True of moekit.torch.MoE"):
@@ -307,6 +310,7 @@ class Modules(Case):
                 module()(wrong)
         with self.assertRaisesRegex(ValueError, "routing_unit task: this module is not told"):
             module(routing_unit="task", num_tasks=3)
+        self.assertEqual(module(dtype="bf16").gate.weight.dtype, torch.bfloat16)
         layer = module(device="meta").to_empty(device=DEVICE)
         torch.manual_seed(SEED)
         layer.reset_parameters()
@@ -316,7 +320,7 @@ class Modules(Case):
         half = copy.deepcopy(want).bfloat16()
         self.near(half(x.bfloat16()).float(), want(x), 5e-2)
         for use in (lambda: want.half()(x.half()), want.reset_parameters):
-            with self.assertRaisesRegex(TypeError, "dtype: torch.float16; it is one of torch.float32"):
+            with self.assertRaisesRegex(TypeError, "dtype: torch.float16; it is one of f32, f64, bf16, or float32"):
                 use()
         self.assertEqual(half(x.bfloat16()).dtype, torch.bfloat16)
 
