@@ -6,6 +6,7 @@
 #include "model/model.h"
 
 #include "core/ctx.h"
+#include "core/rng.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -178,8 +179,14 @@ static void draw(moe_lm *lm, moelm_tensor *tensor, uint32_t layer, uint64_t step
     if (tensor->n_dim == 1)
         for (int64_t i = 0; i < n; ++i) moei_real_store(lm->dtype, tensor->value, i, 1.0);
     else
-        moe_random_normal(moe_ctx_seed(lm->ctx), MOE_DRAW_INIT, layer, DRAW_STEP + step, lm->dtype,
-                          tensor->value, n, std);
+        moei_normal_draw(&lm->ctx->team, &(moei_normal){.seed = moe_ctx_seed(lm->ctx),
+                                                        .purpose = MOE_DRAW_INIT,
+                                                        .layer = layer,
+                                                        .step = DRAW_STEP + step,
+                                                        .dtype = lm->dtype,
+                                                        .x = tensor->value,
+                                                        .n = n,
+                                                        .std = std});
 }
 
 static void draw_all(moe_lm *lm) {

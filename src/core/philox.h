@@ -27,15 +27,28 @@ static inline void moei_philox_words(const uint32_t counter[4], const uint32_t k
 }
 
 /* The key has 64 bits for seed, purpose and layer: one round of Philox folds them. */
-static inline void moei_random_words(uint64_t seed, uint32_t purpose, uint32_t layer, uint64_t step,
-                                     uint64_t index, uint32_t out[4]) {
+typedef struct moei_stream {
+    uint32_t key[4]; /* of which Philox takes two words */
+} moei_stream;
+static inline moei_stream moei_stream_of(uint64_t seed, uint32_t purpose, uint32_t layer) {
     const uint32_t fold[4] = {purpose, layer, 0x6d6f656bu, 0x69740001u};
     const uint32_t seed_key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    moei_stream stream;
+    moei_philox_words(fold, seed_key, stream.key);
+    return stream;
+}
+
+static inline void moei_stream_words(const moei_stream *stream, uint64_t step, uint64_t index,
+                                     uint32_t out[4]) {
     const uint32_t counter[4] = {(uint32_t)index, (uint32_t)(index >> 32), (uint32_t)step,
                                  (uint32_t)(step >> 32)};
-    uint32_t folded[4];
-    moei_philox_words(fold, seed_key, folded);
-    moei_philox_words(counter, folded, out);
+    moei_philox_words(counter, stream->key, out);
+}
+
+static inline void moei_random_words(uint64_t seed, uint32_t purpose, uint32_t layer, uint64_t step,
+                                     uint64_t index, uint32_t out[4]) {
+    const moei_stream stream = moei_stream_of(seed, purpose, layer);
+    moei_stream_words(&stream, step, index, out);
 }
 
 /* Uniform in (0, 1): never 0, so its logarithm exists. */

@@ -60,19 +60,51 @@ typedef struct draw {
 } draw;
 
 /* Expert e draws from a stream of its own, so the weights do not depend on who holds which expert. */
-static void draw_expert(void *arg, int64_t e, void *scratch) {
+static uint64_t stream_of(const draw *w, int64_t e) {
+    return (w->f->desc.stream * MOEI_FFN_PARAMS + (uint64_t)w->index) << 32 | (uint32_t)e;
+}
+
+static int64_t numbers_an_expert(const draw *w) {
+    return w->param->dim[1] * w->param->dim[2];
+}
+
+static void *weights_of(const draw *w, int64_t e) {
+    return moei_real_at(w->param->dtype, w->value, e * numbers_an_expert(w));
+}
+
+static void draw_uniform(void *arg, int64_t e, void *scratch) {
     const draw *w = arg;
-    const moei_ffn *f = w->f;
-    const bool uniform = f->desc.init_scheme && strcmp(f->desc.init_scheme, "lucid_uniform") == 0;
-    const int64_t numbers = w->param->dim[1] * w->param->dim[2];
-    const uint64_t stream = (f->desc.stream * MOEI_FFN_PARAMS + (uint64_t)w->index) << 32 | (uint32_t)e;
-    void *weights = moei_real_at(w->param->dtype, w->value, e * numbers);
     (void)scratch;
-    if (uniform)
-        fill_uniform(f, stream, weights, numbers, 1 / sqrt((double)w->param->dim[2]));
+    fill_uniform(w->f, stream_of(w, e), weights_of(w, e), numbers_an_expert(w),
+                 1 / sqrt((double)w->param->dim[2]));
+}
+
+static int64_t parts_an_expert(const draw *w) {
+    return (numbers_an_expert(w) + MOEI_NORMAL_BLOCK - 1) / MOEI_NORMAL_BLOCK;
+}
+
+static void draw_normal(void *arg, int64_t task, void *scratch) {
+    const draw *w = arg;
+    const int64_t e = task / parts_an_expert(w), n = numbers_an_expert(w);
+    const int64_t first = task % parts_an_expert(w) * MOEI_NORMAL_BLOCK, left = n - first;
+    const moei_normal normal = {.seed = w->f->ctx->desc.seed,
+                                .purpose = MOE_DRAW_INIT,
+                                .layer = (uint32_t)w->f->desc.layer_index,
+                                .step = stream_of(w, e),
+                                .dtype = w->param->dtype,
+                                .x = weights_of(w, e),
+                                .n = n,
+                                .std = normal_std(&w->f->desc, w->index == MOEI_FFN_DOWN)};
+    (void)scratch;
+    moei_normal_part(&normal, first, first + (left < MOEI_NORMAL_BLOCK ? left : MOEI_NORMAL_BLOCK));
+}
+
+static void draw_weights(draw *w) {
+    const moe_expert_desc *d = &w->f->desc;
+    if (d->init_scheme && strcmp(d->init_scheme, "lucid_uniform") == 0)
+        moe_parallel(w->f->ctx, d->n_experts, draw_uniform, w);
     else
-        moe_random_normal(f->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)f->desc.layer_index, stream,
-                          w->param->dtype, weights, numbers, normal_std(&f->desc, w->index == MOEI_FFN_DOWN));
+        moe_parallel(w->f->ctx, d->n_experts * parts_an_expert(w), draw_normal, w);
 }
 
 void moei_ffn_drop(void *self, int32_t index) {
@@ -104,8 +136,7 @@ static moe_status create_param(moei_ffn *f, int32_t index) {
         return moei_memory_clear(f->ctx, f->value[index], bytes);
     void *view = moei_memory_open(f->ctx, f->value[index], bytes);
     if (!view) return moei_ctx_no_memory(f->ctx, "%s, drawn on the host", param.name);
-    draw job = {f, index, &param, view};
-    moe_parallel(f->ctx, f->desc.n_experts, draw_expert, &job);
+    draw_weights(&(draw){f, index, &param, view});
     return moei_memory_close(f->ctx, f->value[index], view, bytes);
 }
 

@@ -6,6 +6,7 @@
 
 #include "core/desc.h"
 #include "core/real.h"
+#include "core/rng.h"
 #include "experts/activation.h"
 #include "experts/experts.h"
 #include "layer/layer_desc.h"
@@ -27,8 +28,15 @@ static moe_status draw_param(moe_layer *layer, const moei_layer_param *param, ui
     if (d->undrawn || d->unowned) return MOE_OK; /* it is zeros already, or not here */
     void *view = moei_memory_open(layer->ctx, param->own.value, param->bytes);
     if (!view) return moei_ctx_no_memory(layer->ctx, "%s, drawn on the host", param->name);
-    moe_random_normal(layer->ctx->desc.seed, MOE_DRAW_INIT, (uint32_t)d->layer_index, stream,
-                      param->own.dtype, view, param->own.dim[0] * param->own.dim[1] * param->own.dim[2], std);
+    const int64_t n = param->own.dim[0] * param->own.dim[1] * param->own.dim[2];
+    moei_normal_draw(&layer->ctx->team, &(moei_normal){.seed = layer->ctx->desc.seed,
+                                                       .purpose = MOE_DRAW_INIT,
+                                                       .layer = (uint32_t)d->layer_index,
+                                                       .step = stream,
+                                                       .dtype = param->own.dtype,
+                                                       .x = view,
+                                                       .n = n,
+                                                       .std = std});
     if (gate) moei_gate_renorm(d, view);
     return moei_memory_close(layer->ctx, param->own.value, view, param->bytes);
 }

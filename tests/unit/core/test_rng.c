@@ -3,6 +3,7 @@
  */
 #include "support/layer_fixture.h"
 
+#include "core/ctx.h"
 #include "core/real.h"
 #include "core/rng.h"
 
@@ -87,6 +88,33 @@ static void both_dtypes_and_any_length_agree(void **state) {
     assert_memory_equal(prefix, narrow, sizeof prefix);
 }
 
+/* A team fills what one thread does, to the bit, whatever the number of blocks and of threads; nothing
+ * beyond. */
+static void all_threads_draw_what_one_does(void **state) {
+    (void)state;
+    enum { N = 3 * MOEI_NORMAL_BLOCK + 5 };
+    static const moe_dtype dtypes[] = {MOE_F32, MOE_F64, MOE_BF16};
+    double *one = malloc(N * sizeof *one), *many = malloc(N * sizeof *many);
+    assert_true(one && many);
+    for (size_t d = 0; d < sizeof dtypes / sizeof *dtypes; ++d)
+        for (int32_t threads = 1; threads <= 3; ++threads) {
+            moe_ctx *ctx = test_ctx("ref", threads);
+            memset(one, 0x5a, N * sizeof *one);
+            memset(many, 0x5a, N * sizeof *many);
+            moe_random_normal(test_seed(), MOE_DRAW_TEST, 3, 4, dtypes[d], one, N - 2, 0.5);
+            moei_normal_draw(&ctx->team,
+                             &(moei_normal){test_seed(), MOE_DRAW_TEST, 3, 4, dtypes[d], many, N - 2, 0.5});
+            assert_memory_equal(one, many, N * sizeof *one);
+            moei_normal_draw(&ctx->team,
+                             &(moei_normal){test_seed(), MOE_DRAW_TEST, 3, 4, dtypes[d], many, N - 2, 0});
+            moe_random_normal(test_seed(), MOE_DRAW_TEST, 3, 4, dtypes[d], one, N - 2, 0);
+            assert_memory_equal(one, many, N * sizeof *one);
+            moe_ctx_destroy(ctx);
+        }
+    free(one);
+    free(many);
+}
+
 /* Ties go to the even neighbour, infinities and NaN stay what they are, every bf16 comes back as it was. */
 static void bf16_rounds_to_nearest_even(void **state) {
     (void)state;
@@ -108,6 +136,7 @@ int main(void) {
         cmocka_unit_test(known_answers),
         cmocka_unit_test(every_part_of_the_key_counts),
         cmocka_unit_test(normals_have_their_moments),
+        cmocka_unit_test(all_threads_draw_what_one_does),
         cmocka_unit_test(both_dtypes_and_any_length_agree),
         cmocka_unit_test(bf16_rounds_to_nearest_even),
     };
