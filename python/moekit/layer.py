@@ -273,8 +273,8 @@ class _Forward:
     def told(self):
         """moe_stats, by name."""
         if self.stats is None:
-            raise Missing("the last forward was not asked for statistics: stats=True of moekit.Layer, measure = True of "
-                          "moekit.torch.MoE")
+            raise Missing("the last forward was not asked for statistics: stats=True of moekit.Layer, measure = True "
+                          "of moekit.torch.MoE")
         return types.SimpleNamespace(**{name: getattr(self.stats, name) for name, _ in self.stats._fields_[1:]
                                         if name != "reserved"})
 
