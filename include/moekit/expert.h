@@ -108,6 +108,13 @@ MOE_API moe_status moe_ctx_fail(moe_ctx *ctx, moe_status status, const char *for
 MOE_API void *moe_ctx_alloc(moe_ctx *ctx, size_t bytes);
 MOE_API void moe_ctx_free(moe_ctx *ctx, void *ptr, size_t bytes);
 
+/* Of the layer's parameter `index` (moe_layer_param) backward computes no gradient until it is said to be
+ * trained again, and leaves what memory it has for that as it was. Frozen before the first reserve for
+ * training it takes none, and then stays frozen (MOE_ERR_STATE); an unowned layer may freeze and train at any
+ * time, and what is frozen needs no gradient lent. Of ffn experts, routed or shared; others:
+ * MOE_ERR_UNSUPPORTED. */
+MOE_API moe_status moe_layer_freeze(moe_layer *layer, int32_t index, bool frozen);
+
 #ifdef __cplusplus
 }
 #endif

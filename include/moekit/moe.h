@@ -442,8 +442,8 @@ typedef struct moe_param {
     int32_t n_dim;
     int64_t dim[3]; /* row-major, the last contiguous; 1 beyond n_dim */
     void *value;    /* NULL where moe_layer_quantize has given it back (quant.h), or nobody has lent it */
-    void *grad;     /* NULL until reserved for training or lent, and of buffers and frozen routers */
-    bool buffer, frozen;  /* not trained: what is saved alone, as the selection bias; a frozen router's */
+    void *grad;     /* NULL until reserved for training or lent, and of buffers and what is frozen by then */
+    bool buffer, frozen;  /* not trained: what is saved alone, as the selection bias; moe_layer_freeze's */
     uint8_t reserved[2];  /* 0: no padding, as in moe_stats */
     moe_dtype grad_dtype; /* f32 where dtype is bf16, but for moe_layer_set_grad_dtype; else dtype */
 } moe_param;

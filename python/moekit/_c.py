@@ -130,6 +130,7 @@ moe_status moe_layer_set_grad_dtype(moe_layer *layer, moe_dtype dtype);
 int32_t moe_layer_param_count(const moe_layer *layer);
 moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *param);
 moe_status moe_layer_bind_param(moe_layer *layer, int32_t index, void *value, void *grad);
+moe_status moe_layer_freeze(moe_layer *layer, int32_t index, bool frozen);
 moe_status moe_layer_end_step(moe_layer *layer, const int64_t *counts);
 moe_status moe_layer_routing(const moe_layer *layer, moe_routing_view *view);
 moe_status moe_layer_quantize(moe_layer *layer, const moe_quant_desc *desc);

@@ -400,6 +400,15 @@ class Layer:
         """Of an unowned layer: addresses of the memory of a parameter, by its place, and of its gradient."""
         self.context.check(self._library.moe_layer_bind_param(self.handle, index, value, grad))
 
+    def freeze(self, *names, frozen=True):
+        """Backward leaves out the gradients of these parameters of ffn experts, until they are said to be
+        frozen=False; before the first reserve for training they take no memory for them, for good."""
+        places = {param.name.decode(): index for index, param in self._params()}
+        for name in names:
+            if name not in places:
+                raise KeyError(f"no parameter '{name}'; there are {', '.join(places)}")
+            self.context.check(self._library.moe_layer_freeze(self.handle, places[name], frozen))
+
     def set_grad_dtype(self, dtype):
         """'bf16': gradients of the experts' matrices, before the first reserve for training."""
         self.context.check(self._library.moe_layer_set_grad_dtype(self.handle, DTYPES[dtype_name(dtype)]))

@@ -101,7 +101,27 @@ class _Engine:
         self.params = [(name, torch.Size(param.shape), TYPES[param.dtype]) for name, param in shapes.items()]
         self.grad_types = [TYPES[param.grad_dtype] for param in shapes.values()]
         self.buffers = [index for index, param in enumerate(shapes.values()) if param.buffer]
+        self.frozen = {name: False for name, param in shapes.items() if not param.frozen and self._freezes(name)}
+        self.needed = [index for index, (name, param) in enumerate(shapes.items())
+                       if not (param.buffer or param.frozen or name in self.frozen)]
         self.ticket, self.call, self.last, self.mask = None, None, None, None
+
+    def _freezes(self, name):
+        try:
+            self.layer.freeze(name)
+        except Error as error:
+            if error.status != Status.UNSUPPORTED:
+                raise
+            return False
+        self.layer.freeze(name, frozen=False)
+        return True
+
+    def freeze(self, trained):
+        """Of experts all that is not among `trained`, by their places; of the rest gradients are computed anyhow."""
+        for index, (name, *_) in enumerate(self.params):
+            if self.frozen.get(name, index not in trained) != (index not in trained):
+                self.layer.freeze(name, frozen=index not in trained)
+                self.frozen[name] = index not in trained
 
     def lend(self, params):
         """Until the next call of this engine. Of those that lie unevenly, copies: all are returned, to be held by
@@ -136,15 +156,17 @@ class _Engine:
 
     def backward(self, dy, x, params, trained):
         """dx and the gradients of what is trained, of the types of their values."""
-        grads, even = [], self.lend(params)
-        for index in trained:
-            grads.append(torch.empty(params[index].shape, dtype=self.grad_types[index], device=x.device))
-            self.layer.bind(index, None, grads[-1].data_ptr())
+        even = self.lend(params)
+        self.freeze(trained)
+        grads = {index: torch.empty(params[index].shape, dtype=self.grad_types[index], device=x.device)
+                 for index in {*trained, *self.needed}}
+        for index, grad in grads.items():
+            self.layer.bind(index, None, grad.data_ptr())
         dx, self.ticket = torch.empty_like(x, memory_format=torch.contiguous_format), None
         self.call.backward(_mat(dy), _mat(dx), _mat(x))
         del even
         self.mask = None
-        return [dx, *(grad.to(params[index].dtype) for index, grad in zip(trained, grads))]
+        return [dx, *(grads[index].to(params[index].dtype) for index in trained)]
 
 
 class _Layers:
@@ -221,7 +243,7 @@ def _differentiate(ctx, dy, _):
     grads = [None] * ctx.n_params
     for index, grad in zip(ctx.trained, found):
         grads[index] = grad
-    return dx, grads, *[None] * 9
+    return dx, grads, *[None] * 4, None if ctx.trained else [], *[None] * 4  # an empty list is its own shape to torch
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -336,10 +358,11 @@ class MoE(torch.nn.Module):
                 raise ValueError(f"mask: {list(mask.shape)} on {mask.device}; it needs one of each of {rows.shape[0]} "
                                  f"tokens, on {x.device}")
             mask = mask.reshape(-1)
+        trained = [index for index in self.trained if params[index].requires_grad]
         step = torch.zeros((), dtype=torch.int64, device="cpu")
         if self.training:
             step = torch.randint(2**62, (), device="cpu")
-        y, _ = torch.ops.moekit.forward(rows, params, mask, step, self._handle, self.output_size, self.trained,
+        y, _ = torch.ops.moekit.forward(rows, params, mask, step, self._handle, self.output_size, trained,
                                         self.training, self.measure, float(self.loss_scale),
                                         x.shape[1] if x.dim() == 3 else 0)
         return y.reshape(*x.shape[:-1], self.output_size)

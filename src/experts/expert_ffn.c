@@ -194,7 +194,7 @@ static moe_status hidden_gradient(const moei_ffn *f, const moe_expert_io *io, vo
     return moe_gemm_rows(f->ctx, &args);
 }
 
-/* dW2[e] (+)= (weight*A)^T gather(dy);  dW1[e] (+)= gather(x)^T dZ */
+/* dW2[e] (+)= (weight*A)^T gather(dy);  dW1[e] (+)= gather(x)^T dZ, of those that are trained */
 static moe_status weight_gradients(const moei_ffn *f, const moe_expert_io *io, const void *z, ffn_scratch s) {
     const moe_expert_desc *d = &f->desc;
     const moe_gemm_outer_args both = {.dtype = d->dtype,
@@ -221,7 +221,8 @@ static moe_status weight_gradients(const moei_ffn *f, const moe_expert_io *io, c
     up->b = z;
     up->c = f->grad[MOEI_FFN_UP];
     up->c_group = (int64_t)d->d_in * f->d_z;
-    return moei_outer_products(f->ctx, product, 2);
+    const int32_t first = down->c ? 0 : 1, last = up->c ? 1 : 0;
+    return first > last ? MOE_OK : moei_outer_products(f->ctx, &product[first], last - first + 1);
 }
 
 /* The down bias is weighted too, so drow_weight[r] += <b2[e], dy[token]>. */
@@ -307,8 +308,8 @@ static moe_status ffn_backward(void *self, const moe_expert_io *io) {
     if (io->din.data) MOEI_TRY(input_gradient(f, io, z));
     moei_beside_step(f->ctx, MOEI_BESIDE_MARK);
     MOEI_TRY(weight_gradients(f, io, z, s));
-    if (f->value[MOEI_FFN_UP_BIAS]) MOEI_TRY(up_bias_gradient(f, io, z));
-    return f->value[MOEI_FFN_DOWN_BIAS] ? down_bias_gradient(f, io) : MOE_OK;
+    if (f->grad[MOEI_FFN_UP_BIAS]) MOEI_TRY(up_bias_gradient(f, io, z));
+    return f->grad[MOEI_FFN_DOWN_BIAS] ? down_bias_gradient(f, io) : MOE_OK;
 }
 
 const moe_expert_ops moei_expert_ffn = {.size = sizeof(moe_expert_ops),

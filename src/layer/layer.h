@@ -31,6 +31,7 @@ typedef struct moei_layer_param {
     moei_experts *experts;    /* NULL: the layer's own */
     int32_t index;            /* within its owner */
     size_t bytes, grad_bytes; /* bytes 0: given back by moe_layer_quantize */
+    bool frozen;              /* by moe_layer_freeze */
     void *grad;
     moe_param own;     /* the layer's own: shape, value; of an unowned layer also the value lent to experts */
     void **value_slot; /* where the layer's own are looked for, */
@@ -156,7 +157,7 @@ moei_scratch moei_layer_carve_scratch(const moe_layer *layer, moei_arena *arena,
 moei_scratch moei_layer_scratch(const moe_layer *layer);
 void moei_layer_free_grads(moe_layer *layer);
 void moei_layer_free_grad(moe_layer *layer, moei_layer_param *param);
-/* Not a buffer, and not a frozen router's. */
+/* Not a buffer, not frozen and not a frozen router's. */
 bool moei_layer_is_trained(const moei_layer_param *param);
 /* Whether an unowned layer has been lent all values, or all gradients; of others true. */
 moe_status moei_layer_check_lent(const moe_layer *layer, bool grads);

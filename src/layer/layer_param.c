@@ -74,7 +74,7 @@ moe_status moei_layer_add_param(moe_layer *layer, const moe_param *shape, void *
 }
 
 bool moei_layer_is_trained(const moei_layer_param *param) {
-    return param->experts || (!param->own.buffer && param->grad_slot);
+    return param->experts ? !param->frozen : !param->own.buffer && param->grad_slot;
 }
 
 static moe_status check_bind(const moe_layer *layer, int32_t index, const void *value, const void *grad) {
@@ -100,6 +100,11 @@ static moe_status check_bind(const moe_layer *layer, int32_t index, const void *
     return MOE_OK;
 }
 
+/* NULL: experts compute none. */
+static void bind_experts_grad(const moei_layer_param *entry) {
+    entry->experts->ops->bind_grad(entry->experts->self, entry->index, entry->frozen ? NULL : entry->grad);
+}
+
 moe_status moe_layer_bind_param(moe_layer *layer, int32_t index, void *value, void *grad) {
     if (!layer) return MOE_ERR_ARGUMENT;
     MOEI_TRY(check_bind(layer, index, value, grad));
@@ -108,7 +113,7 @@ moe_status moe_layer_bind_param(moe_layer *layer, int32_t index, void *value, vo
     if (grad) entry->grad = grad;
     if (entry->experts) {
         moei_expert_bind_value(entry->experts->ops, entry->experts->self, entry->index, entry->own.value);
-        entry->experts->ops->bind_grad(entry->experts->self, entry->index, entry->grad);
+        bind_experts_grad(entry);
         return MOE_OK;
     }
     *entry->value_slot = entry->own.value;
@@ -160,6 +165,26 @@ moe_status moe_layer_set_grad_dtype(moe_layer *layer, moe_dtype dtype) {
         MOEI_TRY(entry->experts->ops->param(entry->experts->self, entry->index, &shape));
         entry->grad_bytes = numbers_of(&shape) * moe_dtype_bytes(grad_dtype_of(&shape));
     }
+    return MOE_OK;
+}
+
+moe_status moe_layer_freeze(moe_layer *layer, int32_t index, bool frozen) {
+    if (!layer) return MOE_ERR_ARGUMENT;
+    MOEI_TRY(check_index(layer, index));
+    moei_layer_param *entry = &layer->param[index];
+    if (!entry->experts || entry->experts->ops != &moei_expert_ffn)
+        return moe_ctx_fail(
+            layer->ctx, MOE_ERR_UNSUPPORTED,
+            "%s: only parameters of ffn experts without expert_kinds are frozen one by one; the "
+            "router is by router_frozen",
+            entry->name);
+    if (!frozen && !entry->grad && layer->mode == MOE_TRAIN && !layer->desc.unowned)
+        return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
+                            "%s: this layer was reserved for MOE_TRAIN without its gradient; train it from "
+                            "before then on",
+                            entry->name);
+    entry->frozen = frozen;
+    bind_experts_grad(entry);
     return MOE_OK;
 }
 
@@ -216,5 +241,6 @@ static bool is_overwritten(const moei_layer_param *param) {
 
 void moei_layer_open_grads(moe_layer *layer) {
     for (int32_t i = 0; i < layer->n_params; ++i)
-        if (!is_overwritten(&layer->param[i])) clear_grad(layer, &layer->param[i]);
+        if (!is_overwritten(&layer->param[i]) && moei_layer_is_trained(&layer->param[i]))
+            clear_grad(layer, &layer->param[i]);
 }

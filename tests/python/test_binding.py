@@ -40,7 +40,7 @@ def matrix(rows, columns, code="f", draw=random.Random(SEED).gauss):
 
 def headers():
     text = ""
-    for name in ("moe.h", "option.h", "quant.h", "cuda.h"):
+    for name in ("moe.h", "expert.h", "option.h", "quant.h", "cuda.h"):
         with open(os.path.join(TOP, "include", "moekit", name), encoding="utf-8") as file:
             text += file.read()
     return re.sub(r"/\*.*?\*/|MOE_API", "", text, flags=re.S)
@@ -253,6 +253,25 @@ class Layers(unittest.TestCase):
         layer = self.layer(dtype="bf16")
         for name, param in layer.param_shapes.items():
             self.assertEqual((param.dtype, param.grad_dtype), ("bf16", "f32"), name)
+
+    def test_what_is_frozen_keeps_its_gradient(self):
+        layer, x, dy = self.layer(), matrix(T, D), matrix(T, D)
+        layer.freeze("experts.up.weight")
+        self.assertTrue(layer.param_shapes["experts.up.weight"].frozen)
+        layer.forward(x, train=True)
+        layer.backward(dy)
+        self.assertEqual(list(layer.grads), ["gate.weight", "experts.down.weight"])
+        layer.freeze("experts.down.weight")
+        before = layer.grads["experts.down.weight"].tolist()
+        layer.forward(x, train=True)
+        layer.backward(dy)
+        self.assertEqual(layer.grads["experts.down.weight"].tolist(), before)
+        with self.assertRaisesRegex(KeyError, "no parameter 'experts'; there are gate.weight"):
+            layer.freeze("experts")
+        for name, frozen, text in (("gate.weight", True, "the router is by router_frozen"),
+                                   ("experts.up.weight", False, "reserved for MOE_TRAIN without its gradient")):
+            with self.assertRaisesRegex(moekit.Error, text):
+                layer.freeze(name, frozen=frozen)
 
     def test_steps_of_training(self):
         layer = self.layer(selection_bias=True, selection_bias_update_rate=0.1, score_function="sigmoid")

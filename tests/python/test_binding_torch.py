@@ -217,6 +217,22 @@ class Gradients(Case):
         self.assertEqual(with_gradient, ["experts.up.weight", "experts.down.weight"])
         self.assertEqual([p.requires_grad for p in layer.parameters()], [False, False, True, True])
 
+    def test_experts_that_are_not_trained_have_none(self):
+        layer, x = module(expert_bias=True), tokens(6, D, grad=True)
+        layer(x).sum().backward()
+        want = {name: param.grad for name, param in layer.named_parameters()} | {"x": x.grad}
+        for frozen in (["experts.up.weight"], ["experts.down.weight", "experts.up.bias"], list(want)[:-1], ["gate.weight"], []):
+            layer.zero_grad(set_to_none=True)
+            x.grad = None
+            for name, param in layer.named_parameters():
+                param.requires_grad_(name not in frozen)
+            layer(x).sum().backward()
+            for name, param in [*layer.named_parameters(), ("x", x)]:
+                if name in frozen:
+                    self.assertIsNone(param.grad, name)
+                else:
+                    self.assertTrue(torch.equal(param.grad, want[name]), name)
+
     def test_a_bias_that_moved_before_backward_is_told(self):
         layer = module(selection_bias=True, selection_bias_update_rate=0.1, score_function="sigmoid")
         y = layer(tokens(6, D))

@@ -61,6 +61,7 @@ static void without_a_layer(void **state) {
     test_refused(moe_layer_set_grad_dtype(NULL, MOE_F32));
     test_refused(moe_layer_param(NULL, 0, &param));
     test_refused(moe_layer_bind_param(NULL, 0, NULL, NULL));
+    test_refused(moe_layer_freeze(NULL, 0, true));
     test_refused(moe_layer_param_by_name(NULL, "gate.weight", &param));
     test_refused(moe_layer_end_step(NULL, NULL));
     test_refused(moe_layer_routing(NULL, &view));
@@ -180,6 +181,7 @@ static void questions_about_nothing_have_no_answer(void **state) {
     assert_null(moe_layer_option_find(NULL));
     assert_true(moe_option_distance(NULL, "top_k") == SIZE_MAX);
     assert_true(moe_option_distance(moe_layer_option_at(0), NULL) == SIZE_MAX);
+    assert_false(moe_option_is_near(NULL, 0));
     assert_null(moe_layer_alias_setting(NULL, 0));
     assert_null(moe_layer_alias_named(NULL));
     moe_ctx *ctx = test_ctx("ref", 1);
