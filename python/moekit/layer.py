@@ -323,8 +323,8 @@ class Layer:
         desc = _c.sized(_c.moe_layer_desc, dtype=DTYPES[self.dtype], layer_index=layer_index, undrawn=undrawn,
                         unowned=unowned)
         error = _c.moe_error()
-        words = [(name.encode(), _text(value).encode()) for name, value in options.items()]
-        statuses = (self._library.moe_layer_desc_set(desc, *pair, error) for pair in words)
+        words = [(name.encode(), _text(value).encode(), value is None) for name, value in options.items()]
+        statuses = (self._set(desc, *word, error) for word in words)  # to whose text desc points
         status = 0 if preset is None else self._library.moe_layer_desc_preset(desc, _word("preset", preset), error)
         status = status or next(filter(None, statuses), 0)
         if status:
@@ -333,6 +333,11 @@ class Layer:
         context.check(self._library.moe_layer_create(context.handle, desc, ctypes.byref(handle)))
         self._owned = _Handle(context, handle, self._library.moe_layer_destroy, handle)
         self._weights, self._work, self._reserved = _Lease(self._owned), _Lease(self._owned), (-1, False)
+
+    def _set(self, desc, name, text, is_none, error):
+        """None is what it means to the system whose name this is, else what NULL is in C: not said."""
+        status = self._library.moe_layer_desc_set(desc, name, text, error)
+        return 0 if is_none and self._library.moe_layer_option_find(name) else status
 
     def __enter__(self):
         return self

@@ -313,6 +313,7 @@ class MoE(torch.nn.Module):
 
         def moved(tensor):
             to = fn(tensor)
+            dtype_name(to.dtype)  # float16 is refused here, and nothing has moved yet
             narrow = id(tensor) in buffers and to.dtype.itemsize < torch.float32.itemsize
             return tensor.to(to.device, torch.float32) if narrow else to
 

@@ -193,6 +193,14 @@ class Layers(unittest.TestCase):
         kinds = self.layer(expert_kinds=["8", "2x16", "identity"])
         self.assertIn("experts.1.up.weight", kinds.params)
 
+    def test_none_is_not_said(self):
+        plain = self.layer().options
+        for name in ("activation", "moe.activation", "capacity_factor", "moe_router_topk_scaling_factor", "expert_kinds"):
+            self.assertEqual(self.layer(**{name: None}).options, plain, name)
+        self.assertEqual(self.layer(moe_router_dtype=None).options["router_dtype"], "auto")
+        with self.assertRaisesRegex(moekit.Error, "unknown option 'activaton'; the nearest is 'moe.activation'"):
+            self.layer(activaton=None)
+
     def test_layers_are_told_apart_by_their_index(self):
         gates = [self.layer(layer_index=i).params["gate.weight"].tolist() for i in (0, 0, 1)]
         self.assertEqual(gates[0], gates[1])

@@ -9,12 +9,14 @@ import copy
 import functools
 import gc
 import importlib.util
+import inspect
 import io
 import os
 import random
 import re
 import sys
 import unittest
+import warnings
 
 import need
 
@@ -186,6 +188,16 @@ class Gradients(Case):
             y.backward(dy)
             self.same([x.grad, *(p.grad for p in layer.parameters())], want[1:])
 
+    def test_tools_look_at_a_new_module(self):
+        layer, x = module(), tokens(6, D)
+        for made in (layer, torch.nn.Sequential(layer)):
+            names = [name for name, _ in inspect.getmembers(made)]
+            self.assertIn("forward", names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated
+            traced = torch.jit.trace(torch.nn.Sequential(layer.eval()), x)
+        self.same([traced(x)], [layer(x)])
+
     def test_statistics_are_of_the_last_forward(self):
         layer, x = module(), tokens(6, D)
         layer.measure = True
@@ -335,7 +347,12 @@ class Modules(Case):
         self.same(list(layer.parameters()), list(want.parameters()))
         half = copy.deepcopy(want).bfloat16()
         self.near(half(x.bfloat16()).float(), want(x), 5e-2)
-        for use in (lambda: want.half()(x.half()), want.reset_parameters):
+        for use in (want.half, lambda: want.to(torch.float16)):
+            with self.assertRaisesRegex(TypeError, "it is one of f32, f64, bf16"):
+                use()
+        self.same([want.cpu().to(DEVICE)(x)], [want(x)])
+        want.gate.half()
+        for use in (lambda: want(x.half()), want.reset_parameters):
             with self.assertRaisesRegex(TypeError, "dtype: torch.float16; it is one of f32, f64, bf16, or float32"):
                 use()
         self.assertEqual(half(x.bfloat16()).dtype, torch.bfloat16)
