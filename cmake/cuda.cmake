@@ -36,7 +36,8 @@ set(cuda_warnings -Xcompiler=-Wall,-Wextra
 
 # *_cuda.cu serve every GPU from sm_80: code for the architectures named, and for later ones by the driver, which
 # takes some 15 s the first time; so those of this machine's GPUs are named too. *_sm90.cu are Hopper's alone; the
-# context takes them where the GPU is one.
+# context takes them where the GPU is one, beside portable ones, which only in code for 90 start before the kernel ahead
+# has ended (early.cuh): so 90 is always among what is named by numbers.
 set(architectures 80)
 find_program(nvidia_smi nvidia-smi NO_CACHE)
 if(nvidia_smi)
@@ -52,7 +53,11 @@ if(nvidia_smi)
     endforeach()
     list(REMOVE_DUPLICATES architectures)
 endif()
-set(MOEKIT_CUDA_ARCHITECTURES "${architectures}" CACHE STRING "GPUs the portable kernels are built for (CUDA_ARCHITECTURES of CMake)")
+set(MOEKIT_CUDA_ARCHITECTURES "${architectures}" CACHE STRING "GPUs the portable kernels are built for beside Hopper (CUDA_ARCHITECTURES of CMake)")
+set(portable ${MOEKIT_CUDA_ARCHITECTURES})
+if(portable MATCHES "[0-9]" AND NOT portable MATCHES "90")
+    list(APPEND portable 90)
+endif()
 set(hopper -gencode=arch=compute_90a,code=sm_90a)
 foreach(family IN ITEMS cuda sm90)
     file(GLOB sources CONFIGURE_DEPENDS src/kernel/cuda/*_${family}.cu)
@@ -62,7 +67,7 @@ foreach(family IN ITEMS cuda sm90)
     target_compile_definitions(moekit_${family} PRIVATE MOEI_WITH_CUDA)
     target_compile_options(moekit_${family} PRIVATE ${cuda_warnings} -Xcompiler=-fvisibility=hidden,-fno-exceptions)
 endforeach()
-set_target_properties(moekit_cuda PROPERTIES CUDA_ARCHITECTURES "${MOEKIT_CUDA_ARCHITECTURES}")
+set_target_properties(moekit_cuda PROPERTIES CUDA_ARCHITECTURES "${portable}")
 target_compile_options(moekit_sm90 PRIVATE ${hopper})
 
 set(gpu_programs check_moe bench_decode)

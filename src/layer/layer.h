@@ -159,6 +159,8 @@ void moei_layer_free_grads(moe_layer *layer);
 void moei_layer_free_grad(moe_layer *layer, moei_layer_param *param);
 /* Not a buffer, not frozen and not a frozen router's. */
 bool moei_layer_is_trained(const moei_layer_param *param);
+/* Whether an earlier reserve made gradients, or some were lent. */
+bool moei_layer_has_grads(const moe_layer *layer);
 /* Whether an unowned layer has been lent all values, or all gradients; of others true. */
 moe_status moei_layer_check_lent(const moe_layer *layer, bool grads);
 /* Zeroes the gradients that a backward with overwrite_grad would add to all the same. */

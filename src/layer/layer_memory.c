@@ -204,9 +204,7 @@ static void bind_grads(moe_layer *layer) {
 /* All gradients, zeroed, or none; nothing to do where an earlier reserve made them or the caller lends them.
  */
 static moe_status allocate_grads(moe_layer *layer) {
-    if (layer->desc.unowned) return MOE_OK;
-    for (int32_t i = 0; i < layer->n_params; ++i)
-        if (layer->param[i].grad) return MOE_OK;
+    if (layer->desc.unowned || moei_layer_has_grads(layer)) return MOE_OK;
     for (int32_t i = 0; i < layer->n_params; ++i) {
         moei_layer_param *param = &layer->param[i];
         if (!moei_layer_is_trained(param)) continue;

@@ -100,6 +100,12 @@ static moe_status check_bind(const moe_layer *layer, int32_t index, const void *
     return MOE_OK;
 }
 
+bool moei_layer_has_grads(const moe_layer *layer) {
+    for (int32_t i = 0; i < layer->n_params; ++i)
+        if (layer->param[i].grad) return true;
+    return false;
+}
+
 /* NULL: experts compute none. */
 static void bind_experts_grad(const moei_layer_param *entry) {
     entry->experts->ops->bind_grad(entry->experts->self, entry->index, entry->frozen ? NULL : entry->grad);
@@ -149,12 +155,10 @@ moe_status moe_layer_set_grad_dtype(moe_layer *layer, moe_dtype dtype) {
         return moe_ctx_fail(
             layer->ctx, MOE_ERR_UNSUPPORTED,
             "grad_dtype: needs expert ffn without expert_kinds; other kinds have f32 gradients");
-    for (int32_t i = 0; i < layer->n_params; ++i)
-        if (layer->param[i].grad)
-            return moe_ctx_fail(
-                layer->ctx, MOE_ERR_STATE,
-                "grad_dtype: the gradients are there already; say it before the first reserve "
-                "for MOE_TRAIN");
+    if (moei_layer_has_grads(layer))
+        return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
+                            "grad_dtype: the gradients are there already; say it before the first reserve "
+                            "for MOE_TRAIN");
     moei_experts *const groups[] = {&layer->experts, &layer->shared};
     for (int g = 0; g < 2; ++g)
         if (groups[g]->ops) moei_ffn_set_grad_dtype(groups[g]->self, dtype);
@@ -178,11 +182,14 @@ moe_status moe_layer_freeze(moe_layer *layer, int32_t index, bool frozen) {
             "%s: only parameters of ffn experts without expert_kinds are frozen one by one; the "
             "router is by router_frozen",
             entry->name);
-    if (!frozen && !entry->grad && layer->mode == MOE_TRAIN && !layer->desc.unowned)
-        return moe_ctx_fail(layer->ctx, MOE_ERR_STATE,
-                            "%s: this layer was reserved for MOE_TRAIN without its gradient; train it from "
-                            "before then on",
-                            entry->name);
+    const bool was_made = layer->mode == MOE_TRAIN || moei_layer_has_grads(layer);
+    if (!frozen && !entry->grad && was_made && !layer->desc.unowned)
+        return moe_ctx_fail(
+            layer->ctx, MOE_ERR_STATE,
+            "%s: this layer was reserved for MOE_TRAIN without its gradient, as it was frozen; "
+            "call moe_layer_freeze with false before the first such reserve, or make a new "
+            "layer",
+            entry->name);
     entry->frozen = frozen;
     bind_experts_grad(entry);
     return MOE_OK;

@@ -120,6 +120,10 @@ static void it_takes_no_memory_and_what_is_trained_again_has_some(void **state) 
     must(ctx, moe_layer_reserve(layer, T, MOE_TRAIN));
     assert_int_equal(moe_layer_freeze(layer, 1, false), MOE_ERR_STATE);
     assert_non_null(strstr(moe_ctx_error(ctx), "experts.up.weight: this layer was reserved"));
+    must(ctx, moe_layer_reserve(layer, T, MOE_INFER)); /* the gradients stay, and are no more */
+    assert_int_equal(moe_layer_freeze(layer, 1, false), MOE_ERR_STATE);
+    must(ctx, moe_layer_reserve(layer, T, MOE_TRAIN));
+    assert_true(grads_param(ctx, layer, 1).frozen);
     must(ctx, moe_layer_freeze(layer, 2, true)); /* this one has a gradient */
     must(ctx, moe_layer_freeze(layer, 2, false));
     assert_int_equal(moe_layer_freeze(layer, 0, true), MOE_ERR_UNSUPPORTED);
