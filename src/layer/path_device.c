@@ -268,15 +268,21 @@ static moei_rows_plus rides_on_rows(const moe_layer *layer, const moei_scratch *
     return (moei_rows_plus){(float *)(void *)(scratch + at.dlogits), (float *)(void *)(scratch + at.part)};
 }
 
-static bool route_backward_first(moe_layer *layer, const moei_scratch *s, moe_mat dx,
+/* rows_to_come: the product of the rows' gradients is still to be queued. */
+static bool begin_route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx, bool rows_to_come,
                                  moei_router_rides *rides) {
     moei_gate_grad_args args = gate_grad_args(layer, s, dx);
     if (!moei_gate_grad_takes(&args)) return false;
-    rides->rows = dx.data ? rides_on_rows(layer, s) : (moei_rows_plus){0};
+    rides->rows = dx.data && rows_to_come ? rides_on_rows(layer, s) : (moei_rows_plus){0};
     args.vector = (float *)(uintptr_t)rides->rows.vector;
     queue_dlogits(layer, s, args.scratch, (float *)(uintptr_t)rides->rows.factor);
     layer->ctx->kernels[layer->desc.dtype]->gate_grad(&layer->ctx->team, &args, &rides->product);
     return true;
+}
+
+static bool route_backward_first(moe_layer *layer, const moei_scratch *s, moe_mat dx,
+                                 moei_router_rides *rides) {
+    return begin_route_backward(layer, s, dx, true, rides);
 }
 
 static void route_backward_sum(moe_layer *layer, const moei_scratch *s, moe_mat drows, moe_mat dx,
@@ -298,7 +304,7 @@ static void route_backward_end(moe_layer *layer, const moei_scratch *s) {
 
 static moe_status route_backward(moe_layer *layer, const moei_scratch *s, moe_mat dx) {
     moei_router_rides rides;
-    if (route_backward_first(layer, s, dx, &rides)) {
+    if (begin_route_backward(layer, s, dx, false, &rides)) {
         if (dx.data) route_backward_sum(layer, s, (moe_mat){0}, dx, true, false);
         MOEI_TRY(moe_gemm_outer(layer->ctx, &rides.product));
         route_backward_end(layer, s);

@@ -1,8 +1,8 @@
 /* test_cuda_grads.c: how gradients of parameters are kept on a GPU: stored or added to, in f32 or in bf16.
  * Identities, of which none needs the CPU: stored into poison = added to zeros; bf16 = f32 rounded once; the
  * same bits in the next run, in one that wants no dx, and in lent memory; added to themselves, twice as much.
- * With the kernels of every GPU and Hopper's, at widths for those and others. Skipped by name where there is
- * no GPU, no CUDA or no Hopper.
+ * What is frozen is left as it was, the rest is what it is without. With the kernels of every GPU and
+ * Hopper's, at widths for those and others. Skipped by name where there is no GPU, no CUDA or no Hopper.
  */
 #include "unit/cuda/cuda_fixture.h"
 
@@ -17,6 +17,7 @@ typedef struct variant {
 /* clang-format off */
 static const variant variants[] = {
     {"Hopper's widths", {.d_model = 136, .num_experts = 8, .expert_hidden_size = 72, .aux_loss_coeff = 0.1F}},
+    {"no losses", {.d_model = 136, .num_experts = 8, .expert_hidden_size = 72}},
     {"a shared expert",
      {.d_model = 64, .num_experts = 4, .expert_hidden_size = 136, .num_shared_experts = 1}},
     {"biases",
@@ -136,6 +137,41 @@ static void check_lent(moe_ctx *ctx, const moe_layer *owner, const char *isa, co
     moe_layer_destroy(layer);
 }
 
+/* Whether parameter i of experts is, or with `one` < 0 all of them are. */
+static bool freeze(moe_ctx *ctx, moe_layer *layer, int32_t one, bool frozen) {
+    bool any = false;
+    for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
+        if (one >= 0 && i != one) continue;
+        const moe_status status = moe_layer_freeze(layer, i, frozen);
+        if (status != MOE_ERR_UNSUPPORTED) must(ctx, status); /* the router's */
+        any = any || status == MOE_OK;
+    }
+    return any;
+}
+
+/* Backward without the product of each parameter of experts in turn, and without all. */
+static void check_frozen(moe_ctx *ctx, moe_layer *layer, const char *isa, const variant *v,
+                         const double *wanted, double *got) {
+    for (int32_t one = -1; one < moe_layer_param_count(layer); ++one) {
+        if (!freeze(ctx, layer, one, true)) continue;
+        step(ctx, layer, STORED, got);
+        int64_t at = 0;
+        for (int32_t i = 0; i < moe_layer_param_count(layer); ++i) {
+            moe_param param = {.size = sizeof param};
+            must(ctx, moe_layer_param(layer, i, &param));
+            const int64_t end = at + (param.grad ? param.dim[0] * param.dim[1] * param.dim[2] : 0);
+            double most = 0;
+            for (int64_t j = at; j < end; ++j) most = fmax(most, fabs(wanted[j]));
+            for (; at < end; ++at)
+                if (param.frozen ? !isnan(got[at]) : !(fabs(got[at] - wanted[at]) <= 1e-4 * most))
+                    fail_msg("%s, %s, parameter %d frozen (-1: all): %s[%lld] is %g, not %g (seed %llu)", isa,
+                             v->name, one, param.name, (long long)at, got[at],
+                             param.frozen ? (double)NAN : wanted[at], (unsigned long long)test_seed());
+        }
+        freeze(ctx, layer, one, false);
+    }
+}
+
 static void check(moe_ctx *ctx, const char *isa, const variant *v, moe_dtype dtype, double *const room[4]) {
     moe_layer *layer = make(ctx, v, dtype, false);
     double *const added = room[0], *const stored = room[1], *const narrow = room[2], *const again = room[3];
@@ -148,6 +184,7 @@ static void check(moe_ctx *ctx, const char *isa, const variant *v, moe_dtype dty
     step(ctx, layer, STORED_WITHOUT_DX, again);
     same(isa, v, "without dx", again, stored, n);
     check_lent(ctx, layer, isa, v, stored, again);
+    check_frozen(ctx, layer, isa, v, stored, again);
     moe_layer_destroy(layer);
     if (dtype != MOE_BF16) return;
     layer = make(ctx, v, dtype, true);

@@ -15,6 +15,8 @@ typedef struct variant {
     int32_t width;
     float capacity_factor;
     const char *format; /* of packed weights; NULL: plain ones */
+    int32_t n_experts;  /* by fours the kernels of the router's backward take it */
+    float loss_coeff;   /* 0: the router's part of dx is added to the experts' rows */
 } variant;
 
 /* Matrices of [tokens, width], one after the other: what the calls read, then what they write. */
@@ -52,12 +54,12 @@ static moe_layer *make(moe_ctx *ctx, const variant *v) {
     const moe_layer_desc desc = {.size = sizeof desc,
                                  .dtype = v->dtype,
                                  .d_model = v->width,
-                                 .num_experts = 9,
+                                 .num_experts = v->n_experts,
                                  .top_k = 3,
                                  .expert_hidden_size = 40,
                                  .capacity_factor = v->capacity_factor,
-                                 .aux_loss_coeff = 0.1f,
-                                 .z_loss_coeff = 0.1f,
+                                 .aux_loss_coeff = v->loss_coeff,
+                                 .z_loss_coeff = v->loss_coeff,
                                  .num_shared_experts = 1,
                                  .init_std = 0.3f}; /* so that routing is decided, not a tie */
     const moe_quant_desc packed = {.size = sizeof packed, .format = v->format};
@@ -105,13 +107,16 @@ int main(void) {
     /* Hopper's own kernels take widths that are multiples of 8, and their plan is the one without capacities.
      */
     variant variants[] = {
-        {"cuda", MOE_F32,  MOE_TRAIN, 203, 36, 1.1f, NULL  },
-        {"cuda", MOE_BF16, MOE_TRAIN, 203, 36, 1.1f, NULL  },
-        {"sm90", MOE_BF16, MOE_TRAIN, 203, 40, 0,    NULL  },
-        {"sm90", MOE_BF16, MOE_INFER, 5,   40, 0,    NULL  },
-        {"sm90", MOE_BF16, MOE_INFER, 125, 40, 0,    NULL  },
-        {"sm90", MOE_BF16, MOE_INFER, 5,   40, 0,    "int4"},
-        {"sm90", MOE_BF16, MOE_INFER, 16,  40, 0,    "nf4" },
+        {"cuda", MOE_F32,  MOE_TRAIN, 203, 36, 1.1f, NULL,   9,  0.1f},
+        {"cuda", MOE_BF16, MOE_TRAIN, 203, 36, 1.1f, NULL,   9,  0.1f},
+        {"cuda", MOE_BF16, MOE_TRAIN, 203, 40, 0,    NULL,   12, 0   },
+        {"sm90", MOE_BF16, MOE_TRAIN, 203, 40, 0,    NULL,   9,  0.1f},
+        {"sm90", MOE_BF16, MOE_TRAIN, 203, 40, 0,    NULL,   12, 0.1f},
+        {"sm90", MOE_BF16, MOE_TRAIN, 203, 40, 0,    NULL,   12, 0   },
+        {"sm90", MOE_BF16, MOE_INFER, 5,   40, 0,    NULL,   9,  0.1f},
+        {"sm90", MOE_BF16, MOE_INFER, 125, 40, 0,    NULL,   9,  0.1f},
+        {"sm90", MOE_BF16, MOE_INFER, 5,   40, 0,    "int4", 9,  0.1f},
+        {"sm90", MOE_BF16, MOE_INFER, 16,  40, 0,    "nf4",  9,  0.1f},
     };
     enum { VARIANTS = sizeof variants / sizeof *variants };
     struct CMUnitTest tests[VARIANTS];
