@@ -23,6 +23,10 @@ static moe_status check_shape(moe_lm *lm, const moelm_pass *pass) {
                             "%lld sequences of %lld tokens are more than the %lld tokens reserved; "
                             "call moe_lm_reserve first",
                             (long long)pass->n_seq, (long long)pass->length, (long long)mem->max_rows);
+    if (pass->cache && pass->n_seq > mem->max_sequences)
+        return moe_ctx_fail(lm->ctx, MOE_ERR_STATE,
+                            "caches of %lld sequences are more than the %lld sequences reserved",
+                            (long long)pass->n_seq, (long long)mem->max_sequences);
     return MOE_OK;
 }
 

@@ -11,13 +11,18 @@
 
 static moe_status check_rmsnorm(moe_ctx *ctx, const char *op, const moe_rmsnorm_args *args) {
     MOEI_TRY(moei_op_dtype(ctx, op, args->dtype));
-    const int64_t width = (args->heads ? args->heads : 1) * args->n;
+    const moei_limit sizes[] = {
+        {"rows",  args->rows,  0, INT32_MAX    },
+        {"n",     args->n,     1, MOEI_NORM_MAX},
+        {"heads", args->heads, 0, MOEI_NORM_MAX}
+    };
+    MOEI_TRY(moei_op_limits(ctx, op, sizes, MOEI_COUNT(sizes)));
+    const int64_t heads = args->heads ? args->heads : 1, width = heads * args->n;
     const moei_limit limits[] = {
-        {"rows",  args->rows,                    0,     INT32_MAX    },
-        {"n",     args->n,                       1,     MOEI_NORM_MAX},
-        {"heads", args->heads,                   0,     MOEI_NORM_MAX},
-        {"ldx",   args->ldx ? args->ldx : width, width, MOEI_LD_MAX  },
-        {"ldy",   args->ldy ? args->ldy : width, width, MOEI_LD_MAX  }
+        {"heads * n",    width,                         1,     MOEI_LD_MAX},
+        {"rows * heads", args->rows * heads,            0,     INT32_MAX  },
+        {"ldx",          args->ldx ? args->ldx : width, width, MOEI_LD_MAX},
+        {"ldy",          args->ldy ? args->ldy : width, width, MOEI_LD_MAX}
     };
     MOEI_TRY(moei_op_limits(ctx, op, limits, MOEI_COUNT(limits)));
     return moei_op_real(ctx, op, "eps", (double)args->eps, 0.0);

@@ -210,6 +210,15 @@ static void test_norm_rope(void **state) {
     WRONG(moe_rmsnorm, norm, rows, -1, "moe_rmsnorm: rows is -1; it must be at least 0");
     WRONG(moe_rmsnorm, norm, n, 0, "n is 0; it must lie in 1 .. 262144");
     WRONG(moe_rmsnorm, norm, heads, -1, "heads is -1; it must lie in 0 .. 262144");
+    norm.heads = 2; /* the product is taken of numbers within their limits alone */
+    WRONG(moe_rmsnorm, norm, n, INT64_MAX, "n is 9223372036854775807; it must lie in 1 .. 262144");
+    norm.heads = 0;
+    norm.n = 1 << 18;
+    WRONG(moe_rmsnorm, norm, heads, 4096, "heads * n is 1073741824; it must lie in 1 .. 536870912");
+    norm.n = 4;
+    norm.rows = 1 << 30;
+    WRONG(moe_rmsnorm, norm, heads, 2, "rows * heads is 2147483648; it must lie in 0 .. 2147483647");
+    norm.rows = 2;
     WRONG(moe_rmsnorm, norm, ldx, 3, "ldx is 3; it must be at least 4");
     WRONG(moe_rmsnorm_backward, norm, ldy, 3, "ldy is 3; it must be at least 4");
     WRONG(moe_rmsnorm, norm, eps, -1.0F, "eps is -1; it must be at least 0");

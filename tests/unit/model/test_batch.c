@@ -295,6 +295,21 @@ static void test_wrong_inputs(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+/* Where caches are is told for as many sequences as were reserved, however many tokens these have. */
+static void test_more_caches_than_reserved(void **state) {
+    (void)state;
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_lm *lm = model_make(ctx, NULL);
+    must(ctx, moe_lm_reserve(lm, 1, 8, MOE_INFER));
+    static const int32_t tokens[2] = {1, 2};
+    moelm_cache *const caches[2] = {NULL, NULL};
+    moelm_pass pass = {
+        .tokens = tokens, .n_seq = 2, .length = 1, .cache = caches, .call = {.size = sizeof pass.call}};
+    must_fail(ctx, moelm_forward(lm, &pass), MOE_ERR_STATE, "2 sequences are more than the 1 sequences");
+    moe_lm_destroy(lm);
+    moe_ctx_destroy(ctx);
+}
+
 /* A weight that is not a number stops the step; mended, the texts go on as if nothing had been. */
 static void test_a_failed_step_is_made_again(void **state) {
     (void)state;
@@ -476,6 +491,7 @@ int main(void) {
         cmocka_unit_test(test_one_prompt_is_read_once),
         cmocka_unit_test(test_training_between),
         cmocka_unit_test(test_wrong_inputs),
+        cmocka_unit_test(test_more_caches_than_reserved),
         cmocka_unit_test(test_a_failed_step_is_made_again),
         cmocka_unit_test(test_within_a_step),
         cmocka_unit_test(test_memory),
