@@ -53,3 +53,26 @@ moe_status moelm_trainer_resume(moelm_trainer *t, char *event, size_t size) {
     free(step);
     return status;
 }
+
+/* A damaged one would be set aside, and the next one be asked. */
+static moe_status check_newest(moelm_trainer *t, const char *run_dir, const int64_t *step, size_t count) {
+    char path[4096];
+    moe_error first = {.text = ""};
+    moe_status status = count ? MOE_ERR_INPUT : MOE_OK;
+    for (size_t i = 0; i < count && status == MOE_ERR_INPUT; ++i) {
+        MOEI_TRY(moelm_snapshot_path(run_dir, step[i], path, sizeof path, &t->error));
+        status = moelm_snapshot_check(path, &t->state, &t->error);
+        if (i == 0) first = t->error;
+    }
+    return status == MOE_ERR_INPUT ? moei_error_set(&t->error, status, "%s", first.text) : status;
+}
+
+moe_status moelm_trainer_check_resume(moelm_trainer *t, const char *run_dir) {
+    int64_t *step;
+    size_t count;
+    if (*run_dir == '\0') return MOE_OK;
+    MOEI_TRY(moelm_snapshot_list(run_dir, &step, &count, &t->error));
+    const moe_status status = check_newest(t, run_dir, step, count);
+    free(step);
+    return status;
+}

@@ -112,12 +112,12 @@ static bool is_run(const char *path) {
 }
 
 /* --move-old is for runs: a directory of something else is not renamed by a slip of the pen. */
-static moe_status check_movable(const moelm_run_dir *dir, moe_error *error) {
-    return is_run(dir->path) ? MOE_OK : check_unsettled(dir->path, error);
+static moe_status check_movable(const char *path, moe_error *error) {
+    return is_run(path) ? MOE_OK : check_unsettled(path, error);
 }
 
-moe_status moelm_run_dir_check_free(const char *path, moe_error *error) {
-    if (*path == '\0' || !moelm_file_exists(path)) return MOE_OK;
+static moe_status check_free(const char *path, moe_error *error) {
+    if (!moelm_file_exists(path)) return MOE_OK;
     if (is_run(path))
         return moei_error_set(
             error, MOE_ERR_ARGUMENT,
@@ -127,12 +127,12 @@ moe_status moelm_run_dir_check_free(const char *path, moe_error *error) {
 }
 
 static moe_status make_or_take(moelm_run_dir *dir, moelm_claim claim, moe_error *error) {
-    if (claim == MOELM_CLAIM_NEW) MOEI_TRY(moelm_run_dir_check_free(dir->path, error));
+    if (claim == MOELM_CLAIM_NEW) MOEI_TRY(check_free(dir->path, error));
     MOEI_TRY(make_parent(dir->path, error));
     if (claim == MOELM_CLAIM_NEW || !moelm_file_exists(dir->path)) MOEI_TRY(make_new(dir, error));
     MOEI_TRY(lock(dir, error));
     if (dir->made || claim == MOELM_CLAIM_RESUME) return MOE_OK;
-    MOEI_TRY(check_movable(dir, error));
+    MOEI_TRY(check_movable(dir->path, error));
     MOEI_TRY(move_aside(dir, error));
     close(dir->lock);
     dir->lock = -1;
@@ -149,13 +149,18 @@ static bool is_ours(const char *name) {
     return false;
 }
 
-static moe_status take(moelm_run_dir *dir, moelm_claim claim, bool *begun, moe_error *error) {
-    MOEI_TRY(make_or_take(dir, claim, error));
-    char *settings = moelm_path_join(dir->path, "config.resolved.yaml");
-    if (!settings) return no_memory(dir->path, error);
+/* Whether a run has settled in the directory; if not, nothing else has. */
+static moe_status find_begun(const char *path, bool *begun, moe_error *error) {
+    char *settings = moelm_path_join(path, "config.resolved.yaml");
+    if (!settings) return no_memory(path, error);
     *begun = moelm_file_exists(settings);
     free(settings);
-    if (!*begun) MOEI_TRY(check_unsettled(dir->path, error));
+    return *begun ? MOE_OK : check_unsettled(path, error);
+}
+
+static moe_status take(moelm_run_dir *dir, moelm_claim claim, bool *begun, moe_error *error) {
+    MOEI_TRY(make_or_take(dir, claim, error));
+    MOEI_TRY(find_begun(dir->path, begun, error));
     return moelm_publish_sweep(dir->path, is_ours, NULL, error);
 }
 
@@ -173,6 +178,49 @@ static moe_status check_path(const char *path, moe_error *error) {
                                   (unsigned)code);
     }
     return MOE_OK;
+}
+
+/* Where something is to be made: the nearest directory above it that exists, as its owner, mode and file
+ * system say. */
+static moe_status check_place(const char *path, moe_error *error) {
+    char *at = strdup(path);
+    while (at && !moelm_file_exists(at) && strcmp(at, ".") != 0 && strcmp(at, "/") != 0) {
+        char *parent = moelm_path_parent(at);
+        free(at);
+        at = parent;
+    }
+    if (!at) return no_memory(path, error);
+    moe_status status = MOE_OK;
+    if (!moelm_dir_exists(at))
+        status = moei_error_set(error, MOE_ERR_IO, "%s: cannot be made: %s is no directory", path, at);
+    else if (access(at, W_OK | X_OK) != 0)
+        status =
+            moei_error_set(error, MOE_ERR_IO, "%s: cannot be written: %s: %s", path, at, strerror(errno));
+    free(at);
+    return status;
+}
+
+/* What is moved aside is written in its parent. */
+static moe_status check_claim(const char *path, moelm_claim claim, moe_error *error) {
+    const bool there = moelm_file_exists(path);
+    bool begun;
+    if (claim == MOELM_CLAIM_NEW) MOEI_TRY(check_free(path, error));
+    if (there && claim == MOELM_CLAIM_RESUME) MOEI_TRY(find_begun(path, &begun, error));
+    if (there && claim == MOELM_CLAIM_MOVE_OLD) MOEI_TRY(check_movable(path, error));
+    if (!there || claim == MOELM_CLAIM_RESUME) return check_place(path, error);
+    char *parent = moelm_path_parent(path);
+    const moe_status status = parent ? check_place(parent, error) : no_memory(path, error);
+    free(parent);
+    return status;
+}
+
+moe_status moelm_run_dir_check_claim(const char *path, moelm_claim claim, moe_error *error) {
+    if (*path == '\0') return MOE_OK;
+    MOEI_TRY(check_path(path, error));
+    char *plain = without_slashes(path);
+    const moe_status status = plain ? check_claim(plain, claim, error) : no_memory(path, error);
+    free(plain);
+    return status;
 }
 
 moe_status moelm_run_dir_claim(const char *path, moelm_claim claim, moelm_run_dir *dir, bool *begun,

@@ -26,8 +26,8 @@ typedef enum moelm_claim {
  * in it. */
 moe_status moelm_run_dir_claim(const char *path, moelm_claim claim, moelm_run_dir *dir, bool *begun,
                                moe_error *error);
-/* Whether a new run may be made at `path`; "": not said yet, so it may. */
-moe_status moelm_run_dir_check_free(const char *path, moe_error *error);
+/* What moelm_run_dir_claim would refuse, but for another process in it; makes nothing. "": not said yet. */
+moe_status moelm_run_dir_check_claim(const char *path, moelm_claim claim, moe_error *error);
 /* Whether the run there, if one has settled, goes on with `config`. */
 moe_status moelm_run_dir_check_begun(const char *path, const moe_lm_config *config, moe_error *error);
 /* Whether the path still is the directory that was claimed, which may have been renamed or removed since. */

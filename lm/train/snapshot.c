@@ -224,14 +224,21 @@ static moe_status check_isa(const json_t *root, const char *path, const moelm_tr
         path, found, s->isa, found);
 }
 
-static moe_status read_state(const json_t *root, const char *path, moelm_train_state *s, moe_error *error) {
-    int64_t schema, seed;
+/* Whether it is of this run, this text and these kernels. */
+static moe_status check_state(const json_t *root, const char *path, const moelm_train_state *s,
+                              moe_error *error) {
+    int64_t schema;
     MOEI_TRY(moelm_json_get_int(root, path, "schema", SCHEMA, SCHEMA, &schema, error));
     MOEI_TRY(check_hash(root, path, "config_sha256", s->config_sha256,
                         "was written under other settings than this run's config.resolved.yaml says", error));
     MOEI_TRY(check_hash(root, path, "text_sha256", s->text_sha256,
                         "was trained on another text; data.train has changed since", error));
-    MOEI_TRY(check_isa(root, path, s, error));
+    return check_isa(root, path, s, error);
+}
+
+static moe_status read_state(const json_t *root, const char *path, moelm_train_state *s, moe_error *error) {
+    int64_t seed;
+    MOEI_TRY(check_state(root, path, s, error));
     MOEI_TRY(moelm_json_get_int(root, path, "seed", 0, INT64_MAX, &seed, error));
     MOEI_TRY(moelm_json_get_int(root, path, "step", 1, INT64_MAX, &s->step, error));
     MOEI_TRY(moelm_json_get_int(root, path, "tokens", 1, INT64_MAX, &s->tokens, error));
@@ -275,6 +282,16 @@ moe_status moelm_snapshot_save(const char *path, moe_lm *lm, const moelm_optimiz
     moe_status status = write_files(moelm_publish_path(publish), lm, optimizer, state, error);
     if (status == MOE_OK) return moelm_publish_commit(publish, error);
     moelm_publish_abort(publish);
+    return status;
+}
+
+moe_status moelm_snapshot_check(const char *path, const moelm_train_state *state, moe_error *error) {
+    char *json = moelm_path_join(path, "trainer.json");
+    json_t *root = NULL;
+    moe_status status = json ? moelm_json_load(json, &root, error) : no_memory(path, error);
+    if (status == MOE_OK) status = check_state(root, json, state, error);
+    json_decref(root);
+    free(json);
     return status;
 }
 

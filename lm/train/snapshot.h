@@ -35,6 +35,8 @@ moe_status moelm_snapshot_save(const char *path, moe_lm *lm, const moelm_optimiz
  * undefined. */
 moe_status moelm_snapshot_load(const char *path, const moelm_optimizer *optimizer, moelm_train_state *state,
                                moe_error *error);
+/* Whether hashes and isa are those, by its trainer.json alone. */
+moe_status moelm_snapshot_check(const char *path, const moelm_train_state *state, moe_error *error);
 /* Steps of the checkpoints, newest first; free *step with free(). A missing directory has none. */
 moe_status moelm_snapshot_list(const char *run_dir, int64_t **step, size_t *count, moe_error *error);
 /* Renames one that cannot be read, so that it counts as a checkpoint no longer. */

@@ -154,6 +154,16 @@ static moe_status make_buffers(moelm_trainer *t) {
     return moei_error_set(&t->error, MOE_ERR_MEMORY, "no memory for a batch of %zu tokens", rows);
 }
 
+/* What a checkpoint must have in common with this sitting. */
+static moe_status identify(moelm_trainer *t) {
+    t->state.seed = t->config->train.seed;
+    t->state.eval_bits_per_byte = NAN;
+    t->state.isa = moe_ctx_isa(t->ctx);
+    t->state.any_isa = t->config->run.resume_any_isa;
+    memcpy(t->state.text_sha256, t->train.sha256, sizeof t->state.text_sha256);
+    return moelm_config_hash(t->config, t->state.config_sha256, &t->error);
+}
+
 static moe_status settle(moelm_trainer *t, bool begun, char *event, size_t size) {
     moelm_run_facts facts = {.ctx = t->ctx,
                              .config = t->config,
@@ -162,12 +172,7 @@ static moe_status settle(moelm_trainer *t, bool begun, char *event, size_t size)
                              .eval = t->eval.map.data ? &t->eval : NULL,
                              .info = {.size = sizeof facts.info}};
     moe_lm_get_info(t->lm, &facts.info);
-    t->state.seed = t->config->train.seed;
-    t->state.eval_bits_per_byte = NAN;
-    t->state.isa = moe_ctx_isa(t->ctx);
-    t->state.any_isa = t->config->run.resume_any_isa;
-    memcpy(t->state.text_sha256, t->train.sha256, sizeof t->state.text_sha256);
-    MOEI_TRY(moelm_config_hash(t->config, t->state.config_sha256, &t->error));
+    MOEI_TRY(identify(t));
     if (!begun) {
         if (t->options->resume) MOEI_TRY(moelm_trainer_begin(t));
         return moelm_run_dir_describe(&t->dir, &facts, &t->error);
@@ -238,6 +243,12 @@ static moe_status prepare(moelm_trainer *t) {
     return MOE_OK;
 }
 
+static moelm_claim claim_of(const moelm_trainer *t) {
+    return t->options->resume     ? MOELM_CLAIM_RESUME
+           : t->options->move_old ? MOELM_CLAIM_MOVE_OLD
+                                  : MOELM_CLAIM_NEW;
+}
+
 static moe_status train(moelm_trainer *t) {
     char event[4200] = "";
     bool begun = false;
@@ -246,11 +257,7 @@ static moe_status train(moelm_trainer *t) {
     MOEI_TRY(make_model(t));
     MOEI_TRY(make_buffers(t));
     if (!t->options->resume) MOEI_TRY(moelm_trainer_begin(t));
-    const char *path = run_path(t);
-    const moelm_claim claim = t->options->resume     ? MOELM_CLAIM_RESUME
-                              : t->options->move_old ? MOELM_CLAIM_MOVE_OLD
-                                                     : MOELM_CLAIM_NEW;
-    MOEI_TRY(moelm_run_dir_claim(path, claim, &t->dir, &begun, &t->error));
+    MOEI_TRY(moelm_run_dir_claim(run_path(t), claim_of(t), &t->dir, &begun, &t->error));
     if (t->dir.old) snprintf(event, sizeof event, "moved what was there to %s", t->dir.old);
     MOEI_TRY(settle(t, begun, event, sizeof event));
     MOEI_TRY(moelm_run_log_open(t->dir.path, t->state.step, &t->load, &t->log, &t->error));
@@ -273,14 +280,18 @@ static moe_status check_from(moelm_trainer *t) {
     return moelm_trainer_ctx(t, moelm_init_from(t->lm, t->from, t->told, sizeof t->told));
 }
 
+static moe_status check_begun(moelm_trainer *t) {
+    if (!t->options->resume) return MOE_OK;
+    MOEI_TRY(moelm_run_dir_check_begun(run_path(t), t->config, &t->error));
+    MOEI_TRY(identify(t));
+    return moelm_trainer_check_resume(t, run_path(t));
+}
+
 static moe_status look(moelm_trainer *t, moe_lm_info *info) {
-    const char *path = run_path(t);
     MOEI_TRY(prepare(t));
     if (t->config->data.train[0] != '\0') MOEI_TRY(open_texts(t));
-    if (t->options->resume)
-        MOEI_TRY(moelm_run_dir_check_begun(path, t->config, &t->error));
-    else if (!t->options->move_old)
-        MOEI_TRY(moelm_run_dir_check_free(path, &t->error));
+    MOEI_TRY(moelm_run_dir_check_claim(run_path(t), claim_of(t), &t->error));
+    MOEI_TRY(check_begun(t));
     MOEI_TRY(check_size(t, info));
     MOEI_TRY(check_from(t));
     return warn_of_settings(t);

@@ -53,6 +53,8 @@ moe_status moelm_trainer_begin(moelm_trainer *t);
 
 /* resume.c: reads the newest checkpoint that is whole; `event` says which. */
 moe_status moelm_trainer_resume(moelm_trainer *t, char *event, size_t size);
+/* Whether the newest of run_dir is of this run, text and kernels; changes nothing. */
+moe_status moelm_trainer_check_resume(moelm_trainer *t, const char *run_dir);
 
 /* trainer_alarm.c: what rings after the step just made is told, and revived where the settings say so. */
 moe_status moelm_trainer_alarms(moelm_trainer *t);

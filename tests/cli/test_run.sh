@@ -91,13 +91,17 @@ says err 'standard output'
 # a directory that is no run is not resumed in
 mkdir foreign
 cp run/metrics.jsonl foreign
-expect 3 "$MOEKIT" train small.yaml --run foreign --resume
-says err 'config\.resolved\.yaml'
+for claim in --dry-run ''; do
+    expect 3 "$MOEKIT" train small.yaml --run foreign --resume $claim
+    says err 'config\.resolved\.yaml'
+done
 cmp run/metrics.jsonl foreign/metrics.jsonl || complain 'resuming changed a foreign directory'
 [ "$(ls foreign)" = metrics.jsonl ] || complain 'resuming left files in a foreign directory'
 # nor renamed; an empty one is
-expect 3 "$MOEKIT" train small.yaml --run foreign --move-old
-says err 'foreign: holds metrics\.jsonl'
+for claim in --dry-run ''; do
+    expect 3 "$MOEKIT" train small.yaml --run foreign --move-old $claim
+    says err 'foreign: holds metrics\.jsonl'
+done
 [ "$(ls -d foreign*)" = foreign ] || complain '--move-old renamed a directory that is no run'
 mkdir bare
 expect 0 "$MOEKIT" train small.yaml --run bare// --move-old train.steps=2
@@ -109,10 +113,15 @@ expect 0 "$MOEKIT" train small.yaml --run "$PWD/far" train.steps=2
 says far/config.resolved.yaml "train: $PWD/train.txt$"
 (cd elsewhere-dir && "$MOEKIT" train --resume --run ../far >../out 2>../err) || complain "cannot resume from elsewhere: $(cat err)"
 before=$(ls)
-expect 2 "$MOEKIT" train small.yaml --run $'deep/new\nline'
-says err 'control character 10'
-expect 2 "$MOEKIT" train small.yaml --run $'latin\xe9'
-says err 'not UTF-8'
+for claim in '' --dry-run; do
+    expect 2 "$MOEKIT" train small.yaml --run $'deep/new\nline' $claim
+    says err 'control character 10'
+    expect 2 "$MOEKIT" train small.yaml --run $'latin\xe9' $claim
+    says err 'not UTF-8'
+    # nor in what is no directory
+    expect 1 "$MOEKIT" train small.yaml --run train.txt/deep/new $claim
+    says err 'train\.txt/deep.*: cannot (be made|make)'
+done
 [ "$(ls)" = "$before" ] || complain 'a refused path left something behind'
 expect 3 "$MOEKIT" train --resume --run none
 says err 'none: no such run directory'
@@ -120,6 +129,19 @@ expect 2 "$MOEKIT" train small.yaml --run run --dry-run
 says err 'run exists already'
 expect 2 "$MOEKIT" train --run run --resume train.lr=1 --dry-run
 says err "train\.lr is '1' now"
+# a text that changed since, and kernels that round otherwise
+cp -r run other-text
+cp train.txt kept.txt
+printf 'x' >>train.txt
+for claim in '' --dry-run; do
+    expect 2 "$MOEKIT" train --run other-text --resume $claim
+    says err 'was trained on another text'
+done
+mv kept.txt train.txt
+expect 2 "$MOEKIT" train --run other-text --resume --isa ref --dry-run
+says err 'was computed with'
+expect 0 "$MOEKIT" train --run other-text --resume --dry-run
+rm -r other-text
 for claim in '' --dry-run; do
     expect 2 "$MOEKIT" train small.yaml --run foreign $claim
     says err 'foreign exists already and is no run; name a directory that is to be made'

@@ -10,12 +10,12 @@
 #include <unistd.h>
 
 static const cli_option options[] = {
-    {"run",      0,   "DIR", "the run directory to make; same as --run.dir"                         },
-    {"from",     0,   "DIR", "begin with the parameters of this checkpoint, or of a run's newest"   },
-    {"resume",   'r', NULL,  "go on from the newest checkpoint of the run directory"                },
-    {"move-old", 0,   NULL,  "an existing run directory is first renamed DIR.1, DIR.2, ..."         },
-    {"dry-run",  0,   NULL,  "check settings, texts and memory, count the parameters, write nothing"},
-    {NULL,       0,   NULL,  NULL                                                                   }
+    {"run",      0,   "DIR", "the run directory to make; same as --run.dir"                                    },
+    {"from",     0,   "DIR", "begin with the parameters of this checkpoint, or of a run's newest"              },
+    {"resume",   'r', NULL,  "go on from the newest checkpoint of the run directory"                           },
+    {"move-old", 0,   NULL,  "an existing run directory is first renamed DIR.1, DIR.2, ..."                    },
+    {"dry-run",  0,   NULL,  "check settings, texts, directory and memory, count the parameters, write nothing"},
+    {NULL,       0,   NULL,  NULL                                                                              }
 };
 
 static bool should_stop(void *user) {
