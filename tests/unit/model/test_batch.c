@@ -301,10 +301,9 @@ static void test_more_caches_than_reserved(void **state) {
     moe_ctx *ctx = test_ctx(NULL, 1);
     moe_lm *lm = model_make(ctx, NULL);
     must(ctx, moe_lm_reserve(lm, 1, 8, MOE_INFER));
-    static const int32_t tokens[2] = {1, 2};
     moelm_cache *const caches[2] = {NULL, NULL};
-    moelm_pass pass = {
-        .tokens = tokens, .n_seq = 2, .length = 1, .cache = caches, .call = {.size = sizeof pass.call}};
+    static const int32_t tokens[2] = {1, 2};
+    moelm_pass pass = {.tokens = tokens, .n_seq = 2, .length = 1, .cache = caches};
     must_fail(ctx, moelm_forward(lm, &pass), MOE_ERR_STATE, "2 sequences are more than the 1 sequences");
     moe_lm_destroy(lm);
     moe_ctx_destroy(ctx);
