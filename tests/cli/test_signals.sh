@@ -128,7 +128,7 @@ says text/sample.txt '^And'
 
 # of several texts what was drawn is told, and those that had not begun are not
 background generate --run text -p And -p The --samples 3 --batch 4 -n 100000000 --json
-until grep -Eq '^SigCgt:.*4003$' /proc/$pid/status || ! kill -0 $pid; do sleep 0.05; done # it listens
+until (($(sed -n 's/^SigCgt:[[:space:]]*/0x/p' /proc/$pid/status) & 1 << 14)) || ! kill -0 $pid; do sleep 0.05; done # for SIGTERM
 sleep 1
 kill -s TERM $pid
 code=0
