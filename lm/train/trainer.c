@@ -9,6 +9,7 @@
 #include "train/schedule.h"
 #include "train/score.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -66,15 +67,24 @@ static moe_status evaluate(moelm_trainer *t) {
     return moelm_trainer_event(t, "eval");
 }
 
-/* What a disk that is full takes from the run, and what gives it back. */
+/* An error has words alone, and strerror's are among them. */
+static bool is_full_disk(const moe_error *error) {
+    static const int causes[] = {ENOSPC, EDQUOT, EFBIG};
+    bool full = strstr(error->text, "its file system has") != NULL; /* moelm_file_check_space */
+    for (size_t i = 0; i < sizeof causes / sizeof *causes; ++i)
+        full = full || strstr(error->text, strerror(causes[i]));
+    return full;
+}
+
+/* What a disk that is full, or gone, takes from the run, and what gives it back. */
 static moe_status told_what_is_lost(moelm_trainer *t, moe_status status) {
     char lost[64] = "no step is saved";
     const moe_error why = t->error;
     if (status != MOE_ERR_IO) return status;
     if (t->saved_step > 0)
         snprintf(lost, sizeof lost, "no step after %lld is saved", (long long)t->saved_step);
-    return moei_error_set(&t->error, status, "%.300s; %s. Make room, then resume %s to go on", why.text, lost,
-                          t->dir.path);
+    return moei_error_set(&t->error, status, "%.300s; %s. %s, then resume %s to go on", why.text, lost,
+                          is_full_disk(&why) ? "Make room" : "Mend that", t->dir.path);
 }
 
 static moe_status write_checkpoint(moelm_trainer *t, const char *path) {

@@ -36,6 +36,19 @@ expect 1 limited 0 "$MOEKIT" eval --run run
 says said 'eval\.json'
 [ -e run/eval.json ] && complain 'half an analysis was left'
 
+# what is not a full disk is not said to be one
+"$MOEKIT" train small.yaml --run broken train.steps=1000000 train.save_every=5 2>said >out &
+pid=$!
+until [ -e broken/checkpoints/step-00000005 ] || ! kill -0 $pid; do sleep 0.05; done
+kill -STOP $pid
+mv broken/checkpoints aside
+: >broken/checkpoints
+kill -CONT $pid
+wait $pid
+code=$?
+[ $code -eq 1 ] || complain "a checkpoint that cannot be written is exit code 1, not $code"
+says said 'no step after [0-9]+ is saved\. Mend that, then resume broken'
+
 # /proc takes no directory, from root neither
 "$MOEKIT" train small.yaml --run /proc/moekit-run >out 2>err
 code=$?
