@@ -141,13 +141,14 @@ typedef struct moe_lm_text {
     moe_lm_token_fn on_token;      /* of the new tokens, in steps; it may use the model, but not its batch */
     void *user;
 } moe_lm_text;
-/* Bytes of the batch alone. Its passes are those of moe_lm_measure: of max_texts sequences of one token, and
- * of one of max_length. */
+/* Bytes of the batch alone. Its passes are those of moe_lm_measure: of one sequence of max_length, and of
+ * max_texts sequences of one token; where texts beside each other have a say in routing (a capacity, say), of
+ * one. */
 MOE_API moe_status moe_lm_batch_measure(moe_lm *lm, const moe_lm_batch_desc *desc, size_t *bytes);
 /* Reserves both; no call on the batch allocates. */
 MOE_API moe_status moe_lm_batch_create(moe_lm *lm, const moe_lm_batch_desc *desc, moe_lm_batch **batch);
 MOE_API void moe_lm_batch_destroy(moe_lm_batch *batch);
-/* MOE_ERR_STATE where max_texts are being written. n_new 0 is over at once. */
+/* MOE_ERR_STATE where max_texts are being written. n_new 0 is over at once and takes no place. */
 MOE_API moe_status moe_lm_batch_add(moe_lm_batch *batch, const moe_lm_text *text);
 /* One more token of every text: first of those whose prompts are new their whole prompts are read. After a
  * failure a text has got this step's token or will get it from the next. */

@@ -157,7 +157,8 @@ static moe_status check_pattern(const moe_lm_config *config, moe_error *error) {
                                   m->dense_layers, m->n_layers - 1);
     if (*list)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
-                              "model.dense_layers: '%.100s' is no list of layers, as 0,3", m->dense_layers);
+                              "model.dense_layers: '%.100s' is no list of layers, as 0,3 without blanks",
+                              m->dense_layers);
     if (m->moe_layer_freq > 0 && config->moe.num_experts > 0 && !has_routed(config))
         return moei_error_set(
             error, MOE_ERR_ARGUMENT,

@@ -27,6 +27,7 @@ struct moe_lm_batch {
     void *block;
     size_t bytes;
     int64_t max_texts, capacity;
+    int64_t told; /* tokens of the prompt that was last said to be too long */
     bool in_step;
     bool alone;          /* a pass a text: its neighbours would have a say */
     place *places;       /* [max_texts] */
@@ -104,7 +105,7 @@ static moe_status measure(moe_lm *lm, const moe_lm_batch_desc *desc, moe_lm_batc
                             .alone = company(lm) != NULL};
     if (batch->max_texts > INT32_MAX / batch->capacity)
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
-                            "max_texts: %lld of %lld tokens are more than %d tokens; lower max_length",
+                            "max_texts: %lld of %lld tokens are more than %d tokens",
                             (long long)batch->max_texts, (long long)batch->capacity, INT32_MAX);
     moei_arena arena = {0};
     carve(lm, &arena, batch);
@@ -168,8 +169,13 @@ bool moelm_batch_in_step(const moe_lm_batch *batch) {
 }
 
 /* Whoever comes next may have trained the model: what was read is forgotten. */
-void moelm_batch_clear(moe_lm_batch *batch) {
+static void forget(moe_lm_batch *batch) {
     for (int64_t i = 0; i < batch->max_texts; ++i) batch->places[i].left = batch->places[i].cache->n = 0;
+}
+
+void moelm_batch_clear(moe_lm_batch *batch) {
+    forget(batch);
+    batch->told = 0;
 }
 
 static moe_status check_idle(const moe_lm_batch *batch, const char *call) {
@@ -193,13 +199,14 @@ static int64_t least(int64_t a, int64_t b) {
 
 /* The prompt's end that fits the window; of what the place read before, the beginning that fits it. The last
  * token is read in any case: its logits are wanted. */
-static void open_window(const moe_lm_batch *batch, const moe_lm_text *text, place *p) {
+static void open_window(moe_lm_batch *batch, const moe_lm_text *text, place *p) {
     const moe_lm *lm = batch->lm;
     p->n = least(text->n_prompt, lm->context);
-    if (p->n < text->n_prompt)
+    if (p->n < text->n_prompt && batch->told != text->n_prompt) /* not the same words for every sample */
         moei_log(lm->ctx, MOE_LOG_WARN,
                  "the prompt of %lld tokens is longer than the context of %lld: its last %lld are read",
                  (long long)text->n_prompt, (long long)lm->context, (long long)p->n);
+    if (p->n < text->n_prompt) batch->told = text->n_prompt;
     const int32_t *prompt = text->prompt + text->n_prompt - p->n;
     const int64_t most = batch->alone ? 0 : least(p->cache->n, p->n - 1);
     p->cache->n = common(p->cache->window, prompt, most);
@@ -230,13 +237,13 @@ moe_status moe_lm_batch_add(moe_lm_batch *batch, const moe_lm_text *text) {
             lm->ctx, MOE_ERR_ARGUMENT,
             "a text of %lld and %lld new tokens is longer than the batch's max_length of %lld",
             (long long)ours.n_prompt, (long long)ours.n_new, (long long)batch->capacity);
+    if (ours.n_new == 0) return MOE_OK;
     place *p = batch->places, *end = p + batch->max_texts;
     while (p < end && p->left > 0) ++p;
     if (p == end)
         return moe_ctx_fail(lm->ctx, MOE_ERR_STATE,
                             "%lld texts are being written, as many as max_texts: step until one is over",
                             (long long)batch->max_texts);
-    if (ours.n_new == 0) return MOE_OK;
     open_window(batch, &ours, p);
     p->left = ours.n_new;
     p->at = (uint64_t)ours.n_prompt;
@@ -339,6 +346,6 @@ moe_status moe_lm_batch_step(moe_lm_batch *batch) {
     batch->in_step = true;
     const moe_status status = step(batch, n);
     batch->in_step = false;
-    if (moe_lm_batch_live(batch) == 0) moelm_batch_clear(batch);
+    if (moe_lm_batch_live(batch) == 0) forget(batch);
     return status;
 }

@@ -288,6 +288,13 @@ says out '"prompt":"house","sample":2,.*"bytes":9,"seed":2'
     complain 'prompts of standard input'
 expect 0 "$MOEKIT" generate --run run -p x --samples 2 --temp 0 -n 5 --no-save
 says err 'will be the same'
+# what does not fit is told in the command's words, and a prompt that is too long once
+expect 0 "$MOEKIT" train small.yaml --run wide-context train.steps=1 model.context=100000 train.length=16 data.eval= -q
+expect 2 "$MOEKIT" generate --run wide-context -p x --samples 65536 --batch 65536 -n 99999 --no-save
+says err '65536 of 100000 tokens are more than [0-9]+ tokens; lower --batch or --n-predict'
+head -c 100 train.txt | tr '\n' ' ' >wide
+expect 0 "$MOEKIT" generate --run run -f wide --samples 5 --batch 1 -n 3 --no-save
+[ "$(grep -c 'longer than the context' err)" -eq 1 ] || complain "a prompt that is too long is told otherwise than once: $(cat err)"
 printf 'a\n\nb\n' >gap
 expect 3 "$MOEKIT" generate --run run --prompts gap
 says err 'gap: line 2: empty'

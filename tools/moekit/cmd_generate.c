@@ -2,6 +2,8 @@
  */
 #include "run_files.h"
 
+#include <moekit/expert.h>
+
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,7 +39,7 @@ typedef struct sample {
     const job *job;
     const prompt *of;
     int64_t number; /* of the prompt's samples, from 0 */
-    char *drawn;    /* [n_new] */
+    char *drawn;    /* [n_new]; NULL before it is begun */
     int64_t n;
     bool over;
     moe_lm_sampler sampler;
@@ -166,10 +168,6 @@ static int make_samples(cli_args *args, job *self) {
                       .number = i % self->n_each,
                       .sampler = self->sampler};
         s->sampler.seed += (uint64_t)s->number;
-        s->drawn = malloc((size_t)self->n_new);
-        if (!s->drawn)
-            return cli_fail(args, MOE_ERR_MEMORY, "--n-predict: no memory for %lld bytes",
-                            (long long)self->n_new);
     }
     return 0;
 }
@@ -245,8 +243,12 @@ static size_t longest_prompt(const job *self) {
 }
 
 /* The next sample joins; token[] has room for its prompt. */
-static moe_status begin(job *self, moe_lm_batch *batch, int32_t *token) {
+static moe_status begin(moe_ctx *ctx, job *self, moe_lm_batch *batch, int32_t *token) {
     sample *s = &self->samples[self->n_begun];
+    s->drawn = malloc((size_t)self->n_new);
+    if (!s->drawn)
+        return moe_ctx_fail(ctx, MOE_ERR_MEMORY, "--n-predict: no memory for %lld bytes",
+                            (long long)self->n_new);
     for (size_t i = 0; i < s->of->n; ++i) token[i] = (unsigned char)s->of->bytes[i];
     const moe_lm_text text = {.size = sizeof text,
                               .prompt = token,
@@ -260,12 +262,12 @@ static moe_status begin(job *self, moe_lm_batch *batch, int32_t *token) {
     return status;
 }
 
-static moe_status draw(cli_args *args, job *self, moe_lm_batch *batch, int32_t *token) {
+static moe_status draw(cli_args *args, moe_ctx *ctx, job *self, moe_lm_batch *batch, int32_t *token) {
     moe_status status = MOE_OK;
     while (status == MOE_OK) {
         while (status == MOE_OK && self->n_begun < n_samples(self) && cli_signal_caught() == 0 &&
                moe_lm_batch_live(batch) < self->batch)
-            status = begin(self, batch, token);
+            status = begin(ctx, self, batch, token);
         if (status != MOE_OK || moe_lm_batch_live(batch) == 0) break;
         status = moe_lm_batch_step(batch);
         show(args, self);
@@ -283,16 +285,17 @@ static int draw_all(cli_args *args, job *self, moe_ctx *ctx, moe_lm *lm) {
     int32_t *token = malloc(longest * sizeof *token);
     if (!token) return cli_fail(args, MOE_ERR_MEMORY, "the prompt does not fit");
     moe_status status = moe_lm_batch_create(lm, &desc, &batch);
+    const char *advice = status == MOE_OK ? "" : "; lower --batch or --n-predict";
     if (status == MOE_OK) {
         const double start = cli_seconds();
         cli_signals_catch(NULL);
-        status = draw(args, self, batch, token);
+        status = draw(args, ctx, self, batch, token);
         self->seconds = cli_seconds() - start;
         if (self->stream) putchar('\n');
     }
     moe_lm_batch_destroy(batch);
     free(token);
-    return status == MOE_OK ? 0 : cli_fail(args, status, "%s", moe_ctx_error(ctx));
+    return status == MOE_OK ? 0 : cli_fail(args, status, "%s%s", moe_ctx_error(ctx), advice);
 }
 
 static int generate(cli_args *args, job *self) {

@@ -46,18 +46,19 @@ static void test_wrong_layers(void **state) {
     static const struct {
         const char *pairs[5], *words; /* NULL: accepted */
     } cases[] = {
-        {{"moe_layer_freq", "0", "model.moe_layer_offset", "1"}, "model.moe_layer_freq: 0 leaves no"   },
-        {{"moe_layer_freq", "0", "model.dense_layers", "1"},     "model.moe_layer_freq: 0 leaves no"   },
-        {{"moe_layer_freq", "2", "model.moe_layer_offset", "2"}, "2 must be below model.moe_layer_freq"},
-        {{"moe_layer_freq", "2", "model.moe_layer_offset", "1"}, NULL                                  },
-        {{"model.dense_layers", "0,3"},                          NULL                                  },
-        {{"model.dense_layers", "0,4"},                          "'0,4' names a layer outside 0 .. 3"  },
-        {{"model.dense_layers", "99999999999999999999"},         "names a layer outside 0 .. 3"        },
-        {{"model.dense_layers", "0,,3"},                         "'0,,3' is no list of layers"         },
-        {{"model.dense_layers", "0,"},                           "'0,' is no list of layers"           },
-        {{"model.dense_layers", "-1"},                           "'-1' is no list of layers"           },
-        {{"model.dense_layers", "0,1,2,3"},                      "leaves none of 4 layers with experts"},
-        {{"model.dense_layers", "0", "expert_hidden_size", "0"}, "model.ffn_hidden_size: 0"            },
+        {{"moe_layer_freq", "0", "model.moe_layer_offset", "1"}, "model.moe_layer_freq: 0 leaves no"                 },
+        {{"moe_layer_freq", "0", "model.dense_layers", "1"},     "model.moe_layer_freq: 0 leaves no"                 },
+        {{"moe_layer_freq", "2", "model.moe_layer_offset", "2"}, "2 must be below model.moe_layer_freq"              },
+        {{"moe_layer_freq", "2", "model.moe_layer_offset", "1"}, NULL                                                },
+        {{"model.dense_layers", "0,3"},                          NULL                                                },
+        {{"model.dense_layers", "0,4"},                          "'0,4' names a layer outside 0 .. 3"                },
+        {{"model.dense_layers", "99999999999999999999"},         "names a layer outside 0 .. 3"                      },
+        {{"model.dense_layers", "0,,3"},                         "'0,,3' is no list of layers"                       },
+        {{"model.dense_layers", "0, 3"},                         "'0, 3' is no list of layers, as 0,3 without blanks"},
+        {{"model.dense_layers", "0,"},                           "'0,' is no list of layers"                         },
+        {{"model.dense_layers", "-1"},                           "'-1' is no list of layers"                         },
+        {{"model.dense_layers", "0,1,2,3"},                      "leaves none of 4 layers with experts"              },
+        {{"model.dense_layers", "0", "expert_hidden_size", "0"}, "model.ffn_hidden_size: 0"                          },
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {

@@ -336,6 +336,53 @@ static void test_one_text_at_a_time(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+/* Where caches are is told for as many sequences as were reserved, however many tokens these have. */
+static void test_more_caches_than_reserved(void **state) {
+    (void)state;
+    moe_ctx *ctx = test_ctx(NULL, 1);
+    moe_lm *lm = model_make(ctx, NULL);
+    must(ctx, moe_lm_reserve(lm, 1, 8, MOE_INFER));
+    moelm_cache *const caches[2] = {NULL, NULL};
+    static const int32_t tokens[2] = {1, 2};
+    moelm_pass pass = {.tokens = tokens, .n_seq = 2, .length = 1, .cache = caches};
+    must_fail(ctx, moelm_forward(lm, &pass), MOE_ERR_STATE, "2 sequences are more than the 1 sequences");
+    moe_lm_destroy(lm);
+    moe_ctx_destroy(ctx);
+}
+
+static int long_prompts;
+static void count_long_prompts(void *user, moe_log_level level, const char *text) {
+    (void)user;
+    long_prompts += level == MOE_LOG_WARN && strstr(text, "is longer than the context") != NULL;
+}
+
+/* Samples of one prompt: said once. By moe_lm_generate each time. */
+static void test_a_long_prompt_is_told_once(void **state) {
+    (void)state;
+    moe_ctx_desc desc = {.size = sizeof desc, .seed = 1, .n_threads = 1, .log = count_long_prompts};
+    moe_ctx *ctx;
+    assert_int_equal(moe_ctx_create(&desc, &ctx, NULL), MOE_OK);
+    moe_lm *lm = model_make(ctx, NULL);
+    const moe_lm_batch_desc one = {.size = sizeof one, .max_texts = 1};
+    moe_lm_batch *batch;
+    must(ctx, moe_lm_batch_create(lm, &one, &batch));
+    const moe_lm_sampler sampler = {.size = sizeof sampler};
+    int32_t prompt[41] = {0};
+    static model_taken taken;
+    for (int i = 0; i < 6; ++i) {
+        const int64_t n = 40 + i / 3;
+        const moe_lm_text text = {sizeof text, prompt, n, 1, &sampler, model_take, &taken};
+        must(ctx, moe_lm_batch_add(batch, &text));
+        must(ctx, moe_lm_batch_step(batch));
+        assert_int_equal(long_prompts, 1 + i / 3);
+    }
+    for (int i = 0; i < 2; ++i) must(ctx, moe_lm_generate(lm, prompt, 40, 1, &sampler, model_take, &taken));
+    assert_int_equal(long_prompts, 4);
+    moe_lm_batch_destroy(batch);
+    moe_lm_destroy(lm);
+    moe_ctx_destroy(ctx);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cache_is_the_full_forward),
@@ -347,6 +394,8 @@ int main(void) {
         cmocka_unit_test(test_greedy_ties_to_the_lower_token),
         cmocka_unit_test(test_shares_of_draws),
         cmocka_unit_test(test_draws_are_those_of_all_ranked),
+        cmocka_unit_test(test_more_caches_than_reserved),
+        cmocka_unit_test(test_a_long_prompt_is_told_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
