@@ -81,13 +81,6 @@ static void carve(const moe_lm *lm, moei_arena *arena, moe_lm_batch *batch) {
     for (size_t i = 0; batch->places && i < n; ++i) batch->places[i] = (place){.cache = &batch->caches[i]};
 }
 
-/* What the first layer says whose routing depends on neighbours; NULL: none does. */
-static const char *company(const moe_lm *lm) {
-    const char *why = NULL;
-    for (int32_t i = 0; i < lm->n_layers && !why; ++i) why = moe_layer_company(lm->blocks[i].ffn);
-    return why;
-}
-
 /* The batch's sizes, and what it takes. */
 static moe_status measure(moe_lm *lm, const moe_lm_batch_desc *desc, moe_lm_batch *batch) {
     moe_lm_batch_desc ours;
@@ -102,7 +95,7 @@ static moe_status measure(moe_lm *lm, const moe_lm_batch_desc *desc, moe_lm_batc
     *batch = (moe_lm_batch){.lm = lm,
                             .max_texts = ours.max_texts,
                             .capacity = whole ? lm->context : ours.max_length,
-                            .alone = company(lm) != NULL};
+                            .alone = moelm_company(lm) != NULL};
     if (batch->max_texts > INT32_MAX / batch->capacity)
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
                             "max_texts: %lld of %lld tokens are more than %d tokens",
@@ -142,7 +135,7 @@ moe_status moe_lm_batch_create(moe_lm *lm, const moe_lm_batch_desc *desc, moe_lm
     carve(lm, &arena, made);
     if (made->alone && made->max_texts > 1)
         moei_log(lm->ctx, MOE_LOG_WARN, "%s: texts are written beside each other in a pass each",
-                 company(lm));
+                 moelm_company(lm));
     *batch = made;
     return MOE_OK;
 }

@@ -368,3 +368,9 @@ moe_status moe_lm_get_info(const moe_lm *lm, moe_lm_info *info) {
     }
     return moei_ctx_desc_write(lm->ctx, info, &full, sizeof full, "moe_lm_info");
 }
+
+const char *moelm_company(const moe_lm *lm) {
+    const char *why = NULL;
+    for (int32_t i = 0; i < lm->n_layers && !why; ++i) why = moe_layer_company(lm->blocks[i].ffn);
+    return why;
+}

@@ -154,6 +154,8 @@ moe_status moelm_create_shapes(moe_ctx *ctx, const moe_lm_config *config, moe_lm
 /* What is said where moe_lm_config_foresight tells something, %s. */
 #define MOELM_FORESIGHT "%s. Figures do not compare with those of a model that sees only what was before"
 void moelm_warn_of_foresight(const moe_lm *lm);
+/* What the first layer says whose routing depends on neighbours (moe_layer_company); NULL: none does. */
+const char *moelm_company(const moe_lm *lm);
 /* Copies a moe_error onto the context. */
 moe_status moelm_fail(moe_ctx *ctx, const moe_error *error);
 static inline int64_t moelm_qkv_cols(const moe_lm *lm) {
@@ -177,6 +179,8 @@ static inline void *moelm_at(const moe_lm *lm, const void *block, int64_t i) {
 
 /* reserve.c */
 void moelm_release(moe_lm *lm);
+/* Of a model of shapes alone: what moe_lm_reserve would leave, told but not there. */
+void moelm_pretend_reserved(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mode);
 
 /* Gradients of what the model owns; the layers have theirs. */
 void moelm_zero_own_grad(moe_lm *lm);

@@ -164,6 +164,10 @@ static moelm_memory grown(const moe_lm *lm, int64_t n_seq, int64_t length, moe_m
     return mem;
 }
 
+void moelm_pretend_reserved(moe_lm *lm, int64_t n_seq, int64_t length, moe_mode mode) {
+    lm->memory = grown(lm, n_seq, length, mode);
+}
+
 /* What an unowned layer, of shapes alone, would hold and does not count. */
 static size_t lent_bytes(const moe_layer *layer, moe_mode mode) {
     size_t sum = 0;

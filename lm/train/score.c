@@ -8,25 +8,14 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* Tokens of one forward: enough to fill the kernels, few enough to fit beside a model in training. */
 enum { FORWARD_TOKENS = 4096 };
 
-/* Every router but plain top-k without a capacity looks at tokens together, so how many there are matters. */
-static bool tokens_are_independent(const moe_lm *lm) {
-    for (int32_t i = 0; i < lm->n_layers; ++i) {
-        const moe_layer_desc *desc = moe_layer_get_desc(lm->blocks[i].ffn);
-        if (desc->num_experts == 0) continue;
-        if (desc->capacity_factor > 0 || desc->capacity_factor_eval > 0) return false;
-        if (strcmp(desc->router_type, "top_k") != 0) return false;
-    }
-    return true;
-}
-
+/* In training what is reserved serves, unless how many tokens there are together matters. */
 int64_t moelm_score_sequences(const moe_lm *lm, int64_t length) {
     int64_t most = length < FORWARD_TOKENS ? FORWARD_TOKENS / length : 1;
-    if (lm->memory.mode != MOE_TRAIN || !tokens_are_independent(lm)) return most;
+    if (lm->memory.mode != MOE_TRAIN || moelm_company(lm)) return most;
     int64_t there = lm->memory.max_rows / length;
     return there < 1 ? 1 : there < most ? there : most;
 }

@@ -81,8 +81,7 @@ static moe_status check_room(moelm_trainer *t, const extent *e) {
     const double need = (double)bytes + (double)each * (double)info.params_total,
                  least = (double)model * (double)info.params_total;
     const double have = moei_machine_memory("/sys/fs/cgroup");
-    t->lm->memory.max_rows = e->n_seq * e->length; /* as if it were reserved */
-    t->lm->memory.mode = MOE_TRAIN;
+    moelm_pretend_reserved(t->lm, e->n_seq, e->length, MOE_TRAIN);
     if (have == 0 || need <= have) return MOE_OK;
     if (least > have)
         return moei_error_set(
