@@ -315,7 +315,7 @@ MOE_API const moe_layer_desc *moe_layer_get_desc(const moe_layer *layer);
  * call: the numbers are the same. False on the CPU. */
 MOE_API bool moe_layer_routes_on_device(const moe_layer *layer);
 /* NULL where a token has the same bits in inference beside any others of a call, else why they have a say: a
- * capacity, a router that looks at all. Experts of your own are taken to look at one row. */
+ * capacity, a router that looks at all, a GPU's sums for few tokens. Your own experts see one row each. */
 MOE_API const char *moe_layer_company(const moe_layer *layer);
 
 /* Memory, in bytes, for batches of up to max_tokens. */
@@ -443,7 +443,7 @@ typedef struct moe_param {
     int64_t dim[3]; /* row-major, the last contiguous; 1 beyond n_dim */
     void *value;    /* NULL where moe_layer_quantize has given it back (quant.h), or nobody has lent it */
     void *grad;     /* NULL until reserved for training or lent, and of buffers and what is frozen by then */
-    bool buffer, frozen;  /* not trained: what is saved alone, as the selection bias; moe_layer_freeze's */
+    bool buffer, frozen;  /* not trained, by an optimizer either: a selection bias; moe_layer_freeze's */
     uint8_t reserved[2];  /* 0: no padding, as in moe_stats */
     moe_dtype grad_dtype; /* f32 where dtype is bf16, but for moe_layer_set_grad_dtype; else dtype */
 } moe_param;

@@ -143,6 +143,7 @@ TYPES = {"void": None, "bool": ctypes.c_bool, "int": ctypes.c_int, "float": ctyp
          "uint64_t": ctypes.c_uint64, "char": ctypes.c_char, "const char *": ctypes.c_char_p,
          "const char *const *": ctypes.POINTER(ctypes.c_char_p)}
 ENUMS, STRUCTS, FUNCTIONS = {}, {}, {}
+STATUSES = set()  # functions that leave a text on their context where they refuse
 
 
 def _type(text):
@@ -185,6 +186,8 @@ def _declare():
     for kind, name, args in re.findall(r"^(?!typedef)(\w[\w *]*?)(moe_\w+)\(([^()]*)\);", DECLARATIONS, re.M):
         types = [] if args == "void" else [_type(_split(arg)[0]) for arg in args.split(",")]
         FUNCTIONS[name] = _type(kind), types
+        if kind.strip() == "moe_status" and "moe_error" not in args:
+            STATUSES.add(name)
 
 
 _declare()

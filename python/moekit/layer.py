@@ -30,22 +30,35 @@ class Missing(AttributeError, ValueError):
 
 class _Turns:
     """The library's functions as the threads of a context may call them: one at a time. Another that calls meanwhile is
-    refused; what the collector destroys waits for its turn, in whatever thread that comes."""
+    refused; what the collector destroys waits for its turn, in whatever thread that comes. What a call of `context`
+    refuses is read in its turn: the next one may refuse too."""
     WAIT = ("moe_ctx_destroy", "moe_layer_destroy", "moe_memory_free")
 
     def __init__(self, library):
-        self._library, self._turn = library, threading.RLock()
+        self._library, self._turn, self._told, self._context = library, threading.RLock(), threading.local(), None
+
+    def of(self, context):
+        self._context = context
+
+    def told(self):
+        """What this thread's last call was refused for; of a call that was made elsewhere, what the context has."""
+        text = self._told.__dict__.pop("text", None)
+        return self.moe_ctx_error(self._context) if text is None else text
 
     def __getattr__(self, name):
         function, waits = getattr(self._library, name), name in self.WAIT
-        take, give = self._turn.acquire, self._turn.release
+        take, give, told, error = self._turn.acquire, self._turn.release, self._told, self._library.moe_ctx_error
+        says, no_memory = name in _c.STATUSES, name == "moe_memory_alloc"
 
         def call(*args):
             if not take(waits):
                 raise Error(Status.STATE, f"{name}: another thread is in a call of this context; a context, its layers "
                                           "and arrays belong to one thread at a time (a context a thread, or a lock)")
             try:
-                return function(*args)
+                result = function(*args)
+                if says and result or no_memory and not result:
+                    told.text = error(self._context)
+                return result
             finally:
                 give()
 
@@ -189,6 +202,7 @@ class Context:
         if status:
             raise Error(status, error.text.decode(errors="replace"))
         self._handle, self._children = handle, {}
+        self._library.of(handle)
         self._finalizer = weakref.finalize(self, _destroy_context, self._library, handle, self._children)
 
     def __enter__(self):
@@ -215,7 +229,7 @@ class Context:
     def check(self, status):
         """Raises what a call on this context returned, unless it is MOE_OK."""
         if status:
-            raise Error(status, self._library.moe_ctx_error(self._handle).decode(errors="replace"))
+            raise Error(status, self._library.told().decode(errors="replace"))
 
     @property
     def isa(self):

@@ -419,7 +419,6 @@ class MoE(torch.nn.Module):
         self.packed = packed
         self._identify(layers)
         return self
-        return self
 
     @classmethod
     def from_mixtral(cls, block, **options):

@@ -297,6 +297,7 @@ bool moe_layer_routes_on_device(const moe_layer *layer) {
 const char *moe_layer_company(const moe_layer *layer) {
     static const char *const by_token[] = {"top_k",    "noisy_top_k", "sinkhorn",
                                            "quantile", "hash",        "gshard_top2"};
+    if (layer && layer->ctx->host) return "kernels of a GPU for few tokens add in another order";
     if (!layer || layer->desc.num_experts == 0) return NULL;
     const moe_layer_desc *desc = &layer->desc;
     const char *policy = desc->second_policy_eval;

@@ -387,6 +387,38 @@ class Threads(unittest.TestCase):
             call.forward()  # as if nothing had been
             self.assertTrue(context.isa)
 
+    def test_an_error_is_that_of_the_call(self):
+        with moekit.Context(threads=1, seed=SEED) as context:
+            layer = moekit.Layer(context, **SIZES)
+            status, other = layer._library.moe_layer_freeze(layer.handle, 77, True), []
+
+            def fail():  # before the first asks for its text
+                try:
+                    layer.reserve(-1)
+                except moekit.Error as error:
+                    other.append(str(error))
+
+            caller = threading.Thread(target=fail)
+            caller.start()
+            caller.join()
+            self.assertRegex(other[0], "max_tokens: -1")
+            held, go = threading.Event(), threading.Event()
+
+            def hold():
+                with context._library._turn:
+                    held.set()
+                    go.wait(10)
+
+            holder = threading.Thread(target=hold)
+            holder.start()
+            held.wait()
+            try:
+                with self.assertRaisesRegex(moekit.Error, "parameter 77: this layer has"):
+                    context.check(status)
+            finally:
+                go.set()
+                holder.join()
+
     def test_the_collector_waits_for_its_turn(self):
         with moekit.Context(threads=1, seed=SEED) as context:
             layer, other = (moekit.Layer(context, **SIZES) for _ in range(2))

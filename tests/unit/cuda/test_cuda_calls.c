@@ -177,6 +177,19 @@ static void runs_repeat(void **state) {
 
 /* Which kernels a context has, by its isa; one that the GPU lacks is refused, one of the CPU lowers nothing.
  */
+/* Kernels for few tokens add in another order, so in larger company a token may have other bits. */
+static void company_has_a_say(void **state) {
+    const moe_layer_desc desc = {
+        .size = sizeof desc, .d_model = 16, .num_experts = 8, .top_k = 2, .expert_hidden_size = 12};
+    moe_ctx *gpu = cuda_ctx(*state);
+    moe_layer *layer = NULL;
+    if (!gpu) skip();
+    must(gpu, moe_layer_create(gpu, &desc, &layer));
+    assert_non_null(strstr(moe_layer_company(layer), "another order"));
+    moe_layer_destroy(layer);
+    moe_ctx_destroy(gpu);
+}
+
 static void isa_names_the_kernels(void **state) {
     moe_ctx *gpu = cuda_ctx(*state);
     if (!gpu) skip();
@@ -199,6 +212,7 @@ int main(void) {
             cmocka_unit_test_prestate(a_bad_logit_is_told, cuda_families[i]),
             cmocka_unit_test_prestate(a_wrong_replay_is_told, cuda_families[i]),
             cmocka_unit_test_prestate(runs_repeat, cuda_families[i]),
+            cmocka_unit_test_prestate(company_has_a_say, cuda_families[i]),
         };
         failed += cmocka_run_group_tests_name(cuda_families[i], tests, NULL, NULL);
         ++groups;

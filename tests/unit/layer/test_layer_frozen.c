@@ -16,6 +16,9 @@ static const variant variants[] = {
     {"shared as well",  {.num_experts = 5, .top_k = 2, .num_shared_experts = 2}                  },
     {"gathered before", {.num_experts = 5, .top_k = 1, .weight_apply = "input"}                  },
 };
+static const variant unequal = {
+    "unequal", {.num_experts = 3, .top_k = 2, .expert_kinds = "13,identity,7"}
+};
 
 static moe_layer *make(moe_ctx *ctx, const variant *v, moe_dtype dtype) {
     moe_layer *layer = NULL;
@@ -129,6 +132,10 @@ static void it_takes_no_memory_and_what_is_trained_again_has_some(void **state) 
     assert_int_equal(moe_layer_freeze(layer, 0, true), MOE_ERR_UNSUPPORTED);
     assert_non_null(strstr(moe_ctx_error(ctx), "gate.weight: only parameters of ffn experts"));
     assert_int_equal(moe_layer_freeze(layer, 9, true), MOE_ERR_ARGUMENT);
+    moe_layer_destroy(layer);
+    layer = make(ctx, &unequal, MOE_F32);
+    for (int32_t i = 0; i < moe_layer_param_count(layer); ++i)
+        assert_int_equal(moe_layer_freeze(layer, i, true), MOE_ERR_UNSUPPORTED);
     moe_layer_destroy(layer);
     moe_ctx_destroy(ctx);
 }
