@@ -39,7 +39,7 @@ says said 'eval\.json'
 # what is not a full disk is not said to be one
 "$MOEKIT" train small.yaml --run broken train.steps=1000000 train.save_every=5 2>said >out &
 pid=$!
-until [ -e broken/checkpoints/step-00000005 ] || ! kill -0 $pid; do sleep 0.05; done
+until grep -q ' checkpoint broken/' broken/main.log || ! kill -0 $pid; do sleep 0.05; done 2>/dev/null
 kill -STOP $pid
 mv broken/checkpoints aside
 : >broken/checkpoints
