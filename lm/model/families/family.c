@@ -29,8 +29,8 @@ static moe_status find_family(const json_t *root, const moelm_family **family, m
         }
     return moei_error_set(error, MOE_ERR_UNSUPPORTED,
                           "config.json: model_type '%.60s' is not supported; 'mixtral', 'qwen3_moe', 'olmoe' "
-                          "and 'moekit' are (a "
-                          "settings file takes the names of its layer, model_type among them)",
+                          "and 'moekit' are (a settings file takes the names of its layer, model_type among "
+                          "them)",
                           type);
 }
 
