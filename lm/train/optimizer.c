@@ -50,7 +50,7 @@ void moelm_optimizer_round(const moelm_slot *slot) {
 }
 
 moe_status moelm_optimizer_create(moe_ctx *ctx, const moe_lm *lm, moelm_optimizer *optimizer) {
-    *optimizer = (moelm_optimizer){.ctx = ctx, .count = moe_lm_param_count(lm)};
+    *optimizer = (moelm_optimizer){.ctx = ctx, .lm = lm, .count = moe_lm_param_count(lm)};
     moei_arena arena = {0};
     MOEI_TRY(carve(&arena, lm, optimizer));
     void *block = moe_ctx_alloc(ctx, arena.used);
@@ -73,12 +73,22 @@ void moelm_optimizer_destroy(moelm_optimizer *optimizer) {
     *optimizer = (moelm_optimizer){0};
 }
 
+/* Asked each time: a slot has what its parameter was when the optimizer was made. */
+static moe_status is_trained(const moelm_optimizer *optimizer, int32_t index, bool *trained) {
+    moe_param now = {.size = sizeof now};
+    MOEI_TRY(moe_lm_param(optimizer->lm, index, &now));
+    *trained = optimizer->slot[index].m && !now.frozen;
+    return MOE_OK;
+}
+
 moe_status moelm_optimizer_norm(const moelm_optimizer *optimizer, double *norm) {
     double total = 0;
     for (int32_t i = 0; i < optimizer->count; ++i) {
         const moe_param *param = &optimizer->slot[i].param;
         double sum;
-        if (!param->grad) continue;
+        bool trained;
+        MOEI_TRY(is_trained(optimizer, i, &trained));
+        if (!trained) continue;
         MOEI_TRY(moe_sum_squares(optimizer->ctx, param->grad_dtype, param->grad, moelm_param_numbers(param),
                                  &sum));
         total += sum;
@@ -91,7 +101,9 @@ moe_status moelm_optimizer_step(const moelm_optimizer *optimizer, const moelm_tr
                                 int64_t step, double lr, double grad_scale) {
     for (int32_t i = 0; i < optimizer->count; ++i) {
         const moelm_slot *slot = &optimizer->slot[i];
-        if (!slot->m) continue;
+        bool trained;
+        MOEI_TRY(is_trained(optimizer, i, &trained));
+        if (!trained) continue;
         const moe_adamw_args args = {
             .dtype = slot->param.dtype,
             .n = moelm_param_numbers(&slot->param),
