@@ -77,6 +77,7 @@ SAVED = {
     "scores as they are": ("Qwen3MoeConfig", {**QWEN_SIZES, "tie_word_embeddings": True}, torch.float32),
     "every second layer, bfloat16": ("Qwen3MoeConfig", {**QWEN_SIZES, "decoder_sparse_step": 2}, torch.bfloat16),
     "a layer without experts, float16": ("Qwen3MoeConfig", {**QWEN_SIZES, "mlp_only_layers": [1]}, torch.float16),
+    "layers named that are not there": ("Qwen3MoeConfig", {**QWEN_SIZES, "mlp_only_layers": [7, 0, -1]}, torch.float32),
     "OLMoE": ("OlmoeConfig", {"intermediate_size": 24}, torch.float32),
     "OLMoE, renormalised": ("OlmoeConfig", {"intermediate_size": 24, "norm_topk_prob": True}, torch.float16),
     "OLMoE, clipped": ("OlmoeConfig", {"intermediate_size": 24, "clip_qkv": 1.0}, torch.bfloat16),

@@ -215,19 +215,20 @@ static moe_status read_fields(const moelm_form *form, const json_t *root, moe_lm
     return moe_lm_config_set(config, "model.qk_norm", form->qk_norm, here, error);
 }
 
-/* mlp_only_layers as model.dense_layers has them. */
-static moe_status read_list(const json_t *root, char *text, size_t size, moe_error *error) {
+/* mlp_only_layers as model.dense_layers has them. What names none of the layers says nothing, as theirs asks
+ * of each layer whether it is in the list. */
+static moe_status read_list(const json_t *root, int32_t n_layers, char *text, size_t size, moe_error *error) {
     const json_t *list = json_object_get(root, "mlp_only_layers");
     size_t used = 0;
     text[0] = '\0';
     if (!list || json_is_null(list)) return MOE_OK;
     for (size_t i = 0; i < json_array_size(list); ++i) {
         const json_t *layer = json_array_get(list, i);
-        if (json_is_integer(layer) && used < size)
-            used += (size_t)snprintf(text + used, size - used, "%s%lld", i ? "," : "",
-                                     (long long)json_integer_value(layer));
-        else
+        const json_int_t number = json_integer_value(layer);
+        if (!json_is_integer(layer))
             used = size;
+        else if (number >= 0 && number < n_layers && used < size)
+            used += (size_t)snprintf(text + used, size - used, "%s%lld", used ? "," : "", (long long)number);
     }
     if (json_is_array(list) && used < size) return MOE_OK;
     return moei_error_set(error, MOE_ERR_INPUT,
@@ -241,7 +242,7 @@ static moe_status read_dense(const moelm_form *form, const json_t *root, moe_lm_
     int64_t step = 1;
     if (!form->has_dense) return MOE_OK;
     MOEI_TRY(moelm_json_opt_int(root, here, "decoder_sparse_step", 1, INT32_MAX, &step, error));
-    MOEI_TRY(read_list(root, list, sizeof list, error));
+    MOEI_TRY(read_list(root, config->model.n_layers, list, sizeof list, error));
     MOEI_TRY(set_own(config, "model.moe_layer_freq", json_integer(step), error));
     MOEI_TRY(set_own(config, "model.moe_layer_offset", json_integer(step - 1), error));
     return set_own(config, "model.dense_layers", json_string(list), error);
