@@ -1,6 +1,6 @@
 /* memory.c: the memory of a context's device, and the CPU's row of the device table.
  * moe_memory_* of moe.h are these with the caller's pointers.
- * Source: docs/architecture.md, "On a device the layer is the same code".
+ * Source: docs/architecture.md, "On a GPU".
  */
 #include "core/memory.h"
 

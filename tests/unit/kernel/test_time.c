@@ -1,6 +1,6 @@
 /* test_time.c: moe_time and moe_peak: every operation has a row, nothing changes by being measured.
  * A layer's rows are counted by hand from its stages.
- * Source: moekit/op.h; docs/architecture.md, "Time is told by the context".
+ * Source: moekit/op.h; docs/architecture.md, "Time is measured by the context".
  */
 #include <setjmp.h>
 #include <stdarg.h>

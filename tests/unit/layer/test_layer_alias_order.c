@@ -1,6 +1,6 @@
 /* test_layer_alias_order.c: any two settings, another system's or ours, say the same in either order.
  * Every entry of moe_layer_alias_at beside every other and every value of ours, after every preset where they
- * meet. Source: docs/architecture.md, "What was said stays".
+ * meet. Source: docs/architecture.md, "What the user said wins".
  */
 #include "support/layer_fixture.h"
 #include "support/same_settings.h"
