@@ -369,33 +369,23 @@ static void test_layer_descriptors(void **state) {
     moe_lm_config_destroy(config);
 }
 
-static moe_status set_and_check(moe_lm_config *config, const char *const *pairs, moe_error *error) {
-    for (; *pairs; pairs += 2) MOEI_TRY(moe_lm_config_set(config, pairs[0], pairs[1], "x", error));
-    return moe_lm_config_check(config, error);
-}
-
-static void refuses(const char *const *pairs, const char *words) {
-    moe_lm_config *config = make();
-    moe_error error;
-    assert_fails(set_and_check(config, pairs, &error), MOE_ERR_ARGUMENT, &error, words);
-    moe_lm_config_destroy(config);
-}
-
 /* Settings within their own limits whose product is not, and limits of the kernels and of the threads. */
 static void test_products_and_true_limits(void **state) {
     (void)state;
-    refuses((const char *const[]){"moe.num_experts", "4096", "moe.top_k", "4096", "moe.expert_hidden_size",
-                                  "1048576", "model.moe_layer_freq", "0", NULL},
-            "4294967296, but the limit is 16777216");
-    refuses((const char *const[]){"moe.num_shared_experts", "1024", "moe.expert_hidden_size", "1048576",
-                                  "model.moe_layer_freq", "2", NULL},
-            "the limit is 16777216");
-    refuses((const char *const[]){"model.head_dim", "1026", NULL},
-            "model.head_dim: 1026 is outside 0 .. 1024");
-    refuses((const char *const[]){"model.d_model", "4096", "model.n_heads", "2", NULL},
-            "is 2048, but the limit");
-    refuses((const char *const[]){"run.threads", "1025", NULL}, "run.threads: 1025 is outside 0 .. 1024");
-    refuses((const char *const[]){"train.eval_bytes", "1", NULL}, "train.eval_bytes: 1");
+    expect_refusal((const char *const[]){"moe.num_experts", "4096", "moe.top_k", "4096",
+                                         "moe.expert_hidden_size", "1048576", "model.moe_layer_freq", "0",
+                                         NULL},
+                   "4294967296, but the limit is 16777216");
+    expect_refusal((const char *const[]){"moe.num_shared_experts", "1024", "moe.expert_hidden_size",
+                                         "1048576", "model.moe_layer_freq", "2", NULL},
+                   "the limit is 16777216");
+    expect_refusal((const char *const[]){"model.head_dim", "1026", NULL},
+                   "model.head_dim: 1026 is outside 0 .. 1024");
+    expect_refusal((const char *const[]){"model.d_model", "4096", "model.n_heads", "2", NULL},
+                   "is 2048, but the limit");
+    expect_refusal((const char *const[]){"run.threads", "1025", NULL},
+                   "run.threads: 1025 is outside 0 .. 1024");
+    expect_refusal((const char *const[]){"train.eval_bytes", "1", NULL}, "train.eval_bytes: 1");
 }
 
 /* Settings that do not go together are told where they stand: a file may have them under other names. */

@@ -15,6 +15,25 @@ static inline moe_param grads_param(moe_ctx *ctx, const moe_layer *layer, int32_
     return param;
 }
 
+typedef struct grads_variant {
+    const char *name;
+    moe_layer_desc desc;
+} grads_variant;
+enum { GRADS_D = 24 };
+
+/* A layer of width GRADS_D, not reserved yet. */
+static inline moe_layer *grads_make(moe_ctx *ctx, const grads_variant *v, moe_dtype dtype) {
+    moe_layer *layer = NULL;
+    moe_layer_desc desc = v->desc;
+    desc.size = sizeof desc;
+    desc.dtype = dtype;
+    desc.d_model = GRADS_D;
+    desc.expert_hidden_size = 19;
+    desc.init_std = 0.3F;
+    must(ctx, moe_layer_create(ctx, &desc, &layer));
+    return layer;
+}
+
 static inline int64_t grads_count(const moe_param *param) {
     return param->dim[0] * param->dim[1] * param->dim[2];
 }

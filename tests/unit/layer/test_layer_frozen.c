@@ -4,33 +4,17 @@
  */
 #include "unit/layer/grads_fixture.h"
 
-enum { T = 36, D = 24 };
+enum { T = 36, D = GRADS_D };
 
-typedef struct variant {
-    const char *name;
-    moe_layer_desc desc;
-} variant;
-static const variant variants[] = {
+static const grads_variant variants[] = {
     {"swiglu",          {.num_experts = 5, .top_k = 2}                                           },
     {"with biases",     {.num_experts = 5, .top_k = 2, .activation = "relu", .expert_bias = true}},
     {"shared as well",  {.num_experts = 5, .top_k = 2, .num_shared_experts = 2}                  },
     {"gathered before", {.num_experts = 5, .top_k = 1, .weight_apply = "input"}                  },
 };
-static const variant unequal = {
+static const grads_variant unequal = {
     "unequal", {.num_experts = 3, .top_k = 2, .expert_kinds = "13,identity,7"}
 };
-
-static moe_layer *make(moe_ctx *ctx, const variant *v, moe_dtype dtype) {
-    moe_layer *layer = NULL;
-    moe_layer_desc desc = v->desc;
-    desc.size = sizeof desc;
-    desc.dtype = dtype;
-    desc.d_model = D;
-    desc.expert_hidden_size = 19;
-    desc.init_std = 0.3F;
-    must(ctx, moe_layer_create(ctx, &desc, &layer));
-    return layer;
-}
 
 static bool of_experts(const moe_param *param) {
     return strncmp(param->name, "gate.", 5) != 0;
@@ -72,13 +56,13 @@ static bool is_filled(const moe_param *param, int byte) {
     return true;
 }
 
-static void check(moe_ctx *ctx, const variant *v, moe_dtype dtype, bool overwrite, bool before) {
-    moe_layer *all = make(ctx, v, dtype);
+static void check(moe_ctx *ctx, const grads_variant *v, moe_dtype dtype, bool overwrite, bool before) {
+    moe_layer *all = grads_make(ctx, v, dtype);
     must(ctx, moe_layer_reserve(all, T, MOE_TRAIN));
     const int poison = overwrite ? 0x3c : 0;
     const moe_mat want = step(ctx, all, dtype, poison, overwrite);
     for (unsigned frozen = 0; frozen < 1U << moe_layer_param_count(all); ++frozen) {
-        moe_layer *some = make(ctx, v, dtype);
+        moe_layer *some = grads_make(ctx, v, dtype);
         if (before) freeze(ctx, some, frozen);
         must(ctx, moe_layer_reserve(some, T, MOE_TRAIN));
         if (!before) freeze(ctx, some, frozen);
@@ -113,7 +97,7 @@ static void the_rest_is_as_if_all_were_trained(void **state) {
 static void it_takes_no_memory_and_what_is_trained_again_has_some(void **state) {
     (void)state;
     moe_ctx *ctx = test_ctx(NULL, 1);
-    moe_layer *layer = make(ctx, &variants[0], MOE_F32);
+    moe_layer *layer = grads_make(ctx, &variants[0], MOE_F32);
     const size_t all = test_measure(ctx, layer, T).grads;
     const moe_param up = grads_param(ctx, layer, 1);
     must(ctx, moe_layer_freeze(layer, 1, true));
@@ -133,7 +117,7 @@ static void it_takes_no_memory_and_what_is_trained_again_has_some(void **state) 
     assert_non_null(strstr(moe_ctx_error(ctx), "gate.weight: only parameters of ffn experts"));
     assert_int_equal(moe_layer_freeze(layer, 9, true), MOE_ERR_ARGUMENT);
     moe_layer_destroy(layer);
-    layer = make(ctx, &unequal, MOE_F32);
+    layer = grads_make(ctx, &unequal, MOE_F32);
     for (int32_t i = 0; i < moe_layer_param_count(layer); ++i)
         assert_int_equal(moe_layer_freeze(layer, i, true), MOE_ERR_UNSUPPORTED);
     moe_layer_destroy(layer);

@@ -4,14 +4,10 @@
  */
 #include "unit/layer/grads_fixture.h"
 
-enum { T = 45, D = 24, MOST = 1 << 17 };
+enum { T = 45, D = GRADS_D, MOST = 1 << 17 };
 
-typedef struct variant {
-    const char *name;
-    moe_layer_desc desc;
-} variant;
 /* clang-format off */
-static const variant variants[] = {
+static const grads_variant variants[] = {
     {"swiglu", {.num_experts = 5, .aux_loss_coeff = 0.1F, .z_loss_coeff = 0.01F}},
     {"geglu, its own pass", {.num_experts = 5, .activation = "geglu", .dropout = 0.2F}},
     {"relu with biases", {.num_experts = 5, .activation = "relu", .expert_bias = true, .router_bias = true}},
@@ -31,15 +27,8 @@ static const variant variants[] = {
 };
 /* clang-format on */
 
-static moe_layer *make(moe_ctx *ctx, const variant *v, moe_dtype dtype, moe_dtype grad_dtype) {
-    moe_layer *layer = NULL;
-    moe_layer_desc desc = v->desc;
-    desc.size = sizeof desc;
-    desc.dtype = dtype;
-    desc.d_model = D;
-    desc.expert_hidden_size = 19;
-    desc.init_std = 0.3F;
-    must(ctx, moe_layer_create(ctx, &desc, &layer));
+static moe_layer *make(moe_ctx *ctx, const grads_variant *v, moe_dtype dtype, moe_dtype grad_dtype) {
+    moe_layer *layer = grads_make(ctx, v, dtype);
     if (grad_dtype == MOE_BF16) must(ctx, moe_layer_set_grad_dtype(layer, MOE_BF16));
     must(ctx, moe_layer_reserve(layer, T, MOE_TRAIN));
     return layer;
@@ -51,7 +40,7 @@ static double *room(void) {
     return numbers;
 }
 
-static void same(const char *isa, const variant *v, moe_dtype dtype, const double *a, const double *b,
+static void same(const char *isa, const grads_variant *v, moe_dtype dtype, const double *a, const double *b,
                  int64_t n) {
     for (int64_t i = 0; i < n; ++i)
         if (!(a[i] == b[i]))
@@ -66,7 +55,7 @@ static void stored_is_added_to_zeros(void **state) {
     for (int isa = 0; isa < TEST_ISAS; ++isa) {
         moe_ctx *ctx = test_ctx_if_supported(test_isas[isa]);
         for (size_t i = 0; ctx && i < 3 * (sizeof variants / sizeof *variants); ++i) {
-            const variant *v = &variants[i / 3];
+            const grads_variant *v = &variants[i / 3];
             const moe_dtype dtype = dtypes[i % 3];
             moe_layer *layer = make(ctx, v, dtype, MOE_F32);
             moe_layer_zero_grad(layer);
@@ -116,7 +105,7 @@ static void bf16_gradients_are_rounded_once(void **state) {
     for (int isa = 0; isa < TEST_ISAS; ++isa) {
         moe_ctx *ctx = test_ctx_if_supported(test_isas[isa]);
         for (size_t i = 0; ctx && i < sizeof variants / sizeof *variants; ++i) {
-            const variant *v = &variants[i];
+            const grads_variant *v = &variants[i];
             if (v->desc.expert_kinds) continue;
             moe_layer *layer = make(ctx, v, MOE_BF16, MOE_F32), *halved = make(ctx, v, MOE_BF16, MOE_BF16);
             assert_true(test_measure(ctx, halved, T).grads < test_measure(ctx, layer, T).grads);
@@ -208,7 +197,7 @@ static void no_tokens_store_zeros(void **state) {
     for (int isa = 0; isa < TEST_ISAS; ++isa) {
         moe_ctx *ctx = test_ctx_if_supported(test_isas[isa]);
         for (size_t i = 0; ctx && i < 4 * (sizeof variants / sizeof *variants); ++i) {
-            const variant *v = &variants[i / 4];
+            const grads_variant *v = &variants[i / 4];
             const bool narrow = i % 4 == MOEI_DTYPES;
             if (narrow && v->desc.expert_kinds) continue;
             moe_layer *layer =
