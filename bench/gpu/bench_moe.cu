@@ -329,6 +329,41 @@ static double timed(Timer &timer, void (*fn)(void *), void *arg) {
     return timer.stop_ms();
 }
 
+/* Milliseconds of a CUDA graph that TIMES times writes all of y, so that L2 is full of other data, and then
+ * routes and plans, if told so. */
+static double graph_ms(Layer &layer, bool routes, int times) {
+    const cudaStream_t stream = layer.main_stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t steps;
+    CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    for (int i = 0; i < times; ++i) {
+        CUDA_OK(cudaMemsetAsync(layer.y.data, i, (size_t)layer.y.n * sizeof(bf16), stream));
+        if (!routes) continue;
+        layer.run(ROUTE, stream);
+        layer.run(PLAN, stream);
+    }
+    CUDA_OK(cudaStreamEndCapture(stream, &graph));
+    CUDA_OK(cudaGraphInstantiate(&steps, graph, 0));
+    Timer timer;
+    std::vector<double> ms;
+    for (int round = -2; round < 9; ++round) {
+        timer.start(stream);
+        CUDA_OK(cudaGraphLaunch(steps, stream));
+        const double now = timer.stop_ms(stream);
+        if (round >= 0) ms.push_back(now);
+    }
+    CUDA_OK(cudaGraphExecDestroy(steps));
+    CUDA_OK(cudaGraphDestroy(graph));
+    return median(ms);
+}
+
+/* Router and plan one behind the other: what they add to such a graph. */
+static double route_and_plan_ms(Layer &layer) {
+    enum { TIMES = 12 };
+    CUDA_OK(cudaDeviceSynchronize());
+    return (graph_ms(layer, true, TIMES) - graph_ms(layer, false, TIMES)) / TIMES;
+}
+
 static Summary time_layer(Layer &layer, PublicLayer &whole, PublicLayer &adding, Buffer<bf16> &big,
                           int rounds) {
     enum { TOTALS = 8 };
@@ -341,7 +376,7 @@ static Summary time_layer(Layer &layer, PublicLayer &whole, PublicLayer &adding,
     layer.forward();
     CUDA_OK(cudaDeviceSynchronize());
     for (int round = -2; round < rounds; ++round) {
-        double now[TOTALS + N_KERNELS];
+        double now[TOTALS + N_KERNELS] = {}; /* 0: not timed */
         now[0] = timed(timer, big_product, &big);
         now[1] = timed(
             timer, [](void *l) { ((Layer *)l)->bound_forward(); }, &layer);
@@ -384,8 +419,10 @@ static void print_kernels(const Layer &layer, const Summary &s) {
         if (ms == 0) continue;
         if (layer.flops(k) > 0)
             printf(" %s %.3f (%.0f TF)", kernel_name[k], ms, layer.flops(k) / ms * 1e-9);
-        else
+        else if (layer.bytes(k) > 0)
             printf(" %s %.3f (%.2f TB/s)", kernel_name[k], ms, layer.bytes(k) / ms * 1e-9);
+        else
+            printf(" %s %.3f", kernel_name[k], ms);
     }
     printf("\n");
 }
@@ -431,6 +468,7 @@ int main(int argc, char **argv) {
         PublicLayer whole(layer, false), adding(layer, true);
         const Summary s = time_layer(layer, whole, adding, big, rounds);
         print_kernels(layer, s);
+        printf("%-11s router and plan add %.4f ms to a CUDA graph\n", c.name, route_and_plan_ms(layer));
         const double f = 6. * (double)layer.rows * (double)(c.n * c.d) * 1e-9;
         char line[240];
         snprintf(
