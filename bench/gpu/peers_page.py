@@ -17,22 +17,27 @@ LABEL = {OURS: "moekit", BOUND: "dense bound (cuBLAS)", RIVAL: "SonicMoE", "sigm
 
 HEAD = """# Peers on a GPU
 
-Our layer beside others on one GPU, bf16, router included. Written by `bench/gpu/peers_page.py` from what
-`bench/gpu/peers.py --save {saved}` measured; [kernels-cuda.md](kernels-cuda.md) tells how the kernels work
-and what limits them.
+moekit's MoE layer beside others on one GPU, in bf16, router included. `bench/gpu/peers_page.py` writes this page from
+what `bench/gpu/peers.py --save {saved}` measured. How the kernels work and what limits them:
+[kernels-cuda.md](kernels-cuda.md).
 
 ![TFLOP/s forward and backward, each shape: SonicMoE, moekit and the dense bound](peers-gpu.svg)
 
-All peers of a shape take turns in one process; medians count. Before it is timed a layer's y and all gradients are
-compared with f32. Every turn follows 8192^3 products, up to 20, that hide launches and tell what the card does in that
-minute, and a write of 256 MiB, so that L2 is cold. Backward is a step less a forward. FLOPs are those of the experts'
-products; gradients of weights are new in every step, of experts in bf16, for all alike. The bound is cuBLAS batched products of
-the same sizes with even rows: no router, no gather, no activation, no sum.
+## How it was measured
 
-Experts are drawn as a router's are, each as likely as the others; where they are dealt in turn instead, groups of experts have the very same
-tokens, whose rows are then read from L2.
+- All peers of a shape take turns in one process, and medians count.
+- Before a layer is timed, its y and all its gradients are compared with f32.
+- Before each turn come up to 20 products of 8192^3. They hide the launches and tell what the card does in that minute.
+  Then 256 MiB are written, so that L2 is cold.
+- Backward is the time of a step less that of a forward.
+- FLOPs are those of the experts' products alone.
+- Weight gradients are stored anew in every step, those of experts in bf16, for all peers alike.
+- The bound is cuBLAS batched products of the same sizes with even rows: no router, gather, activation or sum.
+- Experts are drawn like a router's, each as likely as the others. Where they are dealt in turn instead, groups of
+  experts have the very same tokens, whose rows are then read from L2.
 
-"Of the bound": both together, ours of the dense bound's rate. "Takes": the peer's time forward, backward, as multiples of ours.
+In the tables, f / b / both are TFLOP/s forward, backward and both together. "Of the bound" is our rate for both as a
+share of the dense bound's. "Takes" is the peer's time forward and backward, as multiples of ours.
 """
 
 
@@ -74,7 +79,7 @@ def chapter(rows, peer, load):
     if not some:
         return ""
     shown = [row["problem"] for row in some if not row["hidden"]]
-    note = f"\nOf {' and '.join(shown)} launches were not hidden: they outlasted the products ahead of them.\n" if shown else ""
+    note = f"\nThe launches of {' and '.join(shown)} were not hidden: they took longer than the products ahead of them.\n" if shown else ""
     return f"## {LABEL[peer]}, experts {load}\n\n{verdict(some, peer)}\n\n{table(some, peer)}\n{note}"
 
 
@@ -145,7 +150,7 @@ def main(folder):
     parts = [HEAD.format(saved=SAVED)]
     loads = dict.fromkeys(LOADS + tuple(row["load"] for row in rows))
     parts += [text for peer in (RIVAL, "sigma") for load in loads if (text := chapter(rows, peer, load))]
-    parts.append("\n".join(f"- {line}" for line in dict.fromkeys(row["sizes"] for row in rows)) + "\n")
+    parts.append("## Shapes\n\n" + "\n".join(f"- {line}" for line in dict.fromkeys(row["sizes"] for row in rows)) + "\n")
     about = dict.fromkeys(f"{row['date']}, {row['card']}, torch {row['torch']}, {row['rounds']} turns" for row in rows)
     parts.append(f"{'; '.join(about)}. {software(rows)}. Raw: `{SAVED}`.\n")
     for name, text in (("peers-gpu.md", "\n".join(parts)),

@@ -17,34 +17,42 @@ GOALS = [
 ]
 WORK = {"forward": "forward", "step": "forward, backward", "decode": "decode"}
 
-HEAD = """# Peers
+HEAD = """# Peers on a CPU
 
-Our layer beside other ways to run the same experts on a CPU. Written by `make bench-peers` (`bench/peers/`), a
-chapter for each machine it ran on: its newest run. An older one that was kept, as it has what the newest lacks, follows
-it and says so in its heading (`kept` in its file).
+moekit's MoE layer beside other ways to run the same experts on a CPU. `make bench-peers` (`bench/peers/`) writes this
+page, with a chapter for the newest run on each machine. An older run that has what the newest lacks may be kept; it
+then follows and says so in its heading (`kept` in its file).
 
-Every peer gets the same x, weights, routes and routing weights, in a process of its own. What it makes of them is
-compared with direct sums first (to {f32:g} of the norm in f32, {bf16:g} in bf16; y, dx and the gradients of the
-weights); one that differs is not timed. Then the processes take turns: each runs once unmeasured and then for a
-while, and between turns the ceilings are measured. A time is the median over turns of the median of a turn. Weights
-are laid out beforehand as the peer likes them, and their gradients are written anew in the weights' dtype; time
-stops when all outputs lie in memory.
+## How it was measured
 
-- moekit: `moe_layer_forward` and `moe_layer_backward`, its router's scores included. For inference in bf16 its
-  weights are put in order once (`moe_layer_quantize`, `bf16x2`, which keeps every bit), in chapters that say so.
-- oneDNN, OpenBLAS, libxsmm: one product an expert, between them loops of our own in `bench/peers/peer_gemm.c` (gather,
-  swiglu, weighted sum) on all threads. For inference oneDNN reorders its weights once. OpenBLAS and libxsmm as Debian
-  has them offer no bf16 product of whole matrices.
-- PyTorch loop: rows sorted by expert, two `linear` an expert. PyTorch grouped_mm: one call for all experts.
-- Mixtral block (`eager`), Qwen3-MoE block (`grouped_mm`): the sparse blocks of transformers, their routers replaced
-  by the given routes.
-- kt-kernel: `AMXBF16_MOE`, inference alone.
+- Every peer gets the same x, weights, routes and routing weights, and runs in a process of its own.
+- Its y, dx and weight gradients are first compared with direct sums (to {f32:g} of the norm in f32, {bf16:g} in bf16).
+  A peer that differs is not timed.
+- Then the processes take turns. Each runs once unmeasured and then for a while; between turns the machine's ceilings
+  are measured. A time is the median over turns of the median of a turn.
+- Weights are laid out beforehand as the peer likes them. Weight gradients are stored anew, in the weights' dtype. Time
+  stops when all outputs are in memory.
 
-A cell has milliseconds, and in brackets how many times ours that is: the median over turns of the quotient of one
-turn, as a busy moment of a shared machine meets both; it need not be the quotient of the two medians. "Bound" is our
-share of what the machine allows: operations at the peak of the unit, or weights at the rate of reading memory,
-whichever takes longer. In a problem e, t, d, n, k are experts, tokens, model width, hidden width and experts a token;
-routes are even where no skew is told.
+The peers:
+
+- **moekit**: `moe_layer_forward` and `moe_layer_backward`, its router's scores included. Where a chapter says so, its
+  bf16 weights are put in order once for inference (`moe_layer_quantize` with `bf16x2`, which loses no bit).
+- **oneDNN, OpenBLAS, libxsmm**: one product per expert. Between the products run loops of our own on all threads
+  (gather, swiglu, weighted sum; `bench/peers/peer_gemm.c`). For inference oneDNN reorders its weights once. The
+  OpenBLAS and libxsmm of Debian have no bf16 product of whole matrices.
+- **PyTorch loop**: rows sorted by expert, two `linear` per expert. **PyTorch grouped_mm**: one call for all experts.
+- **Mixtral block** (`eager`), **Qwen3-MoE block** (`grouped_mm`): the sparse blocks of transformers, with the given
+  routes instead of their routers.
+- **kt-kernel**: `AMXBF16_MOE`, inference only.
+
+How to read the tables:
+
+- A problem's e, t, d, n, k are experts, tokens, model width, hidden width and experts per token. Loads are even unless
+  a skew is named. "Rows" are rows per expert.
+- A cell has milliseconds and, in brackets, how many times ours that is. The ratio is taken turn by turn, since a busy
+  moment of a shared machine meets both, and its median is shown; so it need not be the ratio of the two times.
+- "Bound" is our share of what the machine allows: arithmetic at the unit's peak, or reading the weights from memory,
+  whichever takes longer.
 """
 
 
@@ -107,7 +115,7 @@ def goals(run):
             verdict = "met" if min(found) >= goal else "met in part" if max(found) >= goal else "missed"
             span = " to ".join(dict.fromkeys(f"{share:.2f}" for share in (min(found), max(found))))
             whose = peers[0] if len(peers) == 1 else "the faster of " + " and ".join(peers)
-            lines.append(f"- {dtype}, {WORK[work]}, 256 rows an expert: {span} times as fast as {whose}; the goal, "
+            lines.append(f"- {dtype}, {WORK[work]}, 256 rows per expert: {span} times as fast as {whose}; the goal, "
                          f"{goal:g}, is {verdict}.")
     return "\n".join(lines)
 
