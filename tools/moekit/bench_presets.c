@@ -83,28 +83,27 @@ static void put_outcome(FILE *out, const outcome *o) {
 }
 
 static moe_status put_page(FILE *out, const cli_args *args, const outcome *outcomes, size_t n) {
-    fprintf(
-        out,
-        "# Presets compared\n\n"
-        "One language model a preset (`moe.preset`), each with the same sizes, text, batches and learning\n"
-        "rate; only the layer differs. The numbers compare how the systems share out the work, not how good\n"
-        "they are: none was tuned. Written by\n\n```sh\n");
+    fprintf(out, "# Presets compared\n\n"
+                 "One language model was trained with each preset (`moe.preset`). Sizes, text, batches\n"
+                 "and learning rate are the same; only the MoE layer differs. The numbers show how the\n"
+                 "systems share out the work, not how good they are: none was tuned. Written by\n\n```sh\n");
     bench_page_command(out, args);
     fprintf(
         out,
         "\n```\n\n"
-        "Load is counted over the last quarter of the steps: the coefficient of variation of rows per "
-        "expert\n"
-        "and the entropy of the load over its maximum are means over layers and steps, the busiest expert "
-        "is\n"
-        "the largest share of the mean in any layer and step, dropped rows are those over capacity, and "
-        "idle\n"
-        "is the most experts, of all layers together, that had no row in one step. Loss is in nats a byte,\n"
-        "at the first step and over the last quarter; bits per byte are of held-out text.\n\n"
+        "- first loss, last loss: nats per byte, at the first step and over the last quarter\n"
+        "- bits per byte: of held-out text\n"
+        "- load cv: coefficient of variation of the rows per expert, mean of layers and steps\n"
+        "- busiest: rows of the busiest expert, times the mean; the worst layer and step\n"
+        "- entropy: of the load, as a share of its maximum; mean of layers and steps\n"
+        "- dropped: share of rows that were over capacity\n"
+        "- idle: experts without a row, all layers together; the worst step\n"
+        "\n"
+        "Loads are those of the last quarter of the steps.\n\n"
         "| preset | first loss | last loss | bits per byte | load cv | busiest | entropy | dropped | idle |\n"
         "|---|---|---|---|---|---|---|---|---|\n");
     for (size_t i = 0; i < n; ++i) put_outcome(out, &outcomes[i]);
-    fprintf(out, "\n## What each sets\n\nWhat is not named has the layer's own default.\n\n");
+    fprintf(out, "\n## What each sets\n\nA setting that is not named has the layer's own default.\n\n");
     moe_status status = MOE_OK;
     for (size_t i = 0; i < n && status == MOE_OK; ++i) status = put_preset(out, outcomes[i].preset);
     return status;

@@ -79,32 +79,31 @@ void sparsity_page(FILE *out, const cli_args *args, const sparsity *s, const cha
     const sparsity_spread goal = sparsity_at(s, 1, n_points(s) - 1);
     fprintf(out,
             "# Do experts pay?\n\n"
-            "A mixture of experts against two dense models that differ from it in their FFN alone: one as\n"
-            "wide as the experts that a token meets, one as wide as all experts together. Same text, same\n"
-            "batches, same steps and learning rate; %lld seed%s. Written by\n\n```sh\n",
+            "A mixture of experts beside two dense models. They differ from it in their FFN alone:\n"
+            "one is as wide as the experts that a token meets, the other as wide as all experts\n"
+            "together. Text, batches, steps and learning rate are the same, with %lld seed%s. Written "
+            "by\n\n```sh\n",
             (long long)s->n_seeds, s->n_seeds == 1 ? "" : "s");
     bench_page_command(out, args);
     fprintf(out, "\n```\n\n");
     if (*picture) fprintf(out, "![held-out bits per byte by step](%s)\n\n", picture);
-    fprintf(
-        out,
-        "Parameters are in millions; bits per byte are of held-out text at the last step, mean and range\n"
-        "over the seeds; the last two columns tell when the mean curve reaches %.3f, the final figure of\n"
-        "the dense model of equal active size.\n\n"
-        "| model | parameters | active | bits per byte | ms a step | steps to %.3f | seconds |\n"
-        "|---|---|---|---|---|---|---|\n",
-        goal.mean, goal.mean);
+    fprintf(out,
+            "Parameters are in millions. Bits per byte are of held-out text at the last step: mean\n"
+            "and range over the seeds. The last two columns tell when the mean curve reaches %.3f,\n"
+            "the final figure of the dense model of equal active size.\n\n"
+            "| model | parameters | active | bits per byte | ms a step | steps to %.3f | seconds |\n"
+            "|---|---|---|---|---|---|---|\n",
+            goal.mean, goal.mean);
     for (int m = 0; m < SPARSITY_MODELS; ++m) put_row(out, s, m, &goal);
     fprintf(out, "\n");
     put_answer(out, s, 1, "equally active");
     put_answer(out, s, 2, "equally large");
     const char *foresight = moe_lm_config_foresight(args->config);
     if (foresight) fprintf(out, "- The mixture's figures look ahead and do not compare: %s.\n", foresight);
-    fprintf(out,
-            "\nThe learning rate falls until the last step, and most of what it brings comes at its end: a\n"
-            "model that gets somewhere early gets there with the rate still high, so these counts of steps\n"
-            "are cautious. A step's time is the median of its run, with the runs beside each other where\n"
-            "`--jobs` says so.\n");
+    fprintf(out, "\nThe learning rate falls until the last step, and most of what that brings comes at the\n"
+                 "end. A model that reaches a figure earlier reaches it with the rate still high, so\n"
+                 "these counts of steps are cautious. A step's time is the median of its run; with\n"
+                 "`--jobs`, runs went on beside each other.\n");
 }
 
 /* 3. The picture: mean curves over bands from the lowest to the highest seed. */
