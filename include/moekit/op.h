@@ -258,6 +258,8 @@ MOE_API moe_status moe_sum_squares(moe_ctx *ctx, moe_dtype dtype, const void *x,
  * dtype run on, on all threads for about `seconds`. The best of several measurements is the machine's
  * ceiling. */
 MOE_API moe_status moe_peak(moe_ctx *ctx, moe_dtype dtype, double seconds, double *per_second);
+/* Bytes of memory that the machine has, or that a container leaves where those are fewer; 0: unknown. */
+MOE_API double moe_machine_memory(void);
 
 /* Where a context's time goes. From moe_time_start on every operation of this header adds its wall time to
  * the row of its name; the router of a layer with its plan and losses, forward and backward, goes to the row

@@ -3,9 +3,9 @@
  * Source: docs/run-directory.md.
  */
 #include <moekit/expert.h>
+#include <moekit/op.h>
 
 #include "core/ctx.h"
-#include "core/machine.h"
 #include "core/status.h"
 #include "model/model.h"
 #include "train/clock.h"
@@ -80,7 +80,7 @@ static moe_status check_room(moelm_trainer *t, const extent *e) {
     const size_t model = each + moe_dtype_bytes(dtype) + sizeof(float); /* values and gradients too */
     const double need = (double)bytes + (double)each * (double)info.params_total,
                  least = (double)model * (double)info.params_total;
-    const double have = moei_machine_memory("/sys/fs/cgroup");
+    const double have = moe_machine_memory();
     moelm_pretend_reserved(t->lm, e->n_seq, e->length, MOE_TRAIN);
     if (have == 0 || need <= have) return MOE_OK;
     if (least > have)

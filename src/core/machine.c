@@ -5,7 +5,7 @@
  */
 #include "core/machine.h"
 
-#include <moekit/moe.h>
+#include <moekit/op.h>
 
 #include <stdio.h>
 #include <string.h>
@@ -47,6 +47,10 @@ double moei_machine_memory(const char *root) {
         if (bytes == 0 || (double)limit[0] < bytes) bytes = (double)limit[0];
     }
     return bytes;
+}
+
+double moe_machine_memory(void) {
+    return moei_machine_memory("/sys/fs/cgroup");
 }
 
 int32_t moei_machine_quota(const char *root) {

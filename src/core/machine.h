@@ -7,7 +7,7 @@
 /* Cores' worth of time that the control group mounted at `root` leaves its processes, rounded up: what
  * containers are limited by, as their affinity still names all cores. 0: no limit is told. */
 int32_t moei_machine_quota(const char *root);
-/* Bytes of memory that the machine has, or that the control group leaves where they are fewer. 0: unknown. */
+/* moe_machine_memory, of the control group mounted at `root`. */
 double moei_machine_memory(const char *root);
 
 #endif

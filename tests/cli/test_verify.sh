@@ -114,6 +114,14 @@ fi
 expect 0 "$MOEKIT" bench layer e2,t64,d512,n512,k2 --inference --repeat 3
 [ "$(sed -nE 's/.* ([0-9]+)% of reading.*/\1/p' out | sort -n | tail -n 1)" -gt 110 ] 2>/dev/null &&
     complain "more than memory gives: $(cat out)"
+# what does not fit is told before it is taken: whether it is the weights or the tokens
+expect 4 "$MOEKIT" bench layer e4096,d65536,n65536,t16
+says err 'the weights and their gradients of this layer take 393216\.0 GiB.* or --inference would fit sooner'
+expect 4 "$MOEKIT" bench layer e2,t16777216,d16384,n32,k1 --inference
+says err 'has of 16777216 tokens takes .*fewer tokens would fit'
+expect 4 "$MOEKIT" bench gemm e2,t16777216,d16384,n32,k1 --inference
+expect 2 "$MOEKIT" bench layer e16777216
+says err 'num_experts'
 expect 2 "$MOEKIT" bench layer e8,wide
 says err "'wide'"
 expect 2 "$MOEKIT" bench layer e8,saved=mxfp8,int4

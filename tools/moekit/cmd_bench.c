@@ -6,9 +6,9 @@
 #include "bench_step.h"
 
 #include <moekit/cuda.h>
+#include <moekit/op.h>
 
 #include <string.h>
-#include <unistd.h>
 
 /* clang-format off */
 static const cli_option options[] = {
@@ -28,21 +28,61 @@ static const cli_option options[] = {
 };
 /* clang-format on */
 
-/* Told before the machine begins to swap. */
-static int check_memory(const bench *b) {
+/* What a problem takes: weights with their gradients, and what there is of its tokens. */
+typedef struct memory_need {
+    double weights, tokens; /* bytes */
+} memory_need;
+
+/* A layer that owns no parameters measures what its tokens take, and takes nothing itself. */
+static moe_status measure_layer(const bench *b, moe_layer_bytes *bytes) {
+    moe_layer_desc desc = bench_problem_layer(&b->problem);
+    moe_layer *layer;
+    desc.unowned = true;
+    moe_status status = moe_layer_create(b->ctx, &desc, &layer);
+    if (status != MOE_OK) return status;
+    status = moe_layer_measure(layer, b->problem.n_tokens, b->inference ? MOE_INFER : MOE_TRAIN, bytes);
+    moe_layer_destroy(layer);
+    return status;
+}
+
+static moe_status measure_problem(const bench *b, bool products, memory_need *need) {
     const bench_problem *p = &b->problem;
-    const double numbers = (double)bench_problem_weights(p) * (p->n_experts + p->n_shared);
-    const double need =
-        numbers * (double)(moe_dtype_bytes(p->dtype) + (b->inference ? 0 : bench_gradient_bytes(b)));
-    const double have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    if (need <= have || moe_cuda_stream(b->ctx)) return 0; /* a GPU's memory tells for itself */
-    return cli_fail(
-        b->args, MOE_ERR_MEMORY,
-        "the weights%s of this layer take %.1f GiB, and this machine has %.1f; fewer experts (say, e%d, "
-        "those of one of 8 ranks)%s",
-        b->inference ? "" : " and their gradients", need * 0x1p-30, have * 0x1p-30,
-        p->n_experts >= 8 * p->top_k ? p->n_experts / 8 : p->top_k,
-        b->inference ? " would fit sooner" : " or --inference would fit sooner");
+    const double number = (double)moe_dtype_bytes(p->dtype), matrices = (double)bench_problem_weights(p);
+    const double T = (double)p->n_tokens, rows = T * p->top_k;
+    moe_layer_bytes layer = {.size = sizeof layer};
+    const moe_status status = measure_layer(b, &layer);
+    if (status != MOE_OK) return status;
+    const double gradient = b->inference ? 0 : (double)bench_gradient_bytes(b);
+    need->weights = matrices * (p->n_experts + p->n_shared) * (number + gradient);
+    need->tokens =
+        (double)layer.saved + (double)layer.scratch + 4 * number * T * p->d_model; /* x, y, dy, dx */
+    if (!products) return MOE_OK;
+    need->weights += matrices * p->n_experts * number;
+    need->tokens += number * rows * (matrices / p->d_model + p->d_model); /* Z, H and rows */
+    return MOE_OK;
+}
+
+/* Told before the machine begins to swap, or its system to kill. */
+static int check_memory(const bench *b, bool products) {
+    const bench_problem *p = &b->problem;
+    const double have = moe_machine_memory();
+    memory_need need;
+    if (moe_cuda_stream(b->ctx)) return 0; /* a GPU's memory tells for itself */
+    const moe_status status = measure_problem(b, products, &need);
+    if (status != MOE_OK) return cli_fail(b->args, status, "%s", moe_ctx_error(b->ctx));
+    if (have == 0 || need.weights + need.tokens <= have) return 0;
+    if (need.weights <= have / 2)
+        return cli_fail(
+            b->args, MOE_ERR_MEMORY,
+            "what this problem has of %lld tokens takes %.1f GiB beside %.1f of weights, and this "
+            "machine has %.1f; fewer tokens would fit",
+            (long long)p->n_tokens, need.tokens * 0x1p-30, need.weights * 0x1p-30, have * 0x1p-30);
+    return cli_fail(b->args, MOE_ERR_MEMORY,
+                    "the weights%s of this layer take %.1f GiB, what its tokens need %.1f, and this machine "
+                    "has %.1f; fewer experts (say, e%d, those of one of 8 ranks)%s would fit sooner",
+                    b->inference ? "" : " and their gradients", need.weights * 0x1p-30, need.tokens * 0x1p-30,
+                    have * 0x1p-30, p->n_experts >= 8 * p->top_k ? p->n_experts / 8 : p->top_k,
+                    b->inference ? "" : " or --inference");
 }
 
 /* Packed experts are not trained, and have no products of their own. */
@@ -64,7 +104,7 @@ static int check_problem(bench *b, bool products) {
     if (b->narrow && b->problem.dtype != MOE_BF16)
         return cli_fail(b->args, MOE_ERR_ARGUMENT,
                         "--gradients bf16 is of bf16 layers; add bf16 to the problem (e8,t4096,...,bf16)");
-    return check_memory(b);
+    return check_memory(b, products);
 }
 
 static moe_status bench_one(bench *b, bool layer, bool products) {

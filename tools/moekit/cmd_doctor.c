@@ -2,6 +2,8 @@
  */
 #include "cli.h"
 
+#include <moekit/op.h>
+
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -31,14 +33,14 @@ static void find(doctor *self, const char *what, const char *subject, const char
 static void examine_memory(doctor *self) {
     char text[64];
     const double gib = 1024.0 * 1024.0 * 1024.0;
-    double page = (double)sysconf(_SC_PAGESIZE);
-    double total = page * (double)sysconf(_SC_PHYS_PAGES),
-           available = page * (double)sysconf(_SC_AVPHYS_PAGES);
+    const double total = moe_machine_memory();
+    double available = (double)sysconf(_SC_PAGESIZE) * (double)sysconf(_SC_AVPHYS_PAGES);
     FILE *file = fopen("/proc/meminfo", "r");
     char line[128];
     while (file && fgets(line, sizeof line, file))
         if (strncmp(line, "MemAvailable:", 13) == 0) available = 1024.0 * strtod(line + 13, NULL);
     if (file) fclose(file);
+    if (total > 0 && available > total) available = total; /* a container's */
     snprintf(text, sizeof text, "%.1f GiB, of which %.1f GiB available", total / gib, available / gib);
     tell(self, "memory", text);
     if (available < 0.5 * gib)

@@ -7,9 +7,12 @@
 
 #include "core/machine.h"
 
+#include <moekit/op.h>
+
 static void test_memory(void **state) {
     const double all = moei_machine_memory("/nonexistent");
     assert_true(all > 1 << 20);
+    assert_true(moe_machine_memory() > 1 << 20 && moe_machine_memory() <= all);
     char *file = scratch_path(state, "memory.max");
     scratch_put(file, "max\n", 4);
     assert_true(moei_machine_memory(*state) == all);
