@@ -14,16 +14,16 @@ static const struct {
     {2,   "wrong usage or settings"                                 },
     {3,   "an input file is missing, unreadable or malformed"       },
     {4,   "does not fit into memory"                                },
-    {5,   "NaN or infinity met, or a verification failed"           },
-    {7,   "a router alarm that was asked to stop the run"           },
+    {5,   "NaN or infinity was met, or a verification failed"       },
+    {7,   "a router alarm stopped the run, as asked"                },
     {8,   "legal, but not built in or not on this machine"          },
-    {9,   "a library call at the wrong moment; a bug of the command"},
-    {10,  "the GPU reported it"                                     },
+    {9,   "a library call at the wrong moment: a bug of the command"},
+    {10,  "the GPU reported an error"                               },
     {11,  "a bug of moekit"                                         },
-    {129, "hung up by SIGHUP; train and generate save first"        },
-    {130, "interrupted by SIGINT, likewise"                         },
+    {129, "ended by SIGHUP; train and generate save first"          },
+    {130, "ended by SIGINT (Ctrl-C), likewise"                      },
     {141, "the reader of a pipe went away (SIGPIPE); train goes on" },
-    {143, "terminated by SIGTERM, likewise"                         }
+    {143, "ended by SIGTERM, likewise"                              }
 };
 
 static void print_indented(FILE *out, const char *text, const char *indent) {
@@ -154,7 +154,7 @@ void cli_man_program(FILE *out) {
     man_options(out, cli_common_options);
     fprintf(
         out,
-        "# SETTINGS\n\nWho speaks later wins: defaults, %s, _$XDG\\_CONFIG\\_HOME/moekit/config.yaml_, the "
+        "# SETTINGS\n\nLater sources win: defaults, %s, _$XDG\\_CONFIG\\_HOME/moekit/config.yaml_, the "
         "files\n"
         "of the command line in their order, the environment (MOEKIT\\_TRAIN\\_STEPS for train.steps), the\n"
         "command line. *moekit config options* lists every key.\n\n"

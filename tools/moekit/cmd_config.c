@@ -223,7 +223,7 @@ static void print_markdown(const moe_lm_config *config) {
     printf(
         "# Settings\n\n"
         "Every key of a configuration file, of the command line (`--moe.top_k 2`, `moe.top_k=2`) and of the\n"
-        "environment (`MOEKIT_MOE_TOP_K`). Who speaks later wins: defaults, `%s`,\n"
+        "environment (`MOEKIT_MOE_TOP_K`). Later sources win: defaults, `%s`,\n"
         "`$XDG_CONFIG_HOME/moekit/config.yaml`, configuration files in their order, environment, command "
         "line.\n"
         "Names of other systems are accepted where they mean the same. This page is written by\n"
@@ -285,18 +285,18 @@ const cli_verb cmd_config = {
     .name = "config",
     .operands = "show|explain|check|options [FILE|KEY]... [KEY=VALUE]...",
     .summary = "show, explain and check settings",
-    .about = "show [FILE]...: every setting as a run would have it; --origin tells who set it.\n"
+    .about = "show [FILE]...: every setting as a run would have it; --origin says where each comes from.\n"
              "\n"
-             "explain KEY...: what it means, its limits, its default, its other names.\n"
+             "explain KEY...: what a setting means, its limits, its default, its other names.\n"
              "\n"
              "check FILE...: whether a run would accept the files.\n"
              "\n"
-             "A FILE may be a directory: a run stands for its settings, a checkpoint for its model.\n"
-             "\n"
              "options: every key with its default.\n"
              "\n"
-             "Who speaks later wins: defaults, /etc/moekit/config.yaml,\n"
-             "$XDG_CONFIG_HOME/moekit/config.yaml, files in their order, environment, command line.\n",
+             "A FILE may be a directory: a run stands for its settings, a checkpoint for its model.\n"
+             "\n"
+             "Later sources win, in this order: defaults, /etc/moekit/config.yaml,\n"
+             "$XDG_CONFIG_HOME/moekit/config.yaml, files, environment, command line.\n",
     .examples = "moekit config show --origin configs/demo.yaml moe.top_k=1\n"
                 "moekit config show --changed runs/demo\n"
                 "moekit config explain num_moe_experts\n",

@@ -226,13 +226,12 @@ const cli_verb cmd_doctor = {
     .name = "doctor",
     .operands = "",
     .summary = "the machine as moekit sees it, what is off, and the remedy",
-    .about =
-        "Lists version, processor, instruction sets, threads, with -v and in JSON the kernel chosen for\n"
-        "each operation,\n"
-        "whether layers run on a GPU, memory, the programs found, and the variables and files that\n"
-        "change moekit's behaviour.\n"
-        "Exits with 1 if something is off, with 0 if all is well. A missing optional program is told, not\n"
-        "held against the machine.\n",
+    .about = "Lists version, processor, instruction sets, threads, whether layers run on a GPU, memory,\n"
+             "the programs found, and the variables and files that change how moekit behaves. -v and\n"
+             "--json add the kernel chosen for each operation.\n"
+             "\n"
+             "Exits with 0 if all is well and with 1 if something is off. A missing optional program is\n"
+             "mentioned, but counts as well.\n",
     .examples = "moekit doctor\n"
                 "moekit doctor --json\n",
     .keys = CLI_KEYS_NONE,

@@ -211,18 +211,17 @@ const cli_verb cmd_eval = {
     .name = "eval",
     .operands = "",
     .summary = "bits per byte of a text, beside gzip, bzip2 and xz",
-    .about =
-        "Predicts every byte of the text once and prints the mean number of bits a byte costs. The\n"
-        "same text under gzip -9, bzip2 -9 and xz -9 stands beside it; those that are not installed\n"
-        "are named.\n"
-        "\n"
-        "--record-routes writes a route trace, a safetensors file that docs/routes.md describes;\n"
-        "--replay-routes evaluates the same text along such a trace, with the recorded weights.\n"
-        "\n"
-        "With --run the analysis of what the experts did (load, mutual information, typical tokens)\n"
-        "is written to eval.json of the run, where 'moekit report' finds it. Of another text, a part of\n"
-        "it, along replayed routes, or with -m another checkpoint than the newest of the run, it is written\n"
-        "with -o only.\n",
+    .about = "Predicts every byte of the text once and prints how many bits a byte costs on average. For\n"
+             "comparison it compresses the same text with gzip -9, bzip2 -9 and xz -9, and names those\n"
+             "that are not installed.\n"
+             "\n"
+             "--record-routes writes a route trace, a safetensors file that docs/routes.md describes.\n"
+             "--replay-routes evaluates the same text along such a trace, with the recorded weights.\n"
+             "\n"
+             "With --run, an analysis of what the experts did (load, mutual information, typical tokens)\n"
+             "is written to eval.json of the run, where 'moekit report' finds it. For another text, a part\n"
+             "of the text, replayed routes, or another checkpoint than the run's newest, the analysis is\n"
+             "written only if -o says where.\n",
     .examples = "moekit eval --run runs/demo\n"
                 "moekit eval -m runs/demo/checkpoints/step-00001400 --text other.txt --json\n"
                 "moekit eval --run runs/demo --bytes 20000 --record-routes routes.safetensors\n",

@@ -10,22 +10,22 @@
 #include <unistd.h>
 
 static const cli_option options[] = {
-    {"run",       0,   "DIR",  "a run: its newest checkpoint; receives sample.txt"             },
-    {"model",     'm', "DIR",  "a checkpoint directory"                                        },
-    {"dtype",     0,   "TYPE", "compute in f32 or bf16; else as the checkpoint is stored"      },
-    {"prompt",    'p', "TEXT", "the text to continue; again: one more; left out: a line break" },
-    {"file",      'f', "FILE", "the text to continue, from a file; -: standard input"          },
-    {"prompts",   0,   "FILE", "texts to continue, one a line; -: standard input"              },
-    {"samples",   0,   "N",    "continuations of each; the seeds are SEED, SEED + 1, ... (1)"  },
-    {"batch",     0,   "N",    "texts that are drawn at once (16)"                             },
-    {"n-predict", 'n', "N",    "bytes to draw (256)"                                           },
-    {"temp",      0,   "X",    "temperature; 0 takes the likeliest byte (0.8)"                 },
-    {"top-k",     0,   "N",    "draw from the N likeliest bytes; 0: all (0)"                   },
-    {"top-p",     0,   "X",    "draw from the likeliest bytes that hold share X; 1: all (0.95)"},
-    {"seed",      's', "N",    "of the draws (1)"                                              },
-    {"no-save",   0,   NULL,   "with --run: write no sample.txt"                               },
-    {"dry-run",   0,   NULL,   "the same as --no-save"                                         },
-    {NULL,        0,   NULL,   NULL                                                            }
+    {"run",       0,   "DIR",  "a run: its newest checkpoint; receives sample.txt"                 },
+    {"model",     'm', "DIR",  "a checkpoint directory"                                            },
+    {"dtype",     0,   "TYPE", "compute in f32 or bf16; else as the checkpoint is stored"          },
+    {"prompt",    'p', "TEXT", "the text to continue; repeat it for more; without it: a line break"},
+    {"file",      'f', "FILE", "the text to continue, from a file; -: standard input"              },
+    {"prompts",   0,   "FILE", "texts to continue, one per line; -: standard input"                },
+    {"samples",   0,   "N",    "continuations of each prompt, with seeds SEED, SEED + 1, ... (1)"  },
+    {"batch",     0,   "N",    "how many texts are drawn together (16)"                            },
+    {"n-predict", 'n', "N",    "bytes to draw (256)"                                               },
+    {"temp",      0,   "X",    "temperature; 0 takes the likeliest byte (0.8)"                     },
+    {"top-k",     0,   "N",    "draw from the N likeliest bytes; 0: all (0)"                       },
+    {"top-p",     0,   "X",    "draw from the likeliest bytes that hold share X; 1: all (0.95)"    },
+    {"seed",      's', "N",    "of the draws (1)"                                                  },
+    {"no-save",   0,   NULL,   "with --run: write no sample.txt"                                   },
+    {"dry-run",   0,   NULL,   "the same as --no-save"                                             },
+    {NULL,        0,   NULL,   NULL                                                                }
 };
 
 typedef struct job job;
@@ -418,15 +418,17 @@ const cli_verb cmd_generate = {
     .name = "generate",
     .operands = "",
     .summary = "continue a prompt, or several at once",
-    .about = "Streams the continuation to standard output. The same seed draws the same text on any\n"
-             "number of threads, alone or beside others.\n\n"
-             "Several prompts (--prompt again and again, --prompts FILE) and several samples of each\n"
-             "are drawn at once, which takes less time than one after the other: sample I of a prompt\n"
-             "is the text that seed SEED + I - 1 draws alone. Each is printed with its prompt, in\n"
-             "order, under a line that tells which it is; --json prints {\"texts\": [...]}.\n\n"
-             "With --run, prompt and continuation are also written to sample.txt of\n"
-             "the run, where 'moekit report' finds them; --no-save leaves that file alone,\n"
-             "and so does -m with another checkpoint than the newest of the run.\n",
+    .about = "Streams the continuation to standard output. The same seed draws the same text for any\n"
+             "number of threads, and whether it is drawn alone or together with others.\n"
+             "\n"
+             "Several prompts (repeat --prompt, or use --prompts FILE) and several samples of each are\n"
+             "drawn together, which takes less time than one after the other. Sample I of a prompt is the\n"
+             "text that seed SEED + I - 1 draws alone. The texts are printed in order, each with its\n"
+             "prompt, under a line that says which it is; --json prints {\"texts\": [...]}.\n"
+             "\n"
+             "With --run, prompts and continuations are also written to sample.txt of the run, where\n"
+             "'moekit report' finds them. With --no-save, or with another checkpoint than the run's\n"
+             "newest, that file is left alone.\n",
     .examples = "moekit generate --run runs/demo -p 'In the beginning' -n 400\n"
                 "moekit generate -m checkpoint/ -f prompt.txt --temp 0 --json\n"
                 "moekit generate --run runs/demo --prompts prompts.txt --samples 4 --json\n",

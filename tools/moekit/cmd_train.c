@@ -10,12 +10,12 @@
 #include <unistd.h>
 
 static const cli_option options[] = {
-    {"run",      0,   "DIR", "the run directory to make; same as --run.dir"                                    },
-    {"from",     0,   "DIR", "begin with the parameters of this checkpoint, or of a run's newest"              },
-    {"resume",   'r', NULL,  "go on from the newest checkpoint of the run directory"                           },
-    {"move-old", 0,   NULL,  "an existing run directory is first renamed DIR.1, DIR.2, ..."                    },
-    {"dry-run",  0,   NULL,  "check settings, texts, directory and memory, count the parameters, write nothing"},
-    {NULL,       0,   NULL,  NULL                                                                              }
+    {"run",      0,   "DIR", "the run directory to make; same as --run.dir"                                },
+    {"from",     0,   "DIR", "begin with the parameters of this checkpoint, or of a run's newest"          },
+    {"resume",   'r', NULL,  "go on from the newest checkpoint of the run directory"                       },
+    {"move-old", 0,   NULL,  "an existing run directory is first renamed DIR.1, DIR.2, ..."                },
+    {"dry-run",  0,   NULL,  "check settings, texts, directory and memory, count parameters, write nothing"},
+    {NULL,       0,   NULL,  NULL                                                                          }
 };
 
 static bool should_stop(void *user) {
@@ -242,24 +242,28 @@ const cli_verb cmd_train = {
     .name = "train",
     .operands = "[CONFIG.yaml]... [KEY=VALUE]...",
     .summary = "train a language model into a new run directory",
-    .about =
-        "Reads the configuration files in their order, later ones win, then the environment\n"
-        "(MOEKIT_TRAIN_STEPS for train.steps), then the command line. 'moekit config options'\n"
-        "lists every key. A file may be a directory: a run stands for its settings, a checkpoint for\n"
-        "its model.\n"
-        "\n"
-        "The directory must not exist: nothing is overwritten (--move-old renames it first). With\n"
-        "--resume an existing run goes on from its newest complete checkpoint, bit for bit as if it\n"
-        "had not stopped; without a file it takes the settings it was started with. A run that is over,\n"
-        "by its last step or by train.max_seconds, goes on in another one: --from.\n"
-        "\n"
-        "With --from a new run begins with the parameters of a checkpoint, or of another run's newest;\n"
-        "of transformers too, where its model's tokens are bytes. Its model is then the default, so that\n"
-        "no file need describe it; the optimizer, the schedule and the texts are the new run's.\n"
-        "\n"
-        "SIGINT, SIGTERM or SIGHUP ends the forward at hand, saves a checkpoint and exits with 130, 143\n"
-        "or 129; a second one stops at once. An alarm (train.alarm_*) that was asked to stop the run saves\n"
-        "too, and exits with 7. docs/run-directory.md says what a run leaves behind.\n",
+    .about = "Reads the configuration files in their order, then the environment (MOEKIT_TRAIN_STEPS for\n"
+             "train.steps), then the command line; later ones win. 'moekit config options' lists every\n"
+             "key. A file may also be a directory: a run stands for its settings, a checkpoint for its\n"
+             "model.\n"
+             "\n"
+             "The run directory must not exist, as nothing is overwritten; --move-old renames an existing\n"
+             "one first.\n"
+             "\n"
+             "--resume continues an existing run from its newest complete checkpoint, to the same bits as\n"
+             "if it had not stopped. Without a file it uses the settings the run began with. A run that\n"
+             "has reached its last step or train.max_seconds can only be continued as a new run, with\n"
+             "--from.\n"
+             "\n"
+             "--from begins a new run with the parameters of a checkpoint, or of another run's newest one.\n"
+             "Checkpoints of transformers work too if their model's tokens are bytes. The model's settings\n"
+             "come from the checkpoint, so no file need give them. Optimizer, schedule and texts are the\n"
+             "new run's own.\n"
+             "\n"
+             "On SIGINT, SIGTERM or SIGHUP the run finishes the forward at hand, saves a checkpoint and\n"
+             "exits with 130, 143 or 129; a second signal stops it at once. If an alarm (train.alarm_*)\n"
+             "stops the run, it saves too and exits with 7. docs/run-directory.md describes what a run\n"
+             "leaves behind.\n",
     .examples = "moekit train configs/demo.yaml --run runs/demo\n"
                 "moekit train configs/demo.yaml --run runs/top1 moe.top_k=1 --train.steps 500\n"
                 "moekit train --resume --run runs/demo\n"

@@ -221,19 +221,18 @@ const cli_verb cmd_verify = {
     .name = "verify",
     .operands = "grad|determinism [KEY=VALUE]...",
     .summary = "check a layer's gradients, or that its bits are always the same",
-    .about =
-        "grad: every parameter and input of a layer against fourth-order central differences in\n"
-        "f64, of the objective sum(y * r) + losses. Entries beside a kink (another routing, a ReLU\n"
-        "at 0) are skipped and counted. The error is relative to the largest difference of the\n"
-        "tensor; above the limit the exit code is 5.\n"
-        "\n"
-        "determinism: forward and backward with 1, 2 and 4 threads, a second run, and (where\n"
-        "neighbours have no say) each token alone against the same token in the batch. A bit that differs\n"
-        "exits with 5.\n"
-        "\n"
-        "The layer is small (d_model 7, 5 experts of 6; determinism: 61 and 83), with both losses\n"
-        "on; every moe.* key changes it. moe.saved_dtype=mxfp8 rounds what gradients are computed from:\n"
-        "there they are off by some percent, and --limit 0.1 is right.\n",
+    .about = "grad compares the gradient of every parameter and input of a layer with fourth-order central\n"
+             "differences in f64. The objective is sum(y * r) + losses. Entries beside a kink (another\n"
+             "routing, a ReLU at 0) are skipped and counted. The error is relative to the largest\n"
+             "difference of the tensor; above the limit the exit code is 5.\n"
+             "\n"
+             "determinism compares bits: forward and backward with 1, 2 and 4 threads, a second run, and\n"
+             "(where tokens do not depend on their neighbours) each token alone with the same token in the\n"
+             "batch. If a bit differs the exit code is 5.\n"
+             "\n"
+             "The layer is small (d_model 7, 5 experts of width 6; determinism: 61 and 83) and has both\n"
+             "losses on. Every moe.* key changes it. moe.saved_dtype=mxfp8 rounds what gradients are\n"
+             "computed from, so they are off by some percent there; use --limit 0.1.\n",
     .examples = "moekit verify grad --moe.num_experts 8 --moe.top_k 2 --moe.activation gelu\n"
                 "moekit verify grad moe.capacity_factor=1 moe.drop_policy=position\n"
                 "moekit verify grad --preset deepseek_v3 moe.num_experts=16\n"
