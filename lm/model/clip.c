@@ -1,7 +1,7 @@
 /* clip.c: queries, keys and values held within model.clip_qkv, forward and backward.
  * qkv[R, C] after norms and before rotary; kept[R, C] tells backward which numbers were within, NULL in
- * inference. Source: clip_qkv of MPT and OLMoE (Muennighoff et al. 2024); at the bound itself the gradient
- * passes, as torch's.
+ * inference. Source: clip_qkv of MPT and OLMoE (Muennighoff et al. 2024). At the bound itself the gradient
+ * passes, as in torch's clamp for long; that of 2.15 holds it back.
  */
 #include "model/model.h"
 
@@ -16,9 +16,14 @@ typedef struct clipping {
     uint8_t *kept;
 } clipping;
 
+/* The bound as a number that the model has: what is clipped is at it, not beyond. */
+static float bound_of(const moe_lm *lm) {
+    return lm->dtype == MOE_BF16 ? moei_bf16_value(moei_bf16_round(lm->clip)) : lm->clip;
+}
+
 /* Numbers at .. end - 1. A NaN stays what it is. */
 static void clip_numbers(const clipping *c, int64_t at, int64_t end) {
-    const float bound = c->lm->clip;
+    const float bound = bound_of(c->lm);
     for (int64_t i = at; i < end; ++i) {
         const float x =
             c->lm->dtype == MOE_BF16 ? moei_bf16_value(((uint16_t *)c->x)[i]) : ((float *)c->x)[i];

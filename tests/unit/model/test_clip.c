@@ -1,6 +1,6 @@
 /* test_clip.c: model.clip_qkv alone, forward and backward, on qkv[R, C] set by hand: inside, outside and at
- * the bound, f32 and bf16, rows of a whole task and of a part. Source: torch.clamp, whose gradient passes at
- * the bound itself.
+ * the bound, f32 and bf16, rows of a whole task and of a part. Source: lm/model/clip.c, which tells what
+ * torch does at the bound itself.
  */
 #include "model_fixture.h"
 
@@ -74,6 +74,39 @@ static void test_by_hand(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+/* A bound that bf16 has no number for is the nearest that it has, above (0.3) or below (0.7): what is clipped
+ * becomes that, and what was that is within. */
+static void test_rounded_bound(void **state) {
+    (void)state;
+    static const struct {
+        const char *bound;
+        float nearest, above; /* the next number */
+    } cases_of[] = {
+        {"0.3", 0.30078125F, 0.302734375F},
+        {"0.7", 0.69921875F, 0.703125F   },
+    };
+    moe_ctx *ctx = test_ctx("ref", 1);
+    for (size_t i = 0; i < sizeof cases_of / sizeof *cases_of; ++i) {
+        const char *const pairs[] = {"model.dtype", "bf16", "model.clip_qkv", cases_of[i].bound, NULL};
+        const float x[] = {cases_of[i].nearest, -cases_of[i].nearest, cases_of[i].above, -cases_of[i].above};
+        moe_lm *lm = model_make(ctx, pairs);
+        must(ctx, moe_lm_reserve(lm, 1, 1, MOE_TRAIN));
+        const moelm_saved *s = &lm->blocks[0].saved;
+        for (int j = 0; j < 4; ++j) {
+            put(lm, s->qkv, j, x[j]);
+            put(lm, lm->memory.dqkv, j, 2.0F);
+        }
+        moelm_clip(lm, s, 1);
+        moelm_clip_backward(lm, s, 1);
+        for (int j = 0; j < 4; ++j) {
+            assert_true(get(lm, s->qkv, j) == copysignf(cases_of[i].nearest, x[j]));
+            assert_true(get(lm, lm->memory.dqkv, j) == (j < 2 ? 2.0F : 0.0F));
+        }
+        moe_lm_destroy(lm);
+    }
+    moe_ctx_destroy(ctx);
+}
+
 /* In inference nothing remembers what was within. */
 static void test_inference(void **state) {
     (void)state;
@@ -95,6 +128,7 @@ static void test_inference(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_by_hand),
+        cmocka_unit_test(test_rounded_bound),
         cmocka_unit_test(test_inference),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
