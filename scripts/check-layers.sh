@@ -40,6 +40,7 @@ owners='
 ^pthread\.h$                                       ^(src/core/thread\.c$|tests/)
 ^yaml\.h$                                          ^lm/format/
 ^jansson\.h$                                       ^(lm|tests)/
+^(oniguruma|utf8proc)\.h$                          ^lm/format/
 ^cuda                                              ^(include/moekit/cuda\.h|src/(device|kernel)/|tests/unit/cuda/|bench/gpu/)
 '
 

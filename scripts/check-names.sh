@@ -30,13 +30,13 @@ complain "exported by libmoekit, declared in no header" \
 static=$(global "$build/libmoekit.a")
 if [ -e "$build/libmoekit-lm.so" ]; then
     models=$(exported "$build/libmoekit-lm.so")
-    complain "declared in lm.h, not exported by libmoekit-lm" \
-        "$(comm -23 <(declared include/moekit/lm.h) <(echo "$models"))"
-    complain "exported by libmoekit-lm, not declared in lm.h" \
-        "$(comm -13 <(declared include/moekit/lm.h) <(echo "$models"))"
+    complain "declared in lm.h or tokenizer.h, not exported by libmoekit-lm" \
+        "$(comm -23 <(declared include/moekit/{lm,tokenizer}.h) <(echo "$models"))"
+    complain "exported by libmoekit-lm, not declared in lm.h or tokenizer.h" \
+        "$(comm -13 <(declared include/moekit/{lm,tokenizer}.h) <(echo "$models"))"
     internal=$(global "$build/libmoekit-lm.a")
-    complain "inside libmoekit-lm, but begin with neither moe_lm_ nor moelm_" \
-        "$(grep -Ev '^(moe_lm_|moelm_|$)' <<<"$internal")"
+    complain "inside libmoekit-lm, but begin with none of moe_lm_, moe_token and moelm_" \
+        "$(grep -Ev '^(moe_lm_|moe_token|moelm_|$)' <<<"$internal")"
     static+=$'\n'$internal
 fi
 complain "types that are defined twice" \

@@ -4,7 +4,7 @@
 # distribution has them; the tests that need them skip themselves by name.
 set -euo pipefail
 
-build="gcc libc6-dev cmake ninja-build pkg-config libyaml-dev libjansson-dev"
+build="gcc libc6-dev cmake ninja-build pkg-config libyaml-dev libjansson-dev libonig-dev libutf8proc-dev"
 demo="$build bible-kjv gzip bzip2 xz-utils"
 check="$demo git clang libclang-rt-dev clang-format libcmocka-dev python3"
 check_optional="chromium scdoc shellcheck"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Every public function that takes a pointer is called with NULL by a test of its own.
 set -uo pipefail
-tests="tests/unit/layer/test_null.c tests/unit/model/test_model_null.c"
+tests="tests/unit/layer/test_null.c tests/unit/model/test_model_null.c tests/unit/format/test_tokenizer.c"
 # shellcheck disable=SC2086
 statements=$(cat $tests | tr '\n' ' ' | sed 's:/\*[^*]*\*/::g' | tr ';' '\n')
 public=$(awk '/^MOE_API/ { on = 1 } on { all = all " " $0 } on && /;/ { on = 0; print all; all = "" }' include/moekit/*.h |
