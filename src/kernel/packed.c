@@ -62,40 +62,78 @@ static void put_scale(const moei_packed_format *format, double largest, unsigned
     memcpy(block + 2 * column, &half, sizeof half);
 }
 
-/* The code whose value is nearest to x, of two the even one. */
-static uint32_t code_of(const moei_packed_format *format, double x) {
-    const double most = format->bits == 8 ? 127 : 8; /* no value is beyond it */
-    x = fmin(fmax(x, -most), most);
-    if (format->bits == 8) return (uint32_t)(int32_t)nearbyint(x) & 0xff;
-    uint32_t best = 0;
-    double least = fabs(x - (double)format->value[0]);
-    for (uint32_t code = 1; code < MOEI_CODES; ++code) {
-        const double off = fabs(x - (double)format->value[code]);
-        if (off > least || (off == least && (code % 2 == 1 || best % 2 == 0))) continue;
-        best = code;
-        least = off;
+/* The values of a format of 4 bits in ascending order, each once, and their codes; infinity fills up. */
+typedef struct ladder {
+    double value[MOEI_CODES + 1];
+    uint8_t code[MOEI_CODES + 1];
+} ladder;
+
+static ladder ladder_of(const moei_packed_format *format) {
+    ladder l;
+    int n = 0;
+    for (int i = 0; i <= MOEI_CODES; ++i) l.value[i] = INFINITY;
+    for (uint8_t code = 0; format->bits == 4 && code < MOEI_CODES; ++code) {
+        const double value = (double)format->value[code];
+        int at = n;
+        while (at > 0 && l.value[at - 1] > value) --at;
+        if (at > 0 && l.value[at - 1] == value) continue; /* minus zero: the lower code is zero's */
+        for (int i = n++; i > at; --i) l.value[i] = l.value[i - 1], l.code[i] = l.code[i - 1];
+        l.value[at] = value;
+        l.code[at] = code;
     }
-    return best;
+    return l;
 }
 
-/* Rows [row, end) of one column into a block, zeros after them. False where a number is not finite. */
-static bool pack_column(const moe_packed *p, const void *b, int64_t row, int64_t end, int64_t j,
-                        unsigned char *block, int64_t column) {
+/* The code whose value is nearest to x, of two the even one: of the largest value that is not above x, found
+ * without a branch, and the next. */
+static uint32_t code_of(const ladder *l, double x) {
+    int at = (x >= l->value[8]) << 3;
+    at += (x >= l->value[at + 4]) << 2;
+    at += (x >= l->value[at + 2]) << 1;
+    at += x >= l->value[at + 1];
+    const double below = fabs(x - l->value[at]), above = l->value[at + 1] - x;
+    const int up = (above < below) | ((above == below) & l->code[at]);
+    return l->code[at + (up & 1)];
+}
+
+/* The same of 8 bits: to nearest, ties to even, by a sum that has no bits below one. */
+static uint32_t byte_of(double x) {
+    static const double ONES = 0x1.8p52;
+    x = x > 127 ? 127 : x < -127 ? -127 : x;
+    return (uint32_t)(int32_t)(x + ONES - ONES) & 0xff;
+}
+
+typedef struct pack_job {
+    const moe_packed *p;
+    ladder ladder;
+    const char *b;
+    unsigned char *out;
+    bool *bad; /* [n_groups, panels] holds what is not finite */
+} pack_job;
+
+/* A column of tile[rows, 64] into a block, zeros after them. False where a number is not finite. */
+static bool pack_column(const pack_job *job, const void *tile, int64_t rows, unsigned char *block,
+                        int64_t column) {
+    const moe_packed *p = job->p;
     const moei_packed_format *format = p->format;
     const int64_t per = moei_packed_per(format);
     double x[MOEI_GROUP_MAX] = {0}, largest = 0;
-    for (int64_t i = row; i < end; ++i) {
-        x[i - row] = moei_real_load(p->dtype, b, i * p->n + j);
-        if (!isfinite(x[i - row])) return false;
-        largest = fmax(largest, fabs(x[i - row]));
+    for (int64_t i = 0; i < rows; ++i) {
+        const double number = moei_real_load(p->dtype, tile, i * MOEI_PANEL + column), size = fabs(number);
+        if (!isfinite(number)) return false;
+        x[i] = number;
+        largest = size > largest ? size : largest;
     }
     put_scale(format, largest, block, column);
     const double scale = moei_packed_scale(format, block, column);
     unsigned char *codes = block + moei_packed_scale_bytes(format);
     for (int64_t i = 0; i < p->group; i += per) {
         uint32_t word = 0;
-        for (int64_t r = 0; r < per; ++r)
-            word |= code_of(format, scale > 0 ? x[i + r] / scale : 0) << (r * format->bits);
+        for (int64_t r = 0; r < per; ++r) {
+            const double times = scale > 0 ? x[i + r] / scale : 0;
+            const uint32_t code = format->bits == 8 ? byte_of(times) : code_of(&job->ladder, times);
+            word |= code << (r * format->bits);
+        }
         for (int byte = 0; byte < 4; ++byte)
             codes[(i / per * MOEI_PANEL + column) * 4 + byte] = (unsigned char)(word >> 8 * byte);
     }
@@ -103,50 +141,57 @@ static bool pack_column(const moe_packed *p, const void *b, int64_t row, int64_t
 }
 
 /* The same of 16 bits, which have no scale. */
-static bool pack_halves(const moe_packed *p, const void *b, int64_t row, int64_t end, int64_t j,
-                        unsigned char *block, int64_t column) {
+static bool pack_halves(const pack_job *job, const void *tile, int64_t rows, unsigned char *block,
+                        int64_t column) {
     static const double MOST = 0x1.fep127;
-    for (int64_t i = row; i < end; ++i) {
-        double x = moei_real_load(p->dtype, b, i * p->n + j);
-        if (!isfinite(x)) return false;
-        x = x > MOST ? MOST : x < -MOST ? -MOST : x;
-        const uint16_t half = moei_bf16_round((float)x);
-        unsigned char *at = block + (i - row) / 2 * moei_packed_row_bytes(16) +
-                            moei_packed_column_at(16, column) + (i - row) % 2 * 2;
+    const moe_packed *p = job->p;
+    const bool halves = p->dtype == MOE_BF16;
+    for (int64_t i = 0; i < rows; ++i) {
+        uint16_t half;
+        if (halves) {
+            half = ((const uint16_t *)tile)[i * MOEI_PANEL + column];
+            if ((half & 0x7f80) == 0x7f80) return false;
+        } else {
+            double x = moei_real_load(p->dtype, tile, i * MOEI_PANEL + column);
+            if (!isfinite(x)) return false;
+            x = x > MOST ? MOST : x < -MOST ? -MOST : x;
+            half = moei_bf16_round((float)x);
+        }
+        unsigned char *at =
+            block + i / 2 * moei_packed_row_bytes(16) + moei_packed_column_at(16, column) + i % 2 * 2;
         at[0] = (unsigned char)half;
         at[1] = (unsigned char)(half >> 8);
     }
     return true;
 }
 
-typedef struct pack_job {
-    const moe_packed *p;
-    const char *b;
-    unsigned char *out;
-    bool *bad; /* [n_groups, panels] holds what is not finite */
-} pack_job;
-
 static int64_t group_panels(const moe_packed *p) {
     return p->n_runs * p->run_panels;
 }
 
-/* A panel, block by block, so that rows of b are read while they are in L1. */
+/* A panel, block by block: its rows are moved together first, as rows a power of two apart drive each other
+ * out of L1. */
 static void pack_task(void *arg, int64_t number, void *scratch) {
     const pack_job *job = arg;
     const moe_packed *p = job->p;
     const int64_t g = number / group_panels(p), panel = number % group_panels(p), width = p->n / p->n_runs;
     const int64_t in_run = panel % p->run_panels * MOEI_PANEL, first = panel / p->run_panels * width + in_run;
     const int64_t columns = width - in_run < MOEI_PANEL ? width - in_run : MOEI_PANEL;
-    const char *b = job->b + (size_t)(g * p->k * p->n) * moe_dtype_bytes(p->dtype);
+    const size_t bytes = moe_dtype_bytes(p->dtype);
+    const char *b = job->b + (size_t)(g * p->k * p->n + first) * bytes;
     unsigned char *block = job->out + moei_packed_at(p, g, panel);
-    bool (*pack_any)(const moe_packed *, const void *, int64_t, int64_t, int64_t, unsigned char *, int64_t) =
+    bool (*pack_any)(const pack_job *, const void *, int64_t, unsigned char *, int64_t) =
         p->format->bits == 16 ? pack_halves : pack_column;
+    double tile[MOEI_GROUP_MAX * MOEI_PANEL]; /* room for the widest type */
     (void)scratch;
     job->bad[number] = false;
     for (int64_t row = 0; row < p->k; row += p->group, block += p->block_bytes) {
-        const int64_t end = row + p->group < p->k ? row + p->group : p->k;
+        const int64_t rows = row + p->group < p->k ? p->group : p->k - row;
+        for (int64_t i = 0; i < rows; ++i)
+            memcpy((char *)tile + (size_t)(i * MOEI_PANEL) * bytes, b + (size_t)((row + i) * p->n) * bytes,
+                   (size_t)columns * bytes);
         for (int64_t j = 0; j < columns; ++j)
-            if (!pack_any(p, b, row, end, first + j, block, j)) job->bad[number] = true;
+            if (!pack_any(job, tile, rows, block, j)) job->bad[number] = true;
     }
 }
 
@@ -160,7 +205,7 @@ static moe_status pack_host(moe_packed *p, const void *b, unsigned char *out) {
     bool *bad = moe_ctx_alloc(p->ctx, (size_t)panels);
     if (!bad) return moei_ctx_no_memory(p->ctx, "notes of packing");
     memset(out, 0, p->bytes); /* columns past the last of a run: scale 0 */
-    pack_job job = {p, b, out, bad};
+    pack_job job = {p, ladder_of(p->format), b, out, bad};
     moei_parallel(host_team(p->ctx), panels, pack_task, &job);
     int64_t panel = 0;
     while (panel < panels && !bad[panel]) ++panel;
