@@ -55,11 +55,25 @@ typedef struct moe_lm moe_lm;
 MOE_API moe_status moe_lm_create(moe_ctx *ctx, const moe_lm_config *config, moe_lm **lm);
 /* Opens a checkpoint directory: config.json and safetensors, one file or shards, as transformers has them of
  * Mixtral, Qwen3-MoE and OLMoE, or our own. What such a config.json says and this model does not do is
- * MOE_ERR_UNSUPPORTED, all of it in one text. */
+ * MOE_ERR_UNSUPPORTED, all of it in one text. Tensors that do not fit the model are told (MOE_ERR_INPUT)
+ * before there is memory for one. Of files that are read only what is being read stays in memory. */
 MOE_API moe_status moe_lm_load(moe_ctx *ctx, const char *directory, moe_lm **lm);
 /* The same with weights and activations of `dtype`, "f32" or "bf16", whatever the file has; NULL: the file's.
  * Saved again, that is the file's type. */
 MOE_API moe_status moe_lm_load_as(moe_ctx *ctx, const char *directory, const char *dtype, moe_lm **lm);
+/* The same with what else there is to say. A desc of zeros is moe_lm_load. */
+typedef struct moe_lm_load_desc {
+    size_t size;
+    const char *dtype;   /* as of moe_lm_load_as */
+    const char *experts; /* NULL, or a format of moe_quant_desc (quant.h): each layer's experts are packed as
+                            soon as they are read and their own weights given back, so no more than one layer
+                            is ever there unpacked. For inference only: such a model is neither trained nor
+                            saved. "bf16x2" changes no bit of a bf16 model */
+    int32_t experts_group; /* moe_quant_desc.group */
+    uint8_t reserved[4];   /* 0: no padding, as in moe_ctx_desc */
+} moe_lm_load_desc;
+MOE_API moe_status moe_lm_load_with(moe_ctx *ctx, const char *directory, const moe_lm_load_desc *desc,
+                                    moe_lm **lm);
 /* Sets the parameters to those of a checkpoint, by name: the start of a training that goes on from another's.
  * Heads, rope_base, norm_eps, qk_norm and clip_qkv must be the checkpoint's (MOE_ERR_ARGUMENT), and each of
  * its parameters must have a place of its shape here (MOE_ERR_INPUT); on an error the model is as it was.

@@ -166,6 +166,27 @@ void moelm_file_map_close(moelm_file_map *map) {
     *map = (moelm_file_map){0};
 }
 
+/* Pages begin at multiples of their size; those wholly inside, or all that are touched. */
+static void advise(const moelm_file_map *map, size_t first, size_t bytes, bool inside, int advice) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t end = first < map->bytes && bytes < map->bytes - first ? first + bytes : map->bytes;
+    if (inside) {
+        first = (first + page - 1) / page * page;
+        end = end / page * page;
+    } else {
+        first = first / page * page;
+    }
+    if (first < end) madvise((void *)(uintptr_t)(map->data + first), end - first, advice);
+}
+
+void moelm_file_map_ahead(const moelm_file_map *map, size_t first, size_t bytes) {
+    advise(map, first, bytes, false, MADV_WILLNEED);
+}
+
+void moelm_file_map_done(const moelm_file_map *map, size_t first, size_t bytes) {
+    advise(map, first, bytes, true, MADV_DONTNEED);
+}
+
 /* 3. Writing. */
 
 bool moelm_file_lock(int fd) {

@@ -19,6 +19,10 @@ typedef struct moelm_file_map {
 } moelm_file_map;
 moe_status moelm_file_map_open(const char *path, moelm_file_map *map, moe_error *error);
 void moelm_file_map_close(moelm_file_map *map);
+/* Bytes [first, first + bytes), as far as they are in the map: soon to be read, and read for now, so that the
+ * whole pages among them need not stay. What is asked for is a hint. */
+void moelm_file_map_ahead(const moelm_file_map *map, size_t first, size_t bytes);
+void moelm_file_map_done(const moelm_file_map *map, size_t first, size_t bytes);
 
 /* Replaces a file in one step: readers see the old bytes or the new ones, also after a kill or power cut. */
 moe_status moelm_file_write(const char *path, const void *data, size_t bytes, moe_error *error);

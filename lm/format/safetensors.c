@@ -476,6 +476,15 @@ moe_status moelm_safetensors_get(const moelm_safetensors *file, const char *name
     return MOE_OK;
 }
 
+const moelm_file_map *moelm_safetensors_map(const moelm_safetensors *file, const moelm_st_tensor *tensor) {
+    const unsigned char *at = tensor->data;
+    for (size_t i = 0; i < file->n_shards; i++) {
+        const moelm_file_map *map = &file->shards[i].map;
+        if (map->bytes > 0 && at >= map->data && at < map->data + map->bytes) return map;
+    }
+    return NULL;
+}
+
 size_t moelm_safetensors_metadata_count(const moelm_safetensors *file) {
     return file->n_metadata;
 }

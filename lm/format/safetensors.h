@@ -6,6 +6,8 @@
 
 #include <moekit/moe.h>
 
+#include "format/file.h"
+
 enum { MOELM_ST_MAX_HEADER = 100000000, MOELM_ST_MAX_DIM = 8 };
 
 typedef enum moelm_st_dtype {
@@ -59,6 +61,9 @@ const moelm_st_tensor *moelm_safetensors_find(const moelm_safetensors *file,
 /* find, with a clear MOE_ERR_INPUT where the tensor is missing or its shape is another. */
 moe_status moelm_safetensors_get(const moelm_safetensors *file, const char *name, int32_t n_dim,
                                  const int64_t *dim, const moelm_st_tensor **tensor, moe_error *error);
+
+/* The map that a tensor's data lies in, for hints to the system; NULL where the caller owns the bytes. */
+const moelm_file_map *moelm_safetensors_map(const moelm_safetensors *file, const moelm_st_tensor *tensor);
 
 /* The __metadata__ map, of a sharded file that of its first shard. */
 size_t moelm_safetensors_metadata_count(const moelm_safetensors *file);

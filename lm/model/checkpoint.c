@@ -13,6 +13,8 @@
 #include "model/checksum.h"
 #include "model/families/family.h"
 
+#include <moekit/quant.h>
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,20 +25,44 @@ typedef struct reader {
     moe_ctx *ctx;
     const char *directory;
     const moelm_safetensors *file;
-    size_t n_read;
+    size_t n_met;
 } reader;
 
-static moe_status read_tensor(void *user, const moelm_slice *slice) {
-    reader *r = user;
+/* The tensor of a slice, which is there, has its shape and can be read. */
+static moe_status find_tensor(const reader *r, const moelm_slice *slice, const moelm_st_tensor **tensor) {
     moe_error error;
-    const moelm_st_tensor *tensor;
-    if (moelm_safetensors_get(r->file, slice->name, slice->n_dim, slice->dim, &tensor, &error) != MOE_OK)
+    if (moelm_safetensors_get(r->file, slice->name, slice->n_dim, slice->dim, tensor, &error) != MOE_OK)
         return moelm_fail(r->ctx, &error);
-    if (tensor->dtype != MOELM_ST_F32 && tensor->dtype != MOELM_ST_BF16 && tensor->dtype != MOELM_ST_F16)
-        return moe_ctx_fail(r->ctx, MOE_ERR_INPUT, "%s: tensor '%s' is %s; F32, BF16 and F16 can be read",
-                            r->directory, slice->name, moelm_st_dtype_name(tensor->dtype));
+    const moelm_st_dtype dtype = (*tensor)->dtype;
+    if (dtype == MOELM_ST_F32 || dtype == MOELM_ST_BF16 || dtype == MOELM_ST_F16) return MOE_OK;
+    return moe_ctx_fail(r->ctx, MOE_ERR_INPUT, "%s: tensor '%s' is %s; F32, BF16 and F16 can be read",
+                        r->directory, slice->name, moelm_st_dtype_name(dtype));
+}
+
+static moe_status meet_tensor(void *user, const moelm_slice *slice) {
+    reader *r = user;
+    const moelm_st_tensor *tensor;
+    MOEI_TRY(find_tensor(r, slice, &tensor));
+    ++r->n_met;
+    return MOE_OK;
+}
+
+/* Tensors are read in the order of their files, each once: what comes next is asked for while one is moved,
+ * and what was moved need not stay. */
+static void move_tensor(const reader *r, const moelm_slice *slice, const moelm_st_tensor *tensor) {
+    enum { AHEAD = 64 << 20 }; /* a disk that gives 1 GB/s is asked 64 ms before */
+    const moelm_file_map *map = moelm_safetensors_map(r->file, tensor);
+    const size_t first = map ? (size_t)((const unsigned char *)tensor->data - map->data) : 0;
+    if (map) moelm_file_map_ahead(map, first + AHEAD, tensor->bytes);
     moelm_slice_read(r->ctx, slice, tensor);
-    ++r->n_read;
+    if (map) moelm_file_map_done(map, first, tensor->bytes);
+}
+
+static moe_status read_tensor(void *user, const moelm_slice *slice) {
+    const reader *r = user;
+    const moelm_st_tensor *tensor;
+    MOEI_TRY(find_tensor(r, slice, &tensor));
+    move_tensor(r, slice, tensor);
     return MOE_OK;
 }
 
@@ -47,10 +73,10 @@ static moe_status find_name(void *user, const moelm_slice *slice) {
 
 static moe_status check_extra(const moe_lm *lm, const moelm_family *family, const reader *r) {
     size_t count = moelm_safetensors_count(r->file);
-    for (size_t i = 0; r->n_read < count && i < count; ++i) {
+    for (size_t i = 0; r->n_met < count && i < count; ++i) {
         char *name = strdup(moelm_safetensors_at(r->file, i)->name);
         if (!name) return moe_ctx_fail(r->ctx, MOE_ERR_MEMORY, "no memory for a name");
-        moe_status known = family->visit(family, lm, find_name, name);
+        moe_status known = moelm_family_visit(family, lm, find_name, name);
         free(name);
         if (known == MOE_OK)
             return moe_ctx_fail(r->ctx, MOE_ERR_INPUT,
@@ -74,7 +100,7 @@ static double routed_width(const moe_layer_desc *desc) {
     return isfinite(sum) ? sum : 0;
 }
 
-/* Less than what the model needs, so that a damaged config.json cannot ask for memory without end. */
+/* Less than what the model needs. */
 static double least_numbers(const moe_lm_config *config) {
     const moelm_model_config *m = &config->model;
     double d = m->d_model, head = m->head_dim ? m->head_dim : d / m->n_heads,
@@ -90,8 +116,17 @@ static double least_numbers(const moe_lm_config *config) {
     return numbers;
 }
 
+/* Whether shapes of the model take no memory; registered kinds of experts, and mixed ones, may. */
+static bool has_plain_experts(const moe_lm_config *config) {
+    moe_layer_desc desc;
+    moelm_config_layer(config, config->model.n_layers - 1, &desc);
+    return (!desc.expert || strcmp(desc.expert, "ffn") == 0) && (!desc.expert_kinds || !*desc.expert_kinds);
+}
+
+/* A damaged config.json cannot ask for memory without end: where shapes take some, they are worth it. */
 static moe_status check_size(const moe_lm_config *config, const moelm_safetensors *file, moe_error *error) {
     enum { SLACK = 1 << 20 }; /* small models are left to the messages that name a tensor */
+    if (has_plain_experts(config)) return MOE_OK;
     double need = least_numbers(config), held = 0;
     for (size_t i = 0; i < moelm_safetensors_count(file); ++i) {
         const moelm_st_tensor *tensor = moelm_safetensors_at(file, i);
@@ -124,13 +159,6 @@ static moe_status read_config(const char *directory, const moelm_family **family
     return found_in(directory, status, error);
 }
 
-static moe_status read_tensors(moe_lm *lm, const moelm_family *family, const moelm_safetensors *file,
-                               const char *directory) {
-    reader r = {.ctx = lm->ctx, .directory = directory, .file = file};
-    MOEI_TRY(family->visit(family, lm, read_tensor, &r));
-    return check_extra(lm, family, &r);
-}
-
 /* A checkpoint, open: what it says of its model, and the file of tensors. */
 typedef struct opened {
     const char *directory;
@@ -154,10 +182,32 @@ static void close_files(opened *s) {
     moe_lm_config_destroy(s->config);
 }
 
-static moe_status load(moe_ctx *ctx, const opened *s, moe_lm **lm) {
+/* Every tensor by name, shape and type, before there is memory for one. */
+static moe_status check_tensors(const moe_lm *shapes, const opened *s) {
+    reader r = {.ctx = shapes->ctx, .directory = s->directory, .file = s->file};
+    MOEI_TRY(moelm_family_visit(s->family, shapes, meet_tensor, &r));
+    return check_extra(shapes, s->family, &r);
+}
+
+/* Block by block, so that what is packed is never there unpacked but for one layer. */
+static moe_status read_tensors(moe_lm *lm, const opened *s, const moe_quant_desc *experts) {
+    reader r = {.ctx = lm->ctx, .directory = s->directory, .file = s->file};
+    MOEI_TRY(moelm_fill_tensors(lm));
+    for (int32_t part = 0; part <= lm->n_layers + 1; ++part) {
+        const int32_t index = part - 1;
+        const bool is_block = index >= 0 && index < lm->n_layers;
+        if (is_block) MOEI_TRY(moelm_fill_layer(lm, index));
+        MOEI_TRY(s->family->visit(s->family, lm, part, read_tensor, &r));
+        if (is_block && experts) MOEI_TRY(moe_layer_quantize(lm->blocks[index].ffn, experts));
+    }
+    return MOE_OK;
+}
+
+static moe_status load(moe_ctx *ctx, const opened *s, const moe_quant_desc *experts, moe_lm **lm) {
     moe_lm *made;
-    MOEI_TRY(moelm_create(ctx, s->config, false, &made));
-    moe_status status = read_tensors(made, s->family, s->file, s->directory);
+    MOEI_TRY(moelm_create_shapes(ctx, s->config, &made));
+    moe_status status = check_tensors(made, s);
+    if (status == MOE_OK) status = read_tensors(made, s, experts);
     if (status == MOE_OK)
         *lm = made;
     else
@@ -170,18 +220,28 @@ moe_status moe_lm_load(moe_ctx *ctx, const char *directory, moe_lm **lm) {
 }
 
 moe_status moe_lm_load_as(moe_ctx *ctx, const char *directory, const char *dtype, moe_lm **lm) {
-    MOEI_TRY(moelm_checkpoint_open(ctx, directory, dtype, lm));
+    const moe_lm_load_desc desc = {.size = sizeof desc, .dtype = dtype};
+    return moe_lm_load_with(ctx, directory, &desc, lm);
+}
+
+moe_status moe_lm_load_with(moe_ctx *ctx, const char *directory, const moe_lm_load_desc *desc, moe_lm **lm) {
+    moe_lm_load_desc ours;
+    MOEI_TRY(moei_ctx_need(ctx, "moe_lm_load", "lm", lm));
+    MOEI_TRY(moei_ctx_desc_read(ctx, &ours, sizeof ours, desc, "moe_lm_load_desc"));
+    MOEI_TRY(moelm_checkpoint_open(ctx, directory, &ours, lm));
     moelm_warn_of_foresight(*lm);
     return MOE_OK;
 }
 
-moe_status moelm_checkpoint_open(moe_ctx *ctx, const char *directory, const char *dtype, moe_lm **lm) {
+moe_status moelm_checkpoint_open(moe_ctx *ctx, const char *directory, const moe_lm_load_desc *desc,
+                                 moe_lm **lm) {
     MOEI_TRY(moei_ctx_need(ctx, "moe_lm_load", "directory", directory));
-    MOEI_TRY(moei_ctx_need(ctx, "moe_lm_load", "lm", lm));
+    const moe_quant_desc experts = {
+        .size = sizeof experts, .format = desc->experts, .group = desc->experts_group, .drop_weights = true};
     moe_error error = {0};
     opened s;
-    moe_status status = open_files(directory, dtype, &s, &error);
-    status = status == MOE_OK ? load(ctx, &s, lm) : moelm_fail(ctx, &error);
+    moe_status status = open_files(directory, desc->dtype, &s, &error);
+    status = status == MOE_OK ? load(ctx, &s, desc->experts ? &experts : NULL, lm) : moelm_fail(ctx, &error);
     close_files(&s);
     return status;
 }
@@ -274,7 +334,7 @@ static moe_status write_file(moe_lm *lm, const moelm_family *family, writer *w, 
     const moelm_st_pair format = {"format", "pt"}; /* transformers asks for it */
     const moelm_st_source source = {data_of, w};
     w->count = 0;
-    MOEI_TRY(family->visit(family, lm, add_tensor, w));
+    MOEI_TRY(moelm_family_visit(family, lm, add_tensor, w));
     if (moelm_safetensors_write_from(path, w->tensor, w->count, &format, 1, &source, &error) == MOE_OK)
         return MOE_OK;
     return moelm_fail(lm->ctx, &error);
@@ -282,7 +342,7 @@ static moe_status write_file(moe_lm *lm, const moelm_family *family, writer *w, 
 
 static moe_status write_tensors(moe_lm *lm, const moelm_family *family, const char *path) {
     writer w = {.ctx = lm->ctx};
-    MOEI_TRY(family->visit(family, lm, add_tensor, &w));
+    MOEI_TRY(moelm_family_visit(family, lm, add_tensor, &w));
     const size_t count = w.count, bytes = w.largest;
     w.block = moe_ctx_alloc(lm->ctx, bytes);
     if (!w.block) return moei_ctx_no_memory(lm->ctx, "a tensor in the order of its file");

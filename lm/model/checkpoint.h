@@ -6,8 +6,9 @@
 
 #include <moekit/lm.h>
 
-/* moe_lm_load_as without its warning. */
-moe_status moelm_checkpoint_open(moe_ctx *ctx, const char *directory, const char *dtype, moe_lm **lm);
+/* moe_lm_load_with without its warning. */
+moe_status moelm_checkpoint_open(moe_ctx *ctx, const char *directory, const moe_lm_load_desc *desc,
+                                 moe_lm **lm);
 /* init_from.c: moe_lm_init_from, whose warnings go to told[size]; "": none. */
 enum { MOELM_TOLD = 800 };
 moe_status moelm_init_from(moe_lm *lm, const char *directory, char *told, size_t size);

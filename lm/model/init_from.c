@@ -145,7 +145,8 @@ static moe_status take(const pair *p, char *told, size_t size) {
 moe_status moelm_init_from(moe_lm *lm, const char *directory, char *told, size_t size) {
     pair p = {.to = lm, .directory = directory};
     told[0] = '\0';
-    MOEI_TRY(moelm_checkpoint_open(lm->ctx, directory, lm->config->model.dtype, &p.from));
+    const moe_lm_load_desc desc = {.size = sizeof desc, .dtype = lm->config->model.dtype};
+    MOEI_TRY(moelm_checkpoint_open(lm->ctx, directory, &desc, &p.from));
     moe_status status = take(&p, told, size);
     moe_lm_destroy(p.from);
     return status;

@@ -91,17 +91,21 @@ static void carve_tensors(moe_lm *lm, moei_arena *arena) {
 /* What is done about the weights: drawn, zeros for who reads them from a file, or only their shapes. */
 typedef enum making { DRAWN, ZEROS, SHAPES } making;
 
+moe_status moelm_fill_tensors(moe_lm *lm) {
+    moei_arena arena = {0};
+    lm->values = moe_ctx_alloc(lm->ctx, lm->value_bytes);
+    if (!lm->values) return moei_ctx_no_memory(lm->ctx, "weights of the model but for its experts");
+    memset(lm->values, 0, lm->value_bytes); /* the gaps between tensors too */
+    arena.base = lm->values;
+    carve_tensors(lm, &arena);
+    return MOE_OK;
+}
+
 static moe_status make_tensors(moe_lm *lm, making how) {
     moei_arena arena = {0};
     carve_tensors(lm, &arena);
     lm->value_bytes = arena.used;
-    if (how == SHAPES) return MOE_OK;
-    lm->values = moe_ctx_alloc(lm->ctx, lm->value_bytes);
-    if (!lm->values) return moei_ctx_no_memory(lm->ctx, "weights of the model but for its experts");
-    memset(lm->values, 0, lm->value_bytes); /* the gaps between tensors too */
-    arena = (moei_arena){.base = lm->values};
-    carve_tensors(lm, &arena);
-    return MOE_OK;
+    return how == SHAPES ? MOE_OK : moelm_fill_tensors(lm);
 }
 
 static moe_status make_layer(moe_lm *lm, int32_t index, making how) {
@@ -114,6 +118,16 @@ static moe_status make_layer(moe_lm *lm, int32_t index, making how) {
     if (how != SHAPES || status != MOE_ERR_UNSUPPORTED) return status;
     desc.unowned = false; /* experts of a registered kind have memory of their own */
     return moe_layer_create(lm->ctx, &desc, layer);
+}
+
+moe_status moelm_fill_layer(moe_lm *lm, int32_t index) {
+    moe_layer **layer = &lm->blocks[index].ffn, *shapes = *layer;
+    if (!moe_layer_get_desc(shapes)->unowned) return MOE_OK; /* the weights are there */
+    MOEI_TRY(make_layer(lm, index, ZEROS));
+    for (int32_t i = 0; i < lm->n_entries; ++i)
+        if (lm->entries[i].layer == shapes) lm->entries[i].layer = *layer;
+    moe_layer_destroy(shapes);
+    return MOE_OK;
 }
 
 static moe_status make_layers(moe_lm *lm, making how) {

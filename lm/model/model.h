@@ -151,6 +151,9 @@ moe_status moelm_create(moe_ctx *ctx, const moe_lm_config *config, bool drawn, m
 /* Its shapes alone: moe_lm_get_info and moe_lm_measure tell of the model, and the weights take no memory (but
  * those of registered kinds of experts). All else needs weights. */
 moe_status moelm_create_shapes(moe_ctx *ctx, const moe_lm_config *config, moe_lm **lm);
+/* Make a model of shapes whole, with zeros: all but its layers, and one layer. */
+moe_status moelm_fill_tensors(moe_lm *lm);
+moe_status moelm_fill_layer(moe_lm *lm, int32_t index);
 /* What is said where moe_lm_config_foresight tells something, %s. */
 #define MOELM_FORESIGHT "%s. Figures do not compare with those of a model that sees only what was before"
 void moelm_warn_of_foresight(const moe_lm *lm);

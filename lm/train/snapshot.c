@@ -130,7 +130,8 @@ static moe_status copy_params(const char *path, const moe_lm *from, const moelm_
  * know how to train. */
 static moe_status read_model(const char *path, const moelm_optimizer *optimizer, moe_error *error) {
     moe_lm *saved;
-    MOEI_TRY(from_ctx(optimizer, moelm_checkpoint_open(optimizer->ctx, path, NULL, &saved), error));
+    const moe_lm_load_desc as_stored = {.size = sizeof as_stored};
+    MOEI_TRY(from_ctx(optimizer, moelm_checkpoint_open(optimizer->ctx, path, &as_stored, &saved), error));
     moe_status status = copy_params(path, saved, optimizer, error);
     moe_lm_destroy(saved);
     return status;

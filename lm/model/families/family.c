@@ -92,6 +92,12 @@ json_t *moelm_family_value(const moe_lm_config *config, const char *key) {
     return json_string(entry.value);
 }
 
+moe_status moelm_family_visit(const moelm_family *family, const moe_lm *lm, moelm_slice_fn fn, void *user) {
+    for (int32_t part = 0; part <= lm->n_layers + 1; ++part)
+        MOEI_TRY(family->visit(family, lm, part, fn, user));
+    return MOE_OK;
+}
+
 moelm_slice moelm_family_whole(const char *name, const moe_param *param) {
     moelm_slice slice = {.n_dim = param->n_dim, .value = param->value, .dtype = param->dtype, .col_step = 1};
     snprintf(slice.name, sizeof slice.name, "%s", name);

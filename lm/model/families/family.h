@@ -10,7 +10,8 @@
 #include "model/model.h"
 
 /* Element (i, j) of the file's [rows, cols] is value[i * row_step + j * col_step]. A tensor of three
- * dimensions has the product of the first two as its rows, one of a single dimension one row. */
+ * dimensions has the product of the first two as its rows, one of a single dimension one row. Of a model of
+ * shapes alone value is NULL. */
 typedef struct moelm_slice {
     char name[MOELM_NAME];
     int32_t n_dim;
@@ -44,8 +45,10 @@ struct moelm_family {
     /* Settings -> config.json; model_type is set already. */
     moe_status (*write)(const moelm_family *family, const moe_lm_config *config, json_t *root,
                         moe_error *error);
-    /* Every tensor of the file once, in the order of the file. */
-    moe_status (*visit)(const moelm_family *family, const moe_lm *lm, moelm_slice_fn fn, void *user);
+    /* Every tensor of one part of the file once, in its order. Parts are: 0 what stands before the blocks,
+     * 1 .. n_layers a block each, n_layers + 1 what stands behind them. */
+    moe_status (*visit)(const moelm_family *family, const moe_lm *lm, int32_t part, moelm_slice_fn fn,
+                        void *user);
     const struct moelm_form *form; /* form.h; NULL: none */
 };
 
@@ -63,6 +66,8 @@ moe_status moelm_family_read(const json_t *root, const moelm_family **family, mo
 moe_status moelm_family_set(moe_lm_config *config, const char *key, const json_t *value, moe_error *error);
 /* The setting as JSON, of its own type; NULL where there is no memory. */
 json_t *moelm_family_value(const moe_lm_config *config, const char *key);
+/* All parts, one after the other. */
+moe_status moelm_family_visit(const moelm_family *family, const moe_lm *lm, moelm_slice_fn fn, void *user);
 /* A parameter as it is: its own name and layout. */
 moelm_slice moelm_family_whole(const char *name, const moe_param *param);
 

@@ -33,6 +33,7 @@ moe_status moelm_form_read(const moelm_family *family, const json_t *root, moe_l
                            moe_error *error);
 moe_status moelm_form_write(const moelm_family *family, const moe_lm_config *config, json_t *root,
                             moe_error *error);
-moe_status moelm_form_visit(const moelm_family *family, const moe_lm *lm, moelm_slice_fn fn, void *user);
+moe_status moelm_form_visit(const moelm_family *family, const moe_lm *lm, int32_t part, moelm_slice_fn fn,
+                            void *user);
 
 #endif

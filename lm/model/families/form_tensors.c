@@ -22,13 +22,18 @@ static moe_status visit_vector(const visitor *v, const char *name, const moelm_t
     return v->fn(v->user, &slice);
 }
 
+/* Number i behind value; NULL where there are only shapes. */
+static const void *behind(const visitor *v, const void *value, int64_t i) {
+    return value ? moelm_at(v->lm, value, i) : NULL;
+}
+
 /* `out` columns, from `first`, of a weight [in, cols] of ours: the file has [out, in]. */
 static moe_status visit_columns(const visitor *v, const char *name, const void *value, int64_t in,
                                 int64_t cols, int64_t first, int64_t out) {
     moelm_slice slice = {
         .n_dim = 2,
         .dim = {out, in},
-        .value = moelm_at(v->lm, value, first),
+        .value = (void *)(uintptr_t)behind(v, value, first),
         .dtype = v->lm->dtype,
         .row_step = 1,
         .col_step = cols
@@ -81,8 +86,7 @@ static moe_status visit_experts(const visitor *v, const moe_layer *ffn) {
     int64_t d = v->lm->d, n = down.dim[1];
     for (int32_t e = 0; e < (int32_t)gate.dim[0]; ++e) {
         snprintf(name, sizeof name, "%s.experts.%d", v->form->ffn, e);
-        MOEI_TRY(visit_ffn(v, name, moelm_at(v->lm, up.value, e * d * 2 * n),
-                           moelm_at(v->lm, down.value, e * n * d), n));
+        MOEI_TRY(visit_ffn(v, name, behind(v, up.value, e * d * 2 * n), behind(v, down.value, e * n * d), n));
     }
     return MOE_OK;
 }
@@ -96,18 +100,21 @@ static moe_status visit_table(const visitor *v, const char *name, const moelm_te
     return v->fn(v->user, &slice);
 }
 
-moe_status moelm_form_visit(const moelm_family *family, const moe_lm *lm, moelm_slice_fn fn, void *user) {
-    visitor v = {.form = family->form, .lm = lm, .fn = fn, .user = user};
-    MOEI_TRY(visit_table(&v, "model.embed_tokens.weight", &lm->embed));
-    for (v.layer = 0; v.layer < lm->n_layers; ++v.layer) {
-        const moelm_block *block = &lm->blocks[v.layer];
-        MOEI_TRY(visit_vector(&v, "input_layernorm", &block->norm));
-        MOEI_TRY(visit_attention(&v, block));
-        MOEI_TRY(visit_vector(&v, "post_attention_layernorm", &block->ffn_norm));
-        const bool routed = moe_layer_get_desc(block->ffn)->num_experts > 0;
-        MOEI_TRY(routed ? visit_experts(&v, block->ffn) : visit_dense(&v, block->ffn));
-    }
+static moe_status visit_block(const visitor *v) {
+    const moelm_block *block = &v->lm->blocks[v->layer];
+    MOEI_TRY(visit_vector(v, "input_layernorm", &block->norm));
+    MOEI_TRY(visit_attention(v, block));
+    MOEI_TRY(visit_vector(v, "post_attention_layernorm", &block->ffn_norm));
+    const bool routed = moe_layer_get_desc(block->ffn)->num_experts > 0;
+    return routed ? visit_experts(v, block->ffn) : visit_dense(v, block->ffn);
+}
+
+moe_status moelm_form_visit(const moelm_family *family, const moe_lm *lm, int32_t part, moelm_slice_fn fn,
+                            void *user) {
+    const visitor v = {.form = family->form, .lm = lm, .fn = fn, .user = user, .layer = part - 1};
+    if (part == 0) return visit_table(&v, "model.embed_tokens.weight", &lm->embed);
+    if (part <= lm->n_layers) return visit_block(&v);
     MOEI_TRY(visit_table(&v, "model.norm.weight", &lm->final_norm));
-    if (lm->head.value == lm->embed.value) return MOE_OK;
+    if (lm->config->model.tie_embeddings) return MOE_OK;
     return visit_table(&v, "lm_head.weight", &lm->head);
 }

@@ -58,10 +58,19 @@ static moe_status config_write(const moelm_family *family, const moe_lm_config *
     return failed ? moei_error_set(error, MOE_ERR_MEMORY, "no memory for config.json") : MOE_OK;
 }
 
-static moe_status visit(const moelm_family *family, const moe_lm *lm, moelm_slice_fn fn, void *user) {
+/* The part of the file that an entry is in: entries stand in the order of the parts. */
+static int32_t part_of(const moe_lm *lm, const moelm_entry *entry) {
+    int block;
+    if (sscanf(entry->name, "blocks.%d.", &block) == 1) return 1 + block;
+    return entry->tensor == &lm->embed ? 0 : lm->n_layers + 1;
+}
+
+static moe_status visit(const moelm_family *family, const moe_lm *lm, int32_t part, moelm_slice_fn fn,
+                        void *user) {
     (void)family;
     for (int32_t i = 0; i < moe_lm_param_count(lm); ++i) {
         moe_param param = {.size = sizeof param};
+        if (part_of(lm, &lm->entries[i]) != part) continue;
         MOEI_TRY(moe_lm_param(lm, i, &param));
         if (param.dtype == MOE_F64)
             return moe_ctx_fail(lm->ctx, MOE_ERR_UNSUPPORTED,

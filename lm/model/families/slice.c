@@ -107,14 +107,38 @@ static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+/* Halves of one type need no arithmetic: a transposed tile in, by rows, and out, by columns, or back. */
+static void turn_halves(const side *rows, const side *columns, const part *p, bool out) {
+    uint16_t tile[TILE][TILE], column[TILE];
+    const size_t row_bytes = (size_t)p->cols * sizeof column[0], bytes = (size_t)p->rows * sizeof column[0];
+    for (int64_t i = 0; out && i < p->rows; ++i) memcpy(tile[i], place(rows, p->row + i, p->col), row_bytes);
+    for (int64_t j = 0; j < p->cols; ++j) {
+        char *at = place(columns, p->row, p->col + j);
+        if (!out) memcpy(column, at, bytes);
+        for (int64_t i = 0; i < p->rows; ++i)
+            if (out)
+                column[i] = tile[i][j];
+            else
+                tile[i][j] = column[i];
+        if (out) memcpy(at, column, bytes);
+    }
+    for (int64_t i = 0; !out && i < p->rows; ++i) memcpy(place(rows, p->row + i, p->col), tile[i], row_bytes);
+}
+
 /* A band of TILE rows. */
 static void move_band(void *arg, int64_t band, void *scratch) {
     const move *m = arg;
     float tile[TILE][TILE];
     (void)scratch;
+    const bool halves = m->from.dtype == m->to.dtype && moelm_st_dtype_bytes(m->from.dtype) == 2;
+    const bool rows_in = m->from.col_step == 1, rows_out = m->to.col_step == 1;
     part p = {.row = band * TILE, .rows = least(TILE, m->rows - band * TILE)};
     for (; p.col < m->cols; p.col += TILE) {
         p.cols = least(TILE, m->cols - p.col);
+        if (halves && rows_in != rows_out) {
+            turn_halves(rows_in ? &m->from : &m->to, rows_in ? &m->to : &m->from, &p, rows_in);
+            continue;
+        }
         load_part(&m->from, &p, tile);
         store_part(&m->to, &p, tile);
     }

@@ -57,9 +57,12 @@ static void models_that_are_not_there(void **state) {
     moe_lm_eval_result result = {.size = sizeof result};
     const moe_lm_sampler sampler = {.size = sizeof sampler};
     const moe_lm_train_options options = {.size = sizeof options, .run_dir = "never"};
+    const moe_lm_load_desc load_desc = {.size = sizeof load_desc, .dtype = "f32"};
     test_refused(moe_lm_create(NULL, config, &lm));
     test_refused(moe_lm_load(NULL, "never", &lm));
     test_refused(moe_lm_load_as(NULL, "never", "f32", &lm));
+    test_refused(moe_lm_load_with(NULL, "never", &load_desc, &lm));
+    test_refused(moe_lm_load_with(NULL, "never", NULL, &lm));
     test_refused(moe_lm_save(NULL, "never"));
     test_refused(moe_lm_init_from(NULL, "never"));
     test_refused(moe_lm_get_info(NULL, &info));
@@ -159,6 +162,7 @@ static void what_training_misses_is_named(void **state) {
     moe_lm_config *config = model_config(NULL);
     moe_lm_info info = {.size = sizeof info};
     const moe_lm_train_options options = {.size = sizeof options, .run_dir = "never"};
+    const moe_lm_load_desc load_desc = {.size = sizeof load_desc, .dtype = "f32"};
     test_told(moe_lm_train(ctx, NULL, &options), text, "moe_lm_train: config is NULL");
     test_told(moe_lm_train(ctx, config, NULL), text, "moe_lm_train_options: the pointer is NULL");
     test_told(moe_lm_train_check(ctx, NULL, &options, &info), text, "moe_lm_train_check: config is NULL");
