@@ -16,7 +16,7 @@ help:
 	@echo 'make check-isa  kernels and layer on processors without AVX2, without AVX-512: under qemu-user'
 	@echo 'make fuzz       every reader of foreign files under libFuzzer, 60 s each'
 	@echo 'make bench      speed of the kernels and of the layer on this machine'
-	@echo 'make bench-peers  the layer beside oneDNN, OpenBLAS, PyTorch and others found here: docs/peers.md'
+	@echo 'make bench-peers  the layer beside oneDNN, OpenBLAS, PyTorch, ggml and others found here: docs/peers.md'
 	@echo 'make bench-gpu  the CUDA kernels, checked and timed on an H100 (needs nvcc 12.5 or newer)'
 	@echo 'make format     clang-format over the tree'
 	@echo 'make clean      removes build/'
@@ -53,7 +53,8 @@ fuzz:
 bench: build
 	$(MOEKIT) bench
 
-# $$MOEKIT_PYTHON, else python3, needs numpy; torch, transformers and kt-kernel are peers where it has them.
+# $$MOEKIT_PYTHON, else python3, needs numpy; torch, transformers, kt-kernel and ggml (llama-cpp-python, or in
+# $$GGML_FOLDER) are peers where it has them.
 bench-peers: build
 	@cmake --build --preset release --target peers
 	python3 bench/peers/bench_peers.py --build build/release --page

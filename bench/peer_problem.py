@@ -7,7 +7,9 @@ T tokens, d model width, n hidden width, E experts, K of them a token: x, dy [T,
 from dataclasses import dataclass
 
 SEED = 20261122
-BOUND = {"f32": 1e-5, "bf16": 2e-2}  # of distance(); bf16 keeps 8 bits of x, z, h and y
+# of distance(), by dtype or by the format of the weights: bf16 keeps 8 bits of x, z, h and y, int4 about 3 of a weight
+BOUND = {"f32": 1e-5, "bf16": 2e-2, "int8": 2e-2, "int4": 0.25}
+WEIGHT_BITS = {"f32": 32, "bf16": 16, "int8": 8.5, "int4": 4.5}
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Problem:
     act: str = "swiglu"
     zipf: float | None = None  # tokens draw their experts by it, 0: each as likely; None: dealt in turn, all get as many rows
     dtype: str = "bf16"
+    weights: str = ""  # "int8", "int4": packed in groups of 32; else as they are
 
     def wide(self):
         """Columns of w1."""
@@ -39,8 +42,12 @@ class Problem:
         """Of the experts' products in one forward, of all tokens or so many; backward takes twice that."""
         return 2 * (n_tokens or self.T) * self.K * self.d * (self.wide() + self.n)
 
+    def bound(self):
+        return BOUND[self.weights or self.dtype]
+
     def expert_bytes(self):
-        return self.d * (self.wide() + self.n) * (2 if self.dtype == "bf16" else 4)
+        """Bytes of an expert's weights; packed ones have a scale of 16 bits for each 32."""
+        return self.d * (self.wide() + self.n) * WEIGHT_BITS[self.weights or self.dtype] / 8
 
 
 def choose(xp, problem, uniform):

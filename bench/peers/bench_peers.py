@@ -2,14 +2,19 @@
 """Our layer and its peers on the same numbers: checked first, then timed in turns; writes docs/peers.md.
 
   bench_peers.py --build BUILD [--cpus 0,1] [--turns N] [--seconds S] [--only PEER,...] [--problem STRING=PASS]...
-                 [--remark TEXT] [--page] [--add]
+                 [--remark TEXT] [--page] [--add] [--chapter NAME]
 
 Each peer has a process of its own; the processes take turns, and between turns the machine's ceilings are measured.
 --page saves the results in bench/results/ and writes the page from all that lie there; a table is printed always.
---add keeps this machine's saved results of other problems, so that a run may be made in parts.
+--add keeps this machine's saved results of other problems, so that a run may be made in parts. --chapter gives a run a
+file and a chapter of its own beside this machine's others.
+ggml is looked for in the folder $GGML_FOLDER (libggml-base.so and libggml-cpu.so: in llama.cpp's source `cmake -B build
+-DCMAKE_BUILD_TYPE=Release` and `cmake --build build --target ggml` put them in build/bin), else in the Python package
+llama-cpp-python.
 Runs under $MOEKIT_PYTHON where that is set. Exit code 77: numpy is not installed.
 """
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -28,7 +33,7 @@ need.modules("numpy")
 import numpy
 
 import peer_page
-from cpu_numbers import BOUND, draw, parse, right, save
+from cpu_numbers import draw, parse, right, save
 from peer_process import PEERS
 
 OURS = "moekit"
@@ -41,6 +46,8 @@ DEFAULT = [
     ("e16,t512,d2048,n768,k2,bf16", "forward"),  # 64 and 16 rows each
     ("e16,t128,d2048,n768,k2,bf16", "forward"),
     ("e32,t32,d2048,n768,k8,bf16", "decode"),  # a token at a time
+    ("e32,t32,d2048,n768,k8,bf16,int8", "decode"),  # with packed weights
+    ("e32,t32,d2048,n768,k8,bf16,int4", "decode"),
     ("e64,t2048,d1536,n256,k8,bf16", "forward"),  # the finest 7B of SonicMoE, 256 rows each
     ("e64,t2048,d1536,n256,k8,bf16", "step"),
     ("e16,t2048,d2048,n768,k2,f32", "forward"),
@@ -101,7 +108,7 @@ class Bench:
         self.log = open(os.path.join(folder, "log"), "w+", encoding="utf-8")
         names = [OURS, *(name for name in options.only if name != OURS)]
         self.processes = [Process(name, self.environment, self.log) for name in names]
-        self.about, self.notes, self.drawn = {}, [], ("", None)
+        self.about, self.notes, self.drawn = {}, [], (None, None)
 
     def ceilings(self, problem):
         """Operations a second in registers and bytes a second from memory, as `moekit bench layer` finds them."""
@@ -125,7 +132,7 @@ class Bench:
                 self.note(problem, work, process, why)
                 continue
             errors[process.name] = found
-            if all(error < BOUND[problem.dtype] for error in found.values()):
+            if all(error < problem.bound() for error in found.values()):
                 admitted.append(process)
             else:
                 process.failed = True
@@ -139,8 +146,9 @@ class Bench:
 
     def measure(self, problem, work):
         print(f"{problem.name} {work}", flush=True)
-        if self.drawn[0] != problem.name:
-            self.drawn = problem.name, draw(problem)
+        numbers = dataclasses.replace(problem, name="", weights="")  # the same for all formats of the weights
+        if self.drawn[0] != numbers:
+            self.drawn = numbers, draw(problem)
             save(self.folder, self.drawn[1])
         save(self.folder, right(problem, self.drawn[1], work == "step"))
         met = len(numpy.unique(self.drawn[1]["expert"]))
@@ -182,8 +190,8 @@ class Bench:
         """All problems; what is known is published after each, so that little is lost if a later one is cut off, but
         nothing more once our own layer was wrong."""
         told = {"date": datetime.date.today().isoformat(), "cpu": peer_page.cpu_name(),
-                "threads": len(self.options.cpus), "turns": self.options.turns, "remark": self.options.remark,
-                "about": self.about, "notes": self.notes, "results": []}
+                "threads": len(self.options.cpus), "chapter": self.options.chapter, "turns": self.options.turns,
+                "remark": self.options.remark, "about": self.about, "notes": self.notes, "results": []}
         if self.options.add:
             peer_page.keep(told, self.options.problem)
         for text, work in self.options.problem:
@@ -200,15 +208,17 @@ def ours_is_right(run):
 
 
 def parse_options():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", required=True, help="build folder with moekit and bench/peers")
     parser.add_argument("--cpus", help="0,1: the processor's numbers to run on; default: one thread of every core")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="of a turn, after a run that does not count")
     parser.add_argument("--only", default=",".join(PEERS), help="names of peers: " + ", ".join(PEERS))
-    parser.add_argument("--problem", action="append", help="like e16,t512,d2048,n768,k2,bf16=forward (step, decode)")
+    parser.add_argument("--problem", action="append",
+                        help="like e16,t512,d2048,n768,k2,bf16=forward (step, decode); packed: ...,bf16,int8=decode")
     parser.add_argument("--remark", default="", help="a sentence about this run, for the page")
     parser.add_argument("--page", action="store_true", help="save the results and write docs/peers.md")
+    parser.add_argument("--chapter", default="", help="a name: results and chapter apart from this machine's others")
     parser.add_argument("--add", action="store_true", help="keep the saved results of other problems")
     options = parser.parse_args()
     if options.turns < 1:
@@ -222,6 +232,8 @@ def parse_options():
     for problem in options.problem:
         if len(problem) != 2 or problem[1] not in PASSES:
             parser.error(f"'{'='.join(problem)}' does not end in =forward, =step or =decode")
+        if problem[1] == "step" and parse(problem[0]).weights:
+            parser.error(f"'{'='.join(problem)}': packed weights are not trained")
     return options
 
 

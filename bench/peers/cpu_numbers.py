@@ -23,12 +23,13 @@ class Absent(Exception):
 
 
 def parse(text):
-    form = r"e(\d+),t(\d+),d(\d+),n(\d+),k(\d+)(?:,skew=(?:even|zipf([\d.]+)))?,(f32|bf16)"
+    form = r"e(\d+),t(\d+),d(\d+),n(\d+),k(\d+)(?:,skew=(?:even|zipf([\d.]+)))?,(f32|bf16)(?:,(int8|int4))?"
     match = re.fullmatch(form, text)
     if not match:
-        raise SystemExit(f"bench_peers: '{text}' is not like e16,t2048,d2048,n768,k2,skew=zipf1.0,bf16")
+        raise SystemExit(f"bench_peers: '{text}' is not like e16,t2048,d2048,n768,k2,skew=zipf1.0,bf16,int8")
     E, T, d, n, K = (int(group) for group in match.groups()[:5])
-    return Problem(text, T, d, n, E, K, zipf=float(match[6]) if match[6] else None, dtype=match[7])
+    return Problem(text, T, d, n, E, K, zipf=float(match[6]) if match[6] else None, dtype=match[7],
+                   weights=match[8] or "")
 
 
 def to_bf16(x):

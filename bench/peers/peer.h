@@ -14,11 +14,12 @@
 
 typedef struct peer_problem {
     int32_t n_experts, top_k, d_model, hidden;
-    int64_t n_tokens;  /* at most, a call */
-    int32_t bf16;      /* else f32; gradients of weights too, routing weights are f32 in both */
-    int32_t training;  /* peer_step will be called, else peer_forward alone: weights may be packed once */
-    int32_t n_threads; /* as in OMP_NUM_THREADS */
-    void *w1, *w2;     /* [E, d, 2n] gate columns first, [E, n, d]: read, for as long as the peer lives */
+    int64_t n_tokens;   /* at most, a call */
+    int32_t bf16;       /* else f32; gradients of weights too, routing weights are f32 in both */
+    int32_t training;   /* peer_step will be called, else peer_forward alone: weights may be packed once */
+    int32_t n_threads;  /* as in OMP_NUM_THREADS */
+    void *w1, *w2;      /* [E, d, 2n] gate columns first, [E, n, d]: read, for as long as the peer lives */
+    const char *format; /* "": weights as they are; "int8", "int4": packed by the peer, of inference alone */
 } peer_problem;
 
 typedef struct peer_batch {

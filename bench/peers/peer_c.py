@@ -11,7 +11,7 @@ class ProblemStruct(ctypes.Structure):
     _fields_ = [("n_experts", ctypes.c_int32), ("top_k", ctypes.c_int32), ("d_model", ctypes.c_int32),
                 ("hidden", ctypes.c_int32), ("n_tokens", ctypes.c_int64), ("bf16", ctypes.c_int32),
                 ("training", ctypes.c_int32), ("n_threads", ctypes.c_int32), ("w1", ctypes.c_void_p),
-                ("w2", ctypes.c_void_p)]
+                ("w2", ctypes.c_void_p), ("format", ctypes.c_char_p)]
 
 
 class BatchStruct(ctypes.Structure):
@@ -35,7 +35,7 @@ class CPeer:
         library.peer_error.restype = ctypes.c_char_p
         self.problem, self.numbers, self.backward = problem, numbers, backward
         struct = ProblemStruct(problem.E, problem.K, problem.d, problem.n, tokens, problem.dtype == "bf16", backward,
-                               threads, at(numbers["w1"], 0), at(numbers["w2"], 0))
+                               threads, at(numbers["w1"], 0), at(numbers["w2"], 0), problem.weights.encode())
         self.peer = ctypes.c_void_p(library.peer_create(ctypes.byref(struct)))
         if not self.peer:
             raise Absent(library.peer_error(None).decode())

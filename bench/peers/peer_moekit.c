@@ -45,9 +45,10 @@ static moe_status set_weights(peer *p, const char *name, const void *from, void 
     return MOE_OK;
 }
 
-/* For inference the weights are laid out once, as those of peers are. */
-static moe_status pack_weights(peer *p) {
-    const moe_quant_desc desc = {.size = sizeof desc, .format = "bf16x2", .drop_weights = true};
+/* For inference the weights are laid out once, as those of peers are, or packed. */
+static moe_status pack_weights(peer *p, const char *format) {
+    const moe_quant_desc desc = {
+        .size = sizeof desc, .format = *format ? format : "bf16x2", .drop_weights = true};
     return moe_layer_quantize(p->layer, &desc);
 }
 
@@ -68,7 +69,8 @@ static moe_status build(peer *p, const peer_problem *problem) {
         status = moe_layer_reserve(p->layer, problem->n_tokens, problem->training ? MOE_TRAIN : MOE_INFER);
     if (status == MOE_OK) status = set_weights(p, "experts.up.weight", problem->w1, &p->dw1);
     if (status == MOE_OK) status = set_weights(p, "experts.down.weight", problem->w2, &p->dw2);
-    if (status == MOE_OK && problem->bf16 && !problem->training) status = pack_weights(p);
+    if (status == MOE_OK && !problem->training && (problem->bf16 || *problem->format))
+        status = pack_weights(p, problem->format);
     return status;
 }
 

@@ -26,8 +26,8 @@ then follows and says so in its heading (`kept` in its file).
 ## How it was measured
 
 - Every peer gets the same x, weights, routes and routing weights, and runs in a process of its own.
-- Its y, dx and weight gradients are first compared with direct sums (to {f32:g} of the norm in f32, {bf16:g} in bf16).
-  A peer that differs is not timed.
+- Its y, dx and weight gradients are first compared with direct sums (to {f32:g} of the norm in f32, {bf16:g} in bf16,
+  also with weights in 8 bits, {int4:g} with weights in 4). A peer that differs is not timed.
 - Then the processes take turns. Each runs once unmeasured and then for a while; between turns the machine's ceilings
   are measured. A time is the median over turns of the median of a turn.
 - Weights are laid out beforehand as the peer likes them. Weight gradients are stored anew, in the weights' dtype. Time
@@ -44,11 +44,17 @@ The peers:
 - **Mixtral block** (`eager`), **Qwen3-MoE block** (`grouped_mm`): the sparse blocks of transformers, with the given
   routes instead of their routers.
 - **kt-kernel**: `AMXBF16_MOE`, inference only.
+- **ggml**: the CPU backend of llama.cpp, inference only (`bench/peers/peer_ggml.py`; `bench_peers.py --help` tells how
+  to get it). It runs the graph that llama.cpp builds for a sparse block, router's scores included, with the
+  given routes. Between operations numbers are f32. Weights are of type BF16, Q8_0 for int8 and Q4_0 for int4, in the
+  layout that llama.cpp chooses for the machine; **ggml Q4_K** is the other type of 4 bits, which most files have.
+  Beside packed weights ggml rounds the rows to 8 bits as well, which we do not; a chapter with packed weights tells
+  both errors.
 
 How to read the tables:
 
 - A problem's e, t, d, n, k are experts, tokens, model width, hidden width and experts per token. Loads are even unless
-  a skew is named. "Rows" are rows per expert.
+  a skew is named. "Rows" are rows per expert. With `int8` or `int4` at its end its weights are packed, in groups of 32.
 - A cell has milliseconds and, in brackets, how many times ours that is. The ratio is taken turn by turn, since a busy
   moment of a shared machine meets both, and its median is shown; so it need not be the ratio of the two times.
 - "Bound" is our share of what the machine allows: arithmetic at the unit's peak, or reading the weights from memory,
@@ -107,7 +113,7 @@ def goals(run):
         found = []
         for result in run["results"]:
             problem = parse(result["problem"])
-            many = problem.rows() / problem.E >= 256
+            many = problem.rows() / problem.E >= 256 and not problem.weights
             timed = [ratio(result, peer) for peer in peers if {peer, OURS} <= result["turns"].keys()]
             if problem.dtype == dtype and result["work"] == work and many and timed:
                 found.append(min(timed))
@@ -141,6 +147,21 @@ def kept_rows(run):
     return "\n".join(f"Of an earlier run ({when}): {'; '.join(rows)}." for when, rows in runs.items())
 
 
+def errors(run):
+    """How far y is off where weights are packed, by format; nothing where none are."""
+    found = {}
+    for result in run["results"]:
+        problem = parse(result["problem"])
+        for name in result["turns"]:
+            off = found.setdefault(problem.weights or problem.dtype, {}).setdefault(name, [])
+            off.append(result["errors"][name]["y"])
+    if not any(parse(result["problem"]).weights for result in run["results"]):
+        return ""
+    told = [f"{weights}: " + ", ".join(f"{name} {100 * max(off):.2g} %" for name, off in by_name.items())
+            for weights, by_name in found.items()]
+    return f"Error of y, in norm, at most: {'; '.join(told)}."
+
+
 def ceilings(run):
     best = {}
     for result in run["results"]:
@@ -154,16 +175,21 @@ def ceilings(run):
 def machine(run, file=None):
     versions = "; ".join(dict.fromkeys(", ".join(run["about"].values()).split(", ")))
     kept = f", {run['kept']}" if "kept" in run else ""
-    parts = [f"## {run['cpu']}, {run['threads']} threads, {run['date']}{kept}",
+    chapter = f", {run['chapter']}" if run.get("chapter") else ""
+    threads = f"{run['threads']} thread" + ("s" if run["threads"] > 1 else "")
+    parts = [f"## {run['cpu']}, {threads}, {run['date']}{chapter}{kept}",
              f"{run['turns']} turns. Ceilings: {ceilings(run)}. {run['remark']}".strip(),
-             table(run), kept_rows(run), goals(run), f"Versions: {versions}." + (f" Raw: `bench/results/{file}`." if file else "")]
+             table(run), kept_rows(run), errors(run), goals(run),
+             f"Versions: {versions}." + (f" Raw: `bench/results/{file}`." if file else "")]
     if run["notes"]:
         parts.append("Not timed:\n\n" + absent(run))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def saved(run):
-    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*?\)", "", run["cpu"]).lower()).strip("-")
+    """A machine's file, or one of its chapter's with so many threads."""
+    name = run["cpu"] + (f" {run['chapter']} {run['threads']}" if run.get("chapter") else "")
+    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*?\)", "", name).lower()).strip("-")
     return os.path.join(TREE, "bench", "results", f"peers-cpu-{slug}.json")
 
 
@@ -195,7 +221,8 @@ def page():
         with open(path, encoding="utf-8") as file:
             runs.append((os.path.basename(path), json.load(file)))
     runs.sort(key=lambda named: named[1]["date"], reverse=True)
-    runs.sort(key=lambda named: (named[1]["cpu"], "kept" in named[1]))
+    runs.sort(key=lambda named: (named[1]["cpu"], "kept" in named[1], named[1].get("chapter", ""),
+                               -named[1]["threads"]))
     chapters = [machine(run, name) for name, run in runs]
     return HEAD.format(**BOUND) + "\n" + "\n".join(chapters)
 

@@ -21,11 +21,14 @@ PEERS = {
     "PyTorch loop": "peer_torch.Loop", "PyTorch grouped_mm": "peer_torch.Grouped",
     "Mixtral block": "peer_torch.Mixtral", "Qwen3-MoE block": "peer_torch.Qwen3",
     "kt-kernel": "peer_torch.KTransformers",
+    "ggml": "peer_ggml.Ggml", "ggml Q4_K": "peer_ggml.KQuants",
 }
+PACKED = ("moekit", "ggml", "ggml Q4_K")  # have weights in 8 and 4 bits
 
 
 class Served:
     def __init__(self, name):
+        self.name = name
         module, kind = PEERS[name].split(".")
         self.make = getattr(importlib.import_module(module), kind)
         if module == "peer_c":
@@ -36,6 +39,8 @@ class Served:
         self.close()
         self.folder, self.backward = folder, backward
         problem = parse(problem)
+        if problem.weights and self.name not in PACKED:
+            raise Absent("its weights are not packed in 8 or 4 bits here")
         self.peer = self.make(problem, load(folder, INPUTS), backward, tokens, threads)
         self.n, self.next = problem.T // tokens, 0
         return self.peer.about()
