@@ -29,7 +29,7 @@ lm/config/     ^(core|format|config)/
 lm/model/      ^(core|format|config|model)/
 lm/train/      ^(core|format|config|model|train)/
 lm/report/     ^(core|format|config|report)/
-tools/         ^[a-z_]*\.h$
+tools/         ^(bench/)?[a-z_]*\.h$
 examples/      ^$
 tests/         .
 bench/         .

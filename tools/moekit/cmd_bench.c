@@ -1,9 +1,9 @@
 /* cmd_bench.c: moekit bench: which bench is asked, and of what.
  */
-#include "bench.h"
-#include "bench_presets.h"
-#include "bench_sparsity.h"
-#include "bench_step.h"
+#include "bench/bench.h"
+#include "bench/bench_presets.h"
+#include "bench/bench_sparsity.h"
+#include "bench/bench_step.h"
 
 #include <moekit/cuda.h>
 #include <moekit/op.h>

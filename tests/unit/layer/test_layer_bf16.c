@@ -15,7 +15,7 @@
 #include <moekit/op.h>
 
 #include "core/real.h"
-#include "moekit/bench_problem.h"
+#include "moekit/bench/bench_problem.h"
 
 enum { SEED = 20261122, SEQUENCE = 3 };
 /* Of few tokens (or sequences, where those are routed) a single one may have cancelled. */

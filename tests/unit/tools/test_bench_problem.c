@@ -1,6 +1,6 @@
 /* test_bench_problem.c: problem strings: read, refused, printed back, and the routes of a skew.
  * expert[T,K] of even and of Zipf's loads against their counts.
- * Source: tools/moekit/bench_problem.h.
+ * Source: tools/moekit/bench/bench_problem.h.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "moekit/bench_problem.h"
+#include "moekit/bench/bench_problem.h"
 
 static bench_problem parse(const char *text) {
     bench_problem problem;

@@ -3,7 +3,7 @@
  * routes itself. Bytes are those that have to move: weights of the experts met and their gradients,
  * tokens in and out, Z in training.
  */
-#include "bench.h"
+#include "bench/bench.h"
 
 #include <moekit/expert.h>
 #include <moekit/op.h>

@@ -2,9 +2,9 @@
  * the first ones warm up, and the last evaluates and saves.
  */
 #define _XOPEN_SOURCE 700 /* nftw */
-#include "bench_step.h"
+#include "bench/bench_step.h"
 
-#include "bench_train.h"
+#include "bench/bench_train.h"
 
 #include <moekit/op.h>
 

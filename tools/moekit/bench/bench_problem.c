@@ -2,7 +2,7 @@
  * A Zipf route is exact: the K largest of log p(e) + Gumbel noise are K experts drawn from p without
  * replacement. Source: Kool et al. 2019 (Gumbel-top-k).
  */
-#include "bench_problem.h"
+#include "bench/bench_problem.h"
 
 #include <moekit/op.h>
 #include <moekit/option.h>

@@ -4,8 +4,8 @@
 #ifndef MOEKIT_BENCH_H
 #define MOEKIT_BENCH_H
 
-#include "bench_gpu.h"
-#include "bench_problem.h"
+#include "bench/bench_gpu.h"
+#include "bench/bench_problem.h"
 #include "cli.h"
 
 enum { BENCH_REPEATS = 1000, BENCH_BLOCKS = 16 };

@@ -2,9 +2,9 @@
  * text for the same steps. Dense models differ from it in nothing but their FFN: as wide as the experts a
  * token meets, or as all of them.
  */
-#include "bench_sparsity.h"
+#include "bench/bench_sparsity.h"
 
-#include "bench_train.h"
+#include "bench/bench_train.h"
 #include "run_files.h"
 
 #include <math.h>

@@ -5,7 +5,7 @@
  * no run finds in a cache what an earlier one left there. On a GPU the ceilings are a dense product and a
  * copy, before every line; of both the best counts.
  */
-#include "bench.h"
+#include "bench/bench.h"
 
 #include <moekit/cuda.h>
 #include <moekit/expert.h>

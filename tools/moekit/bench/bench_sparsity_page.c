@@ -1,8 +1,8 @@
 /* bench_sparsity_page.c: the page and the picture of moekit bench sparsity.
  * A crossing is interpolated between two evaluations; a model that does not get there has none (NaN).
  */
-#include "bench_sparsity.h"
-#include "bench_train.h"
+#include "bench/bench_sparsity.h"
+#include "bench/bench_train.h"
 
 #include <math.h>
 #include <stdlib.h>

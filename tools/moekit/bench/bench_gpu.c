@@ -2,7 +2,7 @@
  * Everything goes on the context's stream: event, C = A A [8192, 8192], event, C = A, event, run, event.
  * Source: the CUDA driver API and cuBLAS, by the names and numbers of their C interfaces.
  */
-#include "bench_gpu.h"
+#include "bench/bench_gpu.h"
 
 #include <moekit/cuda.h>
 #include <moekit/expert.h>

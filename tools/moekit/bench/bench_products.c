@@ -1,7 +1,7 @@
 /* bench_products.c: moekit bench gemm: the grouped products of an expert stage alone, with the rows where the
  * layer's routing puts them.
  */
-#include "bench.h"
+#include "bench/bench.h"
 
 #include <moekit/expert.h>
 #include <moekit/op.h>

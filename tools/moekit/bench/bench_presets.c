@@ -2,9 +2,9 @@
  * Figures are means over the steps of the last quarter; the loss is compared with that of the first step.
  * Source: the presets of moe_layer_presets, over the settings of the command line.
  */
-#include "bench_presets.h"
+#include "bench/bench_presets.h"
 
-#include "bench_train.h"
+#include "bench/bench_train.h"
 
 #include <math.h>
 #include <string.h>

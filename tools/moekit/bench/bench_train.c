@@ -1,7 +1,7 @@
 /* bench_train.c: runs the trainings of a bench, in this process or in several.
  * A process is forked before it has a context, so no thread is lost; figures come back through shared memory.
  */
-#include "bench_train.h"
+#include "bench/bench_train.h"
 
 #include "run_files.h"
 #include "train_line.h"
