@@ -9,7 +9,9 @@ moekit.torch.MoE is the same as a torch.nn.Module. docs/python.md tells the rest
 from ._c import VERSION as __version__
 from ._c import library, library_path
 from .array import Array
-from .layer import Call, Context, Error, Layer, Status, formats, options, presets
+from .context import Context, Error, Status
+from .layer import Call, Layer
+from .settings import formats, options, presets
 
 __all__ = ["Array", "Call", "Context", "Error", "Layer", "Status", "formats", "library", "library_path",
            "options", "presets"]

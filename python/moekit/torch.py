@@ -17,7 +17,9 @@ from torch.autograd.forward_ad import unpack_dual
 
 from . import _c
 from .array import DTYPES, dtype_name
-from .layer import Context, Error, Layer, Missing, Status, setting
+from .context import Context, Error, Status
+from .layer import Layer, Missing
+from .settings import setting
 
 NAMES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 TYPES = {name: dtype for dtype, name in NAMES.items()}
