@@ -197,8 +197,7 @@ static moe_status add_word(moelm_encoding *encoding, const char *word, size_t by
     size_t count = letters_of(encoding, word, bytes, ids);
     merge_short(vocab_of(encoding), ids, &count);
     MOEI_TRY(moelm_tokens_reserve(encoding->tokens, count, encoding->error));
-    memcpy(encoding->tokens->ids + encoding->tokens->count, ids, count * sizeof *ids);
-    encoding->tokens->count += count;
+    for (size_t i = 0; i < count; ++i) encoding->tokens->ids[encoding->tokens->count++] = ids[i];
     return MOE_OK;
 }
 
@@ -218,7 +217,7 @@ static moe_status add_cached(moelm_encoding *encoding, const char *word, size_t 
     entry->bytes = (uint8_t)bytes;
     entry->count = (uint8_t)made;
     memcpy(entry->word, word, bytes);
-    memcpy(entry->ids, tokens->ids + before, made * sizeof *entry->ids);
+    for (size_t i = 0; i < made; ++i) entry->ids[i] = tokens->ids[before + i];
     return MOE_OK;
 }
 

@@ -12,7 +12,6 @@
 #include <utf8proc.h>
 
 #define MAX_PATTERN 65536
-#define MAX_RETRIES (1UL << 25)
 #define MAX_STACK   (1U << 24) /* entries */
 
 struct moelm_regex {
@@ -65,8 +64,6 @@ static moe_status prepare(moelm_regex_run *run, moe_error *error) {
         run->limits = onig_new_match_param();
         if (run->limits) {
             onig_initialize_match_param(run->limits);
-            onig_set_retry_limit_in_match_of_match_param(run->limits, MAX_RETRIES);
-            onig_set_retry_limit_in_search_of_match_param(run->limits, MAX_RETRIES);
             onig_set_match_stack_limit_size_of_match_param(run->limits, MAX_STACK);
         }
     }
@@ -84,6 +81,9 @@ void moelm_regex_run_free(moelm_regex_run *run) {
 moe_status moelm_regex_search(const moelm_regex *regex, moelm_regex_run *run, const char *text, size_t bytes,
                               size_t from, bool *found, size_t *begin, size_t *end, moe_error *error) {
     if (!run->limits) MOEI_TRY(prepare(run, error));
+    unsigned long retries = 65536 + 64 * (unsigned long)bytes;
+    onig_set_retry_limit_in_match_of_match_param(run->limits, retries);
+    onig_set_retry_limit_in_search_of_match_param(run->limits, retries);
     const OnigUChar *first = (const OnigUChar *)text, *last = first + bytes, *at = first + from;
     OnigRegion *region = run->region;
     int place = onig_match_with_param(regex->onig, first, last, at, NULL, ONIG_OPTION_NONE, run->limits);

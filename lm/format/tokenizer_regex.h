@@ -15,8 +15,8 @@ typedef struct moelm_regex_run {
 } moelm_regex_run;
 void moelm_regex_run_free(moelm_regex_run *run);
 
-/* The leftmost match in text[from .. bytes-1], which is UTF-8. One that takes more than 2^25 steps back is
- * given up: MOE_ERR_INPUT. */
+/* The leftmost match in text[from .. bytes-1], which is UTF-8. One that goes back more than 65536 + 64 bytes
+ * times is given up: MOE_ERR_INPUT. */
 moe_status moelm_regex_search(const moelm_regex *regex, moelm_regex_run *run, const char *text, size_t bytes,
                               size_t from, bool *found, size_t *start, size_t *end, moe_error *error);
 
