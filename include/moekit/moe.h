@@ -4,23 +4,24 @@
  * R = T*K routed rows. All matrices are row-major; a view (moe_mat) never owns its numbers.
  *
  * Conventions of the whole library
- *   - every call that can fail returns moe_status; the text of a failure is kept where it
- *     happened (moe_ctx_error, or the moe_error the caller passed) and says what, where and what
- *     would be right. The library never aborts, exits or prints.
- *   - descriptors start with their own size; a zero field means its default, so
- *     `moe_layer_desc desc = {.size = sizeof desc, .d_model = 64, ...}` is complete. Where the default is
- *     another number and 0 itself is wanted, MOE_ZERO says so.
- *   - output structs start with their size too, and the caller sets it: `moe_stats stats = {.size =
+ *   - Every call that can fail returns moe_status. The text of a failure is kept where it happened
+ *     (moe_ctx_error, or the moe_error the caller passed) and says what, where and what would be right.
+ *     The library never aborts, exits or prints.
+ *   - Descriptors start with their own size, and a zero field means its default, so
+ *     `moe_layer_desc desc = {.size = sizeof desc, .d_model = 64, ...}` is complete. If the default is
+ *     another number and you want 0 itself, write MOE_ZERO.
+ *   - Output structs start with their size too, and the caller sets it: `moe_stats stats = {.size =
  *     sizeof stats}`. No more than that many bytes are written, so a caller built with an older header
- *     keeps working; what a library does not know of a newer one is zero.
- *   - outputs are written only on success, unless a call says otherwise.
- *   - NULL means something only where its call says so; elsewhere it is MOE_ERR_ARGUMENT, and the text names
- *     what is missing. A NULL handle leaves nowhere to keep a text, so the status tells it alone. A call that
- *     returns no status returns 0, false, NULL or "" then, or does nothing.
- *   - `reserved` fields are 0: a byte that is set belongs to a newer header, and is refused.
+ *     keeps working. Fields that an older library does not know are set to zero.
+ *   - Outputs are written only on success, unless a call says otherwise.
+ *   - NULL is allowed only where a call says so. Elsewhere it is MOE_ERR_ARGUMENT, and the text names
+ *     what is missing. With a NULL handle there is nowhere to keep a text, so only the status tells it; a
+ *     call that returns no status then returns 0, false, NULL or "", or does nothing.
+ *   - `reserved` fields are 0. A byte that is set belongs to a newer header and is refused.
  *   - `*_reserve` allocates; no call after it does.
- *   - a context, and everything made from it, belongs to one thread at a time. A child of fork may use and
- *     destroy those of the CPU that it inherits, on one thread, if nobody was in a call of them then.
+ *   - A context, and everything made from it, belongs to one thread at a time. After a fork, the child may
+ *     use and destroy CPU contexts that it inherits, on one thread, if no thread was inside a call on them
+ *     when it forked.
  */
 #ifndef MOEKIT_MOE_H
 #define MOEKIT_MOE_H
@@ -45,11 +46,11 @@ extern "C" {
 #define MOE_VERSION_NUMBER (MOE_VERSION_MAJOR * 10000 + MOE_VERSION_MINOR * 100 + MOE_VERSION_PATCH)
 MOE_API int moe_version(void);                /* of the library found at run time */
 MOE_API const char *moe_version_string(void); /* "0.1.0" */
-/* The processor's name as the system tells it; "" where it does not. */
+/* The processor's name as the system tells it; "" if unknown. */
 MOE_API void moe_cpu_name(char *text, size_t size);
 
-/* 0 itself, in a field of a descriptor or a call whose 0 means another number: .second_threshold_eval =
- * MOE_ZERO. The fields that take it name it; in text (YAML, command line) it is -1. */
+/* The number 0, for a field of a descriptor or call in which 0 stands for another number:
+ * .second_threshold_eval = MOE_ZERO. Fields that take it say so; in text (YAML, command line) it is -1. */
 #define MOE_ZERO (-1)
 
 /* 1. Status. The numbers are also the exit codes of the `moekit` command. */
@@ -70,7 +71,7 @@ typedef enum moe_status {
 } moe_status;
 MOE_API const char *moe_status_name(moe_status status);
 
-/* Where a failure is told when there is no context yet. Pass NULL to ignore the text. */
+/* Receives the text of a failure when there is no context yet. Pass NULL to ignore the text. */
 typedef struct moe_error {
     moe_status status;
     char text[500];
@@ -90,25 +91,25 @@ typedef struct moe_allocator {
 typedef struct moe_ctx_desc {
     size_t size;
     moe_device device;
-    int32_t n_threads;  /* 0: MOEKIT_NUM_THREADS, else OMP_NUM_THREADS, else one per core that the process
-                           may use: of its affinity, and in a container no more than its quota */
+    int32_t n_threads;  /* 0: MOEKIT_NUM_THREADS, else OMP_NUM_THREADS, else one per core that the process may
+                           use (by its affinity and, in a container, its CPU quota) */
     const char *isa;    /* NULL: MOEKIT_ISA, else the best found. "ref" "avx2" "avx512" "avx512bf16" "amx"
-                           "neon"; of a GPU's kernels "cuda" "sm90", while its CPU's are then the best. A
-                           GPU's name in MOEKIT_ISA lowers nothing on the CPU; here it is refused there */
-    uint64_t seed;      /* of initialisation and of every random draw of training; what a model draws
-                           otherwise is the same under every seed */
+                           "neon"; for a GPU "cuda" "sm90", with the best CPU kernels beside it. On a CPU
+                           context a GPU's name is refused here, and ignored in MOEKIT_ISA */
+    uint64_t seed;      /* of initialisation and of every random draw of training. What inference draws does
+                           not depend on it */
     moe_allocator host; /* all NULL: aligned_alloc and free */
-    /* NULL: nothing is logged. By the calling thread; the text is the library's, during the call. */
+    /* NULL: nothing is logged. Called on the calling thread; the text is valid during the call. */
     void (*log)(void *user, moe_log_level level, const char *text);
     void *log_user;
     int32_t device_index; /* which GPU, of MOE_CUDA (cuda.h); 0 on the CPU */
     uint8_t reserved[4];  /* 0: no padding, whose bytes a later field could not tell from its own */
 } moe_ctx_desc;
-/* Makes a context; desc NULL: all defaults. Whoever made it destroys it, after all that was made from it. */
+/* Makes a context; desc NULL: all defaults. The caller destroys it, after everything made from it. */
 MOE_API moe_status moe_ctx_create(const moe_ctx_desc *desc, moe_ctx **ctx, moe_error *error);
 MOE_API void moe_ctx_destroy(moe_ctx *ctx);
-/* Text of the last failure of a call on this context, which calls that succeed leave; "" if none, "no
- * context" of NULL. Valid until the next call. */
+/* Text of the last failure on this context; calls that succeed do not clear it. "" if there was none, "no
+ * context" for NULL. Valid until the next call. */
 MOE_API const char *moe_ctx_error(const moe_ctx *ctx);
 MOE_API int32_t moe_ctx_threads(const moe_ctx *ctx);
 MOE_API uint64_t moe_ctx_seed(const moe_ctx *ctx);
@@ -116,23 +117,23 @@ MOE_API const char *moe_ctx_isa(const moe_ctx *ctx); /* the instruction set in u
 /* Name of the kernel that serves an operation for f32, e.g. "gemm_rows__avx512"; NULL: no such op. */
 MOE_API const char *moe_ctx_kernel(const moe_ctx *ctx, const char *op);
 
-/* Memory that the context's device computes in: a GPU's (cuda.h), or on the CPU the context's own. NULL, with
- * a text recorded, when it does not fit. It is freed with the bytes it was allocated with. */
+/* Memory of the context's device: a GPU's (cuda.h), or on the CPU the context's own. NULL, with a text
+ * recorded, if it does not fit. Free it with the same number of bytes. */
 MOE_API void *moe_memory_alloc(moe_ctx *ctx, size_t bytes);
 MOE_API void moe_memory_free(moe_ctx *ctx, void *ptr, size_t bytes);
-/* Queued behind what was before; where either side is the host's it is done on return, else queued. */
+/* Queued after what was queued before. If one side is host memory, the copy is done on return. */
 MOE_API moe_status moe_memory_copy(moe_ctx *ctx, void *to, const void *from, size_t bytes);
-/* Waits until the device has done all that was queued, and tells what it found wrong. */
+/* Waits until the device has done everything queued, and reports what it found wrong. */
 MOE_API moe_status moe_ctx_wait(moe_ctx *ctx);
 
 /* 3. Views. */
 typedef enum moe_dtype {
     MOE_F32 = 0,
-    MOE_F64 = 1, /* served by the reference kernels only: for gradient checks */
+    MOE_F64 = 1, /* reference kernels only: for gradient checks */
     MOE_BF16 = 2 /* uint16_t in memory; summed in f32, as are gradients of parameters */
 } moe_dtype;
 MOE_API size_t moe_dtype_bytes(moe_dtype dtype); /* of one number; 0 of what is no moe_dtype */
-/* moe_ctx_kernel for any dtype; an "sm90" one hands what it is not made for to the "cuda" one. */
+/* moe_ctx_kernel for any dtype. An "sm90" kernel passes what it is not made for on to the "cuda" one. */
 MOE_API const char *moe_ctx_kernel_of(const moe_ctx *ctx, const char *op, moe_dtype dtype);
 
 typedef struct moe_mat {
@@ -142,9 +143,9 @@ typedef struct moe_mat {
     moe_dtype dtype;
 } moe_mat;
 
-/* 4. The layer, described. Names of choices are strings found in tables; option.h
- * lists them all with defaults, limits and one line of help; docs/options.md tells each at length.
- * A combination that would be ignored is refused with the reason. */
+/* 4. The layer, described. Names of choices are strings; option.h lists them all with defaults, limits and
+ * one line of help, and docs/options.md explains each. A combination in which a setting would have no effect
+ * is refused, with the reason. */
 typedef struct moe_layer_desc {
     size_t size;
     moe_dtype dtype;
@@ -203,17 +204,17 @@ typedef struct moe_layer_desc {
                                         goes by layer_index alone */
     int32_t num_groups, group_top_k; /* keep group_top_k of num_groups groups; 0: off */
     const char *group_score;         /* NULL: "top2_sum"; "max" "topn_sum" (top K / group_top_k) */
-    bool selection_bias; /* a bias [E] on the selection scores only (loss-free balancing). -inf: that
-                            expert cannot be chosen; where fewer than K can, slots stay empty */
+    bool selection_bias; /* a bias [E] on the selection scores only (loss-free balancing). -inf: that expert
+                            cannot be chosen; if fewer than K can, slots stay empty */
     float selection_bias_update_rate;
     bool selection_bias_recenter;   /* subtract its mean at each update */
     bool selection_bias_in_weights; /* weights from the biased scores, as one Automodel option */
     float expert_dropout;           /* training: chance that a (token, expert) pair cannot be selected */
-    int32_t token_rounding; /* training: an expert's rows are rounded to the nearest multiple of this (the
-                               tile of a product, 128 on Hopper), a half downwards: those of lowest score
-                               leave it, or the best others join. A token may end with no expert or with up to
-                               E, and later tokens have a say. Slots are then E; MOE_INFER is plain top-k. Of
-                               router_type top_k, dropless (SonicMoE, Guo et al. 2025, alg. 4). 0: off */
+    int32_t token_rounding; /* training: rounds an expert's rows to the nearest multiple of this (the tile of
+                               a product, 128 on Hopper), halves downwards, by dropping its lowest scores or
+                               adding the best tokens it lacks. A token may end with no expert or with up to
+                               E, and later tokens have a say; slots are then E. MOE_INFER is plain top-k.
+                               Only router_type top_k, dropless (SonicMoE, Guo et al. 2025, alg. 4). 0: off */
     const char *second_policy_train, *second_policy_eval; /* gshard_top2; NULL: "random" / "all";
                                                              "none" "threshold" "sample" */
     float second_threshold_train, second_threshold_eval;  /* 0: 0.2; or MOE_ZERO */
@@ -263,24 +264,27 @@ typedef struct moe_layer_desc {
     float init_std_scale;    /* of sigma_moe; 0: 1; or MOE_ZERO */
     const char *recompute;   /* NULL: "none" or "layer": backward runs the up projection again */
     const char *saved_dtype; /* NULL: "auto", the layer's; or "mxfp8": ffn experts keep the pre-activations
-                                for backward as e4m3 with a power of two for 32 (OCP MX 1.0), 33/64 of the
-                                bytes of bf16. Outputs stay; gradients are those of pre-activations off by at
-                                most 1/16 of each, or 1/2^18 of the largest of its 32 where that is more */
+                                for backward as e4m3 codes with a power of two for 32 of them (OCP MX 1.0),
+                                33/64 of the bytes of bf16. Outputs do not change. Gradients are those of
+                                pre-activations off by at most 1/16 of each, or 1/2^18 of the largest of its
+                                32 if that is more */
     int32_t layer_index;     /* keys the random draws, so layers differ */
-    /* The library's: who set each field. Leave it 0, and copy it with the rest. */
+    /* The library's record of who set each field. Leave it 0, and copy it with the rest. */
     uint8_t said[128];
-    bool undrawn;        /* parameters are zeros instead of drawn: for who reads them from a file, sooner */
+    bool undrawn;        /* parameters start as zeros, not drawn: faster if you read them from a file
+                            anyway */
     bool unowned;        /* parameters and gradients lie in the caller's memory: moe_layer_bind_param */
     uint8_t reserved[2]; /* 0: no padding, as in moe_ctx_desc */
 } moe_layer_desc;
 
-/* Names and settings of a preset ("mixtral" "deepseek_v3" "megatron" "automodel" "lucidrains" "t2t_top2"
- * "t2t_noisy" "sigma_moe"): sets the fields that make the layer that system's, and all others of which
- * moe_layer_preset_sets says so to their defaults. t2t_top2 looks at num_groups_outer. Comes before what
- * shall hold beside it: its values yield to what moe_layer_desc_set implies. */
+/* Applies a preset ("mixtral" "deepseek_v3" "megatron" "automodel" "lucidrains" "t2t_top2" "t2t_noisy"
+ * "sigma_moe"): sets the fields that make the layer that system's, and resets to defaults the other fields
+ * for which moe_layer_preset_sets is true. t2t_top2 looks at num_groups_outer. Apply it before other
+ * settings: later moe_layer_desc_set calls, and what they imply, override it. */
 MOE_API moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name, moe_error *error);
 MOE_API const char *const *moe_layer_presets(void); /* NULL-terminated */
-/* Whether presets speak of a setting ("moe.top_k"): not of sizes, kinds of experts, deviations and memory. */
+/* Whether presets touch a setting ("moe.top_k"). They leave alone sizes, kinds of experts, standard
+ * deviations and memory. */
 MOE_API bool moe_layer_preset_sets(const char *key);
 /* Sets one field from text. `key` is canonical or an alias, with or without "moe."; an unknown one is
  * MOE_ERR_ARGUMENT and names the nearest, or what it is a value of. A name of another system may set several
@@ -291,59 +295,63 @@ MOE_API bool moe_layer_preset_sets(const char *key);
  * nothing; MOE_ERR_UNSUPPORTED: the descriptor is of an older header, which lacks the field. */
 MOE_API moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, const char *value,
                                       moe_error *error);
-/* Whether a layer could be made of it: limits, and settings that go together. The text names the option.
- * Names of registered experts are the context's, and are not looked up. */
+/* Whether a layer could be made from it: limits, and settings that do not go together. The text names the
+ * option. Names of registered experts belong to a context and are not looked up. */
 MOE_API moe_status moe_layer_desc_check(const moe_layer_desc *desc, moe_error *error);
 
-/* `desc` with every default filled in, as a layer made of it holds it: a field that stays 0 has no use there.
- * Refuses what moe_layer_desc_check refuses, and then leaves `filled` (its size set) as it is. */
+/* `desc` with every default filled in, as a layer made from it would hold it. A field that stays 0 has no use
+ * there. Refuses what moe_layer_desc_check refuses, and then leaves `filled` (whose size must be set) as it
+ * is. */
 MOE_API moe_status moe_layer_desc_fill(const moe_layer_desc *desc, moe_layer_desc *filled, moe_error *error);
 
 /* 5. The layer. */
 typedef struct moe_layer moe_layer;
 typedef enum moe_mode { MOE_INFER = 0, MOE_TRAIN = 1 } moe_mode;
 
-/* The layer with parameters of N(0, init_std^2), drawn by the context's seed. Copies desc and its strings. */
+/* Makes a layer. Its parameters are drawn from N(0, init_std^2), keyed by the context's seed. Copies desc and
+ * its strings. */
 MOE_API moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer **layer);
 MOE_API void moe_layer_destroy(moe_layer *layer);
-/* The descriptor with every default filled in. Its strings are the layer's: they go with it. */
+/* The descriptor with every default filled in. Its strings live as long as the layer. */
 MOE_API const moe_layer_desc *moe_layer_get_desc(const moe_layer *layer);
 
-/* Of a layer on a CUDA context: true where its kernels do the routing and the losses, so that forward and
- * backward neither wait nor copy. That is router_type top_k with any score function, weights, groups,
- * selection bias, capacity by batch, aux and z losses. Else the CPU routes, which waits for two copies a
- * call: the numbers are the same. False on the CPU. */
+/* For a layer on a CUDA context: true if the GPU's kernels do the routing and the losses, so that forward and
+ * backward neither wait nor copy. They do for router_type top_k with any score function, weights, groups,
+ * selection bias, capacity by batch, aux and z losses. Otherwise the CPU routes, which waits for two copies
+ * per call; the numbers are the same. False on the CPU. */
 MOE_API bool moe_layer_routes_on_device(const moe_layer *layer);
-/* NULL where a token has the same bits in inference beside any others of a call, else why they have a say: a
- * capacity, a router that looks at all, a GPU's sums for few tokens. Your own experts see one row each. */
+/* NULL if, in inference, a token gets the same bits whatever tokens are in the call with it. Else the reason
+ * why neighbours matter: a capacity, a router that looks at all tokens, or a GPU's sums for few tokens.
+ * Assumes that your own experts treat each row by itself. */
 MOE_API const char *moe_layer_company(const moe_layer *layer);
 
 /* Memory, in bytes, for batches of up to max_tokens. */
 typedef struct moe_layer_bytes {
     size_t size;
-    size_t params, grads; /* less the weights that moe_layer_quantize gave back; 0 of an unowned layer */
+    size_t params, grads; /* without weights that moe_layer_quantize gave back; 0 for an unowned layer */
     size_t saved;         /* kept from forward to backward: Z and routing (x stays the caller's) */
     size_t scratch;       /* free again when the call returns */
     size_t packed;        /* of moe_layer_quantize */
 } moe_layer_bytes;
-/* Calls bring at most so many sequences (moe_call.sequence_length): what a layer keeps by the sequence, such
- * as the rows of capacity_group sequence with pad_to_capacity, then takes memory for no more, and a call of
- * more is MOE_ERR_STATE; a layer that keeps nothing so serves it all the same. 0, as at first: any number,
- * down to sequences of one token. Holds from the next measure and reserve on. */
+/* Limits the sequences of a call (moe_call.sequence_length). What a layer keeps by sequence, such as the rows
+ * of capacity_group sequence with pad_to_capacity, then takes memory for no more, and a call with more is
+ * MOE_ERR_STATE; a layer that keeps nothing by sequence serves it all the same. 0, the initial value: any
+ * number, down to sequences of one token. Takes effect at the next measure and reserve. */
 MOE_API moe_status moe_layer_limit_sequences(moe_layer *layer, int64_t max_sequences);
-/* Refuses what moe_layer_reserve would. */
+/* Tells the bytes that moe_layer_reserve would take. Refuses what it would refuse. */
 MOE_API moe_status moe_layer_measure(const moe_layer *layer, int64_t max_tokens, moe_mode mode,
                                      moe_layer_bytes *bytes);
-/* Allocates for batches of up to max_tokens; MOE_TRAIN also zeroed gradients, but of unowned layers. May be
- * called again with a larger size: parameters and gradients keep their values. MOE_ERR_STATE for MOE_TRAIN
- * of a layer whose weights are packed (quant.h). */
+/* Allocates for batches of up to max_tokens. MOE_TRAIN also allocates zeroed gradients, except in unowned
+ * layers. May be called again with a larger size: parameters and gradients keep their values. MOE_TRAIN is
+ * MOE_ERR_STATE if the weights are packed (quant.h). */
 MOE_API moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_mode mode);
 /* Layers of one model run one after another, so they may share one scratch block: `layer`, which is not
- * reserved yet, uses that of `owner`, another layer of the same context with a block of its own. The owner
- * must be reserved before `layer` is, for no fewer bytes of scratch, and must outlive it. */
+ * reserved yet, uses that of `owner`, another layer of the same context with a block of its own. Reserve the
+ * owner first, for at least as many bytes of scratch, and destroy it last. */
 MOE_API moe_status moe_layer_share_scratch(moe_layer *layer, moe_layer *owner);
 
-/* Random draws handed in, not drawn: to repeat another system's run to the number. NULL: drawn as always. */
+/* Random numbers given by the caller instead of drawn, to repeat another system's run exactly. A NULL array
+ * is drawn as always. */
 typedef struct moe_draws {
     size_t size;
     const float *second_policy; /* [T] U(0,1) of gshard_top2's second choice */
@@ -355,40 +363,40 @@ typedef struct moe_draws {
     const uint8_t *dropout_keep; /* [T,K,n] 1: kept */
 } moe_draws;
 
-/* What a call may say beyond its tensors; NULL means all defaults. The arrays it points to are read again by
- * the backward of this forward and must hold until then. Padding tokens of x and dy must be finite: their
- * numbers are multiplied by zero, not skipped. */
+/* Options of a call; NULL means all defaults. The arrays it points to are read again by the backward of this
+ * forward, so keep them until then. Padding tokens of x and dy must be finite: their numbers are multiplied
+ * by zero, not skipped. */
 typedef struct moe_call {
     size_t size;
-    /* MOE_INFER: nothing saved, losses only where stats are asked for, and of random draws only those that
-     * routing itself is made of: second_policy_eval random and sample, router_type random and balanced. These
-     * do not go by the context's seed, as neither do the table of hash and the bias of random in any mode: a
-     * model answers alike in every context. */
+    /* MOE_INFER saves nothing, and computes losses only if stats are asked for. It makes only those random
+     * draws that are part of routing itself: second_policy_eval random and sample, router_type random and
+     * balanced. These draws, and in both modes the table of hash and the bias of random, do not depend on the
+     * context's seed, so a model answers alike in every context. */
     moe_mode mode;
-    /* Keys random draws; the same step repeats them, so where there are any it must vary from call to call.
-     * router_type balanced with fake_noise draws in both modes too, by its input instead of the step. */
+    /* Keys random draws. The same step repeats them, so vary it from call to call if there are any.
+     * router_type balanced with fake_noise draws in both modes, keyed by its input instead of the step. */
     uint64_t step;
     /* [T], 1 = real token, 0 = padding: not routed, not counted, no output bias. What serves every token sees
      * padding too, as in NeMo Automodel: shared experts and the biases of latent projections give it a y, and
-     * its dy reaches their gradients. Draws and the round robin of router_type balanced go by a token's
-     * number in the batch, so to mask a token is not to leave it out there. NULL: all real. */
+     * its dy reaches their gradients. Draws, and the round robin of router_type balanced, go by a token's
+     * place in the batch, so masking a token is not the same as leaving it out. NULL: all real. */
     const uint8_t *token_mask;
     float loss_scale;        /* multiplies the gradient of the layer's own losses; 0: 1; or MOE_ZERO */
     int64_t sequence_length; /* tokens of one sequence, dividing T; 0: the batch is one sequence */
     const int32_t *task;     /* [sequences] of routing_unit task */
-    const int32_t *token_id; /* [T] hashed by router_type hash, routing_unit token; NULL: the unit's number */
-    /* [T, slots of moe_routing_view] the `expert` of a recorded view, or another's choice: each expert at
-     * most once a token, -1 a slot that is not routed; of expert_choice slot e holds only e or -1. On the
-     * same x and parameters a replay is the record to the bit. NULL: select */
+    const int32_t *token_id; /* [T] what router_type hash hashes, with routing_unit token; NULL: the unit's
+                                number */
+    /* [T, slots of moe_routing_view] the `expert` array of a recorded view, or your own choice: each expert
+     * at most once per token, -1 for a slot that is not routed. With expert_choice, slot e holds only e or
+     * -1. With the same x and parameters a replay repeats the recording to the bit. NULL: select */
     const int32_t *replay_expert;
-    /* [T, slots] of moe_routing_view.dtype, with replay_expert: the `weight` of a recorded view, to the bit,
-     * or finite weights of the caller's own; they get no gradient. NULL: live scores */
+    /* [T, slots] of moe_routing_view.dtype, with replay_expert: the `weight` array of a recorded view, used
+     * to the bit, or your own finite weights. They get no gradient. NULL: weights from the live scores */
     const void *replay_weight;
     const moe_draws *draws;
-    /* MOE_TRAIN: the backward of this forward stores the gradients of parameters instead of adding to them,
-     * as the first of a step does where nobody calls moe_layer_zero_grad: the same numbers as after it, with
-     * less memory to move. The call says it, no mark on the layer, so a captured graph repeats what it did.
-     */
+    /* MOE_TRAIN: the backward of this forward stores the gradients of parameters instead of adding to them.
+     * Set it in the first forward of a step, in place of moe_layer_zero_grad: the numbers are the same, with
+     * less memory to move. It belongs to the call, not to the layer, so a captured graph repeats it. */
     bool overwrite_grad;
     uint8_t reserved[7]; /* 0: no padding, as in moe_ctx_desc */
 } moe_call;
@@ -396,9 +404,9 @@ typedef struct moe_call {
 typedef struct moe_stats {
     size_t size;
     int64_t n_tokens;                    /* tokens not masked */
-    int64_t n_routed, n_kept, n_dropped; /* rows; kept + dropped = routed, K * n_tokens
-                                            less what policies and random K leave out,
-                                            or what token_rounding makes of it */
+    int64_t n_routed, n_kept, n_dropped; /* rows; kept + dropped = routed. That is K * n_tokens, less what
+                                            policies and random K leave out, or what token_rounding makes of
+                                            it */
     int32_t n_dead;                      /* experts without a single row */
     int32_t reserved;                    /* 0: no padding, so every byte written is told */
     double loss;                         /* sum of coeff * loss, what training adds to the main loss */
@@ -412,22 +420,22 @@ typedef struct moe_stats {
     double router_entropy; /* mean over tokens of H(softmax(logits)), nats */
 } moe_stats;
 
-/* y[T,d] = sum_k weight[t,k] * expert(x)[t] + shared(x).  x: [T, d_model] and y: [T, output_size], each in
- * memory of its own, are of the layer's dtype; T is up to what is reserved. stats NULL: not wanted. A NaN or
- * infinite router logit is MOE_ERR_NUMERIC and names the token; then, and after every refusal, y is
- * untouched. Only when an expert of the caller's own fails may y be partly written. */
+/* y[T,d] = sum_k weight[t,k] * expert(x)[t] + shared(x). x: [T, d_model] and y: [T, output_size], of the
+ * layer's dtype, must not overlap; T is at most what is reserved. stats NULL: not wanted. A NaN or infinite
+ * router logit is MOE_ERR_NUMERIC, and the text names the token. After this and every refusal y is untouched.
+ * Only if one of your own experts fails may y be partly written. */
 MOE_API moe_status moe_layer_forward(moe_layer *layer, moe_mat x, moe_mat y, const moe_call *call,
                                      moe_stats *stats);
-/* Gradients of sum(y * dy) + loss_scale * stats.loss for the last MOE_TRAIN forward. x must hold
- * what it held there. Adds to the parameters' gradients (moe_call.overwrite_grad: stores them), overwrites
- * dx[T,d] (data NULL: not wanted), which is neither x nor dy (MOE_ERR_ARGUMENT), nor overlaps them (not
- * found out). Consumes what forward saved: one backward a forward. */
+/* Gradients of sum(y * dy) + loss_scale * stats.loss for the last MOE_TRAIN forward. x must hold what it held
+ * there. Adds to the parameters' gradients (moe_call.overwrite_grad: stores them) and overwrites dx[T,d]
+ * (data NULL: not wanted). dx must be neither x nor dy (MOE_ERR_ARGUMENT), nor overlap them (not checked).
+ * Uses up what forward saved: one backward per forward. */
 MOE_API moe_status moe_layer_backward(moe_layer *layer, moe_mat x, moe_mat dy, moe_mat dx);
 MOE_API void moe_layer_zero_grad(moe_layer *layer);
-/* Gradients of the experts' matrices, routed and shared, in MOE_BF16, as frameworks keep those of bf16
- * weights: half the memory to write, each backward's rounded once. Of a bf16 layer of ffn experts, before its
- * first reserve for training; MOE_F32 is as at first. Those of all other parameters stay f32. moe_adamw and
- * moe_sum_squares (op.h) read either: both are told moe_param.grad_dtype. */
+/* Keeps the gradients of the experts' matrices, routed and shared, in MOE_BF16, as frameworks do for bf16
+ * weights: half the memory to write, and each backward rounds once. For bf16 layers of ffn experts, before
+ * the first reserve for training; MOE_F32 is the initial state. Gradients of all other parameters stay f32.
+ * moe_adamw and moe_sum_squares (op.h) read either, as moe_param.grad_dtype tells. */
 MOE_API moe_status moe_layer_set_grad_dtype(moe_layer *layer, moe_dtype dtype);
 
 /* 6. Parameters: names "gate.weight" [E,d], "experts.up.weight" [E,d,n or 2n: by glu_layout],
@@ -441,53 +449,58 @@ typedef struct moe_param {
     moe_dtype dtype;
     int32_t n_dim;
     int64_t dim[3]; /* row-major, the last contiguous; 1 beyond n_dim */
-    void *value;    /* NULL where moe_layer_quantize has given it back (quant.h), or nobody has lent it */
-    void *grad;     /* NULL until reserved for training or lent, and of buffers and what is frozen by then */
-    bool buffer, frozen;  /* not trained, by an optimizer either: a selection bias; moe_layer_freeze's */
+    void *value;    /* NULL after moe_layer_quantize gave it back (quant.h), or if unowned and not lent */
+    void *grad;     /* NULL until reserved for training or lent; always NULL for buffers and for what was
+                       frozen by then */
+    bool buffer, frozen;  /* not to be trained, nor stepped by an optimizer: a selection bias; frozen by
+                             moe_layer_freeze */
     uint8_t reserved[2];  /* 0: no padding, as in moe_stats */
-    moe_dtype grad_dtype; /* f32 where dtype is bf16, but for moe_layer_set_grad_dtype; else dtype */
+    moe_dtype grad_dtype; /* f32 if dtype is bf16 (unless moe_layer_set_grad_dtype said otherwise); else
+                             dtype */
 } moe_param;
 MOE_API int32_t moe_layer_param_count(const moe_layer *layer);
-/* By its place, 0 .. count - 1, or by its name. Names and numbers are the layer's. */
+/* By index, 0 .. count - 1, or by name. Names and numbers belong to the layer. */
 MOE_API moe_status moe_layer_param(const moe_layer *layer, int32_t index, moe_param *param);
 MOE_API moe_status moe_layer_param_by_name(const moe_layer *layer, const char *name, moe_param *param);
-/* Lends an unowned layer memory of its context's device for a parameter, of moe_param's shape and types, and
- * for its gradient, 64-byte aligned; NULL: as it was. Nothing is copied or cleared. Layers that are lent the
- * same values each keep a forward of their own. A call that misses one: MOE_ERR_STATE. Of built-in kinds. */
+/* Lends an unowned layer memory on its context's device for a parameter and for its gradient, with the shape
+ * and types that moe_param tells, 64-byte aligned. NULL leaves one as it was. Nothing is copied or cleared.
+ * Layers that are lent the same values still each keep a forward of their own. A call that misses a parameter
+ * is MOE_ERR_STATE. Only for built-in kinds. */
 MOE_API moe_status moe_layer_bind_param(moe_layer *layer, int32_t index, void *value, void *grad);
 
-/* Once an optimizer step: updates the selection bias from the rows counted since the last call
- * (bias += rate * sign(mean - rows), DeepSeek-V3), quantile balancing's too, and restarts the counts of
- * the global balance loss with the next training forward. `counts` [E], only of a layer whose selection bias
- * is updated, replaces the layer's own (say, summed over ranks); NULL: its own. After the backward: with
- * selection_bias_in_weights one that comes later would see the new bias. */
+/* Call once per optimizer step, after its backward (with selection_bias_in_weights a later backward would see
+ * the new bias). Updates the selection bias from the rows counted since the last call (bias += rate *
+ * sign(mean - rows), DeepSeek-V3) and the bias of quantile balancing, and restarts the counts of the global
+ * balance loss with the next training forward. `counts` [E] replaces the layer's own counts (say, summed over
+ * ranks) and is only for layers whose selection bias is updated; NULL: the layer's own. */
 MOE_API moe_status moe_layer_end_step(moe_layer *layer, const int64_t *counts);
 
-/* 7. What the router did in the last forward. Pointers are the layer's, valid until the next. On a GPU, after
- * an inference of few tokens, it queues the kernels that find row_of and counts: so ask once a forward. */
+/* 7. What the router did in the last forward. Pointers belong to the layer and are valid until the next
+ * forward. On a GPU, after inference of few tokens, this queues the kernels that find row_of and the counts:
+ * ask once per forward. */
 typedef struct moe_routing_view {
     size_t size;
     int64_t n_tokens;
     int32_t n_experts;
-    /* K: slots of a token: desc.top_k; E of expert_choice (slot e: expert e); 4 of two levels; E in training
-     * with token_rounding (the choices that stay, then experts that the token was added to). */
+    /* K, the slots of a token: desc.top_k; E for expert_choice (slot e: expert e); 4 for two levels; E in
+     * training with token_rounding (the choices that stay, then experts that the token was added to). */
     int32_t top_k;
     moe_dtype dtype;  /* of the router: desc.router_dtype */
     int32_t reserved; /* 0: no padding, as in moe_stats */
-    /* [T,K] descending by selection score. Negative where not routed: -1 (masked, fewer than K); -2 - e where
-     * expert e was chosen and the second policy removed it; of two levels -2 - E - e where e was full. A
-     * replay has to know these. An outer expert that was not asked further stands for its first inner one. */
+    /* [T,K] descending by selection score. Negative where not routed: -1 (masked, fewer than K); -2 - e if
+     * expert e was chosen and the second policy removed it; with two levels -2 - E - e if e was full. A
+     * replay needs these. An outer expert whose inner ones were not asked is named by its first inner one. */
     const int32_t *expert;
-    /* [T,E] what was ranked, where that is not the score: logits - bias of quantile; of sinkhorn in training
-     * the plan (megatron) or its logarithm. NULL elsewhere, and of no meaning in a replay. */
+    /* [T,E] what was ranked, if that is not the score: logits - bias for quantile; for sinkhorn in training
+     * the plan (megatron) or its logarithm. NULL for others; without meaning in a replay. */
     const void *selection;
-    int64_t capacity;      /* rows an expert (of two levels an inner one) may take of one capacity group: more
-                              than its tokens where min_capacity, capacity_multiple or a formula says so; -1:
+    int64_t capacity;      /* rows an expert (with two levels: an inner one) may take of one capacity group;
+                              may exceed its tokens through min_capacity, capacity_multiple or a formula. -1:
                               dropless */
     const void *weight;    /* [T,K] of dtype */
     const int32_t *row_of; /* [T,K] row in expert order; -1: masked or dropped */
-    const int64_t *routed; /* [E] rows per expert before capacity; of two levels, which fill their capacities
-                              while they route, after both */
+    const int64_t *routed; /* [E] rows per expert before capacity (with two levels, which fill their
+                              capacities while they route: after) */
     const int64_t *kept;   /* [E] and after */
     int64_t n_groups;      /* of capacity: the sequences of capacity_group sequence, else 1 */
     const int64_t *group_capacity; /* [n_groups], of which `capacity` is the largest */

@@ -1,14 +1,15 @@
 /* op.h: the compute operations moekit is built from, for custom experts and whole models.
  *
- * Every operation splits its work over the context's threads and gives the same bits for any number
- * of them: each result element is summed in one fixed order. The grouped products also give the same
- * bits for a row whatever other rows stand beside it. f64 runs on the reference kernels.
- * Matrices are row-major; ld* are elements from one row to the next, at most 2^29. Rows (tokens, kv_stride *
- * n_seq) are fewer than 2^31, and n_groups times b_group or c_group at most 2^60 elements: more is
- * MOE_ERR_ARGUMENT, and so is data that begins within an element. Offsets and targets are looked at, row
- * indices (a_row, b_row, row_of) are not: one outside its matrix is the caller's fault and may crash.
+ * Every operation splits its work over the context's threads and gives the same bits for any number of them:
+ * each element of a result is summed in one fixed order. The grouped products also give a row the same bits
+ * whatever rows stand beside it. f64 runs on the reference kernels.
  *
- * dtype bf16: tensors are bf16, sums are f32. What is marked "wide" is f32 there, and of `dtype` otherwise:
+ * Matrices are row-major; ld* is the number of elements from one row to the next, at most 2^29. There must be
+ * fewer than 2^31 rows (tokens, kv_stride * n_seq), and n_groups times b_group or c_group may be at most 2^60
+ * elements. More is MOE_ERR_ARGUMENT, and so is data that is not aligned to its elements. Offsets and targets
+ * are checked; row indices (a_row, b_row, row_of) are not: one outside its matrix may crash.
+ *
+ * dtype bf16: tensors are bf16, sums are f32. What is marked "wide" is f32 there, and `dtype` otherwise:
  * routing weights, statistics of a row, losses, and all that accumulates for parameters.
  */
 #ifndef MOEKIT_OP_H
@@ -21,9 +22,9 @@
 extern "C" {
 #endif
 
-/* Runs fn(arg, 0 .. n_tasks-1) on the context's threads; tasks may run in any order. `scratch` is the
- * running thread's own block of moe_thread_scratch_bytes() bytes. A task must not
- * call operations of this header on the same context: its threads are busy with the loop. */
+/* Runs fn(arg, 0 .. n_tasks-1) on the context's threads, in any order. `scratch` is the running thread's own
+ * block of moe_thread_scratch_bytes() bytes. A task must not call operations of this header on the same
+ * context: its threads are busy with the loop. */
 typedef void (*moe_task_fn)(void *arg, int64_t task, void *scratch);
 MOE_API void moe_parallel(moe_ctx *ctx, int64_t n_tasks, moe_task_fn fn, void *arg);
 MOE_API size_t moe_thread_scratch_bytes(void);
@@ -44,8 +45,8 @@ typedef enum moe_act {
     MOE_ACT_GEGLU_EXACT, /* gated by gelu */
     MOE_ACT_GEGLU        /* gated by gelu_tanh */
 } moe_act;
-/* Zeros: an alpha of 1, no limit, nothing added. An alpha of 0 (v / 2) cannot be said, and a limit that
- * is not above 0 is none. Alpha concerns silu and swiglu, the others what is gated. */
+/* Zeros mean an alpha of 1, no limit, and nothing added. An alpha of 0 (v / 2) cannot be expressed, and a
+ * limit that is not above 0 is none. Alpha concerns silu and swiglu, the others the gated ones. */
 typedef struct moe_act_numbers {
     double alpha, limit, offset;
 } moe_act_numbers;
@@ -66,8 +67,8 @@ typedef struct moe_gemm_rows_args {
     moe_dtype dtype;
     int32_t n_groups;
     const int64_t *offset; /* [n_groups + 1] */
-    /* CUDA contexts only, where offset is device memory: at least offset[n_groups], for the host to know.
-     * With offset NULL there: the rows of the only group. */
+    /* CUDA contexts only, where offset is device memory and the host needs a bound: at least
+     * offset[n_groups]. With offset NULL there: the rows of the only group. */
     int64_t n_rows;
     int64_t n, k; /* columns of B, length of the sum */
     const void *a;
@@ -93,7 +94,7 @@ typedef struct moe_gemm_rows_args {
     int64_t ldwa;
     void *dweight;      /* wide [R] or NULL */
     void *dweight_part; /* wide scratch [R, moe_dweight_parts(n)], needed with dweight */
-    /* B packed, of the same dtype, n_groups, k and n; two runs where ACT is gated, else one. Then b, ldb,
+    /* Packed B, of the same dtype, n_groups, k and n; with two runs for a gated ACT, else one. Then b, ldb,
      * b_group and b_trans are not read. Not with ACT_GRAD. NULL: b */
     const moe_packed *b_packed;
     moe_act_numbers act_numbers;
@@ -157,8 +158,8 @@ typedef struct moe_colsum_args {
 MOE_API moe_status moe_colsum(moe_ctx *ctx, const moe_colsum_args *args);
 
 /* y = x / sqrt(mean(x^2) + eps) * gain over rows of n, at most 2^18 (Zhang & Sennrich 2019). inv_rms[rows]
- * is kept for backward. Backward: dx is overwritten, or added to with `accumulate`; dgain is added to. dx may
- * be dy. With `heads` each row has so many parts of n side by side, normed one by one with the same gain. */
+ * is kept for backward. Backward overwrites dx, or adds to it with `accumulate`, and adds to dgain; dx may be
+ * dy. With `heads` each row has that many parts of n side by side, normed one by one with the same gain. */
 typedef struct moe_rmsnorm_args {
     moe_dtype dtype;
     int64_t rows, n;
@@ -193,15 +194,18 @@ typedef struct moe_rope_args {
 } moe_rope_args;
 MOE_API moe_status moe_rope(moe_ctx *ctx, const moe_rope_args *args);
 
-/* Causal grouped-query attention with an online softmax over key blocks, so memory grows with the
- * context, not its square (Milakov & Gimelshein 2018; Dao et al. 2022). For each of n_seq sequences:
- * queries q[n_seq*q_len, heads*head_dim] stand at positions kv_len - q_len .. kv_len - 1 of keys and
- * values k, v[n_seq*kv_stride rows, kv_heads*head_dim], of which the first kv_len rows of every
- * sequence are valid. scale 0: 1/sqrt(head_dim). lse[n_seq*q_len, heads] is kept for backward.
- * Sequences that have seen unequally much (kv_lens and kv_rows, of n_seq numbers each; forward only):
- * sequence s has kv_lens[s] keys, which begin at row kv_rows[s] of k and v; kv_len and kv_stride are not
- * looked at. Backward (q_len == kv_len == kv_stride): recomputes the weights from lse; dq, dk, dv
- * overwritten; `delta` is scratch [n_seq*q_len, heads]. */
+/* Causal grouped-query attention with an online softmax over key blocks, so memory grows with the context,
+ * not with its square (Milakov & Gimelshein 2018; Dao et al. 2022).
+ *
+ * For each of n_seq sequences, queries q[n_seq*q_len, heads*head_dim] stand at positions kv_len - q_len ..
+ * kv_len - 1 of keys and values k, v[n_seq*kv_stride rows, kv_heads*head_dim], of which the first kv_len rows
+ * of every sequence are valid. scale 0: 1/sqrt(head_dim). lse[n_seq*q_len, heads] is kept for backward.
+ *
+ * Sequences of different lengths (forward only): with kv_lens and kv_rows, of n_seq numbers each, sequence s
+ * has kv_lens[s] keys, which begin at row kv_rows[s] of k and v; kv_len and kv_stride are not read.
+ *
+ * Backward needs q_len == kv_len == kv_stride. It recomputes the weights from lse and overwrites dq, dk and
+ * dv; `delta` is scratch [n_seq*q_len, heads]. */
 typedef struct moe_attention_args {
     moe_dtype dtype;
     int64_t n_seq, q_len, kv_len, kv_stride;
@@ -220,9 +224,9 @@ typedef struct moe_attention_args {
 MOE_API moe_status moe_attention(moe_ctx *ctx, const moe_attention_args *args);
 MOE_API moe_status moe_attention_backward(moe_ctx *ctx, const moe_attention_args *args);
 
-/* Softmax cross-entropy of rows of logits against target[rows] (-1: not counted), in nats.
- * row_loss[rows] gets each row's loss (0 where not counted). With grad_scale != 0 the logits are
- * overwritten by grad_scale * (softmax - onehot). */
+/* Softmax cross-entropy of rows of logits against target[rows] (-1: not counted), in nats. row_loss[rows]
+ * gets each row's loss (0 if not counted). With grad_scale != 0 the logits are overwritten by grad_scale *
+ * (softmax - onehot). */
 typedef struct moe_cross_entropy_args {
     moe_dtype dtype;
     int64_t rows, n;
@@ -234,10 +238,10 @@ typedef struct moe_cross_entropy_args {
 } moe_cross_entropy_args;
 MOE_API moe_status moe_cross_entropy(moe_ctx *ctx, const moe_cross_entropy_args *args);
 
-/* AdamW (Loshchilov & Hutter 2019) on one tensor; bias correction for step `step` >= 1.
- * The gradient is multiplied by grad_scale first (clipping, accumulation; 1: as it is, 0 is refused). In bf16
- * the step is made on `master`, of which `value` becomes the rounded copy: most steps are smaller than a bf16
- * value can show. */
+/* AdamW (Loshchilov & Hutter 2019) on one tensor, with bias correction for step `step` >= 1. The gradient is
+ * first multiplied by grad_scale (for clipping or accumulation; 1: as it is; 0 is refused). In bf16 the step
+ * is made on `master`, and `value` becomes its rounded copy, because most steps are smaller than a bf16 value
+ * can show. */
 typedef struct moe_adamw_args {
     moe_dtype dtype; /* of value */
     int64_t n;
@@ -254,17 +258,17 @@ MOE_API moe_status moe_adamw(moe_ctx *ctx, const moe_adamw_args *args);
 /* Sum of squares of n numbers in f64, in fixed blocks, so the same for any thread count. */
 MOE_API moe_status moe_sum_squares(moe_ctx *ctx, moe_dtype dtype, const void *x, int64_t n, double *sum);
 
-/* Operations a second that the registers allow: multiply-adds (two each) of the unit that products of this
- * dtype run on, on all threads for about `seconds`. The best of several measurements is the machine's
+/* Operations per second that registers alone allow: multiply-adds (two each) of the unit that products of
+ * this dtype run on, on all threads, for about `seconds`. The best of several measurements is the machine's
  * ceiling. */
 MOE_API moe_status moe_peak(moe_ctx *ctx, moe_dtype dtype, double seconds, double *per_second);
-/* Bytes of memory that the machine has, or that a container leaves where those are fewer; 0: unknown. */
+/* Bytes of memory of the machine, or of its container if that is less; 0: unknown. */
 MOE_API double moe_machine_memory(void);
 
-/* Where a context's time goes. From moe_time_start on every operation of this header adds its wall time to
- * the row of its name; the router of a layer with its plan and losses, forward and backward, goes to the row
- * "route" instead, whatever operations it is made of. Starting again counts from zero. Another device than
- * the CPU is MOE_ERR_UNSUPPORTED. A context that is not asked pays nothing. */
+/* Where a context's time goes. After moe_time_start every operation of this header adds its wall time to the
+ * row of its name. The router of a layer with its plan and losses, forward and backward, goes to the row
+ * "route" instead, whatever operations it is made of. Starting again counts from zero. Devices other than the
+ * CPU are MOE_ERR_UNSUPPORTED. A context that is not asked pays nothing. */
 typedef struct moe_time {
     const char *name;
     int64_t calls;
@@ -272,7 +276,7 @@ typedef struct moe_time {
 } moe_time;
 MOE_API moe_status moe_time_start(moe_ctx *ctx);
 MOE_API void moe_time_stop(moe_ctx *ctx);
-/* The rows so far, the context's own until moe_time_stop; none where it was not started. */
+/* The rows so far, which belong to the context, until moe_time_stop; none if not started. */
 MOE_API const moe_time *moe_time_rows(const moe_ctx *ctx, size_t *count);
 
 /* Philox4x32-10 (Salmon et al. 2011): four words for (seed, purpose, layer, step, index). The same on
@@ -294,8 +298,8 @@ typedef enum moe_purpose {
 } moe_purpose;
 MOE_API void moe_random(uint64_t seed, moe_purpose purpose, uint32_t layer, uint64_t step, uint64_t index,
                         uint32_t out[4]);
-/* x[i] = std * N(0,1), element i of stream (seed, purpose, layer, step); std 0: zeros, at memory's speed. Of
- * what is no moe_dtype nothing is written. */
+/* x[i] = std * N(0,1), element i of stream (seed, purpose, layer, step); std 0 gives zeros, at the speed of
+ * memory. Writes nothing if dtype is not a moe_dtype. */
 MOE_API void moe_random_normal(uint64_t seed, moe_purpose purpose, uint32_t layer, uint64_t step,
                                moe_dtype dtype, void *x, int64_t n, double std);
 

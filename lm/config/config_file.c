@@ -1,7 +1,7 @@
-/* config_file.c: a configuration read from YAML and written back whole.
- * Keys are nested (moe: {top_k: 2}), dotted (moe.top_k: 2) or another system's bare names.
- * Source: lm/format/yaml.h flattens the file; this names file, line and column of what is wrong, and the
- * other keys that are.
+/* config_file.c: a configuration read from YAML and written back whole. Keys are nested (moe: {top_k: 2}),
+ * dotted (moe.top_k: 2) or another system's bare names.
+ * Source: lm/format/yaml.h flattens the file. A fault is told with file, line and column, and all other keys
+ * that are wrong.
  */
 #include "config/config.h"
 

@@ -1,6 +1,6 @@
-/* act_exact.cuh: the activations in f32, value and derivatives, to its accuracy: those of kernel/act.h, one
- * by one, for f32 products and for few rows. act_fast.cuh has them near enough for the epilogues of bf16.
- * Formulas: moekit/op.h.
+/* act_exact.cuh: the activations of kernel/act.h, value and derivatives, to the accuracy of f32: for f32
+ * products and for few rows. The epilogues of bf16 use the coarser ones of act_fast.cuh. Formulas:
+ * moekit/op.h.
  */
 #ifndef MOEI_ACT_EXACT_CUH
 #define MOEI_ACT_EXACT_CUH

@@ -1,6 +1,6 @@
-/* act_fast.cuh: the activations in the epilogues of bf16 products, of any GPU and of Hopper: value and
- * derivatives in f32, near enough for bf16. Two paths instead of one for each: the common one, and all others
- * by their coefficients. Formulas: moekit/op.h.
+/* act_fast.cuh: the activations in the epilogues of bf16 products, on any GPU and on Hopper: value and
+ * derivatives in f32, accurate enough for bf16. There are two paths, not one for each activation: the common
+ * one, and one for all others by their coefficients. Formulas: moekit/op.h.
  */
 #ifndef MOEI_ACT_FAST_CUH
 #define MOEI_ACT_FAST_CUH

@@ -1,9 +1,9 @@
 /* cuda_kernel.h: the launchers behind the rows of kernel.def that others call too: kernels of another file or
  * family, and checks and benchmarks, which choose for themselves what the rows choose by shape.
- * Arguments are those of the operation, all pointers device memory. A launcher queues on team->stream,
- * allocates nothing, and returns 0 or the CUDA error: cudaErrorNotSupported, before anything is queued, for
- * arguments that its kernels do not take. Any other one is left as the runtime's last error too, where the
- * device's check finds it.
+ * Arguments are those of the operation, with all pointers in device memory. A launcher queues on
+ * team->stream, allocates nothing, and returns 0 or a CUDA error. It returns cudaErrorNotSupported, before
+ * anything is queued, for arguments that its kernels do not take. Any other error also stays the runtime's
+ * last error, where the device's check finds it.
  */
 #ifndef MOEI_CUDA_KERNEL_H
 #define MOEI_CUDA_KERNEL_H

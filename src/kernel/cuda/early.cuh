@@ -1,8 +1,8 @@
 /* early.cuh: kernels that may start before the one ahead of them in the stream has ended (programmatic
- * launches). Until await_earlier they read nothing that a kernel may have written but what they know to be
- * older, and write nothing that one may still read; they may ask for it in L2. Each awaits it, in one block
- * at least: who comes next then knows that all before are done. Source: CUDA programming guide, programmatic
- * dependent launch, cooperative launch.
+ * launches). Before await_earlier, such a kernel reads only what it knows to be older than the kernels ahead,
+ * and writes nothing that they may still read; it may prefetch into L2. Every such kernel calls
+ * await_earlier, at least in one block, so the next kernel knows that all earlier ones are done. Source: CUDA
+ * programming guide, programmatic dependent launch, cooperative launch.
  */
 #ifndef MOEI_EARLY_CUH
 #define MOEI_EARLY_CUH

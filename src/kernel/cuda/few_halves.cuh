@@ -1,7 +1,8 @@
-/* few_halves.cuh: how many rows of an expert are of the first tokens and how many of the others, in one word.
- * Few tokens are sorted by expert in every block alike, by counting in shared memory, where who counts first
- * is anybody's guess. What is shared out between blocks is therefore told by the tokens: those below a limit,
- * and those from it on, of which an expert has at most as many, as a token chooses an expert once.
+/* few_halves.cuh: how many rows of an expert belong to the first tokens and how many to the others, in one
+ * word. Every block sorts the few tokens by expert for itself, by counting in shared memory, where the order
+ * of counting is left to chance. Blocks that share an expert therefore divide its rows by token: those below
+ * a limit and those from it on. As a token chooses an expert once, each part has at most as many rows as
+ * tokens.
  */
 #ifndef MOEI_FEW_HALVES_CUH
 #define MOEI_FEW_HALVES_CUH

@@ -1,9 +1,9 @@
 /* few_packed_sm90.cu: the experts of up to 16 tokens with packed weights, in three kernels: gate and up with
- * the activation, down, and the sums over experts. No plan: every block finds for itself who chose which
- * expert, and its rows are multiplied as packed_units.cuh does, a panel of columns at a time. Panels are
- * drawn by a counter, as multiprocessors read at rates of their own. Each kernel may start before the one
- * ahead has ended; down's first weights come while up's last ones are multiplied. Source:
- * docs/kernels-cuda.md, packed weights.
+ * the activation, down, and the sums over experts. There is no plan: every block finds out for itself who
+ * chose which expert, and multiplies these rows as packed_units.cuh does, a panel of columns at a time.
+ * Panels are drawn from a counter, because multiprocessors read at different rates. Each kernel may start
+ * before the one ahead has ended, and down's first weights arrive while up's last ones are multiplied.
+ * Source: docs/kernels-cuda.md, packed weights.
  */
 #include "kernel/cuda/act_exact.cuh"
 #include "kernel/cuda/few_halves.cuh"

@@ -1,10 +1,10 @@
-/* few_sm90.cu: the experts of up to 128 tokens; weights are read once (of an expert with more than 64 rows
- * twice), and reading never pauses: one kernel for gate, up and down, then the sums over experts. No plan:
- * every block finds for itself who chose which expert. A unit is twice 64 columns of an expert, of gate and
- * up, or of down, with up to 64 rows that chose it. Units are drawn in order, all of up's before down's, so
- * that what one waits for has been begun by a block that runs. Of a block one thread has weights brought,
- * three warps bring rows, and two warpgroups multiply units in turns, weights as wgmma's A. Source:
- * docs/kernels-cuda.md, few tokens.
+/* few_sm90.cu: the experts of up to 128 tokens. One kernel does gate, up and down, so that reading weights
+ * never pauses, and a second one sums over experts. Weights are read once (twice for an expert with more than
+ * 64 rows). There is no plan: every block finds out for itself who chose which expert.
+ * A unit is twice 64 columns of an expert (gate and up, or down) times up to 64 rows that chose it. Units are
+ * drawn in order, all of up's before down's, so what a unit waits for has been begun by a block that runs. In
+ * a block, one thread loads weights, three warps load rows, and two warpgroups multiply units in turns, with
+ * the weights as wgmma's A. Source: docs/kernels-cuda.md, few tokens.
  */
 #include "kernel/cuda/act_fast.cuh"
 #include "kernel/cuda/few_halves.cuh"

@@ -1,5 +1,6 @@
-/* few_sum.cuh: what ends the kernels for few tokens that keep the sums of each choice, rows [T, K, d] in bf16
- * or f32: y[t] (+)= sum over slots of weight times row, in order. Source: docs/kernels-cuda.md, few tokens.
+/* few_sum.cuh: the last step of the kernels for few tokens that keep a row for each choice, rows [T, K, d] in
+ * bf16 or f32: y[t] (+)= sum over slots of weight times row, in order. Source: docs/kernels-cuda.md, few
+ * tokens.
  */
 #ifndef MOEI_FEW_SUM_CUH
 #define MOEI_FEW_SUM_CUH

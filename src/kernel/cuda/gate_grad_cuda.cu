@@ -1,9 +1,9 @@
-/* gate_grad_cuda.cu: the way back through the gate by tensor cores, bf16 with f32 sums, for any NVIDIA GPU
- * from sm_80: dgate[E,d] += dlogits^T x, and dx[t] (+)= dlogits[t] gate + sum_k rows[row_of[t,k]]. Each of
- * dlogits[T,E] stands as the sum of two bf16 numbers, so that 16 of its 24 bits count.
- * dgate: the context's product over 2E, over chunks of tokens side by side, whose parts are added in order.
- * dx: a warp multiplies 16 tokens by 128 columns while the first of their rows come; or only sums rows, where
- * the product that made them has added dlogits' part.
+/* gate_grad_cuda.cu: the backward of the gate on tensor cores, bf16 with f32 sums, for any NVIDIA GPU from
+ * sm_80: dgate[E,d] += dlogits^T x, and dx[t] (+)= dlogits[t] gate + sum_k rows[row_of[t,k]]. Each number of
+ * dlogits[T,E] is kept as the sum of two bf16 numbers, which holds 16 of its 24 bits.
+ * dgate: a product over 2E rows, for chunks of tokens side by side, whose parts are then added in order.
+ * dx: a warp multiplies 16 tokens by 128 columns while the first of their rows arrive. If the product that
+ * made the rows has already added the part of dlogits, it only sums rows.
  */
 #include "kernel/cuda/mma.cuh"
 #include "kernel/cuda/portable.cuh"

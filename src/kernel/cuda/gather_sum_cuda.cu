@@ -1,6 +1,7 @@
 /* gather_sum_cuda.cu: out[t] (+)= sum_k weight[t,k] * rows[row_of[t,k]], f32 sum, k ascending, for any NVIDIA
- * GPU from sm_80. bf16 in 16-byte pieces: one thread, eight columns of one token, its K loads in flight
- * together; else one column. Source: SonicMoE (Guo et al. 2025), aggregation by gathering, not scattering.
+ * GPU from sm_80. For bf16 in 16-byte pieces, a thread has eight columns of one token and its K loads in
+ * flight together; otherwise it has one column. Source: SonicMoE (Guo et al. 2025), aggregation by gathering,
+ * not scattering.
  */
 #include "kernel/cuda/portable.cuh"
 

@@ -1,10 +1,10 @@
-/* gemm_packed_cuda.cu: grouped product of few rows with packed weights (kernel/packed.h), any GPU from sm_80;
- * here in f32, gemm_packed_mma_cuda.cu has bf16. C[r, :] = A[a_row[r], :] B_g, then the epilogue; formulas:
- * moekit/op.h. A block has up to ROWS rows of one group and 32 columns of B (gated: 32 gates and their ups);
- * its eight warps share the words of the sum, a lane reads 16 bytes at a time, four columns. Codes are
- * multiplied as numbers one by one, since tensor cores round f32 to tf32; a word's sum is scaled, then warps
+/* gemm_packed_cuda.cu: grouped product of few rows with packed weights (kernel/packed.h), any GPU from sm_80,
+ * for f32; gemm_packed_mma_cuda.cu has bf16. C[r, :] = A[a_row[r], :] B_g, then the epilogue; formulas:
+ * moekit/op.h. A block has up to ROWS rows of one group and 32 columns of B (gated: 32 gates and their ups).
+ * Its eight warps share the words of the sum; a lane reads 16 bytes at a time, four columns. Codes are
+ * multiplied one by one, since tensor cores round f32 to tf32. A word's sum is scaled, then the warps' sums
  * are added in order, so a row has the same bits whatever stands beside it.
- * Meant for decoding: every ROWS rows read their expert's weights once more.
+ * For decoding: every ROWS rows read their expert's weights once more.
  */
 #include "kernel/cuda/act_exact.cuh"
 #include "kernel/cuda/cuda_kernel.h"

@@ -1,7 +1,7 @@
-/* gemm_packed_mma_cuda.cu: grouped product of rows in bf16 with packed weights, any GPU from sm_80.
- * C[r, :] = A[a_row[r], :] B_g, then the epilogue; formulas: moekit/op.h. A block has up to TILE rows of one
- * group and a run of panels, one after the other, as packed_units.cuh multiplies them.
- * Meant for decoding: every TILE rows read their expert's weights once more. Source: packed_units.cuh.
+/* gemm_packed_mma_cuda.cu: grouped product of rows in bf16 with packed weights, any GPU from sm_80. C[r, :] =
+ * A[a_row[r], :] B_g, then the epilogue; formulas: moekit/op.h. A block has up to TILE rows of one group and
+ * a run of panels, which it multiplies one after the other as packed_units.cuh does.
+ * For decoding: every TILE rows read their expert's weights once more. Source: packed_units.cuh.
  */
 #include "kernel/cuda/act_exact.cuh"
 #include "kernel/cuda/cuda_kernel.h"

@@ -1,4 +1,4 @@
-/* left_out.cuh: what every router writes of a token that it does not route, and how the host hears why.
+/* left_out.cuh: what every router writes for a token that it does not route, and how the host learns why.
  * expert[T,K] = -1, weight[T,K] = prob[T,E] = 0, lse[T]. Source: moei_fault of core/memory.h.
  */
 #ifndef MOEI_LEFT_OUT_CUH

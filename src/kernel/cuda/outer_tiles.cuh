@@ -1,8 +1,8 @@
-/* outer_tiles.cuh: which pair of blocks computes which tiles of gemm_outer_sm90.cu. In rounds of a tile a
- * pair: tiles in order, or, where groups are uneven, those of the largest first and each round forward or
- * backward, whichever gives the more to those who have less. Every warp finds its tiles itself. Neighbours
- * stay neighbours: they share operands in L2, which pairs dealt out one by one lose a quarter of their speed
- * by.
+/* outer_tiles.cuh: which pair of blocks computes which tiles of gemm_outer_sm90.cu. A round gives each pair
+ * one tile. If groups are even, tiles are dealt in order. If not, tiles of the largest groups come first, and
+ * each round is dealt forward or backward, whichever gives more to the pairs that have less. Every warp finds
+ * its tiles itself. Neighbouring pairs get neighbouring tiles, because these share operands in L2: dealing
+ * pairs out one by one costs a quarter of the speed.
  */
 #ifndef MOEI_OUTER_TILES_CUH
 #define MOEI_OUTER_TILES_CUH

@@ -1,11 +1,11 @@
-/* packed_units.cuh: products of a few rows in bf16 with packed weights (kernel/packed.h) by the tensor cores,
- * on any GPU from sm_80. A unit is a panel of 64 columns, gated the gates' panel and the ups' one, times up
- * to TILE rows; the warps of a block share its sum, 32 steps at a time in turn, and meet once at its end.
- * Each asks for its codes, scales and rows STAGES of such steps ahead, beyond the unit's end too. Codes
- * become bf16 by twos, exactly but for nf4, whose 16 numbers are rounded, and the sum of 32 steps is scaled.
- * Shares are added in one order, so a row has the same bits whatever stands beside it. Source: Frantar et al.
- * 2024, Marlin (codes in the order in which mma wants them, deep pipelines of loads); docs/kernels-cuda.md,
- * packed weights.
+/* packed_units.cuh: products of a few bf16 rows with packed weights (kernel/packed.h) on tensor cores, on any
+ * GPU from sm_80. A unit is a panel of 64 columns (gated: a panel of gates and one of ups) times up to TILE
+ * rows. The warps of a block share its sum, 32 steps at a time in turn, and meet once at its end. Each warp
+ * loads its codes, scales and rows STAGES such steps ahead, also across the end of the unit. Codes become
+ * bf16 two at a time, exactly except for nf4, whose 16 numbers are rounded; the sum of 32 steps is scaled.
+ * The warps' shares are added in one order, so a row has the same bits whatever stands beside it. Source:
+ * Frantar et al. 2024, Marlin (codes in the order in which mma wants them, deep pipelines of loads);
+ * docs/kernels-cuda.md, packed weights.
  */
 #ifndef MOEI_PACKED_UNITS_CUH
 #define MOEI_PACKED_UNITS_CUH

@@ -1,7 +1,7 @@
 /* plan_cuda.cu: where each routed row stands, for any NVIDIA GPU from sm_80: a stable counting sort.
- * expert[T,K] -> offset[E+1], row_token, row_slot, row_weight[R], row_of[T,K]; twice where a capacity drops.
- * Tiles of 1024 slots are counted, the counts summed by expert and by tile, and each slot finds its rank
- * among those of its tile; so rows stand in the order of dispatch/plan.c, whatever runs first.
+ * expert[T,K] -> offset[E+1], row_token, row_slot, row_weight[R], row_of[T,K]; run twice if a capacity drops
+ * rows. Tiles of 1024 slots are counted, the counts are summed by expert and by tile, and each slot finds its
+ * rank within its tile. So rows stand in the order of dispatch/plan.c, whichever block runs first.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/portable.cuh"

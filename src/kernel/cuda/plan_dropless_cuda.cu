@@ -1,9 +1,9 @@
-/* plan_dropless_cuda.cu: the plan where nothing is dropped, for any NVIDIA GPU from sm_80, up to 256 experts
- * and 32 choices a token: scan and scatter in one kernel, expert[T,K] -> offset[E+1], row_token, row_slot,
+/* plan_dropless_cuda.cu: the plan if nothing is dropped, for any NVIDIA GPU from sm_80, up to 256 experts and
+ * 32 choices a token: scan and scatter in one kernel, expert[T,K] -> offset[E+1], row_token, row_slot,
  * row_weight[R], row_of[T,K]. A block takes 128 tokens. It sums the tiles' counts itself, so no block waits
- * for another; a token's rank inside the block is a population count of those before it. Rows are put in
- * order in shared memory first, so that those of an expert are stored side by side. What all blocks read
- * grows with the square of the tokens, which bounds them.
+ * for another; a token's rank inside the block is a population count of those before it. Rows are first put
+ * in order in shared memory, so that those of an expert are stored side by side. The counts that all blocks
+ * together read grow with the square of the tokens; that limits their number.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/portable.cuh"

@@ -1,8 +1,9 @@
 /* route_few_sm90.cu: the router for up to 128 tokens: logits[T,E] = x gate^T, softmax, exact top-k. A cluster
- * has eight tokens: a block every eighth sixteen of experts, whose sum over d its warps share; each logit is
- * sent to the block that has its token, where one warp takes the best expert again and again while another
- * one sums up the softmax. It may start before the kernel ahead of it has ended, and asks for the gate and
- * tokens in L2 meanwhile. Source: docs/kernels-cuda.md, few tokens.
+ * has eight tokens. Its blocks divide the experts between them, 16 at a time in turn, and the warps of a
+ * block share the sum over d. Each logit is sent to the block that has its token. There one warp picks the
+ * best expert again and again, while another sums up the softmax. The kernel may start before the one ahead
+ * of it has ended, and meanwhile prefetches the gate and the tokens into L2. Source: docs/kernels-cuda.md,
+ * few tokens.
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/early.cuh"

@@ -1,8 +1,8 @@
-/* route_sm90.cu: router in one kernel: logits[T,E] = x gate^T, softmax, exact top-k, rows per expert.
- * Blocks stay: a thread loads tiles of 64 tokens and the gate one after another; two warpgroups take turns,
- * so that one multiplies while the other selects from the registers its product left. Two blocks are a
- * cluster: either loads half of the gate for both. Where tokens are few, a cluster of eight shares the sum
- * over d. Source: select.cuh; CUTLASS 3 (ping-pong schedule).
+/* route_sm90.cu: the router in one kernel: logits[T,E] = x gate^T, softmax, exact top-k, rows per expert.
+ * Blocks are persistent. A thread loads tiles of 64 tokens and the gate, one after another; two warpgroups
+ * take turns, so that one multiplies while the other selects from the registers that its product left. Two
+ * blocks are a cluster, and each loads half of the gate for both. If tokens are few, a cluster of eight
+ * shares the sum over d. Source: select.cuh; CUTLASS 3 (ping-pong schedule).
  */
 #include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/gemm_core.cuh"
