@@ -19,9 +19,8 @@
  *     call that returns no status then returns 0, false, NULL or "", or does nothing.
  *   - `reserved` fields are 0. A byte that is set belongs to a newer header and is refused.
  *   - `*_reserve` allocates; no call after it does.
- *   - A context, and everything made from it, belongs to one thread at a time. After a fork, the child may
- *     use and destroy CPU contexts that it inherits, on one thread, if no thread was inside a call on them
- *     when it forked.
+ *   - A context, and everything made from it, belongs to one thread at a time. A forked child may use and
+ *     destroy inherited CPU contexts, on one thread, if no call on them was running at the fork.
  */
 #ifndef MOEKIT_MOE_H
 #define MOEKIT_MOE_H
@@ -96,8 +95,7 @@ typedef struct moe_ctx_desc {
     const char *isa;    /* NULL: MOEKIT_ISA, else the best found. "ref" "avx2" "avx512" "avx512bf16" "amx"
                            "neon"; for a GPU "cuda" "sm90", with the best CPU kernels beside it. On a CPU
                            context a GPU's name is refused here, and ignored in MOEKIT_ISA */
-    uint64_t seed;      /* of initialisation and of every random draw of training. What inference draws does
-                           not depend on it */
+    uint64_t seed;      /* of initialisation and of every random draw of training, not of inference */
     moe_allocator host; /* all NULL: aligned_alloc and free */
     /* NULL: nothing is logged. Called on the calling thread; the text is valid during the call. */
     void (*log)(void *user, moe_log_level level, const char *text);
@@ -143,9 +141,8 @@ typedef struct moe_mat {
     moe_dtype dtype;
 } moe_mat;
 
-/* 4. The layer, described. Names of choices are strings; option.h lists them all with defaults, limits and
- * one line of help, and docs/options.md explains each. A combination in which a setting would have no effect
- * is refused, with the reason. */
+/* 4. The layer, described. Names of choices are strings; option.h lists all with defaults, limits and a line
+ * of help; docs/options.md explains them. A combination that would ignore a setting is refused. */
 typedef struct moe_layer_desc {
     size_t size;
     moe_dtype dtype;
@@ -271,20 +268,18 @@ typedef struct moe_layer_desc {
     int32_t layer_index;     /* keys the random draws, so layers differ */
     /* The library's record of who set each field. Leave it 0, and copy it with the rest. */
     uint8_t said[128];
-    bool undrawn;        /* parameters start as zeros, not drawn: faster if you read them from a file
-                            anyway */
+    bool undrawn;        /* start from zeros, not draws, if you read parameters from a file anyway */
     bool unowned;        /* parameters and gradients lie in the caller's memory: moe_layer_bind_param */
     uint8_t reserved[2]; /* 0: no padding, as in moe_ctx_desc */
 } moe_layer_desc;
 
 /* Applies a preset ("mixtral" "deepseek_v3" "megatron" "automodel" "lucidrains" "t2t_top2" "t2t_noisy"
- * "sigma_moe"): sets the fields that make the layer that system's, and resets to defaults the other fields
- * for which moe_layer_preset_sets is true. t2t_top2 looks at num_groups_outer. Apply it before other
- * settings: later moe_layer_desc_set calls, and what they imply, override it. */
+ * "sigma_moe"): sets the fields that make the layer that system's, and resets to defaults the others for
+ * which moe_layer_preset_sets is true. t2t_top2 looks at num_groups_outer. Apply it before other settings:
+ * these, and what they imply, override it. */
 MOE_API moe_status moe_layer_desc_preset(moe_layer_desc *desc, const char *name, moe_error *error);
 MOE_API const char *const *moe_layer_presets(void); /* NULL-terminated */
-/* Whether presets touch a setting ("moe.top_k"). They leave alone sizes, kinds of experts, standard
- * deviations and memory. */
+/* Whether presets touch a setting ("moe.top_k"); not sizes, kinds of experts, deviations and memory. */
 MOE_API bool moe_layer_preset_sets(const char *key);
 /* Sets one field from text. `key` is canonical or an alias, with or without "moe."; an unknown one is
  * MOE_ERR_ARGUMENT and names the nearest, or what it is a value of. A name of another system may set several
@@ -299,30 +294,29 @@ MOE_API moe_status moe_layer_desc_set(moe_layer_desc *desc, const char *key, con
  * option. Names of registered experts belong to a context and are not looked up. */
 MOE_API moe_status moe_layer_desc_check(const moe_layer_desc *desc, moe_error *error);
 
-/* `desc` with every default filled in, as a layer made from it would hold it. A field that stays 0 has no use
- * there. Refuses what moe_layer_desc_check refuses, and then leaves `filled` (whose size must be set) as it
- * is. */
+/* `desc` with every default filled in, as a layer made from it would hold it; a field that stays 0 has no use
+ * there. Refuses what moe_layer_desc_check refuses, leaving `filled` (whose size must be set) as it is. */
 MOE_API moe_status moe_layer_desc_fill(const moe_layer_desc *desc, moe_layer_desc *filled, moe_error *error);
 
 /* 5. The layer. */
 typedef struct moe_layer moe_layer;
 typedef enum moe_mode { MOE_INFER = 0, MOE_TRAIN = 1 } moe_mode;
 
-/* Makes a layer. Its parameters are drawn from N(0, init_std^2), keyed by the context's seed. Copies desc and
- * its strings. */
+/* Makes a layer; the context's seed draws its parameters from N(0, init_std^2). Copies desc with its
+ * strings. */
 MOE_API moe_status moe_layer_create(moe_ctx *ctx, const moe_layer_desc *desc, moe_layer **layer);
 MOE_API void moe_layer_destroy(moe_layer *layer);
 /* The descriptor with every default filled in. Its strings live as long as the layer. */
 MOE_API const moe_layer_desc *moe_layer_get_desc(const moe_layer *layer);
 
 /* For a layer on a CUDA context: true if the GPU's kernels do the routing and the losses, so that forward and
- * backward neither wait nor copy. They do for router_type top_k with any score function, weights, groups,
- * selection bias, capacity by batch, aux and z losses. Otherwise the CPU routes, which waits for two copies
- * per call; the numbers are the same. False on the CPU. */
+ * backward neither wait nor copy: for router_type top_k with any score function, weights, groups, selection
+ * bias, capacity by batch, aux and z losses. Else the CPU routes, which waits for two copies per call; the
+ * numbers are the same. False on the CPU. */
 MOE_API bool moe_layer_routes_on_device(const moe_layer *layer);
-/* NULL if, in inference, a token gets the same bits whatever tokens are in the call with it. Else the reason
- * why neighbours matter: a capacity, a router that looks at all tokens, or a GPU's sums for few tokens.
- * Assumes that your own experts treat each row by itself. */
+/* NULL if, in inference, a token gets the same bits whatever tokens are in the call with it. Else why not: a
+ * capacity, a router that looks at all tokens, a GPU's sums for few tokens. Your own experts are taken to see
+ * one row each. */
 MOE_API const char *moe_layer_company(const moe_layer *layer);
 
 /* Memory, in bytes, for batches of up to max_tokens. */
@@ -335,7 +329,7 @@ typedef struct moe_layer_bytes {
 } moe_layer_bytes;
 /* Limits the sequences of a call (moe_call.sequence_length). What a layer keeps by sequence, such as the rows
  * of capacity_group sequence with pad_to_capacity, then takes memory for no more, and a call with more is
- * MOE_ERR_STATE; a layer that keeps nothing by sequence serves it all the same. 0, the initial value: any
+ * MOE_ERR_STATE; layers that keep nothing by sequence serve it all the same. 0, the initial value: any
  * number, down to sequences of one token. Takes effect at the next measure and reserve. */
 MOE_API moe_status moe_layer_limit_sequences(moe_layer *layer, int64_t max_sequences);
 /* Tells the bytes that moe_layer_reserve would take. Refuses what it would refuse. */
@@ -350,8 +344,7 @@ MOE_API moe_status moe_layer_reserve(moe_layer *layer, int64_t max_tokens, moe_m
  * owner first, for at least as many bytes of scratch, and destroy it last. */
 MOE_API moe_status moe_layer_share_scratch(moe_layer *layer, moe_layer *owner);
 
-/* Random numbers given by the caller instead of drawn, to repeat another system's run exactly. A NULL array
- * is drawn as always. */
+/* Random numbers from the caller, to repeat another system's run exactly. NULL arrays are drawn as always. */
 typedef struct moe_draws {
     size_t size;
     const float *second_policy; /* [T] U(0,1) of gshard_top2's second choice */
@@ -363,9 +356,8 @@ typedef struct moe_draws {
     const uint8_t *dropout_keep; /* [T,K,n] 1: kept */
 } moe_draws;
 
-/* Options of a call; NULL means all defaults. The arrays it points to are read again by the backward of this
- * forward, so keep them until then. Padding tokens of x and dy must be finite: their numbers are multiplied
- * by zero, not skipped. */
+/* Options of a call; NULL means all defaults. Keep the arrays it points to until the backward of this
+ * forward, which reads them again. Padding tokens of x and dy must be finite: they are multiplied by zero. */
 typedef struct moe_call {
     size_t size;
     /* MOE_INFER saves nothing, and computes losses only if stats are asked for. It makes only those random
@@ -384,8 +376,7 @@ typedef struct moe_call {
     float loss_scale;        /* multiplies the gradient of the layer's own losses; 0: 1; or MOE_ZERO */
     int64_t sequence_length; /* tokens of one sequence, dividing T; 0: the batch is one sequence */
     const int32_t *task;     /* [sequences] of routing_unit task */
-    const int32_t *token_id; /* [T] what router_type hash hashes, with routing_unit token; NULL: the unit's
-                                number */
+    const int32_t *token_id; /* [T] what router_type hash hashes, by token; NULL: the unit's number */
     /* [T, slots of moe_routing_view] the `expert` array of a recorded view, or your own choice: each expert
      * at most once per token, -1 for a slot that is not routed. With expert_choice, slot e holds only e or
      * -1. With the same x and parameters a replay repeats the recording to the bit. NULL: select */
@@ -404,8 +395,8 @@ typedef struct moe_call {
 typedef struct moe_stats {
     size_t size;
     int64_t n_tokens;                    /* tokens not masked */
-    int64_t n_routed, n_kept, n_dropped; /* rows; kept + dropped = routed. That is K * n_tokens, less what
-                                            policies and random K leave out, or what token_rounding makes of
+    int64_t n_routed, n_kept, n_dropped; /* rows; kept + dropped = routed, which is K * n_tokens without what
+                                            policies and random K leave out, or what token_rounding makes
                                             it */
     int32_t n_dead;                      /* experts without a single row */
     int32_t reserved;                    /* 0: no padding, so every byte written is told */
@@ -450,13 +441,10 @@ typedef struct moe_param {
     int32_t n_dim;
     int64_t dim[3]; /* row-major, the last contiguous; 1 beyond n_dim */
     void *value;    /* NULL after moe_layer_quantize gave it back (quant.h), or if unowned and not lent */
-    void *grad;     /* NULL until reserved for training or lent; always NULL for buffers and for what was
-                       frozen by then */
-    bool buffer, frozen;  /* not to be trained, nor stepped by an optimizer: a selection bias; frozen by
-                             moe_layer_freeze */
+    void *grad;     /* NULL until reserved for training or lent; always, if a buffer or frozen by then */
+    bool buffer, frozen;  /* not to be trained or stepped: a selection bias; frozen (moe_layer_freeze) */
     uint8_t reserved[2];  /* 0: no padding, as in moe_stats */
-    moe_dtype grad_dtype; /* f32 if dtype is bf16 (unless moe_layer_set_grad_dtype said otherwise); else
-                             dtype */
+    moe_dtype grad_dtype; /* f32 for bf16, unless moe_layer_set_grad_dtype; else dtype */
 } moe_param;
 MOE_API int32_t moe_layer_param_count(const moe_layer *layer);
 /* By index, 0 .. count - 1, or by name. Names and numbers belong to the layer. */
@@ -475,9 +463,8 @@ MOE_API moe_status moe_layer_bind_param(moe_layer *layer, int32_t index, void *v
  * ranks) and is only for layers whose selection bias is updated; NULL: the layer's own. */
 MOE_API moe_status moe_layer_end_step(moe_layer *layer, const int64_t *counts);
 
-/* 7. What the router did in the last forward. Pointers belong to the layer and are valid until the next
- * forward. On a GPU, after inference of few tokens, this queues the kernels that find row_of and the counts:
- * ask once per forward. */
+/* 7. What the router did in the last forward. Pointers belong to the layer, until the next forward. On a GPU,
+ * after inference of few tokens, this queues kernels that find row_of and counts: ask once per forward. */
 typedef struct moe_routing_view {
     size_t size;
     int64_t n_tokens;
@@ -494,9 +481,9 @@ typedef struct moe_routing_view {
     /* [T,E] what was ranked, if that is not the score: logits - bias for quantile; for sinkhorn in training
      * the plan (megatron) or its logarithm. NULL for others; without meaning in a replay. */
     const void *selection;
-    int64_t capacity;      /* rows an expert (with two levels: an inner one) may take of one capacity group;
-                              may exceed its tokens through min_capacity, capacity_multiple or a formula. -1:
-                              dropless */
+    int64_t capacity;      /* rows an expert (with two levels: an inner one) may take of a capacity group;
+                              more than its tokens if min_capacity, capacity_multiple or a formula says so.
+                              -1: dropless */
     const void *weight;    /* [T,K] of dtype */
     const int32_t *row_of; /* [T,K] row in expert order; -1: masked or dropped */
     const int64_t *routed; /* [E] rows per expert before capacity (with two levels, which fill their
