@@ -173,7 +173,7 @@ moe_status moe_gemm_rows(moe_ctx *ctx, const moe_gemm_rows_args *args) {
     MOEI_TRY(check_offset(ctx, op, args->offset, args->n_groups, args->n_rows, &rows));
     const int64_t row_of_b = args->b_trans ? args->k : args->n;
     const moei_limit limits[] = {
-        {"n",        args->n,                       0,             INT64_MAX                },
+        {"n",        args->n,                       0,             MOEI_LD_MAX              },
         {"k",        args->k,                       1,             INT64_MAX                },
         {"lda",      args->lda,                     args->k,       MOEI_LD_MAX              },
         {"ldb",      packed ? row_of_b : args->ldb, row_of_b,      MOEI_LD_MAX              },

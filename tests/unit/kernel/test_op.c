@@ -114,6 +114,9 @@ static void test_epilogues(void **state) {
     moe_gemm_rows_args grad = right_product;
     grad.epilogue = MOE_EPI_ACT_GRAD, grad.act = MOE_ACT_SWIGLU;
     grad.z = grad.dz = number, grad.ldz = 8, grad.wa = number + 16, grad.ldwa = 4;
+    grad.b_trans = true; /* then no row of B bounds n, which is multiplied by 2 */
+    WRONG(moe_gemm_rows, grad, n, INT64_MAX, "n is 9223372036854775807; it must lie in 0 .. 536870912");
+    grad.b_trans = false;
     WRONG(moe_gemm_rows, grad, bias, number, "bias must be NULL with MOE_EPI_ACT_GRAD");
     WRONG(moe_gemm_rows, grad, ldz, 7, "ldz is 7; it must be at least 8");
     WRONG(moe_gemm_rows, grad, wa, NULL, "wa is NULL");
