@@ -202,6 +202,11 @@ moe_status moe_lm_config_set(moe_lm_config *config, const char *key, const char 
     MOEI_TRY(moei_error_need(error, "moe_lm_config_set", "key", key));
     MOEI_TRY(moei_error_need(error, "moe_lm_config_set", "value", value));
     if (strcmp(key, "moe.d_model") == 0) return layer_width(config, value, error);
+    moelm_config_pairs pairs;
+    MOEI_TRY(moelm_config_layers(key, value, &pairs, error));
+    for (int32_t i = 0; i < pairs.count; ++i)
+        MOEI_TRY(moe_lm_config_set(config, pairs.key[i], pairs.value[i], origin, error));
+    if (pairs.count > 0) return MOE_OK;
     const moe_option *row = find_row(config, key);
     const moe_layer_alias *alias;
     if (!origin) origin = "set";
@@ -248,6 +253,10 @@ moe_status moelm_config_once(const moe_lm_config *config, moelm_config_said *sai
                              const char *value, const char *by, moe_error *error) {
     const moe_layer_alias *alias;
     const moe_alias_setting *setting;
+    moelm_config_pairs pairs;
+    MOEI_TRY(moelm_config_layers(key, value, &pairs, error));
+    for (int32_t i = 0; i < pairs.count; ++i) MOEI_TRY(row_once(config, said, pairs.key[i], by, error));
+    if (pairs.count > 0) return MOE_OK;
     MOEI_TRY(moe_layer_alias_find(key, value, &alias, error));
     if (!alias) return row_once(config, said, key, by, error);
     for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)); ++i)

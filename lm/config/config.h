@@ -123,6 +123,16 @@ moe_status moelm_config_once(const moe_lm_config *config, moelm_config_said *sai
 /* Another system's word for a value of one of our own rows ("bfloat16"), as ours; any other as it is. */
 const char *moelm_config_word(const char *key, const char *value);
 
+/* Settings of ours that another system has under one name. */
+typedef struct moelm_config_pairs {
+    int32_t count; /* 0: the name is none of those */
+    const char *key[2];
+    char value[2][MOELM_PATH];
+} moelm_config_pairs;
+/* Those that say which layers have experts; a layer, which knows no others, has no such settings. */
+moe_status moelm_config_layers(const char *name, const char *value, moelm_config_pairs *pairs,
+                               moe_error *error);
+
 /* The layer descriptor of block `index`: routed experts, or a dense FFN where the frequency says so. */
 void moelm_config_layer(const moe_lm_config *config, int32_t index, moe_layer_desc *desc);
 
