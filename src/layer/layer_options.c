@@ -102,7 +102,7 @@ static const moe_option options[] = {
     {"moe.router_dtype", "moe_router_dtype gate_precision", CHOICE(router_dtype, "auto", moei_router_dtypes),
      "logits, scores, routing weights and losses; auto: f32, but f64 in f64 layers; f64 is slow but exact"},
     {"moe.input_jitter_eps", "moe_input_jitter_eps router_jitter_noise", FLOAT(input_jitter_eps, "0", 0.999),
-     "training: the router sees x * U(1-eps, 1+eps), and it alone (Mixtral's experts in transformers, too)"},
+     "training: only the router sees x * U(1-eps, 1+eps) (in transformers' Mixtral the experts do, too)"},
     {"moe.routing_unit", "", CHOICE(routing_unit, "token", moei_units),
      "what is routed: each token, each sequence by the mean of its tokens, or each task by its number"},
     {"moe.num_tasks", "", INT(num_tasks, "0", 0, EXPERTS_MAX),
@@ -114,8 +114,7 @@ static const moe_option options[] = {
     {"moe.score_before_topk", "moe_router_pre_softmax softmax_before_topk", BOOL(score_before_topk),
      "score all experts, then select; else select, then score the selected"},
     {"moe.norm_topk_prob", "", BOOL(norm_topk_prob),
-     "divide the selected weights by their sum; with softmax it needs score_before_topk, which Qwen's and "
-     "OLMoE's code means either way (model_type says so); ignored for top_k 1"},
+     "divide the selected weights by their sum; ignored for top_k 1; with softmax it needs score_before_topk, which Qwen's and OLMoE's code always means (model_type sets it)"},
     {"moe.routed_scaling_factor", "moe_router_topk_scaling_factor route_scale",
      FLOAT_OR_ZERO(routed_scaling_factor, "1", 1e6),
      "multiplies the routing weights; 0: 1; -1: 0"},
@@ -143,8 +142,7 @@ static const moe_option options[] = {
     {"moe.expert_dropout", "", FLOAT(expert_dropout, "0", 0.999),
      "training: chance that a token cannot select an expert; never fewer than top_k are left"},
     {"moe.token_rounding", "", INT(token_rounding, "0", 0, 1 << 20),
-     "training: rows of each expert are rounded to the nearest multiple of this, by dropping its lowest "
-     "scores or adding its next best tokens, so of fewer than half of it none are left; 0: off"},
+     "training: rows of each expert are rounded to the nearest multiple of this, by dropping its lowest scores or adding its next best tokens; with fewer than half of it an expert gets none; 0: off"},
     {"moe.second_policy_train", "moe_second_policy_train",
      CHOICE(second_policy_train, "random", moei_second_policies),
      "gshard_top2, training: which second choices stay"},
@@ -159,7 +157,7 @@ static const moe_option options[] = {
     {"moe.noise_epsilon", "", FLOAT_OR_ZERO(noise_epsilon, "0", 1e3),
      "noisy_top_k: least width of the noise; 0: 0.01; -1: 0"},
     {"moe.sinkhorn_variant", "", CHOICE(sinkhorn_variant, "standard", moei_sinkhorns),
-     "sinkhorn: the right one, or Megatron core's or sigma-MoE's as they are"},
+     "sinkhorn: the algorithm as published, or as Megatron core or sigma-MoE have it"},
     {"moe.sinkhorn_iters", "sinkhorn_n_iters", INT(sinkhorn_iters, "0", 0, 100000),
      "sinkhorn: iterations; 0: 3, or for megatron until sinkhorn_tol"},
     {"moe.sinkhorn_tol", "", FLOAT_OR_ZERO(sinkhorn_tol, "0", 1),
@@ -169,7 +167,7 @@ static const moe_option options[] = {
     {"moe.fake_noise", "fake_gate_noise", FLOAT(fake_noise, "0", 1),
      "balanced: 0 is an exact round robin"},
     {"moe.fake_skip_first", "skip_first_n_experts", INT(fake_skip_first, "0", 0, EXPERTS_MAX),
-     "balanced: the first so many experts are never used"},
+     "balanced: so many experts, from the first on, are never used"},
     {"moe.force_bias_std", "", FLOAT(force_bias_std, "0", 1e3),
      "random: standard deviation of a bias drawn once for each expert"},
 
@@ -199,8 +197,7 @@ static const moe_option options[] = {
      "coefficient of the Switch load-balancing loss over the batch, 1 where balanced, one a layer; Hugging "
      "Face's is top_k there, and one for all layers"},
     {"moe.aux_loss_type", "", CHOICE(aux_loss_type, "batch", aux_types),
-     "what aux_loss_coeff is of: batch, or it is seq_aux_loss_coeff or global_aux_loss_coeff by another "
-     "name; none: it counts for nothing"},
+     "which loss aux_loss_coeff is for: over the batch, or by another name seq_aux_loss_coeff or global_aux_loss_coeff; none: it has no effect"},
     {"moe.seq_aux_loss_coeff", "", FLOAT(seq_aux_loss_coeff, "0", 1e6),
      "the same loss by sequence, averaged"},
     {"moe.global_aux_loss_coeff", "", FLOAT(global_aux_loss_coeff, "0", 1e6),
@@ -235,8 +232,7 @@ static const moe_option options[] = {
     {"moe.recompute", "", CHOICE(recompute, "none", recomputes),
      "layer: backward runs the up projection again instead of keeping its result"},
     {"moe.saved_dtype", "", CHOICE(saved_dtype, "auto", saved_dtypes),
-     "mxfp8: the up projection's result is kept for backward in 8 bits, half of bf16; outputs stay, gradients "
-     "are near the exact ones"},
+     "mxfp8: keeps the up projection's result for backward in 8 bits, half of bf16; outputs do not change, gradients are slightly off"},
 };
 /* clang-format on */
 

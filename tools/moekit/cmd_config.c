@@ -106,7 +106,7 @@ static void print_explanation(const moe_option *row) {
 /* What another system's setting does here, as text: "moe.router_type sinkhorn, ...". */
 static void describe_alias(const moe_layer_alias *alias, char *text, size_t size) {
     size_t used = 0;
-    snprintf(text, size, "%s", alias->advice ? alias->advice : "nothing: it is so here");
+    snprintf(text, size, "%s", alias->advice ? alias->advice : "nothing: moekit does so anyway");
     const moe_alias_setting *setting;
     for (size_t i = 0; (setting = moe_layer_alias_setting(alias, i)) && used < size; ++i) {
         const char *value = setting->value ? setting->value : "the same";
