@@ -59,7 +59,7 @@ bool moei_isa_supported(moei_isa isa) {
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (isa == MOEI_ISA_AVX512) return avx512;
     bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-    if (isa == MOEI_ISA_AVX512BF16) return bf16;
+    if (isa == MOEI_ISA_AVX512BF16) return bf16 && __builtin_cpu_supports("avx512vbmi");
     if (isa == MOEI_ISA_AMX) return bf16 && has_amx();
 #elif defined(__aarch64__)
     if (isa == MOEI_ISA_NEON) return true; /* part of the base architecture */

@@ -1,7 +1,8 @@
 /* gemm_packed_amx.h: products of bf16 with packed weights in AMX tiles.
  * sum[rows, 64] (+)= A[rows, kc] times a panel. Pairs lie as tiles load them and are multiplied where they
- * are by any number of rows; of other formats few rows write it out by strips in L1, more have all of it
- * written out first (gemm_rows_block.h). Layout: kernel/packed.h. Include after gemm_tile_amx.h.
+ * are by any number of rows. Numbers of other formats are value[code] * scale, rounded to bf16 as if they had
+ * been written back: few rows write them out by strips in L1, more have all of it written out first
+ * (gemm_rows_block.h). Layout: kernel/packed.h. Include after gemm_tile_amx.h.
  */
 #ifndef MOEI_GEMM_PACKED_AMX_H
 #define MOEI_GEMM_PACKED_AMX_H
@@ -18,6 +19,11 @@ _Static_assert((int)MOEI_PAIRS_GROUP == (int)K_STEP && (int)MOEI_TILE_BYTES == 2
 /* Rows of a task at most that read packed panels as they are. */
 static int64_t few_packed_rows(const moe_packed *p) {
     return p->format->bits == 16 ? MB : FEW_ROWS_PACKED;
+}
+
+/* Steps of A stand as they come. */
+static void order_steps(const moe_packed *p, int64_t kc, uint16_t *a) {
+    (void)p, (void)kc, (void)a;
 }
 
 /* 16 x 32 sums of a panel where it is. Beside each step are asked for: the sums that come next, and `lines`
@@ -65,6 +71,78 @@ static void multiply_pairs(int rows, const moei_packed_part *part, moei_pairs_us
     }
 }
 
+/* Sixteen pairs out of the even and the odd numbers. */
+static inline __m512i pairs_of(vf even, vf odd) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23,
+                                           7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+}
+
+/* Numbers i and i + 1 of sixteen words. */
+MOEI_INLINE __m512i pairs_in(const int bits, vt table, vu words, int i, vf scale) {
+    const vf even = bits == 8 ? vf_byte(words, i) : vf_nibble(table, words, i);
+    const vf odd = bits == 8 ? vf_byte(words, i + 1) : vf_nibble(table, words, i + 1);
+    return pairs_of(vf_mul(even, scale), vf_mul(odd, scale));
+}
+
+/* Steps k0 .. k0+kc of NR columns of a panel, from `column` on -> pair rows. Zeros up to padded(kc), as the
+ * last group of a panel is padded with them. */
+MOEI_INLINE void unpack_pairs(const int bits, const bool exponents, const moe_packed *p,
+                              const unsigned char *panel, int64_t column, int64_t k0, int64_t kc,
+                              uint16_t *out) {
+    const int per = 32 / bits;
+    const int64_t codes = moei_packed_scale_bytes(p->format) + moei_packed_column_at(bits, column);
+    const int64_t end = k0 + padded(kc);
+    const vt table = vt_load(p->format->value);
+    for (int64_t begin = k0, stop; begin < end; begin = stop) {
+        const unsigned char *block = panel + begin / p->group * p->block_bytes;
+        const unsigned char *at = block + codes + begin % p->group / per * moei_packed_row_bytes(bits);
+        const vf scale[2] = {pairs_scale(exponents, block, column),
+                             pairs_scale(exponents, block, column + VF_N)};
+        stop = moei_min(end, (begin / p->group + 1) * p->group);
+        for (int64_t k = begin; k < stop; k += per, at += moei_packed_row_bytes(bits)) {
+            MOEI_UNROLL
+            for (int v = 0; v < 2; ++v) {
+                const vu words = vu_load(at + v * LINE);
+                fetch_codes(bits, at + v * LINE + AHEAD_BYTES);
+                MOEI_UNROLL
+                for (int i = 0; i < per; i += 2)
+                    _mm512_storeu_si512(out + pair_at((k - k0 + i) / 2) + v * SECOND_HALF,
+                                        pairs_in(bits, table, words, i, scale[v]));
+            }
+        }
+    }
+}
+
+static void unpack_strip(const moe_packed *p, const unsigned char *panel, int64_t column, int64_t k0,
+                         int64_t kc, uint16_t *out) {
+    if (p->format->bits == 8)
+        unpack_pairs(8, false, p, panel, column, k0, kc, out);
+    else if (p->format->exponents)
+        unpack_pairs(4, true, p, panel, column, k0, kc, out);
+    else
+        unpack_pairs(4, false, p, panel, column, k0, kc, out);
+}
+
+/* KC steps of B -> panels, however it is stored. */
+static void ready_b(const moe_gemm_rows_args *args, int32_t g, const moei_rows *b, const moei_columns *cols,
+                    int64_t k0, int64_t kc, uint16_t *out) {
+    if (!args->b_packed) {
+        if (args->b_trans)
+            pack_b_trans(b, cols, k0, kc, out);
+        else
+            pack_b(b, cols, k0, kc, out);
+        return;
+    }
+    const moe_packed *p = args->b_packed;
+    for (int64_t i = 0; i < cols->n_runs * cols->panels; ++i) {
+        const int64_t j = cols->first[i / cols->panels] + i % cols->panels * NR;
+        int64_t column;
+        const int64_t panel = moei_packed_panel(p, j, &column);
+        unpack_strip(p, p->data + moei_packed_at(p, g, panel), column, k0, kc, out + i * PANEL);
+    }
+}
+
 /* sum[rows, NR or 2 NR] (+)= A times a part of a panel. */
 static void few_packed_panel(int rows, const moei_packed_part *part, moei_pairs_use use, uint16_t *strip) {
     if (part->p->format->bits == 16) {
@@ -72,7 +150,7 @@ static void few_packed_panel(int rows, const moei_packed_part *part, moei_pairs_
         return;
     }
     for (int64_t j = 0; j < part->width; j += NR) {
-        unpack_strip(part->p, part->panel, part->column + j, part->k, part->kc, strip);
+        unpack_strip(part->p, part->panel, j, part->k, part->kc, strip);
         tile_panel(rows, use.a, strip, padded(part->kc), use.sum + sum_at(0, j), use.add);
     }
 }

@@ -1,7 +1,7 @@
 /* gemm_rows_block.h: a task of the grouped product over ragged rows: few rows as the family does them, many
  * in blocks: KC steps of B are packed for the task's rows, which then come a tile at a time.
- * Include last: a family has defined pack_a, pack_b, pack_b_trans, unpack_b, few_rows and FETCHES_B; its
- * tile: tile_panel, tile_height, tiles_begin and tiles_end. Source: loops after BLIS (gemm_tile.h).
+ * Include last: a family has defined pack_a, ready_b, few_rows and FETCHES_B; its tile:
+ * tile_panel, tile_height, tiles_begin and tiles_end. Source: loops after BLIS (gemm_tile.h).
  */
 #ifndef MOEI_GEMM_ROWS_BLOCK_H
 #define MOEI_GEMM_ROWS_BLOCK_H
@@ -14,12 +14,7 @@ static void block_task(const moei_rows_job *job, const moei_rows_task *task, con
     for (int64_t k0 = 0; k0 < args->k; k0 += KC) {
         int64_t kc = moei_min(KC, args->k - k0);
         bool last = k0 + KC >= args->k;
-        if (args->b_packed)
-            unpack_b(args->b_packed, task->group, cols, k0, kc, scratch->b);
-        else if (args->b_trans)
-            pack_b_trans(b, cols, k0, kc, scratch->b);
-        else
-            pack_b(b, cols, k0, kc, scratch->b);
+        ready_b(args, task->group, b, cols, k0, kc, scratch->b);
         moei_fetch block = {.end = 0};
         if (FETCHES_B) block = next_block(job, task, b, k0 + KC, KC);
         int64_t block_share = fetch_share(&block, tiles);

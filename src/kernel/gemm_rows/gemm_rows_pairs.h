@@ -153,14 +153,17 @@ _Static_assert(PACKED_A >= (MB + STRIP_ROWS - 1) / STRIP_ROWS * PACKED_A_STRIP,
 
 /* Steps k0 .. end of all rows of a task -> strips, PACKED_K steps of all of them after the others, a_chain
  * numbers. Rows are read whole, and each is asked for while the one before is copied. */
-static void pack_chains(const moei_rows *a, const moei_rows_task *task, int64_t k0, int64_t end,
-                        int64_t a_chain, uint16_t *out) {
+static void pack_chains(const moe_packed *p, const moei_rows *a, const moei_rows_task *task, int64_t k0,
+                        int64_t end, int64_t a_chain, uint16_t *out) {
     for (int64_t i = 0; i < task->end - task->row; ++i) {
         const uint16_t *next = bf16_at(a, moei_min(task->row + i + 1, task->end - 1)) + k0;
         uint16_t *to = out + i / STRIP_ROWS * PACKED_A_STRIP + a_at(i % STRIP_ROWS, 0);
         for (int64_t j = 0; j < end - k0; j += LINE / 2) _mm_prefetch((const char *)(next + j), _MM_HINT_T1);
-        for (int64_t k = k0; k < end; k += PACKED_K, to += a_chain)
-            pack_a(a, task->row + i, 1, k, moei_min(PACKED_K, end - k), to);
+        for (int64_t k = k0; k < end; k += PACKED_K, to += a_chain) {
+            const int64_t kc = moei_min(PACKED_K, end - k);
+            pack_a(a, task->row + i, 1, k, kc, to);
+            order_steps(p, kc, to);
+        }
     }
 }
 
@@ -172,7 +175,7 @@ static void stream_packed(const moei_rows_job *job, const moei_rows_task *task, 
     const int64_t span = PACKED_A / a_chain * PACKED_K;
     for (int64_t k0 = 0; k0 < k_all; k0 += span) {
         const int64_t end = moei_min(k0 + span, k_all);
-        pack_chains(a, task, k0, end, a_chain, scratch->b);
+        pack_chains(job->args->b_packed, a, task, k0, end, a_chain, scratch->b);
         for (int32_t run = 0; run < task->cols.n_runs; ++run) {
             const moei_packed_run at = {run, k0, end, a_chain};
             packed_run(job, task, &at, scratch);

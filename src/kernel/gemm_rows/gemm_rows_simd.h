@@ -66,6 +66,17 @@ static void pack_b_trans(const moei_rows *b, const moei_columns *cols, int64_t k
     }
 }
 
+/* KC steps of B -> panels, however it is stored. */
+static void ready_b(const moe_gemm_rows_args *args, int32_t g, const moei_rows *b, const moei_columns *cols,
+                    int64_t k0, int64_t kc, float *out) {
+    if (args->b_packed)
+        unpack_b(args->b_packed, g, cols, k0, kc, out);
+    else if (args->b_trans)
+        pack_b_trans(b, cols, k0, kc, out);
+    else
+        pack_b(b, cols, k0, kc, out);
+}
+
 static __attribute__((noinline)) void tile_panel(int mr, const float *a, const float *b, int64_t kc,
                                                  float *sum, bool add) {
     tile_any(mr, a, A_LD, 1, (moei_tile_b){b, 0}, kc, sum, add);
