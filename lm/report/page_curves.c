@@ -98,11 +98,11 @@ void moelm_page_curves(moelm_html *html, const moelm_run *run) {
     if (!run->metrics.found) {
         moelm_html_missing(html, "No step is in <code>metrics.jsonl</code> yet, so there are no curves.");
     } else {
-        moelm_html_printf(
-            html,
-            "<p class=\"note\">Horizontal: steps. %s logged step%s; where they are more than a picture "
-            "can show, the curve is their mean and the band reaches from the lowest to the highest.</p>\n",
-            moelm_count(run->metrics.n_lines).s, run->metrics.n_lines == 1 ? "" : "s");
+        moelm_html_printf(html,
+                          "<p class=\"note\">From left to right: %s logged step%s. If there are more than a "
+                          "picture can show, the "
+                          "curve is their mean and the band reaches from the lowest to the highest.</p>\n",
+                          moelm_count(run->metrics.n_lines).s, run->metrics.n_lines == 1 ? "" : "s");
         moelm_html_put(html, "<div class=\"multiples\">\n");
         for (size_t row = 0; row < sizeof chart_row / sizeof *chart_row; ++row)
             if (!chart_row[row].of_router || !moelm_run_is_dense(run)) draw_chart(html, run, row);

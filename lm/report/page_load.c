@@ -62,9 +62,9 @@ static void write_maps(moelm_html *html, const moelm_report_load *load) {
         html->failed = true;
         return;
     }
-    moelm_html_put(html,
-                   "<p class=\"note\">One map a layer: experts from top to bottom, steps from left to right. "
-                   "Numbers at the right, where they have room, are means over the run.</p>\n");
+    moelm_html_put(
+        html, "<p class=\"note\">One map per layer: experts from top to bottom, steps from left to right. "
+              "Numbers at the right, if there is room for them, are means over the run.</p>\n");
     moelm_heat_legend(html);
     moelm_html_put(html, "<div class=\"multiples\">\n");
     for (int32_t l = 0; l < load->n_layers; ++l) {
