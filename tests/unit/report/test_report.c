@@ -198,7 +198,7 @@ static void test_one_step(void **state) {
     run.steps = run.load_every = run.eval_every = 1;
     write_run(state, run);
     char *page = render(state, &bytes);
-    assert_has(page, "1 logged step;");
+    assert_has(page, "1 logged step. ");
     const char *curve = strstr(page, "<path class=\"line main\" d=\"M");
     assert_non_null(curve);
     assert_has(curve, "h-6\"");
