@@ -5,7 +5,6 @@
 #include <moekit/lm.h>
 
 #include <stdio.h>
-#include <string.h>
 
 static bool print_byte(void *user, int32_t token) {
     int64_t *count = user;

@@ -4,8 +4,6 @@
  */
 #include "report/svg.h"
 
-#include <math.h>
-
 enum { WIDTH = 360, HEIGHT = 200, LEFT = 44, RIGHT = 350, TOP = 10, BOTTOM = 174 };
 
 static double place_x(const moelm_chart *chart, double x) {

@@ -7,7 +7,6 @@
 #include "core/status.h"
 
 #include <math.h>
-#include <stdlib.h>
 
 /* Tokens of one forward: enough to fill the kernels, few enough to fit beside a model in training. */
 enum { FORWARD_TOKENS = 4096 };

@@ -5,8 +5,6 @@
 #include "core/timing.h"
 #include "kernel/kernel.h"
 
-#include <string.h>
-
 /* What a context holds while it measures. */
 typedef struct timed_kernels {
     moei_timing timing; /* first: the context points to it */

@@ -3,7 +3,6 @@
  * in op_model.c.
  */
 #include <inttypes.h>
-#include <string.h>
 
 #include "core/ctx.h"
 #include "core/real.h"

@@ -8,7 +8,6 @@
 #include "device/device.h"
 #include "kernel/kernel.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>

@@ -7,7 +7,6 @@
 
 #include "core/locale.h"
 
-#include <stdio.h>
 #include <strings.h>
 
 enum { SETTINGS = 5 };

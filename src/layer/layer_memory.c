@@ -10,8 +10,6 @@
 #include "layer/layer_experts.h"
 #include "layer/layer_path.h"
 
-#include <string.h>
-
 static int64_t max_rows(const moe_layer *layer, moei_extent extent) {
     if (layer->desc.num_experts == 0) return 0;
     const int64_t routed = moei_router_max_rows(&layer->router, extent);

@@ -6,8 +6,6 @@
 #include "kernel/kernel.h"
 #include "layer/layer_path.h"
 
-#include <string.h>
-
 enum { MOST_EXPERTS = 65535 }; /* blocks along a grid's second and third axes */
 enum { DRAWN_BYTES = MOEI_FEW_COUNTERS * sizeof(uint32_t) };
 

@@ -6,8 +6,6 @@
 #include "core/real.h"
 #include "loss/loss.h"
 
-#include <string.h>
-
 static int32_t first_of(const moei_routing *routing, int64_t t) {
     return (routing->choice ? routing->choice : routing->expert)[t * routing->top_k];
 }

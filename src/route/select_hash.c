@@ -2,7 +2,6 @@
  * token_id[T] or token numbers -> selection[T,E], higher first; balanced also writes weight[T,K].
  * Source: Roller et al., Hash layers, 2021 (a random but fixed table); FakeBalancedGate of NeMo Automodel.
  */
-#include "core/rng.h"
 #include "route/select.h"
 
 #include <math.h>

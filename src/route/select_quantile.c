@@ -6,8 +6,6 @@
 
 #include "core/order.h"
 
-#include <math.h>
-
 static void rank_token(const moei_route_job *job, const void *arg, int64_t t, double *room) {
     moei_routing *routing = job->routing;
     const int64_t E = routing->n_experts;

@@ -6,7 +6,6 @@
 #include "route/select.h"
 
 #include <math.h>
-#include <string.h>
 
 /* The best after `last` in the order "higher first, then lower index"; -1 where only -inf is left. */
 int32_t moei_next_best(const double *z, int32_t n, int32_t last) {

@@ -8,7 +8,6 @@
 #include <moekit/option.h>
 #include <moekit/quant.h>
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

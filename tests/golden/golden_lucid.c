@@ -4,8 +4,6 @@
  */
 #include "golden.h"
 
-#include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 static const char *const policies[] = {"all",       "all",    "none",   "none", "threshold",

@@ -5,7 +5,6 @@
 #include "golden.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 static const char *const modes[] = {"sigmoid", "sigmoid", "softmax", "softmax", "sinkmoid", "sinkmoid", NULL};

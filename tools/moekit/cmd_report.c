@@ -2,8 +2,6 @@
  */
 #include "run_files.h"
 
-#include <string.h>
-
 static const cli_option options[] = {
     {"run",     0,   "DIR",  "the run directory (required)"             },
     {"output",  'o', "FILE", "where the page goes; else DIR/report.html"},

@@ -7,7 +7,6 @@
 
 #include "format/file.h"
 
-#include <fcntl.h>
 #include <sched.h>
 #include <sys/file.h>
 #include <sys/mount.h>

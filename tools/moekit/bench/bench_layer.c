@@ -8,7 +8,6 @@
 #include <moekit/expert.h>
 #include <moekit/op.h>
 
-#include <math.h>
 #include <string.h>
 
 enum { FORWARD, DECODE, ROUTE, TRAIN_FORWARD, BACKWARD, N_LINES };
