@@ -48,9 +48,10 @@ MOE_API void moe_token_list_free(moe_token_list *list);
 MOE_API void moe_token_text_free(moe_token_text *text);
 
 typedef enum moe_tokenizer_flag {
-    MOE_TOKENIZER_TEMPLATE = 1,    /* encode: with what the file puts around a text, such as its begin */
-    MOE_TOKENIZER_PLAIN = 2,       /* encode: special tokens written in the text are letters like others */
-    MOE_TOKENIZER_SKIP_SPECIAL = 4 /* decode: without special tokens */
+    MOE_TOKENIZER_TEMPLATE = 1,     /* encode: with what the file puts around a text, such as its begin */
+    MOE_TOKENIZER_PLAIN = 2,        /* encode: special tokens written in the text are letters like others */
+    MOE_TOKENIZER_SKIP_SPECIAL = 4, /* decode: without special tokens */
+    MOE_TOKENIZER_BEGIN = 8 /* encode: with what the file puts before a text, not behind it, as some an end */
 } moe_tokenizer_flag;
 
 /* The tokens of text[0 .. bytes-1], UTF-8. What is no UTF-8 is read as U+FFFD, once for each sequence that

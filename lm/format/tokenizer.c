@@ -145,8 +145,9 @@ static moe_status encode_normalized(moelm_encoding *encoding, const char *text, 
 
 static moe_status encode_text(moelm_encoding *encoding, const char *text, size_t bytes) {
     const moe_tokenizer *tokenizer = encoding->tokenizer;
-    bool around = encoding->flags & MOE_TOKENIZER_TEMPLATE;
-    for (size_t i = 0; around && i < tokenizer->before.count; ++i)
+    const bool before = encoding->flags & (MOE_TOKENIZER_TEMPLATE | MOE_TOKENIZER_BEGIN);
+    const bool after = encoding->flags & MOE_TOKENIZER_TEMPLATE;
+    for (size_t i = 0; before && i < tokenizer->before.count; ++i)
         MOEI_TRY(moelm_tokens_add(encoding->tokens, tokenizer->before.ids[i], encoding->error));
     moelm_found found;
     size_t at = 0;
@@ -156,7 +157,7 @@ static moe_status encode_text(moelm_encoding *encoding, const char *text, size_t
         at = found.end;
     }
     if (at < bytes) MOEI_TRY(encode_normalized(encoding, text + at, bytes - at, at == 0));
-    for (size_t i = 0; around && i < tokenizer->after.count; ++i)
+    for (size_t i = 0; after && i < tokenizer->after.count; ++i)
         MOEI_TRY(moelm_tokens_add(encoding->tokens, tokenizer->after.ids[i], encoding->error));
     return MOE_OK;
 }

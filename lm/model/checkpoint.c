@@ -140,7 +140,7 @@ static moe_status check_size(const moe_lm_config *config, const moelm_safetensor
 
 /* Tells where the config.json is that a text is of, whether it names it or a setting. */
 static moe_status found_in(const char *directory, moe_status status, moe_error *error) {
-    if (status == MOE_OK) return MOE_OK;
+    if (status == MOE_OK || !error) return status;
     const moe_error found = *error;
     const bool named = strncmp(found.text, "config.json", strlen("config.json")) == 0;
     return moei_error_set(error, status, "%s/%s%s", directory, named ? "" : "config.json: ", found.text);

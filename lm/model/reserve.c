@@ -8,8 +8,9 @@
 
 #include <string.h>
 
-/* Logits of a chunk of rows take at most this many numbers (or one row); a layer takes that many tokens. */
-enum { HEAD_NUMBERS = 1 << 20, MOST_TOKENS = (1 << 30) - 1 };
+/* Logits of a chunk of rows take at most this many numbers, or those of so many rows, as each chunk reads the
+ * whole head; a layer takes that many tokens. */
+enum { HEAD_NUMBERS = 1 << 20, HEAD_ROWS = 128, MOST_TOKENS = (1 << 30) - 1 };
 
 typedef struct sizes {
     int64_t rows, head_rows;
@@ -83,7 +84,8 @@ static void carve_backward(const moe_lm *lm, moei_arena *arena, int64_t rows, mo
 }
 
 static void carve(const moe_lm *lm, moei_arena *arena, moelm_memory *mem) {
-    int64_t rows = mem->max_rows, most = HEAD_NUMBERS / lm->vocab > 0 ? HEAD_NUMBERS / lm->vocab : 1;
+    int64_t rows = mem->max_rows,
+            most = HEAD_NUMBERS / lm->vocab > HEAD_ROWS ? HEAD_NUMBERS / lm->vocab : HEAD_ROWS;
     mem->head_rows = most < rows ? most : rows;
     mem->position = moei_arena_take(arena, (size_t)rows * sizeof *mem->position);
     mem->kv_lens = moei_arena_take(arena, (size_t)mem->max_sequences * sizeof *mem->kv_lens);

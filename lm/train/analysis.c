@@ -25,7 +25,7 @@ typedef struct layer_counts {
 struct moelm_analysis {
     moelm_load load; /* rows of all K choices */
     int64_t vocab;
-    int64_t next; /* first byte of the text not counted yet */
+    int64_t next; /* first token of the text not counted yet */
     layer_counts *layer;
     uint64_t *block; /* all counts */
 };
@@ -100,9 +100,9 @@ static void count_token(moelm_analysis *a, int32_t l, const moe_routing_view *vi
     }
     int64_t first = first_choice(view, row);
     if (first < 0) return; /* routed nowhere */
-    counts->token[first * a->vocab + w->text[start + j]]++;
+    counts->token[first * a->vocab + moelm_reading_at(&w->text, start + j)]++;
     counts->position[first * PARTS + j * PARTS / w->length]++;
-    if (start + j > 0) counts->previous[first * a->vocab + w->text[start + j - 1]]++;
+    if (start + j > 0) counts->previous[first * a->vocab + moelm_reading_at(&w->text, start + j - 1)]++;
 }
 
 static moe_status count_layer(moelm_analysis *a, moe_lm *lm, int32_t l, const moelm_windows *w) {

@@ -13,7 +13,7 @@ typedef struct moelm_analysis moelm_analysis;
 moe_status moelm_analysis_create(moe_lm *lm, moelm_analysis **analysis, moe_error *error);
 void moelm_analysis_destroy(moelm_analysis *analysis);
 
-/* A moelm_score_fn; `user` is the analysis. Every byte is counted once, in windows that do not overlap. */
+/* A moelm_score_fn; `user` is the analysis. Every token is counted once, in windows that do not overlap. */
 moe_status moelm_analysis_add(void *user, moe_lm *lm, const moelm_windows *windows);
 
 /* The array `layers` of eval.json; NULL when memory ran out. */

@@ -1,5 +1,5 @@
 /* eval.c: moe_lm_eval: bits per byte of a text, eval.json and route traces.
- * Every byte is predicted once (score.h); analysis and traces ride on the same forwards.
+ * Every token is predicted once (score.h); analysis and traces ride on the same forwards.
  * Source: docs/run-directory.md, docs/routes.md.
  */
 #include "core/ctx.h"
@@ -14,6 +14,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { WINDOW = 4096 }; /* tokens: memory of a window grows with it, and long contexts would ask for all */
 
 static json_t *baselines_object(const moe_lm_eval_options *options) {
     json_t *object = json_object();
@@ -42,6 +44,10 @@ static moe_status write_json(const moe_lm *lm, const moe_lm_eval_options *option
                             last_name(options->replay_routes), "foresight", foresight, "bytes",
                             (json_int_t)result->n_bytes, "bits_per_byte", result->bits_per_byte, "seconds",
                             result->seconds, "baselines", baselines_object(options), "layers", layers);
+    if (root && options->tokenizer) {
+        json_object_set_new(root, "tokens", json_integer((json_int_t)result->n_tokens));
+        json_object_set_new(root, "perplexity", json_real(result->perplexity));
+    }
     if (!root)
         return moei_error_set(error, MOE_ERR_ARGUMENT,
                               "%s: cannot be made: out of memory, or a name in it is not UTF-8",
@@ -56,6 +62,9 @@ typedef struct evaluation {
     moe_lm *lm;
     const moe_lm_eval_options *options;
     const moelm_text *text;
+    moe_token_list ids;    /* of the text, with a tokenizer */
+    moelm_reading reading; /* of its first `bytes` */
+    int64_t bytes, window;
     moelm_routes_text routes_text;
     moelm_analysis *analysis;      /* NULL: none */
     moelm_routes recorded, replay; /* layer NULL: not asked for */
@@ -65,11 +74,14 @@ typedef struct evaluation {
 static moe_status on_windows(void *user, moe_lm *lm, const moelm_windows *windows) {
     evaluation *e = user;
     const int64_t last = windows->first + windows->n_seq - 1;
+    const int64_t done = 1 + moelm_window_start(windows, last) + windows->length;
     if (e->analysis) MOEI_TRY(moelm_analysis_add(e->analysis, lm, windows));
     if (e->recorded.layer) MOEI_TRY(moelm_routes_add(&e->recorded, lm, windows));
     if (e->options->on_progress)
-        e->options->on_progress(e->options->user, 1 + moelm_window_start(windows, last) + windows->length,
-                                windows->bytes);
+        e->options->on_progress(
+            e->options->user,
+            e->reading.ids ? (int64_t)((double)done / (double)e->reading.n * (double)e->bytes) : done,
+            e->bytes);
     return MOE_OK;
 }
 
@@ -78,13 +90,38 @@ static moe_status told(evaluation *e, moe_status status) {
     return status == MOE_OK ? MOE_OK : moelm_fail(e->lm->ctx, &e->error);
 }
 
+static moe_status read_ids(evaluation *e) {
+    const char *text = (const char *)e->text->map.data;
+    const bool cut = e->bytes < (int64_t)e->text->map.bytes;
+    while (cut && e->bytes > 1 && ((unsigned char)text[e->bytes] & 0xc0) == 0x80) --e->bytes; /* UTF-8 */
+    MOEI_TRY(moe_tokenizer_encode(e->options->tokenizer, "", 0, MOE_TOKENIZER_BEGIN, &e->ids, &e->error));
+    e->reading.begun = (int64_t)e->ids.count;
+    MOEI_TRY(moe_tokenizer_encode(e->options->tokenizer, text, (size_t)e->bytes, 0, &e->ids, &e->error));
+    e->reading.ids = e->ids.ids;
+    e->reading.n = (int64_t)e->ids.count;
+    if (e->reading.n >= 2) return MOE_OK;
+    return moei_error_set(&e->error, MOE_ERR_INPUT, "the text is %lld token; it takes 2 to predict one",
+                          (long long)e->reading.n);
+}
+
+static moe_status read_text(evaluation *e) {
+    const moe_lm_eval_options *options = e->options;
+    const bool ids = options->tokenizer != NULL;
+    e->bytes = (int64_t)e->text->map.bytes;
+    if (options->max_bytes > 0 && e->bytes > options->max_bytes) e->bytes = options->max_bytes;
+    e->window = e->lm->context;
+    if (ids && options->window == 0 && e->window > WINDOW) e->window = WINDOW;
+    if (options->window > 0 && e->window > options->window) e->window = options->window;
+    e->reading = (moelm_reading){.bytes = e->text->map.data, .n = e->bytes};
+    return ids ? told(e, read_ids(e)) : MOE_OK;
+}
+
 static moe_status prepare(evaluation *e) {
     const moe_lm_eval_options *options = e->options;
-    int64_t bytes = (int64_t)e->text->map.bytes;
-    if (options->max_bytes > 0 && bytes > options->max_bytes) bytes = options->max_bytes;
-    const moelm_windows w = moelm_windows_of(e->text->map.data, bytes, e->lm->context);
+    MOEI_TRY(read_text(e));
+    const moelm_windows w = moelm_windows_of(&e->reading, e->window);
     const moelm_routes_text *routes = &e->routes_text;
-    e->routes_text = (moelm_routes_text){e->text->sha256, bytes, w.length, w.n_windows};
+    e->routes_text = (moelm_routes_text){e->text->sha256, e->bytes, w.length, w.n_windows};
     if (options->json_path) MOEI_TRY(told(e, moelm_analysis_create(e->lm, &e->analysis, &e->error)));
     if (options->record_routes)
         MOEI_TRY(told(e, moelm_routes_create(e->lm, routes, &e->recorded, &e->error)));
@@ -107,13 +144,15 @@ static moe_status evaluate(evaluation *e, const char *text_path, moe_lm_eval_res
     const moe_lm_eval_options *options = e->options;
     MOEI_TRY(prepare(e));
     const moelm_score_hooks hooks = {e->replay.layer, on_windows, e};
-    const int64_t bytes = e->routes_text.bytes;
+    const int64_t tokens = e->reading.n - e->reading.begun;
     double bits, start = moelm_seconds();
-    MOEI_TRY(blame_trace(e, moelm_score(e->lm, e->text->map.data, bytes, &hooks, &bits)));
+    MOEI_TRY(blame_trace(e, moelm_score(e->lm, &e->reading, e->window, &hooks, &bits)));
     *result = (moe_lm_eval_result){.size = sizeof *result,
-                                   .n_bytes = bytes,
-                                   .bits_per_byte = bits / (double)bytes,
-                                   .seconds = moelm_seconds() - start};
+                                   .n_bytes = e->bytes,
+                                   .bits_per_byte = bits / (double)e->bytes,
+                                   .seconds = moelm_seconds() - start,
+                                   .n_tokens = tokens,
+                                   .perplexity = exp2(bits / (double)tokens)};
     if (e->analysis)
         MOEI_TRY(
             told(e, write_json(e->lm, options, text_path, e->text->sha256, result, e->analysis, &e->error)));
@@ -167,6 +206,20 @@ static moe_status check_outputs(moe_lm *lm, const char *text_path, const moe_lm_
                         "%s: takes either the analysis or the route trace; name a file for each", json);
 }
 
+static moe_status check_vocabulary(const moe_lm *lm, const moe_tokenizer *tokenizer) {
+    const long long vocab = (long long)lm->vocab;
+    if (!tokenizer && vocab != 256)
+        return moe_ctx_fail(
+            lm->ctx, MOE_ERR_UNSUPPORTED,
+            "the model has %lld tokens: without a tokenizer a text can be evaluated for models "
+            "of bytes, which have 256",
+            vocab);
+    if (!tokenizer || moe_tokenizer_vocab_size(tokenizer) <= vocab) return MOE_OK;
+    return moe_ctx_fail(lm->ctx, MOE_ERR_INPUT,
+                        "the tokenizer has %d tokens and the model %lld: it is another model's",
+                        moe_tokenizer_vocab_size(tokenizer), vocab);
+}
+
 moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_options *options,
                        moe_lm_eval_result *result) {
     if (!lm) return MOE_ERR_ARGUMENT;
@@ -183,12 +236,11 @@ moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_opti
         return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
                             "moe_lm_eval_options.max_bytes is %lld; it is 2 or more, or 0 for the whole text",
                             (long long)ours.max_bytes);
-    if (lm->vocab != 256)
-        return moe_ctx_fail(
-            lm->ctx, MOE_ERR_UNSUPPORTED,
-            "the model has %lld tokens; a text can be evaluated for models of bytes, which have "
-            "256",
-            (long long)lm->vocab);
+    if (ours.window < 0)
+        return moe_ctx_fail(lm->ctx, MOE_ERR_ARGUMENT,
+                            "moe_lm_eval_options.window is %lld; it is 1 token or more, or 0",
+                            (long long)ours.window);
+    MOEI_TRY(check_vocabulary(lm, ours.tokenizer));
     MOEI_TRY(check_baselines(lm, &ours));
     MOEI_TRY(check_outputs(lm, text_path, &ours));
     if (moelm_text_open(text_path, "text", 2, &text, &error) != MOE_OK) return moelm_fail(lm->ctx, &error);
@@ -197,6 +249,7 @@ moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_opti
     moelm_routes_destroy(&e.replay);
     moelm_routes_destroy(&e.recorded);
     moelm_analysis_destroy(e.analysis);
+    moe_token_list_free(&e.ids);
     moelm_text_close(&text);
     MOEI_TRY(status);
     return moei_ctx_desc_write(lm->ctx, result, &found, sizeof found, "moe_lm_eval_result");

@@ -25,13 +25,13 @@ static int64_t stride(const moelm_windows *w) {
 
 /* The last window ends with the text, so all are equally long. */
 int64_t moelm_window_start(const moelm_windows *w, int64_t index) {
-    int64_t start = index * stride(w), last = w->bytes - 1 - w->length;
+    int64_t start = index * stride(w), last = w->text.n - 1 - w->length;
     return start < last ? start : last;
 }
 
-moelm_windows moelm_windows_of(const unsigned char *text, int64_t bytes, int64_t context) {
-    int64_t n = bytes - 1; /* tokens that have a successor */
-    moelm_windows w = {.text = text, .bytes = bytes, .length = n < context ? n : context};
+moelm_windows moelm_windows_of(const moelm_reading *text, int64_t longest) {
+    int64_t n = text->n - 1; /* tokens that have a successor */
+    moelm_windows w = {.text = *text, .length = n < longest ? n : longest};
     w.n_windows = 1 + (n - w.length + stride(&w) - 1) / stride(&w);
     return w;
 }
@@ -43,9 +43,9 @@ static int64_t fill(const moelm_windows *w, int32_t *tokens, int32_t *targets) {
         int64_t index = w->first + i, start = moelm_window_start(w, index);
         int64_t scored = index > 0 ? moelm_window_start(w, index - 1) + w->length : 0;
         for (int64_t j = 0; j < w->length; ++j) {
-            bool mine = start + j >= scored;
-            tokens[i * w->length + j] = w->text[start + j];
-            targets[i * w->length + j] = mine ? w->text[start + j + 1] : -1;
+            bool mine = start + j >= scored && start + j + 1 >= w->text.begun;
+            tokens[i * w->length + j] = moelm_reading_at(&w->text, start + j);
+            targets[i * w->length + j] = mine ? moelm_reading_at(&w->text, start + j + 1) : -1;
             counted += mine;
         }
     }
@@ -71,10 +71,10 @@ static moe_status score_windows(moe_lm *lm, const moelm_windows *w, const moelm_
     return hooks->on_windows ? hooks->on_windows(hooks->user, lm, w) : MOE_OK;
 }
 
-moe_status moelm_score(moe_lm *lm, const unsigned char *text, int64_t bytes, const moelm_score_hooks *hooks,
+moe_status moelm_score(moe_lm *lm, const moelm_reading *text, int64_t longest, const moelm_score_hooks *hooks,
                        double *bits) {
     static const moelm_score_hooks none = {0};
-    moelm_windows w = moelm_windows_of(text, bytes, lm->context);
+    moelm_windows w = moelm_windows_of(text, longest);
     int64_t most = moelm_score_sequences(lm, w.length);
     if (most > w.n_windows) most = w.n_windows;
     MOEI_TRY(moe_lm_reserve(lm, most, w.length, MOE_INFER));
@@ -83,7 +83,7 @@ moe_status moelm_score(moe_lm *lm, const unsigned char *text, int64_t bytes, con
     if (!tokens) return MOE_ERR_MEMORY;
 
     moe_status status = MOE_OK;
-    double nats = log((double)lm->vocab);
+    double nats = text->begun ? 0 : log((double)lm->vocab);
     for (; w.first < w.n_windows && status == MOE_OK; w.first += w.n_seq) {
         w.n_seq = most < w.n_windows - w.first ? most : w.n_windows - w.first;
         status = score_windows(lm, &w, hooks ? hooks : &none, tokens, &nats);

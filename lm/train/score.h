@@ -1,5 +1,5 @@
 /* score.h: bits that a model needs for a text, in windows that overlap by half.
- * A window feeds `length` tokens; every byte of the text but the first is predicted in exactly one window,
+ * A window feeds `length` tokens; every token of the text but the first is predicted in exactly one window,
  * from at least half a window of what stands before it (the first window excepted).
  */
 #ifndef MOELM_SCORE_H
@@ -7,16 +7,27 @@
 
 #include "model/model.h"
 
+/* A text as a model reads it: tokens, or where there are none its bytes. */
+typedef struct moelm_reading {
+    const unsigned char *bytes;
+    const int32_t *ids; /* NULL: bytes */
+    int64_t n;          /* of ids, or of bytes; 2 or more */
+    int64_t begun;      /* so many first ones are no part of the text, but what texts begin with: they cost
+                           nothing */
+} moelm_reading;
+static inline int32_t moelm_reading_at(const moelm_reading *reading, int64_t i) {
+    return reading->ids ? reading->ids[i] : reading->bytes[i];
+}
+
 /* Windows that went through the model together: those of index first .. first + n_seq of the text. */
 typedef struct moelm_windows {
-    const unsigned char *text;
-    int64_t bytes;
+    moelm_reading text;
     int64_t length;    /* tokens of every window */
     int64_t n_windows; /* of the whole text */
     int64_t first, n_seq;
 } moelm_windows;
-/* Those of a text of `bytes` (>= 2) for a model of this context; none is through yet. */
-moelm_windows moelm_windows_of(const unsigned char *text, int64_t bytes, int64_t context);
+/* Those of a text in windows of at most `longest` tokens; none is through yet. */
+moelm_windows moelm_windows_of(const moelm_reading *text, int64_t longest);
 /* Where window `index` begins in the text. */
 int64_t moelm_window_start(const moelm_windows *windows, int64_t index);
 
@@ -29,10 +40,9 @@ typedef struct moelm_score_hooks {
     void *user;
 } moelm_score_hooks;
 
-/* Bits for all `bytes` (>= 2) of the text; the first one, which nothing precedes, costs log2 of the
- * vocabulary. The model is reserved for what this takes. hooks may be NULL. Failures are told on the model's
- * context. */
-moe_status moelm_score(moe_lm *lm, const unsigned char *text, int64_t bytes, const moelm_score_hooks *hooks,
+/* Bits for all of the text; its first token, where nothing precedes it, costs log2 of the vocabulary. The
+ * model is reserved for what this takes. hooks may be NULL. Failures are told on the model's context. */
+moe_status moelm_score(moe_lm *lm, const moelm_reading *text, int64_t longest, const moelm_score_hooks *hooks,
                        double *bits);
 
 /* Sequences of `length` tokens that go through the model together. One reserved for training takes no more

@@ -108,8 +108,8 @@ static moe_status for_extents(moelm_trainer *t, moe_status (*work)(moelm_trainer
                           "lower it, train.length or the model"};
     MOEI_TRY(work(t, &batch));
     if (!t->eval.map.data) return MOE_OK;
-    const moelm_windows w =
-        moelm_windows_of(t->eval.map.data, moelm_trainer_eval_bytes(t), t->config->model.context);
+    const moelm_reading text = moelm_trainer_eval_text(t);
+    const moelm_windows w = moelm_windows_of(&text, t->config->model.context);
     const extent windows = {moelm_score_sequences(t->lm, w.length), w.length,
                             "data.eval: training, and evaluating",
                             "lower model.context or the model, or name no data.eval"};

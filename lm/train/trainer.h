@@ -9,6 +9,7 @@
 #include "train/optimizer.h"
 #include "train/run_dir.h"
 #include "train/run_log.h"
+#include "train/score.h"
 #include "train/snapshot.h"
 
 typedef struct moelm_trainer {
@@ -44,7 +45,7 @@ double moelm_trainer_elapsed(const moelm_trainer *t);
 /* Writes text to main.log and hands it to the caller as an event. */
 moe_status moelm_trainer_event(moelm_trainer *t, const char *event);
 /* Of the held-out text, those that are evaluated while training. */
-int64_t moelm_trainer_eval_bytes(const moelm_trainer *t);
+moelm_reading moelm_trainer_eval_text(const moelm_trainer *t);
 /* Passes on the text of a failed call on the context. */
 moe_status moelm_trainer_ctx(moelm_trainer *t, moe_status status);
 

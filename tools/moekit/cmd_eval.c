@@ -7,17 +7,19 @@
 #include <sys/stat.h>
 
 static const cli_option options[] = {
-    {"run",           0,   "DIR",  "a run: its newest checkpoint, its data.eval; receives eval.json"        },
-    {"model",         'm', "DIR",  "a checkpoint directory: our own, or a Mixtral's, Qwen3-MoE's or OLMoE's"},
-    {"dtype",         0,   "TYPE", "compute in f32 or bf16; else as the checkpoint is stored"               },
-    {"text",          0,   "FILE", "the text to predict, instead of the run's data.eval"                    },
-    {"bytes",         'n', "N",    "only the first N bytes of it, at least 2; 0: all of it"                 },
-    {"output",        'o', "FILE", "where the analysis goes, instead of eval.json of the run"               },
-    {"dry-run",       0,   NULL,   "evaluate, but write no analysis"                                        },
-    {"record-routes", 0,   "FILE", "write which experts every token went to, and with which weights"        },
+    {"run",           0,   "DIR",    "a run: its newest checkpoint, its data.eval; receives eval.json"            },
+    {"model",         'm', "DIR",    "a checkpoint directory: our own, or a Mixtral's, Qwen3-MoE's or OLMoE's"    },
+    {"dtype",         0,   "TYPE",   "compute in f32 or bf16; else as the checkpoint is stored"                   },
+    {"experts",       0,   "FORMAT", "pack experts as they are read: int8, int4, nf4, mxfp4 or bf16x2"            },
+    {"text",          0,   "FILE",   "the text to predict, instead of the run's data.eval"                        },
+    {"bytes",         'n', "N",      "only the first N bytes of it, at least 2; 0: all of it"                     },
+    {"window",        0,   "N",      "tokens that are read at once; 0: the context, with a tokenizer at most 4096"},
+    {"output",        'o', "FILE",   "where the analysis goes, instead of eval.json of the run"                   },
+    {"dry-run",       0,   NULL,     "evaluate, but write no analysis"                                            },
+    {"record-routes", 0,   "FILE",   "write which experts every token went to, and with which weights"            },
     {"replay-routes", 0,   "FILE",
-     "send every token where such a file says instead of where the routers would"                           },
-    {NULL,            0,   NULL,   NULL                                                                     }
+     "send every token where such a file says instead of where the routers would"                                 },
+    {NULL,            0,   NULL,     NULL                                                                         }
 };
 
 typedef struct evaluation {
@@ -25,7 +27,7 @@ typedef struct evaluation {
     char text[RUN_PATH]; /* path of the text */
     char json[RUN_PATH]; /* path of the analysis; "": none */
     const char *replay;  /* path of the routes to go along; NULL: none */
-    int64_t max_bytes;
+    int64_t max_bytes, window;
     int64_t n_bytes; /* of the text as far as it is read */
     baselines baselines;
     moe_lm_eval_result result;
@@ -131,6 +133,8 @@ static int evaluate(cli_args *args, evaluation *eval) {
     eval_line line = {args, cli_seconds(), 0};
     moe_lm_eval_options eval_options = {.size = sizeof eval_options,
                                         .max_bytes = eval->max_bytes,
+                                        .window = eval->window,
+                                        .tokenizer = eval->files.tokenizer,
                                         .json_path = *eval->json ? eval->json : NULL,
                                         .checkpoint = eval->files.checkpoint,
                                         .baselines = eval->baselines.found,
@@ -160,6 +164,10 @@ static void print_json(const evaluation *eval) {
         printf("null");
     printf(",\"bytes\":%lld,\"bits_per_byte\":", (long long)eval->result.n_bytes);
     cli_json_number(stdout, eval->result.bits_per_byte);
+    if (eval->files.tokenizer) {
+        printf(",\"tokens\":%lld,\"perplexity\":", (long long)eval->result.n_tokens);
+        cli_json_number(stdout, eval->result.perplexity);
+    }
     printf(",\"seconds\":");
     cli_json_number(stdout, eval->result.seconds);
     printf(",\"baselines\":{");
@@ -187,33 +195,41 @@ static void print_text(const cli_args *args, const evaluation *eval) {
                eval->baselines.found[i].name);
     for (size_t i = 0; i < eval->baselines.n_absent; ++i)
         printf("                -  %s is not on this machine\n", eval->baselines.absent[i]);
+    if (eval->files.tokenizer)
+        printf("perplexity  %.3f  a token, %lld tokens\n", eval->result.perplexity,
+               (long long)eval->result.n_tokens);
     if (*eval->json) printf("analysis    %s\n", eval->json);
 }
 
 static int run(cli_args *args) {
     evaluation eval = {.max_bytes = 0};
     int code = cli_integer(args, "bytes", 0, INT64_MAX, &eval.max_bytes);
+    if (code == 0) code = cli_integer(args, "window", 0, INT32_MAX, &eval.window);
     if (code == 0 && eval.max_bytes == 1)
         code =
             cli_fail(args, MOE_ERR_ARGUMENT, "--bytes: 1; it takes 2 or more to predict one, or 0 for all");
     if (code == 0) code = find_files(args, &eval);
     if (code == 0) code = measure_baselines(args, &eval);
     if (code == 0) code = evaluate(args, &eval);
-    if (code) return code;
-    if (args->json)
+    if (code == 0 && args->json)
         print_json(&eval);
-    else
+    else if (code == 0)
         print_text(args, &eval);
-    return 0;
+    moe_tokenizer_destroy(eval.files.tokenizer);
+    return code;
 }
 
 const cli_verb cmd_eval = {
     .name = "eval",
     .operands = "",
     .summary = "bits per byte of a text, beside gzip, bzip2 and xz",
-    .about = "Predicts every byte of the text once and prints how many bits a byte costs on average. For\n"
+    .about = "Predicts every token of the text once and prints how many bits a byte costs on average. For\n"
              "comparison it compresses the same text with gzip -9, bzip2 -9 and xz -9, and names those\n"
              "that are not installed.\n"
+             "\n"
+             "A checkpoint with a tokenizer.json predicts that tokenizer's tokens: what they cost together\n"
+             "is divided by the bytes of the text, and the perplexity of a token is printed beside it.\n"
+             "Without one the tokens are bytes.\n"
              "\n"
              "--record-routes writes a route trace, a safetensors file that docs/routes.md describes.\n"
              "--replay-routes evaluates the same text along such a trace, with the recorded weights.\n"

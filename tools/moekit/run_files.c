@@ -2,6 +2,8 @@
  */
 #include "run_files.h"
 
+#include <moekit/quant.h>
+
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -79,7 +81,7 @@ static bool holds(const char *directory, const char *name) {
 
 static bool is_of_checkpoint(const char *directory, const char *name) {
     static const char *const index = "model.safetensors.index.json";
-    const char *const json[] = {"config.json", "trainer.json", index, NULL};
+    const char *const json[] = {"config.json", "trainer.json", "tokenizer.json", index, NULL};
     const size_t length = strlen(name), end = strlen(".safetensors");
     const bool tensors = length > end && strcmp(name + length - end, ".safetensors") == 0;
     return (tensors || is_one_of(name, json)) && holds(directory, "config.json") &&
@@ -143,12 +145,71 @@ static bool moved_on(run_files *files) {
     return true;
 }
 
+/* The vocabulary that config.json speaks of; 0 where it cannot be read, which loading will tell. */
+static int64_t vocabulary(const char *checkpoint) {
+    moe_lm_config *config;
+    moe_lm_config_entry entry = {.value = "0"};
+    if (moe_lm_config_create(&config, NULL) != MOE_OK) return 0;
+    if (moe_lm_config_load_checkpoint(config, checkpoint, NULL) == MOE_OK)
+        moe_lm_config_find(config, "model.vocab_size", &entry, NULL);
+    moe_lm_config_destroy(config);
+    return strtoll(entry.value, NULL, 10);
+}
+
+/* Before the weights are read, which may take minutes. */
+static int open_tokenizer(cli_args *args, run_files *files) {
+    moe_error error;
+    const char *checkpoint = files->checkpoint;
+    const int64_t vocab = vocabulary(checkpoint);
+    if (vocab == 0) return 0;
+    if (!holds(checkpoint, "tokenizer.json")) {
+        if (vocab == 256) return 0;
+        return cli_fail(
+            args, MOE_ERR_UNSUPPORTED,
+            "%s: has %lld tokens and no tokenizer.json, which tells what they stand for: put the one "
+            "into it that the checkpoint was published with (a model of bytes has 256 tokens)",
+            checkpoint, (long long)vocab);
+    }
+    const moe_status status = moe_tokenizer_load(checkpoint, &files->tokenizer, &error);
+    if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
+    const int32_t known = moe_tokenizer_vocab_size(files->tokenizer);
+    if (known <= vocab) return 0;
+    return cli_fail(args, MOE_ERR_INPUT,
+                    "%s: tokenizer.json has %d tokens and the model %lld: it is another model's", checkpoint,
+                    known, (long long)vocab);
+}
+
+/* --experts FORMAT or FORMAT,GROUP. */
+static int read_experts(cli_args *args, char format[16], moe_lm_load_desc *desc) {
+    const char *text = cli_text(args, "experts");
+    if (!text) return 0;
+    const size_t length = strcspn(text, ",");
+    const char *const *known = moe_packed_formats();
+    while (*known && (strlen(*known) != length || strncmp(*known, text, length) != 0)) ++known;
+    if (!*known)
+        return cli_fail(args, MOE_ERR_ARGUMENT,
+                        "--experts: '%s' is not one of int8, int4, nf4, mxfp4 and bf16x2", text);
+    snprintf(format, 16, "%s", *known);
+    desc->experts = format;
+    if (text[length] == '\0') return 0;
+    char *end;
+    const long group = strtol(text + length + 1, &end, 10);
+    if (*end != '\0' || end == text + length + 1 || group < 1 || group > 1024)
+        return cli_fail(args, MOE_ERR_ARGUMENT, "--experts: '%s': a group is a number, as in int4,64", text);
+    desc->experts_group = (int32_t)group;
+    return 0;
+}
+
 int run_files_load(cli_args *args, run_files *files, moe_ctx **ctx, moe_lm **lm) {
+    char format[16];
+    moe_lm_load_desc desc = {.size = sizeof desc, .dtype = cli_text(args, "dtype")};
     int code = cli_settings_load(args, NULL, 0);
+    if (code == 0) code = read_experts(args, format, &desc);
+    if (code == 0) code = open_tokenizer(args, files);
     if (code == 0) code = cli_context_create(args, NULL, 0, ctx);
     if (code) return code;
     moe_status status;
-    do status = moe_lm_load_as(*ctx, files->checkpoint, cli_text(args, "dtype"), lm);
+    do status = moe_lm_load_with(*ctx, files->checkpoint, &desc, lm);
     while (status == MOE_ERR_INPUT && moved_on(files));
     if (status == MOE_OK) return 0;
     code = cli_fail(args, status, "%s", moe_ctx_error(*ctx));

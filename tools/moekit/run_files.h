@@ -11,6 +11,7 @@ typedef struct run_files {
     const char *run;           /* --run, NULL: not given */
     char checkpoint[RUN_PATH]; /* --model, else the newest of the run when it was looked for */
     bool named;                /* by --model */
+    moe_tokenizer *tokenizer;  /* the checkpoint's; NULL: its tokens are bytes */
 } run_files;
 
 int run_files_find(cli_args *args, run_files *files);
@@ -28,8 +29,9 @@ int run_files_check_run_texts(cli_args *args, const char *run, const char *outpu
 bool run_files_same(const char *a, const char *b);
 /* Whether files->checkpoint is the newest of files->run, or was when nobody named another. */
 bool run_files_is_newest(const run_files *files);
-/* Opens files->checkpoint in a new context; the caller destroys both. A run that goes on removes its older
- * checkpoints: where that was the one looked for, the newest is looked for again. */
+/* Opens files->checkpoint in a new context, with the tokenizer that lies in it; the caller destroys all
+ * three. A run that goes on removes its older checkpoints: where that was the one looked for, the newest is
+ * looked for again. */
 int run_files_load(cli_args *args, run_files *files, moe_ctx **ctx, moe_lm **lm);
 
 #endif

@@ -99,6 +99,26 @@ static void check_stream(const moe_tokenizer *tokenizer, const char *name, size_
     free(all);
 }
 
+/* Its begin is that of the template, and the text ends it. */
+static void check_begin(const moe_tokenizer *tokenizer, const moe_token_text *text) {
+    moe_token_list plain = {0}, begin = {0}, around = {0};
+    moe_error error;
+    assert_int_equal(moe_tokenizer_encode(tokenizer, text->bytes, text->count, 0, &plain, &error), MOE_OK);
+    assert_int_equal(
+        moe_tokenizer_encode(tokenizer, text->bytes, text->count, MOE_TOKENIZER_BEGIN, &begin, &error),
+        MOE_OK);
+    assert_int_equal(
+        moe_tokenizer_encode(tokenizer, text->bytes, text->count, MOE_TOKENIZER_TEMPLATE, &around, &error),
+        MOE_OK);
+    assert_in_range(begin.count, plain.count, around.count);
+    for (size_t i = 0; i < begin.count; ++i) assert_int_equal(begin.ids[i], around.ids[i]);
+    for (size_t i = 1; i <= plain.count; ++i)
+        assert_int_equal(begin.ids[begin.count - i], plain.ids[plain.count - i]);
+    moe_token_list_free(&plain);
+    moe_token_list_free(&begin);
+    moe_token_list_free(&around);
+}
+
 static void check_row(const moe_tokenizer *tokenizer, const char *name, size_t index, const json_t *value,
                       const json_t *row) {
     static const struct {
@@ -118,6 +138,7 @@ static void check_row(const moe_tokenizer *tokenizer, const char *name, size_t i
             fail_msg("%s, text %zu: %s", name, index, error.text);
         check_ids(name, index, ways[i].key, &ids, 0, json_object_get(row, ways[i].key));
     }
+    check_begin(tokenizer, &text);
     assert_int_equal(moe_tokenizer_decode(tokenizer, ids.ids, ids.count, 0, &decoded, &error), MOE_OK);
     check_text(name, index, "text", decoded.bytes, decoded.count, json_object_get(row, "text"));
     size_t before = decoded.count;

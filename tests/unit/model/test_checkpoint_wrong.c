@@ -271,6 +271,9 @@ static void test_nothing_there(void **state) {
     moe_ctx *ctx = test_ctx(NULL, 1);
     char *path = scratch_path(state, "e");
     expect_failure(ctx, path, MOE_ERR_INPUT, "config.json");
+    moe_lm_config *config = model_config(NULL);
+    assert_int_equal(moe_lm_config_load_checkpoint(config, path, NULL), MOE_ERR_INPUT); /* and tells nobody */
+    moe_lm_config_destroy(config);
     moe_lm_destroy(save_exact(ctx, path, mixtral));
     remove_in(path, "model.safetensors");
     expect_failure(ctx, path, MOE_ERR_INPUT, "model.safetensors");

@@ -67,6 +67,11 @@ static double plain_bits(moe_lm *lm, const unsigned char *text, int64_t bytes) {
     return nats / log(2);
 }
 
+static moe_status score(moe_lm *lm, const unsigned char *text, int64_t bytes, double *bits) {
+    const moelm_reading reading = {.bytes = text, .n = bytes};
+    return moelm_score(lm, &reading, lm->context, NULL, bits);
+}
+
 static void test_bits(void **state) {
     (void)state;
     static const int64_t sizes[] = {2, 3, 8, 16, 17, 18, 25, 26, 33, 1000};
@@ -76,7 +81,7 @@ static void test_bits(void **state) {
     make_text(text, sizeof text);
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; ++i) {
         double bits, expect = plain_bits(lm, text, sizes[i]);
-        assert_int_equal(moelm_score(lm, text, sizes[i], NULL, &bits), MOE_OK);
+        assert_int_equal(score(lm, text, sizes[i], &bits), MOE_OK);
         if (!(fabs(bits - expect) < 1e-4 * expect))
             fail_msg("%lld bytes: %.9g bits, not %.9g", (long long)sizes[i], bits, expect);
     }
@@ -101,7 +106,7 @@ static void test_knows_nothing(void **state) {
     }
     assert_int_equal(n_zeroed, 1);
     double bits;
-    assert_int_equal(moelm_score(lm, text, BYTES, NULL, &bits), MOE_OK);
+    assert_int_equal(score(lm, text, BYTES, &bits), MOE_OK);
     assert_true(fabs(bits / BYTES - 8) < 1e-6);
     moe_lm_destroy(lm);
     moe_ctx_destroy(ctx);
@@ -217,12 +222,12 @@ static void test_memory_of_a_batch(void **state) {
     moe_ctx *ctx = make_ctx();
     moe_lm *lm = make_model(ctx);
     double alone, training;
-    assert_int_equal(moelm_score(lm, text, BYTES, NULL, &alone), MOE_OK);
+    assert_int_equal(score(lm, text, BYTES, &alone), MOE_OK);
     assert_true(lm->memory.max_rows > 1000);
     moe_lm_destroy(lm);
     lm = make_model(ctx);
     assert_int_equal(moe_lm_reserve(lm, 3, CONTEXT, MOE_TRAIN), MOE_OK);
-    assert_int_equal(moelm_score(lm, text, BYTES, NULL, &training), MOE_OK);
+    assert_int_equal(score(lm, text, BYTES, &training), MOE_OK);
     assert_int_equal(lm->memory.max_rows, 3 * CONTEXT);
     assert_true(fabs(training - alone) < 1e-9 * alone);
     moe_lm_destroy(lm);

@@ -1,0 +1,108 @@
+#!/bin/bash
+# generate and eval of checkpoints with a tokenizer.json: what is drawn are its tokens, a text ends where one says
+# so, bits are per byte; and checkpoints that lack a tokenizer, or tensors, are refused before they are read.
+. "$(dirname "$0")/support/common.sh"
+cp -r "$tree/tests/golden/olmoe" model
+chmod -R u+w model
+
+# 48 tokens: an end, a blank, letters, a letter of two bytes by bytes, merges.
+id=1
+letters=
+for letter in a b c d e f g h i j k l m n o p q r s t u v w x y z; do
+    id=$((id + 1))
+    letters+="\"$letter\": $id, "
+done
+cat >tokenizer.json <<END
+{"version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+ "post_processor": null, "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+ "added_tokens": [{"id": 0, "content": "<end>", "single_word": false, "lstrip": false, "rstrip": false,
+                   "normalized": false, "special": true}],
+ "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+           "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": true, "ignore_merges": false,
+           "vocab": {"<end>": 0, " ": 1, $letters "th": 28, "the": 29, "and": 30, "an": 31, "<0xC3>": 32,
+                     "<0xA9>": 33, "in": 34, "er": 35, "on": 36, "at": 37, "ed": 38, "es": 39, "or": 40, "ar": 41,
+                     "al": 42, "en": 43, "ing": 44, "of": 45, "to": 46, "is": 47},
+           "merges": ["t h", "th e", "a n", "an d", "i n", "e r", "o n", "a t", "e d", "e s", "o r", "a r", "a l",
+                      "e n", "in g", "o f", "t o", "i s"]}}
+END
+
+# without it: told what would be right, and nothing is read
+expect 8 "$MOEKIT" generate -m model -p 'the king'
+unsupported=$(cat err)
+case $unsupported in *'has 48 tokens and no tokenizer.json'*'published with'*) ;; *) complain "$unsupported" ;; esac
+echo 'the king and the land of the sons' >text.txt
+expect 8 "$MOEKIT" eval -m model --text text.txt
+says err 'has 48 tokens and no tokenizer.json'
+
+cp tokenizer.json model/
+expect 0 "$MOEKIT" generate -m model -p 'the king' -n 20 --temp 0 --json
+json out
+says out '"text":"[^"]+","bytes":[0-9]+,"tokens":\[[0-9]+(,[0-9]+){19}\],"ended":false'
+tokens=$(sed 's/.*"tokens":\[\([^]]*\)\].*/\1/' out)
+text=$(sed 's/.*"text":"\([^"]*\)".*/\1/' out)
+expect 0 "$MOEKIT" generate -m model -p 'the king' -n 20 --temp 0
+silent err
+[ "$(cat out)" = "$text" ] || complain "streamed '$(cat out)', in JSON '$text'"
+expect 0 "$MOEKIT" generate -m model -p 'the king' -n 20 --temp 0 --threads 1
+[ "$(cat out)" = "$text" ] || complain "with one thread '$(cat out)', with two '$text'"
+expect 2 "$MOEKIT" generate -m model -p 'the king' --experts bf16x2,32
+says err 'has no scales'
+expect 2 "$MOEKIT" generate -m model -p 'the king' --experts int5
+says err "'int5' is not one of int8, int4, nf4, mxfp4 and bf16x2"
+expect 2 "$MOEKIT" generate -m model -p 'the king' --experts int4,x
+says err 'a group is a number, as in int4,64'
+expect 0 "$MOEKIT" generate -m model -p 'the king' -n 5 --experts int8,64
+# several at once: each is what it is alone
+expect 0 "$MOEKIT" generate -m model -p 'the king' -p 'sons of' -n 20 --temp 0 --json
+json out
+[ "$(grep -Fc "\"tokens\":[$tokens]" out)" -eq 1 ] || complain "beside another text other tokens than $tokens"
+
+# the end of a text: the second token that is drawn
+second=$(echo "$tokens" | cut -d, -f2)
+[ "${tokens%%,*}" != "$second" ] || complain "token $second is drawn first: choose another prompt"
+echo "{\"eos_token_id\": [0, $second]}" >model/generation_config.json
+expect 0 "$MOEKIT" generate -m model -p 'the king' -n 20 --temp 0
+says err '^the text has ended, with token 2 of 20$'
+case $text in "$(cat out)"*) ;; *) complain "'$(cat out)' does not begin '$text'" ;; esac
+expect 0 "$MOEKIT" generate -m model -p 'the king' -n 20 --temp 0 --json
+says out "\"tokens\":\[$(echo "$tokens" | cut -d, -f1-2)\],\"ended\":true"
+rm model/generation_config.json
+
+# eval: what all tokens cost over the bytes of the text, and for a token
+expect 0 "$MOEKIT" eval -m model --text text.txt --json
+json out
+python3 - "$(cat out)" "$(wc -c <text.txt)" <<'END' || complain "bits and perplexity do not agree: $(cat out)"
+import json, sys
+got, size = json.loads(sys.argv[1]), int(sys.argv[2])
+bits = got["bits_per_byte"] * size
+assert got["bytes"] == size and 10 < got["tokens"] < size
+assert abs(2 ** (bits / got["tokens"]) / got["perplexity"] - 1) < 1e-6
+assert 5 < got["perplexity"] < 500
+END
+expect 0 "$MOEKIT" eval -m model --text text.txt --window 8
+says out '^bits/byte '
+says out '^perplexity  [0-9.]+  a token, [0-9]+ tokens$'
+expect 0 "$MOEKIT" eval -m model --text text.txt -n 20 -o analysis.json --record-routes routes.safetensors
+says analysis.json '"tokens": [0-9]+'
+expect 0 "$MOEKIT" eval -m model --text text.txt -n 20 --replay-routes routes.safetensors
+expect 2 "$MOEKIT" eval -m model --text text.txt -o model/tokenizer.json
+says err 'a file of a checkpoint'
+printf a >short.txt
+expect 3 "$MOEKIT" eval -m model --text short.txt
+
+# another model's tokenizer; tensors that do not fit the settings, by name, before there is memory for them
+cp -r model wrong
+cp "$tree/tests/golden/tokenizer/qwen.json" wrong/tokenizer.json
+expect 3 "$MOEKIT" generate -m wrong -p a
+says err 'tokenizer.json has 9[0-9]+ tokens and the model 48'
+cp tokenizer.json wrong/
+for change in 's/"hidden_size": *24/"hidden_size": 4096/' 's/"num_experts": *6/"num_experts": 60000/' \
+    's/"intermediate_size": *12/"intermediate_size": 1000000/' 's/"num_hidden_layers": *2/"num_hidden_layers": 3/'; do
+    sed "$change" model/config.json >wrong/config.json
+    ! cmp -s model/config.json wrong/config.json || complain "nothing was changed by $change"
+    expect 3 bash -c 'ulimit -v 2000000 && exec "$@"' _ "$MOEKIT" generate -m wrong -p a
+    says err 'tensor model\.[a-z0-9_.]*weight'
+    expect 3 "$MOEKIT" eval -m wrong --text text.txt
+    says err 'tensor model\.[a-z0-9_.]*weight'
+done
+finish
