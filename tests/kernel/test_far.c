@@ -6,6 +6,8 @@
 #define _GNU_SOURCE
 #include "support/layer_fixture.h"
 
+#include <moekit/quant.h>
+
 #include "core/real.h"
 #include "kernel/kernel.h"
 
@@ -57,6 +59,29 @@ static moe_status product(moe_ctx *ctx, const matrix *m) {
 
 static moe_status product_trans(moe_ctx *ctx, const matrix *m) {
     return rows_of(ctx, &m[0], &m[1], true, &m[2]);
+}
+
+/* B packed lies as it does; tokens and results are far apart. */
+static moe_status product_packed(moe_ctx *ctx, const matrix *m) {
+    double weight[G * K * N];
+    moe_packed *packed = NULL;
+    const moe_packed_desc desc = {
+        .size = sizeof desc, .format = "int8", .dtype = m->dtype, .n_groups = G, .k = K, .n = N};
+    moe_random_normal(test_seed(), MOE_DRAW_TEST, MOST, 0, m->dtype, weight, G * K * N, 1.0);
+    moe_status status = moe_packed_create(ctx, &desc, weight, &packed);
+    if (status != MOE_OK) return status;
+    status = moe_gemm_rows(ctx, &(moe_gemm_rows_args){.dtype = m->dtype,
+                                                      .n_groups = G,
+                                                      .offset = offset,
+                                                      .n = N,
+                                                      .k = K,
+                                                      .a = m[0].data,
+                                                      .lda = m[0].ld,
+                                                      .b_packed = packed,
+                                                      .c = m[1].data,
+                                                      .ldc = m[1].ld});
+    moe_packed_destroy(packed);
+    return status;
 }
 
 static moe_status product_act(moe_ctx *ctx, const matrix *m) {
@@ -227,6 +252,7 @@ static moe_status cross_entropy(moe_ctx *ctx, const matrix *m) {
 static const operation operations[] = {
     {"gemm_rows",           {{1, R, K}, {G, K, N}, {1, R, N}},                    product},
     {"gemm_rows, B^T",      {{1, R, K}, {G, N, K}, {1, R, N}},                    product_trans},
+    {"gemm_packed",         {{1, R, K}, {1, R, N}},                               product_packed},
     {"gemm_rows, act",      {{1, R, K}, {G, K, N}, {1, R, N}, {1, R, N / 2}},     product_act},
     {"gemm_rows, act_grad", {{1, R, K}, {G, K, N / 2}, {1, R, N}, {1, R, N / 2}}, product_act_grad},
     {"gemm_outer",          {{1, R, K}, {1, R, N}, {G, K, N}},                    outer},
