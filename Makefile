@@ -14,7 +14,7 @@ help:
 	@echo 'make check      all tests and checks; the last line is "N passed, N failed"'
 	@echo 'make check-arm  kernels and layer on 64-bit Arm: cross-compiled, tested under qemu-user'
 	@echo 'make check-isa  kernels and layer on processors without AVX2, without AVX-512: under qemu-user'
-	@echo 'make fuzz       readers of foreign files, and calls of a layer, under libFuzzer, 60 s each'
+	@echo 'make fuzz       readers of foreign files, and calls in any order, under libFuzzer, 60 s each'
 	@echo 'make bench      speed of the kernels and of the layer on this machine'
 	@echo 'make bench-peers  the layer beside oneDNN, OpenBLAS, PyTorch, ggml and others found here: docs/peers.md'
 	@echo 'make bench-gpu  the CUDA kernels, checked and timed on an H100 (needs nvcc 12.5 or newer)'

@@ -2,28 +2,17 @@
  * but their own. Input: bytes that choose settings, then calls. Run by scripts/fuzz.sh. Source: moekit/moe.h,
  * which calls go after which.
  */
+#include "fuzz/choose.h"
+
 #include <moekit/expert.h>
-#include <moekit/moe.h>
 #include <moekit/op.h>
-#include <moekit/option.h>
 #include <moekit/quant.h>
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { MOST_TOKENS = 12, MOST_WIDTH = 40, MOST_CALLS = 24, MOST_SETTINGS = 12 };
-
-typedef struct bytes {
-    const uint8_t *at, *end;
-} bytes;
-
-/* 0 .. n - 1; 0 once the input is over. */
-static int choose(bytes *from, int n) {
-    return from->at < from->end ? *from->at++ % n : 0;
-}
 
 typedef struct bench {
     moe_ctx *ctx;
@@ -34,28 +23,11 @@ typedef struct bench {
     int32_t token_id[MOST_TOKENS], task[MOST_TOKENS], expert[MOST_TOKENS * 64];
 } bench;
 
-/* A refusal says why, and none is a fault of ours. */
 static bool done(const bench *b, moe_status status) {
-    if (status == MOE_OK) return true;
-    if (status == MOE_ERR_INTERNAL || moe_ctx_error(b->ctx)[0] == '\0') abort();
-    return false;
+    return done_or_told(b->ctx, status);
 }
 
 /* 1. Settings. */
-
-static void choose_value(bytes *from, const moe_option *row, char *value, size_t size) {
-    static const char *const reals[] = {"0", "0.5", "1", "0.1", "2", "-1", "1e-3", "3"};
-    int count = 0;
-    while (row->choices && row->choices[count]) ++count;
-    if (count > 0)
-        snprintf(value, size, "%s", row->choices[choose(from, count)]);
-    else if (row->type == MOE_OPT_BOOL)
-        snprintf(value, size, "%s", choose(from, 2) ? "true" : "false");
-    else if (row->type == MOE_OPT_INT || row->type == MOE_OPT_INT64)
-        snprintf(value, size, "%d", choose(from, 14) - 1);
-    else
-        snprintf(value, size, "%s", reals[choose(from, 8)]);
-}
 
 /* Of "expert_kinds" alone any text is a value; those that name kinds are the interesting ones. */
 static const char *kinds_of(bytes *from) {
