@@ -111,6 +111,8 @@ class Library:
 class Ggml:
     """Weights laid out as llama.cpp does it by default: by the first buffer type that can have them."""
 
+    repack = True
+
     def __init__(self, problem, numbers, backward, tokens, threads):
         if backward or problem.dtype != "bf16":
             raise Absent("inference on x of bf16 alone")
@@ -163,7 +165,8 @@ class Ggml:
                 wide = np.ascontiguousarray(to_f32(matrix(e)))
                 ggml.quantize_chunk(kind, wide.ctypes.data, packed[e].ctypes.data, 0, n_out, n_in, None)
         device = ggml.backend_get_device(self.backend)
-        for buffer_type in [*ggml.extra_buffer_types(device), ggml.backend_cpu_buffer_type()]:
+        laid_out = ggml.extra_buffer_types(device) if self.repack else ()
+        for buffer_type in (*laid_out, ggml.backend_cpu_buffer_type()):
             context = ggml.context(4)
             tensor = ggml.new_tensor_3d(context, kind, n_in, n_out, E)
             self.place(context, buffer_type)
@@ -234,3 +237,9 @@ class KQuants(Ggml):
         if problem.weights != "int4":
             raise Absent("four bits alone")
         return "q4_K"
+
+
+class KQuantsAsTheyCome(KQuants):
+    """Laid out as files have them (llama.cpp's --no-repack), of which many rows are multiplied in tiles."""
+
+    repack = False

@@ -45,11 +45,11 @@ The peers:
   routes instead of their routers.
 - **kt-kernel**: `AMXBF16_MOE`, inference only.
 - **ggml**: the CPU backend of llama.cpp, inference only (`bench/peers/peer_ggml.py`; `bench_peers.py --help` tells how
-  to get it). It runs the graph that llama.cpp builds for a sparse block, router's scores included, with the
-  given routes. Between operations numbers are f32. Weights are of type BF16, Q8_0 for int8 and Q4_0 for int4, in the
-  layout that llama.cpp chooses for the machine; **ggml Q4_K** is the other type of 4 bits, which most files have.
-  Beside packed weights ggml rounds the rows to 8 bits as well, which we do not; a chapter with packed weights tells
-  both errors.
+  to get it). It runs the graph that llama.cpp builds for a sparse block, router's scores included, with the given
+  routes. Between operations numbers are f32. Weights are of type BF16, Q8_0 for int8 and Q4_0 for int4, in the layout
+  that llama.cpp chooses for the machine. **ggml Q4_K** is the other type of 4 bits, which most files have; with
+  llama.cpp's `--no-repack` it stays as the file has it, which is faster for many rows. Beside packed weights ggml
+  rounds the rows to 8 bits as well, which we do not; a chapter with packed weights tells both errors.
 
 How to read the tables:
 

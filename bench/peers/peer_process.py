@@ -22,8 +22,9 @@ PEERS = {
     "Mixtral block": "peer_torch.Mixtral", "Qwen3-MoE block": "peer_torch.Qwen3",
     "kt-kernel": "peer_torch.KTransformers",
     "ggml": "peer_ggml.Ggml", "ggml Q4_K": "peer_ggml.KQuants",
+    "ggml Q4_K --no-repack": "peer_ggml.KQuantsAsTheyCome",
 }
-PACKED = ("moekit", "ggml", "ggml Q4_K")  # have weights in 8 and 4 bits
+PACKED = ("moekit", "ggml", "ggml Q4_K", "ggml Q4_K --no-repack")  # have weights in 8 and 4 bits
 
 
 class Served:
