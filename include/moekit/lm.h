@@ -230,25 +230,25 @@ typedef struct moe_lm_eval_options {
     /* Route traces, docs/routes.md: which experts every token went to, with which weights. */
     const char *record_routes; /* NULL, or the file to write */
     const char *replay_routes; /* NULL, or a file written for the same text, used instead of the routers */
-    /* NULL, or told after every forward how many bytes of `bytes` are predicted; of tokens about so many. */
+    /* NULL, or called after every forward: `done` of `bytes` are predicted, about so many with a tokenizer */
     void (*on_progress)(void *user, int64_t done, int64_t bytes);
     void *user;
     const moe_tokenizer *tokenizer; /* of the model's vocabulary; NULL: its 256 tokens are bytes */
-    int64_t window; /* tokens of a window at most; 0: the context, with a tokenizer no more than 4096 */
+    int64_t window; /* most tokens of a window; 0: the context, with a tokenizer at most 4096 */
 } moe_lm_eval_options;
 typedef struct moe_lm_eval_result {
     size_t size;
     int64_t n_bytes;      /* predicted */
-    double bits_per_byte; /* what all tokens cost, over n_bytes */
+    double bits_per_byte; /* bits of all tokens / n_bytes */
     double seconds;
-    int64_t n_tokens;  /* predicted; without a tokenizer n_bytes */
-    double perplexity; /* of a token: 2 to the bits that one costs */
+    int64_t n_tokens;  /* predicted; n_bytes without a tokenizer */
+    double perplexity; /* per token: 2^(mean bits of a token) */
 } moe_lm_eval_result;
-/* Predicts every token of the file once, in windows that overlap by half. The first costs log2(vocab_size)
- * bits, unless the tokenizer puts something before a text: then that is read first and costs nothing. A
- * vocabulary that is not of the 256 bytes needs a tokenizer (else MOE_ERR_UNSUPPORTED), which knows no more
- * tokens than the model (else MOE_ERR_INPUT); a text cut by max_bytes ends before the character that is cut.
- * options NULL: the whole text, no analysis. */
+/* Predicts every token of the file once, in windows that overlap by half. The first token costs
+ * log2(vocab_size) bits, unless the tokenizer puts something before a text: this is then read first and costs
+ * nothing. A vocabulary other than the 256 bytes needs a tokenizer (else MOE_ERR_UNSUPPORTED) with no more
+ * tokens than the model (else MOE_ERR_INPUT). A text cut by max_bytes ends before the character that would be
+ * cut. options NULL: the whole text, no analysis. */
 MOE_API moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_options *options,
                                moe_lm_eval_result *result);
 

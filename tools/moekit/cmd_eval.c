@@ -223,21 +223,22 @@ const cli_verb cmd_eval = {
     .name = "eval",
     .operands = "",
     .summary = "bits per byte of a text, beside gzip, bzip2 and xz",
-    .about = "Predicts every token of the text once and prints how many bits a byte costs on average. For\n"
-             "comparison it compresses the same text with gzip -9, bzip2 -9 and xz -9, and names those\n"
-             "that are not installed.\n"
-             "\n"
-             "A checkpoint with a tokenizer.json predicts that tokenizer's tokens: what they cost together\n"
-             "is divided by the bytes of the text, and the perplexity of a token is printed beside it.\n"
-             "Without one the tokens are bytes.\n"
-             "\n"
-             "--record-routes writes a route trace, a safetensors file that docs/routes.md describes.\n"
-             "--replay-routes evaluates the same text along such a trace, with the recorded weights.\n"
-             "\n"
-             "With --run, an analysis of what the experts did (load, mutual information, typical tokens)\n"
-             "is written to eval.json of the run, where 'moekit report' finds it. For another text, a part\n"
-             "of the text, replayed routes, or another checkpoint than the run's newest, the analysis is\n"
-             "written only if -o says where.\n",
+    .about =
+        "Predicts every token of the text once and prints how many bits a byte costs on average. For\n"
+        "comparison it compresses the same text with gzip -9, bzip2 -9 and xz -9, and names those\n"
+        "that are not installed.\n"
+        "\n"
+        "With a checkpoint that has a tokenizer.json, the tokens are those of the tokenizer. Their bits\n"
+        "are summed and divided by the bytes of the text, and the perplexity per token is printed,\n"
+        "too. Otherwise tokens are bytes.\n"
+        "\n"
+        "--record-routes writes a route trace, a safetensors file that docs/routes.md describes.\n"
+        "--replay-routes evaluates the same text along such a trace, with the recorded weights.\n"
+        "\n"
+        "With --run, an analysis of what the experts did (load, mutual information, typical tokens)\n"
+        "is written to eval.json of the run, where 'moekit report' finds it. For another text, a part\n"
+        "of the text, replayed routes, or another checkpoint than the run's newest, the analysis is\n"
+        "written only if -o says where.\n",
     .examples = "moekit eval --run runs/demo\n"
                 "moekit eval -m runs/demo/checkpoints/step-00001400 --text other.txt --json\n"
                 "moekit eval --run runs/demo --bytes 20000 --record-routes routes.safetensors\n",
