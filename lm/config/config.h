@@ -65,8 +65,10 @@ typedef struct moelm_train_config {
 } moelm_train_config;
 
 typedef struct moelm_data_config {
-    char train[MOELM_PATH]; /* text file */
-    char eval[MOELM_PATH];  /* held-out text file; "": none */
+    char train[MOELM_PATH];     /* text file */
+    char eval[MOELM_PATH];      /* held-out text file; "": none */
+    char tokenizer[MOELM_PATH]; /* tokenizer.json or a directory with one; "": that of train.from, else bytes
+                                 */
 } moelm_data_config;
 
 typedef struct moelm_run_config {

@@ -160,6 +160,9 @@ static const moe_option options[] = {
     {"data.eval", "validation_file",
      MOE_OPT_TEXT, AT(data.eval), "", 0, MOELM_PATH, NULL,
      "held-out text, never learned from; empty: none"},
+    {"data.tokenizer", "tokenizer_name_or_path",
+     MOE_OPT_TEXT, AT(data.tokenizer), "", 0, MOELM_PATH, NULL,
+     "tokenizer.json, or a directory with one; empty: that of train.from, or where it has none bytes"},
 
     {"run.dir", "output_dir",
      MOE_OPT_TEXT, AT(run.dir), "", 0, MOELM_PATH, NULL,

@@ -20,8 +20,9 @@ void moelm_regex_run_free(moelm_regex_run *run);
 moe_status moelm_regex_search(const moelm_regex *regex, moelm_regex_run *run, const char *text, size_t bytes,
                               size_t from, bool *found, size_t *start, size_t *end, moe_error *error);
 
-/* Unicode's White_Space, its numbers (Nd, Nl, No), punctuation as ASCII and Unicode have it, and what stands
- * in words (UTS 18, \w). */
+/* By the Unicode of these libraries; other versions of Unicode, such as that of tokenizers' Punctuation (8),
+ * say otherwise of some 140 rare characters. Unicode's White_Space, its numbers (Nd, Nl, No), punctuation as
+ * ASCII and Unicode have it, and what stands in words (UTS 18, \w). */
 bool moelm_is_space(uint32_t code);
 bool moelm_is_number(uint32_t code);
 bool moelm_is_punctuation(uint32_t code);

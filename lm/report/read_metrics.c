@@ -167,7 +167,7 @@ static moe_status add_line(const json_t *object, const char *where, int64_t buck
     for (int32_t s = 0; s < MOELM_RUN_SERIES; ++s) {
         double value = NAN;
         MOEI_TRY(moelm_json_opt_real(object, where, run_key[s], &value, error));
-        if (s == MOELM_LOSS) value /= log(2.0); /* nats a token to bits a byte */
+        if (s == MOELM_LOSS) value /= log(2.0) * metrics->bytes_per_token; /* nats a token to bits a byte */
         add(&metrics->run[s][bucket], value);
     }
     metrics->step[bucket] = (double)step;

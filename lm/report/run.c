@@ -85,6 +85,16 @@ const char *moelm_run_setting(const moelm_run *run, const char *key) {
     return NULL;
 }
 
+const json_t *moelm_run_input(const moelm_run *run, const char *key) {
+    const json_t *inputs = json_object_get(run->about, "inputs");
+    for (size_t i = 0; i < json_array_size(inputs); ++i) {
+        const json_t *input = json_array_get(inputs, i);
+        const char *name = json_string_value(json_object_get(input, "key"));
+        if (name && strcmp(name, key) == 0) return input;
+    }
+    return NULL;
+}
+
 /* A run of another version may have settings that are not ours; they are shown all the same. */
 static moe_status judge_settings(const char *path, moelm_run *run, moe_error *error) {
     moe_lm_config *config;
@@ -111,7 +121,14 @@ static moe_status read_config(const char *path, moelm_run *run, moe_error *error
     MOEI_TRY(moelm_yaml_load(path, add_setting, &to, error));
     return judge_settings(path, run, error);
 }
+/* run.json is read before: it tells how many bytes a token stands for, if not one. */
+static double bytes_per_token(const moelm_run *run) {
+    const double bytes =
+        json_number_value(json_object_get(moelm_run_input(run, "data.train"), "bytes_per_token"));
+    return bytes > 0 ? bytes : 1;
+}
 static moe_status read_metrics(const char *path, moelm_run *run, moe_error *error) {
+    run->metrics.bytes_per_token = bytes_per_token(run);
     return moelm_report_metrics_read(path, &run->pool, &run->metrics, error);
 }
 static moe_status read_load(const char *path, moelm_run *run, moe_error *error) {

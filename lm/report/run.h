@@ -64,6 +64,7 @@ typedef struct moelm_report_metrics {
     bool finished;
     int64_t n_lines, last_step, tokens;
     double elapsed_s;
+    double bytes_per_token; /* 1, unless a tokenizer made the tokens */
     int32_t n_points;
     double *step; /* [n_points] last of the bucket */
     int32_t n_layers;
@@ -145,6 +146,8 @@ void moelm_run_free(moelm_run *run);
 bool moelm_run_is_dense(const moelm_run *run);
 /* Value of a setting, NULL if there is none. */
 const char *moelm_run_setting(const moelm_run *run, const char *key);
+/* What run.json tells of the file under a key ("data.train"); NULL: nothing. */
+const json_t *moelm_run_input(const moelm_run *run, const char *key);
 
 /* The parts, each in a file of its own. */
 moe_status moelm_report_metrics_read(const char *path, moelm_pool *pool, moelm_report_metrics *metrics,

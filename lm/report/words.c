@@ -23,14 +23,8 @@ double moelm_run_bits(const moelm_run *run) {
 
 /* "" where run.json does not tell. */
 static const char *input_hash(const moelm_run *run, const char *key) {
-    const json_t *inputs = json_object_get(run->about, "inputs");
-    for (size_t i = 0; i < json_array_size(inputs); ++i) {
-        const json_t *input = json_array_get(inputs, i);
-        const char *name = json_string_value(json_object_get(input, "key"));
-        const char *hash = json_string_value(json_object_get(input, "sha256"));
-        if (name && hash && strcmp(name, key) == 0) return hash;
-    }
-    return "";
+    const char *hash = json_string_value(json_object_get(moelm_run_input(run, key), "sha256"));
+    return hash ? hash : "";
 }
 
 moelm_text_kind moelm_run_text(const moelm_run *run) {

@@ -61,8 +61,7 @@ static moe_status write_json(const moe_lm *lm, const moe_lm_eval_options *option
 typedef struct evaluation {
     moe_lm *lm;
     const moe_lm_eval_options *options;
-    const moelm_text *text;
-    moe_token_list ids;    /* of the text, with a tokenizer */
+    moelm_text *text;
     moelm_reading reading; /* of its first `bytes` */
     int64_t bytes, window;
     moelm_routes_text routes_text;
@@ -90,30 +89,18 @@ static moe_status told(evaluation *e, moe_status status) {
     return status == MOE_OK ? MOE_OK : moelm_fail(e->lm->ctx, &e->error);
 }
 
-static moe_status read_ids(evaluation *e) {
-    const char *text = (const char *)e->text->map.data;
-    const bool cut = e->bytes < (int64_t)e->text->map.bytes;
-    while (cut && e->bytes > 1 && ((unsigned char)text[e->bytes] & 0xc0) == 0x80) --e->bytes; /* UTF-8 */
-    MOEI_TRY(moe_tokenizer_encode(e->options->tokenizer, "", 0, MOE_TOKENIZER_BEGIN, &e->ids, &e->error));
-    e->reading.begun = (int64_t)e->ids.count;
-    MOEI_TRY(moe_tokenizer_encode(e->options->tokenizer, text, (size_t)e->bytes, 0, &e->ids, &e->error));
-    e->reading.ids = e->ids.ids;
-    e->reading.n = (int64_t)e->ids.count;
-    if (e->reading.n >= 2) return MOE_OK;
-    return moei_error_set(&e->error, MOE_ERR_INPUT, "the text is %lld token; it takes 2 to predict one",
-                          (long long)e->reading.n);
-}
-
 static moe_status read_text(evaluation *e) {
     const moe_lm_eval_options *options = e->options;
+    const moelm_reader reader = {
+        .tokenizer = options->tokenizer, .most_bytes = options->max_bytes, .least_tokens = 2, .begins = true};
     const bool ids = options->tokenizer != NULL;
-    e->bytes = (int64_t)e->text->map.bytes;
-    if (options->max_bytes > 0 && e->bytes > options->max_bytes) e->bytes = options->max_bytes;
+    if (ids) MOEI_TRY(told(e, moelm_text_tokenize(e->text, &reader, "text", &e->error)));
+    e->reading = moelm_text_reading(e->text, options->max_bytes);
+    e->bytes = ids ? e->text->n_bytes : e->reading.n;
     e->window = e->lm->context;
     if (ids && options->window == 0 && e->window > WINDOW) e->window = WINDOW;
     if (options->window > 0 && e->window > options->window) e->window = options->window;
-    e->reading = (moelm_reading){.bytes = e->text->map.data, .n = e->bytes};
-    return ids ? told(e, read_ids(e)) : MOE_OK;
+    return MOE_OK;
 }
 
 static moe_status prepare(evaluation *e) {
@@ -249,7 +236,6 @@ moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_opti
     moelm_routes_destroy(&e.replay);
     moelm_routes_destroy(&e.recorded);
     moelm_analysis_destroy(e.analysis);
-    moe_token_list_free(&e.ids);
     moelm_text_close(&text);
     MOEI_TRY(status);
     return moei_ctx_desc_write(lm->ctx, result, &found, sizeof found, "moe_lm_eval_result");

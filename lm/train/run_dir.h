@@ -7,6 +7,7 @@
 #include <moekit/lm.h>
 
 #include "train/data.h"
+#include "train/tokens.h"
 
 typedef struct moelm_run_dir {
     char *path; /* without slashes at its end */
@@ -48,6 +49,7 @@ typedef struct moelm_run_facts {
     const moe_lm_config *config;
     const char *command;            /* NULL: not known */
     const moelm_text *train, *eval; /* eval NULL: none */
+    const moelm_tokens *tokens;
     moe_lm_info info;
 } moelm_run_facts;
 /* Writes config.resolved.yaml and run.json. */

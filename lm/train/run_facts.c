@@ -27,8 +27,12 @@ static json_t *host_object(const moe_ctx *ctx) {
 }
 
 static json_t *input_object(const char *key, const char *path, const moelm_text *text) {
-    return json_pack("{s:s, s:s, s:I, s:s}", "key", key, "path", path, "bytes", (json_int_t)text->map.bytes,
-                     "sha256", text->sha256);
+    json_t *input = json_pack("{s:s, s:s, s:I, s:s}", "key", key, "path", path, "bytes",
+                              (json_int_t)text->map.bytes, "sha256", text->sha256);
+    if (text->tokens.ids)
+        json_object_set_new(input, "bytes_per_token",
+                            json_real((double)text->n_bytes / (double)text->n_tokens));
+    return input;
 }
 
 /* The checkpoint that the run begins with: its file of tensors, or, of shards, the index. */
@@ -53,6 +57,9 @@ static json_t *run_object(const moelm_run_facts *facts) {
     json_t *inputs = json_array();
     json_array_append_new(inputs, input_object("data.train", config->data.train, facts->train));
     if (facts->eval) json_array_append_new(inputs, input_object("data.eval", config->data.eval, facts->eval));
+    if (facts->tokens->tokenizer)
+        json_array_append_new(inputs, json_pack("{s:s, s:s, s:s}", "key", "data.tokenizer", "path",
+                                                config->data.tokenizer, "sha256", facts->tokens->sha256));
     return json_pack("{s:i, s:s, s:s, s:s, s:I, s:o, s:o, s:{s:I, s:I}}", "schema", 1, "version",
                      moe_version_string(), "command", facts->command ? facts->command : "", "started", now,
                      "seed", (json_int_t)config->train.seed, "host", host_object(facts->ctx), "inputs",

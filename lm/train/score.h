@@ -6,18 +6,7 @@
 #define MOELM_SCORE_H
 
 #include "model/model.h"
-
-/* A text as a model reads it: tokens, or where there are none its bytes. */
-typedef struct moelm_reading {
-    const unsigned char *bytes;
-    const int32_t *ids; /* NULL: bytes */
-    int64_t n;          /* of ids, or of bytes; 2 or more */
-    int64_t begun;      /* so many first ones are no part of the text, but what texts begin with: they cost
-                           nothing */
-} moelm_reading;
-static inline int32_t moelm_reading_at(const moelm_reading *reading, int64_t i) {
-    return reading->ids ? reading->ids[i] : reading->bytes[i];
-}
+#include "train/data.h"
 
 /* Windows that went through the model together: those of index first .. first + n_seq of the text. */
 typedef struct moelm_windows {

@@ -232,8 +232,9 @@ static moe_status check_state(const json_t *root, const char *path, const moelm_
     MOEI_TRY(moelm_json_get_int(root, path, "schema", SCHEMA, SCHEMA, &schema, error));
     MOEI_TRY(check_hash(root, path, "config_sha256", s->config_sha256,
                         "was written under other settings than this run's config.resolved.yaml says", error));
-    MOEI_TRY(check_hash(root, path, "text_sha256", s->text_sha256,
-                        "was trained on another text; data.train has changed since", error));
+    MOEI_TRY(check_hash(
+        root, path, "text_sha256", s->text_sha256,
+        "was trained on another text or tokenizer; data.train has changed since, or data.tokenizer", error));
     return check_isa(root, path, s, error);
 }
 
@@ -264,6 +265,7 @@ static moe_status load_state(const char *path, moelm_train_state *state, moe_err
 static moe_status write_files(const char *dir, moe_lm *lm, const moelm_optimizer *optimizer,
                               const moelm_train_state *state, moe_error *error) {
     MOEI_TRY(from_ctx(optimizer, moelm_checkpoint_write(lm, dir), error));
+    if (state->tokenizer) MOEI_TRY(moelm_tokens_write(state->tokenizer, dir, error));
     char *moments = moelm_path_join(dir, "optimizer.safetensors"),
          *json = moelm_path_join(dir, "trainer.json");
     moe_status status = moments && json ? MOE_OK : no_memory(dir, error);

@@ -10,6 +10,7 @@
 #include "train/alarm.h"
 #include "train/load.h"
 #include "train/optimizer.h"
+#include "train/tokens.h"
 
 /* Where a run stands. */
 typedef struct moelm_train_state {
@@ -21,7 +22,8 @@ typedef struct moelm_train_state {
     moelm_alarms alarms; /* counts of steps out of bounds */
     int64_t seed;
     char config_sha256[MOELM_SHA256_TEXT]; /* of the settings that decide the result */
-    char text_sha256[MOELM_SHA256_TEXT];   /* of data.train */
+    char text_sha256[MOELM_SHA256_TEXT];   /* of data.train, and of the tokenizer where there is one */
+    const moelm_tokens *tokenizer;         /* kept beside the model; NULL: none */
     const char *isa;                       /* of the kernels of this sitting */
     bool any_isa;                          /* go on from a checkpoint of others */
 } moelm_train_state;

@@ -42,10 +42,6 @@ static moe_status check(moelm_trainer *t) {
                               "train.from: %s lies in %s, which move_old would move; name another run_dir",
                               config->train.from, run_path(t));
     MOEI_TRY(moe_lm_config_check(config, &t->error));
-    if (config->model.vocab_size != 256)
-        return moei_error_set(&t->error, MOE_ERR_ARGUMENT,
-                              "model.vocab_size: %d, but a text is bytes, of which there are 256",
-                              config->model.vocab_size);
     if (moe_ctx_seed(t->ctx) != (uint64_t)config->train.seed)
         return moei_error_set(&t->error, MOE_ERR_ARGUMENT,
                               "train.seed is %lld, but the context was made with seed %llu; make it with "
@@ -54,11 +50,68 @@ static moe_status check(moelm_trainer *t) {
     return MOE_OK;
 }
 
+/* The newest checkpoint of a run that goes on, if it has a tokenizer; else "". */
+static const char *kept_tokenizer(const moelm_trainer *t, char *path, size_t size) {
+    const bool there = t->options->resume &&
+                       moe_lm_newest_checkpoint(run_path(t), path, size, NULL) == MOE_OK &&
+                       moelm_tokens_there(path);
+    if (!there) path[0] = '\0';
+    return path;
+}
+
+static moe_status check_vocabulary(moelm_trainer *t, const char *path) {
+    const int32_t vocab = t->config->model.vocab_size;
+    const int32_t known = *path ? moe_tokenizer_vocab_size(t->tokenizer.tokenizer) : 256;
+    if (*path ? known <= vocab : known == vocab) return MOE_OK;
+    if (*path)
+        return moei_error_set(&t->error, MOE_ERR_ARGUMENT,
+                              "model.vocab_size: %d, but the tokenizer of %s has %d; set %d or more", vocab,
+                              path, known, known);
+    return moei_error_set(
+        &t->error, MOE_ERR_ARGUMENT,
+        "model.vocab_size: %d, but a text is bytes, of which there are 256; data.tokenizer names a "
+        "tokenizer",
+        vocab);
+}
+
+/* The tokenizer that a run keeps is the one that its settings name, if that is still there. */
+static moe_status check_same_tokenizer(moelm_trainer *t, const char *kept) {
+    const char *named = t->config->data.tokenizer;
+    moelm_tokens now;
+    if (!*named || !*kept || !moelm_file_exists(named)) return MOE_OK;
+    MOEI_TRY(moelm_tokens_open(named, "data.tokenizer", &now, &t->error));
+    const bool same = strcmp(now.sha256, t->tokenizer.sha256) == 0;
+    moelm_tokens_close(&now);
+    if (same) return MOE_OK;
+    return moei_error_set(&t->error, MOE_ERR_ARGUMENT,
+                          "data.tokenizer: %s is not the tokenizer that the run began with, which is in %s",
+                          named, kept);
+}
+
+/* A run goes on with the tokenizer that it keeps. One that begins has that of the settings, or of the
+ * checkpoint it begins with. */
+static moe_status open_tokenizer(moelm_trainer *t) {
+    char kept[4096];
+    const char *named = t->config->data.tokenizer, *from = t->config->train.from;
+    const char *path = kept_tokenizer(t, kept, sizeof kept);
+    if (!*path) path = *named ? named : *from && moelm_tokens_there(from) ? from : "";
+    if (*path) MOEI_TRY(moelm_tokens_open(path, "data.tokenizer", &t->tokenizer, &t->error));
+    MOEI_TRY(check_vocabulary(t, path));
+    return check_same_tokenizer(t, kept);
+}
+
 static moe_status open_texts(moelm_trainer *t) {
     const moelm_data_config *data = &t->config->data;
-    MOEI_TRY(moelm_text_open(data->train, "data.train", t->length + 1, &t->train, &t->error));
+    const int64_t length = t->length + 1, eval_bytes = t->config->train.eval_bytes;
+    const moe_tokenizer *tokenizer = t->tokenizer.tokenizer;
+    const moelm_reader train = {.tokenizer = tokenizer, .least_tokens = length};
+    const moelm_reader eval = {
+        .tokenizer = tokenizer, .most_bytes = eval_bytes, .least_tokens = 2, .begins = true};
+    MOEI_TRY(moelm_text_open(data->train, "data.train", tokenizer ? 1 : length, &t->train, &t->error));
+    if (tokenizer) MOEI_TRY(moelm_text_tokenize(&t->train, &train, "data.train", &t->error));
     if (data->eval[0] == '\0') return MOE_OK;
-    return moelm_text_open(data->eval, "data.eval", 2, &t->eval, &t->error);
+    MOEI_TRY(moelm_text_open(data->eval, "data.eval", 2, &t->eval, &t->error));
+    return tokenizer ? moelm_text_tokenize(&t->eval, &eval, "data.eval", &t->error) : MOE_OK;
 }
 
 /* Sequences at once, and the words of who wants them and has not the memory. */
@@ -159,7 +212,13 @@ static moe_status identify(moelm_trainer *t) {
     t->state.eval_bits_per_byte = NAN;
     t->state.isa = moe_ctx_isa(t->ctx);
     t->state.any_isa = t->config->run.resume_any_isa;
+    t->state.tokenizer = &t->tokenizer;
     memcpy(t->state.text_sha256, t->train.sha256, sizeof t->state.text_sha256);
+    if (t->tokenizer.tokenizer) {
+        char both[2 * MOELM_SHA256_TEXT];
+        snprintf(both, sizeof both, "%s%s", t->train.sha256, t->tokenizer.sha256);
+        moelm_sha256(both, strlen(both), t->state.text_sha256);
+    }
     return moelm_config_hash(t->config, t->state.config_sha256, &t->error);
 }
 
@@ -169,6 +228,7 @@ static moe_status settle(moelm_trainer *t, bool begun, char *event, size_t size)
                              .command = t->options->command,
                              .train = &t->train,
                              .eval = t->eval.map.data ? &t->eval : NULL,
+                             .tokens = &t->tokenizer,
                              .info = {.size = sizeof facts.info}};
     moe_lm_get_info(t->lm, &facts.info);
     MOEI_TRY(identify(t));
@@ -239,7 +299,7 @@ static moe_status prepare(moelm_trainer *t) {
     MOEI_TRY(check(t));
     memcpy(t->from, t->config->train.from, sizeof t->from);
     t->length = moelm_config_length(t->config);
-    return MOE_OK;
+    return open_tokenizer(t);
 }
 
 static moelm_claim claim_of(const moelm_trainer *t) {
@@ -309,6 +369,7 @@ static void close_all(moelm_trainer *t) {
     moe_lm_destroy(t->lm);
     moelm_text_close(&t->eval);
     moelm_text_close(&t->train);
+    moelm_tokens_close(&t->tokenizer);
 }
 
 static moe_status closed(moelm_trainer *t, moe_status status) {

@@ -54,15 +54,15 @@ moe_status moelm_trainer_event(moelm_trainer *t, const char *event) {
 }
 
 moelm_reading moelm_trainer_eval_text(const moelm_trainer *t) {
-    const int64_t bytes = (int64_t)t->eval.map.bytes, most = t->config->train.eval_bytes;
-    return (moelm_reading){.bytes = t->eval.map.data, .n = most > 0 && bytes > most ? most : bytes};
+    return moelm_text_reading(&t->eval, t->config->train.eval_bytes);
 }
 
 static moe_status evaluate(moelm_trainer *t) {
     const moelm_reading text = moelm_trainer_eval_text(t);
     double bits;
     MOEI_TRY(moelm_trainer_ctx(t, moelm_score(t->lm, &text, t->lm->context, NULL, &bits)));
-    t->progress.eval_bits_per_byte = t->state.eval_bits_per_byte = bits / (double)text.n;
+    t->progress.eval_bits_per_byte = t->state.eval_bits_per_byte =
+        bits / (double)(text.ids ? t->eval.n_bytes : text.n);
     t->progress.eval_step = t->state.step;
     return moelm_trainer_event(t, "eval");
 }

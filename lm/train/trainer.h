@@ -17,6 +17,7 @@ typedef struct moelm_trainer {
     const moe_lm_config *config;
     const moe_lm_train_options *options;
 
+    moelm_tokens tokenizer;
     moelm_text train, eval; /* eval.map.data NULL: none */
     moe_lm *lm;
     moelm_optimizer optimizer;

@@ -9,6 +9,7 @@ import glob
 import os
 import random
 import sys
+import threading
 import unittest
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -127,6 +128,24 @@ class Same(unittest.TestCase):
         for path in paths:
             with self.subTest(os.path.basename(path)):
                 self.compare(path)
+
+    def test_threads_share_a_tokenizer(self):
+        ours = Ours(os.path.join(TOP, "tests", "golden", "tokenizer", "qwen.json"))
+        self.addCleanup(ours.close)
+        state = random.Random(SEED)
+        texts = [draw_text(state) for _ in range(200)]
+        alone = [ours.encode(text, 0) for text in texts]
+        results = [None] * 4
+
+        def work(index):
+            results[index] = [ours.encode(text, 0) for text in texts]
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(results, [alone] * 4)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,7 @@ static int load_settings(cli_args *args, char *run_dir) {
     if (code == 0) code = settle_from(args, from);
     if (code == 0) code = make_absolute(args, "data.train");
     if (code == 0) code = make_absolute(args, "data.eval");
+    if (code == 0) code = make_absolute(args, "data.tokenizer");
     if (code == 0) code = cli_setting(args, args->config, "run.dir", run_dir);
     if (code) return code;
     moe_status status = moe_lm_config_check(args->config, &error);
@@ -256,9 +257,10 @@ const cli_verb cmd_train = {
              "--from.\n"
              "\n"
              "--from begins a new run with the parameters of a checkpoint, or of another run's newest one.\n"
-             "Checkpoints of transformers work too if their model's tokens are bytes. The model's settings\n"
-             "come from the checkpoint, so no file need give them. Optimizer, schedule and texts are the\n"
-             "new run's own.\n"
+             "Checkpoints of transformers work too. The model's settings and its tokenizer come from the\n"
+             "checkpoint, so no file need give them. Optimizer, schedule and texts are the new run's own.\n"
+             "\n"
+             "Tokens are bytes, unless the checkpoint has a tokenizer.json or data.tokenizer names one.\n"
              "\n"
              "On SIGINT, SIGTERM or SIGHUP the run finishes the forward at hand, saves a checkpoint and\n"
              "exits with 130, 143 or 129; a second signal stops it at once. If an alarm (train.alarm_*)\n"

@@ -108,7 +108,7 @@ int run_files_check_output(cli_args *args, const char *run, const char *own, con
 }
 
 int run_files_check_texts(cli_args *args, const moe_lm_config *config, const char *output) {
-    static const char *const keys[] = {"data.train", "data.eval"};
+    static const char *const keys[] = {"data.train", "data.eval", "data.tokenizer"};
     char text[1024];
     for (size_t i = 0; i < sizeof keys / sizeof *keys; ++i) {
         int code = cli_setting(args, config, keys[i], text);
