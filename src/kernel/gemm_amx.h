@@ -7,9 +7,14 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-/* Tiles 0 to 2 have `rows` rows if these are fewer than sixteen: a product of few rows costs no more.
- * Configured by each task: it is as cheap as asking whether it was done, and a thread that does not multiply
- * keeps no tile state that a context switch must save. */
+/* GCC 12 does not know that tile instructions touch memory, and may move what others store past them. */
+static inline void tiles_see_memory(void) {
+    __asm__ volatile("" ::: "memory");
+}
+
+/* All tiles but the third, which is B's, have `rows` rows if these are fewer than sixteen: a product of few
+ * rows costs no more. Configured by each task: it is as cheap as asking whether it was done, and a thread
+ * that does not multiply keeps no tile state that a context switch must save. */
 static inline void tiles_begin(int64_t rows) {
     struct {
         uint8_t palette, start_row, reserved[14];
@@ -18,9 +23,9 @@ static inline void tiles_begin(int64_t rows) {
     } config = {.palette = 1};
     for (int i = 0; i < 8; ++i) {
         config.row_bytes[i] = 64;
-        config.rows[i] = (uint8_t)(i < 3 && rows < 16 ? rows : 16);
+        config.rows[i] = (uint8_t)(i != 3 && rows < 16 ? rows : 16);
     }
-    __asm__ volatile("" ::: "memory"); /* GCC 12 may move the stores past the instruction */
+    tiles_see_memory();
     _tile_loadconfig(&config);
 }
 

@@ -143,15 +143,72 @@ static void ready_b(const moe_gemm_rows_args *args, int32_t g, const moei_rows *
     }
 }
 
+/* Steps of tiles that are unpacked ahead of those that are multiplied: a tile is not loaded before what was
+ * written to it has left the store buffer. */
+enum { UNPACK_LAG = 2, UNPACKED = UNPACK_LAG + 1 };
+_Static_assert(UNPACKED *PANEL_STEP <= KC * NR, "what is unpacked fits the strip");
+
+/* Sums of tiles 0, 1, 4 and 5: sixteen columns each. */
+static void load_sums(const float *sum, bool add, bool all) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(4);
+    _tile_zero(5);
+    if (!add) return;
+    _tile_loadd(0, sum, LINE);
+    _tile_loadd(1, sum + SUM_HALF, LINE);
+    if (!all) return;
+    _tile_loadd(4, sum + 2 * SUM_HALF, LINE);
+    _tile_loadd(5, sum + 3 * SUM_HALF, LINE);
+}
+
+static void store_sums(float *sum, bool all) {
+    _tile_stored(0, sum, LINE);
+    _tile_stored(1, sum + SUM_HALF, LINE);
+    if (!all) return;
+    _tile_stored(4, sum + 2 * SUM_HALF, LINE);
+    _tile_stored(5, sum + 3 * SUM_HALF, LINE);
+}
+
+/* The four sums += A times K_STEP steps of a panel. */
+static void step_of_sums(const uint16_t *a, const uint16_t *b) {
+    _tile_loadd(2, a, LINE);
+    _tile_loadd(3, b, LINE);
+    _tile_dpbf16ps(0, 2, 3);
+    _tile_loadd(3, b + TILE, LINE);
+    _tile_dpbf16ps(1, 2, 3);
+    _tile_loadd(3, b + 2 * TILE, LINE);
+    _tile_dpbf16ps(4, 2, 3);
+    _tile_loadd(3, b + 3 * TILE, LINE);
+    _tile_dpbf16ps(5, 2, 3);
+}
+
+/* Up to sixteen rows multiply what is unpacked in L1, all columns of some steps after the other. Where no
+ * more than half of the columns are needed, the others' sums are neither read nor written. */
+static void multiply_codes(const moei_packed_part *part, moei_pairs_use use, uint16_t *strip) {
+    const bool all = part->width > NR;
+    const int64_t steps = padded(part->kc) / K_STEP;
+    tiles_see_memory();
+    load_sums(use.sum, use.add, all);
+    for (int64_t i = 0; i < steps + UNPACK_LAG; ++i) {
+        const int64_t done = i - UNPACK_LAG, k = part->k + i * K_STEP;
+        uint16_t *to = strip + i % UNPACKED * PANEL_STEP;
+        for (int64_t j = 0; j < MOEI_PANEL && i < steps; j += NR)
+            unpack_strip(part->p, part->panel, j, k, K_STEP, to + j / NR * (2 * TILE));
+        tiles_see_memory();
+        if (done >= 0) step_of_sums(use.a + done * (2 * TILE), strip + done % UNPACKED * PANEL_STEP);
+    }
+    store_sums(use.sum, all);
+    tiles_see_memory();
+}
+
 /* sum[rows, NR or 2 NR] (+)= A times a part of a panel. */
 static void few_packed_panel(int rows, const moei_packed_part *part, moei_pairs_use use, uint16_t *strip) {
     if (part->p->format->bits == 16) {
         multiply_pairs(rows, part, use);
-        return;
-    }
-    for (int64_t j = 0; j < part->width; j += NR) {
-        unpack_strip(part->p, part->panel, j, part->k, part->kc, strip);
-        tile_panel(rows, use.a, strip, padded(part->kc), use.sum + sum_at(0, j), use.add);
+    } else {
+        begin_next(part);
+        multiply_codes(part, use, strip);
     }
 }
 

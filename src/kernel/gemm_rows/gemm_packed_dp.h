@@ -392,12 +392,6 @@ static void tiles_of_codes(int rows, const moei_packed_part *part, moei_pairs_us
     }
 }
 
-/* Asks for the first lines of what is next, unless it follows in memory anyway. */
-static void begin_next(const moei_packed_part *part) {
-    if (part->next == moei_panel_block(part->p, part->panel, part->k + part->kc)) return;
-    for (int64_t at = 0; at < AHEAD_BYTES; at += LINE) __builtin_prefetch(part->next + at, 0, 2);
-}
-
 /* sum[rows, NR or 2 NR] (+)= A times a part of a panel. */
 static void few_packed_panel(int rows, const moei_packed_part *part, moei_pairs_use use, uint16_t *strip) {
     if (rows <= FEW_ROWS_PACKED) {

@@ -29,6 +29,12 @@ typedef struct moei_packed_part {
     const unsigned char *next; /* what is read after it */
 } moei_packed_part;
 
+/* Asks for the first lines of what is next, unless it follows in memory anyway. */
+static void begin_next(const moei_packed_part *part) {
+    if (part->next == moei_panel_block(part->p, part->panel, part->k + part->kc)) return;
+    for (int64_t at = 0; at < AHEAD_BYTES; at += LINE) __builtin_prefetch(part->next + at, 0, 2);
+}
+
 /* Scales of sixteen columns of a block. */
 MOEI_INLINE vf pairs_scale(const bool exponents, const unsigned char *block, int64_t column) {
     return exponents ? vf_load_exponent(block + column) : vf_load_f16(block + 2 * column);
