@@ -70,13 +70,14 @@ MOEI_INLINE moei_values values_of(const int bits, const moei_packed_format *form
 
 /* The bf16 of 64 signed bytes: the bytes of their sizes', and their signs. */
 MOEI_INLINE void byte_pairs(const moei_values *values, vu words, __m512i pair[2]) {
-    enum { OR_AND = 0xf8, CHOOSE = 0xca }; /* a | b & c; a ? b : c */
-    const __m512i size = _mm512_abs_epi8(words), low = _mm512_set1_epi16(0xff);
+    enum { OR_AND = 0xf8 };                    /* a | b & c */
+    const __mmask64 high = 0xaaaaaaaaaaaaaaaa; /* of each 16 bits */
+    const __m512i size = _mm512_abs_epi8(words);
     const __m512i first = _mm512_permutex2var_epi8(values->at[0], size, values->at[1]);
     __m512i second = _mm512_permutex2var_epi8(values->at[2], size, values->at[3]);
     second = _mm512_ternarylogic_epi32(second, words, _mm512_set1_epi8(-128), OR_AND);
-    pair[0] = _mm512_ternarylogic_epi32(low, first, _mm512_slli_epi16(second, 8), CHOOSE);
-    pair[1] = _mm512_ternarylogic_epi32(low, _mm512_srli_epi16(first, 8), second, CHOOSE);
+    pair[0] = _mm512_mask_blend_epi8(high, first, _mm512_slli_epi16(second, 8));
+    pair[1] = _mm512_mask_blend_epi8(high, _mm512_srli_epi16(first, 8), second);
 }
 
 /* The pairs of sixteen words. */
