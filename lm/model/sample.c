@@ -86,6 +86,13 @@ static double weigh(const moe_lm_sampler *s, ranking *r, int64_t kept) {
     return sum;
 }
 
+static int32_t likeliest(const float *logits, int64_t vocab) {
+    int32_t best = 0;
+    for (int32_t i = 1; i < vocab; ++i)
+        if (logits[i] > logits[best]) best = i;
+    return best;
+}
+
 moe_status moelm_logits_check(moe_ctx *ctx, const float *logits, int64_t vocab) {
     for (int64_t i = 0; i < vocab; ++i)
         if (!isfinite(logits[i]))
@@ -98,10 +105,8 @@ moe_status moelm_logits_check(moe_ctx *ctx, const float *logits, int64_t vocab) 
 int32_t moelm_draw(const moe_lm_sampler *s, uint64_t position, const float *logits, int64_t vocab,
                    int32_t *heap) {
     int64_t kept = s->top_k > 0 && s->top_k < vocab ? s->top_k : vocab;
-    if (s->temperature == 0.0F) kept = 1;
+    if (s->temperature == 0.0F || kept == 1) return likeliest(logits, vocab);
     ranking r = rank_tokens(logits, vocab, heap);
-    if (kept == 1) return ranked(&r, 0);
-
     double sum = weigh(s, &r, kept), walked;
     if (s->top_p > 0.0F && s->top_p < 1.0F) kept = walk(s, &r, kept, (double)s->top_p * sum, &sum);
     uint32_t word[4];
