@@ -89,6 +89,54 @@ static void test_bits(void **state) {
     moe_ctx_destroy(ctx);
 }
 
+/* Ids are read as bytes are; what stands before a text costs nothing, and short windows see less. */
+static void test_ids(void **state) {
+    (void)state;
+    enum { N = 100 };
+    static unsigned char text[N];
+    int32_t ids[N];
+    moe_ctx *ctx = make_ctx();
+    moe_lm *lm = make_model(ctx);
+    make_text(text, N);
+    for (int i = 0; i < N; ++i) ids[i] = text[i];
+    double all, bits, second;
+    assert_int_equal(score(lm, text, N, &all), MOE_OK);
+    moelm_reading reading = {.ids = ids, .n = N};
+    assert_int_equal(moelm_score(lm, &reading, lm->context, NULL, &bits), MOE_OK);
+    assert_true(bits == all);
+    reading.begun = 1;
+    assert_int_equal(moelm_score(lm, &reading, lm->context, NULL, &bits), MOE_OK);
+    assert_true(fabs(all - bits - 8) < 1e-9 * all);
+    reading.begun = 2;
+    assert_int_equal(moelm_score(lm, &reading, lm->context, NULL, &second), MOE_OK);
+    const double one = plain_bits(lm, text, 2) - 8;
+    assert_true(fabs(bits - second - one) < 1e-4 * all);
+    reading.begun = 0;
+    assert_int_equal(moelm_score(lm, &reading, 4, NULL, &bits), MOE_OK);
+    assert_true(bits != all);
+    moe_lm_destroy(lm);
+    moe_ctx_destroy(ctx);
+}
+
+static void test_eval_refuses(void **state) {
+    (void)state;
+    moe_ctx *ctx = make_ctx();
+    moe_lm *lm = make_model(ctx);
+    moe_lm_eval_result result = {.size = sizeof result};
+    moe_tokenizer *tokenizer = NULL;
+    moe_error error;
+    assert_int_equal(moe_tokenizer_load("tests/golden/tokenizer/qwen.json", &tokenizer, &error), MOE_OK);
+    moe_lm_eval_options options = {.size = sizeof options, .tokenizer = tokenizer};
+    assert_int_equal(moe_lm_eval(lm, "tests/CMakeLists.txt", &options, &result), MOE_ERR_INPUT);
+    assert_non_null(strstr(moe_ctx_error(ctx), "it is another model's"));
+    options = (moe_lm_eval_options){.size = sizeof options, .window = -1};
+    assert_int_equal(moe_lm_eval(lm, "tests/CMakeLists.txt", &options, &result), MOE_ERR_ARGUMENT);
+    assert_non_null(strstr(moe_ctx_error(ctx), "window is -1"));
+    moe_tokenizer_destroy(tokenizer);
+    moe_lm_destroy(lm);
+    moe_ctx_destroy(ctx);
+}
+
 /* A head of zeros knows nothing: 8 bits for every byte, also the first. */
 static void test_knows_nothing(void **state) {
     (void)state;
@@ -292,6 +340,8 @@ static void test_bad_text(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_eval_refuses),
         cmocka_unit_test(test_knows_nothing),
         cmocka_unit_test(test_memory_of_a_batch),
         cmocka_unit_test_setup_teardown(test_analysis, scratch_setup, scratch_teardown),
