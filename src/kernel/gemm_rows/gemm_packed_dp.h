@@ -82,9 +82,7 @@ MOEI_INLINE void byte_pairs(const moei_values *values, vu words, __m512i pair[2]
 
 /* The pairs of sixteen words. */
 MOEI_INLINE void word_pairs(const int bits, const moei_values *values, vu words, __m512i pair[4]) {
-    if (bits == 16) {
-        pair[0] = words;
-    } else if (bits == 8) {
+    if (bits == 8) {
         byte_pairs(values, words, pair);
     } else {
         MOEI_UNROLL
@@ -186,6 +184,26 @@ MOEI_INLINE void multiply_codes(const int rows, const int bits, const bool expon
     }
 }
 
+enum { PAIRS_AT_ONCE = 4 };
+
+/* Of sixteen columns with `rows` chains: the sums of n pair rows. Every other line is asked for: with all of
+ * them a core's few buffers for lines that come are full while memory is slow, with none its own prefetchers
+ * stay behind. */
+MOEI_INLINE void add_pairs(const int rows, const int n, const unsigned char *pairs, const uint16_t *a,
+                           vf *const chain) {
+    MOEI_UNROLL
+    for (int i = 0; i < n; ++i, pairs += LINE) {
+        const __m512bh pair = (__m512bh)vu_load(pairs);
+        if (i % 2 == 0) __builtin_prefetch(pairs + AHEAD_BYTES, 0, 2);
+        MOEI_UNROLL
+        for (int r = 0; r < rows; ++r) {
+            int32_t x;
+            memcpy(&x, a + r * A_ROW + 2 * i, sizeof x);
+            chain[r] = _mm512_dpbf16_ps(chain[r], (__m512bh)_mm512_set1_epi32(x), pair);
+        }
+    }
+}
+
 /* Pairs as they lie, tile after tile: one chain, which is added. */
 MOEI_INLINE void multiply_pairs(const int rows, const moei_packed_part *part, moei_pairs_use use) {
     const int needed = needed_vectors(part);
@@ -193,11 +211,17 @@ MOEI_INLINE void multiply_pairs(const int rows, const moei_packed_part *part, mo
     begin_chains(rows, chain);
     for (int64_t k = 0; k < part->kc; k += MOEI_PAIRS_GROUP) {
         const unsigned char *tile = moei_panel_block(part->p, part->panel, part->k + k);
-        const int64_t steps = moei_min(MOEI_PAIRS_GROUP, padded(part->kc - k));
+        const int64_t pairs = moei_min(MOEI_PAIRS_GROUP, padded(part->kc - k)) / 2;
         MOEI_UNROLL
-        for (int v = 0; v < PANEL_V; ++v, tile += MOEI_TILE_BYTES)
-            for (int64_t i = 0; i < steps; i += 2)
-                add_words(rows, 16, NULL, tile + i / 2 * LINE, use.a + k + i, chain[v].row);
+        for (int v = 0; v < PANEL_V; ++v, tile += MOEI_TILE_BYTES) {
+            const uint16_t *a = use.a + k;
+            int64_t i = 0;
+#pragma GCC unroll 1 /* a tile unrolled as a whole is slower */
+            for (; i + PAIRS_AT_ONCE <= pairs; i += PAIRS_AT_ONCE)
+                add_pairs(rows, PAIRS_AT_ONCE, tile + i * LINE, a + 2 * i, chain[v].row);
+#pragma GCC unroll 1
+            for (; i < pairs; ++i) add_pairs(rows, 1, tile + i * LINE, a + 2 * i, chain[v].row);
+        }
     }
     MOEI_UNROLL
     for (int v = 0; v < PANEL_V; ++v) {
