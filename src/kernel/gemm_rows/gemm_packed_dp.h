@@ -417,11 +417,19 @@ static void tiles_of_codes(int rows, const moei_packed_part *part, moei_pairs_us
     }
 }
 
+/* Up to so many rows read codes again for each four of them, out of L1: cheaper than writing values out. */
+enum { FEW_ROWS_AGAIN = 8 };
+
 /* sum[rows, NR or 2 NR] (+)= A times a part of a panel. */
 static void few_packed_panel(int rows, const moei_packed_part *part, moei_pairs_use use, uint16_t *strip) {
-    if (rows <= FEW_ROWS_PACKED) {
+    if (rows <= (part->p->format->bits == 16 ? FEW_ROWS_PACKED : FEW_ROWS_AGAIN)) {
         begin_next(part);
-        multiply_few(rows, part, use);
+        for (int i = 0, mr; i < rows; i += mr) {
+            mr = (int)moei_ceil_div(rows - i, moei_ceil_div(rows - i, FEW_ROWS_PACKED));
+            moei_pairs_use some = use;
+            some.a += a_at(i, 0), some.sum += sum_at(i, 0);
+            multiply_few(mr, part, some);
+        }
     } else if (part->p->format->bits == 16)
         tiles_of_pairs(rows, part, use);
     else
