@@ -194,34 +194,88 @@ static moe_status hidden_gradient(const moei_ffn *f, const moe_expert_io *io, vo
     return moe_gemm_rows(f->ctx, &args);
 }
 
-/* dW2[e] (+)= (weight*A)^T gather(dy);  dW1[e] (+)= gather(x)^T dZ, of those that are trained */
-static moe_status weight_gradients(const moei_ffn *f, const moe_expert_io *io, const void *z, ffn_scratch s) {
+static moe_gemm_outer_args weight_gradient(const moei_ffn *f, const moe_expert_io *io) {
+    return (moe_gemm_outer_args){.dtype = f->desc.dtype,
+                                 .n_groups = io->n_experts,
+                                 .offset = io->offset,
+                                 .n_rows = io->n_rows,
+                                 .accumulate = !io->overwrite_grad,
+                                 .c_wide = f->grad_dtype != MOE_BF16};
+}
+
+/* dW2[e] (+)= (weight*A)^T gather(dy) */
+static moe_gemm_outer_args down_gradient(const moei_ffn *f, const moe_expert_io *io, const void *a) {
     const moe_expert_desc *d = &f->desc;
-    const moe_gemm_outer_args both = {.dtype = d->dtype,
-                                      .n_groups = io->n_experts,
-                                      .offset = io->offset,
-                                      .n_rows = io->n_rows,
-                                      .accumulate = !io->overwrite_grad,
-                                      .c_wide = f->grad_dtype != MOE_BF16};
-    moe_gemm_outer_args product[2] = {both, both};
-    moe_gemm_outer_args *down = &product[0], *up = &product[1];
-    down->m = down->lda = d->d_hidden;
-    down->n = down->ldc = d->d_out;
-    down->a = s.a;
-    down->b = io->dout.data;
-    down->ldb = io->dout.stride;
-    down->b_row = io->row_token;
-    down->c = f->grad[MOEI_FFN_DOWN];
-    down->c_group = (int64_t)d->d_hidden * d->d_out;
-    up->m = d->d_in;
-    up->n = up->ldb = up->ldc = f->d_z;
-    up->a = io->in.data;
-    up->lda = io->in.stride;
-    up->a_row = io->row_token;
-    up->b = z;
-    up->c = f->grad[MOEI_FFN_UP];
-    up->c_group = (int64_t)d->d_in * f->d_z;
-    const int32_t first = down->c ? 0 : 1, last = up->c ? 1 : 0;
+    moe_gemm_outer_args down = weight_gradient(f, io);
+    down.m = down.lda = d->d_hidden;
+    down.n = down.ldc = d->d_out;
+    down.a = a;
+    down.b = io->dout.data;
+    down.ldb = io->dout.stride;
+    down.b_row = io->row_token;
+    down.c = f->grad[MOEI_FFN_DOWN];
+    down.c_group = (int64_t)d->d_hidden * d->d_out;
+    return down;
+}
+
+/* dW1[e] (+)= gather(x)^T dZ */
+static moe_gemm_outer_args up_gradient(const moei_ffn *f, const moe_expert_io *io, const void *z) {
+    const moe_expert_desc *d = &f->desc;
+    moe_gemm_outer_args up = weight_gradient(f, io);
+    up.m = d->d_in;
+    up.n = up.ldb = up.ldc = f->d_z;
+    up.a = io->in.data;
+    up.lda = io->in.stride;
+    up.a_row = io->row_token;
+    up.b = z;
+    up.c = f->grad[MOEI_FFN_UP];
+    up.c_group = (int64_t)d->d_in * f->d_z;
+    return up;
+}
+
+/* Rows by index put in order, where that pays: in `room` [rows, columns], which has no other use meanwhile.
+ */
+static bool put_in_order(const moei_ffn *f, const moe_expert_io *io, moe_mat *rows, void *room,
+                         int64_t columns) {
+    moei_order_rows_fn *order = f->ctx->kernels[f->desc.dtype]->order_rows;
+    const moei_copy_rows_args copy = {.dtype = f->desc.dtype,
+                                      .rows = io->n_rows,
+                                      .n = rows->cols,
+                                      .from = rows->data,
+                                      .ld_from = rows->stride,
+                                      .row = io->row_token,
+                                      .slot = io->row_slot,
+                                      .to = room,
+                                      .ld_to = rows->cols};
+    if (!order || !room || !io->row_token || columns < rows->cols ||
+        !order(&f->ctx->team, &copy, io->n_experts, f->desc.d_hidden))
+        return false;
+    *rows = (moe_mat){room, io->n_rows, rows->cols, rows->cols, rows->dtype};
+    return true;
+}
+
+/* dW2 from dy in order, in the room of the rows' gradients, which come later. False: not so, and nothing was
+ * done. What rides with products of weights (moei_outer_products) does not ride here: it writes where the
+ * product of the rows' gradients still reads. */
+static bool ordered_down_gradient(const moei_ffn *f, const moe_expert_io *io, const void *a,
+                                  moe_status *status) {
+    moe_expert_io ordered = *io;
+    if (!f->grad[MOEI_FFN_DOWN] || !put_in_order(f, io, &ordered.dout, io->din.data, io->din.stride))
+        return false;
+    ordered.row_token = NULL;
+    const moe_gemm_outer_args down = down_gradient(f, &ordered, a);
+    *status = moe_gemm_outer(f->ctx, &down);
+    return true;
+}
+
+/* Of what is trained; `down_done`: dW1 alone, and the room of the weighted A is free. */
+static moe_status weight_gradients(const moei_ffn *f, const moe_expert_io *io, const void *z, ffn_scratch s,
+                                   bool down_done) {
+    moe_expert_io ordered = *io;
+    if (down_done && f->grad[MOEI_FFN_UP] && put_in_order(f, io, &ordered.in, s.a, f->desc.d_hidden))
+        ordered.row_token = NULL;
+    const moe_gemm_outer_args product[2] = {down_gradient(f, io, s.a), up_gradient(f, &ordered, z)};
+    const int32_t first = product[0].c && !down_done ? 0 : 1, last = product[1].c ? 1 : 0;
     return first > last ? MOE_OK : moei_outer_products(f->ctx, &product[first], last - first + 1);
 }
 
@@ -305,9 +359,12 @@ static moe_status ffn_backward(void *self, const moe_expert_io *io) {
     MOEI_TRY(hidden_gradient(f, io, z, s));
     if (f->value[MOEI_FFN_DOWN_BIAS] && io->drow_weight) bias_weight_gradient(f, io);
     moei_beside_step(f->ctx, MOEI_BESIDE_WEIGHED);
+    moe_status status = MOE_OK;
+    const bool down_done = ordered_down_gradient(f, io, s.a, &status);
+    MOEI_TRY(status);
     if (io->din.data) MOEI_TRY(input_gradient(f, io, z));
     moei_beside_step(f->ctx, MOEI_BESIDE_MARK);
-    MOEI_TRY(weight_gradients(f, io, z, s));
+    MOEI_TRY(weight_gradients(f, io, z, s, down_done));
     if (f->grad[MOEI_FFN_UP_BIAS]) MOEI_TRY(up_bias_gradient(f, io, z));
     return f->grad[MOEI_FFN_DOWN_BIAS] ? down_bias_gradient(f, io) : MOE_OK;
 }

@@ -90,6 +90,10 @@ typedef bool moei_route_fn(const moei_team *team, const moei_router_args *args);
 typedef bool moei_gemm_outers_fn(const moei_team *team, const moei_gemm_outers_args *args); /* likewise */
 typedef bool moei_gemm_rows_plus_fn(const moei_team *team, const moe_gemm_rows_args *args,
                                     const moei_rows_plus *plus); /* likewise */
+/* copy_rows, where products over rows of n_groups experts, `hidden` wide, gain more by rows that lie in their
+ * order than the copy costs. False: they do not, or not for these arguments, and nothing was done. */
+typedef bool moei_order_rows_fn(const moei_team *team, const moei_copy_rows_args *args, int64_t n_groups,
+                                int64_t hidden);
 /* All of arguments that moei_gate_grad_takes. */
 typedef void moei_gate_grad_fn(const moei_team *team, const moei_gate_grad_args *args,
                                moe_gemm_outer_args *product);
@@ -122,8 +126,9 @@ typedef struct moei_kernels {
     moei_convert_fn *convert;
     moei_act_pass_fn *act_pass, *act_pass_grad;
     moei_mx_rows_fn *mx_save, *mx_restore;
-    /* On devices only: NULL on the CPU, where the stages do it. The first seven may be NULL on devices too.
+    /* On devices only: NULL on the CPU, where the stages do it. The first eight may be NULL on devices too.
      */
+    moei_order_rows_fn *order_rows;
     moei_gemm_rows_plus_fn *gemm_rows_plus;
     moei_gemm_outers_fn *gemm_outers;
     moei_route_fn *route;

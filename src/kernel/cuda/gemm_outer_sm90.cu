@@ -1,6 +1,7 @@
 /* gemm_outer_sm90.cu: grouped products over a ragged sum, C_g[m, n] = sum_r A[a_row[r], m] B[r, n], bf16;
  * those over the same groups, and one over others, in one launch. Both operands have the sum along their
- * rows, so wgmma reads them MN-major. Rows of A come by index. Who computes which tile: outer_tiles.cuh.
+ * rows, so wgmma reads them MN-major. Rows of A come by index or as they lie. Who computes which tile:
+ * outer_tiles.cuh.
  * Source: SonicMoE (Guo et al. 2025), gather along the reduction.
  */
 #include "kernel/cuda/outer_tiles.cuh"
@@ -8,13 +9,49 @@
 
 namespace moei {
 
-/* A warp copies 16 of the 64 rows of a stage, two at a time; lane j < 16 knows where the j-th starts. Indices
- * are fetched two stages ahead and turned into addresses before the stage is awaited: between its release and
- * its copies there is nothing else to do. */
+/* This block's half of a B tile, 64 columns a box, to both blocks of the pair. */
+template <class S>
+__device__ __forceinline__ void load_outer_b(const CUtensorMap *map, const Pipeline<S> &pipe, int stage,
+                                             const OuterTile &tile, int k0, int rank) {
+    constexpr int HALF = TILE_K / PAIR;
+    const uint32_t to = pipe.b(stage) + rank * HALF * 128;
+#pragma unroll
+    for (int block = 0; block < S::TILE_N / 64; ++block)
+        tma_load_pair_ragged(to + block * 8192, map, pipe.full_at(stage), tile.n + block * 64,
+                             k0 + rank * HALF, tile.row_end);
+}
+
+/* Contiguous rows of A: one thread of a warp drives the copy engine. Its writes to shared memory cost the
+ * tensor cores nothing, while each of those by cp.async takes a clock from them. */
+template <class S>
+__device__ __forceinline__ void load_outer(const OuterMaps &maps, const Pipeline<S> &pipe, TileWalk walk) {
+    Ring<S::STAGES> ring;
+    OuterTile tile;
+    while (walk.next<S>(tile)) {
+        const CUtensorMap *map_a = &maps.a[tile.job], *map_b = &maps.b[tile.job];
+        const int k_blocks = tile.k_blocks();
+        for (int kb = 0; kb < k_blocks; ++kb, ring.next()) {
+            const int k0 = tile.row + kb * TILE_K;
+            mbar_wait(pipe.empty_at(ring.stage), ring.phase ^ 1);
+            if (threadIdx.x == 0) {
+                mbar_arrive_expect(pipe.full_at(ring.stage), S::STAGE_BYTES);
+                load_outer_b<S>(map_b, pipe, ring.stage, tile, k0, walk.rank);
+#pragma unroll
+                for (int block = 0; block < S::TILE_M / 64; ++block)
+                    tma_load_ragged_box(pipe.a(ring.stage) + block * 8192, map_a, pipe.full_at(ring.stage),
+                                        tile.m + block * 64, k0, tile.row_end);
+            }
+            __syncwarp();
+        }
+    }
+}
+
+/* Rows of A by index. A warp copies 16 of the 64 rows of a stage, two at a time; lane j < 16 knows where the
+ * j-th starts. Indices are fetched two stages ahead and turned into addresses before the stage is awaited:
+ * between its release and its copies there is nothing else to do. */
 template <class S>
 __device__ __forceinline__ void gather_outer(const OuterArgs &p, const OuterMaps &maps,
                                              const Pipeline<S> &pipe, TileWalk walk) {
-    constexpr int HALF = TILE_K / PAIR;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, chunk = lane & 15;
     const int row0 = 2 * warp + (lane >> 4), my_row = 2 * warp + (lane & 1) + 8 * ((lane & 15) >> 1);
     const uint32_t to = (chunk >> 3) * 8192 + row0 * 128 + (((chunk & 7) ^ (row0 & 7)) << 4);
@@ -46,13 +83,8 @@ __device__ __forceinline__ void gather_outer(const OuterArgs &p, const OuterMaps
                 from[i] = a + (uint64_t)__shfl_sync(~0u, row, 2 * i + (lane >> 4)) * pitch;
             mbar_wait(pipe.empty_at(ring.stage), ring.phase ^ 1);
             if (threadIdx.x == 0) {
-                const uint32_t bar = pipe.full_at(ring.stage),
-                               to_b = pipe.b(ring.stage) + walk.rank * HALF * 128;
-                mbar_arrive_expect(bar, S::B_BYTES);
-#pragma unroll
-                for (int block = 0; block < S::TILE_N / 64; ++block)
-                    tma_load_pair_ragged(to_b + block * 8192, map_b, bar, tile.n + block * 64,
-                                         k0 + walk.rank * HALF, tile.row_end);
+                mbar_arrive_expect(pipe.full_at(ring.stage), S::B_BYTES);
+                load_outer_b<S>(map_b, pipe, ring.stage, tile, k0, walk.rank);
             }
             __syncwarp();
 #pragma unroll
@@ -84,7 +116,7 @@ __device__ __forceinline__ void store_outer(const float (&acc)[1][S::TILE_N / 2]
         epilogue_store<1, S::TILE_N, false>(acc, own, {first, end}, tile.n, job.e, maps);
 }
 
-template <class S>
+template <class S, bool GATHER>
 __device__ __forceinline__ void compute_outer(const OuterArgs &p, const OuterMaps &maps,
                                               const Pipeline<S> &pipe, uint32_t store, TileWalk walk) {
     const int group = threadIdx.x / 128 - 1;
@@ -99,7 +131,7 @@ __device__ __forceinline__ void compute_outer(const OuterArgs &p, const OuterMap
 #pragma unroll
             for (int i = 0; i < S::TILE_N / 2; ++i) acc[0][i] = 0;
         else
-            multiply<S, true, true, true>(
+            multiply<S, true, true, GATHER>(
                 acc, pipe, ring, k_blocks, group * 8192, [] {}, [](int) {});
         /* Whose lines these are and which come first is another matter in every tile, and a group without
          * rows has no product behind which the copy engine would be done with the tile before. */
@@ -110,7 +142,7 @@ __device__ __forceinline__ void compute_outer(const OuterArgs &p, const OuterMap
     tma_store_wait<0>();
 }
 
-template <class S>
+template <class S, bool GATHER>
 __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
     gemm_outer_kernel(const __grid_constant__ OuterArgs p, const __grid_constant__ OuterMaps maps) {
     typedef Shared<S> Layout;
@@ -118,7 +150,7 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
     const uint32_t base = smem_address(raw);
     const Pipeline<S> pipe = {base, base + Layout::FULL, base + Layout::EMPTY};
     TileOrder &order = *(TileOrder *)(raw + Layout::FIRST);
-    if (threadIdx.x == 0) pipe.init(LOADERS + 1);
+    if (threadIdx.x == 0) pipe.init(GATHER ? LOADERS + 1 : 1);
     const bool uneven = order_groups(p.of[0], order, (int *)(raw + Layout::STORE));
     if (uneven && threadIdx.x < 32) turn_rounds(p, order);
     __syncthreads();
@@ -126,10 +158,13 @@ __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREADS, 1)
     const TileWalk walk(p, order, uneven);
     if (threadIdx.x < LOADERS) {
         registers_lower<56>();
-        gather_outer<S>(p, maps, pipe, walk);
+        if constexpr (GATHER)
+            gather_outer<S>(p, maps, pipe, walk);
+        else if (threadIdx.x < 32)
+            load_outer<S>(maps, pipe, walk);
     } else {
         registers_raise<224>();
-        compute_outer<S>(p, maps, pipe, base + Layout::STORE, walk);
+        compute_outer<S, GATHER>(p, maps, pipe, base + Layout::STORE, walk);
     }
     __syncwarp();
     cluster_sync(); /* the other block may still write here */
@@ -151,8 +186,8 @@ static bool fits(const moe_gemm_outer_args *a) {
 
 /* Rows by index can only be A's: where they are those of B, the product is the transpose. */
 template <class S>
-static cudaError_t describe(const moei_team *team, const moe_gemm_outer_args *args, OuterJob *job,
-                            CUtensorMap *map_b, CUtensorMap *map_c) {
+static cudaError_t describe(const moei_team *team, const moe_gemm_outer_args *args, int index, OuterJob *job,
+                            OuterMaps *maps) {
     const bool trans = args->b_row != NULL;
     const int m = (int)(trans ? args->n : args->m), n = (int)(trans ? args->m : args->n);
     const void *b = trans ? args->a : args->b;
@@ -168,12 +203,16 @@ static cudaError_t describe(const moei_team *team, const moe_gemm_outer_args *ar
     job->e.m = m;
     job->e.n = n;
     const int rows = !trans ? 16 : args->c_wide ? LINE / 2 : LINE;
-    const cudaError_t error = make_ragged_map(team, map_b, b, n, 0, ldb, TILE_K / PAIR, false);
+    cudaError_t error = make_ragged_map(team, &maps->b[index], b, n, 0, ldb, TILE_K / PAIR, false);
+    if (!error && !job->a_row)
+        error = make_ragged_map(team, &maps->a[index], job->a, m, 0, job->lda, TILE_K, false);
     return error ? error
-                 : make_ragged_map(team, map_c, args->c, args->n, 1, args->n, (uint32_t)rows, args->c_wide);
+                 : make_ragged_map(team, &maps->out[index].out, args->c, args->n, 1, args->n, (uint32_t)rows,
+                                   args->c_wide);
 }
 
-template <class S> static cudaError_t launch(const moei_team *team, const moei_gemm_outers_args *args) {
+template <class S, bool GATHER>
+static cudaError_t launch(const moei_team *team, const moei_gemm_outers_args *args) {
     OuterArgs p = {};
     OuterMaps maps = {};
     cudaError_t error = cudaSuccess;
@@ -182,10 +221,10 @@ template <class S> static cudaError_t launch(const moei_team *team, const moei_g
         args->product->n_groups, 0
     };
     for (int i = 0; i < args->n_products && !error; ++i)
-        error = describe<S>(team, &args->product[i], &p.job[i], &maps.b[i], &maps.out[i].out);
+        error = describe<S>(team, &args->product[i], i, &p.job[i], &maps);
     for (int i = 0; i < args->n_products; ++i) p.of[0].tiles += p.job[i].pairs_m * p.job[i].n_tiles_n;
     if (args->aside && !error) {
-        error = describe<S>(team, args->aside, &p.job[ASIDE], &maps.b[ASIDE], &maps.out[ASIDE].out);
+        error = describe<S>(team, args->aside, ASIDE, &p.job[ASIDE], &maps);
         p.of[1] = {
             {args->aside->offset, (int)args->aside->n_rows},
             args->aside->n_groups,
@@ -195,7 +234,7 @@ template <class S> static cudaError_t launch(const moei_team *team, const moei_g
     int n_sm = 0;
     if (!error) error = multiprocessors(&n_sm);
     if (error) return error;
-    auto *kernel = gemm_outer_kernel<S>;
+    auto *kernel = gemm_outer_kernel<S, GATHER>;
     const int bytes = Shared<S>::FIRST + (int)sizeof(TileOrder);
     static_assert(Shared<S>::FIRST + sizeof(TileOrder) <= 227 * 1024, "shared memory of a block");
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -217,14 +256,22 @@ static bool small_groups(const moei_gemm_outers_args *args) {
     return args->product->n_rows / args->product->n_groups * columns * 2 <= SMALL_GROUP;
 }
 
+/* Whether no row of a launch's products comes by index. */
+static bool contiguous(const moei_gemm_outers_args *args) {
+    bool by_index = args->aside && (args->aside->a_row || args->aside->b_row);
+    for (int i = 0; i < args->n_products; ++i) by_index |= args->product[i].a_row || args->product[i].b_row;
+    return !by_index;
+}
+
 static cudaError_t launch_as(const moei_team *team, const moei_gemm_outers_args *args) {
-    return narrow(args->product) ? launch<Outer128>(team, args) : launch<Outer256>(team, args);
+    if (narrow(args->product)) return launch<Outer128, true>(team, args);
+    return contiguous(args) ? launch<Outer256, false>(team, args) : launch<Outer256, true>(team, args);
 }
 
 static bool fits_and_maps(const moei_team *team, const moe_gemm_outer_args *args) {
     OuterJob job;
-    CUtensorMap b, c;
-    return fits(args) && !describe<Outer256>(team, args, &job, &b, &c);
+    OuterMaps maps;
+    return fits(args) && !describe<Outer256>(team, args, 0, &job, &maps);
 }
 
 /* Whether all can be queued, asked before the first of them is. */

@@ -35,6 +35,7 @@ struct OuterArgs {
     OuterJob job[OUTER_JOBS];
 };
 struct OuterMaps {
+    CUtensorMap a[OUTER_JOBS]; /* of contiguous rows */
     CUtensorMap b[OUTER_JOBS];
     OutMaps out[OUTER_JOBS];
 };

@@ -114,6 +114,16 @@ template <class T> __global__ void copy_rows_kernel(const moei_copy_rows_args p)
     store<T>(p.to, r * p.ld_to + j, value);
 }
 
+/* The same without weights, in pieces of 16 bytes: n and ld of them. */
+static __global__ void copy_pieces_kernel(const moei_copy_rows_args p) {
+    const int64_t r = blockIdx.x, j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
+    if (j >= p.n) return;
+    uint4 piece = make_uint4(0, 0, 0, 0);
+    if (!p.slot || p.slot[r] >= 0)
+        piece = __ldg((const uint4 *)p.from + (p.row ? p.row[r] : r) * p.ld_from + j);
+    ((uint4 *)p.to)[r * p.ld_to + j] = piece;
+}
+
 template <class F, class T> __global__ void convert_kernel(const moei_convert_args p) {
     const int64_t r = blockIdx.x, j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
     if (j >= p.n) return;
@@ -176,6 +186,14 @@ extern "C" void moei_row_dot__cuda(const moei_team *team, const moei_row_dot_arg
 }
 
 extern "C" void moei_copy_rows__cuda(const moei_team *team, const moei_copy_rows_args *args) {
+    const int64_t of16 = 16 / (int64_t)moe_dtype_bytes(args->dtype);
+    if (args->from && !args->weight && args->n % of16 == 0 && args->ld_from % of16 == 0 &&
+        args->ld_to % of16 == 0 && aligned16(args->from) && aligned16(args->to)) {
+        moei_copy_rows_args pieces = *args;
+        pieces.n /= of16, pieces.ld_from /= of16, pieces.ld_to /= of16;
+        launch(copy_pieces_kernel, copy_pieces_kernel, by_row(pieces.rows, pieces.n), team, &pieces);
+        return;
+    }
     launch(copy_rows_kernel<float>, copy_rows_kernel<bf16>, by_row(args->rows, args->n), team, args);
 }
 

@@ -176,6 +176,14 @@ __device__ __forceinline__ void tma_load_pair_ragged(uint32_t dst, const CUtenso
                  "r"((int)RAGGED_ROWS), "h"((uint16_t)3)
                  : "memory");
 }
+__device__ __forceinline__ void tma_load_ragged_box(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x,
+                                                    int row, int row_end) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(dst),
+                 "l"(map), "r"(bar), "r"(x), "r"(RAGGED_ROWS - (row_end - row)), "r"(row_end),
+                 "r"((int)RAGGED_ROWS)
+                 : "memory");
+}
 __device__ __forceinline__ void tma_load_ragged(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x,
                                                 int half, int row, int row_end) {
     asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
