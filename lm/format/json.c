@@ -6,9 +6,42 @@
 #include "core/status.h"
 #include "format/file.h"
 
+#include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Integers beyond 64 bits become numbers with an exponent, in the same place: ...789 reads ...7e2. A getter
+ * of an integer refuses them; where nobody reads them (save_pretrained writes 10^30 for "no limit") none is
+ * lost.
+ */
+static void widen_integers(char *text, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++) {
+        if (text[i] == '"') {
+            for (i++; i < bytes && text[i] != '"'; i++) i += text[i] == '\\';
+        } else if (text[i] == '-' || (text[i] >= '0' && text[i] <= '9')) {
+            char *end;
+            errno = 0;
+            (void)strtoll(text + i, &end, 10);
+            if (errno == ERANGE && !(*end && strchr(".eE", *end))) memcpy(end - 2, "e2", 2);
+            i += strspn(text + i, "-+.eE0123456789") - 1;
+        }
+    }
+}
+
+/* Parses again what has an integer beyond 64 bits; *parsed is NULL where *fault tells why. */
+static moe_status parse_wide(const char *name, const void *data, size_t bytes, json_t **parsed,
+                             json_error_t *fault, moe_error *error) {
+    char *text = malloc(bytes + 1);
+    if (!text) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", name);
+    memcpy(text, data, bytes);
+    text[bytes] = '\0';
+    widen_integers(text, bytes);
+    *parsed = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, fault);
+    free(text);
+    return MOE_OK;
+}
 
 moe_status moelm_json_parse(const char *name, const void *data, size_t bytes, json_t **root,
                             moe_error *error) {
@@ -17,6 +50,8 @@ moe_status moelm_json_parse(const char *name, const void *data, size_t bytes, js
                               MOELM_JSON_MAX_BYTES);
     json_error_t fault;
     json_t *parsed = json_loadb(data, bytes, JSON_REJECT_DUPLICATES, &fault);
+    if (!parsed && json_error_code(&fault) == json_error_numeric_overflow)
+        MOEI_TRY(parse_wide(name, data, bytes, &parsed, &fault, error));
     if (!parsed) {
         bool memory = json_error_code(&fault) == json_error_out_of_memory;
         return moei_error_set(error, memory ? MOE_ERR_MEMORY : MOE_ERR_INPUT, "%s:%d:%d: %s", name,
@@ -71,7 +106,8 @@ static const char *type_words(const json_t *value) {
     case JSON_INTEGER:
         return "an integer";
     case JSON_REAL:
-        return "a number with a fraction";
+        return fabs(json_real_value(value)) < 0x1p63 ? "a number with a fraction"
+                                                     : "a number too large for 64 bits";
     case JSON_TRUE:
         return "true";
     case JSON_FALSE:

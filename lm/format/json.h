@@ -9,7 +9,8 @@
 
 #define MOELM_JSON_MAX_BYTES ((size_t)100 << 20)
 
-/* Errors read "file:line:column: ...". Free *root with json_decref. */
+/* Errors read "file:line:column: ...". An integer beyond 64 bits is a real: refused only where an integer is
+ * read. Free *root with json_decref. */
 moe_status moelm_json_load(const char *path, json_t **root, moe_error *error);
 /* The same from memory; name stands for the file in messages. */
 moe_status moelm_json_parse(const char *name, const void *data, size_t bytes, json_t **root,

@@ -35,6 +35,8 @@ expect 8 "$MOEKIT" eval -m model --text text.txt
 says err 'has 48 tokens and no tokenizer.json'
 
 cp tokenizer.json model/
+# what save_pretrained writes for a text of any length: a number that nobody reads
+echo '{"model_max_length": 1000000000000000019884624838656}' >model/tokenizer_config.json
 expect 0 "$MOEKIT" generate -m model -p 'the king' -n 20 --temp 0 --json
 json out
 says out '"text":"[^"]+","bytes":[0-9]+,"tokens":\[[0-9]+(,[0-9]+){19}\],"ended":false'

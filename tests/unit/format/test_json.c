@@ -8,6 +8,8 @@
 #include "format/file.h"
 #include "format/json.h"
 
+#include <math.h>
+
 static json_t *parse(const char *text) {
     json_t *root = NULL;
     moe_error error;
@@ -20,18 +22,18 @@ static void test_malformed(void **state) {
     static const struct {
         const char *text, *words;
     } rows[] = {
-        {"",                              "config.json:1:0:"          },
-        {"{\"a\": 1",                     "config.json:1:7:"          },
-        {"{\n  \"a\": tru\n}",            "config.json:2:10:"         },
-        {"{\n \"a\": 1,\n \"a\": 2}",     "config.json:3:"            },
-        {"{\"a\": 1, \"a\": 2}",          "duplicate object key"      },
-        {"{\"a\": \"\\u0000\"}",          "u0000"                     },
-        {"{\"a\": \"\xff\"}",             "unable to decode byte 0xff"},
-        {"{\"a\": 99999999999999999999}", "too big integer"           },
-        {"{\"a\": 1e999}",                "real number overflow"      },
-        {"{\"a\": NaN}",                  "invalid token"             },
-        {"{} {}",                         "end of file expected"      },
-        {"3",                             "config.json:1:1:"          },
+        {"",                                "config.json:1:0:"          },
+        {"{\"a\": 1",                       "config.json:1:7:"          },
+        {"{\n  \"a\": tru\n}",              "config.json:2:10:"         },
+        {"{\n \"a\": 1,\n \"a\": 2}",       "config.json:3:"            },
+        {"{\"a\": 1, \"a\": 2}",            "duplicate object key"      },
+        {"{\"a\": \"\\u0000\"}",            "u0000"                     },
+        {"{\"a\": \"\xff\"}",               "unable to decode byte 0xff"},
+        {"{\"a\": 99999999999999999999-1}", "near '-1'"                 },
+        {"{\"a\": 1e999}",                  "real number overflow"      },
+        {"{\"a\": NaN}",                    "invalid token"             },
+        {"{} {}",                           "end of file expected"      },
+        {"3",                               "config.json:1:1:"          },
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         json_t *root = NULL;
@@ -40,6 +42,43 @@ static void test_malformed(void **state) {
                      MOE_ERR_INPUT, &error, rows[i].words);
         assert_null(root);
     }
+}
+
+/* What save_pretrained writes for a text of any length is nobody's number; read, it is told. */
+static void test_beyond_64_bits(void **state) {
+    (void)state;
+    json_t *root =
+        parse("{\"model_max_length\": 1000000000000000019884624838656, \"low\": -9223372036854775809,"
+              " \"last\": 9223372036854775807, \"text\": \"\\\"99999999999999999999\","
+              " \"real\": 99999999999999999999.5, \"list\": [18446744073709551616,7]}");
+    const char *where = "config.json", *text = NULL;
+    moe_error error;
+    int64_t integer = 3;
+    double real = 0;
+    assert_fails(moelm_json_opt_int(root, where, "model_max_length", 0, 9, &integer, &error), MOE_ERR_INPUT,
+                 &error,
+                 "config.json: model_max_length must be an integer, not a number too large for 64 bits");
+    assert_fails(moelm_json_get_int(root, where, "low", 0, 9, &integer, &error), MOE_ERR_INPUT, &error,
+                 "not a number too large for 64 bits");
+    assert_int_equal(integer, 3);
+    assert_ok(moelm_json_get_int(root, where, "last", 0, INT64_MAX, &integer, &error), &error);
+    assert_true(integer == INT64_MAX);
+    assert_ok(moelm_json_get_string(root, where, "text", &text, &error), &error);
+    assert_string_equal(text, "\"99999999999999999999");
+    assert_ok(moelm_json_get_real(root, where, "model_max_length", &real, &error), &error);
+    assert_true(fabs(real / 1e30 - 1) < 1e-15);
+    assert_ok(moelm_json_get_real(root, where, "real", &real, &error), &error);
+    assert_true(real == 1e20);
+    assert_true(json_integer_value(json_array_get(json_object_get(root, "list"), 1)) == 7);
+    json_decref(root);
+
+    char digits[500];
+    memset(digits, '9', sizeof digits);
+    digits[0] = '[', digits[sizeof digits - 1] = ']';
+    root = NULL;
+    assert_fails(moelm_json_parse("config.json", digits, sizeof digits, &root, &error), MOE_ERR_INPUT, &error,
+                 "real number overflow");
+    assert_null(root);
 }
 
 static void test_deep_nesting(void **state) {
@@ -171,6 +210,7 @@ static void test_optional(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_malformed),
+        cmocka_unit_test(test_beyond_64_bits),
         cmocka_unit_test(test_deep_nesting),
         cmocka_unit_test_setup_teardown(test_load_refuses, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_save_and_load, scratch_setup, scratch_teardown),
