@@ -233,7 +233,10 @@ static moe_status settle(moelm_trainer *t, bool begun, char *event, size_t size)
     moe_lm_get_info(t->lm, &facts.info);
     MOEI_TRY(identify(t));
     if (!begun) {
-        if (t->options->resume) MOEI_TRY(moelm_trainer_begin(t));
+        if (t->options->resume) {
+            MOEI_TRY(moelm_trainer_begin(t));
+            snprintf(event, size, "resume: no run is in %s yet, from the start", t->dir.path);
+        }
         return moelm_run_dir_describe(&t->dir, &facts, &t->error);
     }
     MOEI_TRY(moelm_run_dir_check_config(&t->dir, t->config, t->from, &t->error));

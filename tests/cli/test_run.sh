@@ -125,6 +125,8 @@ done
 [ "$(ls)" = "$before" ] || complain 'a refused path left something behind'
 expect 3 "$MOEKIT" train --resume --run none
 says err 'none: no such run directory'
+expect 0 "$MOEKIT" train small.yaml --resume --run none train.steps=2
+says err 'resume: no run is in none yet, from the start'
 expect 2 "$MOEKIT" train small.yaml --run run --dry-run
 says err 'run exists already'
 expect 2 "$MOEKIT" train --run run --resume train.lr=1 --dry-run

@@ -118,8 +118,10 @@ static void test_resume_from_nothing(void **state) {
     train_must(&part);
     assert_int_equal(part.n_steps, 12);
     same_run(state, "whole", "b");
+    assert_non_null(strstr(part.resumed, "no checkpoint yet, from the start"));
     part = train_run(state, &(train_setup){.dir = "c", .resume = true});
     train_must(&part);
+    assert_non_null(strstr(part.resumed, "/c yet, from the start")); /* a mistyped name is seen */
     same_run(state, "whole", "c");
 }
 
