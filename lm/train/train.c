@@ -74,14 +74,21 @@ static moe_status check_vocabulary(moelm_trainer *t, const char *path) {
         vocab);
 }
 
+/* Whether the tokenizer at `path` is the run's. */
+static moe_status compare_tokenizer(const moelm_trainer *t, const char *path, bool *same, moe_error *error) {
+    moelm_tokens other;
+    MOEI_TRY(moelm_tokens_open(path, "data.tokenizer", &other, error));
+    *same = strcmp(other.sha256, t->tokenizer.sha256) == 0;
+    moelm_tokens_close(&other);
+    return MOE_OK;
+}
+
 /* The tokenizer that a run keeps is the one that its settings name, if that is still there. */
 static moe_status check_same_tokenizer(moelm_trainer *t, const char *kept) {
     const char *named = t->config->data.tokenizer;
-    moelm_tokens now;
+    bool same;
     if (!*named || !*kept || !moelm_file_exists(named)) return MOE_OK;
-    MOEI_TRY(moelm_tokens_open(named, "data.tokenizer", &now, &t->error));
-    const bool same = strcmp(now.sha256, t->tokenizer.sha256) == 0;
-    moelm_tokens_close(&now);
+    MOEI_TRY(compare_tokenizer(t, named, &same, &t->error));
     if (same) return MOE_OK;
     return moei_error_set(&t->error, MOE_ERR_ARGUMENT,
                           "data.tokenizer: %s is not the tokenizer that the run began with, which is in %s",
@@ -311,6 +318,29 @@ static moelm_claim claim_of(const moelm_trainer *t) {
                                   : MOELM_CLAIM_NEW;
 }
 
+/* Embeddings are of the tokens they were trained on: another tokenizer's mean something else. */
+static moe_status warn_of_tokenizer(moelm_trainer *t) {
+    char text[MOELM_TOLD + MOELM_PATH];
+    bool same = false; /* also where the other cannot be read */
+    const char *named = t->config->data.tokenizer;
+    if (!*named || !moelm_tokens_there(t->from)) return MOE_OK;
+    if (compare_tokenizer(t, t->from, &same, NULL) == MOE_OK && same) return MOE_OK;
+    snprintf(text, sizeof text,
+             "data.tokenizer: %.700s is not the tokenizer of %s, so embeddings may be of other tokens", named,
+             t->from);
+    return warn(t, text);
+}
+
+/* Where a run began with parameters of another. */
+static moe_status tell_origin(moelm_trainer *t) {
+    char text[MOELM_TOLD + MOELM_PATH];
+    snprintf(text, sizeof text, "begin %s", t->from);
+    MOEI_TRY(moelm_trainer_event(t, text));
+    snprintf(text, sizeof text, "%s: %s", t->from, t->told);
+    if (t->told[0] != '\0') MOEI_TRY(warn(t, text));
+    return warn_of_tokenizer(t);
+}
+
 static moe_status train(moelm_trainer *t) {
     char event[4200] = "";
     bool begun = false;
@@ -326,12 +356,7 @@ static moe_status train(moelm_trainer *t) {
     if (!begun) MOEI_TRY(warn_of_settings(t));
     start_progress(t);
     if (event[0] != '\0') MOEI_TRY(moelm_trainer_event(t, event));
-    if (t->began_from) {
-        snprintf(event, sizeof event, "begin %s", t->from);
-        MOEI_TRY(moelm_trainer_event(t, event));
-        snprintf(event, sizeof event, "%s: %s", t->from, t->told);
-        if (t->told[0] != '\0') MOEI_TRY(warn(t, event));
-    }
+    if (t->began_from) MOEI_TRY(tell_origin(t));
     return moelm_trainer_run(t);
 }
 

@@ -190,7 +190,16 @@ static void a_run_keeps_its_tokenizer(void **state) {
     free(moved);
 }
 
-/* A run that begins with a checkpoint has its tokenizer. */
+static bool warned_of_tokenizer(void **state, const char *log) {
+    size_t bytes;
+    char *text = train_read(state, log, &bytes);
+    const bool warned =
+        strstr(text, "warning: data.tokenizer: ") && strstr(text, " is not the tokenizer of ");
+    free(text);
+    return warned;
+}
+
+/* A run that begins with a checkpoint has its tokenizer; another one of as many tokens is told. */
 static void a_checkpoint_brings_its_tokenizer(void **state) {
     const train_setup first = {.dir = "first", .pairs = with_tokens};
     assert_int_equal(train_run(state, &first).status, MOE_OK);
@@ -201,6 +210,16 @@ static void a_checkpoint_brings_its_tokenizer(void **state) {
     if (result.status != MOE_OK) fail_msg("%s", result.text);
     char *to = newest(state, "second");
     assert_true(moelm_tokens_there(to));
+    const char *const same[] = {"train.from", from, "data.tokenizer", TOKENIZER, "model.vocab_size",
+                                "1024",       NULL};
+    const char *const other[] = {"train.from", from, "data.tokenizer", OTHER, "model.vocab_size",
+                                 "1024",       NULL};
+    const train_setup third = {.dir = "same", .pairs = same}, fourth = {.dir = "other", .pairs = other};
+    assert_int_equal(train_run(state, &third).status, MOE_OK);
+    assert_int_equal(train_run(state, &fourth).status, MOE_OK);
+    assert_false(warned_of_tokenizer(state, "second/main.log"));
+    assert_false(warned_of_tokenizer(state, "same/main.log"));
+    assert_true(warned_of_tokenizer(state, "other/main.log"));
     free(from);
     free(to);
 }
