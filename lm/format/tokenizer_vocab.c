@@ -60,7 +60,7 @@ static size_t place_of(const moelm_vocab *vocab, const char *text, size_t bytes)
     size_t mask = vocab->n_by_text - 1, at = moelm_hash(text, bytes) & mask;
     for (; vocab->by_text[at] >= 0; at = (at + 1) & mask) {
         const char *other = vocab->tokens[vocab->by_text[at]].text;
-        if (strncmp(other, text, bytes) == 0 && other[bytes] == '\0') break;
+        if (strlen(other) == bytes && memcmp(other, text, bytes) == 0) break; /* text may hold a NUL */
     }
     return at;
 }

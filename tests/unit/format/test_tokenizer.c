@@ -142,6 +142,28 @@ static void null_is_refused(void **state) {
     moe_tokenizer_destroy(tokenizer);
 }
 
+/* Looked up as a whole, "a\0..." is not the token "a", however long it is. */
+static void a_word_with_a_nul_is_no_shorter_word(void **state) {
+    (void)state;
+    static const char text[] = "{\"model\": {\"type\": \"BPE\", \"ignore_merges\": true, \"merges\": [], "
+                               "\"vocab\": {\"a\": 0, \"b\": 1, \"c\": 2, \"d\": 3, \"e\": 4, \"f\": 5, "
+                               "\"g\": 6, \"h\": 7}}}";
+    moe_tokenizer *tokenizer = NULL;
+    moe_error error;
+    assert_ok(parse(text, &tokenizer, &error), &error);
+    for (int i = 0; i < 8 * 8 * 8; ++i) {
+        const int letter[] = {0, i % 8, i / 8 % 8, i / 64};
+        const char word[] = {'a', '\0', (char)('a' + letter[1]), (char)('a' + letter[2]),
+                             (char)('a' + letter[3])};
+        moe_token_list list = {0};
+        assert_ok(moe_tokenizer_encode(tokenizer, word, sizeof word, 0, &list, &error), &error);
+        assert_int_equal(list.count, 4);
+        for (int k = 0; k < 4; ++k) assert_int_equal(list.ids[k], letter[k]);
+        moe_token_list_free(&list);
+    }
+    moe_tokenizer_destroy(tokenizer);
+}
+
 static void lists_grow_behind_what_they_hold(void **state) {
     (void)state;
     moe_tokenizer *tokenizer = make(WITH("\"added_tokens\": [" ADDED(9, "<e>") "]"));
@@ -246,6 +268,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_refused),
         cmocka_unit_test(null_is_refused),
+        cmocka_unit_test(a_word_with_a_nul_is_no_shorter_word),
         cmocka_unit_test(lists_grow_behind_what_they_hold),
         cmocka_unit_test(a_long_word_takes_no_square_of_time),
         cmocka_unit_test(a_costly_pattern_is_given_up),
