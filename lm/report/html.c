@@ -112,6 +112,15 @@ void moelm_html_token(moelm_html *html, int64_t token) {
     }
 }
 
+void moelm_html_token_text(moelm_html *html, const char *text) {
+    while (*text != '\0') {
+        const size_t plain = strcspn(text, " \n");
+        moelm_html_bytes(html, text, plain);
+        text += plain;
+        if (*text != '\0') moelm_html_token(html, *text++);
+    }
+}
+
 void moelm_section_begin(moelm_html *html, const char *id, const char *heading) {
     moelm_html_printf(html, "<section id=\"%s\" aria-labelledby=\"%s-h\">\n<h2 id=\"%s-h\">%s</h2>\n", id, id,
                       id, heading);

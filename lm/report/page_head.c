@@ -25,7 +25,8 @@ static void write_facts(moelm_html *html, const moelm_run *run) {
     moelm_html_put(html, "<dl class=\"facts\">\n");
     if (isfinite(bits)) fact(html, text_name[moelm_run_text(run)], moelm_fixed(bits, 3), "bits per byte");
     if (metrics->found) {
-        fact(html, "Tokens seen", moelm_short((double)metrics->tokens), "bytes");
+        fact(html, "Tokens seen", moelm_short((double)metrics->tokens),
+             moelm_run_has_tokenizer(run) ? "tokens" : "bytes");
         fact(html, "Steps", moelm_count(metrics->last_step), "");
         fact(html, "Training time", moelm_duration(metrics->elapsed_s), "");
         if (metrics->elapsed_s > 0) {

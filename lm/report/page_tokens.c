@@ -7,23 +7,28 @@
 enum { CHIPS = 24000, FEWEST = 3, ROWS_OPEN = 64 };
 static const char *const heading[] = {"Expert", "Share of rows", "Typical tokens", NULL};
 
-static void write_chip(moelm_html *html, const moelm_typical *typical) {
+static void write_chip(moelm_html *html, const moelm_typical *typical, bool bytes) {
     moelm_html_put(html, "<li><kbd>");
-    moelm_html_token(html, typical->token);
+    if (typical->text)
+        moelm_html_token_text(html, typical->text);
+    else if (bytes)
+        moelm_html_token(html, typical->token);
+    else
+        moelm_html_printf(html, "#%lld", (long long)typical->token);
     moelm_html_printf(html, "</kbd>%s&#215;<small>%s</small></li>",
                       moelm_fixed(typical->lift, typical->lift < 9.95 ? 1 : 0).s,
                       moelm_short((double)typical->count).s);
 }
 
 static void write_expert(moelm_html *html, const moelm_eval_layer *layer, int32_t expert, double rows,
-                         int32_t most) {
+                         int32_t most, bool bytes) {
     moelm_html_printf(html, "<tr><th scope=\"row\">%d</th><td>%s</td><td>", expert,
                       moelm_percent(rows > 0 ? layer->load[expert] / rows : 0, 1).s);
     int32_t n = layer->n_typical[expert] < most ? layer->n_typical[expert] : most;
     if (n > 0) {
         moelm_html_put(html, "<ul class=\"chips\">");
         for (int32_t i = 0; i < n; ++i)
-            write_chip(html, &layer->typical[(int64_t)expert * MOELM_TYPICAL + i]);
+            write_chip(html, &layer->typical[(int64_t)expert * MOELM_TYPICAL + i], bytes);
         moelm_html_put(html, "</ul>");
     } else {
         moelm_html_put(html, "<small>no token was seen often enough</small>");
@@ -31,13 +36,14 @@ static void write_expert(moelm_html *html, const moelm_eval_layer *layer, int32_
     moelm_html_put(html, "</td></tr>\n");
 }
 
-static void write_layer(moelm_html *html, const moelm_eval_layer *layer, bool open, int32_t most) {
+static void write_layer(moelm_html *html, const moelm_eval_layer *layer, bool open, int32_t most,
+                        bool bytes) {
     double rows = 0;
     for (int32_t e = 0; e < layer->experts; ++e) rows += layer->load[e];
     moelm_html_printf(html, "<details%s><summary>Layer %d</summary>\n", open ? " open=\"open\"" : "",
                       layer->layer);
     moelm_table_begin(html, "tokens", "Experts and their tokens", heading);
-    for (int32_t e = 0; e < layer->experts; ++e) write_expert(html, layer, e, rows, most);
+    for (int32_t e = 0; e < layer->experts; ++e) write_expert(html, layer, e, rows, most, bytes);
     moelm_table_end(html);
     moelm_html_put(html, "</details>\n");
 }
@@ -60,7 +66,8 @@ void moelm_page_tokens(moelm_html *html, const moelm_run *run) {
             "<kbd>&#x2423;</kbd> is a space, <kbd>&#x23ce;</kbd> a new line.</p>\n");
         for (int32_t l = 0; l < eval->n_layers; ++l) {
             rows_open += eval->layer[l].experts;
-            write_layer(html, &eval->layer[l], l == 0 || rows_open <= ROWS_OPEN, most);
+            write_layer(html, &eval->layer[l], l == 0 || rows_open <= ROWS_OPEN, most,
+                        !moelm_run_has_tokenizer(run));
         }
     }
     moelm_section_end(html);

@@ -24,6 +24,7 @@ static moe_status read_typical(const json_t *list, const char *where, int32_t ex
         MOEI_TRY(moelm_json_get_int(entry, where, "token", 0, INT32_MAX, &typical[i].token, error));
         MOEI_TRY(moelm_json_get_int(entry, where, "count", 0, INT64_MAX, &typical[i].count, error));
         MOEI_TRY(moelm_json_get_real(entry, where, "lift", &typical[i].lift, error));
+        MOEI_TRY(moelm_json_opt_string(entry, where, "text", &typical[i].text, error));
     }
     layer->n_typical[expert] = (int32_t)n;
     return MOE_OK;

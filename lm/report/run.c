@@ -95,6 +95,10 @@ const json_t *moelm_run_input(const moelm_run *run, const char *key) {
     return NULL;
 }
 
+bool moelm_run_has_tokenizer(const moelm_run *run) {
+    return moelm_run_input(run, "data.tokenizer") != NULL;
+}
+
 /* A run of another version may have settings that are not ours; they are shown all the same. */
 static moe_status judge_settings(const char *path, moelm_run *run, moe_error *error) {
     moe_lm_config *config;

@@ -94,6 +94,7 @@ typedef struct moelm_report_load {
 typedef struct moelm_typical {
     int64_t token, count;
     double lift;
+    const char *text; /* NULL: a byte, or not told */
 } moelm_typical;
 typedef struct moelm_eval_layer {
     int32_t layer, experts, top_k;
@@ -144,6 +145,8 @@ bool moelm_run_reads(const char *run_dir, const char *path);
 void moelm_run_free(moelm_run *run);
 /* Whether no layer has routed experts, as far as the files that tell layers are there. */
 bool moelm_run_is_dense(const moelm_run *run);
+/* Whether tokens are a tokenizer's; else they are bytes. */
+bool moelm_run_has_tokenizer(const moelm_run *run);
 /* Value of a setting, NULL if there is none. */
 const char *moelm_run_setting(const moelm_run *run, const char *key);
 /* What run.json tells of the file under a key ("data.train"); NULL: nothing. */

@@ -100,7 +100,8 @@ void moelm_words_lead(moelm_html *html, const moelm_run *run) {
     moelm_html_put(html, "<p class=\"lead\">A language model");
     if (isfinite(total)) moelm_html_printf(html, " of %s parameters", moelm_short(total).s);
     if (isfinite(active))
-        moelm_html_printf(html, ", %s of them at work on any one byte", moelm_short(active).s);
+        moelm_html_printf(html, ", %s of them at work on any one %s", moelm_short(active).s,
+                          moelm_run_has_tokenizer(run) ? "token" : "byte");
     if (metrics->n_layers > 0) {
         moelm_html_printf(html, ", with %d experts in each of %d %s", metrics->experts[0], metrics->n_layers,
                           metrics->n_layers == 1 ? "layer" : "layers");

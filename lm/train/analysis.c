@@ -9,6 +9,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "train/entropy.h"
 #include "train/load.h"
@@ -23,7 +24,8 @@ typedef struct layer_counts {
 } layer_counts;
 
 struct moelm_analysis {
-    moelm_load load; /* rows of all K choices */
+    moelm_load load;                /* rows of all K choices */
+    const moe_tokenizer *tokenizer; /* NULL: tokens are bytes */
     int64_t vocab;
     int64_t next; /* first token of the text not counted yet */
     layer_counts *layer;
@@ -34,11 +36,13 @@ static int64_t counts_per_expert(const moelm_analysis *a) {
     return 2 * a->vocab + PARTS;
 }
 
-moe_status moelm_analysis_create(moe_lm *lm, moelm_analysis **analysis, moe_error *error) {
+moe_status moelm_analysis_create(moe_lm *lm, const moe_tokenizer *tokenizer, moelm_analysis **analysis,
+                                 moe_error *error) {
     moe_lm_info info = {.size = sizeof info};
     moe_lm_get_info(lm, &info);
     moelm_analysis *a = calloc(1, sizeof *a);
     if (!a) return moei_error_set(error, MOE_ERR_MEMORY, "no memory for the analysis of the experts");
+    a->tokenizer = tokenizer;
     a->vocab = info.vocab_size;
     moe_status status = moelm_load_create(lm, &a->load, error);
     if (status == MOE_OK) {
@@ -154,9 +158,39 @@ static int by_lift(const void *x, const void *y) {
     return (a->token > b->token) - (a->token < b->token);
 }
 
+/* A token as it reads behind another, where a space before it is kept; what is part of a character only, as
+ * the vocabulary spells it. NULL: it has no text. */
+static json_t *token_text(const moe_tokenizer *tokenizer, int64_t token) {
+    const int32_t twice[] = {(int32_t)token, (int32_t)token};
+    moe_token_text once = {0}, both = {0};
+    const char *text = NULL;
+    if (moe_tokenizer_decode(tokenizer, twice, 1, 0, &once, NULL) == MOE_OK &&
+        moe_tokenizer_decode(tokenizer, twice, 2, 0, &both, NULL) == MOE_OK && both.count > once.count &&
+        (once.count == 0 || memcmp(both.bytes, once.bytes, once.count) == 0))
+        text = both.bytes + once.count;
+    if (!text || *text == '\0' || strstr(text, "\xEF\xBF\xBD"))
+        text = moe_tokenizer_token(tokenizer, (int32_t)token);
+    json_t *json = text ? json_string(text) : NULL;
+    moe_token_text_free(&once);
+    moe_token_text_free(&both);
+    return json;
+}
+
+static json_t *candidates_array(const candidate *candidates, size_t n, const moe_tokenizer *tokenizer) {
+    json_t *array = json_array();
+    for (size_t i = 0; i < n && i < TYPICAL; ++i) {
+        const candidate *c = &candidates[i];
+        json_array_append_new(array, json_pack("{s:I, s:I, s:f, s:o*}", "token", (json_int_t)c->token,
+                                               "count", (json_int_t)c->count, "lift", c->lift, "text",
+                                               tokenizer ? token_text(tokenizer, c->token) : NULL));
+    }
+    return array;
+}
+
 /* Up to TYPICAL tokens by lift = P(token | expert) / P(token), if above 1. scratch: [V] */
-static json_t *typical_tokens(const uint64_t *token, int64_t expert, const uint64_t *total, uint64_t n_all,
-                              int64_t vocab, candidate *scratch) {
+static json_t *typical_tokens(const moelm_analysis *a, const uint64_t *token, int64_t expert,
+                              const uint64_t *total, uint64_t n_all, candidate *scratch) {
+    const int64_t vocab = a->vocab;
     uint64_t n_expert = 0;
     size_t n = 0;
     for (int64_t v = 0; v < vocab; ++v) n_expert += token[expert * vocab + v];
@@ -167,12 +201,7 @@ static json_t *typical_tokens(const uint64_t *token, int64_t expert, const uint6
         if (of_expert > of_all) scratch[n++] = (candidate){v, count, of_expert / of_all};
     }
     qsort(scratch, n, sizeof *scratch, by_lift);
-    json_t *array = json_array();
-    for (size_t i = 0; i < n && i < TYPICAL; ++i)
-        json_array_append_new(array,
-                              json_pack("{s:I, s:I, s:f}", "token", (json_int_t)scratch[i].token, "count",
-                                        (json_int_t)scratch[i].count, "lift", scratch[i].lift));
-    return array;
+    return candidates_array(scratch, n, a->tokenizer);
 }
 
 static json_t *typical_of_layer(const moelm_analysis *a, int32_t l) {
@@ -186,7 +215,7 @@ static json_t *typical_of_layer(const moelm_analysis *a, int32_t l) {
         n_all += token[i];
     }
     for (int32_t e = 0; array && e < n_experts; ++e)
-        json_array_append_new(array, typical_tokens(token, e, total, n_all, a->vocab, scratch));
+        json_array_append_new(array, typical_tokens(a, token, e, total, n_all, scratch));
     free(scratch);
     free(total);
     return array;

@@ -10,7 +10,9 @@
 #include "train/score.h"
 
 typedef struct moelm_analysis moelm_analysis;
-moe_status moelm_analysis_create(moe_lm *lm, moelm_analysis **analysis, moe_error *error);
+/* tokenizer: whose the tokens are, kept by the caller; NULL: they are bytes. */
+moe_status moelm_analysis_create(moe_lm *lm, const moe_tokenizer *tokenizer, moelm_analysis **analysis,
+                                 moe_error *error);
 void moelm_analysis_destroy(moelm_analysis *analysis);
 
 /* A moelm_score_fn; `user` is the analysis. Every token is counted once, in windows that do not overlap. */

@@ -109,7 +109,8 @@ static moe_status prepare(evaluation *e) {
     const moelm_windows w = moelm_windows_of(&e->reading, e->window);
     const moelm_routes_text *routes = &e->routes_text;
     e->routes_text = (moelm_routes_text){e->text->sha256, e->bytes, w.length, w.n_windows};
-    if (options->json_path) MOEI_TRY(told(e, moelm_analysis_create(e->lm, &e->analysis, &e->error)));
+    if (options->json_path)
+        MOEI_TRY(told(e, moelm_analysis_create(e->lm, options->tokenizer, &e->analysis, &e->error)));
     if (options->record_routes)
         MOEI_TRY(told(e, moelm_routes_create(e->lm, routes, &e->recorded, &e->error)));
     if (!options->replay_routes) return MOE_OK;

@@ -87,6 +87,16 @@ says out '^perplexity  [0-9.]+  a token, [0-9]+ tokens$'
 expect 0 "$MOEKIT" eval -m model --text text.txt -n 20 -o analysis.json --record-routes routes.safetensors
 says analysis.json '"tokens": [0-9]+'
 expect 0 "$MOEKIT" eval -m model --text text.txt -n 20 --replay-routes routes.safetensors
+# tokens typical of experts have their text, a space too
+for i in $(seq 30); do echo 'the king and the land of the sons'; done >long.txt
+expect 0 "$MOEKIT" eval -m model --text long.txt -o analysis.json
+python3 - <<'END' || complain "typical tokens have other texts: $(cat analysis.json)"
+import json
+ids = json.load(open("tokenizer.json"))["model"]["vocab"]
+text = {number: spelled.replace("\u0120", " ") for spelled, number in ids.items()}
+typical = [t for layer in json.load(open("analysis.json"))["layers"] for expert in layer["typical"] for t in expert]
+assert typical and all(t["text"] == text[t["token"]] for t in typical)
+END
 expect 2 "$MOEKIT" eval -m model --text text.txt -o model/tokenizer.json
 says err 'a file of a checkpoint'
 printf a >short.txt

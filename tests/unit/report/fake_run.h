@@ -15,6 +15,7 @@ typedef struct fake_run {
     int load_every, eval_every;
     bool drops; /* the first layer drops rows, and its last expert dies half-way */
     uint64_t seed;
+    bool tokenizer; /* tokens are not bytes; only some have a text in eval.json */
 } fake_run;
 
 static inline double fake_noise(fake_run *run) { /* in [-1, 1) */
@@ -121,8 +122,9 @@ static inline void fake_eval(fake_run *run) {
             fprintf(file, "%s[", e ? "," : "");
             for (int i = 0; i < 12; ++i) {
                 unsigned token = (unsigned char)tokens[((size_t)(e * 5 + i * (l + 1))) % (sizeof tokens - 1)];
-                fprintf(file, "%s{\"token\":%u,\"count\":%d,\"lift\":%.3f}", i ? "," : "", token,
-                        31000 / (i * i + 1), 11.0 / (i + 1) + 0.3);
+                fprintf(file, "%s{\"token\":%u,\"count\":%d,\"lift\":%.3f%s}", i ? "," : "", token,
+                        31000 / (i * i + 1), 11.0 / (i + 1) + 0.3,
+                        run->tokenizer && i == 0 ? ",\"text\":\" <b>\\n\"" : "");
             }
             fprintf(file, "]");
         }
@@ -155,8 +157,9 @@ static inline void fake_texts(fake_run *run) {
         "\"inputs\":[{\"key\":\"data.eval\",\"sha256\":"
         "\"60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752\"},"
         "{\"key\":\"data.train\",\"path\":\"build/kjv/train.txt\",\"bytes\":3964000,\"sha256\":"
-        "\"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"}],"
-        "\"parameters\":{\"total\":1640448,\"active\":606208}}\n");
+        "\"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"}%s],"
+        "\"parameters\":{\"total\":1640448,\"active\":606208}}\n",
+        run->tokenizer ? ",{\"key\":\"data.tokenizer\"}" : "");
     fclose(file);
     file = fake_open(run, "sample.txt");
     fprintf(

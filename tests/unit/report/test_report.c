@@ -106,6 +106,22 @@ static void test_whole_run(void **state) {
     free(page);
 }
 
+/* Tokens of a tokenizer are no bytes: not in their table, nor where they are counted. */
+static void test_tokens_of_a_tokenizer(void **state) {
+    fake_run run = small_run;
+    size_t bytes;
+    run.tokenizer = true;
+    write_run(state, run);
+    char *page = render(state, &bytes);
+    assert_has(page, "<kbd>\xe2\x90\xa3&lt;b&gt;\xe2\x8f\x8e</kbd>");
+    assert_has(page, "<kbd>#101</kbd>"); /* its text is not told */
+    assert_lacks(page, "<kbd>e</kbd>");
+    assert_has(page, "at work on any one token");
+    assert_has(page, " <small>tokens</small>");
+    assert_lacks(page, "<small>bytes</small>");
+    free(page);
+}
+
 static void test_escapes(void **state) {
     size_t bytes;
     write_run(state, small_run);
@@ -413,6 +429,7 @@ static int write_examples(const char *dir) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_whole_run, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_tokens_of_a_tokenizer, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_escapes, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_idle_experts, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_settings, scratch_setup, scratch_teardown),
