@@ -30,7 +30,7 @@ CASES = {
     "Qwen3Moe": ({"moe_intermediate_size": 24, "intermediate_size": 40, "head_dim": 12, "num_experts": 6}, "qwen", None),
     "Mixtral": ({"intermediate_size": 24, "num_local_experts": 6}, "llama_prepend", "<s>"),
 }
-PROMPTS = ["The capital of France is", "Grüße, 世界! 12345", "def f(x):\n    return x"]
+PROMPTS = ["The capital of France is", "Paris", "x = 1", "Grüße, 世界! 12345", "def f(x):\n    return x"]
 NEW = 40
 
 
@@ -67,6 +67,7 @@ def continue_text(model, ids, end=None):
 
 
 def check_generate(model, tokenizer, directory):
+    spaced = 0
     for prompt in PROMPTS:
         ids = tokenizer(prompt)["input_ids"]
         ids = ids[:-1] if tokenizer.convert_ids_to_tokens(ids[-1]) == "<|endoftext|>" else ids  # no end before the text
@@ -74,8 +75,11 @@ def check_generate(model, tokenizer, directory):
         ours = moekit("generate", "-m", directory, "-p", prompt, "-n", str(NEW), "--temp", "0")
         assert ours["tokens"] == theirs, (prompt, ours["tokens"], theirs)
         assert not ours["ended"]
-        text = tokenizer.decode(theirs, skip_special_tokens=True)
-        assert ours["text"].strip() == text.strip(), (prompt, ours["text"], text)
+        before = tokenizer.decode(ids, skip_special_tokens=True)
+        text = tokenizer.decode(ids + theirs, skip_special_tokens=True)
+        assert text.startswith(before) and ours["text"] == text[len(before):], (prompt, ours["text"], text)
+        spaced += ours["text"].startswith(" ")
+    assert spaced, "choose a prompt behind which a space is drawn first"
     return ids, theirs
 
 

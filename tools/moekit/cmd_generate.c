@@ -252,7 +252,7 @@ static size_t longest_prompt(const job *self) {
 /* The next sample joins. */
 static moe_status begin(moe_ctx *ctx, job *self, moe_lm_batch *batch) {
     sample *s = &self->samples[self->n_begun];
-    moe_status status = drawn_text_begin(&s->drawn, self->files.tokenizer, self->n_new);
+    moe_status status = drawn_text_begin(&s->drawn, self->files.tokenizer, &s->of->tokens, self->n_new);
     if (status != MOE_OK) return moe_ctx_fail(ctx, status, "%s", s->drawn.error.text);
     const moe_lm_text text = {.size = sizeof text,
                               .prompt = s->of->tokens.ids,

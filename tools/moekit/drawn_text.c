@@ -12,11 +12,24 @@ static moe_status fail(moe_error *error, moe_status status, const char *words) {
     return status;
 }
 
-moe_status drawn_text_begin(drawn_text *text, const moe_tokenizer *tokenizer, int64_t most) {
+/* Decoders drop a space at the begin of a text, which is the prompt's begin. */
+static moe_status pass_prompt(drawn_text *text, const moe_token_list *prompt) {
+    const char *bytes;
+    size_t n;
+    moe_status status = MOE_OK;
+    for (size_t i = 0; i < prompt->count && status == MOE_OK; ++i)
+        status = moe_token_stream_put(text->stream, prompt->ids[i], &bytes, &n, &text->error);
+    return status;
+}
+
+moe_status drawn_text_begin(drawn_text *text, const moe_tokenizer *tokenizer, const moe_token_list *prompt,
+                            int64_t most) {
     *text = (drawn_text){.tokenizer = tokenizer, .ids = malloc((size_t)most * sizeof *text->ids)};
     if (!text->ids) return fail(&text->error, MOE_ERR_MEMORY, "--n-predict: no memory for so many tokens");
     if (!tokenizer) return MOE_OK;
-    return moe_token_stream_create(tokenizer, MOE_TOKENIZER_SKIP_SPECIAL, &text->stream, &text->error);
+    const moe_status status =
+        moe_token_stream_create(tokenizer, MOE_TOKENIZER_SKIP_SPECIAL, &text->stream, &text->error);
+    return status == MOE_OK ? pass_prompt(text, prompt) : status;
 }
 
 static bool append(drawn_text *text, const char *bytes, size_t n) {

@@ -17,8 +17,9 @@ typedef struct drawn_text {
     moe_error error; /* why a token found no place; status MOE_OK: nothing went wrong */
 } drawn_text;
 
-/* An empty text that will have at most `most` tokens. */
-moe_status drawn_text_begin(drawn_text *text, const moe_tokenizer *tokenizer, int64_t most);
+/* An empty text that will have at most `most` tokens, behind those of the prompt. */
+moe_status drawn_text_begin(drawn_text *text, const moe_tokenizer *tokenizer, const moe_token_list *prompt,
+                            int64_t most);
 /* One more token. false: no more of them, as it was the end, or text->error tells of a fault. */
 bool drawn_text_put(drawn_text *text, int32_t token);
 /* Of a character that was never whole there is what stands for it. */
