@@ -12,6 +12,7 @@
 #include "train/tokens.h"
 
 #include <math.h>
+#include <sys/stat.h>
 
 #define TOKENIZER "tests/golden/tokenizer/qwen.json"
 #define OTHER     "tests/golden/tokenizer/neox.json"
@@ -224,6 +225,41 @@ static void a_checkpoint_brings_its_tokenizer(void **state) {
     free(to);
 }
 
+static void put(void **state, const char *name, const char *text) {
+    char *path = scratch_path(state, name);
+    scratch_put(path, text, strlen(text));
+    free(path);
+}
+
+/* The end of a text is kept, whoever names it, as are the files beside a tokenizer.json that is named itself.
+ */
+static void the_files_beside_it_are_kept(void **state) {
+    char *file = scratch_path(state, "tokenizer.json"), *kept = scratch_path(state, "kept"), *data;
+    char *template = scratch_path(state, "kept/chat_template.jinja");
+    size_t bytes;
+    const int32_t *eos;
+    moe_error error;
+    moelm_tokens tokens;
+    moe_tokenizer *tokenizer;
+    assert_ok(moelm_file_read(TOKENIZER, 1, 1 << 20, &data, &bytes, &error), &error);
+    scratch_put(file, data, bytes);
+    put(state, "config.json", "{\"eos_token_id\": 5}");
+    put(state, "chat_template.jinja", ""); /* nothing, which is a template too */
+    assert_int_equal(mkdir(kept, 0755), 0);
+    assert_ok(moelm_tokens_open(file, "data.tokenizer", &tokens, &error), &error);
+    assert_ok(moelm_tokens_write(&tokens, kept, &error), &error);
+    assert_true(moelm_file_exists(template));
+    assert_ok(moe_tokenizer_load(kept, &tokenizer, &error), &error);
+    assert_int_equal(moe_tokenizer_eos(tokenizer, &eos), 1);
+    assert_int_equal(eos[0], 5);
+    moe_tokenizer_destroy(tokenizer);
+    moelm_tokens_close(&tokens);
+    free(template);
+    free(data);
+    free(kept);
+    free(file);
+}
+
 static void what_does_not_fit_is_refused(void **state) {
     const char *const small[] = {"data.tokenizer", TOKENIZER, NULL};
     const char *const none[] = {"model.vocab_size", "1024", NULL};
@@ -252,6 +288,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(bits_are_over_bytes, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(a_run_keeps_its_tokenizer, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(a_checkpoint_brings_its_tokenizer, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(the_files_beside_it_are_kept, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(what_does_not_fit_is_refused, scratch_setup, scratch_teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
