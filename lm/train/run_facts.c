@@ -59,7 +59,7 @@ static json_t *run_object(const moelm_run_facts *facts) {
     if (facts->eval) json_array_append_new(inputs, input_object("data.eval", config->data.eval, facts->eval));
     if (facts->tokens->tokenizer)
         json_array_append_new(inputs, json_pack("{s:s, s:s, s:s}", "key", "data.tokenizer", "path",
-                                                config->data.tokenizer, "sha256", facts->tokens->sha256));
+                                                facts->tokens->path, "sha256", facts->tokens->sha256));
     return json_pack("{s:i, s:s, s:s, s:s, s:I, s:o, s:o, s:{s:I, s:I}}", "schema", 1, "version",
                      moe_version_string(), "command", facts->command ? facts->command : "", "started", now,
                      "seed", (json_int_t)config->train.seed, "host", host_object(facts->ctx), "inputs",

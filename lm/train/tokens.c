@@ -83,7 +83,8 @@ moe_status moelm_tokens_open(const char *path, const char *key, moelm_tokens *to
     moe_error inner = {.text = ""};
     *tokens = (moelm_tokens){0};
     char *place = place_of(path);
-    moe_status status = place ? open_at(place, tokens, &inner) : no_memory(path, &inner);
+    tokens->path = strdup(path);
+    moe_status status = place && tokens->path ? open_at(place, tokens, &inner) : no_memory(path, &inner);
     free(place);
     if (status != MOE_OK) {
         moelm_tokens_close(tokens);
@@ -95,6 +96,7 @@ moe_status moelm_tokens_open(const char *path, const char *key, moelm_tokens *to
 
 void moelm_tokens_close(moelm_tokens *tokens) {
     moe_tokenizer_destroy(tokens->tokenizer);
+    free(tokens->path);
     for (size_t i = 0; i < MOELM_TOKENIZER_FILES; ++i) free(tokens->file[i].data);
     *tokens = (moelm_tokens){0};
 }

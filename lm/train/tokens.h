@@ -12,6 +12,7 @@ enum { MOELM_TOKENIZER_FILES = 5 };
 
 typedef struct moelm_tokens {
     moe_tokenizer *tokenizer;       /* NULL: tokens are bytes */
+    char *path;                     /* as it was named */
     char sha256[MOELM_SHA256_TEXT]; /* of tokenizer.json */
     struct {
         char *data; /* NULL: there is none */

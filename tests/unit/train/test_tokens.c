@@ -191,13 +191,16 @@ static void a_run_keeps_its_tokenizer(void **state) {
     free(moved);
 }
 
-static bool warned_of_tokenizer(void **state, const char *log) {
+static bool holds(void **state, const char *name, const char *words) {
     size_t bytes;
-    char *text = train_read(state, log, &bytes);
-    const bool warned =
-        strstr(text, "warning: data.tokenizer: ") && strstr(text, " is not the tokenizer of ");
+    char *text = train_read(state, name, &bytes);
+    const bool found = strstr(text, words) != NULL;
     free(text);
-    return warned;
+    return found;
+}
+
+static bool warned_of_tokenizer(void **state, const char *log) {
+    return holds(state, log, "warning: data.tokenizer: ") && holds(state, log, " is not the tokenizer of ");
 }
 
 /* A run that begins with a checkpoint has its tokenizer; another one of as many tokens is told. */
@@ -218,6 +221,9 @@ static void a_checkpoint_brings_its_tokenizer(void **state) {
     const train_setup third = {.dir = "same", .pairs = same}, fourth = {.dir = "other", .pairs = other};
     assert_int_equal(train_run(state, &third).status, MOE_OK);
     assert_int_equal(train_run(state, &fourth).status, MOE_OK);
+    char recorded[4200]; /* whose tokenizer it is */
+    snprintf(recorded, sizeof recorded, "\"key\": \"data.tokenizer\",\n      \"path\": \"%s\"", from);
+    assert_true(holds(state, "second/run.json", recorded));
     assert_false(warned_of_tokenizer(state, "second/main.log"));
     assert_false(warned_of_tokenizer(state, "same/main.log"));
     assert_true(warned_of_tokenizer(state, "other/main.log"));
