@@ -156,14 +156,15 @@ static int64_t vocabulary(const char *checkpoint) {
     return strtoll(entry.value, NULL, 10);
 }
 
-/* Before the weights are read, which may take minutes. */
+/* Before the weights are read, which may take minutes. A checkpoint that a run has removed meanwhile is left
+ * to loading, which looks for the newest again. */
 static int open_tokenizer(cli_args *args, run_files *files) {
     moe_error error;
     const char *checkpoint = files->checkpoint;
     const int64_t vocab = vocabulary(checkpoint);
     if (vocab == 0) return 0;
     if (!holds(checkpoint, "tokenizer.json")) {
-        if (vocab == 256) return 0;
+        if (vocab == 256 || !holds(checkpoint, "config.json")) return 0;
         return cli_fail(
             args, MOE_ERR_UNSUPPORTED,
             "%s: has %lld tokens and no tokenizer.json, which tells what they stand for: put the one "
@@ -171,6 +172,7 @@ static int open_tokenizer(cli_args *args, run_files *files) {
             checkpoint, (long long)vocab);
     }
     const moe_status status = moe_tokenizer_load(checkpoint, &files->tokenizer, &error);
+    if (status != MOE_OK && !holds(checkpoint, "config.json")) return 0;
     if (status != MOE_OK) return cli_fail(args, status, "%s", error.text);
     const int32_t known = moe_tokenizer_vocab_size(files->tokenizer);
     if (known <= vocab) return 0;
@@ -205,14 +207,17 @@ int run_files_load(cli_args *args, run_files *files, moe_ctx **ctx, moe_lm **lm)
     moe_lm_load_desc desc = {.size = sizeof desc, .dtype = cli_text(args, "dtype")};
     int code = cli_settings_load(args, NULL, 0);
     if (code == 0) code = read_experts(args, format, &desc);
-    if (code == 0) code = open_tokenizer(args, files);
     if (code == 0) code = cli_context_create(args, NULL, 0, ctx);
     if (code) return code;
-    moe_status status;
-    do status = moe_lm_load_with(*ctx, files->checkpoint, &desc, lm);
-    while (status == MOE_ERR_INPUT && moved_on(files));
-    if (status == MOE_OK) return 0;
-    code = cli_fail(args, status, "%s", moe_ctx_error(*ctx));
+    moe_status status = MOE_OK;
+    do {
+        moe_tokenizer_destroy(files->tokenizer);
+        files->tokenizer = NULL;
+        code = open_tokenizer(args, files);
+        if (code == 0) status = moe_lm_load_with(*ctx, files->checkpoint, &desc, lm);
+    } while (code == 0 && status == MOE_ERR_INPUT && moved_on(files));
+    if (code == 0 && status == MOE_OK) return 0;
+    if (code == 0) code = cli_fail(args, status, "%s", moe_ctx_error(*ctx));
     moe_ctx_destroy(*ctx);
     return code;
 }
