@@ -8,6 +8,9 @@ expect 0 "$MOEKIT" train small.yaml --run run --dry-run
 says out '^parameters     [0-9]+, of which a token meets [0-9]+$'
 cp out dry
 # what the run would refuse, and what it would warn of
+silent err
+expect 0 "$MOEKIT" train small.yaml --run run --dry-run data.train=
+says err 'data\.train is not set: no text was checked'
 expect 3 "$MOEKIT" train small.yaml --run run --dry-run data.train=nope.txt
 says err 'data\.train: .*/nope\.txt: cannot open'
 expect 3 "$MOEKIT" train small.yaml --run run --dry-run data.eval=/dev/null
@@ -129,6 +132,8 @@ expect 0 "$MOEKIT" train small.yaml --resume --run none train.steps=2
 says err 'resume: no run is in none yet, from the start'
 expect 2 "$MOEKIT" train small.yaml --run run --dry-run
 says err 'run exists already'
+expect 3 "$MOEKIT" generate -m run
+says err 'run: is a run and no checkpoint; name it by --run'
 expect 2 "$MOEKIT" train --run run --resume train.lr=1 --dry-run
 says err "train\.lr is '1' now"
 # a text that changed since, and kernels that round otherwise

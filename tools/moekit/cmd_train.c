@@ -137,6 +137,10 @@ static int dry_run(cli_args *args, moe_ctx *ctx, const char *run_dir) {
     moe_lm_info info = {.size = sizeof info};
     const moe_status status = moe_lm_train_check(ctx, args->config, &train_options, &info);
     if (status != MOE_OK) return cli_fail(args, status, "%s", moe_ctx_error(ctx));
+    char text[1024];
+    const int code = cli_setting(args, args->config, "data.train", text);
+    if (code) return code;
+    if (*text == '\0') cli_say(args, "data.train is not set: no text was checked, and training needs one");
     if (args->json) {
         printf("{\"run\":");
         cli_json_string(stdout, run_dir);

@@ -9,6 +9,12 @@
 #include <string.h>
 #include <sys/stat.h>
 
+static bool holds(const char *directory, const char *name) {
+    char path[RUN_PATH];
+    const int n = snprintf(path, sizeof path, "%s/%s", directory, name);
+    return n > 0 && n < RUN_PATH && cli_file_exists(path);
+}
+
 int run_files_find(cli_args *args, run_files *files) {
     const char *model = cli_text(args, "model");
     files->run = cli_text(args, "run");
@@ -21,6 +27,8 @@ int run_files_find(cli_args *args, run_files *files) {
         if (strlen(model) >= sizeof files->checkpoint)
             return cli_fail(args, MOE_ERR_ARGUMENT, "--model: the path is too long");
         strcpy(files->checkpoint, model);
+        if (!holds(model, "config.json") && holds(model, "config.resolved.yaml"))
+            return cli_fail(args, MOE_ERR_INPUT, "%s: is a run and no checkpoint; name it by --run", model);
         return 0;
     }
     moe_error error;
@@ -71,12 +79,6 @@ static int lost(cli_args *args, const char *output, const char *what) {
 static bool is_one_of(const char *name, const char *const *names) {
     while (*names && strcmp(name, *names) != 0) ++names;
     return *names != NULL;
-}
-
-static bool holds(const char *directory, const char *name) {
-    char path[RUN_PATH];
-    const int n = snprintf(path, sizeof path, "%s/%s", directory, name);
-    return n > 0 && n < RUN_PATH && cli_file_exists(path);
 }
 
 static bool is_of_checkpoint(const char *directory, const char *name) {
