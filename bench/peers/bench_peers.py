@@ -168,7 +168,7 @@ class Bench:
                     turns[process.name].append(statistics.median(times))
         for process in self.processes:
             process.ask(do="close")
-        result = {"problem": problem.name, "work": work, "peak": peak, "bandwidth": bandwidth, "isa": self.isa,
+        result = {"problem": problem.name, "work": work, "commit": commit(), "peak": peak, "bandwidth": bandwidth, "isa": self.isa,
                   "bound": self.bound(problem, work, met, peak, bandwidth), "errors": errors, "turns": turns}
         for name, times in turns.items():
             print(f"  {name:20s} {1e3 * statistics.median(times):10.3f} ms", flush=True)
@@ -201,6 +201,12 @@ class Bench:
         for process in self.processes:
             process.end()
         return told
+
+
+def commit():
+    told = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=peer_page.TREE,
+                          capture_output=True, text=True, check=False)
+    return told.stdout.strip() or "unknown"
 
 
 def ours_is_right(run):

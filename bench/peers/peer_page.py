@@ -49,16 +49,20 @@ The peers:
   routes. Between operations numbers are f32. Weights are of type BF16, Q8_0 for int8 and Q4_0 for int4, in the layout
   that llama.cpp chooses for the machine. **ggml Q4_K** is the other type of 4 bits, which most files have; with
   llama.cpp's `--no-repack` it stays as the file has it, which is faster for many rows. Beside packed weights ggml
-  rounds the rows to 8 bits as well, which we do not; a chapter with packed weights tells both errors.
+  rounds the rows to 8 bits as well, which we do not; a chapter with packed weights tells both errors. A call computes a
+  graph of one layer, and ggml makes a pool of threads for it (the threads are OpenMP's and stay); llama.cpp has all
+  layers in one graph.
 
 How to read the tables:
 
 - A problem's e, t, d, n, k are experts, tokens, model width, hidden width and experts per token. Loads are even unless
   a skew is named. "Rows" are rows per expert. With `int8` or `int4` at its end its weights are packed, in groups of 32.
 - A cell has milliseconds and, in brackets, how many times ours that is. The ratio is taken turn by turn, since a busy
-  moment of a shared machine meets both, and its median is shown; so it need not be the ratio of the two times.
+  moment of a shared machine meets both, and its median is shown; so it need not be the ratio of the two times. It has
+  one decimal where the middle half of the turns spans a tenth of it or more.
 - "Bound" is our share of what the machine allows: arithmetic at the unit's peak, or reading the weights from memory,
   whichever takes longer.
+- "Commit" stands where rows of a chapter were measured at different times: moekit's code is of it, or a little older.
 """
 
 
@@ -80,10 +84,21 @@ def median(result, name):
     return statistics.median(result["turns"][name]) if name in result["turns"] else None
 
 
-def ratio(result, name):
+def ratios(result, name):
     """Of the peer's time to ours, turn by turn, so that a busy moment meets both."""
     pairs = zip(result["turns"].get(name, []), result["turns"].get(OURS, []))
-    return statistics.median(theirs / ours for theirs, ours in pairs)
+    return [theirs / ours for theirs, ours in pairs]
+
+
+def ratio(result, name):
+    return statistics.median(ratios(result, name))
+
+
+def told_ratio(result, name):
+    """With as many decimals as the turns agree on; a single turn tells of no spread."""
+    turns = ratios(result, name)
+    low, middle, high = statistics.quantiles(turns, n=4, method="inclusive") if len(turns) > 1 else (0, turns[0], 2)
+    return f"{middle:.2f}" if high - low < 0.1 * middle else f"{middle:.1f}"
 
 
 def cell(result, name):
@@ -91,19 +106,22 @@ def cell(result, name):
     if time is None:
         return ""
     text = f"{1e3 * time:.4g}"
-    return text if name == OURS or OURS not in result["turns"] else f"{text} ({ratio(result, name):.2f})"
+    return text if name == OURS or OURS not in result["turns"] else f"{text} ({told_ratio(result, name)})"
 
 
 def table(run):
     names = [name for name in PEERS if any(name in result["turns"] for result in run["results"])]
-    lines = ["| problem | pass | rows | bound | " + " | ".join(names) + " |", "|---" * (4 + len(names)) + "|"]
+    mixed = len({result.get("commit") for result in run["results"]}) > 1
+    heads = ["problem", "pass", "rows"] + ["commit"] * mixed + ["bound"] + names
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for result in run["results"]:
         problem = parse(result["problem"])
         rows = problem.K if result["work"] == "decode" else problem.rows() / problem.E
         share = f"{100 * result['bound'] / median(result, OURS):.0f} %" if OURS in result["turns"] else ""
         each = "1" if result["work"] == "decode" else f"{rows:g}"
-        lines.append(f"| {result['problem']} | {WORK[result['work']]} | {each} | {share} | "
-                     + " | ".join(cell(result, name) for name in names) + " |")
+        commit = [f"`{result['commit']}`" if "commit" in result else ""] * mixed
+        cells = [result["problem"], WORK[result["work"]], each, *commit, share] + [cell(result, name) for name in names]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -114,12 +132,14 @@ def goals(run):
         for result in run["results"]:
             problem = parse(result["problem"])
             many = problem.rows() / problem.E >= 256 and not problem.weights
-            timed = [ratio(result, peer) for peer in peers if {peer, OURS} <= result["turns"].keys()]
+            timed = [(ratio(result, peer), told_ratio(result, peer)) for peer in peers
+                     if {peer, OURS} <= result["turns"].keys()]
             if problem.dtype == dtype and result["work"] == work and many and timed:
                 found.append(min(timed))
         if found:
-            verdict = "met" if min(found) >= goal else "met in part" if max(found) >= goal else "missed"
-            span = " to ".join(dict.fromkeys(f"{share:.2f}" for share in (min(found), max(found))))
+            (least, _), (most, _) = min(found), max(found)
+            verdict = "met" if least >= goal else "met in part" if most >= goal else "missed"
+            span = " to ".join(dict.fromkeys(told for _, told in (min(found), max(found))))
             whose = peers[0] if len(peers) == 1 else "the faster of " + " and ".join(peers)
             lines.append(f"- {dtype}, {WORK[work]}, 256 rows per expert: {span} times as fast as {whose}; the goal, "
                          f"{goal:g}, is {verdict}.")

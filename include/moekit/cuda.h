@@ -11,7 +11,7 @@
  *   - Errors. What a kernel finds wrong (a NaN or infinite logit) is reported by the next call that looks, at
  *     the latest by moe_ctx_wait. The token concerned was left out as if it were masked.
  *   - Replay. On Hopper a replay (moe_call.replay_expert) runs other router kernels than the selection did,
- * so its weights may differ from the recorded ones in their last bits. Pass replay_weight to have the same.
+ *     so its weights may differ from the recorded ones in the last bits. Pass replay_weight to have those.
  *   - Types. The layer runs in MOE_F32 and MOE_BF16, and so do those operations of op.h that a layer needs;
  *     the others are MOE_ERR_UNSUPPORTED. Custom experts must set moe_expert_ops.on_device.
  *   - Kernels are those of isa "sm90" on a Hopper GPU (for MOE_BF16) and of "cuda" elsewhere: moe_ctx_isa.

@@ -69,7 +69,7 @@ typedef struct moe_lm_load_desc {
     const char *experts; /* NULL, or a format of moe_quant_desc (quant.h): each layer's experts are packed as
                             soon as they are read, and their own weights given back, so that never more than
                             one layer is there unpacked. For inference only: such a model is neither trained
-                            nor saved. "bf16x2" changes no bit of a bf16 model */
+                            nor saved. "bf16x2" loses no bit of bf16 weights; others it rounds to bf16 */
     int32_t experts_group; /* moe_quant_desc.group */
     uint8_t reserved[4];   /* 0: no padding, as in moe_ctx_desc */
 } moe_lm_load_desc;

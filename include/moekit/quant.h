@@ -10,8 +10,8 @@
 extern "C" {
 #endif
 
-/* Packing the experts of a layer: forward then reads the packed weights. y equals the y of a layer whose
- * experts have the packed numbers. */
+/* Packing the experts of a layer: forward then reads the packed weights. y is, up to rounding, that of the
+ * packed numbers; |x| times the largest code, summed over a group, must fit f32. */
 typedef struct moe_quant_desc {
     size_t size;
     const char *format; /* "int8" "int4" "nf4" "mxfp4" "bf16x2": moe_packed, below */
@@ -41,7 +41,7 @@ MOE_API moe_status moe_layer_quantize(moe_layer *layer, const moe_quant_desc *de
  * from 3e-8 on the group becomes zeros. A scale too large for f16 (65504), or for a power of two in f32, is
  * clamped.
  *
- * bf16x2 loses no bit of bf16 weights, and y keeps its bits. It is for the CPU only (on CUDA
+ * bf16x2 loses no bit of bf16 weights, whose y keeps its bits; others it rounds. For the CPU only (on CUDA
  * MOE_ERR_UNSUPPORTED). With `avx512bf16` and `amx` few rows run as fast as memory is read, and more rows
  * need no packing on the way (docs/kernels.md); other kernels, and products in f32, rearrange it for more
  * than a few rows. It takes as much memory as bf16 weights, which may be dropped.

@@ -12,7 +12,7 @@ static inline void tiles_see_memory(void) {
     __asm__ volatile("" ::: "memory");
 }
 
-/* All tiles but the third, which is B's, have `rows` rows if these are fewer than sixteen: a product of few
+/* All tiles but number 3, which is B's, have `rows` rows if these are fewer than sixteen: a product of few
  * rows costs no more. Configured by each task: it is as cheap as asking whether it was done, and a thread
  * that does not multiply keeps no tile state that a context switch must save. */
 static inline void tiles_begin(int64_t rows) {

@@ -5,7 +5,7 @@
  *   code[group / per][64]  words of 32 bits, little-endian: of column j rows per*i .. per*i + per - 1, the
  *                          first in the lowest bits; per is 8 rows of 4 bits, 4 of 8 or 2 of 16
  * but words of 16 bits stand as [4][group / per][16], each of the four a tile as AMX loads it in one piece,
- * and the number is value[code] * scale, of 8 bits the signed code times scale, of 16 the code as a bf16.
+ * and the number is value[code] * scale, of 8 bits code, -127 .. 127, times scale, of 16 the code as bf16.
  * Sources: OCP MX specification 1.0 (mxfp4); Dettmers et al. 2023, QLoRA (nf4); Intel's VNNI order of bf16.
  */
 #ifndef MOEI_PACKED_H

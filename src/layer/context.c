@@ -37,6 +37,16 @@ typedef struct isa_choice {
     moei_isa cpu, gpu;
 } isa_choice;
 
+/* As moei_isa_supported asks for it; a name does not tell all of it. */
+static const char *const isa_needs[MOEI_ISA_COUNT] = {
+    [MOEI_ISA_REF] = "nothing",
+    [MOEI_ISA_AVX2] = "AVX2 and FMA",
+    [MOEI_ISA_AVX512] = "AVX-512 F, BW, DQ and VL",
+    [MOEI_ISA_AVX512BF16] = "AVX-512 BF16 and VBMI",
+    [MOEI_ISA_AMX] = "AMX BF16 and AVX-512 BF16",
+    [MOEI_ISA_NEON] = "64-bit Arm",
+};
+
 static moe_status choose_isa(const moe_ctx_desc *desc, isa_choice *choice, moe_error *error) {
     const bool said = desc->isa && *desc->isa;
     const char *name = said ? desc->isa : getenv("MOEKIT_ISA");
@@ -47,8 +57,8 @@ static moe_status choose_isa(const moe_ctx_desc *desc, isa_choice *choice, moe_e
             choice->cpu = isa;
             if (moei_isa_supported(isa)) return MOE_OK;
             return moei_error_set(error, MOE_ERR_UNSUPPORTED,
-                                  "isa: this machine cannot run '%s'; '%s' is its best", name,
-                                  moei_isa_name(moei_isa_best()));
+                                  "isa: this machine cannot run '%s', which needs %s; '%s' is its best", name,
+                                  isa_needs[isa], moei_isa_name(moei_isa_best()));
         }
     for (moei_isa isa = MOEI_ISA_CUDA; isa < MOEI_ISA_END; ++isa)
         if (strcmp(name, moei_isa_name(isa)) == 0) {

@@ -74,9 +74,15 @@ run = {"cpu": "A (R) CPU", "threads": 1, "chapter": "Beside B", "date": "2026-01
        "about": {}, "notes": [], "results": [row("", 1e-3), row(",int4", 0.1)]}
 assert os.path.basename(peer_page.saved(run)) == "peers-cpu-a-cpu-beside-b-1.json", peer_page.saved(run)
 for said in ("## A (R) CPU, 1 thread, 2026-01-01, Beside B\n",
-             "| e4,t1,d64,n32,k2,bf16,int4 | decode | 1 | 33 % | 3 | 3.5 (1.25) |",
+             "| e4,t1,d64,n32,k2,bf16,int4 | decode | 1 | 33 % | 3 | 3.5 (1.2) |",
              "at most: bf16: moekit 0.1 %, ggml 0.2 %; int4: moekit 10 %, ggml 20 %."):
     assert said in peer_page.machine(run), (said, peer_page.machine(run))
+run["results"][1]["commit"] = "abc1234"
+for said in ("| problem | pass | rows | commit | bound | moekit | ggml |", "| 1 |  | 33 % | 3 |", "| 1 | `abc1234` | 33 % | 3 |"):
+    assert said in peer_page.machine(run), (said, peer_page.machine(run))
+for turns, told in (([1.25, 1.25, 1.25], "1.25"), ([1.2, 1.26, 1.3], "1.26"), ([1.1, 1.26, 1.4], "1.3"), ([1.26], "1.3")):
+    found = peer_page.told_ratio({"turns": {"moekit": [1.0] * len(turns), "ggml": turns}}, "ggml")
+    assert found == told, (turns, found, told)
 assert peer_page.errors(run | {"results": run["results"][:1]}) == "", "errors where no weights are packed"
 print("ok: a chapter of its own, with errors")
 

@@ -201,7 +201,7 @@ static void what_has_no_equivalent_is_explained(void **state) {
     refused("model_type", "gpt_oss", "set activation swigluoai");
     refused("perplexity_reg", "0.1", "entropy_loss_coeff");
     refused("moe_grouped_gemm", "false", "NeMo");
-    refused("mlp_only_layers", "[1]", "a model, which takes it as model.dense_layers");
+    refused("mlp_only_layers", "[1]", "the whole model, not of a layer: set model.dense_layers");
     refused("first_k_dense_replace", "2", "model.dense_layers");
     refused("moe_group_size", "1024", "capacity_group");
     refused("moe_token_dropping", "true", "moe_token_dropping (NeMo) cannot be 'true' here; set");

@@ -75,6 +75,8 @@ static void contexts_are_checked(void **state) {
     assert_int_equal(moe_ctx_create(&d, &ctx, &error), MOE_ERR_ARGUMENT);
     assert_non_null(strstr(error.text, "avx512"));
     static const char *const either[] = {"neon", "avx2"}; /* no machine has both */
+    static const char *const needs[] = {"'neon', which needs 64-bit Arm;",
+                                        "'avx2', which needs AVX2 and FMA;"};
     int lacking = 0;
     for (int i = 0; i < 2; ++i) {
         d = (moe_ctx_desc){.size = sizeof d, .isa = either[i]};
@@ -85,8 +87,7 @@ static void contexts_are_checked(void **state) {
         }
         ++lacking;
         assert_int_equal(error.status, MOE_ERR_UNSUPPORTED);
-        if (!strstr(error.text, either[i]) || !strstr(error.text, "' is its best"))
-            fail_msg("%s", error.text);
+        if (!strstr(error.text, needs[i]) || !strstr(error.text, "' is its best")) fail_msg("%s", error.text);
     }
     assert_true(lacking >= 1);
     d = (moe_ctx_desc){.size = sizeof d, .isa = "sm90"};
