@@ -53,7 +53,6 @@ moe_status moelm_head_loss(moe_lm *lm, const int32_t *targets, int64_t rows, flo
     }
     *loss = sum / (double)counted;
     if (isfinite(*loss)) return MOE_OK;
-    return moe_ctx_fail(
-        lm->ctx, MOE_ERR_NUMERIC,
-        "the loss is %f: a weight or an activation is not finite; a lower learning rate may help", *loss);
+    return moe_ctx_fail(lm->ctx, MOE_ERR_NUMERIC, "the loss is %f: a weight or an activation is not finite%s",
+                        *loss, grad_scale != 0.0F ? "; a lower learning rate may help" : "");
 }

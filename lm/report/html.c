@@ -97,27 +97,34 @@ void moelm_html_text(moelm_html *html, const char *text) {
     moelm_html_bytes(html, text, strlen(text));
 }
 
-void moelm_html_token(moelm_html *html, int64_t token) {
-    if (token < 0 || token > 255) {
-        moelm_html_printf(html, "#%lld", (long long)token);
-    } else if (token == ' ') {
-        moelm_html_put(html, "\xe2\x90\xa3");
-    } else if (token == '\n') {
-        moelm_html_put(html, "\xe2\x8f\x8e");
-    } else if (token < 0x20 || token > 0x7e) {
-        moelm_html_printf(html, "\\x%02x", (unsigned)token);
-    } else {
-        char byte = (char)token;
-        moelm_html_bytes(html, &byte, 1);
-    }
+/* Spaces, marks of direction and others that leave no ink. */
+static bool is_blank(uint32_t code) {
+    return code == '\t' || code == 0xa0 || code == 0xad || code == 0x1680 ||
+           (code >= 0x2000 && code <= 0x200f) || (code >= 0x2028 && code <= 0x202f) ||
+           (code >= 0x205f && code <= 0x206f) || code == 0x3000 || code == 0xfeff;
 }
 
-void moelm_html_token_text(moelm_html *html, const char *text) {
-    while (*text != '\0') {
-        const size_t plain = strcspn(text, " \n");
-        moelm_html_bytes(html, text, plain);
-        text += plain;
-        if (*text != '\0') moelm_html_token(html, *text++);
+void moelm_html_token(moelm_html *html, const char *bytes, size_t n_bytes) {
+    enum { MOST = 24 };
+    for (size_t i = 0, shown = 0; i < n_bytes; ++shown) {
+        uint32_t code = 0;
+        size_t length = moelm_utf8_decode(bytes + i, n_bytes - i, &code);
+        if (length == 0) length = 1;
+        if (shown == MOST) {
+            moelm_html_put(html, "\xe2\x80\xa6");
+            return;
+        }
+        if (bytes[i] == ' ') {
+            moelm_html_put(html, "\xe2\x90\xa3");
+        } else if (bytes[i] == '\n') {
+            moelm_html_put(html, "\xe2\x8f\x8e");
+        } else if (is_blank(code)) {
+            for (size_t b = 0; b < length; ++b)
+                moelm_html_printf(html, "\\x%02x", (unsigned)(unsigned char)bytes[i + b]);
+        } else {
+            moelm_html_bytes(html, bytes + i, length);
+        }
+        i += length;
     }
 }
 

@@ -20,11 +20,9 @@ void moelm_html_printf(moelm_html *html, const char *format, ...) __attribute__(
 /* Escaped text. What is not UTF-8, and control bytes other than tab and newline, appear as \xNN. */
 void moelm_html_text(moelm_html *html, const char *text);
 void moelm_html_bytes(moelm_html *html, const char *bytes, size_t n_bytes);
-/* A byte token with a shape: space U+2423, newline U+23CE, others that do not print \xNN; from 256 on #n. */
-void moelm_html_token(moelm_html *html, int64_t token);
-
-/* A token of a tokenizer, with the same shapes. */
-void moelm_html_token_text(moelm_html *html, const char *text);
+/* The text of a token, with a shape: space U+2423, newline U+23CE, others that leave no ink \xNN; behind 24
+ * characters U+2026 stands for the rest. */
+void moelm_html_token(moelm_html *html, const char *bytes, size_t n_bytes);
 
 /* A short text by value, so that it can stand in an argument list. Holds no character to escape. */
 typedef struct moelm_report_text {

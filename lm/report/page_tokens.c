@@ -4,15 +4,18 @@
  */
 #include "report/page.h"
 
+#include <string.h>
+
 enum { CHIPS = 24000, FEWEST = 3, ROWS_OPEN = 64 };
 static const char *const heading[] = {"Expert", "Share of rows", "Typical tokens", NULL};
 
 static void write_chip(moelm_html *html, const moelm_typical *typical, bool bytes) {
+    const char byte = (char)typical->token;
     moelm_html_put(html, "<li><kbd>");
     if (typical->text)
-        moelm_html_token_text(html, typical->text);
-    else if (bytes)
-        moelm_html_token(html, typical->token);
+        moelm_html_token(html, typical->text, strlen(typical->text));
+    else if (bytes && typical->token < 256)
+        moelm_html_token(html, &byte, 1);
     else
         moelm_html_printf(html, "#%lld", (long long)typical->token);
     moelm_html_printf(html, "</kbd>%s&#215;<small>%s</small></li>",
@@ -63,7 +66,13 @@ void moelm_page_tokens(moelm_html *html, const moelm_run *run) {
             html,
             "<p class=\"note\">Beside each token its lift (how many times more often it is among the tokens "
             "whose first choice is this expert than in the text) and how often it was counted there. "
-            "<kbd>&#x2423;</kbd> is a space, <kbd>&#x23ce;</kbd> a new line.</p>\n");
+            "<kbd>&#x2423;</kbd> is a space, <kbd>&#x23ce;</kbd> a new line.");
+        if (moelm_run_has_tokenizer(run))
+            moelm_html_put(
+                html,
+                " <kbd>#</kbd> and a number stand for a token that is no text by itself, such as a part "
+                "of a character.");
+        moelm_html_put(html, "</p>\n");
         for (int32_t l = 0; l < eval->n_layers; ++l) {
             rows_open += eval->layer[l].experts;
             write_layer(html, &eval->layer[l], l == 0 || rows_open <= ROWS_OPEN, most,

@@ -158,8 +158,8 @@ static int by_lift(const void *x, const void *y) {
     return (a->token > b->token) - (a->token < b->token);
 }
 
-/* A token as it reads behind another, where a space before it is kept; what is part of a character only, as
- * the vocabulary spells it. NULL: it has no text. */
+/* A token as it reads behind another, where a space before it is kept. NULL: it has no text by itself, as a
+ * part of a character. */
 static json_t *token_text(const moe_tokenizer *tokenizer, int64_t token) {
     const int32_t twice[] = {(int32_t)token, (int32_t)token};
     moe_token_text once = {0}, both = {0};
@@ -168,9 +168,8 @@ static json_t *token_text(const moe_tokenizer *tokenizer, int64_t token) {
         moe_tokenizer_decode(tokenizer, twice, 2, 0, &both, NULL) == MOE_OK && both.count > once.count &&
         (once.count == 0 || memcmp(both.bytes, once.bytes, once.count) == 0))
         text = both.bytes + once.count;
-    if (!text || *text == '\0' || strstr(text, "\xEF\xBF\xBD"))
-        text = moe_tokenizer_token(tokenizer, (int32_t)token);
-    json_t *json = text ? json_string(text) : NULL;
+    const bool whole = text && *text != '\0' && !strstr(text, "\xEF\xBF\xBD");
+    json_t *json = whole ? json_string(text) : NULL;
     moe_token_text_free(&once);
     moe_token_text_free(&both);
     return json;

@@ -88,19 +88,53 @@ expect 0 "$MOEKIT" eval -m model --text text.txt -n 20 -o analysis.json --record
 says analysis.json '"tokens": [0-9]+'
 expect 0 "$MOEKIT" eval -m model --text text.txt -n 20 --replay-routes routes.safetensors
 # tokens typical of experts have their text, a space too
-for i in $(seq 30); do echo 'the king and the land of the sons'; done >long.txt
+for i in $(seq 30); do echo 'the king and the land of the sonsé'; done >long.txt
 expect 0 "$MOEKIT" eval -m model --text long.txt -o analysis.json
 python3 - <<'END' || complain "typical tokens have other texts: $(cat analysis.json)"
 import json
 ids = json.load(open("tokenizer.json"))["model"]["vocab"]
 text = {number: spelled.replace("\u0120", " ") for spelled, number in ids.items()}
+text[32] = text[33] = None  # the two bytes of a letter
 typical = [t for layer in json.load(open("analysis.json"))["layers"] for expert in layer["typical"] for t in expert]
-assert typical and all(t["text"] == text[t["token"]] for t in typical)
+assert typical and all(t.get("text") == text[t["token"]] for t in typical)
+assert {32, 33} & {t["token"] for t in typical}
 END
 expect 2 "$MOEKIT" eval -m model --text text.txt -o model/tokenizer.json
 says err 'a file of a checkpoint'
 printf a >short.txt
 expect 3 "$MOEKIT" eval -m model --text short.txt
+
+# a number that is no number: said, and nothing about a training that is not there
+cp -r model damaged
+python3 - <<'END'
+import json, struct
+path = "damaged/model.safetensors"
+data = bytearray(open(path, "rb").read())
+(head,) = struct.unpack("<Q", data[:8])
+norm = json.loads(data[8:8 + head])["model.norm.weight"]
+assert norm["dtype"] == "F32"
+at = 8 + head + norm["data_offsets"][0]
+data[at:at + 4] = struct.pack("<f", float("nan"))
+open(path, "wb").write(data)
+END
+expect 5 "$MOEKIT" eval -m damaged --text text.txt
+says err 'a weight or an activation is not finite$'
+
+# no prompt at all
+expect 3 "$MOEKIT" generate -m model --file -
+says err 'empty; a prompt needs at least one byte$'
+
+# a report shows the text of tokens, whose numbers may be those of bytes, and counts tokens
+for i in $(seq 200); do cat text.txt; done >train.txt
+expect 0 "$MOEKIT" train --from model --run run --data.train train.txt --data.eval train.txt --train.steps 3 \
+    --train.batch_size 2 --model.context 16 --train.eval_every 0
+expect 0 "$MOEKIT" eval --run run
+expect 0 "$MOEKIT" report --run run
+says run/report.html '<kbd>and</kbd>'
+says run/report.html '<kbd>the</kbd>'
+says run/report.html 'at work on any one token'
+says run/report.html 'Tokens seen</dt><dd>[0-9]+ <small>tokens<'
+grep -q '<kbd>\\x' run/report.html && complain 'a token is shown as a byte'
 
 # another model's tokenizer; tensors that do not fit the settings, by name (test_load_packed.c: before there is
 # memory for them)

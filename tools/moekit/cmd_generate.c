@@ -65,7 +65,8 @@ struct job {
 
 static int fail_empty(cli_args *args, const char *file, const char *where) {
     return cli_fail(args, file ? MOE_ERR_INPUT : MOE_ERR_ARGUMENT,
-                    "%s: empty; a prompt needs at least one byte, or leave it out for a line break", where);
+                    "%s: empty; a prompt needs at least one byte%s", where,
+                    file ? "" : ", or leave it out for a line break");
 }
 
 /* Of the command line, in their order. */

@@ -381,7 +381,10 @@ static void test_damaged_weights_are_told(void **state) {
     must(ctx, moe_lm_reserve(lm, SEQS, LENGTH, MOE_TRAIN));
     ((float *)model_param(lm, "final_norm.weight").value)[0] = NAN;
     must_fail(ctx, moe_lm_loss(lm, d.tokens, d.targets, SEQS, LENGTH, 0, 1.0F, &loss, &aux), MOE_ERR_NUMERIC,
+              "not finite; a lower learning rate may help");
+    must_fail(ctx, moe_lm_loss(lm, d.tokens, d.targets, SEQS, LENGTH, 0, 0.0F, &loss, &aux), MOE_ERR_NUMERIC,
               "not finite");
+    assert_null(strstr(moe_ctx_error(ctx), "learning rate")); /* nothing learns */
     assert_true(loss == 7);
     moe_lm_destroy(lm);
     moe_ctx_destroy(ctx);

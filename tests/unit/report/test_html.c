@@ -59,20 +59,33 @@ static void test_random_bytes_stay_text(void **state) {
 static void test_tokens(void **state) {
     (void)state;
     const struct {
-        int64_t token;
+        const char *token;
+        size_t bytes;
         const char *text;
     } row[] = {
-        {' ',  "\xe2\x90\xa3"},
-        {'\n', "\xe2\x8f\x8e"},
-        {'a',  "a"           },
-        {'<',  "&lt;"        },
-        {0,    "\\x00"       },
-        {255,  "\\xff"       },
-        {256,  "#256"        }
+        {" ",                         1,  "\xe2\x90\xa3"                    },
+        {"\n",                        1,  "\xe2\x8f\x8e"                    },
+        {"a",                         1,  "a"                               },
+        {"<",                         1,  "&lt;"                            },
+        {"\0",                        1,  "\\x00"                           },
+        {"\t",                        1,  "\\x09"                           },
+        {"\x7f",                      1,  "\\x7f"                           },
+        {"\xff",                      1,  "\\xff"                           },
+        {" \xc3\xa9\n",               4,  "\xe2\x90\xa3\xc3\xa9\xe2\x8f\x8e"},
+        {"\xe3\x80\x80",              3,  "\\xe3\\x80\\x80"                 }, /* an ideographic space */
+        {"<b>&\xe2\x80\xae",          7,  "&lt;b&gt;&amp;\\xe2\\x80\\xae"   }, /* from right to left */
+        {"0123456789 123456789 123",  24,
+         "0123456789\xe2\x90\xa3"
+         "123456789\xe2\x90\xa3"
+         "123"                                                              },
+        {"0123456789 123456789 123 ", 25,
+         "0123456789\xe2\x90\xa3"
+         "123456789\xe2\x90\xa3"
+         "123\xe2\x80\xa6"                                                  }
     };
     for (size_t i = 0; i < sizeof row / sizeof *row; ++i) {
         moelm_html html = {0};
-        moelm_html_token(&html, row[i].token);
+        moelm_html_token(&html, row[i].token, row[i].bytes);
         assert_string_equal(html.data, row[i].text);
         moelm_html_free(&html);
     }

@@ -102,6 +102,9 @@ static void test_whole_run(void **state) {
     assert_int_equal(count(page, "<svg "), 1 + 6 + 3 + 6);
     assert_lacks(page, "nan");
     assert_lacks(page, "class=\"missing\"");
+    assert_has(page, "at work on any one byte");
+    assert_has(page, "<small>bytes</small>");
+    assert_lacks(page, "part of a character");
     assert_true(bytes < 400000);
     free(page);
 }
@@ -119,6 +122,7 @@ static void test_tokens_of_a_tokenizer(void **state) {
     assert_has(page, "at work on any one token");
     assert_has(page, " <small>tokens</small>");
     assert_lacks(page, "<small>bytes</small>");
+    assert_has(page, "part of a character");
     free(page);
 }
 
