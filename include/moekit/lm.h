@@ -248,7 +248,7 @@ typedef struct moe_lm_eval_result {
  * log2(vocab_size) bits, unless the tokenizer puts something before a text: this is then read first and costs
  * nothing. A vocabulary other than the 256 bytes needs a tokenizer (else MOE_ERR_UNSUPPORTED) with no more
  * tokens than the model (else MOE_ERR_INPUT). A text cut by max_bytes ends before the character that would be
- * cut. options NULL: the whole text, no analysis. */
+ * cut (MOE_ERR_INPUT if that is its first). options NULL: the whole text, no analysis. */
 MOE_API moe_status moe_lm_eval(moe_lm *lm, const char *text_path, const moe_lm_eval_options *options,
                                moe_lm_eval_result *result);
 

@@ -56,11 +56,15 @@ typedef enum moe_tokenizer_flag {
 } moe_tokenizer_flag;
 
 /* The tokens of text[0 .. bytes-1], UTF-8. Each broken-off sequence that is not UTF-8 is read as one U+FFFD.
- * flags: 0 or a sum. Time grows with bytes log bytes at most; memory is some 6 times the text, and the
- * ids. */
+ * flags: 0 or a sum of those of encode (else MOE_ERR_ARGUMENT). Time grows with bytes log bytes at most.
+ * Memory with the ids: for prose some 2 to 4 bytes a byte of text, for one word without a break some 34.
+ * A match of the file's regex is given up, and the text refused with MOE_ERR_INPUT, if it takes more than
+ * 2^24 entries of the matcher's stack (a word of some 16 Mi letters does, by the patterns of Qwen and
+ * DeepSeek), or goes back more than 65536 + 64 times the bytes. */
 MOE_API moe_status moe_tokenizer_encode(const moe_tokenizer *tokenizer, const char *text, size_t bytes,
                                         unsigned flags, moe_token_list *tokens, moe_error *error);
-/* The text of ids, always UTF-8. An id that no token has gives nothing. */
+/* The text of ids, always UTF-8. An id that no token has gives nothing. flags: 0 or
+ * MOE_TOKENIZER_SKIP_SPECIAL (else MOE_ERR_ARGUMENT), here and for a stream. */
 MOE_API moe_status moe_tokenizer_decode(const moe_tokenizer *tokenizer, const int32_t *ids, size_t count,
                                         unsigned flags, moe_token_text *text, moe_error *error);
 
@@ -70,7 +74,8 @@ MOE_API moe_status moe_tokenizer_decode(const moe_tokenizer *tokenizer, const in
 typedef struct moe_token_stream moe_token_stream;
 MOE_API moe_status moe_token_stream_create(const moe_tokenizer *tokenizer, unsigned flags,
                                            moe_token_stream **stream, moe_error *error);
-/* *text belongs to the stream and is valid until its next call; *bytes may be 0. */
+/* *text belongs to the stream and is valid until its next call; *bytes may be 0. After an error part of the
+ * token may be inside: the stream is then good for moe_token_stream_destroy only. */
 MOE_API moe_status moe_token_stream_put(moe_token_stream *stream, int32_t id, const char **text,
                                         size_t *bytes, moe_error *error);
 /* Gives what is left; then the stream starts anew. */

@@ -129,6 +129,12 @@ void moelm_encoding_free(moelm_encoding *encoding) {
     free(encoding->cache);
 }
 
+moe_status moelm_flags_check(const char *call, unsigned flags, unsigned known, moe_error *error) {
+    if ((flags & ~known) == 0) return MOE_OK;
+    return moei_error_set(error, MOE_ERR_ARGUMENT, "%s: knows no flags %u; those it knows sum to %u", call,
+                          flags & ~known, known);
+}
+
 /* The text between added tokens of the second kind, which are looked for in the normalized text. */
 static moe_status encode_normalized(moelm_encoding *encoding, const char *text, size_t bytes, bool first) {
     MOEI_TRY(moelm_normalize(encoding, &text, &bytes));
@@ -196,6 +202,8 @@ moe_status moe_tokenizer_encode(const moe_tokenizer *tokenizer, const char *text
     MOEI_TRY(moei_error_need(error, "moe_tokenizer_encode", "tokenizer", tokenizer));
     MOEI_TRY(moei_error_need(error, "moe_tokenizer_encode", "tokens", tokens));
     if (bytes > 0) MOEI_TRY(moei_error_need(error, "moe_tokenizer_encode", "text", text));
+    const unsigned known = MOE_TOKENIZER_TEMPLATE | MOE_TOKENIZER_PLAIN | MOE_TOKENIZER_BEGIN;
+    MOEI_TRY(moelm_flags_check("moe_tokenizer_encode", flags, known, error));
     size_t before = tokens->count;
     moe_token_text repaired = {0};
     moelm_encoding encoding = {.tokenizer = tokenizer, .flags = flags, .tokens = tokens, .error = error};

@@ -67,7 +67,7 @@ typedef struct moelm_bpe {
 /* 4. Tokens that are found in the text before anything else. */
 typedef struct moelm_added {
     const char *pattern; /* of a normalized one the normalized text */
-    size_t bytes;
+    size_t bytes, order; /* order: place in the file */
     int32_t id;
     bool special, single_word, strip_left, strip_right;
 } moelm_added;
@@ -180,6 +180,9 @@ typedef moe_status (*moelm_part_fn)(const json_t *part, const char *where, const
                                     moe_tokenizer *tokenizer, moe_error *error);
 moe_status moelm_parts_read(const json_t *root, const char *name, const char *field, const char *key,
                             moelm_part_fn take, moe_tokenizer *tokenizer, moe_error *error);
+/* The text under `key`, which is one character. */
+moe_status moelm_char_read(const json_t *part, const char *where, const char *key, const char **text,
+                           moe_error *error);
 /* {"String": text} or {"Regex": text} under "pattern". */
 moe_status moelm_pattern_read(const json_t *part, const char *where, moelm_pattern *pattern,
                               moe_error *error);
@@ -218,6 +221,8 @@ typedef struct moelm_encoding {
     moelm_cached_word *cache; /* NULL: short texts go without */
     moe_error *error;
 } moelm_encoding;
+/* MOE_ERR_ARGUMENT for a flag that `call` does not know: it would be one of a later library. */
+moe_status moelm_flags_check(const char *call, unsigned flags, unsigned known, moe_error *error);
 void moelm_encoding_free(moelm_encoding *encoding);
 /* *text and *bytes become those of the normalized text, the encoding's own until the next call. */
 moe_status moelm_normalize(moelm_encoding *encoding, const char **text, size_t *bytes);

@@ -11,8 +11,12 @@
 #include <string.h>
 
 /* 1. Reading. */
+/* Normalized, two tokens may have one pattern: the first in the file is found, whatever the sort does.
+ * (Hugging Face's finds either, as its table of them is hashed anew each time.) */
 static int by_pattern(const void *a, const void *b) {
-    return strcmp(((const moelm_added *)a)->pattern, ((const moelm_added *)b)->pattern);
+    const moelm_added *left = a, *right = b;
+    const int order = strcmp(left->pattern, right->pattern);
+    return order != 0 ? order : (left->order > right->order) - (left->order < right->order);
 }
 
 static moe_status read_added(const json_t *value, const char *where, moelm_added *added, bool *normalized,
@@ -62,6 +66,7 @@ static moe_status take_added(const json_t *value, const char *where, moe_tokeniz
     if (normalized) MOEI_TRY(normalize_pattern(tokenizer, &added, error));
     added.bytes = strlen(added.pattern);
     if (added.bytes == 0) return MOE_OK;
+    added.order = set->count;
     set->begins[(unsigned char)added.pattern[0]] = true;
     set->tokens[set->count++] = added;
     return MOE_OK;
@@ -104,6 +109,7 @@ static const moelm_added *longest_at(const moelm_added_set *set, const char *tex
     size_t from = 0, to = set->count;
     for (size_t depth = 0; depth < bytes && from < to; ++depth) {
         int byte = (unsigned char)text[depth];
+        if (byte == 0) break; /* which ends a pattern, and is in none */
         from = bound(set, from, to, depth, byte);
         to = bound(set, from, to, depth, byte + 1);
         if (from < to && set->tokens[from].bytes == depth + 1) longest = &set->tokens[from];

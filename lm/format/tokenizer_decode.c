@@ -65,13 +65,14 @@ static moe_status take_decoder(const json_t *part, const char *where, const char
     decoder->fused = fused;
     tokenizer->fused |= kinds[at].fuses;
     const char *text = "";
-    if (kinds[at].text) MOEI_TRY(moelm_json_get_string(part, where, kinds[at].text, &text, error));
+    if (decoder->kind == MOELM_DECODE_REPLACE)
+        MOEI_TRY(moelm_json_get_string(part, where, kinds[at].text, &text, error));
+    else if (kinds[at].text)
+        MOEI_TRY(moelm_char_read(part, where, kinds[at].text, &text, error));
     decoder->text = strdup(text);
     if (!decoder->text) return moei_error_set(error, MOE_ERR_MEMORY, "%s: out of memory", where);
     if (decoder->kind == MOELM_DECODE_REPLACE)
         return moelm_pattern_read(part, where, &decoder->pattern, error);
-    if (kinds[at].text && *text == '\0')
-        return moei_error_set(error, MOE_ERR_INPUT, "%s: %s must be a character", where, kinds[at].text);
     if (decoder->kind == MOELM_DECODE_STRIP) return read_strip(part, where, decoder, error);
     if (decoder->kind == MOELM_DECODE_METASPACE) return read_metaspace(part, where, decoder, error);
     return MOE_OK;
@@ -287,6 +288,7 @@ moe_status moe_tokenizer_decode(const moe_tokenizer *tokenizer, const int32_t *i
     MOEI_TRY(moei_error_need(error, "moe_tokenizer_decode", "tokenizer", tokenizer));
     MOEI_TRY(moei_error_need(error, "moe_tokenizer_decode", "text", text));
     if (count > 0) MOEI_TRY(moei_error_need(error, "moe_tokenizer_decode", "ids", ids));
+    MOEI_TRY(moelm_flags_check("moe_tokenizer_decode", flags, MOE_TOKENIZER_SKIP_SPECIAL, error));
     size_t before = text->count;
     moe_token_stream stream = {.tokenizer = tokenizer, .flags = flags, .out = text, .error = error};
     moe_status status = moelm_text_add(text, "", 0, error);
@@ -294,6 +296,7 @@ moe_status moe_tokenizer_decode(const moe_tokenizer *tokenizer, const int32_t *i
     if (status == MOE_OK) status = finish(&stream);
     release(&stream);
     if (status != MOE_OK) text->count = before;
+    if (text->capacity > before && status != MOE_OK) text->bytes[before] = '\0';
     return status;
 }
 
@@ -301,6 +304,7 @@ moe_status moe_token_stream_create(const moe_tokenizer *tokenizer, unsigned flag
                                    moe_error *error) {
     MOEI_TRY(moei_error_need(error, "moe_token_stream_create", "tokenizer", tokenizer));
     MOEI_TRY(moei_error_need(error, "moe_token_stream_create", "stream", stream));
+    MOEI_TRY(moelm_flags_check("moe_token_stream_create", flags, MOE_TOKENIZER_SKIP_SPECIAL, error));
     moe_token_stream *made = calloc(1, sizeof *made);
     if (!made) return moei_error_set(error, MOE_ERR_MEMORY, "moe_token_stream_create: out of memory");
     *made = (moe_token_stream){.tokenizer = tokenizer, .flags = flags, .out = &made->given};

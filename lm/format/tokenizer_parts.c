@@ -5,7 +5,9 @@
 
 #include "core/status.h"
 #include "format/file.h"
+#include "format/utf8.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,6 +47,15 @@ moe_status moelm_parts_read(const json_t *root, const char *name, const char *fi
     char where[200];
     snprintf(where, sizeof where, "%s: %s", name, field);
     return part ? read_part(&(reader){key, take, tokenizer, error}, part, where, 0) : MOE_OK;
+}
+
+moe_status moelm_char_read(const json_t *part, const char *where, const char *key, const char **text,
+                           moe_error *error) {
+    uint32_t code;
+    MOEI_TRY(moelm_json_get_string(part, where, key, text, error));
+    const size_t bytes = strlen(*text);
+    if (bytes > 0 && moelm_utf8_decode(*text, bytes, &code) == bytes) return MOE_OK;
+    return moei_error_set(error, MOE_ERR_INPUT, "%s: %s must be one character", where, key);
 }
 
 /* 2. The template. */
@@ -109,15 +120,21 @@ moe_status moelm_template_read(const json_t *root, const char *name, moe_tokeniz
 /* 3. Begin and end. */
 static moe_status add_end(const json_t *value, const char *where, moe_tokenizer *tokenizer,
                           moe_error *error) {
-    if (!json_is_integer(value) || json_integer_value(value) < 0 ||
-        json_integer_value(value) >= MOELM_TOKENIZER_MAX_IDS || tokenizer->n_eos == MOELM_TOKENIZER_MAX_EOS)
-        return moei_error_set(error, MOE_ERR_INPUT, "%s: eos_token_id must be an id or up to %d of them",
-                              where, MOELM_TOKENIZER_MAX_EOS);
-    tokenizer->eos[tokenizer->n_eos++] = (int32_t)json_integer_value(value);
+    const json_int_t id = json_integer_value(value);
+    if (!json_is_integer(value) || id < -1 || id >= MOELM_TOKENIZER_MAX_IDS)
+        return moei_error_set(error, MOE_ERR_INPUT,
+                              "%s: eos_token_id must be an id from 0 to %" PRId64
+                              ", a list of them, or -1 or null for none",
+                              where, MOELM_TOKENIZER_MAX_IDS - 1);
+    if (id < 0) return MOE_OK;
+    if (tokenizer->n_eos == MOELM_TOKENIZER_MAX_EOS)
+        return moei_error_set(error, MOE_ERR_UNSUPPORTED, "%s: eos_token_id has more than %d ids", where,
+                              MOELM_TOKENIZER_MAX_EOS);
+    tokenizer->eos[tokenizer->n_eos++] = (int32_t)id;
     return MOE_OK;
 }
 
-/* generation_config.json and config.json have numbers. */
+/* generation_config.json and config.json have numbers; -1, as some have it, is none. */
 static moe_status ends_by_number(const json_t *root, const char *where, moe_tokenizer *tokenizer,
                                  moe_error *error) {
     const json_t *eos = json_object_get(root, "eos_token_id"), *value;
@@ -128,7 +145,7 @@ static moe_status ends_by_number(const json_t *root, const char *where, moe_toke
     } else if (tokenizer->n_eos == 0 && eos && !json_is_null(eos)) {
         MOEI_TRY(add_end(eos, where, tokenizer, error));
     }
-    MOEI_TRY(moelm_json_opt_int(root, where, "bos_token_id", 0, MOELM_TOKENIZER_MAX_IDS - 1, &bos, error));
+    MOEI_TRY(moelm_json_opt_int(root, where, "bos_token_id", -1, MOELM_TOKENIZER_MAX_IDS - 1, &bos, error));
     if (tokenizer->bos < 0) tokenizer->bos = (int32_t)bos;
     return MOE_OK;
 }

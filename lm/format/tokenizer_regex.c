@@ -6,6 +6,7 @@
 #include "core/status.h"
 
 #include <oniguruma.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <threads.h>
@@ -29,6 +30,14 @@ static moe_status refuse(moe_error *error, const char *where, int code, OnigErro
     onig_error_code_to_str(words, code, info);
     moe_status status = code == ONIGERR_MEMORY ? MOE_ERR_MEMORY : MOE_ERR_INPUT;
     return moei_error_set(error, status, "%s: %s", where, (const char *)words);
+}
+
+/* What a match may cost depends on the text: it is the text that is too much for the pattern. */
+static moe_status too_much(moe_error *error, const char *where, int code, size_t bytes, size_t from) {
+    char pattern[256];
+    snprintf(pattern, sizeof pattern, "%s: the match from byte %zu of a piece of text of %zu bytes", where,
+             from, bytes);
+    return refuse(error, pattern, code, NULL);
 }
 
 moe_status moelm_regex_create(const char *where, const char *pattern, moelm_regex **regex, moe_error *error) {
@@ -98,7 +107,7 @@ moe_status moelm_regex_search(const moelm_regex *regex, moelm_regex_run *run, co
             onig_search_with_param(regex->onig, first, last, at, last, region, ONIG_OPTION_NONE, run->limits);
     *found = place >= 0;
     if (place == ONIG_MISMATCH) return MOE_OK;
-    if (place < 0) return refuse(error, regex->where, place, NULL);
+    if (place < 0) return too_much(error, regex->where, place, bytes, from);
     *begin = (size_t)region->beg[0];
     *end = (size_t)region->end[0];
     return MOE_OK;

@@ -16,7 +16,7 @@ typedef struct moelm_regex_run {
 void moelm_regex_run_free(moelm_regex_run *run);
 
 /* The leftmost match in text[from .. bytes-1], which is UTF-8. One that goes back more than 65536 + 64 bytes
- * times is given up: MOE_ERR_INPUT. */
+ * times, or takes more than 2^24 entries of the matcher's stack, is given up: MOE_ERR_INPUT. */
 moe_status moelm_regex_search(const moelm_regex *regex, moelm_regex_run *run, const char *text, size_t bytes,
                               size_t from, bool *found, size_t *start, size_t *end, moe_error *error);
 

@@ -56,12 +56,10 @@ static moe_status read_metaspace(const json_t *part, const char *where, moelm_sp
     const char *mark = NULL, *scheme = "always";
     bool prefix = true;
     splitter->cuts = true;
-    MOEI_TRY(moelm_json_get_string(part, where, "replacement", &mark, error));
+    MOEI_TRY(moelm_char_read(part, where, "replacement", &mark, error));
     MOEI_TRY(moelm_json_opt_string(part, where, "prepend_scheme", &scheme, error));
     MOEI_TRY(moelm_json_opt_bool(part, where, "add_prefix_space", &prefix, error));
     MOEI_TRY(moelm_json_opt_bool(part, where, "split", &splitter->cuts, error));
-    if (strlen(mark) == 0 || strlen(mark) > 4)
-        return moei_error_set(error, MOE_ERR_INPUT, "%s: replacement must be one character", where);
     static const char *const names[] = {"never", "first", "always"};
     size_t at = 0;
     while (at < 3 && strcmp(scheme, names[at]) != 0) ++at;

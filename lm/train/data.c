@@ -53,7 +53,11 @@ moe_status moelm_text_tokenize(moelm_text *text, const moelm_reader *reader, con
     size_t bytes = text->map.bytes;
     if (reader->most_bytes > 0 && (size_t)reader->most_bytes < bytes) {
         bytes = (size_t)reader->most_bytes;
-        for (int i = 0; i < 3 && bytes > 1 && (unsigned char)data[bytes] >> 6 == 2; ++i) --bytes;
+        for (int i = 0; i < 3 && bytes > 0 && (unsigned char)data[bytes] >> 6 == 2; ++i) --bytes;
+        if (bytes == 0)
+            return moei_error_set(error, MOE_ERR_INPUT,
+                                  "%s: no whole character in the text's first %lld bytes", key,
+                                  (long long)reader->most_bytes);
     }
     moe_error inner;
     moe_status status = MOE_OK;

@@ -89,12 +89,18 @@ static const struct {
           "[99]}}, "
           "\"single\": [{\"SpecialToken\": {\"id\": \"x\"}}, {\"Sequence\": {\"id\": \"A\"}}]}"),
      MOE_ERR_INPUT,         "the ids of x"},
-    {WITH("\"decoder\": {\"type\": \"WordPiece\"}"),                                                               MOE_ERR_UNSUPPORTED,                                                                          "WordPiece"                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                   },
+    {WITH("\"pre_tokenizer\": {\"type\": \"Metaspace\", \"replacement\": \"ab\"}"),                                                               MOE_ERR_INPUT,
+     "replacement must be one character"                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                    },
+    {WITH("\"decoder\": {\"type\": \"Metaspace\", \"replacement\": \"ab\"}"),                                           MOE_ERR_INPUT,
+     "replacement must be one character"},
+    {WITH("\"decoder\": {\"type\": \"Strip\", \"content\": \"\", \"start\": 0, \"stop\": 0}"),                                           MOE_ERR_INPUT,
+     "content must be one character"                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                   },
+    {WITH("\"decoder\": {\"type\": \"WordPiece\"}"),                                               MOE_ERR_UNSUPPORTED,                                                                  "WordPiece"},
     {WITH("\"decoder\": {\"type\": \"Strip\", \"content\": \" \", \"start\": 0, \"stop\": 1}"),
-     MOE_ERR_UNSUPPORTED,            "stop 1"},
+     MOE_ERR_UNSUPPORTED,                    "stop 1"                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                          },
     {WITH("\"decoder\": {\"type\": \"Sequence\", \"decoders\": [{\"type\": \"Fuse\"}, {\"type\": "
           "\"ByteFallback\"}]}"),
-     MOE_ERR_UNSUPPORTED,                                                                             "ByteFallback behind"                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                             },
+     MOE_ERR_UNSUPPORTED,                                                                     "ByteFallback behind"},
 };
 
 static void what_is_refused(void **state) {
@@ -227,6 +233,102 @@ static void a_costly_pattern_is_given_up(void **state) {
     moe_tokenizer_destroy(tokenizer);
 }
 
+/* Behind a failed call, the text is as it was, as a string too. */
+static void a_text_that_fails_leaves_no_trace(void **state) {
+    (void)state;
+    char json[1000], word[41] = {0};
+    memset(word, 'a', 40);
+    snprintf(json, sizeof json,
+             "{\"decoder\": {\"type\": \"Replace\", \"content\": \"\", \"pattern\": {\"Regex\": "
+             "\"(a|aa|a+)+$x\"}}, \"model\": {\"vocab\": {\"b\": 0, \"%s\": 1}, \"merges\": []}}",
+             word);
+    moe_tokenizer *tokenizer = make(json);
+    moe_token_text text = {0};
+    moe_error error;
+    static const int32_t ids[] = {0, 0, 1};
+    assert_ok(moe_tokenizer_decode(tokenizer, ids, 2, 0, &text, &error), &error);
+    assert_fails(moe_tokenizer_decode(tokenizer, ids, 3, 0, &text, &error), MOE_ERR_INPUT, &error,
+                 "the match from byte 0 of a piece of text of 40 bytes");
+    assert_int_equal(text.count, 2);
+    assert_string_equal(text.bytes, "bb");
+    moe_token_text_free(&text);
+    moe_tokenizer_destroy(tokenizer);
+}
+
+static void unknown_flags_are_refused(void **state) {
+    (void)state;
+    moe_tokenizer *tokenizer = make(WITH("\"decoder\": null"));
+    moe_token_list list = {0};
+    moe_token_text text = {0};
+    moe_token_stream *stream = NULL;
+    moe_error error;
+    assert_fails(moe_tokenizer_encode(tokenizer, "a", 1, MOE_TOKENIZER_SKIP_SPECIAL, &list, &error),
+                 MOE_ERR_ARGUMENT, &error, "flags 4");
+    assert_fails(moe_tokenizer_encode(tokenizer, "a", 1, 16, &list, &error), MOE_ERR_ARGUMENT, &error,
+                 "flags 16");
+    assert_fails(moe_tokenizer_decode(tokenizer, NULL, 0, MOE_TOKENIZER_PLAIN, &text, &error),
+                 MOE_ERR_ARGUMENT, &error, "flags 2");
+    assert_fails(moe_token_stream_create(tokenizer, MOE_TOKENIZER_BEGIN, &stream, &error), MOE_ERR_ARGUMENT,
+                 &error, "flags 8");
+    assert_null(stream);
+    moe_tokenizer_destroy(tokenizer);
+}
+
+#define LOWERED(id, content)                                                                                 \
+    "{\"id\": " #id ", \"content\": \"" content "\", \"single_word\": false, \"lstrip\": false, "            \
+    "\"rstrip\": false, \"normalized\": true, \"special\": true}"
+
+/* 40 more tokens, so that a sort does not keep the order by being simple. */
+static void of_one_pattern_the_first_is_found(void **state) {
+    (void)state;
+    char json[12000];
+    size_t at = (size_t)snprintf(
+        json, sizeof json,
+        "{\"normalizer\": {\"type\": \"Lowercase\"}, " MODEL("") ", \"added_tokens\": [" LOWERED(70, "<A>"));
+    for (int i = 0; i < 40; ++i)
+        at += (size_t)snprintf(json + at, sizeof json - at,
+                               ", {\"id\": %d, \"content\": \"<%02d>\", \"single_word\": false, \"lstrip\": "
+                               "false, \"rstrip\": false, \"normalized\": true, \"special\": true}",
+                               10 + i, 97 * i % 41);
+    snprintf(json + at, sizeof json - at, ", %s]}", LOWERED(60, "<a>"));
+    moe_tokenizer *tokenizer = make(json);
+    moe_token_list list = {0};
+    assert_int_equal(moe_tokenizer_encode(tokenizer, "<a><A>", 6, 0, &list, NULL), MOE_OK);
+    assert_int_equal(list.count, 2);
+    assert_int_equal(list.ids[0], 70);
+    assert_int_equal(list.ids[1], 70);
+    moe_token_list_free(&list);
+    moe_tokenizer_destroy(tokenizer);
+}
+
+/* A token so long that it ends the memory it lies in: what a NUL follows in the text is not compared with
+ * what is behind it, which a sanitizer would see. */
+static void a_nul_behind_an_added_token_ends_it(void **state) {
+    (void)state;
+    enum { LENGTH = 70000 };
+    char *json = malloc(LENGTH + 1000), *text = malloc(LENGTH + 3);
+    assert_non_null(json);
+    assert_non_null(text);
+    memset(text, 'x', LENGTH);
+    text[LENGTH] = '\0';
+    snprintf(
+        json, LENGTH + 1000,
+        "{" MODEL("") ", \"added_tokens\": [{\"id\": 9, \"content\": \"%s\", \"single_word\": false, "
+                      "\"lstrip\": false, \"rstrip\": false, \"normalized\": false, \"special\": true}]}",
+        text);
+    moe_tokenizer *tokenizer = make(json);
+    moe_token_list list = {0};
+    memcpy(text + LENGTH + 1, "ab", 2);
+    assert_int_equal(moe_tokenizer_encode(tokenizer, text, LENGTH + 3, 0, &list, NULL), MOE_OK);
+    assert_int_equal(list.count, 2);
+    assert_int_equal(list.ids[0], 9);
+    assert_int_equal(list.ids[1], 2);
+    moe_token_list_free(&list);
+    moe_tokenizer_destroy(tokenizer);
+    free(json);
+    free(text);
+}
+
 static void put_file(void **state, const char *name, const char *text) {
     char *path = scratch_path(state, name);
     scratch_put(path, text, strlen(text));
@@ -257,6 +359,20 @@ static void begin_and_end_are_told_beside_it(void **state) {
     assert_int_equal(eos[0], 9);
     assert_int_equal(eos[1], 1);
     moe_tokenizer_destroy(tokenizer);
+    put_file(state, "generation_config.json", "{\"bos_token_id\": -1, \"eos_token_id\": -1}");
+    assert_ok(moe_tokenizer_load(*state, &tokenizer, &error), &error);
+    assert_int_equal(moe_tokenizer_bos(tokenizer), 10);
+    assert_int_equal(moe_tokenizer_eos(tokenizer, &eos), 1);
+    assert_int_equal(eos[0], 2); /* config.json's */
+    moe_tokenizer_destroy(tokenizer);
+    tokenizer = NULL;
+    char many[400] = "{\"eos_token_id\": [0";
+    for (int i = 0; i < 64; ++i) strcat(many, ", 1");
+    put_file(state, "generation_config.json", strcat(many, "]}"));
+    assert_fails(moe_tokenizer_load(*state, &tokenizer, &error), MOE_ERR_UNSUPPORTED, &error,
+                 "more than 64 ids");
+    put_file(state, "generation_config.json", "{\"eos_token_id\": -2}");
+    assert_fails(moe_tokenizer_load(*state, &tokenizer, &error), MOE_ERR_INPUT, &error, "from 0 to 4194303");
     put_file(state, "generation_config.json", "{\"eos_token_id\": [\"x\"]}");
     tokenizer = NULL;
     assert_fails(moe_tokenizer_load(*state, &tokenizer, &error), MOE_ERR_INPUT, &error, "eos_token_id");
@@ -272,6 +388,10 @@ int main(void) {
         cmocka_unit_test(lists_grow_behind_what_they_hold),
         cmocka_unit_test(a_long_word_takes_no_square_of_time),
         cmocka_unit_test(a_costly_pattern_is_given_up),
+        cmocka_unit_test(a_text_that_fails_leaves_no_trace),
+        cmocka_unit_test(unknown_flags_are_refused),
+        cmocka_unit_test(of_one_pattern_the_first_is_found),
+        cmocka_unit_test(a_nul_behind_an_added_token_ends_it),
         cmocka_unit_test_setup_teardown(begin_and_end_are_told_beside_it, scratch_setup, scratch_teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -84,6 +84,12 @@ static void a_text_is_cut_between_characters(void **state) {
         assert_int_equal(text.n_bytes, most < 5 ? 2 : most < 8 ? 5 : 8);
         moelm_text_close(&text);
     }
+    scratch_put(path, "\xE2\x82\xAC\xE2\x82\xAC", 6);
+    const moelm_reader half = {.tokenizer = tokenizer, .most_bytes = 2};
+    assert_ok(moelm_text_open(path, "t", 2, &text, &error), &error);
+    assert_fails(moelm_text_tokenize(&text, &half, "t", &error), MOE_ERR_INPUT, &error,
+                 "no whole character in the text's first 2 bytes");
+    moelm_text_close(&text);
     const moelm_reader many = {.tokenizer = tokenizer, .least_tokens = 100};
     assert_ok(moelm_text_open(path, "t", 2, &text, &error), &error);
     assert_fails(moelm_text_tokenize(&text, &many, "data.train", &error), MOE_ERR_INPUT, &error,
