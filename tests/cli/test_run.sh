@@ -132,6 +132,16 @@ expect 0 "$MOEKIT" train small.yaml --resume --run none train.steps=2
 says err 'resume: no run is in none yet, from the start'
 expect 2 "$MOEKIT" train small.yaml --run run --dry-run
 says err 'run exists already'
+# who may not write into a run can read it all the same
+cp -r run readable
+rm -f readable/sample.txt readable/eval.json
+mkdir readable/sample.txt readable/eval.json
+expect 2 "$MOEKIT" generate --run readable -n 2
+says err '^with --no-save nothing is written'
+expect 0 "$MOEKIT" generate --run readable -n 2 --no-save
+expect 2 "$MOEKIT" eval --run readable
+says err 'with --dry-run nothing is written'
+expect 0 "$MOEKIT" eval --run readable --dry-run
 expect 3 "$MOEKIT" generate -m run
 says err 'run: is a run and no checkpoint; name it by --run'
 expect 2 "$MOEKIT" train --run run --resume train.lr=1 --dry-run

@@ -95,7 +95,10 @@ static int find_files(cli_args *args, evaluation *eval) {
     if (cli_flag(args, "dry-run")) eval->json[0] = '\0';
     const char *routes = cli_text(args, "record-routes");
     if (code == 0 && routes) code = check_output(args, run, "", routes);
-    return code == 0 && *eval->json ? check_output(args, run, "eval.json", eval->json) : code;
+    if (code || !*eval->json) return code;
+    code = check_output(args, run, "eval.json", eval->json);
+    if (code && !output) cli_say(args, "-o FILE writes elsewhere, and with --dry-run nothing is written");
+    return code;
 }
 
 /* The compressors get the very bytes the model gets. With --bytes these are a part of the file. */

@@ -383,8 +383,11 @@ static int find_output(cli_args *args, job *self) {
                 self->files.run);
         return 0;
     }
-    const int code = run_files_path(args, self->files.run, "sample.txt", self->output);
-    return code ? code : cli_output_check(args, self->output);
+    int code = run_files_path(args, self->files.run, "sample.txt", self->output);
+    if (code) return code;
+    code = cli_output_check(args, self->output);
+    if (code) cli_say(args, "with --no-save nothing is written");
+    return code;
 }
 
 static int save(cli_args *args, const job *self) {
